@@ -1,0 +1,57 @@
+# One static library and one unit-test program per module.
+#
+#   pmkvq_add_module(<name> DEPENDS <modules...> LIBRARIES <private third-party targets...>)
+#
+# Sources are every .cc below the module's folder but *_test.cc (the unit tests) and *_bench.cc.
+
+add_library(pmkvq_options INTERFACE)
+target_compile_features(pmkvq_options INTERFACE cxx_std_20)
+target_compile_options(pmkvq_options INTERFACE
+  -Wall -Wextra -Wconversion -Wshadow -Werror -fno-math-errno -ffp-contract=off)
+# Highway compiles its kernels for these instruction sets and picks one at run time.
+target_compile_definitions(pmkvq_options INTERFACE
+  "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_AVX3_DL|HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+if(PMKVQ_SANITIZE)
+  target_compile_options(pmkvq_options INTERFACE
+    -fsanitize=${PMKVQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(pmkvq_options INTERFACE -fsanitize=${PMKVQ_SANITIZE})
+endif()
+if(PMKVQ_COVERAGE)
+  target_compile_options(pmkvq_options INTERFACE --coverage -O1 -fprofile-update=atomic)
+  target_link_options(pmkvq_options INTERFACE --coverage)
+endif()
+
+set(PMKVQ_MODULES "" CACHE INTERNAL "")
+
+function(pmkvq_add_module name)
+  cmake_parse_arguments(ARG "" "" "DEPENDS;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+  set(tests ${sources})
+  list(FILTER sources EXCLUDE REGEX "_(test|bench)\\.cc$")
+  list(FILTER tests INCLUDE REGEX "_test\\.cc$")
+
+  if(NOT sources)
+    file(WRITE ${CMAKE_BINARY_DIR}/empty_${name}.cc "namespace pmkvq {}\n")
+    set(sources ${CMAKE_BINARY_DIR}/empty_${name}.cc)
+  endif()
+  add_library(pmkvq_${name} STATIC ${sources})
+  set_target_properties(pmkvq_${name} PROPERTIES EXPORT_NAME ${name})
+  target_include_directories(pmkvq_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  list(TRANSFORM ARG_DEPENDS PREPEND pmkvq_)
+  target_link_libraries(pmkvq_${name}
+    PUBLIC ${ARG_DEPENDS} ${ARG_PUBLIC_LIBRARIES}
+    PRIVATE ${ARG_LIBRARIES} fmt::fmt $<BUILD_INTERFACE:pmkvq_options>)
+  set(PMKVQ_MODULES ${PMKVQ_MODULES} pmkvq_${name} CACHE INTERNAL "")
+
+  if(PMKVQ_BUILD_TESTS AND tests)
+    add_executable(pmkvq_${name}_test ${tests})
+    target_link_libraries(pmkvq_${name}_test PRIVATE
+      pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES})
+    target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_compile_definitions(pmkvq_${name}_test PRIVATE
+      PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    gtest_discover_tests(pmkvq_${name}_test
+      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT 120)
+  endif()
+endfunction()

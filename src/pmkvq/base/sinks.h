@@ -1,0 +1,29 @@
+// What the library reports while it works. The library itself never prints:
+// applications implement these interfaces.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace pmkvq {
+
+// One-line messages for a person. Implementations must be callable from the
+// thread that called the library; the library never calls from its workers.
+class LogSink {
+ public:
+  virtual ~LogSink() = default;
+  virtual void Info(const std::string& message) = 0;
+  virtual void Warning(const std::string& message) = 0;
+};
+
+// Progress of one long task, counted in units (samples, problems).
+class ProgressSink {
+ public:
+  virtual ~ProgressSink() = default;
+  // Starts a task of `total` units, of which `done` are already there (resumed).
+  virtual void Begin(const std::string& task, int64_t total, int64_t done) = 0;
+  virtual void Advance(int64_t units) = 0;
+  virtual void End() = 0;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,10 @@
+// Worker threads are OpenMP's. Every operation takes the number to use, and no
+// result depends on it.
+#pragma once
+
+namespace pmkvq {
+
+// Threads to use when the user names none: the processors this process may run on.
+int DefaultThreads();
+
+}  // namespace pmkvq

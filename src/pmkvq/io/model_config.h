@@ -1,0 +1,69 @@
+// The architecture of a checkpoint: Hugging Face config.json, validated.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pmkvq/io/json.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+struct RopeScaling {
+  enum class Type { kDefault, kLinear, kLlama3, kYarn };
+  Type type = Type::kDefault;
+  double factor = 1.0;
+  // llama3:
+  double low_freq_factor = 1.0;
+  double high_freq_factor = 4.0;
+  // llama3 and yarn:
+  int64_t original_max_position_embeddings = 0;
+  // yarn:
+  double beta_fast = 32.0;
+  double beta_slow = 1.0;
+  double attention_factor = 1.0;  // Multiplies cos and sin; resolved from mscale or factor.
+  bool truncate = true;           // Round the correction range to whole dimensions.
+};
+
+// One llama-family decoder. Shapes: hidden size E, L blocks, H query heads, Hkv key/value heads,
+// head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv.
+struct ModelConfig {
+  std::string architecture;  // "LlamaForCausalLM", "Qwen2ForCausalLM", ...
+  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3"
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t max_position_embeddings = 0;
+  double rms_norm_eps = 1e-6;
+  double rope_theta = 10000.0;
+  RopeScaling rope_scaling;
+  bool tie_word_embeddings = false;
+  bool qkv_bias = false;  // q_proj, k_proj, v_proj have a bias.
+  bool o_bias = false;    // o_proj has one.
+  bool qk_norm = false;   // Qwen3: RMSNorm over each head of q and k before RoPE.
+
+  // From config.json, overridden by generation_config.json where that is present.
+  int64_t bos_token_id = -1;  // -1: none.
+  std::vector<int64_t> eos_token_ids;
+
+  int64_t q_dim() const { return num_heads * head_dim; }
+  int64_t kv_dim() const { return num_kv_heads * head_dim; }
+  // Values that share one (min, range) pair: G = min(128, D).
+  int64_t group_size() const { return head_dim < 128 ? head_dim : 128; }
+};
+
+// Validates everything a later stage relies on. Throws Unsupported or InvalidInput naming the
+// file, the field, the value found and what was expected: unknown architecture or hidden_act,
+// missing or zero sizes, heads not divisible, head_dim odd / not a multiple of 8 / above 256,
+// sliding window in effect, unknown rope scaling, quantised weights, mlp_bias, MoE fields.
+ModelConfig ParseModelConfig(const JsonValue& json);
+
+// Reads `folder`/config.json and, where present, generation_config.json.
+ModelConfig LoadModelConfig(const std::string& folder);
+
+}  // namespace pmkvq

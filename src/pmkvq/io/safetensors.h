@@ -1,0 +1,60 @@
+// Reading and writing the safetensors format (docs/formats.md).
+//
+// A file is mapped, never read as a whole; tensors are views into the mapping.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pmkvq/tensor/tensor.h"
+
+namespace pmkvq {
+
+// One mapped file. Views stay valid while this object lives.
+class SafetensorsFile {
+ public:
+  // Maps `path` and validates the whole header before anything else is used: length prefix,
+  // JSON, dtypes, shapes (no negative or overflowing products), offsets in range, in order,
+  // without overlap or gap, byte length equal to shape x dtype.
+  // Throws IoError (cannot open) or InvalidInput naming file, tensor, field, value, expectation.
+  static SafetensorsFile Open(const std::string& path);
+
+  SafetensorsFile(SafetensorsFile&&) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
+  ~SafetensorsFile();
+
+  const std::string& path() const;
+  // Sorted by name.
+  const std::map<std::string, TensorView>& tensors() const;
+  const std::map<std::string, std::string>& metadata() const;
+
+  // Null when there is no such tensor.
+  const TensorView* Find(const std::string& name) const;
+  // As Find, but throws InvalidInput naming the file when missing, or when dtype or shape differ.
+  const TensorView& Get(const std::string& name, DType dtype, const Shape& shape) const;
+
+ private:
+  struct Impl;
+  explicit SafetensorsFile(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Parses and validates a header only. `header` is the JSON text, `data_bytes` the number of
+// bytes behind it, `data` where they begin (may be null: the views then hold offsets from null).
+// The entry point of the fuzz target; SafetensorsFile::Open calls it.
+struct SafetensorsHeader {
+  std::map<std::string, TensorView> tensors;
+  std::map<std::string, std::string> metadata;
+};
+SafetensorsHeader ParseSafetensorsHeader(const std::string& path, std::string_view header,
+                                         const std::byte* data, uint64_t data_bytes);
+
+// Writes tensors sorted by name, each aligned to 64 bytes by padding the header with spaces and
+// by file order, to a temporary name in the same folder, then renames. Throws IoError.
+void WriteSafetensors(const std::string& path, const std::map<std::string, TensorView>& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace pmkvq

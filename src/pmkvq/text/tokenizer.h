@@ -1,0 +1,74 @@
+// Byte-level BPE as tokenizer.json of Hugging Face describes it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pmkvq {
+
+// Immutable after loading; all methods may be called from several threads.
+//
+// Supported: model BPE (merges as "a b" strings or as pairs, ignore_merges), normalizer null / NFC
+// / Sequence of those, pre-tokenizers ByteLevel and Split (Regex or String, behavior Isolated or
+// Removed..., as a Sequence), decoder ByteLevel (alone or in a Sequence), added tokens (special or
+// not, lstrip / rstrip / single_word / normalized). Anything else is refused by name.
+class Tokenizer {
+ public:
+  // `path`: a tokenizer.json, or a folder that holds one. Throws IoError, InvalidInput, Unsupported.
+  static std::shared_ptr<const Tokenizer> Load(const std::string& path);
+  // From the text of a tokenizer.json; `source` names it in errors. The fuzz entry point.
+  static std::shared_ptr<const Tokenizer> Parse(std::string_view json, const std::string& source);
+  ~Tokenizer();
+
+  // Text to ids. Added tokens that occur in the text become their ids when `parse_special`;
+  // otherwise special ones are ordinary text. Nothing is put before or after.
+  // Throws InvalidInput when the text is not valid UTF-8 (with the byte offset).
+  std::vector<int32_t> Encode(std::string_view text, bool parse_special = true) const;
+
+  // The ids that the tokenizer's own post-processor (TemplateProcessing) puts in front of a single
+  // sequence, e.g. the BOS of Llama-3. Empty for most.
+  const std::vector<int32_t>& prefix_ids() const;
+
+  // Ids to bytes. Usually valid UTF-8 as a whole; not for arbitrary cuts, see StreamDecoder.
+  // Special added tokens are left out when `skip_special`. Throws InvalidInput for an unknown id.
+  std::string Decode(const std::vector<int32_t>& ids, bool skip_special = false) const;
+
+  // Bytes of one token. Throws InvalidInput for an unknown id.
+  std::string TokenBytes(int32_t id) const;
+  bool IsSpecial(int32_t id) const;
+  bool IsValid(int32_t id) const;  // Has a token; a model may have padded rows beyond.
+  // -1 when there is no such token (vocabulary or added).
+  int32_t TokenId(std::string_view token) const;
+  // Largest id + 1.
+  int32_t vocab_size() const;
+
+ private:
+  Tokenizer();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+  friend class StreamDecoder;
+};
+
+// Turns a stream of ids into text that is valid UTF-8 at every step: bytes of a character that is
+// not complete yet are held back; bytes that can no longer become one turn into U+FFFD.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special = true);
+  // Text that became complete with this token (may be empty).
+  std::string Push(int32_t id);
+  // What is still held back, as U+FFFD per invalid piece.
+  std::string Finish();
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  bool skip_special_;
+  std::string pending_;
+};
+
+// Byte offset of the first invalid UTF-8 byte, or npos when all is valid.
+size_t FindInvalidUtf8(std::string_view text);
+
+}  // namespace pmkvq
