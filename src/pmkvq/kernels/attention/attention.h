@@ -1,0 +1,95 @@
+// Attention of new tokens over a paged cache of mixed widths, read in packed form.
+//
+// For query row t of head h, with kv head g = h / (H / Hkv), over all stored tokens m and the
+// chunk's own tokens m <= t:
+//
+//   out[t, h] = sum_m softmax_m(scale * q[t, h] . K[m, g]) V[m, g]
+//
+// Scale and minimum of a quantised group stay outside the inner loops:
+//   q . K[m] = step_m * (q . codes_m) + min_m * sum(q),
+//   sum_m p_m V[m] = sum_m (p_m * step_m) codes_m + (sum_m p_m * min_m) * 1.
+// No dequantised copy of the cache is made beyond one page at a time in scratch.
+//
+// This header knows nothing of pools or policies: the cache fills `KvPageView`s.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+inline constexpr int64_t kPageTokens = 128;
+
+// Which axis a group of codes runs along. Per-channel pages are reserved for other methods.
+enum class QuantAxis : uint8_t { kToken };
+
+// K, or V, of up to `capacity` tokens of one block of one sequence, all KV heads.
+//
+// bits == 16: `data` is [Hkv, capacity, D] of the cache's float type (2 or 4 bytes a value).
+// bits 8/4/2: `data` is packed groups [Hkv, capacity, D / G] (layout: kv_quant.h), and `metadata`
+//   is [Hkv, 2, capacity, D / G]: per head all minima, then all ranges, in the metadata type.
+struct KvTensorView {
+  const std::byte* data = nullptr;
+  const std::byte* metadata = nullptr;  // Null at 16 bits.
+  int bits = 16;
+  QuantAxis axis = QuantAxis::kToken;
+};
+
+struct KvPageView {
+  KvTensorView k;
+  KvTensorView v;
+  int32_t num_tokens = 0;  // Tokens in use, from the front.
+  int32_t capacity = 0;    // Tokens the memory is laid out for (128, or the sink's size).
+};
+
+struct AttentionShape {
+  int64_t num_heads = 0;     // H
+  int64_t num_kv_heads = 0;  // Hkv
+  int64_t head_dim = 0;      // D
+  int64_t group = 0;         // G
+  DType float_type = DType::kF16;     // Of 16-bit pages: kF16, kBF16 or kF32.
+  DType metadata_type = DType::kF16;  // Of min and range.
+  float scale = 1.0f;                 // 1 / sqrt(D) as a rule.
+};
+
+// One sequence's part of a batch. Rows are strided views so that callers need not gather.
+struct AttentionSequence {
+  std::span<const KvPageView> pages;  // Stored tokens, oldest first; all visible to every row.
+  int64_t num_rows = 0;               // New tokens T of this sequence.
+  const float* q = nullptr;           // [T, H, D]
+  const float* k_new = nullptr;       // [T, Hkv, D]; row t sees rows 0..t.
+  const float* v_new = nullptr;       // [T, Hkv, D]
+  float* out = nullptr;               // [T, H, D]
+};
+
+// How products with codes are computed.
+enum class AttentionMode : uint8_t {
+  kAccurate,  // Codes expanded to float.
+};
+
+// Reusable memory; grows to what the largest call needs (O(threads * (one page + rows * H * D))).
+class AttentionScratch {
+ public:
+  AlignedVector<std::byte> bytes;
+  size_t num_bytes() const { return bytes.capacity(); }
+};
+
+// Attends all sequences of a batch. Work is split over (sequence, KV head, fixed run of pages) and
+// partial results are merged in page order, so that the bits of a row depend neither on the other
+// sequences nor on `num_threads`. Sequences with few rows (decode) use vector kernels on packed
+// pages; those with many rows (prefill) expand each page once and use matrix products.
+// A row's bits may depend on its sequence's num_rows.
+void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+            int num_threads, AttentionScratch& scratch,
+            AttentionMode mode = AttentionMode::kAccurate);
+
+namespace ref {
+// Scalar oracle in double precision, one row at a time.
+void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences);
+}  // namespace ref
+
+}  // namespace pmkvq

@@ -1,0 +1,33 @@
+// Dense causal attention of one whole sequence and its gradient, for calibration.
+//
+//   P = softmax(scale * Q K^T + causal mask),  O = P V, per head; KV head g serves H / Hkv heads.
+//
+// Real is float (BLAS) or double (BLAS too; used by the finite-difference tests). Query rows are
+// processed in blocks, so scratch is O(block * N), not O(N^2). q, out, dq, dout: [N, H, D];
+// k, v, dk, dv: [N, Hkv, D]. Deterministic for any number of threads.
+#pragma once
+
+#include <cstdint>
+
+namespace pmkvq {
+
+struct CausalAttentionShape {
+  int64_t num_tokens = 0;    // N
+  int64_t num_heads = 0;     // H
+  int64_t num_kv_heads = 0;  // Hkv
+  int64_t head_dim = 0;      // D
+  double scale = 1.0;
+};
+
+template <class Real>
+void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k,
+                     const Real* v, Real* out, int num_threads);
+
+// Gradients of a loss L given dout = dL/dO; q, k, v as in the forward call (P is recomputed).
+// dq, dk, dv are overwritten.
+template <class Real>
+void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const Real* k,
+                         const Real* v, const Real* dout, Real* dq, Real* dk, Real* dv,
+                         int num_threads);
+
+}  // namespace pmkvq

@@ -1,0 +1,60 @@
+// Products with weight matrices kept in their stored type.
+//
+//   MatMul:          y[t, n] = sum_k x[t, k] * W[n, k] (+ bias[n])
+//   MatMulGradInput: dx[t, k] = sum_n dy[t, n] * W[n, k]
+//
+// W [N, K] is F32, F16 or BF16 as in the checkpoint (nn.Linear's layout), any alignment of its
+// element type. x, y, dx, dy are row-major floats (or doubles).
+//
+// Up to kDecodeRows rows: own vector kernels; the weight is read once for all rows. A row's bits
+// depend neither on its neighbours, nor on the number of rows, nor on the thread count.
+// More rows (prefill, calibration): W is expanded in fixed tiles of output rows and multiplied by
+// BLAS on one thread per tile; bits depend on the number of rows, not on the thread count.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pmkvq/tensor/tensor.h"
+
+namespace pmkvq {
+
+inline constexpr int64_t kDecodeRows = 16;
+
+// A weight matrix: `rows` = N outputs, `cols` = K inputs.
+struct WeightView {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+// `bias` [N] may be null. x [num_rows, K], y [num_rows, N]; y must not overlap x.
+// Real is float or double (double: for the finite-difference tests of calibration).
+template <class Real>
+void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
+            int num_threads);
+
+// dx [num_rows, K] is overwritten, or added to when `accumulate`.
+template <class Real>
+void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight, Real* dx,
+                     bool accumulate, int num_threads);
+
+// Converts one row of a weight to floats: out [cols] (embedding look-up).
+template <class Real>
+void ExpandRow(const WeightView& weight, int64_t row, Real* out);
+
+// C [m, n] = alpha * op(A) op(B) + beta * C, row-major, leading dimensions in elements; one thread.
+// The only door to BLAS for other ops.
+template <class Real>
+void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, Real alpha,
+              const Real* a, int64_t lda, const Real* b, int64_t ldb, Real beta, Real* c,
+              int64_t ldc);
+
+namespace ref {
+// Scalar oracle: double accumulation, one element at a time.
+template <class Real>
+void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y);
+}  // namespace ref
+
+}  // namespace pmkvq

@@ -1,0 +1,27 @@
+// Choosing the next token from logits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/base/random.h"
+
+namespace pmkvq {
+
+struct SamplingParams {
+  double temperature = 0.0;  // 0: greedy, the lowest id among equal logits.
+  int64_t top_k = 0;         // 0: off.
+  double top_p = 1.0;        // Smallest set of most likely tokens with at least this mass.
+  double min_p = 0.0;        // Drops tokens below min_p * (largest probability).
+};
+
+// Draws one token id. Filters act in the order top-k, top-p, min-p, on probabilities after
+// temperature, as Hugging Face does it. Bits do not depend on other rows. One draw from `random`
+// per call unless greedy. `logits` [vocab_size] must hold no NaN (check).
+int32_t SampleToken(const SamplingParams& params, const float* logits, int64_t vocab_size,
+                    Random& random);
+
+// Index of the largest value, the lowest on a tie.
+int32_t ArgMax(const float* values, int64_t count);
+
+}  // namespace pmkvq
