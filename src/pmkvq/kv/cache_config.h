@@ -1,0 +1,86 @@
+// How a packed cache is laid out and how many bytes that takes: the one place that counts bytes.
+//
+// Sequence layout per block: sink (first n tokens, 16 bit, never halved) | closed pages of 128
+// tokens, K and V apart, each with its own width | open page (newest tokens, 16 bit). The open page
+// takes a whole 16-bit page from its first token and closes at the append after its last one.
+//
+// "16 bit" means the float type: 2 bytes a value for f16 and bf16, 4 for f32 (tests).
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/kv_types.h"
+
+namespace pmkvq {
+
+enum class PolicyKind : uint8_t {
+  kLayerBudget,  // The paper: all closed pages of a block step down together.
+  kOldestFirst,  // Only as many pages as needed, the oldest of the widest first.
+};
+// "layer-budget", "oldest-first"; throws InvalidInput for another name.
+PolicyKind ParsePolicyKind(std::string_view name);
+std::string_view NameOf(PolicyKind kind);
+// "f16", "bf16", "f32"; throws InvalidInput for another name.
+DType ParseKvDtype(std::string_view name);
+
+struct CacheConfig {
+  KvGeometry geometry;
+  DType float_type = DType::kF16;  // Of sink, open page and 16-bit pages; also of min and range.
+  int64_t sink_tokens = 1;         // --n-sink-token, >= 0
+  // --n-window-token, a multiple of 128, >= 128: newest tokens kept at 16 bit. 128 is the
+  // reference's flush buffer (the open page alone); 128 * w keeps the newest w - 1 closed pages too.
+  int64_t window_tokens = kPageTokens;
+  int64_t max_sequences = 1;
+
+  int close_bits = 16;  // Width at which a page closes at first: 16 (pm-kvq, fp16) or b (static-b).
+  int floor_bits = 2;   // Never halved below: 2 (pm-kvq), 16 (fp16), b (static-b).
+  PolicyKind policy = PolicyKind::kLayerBudget;
+
+  std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
+  // Widths per block that the plan chose (size L), or empty. Where K and V have different widths
+  // they share one budget: the wider is halved first, V first on a tie, and a side that stands at
+  // its planned width waits until the other has reached its own.
+  std::vector<int> k_bits;
+  std::vector<int> v_bits;
+
+  // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
+  // after every append, one halving per call, pages close when full, no guarantee by the arena.
+  bool reference_accounting = false;
+  int num_threads = 1;
+};
+
+// Bytes of one page (K, or V; 128 tokens of one block, all KV heads) at a width: codes or floats.
+int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits);
+// Bytes of its metadata (0 at 16 bits): one (min, range) pair per token, head and group.
+int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits);
+int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits);  // The sum of both.
+// Bytes of the sink of one block: K and V share one allocation.
+int64_t SinkBytes(const CacheConfig& config);
+
+// Bytes that one block takes at `num_tokens` tokens with every closed page at (k_bits, v_bits)
+// (window pages at 16). Non-decreasing in num_tokens, so this is also the most it takes at any
+// n <= num_tokens: the budget that `allocate` gives a block.
+int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, int v_bits);
+
+// The reference's budget: bits * kv_dim * max_len / 8 for K and for V, payload only.
+int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits);
+
+// Bits per stored value: bytes * 8 / (tokens * 2 * kv_dim), for one block.
+double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens);
+
+// Smallest budget (all blocks, one sequence) that holds `num_tokens` at the floor width.
+int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens);
+
+// Splits a budget for one sequence over the blocks: in proportion to `weights` (size L; all equal
+// when empty), whole bytes, summing to at most `total_bytes`.
+std::vector<int64_t> SplitBudget(int64_t total_bytes, int64_t num_layers,
+                                 const std::vector<int64_t>& weights);
+
+// Throws InvalidInput naming the option for values a user may have got wrong (sink, window, widths,
+// budgets that do not hold even the first page at the floor: the smallest that works is named).
+void ValidateCacheConfig(const CacheConfig& config);
+
+}  // namespace pmkvq

@@ -1,0 +1,60 @@
+// What the model sees of a KV cache. Holds all sequences of an engine.
+//
+// One Forward is:  Reserve(seq, n) for every chunk;  BeginForward(batch);
+//   AppendAndAttend(layer, ...) for layer 0 .. L-1;  EndForward().
+// Implementations: PackedKvCache (kv/packed_cache.h). They are made by the registry in methods/.
+//
+// Threads: one thread drives a store; AppendAndAttend uses workers inside.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "pmkvq/kv/kv_types.h"
+
+namespace pmkvq {
+
+class KvStore {
+ public:
+  virtual ~KvStore() = default;
+
+  // A new empty sequence, or nothing when max_sequences are open.
+  virtual std::optional<SequenceId> Open() = 0;
+  // Frees all pages of `seq`.
+  virtual void Close(SequenceId seq) = 0;
+
+  // Makes room for `num_tokens` new tokens of `seq` in every block, before Forward.
+  //
+  // Budget: where they do not fit, halves closed pages by the policy until they do. Halving cannot
+  // be undone. Cost O(blocks), plus O(bytes halved). After kReserved* the following
+  // AppendAndAttend for these tokens cannot run out of room. kBudgetExhausted changes nothing.
+  // Errors: an unknown sequence is a caller bug (check). Never throws.
+  [[nodiscard]] virtual ReserveResult Reserve(SequenceId seq, int64_t num_tokens) = 0;
+
+  // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
+  virtual void BeginForward(const Batch& batch) = 0;
+
+  // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
+  // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the
+  // chunk's K and V. q, out [rows, H, D]; k, v [rows, Hkv, D], post-RoPE, key scales applied.
+  // Throws InvalidInput when a value does not fit the cache's float type (names --kv-dtype bf16).
+  virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                               float* out) = 0;
+
+  // Ends the Forward: the chunks' tokens count as stored.
+  virtual void EndForward() = 0;
+
+  // Drops all tokens from `num_tokens` on (num_tokens <= current length). A quantised page that is
+  // cut becomes the open page again, with its values as they read now.
+  virtual void Truncate(SequenceId seq, int64_t num_tokens) = 0;
+
+  virtual int64_t NumTokens(SequenceId seq) const = 0;
+  virtual KvSequenceStats SequenceStats(SequenceId seq) const = 0;
+  virtual KvLayerStats LayerStats(SequenceId seq, int64_t layer) const = 0;
+  virtual KvStoreStats StoreStats() const = 0;
+  // Halvings since the last call, oldest first.
+  virtual std::vector<HalvingEvent> TakeHalvingEvents() = 0;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,78 @@
+// Plain types that the model, the cache and the engine share.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+// A sequence of a KvStore: 0 .. max_sequences - 1, reused after Close.
+using SequenceId = int32_t;
+
+// Shapes of one model's cache: L blocks, H query heads, Hkv key/value heads, head_dim D.
+struct KvGeometry {
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+
+  int64_t group() const { return head_dim < 128 ? head_dim : 128; }  // G
+  int64_t kv_dim() const { return num_kv_heads * head_dim; }
+};
+
+// New tokens of one sequence in one Forward. The rows of all chunks lie behind one another.
+struct BatchChunk {
+  SequenceId seq = 0;
+  int64_t num_tokens = 0;
+};
+using Batch = std::vector<BatchChunk>;
+
+// The four widths a stored page can have, widest first; indices into per-width arrays.
+inline constexpr std::array<int, 4> kWidths = {16, 8, 4, 2};
+constexpr size_t WidthIndex(int bits) { return bits == 16 ? 0 : bits == 8 ? 1 : bits == 4 ? 2 : 3; }
+
+// Number of pages at 16, 8, 4, 2 bits.
+using PagesPerWidth = std::array<int64_t, 4>;
+
+struct KvLayerStats {
+  PagesPerWidth k_pages{};  // Open page included, sink not.
+  PagesPerWidth v_pages{};
+  int64_t bytes = 0;         // Allocated now: codes, metadata, sink, open page.
+  int64_t budget_bytes = 0;
+};
+
+struct KvSequenceStats {
+  int64_t num_tokens = 0;
+  int64_t bytes = 0;
+  int64_t peak_bytes = 0;    // Largest `bytes` since Open, transient states included.
+  int64_t budget_bytes = 0;  // Sum over blocks.
+  PagesPerWidth pages{};     // K and V pages of all blocks.
+};
+
+// Closed pages of one block stepped from one width to half of it.
+struct HalvingEvent {
+  SequenceId seq = 0;
+  int64_t layer = 0;
+  int64_t num_tokens = 0;  // Length of the sequence when it happened.
+  int from_bits = 0;
+  int64_t num_k_pages = 0;
+  int64_t num_v_pages = 0;
+  double duration_us = 0;
+};
+
+struct KvStoreStats {
+  size_t arena_bytes = 0;    // The fixed arena, all sequences.
+  size_t scratch_bytes = 0;  // Working memory outside the arena, bounded by the chunk size.
+};
+
+enum class ReserveResult : uint8_t {
+  kReserved,              // Room at the present widths.
+  kReservedAfterHalving,  // Room was made by halving closed pages.
+  kBudgetExhausted,       // No room even at the floor width; nothing was changed.
+};
+
+}  // namespace pmkvq

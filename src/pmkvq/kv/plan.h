@@ -1,0 +1,76 @@
+// A plan: what calibration found out about one model, and the budget it was made for.
+//
+// On disk: NAME.json (this struct but for tensors, docs/formats.md) and NAME.safetensors beside it.
+// The tensor file is written first and the JSON, which holds the tensor file's hash, is renamed
+// last, so that a plan is whole or absent.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/tensor/tensor.h"
+
+namespace pmkvq {
+
+inline constexpr int kPlanVersion = 1;
+
+// Sensitivity of the loss to quantising K or V of each block: index [width in kWidths][block].
+struct Sensitivity {
+  std::vector<std::vector<double>> k;
+  std::vector<std::vector<double>> v;
+};
+
+// How a plan or one of its parts was made.
+struct CalibrationRecord {
+  std::string dataset;
+  std::string pack;  // "concat" or "single"
+  int64_t num_samples = 0;
+  int64_t seq_len = 0;
+  int64_t effective_len = 0;
+  uint64_t seed = 0;
+};
+
+struct Plan {
+  std::string model_identity;  // Checkpoint::Identity()
+  KvGeometry geometry;
+
+  // Inputs of allocation.
+  int64_t sink_tokens = 1;
+  int64_t window_tokens = 128;
+  DType float_type = DType::kF16;
+  int64_t max_len = 0;
+  int64_t memory_budget_bytes = 0;
+  bool reference_accounting = false;
+
+  // Its result, size L each.
+  std::vector<int> k_bits;
+  std::vector<int> v_bits;
+  std::vector<int64_t> budget_bytes;
+
+  Sensitivity sensitivity;              // May be empty.
+  std::vector<double> alpha;            // Chosen exponent per block; empty: no key scales.
+  int rep_k_bits = 0;                   // Widths of the scale search.
+  int rep_v_bits = 0;
+  std::vector<Tensor> key_scales;       // Per block [Hkv, D/2] f32, or empty.
+  CalibrationRecord record;
+};
+
+// `path` names the JSON file; the tensor file has the same name with .safetensors.
+// Throws IoError.
+void SavePlan(const Plan& plan, const std::string& path);
+
+// Reads and validates both files. Throws IoError, InvalidInput (file, field, value, expected;
+// unknown version; hash of the tensor file differs).
+Plan LoadPlan(const std::string& path);
+
+// The JSON part alone, without key scales (fuzz entry point). Sets `tensor_hash`.
+Plan ParsePlanJson(std::string_view text, const std::string& source, std::string* tensor_hash);
+
+// Throws InvalidInput naming both identities when the plan was made for another model.
+void CheckPlanMatches(const Plan& plan, const std::string& model_identity,
+                      const std::string& plan_path);
+
+}  // namespace pmkvq
