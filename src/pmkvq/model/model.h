@@ -1,0 +1,98 @@
+// A llama-family decoder from a checkpoint: weights as stored, one batched Forward.
+//
+// The graph, for block i with input x (residual stream, float):
+//   h = RmsNorm(x); q, k, v = h Wq + bq, h Wk + bk, h Wv + bv   (biases, q/k norm by config)
+//   q, k = Rope(q), Rope(k); with key scales s: q *= s, k /= s
+//   x = x + Attention(q, k, v) Wo;  x = x + SiluMul(h' Wgate, h' Wup) Wdown,  h' = RmsNorm(x)
+// and logits = RmsNorm(x) Wlm (the embedding when tied).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pmkvq/io/checkpoint.h"
+#include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kv/kv_store.h"
+
+namespace pmkvq {
+
+// Weights of one block. Matrices are views into the mapped checkpoint; norms and biases are small
+// and kept as floats (empty when the architecture has none).
+struct BlockWeights {
+  std::vector<float> attention_norm;  // [E]
+  WeightView q_proj, k_proj, v_proj;  // [H*D, E], [Hkv*D, E], [Hkv*D, E]
+  std::vector<float> q_bias, k_bias, v_bias;
+  std::vector<float> q_norm, k_norm;  // [D]
+  WeightView o_proj;                  // [E, H*D]
+  std::vector<float> o_bias;
+  std::vector<float> mlp_norm;            // [E]
+  WeightView gate_proj, up_proj;          // [F, E]
+  WeightView down_proj;                   // [E, F]
+};
+
+// New tokens of one sequence in one Forward.
+struct ForwardChunk {
+  enum class Logits : uint8_t { kNone, kLast, kAll };
+  SequenceId seq = 0;
+  std::span<const int32_t> tokens;
+  int64_t start_pos = 0;  // Position of tokens[0]: the sequence's length so far.
+  Logits logits = Logits::kLast;
+};
+
+// Activations of a Forward, reused between calls; grows to the largest batch seen.
+struct ForwardWorkspace {
+  AlignedVector<float> buffer;
+  AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
+  int64_t num_logit_rows = 0;
+  std::vector<int64_t> positions;
+
+  size_t num_bytes() const {
+    return (buffer.capacity() + logits.capacity()) * sizeof(float) +
+           positions.capacity() * sizeof(int64_t);
+  }
+};
+
+// Immutable but for SetKeyScales; Forward may run on several threads with separate workspaces
+// and stores.
+class Model {
+ public:
+  // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing
+  // tensors or wrong shapes (file, tensor, found, expected).
+  static std::shared_ptr<Model> Load(const std::string& folder);
+  ~Model();
+
+  const ModelConfig& config() const;
+  const Checkpoint& checkpoint() const;
+  KvGeometry kv_geometry() const;
+  const RopeTable& rope() const;
+  const BlockWeights& block(int64_t layer) const;
+  const WeightView& embedding() const;    // [V, E]
+  const WeightView& output_head() const;  // [V, E]; the embedding when tied
+  const std::vector<float>& final_norm() const;
+  // 1 / sqrt(D).
+  double attention_scale() const;
+
+  // Key scales per block, each [Hkv, D/2] f32 with all values finite and > 0; an empty vector
+  // removes them. Throws InvalidInput for wrong shapes. Not while a Forward runs.
+  void SetKeyScales(const std::vector<Tensor>& scales);
+
+  // Runs all blocks on the chunks and leaves logits in `workspace`. `store` must have room
+  // reserved for every chunk; its BeginForward / EndForward are called here. Token ids must be in
+  // [0, V) (check; callers validate requests). Throws what KvStore::AppendAndAttend throws.
+  //
+  // Batch invariance: with chunks of one token a row's logits do not depend on the other chunks,
+  // nor on the thread count. Chunks of more than one token are computed one sequence at a time.
+  void Forward(std::span<const ForwardChunk> chunks, KvStore& store, ForwardWorkspace& workspace,
+               int num_threads) const;
+
+ private:
+  Model();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pmkvq

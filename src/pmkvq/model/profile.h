@@ -1,0 +1,70 @@
+// Teacher-forced passes over one whole sequence with dense float attention, for calibration:
+// forward block by block, and a backward pass for gradients of activations only.
+//
+// Memory: the inputs of all blocks (L x N x E) and the activations of one block; a block is
+// recomputed on the way back. Real is float (calibration) or double (finite-difference tests).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "pmkvq/model/model.h"
+
+namespace pmkvq {
+
+// One block's attention inputs, valid during the visitor's call. Post-RoPE, unscaled.
+template <class Real>
+struct BlockStates {
+  int64_t layer = 0;
+  int64_t num_tokens = 0;   // N
+  const Real* q = nullptr;  // [N, H, D]
+  const Real* k = nullptr;  // [N, Hkv, D]
+  const Real* v = nullptr;  // [N, Hkv, D]
+  // Filled by ForwardBackward only:
+  const Real* dk = nullptr;  // dL/dk [N, Hkv, D]
+  const Real* dv = nullptr;  // dL/dv [N, Hkv, D]
+};
+
+// Positions 0, s, 2s, ... with s = effective_len / num_tokens (a positive integer; callers
+// validate): the paper's positional interpolation.
+std::vector<int64_t> StretchedPositions(int64_t num_tokens, int64_t effective_len);
+
+template <class Real>
+class Profile {
+ public:
+  using Visitor = std::function<void(const BlockStates<Real>&)>;
+
+  // Key scales of the model are not used here. `model` must outlive this object.
+  Profile(const Model& model, int num_threads);
+  ~Profile();
+  Profile(const Profile&) = delete;
+  Profile& operator=(const Profile&) = delete;
+
+  // Runs the blocks in order and calls `visitor` (may be null) for each one. Returns the mean
+  // next-token cross entropy of the sequence, N >= 2 tokens.
+  // Throws InvalidInput naming the block at the first value that is not finite (NaN in weights).
+  double Forward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                 const Visitor& visitor);
+
+  // Forward without visitor, then backward; calls `visitor` for blocks L-1 .. 0 with dk and dv,
+  // the gradients of that same mean cross entropy.
+  double ForwardBackward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                         const Visitor& visitor);
+
+  // Loss only, with `delta` added to the post-RoPE keys (or values) of one block: for
+  // finite-difference tests. delta [N, Hkv, D].
+  double PerturbedLoss(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                       int64_t layer, const Real* delta_k, const Real* delta_v);
+
+  // The attention output of a block after o_proj (without bias): out [N, E], for given q, k, v.
+  void AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q, const Real* k,
+                       const Real* v, Real* out);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pmkvq
