@@ -47,10 +47,10 @@ struct KvPageView {
 };
 
 struct AttentionShape {
-  int64_t num_heads = 0;     // H
-  int64_t num_kv_heads = 0;  // Hkv
-  int64_t head_dim = 0;      // D
-  int64_t group = 0;         // G
+  int64_t num_heads = 0;              // H
+  int64_t num_kv_heads = 0;           // Hkv
+  int64_t head_dim = 0;               // D
+  int64_t group = 0;                  // G
   DType float_type = DType::kF16;     // Of 16-bit pages: kF16, kBF16 or kF32.
   DType metadata_type = DType::kF16;  // Of min and range.
   float scale = 1.0f;                 // 1 / sqrt(D) as a rule.

@@ -20,8 +20,8 @@ struct CausalAttentionShape {
 };
 
 template <class Real>
-void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k,
-                     const Real* v, Real* out, int num_threads);
+void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k, const Real* v,
+                     Real* out, int num_threads);
 
 // Gradients of a loss L given dout = dL/dO; q, k, v as in the forward call (P is recomputed).
 // dq, dk, dv are overwritten.

@@ -34,8 +34,8 @@ constexpr int64_t PackedGroupBytes(int64_t group, int bits) { return group * bit
 // Where the groups of a page lie: group r has codes at codes + r * PackedGroupBytes(group, bits),
 // min and range at mins[r], ranges[r], both of type `metadata` (kF16, kBF16 or kF32).
 struct GroupFormat {
-  int64_t group = 128;              // G, values per group
-  int bits = 8;                     // 8, 4 or 2
+  int64_t group = 128;  // G, values per group
+  int bits = 8;         // 8, 4 or 2
   DType metadata = DType::kF16;
 };
 
