@@ -1,0 +1,130 @@
+// The public API: requests in, tokens out, inside a KV budget.
+//
+// The engine owns the cache and schedules: up to max_sequences requests are decoded as one batch,
+// others wait; prompts are prefilled in fixed chunks counted from token 0. A seed gives the same
+// text whatever else runs. See tests/consumer for a complete 20-line program.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/sinks.h"
+#include "pmkvq/kernels/sampling/sampling.h"
+#include "pmkvq/methods/registry.h"
+#include "pmkvq/model/model.h"
+#include "pmkvq/text/tokenizer.h"
+
+namespace pmkvq {
+
+struct EngineOptions {
+  KvOptions kv;
+  int64_t max_sequences = 1;  // Decoded together.
+  int64_t max_len = 0;        // Prompt + output of the longest request; 0: the model's maximum.
+  int64_t chunk = 512;        // --chunk: prefill tokens per Forward.
+  int num_threads = 0;        // 0: DefaultThreads().
+};
+
+using RequestId = int64_t;
+
+struct Request {
+  std::vector<int32_t> prompt_ids;  // Not empty, all in [0, V).
+  SamplingParams sampling;
+  uint64_t seed = 0;
+  int64_t max_tokens = 0;           // 0: up to max_len.
+  std::vector<std::string> stop;    // Stop strings; cut from the text. Need a tokenizer.
+  bool ignore_eos = false;
+  // Keeps the sequence after the request for the next one of the same session, which reuses the
+  // longest common prefix of tokens (Truncate) and prefills the rest. -1: none.
+  int64_t session = -1;
+};
+
+enum class FinishReason : uint8_t {
+  kStop,       // An end-of-sequence token or a stop string.
+  kLength,     // max_tokens or max_len.
+  kKvBudget,   // The KV budget is spent at the floor width.
+  kCancelled,  // Interrupted.
+};
+std::string_view NameOf(FinishReason reason);  // "stop", "length", "kv_budget", "cancelled"
+
+struct Completion {
+  RequestId id = 0;
+  std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> output_ids;  // End-of-sequence token included, where one was drawn.
+  std::string text;                 // Without special tokens and stop strings; "" without tokenizer.
+  FinishReason finish_reason = FinishReason::kLength;
+  KvSequenceStats kv;               // At the end of the request.
+  double prefill_seconds = 0;
+  double decode_seconds = 0;        // Wall time while this request was being decoded.
+  double longest_pause_us = 0;      // Longest halving work before a single token.
+};
+
+// What happened in one Step; pointers and references are valid during the call.
+class EngineObserver {
+ public:
+  virtual ~EngineObserver() = default;
+  // Text that became complete (may be empty) with a newly drawn token.
+  virtual void OnToken(RequestId id, int32_t token, const std::string& text) = 0;
+  virtual void OnHalving(RequestId id, const HalvingEvent& event) = 0;
+  virtual void OnFinished(const Completion& completion) = 0;
+};
+
+class Engine {
+ public:
+  // Applies the plan's key scales to the model. `tokenizer` may be null.
+  // Throws InvalidInput (options; a plan for another model), IoError (memory).
+  Engine(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+         const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Queues a request. Throws InvalidInput naming the field: empty prompt, token id out of range,
+  // prompt longer than the model's max positions or max_len, a budget that cannot hold the prompt
+  // even at the floor width (the smallest that works is named).
+  RequestId Submit(Request request);
+
+  // Runs one Forward (a prefill chunk or one decode token of all running requests) and reports
+  // to `observer` (may be null). Returns false when nothing is left to do.
+  bool Step(EngineObserver* observer);
+
+  // Submits all, steps to the end or until `cancel` is set (unfinished requests then end with
+  // kCancelled and what they have), and returns completions in the order of `requests`.
+  std::vector<Completion> Generate(std::vector<Request> requests, EngineObserver* observer,
+                                   const CancelFlag* cancel);
+
+  // Ends all unfinished requests with kCancelled.
+  void CancelAll(EngineObserver* observer);
+  // Closes a kept session's sequence.
+  void CloseSession(int64_t session);
+
+  const Model& model() const;
+  const CacheConfig& cache_config() const;
+  const KvStore& store() const;
+  // Sequence of a running request, for LayerStats; empty before it started and after it ended.
+  std::optional<SequenceId> SequenceOf(RequestId id) const;
+  size_t workspace_bytes() const;  // Activations, outside the KV arena; bounded by the chunk size.
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Teacher-forced next-token loss of `tokens` through a cache of these options, token by token, and
+// KL to the same model with an unquantised cache.
+struct PerplexityResult {
+  int64_t num_tokens = 0;  // Predictions made.
+  double loss = 0;         // Mean cross entropy, nats.
+  double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
+};
+PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
+                                   const std::vector<std::vector<int32_t>>& sequences,
+                                   const KvOptions& kv, int64_t chunk, int num_threads,
+                                   ProgressSink* progress, const CancelFlag* cancel);
+
+}  // namespace pmkvq
