@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that pmkvq needs, and only those that are missing.
+#
+# Usage: scripts/install-deps.sh [build|test|bench|coverage|fuzz|format]...   (build is always included)
+# Needs root or sudo when something is missing; does nothing and says nothing otherwise.
+set -euo pipefail
+
+packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
+  libhwy-dev libopenblas-pthread-dev nlohmann-json3-dev libcli11-dev libfmt-dev
+  libpcre2-dev libutf8proc-dev libxxhash-dev)
+for group in "$@"; do
+  case "$group" in
+    build) ;;
+    test) packages+=(libgtest-dev librapidcheck-dev python3) ;;
+    bench) packages+=(libbenchmark-dev) ;;
+    coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
+    fuzz) packages+=(clang libclang-rt-14-dev libomp-14-dev) ;;
+    format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev libomp-14-dev python3) ;;
+    *)
+      echo "install-deps.sh: unknown group '$group'; known: build test bench coverage fuzz format" >&2
+      exit 2
+      ;;
+  esac
+done
+
+if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
+  echo "install-deps.sh: this is no Debian system; install the equivalents of these packages by hand:" >&2
+  echo "  ${packages[*]}" >&2
+  exit 0
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+  [ "$status" = "install ok installed" ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  if ! command -v sudo >/dev/null 2>&1; then
+    echo "install-deps.sh: these packages are missing and neither root nor sudo is at hand; as root, run:" >&2
+    echo "  apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+echo "installing Debian packages: ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
