@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,6 +30,9 @@ std::vector<TextRow> LoadTextRows(const std::string& path);
 TextRow ParseTextRow(std::string_view line, const std::string& source);  // Fuzz entry point.
 
 // .jsonl with "problem" and "answer" (string or number), optional "id", "task", "level".
+// Ids (default: the line number) must differ.
 std::vector<ProblemRow> LoadProblems(const std::string& path);
+// `source` names file and line in errors. A row without "id" gets an empty one.
+ProblemRow ParseProblemRow(std::string_view line, const std::string& source);
 
 }  // namespace pmkvq

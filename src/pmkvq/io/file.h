@@ -30,15 +30,40 @@ std::string ReadFile(const std::string& path);
 
 // Writes to a temporary file in the same folder, flushes it to disk, renames it over `path`.
 // Either the old or the new content is there at any time; nothing half-written is left behind
-// on error. "-" writes to standard output. Throws IoError naming the path.
+// on error. "-" writes to standard output; a device or pipe (/dev/null) is written in place, and
+// a symbolic link is followed. Throws IoError naming the path.
 void WriteFileAtomically(const std::string& path, std::string_view content);
 
-// The temporary name beside `path` that the writers of this project use.
+// The temporary name beside `path` that the writers of this project use: the same for every call
+// with that path in one process.
 std::string TemporaryPath(const std::string& path);
-// Flushes `temporary` to disk and renames it over `path`. Throws IoError.
+// Flushes `temporary` to disk and renames it over `path`. On error removes `temporary` and throws
+// IoError naming the path.
 void CommitFile(const std::string& temporary, const std::string& path);
 
+// Writes a file piece by piece under its temporary name; Commit() puts it in place. Without a
+// Commit the temporary file is removed on destruction. Not for "-".
+class AtomicFileWriter {
+ public:
+  // Throws IoError naming `path` when the temporary file cannot be created.
+  explicit AtomicFileWriter(const std::string& path);
+  AtomicFileWriter(const AtomicFileWriter&) = delete;
+  AtomicFileWriter& operator=(const AtomicFileWriter&) = delete;
+  ~AtomicFileWriter();
+
+  // Both throw IoError naming the path.
+  void Append(const void* bytes, size_t num_bytes);
+  void Commit();
+
+ private:
+  std::string path_;
+  std::string temporary_;
+  int descriptor_ = -1;
+};
+
+// A file or a folder of that name is there.
 bool FileExists(const std::string& path);
+// `folder`/`name`; `name` alone when `folder` is empty.
 std::string JoinPath(const std::string& folder, const std::string& name);
 
 }  // namespace pmkvq

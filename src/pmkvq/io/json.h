@@ -17,7 +17,8 @@ class JsonValue {
   enum class Kind { kNull, kBool, kInteger, kNumber, kString, kArray, kObject };
 
   // `source` is the file name used in errors. Throws InvalidInput with the byte offset of a
-  // syntax error. Duplicate keys, NaN, comments and invalid UTF-8 are errors. Nesting is limited.
+  // syntax error. Duplicate keys, NaN, comments and invalid UTF-8 are errors, and so is nesting
+  // deeper than 128 levels. An integer beyond int64_t becomes a kNumber. Cost O(n log n).
   static JsonValue Parse(std::string_view text, const std::string& source);
   static JsonValue ParseFile(const std::string& path);
 
@@ -37,7 +38,9 @@ class JsonValue {
   double AsDouble() const;  // Finite.
   std::string AsString() const;
 
-  // Objects. Has: present and not null. At: throws when missing. Find: a null value when missing.
+  // Objects. Has: present and not null. At: throws when missing. Find: a null value when missing
+  // (it knows its path, and reads of it throw). Has and Find take null for an empty object. Keys:
+  // in file order. A lookup costs O(log members).
   bool Has(const std::string& key) const;
   JsonValue At(const std::string& key) const;
   JsonValue Find(const std::string& key) const;
@@ -49,14 +52,17 @@ class JsonValue {
   std::vector<int64_t> AsIntArray() const;
   std::vector<double> AsDoubleArray() const;
 
-  // "source: path", and an InvalidInput about this value: "<path>: found X, expected <expected>".
+  // "source: path"; and an InvalidInput about this value: "<path>: found X, expected <expected>".
   std::string Where() const;
   [[noreturn]] void Fail(const std::string& expected) const;
-  // Compact JSON text of the value, cut to a readable length in errors.
+  // The same as Unsupported: the value is well-formed, but outside of what this program does.
+  [[noreturn]] void Refuse(const std::string& expected) const;
+  // Compact JSON text of the whole value (errors quote the beginning of it).
   std::string Dump() const;
 
  private:
   struct Node;
+  std::string Found(const std::string& expected) const;
   explicit JsonValue(std::shared_ptr<const Node> node);
   std::shared_ptr<const Node> node_;
 };

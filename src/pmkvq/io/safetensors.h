@@ -7,13 +7,15 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pmkvq/tensor/tensor.h"
 
 namespace pmkvq {
 
-// One mapped file. Views stay valid while this object lives.
+// One mapped file. Views stay valid while this object lives and move with it. Their data is
+// aligned to the element size: a tensor that a foreign file stores misaligned is copied.
 class SafetensorsFile {
  public:
   // Maps `path` and validates the whole header before anything else is used: length prefix,
@@ -52,8 +54,9 @@ struct SafetensorsHeader {
 SafetensorsHeader ParseSafetensorsHeader(const std::string& path, std::string_view header,
                                          const std::byte* data, uint64_t data_bytes);
 
-// Writes tensors sorted by name, each aligned to 64 bytes by padding the header with spaces and
-// by file order, to a temporary name in the same folder, then renames. Throws IoError.
+// Writes to a temporary name in the same folder, then renames. Larger elements come first, then
+// the name decides; the header is padded with spaces so that the data start at a multiple of 64
+// bytes. The format allows no gaps, so a tensor is aligned to its element size. Throws IoError.
 void WriteSafetensors(const std::string& path, const std::map<std::string, TensorView>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 

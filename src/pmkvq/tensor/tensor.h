@@ -6,10 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
@@ -36,6 +38,14 @@ struct DTypeOf<double> {
   static constexpr DType value = DType::kF64;
 };
 template <>
+struct DTypeOf<F16> {
+  static constexpr DType value = DType::kF16;
+};
+template <>
+struct DTypeOf<BF16> {
+  static constexpr DType value = DType::kBF16;
+};
+template <>
 struct DTypeOf<int64_t> {
   static constexpr DType value = DType::kI64;
 };
@@ -49,8 +59,7 @@ struct DTypeOf<uint8_t> {
 };
 
 // A read-only look at a tensor owned by somebody else (often a mapped file).
-// `data` is aligned to the element size at least when it comes from this project's writers;
-// tensors of foreign files may be misaligned, see io/safetensors.h.
+// `data` is aligned to the element size.
 struct TensorView {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;

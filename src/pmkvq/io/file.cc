@@ -1,0 +1,211 @@
+#include "pmkvq/io/file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+IoError SystemError(const std::string& path, const char* action) {
+  return {path, fmt::format("cannot {}: {}", action, std::strerror(errno))};
+}
+
+// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(int value) : value_(value) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (value_ >= 0) close(value_);
+  }
+  int get() const { return value_; }
+
+ private:
+  int value_;
+};
+
+void WriteAll(int descriptor, const char* bytes, size_t num_bytes, const std::string& path) {
+  while (num_bytes > 0) {
+    const ssize_t written = write(descriptor, bytes, num_bytes);
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      throw SystemError(path, "write");
+    }
+    bytes += written;
+    num_bytes -= static_cast<size_t>(written);
+  }
+}
+
+// True when `path` is there and is neither a regular file nor a folder: renaming over a device
+// would destroy it.
+bool IsSpecialFile(const std::string& path) {
+  struct stat info {};
+  return stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+}
+
+// The file itself where `path` is a symbolic link to one, so that the link survives a rename.
+std::string FollowLink(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_symlink(path, error)) return path;
+  const std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
+  return error ? path : target.string();
+}
+
+std::string FolderOf(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+}  // namespace
+
+MappedFile MappedFile::Open(const std::string& path) {
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) throw SystemError(path, "open");
+  struct stat info {};
+  if (fstat(file.get(), &info) != 0) throw SystemError(path, "stat");
+  if (!S_ISREG(info.st_mode)) throw IoError(path, "cannot map: not a regular file");
+  MappedFile mapped;
+  mapped.size_ = static_cast<size_t>(info.st_size);
+  if (mapped.size_ == 0) return mapped;
+  void* memory = mmap(nullptr, mapped.size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (memory == MAP_FAILED) {
+    mapped.size_ = 0;
+    throw SystemError(path, "map");
+  }
+  mapped.data_ = static_cast<const std::byte*>(memory);
+  return mapped;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+std::string ReadFile(const std::string& path) {
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) throw SystemError(path, "open");
+  constexpr size_t kChunkBytes = 1 << 20;
+  std::string content;
+  size_t used = 0;
+  // The size that stat reports is a hint only: pipes and /proc have none.
+  struct stat info {};
+  if (fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode)) {
+    content.resize(static_cast<size_t>(info.st_size) + 1);
+  }
+  while (true) {
+    if (used == content.size()) content.resize(used + std::max(kChunkBytes, used));
+    const ssize_t got = read(file.get(), content.data() + used, content.size() - used);
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      throw SystemError(path, "read");
+    }
+    if (got == 0) break;
+    used += static_cast<size_t>(got);
+  }
+  content.resize(used);
+  return content;
+}
+
+void WriteFileAtomically(const std::string& path, std::string_view content) {
+  if (path == "-") {
+    WriteAll(STDOUT_FILENO, content.data(), content.size(), "standard output");
+    return;
+  }
+  AtomicFileWriter writer(path);
+  writer.Append(content.data(), content.size());
+  writer.Commit();
+}
+
+std::string TemporaryPath(const std::string& path) {
+  return fmt::format("{}.tmp-{}", FollowLink(path), getpid());
+}
+
+void CommitFile(const std::string& temporary, const std::string& path) {
+  const auto fail = [&](const char* action) {
+    const IoError error = SystemError(path, action);
+    unlink(temporary.c_str());
+    throw error;
+  };
+  {
+    const Descriptor file(open(temporary.c_str(), O_RDONLY | O_CLOEXEC));
+    if (file.get() < 0) fail("open its temporary file");
+    if (fsync(file.get()) != 0) fail("flush to disk");
+  }
+  if (IsSpecialFile(path)) {
+    errno = EEXIST;
+    fail("replace a device or pipe");
+  }
+  const std::string target = FollowLink(path);
+  if (rename(temporary.c_str(), target.c_str()) != 0) fail("rename its temporary file");
+  // Makes the new name durable; not every file system can, and the content is safe already.
+  const Descriptor folder(open(FolderOf(target).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() >= 0) (void)fsync(folder.get());
+}
+
+AtomicFileWriter::AtomicFileWriter(const std::string& path) : path_(path) {
+  PMKVQ_CHECK_MSG(path != "-", "standard output is not a file");
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) throw IoError(path, "cannot write: is a folder");
+  if (IsSpecialFile(path)) {
+    descriptor_ = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    temporary_ = TemporaryPath(path);
+    descriptor_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  }
+  if (descriptor_ < 0) throw SystemError(path, "write");
+}
+
+AtomicFileWriter::~AtomicFileWriter() {
+  if (descriptor_ < 0) return;
+  close(descriptor_);
+  if (!temporary_.empty()) unlink(temporary_.c_str());
+}
+
+void AtomicFileWriter::Append(const void* bytes, size_t num_bytes) {
+  PMKVQ_CHECK_MSG(descriptor_ >= 0, "Append after Commit");
+  WriteAll(descriptor_, static_cast<const char*>(bytes), num_bytes, path_);
+}
+
+void AtomicFileWriter::Commit() {
+  PMKVQ_CHECK_MSG(descriptor_ >= 0, "Commit twice");
+  const int closed = close(std::exchange(descriptor_, -1));
+  if (closed != 0) {
+    const IoError error = SystemError(path_, "write");
+    if (!temporary_.empty()) unlink(temporary_.c_str());
+    throw error;
+  }
+  if (!temporary_.empty()) CommitFile(temporary_, path_);
+}
+
+bool FileExists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
+std::string JoinPath(const std::string& folder, const std::string& name) {
+  if (folder.empty()) return name;
+  return folder.back() == '/' ? folder + name : folder + "/" + name;
+}
+
+}  // namespace pmkvq
