@@ -1,0 +1,73 @@
+#include "pmkvq/kernels/act/act.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "pmkvq/kernels/act/act_vector.h"
+
+namespace pmkvq {
+namespace {
+
+void SiluMulRange(const float* gate, const float* up, int64_t count, float* y) {
+  internal::SiluMulFloat(gate, up, count, y);
+}
+
+void SiluMulGradRange(const float* gate, const float* up, const float* dy, int64_t count,
+                      float* dgate, float* dup) {
+  internal::SiluMulGradFloat(gate, up, dy, count, dgate, dup);
+}
+
+void SiluMulRange(const double* gate, const double* up, int64_t count, double* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
+}
+
+void SiluMulGradRange(const double* gate, const double* up, const double* dy, int64_t count,
+                      double* dgate, double* dup) {
+  for (int64_t i = 0; i < count; ++i) {
+    const double z = gate[i];
+    const double s = 1.0 / (1.0 + std::exp(-z));
+    const double d_gate = dy[i] * up[i] * s * (1.0 + z * (1.0 - s));
+    dup[i] = dy[i] * z * s;
+    dgate[i] = d_gate;
+  }
+}
+
+// Calls run(begin, size) over pieces of [0, count).
+template <class Run>
+void InPieces(int64_t count, int num_threads, Run run) {
+  constexpr int64_t kPiece = int64_t{1} << 14;
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+  const int threads = pieces > 1 ? std::max(1, num_threads) : 1;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t begin = piece * kPiece;
+    run(begin, std::min(kPiece, count - begin));
+  }
+}
+
+}  // namespace
+
+template <class Real>
+void SiluMul(const Real* gate, const Real* up, int64_t count, Real* y, int num_threads) {
+  InPieces(count, num_threads, [=](int64_t begin, int64_t size) {
+    SiluMulRange(gate + begin, up + begin, size, y + begin);
+  });
+}
+
+template <class Real>
+void SiluMulGrad(const Real* gate, const Real* up, const Real* dy, int64_t count, Real* dgate,
+                 Real* dup, int num_threads) {
+  InPieces(count, num_threads, [=](int64_t begin, int64_t size) {
+    SiluMulGradRange(gate + begin, up + begin, dy + begin, size, dgate + begin, dup + begin);
+  });
+}
+
+#define PMKVQ_INSTANTIATE(Real)                                                                 \
+  template void SiluMul<Real>(const Real*, const Real*, int64_t, Real*, int);                   \
+  template void SiluMulGrad<Real>(const Real*, const Real*, const Real*, int64_t, Real*, Real*, \
+                                  int);
+PMKVQ_INSTANTIATE(float)
+PMKVQ_INSTANTIATE(double)
+#undef PMKVQ_INSTANTIATE
+
+}  // namespace pmkvq

@@ -1,0 +1,15 @@
+// The float kernels behind act.h, compiled per instruction set. Internal to act/.
+#pragma once
+
+#include <cstdint>
+
+namespace pmkvq::internal {
+
+void SiluMulFloat(const float* gate, const float* up, int64_t count, float* y);
+void SiluMulGradFloat(const float* gate, const float* up, const float* dy, int64_t count,
+                      float* dgate, float* dup);
+
+// The HWY_TARGET that the functions above run now (tests prove with it what they tested).
+int64_t ActKernelTarget();
+
+}  // namespace pmkvq::internal

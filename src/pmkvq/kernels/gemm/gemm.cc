@@ -1,0 +1,233 @@
+#include "pmkvq/kernels/gemm/gemm.h"
+
+#include <cblas.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/gemm/gemm_decode.h"
+
+namespace pmkvq {
+namespace {
+
+// Tiles of the many-row path. 128 outputs by 2048 inputs make 1 MiB of floats: they stay in the
+// L2 cache between expansion and product, and a 3584-wide layer still gives 28 tiles to share out.
+constexpr int64_t kTileOuts = 128;
+constexpr int64_t kTileCols = 2048;
+// MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
+constexpr int64_t kGradTileCols = 256;
+constexpr int64_t kGradTileRows = 1024;
+// Starting a second thread costs about as much as this many multiplications.
+constexpr int64_t kMinParallelWork = int64_t{1} << 17;
+// Threads get whole blocks of the decode kernel (8 or 3 outputs).
+constexpr int64_t kDecodeGrain = 24;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int UsefulThreads(int num_threads, int64_t num_rows, const WeightView& weight) {
+  const bool worth_it = num_rows * weight.rows * weight.cols >= kMinParallelWork;
+  return worth_it ? std::max(1, num_threads) : 1;
+}
+
+void CheckWeight(const WeightView& weight) {
+  PMKVQ_CHECK_MSG(IsFloat16Or32(weight.dtype), "weights are F32, F16 or BF16");
+  PMKVQ_CHECK(weight.rows >= 0 && weight.cols >= 0);
+}
+
+const std::byte* ElementAt(const WeightView& weight, int64_t row, int64_t col) {
+  return weight.data + static_cast<size_t>(row * weight.cols + col) * SizeOf(weight.dtype);
+}
+
+void ExpandElements(const std::byte* data, DType dtype, int64_t count, float* out) {
+  internal::ExpandToFloat(data, dtype, count, out);
+}
+
+void ExpandElements(const std::byte* data, DType dtype, int64_t count, double* out) {
+  constexpr int64_t kPiece = 256;
+  float piece[kPiece];
+  for (int64_t begin = 0; begin < count; begin += kPiece) {
+    const int64_t size = std::min(kPiece, count - begin);
+    internal::ExpandToFloat(data + static_cast<size_t>(begin) * SizeOf(dtype), dtype, size, piece);
+    for (int64_t i = 0; i < size; ++i) out[begin + i] = static_cast<double>(piece[i]);
+  }
+}
+
+// A tile of W as Reals, in memory or (F32 weights) where it lies.
+template <class Real>
+struct Tile {
+  const Real* data;
+  int64_t stride;
+};
+
+template <class Real>
+Tile<Real> ExpandTile(const WeightView& weight, int64_t row, int64_t num_rows, int64_t col,
+                      int64_t num_cols, AlignedVector<Real>& scratch) {
+  if constexpr (std::is_same_v<Real, float>) {
+    if (weight.dtype == DType::kF32) {
+      return {reinterpret_cast<const float*>(ElementAt(weight, row, col)), weight.cols};
+    }
+  }
+  const size_t needed = static_cast<size_t>(num_rows * num_cols);
+  if (scratch.size() < needed) scratch.resize(needed);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    ExpandElements(ElementAt(weight, row + r, col), weight.dtype, num_cols,
+                   scratch.data() + r * num_cols);
+  }
+  return {scratch.data(), num_cols};
+}
+
+template <class Real>
+AlignedVector<Real>& ThreadScratch() {
+  thread_local AlignedVector<Real> scratch;
+  return scratch;
+}
+
+void DecodeRows(const float* x, int64_t num_rows, const WeightView& weight, const float* bias,
+                float* y, int num_threads) {
+  AlignedVector<float>& packed = ThreadScratch<float>();
+  const size_t needed = internal::PackedDecodeFloats(num_rows, weight.cols);
+  if (packed.size() < needed) packed.resize(needed);
+  internal::PackDecodeRows(x, num_rows, weight.cols, weight.dtype, packed.data());
+  const float* rows = packed.data();  // The caller's scratch, not the worker's.
+  const int threads = UsefulThreads(num_threads, num_rows, weight);
+  if (threads == 1) {
+    internal::DecodeMatMul(rows, num_rows, weight, bias, 0, weight.rows, y);
+    return;
+  }
+  const int64_t grains = CeilDiv(weight.rows, kDecodeGrain);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t team = omp_get_num_threads();
+    const int64_t rank = omp_get_thread_num();
+    const int64_t begin = grains * rank / team * kDecodeGrain;
+    const int64_t end = std::min(weight.rows, grains * (rank + 1) / team * kDecodeGrain);
+    if (begin < end) internal::DecodeMatMul(rows, num_rows, weight, bias, begin, end, y);
+  }
+}
+
+void DecodeRows(const double* x, int64_t num_rows, const WeightView& weight, const float* bias,
+                double* y, int /*num_threads*/) {
+  ref::MatMul(x, num_rows, weight, bias, y);
+}
+
+// Outputs [begin, end) of many rows.
+template <class Real>
+void MatMulTile(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias,
+                int64_t begin, int64_t end, Real* y) {
+  AlignedVector<Real>& scratch = ThreadScratch<Real>();
+  const int64_t outs = end - begin;
+  for (int64_t col = 0; col < weight.cols; col += kTileCols) {
+    const int64_t cols = std::min(kTileCols, weight.cols - col);
+    const Tile<Real> tile = ExpandTile(weight, begin, outs, col, cols, scratch);
+    BlasGemm<Real>(false, true, num_rows, outs, cols, Real{1}, x + col, weight.cols, tile.data,
+                   tile.stride, col == 0 ? Real{0} : Real{1}, y + begin, weight.rows);
+  }
+  if (bias == nullptr) return;
+  for (int64_t t = 0; t < num_rows; ++t) {
+    for (int64_t n = begin; n < end; ++n) y[t * weight.rows + n] += static_cast<Real>(bias[n]);
+  }
+}
+
+// Columns [begin, end) of dx.
+template <class Real>
+void GradInputTile(const Real* dy, int64_t num_rows, const WeightView& weight, bool accumulate,
+                   int64_t begin, int64_t end, Real* dx) {
+  AlignedVector<Real>& scratch = ThreadScratch<Real>();
+  const int64_t cols = end - begin;
+  for (int64_t row = 0; row < weight.rows; row += kGradTileRows) {
+    const int64_t rows = std::min(kGradTileRows, weight.rows - row);
+    const Tile<Real> tile = ExpandTile(weight, row, rows, begin, cols, scratch);
+    const Real beta = row == 0 && !accumulate ? Real{0} : Real{1};
+    BlasGemm<Real>(false, false, num_rows, cols, rows, Real{1}, dy + row, weight.rows, tile.data,
+                   tile.stride, beta, dx + begin, weight.cols);
+  }
+}
+
+// BLAS must not start threads of its own: parallelism is over tiles.
+void UseOneBlasThread() {
+  [[maybe_unused]] static const bool done = [] {
+    openblas_set_num_threads(1);
+    return true;
+  }();
+}
+
+CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
+
+}  // namespace
+
+template <class Real>
+void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
+            int num_threads) {
+  CheckWeight(weight);
+  if (num_rows == 0 || weight.rows == 0) return;
+  if (num_rows <= kDecodeRows || weight.cols == 0) {
+    DecodeRows(x, num_rows, weight, bias, y, num_threads);
+    return;
+  }
+  UseOneBlasThread();
+  const int64_t tiles = CeilDiv(weight.rows, kTileOuts);
+  const int threads = UsefulThreads(num_threads, num_rows, weight);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t begin = tile * kTileOuts;
+    MatMulTile(x, num_rows, weight, bias, begin, std::min(weight.rows, begin + kTileOuts), y);
+  }
+}
+
+template <class Real>
+void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight, Real* dx,
+                     bool accumulate, int num_threads) {
+  CheckWeight(weight);
+  if (num_rows == 0 || weight.cols == 0) return;
+  if (weight.rows == 0) {
+    if (!accumulate) std::fill(dx, dx + num_rows * weight.cols, Real{0});
+    return;
+  }
+  UseOneBlasThread();
+  const int64_t tiles = CeilDiv(weight.cols, kGradTileCols);
+  const int threads = UsefulThreads(num_threads, num_rows, weight);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t begin = tile * kGradTileCols;
+    GradInputTile(dy, num_rows, weight, accumulate, begin,
+                  std::min(weight.cols, begin + kGradTileCols), dx);
+  }
+}
+
+template <class Real>
+void ExpandRow(const WeightView& weight, int64_t row, Real* out) {
+  CheckWeight(weight);
+  PMKVQ_CHECK(row >= 0 && row < weight.rows);
+  ExpandElements(ElementAt(weight, row, 0), weight.dtype, weight.cols, out);
+}
+
+template <class Real>
+void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, Real alpha,
+              const Real* a, int64_t lda, const Real* b, int64_t ldb, Real beta, Real* c,
+              int64_t ldc) {
+  UseOneBlasThread();
+  const auto size = [](int64_t value) { return static_cast<blasint>(value); };
+  if constexpr (std::is_same_v<Real, float>) {
+    cblas_sgemm(CblasRowMajor, BlasTranspose(transpose_a), BlasTranspose(transpose_b), size(m),
+                size(n), size(k), alpha, a, size(lda), b, size(ldb), beta, c, size(ldc));
+  } else {
+    cblas_dgemm(CblasRowMajor, BlasTranspose(transpose_a), BlasTranspose(transpose_b), size(m),
+                size(n), size(k), alpha, a, size(lda), b, size(ldb), beta, c, size(ldc));
+  }
+}
+
+#define PMKVQ_INSTANTIATE(Real)                                                                   \
+  template void MatMul<Real>(const Real*, int64_t, const WeightView&, const float*, Real*, int);  \
+  template void MatMulGradInput<Real>(const Real*, int64_t, const WeightView&, Real*, bool, int); \
+  template void ExpandRow<Real>(const WeightView&, int64_t, Real*);                               \
+  template void BlasGemm<Real>(bool, bool, int64_t, int64_t, int64_t, Real, const Real*, int64_t, \
+                               const Real*, int64_t, Real, Real*, int64_t);
+PMKVQ_INSTANTIATE(float)
+PMKVQ_INSTANTIATE(double)
+#undef PMKVQ_INSTANTIATE
+
+}  // namespace pmkvq

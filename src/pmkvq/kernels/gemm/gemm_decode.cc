@@ -1,0 +1,299 @@
+#include "pmkvq/kernels/gemm/gemm_decode.h"
+
+#include <cstring>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "pmkvq/kernels/gemm/gemm_decode.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pmkvq::internal::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+
+// One step of a dot product takes a chunk of two float vectors.
+HWY_INLINE size_t ChunkSize() { return 2 * hn::Lanes(D()); }
+
+// How a chunk of each weight type becomes two vectors. The order of elements over the two is free
+// as long as PackRow arranges x alike.
+struct WeightF32 {
+  using Raw = float;
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+    const D d;
+    w0 = hn::LoadU(d, p);
+    w1 = hn::LoadU(d, p + hn::Lanes(d));
+  }
+};
+
+struct WeightF16 {
+  using Raw = uint16_t;
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+    const D d;
+    const hn::Rebind<hwy::float16_t, D> d16;
+    const auto* half = reinterpret_cast<const hwy::float16_t*>(p);
+    w0 = hn::PromoteTo(d, hn::LoadU(d16, half));
+    w1 = hn::PromoteTo(d, hn::LoadU(d16, half + hn::Lanes(d)));
+  }
+};
+
+struct WeightBF16InOrder {
+  using Raw = uint16_t;
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+    const D d;
+    const hn::RebindToUnsigned<D> d32;
+    const hn::Rebind<uint16_t, D> d16;
+    w0 = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+    w1 = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p + hn::Lanes(d)))));
+  }
+};
+
+#if HWY_TARGET == HWY_SCALAR  // Has no vectors to split in even and odd.
+using WeightBF16 = WeightBF16InOrder;
+#else
+// Even elements, then odd ones: a shift and a mask expand a whole vector of BF16.
+struct WeightBF16 {
+  using Raw = uint16_t;
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+    const D d;
+    const hn::RebindToUnsigned<D> d32;
+    const hn::Repartition<uint16_t, D> d16;
+    const auto pairs = hn::BitCast(d32, hn::LoadU(d16, p));
+    w0 = hn::BitCast(d, hn::ShiftLeft<16>(pairs));
+    w1 = hn::BitCast(d, hn::And(pairs, hn::Set(d32, 0xffff0000u)));
+  }
+};
+#endif
+
+// x of one chunk in the order of Weight::Load.
+HWY_INLINE void PackChunk(const float* HWY_RESTRICT x, bool even_odd, float* HWY_RESTRICT packed) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  V lower = hn::LoadU(d, x);
+  V upper = hn::LoadU(d, x + lanes);
+#if HWY_TARGET != HWY_SCALAR
+  if (even_odd) {
+    const V even = hn::ConcatEven(d, upper, lower);
+    upper = hn::ConcatOdd(d, upper, lower);
+    lower = even;
+  }
+#else
+  (void)even_odd;
+#endif
+  hn::StoreU(lower, d, packed);
+  hn::StoreU(upper, d, packed + lanes);
+}
+
+// Packed layout: [chunk][row][chunk size], so that a block of rows is one stream.
+void PackRows(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, DType dtype,
+              float* HWY_RESTRICT packed) {
+  const size_t chunk = ChunkSize();
+  const size_t num_cols = static_cast<size_t>(cols);
+  const size_t rows = static_cast<size_t>(num_rows);
+  const bool even_odd = dtype == DType::kBF16;
+  for (size_t begin = 0; begin < num_cols; begin += chunk) {
+    for (size_t row = 0; row < rows; ++row) {
+      const float* source = x + row * num_cols + begin;
+      float* target = packed + begin * rows + row * chunk;
+      if (begin + chunk <= num_cols) {
+        PackChunk(source, even_odd, target);
+      } else {
+        HWY_ALIGN float padded[2 * hn::MaxLanes(D())] = {};
+        std::memcpy(padded, source, (num_cols - begin) * sizeof(float));
+        PackChunk(padded, even_odd, target);
+      }
+    }
+  }
+}
+
+// Adds one chunk of kRows rows of x times kOuts rows of W to the accumulators.
+template <class Weight, int kRows, int kOuts>
+HWY_INLINE void AddChunk(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
+                         size_t offset, V (&acc)[kRows][kOuts]) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  V w0[kOuts];
+  V w1[kOuts];
+#pragma GCC unroll 8
+  for (int o = 0; o < kOuts; ++o) Weight::Load(w[o] + offset, w0[o], w1[o]);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const V x0 = hn::Load(d, x + 2 * lanes * static_cast<size_t>(r));
+#pragma GCC unroll 8
+    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(x0, w0[o], acc[r][o]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const V x1 = hn::Load(d, x + 2 * lanes * static_cast<size_t>(r) + lanes);
+#pragma GCC unroll 8
+    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(x1, w1[o], acc[r][o]);
+  }
+}
+
+struct DecodeArgs {
+  const float* packed;
+  size_t num_rows;
+  const WeightView* weight;
+  const float* bias;
+  float* y;
+};
+
+// kRows rows of x from `row` on, kOuts outputs from `out` on.
+template <class Weight, int kRows, int kOuts>
+HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
+  using Raw = typename Weight::Raw;
+  const D d;
+  const size_t chunk = ChunkSize();
+  const size_t cols = static_cast<size_t>(args.weight->cols);
+  const size_t num_outs = static_cast<size_t>(args.weight->rows);
+  const size_t full = cols / chunk * chunk;
+
+  const Raw* w[kOuts];
+  for (int o = 0; o < kOuts; ++o) {
+    w[o] = reinterpret_cast<const Raw*>(args.weight->data) + (out + static_cast<size_t>(o)) * cols;
+  }
+  V acc[kRows][kOuts];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::Zero(d);
+  }
+  const float* x = args.packed + row * chunk;
+  const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
+  for (size_t k = 0; k < full; k += chunk) {
+    AddChunk<Weight, kRows, kOuts>(x + k * x_stride, w, k, acc);
+  }
+  if (full != cols) {
+    HWY_ALIGN Raw padded[kOuts][2 * hn::MaxLanes(D())] = {};
+    const Raw* tail[kOuts];
+    for (int o = 0; o < kOuts; ++o) {
+      std::memcpy(padded[o], w[o] + full, (cols - full) * sizeof(Raw));
+      tail[o] = padded[o];
+    }
+    AddChunk<Weight, kRows, kOuts>(x + full * x_stride, tail, 0, acc);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float* y = args.y + (row + static_cast<size_t>(r)) * num_outs + out;
+    for (int o = 0; o < kOuts; ++o) {
+      const float sum = hn::GetLane(hn::SumOfLanes(d, acc[r][o]));
+      y[o] = args.bias == nullptr ? sum : sum + args.bias[out + static_cast<size_t>(o)];
+    }
+  }
+}
+
+// All rows of x for kOuts outputs: blocks of four rows, then what is left.
+template <class Weight, int kOuts>
+HWY_INLINE void AllRows(const DecodeArgs& args, size_t out) {
+  size_t row = 0;
+  for (; row + 4 <= args.num_rows; row += 4) DotBlock<Weight, 4, kOuts>(args, row, out);
+  switch (args.num_rows - row) {
+    case 3:
+      return DotBlock<Weight, 3, kOuts>(args, row, out);
+    case 2:
+      return DotBlock<Weight, 2, kOuts>(args, row, out);
+    case 1:
+      return DotBlock<Weight, 1, kOuts>(args, row, out);
+    default:
+      return;
+  }
+}
+
+// Four rows by three outputs: 12 accumulators, three weights and one x fill the 16 registers of
+// AVX2. A single row needs more outputs to hide the latency of its additions.
+inline constexpr int kOutsOfManyRows = 3;
+inline constexpr int kOutsOfOneRow = 8;
+
+template <class Weight>
+void OutputRange(const DecodeArgs& args, size_t begin, size_t end) {
+  size_t out = begin;
+  if (args.num_rows == 1) {
+    for (; out + kOutsOfOneRow <= end; out += kOutsOfOneRow) {
+      DotBlock<Weight, 1, kOutsOfOneRow>(args, 0, out);
+    }
+  } else {
+    for (; out + kOutsOfManyRows <= end; out += kOutsOfManyRows) {
+      AllRows<Weight, kOutsOfManyRows>(args, out);
+    }
+  }
+  for (; out < end; ++out) AllRows<Weight, 1>(args, out);
+}
+
+void DecodeRange(const float* packed, int64_t num_rows, const WeightView& weight, const float* bias,
+                 int64_t begin, int64_t end, float* y) {
+  const DecodeArgs args{packed, static_cast<size_t>(num_rows), &weight, bias, y};
+  const size_t first = static_cast<size_t>(begin);
+  const size_t last = static_cast<size_t>(end);
+  if (weight.dtype == DType::kBF16) return OutputRange<WeightBF16>(args, first, last);
+  if (weight.dtype == DType::kF16) return OutputRange<WeightF16>(args, first, last);
+  return OutputRange<WeightF32>(args, first, last);
+}
+
+template <class Weight>
+HWY_INLINE void ExpandNatural(const std::byte* data, size_t count, float* HWY_RESTRICT out) {
+  using Raw = typename Weight::Raw;
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  const size_t chunk = ChunkSize();
+  const Raw* raw = reinterpret_cast<const Raw*>(data);
+  V v0;
+  V v1;
+  size_t i = 0;
+  for (; i + chunk <= count; i += chunk) {
+    Weight::Load(raw + i, v0, v1);
+    hn::StoreU(v0, d, out + i);
+    hn::StoreU(v1, d, out + i + lanes);
+  }
+  if (i == count) return;
+  HWY_ALIGN Raw padded[2 * hn::MaxLanes(D())] = {};
+  HWY_ALIGN float expanded[2 * hn::MaxLanes(D())];
+  std::memcpy(padded, raw + i, (count - i) * sizeof(Raw));
+  Weight::Load(padded, v0, v1);
+  hn::Store(v0, d, expanded);
+  hn::Store(v1, d, expanded + lanes);
+  std::memcpy(out + i, expanded, (count - i) * sizeof(float));
+}
+
+void Expand(const std::byte* data, DType dtype, int64_t count, float* out) {
+  const size_t size = static_cast<size_t>(count);
+  if (dtype == DType::kBF16) return ExpandNatural<WeightBF16InOrder>(data, size, out);
+  if (dtype == DType::kF16) return ExpandNatural<WeightF16>(data, size, out);
+  std::memcpy(out, data, size * sizeof(float));
+}
+
+int64_t Target() { return HWY_TARGET; }
+
+}  // namespace pmkvq::internal::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pmkvq::internal {
+
+HWY_EXPORT(PackRows);
+HWY_EXPORT(DecodeRange);
+HWY_EXPORT(Expand);
+HWY_EXPORT(Target);
+
+size_t PackedDecodeFloats(int64_t num_rows, int64_t cols) {
+  constexpr int64_t kMaxChunk = 2 * HWY_MAX_BYTES / static_cast<int64_t>(sizeof(float));
+  return static_cast<size_t>(num_rows * ((cols + kMaxChunk - 1) / kMaxChunk * kMaxChunk));
+}
+
+void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed) {
+  HWY_DYNAMIC_DISPATCH(PackRows)(x, num_rows, cols, dtype, packed);
+}
+
+void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
+                  const float* bias, int64_t begin, int64_t end, float* y) {
+  HWY_DYNAMIC_DISPATCH(DecodeRange)(packed, num_rows, weight, bias, begin, end, y);
+}
+
+void ExpandToFloat(const std::byte* data, DType dtype, int64_t count, float* out) {
+  HWY_DYNAMIC_DISPATCH(Expand)(data, dtype, count, out);
+}
+
+int64_t DecodeKernelTarget() { return HWY_DYNAMIC_DISPATCH(Target)(); }
+
+}  // namespace pmkvq::internal
+#endif  // HWY_ONCE

@@ -1,0 +1,32 @@
+// Few-row products (decode): the vector kernels behind MatMul<float>. Internal to gemm/.
+//
+// The dot product of one row of x with one row of W adds its terms in one fixed order: lane j of a
+// single vector accumulator takes the elements of its lane chunk by chunk, then lanes are summed.
+// Register blocking shares loads between rows but never touches that order, so the result's bits
+// depend only on the two rows, the weight's type and the instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pmkvq/kernels/gemm/gemm.h"
+
+namespace pmkvq::internal {
+
+// Floats needed by PackDecodeRows.
+size_t PackedDecodeFloats(int64_t num_rows, int64_t cols);
+
+// Copies x [num_rows, cols] to the order in which the kernel for `dtype` reads it, zero-padded.
+void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed);
+
+// Outputs [begin, end) of all rows: y [num_rows, weight.rows]. num_rows <= kDecodeRows.
+void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
+                  const float* bias, int64_t begin, int64_t end, float* y);
+
+// out [count] = floats of `count` consecutive weight elements.
+void ExpandToFloat(const std::byte* data, DType dtype, int64_t count, float* out);
+
+// The HWY_TARGET that the functions above run now (tests prove with it what they tested).
+int64_t DecodeKernelTarget();
+
+}  // namespace pmkvq::internal

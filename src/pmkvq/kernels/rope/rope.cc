@@ -1,0 +1,194 @@
+#include "pmkvq/kernels/rope/rope.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+
+namespace pmkvq {
+namespace {
+
+// Everything below keeps the float arithmetic of Hugging Face's modeling_rope_utils: frequencies
+// are float tensors there, while correction ranges are Python floats (doubles).
+
+// theta^(2i/D); the float exponent is PyTorch's, the power is rounded once.
+std::vector<float> Periods(const RopeParams& params) {
+  std::vector<float> periods(static_cast<size_t>(params.head_dim / 2));
+  for (size_t i = 0; i < periods.size(); ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(params.head_dim);
+    periods[i] = static_cast<float>(std::pow(params.theta, static_cast<double>(exponent)));
+  }
+  return periods;
+}
+
+// Long wavelengths are slowed down by `factor`, short ones kept, those between blended.
+float Llama3Frequency(const RopeParams& params, float frequency) {
+  const float factor = static_cast<float>(params.factor);
+  const float old_context = static_cast<float>(params.original_max_position);
+  const float low = static_cast<float>(params.low_freq_factor);
+  const float high = static_cast<float>(params.high_freq_factor);
+  const float wavelength = static_cast<float>(2.0 * std::numbers::pi) / frequency;
+  if (wavelength > old_context / low) return frequency / factor;
+  if (wavelength < old_context / high) return frequency;
+  const float smooth = (old_context / wavelength - low) / (high - low);
+  return (1.0f - smooth) * frequency / factor + smooth * frequency;
+}
+
+// The (fractional) pair index that turns `rotations` times within the original context.
+double YarnCorrectionDim(const RopeParams& params, double rotations) {
+  const double context = static_cast<double>(params.original_max_position);
+  return static_cast<double>(params.head_dim) *
+         std::log(context / (rotations * 2.0 * std::numbers::pi)) / (2.0 * std::log(params.theta));
+}
+
+// Pairs below the first index keep their frequency, those above the second are interpolated.
+std::pair<double, double> YarnCorrectionRange(const RopeParams& params) {
+  double low = YarnCorrectionDim(params, params.beta_fast);
+  double high = YarnCorrectionDim(params, params.beta_slow);
+  if (params.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(params.head_dim - 1));
+  if (low == high) high += 0.001;  // No division by zero.
+  return {low, high};
+}
+
+float YarnFrequency(const RopeParams& params, std::pair<double, double> range, size_t i,
+                    float period) {
+  const float low = static_cast<float>(range.first);
+  const float width = static_cast<float>(range.second - range.first);
+  const float ramp = std::clamp((static_cast<float>(i) - low) / width, 0.0f, 1.0f);
+  const float keep = 1.0f - ramp;
+  const float interpolated = 1.0f / (static_cast<float>(params.factor) * period);
+  return interpolated * (1.0f - keep) + 1.0f / period * keep;
+}
+
+std::vector<float> Frequencies(const RopeParams& params) {
+  std::vector<float> values = Periods(params);
+  const bool yarn = params.scaling == RopeParams::Scaling::kYarn;
+  const auto range = yarn ? YarnCorrectionRange(params) : std::pair<double, double>{};
+  for (size_t i = 0; i < values.size(); ++i) {
+    const float period = values[i];
+    switch (params.scaling) {
+      case RopeParams::Scaling::kDefault:
+        values[i] = 1.0f / period;
+        break;
+      case RopeParams::Scaling::kLinear:
+        values[i] = 1.0f / period / static_cast<float>(params.factor);
+        break;
+      case RopeParams::Scaling::kLlama3:
+        values[i] = Llama3Frequency(params, 1.0f / period);
+        break;
+      case RopeParams::Scaling::kYarn:
+        values[i] = YarnFrequency(params, range, i, period);
+        break;
+    }
+  }
+  return values;
+}
+
+// cos and sin of one position, times the attention factor.
+template <class Real>
+struct Rotation {
+  std::vector<Real> cos;
+  std::vector<Real> sin;
+
+  explicit Rotation(size_t size) : cos(size), sin(size) {}
+
+  void Set(const RopeTable& table, int64_t position) {
+    const Real factor = static_cast<Real>(table.attention_factor());
+    for (size_t i = 0; i < cos.size(); ++i) {
+      // The product is rounded to Real (float: as PyTorch does it), its cosine is then exact.
+      const Real angle = static_cast<Real>(position) * static_cast<Real>(table.frequencies()[i]);
+      cos[i] = static_cast<Real>(std::cos(static_cast<double>(angle))) * factor;
+      sin[i] = static_cast<Real>(std::sin(static_cast<double>(angle))) * factor;
+    }
+  }
+};
+
+// Calls rotate_head(rotation, head index, head's data) for every head of every row.
+template <class Real, class RotateHead>
+void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                 int64_t num_heads, Real* x, int num_threads, RotateHead rotate_head) {
+  constexpr int64_t kMinParallelElements = int64_t{1} << 15;
+  const int64_t head_dim = table.head_dim();
+  const bool worth_it = num_rows > 1 && num_rows * num_heads * head_dim >= kMinParallelElements;
+  const int threads = worth_it ? std::max(1, num_threads) : 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Rotation<Real> rotation(static_cast<size_t>(head_dim / 2));
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < num_rows; ++row) {
+      rotation.Set(table, positions[row]);
+      for (int64_t head = 0; head < num_heads; ++head) {
+        rotate_head(rotation, head, x + (row * num_heads + head) * head_dim);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+RopeTable::RopeTable(const RopeParams& params)
+    : attention_factor_(params.scaling == RopeParams::Scaling::kYarn ? params.attention_factor
+                                                                     : 1.0) {
+  PMKVQ_CHECK(params.head_dim > 0 && params.head_dim % 2 == 0);
+  PMKVQ_CHECK(params.theta > 0.0 && params.factor > 0.0);
+  frequencies_ = Frequencies(params);
+}
+
+template <class Real>
+void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+               int64_t num_heads, const float* scales, Real* x, int num_threads) {
+  const int64_t half = table.head_dim() / 2;
+  ForEachHead(table, positions, num_rows, num_heads, x, num_threads,
+              [=](const Rotation<Real>& rotation, int64_t head, Real* data) {
+                const Real* cos = rotation.cos.data();
+                const Real* sin = rotation.sin.data();
+                Real* upper = data + half;
+                for (int64_t i = 0; i < half; ++i) {
+                  const Real first = data[i];
+                  const Real second = upper[i];
+                  data[i] = first * cos[i] - second * sin[i];
+                  upper[i] = second * cos[i] + first * sin[i];
+                }
+                if (scales == nullptr) return;
+                const float* scale = scales + head * half;
+                for (int64_t i = 0; i < half; ++i) {
+                  data[i] *= static_cast<Real>(scale[i]);
+                  upper[i] *= static_cast<Real>(scale[i]);
+                }
+              });
+}
+
+template <class Real>
+void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                   int64_t num_heads, Real* x, int num_threads) {
+  const int64_t half = table.head_dim() / 2;
+  ForEachHead(table, positions, num_rows, num_heads, x, num_threads,
+              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
+                const Real* cos = rotation.cos.data();
+                const Real* sin = rotation.sin.data();
+                Real* upper = data + half;
+                for (int64_t i = 0; i < half; ++i) {
+                  const Real first = data[i];
+                  const Real second = upper[i];
+                  data[i] = first * cos[i] + second * sin[i];
+                  upper[i] = second * cos[i] - first * sin[i];
+                }
+              });
+}
+
+#define PMKVQ_INSTANTIATE(Real)                                                                   \
+  template void ApplyRope<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, const float*, \
+                                Real*, int);                                                      \
+  template void ApplyRopeGrad<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, Real*, int);
+PMKVQ_INSTANTIATE(float)
+PMKVQ_INSTANTIATE(double)
+#undef PMKVQ_INSTANTIATE
+
+}  // namespace pmkvq
