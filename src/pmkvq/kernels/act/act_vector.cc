@@ -11,6 +11,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace pmkvq::internal::HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using D = hn::ScalableTag<float>;
@@ -86,6 +87,7 @@ void SiluMulGradAll(const float* gate, const float* up, const float* dy, int64_t
 
 int64_t Target() { return HWY_TARGET; }
 
+}  // namespace
 }  // namespace pmkvq::internal::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -9,6 +9,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace pmkvq::internal::HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using D = hn::ScalableTag<float>;
@@ -264,6 +265,7 @@ void Expand(const std::byte* data, DType dtype, int64_t count, float* out) {
 
 int64_t Target() { return HWY_TARGET; }
 
+}  // namespace
 }  // namespace pmkvq::internal::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
