@@ -2,6 +2,17 @@
 
 #include <cstring>
 
+// Largest chunk of any instruction set: two AVX-512 vectors of floats. (HWY_MAX_BYTES would be the
+// baseline's outside of the per-target code.)
+#ifndef PMKVQ_GEMM_DECODE_ONCE
+#define PMKVQ_GEMM_DECODE_ONCE
+namespace pmkvq::internal {
+namespace {
+constexpr size_t kMaxChunk = 32;
+}
+}  // namespace pmkvq::internal
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "pmkvq/kernels/gemm/gemm_decode.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -17,6 +28,7 @@ using V = hn::Vec<D>;
 
 // One step of a dot product takes a chunk of two float vectors.
 HWY_INLINE size_t ChunkSize() { return 2 * hn::Lanes(D()); }
+static_assert(2 * hn::MaxLanes(D()) <= kMaxChunk);
 
 // How a chunk of each weight type becomes two vectors. The order of elements over the two is free
 // as long as PackRow arranges x alike.
@@ -278,8 +290,8 @@ HWY_EXPORT(Expand);
 HWY_EXPORT(Target);
 
 size_t PackedDecodeFloats(int64_t num_rows, int64_t cols) {
-  constexpr int64_t kMaxChunk = 2 * HWY_MAX_BYTES / static_cast<int64_t>(sizeof(float));
-  return static_cast<size_t>(num_rows * ((cols + kMaxChunk - 1) / kMaxChunk * kMaxChunk));
+  const size_t chunks = (static_cast<size_t>(cols) + kMaxChunk - 1) / kMaxChunk;
+  return static_cast<size_t>(num_rows) * chunks * kMaxChunk;
 }
 
 void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed) {
