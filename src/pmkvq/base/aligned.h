@@ -21,9 +21,7 @@ struct AlignedAllocator {
   T* allocate(size_t count) {
     return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kAlignment)));
   }
-  void deallocate(T* pointer, size_t) {
-    ::operator delete(pointer, std::align_val_t(kAlignment));
-  }
+  void deallocate(T* pointer, size_t) { ::operator delete(pointer, std::align_val_t(kAlignment)); }
   template <class U>
   bool operator==(const AlignedAllocator<U>&) const {
     return true;

@@ -7,8 +7,8 @@ namespace pmkvq::internal {
 }  // namespace pmkvq::internal
 
 // Aborts with file, line and message when `condition` is false. Always compiled in.
-#define PMKVQ_CHECK_MSG(condition, message)                                                \
-  do {                                                                                     \
+#define PMKVQ_CHECK_MSG(condition, message)                                                    \
+  do {                                                                                         \
     if (!(condition)) ::pmkvq::internal::CheckFailed(__FILE__, __LINE__, #condition, message); \
   } while (false)
 #define PMKVQ_CHECK(condition) PMKVQ_CHECK_MSG(condition, "")

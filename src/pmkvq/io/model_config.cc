@@ -47,11 +47,11 @@ void ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   }
   const JsonValue names = json.Find("architectures");
   if (!names.IsArray() || names.size() != 1) names.Fail("an array with one of " + known);
-  config.architecture = names.At(size_t{0}).AsString();
+  config.architecture = names.At(0).AsString();
   const auto* found =
       std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
                    [&](const Architecture& each) { return config.architecture == each.name; });
-  if (found == std::end(kArchitectures)) names.At(size_t{0}).Refuse("one of " + known);
+  if (found == std::end(kArchitectures)) names.At(0).Refuse("one of " + known);
   config.model_type = found->model_type;
   const JsonValue type = json.Find("model_type");
   if (!type.IsNull() && type.AsString() != config.model_type) {

@@ -175,9 +175,9 @@ struct SafetensorsFile::Impl {
   void CopyMisaligned() {
     for (auto& [name, view] : header.tensors) {
       if (reinterpret_cast<uintptr_t>(view.data) % SizeOf(view.dtype) == 0) continue;
-      const Tensor& copy = copies.emplace_back(view.dtype, view.shape);
-      std::memcpy(const_cast<std::byte*>(copy.view().data), view.data, view.num_bytes());
-      view.data = copy.view().data;
+      Tensor& copy = copies.emplace_back(view.dtype, view.shape);
+      std::memcpy(copy.data(), view.data, view.num_bytes());
+      view.data = copy.data();
     }
   }
 };

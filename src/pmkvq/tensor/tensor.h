@@ -88,6 +88,7 @@ class Tensor {
   const Shape& shape() const { return shape_; }
   int64_t num_elements() const { return NumElements(shape_); }
   TensorView view() const { return {data_.data(), dtype_, shape_}; }
+  std::byte* data() { return data_.data(); }
 
   template <class T>
   T* As() {

@@ -1,7 +1,7 @@
 #include <sys/mman.h>
 
-#include <cstring>
 #include <cerrno>
+#include <cstring>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/tensor/device/buffer.h"
