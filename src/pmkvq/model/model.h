@@ -29,9 +29,9 @@ struct BlockWeights {
   std::vector<float> q_norm, k_norm;  // [D]
   WeightView o_proj;                  // [E, H*D]
   std::vector<float> o_bias;
-  std::vector<float> mlp_norm;            // [E]
-  WeightView gate_proj, up_proj;          // [F, E]
-  WeightView down_proj;                   // [E, F]
+  std::vector<float> mlp_norm;    // [E]
+  WeightView gate_proj, up_proj;  // [F, E]
+  WeightView down_proj;           // [E, F]
 };
 
 // New tokens of one sequence in one Forward.
@@ -43,16 +43,29 @@ struct ForwardChunk {
   Logits logits = Logits::kLast;
 };
 
-// Activations of a Forward, reused between calls; grows to the largest batch seen.
+// Rows that go through the linear layers in one call.
+struct RowSlice {
+  int64_t first_row = 0;
+  int64_t num_rows = 0;
+};
+
+// Activations and bookkeeping of a Forward, reused between calls: everything grows to the largest
+// batch seen, so that a steady state allocates nothing.
 struct ForwardWorkspace {
   AlignedVector<float> buffer;
   AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
   int64_t num_logit_rows = 0;
-  std::vector<int64_t> positions;
+
+  // Inside, chunks of one token come first, then the others, each in the caller's order.
+  Batch batch;
+  std::vector<int64_t> positions;         // Per row.
+  std::vector<int64_t> chunk_first_rows;  // Per chunk, in the caller's order.
+  std::vector<RowSlice> slices;
 
   size_t num_bytes() const {
     return (buffer.capacity() + logits.capacity()) * sizeof(float) +
-           positions.capacity() * sizeof(int64_t);
+           batch.capacity() * sizeof(BatchChunk) + slices.capacity() * sizeof(RowSlice) +
+           (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);
   }
 };
 
@@ -61,7 +74,8 @@ struct ForwardWorkspace {
 class Model {
  public:
   // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing
-  // tensors or wrong shapes (file, tensor, found, expected).
+  // tensors, wrong shapes (file, tensor, found, expected), and for tensors of a block that the
+  // config does not announce (a bias, a block too many): the graph would be another one.
   static std::shared_ptr<Model> Load(const std::string& folder);
   ~Model();
 

@@ -1,0 +1,243 @@
+#include <algorithm>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/act/act.h"
+#include "pmkvq/kernels/norm/norm.h"
+#include "pmkvq/model/detail.h"
+#include "pmkvq/model/model_impl.h"
+
+namespace pmkvq {
+namespace {
+
+using model_detail::AddTo;
+using model_detail::DataOrNull;
+using model_detail::GrowTo;
+
+bool IsDecode(const ForwardChunk& chunk) { return chunk.tokens.size() == 1; }
+
+int64_t NumTokens(const ForwardChunk& chunk) { return static_cast<int64_t>(chunk.tokens.size()); }
+
+int64_t NumLogitRows(const ForwardChunk& chunk) {
+  switch (chunk.logits) {
+    case ForwardChunk::Logits::kNone:
+      return 0;
+    case ForwardChunk::Logits::kLast:
+      return 1;
+    case ForwardChunk::Logits::kAll:
+      return NumTokens(chunk);
+  }
+  return 0;
+}
+
+// One Forward: the layout of its rows, and the steps on them.
+//
+// Rows with one token per sequence share the linear layers in slices of at most kDecodeRows, where
+// MatMul's bits do not depend on the number of rows; every longer chunk is a slice of its own.
+class ForwardPass {
+ public:
+  ForwardPass(const Model& model, std::span<const ForwardChunk> chunks, ForwardWorkspace& workspace,
+              int num_threads)
+      : model_(model),
+        config_(model.config()),
+        chunks_(chunks),
+        workspace_(workspace),
+        num_threads_(num_threads) {
+    LayOutRows();
+    LayOutBuffers();
+  }
+
+  void Embed() {
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      float* row = x_ + workspace_.chunk_first_rows[i] * config_.hidden_size;
+      for (const int32_t token : chunks_[i].tokens) {
+        PMKVQ_CHECK_MSG(token >= 0 && token < config_.vocab_size, "token id out of range");
+        ExpandRow(model_.embedding(), token, row);
+        row += config_.hidden_size;
+      }
+    }
+  }
+
+  // `query_scales` and `key_scales` may be null.
+  void RunBlock(int64_t layer, const float* query_scales, const float* key_scales, KvStore& store) {
+    const BlockWeights& block = model_.block(layer);
+    for (const RowSlice& slice : workspace_.slices) {
+      ProjectQkv(block, slice);
+      Rotate(slice, query_scales, key_scales);
+    }
+    store.AppendAndAttend(layer, q_, k_, v_, attention_);
+    for (const RowSlice& slice : workspace_.slices) {
+      AddAttentionOutput(block, slice);
+      AddMlp(block, slice);
+    }
+  }
+
+  void ComputeLogits() {
+    int64_t num_logit_rows = 0;
+    for (const ForwardChunk& chunk : chunks_) num_logit_rows += NumLogitRows(chunk);
+    GrowTo(workspace_.logits, num_logit_rows * config_.vocab_size);
+    workspace_.num_logit_rows = 0;
+    int64_t pending = 0;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const int64_t num_rows = NumLogitRows(chunks_[i]);
+      if (num_rows == 0) continue;
+      // Several rows of one sequence are one product, whatever surrounds them.
+      if (num_rows > 1 || pending == kDecodeRows) pending = FlushLogits(pending);
+      const int64_t end = workspace_.chunk_first_rows[i] + NumTokens(chunks_[i]);
+      RmsNorm(x_ + (end - num_rows) * config_.hidden_size, num_rows, config_.hidden_size,
+              model_.final_norm().data(), config_.rms_norm_eps,
+              normed_ + pending * config_.hidden_size, num_threads_);
+      pending += num_rows;
+      if (num_rows > 1) pending = FlushLogits(pending);
+    }
+    FlushLogits(pending);
+  }
+
+ private:
+  void LayOutRows() {
+    workspace_.batch.clear();
+    workspace_.positions.clear();
+    workspace_.slices.clear();
+    workspace_.chunk_first_rows.resize(chunks_.size());
+    for (const bool decode : {true, false}) {
+      for (size_t i = 0; i < chunks_.size(); ++i) {
+        if (IsDecode(chunks_[i]) == decode) AddChunk(i);
+      }
+    }
+  }
+
+  void AddChunk(size_t index) {
+    const ForwardChunk& chunk = chunks_[index];
+    const int64_t num_tokens = NumTokens(chunk);
+    PMKVQ_CHECK_MSG(num_tokens > 0, "empty chunk");
+    const auto first_row = static_cast<int64_t>(workspace_.positions.size());
+    workspace_.chunk_first_rows[index] = first_row;
+    workspace_.batch.push_back({chunk.seq, num_tokens});
+    for (int64_t t = 0; t < num_tokens; ++t) workspace_.positions.push_back(chunk.start_pos + t);
+    std::vector<RowSlice>& slices = workspace_.slices;
+    if (IsDecode(chunk) && !slices.empty() && slices.back().num_rows < kDecodeRows) {
+      ++slices.back().num_rows;
+    } else {
+      slices.push_back({first_row, num_tokens});
+    }
+  }
+
+  void LayOutBuffers() {
+    const auto num_rows = static_cast<int64_t>(workspace_.positions.size());
+    int64_t slice_rows = kDecodeRows;
+    for (const RowSlice& slice : workspace_.slices) {
+      slice_rows = std::max(slice_rows, slice.num_rows);
+    }
+    struct Part {
+      float** pointer;
+      int64_t count;
+    };
+    const Part parts[] = {{&x_, num_rows * config_.hidden_size},
+                          {&q_, num_rows * config_.q_dim()},
+                          {&k_, num_rows * config_.kv_dim()},
+                          {&v_, num_rows * config_.kv_dim()},
+                          {&attention_, num_rows * config_.q_dim()},
+                          {&normed_, slice_rows * config_.hidden_size},
+                          {&gate_, slice_rows * config_.intermediate_size},
+                          {&up_, slice_rows * config_.intermediate_size}};
+    constexpr int64_t kLine = static_cast<int64_t>(kAlignment / sizeof(float));
+    const auto aligned = [](int64_t count) { return (count + kLine - 1) / kLine * kLine; };
+    int64_t total = 0;
+    for (const Part& part : parts) total += aligned(part.count);
+    GrowTo(workspace_.buffer, total);
+    float* next = workspace_.buffer.data();
+    for (const Part& part : parts) {
+      *part.pointer = next;
+      next += aligned(part.count);
+    }
+  }
+
+  void ProjectQkv(const BlockWeights& block, const RowSlice& slice) {
+    RmsNorm(x_ + slice.first_row * config_.hidden_size, slice.num_rows, config_.hidden_size,
+            block.attention_norm.data(), config_.rms_norm_eps, normed_, num_threads_);
+    float* q = q_ + slice.first_row * config_.q_dim();
+    float* k = k_ + slice.first_row * config_.kv_dim();
+    float* v = v_ + slice.first_row * config_.kv_dim();
+    const int64_t rows = slice.num_rows;
+    MatMul(normed_, rows, block.q_proj, DataOrNull(block.q_bias), q, num_threads_);
+    MatMul(normed_, rows, block.k_proj, DataOrNull(block.k_bias), k, num_threads_);
+    MatMul(normed_, rows, block.v_proj, DataOrNull(block.v_bias), v, num_threads_);
+    if (!config_.qk_norm) return;
+    RmsNorm(q, rows * config_.num_heads, config_.head_dim, block.q_norm.data(),
+            config_.rms_norm_eps, q, num_threads_);
+    RmsNorm(k, rows * config_.num_kv_heads, config_.head_dim, block.k_norm.data(),
+            config_.rms_norm_eps, k, num_threads_);
+  }
+
+  void Rotate(const RowSlice& slice, const float* query_scales, const float* key_scales) {
+    const int64_t* positions = workspace_.positions.data() + slice.first_row;
+    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_heads, query_scales,
+              q_ + slice.first_row * config_.q_dim(), num_threads_);
+    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_kv_heads, key_scales,
+              k_ + slice.first_row * config_.kv_dim(), num_threads_);
+  }
+
+  void AddAttentionOutput(const BlockWeights& block, const RowSlice& slice) {
+    MatMul(attention_ + slice.first_row * config_.q_dim(), slice.num_rows, block.o_proj,
+           DataOrNull(block.o_bias), normed_, num_threads_);
+    AddTo(x_ + slice.first_row * config_.hidden_size, normed_,
+          slice.num_rows * config_.hidden_size);
+  }
+
+  void AddMlp(const BlockWeights& block, const RowSlice& slice) {
+    float* x = x_ + slice.first_row * config_.hidden_size;
+    const int64_t rows = slice.num_rows;
+    RmsNorm(x, rows, config_.hidden_size, block.mlp_norm.data(), config_.rms_norm_eps, normed_,
+            num_threads_);
+    MatMul(normed_, rows, block.gate_proj, nullptr, gate_, num_threads_);
+    MatMul(normed_, rows, block.up_proj, nullptr, up_, num_threads_);
+    SiluMul(gate_, up_, rows * config_.intermediate_size, gate_, num_threads_);
+    MatMul(gate_, rows, block.down_proj, nullptr, normed_, num_threads_);
+    AddTo(x, normed_, rows * config_.hidden_size);
+  }
+
+  // Multiplies the `num_rows` rows waiting in normed_ with the output head. Returns 0, the number
+  // of rows that wait now.
+  int64_t FlushLogits(int64_t num_rows) {
+    if (num_rows == 0) return 0;
+    float* logits = workspace_.logits.data() + workspace_.num_logit_rows * config_.vocab_size;
+    MatMul(normed_, num_rows, model_.output_head(), nullptr, logits, num_threads_);
+    workspace_.num_logit_rows += num_rows;
+    return 0;
+  }
+
+  const Model& model_;
+  const ModelConfig& config_;
+  std::span<const ForwardChunk> chunks_;
+  ForwardWorkspace& workspace_;
+  const int num_threads_;
+
+  float* x_ = nullptr;  // [rows, E], the residual stream
+  float* q_ = nullptr;  // [rows, H, D]
+  float* k_ = nullptr;  // [rows, Hkv, D]
+  float* v_ = nullptr;
+  float* attention_ = nullptr;  // [rows, H, D]
+  float* normed_ = nullptr;     // [slice rows, E], also the output of a projection back to E
+  float* gate_ = nullptr;       // [slice rows, F]
+  float* up_ = nullptr;
+};
+
+}  // namespace
+
+void Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
+                    ForwardWorkspace& workspace, int num_threads) const {
+  workspace.num_logit_rows = 0;
+  if (chunks.empty()) return;
+  ForwardPass pass(*this, chunks, workspace, num_threads);
+  pass.Embed();
+  store.BeginForward(workspace.batch);
+  const bool scaled = !impl_->key_scales.empty();
+  for (int64_t layer = 0; layer < config().num_layers; ++layer) {
+    const auto index = static_cast<size_t>(layer);
+    pass.RunBlock(layer, scaled ? impl_->query_scales[index].data() : nullptr,
+                  scaled ? impl_->key_scales[index].data() : nullptr, store);
+  }
+  store.EndForward();
+  pass.ComputeLogits();
+}
+
+}  // namespace pmkvq

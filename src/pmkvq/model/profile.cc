@@ -1,0 +1,217 @@
+#include "pmkvq/model/profile.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/kernels/norm/norm.h"
+#include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+#include "pmkvq/model/profile_block.h"
+
+namespace pmkvq {
+namespace {
+
+// Rows of logits held at once: a vocabulary may have 152k entries.
+constexpr int64_t kHeadRows = 64;
+
+template <class Real>
+bool AllFinite(const Real* x, int64_t count) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) finite &= std::isfinite(x[i]);
+  return finite;
+}
+
+}  // namespace
+
+std::vector<int64_t> StretchedPositions(int64_t num_tokens, int64_t effective_len) {
+  PMKVQ_CHECK(num_tokens > 0 && effective_len > 0 && effective_len % num_tokens == 0);
+  const int64_t step = effective_len / num_tokens;
+  std::vector<int64_t> positions(static_cast<size_t>(num_tokens));
+  for (int64_t t = 0; t < num_tokens; ++t) positions[static_cast<size_t>(t)] = t * step;
+  return positions;
+}
+
+template <class Real>
+struct Profile<Real>::Impl {
+  Impl(const Model& profiled, int threads)
+      : model(profiled),
+        config(profiled.config()),
+        num_threads(threads),
+        block(profiled, threads) {}
+
+  const Model& model;
+  const ModelConfig& config;
+  const int num_threads;
+  ProfileBlock<Real> block;
+  AlignedVector<Real> x;         // [N, E], the residual stream
+  AlignedVector<Real> dx;        // [N, E], its gradient
+  AlignedVector<Real> inputs;    // [L, N, E], ForwardBackward only
+  AlignedVector<Real> normed;    // [kHeadRows, E], the head's input; in backward its gradient
+  AlignedVector<Real> logits;    // [kHeadRows, V]
+  std::vector<double> row_loss;  // [kHeadRows]
+
+  void Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
+  void CheckFinite(const Real* values, const std::string& what) const;
+  double Loss(std::span<const int32_t> tokens, bool with_gradient);
+  double HeadRows(const int32_t* targets, int64_t first_row, int64_t rows, const double* weight);
+};
+
+// Embeds the tokens.
+template <class Real>
+void Profile<Real>::Impl::Start(std::span<const int32_t> tokens,
+                                std::span<const int64_t> positions) {
+  PMKVQ_CHECK(tokens.size() >= 2 && tokens.size() == positions.size());
+  const auto n = static_cast<int64_t>(tokens.size());
+  x.resize(tokens.size() * static_cast<size_t>(config.hidden_size));
+  block.Resize(n);
+  for (int64_t t = 0; t < n; ++t) {
+    const int32_t token = tokens[static_cast<size_t>(t)];
+    PMKVQ_CHECK_MSG(token >= 0 && token < config.vocab_size, "token id out of range");
+    ExpandRow(model.embedding(), token, x.data() + t * config.hidden_size);
+  }
+  CheckFinite(x.data(), "embedding");
+}
+
+template <class Real>
+void Profile<Real>::Impl::CheckFinite(const Real* values, const std::string& what) const {
+  if (AllFinite(values, static_cast<int64_t>(x.size()))) return;
+  const Real* end = values + x.size();
+  const Real* bad = std::find_if(values, end, [](Real value) { return !std::isfinite(value); });
+  throw InvalidInput(
+      model.checkpoint().folder(),
+      fmt::format("{}: found {} at token {}, expected finite values (NaN or infinity among "
+                  "the weights)",
+                  what, static_cast<double>(*bad), (bad - values) / config.hidden_size));
+}
+
+// Mean cross entropy of the N - 1 predictions; with gradient, dx [N, E] becomes dL/dx.
+template <class Real>
+double Profile<Real>::Impl::Loss(std::span<const int32_t> tokens, bool with_gradient) {
+  const int64_t num_predictions = static_cast<int64_t>(tokens.size()) - 1;
+  const int64_t max_rows = std::min(kHeadRows, num_predictions);
+  normed.resize(static_cast<size_t>(max_rows * config.hidden_size));
+  logits.resize(static_cast<size_t>(max_rows * config.vocab_size));
+  row_loss.resize(static_cast<size_t>(max_rows));
+  if (with_gradient) dx.assign(x.size(), Real{0});
+  const double weight = 1.0 / static_cast<double>(num_predictions);
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < num_predictions; begin += kHeadRows) {
+    const int64_t rows = std::min(kHeadRows, num_predictions - begin);
+    sum += HeadRows(tokens.data() + begin + 1, begin, rows, with_gradient ? &weight : nullptr);
+  }
+  const double loss = sum * weight;
+  if (!std::isfinite(loss)) {
+    throw InvalidInput(model.checkpoint().folder(),
+                       fmt::format("output head: found loss {}, expected a finite value (NaN or "
+                                   "infinity among the weights)",
+                                   loss));
+  }
+  return loss;
+}
+
+// Sum of the cross entropies of some rows; where `weight` is given, also the rows' gradient of
+// weight times that sum.
+template <class Real>
+double Profile<Real>::Impl::HeadRows(const int32_t* targets, int64_t first_row, int64_t rows,
+                                     const double* weight) {
+  const Real* input = x.data() + first_row * config.hidden_size;
+  RmsNorm(input, rows, config.hidden_size, model.final_norm().data(), config.rms_norm_eps,
+          normed.data(), num_threads);
+  MatMul(normed.data(), rows, model.output_head(), nullptr, logits.data(), num_threads);
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+  for (int64_t r = 0; r < rows; ++r) {
+    Real* row = logits.data() + r * config.vocab_size;
+    row_loss[static_cast<size_t>(r)] =
+        weight == nullptr ? CrossEntropy(row, config.vocab_size, targets[r])
+                          : CrossEntropyGrad(row, config.vocab_size, targets[r], *weight);
+  }
+  double sum = 0.0;
+  for (int64_t r = 0; r < rows; ++r) sum += row_loss[static_cast<size_t>(r)];
+  if (weight != nullptr) {
+    MatMulGradInput(logits.data(), rows, model.output_head(), normed.data(), /*accumulate=*/false,
+                    num_threads);
+    RmsNormGrad(input, normed.data(), rows, config.hidden_size, model.final_norm().data(),
+                config.rms_norm_eps, dx.data() + first_row * config.hidden_size, num_threads);
+  }
+  return sum;
+}
+
+template <class Real>
+Profile<Real>::Profile(const Model& model, int num_threads)
+    : impl_(std::make_unique<Impl>(model, num_threads)) {}
+
+template <class Real>
+Profile<Real>::~Profile() = default;
+
+template <class Real>
+double Profile<Real>::Forward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                              const Visitor& visitor) {
+  Impl& impl = *impl_;
+  impl.Start(tokens, positions);
+  for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
+    impl.block.ComputeStates(layer, positions, impl.x.data());
+    if (visitor) visitor(impl.block.States(layer, /*with_gradients=*/false));
+    impl.block.AddAttention(layer, impl.x.data());
+    impl.block.AddMlp(layer, impl.x.data());
+    impl.CheckFinite(impl.x.data(), fmt::format("block {}", layer));
+  }
+  return impl.Loss(tokens, /*with_gradient=*/false);
+}
+
+template <class Real>
+double Profile<Real>::ForwardBackward(std::span<const int32_t> tokens,
+                                      std::span<const int64_t> positions, const Visitor& visitor) {
+  Impl& impl = *impl_;
+  impl.Start(tokens, positions);
+  const auto size = static_cast<int64_t>(impl.x.size());
+  impl.inputs.resize(static_cast<size_t>(size * impl.config.num_layers));
+  for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
+    std::copy_n(impl.x.data(), size, impl.inputs.data() + layer * size);
+    impl.block.ComputeStates(layer, positions, impl.x.data());
+    impl.block.AddAttention(layer, impl.x.data());
+    impl.block.AddMlp(layer, impl.x.data());
+    impl.CheckFinite(impl.x.data(), fmt::format("block {}", layer));
+  }
+  const double loss = impl.Loss(tokens, /*with_gradient=*/true);
+  for (int64_t layer = impl.config.num_layers - 1; layer >= 0; --layer) {
+    const Real* input = impl.inputs.data() + layer * size;
+    std::copy_n(input, size, impl.x.data());
+    impl.block.ComputeStates(layer, positions, input);
+    impl.block.AddAttention(layer, impl.x.data());
+    impl.block.MlpGrad(layer, impl.x.data(), impl.dx.data());
+    impl.block.AttentionGrad(layer, impl.dx.data());
+    impl.CheckFinite(impl.dx.data(), fmt::format("gradient of block {}", layer));
+    if (visitor) visitor(impl.block.States(layer, /*with_gradients=*/true));
+    if (layer > 0) impl.block.StatesGrad(layer, positions, input, impl.dx.data());
+  }
+  return loss;
+}
+
+template <class Real>
+double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
+                                    std::span<const int64_t> positions, int64_t layer,
+                                    const Real* delta_k, const Real* delta_v) {
+  Impl& impl = *impl_;
+  impl.Start(tokens, positions);
+  for (int64_t i = 0; i < impl.config.num_layers; ++i) {
+    impl.block.ComputeStates(i, positions, impl.x.data());
+    if (i == layer) impl.block.AddToStates(delta_k, delta_v);
+    impl.block.AddAttention(i, impl.x.data());
+    impl.block.AddMlp(i, impl.x.data());
+  }
+  return impl.Loss(tokens, /*with_gradient=*/false);
+}
+
+template <class Real>
+void Profile<Real>::AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q, const Real* k,
+                                    const Real* v, Real* out) {
+  impl_->block.AttentionOutput(layer, num_tokens, q, k, v, /*bias=*/nullptr, out);
+}
+
+template class Profile<float>;
+template class Profile<double>;
+
+}  // namespace pmkvq
