@@ -17,7 +17,8 @@ namespace pmkvq {
 // not, lstrip / rstrip / single_word / normalized). Anything else is refused by name.
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a folder that holds one. Throws IoError, InvalidInput, Unsupported.
+  // `path`: a tokenizer.json, or a folder that holds one. Throws IoError, InvalidInput,
+  // Unsupported.
   static std::shared_ptr<const Tokenizer> Load(const std::string& path);
   // From the text of a tokenizer.json; `source` names it in errors. The fuzz entry point.
   static std::shared_ptr<const Tokenizer> Parse(std::string_view json, const std::string& source);

@@ -1,0 +1,232 @@
+#include "pmkvq/text/tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <unordered_set>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "pmkvq/text/added_tokens.h"
+#include "pmkvq/text/bpe.h"
+#include "pmkvq/text/normalizer.h"
+#include "pmkvq/text/pre_tokenizer.h"
+#include "pmkvq/text/vocabulary.h"
+
+namespace pmkvq {
+namespace {
+
+bool BoolOr(const JsonValue& json, const char* key, bool otherwise) {
+  return json.Has(key) ? json.At(key).AsBool() : otherwise;
+}
+
+AddedToken ParseAddedToken(const JsonValue& json) {
+  AddedToken token;
+  token.id = static_cast<int32_t>(json.At("id").AsInt(0, Vocabulary::kMaxId));
+  token.content = json.At("content").AsString();
+  if (token.content.empty()) json.At("content").Fail("a token that is not empty");
+  token.special = BoolOr(json, "special", false);
+  token.normalized = BoolOr(json, "normalized", !token.special);
+  token.single_word = BoolOr(json, "single_word", false);
+  token.lstrip = BoolOr(json, "lstrip", false);
+  token.rstrip = BoolOr(json, "rstrip", false);
+  return token;
+}
+
+void CheckVersion(const JsonValue& root) {
+  if (!root.Has("version")) return;
+  const JsonValue version = root.At("version");
+  if (version.AsString() != "1.0") {
+    throw Unsupported(version.Where(), fmt::format("found {}, expected 1.0", version.Dump()));
+  }
+}
+
+// ByteLevel, alone or as the only part of a Sequence.
+void CheckDecoder(const JsonValue& json) {
+  const std::string type = json.At("type").AsString();
+  if (type == "ByteLevel") return;
+  if (type == "Sequence") {
+    const JsonValue parts = json.At("decoders");
+    if (parts.IsArray() && parts.size() == 1) return CheckDecoder(parts.At(size_t{0}));
+    throw Unsupported(parts.Where(),
+                      fmt::format("found {} parts, expected ByteLevel only", parts.size()));
+  }
+  throw Unsupported(json.Where(), fmt::format("found \"{}\", expected ByteLevel", type));
+}
+
+// Ids that a TemplateProcessing puts before its sequence "A".
+std::vector<int32_t> TemplatePrefix(const JsonValue& json) {
+  const JsonValue parts = json.At("single");
+  if (!parts.IsArray()) parts.Fail("an array");
+  std::vector<int32_t> prefix;
+  bool has_sequence = false;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const JsonValue part = parts.At(i);
+    if (part.Has("Sequence") && !has_sequence) {
+      has_sequence = true;
+    } else if (part.Has("SpecialToken") && !has_sequence) {
+      const std::string name = part.At("SpecialToken").At("id").AsString();
+      const JsonValue ids = json.At("special_tokens").At(name).At("ids");
+      if (!ids.IsArray()) ids.Fail("an array of ids");
+      for (size_t k = 0; k < ids.size(); ++k) {
+        prefix.push_back(static_cast<int32_t>(ids.At(k).AsInt(0, Vocabulary::kMaxId)));
+      }
+    } else {
+      throw Unsupported(part.Where(), fmt::format("found {}, expected special tokens and then one "
+                                                  "sequence",
+                                                  part.Dump()));
+    }
+  }
+  return prefix;
+}
+
+std::vector<int32_t> PrefixOf(const JsonValue& json) {
+  if (json.IsNull()) return {};
+  const std::string type = json.At("type").AsString();
+  if (type == "ByteLevel") return {};  // Changes offsets only.
+  if (type == "TemplateProcessing") return TemplatePrefix(json);
+  if (type != "Sequence") {
+    throw Unsupported(
+        json.Where(),
+        fmt::format("found \"{}\", expected ByteLevel, TemplateProcessing or Sequence", type));
+  }
+  const JsonValue parts = json.At("processors");
+  if (!parts.IsArray()) parts.Fail("an array");
+  std::vector<int32_t> prefix;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    // A later processor puts its tokens around what the earlier ones made.
+    std::vector<int32_t> outer = PrefixOf(parts.At(i));
+    prefix.insert(prefix.begin(), outer.begin(), outer.end());
+  }
+  return prefix;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  explicit Impl(const JsonValue& root)
+      : source(root.Where()),
+        vocabulary(root.At("model").At("vocab")),
+        bpe(root.At("model"), &vocabulary),
+        normalizer(root.Find("normalizer")),
+        pre_tokenizer(root.Find("pre_tokenizer")),
+        prefix_ids(PrefixOf(root.Find("post_processor"))) {
+    CheckVersion(root);
+    CheckDecoder(root.At("decoder"));
+    if (root.Has("added_tokens")) LoadAddedTokens(root.At("added_tokens"));
+    for (const int32_t id : prefix_ids) {
+      if (!vocabulary.IsValid(id))
+        root.At("post_processor").Fail(fmt::format("no unknown id {}", id));
+    }
+  }
+
+  void LoadAddedTokens(const JsonValue& tokens) {
+    if (!tokens.IsArray()) tokens.Fail("an array");
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const JsonValue json = tokens.At(i);
+      AddedToken token = ParseAddedToken(json);
+      vocabulary.Add(token, json);
+      if (!token.normalized) {
+        raw_matcher.Add(token);
+        continue;
+      }
+      token.content = normalizer.Normalize(token.content);
+      if (!normalized_contents.insert(token.content).second) {
+        json.At("content").Fail("a token that no other one equals after normalisation");
+      }
+      normalized_matcher.Add(token);
+    }
+  }
+
+  void EncodePieces(std::string_view text, std::vector<int32_t>* ids) const {
+    const Pieces pieces = pre_tokenizer.Split(text);
+    for (const std::string_view piece : pieces.views) bpe.Encode(piece, ids);
+  }
+
+  [[noreturn]] void FailUnknown(int32_t id) const {
+    throw InvalidInput(
+        source, fmt::format("id {}: no such token, expected less than {}", id, vocabulary.size()));
+  }
+
+  std::string source;
+  Vocabulary vocabulary;
+  BpeModel bpe;
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  std::vector<int32_t> prefix_ids;
+  std::unordered_set<std::string> normalized_contents;
+  AddedTokenMatcher raw_matcher;         // Looks at the text as given, ...
+  AddedTokenMatcher normalized_matcher;  // ... at what is left after normalisation.
+};
+
+Tokenizer::Tokenizer() = default;
+Tokenizer::~Tokenizer() = default;
+
+std::shared_ptr<const Tokenizer> Tokenizer::Load(const std::string& path) {
+  const std::string file =
+      std::filesystem::is_directory(path) ? JoinPath(path, "tokenizer.json") : path;
+  return Parse(ReadFile(file), file);
+}
+
+std::shared_ptr<const Tokenizer> Tokenizer::Parse(std::string_view json,
+                                                  const std::string& source) {
+  const JsonValue root = JsonValue::Parse(json, source);
+  if (!root.IsObject()) root.Fail("an object");
+  const std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
+  tokenizer->impl_ = std::make_unique<Impl>(root);
+  return tokenizer;
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special) const {
+  const size_t invalid = FindInvalidUtf8(text);
+  if (invalid != std::string_view::npos) {
+    throw InvalidInput("text", fmt::format("byte {} is 0x{:02X}, expected valid UTF-8", invalid,
+                                           static_cast<unsigned char>(text[invalid])));
+  }
+  std::vector<int32_t> ids;
+  for (const Segment& segment : impl_->raw_matcher.Split(text, parse_special)) {
+    if (segment.id >= 0) {
+      ids.push_back(segment.id);
+      continue;
+    }
+    const std::string normalized = impl_->normalizer.Normalize(segment.text);
+    for (const Segment& part : impl_->normalized_matcher.Split(normalized, parse_special)) {
+      if (part.id >= 0) {
+        ids.push_back(part.id);
+      } else {
+        impl_->EncodePieces(part.text, &ids);
+      }
+    }
+  }
+  return ids;
+}
+
+const std::vector<int32_t>& Tokenizer::prefix_ids() const { return impl_->prefix_ids; }
+
+std::string Tokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special) const {
+  std::string text;
+  for (const int32_t id : ids) {
+    if (!impl_->vocabulary.IsValid(id)) impl_->FailUnknown(id);
+    if (!skip_special || !impl_->vocabulary.IsSpecial(id)) text += impl_->vocabulary.Bytes(id);
+  }
+  return text;
+}
+
+std::string Tokenizer::TokenBytes(int32_t id) const {
+  if (!impl_->vocabulary.IsValid(id)) impl_->FailUnknown(id);
+  return impl_->vocabulary.Bytes(id);
+}
+
+bool Tokenizer::IsSpecial(int32_t id) const {
+  return impl_->vocabulary.IsValid(id) && impl_->vocabulary.IsSpecial(id);
+}
+
+bool Tokenizer::IsValid(int32_t id) const { return impl_->vocabulary.IsValid(id); }
+
+int32_t Tokenizer::TokenId(std::string_view token) const { return impl_->vocabulary.Find(token); }
+
+int32_t Tokenizer::vocab_size() const { return impl_->vocabulary.size(); }
+
+}  // namespace pmkvq
