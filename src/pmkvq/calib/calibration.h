@@ -14,7 +14,8 @@
 
 namespace pmkvq {
 
-// What every step shares. Pointers may be null. A step that is cancelled throws Cancelled after
+// What every step shares. `model` and `samples` (at least one) must be set, the other pointers may
+// be null. A step that is cancelled throws Cancelled after
 // writing its checkpoint file, from which the same call resumes (samples done, running sums in
 // full precision, so that the result is bit-identical). The checkpoint is removed on success, and
 // ignored with a warning when model, data or options differ.
@@ -26,8 +27,11 @@ struct CalibrationContext {
   ProgressSink* progress = nullptr;
   LogSink* log = nullptr;
   const CancelFlag* cancel = nullptr;
-  std::string checkpoint_path;   // Empty: no resuming.
-  std::string fingerprint;       // Model identity and sample options, to recognise a checkpoint.
+  std::string checkpoint_path;  // Empty: no resuming.
+  // Whatever else the caller wants a checkpoint to be recognised by. The model's identity, the
+  // tokens, effective_len and the step's own options are always part of it.
+  std::string fingerprint;
+  bool keep_checkpoint = false;  // Keep it on success: the same call then answers at once.
 };
 
 // Mean over samples of mean |(Q_b(x) - x) * dL/dx|, for x = post-RoPE keys and values (eq. 4, 5),

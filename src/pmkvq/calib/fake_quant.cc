@@ -1,0 +1,73 @@
+#include "pmkvq/calib/fake_quant.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+
+namespace pmkvq {
+namespace {
+
+// Work is cut into runs of this many values whatever the thread count, and the partial sums are
+// added in order.
+constexpr int64_t kRun = 8192;
+
+template <class Function>
+double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& sum_of_run) {
+  const int64_t num_runs = (count + run - 1) / run;
+  std::vector<double> partial(static_cast<size_t>(num_runs));
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int64_t r = 0; r < num_runs; ++r) {
+    partial[static_cast<size_t>(r)] = sum_of_run(r * run, std::min(count, (r + 1) * run));
+  }
+  double sum = 0;
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+}  // namespace
+
+void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_groups, float* out,
+                          int num_threads) {
+  const FakeQuantOptions options{.group = group, .bits = bits};
+  const int64_t run = kRun / group;
+  const int64_t num_runs = (num_groups + run - 1) / run;
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int64_t r = 0; r < num_runs; ++r) {
+    const int64_t begin = r * run;
+    const int64_t count = std::min(run, num_groups - begin);
+    FakeQuantize(options, x + begin * group, count, out + begin * group);
+  }
+}
+
+double QuantizationDamage(int64_t group, int bits, const float* x, const float* gradient,
+                          int64_t num_groups, int num_threads) {
+  const FakeQuantOptions options{.group = group, .bits = bits};
+  return SumOverRuns(num_groups, kRun / group, num_threads, [&](int64_t begin, int64_t end) {
+    const int64_t count = (end - begin) * group;
+    const float* run_x = x + begin * group;
+    const float* run_gradient = gradient + begin * group;
+    float quantized[kRun];
+    FakeQuantize(options, run_x, end - begin, quantized);
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float error = quantized[i] - run_x[i];
+      sum += std::abs(static_cast<double>(error) * static_cast<double>(run_gradient[i]));
+    }
+    return sum;
+  });
+}
+
+double SquaredDistance(const float* a, const float* b, int64_t count, int num_threads) {
+  return SumOverRuns(count, kRun, num_threads, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const double difference = static_cast<double>(a[i] - b[i]);
+      sum += difference * difference;
+    }
+    return sum;
+  });
+}
+
+}  // namespace pmkvq
