@@ -9,6 +9,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq::internal {
@@ -39,10 +40,16 @@ struct StoredRange {
 template <class T>
 StoredRange<T> RoundBounds(float lowest, float highest) {
   constexpr float kMax = MaxFinite<T>();
-  // Adding zero turns -0 into +0: which of the two a minimum yields depends on the order of terms.
+  // Adding zero turns -0 into +0: which of the two a minimum or maximum yields depends on the order
+  // of its terms.
   const T min = RoundDown<T>(std::max(lowest, -kMax) + 0.0f);
-  const float range = std::clamp(highest - ToFloat(min), 0.0f, kMax);
+  const float range = std::clamp(highest - ToFloat(min), 0.0f, kMax) + 0.0f;
   return {min, RoundUp<T>(range)};
+}
+
+inline void CheckPackable(int64_t group, int bits) {
+  PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
+  PMKVQ_CHECK(group > 0 && group <= kMaxGroup && group % 8 == 0);
 }
 
 constexpr float MaxCode(int bits) { return static_cast<float>((1 << bits) - 1); }

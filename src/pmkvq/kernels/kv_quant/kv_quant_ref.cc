@@ -8,11 +8,6 @@
 namespace pmkvq {
 namespace {
 
-void CheckPackable(int64_t group, int bits) {
-  PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
-  PMKVQ_CHECK(group > 0 && group <= kMaxGroup && group % 8 == 0);
-}
-
 template <class T>
 void QuantizeGroup(const GroupFormat& format, const float* x, uint8_t* packed, T* min, T* range) {
   const auto [lowest, highest] = std::minmax_element(x, x + format.group);
@@ -32,7 +27,7 @@ void QuantizeGroup(const GroupFormat& format, const float* x, uint8_t* packed, T
 
 void UnpackCodes(int64_t group, int bits, const uint8_t* packed, int64_t num_groups,
                  uint8_t* codes) {
-  CheckPackable(group, bits);
+  internal::CheckPackable(group, bits);
   for (int64_t r = 0; r < num_groups; ++r) {
     for (int64_t i = 0; i < group; ++i) {
       codes[r * group + i] =
@@ -42,7 +37,7 @@ void UnpackCodes(int64_t group, int bits, const uint8_t* packed, int64_t num_gro
 }
 
 void PackCodes(int64_t group, int bits, const uint8_t* codes, int64_t num_groups, uint8_t* packed) {
-  CheckPackable(group, bits);
+  internal::CheckPackable(group, bits);
   const int64_t plane_bytes = PackedGroupBytes(group, bits);
   for (int64_t r = 0; r < num_groups; ++r) {
     for (int64_t j = 0; j < plane_bytes; ++j) {
@@ -66,7 +61,7 @@ namespace ref {
 
 void QuantizeGroups(const GroupFormat& format, const float* x, int64_t num_groups, uint8_t* codes,
                     void* mins, void* ranges) {
-  CheckPackable(format.group, format.bits);
+  internal::CheckPackable(format.group, format.bits);
   internal::VisitFloatType(format.metadata, [&]<class T>(T) {
     for (int64_t r = 0; r < num_groups; ++r) {
       QuantizeGroup(format, x + r * format.group,
@@ -78,7 +73,7 @@ void QuantizeGroups(const GroupFormat& format, const float* x, int64_t num_group
 
 void DequantizeGroups(const GroupFormat& format, const uint8_t* codes, const void* mins,
                       const void* ranges, int64_t num_groups, float* out) {
-  CheckPackable(format.group, format.bits);
+  internal::CheckPackable(format.group, format.bits);
   internal::VisitFloatType(format.metadata, [&]<class T>(T) {
     for (int64_t r = 0; r < num_groups; ++r) {
       const float min = ToFloat(static_cast<const T*>(mins)[r]);
@@ -95,9 +90,9 @@ void DequantizeGroups(const GroupFormat& format, const uint8_t* codes, const voi
 
 void HalvePackedCodes(int64_t group, int from_bits, const uint8_t* codes, int64_t num_groups,
                       uint8_t* out) {
-  CheckPackable(group, from_bits);
+  internal::CheckPackable(group, from_bits);
   const int bits = from_bits / 2;
-  CheckPackable(group, bits);
+  internal::CheckPackable(group, bits);
   uint8_t unpacked[kMaxGroup];
   for (int64_t r = 0; r < num_groups; ++r) {  // Output never runs ahead of input: in place works.
     UnpackCodes(group, from_bits, codes + r * PackedGroupBytes(group, from_bits), 1, unpacked);

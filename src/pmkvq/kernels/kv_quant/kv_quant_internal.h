@@ -1,0 +1,11 @@
+// For the tests of this folder.
+#pragma once
+
+#include <cstdint>
+
+namespace pmkvq::internal {
+
+// The Highway target (HWY_AVX2, ...) whose code a call of the vector kernels would run now.
+int64_t KvQuantTarget();
+
+}  // namespace pmkvq::internal

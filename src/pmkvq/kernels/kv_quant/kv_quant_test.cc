@@ -1,0 +1,313 @@
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/for_each_target.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_internal.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr int kWidths[] = {8, 4, 2};
+constexpr DType kFloatTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
+
+struct Quantized {
+  std::vector<uint8_t> codes;
+  std::vector<std::byte> mins;
+  std::vector<std::byte> ranges;
+  bool operator==(const Quantized&) const = default;
+};
+
+using QuantizeFunction = decltype(&QuantizeGroups);
+
+// `offset` bytes before the codes (and floats before x) make every pointer misaligned.
+Quantized Quantize(QuantizeFunction quantize, const GroupFormat& format,
+                   const std::vector<float>& x, int64_t offset = 0) {
+  const auto num_groups = static_cast<int64_t>(x.size()) / format.group;
+  const auto code_bytes =
+      static_cast<size_t>(num_groups * PackedGroupBytes(format.group, format.bits));
+  const size_t metadata_bytes = static_cast<size_t>(num_groups) * SizeOf(format.metadata);
+  std::vector<float> moved(x.size() + static_cast<size_t>(offset));
+  std::copy(x.begin(), x.end(), moved.begin() + offset);
+  std::vector<uint8_t> codes(code_bytes + static_cast<size_t>(offset));
+  Quantized result{
+      {}, std::vector<std::byte>(metadata_bytes), std::vector<std::byte>(metadata_bytes)};
+  quantize(format, moved.data() + offset, num_groups, codes.data() + offset, result.mins.data(),
+           result.ranges.data());
+  result.codes.assign(codes.begin() + offset, codes.end());
+  return result;
+}
+
+std::vector<float> Dequantize(decltype(&DequantizeGroups) dequantize, const GroupFormat& format,
+                              const Quantized& q, int64_t num_groups) {
+  std::vector<float> out(static_cast<size_t>(num_groups * format.group));
+  dequantize(format, q.codes.data(), q.mins.data(), q.ranges.data(), num_groups, out.data());
+  return out;
+}
+
+// Groups of every kind that has gone wrong somewhere: normal, outliers, constant, zeros of both
+// signs, subnormal ranges, far from zero, and the ends of F16.
+std::vector<float> Samples(int64_t group, int64_t num_groups) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(group * num_groups));
+  for (int64_t r = 0; r < num_groups; ++r) {
+    float* row = x.data() + r * group;
+    for (int64_t i = 0; i < group; ++i) {
+      const float z = normal(random);
+      switch (r % 9) {
+        case 0:
+          row[i] = z;
+          break;
+        case 1:
+          row[i] = i % 7 == 3 ? 300.0f * z : 0.01f * z;
+          break;
+        case 2:
+          row[i] = -1.2345f;
+          break;
+        case 3:
+          row[i] = i % 2 == 0 ? 0.0f : -0.0f;
+          break;
+        case 4:
+          row[i] = 1e-7f * z;
+          break;
+        case 5:
+          row[i] = 1000.0f + 0.5f * z;
+          break;
+        case 6:
+          row[i] = i % 2 == 0 ? kMaxF16 : -kMaxF16 + std::abs(z);
+          break;
+        case 7:
+          row[i] = static_cast<float>(i % 17) * 0.25f;
+          break;  // Ties when range is 4.
+        default:
+          row[i] = 1e-42f * z;
+          break;
+      }
+    }
+  }
+  return x;
+}
+
+TEST(KvQuant, VectorKernelsEqualTheOracleBitForBit) {
+  ForEachTarget(internal::KvQuantTarget, [] {
+    for (int64_t group = 8; group <= kMaxGroup; group += 8) {
+      const std::vector<float> x = Samples(group, 27);
+      for (const int bits : kWidths) {
+        for (const DType metadata : kFloatTypes) {
+          SCOPED_TRACE(testing::Message()
+                       << "G " << group << " bits " << bits << " metadata " << NameOf(metadata));
+          const GroupFormat format{group, bits, metadata};
+          const Quantized expected = Quantize(ref::QuantizeGroups, format, x);
+          ASSERT_EQ(Quantize(QuantizeGroups, format, x), expected);
+          ASSERT_EQ(Quantize(QuantizeGroups, format, x, /*offset=*/1), expected);
+          const auto values = Dequantize(DequantizeGroups, format, expected, 27);
+          const auto expected_values = Dequantize(ref::DequantizeGroups, format, expected, 27);
+          ASSERT_EQ(
+              std::memcmp(values.data(), expected_values.data(), values.size() * sizeof(float)), 0);
+        }
+      }
+    }
+  });
+}
+
+TEST(KvQuant, ErrorIsAtMostHalfAStep) {
+  for (const int64_t group : {8, 16, 64, 128}) {
+    const std::vector<float> x = Samples(group, 27);
+    for (const int bits : kWidths) {
+      for (const DType metadata : kFloatTypes) {
+        const GroupFormat format{group, bits, metadata};
+        const Quantized q = Quantize(QuantizeGroups, format, x);
+        const auto values = Dequantize(DequantizeGroups, format, q, 27);
+        for (size_t i = 0; i < x.size(); ++i) {
+          const auto r = static_cast<int64_t>(i) / group;
+          // Spans 131008 in F16, which saturates; 1e-42: below the F16 step, metadata decides.
+          if (r % 9 == 6 && metadata == DType::kF16) continue;
+          const auto [min, range] = internal::VisitFloatType(metadata, [&]<class T>(T) {
+            return std::pair(ToFloat(reinterpret_cast<const T*>(q.mins.data())[r]),
+                             ToFloat(reinterpret_cast<const T*>(q.ranges.data())[r]));
+          });
+          EXPECT_LE(min, x[i]);
+          const float step = range / internal::MaxCode(bits);
+          // Half a step, plus rounding of x - min, of the quotient and of code * step + min: each
+          // at most one unit (2^-24) of the largest magnitude that occurs, |min| + range; the
+          // quotient's unit is one of `range`. 2^-149 is the unit of subnormals.
+          const float slack = 4 * 0x1p-24f * (std::abs(min) + range) + 0x1p-148f * 256;
+          EXPECT_LE(std::abs(values[i] - x[i]), step / 2 + slack) << x[i] << " bits " << bits;
+        }
+      }
+    }
+  }
+}
+
+TEST(KvQuant, ConstantGroupHasRangeZeroAndReproducesStoredValue) {
+  for (const DType metadata : kFloatTypes) {
+    for (const int bits : kWidths) {
+      const GroupFormat format{16, bits, metadata};
+      const std::vector<float> x(16, -0.75f);
+      const Quantized q = Quantize(QuantizeGroups, format, x);
+      EXPECT_EQ(q.codes, std::vector<uint8_t>(q.codes.size(), 0));
+      EXPECT_EQ(q.ranges, std::vector<std::byte>(SizeOf(metadata), std::byte{0}));
+      EXPECT_EQ(Dequantize(DequantizeGroups, format, q, 1), x);
+    }
+  }
+}
+
+TEST(KvQuant, RangeBeyondF16SaturatesAndStaysFinite) {
+  std::vector<float> x(8, 0.0f);
+  x[0] = -kMaxF16;
+  x[1] = kMaxF16;
+  const GroupFormat format{8, 8, DType::kF16};
+  const Quantized q = Quantize(QuantizeGroups, format, x);
+  const auto values = Dequantize(DequantizeGroups, format, q, 1);
+  EXPECT_EQ(values[0], -kMaxF16);
+  EXPECT_NEAR(values[1], 0.0f, 0.01f);  // The largest code: min + 65504, up to float rounding.
+  EXPECT_NEAR(values[2], 0.0f, 0.01f);
+}
+
+// Eq. 3 against its meaning, round(q / (2^b + 1)), for every code of every width.
+TEST(Halving, IsNearestForEveryCode) {
+  for (const int bits : {8, 4, 2}) {
+    const uint32_t divisor = (1u << bits) + 1;
+    for (uint32_t code = 0; code < (1u << (2 * bits)); ++code) {
+      ASSERT_EQ(internal::HalveCode(code, bits), (2 * code + divisor) / (2 * divisor));
+    }
+  }
+}
+
+TEST(Halving, ChainEqualsRoundingStraightToTheNarrowWidth) {
+  std::vector<uint16_t> codes16(65536);
+  for (size_t i = 0; i < codes16.size(); ++i) codes16[i] = static_cast<uint16_t>(i);
+  std::vector<uint8_t> codes8(codes16.size());
+  HalveCodes16To8(codes16.data(), 65536, codes8.data());
+  for (uint64_t i = 0; i < 65536; ++i) {
+    const uint32_t four = internal::HalveCode(codes8[i], 4);
+    ASSERT_EQ(codes8[i], (2 * 255 * i + 65535) / (2 * 65535));
+    ASSERT_EQ(four, (2 * 15 * i + 65535) / (2 * 65535));
+    ASSERT_EQ(internal::HalveCode(four, 2), (2 * 3 * i + 65535) / (2 * 65535));
+  }
+}
+
+std::vector<uint8_t> AllBytes(size_t count) {
+  std::mt19937 random(11);
+  std::vector<uint8_t> bytes(count);
+  for (size_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>(i < 256 ? i : random());
+  return bytes;
+}
+
+TEST(Halving, PackedVectorsEqualTheOracleInPlaceToo) {
+  ForEachTarget(internal::KvQuantTarget, [] {
+    for (int64_t group = 8; group <= kMaxGroup; group += 8) {
+      for (const int from_bits : {8, 4}) {
+        SCOPED_TRACE(testing::Message() << "G " << group << " from " << from_bits);
+        const int64_t num_groups = 41;
+        const auto in = AllBytes(static_cast<size_t>(num_groups * group * from_bits / 8));
+        std::vector<uint8_t> expected(in.size() / 2);
+        ref::HalvePackedCodes(group, from_bits, in.data(), num_groups, expected.data());
+        std::vector<uint8_t> out(in.size() / 2 + 1);
+        HalvePackedCodes(group, from_bits, in.data(), num_groups, out.data() + 1);
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), out.begin() + 1));
+        std::vector<uint8_t> in_place = in;
+        HalvePackedCodes(group, from_bits, in_place.data(), num_groups, in_place.data());
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), in_place.begin()));
+      }
+    }
+  });
+}
+
+// What the whole cache rests on: 8 -> 4 -> 2 of a group is what quantising it straight to 4 or 2
+// bits gives, except where the 8-bit rounding itself crossed a bin edge (at most 1 code).
+TEST(Halving, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect) {
+  const int64_t num_groups = 90;
+  const std::vector<float> x = Samples(64, num_groups);
+  Quantized q = Quantize(QuantizeGroups, {64, 8, DType::kF16}, x);
+  for (const int bits : {4, 2}) {
+    HalvePackedCodes(64, 2 * bits, q.codes.data(), num_groups, q.codes.data());
+    const Quantized direct = Quantize(QuantizeGroups, {64, bits, DType::kF16}, x);
+    EXPECT_EQ(q.mins, direct.mins);
+    EXPECT_EQ(q.ranges, direct.ranges);
+    std::vector<uint8_t> halved(x.size());
+    std::vector<uint8_t> straight(x.size());
+    UnpackCodes(64, bits, q.codes.data(), num_groups, halved.data());
+    UnpackCodes(64, bits, direct.codes.data(), num_groups, straight.data());
+    int different = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      ASSERT_LE(std::abs(halved[i] - straight[i]), 1);
+      different += halved[i] != straight[i] ? 1 : 0;
+    }
+    EXPECT_LT(different, static_cast<int>(x.size()) / 10);
+  }
+}
+
+RC_GTEST_PROP(Packing, UnpackInvertsPack, ()) {
+  const int64_t group = 8 * *rc::gen::inRange<int64_t>(1, 17);
+  const int bits = *rc::gen::element(8, 4, 2);
+  const int64_t num_groups = *rc::gen::inRange<int64_t>(1, 5);
+  const auto codes = *rc::gen::container<std::vector<uint8_t>>(
+      static_cast<size_t>(group * num_groups),
+      rc::gen::map(rc::gen::arbitrary<uint8_t>(), [bits](uint8_t code) {
+        return static_cast<uint8_t>(code & ((1 << bits) - 1));
+      }));
+  std::vector<uint8_t> packed(static_cast<size_t>(num_groups * PackedGroupBytes(group, bits)));
+  PackCodes(group, bits, codes.data(), num_groups, packed.data());
+  std::vector<uint8_t> unpacked(codes.size());
+  UnpackCodes(group, bits, packed.data(), num_groups, unpacked.data());
+  RC_ASSERT(unpacked == codes);
+}
+
+// The byte example of docs/formats.md: 16 values at 4 bits, byte j = dim j and dim j + 8.
+TEST(Packing, PlanesAreAsDocumented) {
+  std::vector<uint8_t> codes(16);
+  for (size_t i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(i);
+  uint8_t packed[16];
+  PackCodes(16, 4, codes.data(), 1, packed);
+  EXPECT_EQ(packed[0], 0x80);
+  EXPECT_EQ(packed[7], 0xf7);
+  for (auto& code : codes) code &= 3;
+  PackCodes(16, 2, codes.data(), 1, packed);
+  EXPECT_EQ(packed[1], 0b01010101);
+}
+
+TEST(FakeQuantize, AtSixteenBitsRoundsToBfloat16) {
+  const std::vector<float> x = Samples(16, 9);
+  std::vector<float> out(x.size());
+  FakeQuantize({16, 16, false}, x.data(), 9, out.data());
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(out[i], ToFloat(ToBF16(x[i])));
+}
+
+TEST(FakeQuantize, EqualsQuantiseThenDequantiseWithFloatMetadata) {
+  ForEachTarget(internal::KvQuantTarget, [] {
+    for (const int64_t group : {8, 24, 128}) {
+      const std::vector<float> x = Samples(group, 27);
+      for (const int bits : kWidths) {
+        const GroupFormat format{group, bits, DType::kF32};
+        const Quantized q = Quantize(ref::QuantizeGroups, format, x);
+        const auto expected = Dequantize(ref::DequantizeGroups, format, q, 27);
+        std::vector<float> out = x;
+        FakeQuantize({group, bits, false}, out.data(), 27, out.data());
+        ASSERT_EQ(out, expected);
+      }
+    }
+  });
+}
+
+TEST(FakeQuantize, ReferenceClampRaisesSmallSteps) {
+  std::vector<float> x(8, 0.0f);
+  x[0] = 1e-6f;
+  x[1] = 8e-6f;  // Step 8e-6 / 3 is raised to 1e-5: 1e-6 -> code 0, 8e-6 -> code 1.
+  std::vector<float> out(8);
+  FakeQuantize({8, 2, true}, x.data(), 1, out.data());
+  EXPECT_EQ(out[0], 0.0f);
+  EXPECT_EQ(out[1], 1e-5f);
+}
+
+}  // namespace
+}  // namespace pmkvq
