@@ -23,7 +23,7 @@ constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
 // Starting a second thread costs about as much as this many multiplications.
 constexpr int64_t kMinParallelWork = int64_t{1} << 17;
-// Threads get whole blocks of the decode kernel (8 or 3 outputs).
+// Threads get whole blocks of the decode kernel (8, 6 or 3 outputs).
 constexpr int64_t kDecodeGrain = 24;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

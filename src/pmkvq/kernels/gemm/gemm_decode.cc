@@ -17,6 +17,8 @@ constexpr size_t kMaxChunk = 32;
 #define HWY_TARGET_INCLUDE "pmkvq/kernels/gemm/gemm_decode.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+// After highway.h.
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pmkvq::internal::HWY_NAMESPACE {
@@ -153,6 +155,16 @@ struct DecodeArgs {
   float* y;
 };
 
+// Four rows by three outputs: 12 accumulators, three weights and one x fill the 16 registers of
+// AVX2; with 32 registers it is six outputs. A single row needs more outputs to hide the latency of
+// its additions.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
+constexpr int kOutsOfManyRows = 6;
+#else
+constexpr int kOutsOfManyRows = 3;
+#endif
+constexpr int kOutsOfOneRow = 8;
+
 // kRows rows of x from `row` on, kOuts outputs from `out` on.
 template <class Weight, int kRows, int kOuts>
 HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
@@ -162,6 +174,10 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const size_t cols = static_cast<size_t>(args.weight->cols);
   const size_t num_outs = static_cast<size_t>(args.weight->rows);
   const size_t full = cols / chunk * chunk;
+  // While a block is multiplied, the next one comes into the cache: the hardware's prefetcher
+  // alone leaves arithmetic and memory waiting for each other.
+  const bool prefetch = kOuts != kOutsOfOneRow && row == 0 && out + 2 * kOuts <= num_outs;
+  const size_t ahead = kOuts * cols;
 
   const Raw* w[kOuts];
   for (int o = 0; o < kOuts; ++o) {
@@ -176,6 +192,9 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const float* x = args.packed + row * chunk;
   const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
   for (size_t k = 0; k < full; k += chunk) {
+    if (prefetch) {
+      for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + k);
+    }
     AddChunk<Weight, kRows, kOuts>(x + k * x_stride, w, k, acc);
   }
   if (full != cols) {
@@ -212,11 +231,6 @@ HWY_INLINE void AllRows(const DecodeArgs& args, size_t out) {
       return;
   }
 }
-
-// Four rows by three outputs: 12 accumulators, three weights and one x fill the 16 registers of
-// AVX2. A single row needs more outputs to hide the latency of its additions.
-inline constexpr int kOutsOfManyRows = 3;
-inline constexpr int kOutsOfOneRow = 8;
 
 template <class Weight>
 void OutputRange(const DecodeArgs& args, size_t begin, size_t end) {
