@@ -36,8 +36,8 @@ struct Request {
   std::vector<int32_t> prompt_ids;  // Not empty, all in [0, V).
   SamplingParams sampling;
   uint64_t seed = 0;
-  int64_t max_tokens = 0;           // 0: up to max_len.
-  std::vector<std::string> stop;    // Stop strings; cut from the text. Need a tokenizer.
+  int64_t max_tokens = 0;         // 0: up to max_len, which bounds it in any case.
+  std::vector<std::string> stop;  // Stop strings; cut from the text. Need a tokenizer.
   bool ignore_eos = false;
   // Keeps the sequence after the request for the next one of the same session, which reuses the
   // longest common prefix of tokens (Truncate) and prefills the rest. -1: none.
@@ -56,19 +56,22 @@ struct Completion {
   RequestId id = 0;
   std::vector<int32_t> prompt_ids;
   std::vector<int32_t> output_ids;  // End-of-sequence token included, where one was drawn.
-  std::string text;                 // Without special tokens and stop strings; "" without tokenizer.
+  std::string text;  // Without special tokens and stop strings; "" without tokenizer.
   FinishReason finish_reason = FinishReason::kLength;
-  KvSequenceStats kv;               // At the end of the request.
+  KvSequenceStats kv;  // At the end of the request.
   double prefill_seconds = 0;
-  double decode_seconds = 0;        // Wall time while this request was being decoded.
-  double longest_pause_us = 0;      // Longest halving work before a single token.
+  double decode_seconds = 0;    // Wall time while this request was being decoded.
+  double longest_pause_us = 0;  // Longest halving work before a single decoded token.
 };
 
-// What happened in one Step; pointers and references are valid during the call.
+// What happened in one Step; pointers and references are valid during the call. Implementations
+// must not call the engine's non-const functions. What they throw ends the Step; see there.
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  // Text that became complete (may be empty) with a newly drawn token.
+  // Text that became complete (may be empty) with a newly drawn token. What may still become a
+  // stop string or the rest of a character is held back; the last token brings the rest, but
+  // where a request ends between tokens (kKvBudget, kCancelled) only Completion::text has it.
   virtual void OnToken(RequestId id, int32_t token, const std::string& text) = 0;
   virtual void OnHalving(RequestId id, const HalvingEvent& event) = 0;
   virtual void OnFinished(const Completion& completion) = 0;
@@ -89,8 +92,11 @@ class Engine {
   // even at the floor width (the smallest that works is named).
   RequestId Submit(Request request);
 
-  // Runs one Forward (a prefill chunk or one decode token of all running requests) and reports
-  // to `observer` (may be null). Returns false when nothing is left to do.
+  // Admits waiting requests, runs one Forward (a prefill chunk of one request, else one decode
+  // token of all running ones) and reports to `observer` (may be null). Returns false when nothing
+  // is left to do.
+  // Throws InvalidInput for values that the cache's float type cannot hold and for NaN logits, and
+  // what the observer throws; the engine can then only be destroyed.
   bool Step(EngineObserver* observer);
 
   // Submits all, steps to the end or until `cancel` is set (unfinished requests then end with
@@ -100,7 +106,8 @@ class Engine {
 
   // Ends all unfinished requests with kCancelled.
   void CancelAll(EngineObserver* observer);
-  // Closes a kept session's sequence.
+  // Closes a kept session's sequence, at once or when its running request ends. Kept sequences
+  // take a place of max_sequences only until another request needs it.
   void CloseSession(int64_t session);
 
   const Model& model() const;
@@ -116,12 +123,18 @@ class Engine {
 };
 
 // Teacher-forced next-token loss of `tokens` through a cache of these options, token by token, and
-// KL to the same model with an unquantised cache.
+// KL to the same model with an unquantised cache of the same float type and key scales.
 struct PerplexityResult {
-  int64_t num_tokens = 0;  // Predictions made.
+  int64_t num_tokens = 0;  // Predictions made: the tokens of all sequences but their first ones.
   double loss = 0;         // Mean cross entropy, nats.
   double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
 };
+// Sets the model's key scales. Several sequences run as one batch, which changes no bit of the
+// result; memory is that of the batch in both caches. Reports to `progress` (may be null) at least
+// every `chunk` predictions, in predictions.
+// Throws InvalidInput naming the sequence (none, shorter than 2 tokens, longer than the model's
+// maximum, token id out of range, a budget that does not hold it at the floor width) or the option,
+// and Cancelled.
 PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& kv, int64_t chunk, int num_threads,

@@ -5,10 +5,12 @@
 //   fp16        nothing quantised
 //   static-8, static-4, static-2   every closed page at once at that width
 //   pm-kvq      progressive: 16 -> 8 -> 4 -> 2 when the budget is reached
-// Keys: bits=16|8|4|2 (pm-kvq without plan or --kv-budget: the budget of that width at max_len),
+// Keys: bits=16|8|4|2 (pm-kvq: the budget of that width at max_len in every block, in place of the
+//       plan's budgets; not together with --kv-budget),
 //       scales=on|off (use the plan's key scales; on by default).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,10 +27,10 @@ struct KvOptions {
   std::shared_ptr<const Plan> plan;  // --plan; null: none
   int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
   PolicyKind policy = PolicyKind::kLayerBudget;  // --policy
-  int64_t sink_tokens = -1;          // --n-sink-token; -1: the plan's, or 1
-  int64_t window_tokens = -1;        // --n-window-token; -1: the plan's, or 128
-  int init_kv_bits = 16;             // --n-init-kv-bits (pm-kvq): width at which pages close at first
-  DType kv_dtype = DType::kF16;      // --kv-dtype
+  int64_t sink_tokens = -1;                      // --n-sink-token; -1: the plan's, or 1
+  int64_t window_tokens = -1;                    // --n-window-token; -1: the plan's, or 128
+  int init_kv_bits = 16;         // --n-init-kv-bits (pm-kvq): width at which pages close at first
+  DType kv_dtype = DType::kF16;  // --kv-dtype
   bool reference_accounting = false;
 };
 
@@ -40,17 +42,22 @@ struct KvRequirements {
   int num_threads = 1;
 };
 
-// The packed cache's configuration for these options. Budgets, in this order: --kv-budget (split
-// over blocks in proportion to the plan's, or evenly), the plan's, the bits key or the method's
-// own width at max_len. Throws InvalidInput naming the option: unknown method or key (lists the
-// known ones), a budget for fp16 or static-b that cannot hold max_len tokens is no error (the
-// sequence ends with kv_budget).
+// The packed cache's configuration for these options.
+//
+// Budgets: --kv-budget (split over blocks in proportion to the plan's budgets for pm-kvq, evenly
+// otherwise); else for pm-kvq the bits key, else the plan's budgets; else, for fp16 and static-b,
+// what max_len tokens take at the method's own width. A plan gives fp16 and static-b its key
+// scales, sink and window only.
+// A budget that cannot hold max_len tokens is no error: the sequence ends with kv_budget.
+// Throws InvalidInput naming the option: unknown method or key (the known ones are listed), pm-kvq
+// without any budget, a plan for other shapes, and what ValidateCacheConfig refuses.
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements);
 
-// Makes the store. Throws InvalidInput, IoError.
+// Makes the store. Throws InvalidInput (as ResolveCacheConfig), IoError (memory).
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements);
 
-// Key scales that the options ask for: the plan's, or empty.
+// Key scales that the options ask for: the plan's, or empty. The reference is valid as long as
+// `options.plan` lives. Throws InvalidInput for a wrong SPEC.
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
 
 // Names and one-line descriptions, for --help.

@@ -1,0 +1,387 @@
+#include "pmkvq/engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/threads.h"
+#include "pmkvq/engine/output_text.h"
+#include "pmkvq/engine/request_check.h"
+#include "pmkvq/engine/sequences.h"
+
+namespace pmkvq {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+KvRequirements RequirementsOf(const Model& model, const EngineOptions& options, int64_t max_len,
+                              int num_threads) {
+  return {model.kv_geometry(), options.max_sequences, max_len, num_threads};
+}
+
+// The cache's configuration, once the plan is known to be this model's.
+CacheConfig CheckedConfig(const Model& model, const EngineOptions& options,
+                          const KvRequirements& requirements) {
+  if (options.kv.plan != nullptr) {
+    CheckPlanMatches(*options.kv.plan, model.checkpoint().Identity(), "--plan");
+  }
+  return ResolveCacheConfig(options.kv, requirements);
+}
+
+// One request from Submit to its end.
+struct Task {
+  Task(RequestId request_id, Request r, const std::shared_ptr<const Tokenizer>& tokenizer)
+      : id(request_id),
+        request(std::move(r)),
+        tokens(request.prompt_ids),
+        random(request.seed),
+        text(tokenizer, request.stop) {}
+
+  int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
+  int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
+
+  RequestId id;
+  Request request;
+  std::vector<int32_t> tokens;  // Prompt, then drawn tokens.
+  Random random;
+  OutputText text;
+  int64_t max_drawn = 0;
+  std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
+  std::optional<FinishReason> finish;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+  double longest_pause_us = 0;
+};
+
+// Passes everything on and keeps what finished.
+class CompletionCollector : public EngineObserver {
+ public:
+  explicit CompletionCollector(EngineObserver* next) : next_(next) {}
+
+  void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnHalving(RequestId id, const HalvingEvent& event) override {
+    if (next_ != nullptr) next_->OnHalving(id, event);
+  }
+  void OnFinished(const Completion& completion) override {
+    finished_.insert_or_assign(completion.id, completion);
+    if (next_ != nullptr) next_->OnFinished(completion);
+  }
+
+  bool Has(RequestId id) const { return finished_.contains(id); }
+  Completion Take(RequestId id) { return std::move(finished_.at(id)); }
+
+ private:
+  EngineObserver* next_;
+  std::map<RequestId, Completion> finished_;
+};
+
+}  // namespace
+
+std::string_view NameOf(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kKvBudget:
+      return "kv_budget";
+    case FinishReason::kCancelled:
+      break;
+  }
+  return "cancelled";
+}
+
+struct Engine::Impl {
+  Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t, const EngineOptions& o);
+
+  void Check(const Request& request) const;
+  RequestId Submit(Request request);
+  bool Step(EngineObserver* observer);
+  void Admit(EngineObserver* observer);
+  void Prefill(Task& task, EngineObserver* observer);
+  void Decode(EngineObserver* observer);
+  bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
+  // Passes events on; returns the time that each running request's halvings took.
+  std::map<RequestId, double> ReportHalvings(EngineObserver* observer);
+  void Draw(Task& task, const float* logits, EngineObserver* observer);
+  // Ends a request that is in neither queue any more.
+  void Finish(Task& task, FinishReason reason, EngineObserver* observer);
+  void RemoveFinished(EngineObserver* observer);
+
+  std::shared_ptr<Model> model;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  EngineOptions options;
+  int64_t max_len;
+  int num_threads;
+  CacheConfig config;
+  std::unique_ptr<KvStore> store;
+  SequenceKeeper sequences;
+  ForwardWorkspace workspace;
+  std::deque<std::unique_ptr<Task>> waiting;
+  std::vector<std::unique_ptr<Task>> running;  // In order of admission.
+  RequestId next_id = 1;
+};
+
+Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
+                   const EngineOptions& o)
+    : model(std::move(m)),
+      tokenizer(std::move(t)),
+      options(o),
+      max_len(CheckEngineOptions(o, model->config())),
+      num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
+      config(CheckedConfig(*model, o, RequirementsOf(*model, o, max_len, num_threads))),
+      store(MakeKvStore(o.kv, RequirementsOf(*model, o, max_len, num_threads))),
+      sequences(store.get()) {
+  model->SetKeyScales(KeyScalesOf(options.kv));
+}
+
+void Engine::Impl::Check(const Request& request) const {
+  CheckRequest(request, model->config(), config, max_len, tokenizer != nullptr);
+}
+
+RequestId Engine::Impl::Submit(Request request) {
+  auto task = std::make_unique<Task>(next_id, std::move(request), tokenizer);
+  const int64_t room = max_len - task->prompt_len();
+  const int64_t asked = task->request.max_tokens;
+  task->max_drawn = asked == 0 ? room : std::min(asked, room);
+  waiting.push_back(std::move(task));
+  return next_id++;
+}
+
+void Engine::Impl::Admit(EngineObserver* observer) {
+  for (auto it = waiting.begin(); it != waiting.end();) {
+    Task& task = **it;
+    if (task.max_drawn == 0) {  // The prompt fills max_len.
+      const std::unique_ptr<Task> ended = std::move(*it);
+      it = waiting.erase(it);
+      Finish(*ended, FinishReason::kLength, observer);
+      continue;
+    }
+    const int64_t session = task.request.session;
+    const bool busy = session >= 0 && std::any_of(running.begin(), running.end(), [&](auto& other) {
+                        return other->request.session == session;
+                      });
+    if (!busy) {
+      if (static_cast<int64_t>(running.size()) == options.max_sequences) return;
+      task.seq = sequences.Acquire(session, task.request.prompt_ids);
+      PMKVQ_CHECK(task.seq.has_value());
+      running.push_back(std::move(*it));
+      it = waiting.erase(it);
+    } else {
+      ++it;  // Its session's sequence comes back when the request before it ends.
+    }
+  }
+}
+
+bool Engine::Impl::Step(EngineObserver* observer) {
+  Admit(observer);
+  const auto prefilling = std::find_if(running.begin(), running.end(), [&](const auto& task) {
+    return store->NumTokens(*task->seq) < task->prompt_len();
+  });
+  if (prefilling != running.end()) {
+    Prefill(**prefilling, observer);
+  } else if (!running.empty()) {
+    Decode(observer);
+  }
+  RemoveFinished(observer);
+  return !running.empty() || !waiting.empty();
+}
+
+bool Engine::Impl::Reserve(Task& task, int64_t num_tokens, double* pause_us) {
+  const Clock::time_point start = Clock::now();
+  const ReserveResult result = store->Reserve(*task.seq, num_tokens);
+  if (result == ReserveResult::kReservedAfterHalving) *pause_us = SecondsSince(start) * 1e6;
+  if (result == ReserveResult::kBudgetExhausted) task.finish = FinishReason::kKvBudget;
+  return result != ReserveResult::kBudgetExhausted;
+}
+
+std::map<RequestId, double> Engine::Impl::ReportHalvings(EngineObserver* observer) {
+  std::map<RequestId, double> durations_us;
+  for (const HalvingEvent& event : store->TakeHalvingEvents()) {
+    for (const auto& task : running) {
+      if (task->seq != event.seq) continue;
+      durations_us[task->id] += event.duration_us;
+      if (observer != nullptr) observer->OnHalving(task->id, event);
+    }
+  }
+  return durations_us;
+}
+
+void Engine::Impl::Prefill(Task& task, EngineObserver* observer) {
+  const Clock::time_point start = Clock::now();
+  const int64_t begin = store->NumTokens(*task.seq);
+  // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
+  const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
+  const bool last = end == task.prompt_len();
+  double pause_us = 0;  // Of a whole chunk: no pause of a token.
+  if (Reserve(task, end - begin, &pause_us)) {
+    const std::span<const int32_t> tokens(task.tokens.data() + begin,
+                                          static_cast<size_t>(end - begin));
+    const ForwardChunk chunk{*task.seq, tokens, begin,
+                             last ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+    model->Forward({&chunk, 1}, *store, workspace, num_threads);
+    ReportHalvings(observer);
+    if (last) Draw(task, workspace.logits.data(), observer);
+  }
+  task.prefill_seconds += SecondsSince(start);
+}
+
+void Engine::Impl::Decode(EngineObserver* observer) {
+  const Clock::time_point start = Clock::now();
+  std::vector<ForwardChunk> chunks;
+  std::vector<Task*> batch;
+  std::map<RequestId, double> pauses_us;
+  for (const auto& task : running) {
+    if (!Reserve(*task, 1, &pauses_us[task->id])) continue;
+    const auto pos = static_cast<int64_t>(task->tokens.size()) - 1;
+    chunks.push_back({*task->seq, {&task->tokens.back(), 1}, pos, ForwardChunk::Logits::kLast});
+    batch.push_back(task.get());
+  }
+  ReportHalvings(observer);
+  if (!batch.empty()) model->Forward(chunks, *store, workspace, num_threads);
+  // Pages that were halved while storing (closed at less than 16 bits, reference accounting).
+  for (const auto& [id, duration_us] : ReportHalvings(observer)) pauses_us[id] += duration_us;
+
+  const int64_t vocab_size = model->config().vocab_size;
+  for (size_t row = 0; row < batch.size(); ++row) {
+    Draw(*batch[row], workspace.logits.data() + static_cast<int64_t>(row) * vocab_size, observer);
+  }
+  const double seconds = SecondsSince(start);
+  for (const auto& task : running) {
+    task->decode_seconds += seconds;
+    task->longest_pause_us = std::max(task->longest_pause_us, pauses_us[task->id]);
+  }
+}
+
+void Engine::Impl::Draw(Task& task, const float* logits, EngineObserver* observer) {
+  const ModelConfig& model_config = model->config();
+  const int64_t vocab_size = model_config.vocab_size;
+  if (!std::all_of(logits, logits + vocab_size, [](float x) { return !std::isnan(x); })) {
+    throw InvalidInput("engine", fmt::format("{}: logits are NaN at position {}, expected numbers: "
+                                             "weights are not finite, or values overflowed",
+                                             model->checkpoint().folder(), task.tokens.size() - 1));
+  }
+  const int32_t token = SampleToken(task.request.sampling, logits, vocab_size, task.random);
+  task.tokens.push_back(token);
+
+  const std::vector<int64_t>& ends = model_config.eos_token_ids;
+  const bool is_end =
+      !task.request.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
+  std::string text = is_end ? "" : task.text.Push(token);
+  if (is_end || task.text.stopped()) {
+    task.finish = FinishReason::kStop;
+  } else if (task.num_drawn() == task.max_drawn) {
+    task.finish = FinishReason::kLength;
+  }
+  if (task.finish) text += task.text.Finish();
+  if (observer != nullptr) observer->OnToken(task.id, token, text);
+}
+
+void Engine::Impl::Finish(Task& task, FinishReason reason, EngineObserver* observer) {
+  task.text.Finish();
+  Completion completion;
+  completion.id = task.id;
+  completion.output_ids.assign(task.tokens.begin() + task.prompt_len(), task.tokens.end());
+  completion.prompt_ids = std::move(task.request.prompt_ids);
+  completion.text = task.text.text();
+  completion.finish_reason = reason;
+  completion.prefill_seconds = task.prefill_seconds;
+  completion.decode_seconds = task.decode_seconds;
+  completion.longest_pause_us = task.longest_pause_us;
+  if (task.seq) {
+    completion.kv = store->SequenceStats(*task.seq);
+    sequences.Release(*task.seq, task.request.session, std::move(task.tokens));
+  }
+  if (observer != nullptr) observer->OnFinished(completion);
+}
+
+void Engine::Impl::RemoveFinished(EngineObserver* observer) {
+  for (auto it = running.begin(); it != running.end();) {
+    if (!(*it)->finish) {
+      ++it;
+      continue;
+    }
+    const std::unique_ptr<Task> ended = std::move(*it);
+    it = running.erase(it);
+    Finish(*ended, *ended->finish, observer);
+  }
+}
+
+Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+               const EngineOptions& options) {
+  PMKVQ_CHECK(model != nullptr);
+  impl_ = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options);
+}
+
+Engine::~Engine() = default;
+
+RequestId Engine::Submit(Request request) {
+  impl_->Check(request);
+  return impl_->Submit(std::move(request));
+}
+
+bool Engine::Step(EngineObserver* observer) { return impl_->Step(observer); }
+
+std::vector<Completion> Engine::Generate(std::vector<Request> requests, EngineObserver* observer,
+                                         const CancelFlag* cancel) {
+  for (const Request& request : requests) impl_->Check(request);  // All of them, or none is queued.
+  std::vector<RequestId> ids;
+  for (Request& request : requests) ids.push_back(impl_->Submit(std::move(request)));
+  CompletionCollector collector(observer);
+  const auto unfinished = [&](RequestId id) { return !collector.Has(id); };
+  while (std::any_of(ids.begin(), ids.end(), unfinished)) {
+    if (IsCancelled(cancel)) {
+      CancelAll(&collector);
+    } else {
+      impl_->Step(&collector);
+    }
+  }
+  std::vector<Completion> completions;
+  for (const RequestId id : ids) completions.push_back(collector.Take(id));
+  return completions;
+}
+
+void Engine::CancelAll(EngineObserver* observer) {
+  for (const auto& task : impl_->running) task->finish = FinishReason::kCancelled;
+  impl_->RemoveFinished(observer);
+  while (!impl_->waiting.empty()) {
+    const std::unique_ptr<Task> task = std::move(impl_->waiting.front());
+    impl_->waiting.pop_front();
+    impl_->Finish(*task, FinishReason::kCancelled, observer);
+  }
+}
+
+void Engine::CloseSession(int64_t session) {
+  for (const auto& task : impl_->running) {
+    if (task->request.session == session) task->request.session = -1;
+  }
+  impl_->sequences.CloseSession(session);
+}
+
+const Model& Engine::model() const { return *impl_->model; }
+const CacheConfig& Engine::cache_config() const { return impl_->config; }
+const KvStore& Engine::store() const { return *impl_->store; }
+
+std::optional<SequenceId> Engine::SequenceOf(RequestId id) const {
+  for (const auto& task : impl_->running) {
+    if (task->id == id) return task->seq;
+  }
+  return std::nullopt;
+}
+
+size_t Engine::workspace_bytes() const { return impl_->workspace.num_bytes(); }
+
+}  // namespace pmkvq

@@ -1,0 +1,64 @@
+#include "pmkvq/engine/output_text.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+
+namespace pmkvq {
+namespace {
+
+// Length of the longest end of `text` that is a beginning of `stop`, the whole of it excepted.
+size_t PossibleStart(std::string_view text, std::string_view stop) {
+  for (size_t length = std::min(text.size(), stop.size() - 1); length > 0; --length) {
+    if (text.ends_with(stop.substr(0, length))) return length;
+  }
+  return 0;
+}
+
+}  // namespace
+
+StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {
+  for (const std::string& stop : stops_) PMKVQ_CHECK(!stop.empty());
+}
+
+std::string StopMatcher::Push(std::string_view text) {
+  if (matched_) return "";
+  held_ += text;
+  size_t first = std::string::npos;
+  size_t keep = 0;
+  for (const std::string& stop : stops_) {
+    first = std::min(first, held_.find(stop));
+    keep = std::max(keep, PossibleStart(held_, stop));
+  }
+  matched_ = first != std::string::npos;
+  std::string out = held_.substr(0, matched_ ? first : held_.size() - keep);
+  held_ = matched_ ? "" : held_.substr(held_.size() - keep);
+  return out;
+}
+
+std::string StopMatcher::Flush() { return std::exchange(held_, ""); }
+
+OutputText::OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops)
+    : tokenizer_(std::move(tokenizer)), stops_(std::move(stops)) {
+  if (tokenizer_ != nullptr) decoder_ = std::make_unique<StreamDecoder>(tokenizer_);
+}
+
+std::string OutputText::Add(std::string piece) {
+  text_ += piece;
+  return piece;
+}
+
+std::string OutputText::Push(int32_t token) {
+  if (decoder_ == nullptr || !tokenizer_->IsValid(token)) return "";
+  return Add(stops_.Push(decoder_->Push(token)));
+}
+
+std::string OutputText::Finish() {
+  if (decoder_ == nullptr) return "";
+  std::string rest = stops_.Push(decoder_->Finish());
+  rest += stops_.Flush();
+  return Add(std::move(rest));
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,56 @@
+// The text of one request while its tokens are drawn: decoding, and stop strings across tokens.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/text/tokenizer.h"
+
+namespace pmkvq {
+
+// Finds the first of several stop strings in text that arrives in pieces. Text that may be the
+// beginning of a stop string is held back until that is decided.
+class StopMatcher {
+ public:
+  // `stops` must hold no empty string (check).
+  explicit StopMatcher(std::vector<std::string> stops);
+
+  // Text that is now known to lie before any stop string. "" after a match.
+  std::string Push(std::string_view text);
+  // What is held back: no more text will come. "" after a match.
+  std::string Flush();
+  bool matched() const { return matched_; }
+
+ private:
+  std::vector<std::string> stops_;
+  std::string held_;
+  bool matched_ = false;
+};
+
+// Turns drawn tokens into text without special tokens, cut before the first stop string.
+class OutputText {
+ public:
+  // `tokenizer` may be null: all text is then empty.
+  OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops);
+
+  // Text that became complete with this token. Ids that the tokenizer does not know (padded rows
+  // of the output head) add nothing.
+  std::string Push(int32_t token);
+  // The rest, once no more tokens will come.
+  std::string Finish();
+  bool stopped() const { return stops_.matched(); }
+  // Everything returned so far.
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string Add(std::string piece);
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<StreamDecoder> decoder_;
+  StopMatcher stops_;
+  std::string text_;
+};
+
+}  // namespace pmkvq

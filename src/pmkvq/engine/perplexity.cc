@@ -1,0 +1,216 @@
+// MeasurePerplexity of engine.h: the cache under test and an unquantised one in step.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <span>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/threads.h"
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/request_check.h"
+#include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+
+namespace pmkvq {
+namespace {
+
+// Enough rows that a weight matrix is read once for many tokens.
+constexpr int64_t kMaxBatch = 8;
+// The unquantised caches of a batch stay below this, but for one sequence at least.
+constexpr int64_t kMaxBatchBytes = int64_t{1} << 30;
+
+// The same options, unquantised.
+KvOptions Fp16Options(const KvOptions& kv) {
+  KvOptions options;
+  options.spec = "fp16";
+  options.plan = kv.plan;
+  options.sink_tokens = kv.sink_tokens;
+  options.kv_dtype = kv.kv_dtype;
+  return options;
+}
+
+int64_t TotalBudget(const CacheConfig& config) {
+  return std::accumulate(config.budget_bytes.begin(), config.budget_bytes.end(), int64_t{0});
+}
+
+std::string WhereOf(size_t index) { return fmt::format("sequence {}", index); }
+
+// Longest sequence, in tokens.
+int64_t CheckSequences(const std::vector<std::vector<int32_t>>& sequences,
+                       const ModelConfig& model) {
+  if (sequences.empty()) throw InvalidInput("perplexity", "no sequences, expected at least one");
+  size_t longest = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const size_t length = sequences[i].size();
+    if (length < 2 || static_cast<int64_t>(length) > model.max_position_embeddings) {
+      throw InvalidInput(
+          WhereOf(i), fmt::format("{} tokens, expected 2 to the model's max_position_embeddings {}",
+                                  length, model.max_position_embeddings));
+    }
+    CheckTokenIds(sequences[i], model.vocab_size, WhereOf(i));
+    longest = std::max(longest, length);
+  }
+  return static_cast<int64_t>(longest);
+}
+
+// One cache and the activations of its Forwards.
+struct Runner {
+  std::unique_ptr<KvStore> store;
+  ForwardWorkspace workspace;
+
+  // Runs token `position` of each sequence; sequence i of the batch is sequence ids[i] of the
+  // store. Logits: one row per sequence.
+  void Step(const Model& model, std::span<const std::vector<int32_t>* const> sequences,
+            std::span<const SequenceId> ids, int64_t position, int num_threads) {
+    std::vector<ForwardChunk> chunks;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (store->Reserve(ids[i], 1) == ReserveResult::kBudgetExhausted) {
+        throw InvalidInput("--kv-budget", fmt::format("spent after {} of {} tokens, expected room "
+                                                      "for the longest sequence",
+                                                      position, sequences[i]->size()));
+      }
+      chunks.push_back(
+          {ids[i], {sequences[i]->data() + position, 1}, position, ForwardChunk::Logits::kLast});
+    }
+    model.Forward(chunks, *store, workspace, num_threads);
+    store->TakeHalvingEvents();
+  }
+};
+
+struct Sums {
+  double loss = 0;
+  double kl = 0;
+};
+
+class Measurement {
+ public:
+  Measurement(const Model& model, Runner& tested, Runner& reference, int num_threads)
+      : model_(model), tested_(tested), reference_(reference), num_threads_(num_threads) {}
+
+  // `batch` from longest to shortest. `on_step(n)` follows each step of n predictions. Returns the
+  // sums per sequence, so that a total does not depend on which sequences ran together.
+  template <class OnStep>
+  std::vector<Sums> Run(const std::vector<const std::vector<int32_t>*>& batch,
+                        const OnStep& on_step) {
+    std::vector<SequenceId> tested_ids, reference_ids;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      tested_ids.push_back(tested_.store->Open().value());
+      reference_ids.push_back(reference_.store->Open().value());
+    }
+    std::vector<Sums> sums(batch.size());
+    size_t live = batch.size();
+    for (int64_t pos = 0; pos + 1 < static_cast<int64_t>(batch[0]->size()); ++pos) {
+      while (static_cast<int64_t>(batch[live - 1]->size()) <= pos + 1) --live;
+      const std::span<const std::vector<int32_t>* const> running(batch.data(), live);
+      tested_.Step(model_, running, {tested_ids.data(), live}, pos, num_threads_);
+      reference_.Step(model_, running, {reference_ids.data(), live}, pos, num_threads_);
+      for (size_t i = 0; i < live; ++i) {
+        AddRow(i, (*batch[i])[static_cast<size_t>(pos) + 1], sums[i]);
+      }
+      on_step(static_cast<int64_t>(live));
+    }
+    for (const SequenceId id : tested_ids) tested_.store->Close(id);
+    for (const SequenceId id : reference_ids) reference_.store->Close(id);
+    return sums;
+  }
+
+ private:
+  void AddRow(size_t row, int32_t target, Sums& sums) const {
+    const int64_t vocab_size = model_.config().vocab_size;
+    const auto offset = static_cast<int64_t>(row) * vocab_size;
+    const float* logits = tested_.workspace.logits.data() + offset;
+    sums.loss += CrossEntropy(logits, vocab_size, target);
+    sums.kl += KlDivergence(reference_.workspace.logits.data() + offset, logits, vocab_size);
+  }
+
+  const Model& model_;
+  Runner& tested_;
+  Runner& reference_;
+  int num_threads_;
+};
+
+// Collects predictions and passes them on in portions.
+class ProgressCounter {
+ public:
+  ProgressCounter(ProgressSink* sink, int64_t portion, int64_t total)
+      : sink_(sink), portion_(portion) {
+    if (sink_ != nullptr) sink_->Begin("perplexity", total, 0);
+  }
+  void Add(int64_t predictions) {
+    pending_ += predictions;
+    if (pending_ >= portion_) Report();
+  }
+  void End() {
+    Report();
+    if (sink_ != nullptr) sink_->End();
+  }
+
+ private:
+  void Report() {
+    if (sink_ != nullptr && pending_ > 0) sink_->Advance(pending_);
+    pending_ = 0;
+  }
+
+  ProgressSink* sink_;
+  int64_t portion_;
+  int64_t pending_ = 0;
+};
+
+}  // namespace
+
+PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
+                                   const std::vector<std::vector<int32_t>>& sequences,
+                                   const KvOptions& kv, int64_t chunk, int num_threads,
+                                   ProgressSink* progress, const CancelFlag* cancel) {
+  PMKVQ_CHECK(model != nullptr && chunk >= 1);
+  if (kv.plan != nullptr) CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), "--plan");
+  const int threads = num_threads > 0 ? num_threads : DefaultThreads();
+  KvRequirements needs{model->kv_geometry(), 1, CheckSequences(sequences, model->config()),
+                       threads};
+  const CacheConfig config = ResolveCacheConfig(kv, needs);
+  int64_t total = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto length = static_cast<int64_t>(sequences[i].size());
+    CheckBudgetHolds(config, length - 1, WhereOf(i));
+    total += length - 1;
+  }
+
+  const KvOptions reference_kv = Fp16Options(kv);
+  const int64_t bytes_per_sequence =
+      TotalBudget(config) + TotalBudget(ResolveCacheConfig(reference_kv, needs));
+  needs.max_sequences =
+      std::min(std::clamp(kMaxBatchBytes / bytes_per_sequence, int64_t{1}, kMaxBatch),
+               static_cast<int64_t>(sequences.size()));
+  model->SetKeyScales(KeyScalesOf(kv));
+  Runner tested{MakeKvStore(kv, needs), {}};
+  Runner reference{MakeKvStore(reference_kv, needs), {}};
+  Measurement measurement(*model, tested, reference, threads);
+
+  std::vector<const std::vector<int32_t>*> order;  // Equal lengths together.
+  for (const auto& sequence : sequences) order.push_back(&sequence);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto* a, const auto* b) { return a->size() > b->size(); });
+  ProgressCounter counter(progress, chunk, total);
+  Sums all;
+  const auto batch_size = static_cast<size_t>(needs.max_sequences);
+  for (size_t first = 0; first < order.size(); first += batch_size) {
+    const size_t last = std::min(first + batch_size, order.size());
+    const std::vector<const std::vector<int32_t>*> batch(
+        order.begin() + static_cast<std::ptrdiff_t>(first),
+        order.begin() + static_cast<std::ptrdiff_t>(last));
+    for (const Sums& sums : measurement.Run(batch, [&](int64_t predictions) {
+           ThrowIfCancelled(cancel, "perplexity");
+           counter.Add(predictions);
+         })) {
+      all.loss += sums.loss;
+      all.kl += sums.kl;
+    }
+  }
+  counter.End();
+  const auto count = static_cast<double>(total);
+  return {total, all.loss / count, all.kl / count};
+}
+
+}  // namespace pmkvq
