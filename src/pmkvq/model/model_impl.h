@@ -1,10 +1,8 @@
 // What a Model owns. Private to this module.
 #pragma once
 
-#include <cstddef>
 #include <vector>
 
-#include "pmkvq/base/aligned.h"
 #include "pmkvq/model/model.h"
 
 namespace pmkvq {
@@ -18,8 +16,6 @@ struct Model::Impl {
   WeightView embedding;
   WeightView output_head;
   std::vector<float> final_norm;
-  // Copies of weights that a foreign file stores at an address not aligned to their element type.
-  std::vector<AlignedVector<std::byte>> realigned;
 
   // Per block, empty without key scales: s expanded to [H, D/2] for q, 1 / s [Hkv, D/2] for k.
   std::vector<std::vector<float>> query_scales;

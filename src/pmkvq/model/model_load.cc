@@ -1,8 +1,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <set>
 #include <string>
 #include <utility>
@@ -46,8 +44,7 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
 // Finds weights by their Hugging Face names and remembers which ones were asked for.
 class Binder {
  public:
-  Binder(const Checkpoint& checkpoint, std::vector<AlignedVector<std::byte>>& realigned)
-      : checkpoint_(checkpoint), realigned_(realigned) {}
+  explicit Binder(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
   WeightView Matrix(const std::string& name, int64_t rows, int64_t cols) {
     return Bind(name, {rows, cols}, rows, cols);
@@ -82,17 +79,10 @@ class Binder {
   WeightView Bind(const std::string& name, const Shape& shape, int64_t rows, int64_t cols) {
     const TensorView& tensor = checkpoint_.Get(name, shape);
     bound_.insert(name);
-    const std::byte* data = tensor.data;
-    if (reinterpret_cast<uintptr_t>(data) % SizeOf(tensor.dtype) != 0) {
-      realigned_.emplace_back(tensor.num_bytes());
-      std::memcpy(realigned_.back().data(), data, tensor.num_bytes());
-      data = realigned_.back().data();
-    }
-    return {data, tensor.dtype, rows, cols};
+    return {tensor.data, tensor.dtype, rows, cols};
   }
 
   const Checkpoint& checkpoint_;
-  std::vector<AlignedVector<std::byte>>& realigned_;
   std::set<std::string> bound_;
 };
 
@@ -144,7 +134,7 @@ void CheckKeyScales(const Tensor& scales, size_t layer, const Shape& expected) {
 Model::Impl::Impl(Checkpoint opened)
     : checkpoint(std::move(opened)), rope(RopeParamsOf(checkpoint.config())) {
   const ModelConfig& config = checkpoint.config();
-  Binder binder(checkpoint, realigned);
+  Binder binder(checkpoint);
   embedding = binder.Matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
   output_head = config.tie_word_embeddings
                     ? embedding

@@ -1,0 +1,184 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <memory>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/model/model.h"
+#include "support/expect_error.h"
+#include "support/temp_folder.h"
+#include "support/tiny_model.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectError;
+using testing_support::MakeTinyWeights;
+using testing_support::TempFolder;
+using testing_support::TinyModel;
+using testing_support::TinyModels;
+using testing_support::TinyWeights;
+using testing_support::WriteTinyModel;
+
+TEST(ModelLoad, BindsEveryArchitecture) {
+  for (const auto& [name, tiny] : TinyModels()) {
+    SCOPED_TRACE(name);
+    TempFolder folder;
+    const TinyWeights weights = MakeTinyWeights(tiny);
+    WriteTinyModel(tiny, weights, folder);
+    const std::shared_ptr<Model> model = Model::Load(folder.path());
+
+    EXPECT_EQ(model->config().architecture, tiny.architecture);
+    EXPECT_EQ(model->kv_geometry().num_layers, tiny.layers);
+    EXPECT_EQ(model->kv_geometry().kv_dim(), tiny.kv_dim());
+    EXPECT_DOUBLE_EQ(model->attention_scale(), 1.0 / std::sqrt(double(tiny.head_dim)));
+    EXPECT_EQ(model->output_head().data == model->embedding().data, tiny.tied);
+    EXPECT_EQ(model->output_head().rows, tiny.vocab);
+    EXPECT_EQ(model->final_norm().size(), static_cast<size_t>(tiny.hidden));
+    for (int64_t layer = 0; layer < tiny.layers; ++layer) {
+      const BlockWeights& block = model->block(layer);
+      const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+      EXPECT_EQ(block.q_proj.dtype, tiny.dtype) << "weights stay as stored";
+      EXPECT_EQ(block.down_proj.rows, tiny.hidden);
+      EXPECT_EQ(block.down_proj.cols, tiny.inner);
+      EXPECT_EQ(block.q_bias.empty(), !tiny.qkv_bias);
+      EXPECT_EQ(block.o_bias.empty(), !tiny.o_bias);
+      EXPECT_EQ(block.k_norm.empty(), !tiny.qk_norm);
+      const std::vector<double> norm =
+          testing_support::Values(weights.at(prefix + "input_layernorm.weight"));
+      EXPECT_TRUE(std::equal(norm.begin(), norm.end(), block.attention_norm.begin()));
+    }
+  }
+}
+
+TEST(ModelLoad, NamesAMissingTensor) {
+  const TinyModel tiny = TinyModels().at("qwen3_f32");
+  for (const char* name : {"model.layers.1.self_attn.k_norm.weight", "model.norm.weight",
+                           "lm_head.weight", "model.layers.2.mlp.up_proj.weight"}) {
+    TempFolder folder;
+    TinyWeights weights = MakeTinyWeights(tiny);
+    weights.erase(name);
+    WriteTinyModel(tiny, weights, folder);
+    ExpectError<InvalidInput>([&] { Model::Load(folder.path()); }, {folder.path(), name});
+  }
+}
+
+TEST(ModelLoad, NamesAWrongShape) {
+  const TinyModel tiny = TinyModels().at("llama_bias_bf16");
+  for (const char* name :
+       {"model.layers.0.self_attn.v_proj.weight", "model.layers.2.self_attn.o_proj.bias"}) {
+    TempFolder folder;
+    TinyWeights weights = MakeTinyWeights(tiny);
+    weights[name] = Tensor(DType::kBF16, {3, 5});
+    WriteTinyModel(tiny, weights, folder);
+    ExpectError<InvalidInput>([&] { Model::Load(folder.path()); },
+                              {"model.safetensors", name, "[3, 5]"});
+  }
+}
+
+// A bias or a block that the config does not announce would silently be left out.
+TEST(ModelLoad, RefusesTensorsThatTheConfigDoesNotAnnounce) {
+  const TinyModel tiny;
+  for (const char* name : {"model.layers.0.self_attn.q_proj.bias", "model.layers.3.mlp.x.weight"}) {
+    TempFolder folder;
+    TinyWeights weights = MakeTinyWeights(tiny);
+    weights[name] = Tensor(DType::kF32, {4});
+    WriteTinyModel(tiny, weights, folder);
+    ExpectError<InvalidInput>([&] { Model::Load(folder.path()); },
+                              {"model.safetensors", name, "3 blocks"});
+  }
+}
+
+TEST(ModelLoad, IgnoresStoredRopeFrequenciesAndATiedHead) {
+  TinyModel tiny;
+  tiny.tied = true;
+  TempFolder folder;
+  TinyWeights weights = MakeTinyWeights(tiny);
+  weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor(DType::kF32, {8});
+  weights["lm_head.weight"] = Tensor(DType::kF32, {tiny.vocab, tiny.hidden});
+  WriteTinyModel(tiny, weights, folder);
+  const std::shared_ptr<Model> model = Model::Load(folder.path());
+  EXPECT_EQ(model->output_head().data, model->embedding().data);
+}
+
+TEST(ModelLoad, PassesRopeScalingOn) {
+  struct Case {
+    const char* json;
+    RopeParams params;
+  };
+  RopeParams base;
+  base.head_dim = 16;
+  RopeParams linear = base;
+  linear.scaling = RopeParams::Scaling::kLinear;
+  linear.factor = 4.0;
+  RopeParams llama3 = base;
+  llama3.scaling = RopeParams::Scaling::kLlama3;
+  llama3.factor = 8.0;
+  llama3.low_freq_factor = 1.0;
+  llama3.high_freq_factor = 4.0;
+  llama3.original_max_position = 512;
+  RopeParams yarn = base;
+  yarn.scaling = RopeParams::Scaling::kYarn;
+  yarn.factor = 4.0;
+  yarn.original_max_position = 1024;
+  yarn.attention_factor = 1.25;
+  const Case cases[] = {
+      {R"({"rope_type": "linear", "factor": 4.0})", linear},
+      {R"({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 512})",
+       llama3},
+      {R"({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+           "attention_factor": 1.25})",
+       yarn},
+  };
+  for (const Case& each : cases) {
+    SCOPED_TRACE(each.json);
+    const TinyModel tiny;
+    TempFolder folder;
+    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+    std::string config = testing_support::TinyConfigJson(tiny);
+    config.insert(1, std::string("\"rope_scaling\": ") + each.json + ",\n");
+    folder.Write("config.json", config);
+    const std::shared_ptr<Model> model = Model::Load(folder.path());
+    const RopeTable expected(each.params);
+    EXPECT_EQ(model->rope().frequencies(), expected.frequencies());
+    EXPECT_EQ(model->rope().attention_factor(), expected.attention_factor());
+    EXPECT_NE(model->rope().frequencies(), RopeTable(base).frequencies());
+  }
+}
+
+TEST(ModelLoad, ChecksKeyScales) {
+  const TinyModel tiny;
+  TempFolder folder;
+  WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+  const std::shared_ptr<Model> model = Model::Load(folder.path());
+  const auto scales = [&](const Shape& shape, float last) {
+    std::vector<Tensor> result;
+    for (int64_t layer = 0; layer < tiny.layers; ++layer) {
+      result.emplace_back(DType::kF32, shape);
+      std::fill_n(result.back().As<float>(), result.back().num_elements(), 2.0f);
+    }
+    result.back().As<float>()[result.back().num_elements() - 1] = last;
+    return result;
+  };
+  EXPECT_NO_THROW(model->SetKeyScales(scales({2, 8}, 1.0f)));
+  EXPECT_NO_THROW(model->SetKeyScales({}));
+  ExpectError<InvalidInput>([&] { model->SetKeyScales(std::vector<Tensor>(2)); },
+                            {"key scales", "2 blocks", "expected 3"});
+  ExpectError<InvalidInput>(
+      [&] {
+        model->SetKeyScales(scales({2, 16}, 1.0f));
+      },
+      {"block 0", "[2, 16]", "[2, 8]"});
+  for (const float bad : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()}) {
+    ExpectError<InvalidInput>(
+        [&] {
+          model->SetKeyScales(scales({2, 8}, bad));
+        },
+        {"block 2", "index 15", "above 0"});
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq

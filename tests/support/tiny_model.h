@@ -1,0 +1,294 @@
+// Random checkpoints of a few kilobytes for tests, and an oracle that computes their logits.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pmkvq/base/float16.h"
+#include "pmkvq/base/random.h"
+#include "pmkvq/io/safetensors.h"
+#include "pmkvq/tensor/tensor.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq::testing_support {
+
+struct TinyModel {
+  std::string architecture = "LlamaForCausalLM";
+  int64_t vocab = 48;
+  int64_t hidden = 32;
+  int64_t inner = 56;
+  int64_t layers = 3;
+  int64_t heads = 4;
+  int64_t kv_heads = 2;
+  int64_t head_dim = 16;
+  bool tied = false;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool qk_norm = false;
+  DType dtype = DType::kF32;
+  uint64_t seed = 1;
+
+  int64_t q_dim() const { return heads * head_dim; }
+  int64_t kv_dim() const { return kv_heads * head_dim; }
+};
+
+// One model for each architecture and variant that a config can ask for.
+inline std::map<std::string, TinyModel> TinyModels() {
+  std::map<std::string, TinyModel> models;
+  models["llama_f32"] = {};
+  models["llama_bias_bf16"] = {.qkv_bias = true, .o_bias = true, .dtype = DType::kBF16};
+  models["mistral_f16_tied"] = {
+      .architecture = "MistralForCausalLM", .tied = true, .dtype = DType::kF16};
+  models["qwen2_bf16_tied"] = {.architecture = "Qwen2ForCausalLM",
+                               .heads = 2,
+                               .kv_heads = 1,
+                               .tied = true,
+                               .qkv_bias = true,
+                               .dtype = DType::kBF16};
+  models["qwen3_f32"] = {.architecture = "Qwen3ForCausalLM",
+                         .heads = 6,
+                         .kv_heads = 2,
+                         .head_dim = 8,
+                         .qk_norm = true};
+  return models;
+}
+
+using TinyWeights = std::map<std::string, Tensor>;
+
+inline double NormalDraw(Random& random) {
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - random.Uniform()));
+  return radius * std::cos(6.283185307179586 * random.Uniform());
+}
+
+// Values mean + spread * normal, rounded to dtype.
+inline Tensor RandomTensor(DType dtype, const Shape& shape, double mean, double spread,
+                           Random& random) {
+  Tensor tensor(dtype, shape);
+  for (int64_t i = 0; i < tensor.num_elements(); ++i) {
+    const auto value = static_cast<float>(mean + spread * NormalDraw(random));
+    std::byte* place = tensor.data() + static_cast<size_t>(i) * SizeOf(dtype);
+    const BF16 bf16 = ToBF16(value);
+    const F16 f16 = ToF16(value);
+    if (dtype == DType::kF32) std::memcpy(place, &value, sizeof(value));
+    if (dtype == DType::kBF16) std::memcpy(place, &bf16, sizeof(bf16));
+    if (dtype == DType::kF16) std::memcpy(place, &f16, sizeof(f16));
+  }
+  return tensor;
+}
+
+inline std::vector<double> Values(const Tensor& tensor) {
+  std::vector<double> values;
+  for (int64_t i = 0; i < tensor.num_elements(); ++i) {
+    const std::byte* place = tensor.view().data + static_cast<size_t>(i) * SizeOf(tensor.dtype());
+    float f32;
+    BF16 bf16;
+    F16 f16;
+    std::memcpy(&bf16, place, sizeof(bf16));
+    std::memcpy(&f16, place, sizeof(f16));
+    if (tensor.dtype() == DType::kF32) std::memcpy(&f32, place, sizeof(f32));
+    values.push_back(tensor.dtype() == DType::kF32    ? f32
+                     : tensor.dtype() == DType::kBF16 ? ToFloat(bf16)
+                                                      : ToFloat(f16));
+  }
+  return values;
+}
+
+inline TinyWeights MakeTinyWeights(const TinyModel& model) {
+  Random random(model.seed);
+  TinyWeights weights;
+  const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, double spread) {
+    weights[name] = RandomTensor(model.dtype, {rows, cols}, 0.0, spread, random);
+  };
+  const auto norm = [&](const std::string& name, int64_t size) {
+    weights[name] = RandomTensor(model.dtype, {size}, 1.0, 0.2, random);
+  };
+  const auto linear = [&](const std::string& name, int64_t rows, int64_t cols, bool bias) {
+    matrix(name + ".weight", rows, cols, 1.2 / std::sqrt(static_cast<double>(cols)));
+    if (bias) weights[name + ".bias"] = RandomTensor(model.dtype, {rows}, 0.0, 0.3, random);
+  };
+  matrix("model.embed_tokens.weight", model.vocab, model.hidden, 1.0);
+  if (!model.tied) linear("lm_head", model.vocab, model.hidden, false);
+  norm("model.norm.weight", model.hidden);
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    const std::string block = "model.layers." + std::to_string(layer) + ".";
+    norm(block + "input_layernorm.weight", model.hidden);
+    linear(block + "self_attn.q_proj", model.q_dim(), model.hidden, model.qkv_bias);
+    linear(block + "self_attn.k_proj", model.kv_dim(), model.hidden, model.qkv_bias);
+    linear(block + "self_attn.v_proj", model.kv_dim(), model.hidden, model.qkv_bias);
+    linear(block + "self_attn.o_proj", model.hidden, model.q_dim(), model.o_bias);
+    if (model.qk_norm) {
+      norm(block + "self_attn.q_norm.weight", model.head_dim);
+      norm(block + "self_attn.k_norm.weight", model.head_dim);
+    }
+    norm(block + "post_attention_layernorm.weight", model.hidden);
+    linear(block + "mlp.gate_proj", model.inner, model.hidden, false);
+    linear(block + "mlp.up_proj", model.inner, model.hidden, false);
+    linear(block + "mlp.down_proj", model.hidden, model.inner, false);
+  }
+  return weights;
+}
+
+inline std::string TinyConfigJson(const TinyModel& model) {
+  const auto field = [](const std::string& name, int64_t value) {
+    return "\"" + name + "\": " + std::to_string(value) + ",\n";
+  };
+  const bool bias_field = model.architecture != "Qwen2ForCausalLM" && model.qkv_bias;
+  return "{\"architectures\": [\"" + model.architecture + "\"],\n" +
+         field("vocab_size", model.vocab) + field("hidden_size", model.hidden) +
+         field("intermediate_size", model.inner) + field("num_hidden_layers", model.layers) +
+         field("num_attention_heads", model.heads) + field("num_key_value_heads", model.kv_heads) +
+         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) +
+         "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
+         "\"attention_bias\": " + (bias_field ? "true" : "false") + ",\n" +
+         "\"tie_word_embeddings\": " + (model.tied ? "true" : "false") + "}\n";
+}
+
+// Writes config.json and model.safetensors.
+inline void WriteTinyModel(const TinyModel& model, const TinyWeights& weights,
+                           const TempFolder& folder) {
+  folder.Write("config.json", TinyConfigJson(model));
+  std::map<std::string, TensorView> views;
+  for (const auto& [name, tensor] : weights) views[name] = tensor.view();
+  WriteSafetensors(folder.File("model.safetensors"), views);
+}
+
+// Logits [T, V] of a whole sequence at positions 0, 1, ..., in double, one sum at a time, from
+// the definition of the architecture. Shares no code with the library's forward passes.
+class TinyModelOracle {
+ public:
+  TinyModelOracle(const TinyModel& model, const TinyWeights& weights)
+      : model_(model), weights_(weights) {}
+
+  std::vector<double> Logits(const std::vector<int32_t>& tokens) const {
+    const std::vector<double> embedding = Weight("model.embed_tokens.weight");
+    std::vector<Row> x;
+    for (const int32_t token : tokens) {
+      const auto begin = embedding.begin() + token * model_.hidden;
+      x.emplace_back(begin, begin + model_.hidden);
+    }
+    for (int64_t layer = 0; layer < model_.layers; ++layer) {
+      const std::string block = "model.layers." + std::to_string(layer) + ".";
+      AddAttention(block, x);
+      for (Row& row : x) AddMlp(block, row);
+    }
+    std::vector<double> logits;
+    for (const Row& row : x) {
+      const Row out = Linear(model_.tied ? "model.embed_tokens" : "lm_head",
+                             Norm("model.norm.weight", row), model_.vocab);
+      logits.insert(logits.end(), out.begin(), out.end());
+    }
+    return logits;
+  }
+
+ private:
+  using Row = std::vector<double>;
+
+  Row Weight(const std::string& name) const { return Values(weights_.at(name)); }
+
+  Row Linear(const std::string& name, const Row& x, int64_t size) const {
+    const Row weight = Weight(name + ".weight");
+    Row y =
+        weights_.contains(name + ".bias") ? Weight(name + ".bias") : Row(static_cast<size_t>(size));
+    for (size_t n = 0; n < y.size(); ++n) {
+      for (size_t k = 0; k < x.size(); ++k) y[n] += weight[n * x.size() + k] * x[k];
+    }
+    return y;
+  }
+
+  Row Norm(const std::string& name, const Row& x) const {
+    const Row weight = Weight(name);
+    double sum = 0.0;
+    for (const double value : x) sum += value * value;
+    Row y = x;
+    for (size_t i = 0; i < x.size(); ++i) {
+      y[i] *= weight[i] / std::sqrt(sum / static_cast<double>(x.size()) + 1e-5);
+    }
+    return y;
+  }
+
+  // Per-head norm where the architecture has one, then the rotation.
+  void PrepareHeads(const std::string& norm, int64_t position, Row& x) const {
+    const auto dim = static_cast<size_t>(model_.head_dim);
+    for (size_t begin = 0; begin < x.size(); begin += dim) {
+      Row head(x.begin() + static_cast<int64_t>(begin),
+               x.begin() + static_cast<int64_t>(begin + dim));
+      if (model_.qk_norm) head = Norm(norm, head);
+      for (size_t i = 0; i < dim / 2; ++i) {
+        const double angle =
+            static_cast<double>(position) *
+            std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+        const double low = head[i];
+        const double high = head[i + dim / 2];
+        x[begin + i] = low * std::cos(angle) - high * std::sin(angle);
+        x[begin + i + dim / 2] = high * std::cos(angle) + low * std::sin(angle);
+      }
+    }
+  }
+
+  void AddAttention(const std::string& block, std::vector<Row>& x) const {
+    std::vector<Row> q, k, v;
+    for (size_t t = 0; t < x.size(); ++t) {
+      const Row h = Norm(block + "input_layernorm.weight", x[t]);
+      q.push_back(Linear(block + "self_attn.q_proj", h, model_.q_dim()));
+      k.push_back(Linear(block + "self_attn.k_proj", h, model_.kv_dim()));
+      v.push_back(Linear(block + "self_attn.v_proj", h, model_.kv_dim()));
+      PrepareHeads(block + "self_attn.q_norm.weight", static_cast<int64_t>(t), q.back());
+      PrepareHeads(block + "self_attn.k_norm.weight", static_cast<int64_t>(t), k.back());
+    }
+    for (size_t t = 0; t < x.size(); ++t) {
+      Row out;
+      for (int64_t head = 0; head < model_.heads; ++head) {
+        const Row part = AttendHead(head, q[t], k, v, t);
+        out.insert(out.end(), part.begin(), part.end());
+      }
+      const Row y = Linear(block + "self_attn.o_proj", out, model_.hidden);
+      for (size_t i = 0; i < y.size(); ++i) x[t][i] += y[i];
+    }
+  }
+
+  Row AttendHead(int64_t head, const Row& q, const std::vector<Row>& k, const std::vector<Row>& v,
+                 size_t last) const {
+    const auto dim = static_cast<size_t>(model_.head_dim);
+    const size_t q_begin = static_cast<size_t>(head) * dim;
+    const size_t kv_begin = static_cast<size_t>(head / (model_.heads / model_.kv_heads)) * dim;
+    Row out(dim);
+    double sum = 0.0;
+    for (size_t m = 0; m <= last; ++m) {
+      double score = 0.0;
+      for (size_t i = 0; i < dim; ++i) score += q[q_begin + i] * k[m][kv_begin + i];
+      const double weight = std::exp(score / std::sqrt(static_cast<double>(dim)));
+      sum += weight;
+      for (size_t i = 0; i < dim; ++i) out[i] += weight * v[m][kv_begin + i];
+    }
+    for (double& value : out) value /= sum;
+    return out;
+  }
+
+  void AddMlp(const std::string& block, Row& x) const {
+    const Row h = Norm(block + "post_attention_layernorm.weight", x);
+    Row gate = Linear(block + "mlp.gate_proj", h, model_.inner);
+    const Row up = Linear(block + "mlp.up_proj", h, model_.inner);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
+    const Row y = Linear(block + "mlp.down_proj", gate, model_.hidden);
+    for (size_t i = 0; i < y.size(); ++i) x[i] += y[i];
+  }
+
+  const TinyModel& model_;
+  const TinyWeights& weights_;
+};
+
+// Ids that a seed decides.
+inline std::vector<int32_t> RandomTokens(int64_t vocab, int64_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<int32_t>(random.Below(static_cast<uint64_t>(vocab))));
+  }
+  return tokens;
+}
+
+}  // namespace pmkvq::testing_support
