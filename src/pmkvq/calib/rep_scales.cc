@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/calib/fake_quant.h"
 #include "pmkvq/calib/sample_loop.h"
+#include "pmkvq/io/hash.h"
 #include "pmkvq/model/profile.h"
 
 namespace pmkvq {
@@ -125,16 +125,10 @@ void CheckArguments(const KvGeometry& geometry, const std::vector<Tensor>& max_k
   for (const Tensor& tensor : max_keys) PMKVQ_CHECK(tensor.shape() == expected);
 }
 
-// FNV-1a, 64 bits, over the bits of all values.
-uint64_t HashTensors(const std::vector<Tensor>& tensors) {
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (const Tensor& tensor : tensors) {
-    const float* values = tensor.As<float>();
-    for (int64_t i = 0; i < tensor.num_elements(); ++i) {
-      hash = (hash ^ std::bit_cast<uint32_t>(values[i])) * 0x100000001b3ull;
-    }
-  }
-  return hash;
+std::string HashTensors(const std::vector<Tensor>& tensors) {
+  Hash128 hash;
+  for (const Tensor& tensor : tensors) hash.Update(tensor.view().data, tensor.view().num_bytes());
+  return hash.HexDigest();
 }
 
 }  // namespace
@@ -147,7 +141,7 @@ RepScales SearchRepScales(const CalibrationContext& context, const std::vector<T
   BlockSearch search(context, options, profile);
   SampleLoopStep step;
   step.task = kTask;
-  step.options = fmt::format("k_bits {} v_bits {} grid {} max_keys {:016x}", options.k_bits,
+  step.options = fmt::format("k_bits {} v_bits {} grid {} max_keys {}", options.k_bits,
                              options.v_bits, options.grid, HashTensors(max_keys));
   step.num_values = static_cast<size_t>(geometry.num_layers * options.grid);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {

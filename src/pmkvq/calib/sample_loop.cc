@@ -12,6 +12,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/hash.h"
 #include "pmkvq/io/json.h"
 
 namespace pmkvq {
@@ -26,24 +27,18 @@ struct LoopState {
   std::vector<double> values;
 };
 
-// FNV-1a, 64 bits, of all tokens and the samples' lengths.
-uint64_t HashTokens(const Samples& samples) {
-  uint64_t hash = 0xcbf29ce484222325ull;
-  const auto mix = [&hash](uint64_t value) {
-    for (int byte = 0; byte < 8; ++byte) {
-      hash = (hash ^ (value >> (8 * byte) & 0xff)) * 0x100000001b3ull;
-    }
-  };
+std::string HashTokens(const Samples& samples) {
+  Hash128 hash;
   for (const std::vector<int32_t>& tokens : samples.tokens) {
-    mix(tokens.size());
-    for (const int32_t token : tokens) mix(static_cast<uint32_t>(token));
+    hash.Update(fmt::format("{} ", tokens.size()));
+    hash.Update(tokens.data(), tokens.size() * sizeof(int32_t));
   }
-  mix(static_cast<uint64_t>(samples.seq_len));
-  return hash;
+  hash.Update(fmt::format("{}", samples.seq_len));
+  return hash.HexDigest();
 }
 
 std::string Fingerprint(const CalibrationContext& context, const SampleLoopStep& step) {
-  return fmt::format("{} {} model {} tokens {:016x} effective_len {} {}", step.task, step.options,
+  return fmt::format("{} {} model {} tokens {} effective_len {} {}", step.task, step.options,
                      context.model->checkpoint().Identity(), HashTokens(*context.samples),
                      context.effective_len, context.fingerprint);
 }
