@@ -1,0 +1,145 @@
+#include "pmkvq/io/file.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/hash.h"
+#include "support/expect_error.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectError;
+using testing_support::TempFolder;
+
+TEST(MappedFile, MapsAndMoves) {
+  const TempFolder folder;
+  MappedFile first = MappedFile::Open(folder.Write("a", "hello"));
+  ASSERT_EQ(first.size(), 5u);
+  EXPECT_EQ(static_cast<char>(first.data()[4]), 'o');
+  MappedFile second = std::move(first);
+  EXPECT_EQ(second.size(), 5u);
+  MappedFile third = MappedFile::Open(folder.Write("b", ""));
+  EXPECT_EQ(third.size(), 0u);
+  third = std::move(second);
+  EXPECT_EQ(static_cast<char>(third.data()[0]), 'h');
+}
+
+TEST(MappedFile, NamesWhatCannotBeMapped) {
+  const TempFolder folder;
+  ExpectError<IoError>([&] { MappedFile::Open(folder.File("none")); },
+                       {folder.File("none") + "] cannot open: No such file"});
+  ExpectError<IoError>([&] { MappedFile::Open(folder.path()); }, {"not a regular file"});
+}
+
+TEST(ReadFile, ReadsRegularFilesAndFilesWithoutASize) {
+  const TempFolder folder;
+  const std::string large(3'000'001, 'x');
+  EXPECT_EQ(ReadFile(folder.Write("large", large)), large);
+  EXPECT_EQ(ReadFile(folder.Write("empty", "")), "");
+  EXPECT_NE(ReadFile("/proc/self/status").find("Name:"), std::string::npos);
+  ExpectError<IoError>([&] { ReadFile(folder.path()); }, {"cannot read"});
+  ExpectError<IoError>([&] { ReadFile(folder.File("none")); }, {"cannot open"});
+}
+
+TEST(WriteFileAtomically, ReplacesAndLeavesNothingElse) {
+  const TempFolder folder;
+  const std::string path = folder.File("out.json");
+  WriteFileAtomically(path, "one");
+  WriteFileAtomically(path, "two");
+  EXPECT_EQ(ReadFile(path), "two");
+  EXPECT_EQ(folder.NumEntries(), 1u);
+}
+
+TEST(WriteFileAtomically, FailsWithoutATrace) {
+  const TempFolder folder;
+  ExpectError<IoError>([&] { WriteFileAtomically(folder.File("no/such/a"), "x"); },
+                       {folder.File("no/such/a"), "cannot write", "No such file"});
+  ExpectError<IoError>([&] { WriteFileAtomically(folder.path(), "x"); }, {"is a folder"});
+  ExpectError<IoError>([] { WriteFileAtomically("/dev/full", "x"); },
+                       {"[/dev/full] cannot write: No space left"});
+  EXPECT_EQ(folder.NumEntries(), 0u);
+}
+
+TEST(WriteFileAtomically, KeepsDevicesAndLinks) {
+  WriteFileAtomically("/dev/null", "x");
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+
+  const TempFolder folder;
+  const std::string target = folder.Write("target", "old");
+  std::filesystem::create_symlink(target, folder.File("link"));
+  WriteFileAtomically(folder.File("link"), "new");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.File("link")));
+  EXPECT_EQ(ReadFile(target), "new");
+  EXPECT_EQ(folder.NumEntries(), 2u);
+}
+
+TEST(WriteFileAtomically, DashIsStandardOutput) {
+  testing::internal::CaptureStdout();
+  WriteFileAtomically("-", "{\"a\":1}\n");
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "{\"a\":1}\n");
+}
+
+TEST(AtomicFileWriter, WithoutCommitTheOldContentStays) {
+  const TempFolder folder;
+  const std::string path = folder.Write("a", "old");
+  {
+    AtomicFileWriter writer(path);
+    writer.Append("new", 3);
+    EXPECT_EQ(folder.NumEntries(), 2u);
+    EXPECT_TRUE(FileExists(TemporaryPath(path)));
+  }
+  EXPECT_EQ(ReadFile(path), "old");
+  EXPECT_EQ(folder.NumEntries(), 1u);
+}
+
+TEST(CommitFile, RemovesTheTemporaryFileOnError) {
+  const TempFolder folder;
+  const std::string target = folder.File("folder");
+  std::filesystem::create_directory(target);
+  const std::string temporary = folder.Write("temporary", "x");
+  ExpectError<IoError>([&] { CommitFile(temporary, target); }, {target + "] cannot rename"});
+  EXPECT_FALSE(FileExists(temporary));
+  ExpectError<IoError>([&] { CommitFile(temporary, folder.File("a")); },
+                       {"cannot open its temporary file"});
+  ExpectError<IoError>([&] { CommitFile(folder.Write("t", "x"), "/dev/null"); },
+                       {"[/dev/null] cannot replace a device"});
+  EXPECT_FALSE(FileExists(folder.File("t")));
+}
+
+TEST(CommitFile, WorksInTheCurrentFolder) {
+  const TempFolder folder;
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path());
+  WriteFileAtomically("plain", "x");
+  std::filesystem::current_path(before);
+  EXPECT_EQ(ReadFile(folder.File("plain")), "x");
+}
+
+TEST(JoinPath, JoinsWithOneSlash) {
+  EXPECT_EQ(JoinPath("a", "b"), "a/b");
+  EXPECT_EQ(JoinPath("a/", "b"), "a/b");
+  EXPECT_EQ(JoinPath("", "b"), "b");
+}
+
+TEST(Hash128, IsXxh3) {
+  // Test vectors of the xxHash specification: XXH3-128 with seed 0.
+  EXPECT_EQ(Hash128().HexDigest(), "99aa06d3014798d86001c324468d497f");
+  Hash128 whole;
+  whole.Update("The quick brown fox jumps over the lazy dog");
+  Hash128 pieces;
+  pieces.Update("The quick brown fox ");
+  pieces.Update("jumps over the lazy dog");
+  EXPECT_EQ(whole.HexDigest(), "ddd650205ca3e7fa24a1cc2e3a8a7651");
+  EXPECT_EQ(pieces.HexDigest(), whole.HexDigest());
+}
+
+}  // namespace
+}  // namespace pmkvq
