@@ -14,10 +14,12 @@
 namespace pmkvq {
 namespace {
 
-// Tiles of the many-row path. 128 outputs by 2048 inputs make 1 MiB of floats: they stay in the
-// L2 cache between expansion and product, and a 3584-wide layer still gives 28 tiles to share out.
+// Rows of one call of the decode kernel: their packed copy should stay in the L2 cache.
+constexpr int64_t kSliceRows = 16;
+// Tiles of the BLAS path. 128 outputs by 1024 inputs make 512 KiB of floats: they stay in the L2
+// cache between expansion and product, and a 3584-wide layer still gives 28 tiles to share out.
 constexpr int64_t kTileOuts = 128;
-constexpr int64_t kTileCols = 2048;
+constexpr int64_t kTileCols = 1024;
 // MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
 constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
@@ -86,16 +88,43 @@ AlignedVector<Real>& ThreadScratch() {
   return scratch;
 }
 
+// Outputs [begin, end) of all rows. A grain of weights is used for every slice of rows while it is
+// in the cache.
+void DecodeSlices(const float* packed, int64_t num_rows, const WeightView& weight,
+                  const float* bias, int64_t begin, int64_t end, float* y) {
+  if (num_rows <= kSliceRows) {
+    internal::DecodeMatMul(packed, num_rows, weight, bias, begin, end, y);
+    return;
+  }
+  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols);
+  for (int64_t out = begin; out < end; out += kDecodeGrain) {
+    const float* slice = packed;
+    for (int64_t row = 0; row < num_rows; row += kSliceRows, slice += slice_floats) {
+      internal::DecodeMatMul(slice, std::min(kSliceRows, num_rows - row), weight, bias, out,
+                             std::min(end, out + kDecodeGrain), y + row * weight.rows);
+    }
+  }
+}
+
+const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weight) {
+  AlignedVector<float>& packed = ThreadScratch<float>();
+  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols);
+  const size_t needed = static_cast<size_t>(CeilDiv(num_rows, kSliceRows)) * slice_floats;
+  if (packed.size() < needed) packed.resize(needed);
+  float* slice = packed.data();
+  for (int64_t row = 0; row < num_rows; row += kSliceRows, slice += slice_floats) {
+    internal::PackDecodeRows(x + row * weight.cols, std::min(kSliceRows, num_rows - row),
+                             weight.cols, weight.dtype, slice);
+  }
+  return packed.data();
+}
+
 void DecodeRows(const float* x, int64_t num_rows, const WeightView& weight, const float* bias,
                 float* y, int num_threads) {
-  AlignedVector<float>& packed = ThreadScratch<float>();
-  const size_t needed = internal::PackedDecodeFloats(num_rows, weight.cols);
-  if (packed.size() < needed) packed.resize(needed);
-  internal::PackDecodeRows(x, num_rows, weight.cols, weight.dtype, packed.data());
-  const float* rows = packed.data();  // The caller's scratch, not the worker's.
+  const float* packed = PackSlices(x, num_rows, weight);
   const int threads = UsefulThreads(num_threads, num_rows, weight);
   if (threads == 1) {
-    internal::DecodeMatMul(rows, num_rows, weight, bias, 0, weight.rows, y);
+    DecodeSlices(packed, num_rows, weight, bias, 0, weight.rows, y);
     return;
   }
   const int64_t grains = CeilDiv(weight.rows, kDecodeGrain);
@@ -105,7 +134,7 @@ void DecodeRows(const float* x, int64_t num_rows, const WeightView& weight, cons
     const int64_t rank = omp_get_thread_num();
     const int64_t begin = grains * rank / team * kDecodeGrain;
     const int64_t end = std::min(weight.rows, grains * (rank + 1) / team * kDecodeGrain);
-    if (begin < end) internal::DecodeMatMul(rows, num_rows, weight, bias, begin, end, y);
+    if (begin < end) DecodeSlices(packed, num_rows, weight, bias, begin, end, y);
   }
 }
 
@@ -164,7 +193,8 @@ void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const flo
             int num_threads) {
   CheckWeight(weight);
   if (num_rows == 0 || weight.rows == 0) return;
-  if (num_rows <= kDecodeRows || weight.cols == 0) {
+  constexpr bool kHasVectorKernel = std::is_same_v<Real, float>;
+  if (num_rows <= (kHasVectorKernel ? kDecodeRows : kSliceRows) || weight.cols == 0) {
     DecodeRows(x, num_rows, weight, bias, y, num_threads);
     return;
   }

@@ -6,8 +6,8 @@
 // W [N, K] is F32, F16 or BF16 as in the checkpoint (nn.Linear's layout), any alignment of its
 // element type. x, y, dx, dy are row-major floats (or doubles).
 //
-// Up to kDecodeRows rows: own vector kernels; the weight is read once for all rows. A row's bits
-// depend neither on its neighbours, nor on the number of rows, nor on the thread count.
+// Up to kDecodeRows rows: own vector kernels; the weight is read from memory once for all rows. A
+// row's bits depend neither on its neighbours, nor on the number of rows, nor on the thread count.
 // More rows (prefill, calibration): W is expanded in fixed tiles of output rows and multiplied by
 // BLAS on one thread per tile; bits depend on the number of rows, not on the thread count.
 #pragma once
@@ -19,7 +19,8 @@
 
 namespace pmkvq {
 
-inline constexpr int64_t kDecodeRows = 16;
+// Beyond it BLAS is faster, where it knows the processor.
+inline constexpr int64_t kDecodeRows = 64;
 
 // A weight matrix: `rows` = N outputs, `cols` = K inputs.
 struct WeightView {

@@ -19,7 +19,8 @@ size_t PackedDecodeFloats(int64_t num_rows, int64_t cols);
 // Copies x [num_rows, cols] to the order in which the kernel for `dtype` reads it, zero-padded.
 void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed);
 
-// Outputs [begin, end) of all rows: y [num_rows, weight.rows]. num_rows <= kDecodeRows.
+// Outputs [begin, end) of all rows: y [num_rows, weight.rows], `packed` as PackDecodeRows made it.
+// Takes any number of rows, but from about 16 on they crowd each other out of the cache.
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y);
 
