@@ -1,0 +1,91 @@
+// pmkvq allocate: bit width and byte budget per block from sensitivities.
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/calib/allocate.h"
+#include "pmkvq/calib/sensitivity_file.h"
+#include "pmkvq/io/json.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  int64_t kv_dim = 0;
+  std::string sensitivity;
+  AllocationCommandOptions allocation;
+  std::string json;
+};
+
+void AllocateBits(const Options& options) {
+  AllocationOptions allocation = options.allocation.Resolve();
+  const SensitivityFile file = LoadSensitivity(options.sensitivity);
+  KvGeometry& geometry = allocation.cache.geometry;
+  if (!options.model.empty()) {
+    const ModelConfig config = LoadModelConfig(options.model);
+    geometry = {config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim};
+  } else {
+    if (!allocation.reference_accounting) {
+      throw InvalidInput("--kv-dim",
+                         "alone it says nothing about metadata; expected --model, or "
+                         "--reference-accounting, which counts payload only");
+    }
+    // Payload bytes depend on the product Hkv * D only.
+    geometry = {file.num_blocks, 1, 1, options.kv_dim};
+  }
+  const Allocation result = Allocate(file.sensitivity, allocation);
+
+  JsonWriter json;
+  json.BeginObject();
+  if (allocation.separate_kv) {
+    json.Key("k_bits").Array(result.k_bits);
+    json.Key("v_bits").Array(result.v_bits);
+  } else {
+    json.Key("bits").Array(result.k_bits);
+  }
+  json.Key("budget_bytes").Array(result.budget_bytes);
+  json.Key("objective").Number(result.objective);
+  json.Key("total_bytes").Int(result.total_bytes);
+  json.Key("max_len").Int(allocation.max_len);
+  json.Key("memory_budget_bytes").Int(allocation.memory_budget_bytes);
+  json.Key("n_sink_token").Int(allocation.cache.sink_tokens);
+  json.Key("n_window_token").Int(allocation.cache.window_tokens);
+  json.Key("kv_dtype").String(options.allocation.kv_dtype);
+  json.Key("reference_accounting").Bool(allocation.reference_accounting);
+  json.EndObject();
+  WriteJson(options.json, json.text());
+  if (options.json == "-") return;
+  Print(FormatAllocation(result));
+  Print(fmt::format("{} of {} for one sequence of {} tokens, objective {:.6g}\n",
+                    FormatByteSize(result.total_bytes),
+                    FormatByteSize(allocation.memory_budget_bytes), allocation.max_len,
+                    result.objective));
+}
+
+}  // namespace
+
+void AddAllocate(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("allocate", "choose bit widths per block under a memory budget, exactly");
+  auto* model = command->add_option("--model", options->model, "model folder");
+  command->add_option("--kv-dim", options->kv_dim, "KV heads x head_dim, instead of a model")
+      ->check(CLI::PositiveNumber)
+      ->excludes(model);
+  command
+      ->add_option("--sensitivity", options->sensitivity, "file made by pmkvq sensitivity --json")
+      ->required();
+  options->allocation.Register(*command);
+  command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
+  command->callback([options] {
+    if (options->model.empty() && options->kv_dim == 0) {
+      throw CLI::RequiredError("--model or --kv-dim");
+    }
+    AllocateBits(*options);
+  });
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,22 @@
+// The subcommands of the program. Each Add function declares one subcommand with its options on
+// `app`; parsing the command line then runs it. Failures are thrown (base/error.h).
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace pmkvq::cli {
+
+void AddTokenize(CLI::App& app);
+void AddRun(CLI::App& app);
+void AddLogits(CLI::App& app);
+void AddPerplexity(CLI::App& app);
+void AddSensitivity(CLI::App& app);
+void AddMaxKeys(CLI::App& app);
+void AddRepScales(CLI::App& app);
+void AddAllocate(CLI::App& app);
+void AddCalibrate(CLI::App& app);
+void AddEval(CLI::App& app);
+void AddDemo(CLI::App& app);
+void AddInspect(CLI::App& app);
+
+}  // namespace pmkvq::cli

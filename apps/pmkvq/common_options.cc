@@ -1,0 +1,308 @@
+#include "common_options.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <iostream>
+#include <iterator>
+
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/threads.h"
+#include "pmkvq/io/file.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+
+void KvCommandOptions::Register(CLI::App& command) {
+  std::string methods = "cache method, NAME[:key=value[+key=value]]:";
+  for (const MethodInfo& method : ListMethods())
+    methods += "\n  " + method.name + ": " + method.description;
+  const std::string group = "KV cache";
+  command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
+  command.add_option("--plan", plan_path, "plan file made by calibrate (budgets and key scales)")
+      ->group(group);
+  command.add_option("--kv-budget", budget, "bytes for one sequence, all blocks: 6MiB, 512k, ...")
+      ->group(group);
+  command.add_option("--policy", policy, "what is halved when the budget is reached")
+      ->check(CLI::IsMember({"layer-budget", "oldest-first"}))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--n-sink-token", sink_tokens,
+                  "first tokens that stay at 16 bit (default: the plan's, or 1)")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command
+      .add_option("--n-window-token", window_tokens,
+                  "newest tokens at 16 bit, a multiple of 128 (default: the plan's, or 128)")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command.add_option("--n-init-kv-bits", init_kv_bits, "width at which pm-kvq starts")
+      ->check(CLI::IsMember({16, 8, 4, 2}))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised")
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--reference-accounting", reference_accounting,
+                "count payload bytes only, as the Python reference does")
+      ->group(group);
+  command.add_option("--max-len", max_len, "longest sequence, prompt and output (0: the model's)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--chunk", chunk, "prompt tokens per prefill step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--threads", threads, "worker threads (0: all processors)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
+EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
+  EngineOptions options;
+  options.kv.spec = spec;
+  if (!plan_path.empty()) options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
+  if (!budget.empty()) {
+    options.kv.budget_bytes = ParseByteSize(budget, "--kv-budget");
+    if (options.kv.budget_bytes == 0) {
+      throw InvalidInput("--kv-budget", "found 0, expected a size like 6MiB");
+    }
+  }
+  options.kv.policy = ParsePolicyKind(policy);
+  options.kv.sink_tokens = sink_tokens;
+  options.kv.window_tokens = window_tokens;
+  options.kv.init_kv_bits = init_kv_bits;
+  options.kv.kv_dtype = ParseKvDtype(kv_dtype);
+  options.kv.reference_accounting = reference_accounting;
+  options.max_sequences = max_sequences;
+  options.max_len = max_len;
+  options.chunk = chunk;
+  options.num_threads = ResolveThreads(threads);
+  return options;
+}
+
+void SampleCommandOptions::Register(CLI::App& command) {
+  const std::string group = "Calibration data";
+  command
+      .add_option("--dataset", samples.dataset,
+                  "calibration texts: .jsonl (text or input_ids) or .txt")
+      ->required()
+      ->group(group);
+  command.add_option("--pack", pack, "concat: cut the joined texts; single: one text per sample")
+      ->check(CLI::IsMember({"concat", "single"}))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--n-samples", samples.num_samples, "sequences to use")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seq-len", samples.seq_len, "tokens per sequence")
+      ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option(
+          "--effective-len", samples.effective_len,
+          "length that positions are stretched to, a multiple of --seq-len (0: not stretched)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seed", samples.seed, "seed of the shuffle")
+      ->capture_default_str()
+      ->group(group);
+}
+
+SampleOptions SampleCommandOptions::Resolve() const {
+  SampleOptions resolved = samples;
+  resolved.packing = ParsePacking(pack);
+  return resolved;
+}
+
+void AllocationCommandOptions::Register(CLI::App& command) {
+  const std::string group = "Allocation";
+  command.add_option("--memory-budget", memory_budget_mib, "MiB for one sequence, all blocks")
+      ->required()
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command.add_option("--fbit-choices", fbit_choices, "final widths to choose from")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--max-len", allocation.max_len, "tokens that must fit")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_flag("--separate-kv", allocation.separate_kv, "K and V of a block may differ")
+      ->group(group);
+  command
+      .add_option("--n-sink-token", allocation.cache.sink_tokens,
+                  "first tokens that stay at 16 bit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--n-window-token", allocation.cache.window_tokens,
+                  "newest tokens at 16 bit, a multiple of 128")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised, and of metadata")
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--reference-accounting", allocation.reference_accounting,
+                "count payload bytes only, as the Python reference does")
+      ->group(group);
+}
+
+AllocationOptions AllocationCommandOptions::Resolve() const {
+  AllocationOptions resolved = allocation;
+  resolved.memory_budget_bytes = static_cast<int64_t>(std::llround(memory_budget_mib * 1048576.0));
+  resolved.fbit_choices.clear();
+  for (const int32_t bits : ParseIds(fbit_choices, "--fbit-choices")) {
+    if (bits != 16 && bits != 8 && bits != 4 && bits != 2) {
+      throw InvalidInput("--fbit-choices",
+                         fmt::format("found {}, expected widths out of 16, 8, 4, 2", bits));
+    }
+    resolved.fbit_choices.push_back(bits);
+  }
+  if (resolved.fbit_choices.empty()) {
+    throw InvalidInput("--fbit-choices", "found none, expected widths out of 16, 8, 4, 2");
+  }
+  resolved.cache.float_type = ParseKvDtype(kv_dtype);
+  return resolved;
+}
+
+std::string FormatAllocation(const Allocation& allocation) {
+  std::string text;
+  for (size_t begin = 0; begin < allocation.k_bits.size();) {
+    size_t end = begin + 1;
+    while (end < allocation.k_bits.size() && allocation.k_bits[end] == allocation.k_bits[begin] &&
+           allocation.v_bits[end] == allocation.v_bits[begin]) {
+      ++end;
+    }
+    text += end - begin == 1 ? fmt::format("block {}: ", begin)
+                             : fmt::format("blocks {} to {}: ", begin, end - 1);
+    text += allocation.k_bits[begin] == allocation.v_bits[begin]
+                ? fmt::format("{} bits\n", allocation.k_bits[begin])
+                : fmt::format("K {} bits, V {} bits\n", allocation.k_bits[begin],
+                              allocation.v_bits[begin]);
+    begin = end;
+  }
+  return text;
+}
+
+std::string FormatPlan(const Plan& plan) {
+  std::string text;
+  if (plan.record.num_samples > 0) {
+    text += fmt::format(
+        "calibrated on {} samples of {} tokens from {} ({}), positions stretched to {}\n",
+        plan.record.num_samples, plan.record.seq_len, plan.record.dataset, plan.record.pack,
+        plan.record.effective_len);
+  }
+  text += FormatAllocation({plan.k_bits, plan.v_bits, plan.budget_bytes, 0, 0});
+  int64_t total = 0;
+  for (const int64_t bytes : plan.budget_bytes) total += bytes;
+  text +=
+      fmt::format("budget {} for one sequence of {} tokens, {:.3g} effective bits, key scales {}\n",
+                  FormatByteSize(total), plan.max_len,
+                  EffectiveBits(plan.geometry, total / plan.geometry.num_layers, plan.max_len),
+                  plan.key_scales.empty() ? "none" : "yes");
+  return text;
+}
+
+int ResolveThreads(int threads) { return threads > 0 ? threads : DefaultThreads(); }
+
+std::vector<int32_t> ParseIds(const std::string& text, const std::string& what) {
+  std::vector<int32_t> ids;
+  const char* p = text.data();
+  const char* const end = p + text.size();
+  const auto is_separator = [](char c) {
+    return c == ',' || c == ' ' || c == '\n' || c == '\r' || c == '\t';
+  };
+  while (p != end) {
+    if (is_separator(*p)) {
+      ++p;
+      continue;
+    }
+    int32_t id = 0;
+    const auto [next, error] = std::from_chars(p, end, id);
+    if (error != std::errc() || (next != end && !is_separator(*next))) {
+      const char* item_end = p;
+      while (item_end != end && !is_separator(*item_end)) ++item_end;
+      throw InvalidInput(what, fmt::format("'{}' is not a token id; expected integers separated by "
+                                           "commas or spaces",
+                                           std::string_view(p, static_cast<size_t>(item_end - p))));
+    }
+    ids.push_back(id);
+    p = next;
+  }
+  return ids;
+}
+
+void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
+                 const std::string& what) {
+  if (ids.empty()) throw InvalidInput(what, "the prompt is empty; expected at least one token");
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= config.vocab_size) {
+      throw InvalidInput(what, fmt::format("token id {} is out of range; expected 0 to {}", id,
+                                           config.vocab_size - 1));
+    }
+  }
+  if (static_cast<int64_t>(ids.size()) > config.max_position_embeddings) {
+    throw InvalidInput(what, fmt::format("the prompt has {} tokens; the model has {} positions",
+                                         ids.size(), config.max_position_embeddings));
+  }
+}
+
+void CheckPlan(const EngineOptions& engine, const KvCommandOptions& options, const Model& model) {
+  if (engine.kv.plan == nullptr) return;
+  CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), options.plan_path);
+}
+
+std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model) {
+  if (!FileExists(JoinPath(model, "tokenizer.json"))) return nullptr;
+  return Tokenizer::Load(model);
+}
+
+std::shared_ptr<const Tokenizer> LoadTokenizer(const std::string& model) {
+  return Tokenizer::Load(model);
+}
+
+ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model) {
+  if (name.empty()) return DetectChatTemplate(model);
+  ChatTemplate chat_template;
+  chat_template.format = ParseChatFormat(name);
+  if (chat_template.format == ChatFormat::kNone) return chat_template;
+  // The BOS text is the model's own, whatever the family of the template.
+  try {
+    chat_template.bos_token = DetectChatTemplate(model).bos_token;
+  } catch (const Unsupported&) {
+    // The folder's template is unknown, which is why a name was given: no BOS text from it.
+  }
+  return chat_template;
+}
+
+void WriteJson(const std::string& path, const std::string& json) {
+  if (path == "-") {
+    Print(json + "\n");
+  } else if (!path.empty()) {
+    WriteFileAtomically(path, json + "\n");
+  }
+}
+
+std::string ReadStdin() {
+  return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+}
+
+std::string FormatPages(const PagesPerWidth& pages) {
+  return fmt::format("16:{} 8:{} 4:{} 2:{}", pages[0], pages[1], pages[2], pages[3]);
+}
+
+}  // namespace pmkvq::cli

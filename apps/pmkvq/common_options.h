@@ -1,0 +1,97 @@
+// Option groups that several subcommands share, and what they resolve to.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pmkvq/calib/allocate.h"
+#include "pmkvq/calib/samples.h"
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/text/chat_template.h"
+
+namespace pmkvq::cli {
+
+// --kv, --plan, --kv-budget, --policy, --n-sink-token, --n-window-token, --n-init-kv-bits,
+// --kv-dtype, --reference-accounting, --chunk, --max-len, --threads.
+struct KvCommandOptions {
+  std::string spec = "fp16";
+  std::string plan_path;
+  std::string budget;
+  std::string policy = "layer-budget";
+  std::string kv_dtype = "f16";
+  int64_t sink_tokens = -1;
+  int64_t window_tokens = -1;
+  int init_kv_bits = 16;
+  bool reference_accounting = false;
+  int64_t chunk = 512;
+  int64_t max_len = 0;
+  int threads = 0;
+
+  void Register(CLI::App& command);
+  // Loads the plan and parses the values. Throws InvalidInput, IoError.
+  EngineOptions Resolve(int64_t max_sequences) const;
+};
+
+// --dataset, --pack, --n-samples, --seq-len, --effective-len, --seed.
+struct SampleCommandOptions {
+  SampleOptions samples;
+  std::string pack = "concat";
+
+  void Register(CLI::App& command);
+  SampleOptions Resolve() const;
+};
+
+// --memory-budget, --fbit-choices, --max-len, --separate-kv, --n-sink-token, --n-window-token,
+// --kv-dtype, --reference-accounting.
+struct AllocationCommandOptions {
+  double memory_budget_mib = 0;
+  std::string fbit_choices = "4,2";
+  std::string kv_dtype = "f16";
+  AllocationOptions allocation;
+
+  void Register(CLI::App& command);
+  // Geometry is left for the caller to fill in. Throws InvalidInput.
+  AllocationOptions Resolve() const;
+};
+
+// One line: "block 0..5: 4 bits, 6..11: 2 bits" (K and V apart where they differ).
+std::string FormatAllocation(const Allocation& allocation);
+
+// What a plan was made from and what it says, a few lines.
+std::string FormatPlan(const Plan& plan);
+
+int ResolveThreads(int threads);
+
+// "1,2,3" (commas or spaces) to ids. Throws InvalidInput naming the bad item.
+std::vector<int32_t> ParseIds(const std::string& text, const std::string& what);
+
+// Throws InvalidInput naming `what` for an empty prompt, an id out of [0, V), or more tokens than
+// the model has positions.
+void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
+                 const std::string& what);
+
+// Throws InvalidInput when the options name a plan of another model.
+void CheckPlan(const EngineOptions& engine, const KvCommandOptions& options, const Model& model);
+
+// The tokenizer of a model folder, or null when the folder has no tokenizer.json.
+std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
+// As above, but throws IoError when it is missing.
+std::shared_ptr<const Tokenizer> LoadTokenizer(const std::string& model);
+
+// --chat-template NAME, or by the model folder when empty.
+ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model);
+
+// Writes `json` to FILE, or to stdout for "-"; nothing for "".
+void WriteJson(const std::string& path, const std::string& json);
+
+// All of standard input.
+std::string ReadStdin();
+
+// "16:4 8:20 4:0 2:96"
+std::string FormatPages(const PagesPerWidth& pages);
+
+}  // namespace pmkvq::cli

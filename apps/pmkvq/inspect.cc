@@ -1,0 +1,173 @@
+// pmkvq inspect: what is in a model folder, a plan, or a tensor file.
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/io/checkpoint.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  std::string path;
+  std::string json;
+};
+
+// Field names and values in order, shown as a table or as JSON.
+struct Field {
+  std::string name;
+  std::string text;  // For the table.
+  int64_t number = 0;
+  bool is_number = false;
+};
+
+Field Number(const std::string& name, int64_t value) {
+  return {name, fmt::format("{}", value), value, true};
+}
+Field Text(const std::string& name, const std::string& value) { return {name, value, 0, false}; }
+
+std::string FormatFields(const std::vector<Field>& fields) {
+  std::string text;
+  for (const Field& field : fields) text += fmt::format("{:<26}{}\n", field.name, field.text);
+  return text;
+}
+
+void WriteFields(const std::vector<Field>& fields, JsonWriter& json) {
+  for (const Field& field : fields) {
+    json.Key(field.name);
+    if (field.is_number) {
+      json.Int(field.number);
+    } else {
+      json.String(field.text);
+    }
+  }
+}
+
+void InspectModel(const Options& options) {
+  const Checkpoint checkpoint = Checkpoint::Open(options.path);
+  const ModelConfig& config = checkpoint.config();
+  int64_t num_parameters = 0;
+  int64_t weight_bytes = 0;
+  for (const SafetensorsFile& file : checkpoint.files()) {
+    for (const auto& [name, tensor] : file.tensors()) {
+      num_parameters += tensor.num_elements();
+      weight_bytes += static_cast<int64_t>(tensor.num_bytes());
+    }
+  }
+  const std::vector<Field> fields = {
+      Text("kind", "model"),
+      Text("architecture", config.architecture),
+      Number("parameters", num_parameters),
+      Number("weight_bytes", weight_bytes),
+      Number("files", static_cast<int64_t>(checkpoint.files().size())),
+      Number("blocks", config.num_layers),
+      Number("hidden_size", config.hidden_size),
+      Number("intermediate_size", config.intermediate_size),
+      Number("heads", config.num_heads),
+      Number("kv_heads", config.num_kv_heads),
+      Number("head_dim", config.head_dim),
+      Number("vocab_size", config.vocab_size),
+      Number("max_position_embeddings", config.max_position_embeddings),
+      Number("kv_bytes_per_token_at_16_bit", 4 * config.num_layers * config.kv_dim()),
+      Text("identity", checkpoint.Identity()),
+  };
+  if (!options.json.empty()) {
+    JsonWriter json;
+    json.BeginObject();
+    WriteFields(fields, json);
+    json.EndObject();
+    WriteJson(options.json, json.text());
+  }
+  if (options.json != "-") Print(FormatFields(fields));
+}
+
+void InspectPlan(const Options& options) {
+  const Plan plan = LoadPlan(options.path);
+  if (!options.json.empty()) {
+    JsonWriter json;
+    json.BeginObject();
+    json.Key("kind").String("plan");
+    json.Key("model_identity").String(plan.model_identity);
+    json.Key("k_bits").Array(plan.k_bits);
+    json.Key("v_bits").Array(plan.v_bits);
+    json.Key("budget_bytes").Array(plan.budget_bytes);
+    json.Key("max_len").Int(plan.max_len);
+    json.Key("alpha").Array(plan.alpha);
+    json.Key("dataset").String(plan.record.dataset);
+    json.Key("n_samples").Int(plan.record.num_samples);
+    json.Key("seq_len").Int(plan.record.seq_len);
+    json.Key("effective_len").Int(plan.record.effective_len);
+    json.EndObject();
+    WriteJson(options.json, json.text());
+  }
+  if (options.json == "-") return;
+  std::string text = fmt::format("plan for model {}\n", plan.model_identity) + FormatPlan(plan);
+  text += fmt::format("\n{:>5}  {:>6}  {:>6}  {:>12}  {:>6}  {:>12}  {:>12}\n", "block", "K bits",
+                      "V bits", "budget", "alpha", "K sens. @2", "V sens. @2");
+  const size_t narrowest = WidthIndex(2);
+  const bool has_sensitivity =
+      plan.sensitivity.k.size() > narrowest && !plan.sensitivity.k[narrowest].empty();
+  for (size_t i = 0; i < plan.k_bits.size(); ++i) {
+    text += fmt::format(
+        "{:>5}  {:>6}  {:>6}  {:>12}  {:>6}  {:>12}  {:>12}\n", i, plan.k_bits[i], plan.v_bits[i],
+        FormatByteSize(plan.budget_bytes[i]),
+        plan.alpha.empty() ? "-" : fmt::format("{:.2f}", plan.alpha[i]),
+        has_sensitivity ? fmt::format("{:.3e}", plan.sensitivity.k[narrowest][i]) : "-",
+        has_sensitivity ? fmt::format("{:.3e}", plan.sensitivity.v[narrowest][i]) : "-");
+  }
+  Print(text);
+}
+
+void InspectTensors(const Options& options) {
+  const SafetensorsFile file = SafetensorsFile::Open(options.path);
+  std::string text = fmt::format("{:<56} {:>5}  {}\n", "tensor", "dtype", "shape");
+  JsonWriter json;
+  json.BeginObject();
+  json.Key("kind").String("tensors");
+  json.Key("tensors").BeginObject();
+  for (const auto& [name, tensor] : file.tensors()) {
+    text += fmt::format("{:<56} {:>5}  {}\n", name, NameOf(tensor.dtype), ToString(tensor.shape));
+    json.Key(name).BeginObject();
+    json.Key("dtype").String(NameOf(tensor.dtype));
+    json.Key("shape").Array(tensor.shape);
+    json.EndObject();
+  }
+  json.EndObject().EndObject();
+  WriteJson(options.json, json.text());
+  if (options.json != "-") Print(text);
+}
+
+void Inspect(const Options& options) {
+  const std::filesystem::path path(options.path);
+  if (!std::filesystem::exists(path)) throw IoError(options.path, "no such file or folder");
+  if (std::filesystem::is_directory(path)) {
+    InspectModel(options);
+  } else if (path.extension() == ".safetensors") {
+    InspectTensors(options);
+  } else if (path.extension() == ".json") {
+    InspectPlan(options);
+  } else {
+    throw InvalidInput(options.path,
+                       "cannot tell what this is; expected a model folder, a plan (.json) or a "
+                       ".safetensors file");
+  }
+}
+
+}  // namespace
+
+void AddInspect(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("inspect", "what is in a model, a plan or a tensor file");
+  command->add_option("path", options->path, "model folder, plan .json or .safetensors")
+      ->required();
+  command->add_option("--json", options->json, "write as JSON (- for stdout)");
+  command->callback([options] { Inspect(*options); });
+}
+
+}  // namespace pmkvq::cli

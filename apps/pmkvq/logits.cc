@@ -1,0 +1,67 @@
+// pmkvq logits: all logits of a prompt, for comparison with other implementations.
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/io/safetensors.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string prompt_ids;
+  std::string out;
+  KvCommandOptions kv;
+};
+
+void ComputeLogits(const Options& options) {
+  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
+  const EngineOptions engine = options.kv.Resolve(1);
+  const auto num_tokens = static_cast<int64_t>(ids.size());
+  CheckPrompt(ids, model->config(), "--prompt-ids");
+  CheckPlan(engine, options.kv, *model);
+  const KvRequirements requirements{model->kv_geometry(), 1, std::max(engine.max_len, num_tokens),
+                                    engine.num_threads};
+  model->SetKeyScales(KeyScalesOf(engine.kv));
+  const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
+  const SequenceId seq = store->Open().value();
+  Tensor logits(DType::kF32, {num_tokens, model->config().vocab_size});
+  ForwardWorkspace workspace;
+  for (int64_t start = 0; start < num_tokens; start += engine.chunk) {
+    ExitIfInterrupted("logits");
+    const int64_t count = std::min(engine.chunk, num_tokens - start);
+    if (store->Reserve(seq, count) == ReserveResult::kBudgetExhausted) {
+      throw InvalidInput(
+          "--kv-budget",
+          fmt::format(
+              "{} bytes are too few for a prompt of {} tokens; the smallest that works is {}",
+              store->SequenceStats(seq).budget_bytes, num_tokens,
+              SmallestBudget(ResolveCacheConfig(engine.kv, requirements), num_tokens)));
+    }
+    const ForwardChunk chunk{
+        seq, std::span(ids).subspan(static_cast<size_t>(start), static_cast<size_t>(count)), start,
+        ForwardChunk::Logits::kAll};
+    model->Forward({&chunk, 1}, *store, workspace, engine.num_threads);
+    std::copy_n(workspace.logits.begin(), count * model->config().vocab_size,
+                logits.As<float>() + start * model->config().vocab_size);
+  }
+  WriteSafetensors(options.out, {{"logits", logits.view()}});
+}
+
+}  // namespace
+
+void AddLogits(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->kv.kv_dtype = "f32";
+  CLI::App* command = app.add_subcommand("logits", "write the logits of every prompt position");
+  command->add_option("--model", options->model, "model folder")->required();
+  command->add_option("--prompt-ids", options->prompt_ids, "token ids: 1,2,3")->required();
+  command->add_option("--out", options->out, "safetensors file: logits [T, V] f32")->required();
+  options->kv.Register(*command);
+  command->callback([options] { ComputeLogits(*options); });
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,94 @@
+// pmkvq perplexity: teacher-forced loss of texts under any cache.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/io/dataset.h"
+#include "pmkvq/io/json.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string dataset;
+  std::string json;
+  int64_t num_samples = 0;
+  int64_t seq_len = 0;
+  KvCommandOptions kv;
+};
+
+// The first rows of the data set as token sequences, each cut at seq_len or the model's maximum.
+std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const ModelConfig& config) {
+  const auto tokenizer = LoadTokenizerIfPresent(options.model);
+  const auto limit = static_cast<size_t>(
+      options.seq_len > 0 ? std::min(options.seq_len, config.max_position_embeddings)
+                          : config.max_position_embeddings);
+  std::vector<std::vector<int32_t>> sequences;
+  for (TextRow& row : LoadTextRows(options.dataset)) {
+    if (options.num_samples > 0 && std::ssize(sequences) == options.num_samples) break;
+    std::vector<int32_t> ids = std::move(row.input_ids);
+    if (ids.empty()) {
+      if (tokenizer == nullptr) {
+        throw InvalidInput(options.dataset, "a row has text, and " + options.model +
+                                                " has no tokenizer.json; expected input_ids");
+      }
+      ids = tokenizer->Encode(row.text);
+    }
+    if (ids.size() > limit) ids.resize(limit);
+    if (ids.size() < 2) continue;
+    CheckPrompt(ids, config, options.dataset);
+    sequences.push_back(std::move(ids));
+  }
+  if (sequences.empty()) {
+    throw InvalidInput(options.dataset, "no row has two tokens or more; expected at least one");
+  }
+  return sequences;
+}
+
+void Perplexity(const Options& options) {
+  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
+  const EngineOptions engine = options.kv.Resolve(1);
+  CheckPlan(engine, options.kv, *model);
+  ProgressBar progress;
+  const PerplexityResult result = MeasurePerplexity(model, sequences, engine.kv, engine.chunk,
+                                                    engine.num_threads, &progress, InterruptFlag());
+  JsonWriter json;
+  json.BeginObject();
+  json.Key("tokens").Int(result.num_tokens);
+  json.Key("loss").Number(result.loss);
+  json.Key("kl_to_fp16").Number(result.kl_to_fp16);
+  json.Key("kv").String(options.kv.spec);
+  json.EndObject();
+  WriteJson(options.json, json.text());
+  if (options.json != "-") {
+    Print(fmt::format("{} tokens  loss {:.6f}  perplexity {:.4f}  KL to fp16 {:.3e}\n",
+                      result.num_tokens, result.loss, std::exp(result.loss), result.kl_to_fp16));
+  }
+}
+
+}  // namespace
+
+void AddPerplexity(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "perplexity", "teacher-forced loss of texts under a cache, token by token, and KL to fp16");
+  command->add_option("--model", options->model, "model folder")->required();
+  command->add_option("--dataset", options->dataset, "texts: .jsonl (text or input_ids) or .txt")
+      ->required();
+  command->add_option("--n-samples", options->num_samples, "rows to use (0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--seq-len", options->seq_len, "cut rows at this length (0: the model's)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
+  options->kv.Register(*command);
+  command->callback([options] { Perplexity(*options); });
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,45 @@
+#include "solve_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "pmkvq/base/byte_size.h"
+
+namespace pmkvq::cli {
+namespace {
+
+std::string FormatShares(const PagesPerWidth& pages) {
+  const int64_t total = std::accumulate(pages.begin(), pages.end(), int64_t{0});
+  std::string text;
+  for (size_t i = 0; i < kWidths.size(); ++i) {
+    const double share =
+        total > 0 ? 100.0 * static_cast<double>(pages[i]) / static_cast<double>(total) : 0;
+    text += fmt::format("{:>6.0f}%", share);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string FormatSolveTable(const std::vector<SolveRow>& rows) {
+  size_t width = 6;
+  for (const SolveRow& row : rows) width = std::max(width, row.method.size());
+  std::string text = fmt::format("{:<{}}  {:>28}  {:>11}  {:>11}  {:>9}  {:>7}\n", "", width,
+                                 "final pages at", "peak KV", "budget", "", "");
+  text +=
+      fmt::format("{:<{}}  {:>7}{:>7}{:>7}{:>7}  {:>11}  {:>11}  {:>9}  {:>7}\n", "method", width,
+                  "16", "8", "4", "2 bit", "of one seq.", "of one seq.", "solved", "tok/s");
+  for (const SolveRow& row : rows) {
+    const SolveSummary& s = row.summary;
+    const double rate = s.seconds > 0 ? static_cast<double>(s.output_tokens) / s.seconds : 0;
+    text += fmt::format("{:<{}}  {}  {:>11}  {:>11}  {:>9}  {:>7.0f}\n", row.method, width,
+                        FormatShares(s.final_pages), FormatByteSize(s.peak_bytes),
+                        FormatByteSize(s.budget_bytes),
+                        fmt::format("{}/{}", s.num_correct, s.num_problems), rate);
+  }
+  return text;
+}
+
+}  // namespace pmkvq::cli

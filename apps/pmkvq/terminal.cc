@@ -1,0 +1,136 @@
+#include "terminal.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+
+namespace pmkvq::cli {
+namespace {
+
+CancelFlag g_interrupted{false};
+
+extern "C" void HandleInterrupt(int) {
+  if (g_interrupted.exchange(true)) _exit(130);
+}
+
+bool StderrIsTerminal() { return isatty(STDERR_FILENO) == 1; }
+
+std::string FormatSeconds(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (whole < 60) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
+  return fmt::format("{} h {:02} min", whole / 3600, whole / 60 % 60);
+}
+
+}  // namespace
+
+const CancelFlag* InterruptFlag() { return &g_interrupted; }
+
+void InstallInterruptHandler() {
+  struct sigaction action = {};
+  action.sa_handler = HandleInterrupt;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // A closed pipe shows as a failed write.
+}
+
+void ExitIfInterrupted(const char* where) { ThrowIfCancelled(&g_interrupted, where); }
+
+void StderrLog::Info(const std::string& message) { PrintError(message); }
+void StderrLog::Warning(const std::string& message) { PrintError("warning: " + message); }
+
+void ProgressBar::Begin(const std::string& task, int64_t total, int64_t done) {
+  task_ = task;
+  note_.clear();
+  total_ = total;
+  done_ = resumed_ = done;
+  start_ = last_draw_ = Clock::now();
+  Draw(false);
+}
+
+void ProgressBar::Advance(int64_t units) {
+  done_ += units;
+  const auto interval =
+      StderrIsTerminal() ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000);
+  if (Clock::now() - last_draw_ >= interval) Draw(false);
+}
+
+void ProgressBar::End() { Draw(true); }
+
+void ProgressBar::Draw(bool last) {
+  last_draw_ = Clock::now();
+  const double elapsed = std::chrono::duration<double>(last_draw_ - start_).count();
+  const auto fresh = static_cast<double>(done_ - resumed_);
+  const double rate = elapsed > 0 ? fresh / elapsed : 0;
+  std::string line = fmt::format("{:<12}", task_);
+  if (StderrIsTerminal()) {
+    constexpr int64_t kCells = 24;
+    const int64_t filled = total_ > 0 ? kCells * done_ / total_ : kCells;
+    line += fmt::format(" [{}{}]", std::string(static_cast<size_t>(filled), '#'),
+                        std::string(static_cast<size_t>(kCells - filled), '-'));
+  }
+  line += fmt::format(" {}/{}", done_, total_);
+  if (resumed_ > 0) line += fmt::format(" ({} resumed)", resumed_);
+  if (rate > 0) line += fmt::format("  {:.3g}/s", rate);
+  if (last) {
+    line += fmt::format("  {} in all", FormatSeconds(elapsed));
+  } else if (rate > 0) {
+    line += fmt::format("  {} left", FormatSeconds(static_cast<double>(total_ - done_) / rate));
+  }
+  if (!note_.empty()) line += "  " + note_;
+  if (StderrIsTerminal()) {
+    std::fprintf(stderr, "\r%s\033[K%s", line.c_str(), last ? "\n" : "");
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+  std::fflush(stderr);
+}
+
+StatusLine::StatusLine() {
+  winsize size = {};
+  if (!StdoutIsTerminal() || !StderrIsTerminal()) return;
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_row < 4) return;
+  active_ = true;
+  rows_ = size.ws_row;
+  columns_ = size.ws_col;
+  std::fflush(stdout);
+  // Make room for the last row, then let only the rows above it scroll.
+  std::fprintf(stderr, "\n\0337\033[1;%dr\0338\033[1A", rows_ - 1);
+  std::fflush(stderr);
+}
+
+StatusLine::~StatusLine() {
+  if (!active_) return;
+  std::fflush(stdout);
+  std::fprintf(stderr, "\0337\033[%d;1H\033[K\033[r\0338", rows_);
+  std::fflush(stderr);
+}
+
+void StatusLine::Update(const std::string& text, bool force) {
+  if (!active_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (!force && now - last_draw_ < std::chrono::milliseconds(100)) return;
+  last_draw_ = now;
+  std::fflush(stdout);
+  const std::string shown = text.substr(0, static_cast<size_t>(std::max(columns_ - 1, 1)));
+  std::fprintf(stderr, "\0337\033[%d;1H\033[7m%s\033[0m\033[K\0338", rows_, shown.c_str());
+  std::fflush(stderr);
+}
+
+bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }
+bool StdoutIsTerminal() { return isatty(STDOUT_FILENO) == 1; }
+
+void Print(const std::string& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    throw IoError("stdout", "cannot write to standard output");
+  }
+}
+
+void PrintError(const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); }
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,77 @@
+// What the program shows a person: messages and progress on stderr, live when stderr is a
+// terminal, plain lines otherwise; and Ctrl-C.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/sinks.h"
+
+namespace pmkvq::cli {
+
+// Set by the first Ctrl-C; a second one ends the process at once.
+const CancelFlag* InterruptFlag();
+void InstallInterruptHandler();
+// Ends the program as interrupted (exit code 130) if Ctrl-C was pressed. `where` names the command.
+void ExitIfInterrupted(const char* where);
+
+class StderrLog : public LogSink {
+ public:
+  void Info(const std::string& message) override;
+  void Warning(const std::string& message) override;
+};
+
+// "sensitivity  [#######-------] 14/32  1.9/s  9 s left". On a terminal one line that is redrawn;
+// otherwise a line at the start, at most one every 10 s, and one at the end.
+class ProgressBar : public ProgressSink {
+ public:
+  void Begin(const std::string& task, int64_t total, int64_t done) override;
+  void Advance(int64_t units) override;
+  void End() override;
+  // Text behind the numbers ("solved 12"), shown with the next redraw.
+  void SetNote(const std::string& note) { note_ = note; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void Draw(bool last);
+
+  std::string task_;
+  std::string note_;
+  int64_t total_ = 0;
+  int64_t done_ = 0;
+  int64_t resumed_ = 0;
+  Clock::time_point start_;
+  Clock::time_point last_draw_;
+};
+
+// A status line kept at the bottom of the terminal while text scrolls above it. Does nothing
+// unless both stdout and stderr are terminals.
+class StatusLine {
+ public:
+  StatusLine();
+  ~StatusLine();
+  StatusLine(const StatusLine&) = delete;
+  StatusLine& operator=(const StatusLine&) = delete;
+
+  bool active() const { return active_; }
+  // At most ten redraws a second; `force` draws in any case.
+  void Update(const std::string& text, bool force = false);
+
+ private:
+  bool active_ = false;
+  int rows_ = 0;
+  int columns_ = 0;
+  std::chrono::steady_clock::time_point last_draw_;
+};
+
+bool StdinIsTerminal();
+bool StdoutIsTerminal();
+
+// Writes to stdout at once.
+void Print(const std::string& text);
+// One line on stderr.
+void PrintError(const std::string& line);
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,49 @@
+// pmkvq tokenize: text to ids and back.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/io/file.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string file;
+  bool no_special = false;
+  bool decode = false;
+};
+
+void Tokenize(const Options& options) {
+  const auto tokenizer = LoadTokenizer(options.model);
+  const std::string input = options.file.empty() ? ReadStdin() : ReadFile(options.file);
+  if (options.decode) {
+    Print(tokenizer->Decode(ParseIds(input, options.file.empty() ? "stdin" : options.file),
+                            options.no_special));
+    return;
+  }
+  std::vector<int32_t> ids;
+  if (!options.no_special) ids = tokenizer->prefix_ids();
+  const std::vector<int32_t> text_ids = tokenizer->Encode(input, !options.no_special);
+  ids.insert(ids.end(), text_ids.begin(), text_ids.end());
+  Print(fmt::format("{}\n", fmt::join(ids, " ")));
+}
+
+}  // namespace
+
+void AddTokenize(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("tokenize", "print the token ids of a text on one line");
+  command->add_option("--model", options->model, "folder with tokenizer.json")->required();
+  command->add_option("--file", options->file, "text to read (default: standard input)");
+  command->add_flag("--no-special", options->no_special,
+                    "put no BOS in front and treat special tokens in the text as plain text; "
+                    "with --decode, leave special tokens out");
+  command->add_flag("--decode", options->decode, "the reverse: ids to text");
+  command->callback([options] { Tokenize(*options); });
+}
+
+}  // namespace pmkvq::cli
