@@ -9,6 +9,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/io/json_text.h"
 
 namespace pmkvq {
 namespace {
@@ -66,21 +67,29 @@ void CheckDistinct(const std::vector<SafetensorsFile>& files) {
   }
 }
 
-// Everything that decides what the weights compute, in a fixed order and spelling.
+// Everything that decides what the weights compute, in a fixed order and spelling. Durable: plans
+// hold its hash, so a change here makes every plan one of another model.
 std::string ArchitectureText(const ModelConfig& config) {
+  const auto number = [](double value) {
+    std::string text;
+    internal::AppendJsonNumber(text, value);
+    return text;
+  };
   const RopeScaling& rope = config.rope_scaling;
+  // attention_factor comes from log(), whose last bit is not the same everywhere: 9 digits of it.
   std::string text = fmt::format(
       "{} vocab={} hidden={} intermediate={} layers={} heads={} kv_heads={} head_dim={} eps={} "
       "theta={} tied={} qkv_bias={} o_bias={} qk_norm={}",
       config.architecture, config.vocab_size, config.hidden_size, config.intermediate_size,
       config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
-      config.rms_norm_eps, config.rope_theta, config.tie_word_embeddings, config.qkv_bias,
-      config.o_bias, config.qk_norm);
+      number(config.rms_norm_eps), number(config.rope_theta), config.tie_word_embeddings,
+      config.qkv_bias, config.o_bias, config.qk_norm);
   text += fmt::format(
-      " rope={} factor={} low={} high={} original={} fast={} slow={} attention={} truncate={}\n",
-      static_cast<int>(rope.type), rope.factor, rope.low_freq_factor, rope.high_freq_factor,
-      rope.original_max_position_embeddings, rope.beta_fast, rope.beta_slow, rope.attention_factor,
-      rope.truncate);
+      " rope={} factor={} low={} high={} original={} fast={} slow={} attention={:.9g} "
+      "truncate={}\n",
+      static_cast<int>(rope.type), number(rope.factor), number(rope.low_freq_factor),
+      number(rope.high_freq_factor), rope.original_max_position_embeddings, number(rope.beta_fast),
+      number(rope.beta_slow), rope.attention_factor, rope.truncate);
   return text;
 }
 
