@@ -6,6 +6,7 @@
 #include <bit>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/text/byte_alphabet.h"
@@ -72,29 +73,33 @@ void BpeModel::CheckSupported(const JsonValue& model) const {
   if (model.Has("unk_token") && !has_all_bytes) refuse(model.At("unk_token"), "null");
 }
 
+namespace {
+
+// The two tokens of a merge, "a b" or ["a", "b"].
+std::pair<std::string, std::string> MergePair(const JsonValue& merge) {
+  if (merge.IsArray() && merge.size() == 2) {
+    return {merge.At(size_t{0}).AsString(), merge.At(size_t{1}).AsString()};
+  }
+  const std::string text = merge.IsString() ? merge.AsString() : "";
+  const size_t space = text.find(' ');
+  if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
+    merge.Fail("\"a b\" or [\"a\", \"b\"]");
+  }
+  return {text.substr(0, space), text.substr(space + 1)};
+}
+
+}  // namespace
+
 void BpeModel::LoadMerges(const JsonValue& merges) {
   if (!merges.IsArray()) merges.Fail("an array");
   for (size_t i = 0; i < merges.size(); ++i) {
-    const JsonValue item = merges.At(i);
-    std::string left;
-    std::string right;
-    if (item.IsArray() && item.size() == 2) {
-      left = item.At(size_t{0}).AsString();
-      right = item.At(size_t{1}).AsString();
-    } else {
-      const std::string text = item.IsString() ? item.AsString() : "";
-      const size_t space = text.find(' ');
-      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-        item.Fail("\"a b\" or [\"a\", \"b\"]");
-      }
-      left = text.substr(0, space);
-      right = text.substr(space + 1);
-    }
+    const JsonValue merge = merges.At(i);
+    const auto [left, right] = MergePair(merge);
     const int32_t left_id = vocabulary_->FindInModel(left);
     const int32_t right_id = vocabulary_->FindInModel(right);
     const int32_t merged_id = vocabulary_->FindInModel(left + right);
     if (left_id < 0 || right_id < 0 || merged_id < 0) {
-      item.Fail("tokens that are in model.vocab, with the merged one");
+      merge.Fail("tokens that are in model.vocab, with the merged one");
     }
     merges_.Set(left_id, right_id, {static_cast<int32_t>(i), merged_id});
   }

@@ -35,10 +35,7 @@ class Recogniser {
 
   std::optional<ChatFormat> Format() const {
     if (HasAll({"<｜User｜>", "<｜Assistant｜>"})) return Deepseek();
-    if (HasAll({"<|start_header_id|>", "<|eot_id|>"})) {
-      return Has("Cutting Knowledge Date: December 2023") ? ChatFormat::kLlama31
-                                                          : ChatFormat::kLlama3;
-    }
+    if (HasAll({"<|start_header_id|>", "<|eot_id|>"})) return Llama3();
     if (HasAll({"<|im_start|>", "<|im_end|>"})) return Chatml();
     return std::nullopt;
   }
@@ -66,6 +63,13 @@ class Recogniser {
     return ChatFormat::kDeepseekR1;
   }
 
+  std::optional<ChatFormat> Llama3() const {
+    if (Has("Cutting Knowledge Date: December 2023")) return ChatFormat::kLlama31;
+    // Llama 3's own is one loop over all messages.
+    if (HasAny({"You are ", "tool", "== 'system'"})) return std::nullopt;
+    return ChatFormat::kLlama3;
+  }
+
   std::optional<ChatFormat> Chatml() const {
     const bool opens_thinking = Has("<|im_start|>assistant\n<think>\n");
     if (Has("last_query_index")) {
@@ -74,15 +78,17 @@ class Recogniser {
       return ChatFormat::kQwen3;
     }
     if (Has("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")) {
+      if (Has("</think>")) return std::nullopt;
       return ChatFormat::kQwen25;
     }
-    if (HasAny({"You are ", "Please reason", "raise_exception"})) return std::nullopt;
+    // Other default system turns.
+    if (HasAny({"You are a ", "You are Qwen", "Please reason"})) return std::nullopt;
     if (Has("split('</think>')[-1].lstrip('\n')")) {
       if (!opens_thinking) return std::nullopt;
       return ChatFormat::kQwq;
     }
     // Plain ChatML is one loop over all messages that treats every role alike.
-    if (HasAny({"system", "tool", "</think>"})) return std::nullopt;
+    if (HasAny({"system", "tool", "</think>", "raise_exception"})) return std::nullopt;
     return opens_thinking ? ChatFormat::kLongcot : ChatFormat::kChatml;
   }
 
