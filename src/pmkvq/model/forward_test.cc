@@ -303,6 +303,7 @@ TEST_F(Forward, StoresTheKeysOfProfile) {
 using ForwardDeath = Forward;
 
 TEST_F(ForwardDeath, ChecksTokens) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // Workers of earlier tests are alive.
   DenseKvStore store(model_->kv_geometry());
   const SequenceId seq = store.Open().value();
   ForwardWorkspace workspace;

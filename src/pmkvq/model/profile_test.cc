@@ -310,6 +310,7 @@ TEST(Profile, StretchedPositionsAreMultiplesOfTheStep) {
 }
 
 TEST(ProfileDeath, ChecksItsArguments) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // Workers of earlier tests are alive.
   LoadedTinyModel loaded{TinyModel{}};
   Profile<float> profile(*loaded.model, 1);
   const std::vector<int64_t> positions = {0, 1};
