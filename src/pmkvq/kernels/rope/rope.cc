@@ -138,6 +138,10 @@ RopeTable::RopeTable(const RopeParams& params)
                                                                      : 1.0) {
   PMKVQ_CHECK(params.head_dim > 0 && params.head_dim % 2 == 0);
   PMKVQ_CHECK(params.theta > 0.0 && params.factor > 0.0);
+  const bool needs_context = params.scaling == RopeParams::Scaling::kLlama3 ||
+                             params.scaling == RopeParams::Scaling::kYarn;
+  PMKVQ_CHECK_MSG(!needs_context || params.original_max_position > 0,
+                  "llama3 and yarn need the original context length");
   frequencies_ = Frequencies(params);
 }
 
