@@ -31,7 +31,8 @@ struct CacheConfig {
   DType float_type = DType::kF16;  // Of sink, open page and 16-bit pages; also of min and range.
   int64_t sink_tokens = 1;         // --n-sink-token, >= 0
   // --n-window-token, a multiple of 128, >= 128: newest tokens kept at 16 bit. 128 is the
-  // reference's flush buffer (the open page alone); 128 * w keeps the newest w - 1 closed pages too.
+  // reference's flush buffer (the open page alone); 128 * w keeps the newest w - 1 closed pages
+  // too.
   int64_t window_tokens = kPageTokens;
   int64_t max_sequences = 1;
 
@@ -47,7 +48,9 @@ struct CacheConfig {
   std::vector<int> v_bits;
 
   // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
-  // after every append, one halving per call, pages close when full, no guarantee by the arena.
+  // after every append, one halving per call, pages close when full. Only with kLayerBudget and a
+  // window of 128. Real bytes may exceed the budget meanwhile; the arena is sized for the tokens
+  // that fit at the floor, stored at 16 bits.
   bool reference_accounting = false;
   int num_threads = 1;
 };
@@ -57,7 +60,9 @@ int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits);
 // Bytes of its metadata (0 at 16 bits): one (min, range) pair per token, head and group.
 int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits);
 int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits);  // The sum of both.
-// Bytes of the sink of one block: K and V share one allocation.
+// Pages (open one included) that hold `num_tokens` tokens of a sequence, its sink left out.
+int64_t NumPages(const CacheConfig& config, int64_t num_tokens);
+// Bytes of the sink of one block: K and V share one allocation, whole from the first token on.
 int64_t SinkBytes(const CacheConfig& config);
 
 // Bytes that one block takes at `num_tokens` tokens with every closed page at (k_bits, v_bits)
@@ -68,10 +73,16 @@ int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, in
 // The reference's budget: bits * kv_dim * max_len / 8 for K and for V, payload only.
 int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits);
 
+// What a block takes by the reference's count: codes of closed pages (pages close when full), sink
+// and open tokens at 16 bits as used, no metadata.
+int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int k_bits,
+                              int v_bits);
+
 // Bits per stored value: bytes * 8 / (tokens * 2 * kv_dim), for one block.
 double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens);
 
-// Smallest budget (all blocks, one sequence) that holds `num_tokens` at the floor width.
+// Smallest budget (all blocks, one sequence) that holds `num_tokens` at the floor width, counted as
+// the configuration counts. A budget split by weights (SplitBudget) may need more.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens);
 
 // Splits a budget for one sequence over the blocks: in proportion to `weights` (size L; all equal

@@ -41,7 +41,7 @@ using PagesPerWidth = std::array<int64_t, 4>;
 struct KvLayerStats {
   PagesPerWidth k_pages{};  // Open page included, sink not.
   PagesPerWidth v_pages{};
-  int64_t bytes = 0;         // Allocated now: codes, metadata, sink, open page.
+  int64_t bytes = 0;  // Allocated now: codes, metadata, sink, open page.
   int64_t budget_bytes = 0;
 };
 

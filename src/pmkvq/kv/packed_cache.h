@@ -2,9 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <vector>
 
+#include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/page_store.h"
 
 namespace pmkvq {
 
@@ -14,5 +18,89 @@ namespace pmkvq {
 // that partly filled slot classes may waste; allocated once, never exceeded. For f16 the bits of
 // an appended value are its rounding to f16, so that pm-kvq equals fp16 until the budget bites.
 std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
+
+// What MakePackedKvCache makes. All blocks of a sequence have the same pages, only the widths
+// differ, so a token that opens no page costs O(1) in Reserve and O(1) per block around Attend,
+// without heap allocation.
+class PackedKvCache final : public KvStore {
+ public:
+  explicit PackedKvCache(const CacheConfig& config);
+
+  std::optional<SequenceId> Open() override;
+  void Close(SequenceId seq) override;
+  [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
+  void BeginForward(const Batch& batch) override;
+  // After a throw the Forward is over: the tokens of its chunks do not count as stored, and values
+  // of an open page may have been rounded to codes.
+  void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                       float* out) override;
+  void EndForward() override;
+  // Also drops a reservation whose Forward has not begun.
+  void Truncate(SequenceId seq, int64_t num_tokens) override;
+
+  int64_t NumTokens(SequenceId seq) const override;
+  KvSequenceStats SequenceStats(SequenceId seq) const override;
+  KvLayerStats LayerStats(SequenceId seq, int64_t layer) const override;
+  KvStoreStats StoreStats() const override;
+  std::vector<HalvingEvent> TakeHalvingEvents() override;
+
+  // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D].
+  // For tests and inspection: slow, allocates.
+  void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
+
+ private:
+  struct Sequence : SequencePages {
+    bool is_open = false;
+    int64_t num_tokens = 0;       // Stored.
+    int64_t reserved_tokens = 0;  // Made room for, not stored yet.
+  };
+  struct Chunk {
+    Sequence* seq = nullptr;
+    int64_t num_tokens = 0;
+    int64_t first_row = 0;  // In the batch's rows.
+  };
+
+  Sequence& At(SequenceId id);
+  const Sequence& At(SequenceId id) const;
+  SequenceId IdOf(const Sequence& seq) const;
+
+  // packed_cache.cc: Forward.
+  void CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows);
+  void RebuildViews(Sequence& seq, BlockPages& block) const;
+  std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
+  void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
+  void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
+  void StoreClosingPage(const BlockPages& block, size_t page, Side side, const float* rows,
+                        int64_t num_rows, int64_t first);
+
+  // packed_cache_reserve.cc: everything that changes page tables.
+  ReserveResult ReserveReference(Sequence& seq, int64_t num_tokens);
+  bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
+  void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
+  void NarrowToDecided(Sequence& seq, size_t layer, size_t page, PageWidths closed_at);
+  void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
+  void CountSteps(Side side, int from_bits, int to_bits);
+  void EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us);
+  void HalveByReference(Sequence& seq, size_t layer);
+  void RestoreMovedRows(Sequence& seq);
+  void CutPages(Sequence& seq, int64_t num_tokens);
+  void UpdatePresentWidths(BlockPages& block) const;
+  BlockLimits LimitsOf(size_t layer) const;
+
+  CacheConfig config_;
+  AttentionShape attention_shape_;
+  PageStore store_;
+  std::vector<Sequence> sequences_;
+  std::vector<Chunk> forward_;  // Chunks of the Forward under way.
+  bool in_forward_ = false;
+
+  std::vector<AttentionSequence> attention_sequences_;
+  AttentionScratch attention_scratch_;
+
+  std::vector<std::vector<PageWidths>> decided_;   // Per block: widths of all pages after Reserve.
+  std::vector<PageWidths> closed_pages_;           // A policy's working copy.
+  std::array<std::array<int64_t, 4>, 2> steps_{};  // Pages stepped in a block: [side][from width].
+  std::vector<HalvingEvent> halving_events_;
+};
 
 }  // namespace pmkvq

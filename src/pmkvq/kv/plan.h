@@ -1,13 +1,14 @@
 // A plan: what calibration found out about one model, and the budget it was made for.
 //
-// On disk: NAME.json (this struct but for tensors, docs/formats.md) and NAME.safetensors beside it.
-// The tensor file is written first and the JSON, which holds the tensor file's hash, is renamed
-// last, so that a plan is whole or absent.
+// On disk: NAME.json (this struct but for tensors, docs/formats.md) and, where there are key
+// scales, NAME.safetensors beside it with "rep_scales.<block>" [Hkv, D/2] f32. The tensor file is
+// written first and the JSON, which holds the tensor file's hash, is renamed last, so that a plan
+// is whole or absent.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pmkvq/kv/cache_config.h"
@@ -50,23 +51,24 @@ struct Plan {
   std::vector<int> v_bits;
   std::vector<int64_t> budget_bytes;
 
-  Sensitivity sensitivity;              // May be empty.
-  std::vector<double> alpha;            // Chosen exponent per block; empty: no key scales.
-  int rep_k_bits = 0;                   // Widths of the scale search.
+  Sensitivity sensitivity;    // May be empty.
+  std::vector<double> alpha;  // Chosen exponent per block; empty: no key scales.
+  int rep_k_bits = 0;         // Widths of the scale search.
   int rep_v_bits = 0;
-  std::vector<Tensor> key_scales;       // Per block [Hkv, D/2] f32, or empty.
+  std::vector<Tensor> key_scales;  // Per block [Hkv, D/2] f32, or empty.
   CalibrationRecord record;
 };
 
-// `path` names the JSON file; the tensor file has the same name with .safetensors.
-// Throws IoError.
+// `path` names the JSON file and ends in .json; the tensor file has the same name with
+// .safetensors. Throws IoError, InvalidInput (another ending).
 void SavePlan(const Plan& plan, const std::string& path);
 
 // Reads and validates both files. Throws IoError, InvalidInput (file, field, value, expected;
 // unknown version; hash of the tensor file differs).
 Plan LoadPlan(const std::string& path);
 
-// The JSON part alone, without key scales (fuzz entry point). Sets `tensor_hash`.
+// The JSON part alone, without key scales (fuzz entry point). Sets `tensor_hash`, empty when the
+// plan has no key scales. Throws InvalidInput.
 Plan ParsePlanJson(std::string_view text, const std::string& source, std::string* tensor_hash);
 
 // Throws InvalidInput naming both identities when the plan was made for another model.

@@ -1,0 +1,327 @@
+#include "pmkvq/kv/packed_cache.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+const CacheConfig& Validated(const CacheConfig& config) {
+  ValidateCacheConfig(config);
+  return config;
+}
+
+AttentionShape ShapeOf(const CacheConfig& config) {
+  AttentionShape shape;
+  shape.num_heads = config.geometry.num_heads;
+  shape.num_kv_heads = config.geometry.num_kv_heads;
+  shape.head_dim = config.geometry.head_dim;
+  shape.group = config.geometry.group();
+  shape.float_type = config.float_type;
+  shape.metadata_type = config.float_type;
+  shape.scale = 1.0f / std::sqrt(static_cast<float>(config.geometry.head_dim));
+  return shape;
+}
+
+// Copies tokens of a page's values [Hkv, capacity, D] to rows [T, Hkv, D].
+void CopyTokens(const KvGeometry& geometry, const float* values, int64_t capacity,
+                int64_t num_tokens, float* rows) {
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      const float* run = values + (head * capacity + token) * geometry.head_dim;
+      rows = std::copy(run, run + geometry.head_dim, rows);
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config) {
+  return std::make_unique<PackedKvCache>(config);
+}
+
+PackedKvCache::PackedKvCache(const CacheConfig& config)
+    : config_(Validated(config)),
+      attention_shape_(ShapeOf(config)),
+      store_(config),
+      sequences_(static_cast<size_t>(config.max_sequences)),
+      decided_(static_cast<size_t>(config.geometry.num_layers)) {}
+
+PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) {
+  return const_cast<Sequence&>(std::as_const(*this).At(id));
+}
+
+const PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) const {
+  PMKVQ_CHECK(id >= 0 && static_cast<size_t>(id) < sequences_.size());
+  const Sequence& seq = sequences_[static_cast<size_t>(id)];
+  PMKVQ_CHECK_MSG(seq.is_open, "the sequence is not open");
+  return seq;
+}
+
+SequenceId PackedKvCache::IdOf(const Sequence& seq) const {
+  return static_cast<SequenceId>(&seq - sequences_.data());
+}
+
+std::optional<SequenceId> PackedKvCache::Open() {
+  for (Sequence& seq : sequences_) {
+    if (seq.is_open) continue;
+    seq = Sequence{};
+    seq.is_open = true;
+    seq.blocks.resize(static_cast<size_t>(config_.geometry.num_layers));
+    for (BlockPages& block : seq.blocks) block.present = {config_.close_bits, config_.close_bits};
+    return IdOf(seq);
+  }
+  return std::nullopt;
+}
+
+void PackedKvCache::Close(SequenceId id) {
+  PMKVQ_CHECK(!in_forward_);
+  Sequence& seq = At(id);
+  store_.ReleaseAll(seq);
+  seq.is_open = false;
+}
+
+void PackedKvCache::BeginForward(const Batch& batch) {
+  PMKVQ_CHECK_MSG(!in_forward_, "EndForward is missing");
+  forward_.clear();
+  int64_t first_row = 0;
+  for (const BatchChunk& part : batch) {
+    Sequence& seq = At(part.seq);
+    PMKVQ_CHECK_MSG(part.num_tokens == seq.reserved_tokens, "Reserve is missing");
+    if (part.num_tokens == 0) continue;
+    for (const Chunk& other : forward_) PMKVQ_CHECK(other.seq != &seq);
+    forward_.push_back({&seq, part.num_tokens, first_row});
+    first_row += part.num_tokens;
+  }
+  in_forward_ = true;
+}
+
+void PackedKvCache::CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows) {
+  const int64_t count = num_rows * config_.geometry.kv_dim();
+  const bool keys_fit = store_.codec().AllFit(k, count);
+  if (keys_fit && store_.codec().AllFit(v, count)) return;
+
+  in_forward_ = false;
+  const float* values = keys_fit ? v : k;
+  const char* name = keys_fit ? "value" : "key";
+  const std::string where = fmt::format("kv cache, block {}", layer);
+  const float* odd =
+      std::find_if(values, values + count, [](float x) { return !std::isfinite(x); });
+  if (odd != values + count) {
+    throw InvalidInput(where, fmt::format("the model produced a non-finite {}: found {}, expected "
+                                          "finite numbers",
+                                          name, *odd));
+  }
+  const float* largest = std::max_element(
+      values, values + count, [](float a, float b) { return std::abs(a) < std::abs(b); });
+  if (config_.float_type == DType::kF16) {
+    throw InvalidInput(where,
+                       fmt::format("a {} does not fit f16: found {}, expected at most 65504; "
+                                   "--kv-dtype bf16 holds it",
+                                   name, *largest));
+  }
+  throw InvalidInput(where, fmt::format("a {} does not fit bf16: found {}", name, *largest));
+}
+
+void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
+  block.views.clear();
+  if (block.sink[0] != kNoSlot) {
+    const auto tokens = static_cast<int32_t>(config_.sink_tokens);
+    block.views.push_back(
+        {store_.SinkView(block, kKeys), store_.SinkView(block, kValues), tokens, tokens});
+  }
+  for (const PagePair& page : block.pages) {
+    block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues]),
+                           static_cast<int32_t>(kPageTokens), static_cast<int32_t>(kPageTokens)});
+  }
+  const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
+  for (const Side side : kSides) {
+    if (!block.open_rows_moved[side]) continue;
+    KvPageView& view = block.views[open_page + (block.sink[0] != kNoSlot ? 1 : 0)];
+    (side == kKeys ? view.k : view.v) = store_.View(block.pages.back()[side]);
+  }
+  block.num_views_in_use = 0;
+  block.views_layout = seq.layout;
+  block.views_generation = store_.pool().generation();
+}
+
+std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPages& block) const {
+  if (block.views_layout != seq.layout || block.views_generation != store_.pool().generation()) {
+    RebuildViews(seq, block);
+  }
+  if (seq.num_tokens == 0) return {};
+  const int64_t paged = seq.num_tokens - config_.sink_tokens;
+  const size_t sink_views = config_.sink_tokens > 0 ? 1 : 0;
+  const size_t count = sink_views + static_cast<size_t>(NumPages(config_, seq.num_tokens));
+  // The view that was the last one until now holds a whole page since.
+  if (block.num_views_in_use > 0 && block.num_views_in_use < count) {
+    KvPageView& filled = block.views[block.num_views_in_use - 1];
+    filled.num_tokens = filled.capacity;
+  }
+  block.num_views_in_use = count;
+  block.views[count - 1].num_tokens = paged <= 0
+                                          ? static_cast<int32_t>(seq.num_tokens)
+                                          : static_cast<int32_t>((paged - 1) % kPageTokens + 1);
+  return {block.views.data(), count};
+}
+
+void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                                    float* out) {
+  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.empty()) return;
+  const Chunk& last = forward_.back();
+  CheckValues(layer, k, v, last.first_row + last.num_tokens);
+
+  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  attention_sequences_.clear();
+  for (const Chunk& chunk : forward_) {
+    BlockPages& block = chunk.seq->blocks[static_cast<size_t>(layer)];
+    attention_sequences_.push_back({CurrentViews(*chunk.seq, block), chunk.num_tokens,
+                                    q + chunk.first_row * q_dim, k + chunk.first_row * kv_dim,
+                                    v + chunk.first_row * kv_dim, out + chunk.first_row * q_dim});
+  }
+  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
+  for (const Chunk& chunk : forward_) {
+    StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
+               v + chunk.first_row * kv_dim);
+  }
+}
+
+void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v) {
+  StoreRows(chunk, layer, kKeys, k);
+  StoreRows(chunk, layer, kValues, v);
+  BlockPages& block = chunk.seq->blocks[layer];
+  if (block.open_rows_moved[kKeys] || block.open_rows_moved[kValues]) {
+    block.open_rows_moved = {};
+    block.views_layout = 0;
+  }
+}
+
+void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
+  BlockPages& block = chunk.seq->blocks[layer];
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t end = chunk.seq->num_tokens + chunk.num_tokens;
+  for (int64_t position = chunk.seq->num_tokens; position < end;) {
+    int64_t num_rows = 0;
+    if (position < config_.sink_tokens) {
+      num_rows = std::min(end, config_.sink_tokens) - position;
+      store_.codec().WriteRows(rows, num_rows, position, config_.sink_tokens,
+                               store_.SinkData(block, side));
+    } else {
+      const int64_t paged = position - config_.sink_tokens;
+      const auto page = static_cast<size_t>(paged / kPageTokens);
+      const int64_t first = paged % kPageTokens;
+      num_rows = std::min(end - position, kPageTokens - first);
+      const StoredPage& stored = block.pages[page][side];
+      if (stored.bits == 16) {
+        store_.codec().WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
+        const PageWidths& present = block.present;
+        const int close_bits = side == kKeys ? present.k : present.v;
+        if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
+          store_.Narrow(*chunk.seq, layer, page, side, close_bits);
+        }
+      } else {
+        StoreClosingPage(block, page, side, rows, num_rows, first);
+      }
+    }
+    rows += num_rows * kv_dim;
+    position += num_rows;
+  }
+}
+
+// Fills a page that closes at a lower width within the chunk. Rows that it held before the chunk
+// still lie in the slot of the last page, which is written later.
+void PackedKvCache::StoreClosingPage(const BlockPages& block, size_t page, Side side,
+                                     const float* rows, int64_t num_rows, int64_t first) {
+  PMKVQ_DCHECK(first + num_rows == kPageTokens);
+  if (first > 0) {
+    PMKVQ_DCHECK(block.open_rows_moved[side]);
+    store_.codec().Decode(store_.View(block.pages.back()[side]), kPageTokens, store_.values());
+  }
+  store_.codec().GatherRows(rows, num_rows, first, kPageTokens, store_.values());
+  const StoredPage& stored = block.pages[page][side];
+  store_.codec().Encode(store_.values(), stored.bits, store_.Data(stored), store_.Metadata(stored));
+}
+
+void PackedKvCache::EndForward() {
+  PMKVQ_CHECK(in_forward_);
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    Sequence& seq = *chunk.seq;
+    seq.num_tokens += chunk.num_tokens;
+    seq.reserved_tokens = 0;
+    if (!config_.reference_accounting) continue;
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) HalveByReference(seq, layer);
+  }
+}
+
+int64_t PackedKvCache::NumTokens(SequenceId id) const { return At(id).num_tokens; }
+
+KvSequenceStats PackedKvCache::SequenceStats(SequenceId id) const {
+  const Sequence& seq = At(id);
+  KvSequenceStats stats;
+  stats.num_tokens = seq.num_tokens;
+  stats.bytes = seq.bytes;
+  stats.peak_bytes = seq.peak_bytes;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    stats.budget_bytes += config_.budget_bytes[layer];
+    for (const Side side : kSides) {
+      for (size_t i = 0; i < kWidths.size(); ++i) {
+        stats.pages[i] += seq.blocks[layer].page_counts[side][i];
+      }
+    }
+  }
+  return stats;
+}
+
+KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
+  const Sequence& seq = At(id);
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
+  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
+  return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes,
+          config_.budget_bytes[static_cast<size_t>(layer)]};
+}
+
+KvStoreStats PackedKvCache::StoreStats() const {
+  return {store_.pool().arena_bytes(), store_.scratch_bytes() + attention_scratch_.num_bytes()};
+}
+
+std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {
+  return std::exchange(halving_events_, {});
+}
+
+void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float* v_out) const {
+  const Sequence& seq = At(id);
+  PMKVQ_CHECK(!in_forward_ && seq.reserved_tokens == 0);
+  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
+  const KvGeometry& geometry = config_.geometry;
+  std::vector<float> values(
+      static_cast<size_t>(geometry.kv_dim() * std::max(kPageTokens, config_.sink_tokens)));
+  for (const Side side : kSides) {
+    float* out = side == kKeys ? k_out : v_out;
+    const int64_t sink_tokens = std::min(seq.num_tokens, config_.sink_tokens);
+    if (sink_tokens > 0) {
+      store_.codec().Decode(store_.SinkView(block, side), config_.sink_tokens, values.data());
+      CopyTokens(geometry, values.data(), config_.sink_tokens, sink_tokens, out);
+      out += sink_tokens * geometry.kv_dim();
+    }
+    int64_t rest = seq.num_tokens - sink_tokens;
+    for (const PagePair& page : block.pages) {
+      const int64_t num_tokens = std::min(rest, kPageTokens);
+      store_.codec().Decode(store_.View(page[side]), kPageTokens, values.data());
+      CopyTokens(geometry, values.data(), kPageTokens, num_tokens, out);
+      out += num_tokens * geometry.kv_dim();
+      rest -= num_tokens;
+    }
+  }
+}
+
+}  // namespace pmkvq

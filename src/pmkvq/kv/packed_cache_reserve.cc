@@ -1,0 +1,282 @@
+// Reserve and Truncate: everything that changes page tables and widths.
+//
+// Budget: Reserve first decides the widths of all pages of all blocks after the new tokens, then
+// carries them out in an order in which bytes rise only towards the decided total. The page that
+// was open and closes within the chunk below 16 bits cannot be quantised before its last rows are
+// there; its 16-bit slot becomes that of the new open page at once (BlockPages::open_rows_moved),
+// so that no moment needs a slot more than the decided total.
+#include <algorithm>
+#include <chrono>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/policy/layer_budget.h"
+#include "pmkvq/kv/policy/oldest_first.h"
+
+namespace pmkvq {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double MicrosecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+int WidthOf(const PageWidths& widths, Side side) { return side == kKeys ? widths.k : widths.v; }
+
+PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
+
+PageWidths Narrower(const PageWidths& a, const PageWidths& b) {
+  return {std::min(a.k, b.k), std::min(a.v, b.v)};
+}
+
+}  // namespace
+
+BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
+  BlockLimits limits;
+  limits.budget_bytes = config_.budget_bytes[layer];
+  for (const int bits : kWidths) {
+    limits.page_bytes[WidthIndex(bits)] = PageBytes(config_.geometry, config_.float_type, bits);
+  }
+  limits.floor_bits = config_.floor_bits;
+  const auto planned = [&](const std::vector<int>& bits) {
+    return bits.empty() ? config_.floor_bits : std::max(bits[layer], config_.floor_bits);
+  };
+  limits.planned_k_bits = planned(config_.k_bits);
+  limits.planned_v_bits = planned(config_.v_bits);
+  return limits;
+}
+
+ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_ && num_tokens >= 0);
+  Sequence& seq = At(id);
+  if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
+  if (config_.reference_accounting) return ReserveReference(seq, num_tokens);
+
+  const int64_t pages_after = NumPages(config_, seq.num_tokens + num_tokens);
+  const bool is_first = seq.num_tokens == 0 && num_tokens > 0;
+  const auto pages_before = static_cast<int64_t>(seq.blocks[0].pages.size());
+  if (is_first || pages_after != pages_before) {
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+      if (!DecideWidths(seq, layer, pages_after)) return ReserveResult::kBudgetExhausted;
+    }
+    const size_t events_before = halving_events_.size();
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+      ApplyWidths(seq, layer, pages_after);
+    }
+    seq.reserved_tokens = num_tokens;
+    if (halving_events_.size() > events_before) return ReserveResult::kReservedAfterHalving;
+  }
+  seq.reserved_tokens = num_tokens;
+  return ReserveResult::kReserved;
+}
+
+// Fills decided_[layer] with the widths of all pages once there are `pages_after` of them.
+bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after) {
+  const BlockPages& block = seq.blocks[layer];
+  std::vector<PageWidths>& decided = decided_[layer];
+  decided.assign(static_cast<size_t>(pages_after), PageWidths{});
+  for (size_t i = 0; i < block.pages.size(); ++i) decided[i] = WidthsOf(block.pages[i]);
+
+  const int64_t window_pages = config_.window_tokens / kPageTokens;
+  const auto num_closed = static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages));
+  BlockLimits limits = LimitsOf(layer);
+  limits.fixed_bytes = SinkBytes(config_);
+  for (size_t i = num_closed; i < decided.size(); ++i) {
+    limits.fixed_bytes +=
+        limits.page_bytes[WidthIndex(decided[i].k)] + limits.page_bytes[WidthIndex(decided[i].v)];
+  }
+
+  closed_pages_.clear();
+  for (size_t i = 0; i < num_closed; ++i) {
+    closed_pages_.push_back(Narrower(decided[i], block.present));
+  }
+  const bool fits = config_.policy == PolicyKind::kLayerBudget
+                        ? FitLayerBudget(limits, block.present, closed_pages_)
+                        : FitOldestFirst(limits, closed_pages_);
+  if (!fits) return false;
+  std::copy(closed_pages_.begin(), closed_pages_.end(), decided.begin());
+  return true;
+}
+
+void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after) {
+  BlockPages& block = seq.blocks[layer];
+  const std::vector<PageWidths>& decided = decided_[layer];
+  const size_t pages_before = block.pages.size();
+  const bool last_is_partial =
+      pages_before > 0 && (seq.num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  const size_t num_full = pages_before - (last_is_partial ? 1 : 0);
+
+  const auto start = Clock::now();
+  steps_ = {};
+  for (size_t page = 0; page < num_full; ++page) {
+    if (WidthsOf(block.pages[page]) != decided[page]) {
+      NarrowToDecided(seq, layer, page, block.present);
+    }
+  }
+  EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
+
+  if (block.sink[0] == kNoSlot) store_.AllocateSink(seq, layer);
+  MakeNewPages(seq, layer, static_cast<size_t>(pages_after));
+  UpdatePresentWidths(block);
+}
+
+void PackedKvCache::NarrowToDecided(Sequence& seq, size_t layer, size_t page,
+                                    PageWidths closed_at) {
+  for (const Side side : kSides) {
+    const int bits = WidthOf(decided_[layer][page], side);
+    const int old_bits = seq.blocks[layer].pages[page][side].bits;
+    if (bits == old_bits) continue;
+    // Closing at the block's present width is not a halving; what goes beyond it is.
+    CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
+    store_.Narrow(seq, layer, page, side, bits);
+  }
+}
+
+void PackedKvCache::MakeNewPages(Sequence& seq, size_t layer, size_t pages_after) {
+  BlockPages& block = seq.blocks[layer];
+  const std::vector<PageWidths>& decided = decided_[layer];
+  const size_t pages_before = block.pages.size();
+  block.pages.resize(pages_after);
+  if (pages_after == pages_before) return;
+  for (const Side side : kSides) {
+    if (pages_before > 0) {
+      // Still wider than decided: the partly filled open page, which closes in this chunk.
+      StoredPage& open_page = block.pages[pages_before - 1][side];
+      const int bits = WidthOf(decided[pages_before - 1], side);
+      if (open_page.bits != bits) {
+        block.pages.back()[side] = open_page;
+        open_page = StoredPage{};
+        store_.Allocate(seq, layer, pages_before - 1, side, bits);
+        block.open_rows_moved[side] = true;
+      }
+    }
+    for (size_t page = pages_before; page < pages_after; ++page) {
+      if (block.pages[page][side].data != kNoSlot) continue;
+      store_.Allocate(seq, layer, page, side, WidthOf(decided[page], side));
+    }
+  }
+}
+
+void PackedKvCache::CountSteps(Side side, int from_bits, int to_bits) {
+  for (int bits = from_bits; bits > to_bits; bits /= 2) ++steps_[side][WidthIndex(bits)];
+}
+
+// One event per width from which pages stepped; they share the duration evenly, since pages that
+// go down several steps do so at once.
+void PackedKvCache::EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us) {
+  const auto has_steps = [&](size_t i) { return steps_[kKeys][i] + steps_[kValues][i] > 0; };
+  int num_events = 0;
+  for (size_t i = 0; i < kWidths.size(); ++i) num_events += has_steps(i) ? 1 : 0;
+  for (size_t i = 0; i < kWidths.size(); ++i) {
+    if (!has_steps(i)) continue;
+    halving_events_.push_back({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens, kWidths[i],
+                               steps_[kKeys][i], steps_[kValues][i], duration_us / num_events});
+  }
+}
+
+// LayerBudget: all closed pages stand at one width, at which the next ones close. Pages that a
+// Truncate left behind bring their width along; a block without quantised pages starts afresh.
+void PackedKvCache::UpdatePresentWidths(BlockPages& block) const {
+  block.present = {config_.close_bits, config_.close_bits};
+  if (config_.policy != PolicyKind::kLayerBudget) return;
+  for (const PagePair& page : block.pages) block.present = Narrower(block.present, WidthsOf(page));
+}
+
+// Reference accounting: new pages are stored at 16 bits and quantised when they are full; room is
+// made after the append. The end is where even the floor width would not hold the tokens.
+ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens) {
+  const int64_t num_after = seq.num_tokens + num_tokens;
+  const int64_t floor_bytes =
+      ReferencePayloadBytes(config_, num_after, config_.floor_bits, config_.floor_bits);
+  for (const int64_t budget : config_.budget_bytes) {
+    if (floor_bytes > budget) return ReserveResult::kBudgetExhausted;
+  }
+  const auto pages_after = static_cast<size_t>(NumPages(config_, num_after));
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    if (block.sink[0] == kNoSlot && num_after > 0) store_.AllocateSink(seq, layer);
+    while (block.pages.size() < pages_after) {
+      block.pages.emplace_back();
+      for (const Side side : kSides) {
+        store_.Allocate(seq, layer, block.pages.size() - 1, side, 16);
+      }
+    }
+  }
+  seq.reserved_tokens = num_tokens;
+  return ReserveResult::kReserved;
+}
+
+void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
+  BlockPages& block = seq.blocks[layer];
+  if (ReferencePayloadBytes(config_, seq.num_tokens, block.present.k, block.present.v) <=
+      config_.budget_bytes[layer]) {
+    return;
+  }
+  const auto start = Clock::now();
+  block.present = NextLayerWidths(LimitsOf(layer), block.present);
+  steps_ = {};
+  const int64_t num_closed =
+      std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
+  for (size_t page = 0; page < static_cast<size_t>(num_closed); ++page) {
+    for (const Side side : kSides) {
+      const int old_bits = block.pages[page][side].bits;
+      const int bits = WidthOf(block.present, side);
+      if (bits >= old_bits) continue;
+      CountSteps(side, old_bits, bits);
+      store_.Narrow(seq, layer, page, side, bits);
+    }
+  }
+  EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
+}
+
+void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_);
+  Sequence& seq = At(id);
+  PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
+  RestoreMovedRows(seq);
+  const bool cuts = num_tokens < seq.num_tokens || seq.reserved_tokens > 0;
+  seq.reserved_tokens = 0;
+  if (!cuts) return;
+  CutPages(seq, num_tokens);
+  seq.num_tokens = num_tokens;
+}
+
+// Gives the open page its 16-bit slot back where a reservation had passed it on and no rows were
+// stored since.
+void PackedKvCache::RestoreMovedRows(Sequence& seq) {
+  const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    for (const Side side : kSides) {
+      if (!block.open_rows_moved[side]) continue;
+      store_.Release(seq, layer, open_page, side);
+      std::swap(block.pages[open_page][side], block.pages.back()[side]);
+      block.open_rows_moved[side] = false;
+    }
+  }
+}
+
+// Bytes do not rise beyond the budget: a quantised page that is cut was closed, so a 16-bit open
+// page stood behind it within the budget once, and closed pages only ever get narrower.
+void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
+  const auto pages_after = static_cast<size_t>(NumPages(config_, num_tokens));
+  const bool cuts_page = pages_after > 0 && (num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    for (size_t page = pages_after; page < block.pages.size(); ++page) {
+      for (const Side side : kSides) store_.Release(seq, layer, page, side);
+    }
+    block.pages.resize(pages_after);
+    for (const Side side : kSides) {
+      if (cuts_page && block.pages.back()[side].bits < 16) {
+        store_.Reopen(seq, layer, pages_after - 1, side);
+      }
+    }
+    if (num_tokens == 0) store_.ReleaseSink(seq, layer);
+    UpdatePresentWidths(block);
+  }
+  ++seq.layout;
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,129 @@
+#include "pmkvq/kv/page_codec.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+
+namespace pmkvq {
+namespace {
+
+// Calls function(T{}) with the C++ type of `dtype`.
+template <class Function>
+void Visit(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::kF16:
+      return function(F16{});
+    case DType::kBF16:
+      return function(BF16{});
+    default:
+      PMKVQ_CHECK(dtype == DType::kF32);
+      return function(float{});
+  }
+}
+
+// Calls function(source, destination) with offsets of each (row, head) run of D values.
+template <class Function>
+void ForEachRun(const KvGeometry& geometry, int64_t num_rows, int64_t first, int64_t capacity,
+                Function&& function) {
+  for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      function((row * geometry.num_kv_heads + head) * geometry.head_dim,
+               (head * capacity + first + row) * geometry.head_dim);
+    }
+  }
+}
+
+// Smallest magnitude, as float bits, that rounds to infinity in the type (or is not finite).
+uint32_t OverflowBits(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return 0x477ff000u;  // 65520, half way from 65504 to 65536.
+    case DType::kBF16:
+      return 0x7f7f8000u;
+    default:
+      return 0x7f800000u;
+  }
+}
+
+}  // namespace
+
+PageCodec::PageCodec(const KvGeometry& geometry, DType float_type)
+    : geometry_(geometry), float_type_(float_type) {}
+
+void PageCodec::WriteRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                          std::byte* page) const {
+  Visit(float_type_, [&]<class T>(T) {
+    T* out = reinterpret_cast<T*>(page);
+    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+        out[destination + d] = FromFloat<T>(rows[source + d]);
+      }
+    });
+  });
+}
+
+void PageCodec::GatherRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                           float* values) const {
+  Visit(float_type_, [&]<class T>(T) {
+    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+        values[destination + d] = ToFloat(FromFloat<T>(rows[source + d]));
+      }
+    });
+  });
+}
+
+void PageCodec::Encode(const float* values, int bits, std::byte* data, std::byte* metadata) const {
+  if (bits == 16) {
+    Visit(float_type_, [&]<class T>(T) {
+      T* out = reinterpret_cast<T*>(data);
+      std::transform(values, values + num_values(), out, [](float x) { return FromFloat<T>(x); });
+    });
+    return;
+  }
+  const GroupFormat format{geometry_.group(), bits, float_type_};
+  const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+  auto* codes = reinterpret_cast<uint8_t*>(data);
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    QuantizeGroups(format, values, groups, codes, metadata, metadata + bounds_bytes);
+    values += groups * geometry_.group();
+    codes += groups * PackedGroupBytes(geometry_.group(), bits);
+    metadata += 2 * bounds_bytes;
+  }
+}
+
+void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values) const {
+  if (page.bits == 16) {
+    Visit(float_type_, [&]<class T>(T) {
+      const T* in = reinterpret_cast<const T*>(page.data);
+      std::transform(in, in + capacity * geometry_.kv_dim(), values,
+                     [](T x) { return ToFloat(x); });
+    });
+    return;
+  }
+  const GroupFormat format{geometry_.group(), page.bits, float_type_};
+  const int64_t groups = capacity * geometry_.head_dim / geometry_.group();
+  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+  const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
+  const std::byte* metadata = page.metadata;
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    DequantizeGroups(format, codes, metadata, metadata + bounds_bytes, groups, values);
+    values += groups * geometry_.group();
+    codes += groups * PackedGroupBytes(geometry_.group(), page.bits);
+    metadata += 2 * bounds_bytes;
+  }
+}
+
+bool PageCodec::AllFit(const float* values, int64_t count) const {
+  uint32_t largest = 0;  // Magnitudes of floats order like their bits, NaN above all.
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu);
+  }
+  return largest < OverflowBits(float_type_);
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,42 @@
+// Floats to and from the memory of one page (layout: kernels/attention/attention.h). No ownership.
+//
+// Whatever is stored is first rounded to the cache's float type, also where it goes straight to
+// codes, so that a page's content does not depend on how its tokens were cut into chunks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/kv_types.h"
+
+namespace pmkvq {
+
+class PageCodec {
+ public:
+  PageCodec(const KvGeometry& geometry, DType float_type);
+
+  // Stores token rows [T, Hkv, D] in a 16-bit page [Hkv, capacity, D], at tokens first .. first+T.
+  void WriteRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                 std::byte* page) const;
+  // The same, rounded, into floats [Hkv, capacity, D].
+  void GatherRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                  float* values) const;
+
+  // Stores values [Hkv, 128, D] as a page of 16 bits (metadata unused), 8, 4 or 2.
+  void Encode(const float* values, int bits, std::byte* data, std::byte* metadata) const;
+  // The values of a page of any width, out [Hkv, capacity, D].
+  void Decode(const KvTensorView& page, int64_t capacity, float* values) const;
+
+  // False when some value, rounded, would not be finite in the float type.
+  bool AllFit(const float* values, int64_t count) const;
+
+  // Values of a page [Hkv, 128, D].
+  int64_t num_values() const { return geometry_.kv_dim() * kPageTokens; }
+
+ private:
+  KvGeometry geometry_;
+  DType float_type_;
+};
+
+}  // namespace pmkvq

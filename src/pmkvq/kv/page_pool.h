@@ -1,0 +1,115 @@
+// One arena of fixed size, cut into equal extents, that hands out slots of a few sizes.
+//
+// An extent is as large as the largest slot (one 16-bit page) and, while in use, holds slots of one
+// class only: one 16-bit page, two of 8 bits, four of 4, eight of 2, metadata, or sinks. A slot is
+// reached through a handle; the pool may move a slot (never one's content or handle), so a pointer
+// is good only as long as generation() stays the same.
+//
+// Invariant, restored at every release: at most one extent per class is partly filled. A release
+// that would leave a second one moves a slot of the partly filled extent into the hole. Hence
+//
+//   an allocation of class c succeeds whenever there is a free extent or a partly filled one of c,
+//   that is, whenever the free bytes, after compaction, hold it.
+//
+// Guarantee behind the cache's budgets: if the slots of every class but one with padding fill an
+// extent without rest, and live bytes (the new slot included) are at most B, then the extents in
+// use number at most B / extent_bytes full ones plus one partly filled one per class. An arena of
+// floor(B / extent_bytes) + (number of classes with more than one slot per extent) extents never
+// refuses an allocation that keeps live bytes within B.
+//
+// Reference counts let one slot serve several sequences (a shared prompt); a slot with more than
+// one owner must not be written.
+//
+// Threads: not thread-safe; reading and writing slots from several threads between calls is fine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/tensor/device/buffer.h"
+
+namespace pmkvq {
+
+using SlotHandle = uint32_t;
+inline constexpr SlotHandle kNoSlot = ~SlotHandle{0};
+
+class PagePool {
+ public:
+  // `slot_bytes[c]` is the size of a slot of class c, 1 .. extent_bytes. Throws IoError when the
+  // system refuses the arena.
+  PagePool(size_t extent_bytes, int64_t num_extents, std::vector<size_t> slot_bytes);
+
+  // A new slot with one owner, its content undefined; kNoSlot when there is neither a free extent
+  // nor room in the partly filled one of the class. Cost O(1).
+  [[nodiscard]] SlotHandle Allocate(int slot_class);
+  // One more owner.
+  void AddReference(SlotHandle handle);
+  // One owner less; the last one frees the slot. May move another slot of the same class (one copy
+  // of slot_bytes).
+  void Release(SlotHandle handle);
+
+  std::byte* Data(SlotHandle handle) const {
+    const Slot& slot = slots_[handle];
+    return arena_.data() + static_cast<size_t>(slot.extent) * extent_bytes_ +
+           static_cast<size_t>(slot.index) * slot_bytes_[static_cast<size_t>(slot.slot_class)];
+  }
+  int64_t num_references(SlotHandle handle) const { return slots_[handle].num_references; }
+
+  // Rises whenever a slot moves.
+  uint64_t generation() const { return generation_; }
+
+  int num_classes() const { return static_cast<int>(slot_bytes_.size()); }
+  size_t slot_bytes(int slot_class) const { return slot_bytes_[static_cast<size_t>(slot_class)]; }
+  int64_t slots_per_extent(int slot_class) const {
+    return static_cast<int64_t>(extent_bytes_ / slot_bytes(slot_class));
+  }
+  size_t arena_bytes() const { return arena_.num_bytes(); }
+  int64_t num_extents() const { return num_extents_; }
+  int64_t num_free_extents() const {
+    return num_extents_ - static_cast<int64_t>(extents_.size() - free_extents_.size());
+  }
+  int64_t num_live_slots(int slot_class) const {
+    return live_slots_[static_cast<size_t>(slot_class)];
+  }
+
+  // Checks every invariant named above in O(extents + slots). For tests.
+  void CheckInvariants() const;
+
+ private:
+  struct Slot {  // Where a handle's bytes lie.
+    int32_t extent = 0;
+    int16_t index = 0;
+    int16_t slot_class = -1;  // -1: the handle is free.
+    int32_t num_references = 0;
+  };
+  struct Extent {
+    int slot_class = -1;  // -1: free.
+    // Slots 0 .. used.size() - 1 are in use, by these handles: an extent has no holes.
+    std::vector<SlotHandle> used;
+  };
+
+  bool IsFull(const Extent& extent) const {
+    return static_cast<int64_t>(extent.used.size()) == slots_per_extent(extent.slot_class);
+  }
+  SlotHandle NewHandle();
+  // Moves the last slot of `from` to place `index` of `to` and drops it from `from`.
+  void MoveLastSlot(int32_t from, int32_t to, int16_t index);
+  void FreeExtentIfEmpty(int32_t extent);
+  // A free extent, or -1.
+  int32_t TakeFreeExtent();
+
+  size_t extent_bytes_;
+  int64_t num_extents_;
+  std::vector<size_t> slot_bytes_;
+  Buffer arena_;
+  std::vector<Extent> extents_;           // Those that were ever used: the arena's front.
+  std::vector<int32_t> free_extents_;     // Of these, a stack: used again before the arena's rest.
+  std::vector<int32_t> partial_extents_;  // Per class, -1 for none.
+  std::vector<int64_t> live_slots_;       // Per class.
+  std::vector<Slot> slots_;               // By handle.
+  std::vector<SlotHandle> free_handles_;
+  uint64_t generation_ = 0;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,108 @@
+// The memory of a cache: the page pool, the page tables of sequences, and every change of a page's
+// width, with exact accounting. Knows nothing of budgets, policies or attention.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/page_codec.h"
+#include "pmkvq/kv/page_pool.h"
+#include "pmkvq/kv/policy/block_pages.h"
+
+namespace pmkvq {
+
+enum Side : size_t { kKeys = 0, kValues = 1 };
+inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
+
+// K, or V, of 128 tokens of one block.
+struct StoredPage {
+  SlotHandle data = kNoSlot;
+  SlotHandle metadata = kNoSlot;  // Of quantised pages.
+  int bits = 16;
+};
+
+// Indexed by Side.
+using PagePair = std::array<StoredPage, 2>;
+
+// Page table of one block of one sequence.
+struct BlockPages {
+  std::array<SlotHandle, 2> sink = {kNoSlot, kNoSlot};
+  std::vector<PagePair> pages;  // Oldest first; the last one is the open page.
+
+  int64_t bytes = 0;
+  std::array<PagesPerWidth, 2> page_counts{};  // By side.
+
+  // Width at which pages close, and at which the block's closed pages stand (LayerBudget).
+  PageWidths present;
+
+  // The page that was open before the chunk now reserved closes below 16 bits in it: until the
+  // chunk is stored its rows lie in the 16-bit slot that the last page has taken over.
+  std::array<bool, 2> open_rows_moved{};
+
+  // What attention reads: sink, then pages. Valid for one layout of the sequence and one
+  // generation of the pool.
+  std::vector<KvPageView> views;
+  size_t num_views_in_use = 0;
+  uint64_t views_layout = 0;
+  uint64_t views_generation = 0;
+};
+
+struct SequencePages {
+  int64_t bytes = 0;
+  int64_t peak_bytes = 0;
+  uint64_t layout = 1;  // Rises whenever a page table changes.
+  std::vector<BlockPages> blocks;
+};
+
+class PageStore {
+ public:
+  // The configuration must be valid. Throws IoError when the system refuses the arena.
+  explicit PageStore(const CacheConfig& config);
+
+  // Makes a page's slots at `bits`, content undefined. The arena holds every page while each
+  // block's bytes stay within its budget (reference accounting: while its tokens fit at the floor).
+  void Allocate(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
+  void Release(SequencePages& seq, size_t layer, size_t page, Side side);  // If it has slots.
+  void AllocateSink(SequencePages& seq, size_t layer);
+  void ReleaseSink(SequencePages& seq, size_t layer);
+
+  // Brings a full page to a lower width: floats are quantised straight to it, codes halved. Bytes
+  // only fall: the content waits in scratch while the old slots go and the new ones come.
+  void Narrow(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
+  // Brings a quantised page back to 16 bits with its values as they read now.
+  void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
+
+  // The whole sequence's memory.
+  void ReleaseAll(SequencePages& seq);
+
+  KvTensorView View(const StoredPage& page) const;
+  KvTensorView SinkView(const BlockPages& block, Side side) const;
+  std::byte* Data(const StoredPage& page) const { return pool_.Data(page.data); }
+  std::byte* SinkData(const BlockPages& block, Side side) const;
+  std::byte* Metadata(const StoredPage& page) const {
+    return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
+  }
+
+  const PageCodec& codec() const { return codec_; }
+  const PagePool& pool() const { return pool_; }
+  float* values() { return values_.data(); }  // Scratch, [Hkv, 128, D].
+  size_t scratch_bytes() const { return values_.size() * sizeof(float) + codes_.size(); }
+
+ private:
+  SlotHandle AllocateSlot(int slot_class);
+  void Account(SequencePages& seq, size_t layer, int64_t bytes);
+
+  CacheConfig config_;
+  std::array<int64_t, 4> page_bytes_{};  // With metadata, by WidthIndex.
+  int num_sink_slots_;                   // 1 for K and V together, 2 where that passes an extent.
+  PagePool pool_;
+  PageCodec codec_;
+  AlignedVector<float> values_;
+  AlignedVector<uint8_t> codes_;  // One page at 8 bits.
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,307 @@
+#include "pmkvq/kv/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/checkpoint.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "pmkvq/io/safetensors.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr char kFormatName[] = "pmkvq-plan";
+// Bounds that no model or budget reaches and no product of which overflows.
+constexpr int64_t kMaxLayers = 10'000;
+constexpr int64_t kMaxHeads = 1 << 20;
+constexpr int64_t kMaxTokens = int64_t{1} << 40;
+constexpr int64_t kMaxBytes = int64_t{1} << 50;
+
+std::string TensorPath(const std::string& path) {
+  constexpr std::string_view kEnding = ".json";
+  if (!path.ends_with(kEnding)) {
+    throw InvalidInput(path, "a plan's file name: expected one ending in .json");
+  }
+  return path.substr(0, path.size() - kEnding.size()) + ".safetensors";
+}
+
+std::string ScaleName(size_t block) { return fmt::format("rep_scales.{}", block); }
+
+std::string_view KvDtypeName(DType dtype) {
+  return dtype == DType::kF16 ? "f16" : dtype == DType::kBF16 ? "bf16" : "f32";
+}
+
+// ---- Writing.
+
+void WriteSide(JsonWriter& json, const std::vector<std::vector<double>>& by_width) {
+  json.BeginObject();
+  for (size_t i = 0; i < by_width.size(); ++i) {
+    json.Key(std::to_string(kWidths[i])).Array(by_width[i]);
+  }
+  json.EndObject();
+}
+
+void WriteModel(JsonWriter& json, const Plan& plan) {
+  json.BeginObject();
+  json.Key("identity").String(plan.model_identity);
+  json.Key("num_layers").Int(plan.geometry.num_layers);
+  json.Key("num_heads").Int(plan.geometry.num_heads);
+  json.Key("num_kv_heads").Int(plan.geometry.num_kv_heads);
+  json.Key("head_dim").Int(plan.geometry.head_dim);
+  json.EndObject();
+}
+
+void WriteCalibration(JsonWriter& json, const CalibrationRecord& record) {
+  json.BeginObject();
+  json.Key("dataset").String(record.dataset);
+  json.Key("pack").String(record.pack);
+  json.Key("num_samples").Int(record.num_samples);
+  json.Key("seq_len").Int(record.seq_len);
+  json.Key("effective_len").Int(record.effective_len);
+  json.Key("seed").String(std::to_string(record.seed));  // 64 bits do not fit a JSON number.
+  json.EndObject();
+}
+
+std::string ToJson(const Plan& plan, const std::string& tensor_hash) {
+  JsonWriter json(2);
+  json.BeginObject();
+  json.Key("format").String(kFormatName);
+  json.Key("version").Int(kPlanVersion);
+  json.Key("model");
+  WriteModel(json, plan);
+  json.Key("sink_tokens").Int(plan.sink_tokens);
+  json.Key("window_tokens").Int(plan.window_tokens);
+  json.Key("kv_dtype").String(KvDtypeName(plan.float_type));
+  json.Key("max_len").Int(plan.max_len);
+  json.Key("memory_budget_bytes").Int(plan.memory_budget_bytes);
+  json.Key("reference_accounting").Bool(plan.reference_accounting);
+  json.Key("k_bits").Array(plan.k_bits);
+  json.Key("v_bits").Array(plan.v_bits);
+  json.Key("budget_bytes").Array(plan.budget_bytes);
+  if (!plan.sensitivity.k.empty()) {
+    json.Key("sensitivity").BeginObject().Key("k");
+    WriteSide(json, plan.sensitivity.k);
+    json.Key("v");
+    WriteSide(json, plan.sensitivity.v);
+    json.EndObject();
+  }
+  if (!plan.alpha.empty()) {
+    json.Key("rep_scales").BeginObject();
+    json.Key("alpha").Array(plan.alpha);
+    json.Key("k_bits").Int(plan.rep_k_bits);
+    json.Key("v_bits").Int(plan.rep_v_bits);
+    json.Key("tensor_hash").String(tensor_hash);
+    json.EndObject();
+  }
+  json.Key("calibration");
+  WriteCalibration(json, plan.record);
+  json.EndObject();
+  return json.text() + "\n";
+}
+
+// ---- Reading.
+
+int ReadWidth(const JsonValue& value) {
+  const int64_t bits = value.AsInt();
+  if (std::find(kWidths.begin(), kWidths.end(), bits) == kWidths.end()) {
+    value.Fail("16, 8, 4 or 2");
+  }
+  return static_cast<int>(bits);
+}
+
+// An array with one entry per block.
+JsonValue ReadPerBlock(const JsonValue& parent, const std::string& key, int64_t num_layers) {
+  const JsonValue value = parent.At(key);
+  if (!value.IsArray() || value.size() != static_cast<size_t>(num_layers)) {
+    value.Fail(fmt::format("an array with one entry per block ({})", num_layers));
+  }
+  return value;
+}
+
+std::vector<int> ReadWidths(const JsonValue& root, const std::string& key, int64_t num_layers) {
+  const JsonValue array = ReadPerBlock(root, key, num_layers);
+  std::vector<int> widths;
+  for (size_t i = 0; i < array.size(); ++i) widths.push_back(ReadWidth(array.At(i)));
+  return widths;
+}
+
+// The hash names or identities are made of: 32 lower-case hex digits.
+std::string ReadHash(const JsonValue& value) {
+  std::string hash = value.AsString();
+  if (hash.size() != 32 || hash.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    value.Fail("32 hexadecimal digits");
+  }
+  return hash;
+}
+
+KvGeometry ReadGeometry(const JsonValue& model) {
+  KvGeometry geometry;
+  geometry.num_layers = model.At("num_layers").AsInt(1, kMaxLayers);
+  geometry.num_heads = model.At("num_heads").AsInt(1, kMaxHeads);
+  geometry.num_kv_heads = model.At("num_kv_heads").AsInt(1, kMaxHeads);
+  geometry.head_dim = model.At("head_dim").AsInt(8, 256);
+  if (geometry.num_heads % geometry.num_kv_heads != 0) {
+    model.At("num_heads")
+        .Fail(fmt::format("a multiple of num_kv_heads ({})", geometry.num_kv_heads));
+  }
+  return geometry;
+}
+
+std::vector<std::vector<double>> ReadSide(const JsonValue& side, int64_t num_layers) {
+  std::vector<std::vector<double>> by_width;
+  for (const int bits : kWidths) {
+    const JsonValue array = ReadPerBlock(side, std::to_string(bits), num_layers);
+    by_width.push_back(array.AsDoubleArray());
+    for (size_t i = 0; i < array.size(); ++i) {
+      if (by_width.back()[i] < 0) array.At(i).Fail("a number that is not negative");
+    }
+  }
+  return by_width;
+}
+
+void ReadRepScales(const JsonValue& value, Plan& plan, std::string& tensor_hash) {
+  const JsonValue alpha = ReadPerBlock(value, "alpha", plan.geometry.num_layers);
+  plan.alpha = alpha.AsDoubleArray();
+  for (size_t i = 0; i < alpha.size(); ++i) {
+    if (plan.alpha[i] < 0 || plan.alpha[i] > 1) alpha.At(i).Fail("a number from 0 to 1");
+  }
+  plan.rep_k_bits = ReadWidth(value.At("k_bits"));
+  plan.rep_v_bits = ReadWidth(value.At("v_bits"));
+  tensor_hash = ReadHash(value.At("tensor_hash"));
+}
+
+CalibrationRecord ReadCalibration(const JsonValue& value) {
+  CalibrationRecord record;
+  record.dataset = value.At("dataset").AsString();
+  record.pack = value.At("pack").AsString();
+  record.num_samples = value.At("num_samples").AsInt(0, kMaxTokens);
+  record.seq_len = value.At("seq_len").AsInt(0, kMaxTokens);
+  record.effective_len = value.At("effective_len").AsInt(0, kMaxTokens);
+  const std::string seed = value.At("seed").AsString();
+  const auto [end, error] = std::from_chars(seed.data(), seed.data() + seed.size(), record.seed);
+  if (error != std::errc{} || end != seed.data() + seed.size()) {
+    value.At("seed").Fail("a decimal number below 2^64");
+  }
+  return record;
+}
+
+void ReadAllocation(const JsonValue& root, Plan& plan) {
+  plan.sink_tokens = root.At("sink_tokens").AsInt(0, kPageTokens);
+  plan.window_tokens = root.At("window_tokens").AsInt(kPageTokens, kMaxTokens);
+  if (plan.window_tokens % kPageTokens != 0) root.At("window_tokens").Fail("a multiple of 128");
+  const JsonValue dtype = root.At("kv_dtype");
+  const std::string name = dtype.AsString();
+  if (name != "f16" && name != "bf16" && name != "f32") dtype.Fail("f16, bf16 or f32");
+  plan.float_type = ParseKvDtype(name);
+  plan.max_len = root.At("max_len").AsInt(1, kMaxTokens);
+  plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
+  plan.reference_accounting = root.At("reference_accounting").AsBool();
+  plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers);
+  plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers);
+  const JsonValue budgets = ReadPerBlock(root, "budget_bytes", plan.geometry.num_layers);
+  for (size_t i = 0; i < budgets.size(); ++i) {
+    plan.budget_bytes.push_back(budgets.At(i).AsInt(1, kMaxBytes));
+  }
+}
+
+std::vector<Tensor> ReadKeyScales(const Plan& plan, const SafetensorsFile& file) {
+  const Shape shape = {plan.geometry.num_kv_heads, plan.geometry.head_dim / 2};
+  std::vector<Tensor> scales;
+  for (size_t block = 0; block < plan.alpha.size(); ++block) {
+    const TensorView& view = file.Get(ScaleName(block), DType::kF32, shape);
+    Tensor tensor(DType::kF32, shape);
+    std::copy_n(view.data, view.num_bytes(), reinterpret_cast<std::byte*>(tensor.As<float>()));
+    const float* values = tensor.As<float>();
+    for (int64_t i = 0; i < tensor.num_elements(); ++i) {
+      if (std::isfinite(values[i]) && values[i] > 0) continue;
+      throw InvalidInput(file.path(), fmt::format("{}: found {}, expected positive finite numbers",
+                                                  ScaleName(block), values[i]));
+    }
+    scales.push_back(std::move(tensor));
+  }
+  return scales;
+}
+
+void CheckShapes(const Plan& plan) {
+  const auto num_layers = static_cast<size_t>(plan.geometry.num_layers);
+  PMKVQ_CHECK(plan.k_bits.size() == num_layers && plan.v_bits.size() == num_layers);
+  PMKVQ_CHECK(plan.budget_bytes.size() == num_layers);
+  PMKVQ_CHECK(plan.alpha.empty() || plan.alpha.size() == num_layers);
+  PMKVQ_CHECK(plan.key_scales.size() == plan.alpha.size());
+  PMKVQ_CHECK(plan.sensitivity.k.empty() || plan.sensitivity.k.size() == kWidths.size());
+  PMKVQ_CHECK(plan.sensitivity.v.size() == plan.sensitivity.k.size());
+}
+
+}  // namespace
+
+void SavePlan(const Plan& plan, const std::string& path) {
+  CheckShapes(plan);
+  const std::string tensor_path = TensorPath(path);
+  std::string tensor_hash;
+  if (!plan.key_scales.empty()) {
+    std::map<std::string, TensorView> tensors;
+    for (size_t block = 0; block < plan.key_scales.size(); ++block) {
+      tensors.emplace(ScaleName(block), plan.key_scales[block].view());
+    }
+    WriteSafetensors(tensor_path, tensors, {{"format", kFormatName}});
+    tensor_hash = HashFile(tensor_path);
+  }
+  WriteFileAtomically(path, ToJson(plan, tensor_hash));
+}
+
+Plan ParsePlanJson(std::string_view text, const std::string& source, std::string* tensor_hash) {
+  const JsonValue root = JsonValue::Parse(text, source);
+  if (!root.IsObject()) root.Fail("an object");
+  const JsonValue format = root.At("format");
+  if (format.AsString() != kFormatName) format.Fail(fmt::format("\"{}\"", kFormatName));
+  const JsonValue version = root.At("version");
+  if (version.AsInt() != kPlanVersion) version.Fail(std::to_string(kPlanVersion));
+
+  Plan plan;
+  const JsonValue model = root.At("model");
+  plan.model_identity = ReadHash(model.At("identity"));
+  plan.geometry = ReadGeometry(model);
+  ReadAllocation(root, plan);
+  if (root.Has("sensitivity")) {
+    const JsonValue sensitivity = root.At("sensitivity");
+    plan.sensitivity.k = ReadSide(sensitivity.At("k"), plan.geometry.num_layers);
+    plan.sensitivity.v = ReadSide(sensitivity.At("v"), plan.geometry.num_layers);
+  }
+  tensor_hash->clear();
+  if (root.Has("rep_scales")) ReadRepScales(root.At("rep_scales"), plan, *tensor_hash);
+  plan.record = ReadCalibration(root.At("calibration"));
+  return plan;
+}
+
+Plan LoadPlan(const std::string& path) {
+  const std::string tensor_path = TensorPath(path);
+  std::string expected_hash;
+  Plan plan = ParsePlanJson(ReadFile(path), path, &expected_hash);
+  if (plan.alpha.empty()) return plan;
+  const std::string found_hash = HashFile(tensor_path);
+  if (found_hash != expected_hash) {
+    throw InvalidInput(tensor_path, fmt::format("found a file with hash {}, expected the one that "
+                                                "{} names: {}",
+                                                found_hash, path, expected_hash));
+  }
+  plan.key_scales = ReadKeyScales(plan, SafetensorsFile::Open(tensor_path));
+  return plan;
+}
+
+void CheckPlanMatches(const Plan& plan, const std::string& model_identity,
+                      const std::string& plan_path) {
+  if (plan.model_identity == model_identity) return;
+  throw InvalidInput(plan_path,
+                     fmt::format("model.identity: found {}, expected that of this model, "
+                                 "{}: the plan was made for another one",
+                                 plan.model_identity, model_identity));
+}
+
+}  // namespace pmkvq
