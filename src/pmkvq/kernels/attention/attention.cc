@@ -1,10 +1,195 @@
 #include "pmkvq/kernels/attention/attention.h"
 
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/attention/attention_internal.h"
+
 namespace pmkvq {
+namespace internal {
+
+TensorRows TensorRows::From(int64_t token, const AttentionShape& shape) const {
+  TensorRows rows = *this;
+  rows.data += token * row_bytes;
+  if (bits != 16) {
+    const auto size = static_cast<int64_t>(SizeOf(shape.metadata_type));
+    const int64_t offset = token * (shape.head_dim / shape.group) * size;
+    rows.mins += offset;
+    rows.ranges += offset;
+  }
+  return rows;
+}
+
+TensorRows PageRows(const AttentionShape& shape, const KvTensorView& tensor, int64_t capacity,
+                    int64_t head) {
+  TensorRows rows;
+  rows.bits = tensor.bits;
+  rows.float_type = shape.float_type;
+  const int64_t num_groups = shape.head_dim / shape.group;
+  if (tensor.bits == 16) {
+    rows.row_bytes = shape.head_dim * static_cast<int64_t>(SizeOf(shape.float_type));
+  } else {
+    rows.row_bytes = num_groups * PackedGroupBytes(shape.group, tensor.bits);
+    const int64_t metadata_bytes =
+        capacity * num_groups * static_cast<int64_t>(SizeOf(shape.metadata_type));
+    rows.mins = tensor.metadata + (2 * head + 0) * metadata_bytes;
+    rows.ranges = tensor.metadata + (2 * head + 1) * metadata_bytes;
+  }
+  rows.data = tensor.data + head * capacity * rows.row_bytes;
+  return rows;
+}
+
+TensorRows ChunkRows(const AttentionShape& shape, const float* x, int64_t head) {
+  TensorRows rows;
+  rows.data = reinterpret_cast<const std::byte*>(x + head * shape.head_dim);
+  rows.row_bytes = shape.num_kv_heads * shape.head_dim * static_cast<int64_t>(sizeof(float));
+  return rows;
+}
+
+}  // namespace internal
+
+namespace {
+
+using internal::DecodeItem;
+using internal::DecodeLayout;
+using internal::Partial;
+
+void CheckCall(const AttentionShape& shape, std::span<const AttentionSequence> sequences) {
+  PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
+  PMKVQ_CHECK(shape.group > 0 && shape.group <= kMaxGroup && shape.group % 8 == 0);
+  PMKVQ_CHECK(shape.head_dim > 0 && shape.head_dim % shape.group == 0);
+  PMKVQ_CHECK(IsFloat16Or32(shape.float_type) && IsFloat16Or32(shape.metadata_type));
+  for (const AttentionSequence& sequence : sequences) {
+    for (const KvPageView& page : sequence.pages) {
+      PMKVQ_CHECK(0 <= page.num_tokens && page.num_tokens <= page.capacity);
+      for (const KvTensorView* tensor : {&page.k, &page.v}) {
+        const int bits = tensor->bits;
+        PMKVQ_CHECK(bits == 16 || bits == 8 || bits == 4 || bits == 2);
+        PMKVQ_CHECK(tensor->axis == QuantAxis::kToken);
+        PMKVQ_CHECK(bits == 16 || tensor->metadata != nullptr);
+      }
+    }
+  }
+}
+
+int64_t NumRuns(const AttentionSequence& sequence) {
+  const auto num_pages = static_cast<int64_t>(sequence.pages.size());
+  return std::max<int64_t>(1, (num_pages + internal::kRunPages - 1) / internal::kRunPages);
+}
+
+// All items of decode, in the order (sequence, KV head, run); partials are placed later.
+std::vector<DecodeItem> PlanDecode(const AttentionShape& shape,
+                                   std::span<const AttentionSequence* const> sequences) {
+  std::vector<DecodeItem> items;
+  for (const AttentionSequence* sequence : sequences) {
+    const auto num_pages = static_cast<int64_t>(sequence->pages.size());
+    const int64_t num_runs = NumRuns(*sequence);
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      for (int64_t run = 0; run < num_runs; ++run) {
+        const int64_t first = run * internal::kRunPages;
+        items.push_back({.sequence = sequence,
+                         .kv_head = head,
+                         .first_page = first,
+                         .num_pages = std::min(internal::kRunPages, num_pages - first),
+                         .with_chunk = run + 1 == num_runs,
+                         .partial = nullptr});
+      }
+    }
+  }
+  return items;
+}
+
+// Merges the partials of one KV head of one sequence, in the order of their pages.
+void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
+  const AttentionSequence& sequence = *runs.front().sequence;
+  const DecodeLayout layout(shape, sequence.num_rows);
+  const int64_t heads = shape.num_heads / shape.num_kv_heads;
+  for (int64_t r = 0; r < layout.rows; ++r) {
+    const int64_t row = r / heads * shape.num_heads + runs.front().kv_head * heads + r % heads;
+    float* out = sequence.out + row * shape.head_dim;
+    float max = -INFINITY;
+    for (const DecodeItem& run : runs) max = std::max(max, Partial(layout, run.partial).max[r]);
+    std::fill_n(out, shape.head_dim, 0.0f);
+    float sum = 0.0f;
+    for (const DecodeItem& run : runs) {
+      const Partial partial(layout, run.partial);
+      const float factor = std::exp(partial.max[r] - max);
+      sum += factor * partial.sum[r];
+      for (int64_t i = 0; i < shape.head_dim; ++i) {
+        const int64_t column = i / shape.group * layout.padded_group + i % shape.group;
+        out[i] += factor * partial.out[r * layout.row_stride + column];
+      }
+    }
+    for (int64_t i = 0; i < shape.head_dim; ++i) out[i] /= sum;
+  }
+}
+
+float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
+  if (scratch.bytes.size() < num_bytes) scratch.bytes.resize(num_bytes);
+  return reinterpret_cast<float*>(scratch.bytes.data());
+}
+
+void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
+               int num_threads, AttentionScratch& scratch) {
+  constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
+  std::vector<DecodeItem> items = PlanDecode(shape, sequences);
+  int64_t thread_floats = 0;
+  int64_t total_floats = 0;
+  std::vector<int64_t> partial_offsets;
+  for (const DecodeItem& item : items) {
+    const DecodeLayout layout(shape, item.sequence->num_rows);
+    thread_floats = std::max(thread_floats, layout.scratch_floats(shape));
+    partial_offsets.push_back(total_floats);
+    total_floats += internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
+  }
+  const auto num_items = static_cast<int64_t>(items.size());
+  const int threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
+  float* partials = GrowScratch(
+      scratch, static_cast<size_t>(total_floats + threads * thread_floats) * sizeof(float));
+  float* thread_memory = partials + total_floats;
+  for (size_t i = 0; i < items.size(); ++i) items[i].partial = partials + partial_offsets[i];
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    float* memory = thread_memory + omp_get_thread_num() * thread_floats;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < num_items; ++i) {
+      internal::RunDecodeItem(shape, items[static_cast<size_t>(i)], memory);
+    }
+  }
+
+  size_t first = 0;
+  for (const AttentionSequence* sequence : sequences) {
+    const auto num_runs = static_cast<size_t>(NumRuns(*sequence));
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head, first += num_runs) {
+      MergeRuns(shape, std::span(items).subspan(first, num_runs));
+    }
+  }
+}
+
+}  // namespace
 
 void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
-            int /*num_threads*/, AttentionScratch& /*scratch*/, AttentionMode /*mode*/) {
-  ref::Attend(shape, sequences);
+            int num_threads, AttentionScratch& scratch, AttentionMode mode) {
+  CheckCall(shape, sequences);
+  PMKVQ_CHECK(mode == AttentionMode::kAccurate);
+  std::vector<const AttentionSequence*> decode;
+  std::vector<const AttentionSequence*> prefill;
+  for (const AttentionSequence& sequence : sequences) {
+    if (sequence.num_rows == 0) continue;
+    (sequence.num_rows <= internal::kMaxDecodeTokens ? decode : prefill).push_back(&sequence);
+  }
+  if (!decode.empty()) DecodeAll(shape, decode, num_threads, scratch);
+  if (!prefill.empty()) {
+    const size_t bytes = internal::PrefillScratchBytes(shape);
+    const int threads = std::max(num_threads, 1);
+    float* memory = GrowScratch(scratch, bytes * static_cast<size_t>(threads));
+    internal::Prefill(shape, prefill, threads, reinterpret_cast<std::byte*>(memory));
+  }
 }
 
 }  // namespace pmkvq

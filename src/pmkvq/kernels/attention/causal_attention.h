@@ -3,7 +3,8 @@
 //   P = softmax(scale * Q K^T + causal mask),  O = P V, per head; KV head g serves H / Hkv heads.
 //
 // Real is float (BLAS) or double (BLAS too; used by the finite-difference tests). Query rows are
-// processed in blocks, so scratch is O(block * N), not O(N^2). q, out, dq, dout: [N, H, D];
+// processed in blocks, so scratch is O(block * N) a thread (and [H, N, D] twice for the gradient),
+// not O(N^2). q, out, dq, dout: [N, H, D];
 // k, v, dk, dv: [N, Hkv, D]. Deterministic for any number of threads.
 #pragma once
 

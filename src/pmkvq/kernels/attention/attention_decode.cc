@@ -1,0 +1,385 @@
+// Decode: few query rows against runs of packed pages.
+//
+// A block of at most 128 tokens is attended in three steps: scores, online softmax, values. Both
+// products go through tiles of 32 tokens x one group of dims, expanded to floats once and used by
+// all query rows: keys transposed (tokens in lanes, so that no horizontal sums are needed), values
+// as they lie. Codes enter the products as they are; step and minimum are applied to whole scores
+// and weights.
+#include <algorithm>
+#include <limits>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "pmkvq/kernels/attention/attention_decode.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+#include "pmkvq/kernels/attention/tile-inl.h"
+
+#ifndef PMKVQ_KERNELS_ATTENTION_DECODE_ONCE
+#define PMKVQ_KERNELS_ATTENTION_DECODE_ONCE
+namespace pmkvq::internal {
+
+constexpr int64_t kTileTokens = 32;
+constexpr int64_t kMaxLanes = 16;  // Of floats, in any instruction set compiled for.
+
+DecodeLayout::DecodeLayout(const AttentionShape& shape, int64_t num_tokens)
+    : rows(num_tokens * (shape.num_heads / shape.num_kv_heads)),
+      padded_group(RoundUpTo(shape.group, kMaxLanes)),
+      row_stride(padded_group * (shape.head_dim / shape.group)) {}
+
+// Pointers into the scratch of one thread.
+struct DecodeScratch {
+  DecodeScratch(const AttentionShape& shape, const DecodeLayout& layout, float* memory) {
+    const auto take = [&](int64_t floats) {
+      float* taken = memory;
+      memory += RoundUpTo(floats, kMaxLanes);
+      num_floats += RoundUpTo(floats, kMaxLanes);
+      return taken;
+    };
+    q = take(layout.rows * shape.head_dim);
+    q_sums = take(layout.rows * (shape.head_dim / shape.group));
+    scores = take(layout.rows * kBlockTokens);
+    products = take(layout.rows * kBlockTokens);
+    tile = take(std::max(kTileTokens * layout.padded_group, shape.group * kTileTokens));
+    columns = take(8 * shape.group);
+    steps = take(kBlockTokens);
+    mins = take(kBlockTokens);
+    rescale = take(layout.rows);
+    visible = reinterpret_cast<int64_t*>(take(2 * layout.rows));
+  }
+  float* q;          // [R, D], times the attention scale.
+  float* q_sums;     // [R, D / G], sums over groups of q.
+  float* scores;     // [R, 128], then weights exp(score - max).
+  float* products;   // [R, 128]: q . codes, then weights x step.
+  float* tile;       // Keys [G, 32] or values [32, padded G].
+  float* columns;    // 8 rows of keys, transposed, as stored.
+  float* steps;      // [128]
+  float* mins;       // [128]
+  float* rescale;    // [R]
+  int64_t* visible;  // [R], tokens of the block that a row sees.
+  int64_t num_floats = 0;
+};
+
+int64_t DecodeLayout::scratch_floats(const AttentionShape& shape) const {
+  return DecodeScratch(shape, *this, nullptr).num_floats;
+}
+
+}  // namespace pmkvq::internal
+#endif  // PMKVQ_KERNELS_ATTENTION_DECODE_ONCE
+
+HWY_BEFORE_NAMESPACE();
+namespace pmkvq::internal::HWY_NAMESPACE {
+namespace {
+
+using pmkvq::HWY_NAMESPACE::ExpandGroup;
+using pmkvq::HWY_NAMESPACE::SplitPlanes;
+
+// Everything that stays the same during one work item.
+struct Context {
+  const AttentionShape& shape;
+  const DecodeLayout& layout;
+  const DecodeScratch& scratch;
+  Partial partial;
+  int64_t num_groups() const { return shape.head_dim / shape.group; }
+};
+
+// Steps and minima of group g of `count` rows of packed codes.
+void LoadMetadata(const Context& context, const TensorRows& rows, int64_t g, int64_t count) {
+  const int64_t num_groups = context.num_groups();
+  const float max_code = MaxCode(rows.bits);
+  VisitFloatType(context.shape.metadata_type, [&]<class T>(T) HWY_ATTR {
+    const T* mins = reinterpret_cast<const T*>(rows.mins) + g;
+    const T* ranges = reinterpret_cast<const T*>(rows.ranges) + g;
+    for (int64_t t = 0; t < count; ++t) {
+      context.scratch.steps[t] = ToFloat(ranges[t * num_groups]) / max_code;
+      context.scratch.mins[t] = ToFloat(mins[t * num_groups]);
+    }
+  });
+}
+
+// Columns [cols, 8] of a transposed block to floats: tile[(dim) * 32 + 0..7].
+template <class T, class Convert>
+HWY_INLINE void ExpandColumns(const T* columns, int64_t cols, const Convert& convert, float* tile) {
+  const hn::CappedTag<float, 8> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  for (int64_t c = 0; c < cols; ++c) {
+    for (int64_t i = 0; i < kTransposeRows; i += lanes) {
+      convert(df, columns + c * kTransposeRows + i, tile + c * kTileTokens + i);
+    }
+  }
+}
+
+// Eight rows of keys, group g, to tile columns 0..7. Rows beyond `count` repeat the last.
+template <class T, class Convert>
+HWY_INLINE void LoadEightKeys(const std::byte* data, int64_t row_bytes, int64_t count, int64_t cols,
+                              const Convert& convert, float* scratch, float* tile) {
+  const T* rows[kTransposeRows];
+  for (int64_t i = 0; i < kTransposeRows; ++i) {
+    rows[i] = reinterpret_cast<const T*>(data + std::min(i, count - 1) * row_bytes);
+  }
+  T* columns = reinterpret_cast<T*>(scratch);
+  TransposeRows(rows, cols, columns);
+  ExpandColumns(columns, cols, convert, tile);
+}
+
+template <int kBits>
+HWY_INLINE void LoadEightCodes(const std::byte* data, int64_t row_bytes, int64_t count,
+                               int64_t group, float* scratch, float* tile) {
+  const int64_t plane_bytes = group * kBits / 8;
+  const auto convert = [plane_bytes](auto df, const uint8_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<uint8_t, decltype(df)> d8;
+    const hn::Rebind<int32_t, decltype(df)> di;
+    SplitPlanes<kBits>(df, hn::PromoteTo(di, hn::LoadU(d8, from)),
+                       [&](int plane, auto codes) HWY_ATTR {
+                         hn::StoreU(codes, df, to + plane * plane_bytes * kTileTokens);
+                       });
+  };
+  LoadEightKeys<uint8_t>(data, row_bytes, count, plane_bytes, convert, scratch, tile);
+}
+
+template <class HwyType>
+HWY_INLINE void LoadEightHalves(const std::byte* data, int64_t row_bytes, int64_t count,
+                                int64_t group, float* scratch, float* tile) {
+  const auto convert = [](auto df, const uint16_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<HwyType, decltype(df)> d16;
+    const auto* p = reinterpret_cast<const HwyType*>(from);
+    hn::StoreU(hn::PromoteTo(df, hn::LoadU(d16, p)), df, to);
+  };
+  LoadEightKeys<uint16_t>(data, row_bytes, count, group, convert, scratch, tile);
+}
+
+HWY_INLINE void LoadEightFloats(const std::byte* data, int64_t row_bytes, int64_t count,
+                                int64_t group, float* scratch, float* tile) {
+  const auto convert = [](auto df, const uint32_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<uint32_t, decltype(df)> du;
+    hn::StoreU(hn::BitCast(df, hn::LoadU(du, from)), df, to);
+  };
+  LoadEightKeys<uint32_t>(data, row_bytes, count, group, convert, scratch, tile);
+}
+
+// Where group g of a row begins, in bytes.
+int64_t GroupOffset(const Context& context, const TensorRows& rows, int64_t g) {
+  const int64_t group = context.shape.group;
+  if (rows.bits != 16) return g * PackedGroupBytes(group, rows.bits);
+  return g * group * static_cast<int64_t>(SizeOf(rows.float_type));
+}
+
+// Group g of keys [t0, t0 + width) transposed into the tile [G, 32].
+void LoadKeyTile(const Context& context, const TensorRows& k, int64_t g, int64_t t0, int64_t count,
+                 int64_t width) {
+  const int64_t group = context.shape.group;
+  for (int64_t t = 0; t < width; t += kTransposeRows) {
+    const int64_t first = std::min(t0 + t, count - 1);
+    const std::byte* data = k.data + first * k.row_bytes + GroupOffset(context, k, g);
+    float* tile = context.scratch.tile + t;
+    const auto load = [&](auto function) HWY_ATTR {
+      function(data, k.row_bytes, count - first, group, context.scratch.columns, tile);
+    };
+    if (k.bits == 8) {
+      load(LoadEightCodes<8>);
+    } else if (k.bits == 4) {
+      load(LoadEightCodes<4>);
+    } else if (k.bits == 2) {
+      load(LoadEightCodes<2>);
+    } else if (k.float_type == DType::kF16) {
+      load(LoadEightHalves<hwy::float16_t>);
+    } else if (k.float_type == DType::kBF16) {
+      load(LoadEightHalves<hwy::bfloat16_t>);
+    } else {
+      load(LoadEightFloats);
+    }
+  }
+}
+
+// Group g of values [t0, t0 + tokens) into the tile [tokens, padded G].
+void LoadValueTile(const Context& context, const TensorRows& v, int64_t g, int64_t t0,
+                   int64_t tokens) {
+  const int64_t group = context.shape.group;
+  const int64_t padded = context.layout.padded_group;
+  TensorRows row = v;
+  const auto identity = [](auto, auto codes) HWY_ATTR { return codes; };
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* out = context.scratch.tile + t * padded;
+    row.data = v.data + (t0 + t) * v.row_bytes + GroupOffset(context, v, g);
+    const auto* packed = reinterpret_cast<const uint8_t*>(row.data);
+    switch (v.bits) {
+      case 8:
+        ExpandGroup<8>(packed, group, identity, out);
+        break;
+      case 4:
+        ExpandGroup<4>(packed, group, identity, out);
+        break;
+      case 2:
+        ExpandGroup<2>(packed, group, identity, out);
+        break;
+      default:
+        ConvertRows(row, 1, group, out);
+    }
+    std::fill(out + group, out + padded, 0.0f);
+  }
+}
+
+// scores [R, count] of one block. Columns up to the next full vector hold copies of the last token.
+void Score(const Context& context, const TensorRows& k, int64_t count) {
+  const hn::ScalableTag<float> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  const int64_t group = context.shape.group;
+  const int64_t width = RoundUpTo(count, kMaxLanes);
+  std::fill_n(s.scores, rows * kBlockTokens, 0.0f);
+  for (int64_t g = 0; g < context.num_groups(); ++g) {
+    // Float rows add up in place; codes need their group's step first.
+    float* products = k.bits == 16 ? s.scores : s.products;
+    if (k.bits != 16) {
+      std::fill_n(s.products, rows * kBlockTokens, 0.0f);
+      LoadMetadata(context, k, g, count);
+      std::fill(s.steps + count, s.steps + width, 0.0f);
+      std::fill(s.mins + count, s.mins + width, 0.0f);
+    }
+    for (int64_t t0 = 0; t0 < width; t0 += kTileTokens) {
+      const int64_t tile_width = std::min(kTileTokens, width - t0);
+      LoadKeyTile(context, k, g, t0, count, tile_width);
+      MulTile(rows, s.q + g * group, context.shape.head_dim, s.tile, kTileTokens, group, tile_width,
+              products + t0, kBlockTokens);
+    }
+    if (k.bits == 16) continue;
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto q_sum = hn::Set(df, s.q_sums[r * context.num_groups() + g]);
+      for (int64_t t = 0; t < width; t += lanes) {
+        float* score = s.scores + r * kBlockTokens + t;
+        const auto product = hn::LoadU(df, s.products + r * kBlockTokens + t);
+        const auto offset = hn::MulAdd(q_sum, hn::Load(df, s.mins + t), hn::LoadU(df, score));
+        hn::StoreU(hn::MulAdd(product, hn::Load(df, s.steps + t), offset), df, score);
+      }
+    }
+  }
+}
+
+// products [R, count] = weights x step; adds sum_t weight_t min_t to group g of the result.
+void WeighCodes(const Context& context, int64_t g, int64_t count) {
+  const hn::ScalableTag<float> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  const DecodeScratch& s = context.scratch;
+  const int64_t width = RoundUpTo(count, kMaxLanes);
+  std::fill(s.steps + count, s.steps + width, 0.0f);
+  std::fill(s.mins + count, s.mins + width, 0.0f);
+  for (int64_t r = 0; r < context.layout.rows; ++r) {
+    auto minimum = hn::Zero(df);
+    for (int64_t t = 0; t < width; t += lanes) {
+      const auto weight = hn::LoadU(df, s.scores + r * kBlockTokens + t);
+      minimum = hn::MulAdd(weight, hn::Load(df, s.mins + t), minimum);
+      hn::StoreU(hn::Mul(weight, hn::Load(df, s.steps + t)), df, s.products + r * kBlockTokens + t);
+    }
+    const auto sum = hn::SumOfLanes(df, minimum);
+    float* out =
+        context.partial.out + r * context.layout.row_stride + g * context.layout.padded_group;
+    for (int64_t i = 0; i < context.layout.padded_group; i += lanes) {
+      hn::StoreU(hn::Add(hn::LoadU(df, out + i), sum), df, out + i);
+    }
+  }
+}
+
+// out += weights x values of one block.
+void AddValues(const Context& context, const TensorRows& v, int64_t count) {
+  const DecodeScratch& s = context.scratch;
+  const int64_t padded = context.layout.padded_group;
+  for (int64_t g = 0; g < context.num_groups(); ++g) {
+    const float* weights = s.scores;
+    if (v.bits != 16) {
+      LoadMetadata(context, v, g, count);
+      WeighCodes(context, g, count);
+      weights = s.products;
+    }
+    for (int64_t t0 = 0; t0 < count; t0 += kTileTokens) {
+      const int64_t tokens = std::min(kTileTokens, count - t0);
+      LoadValueTile(context, v, g, t0, tokens);
+      MulTile(context.layout.rows, weights + t0, kBlockTokens, s.tile, padded, tokens, padded,
+              context.partial.out + g * padded, context.layout.row_stride);
+    }
+  }
+}
+
+// Attends at most kBlockTokens tokens. When `causal`, row (t, j) sees the first t + 1 only.
+void AttendBlock(const Context& context, const TensorRows& k, const TensorRows& v, int64_t count,
+                 bool causal) {
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  const int64_t heads = context.shape.num_heads / context.shape.num_kv_heads;
+  Score(context, k, count);
+  for (int64_t r = 0; r < rows; ++r) s.visible[r] = causal ? r / heads + 1 : count;
+  OnlineSoftmax(rows, RoundUpTo(count, kMaxLanes), kBlockTokens, s.visible, s.scores,
+                context.partial.max, context.partial.sum, s.rescale);
+  ScaleRows(rows, context.layout.row_stride, context.layout.row_stride, s.rescale,
+            context.partial.out);
+  AddValues(context, v, count);
+}
+
+// q times the attention scale, rows (t, j), and its sums over groups.
+void LoadQueries(const Context& context, const DecodeItem& item) {
+  const AttentionShape& shape = context.shape;
+  const int64_t heads = shape.num_heads / shape.num_kv_heads;
+  for (int64_t r = 0; r < context.layout.rows; ++r) {
+    const int64_t row = r / heads * shape.num_heads + item.kv_head * heads + r % heads;
+    const float* q = item.sequence->q + row * shape.head_dim;
+    float* out = context.scratch.q + r * shape.head_dim;
+    for (int64_t g = 0; g < context.num_groups(); ++g) {
+      float sum = 0.0f;
+      for (int64_t i = g * shape.group; i < (g + 1) * shape.group; ++i) {
+        out[i] = q[i] * shape.scale;
+        sum += out[i];
+      }
+      context.scratch.q_sums[r * context.num_groups() + g] = sum;
+    }
+  }
+}
+
+void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) {
+  const AttentionSequence& sequence = *item.sequence;
+  const DecodeLayout layout(shape, sequence.num_rows);
+  const DecodeScratch scratch(shape, layout, memory);
+  const Context context{shape, layout, scratch, Partial(layout, item.partial)};
+  LoadQueries(context, item);
+  std::fill_n(context.partial.out, layout.rows * layout.row_stride, 0.0f);
+  std::fill_n(context.partial.max, layout.rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(context.partial.sum, layout.rows, 0.0f);
+
+  for (int64_t p = item.first_page; p < item.first_page + item.num_pages; ++p) {
+    const KvPageView& page = sequence.pages[static_cast<size_t>(p)];
+    const TensorRows k = PageRows(shape, page.k, page.capacity, item.kv_head);
+    const TensorRows v = PageRows(shape, page.v, page.capacity, item.kv_head);
+    for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
+      AttendBlock(context, k.From(t, shape), v.From(t, shape),
+                  std::min(kBlockTokens, page.num_tokens - t), /*causal=*/false);
+    }
+  }
+  if (item.with_chunk) {
+    AttendBlock(context, ChunkRows(shape, sequence.k_new, item.kv_head),
+                ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, /*causal=*/true);
+  }
+}
+
+int64_t Target() { return HWY_TARGET; }
+
+}  // namespace
+}  // namespace pmkvq::internal::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pmkvq::internal {
+
+HWY_EXPORT(Decode);
+HWY_EXPORT(Target);
+
+void RunDecodeItem(const AttentionShape& shape, const DecodeItem& item, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(Decode)(shape, item, scratch);
+}
+
+int64_t AttentionTarget() { return HWY_DYNAMIC_DISPATCH(Target)(); }
+
+}  // namespace pmkvq::internal
+#endif  // HWY_ONCE

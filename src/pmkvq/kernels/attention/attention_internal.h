@@ -1,0 +1,93 @@
+// Between Attend and its two ways of working: decode (few rows) and prefill (many rows).
+#pragma once
+
+#include <cstdint>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+
+namespace pmkvq::internal {
+
+// Sequences with at most this many rows are decoded, others prefilled.
+inline constexpr int64_t kMaxDecodeTokens = 4;
+// Stored tokens are attended in blocks of at most this many (a page; a larger sink is split).
+inline constexpr int64_t kBlockTokens = 128;
+// Pages of one work item of decode.
+inline constexpr int64_t kRunPages = 8;
+
+constexpr int64_t RoundUpTo(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Rows of K, or of V, of one KV head, from some token on.
+struct TensorRows {
+  const std::byte* data = nullptr;    // Row t at data + t * row_bytes.
+  const std::byte* mins = nullptr;    // Of row t and group g at index t * (D / G) + g.
+  const std::byte* ranges = nullptr;  // Likewise.
+  int64_t row_bytes = 0;
+  int bits = 16;
+  DType float_type = DType::kF32;  // Of 16-bit rows.
+
+  TensorRows From(int64_t token, const AttentionShape& shape) const;
+};
+
+// The rows of head `head` of a stored page.
+TensorRows PageRows(const AttentionShape& shape, const KvTensorView& tensor, int64_t capacity,
+                    int64_t head);
+// The rows of head `head` of a chunk's own keys or values, [T, Hkv, D] floats.
+TensorRows ChunkRows(const AttentionShape& shape, const float* x, int64_t head);
+
+// Partial result of R query rows over some of the tokens: out = sum_m exp(s_m - max) V_m, not yet
+// divided by sum = sum_m exp(s_m - max). Groups of `out` are padded to full vectors.
+struct DecodeLayout {
+  DecodeLayout(const AttentionShape& shape, int64_t num_tokens);
+  int64_t rows;          // R = T * H / Hkv, row t * (H / Hkv) + j.
+  int64_t padded_group;  // Floats a group takes in `out` and in tiles.
+  int64_t row_stride;    // Floats a row takes in `out`.
+  int64_t partial_floats() const { return rows * (row_stride + 2); }
+  int64_t scratch_floats(const AttentionShape& shape) const;
+};
+struct Partial {
+  Partial(const DecodeLayout& layout, float* memory)
+      : out(memory), max(memory + layout.rows * layout.row_stride), sum(max + layout.rows) {}
+  float* out;  // [R, row_stride]
+  float* max;  // [R]
+  float* sum;  // [R]
+};
+
+// One piece of decode work: a run of pages of one KV head of one sequence.
+struct DecodeItem {
+  const AttentionSequence* sequence;
+  int64_t kv_head;
+  int64_t first_page;
+  int64_t num_pages;
+  bool with_chunk;  // The chunk's own tokens too; the sequence's last item.
+  float* partial;
+};
+
+// Vector kernels, dispatched at run time (attention_decode.cc, attention_softmax.cc).
+// `scratch` has layout.scratch_floats() floats. All memory is aligned to kAlignment.
+void RunDecodeItem(const AttentionShape& shape, const DecodeItem& item, float* scratch);
+
+// Softmax of one block of scores, in the online form. For each row r of scores [rows, stride]:
+// the first visible[r] of `count` scores become exp(s - max[r]), the others 0; max[r] and sum[r]
+// take up the new scores; rescale[r] is what earlier sums must be multiplied by.
+void OnlineSoftmax(int64_t rows, int64_t count, int64_t stride, const int64_t* visible,
+                   float* scores, float* max, float* sum, float* rescale);
+
+// out[r, i] *= factor[r], rows of `count` values, `stride` apart.
+void ScaleRows(int64_t rows, int64_t count, int64_t stride, const float* factor, float* out);
+
+// 16-bit rows to floats: out [num_rows, count].
+void ConvertRows(const TensorRows& in, int64_t num_rows, int64_t count, float* out);
+
+// The Highway target whose code the functions above would run now (for tests).
+int64_t AttentionTarget();
+
+// Attends sequences with matrix products; `num_threads` share their heads and query blocks.
+// `scratch` has PrefillScratchBytes for each thread.
+size_t PrefillScratchBytes(const AttentionShape& shape);
+void Prefill(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
+             int num_threads, std::byte* scratch);
+
+}  // namespace pmkvq::internal

@@ -1,0 +1,183 @@
+// Prefill: many query rows. Each block of stored tokens is expanded to floats once per block of
+// query rows, and both products are matrix products. The chunk's own keys and values are used
+// where they lie.
+#include <omp.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/gemm/gemm.h"
+
+namespace pmkvq::internal {
+namespace {
+
+// Query rows (token, head) of one work item: enough to make expansion cheap beside the products.
+constexpr int64_t kQueryRows = 256;
+constexpr int64_t kMinQueryTokens = 16;
+
+int64_t QueryTokens(const AttentionShape& shape) {
+  return std::max(kMinQueryTokens, kQueryRows / (shape.num_heads / shape.num_kv_heads));
+}
+
+// Memory of one thread.
+struct PrefillScratch {
+  PrefillScratch(const AttentionShape& shape, std::byte* memory) {
+    const auto take = [&](int64_t count, size_t size) {
+      std::byte* taken = memory == nullptr ? nullptr : memory + num_bytes;
+      num_bytes += static_cast<size_t>(
+          RoundUpTo(count * static_cast<int64_t>(size), static_cast<int64_t>(kAlignment)));
+      return taken;
+    };
+    const auto take_floats = [&](int64_t count) {
+      return reinterpret_cast<float*>(take(count, sizeof(float)));
+    };
+    const int64_t rows = QueryTokens(shape) * (shape.num_heads / shape.num_kv_heads);
+    q = take_floats(rows * shape.head_dim);
+    out = take_floats(rows * shape.head_dim);
+    scores = take_floats(rows * kBlockTokens);
+    k = take_floats(kBlockTokens * shape.head_dim);
+    v = take_floats(kBlockTokens * shape.head_dim);
+    max = take_floats(rows);
+    sum = take_floats(rows);
+    rescale = take_floats(rows);
+    visible = reinterpret_cast<int64_t*>(take(rows, sizeof(int64_t)));
+  }
+  float* q;          // [rows, D]
+  float* out;        // [rows, D]
+  float* scores;     // [rows, 128]
+  float* k;          // [128, D]
+  float* v;          // [128, D]
+  float* max;        // [rows]
+  float* sum;        // [rows]
+  float* rescale;    // [rows]
+  int64_t* visible;  // [rows]
+  size_t num_bytes = 0;
+};
+
+// Query tokens [first, first + count) of one KV head of one sequence.
+struct QueryBlock {
+  const AttentionSequence* sequence;
+  int64_t kv_head;
+  int64_t first;
+  int64_t count;
+};
+
+// Stored rows to floats, out [count, D].
+void ExpandRows(const AttentionShape& shape, const TensorRows& rows, int64_t count, float* out) {
+  if (rows.bits == 16) return ConvertRows(rows, count, shape.head_dim, out);
+  const GroupFormat format{shape.group, rows.bits, shape.metadata_type};
+  DequantizeGroups(format, reinterpret_cast<const uint8_t*>(rows.data), rows.mins, rows.ranges,
+                   count * (shape.head_dim / shape.group), out);
+}
+
+class BlockAttention {
+ public:
+  BlockAttention(const AttentionShape& shape, const QueryBlock& block, std::byte* memory)
+      : shape_(shape),
+        block_(block),
+        heads_(shape.num_heads / shape.num_kv_heads),
+        rows_(block.count * heads_),
+        scratch_(shape, memory) {}
+
+  void Run() {
+    for (int64_t r = 0; r < rows_; ++r) {
+      std::copy_n(block_.sequence->q + RowOffset(r), shape_.head_dim,
+                  scratch_.q + r * shape_.head_dim);
+    }
+    std::fill_n(scratch_.out, rows_ * shape_.head_dim, 0.0f);
+    std::fill_n(scratch_.max, rows_, -std::numeric_limits<float>::infinity());
+    std::fill_n(scratch_.sum, rows_, 0.0f);
+    for (const KvPageView& page : block_.sequence->pages) AttendPage(page);
+    AttendChunk();
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* out = block_.sequence->out + RowOffset(r);
+      for (int64_t i = 0; i < shape_.head_dim; ++i) {
+        out[i] = scratch_.out[r * shape_.head_dim + i] / scratch_.sum[r];
+      }
+    }
+  }
+
+ private:
+  // Where row (token, head) lies in q and out.
+  int64_t RowOffset(int64_t r) const {
+    const int64_t token = block_.first + r / heads_;
+    return (token * shape_.num_heads + block_.kv_head * heads_ + r % heads_) * shape_.head_dim;
+  }
+
+  void AttendPage(const KvPageView& page) {
+    const TensorRows k = PageRows(shape_, page.k, page.capacity, block_.kv_head);
+    const TensorRows v = PageRows(shape_, page.v, page.capacity, block_.kv_head);
+    for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
+      const int64_t count = std::min(kBlockTokens, page.num_tokens - t);
+      ExpandRows(shape_, k.From(t, shape_), count, scratch_.k);
+      ExpandRows(shape_, v.From(t, shape_), count, scratch_.v);
+      std::fill_n(scratch_.visible, rows_, count);
+      AttendTokens(scratch_.k, scratch_.v, shape_.head_dim, count);
+    }
+  }
+
+  // The chunk's own tokens: row t sees rows 0..t.
+  void AttendChunk() {
+    const int64_t stride = shape_.num_kv_heads * shape_.head_dim;
+    const int64_t end = block_.first + block_.count;
+    for (int64_t m = 0; m < end; m += kBlockTokens) {
+      const int64_t count = std::min(kBlockTokens, end - m);
+      for (int64_t r = 0; r < rows_; ++r) {
+        scratch_.visible[r] = std::clamp<int64_t>(block_.first + r / heads_ - m + 1, 0, count);
+      }
+      const int64_t offset = m * stride + block_.kv_head * shape_.head_dim;
+      AttendTokens(block_.sequence->k_new + offset, block_.sequence->v_new + offset, stride, count);
+    }
+  }
+
+  void AttendTokens(const float* k, const float* v, int64_t stride, int64_t count) {
+    const int64_t dim = shape_.head_dim;
+    BlasGemm<float>(false, true, rows_, count, dim, shape_.scale, scratch_.q, dim, k, stride, 0.0f,
+                    scratch_.scores, kBlockTokens);
+    OnlineSoftmax(rows_, count, kBlockTokens, scratch_.visible, scratch_.scores, scratch_.max,
+                  scratch_.sum, scratch_.rescale);
+    ScaleRows(rows_, dim, dim, scratch_.rescale, scratch_.out);
+    BlasGemm<float>(false, false, rows_, dim, count, 1.0f, scratch_.scores, kBlockTokens, v, stride,
+                    1.0f, scratch_.out, dim);
+  }
+
+  const AttentionShape& shape_;
+  const QueryBlock& block_;
+  const int64_t heads_;
+  const int64_t rows_;
+  const PrefillScratch scratch_;
+};
+
+}  // namespace
+
+size_t PrefillScratchBytes(const AttentionShape& shape) {
+  return PrefillScratch(shape, nullptr).num_bytes;
+}
+
+void Prefill(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
+             int num_threads, std::byte* scratch) {
+  std::vector<QueryBlock> blocks;
+  const int64_t tokens = QueryTokens(shape);
+  for (const AttentionSequence* sequence : sequences) {
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      for (int64_t t = 0; t < sequence->num_rows; t += tokens) {
+        blocks.push_back({sequence, head, t, std::min(tokens, sequence->num_rows - t)});
+      }
+    }
+  }
+  const size_t thread_bytes = PrefillScratchBytes(shape);
+  const auto num_blocks = static_cast<int64_t>(blocks.size());
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  {
+    std::byte* memory = scratch + static_cast<size_t>(omp_get_thread_num()) * thread_bytes;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < num_blocks; ++i) {
+      BlockAttention(shape, blocks[static_cast<size_t>(i)], memory).Run();
+    }
+  }
+}
+
+}  // namespace pmkvq::internal

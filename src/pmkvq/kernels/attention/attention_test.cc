@@ -1,0 +1,218 @@
+#include "pmkvq/kernels/attention/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/attention/random_pages.h"
+#include "pmkvq/kernels/for_each_target.h"
+
+namespace pmkvq {
+namespace {
+
+AttentionShape MakeShape(int64_t head_dim, int64_t heads_per_kv, int64_t num_kv_heads = 2,
+                         DType float_type = DType::kF16, DType metadata_type = DType::kF16) {
+  return {.num_heads = heads_per_kv * num_kv_heads,
+          .num_kv_heads = num_kv_heads,
+          .head_dim = head_dim,
+          .group = std::min<int64_t>(head_dim, kMaxGroup),
+          .float_type = float_type,
+          .metadata_type = metadata_type,
+          .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
+}
+
+// Largest error of one output value against the double oracle. u = 2^-24, D = head_dim. Roundings
+// are taken as independent, so that n of them add up to sqrt(n) u of their terms' size (Higham and
+// Mary 2019); that every term below is taken at its largest leaves room for the unlucky ones: the
+// largest error seen is 1/60 of the bound.
+//
+// A score in the factored form is step (q . codes) + min sum(q). Its terms are bounded by
+// |q_i| (|min| + range), (|min| + range) <= 3 max|k|, and by Cauchy-Schwarz the root of their
+// sum of squares by 3 max|k| |q|: the score errs by E = u sqrt(D + 8) 3 max|k| scale |q|.
+// A weight exp(score - max) errs by the relative E, twice 2^-24 of exp, and as much for every
+// rescale (one a block); the weighted mean of v by the weights' errors over its spread
+// 2 max|v|, plus the roundings of n additions of terms that themselves sum up to 3 max|v|.
+float Tolerance(const AttentionShape& shape, RandomSequence& sequence) {
+  const AttentionSequence view = sequence.view();
+  int64_t tokens = view.num_rows;
+  for (const KvPageView& page : view.pages) tokens += page.num_tokens;
+  float max_q = 0.0f;
+  const auto dim = static_cast<size_t>(shape.head_dim);
+  for (size_t first = 0; first < sequence.q().size(); first += dim) {
+    const float* q = sequence.q().data() + first;
+    max_q = std::max(max_q, std::sqrt(std::inner_product(q, q + dim, q, 0.0f)));
+  }
+  constexpr float kUnit = 0x1p-24f;
+  const float score = kUnit * std::sqrt(static_cast<float>(shape.head_dim + 8)) * 3.0f *
+                      sequence.max_k() * shape.scale * max_q;
+  const auto blocks = static_cast<float>(view.pages.size()) + 4.0f;
+  const float sums = kUnit * (std::sqrt(static_cast<float>(tokens)) + 2.0f * blocks);
+  return 2.0f * sequence.max_v() * score + 3.0f * sequence.max_v() * sums;
+}
+
+// The oracle once, then every target against it.
+void ExpectMatchesOracle(const AttentionShape& shape, RandomSequence& sequence, int threads = 1) {
+  const AttentionSequence view = sequence.view();
+  ref::Attend(shape, {&view, 1});
+  const std::vector<float> expected = sequence.out();
+  const float tolerance = Tolerance(shape, sequence);
+  ForEachTarget(internal::AttentionTarget, [&] {
+    std::fill(sequence.out().begin(), sequence.out().end(), NAN);
+    AttentionScratch scratch;
+    Attend(shape, {&view, 1}, threads, scratch);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(sequence.out()[i], expected[i], tolerance) << "value " << i;
+    }
+  });
+}
+
+std::vector<float> Attended(const AttentionShape& shape, RandomSequence& sequence, int threads) {
+  const AttentionSequence view = sequence.view();
+  std::fill(sequence.out().begin(), sequence.out().end(), NAN);
+  AttentionScratch scratch;
+  Attend(shape, {&view, 1}, threads, scratch);
+  return sequence.out();
+}
+
+// A sink, closed pages of all widths (K and V apart), and an open page.
+std::vector<PageSpec> MixedPages() {
+  return {{16, 16, 1, 1}, {2, 2}, {4, 2}, {8, 4}, {4, 8}, {16, 16, 37}};
+}
+
+// More than one run of pages.
+std::vector<PageSpec> ManyPages() {
+  std::vector<PageSpec> pages = {{16, 16, 3, 3}};
+  for (int i = 0; i < 17; ++i) pages.push_back({i % 3 == 0 ? 2 : 4, i % 2 == 0 ? 4 : 8});
+  pages.push_back({16, 16, 128});
+  pages.push_back({16, 16, 1});
+  return pages;
+}
+
+TEST(Attention, EveryShapeMatchesTheOracle) {
+  for (const int64_t head_dim : {8, 16, 24, 64, 80, 128, 256}) {
+    for (const int64_t heads_per_kv : {1, 2, 7, 8}) {
+      for (const int64_t num_rows : {1, 3, 7}) {
+        SCOPED_TRACE(testing::Message()
+                     << "D " << head_dim << " Gq " << heads_per_kv << " T " << num_rows);
+        const AttentionShape shape = MakeShape(head_dim, heads_per_kv);
+        RandomSequence sequence(shape, MixedPages(), num_rows);
+        ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+      }
+    }
+  }
+}
+
+TEST(Attention, EveryDtypeMatchesTheOracleMisaligned) {
+  const DType types[] = {DType::kF16, DType::kBF16, DType::kF32};
+  for (const DType float_type : types) {
+    for (const DType metadata_type : types) {
+      for (const int64_t num_rows : {1, 4, 6}) {
+        SCOPED_TRACE(testing::Message()
+                     << NameOf(float_type) << " " << NameOf(metadata_type) << " T " << num_rows);
+        const AttentionShape shape = MakeShape(64, 5, 2, float_type, metadata_type);
+        RandomSequence sequence(shape, MixedPages(), num_rows, /*seed=*/3, /*shift=*/1);
+        ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+      }
+    }
+  }
+}
+
+// Each width alone, so that an error in one does not hide among others.
+TEST(Attention, EveryWidthAndTokenCountMatchesTheOracle) {
+  for (const int bits : {16, 8, 4, 2}) {
+    for (const int32_t tokens : {1, 2, 7, 8, 9, 15, 31, 33, 63, 100, 127, 128}) {
+      SCOPED_TRACE(testing::Message() << bits << " bits, " << tokens << " tokens");
+      const AttentionShape shape = MakeShape(128, 3, 1);
+      RandomSequence decode(shape, {{bits, bits, tokens}}, 1);
+      ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, decode));
+      RandomSequence exact(shape, {{bits, bits, tokens, tokens}}, 5);
+      ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, exact));
+    }
+  }
+}
+
+TEST(Attention, FirstTokensWithoutPages) {
+  for (const int64_t num_rows : {1, 2, 4, 5, 130, 300}) {
+    const AttentionShape shape = MakeShape(32, 2);
+    RandomSequence sequence(shape, {}, num_rows);
+    ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence)) << num_rows;
+  }
+}
+
+TEST(Attention, LargeSinksAndEmptyPages) {
+  for (const int64_t num_rows : {1, 9}) {
+    const AttentionShape shape = MakeShape(16, 2);
+    RandomSequence sequence(shape, {{16, 16, 300, 300}, {16, 16, 0}, {4, 4, 0}, {4, 2, 5}},
+                            num_rows);
+    ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+  }
+}
+
+TEST(Attention, LongSequencesOverSeveralRunsOfPages) {
+  for (const int64_t num_rows : {1, 4, 40}) {
+    const AttentionShape shape = MakeShape(64, 2);
+    RandomSequence sequence(shape, ManyPages(), num_rows);
+    ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence, /*threads=*/2));
+  }
+}
+
+// Scores of several hundreds: exp of anything but differences to the maximum would overflow.
+TEST(Attention, LargeScoresStayFinite) {
+  for (const int64_t num_rows : {1, 8}) {
+    const AttentionShape shape = MakeShape(64, 2);
+    RandomSequence sequence(shape, MixedPages(), num_rows);
+    for (float& q : sequence.q()) q *= 100.0f;
+    ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+  }
+}
+
+TEST(Attention, BitsDoNotDependOnThreads) {
+  for (const int64_t num_rows : {1, 3, 70}) {
+    const AttentionShape shape = MakeShape(64, 3);
+    RandomSequence sequence(shape, ManyPages(), num_rows);
+    const std::vector<float> one = Attended(shape, sequence, 1);
+    EXPECT_EQ(Attended(shape, sequence, 2), one);
+    EXPECT_EQ(Attended(shape, sequence, 5), one);
+  }
+}
+
+TEST(Attention, BitsDoNotDependOnOtherSequences) {
+  const AttentionShape shape = MakeShape(64, 2);
+  RandomSequence a(shape, ManyPages(), 1, /*seed=*/1);
+  RandomSequence b(shape, MixedPages(), 4, /*seed=*/2);
+  RandomSequence c(shape, {}, 33, /*seed=*/3);
+  RandomSequence d(shape, MixedPages(), 0, /*seed=*/4);
+  RandomSequence e(shape, {{2, 2, 100}}, 1, /*seed=*/5);
+  RandomSequence* const all[] = {&a, &b, &c, &d, &e};
+  std::vector<std::vector<float>> alone;
+  for (RandomSequence* sequence : all) alone.push_back(Attended(shape, *sequence, 1));
+  for (RandomSequence* sequence : all) {
+    std::fill(sequence->out().begin(), sequence->out().end(), NAN);
+  }
+  std::vector<AttentionSequence> batch;
+  for (RandomSequence* sequence : all) batch.push_back(sequence->view());
+  AttentionScratch scratch;
+  Attend(shape, batch, 2, scratch);
+  for (size_t i = 0; i < std::size(all); ++i) EXPECT_EQ(all[i]->out(), alone[i]) << i;
+}
+
+// The scratch is bounded by the chunk and the threads: it must not grow with the stored tokens but
+// for the partial results of decode, a few kilobytes per run of pages.
+TEST(Attention, ScratchDoesNotGrowWithStoredTokens) {
+  const AttentionShape shape = MakeShape(64, 2);
+  RandomSequence small(shape, {{4, 4}}, 64);
+  RandomSequence large(shape, ManyPages(), 64);
+  AttentionScratch small_scratch;
+  AttentionScratch large_scratch;
+  const AttentionSequence small_view = small.view();
+  const AttentionSequence large_view = large.view();
+  Attend(shape, {&small_view, 1}, 1, small_scratch);
+  Attend(shape, {&large_view, 1}, 1, large_scratch);
+  EXPECT_EQ(small_scratch.num_bytes(), large_scratch.num_bytes());
+}
+
+}  // namespace
+}  // namespace pmkvq

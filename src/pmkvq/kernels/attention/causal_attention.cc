@@ -1,0 +1,190 @@
+#include "pmkvq/kernels/attention/causal_attention.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/gemm/gemm.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr int64_t kQueryBlock = 128;
+
+void CheckShape(const CausalAttentionShape& shape) {
+  PMKVQ_CHECK(shape.num_tokens >= 0 && shape.head_dim > 0);
+  PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
+}
+
+// Softmax of the first `visible` of `count` scores; the others become 0.
+void SoftmaxRow(int64_t visible, int64_t count, double* scores) {
+  const double max = *std::max_element(scores, scores + visible);
+  double sum = 0.0;
+  for (int64_t m = 0; m < visible; ++m) sum += scores[m] = std::exp(scores[m] - max);
+  for (int64_t m = 0; m < visible; ++m) scores[m] /= sum;
+  std::fill(scores + visible, scores + count, 0.0);
+}
+
+void SoftmaxRow(int64_t visible, int64_t count, float* scores) {
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0.0f;
+  float rescale = 1.0f;
+  internal::OnlineSoftmax(1, count, count, &visible, scores, &max, &sum, &rescale);
+  for (int64_t m = 0; m < visible; ++m) scores[m] /= sum;
+}
+
+// One block of query rows of one head, and the keys that it sees: those before `visible`.
+template <class Real>
+struct Block {
+  const CausalAttentionShape& shape;
+  int64_t head;
+  int64_t first;
+  int64_t rows;
+
+  int64_t visible() const { return first + rows; }
+  int64_t q_stride() const { return shape.num_heads * shape.head_dim; }
+  int64_t kv_stride() const { return shape.num_kv_heads * shape.head_dim; }
+  // Offsets of the block in [N, H, D], and of its KV head in [N, Hkv, D].
+  int64_t q_offset() const { return first * q_stride() + head * shape.head_dim; }
+  int64_t kv_offset() const {
+    return head / (shape.num_heads / shape.num_kv_heads) * shape.head_dim;
+  }
+
+  // p [rows, visible] = softmax(scale * Q K^T + causal mask).
+  void Probabilities(const Real* q, const Real* k, Real* p) const {
+    BlasGemm<Real>(false, true, rows, visible(), shape.head_dim, static_cast<Real>(shape.scale),
+                   q + q_offset(), q_stride(), k + kv_offset(), kv_stride(), Real{0}, p, visible());
+    for (int64_t r = 0; r < rows; ++r) SoftmaxRow(first + r + 1, visible(), p + r * visible());
+  }
+
+  // ds [rows, visible]: dL/dP on entry, dL/d(Q K^T) on return.
+  void ScoreGradient(const Real* p, Real* ds) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Real* p_row = p + r * visible();
+      Real* ds_row = ds + r * visible();
+      Real dot = 0;
+      for (int64_t m = 0; m < visible(); ++m) dot += p_row[m] * ds_row[m];
+      for (int64_t m = 0; m < visible(); ++m) {
+        ds_row[m] = p_row[m] * (ds_row[m] - dot) * static_cast<Real>(shape.scale);
+      }
+    }
+  }
+};
+
+template <class Real>
+Block<Real> MakeBlock(const CausalAttentionShape& shape, int64_t head, int64_t index) {
+  const int64_t first = index * kQueryBlock;
+  return {shape, head, first, std::min(kQueryBlock, shape.num_tokens - first)};
+}
+
+int64_t NumBlocks(const CausalAttentionShape& shape) {
+  return (shape.num_tokens + kQueryBlock - 1) / kQueryBlock;
+}
+
+// dk and dv of one query head, [N, D] each; the heads of a KV head are added up afterwards.
+template <class Real>
+struct HeadGradient {
+  Real* dk;
+  Real* dv;
+};
+
+// Sets dq and adds to dk, dv what one block contributes. p and ds are scratch [kQueryBlock, N].
+template <class Real>
+void AddBlockGradient(const Block<Real>& block, const Real* q, const Real* k, const Real* v,
+                      const Real* dout, Real* dq, const HeadGradient<Real>& sum, Real* p,
+                      Real* ds) {
+  const int64_t dim = block.shape.head_dim;
+  const int64_t rows = block.rows;
+  const int64_t visible = block.visible();
+  const int64_t q_stride = block.q_stride();
+  const int64_t kv_stride = block.kv_stride();
+  const int64_t qo = block.q_offset();
+  const int64_t kvo = block.kv_offset();
+  block.Probabilities(q, k, p);
+  BlasGemm<Real>(true, false, visible, dim, rows, Real{1}, p, visible, dout + qo, q_stride, Real{1},
+                 sum.dv, dim);
+  BlasGemm<Real>(false, true, rows, visible, dim, Real{1}, dout + qo, q_stride, v + kvo, kv_stride,
+                 Real{0}, ds, visible);
+  block.ScoreGradient(p, ds);
+  BlasGemm<Real>(false, false, rows, dim, visible, Real{1}, ds, visible, k + kvo, kv_stride,
+                 Real{0}, dq + qo, q_stride);
+  BlasGemm<Real>(true, false, visible, dim, rows, Real{1}, ds, visible, q + qo, q_stride, Real{1},
+                 sum.dk, dim);
+}
+
+// out [N, Hkv, D] = sums of parts [H, N, D] over the query heads of each KV head, in order.
+template <class Real>
+void SumHeads(const CausalAttentionShape& shape, const Real* parts, Real* out) {
+  const int64_t heads_per_kv = shape.num_heads / shape.num_kv_heads;
+  const int64_t dim = shape.head_dim;
+  std::fill_n(out, shape.num_tokens * shape.num_kv_heads * dim, Real{0});
+  for (int64_t head = 0; head < shape.num_heads; ++head) {
+    for (int64_t n = 0; n < shape.num_tokens; ++n) {
+      const Real* part = parts + (head * shape.num_tokens + n) * dim;
+      Real* sum = out + (n * shape.num_kv_heads + head / heads_per_kv) * dim;
+      for (int64_t i = 0; i < dim; ++i) sum[i] += part[i];
+    }
+  }
+}
+
+}  // namespace
+
+template <class Real>
+void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k, const Real* v,
+                     Real* out, int num_threads) {
+  CheckShape(shape);
+  const int64_t num_items = NumBlocks(shape) * shape.num_heads;
+  const int64_t p_size = kQueryBlock * shape.num_tokens;
+  const int threads = std::max(num_threads, 1);
+  AlignedVector<Real> scratch(static_cast<size_t>(threads * p_size));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (int64_t item = num_items - 1; item >= 0; --item) {  // Longest blocks first.
+    const Block<Real> block =
+        MakeBlock<Real>(shape, item % shape.num_heads, item / shape.num_heads);
+    Real* p = scratch.data() + omp_get_thread_num() * p_size;
+    block.Probabilities(q, k, p);
+    BlasGemm<Real>(false, false, block.rows, shape.head_dim, block.visible(), Real{1}, p,
+                   block.visible(), v + block.kv_offset(), block.kv_stride(), Real{0},
+                   out + block.q_offset(), block.q_stride());
+  }
+}
+
+template <class Real>
+void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const Real* k,
+                         const Real* v, const Real* dout, Real* dq, Real* dk, Real* dv,
+                         int num_threads) {
+  CheckShape(shape);
+  const int64_t head_size = shape.num_tokens * shape.head_dim;
+  const int64_t p_size = kQueryBlock * shape.num_tokens;
+  const int threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, shape.num_heads));
+  AlignedVector<Real> dk_parts(static_cast<size_t>(shape.num_heads * head_size));
+  AlignedVector<Real> dv_parts(dk_parts.size());
+  AlignedVector<Real> scratch(static_cast<size_t>(threads * 2 * p_size));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (int64_t head = 0; head < shape.num_heads; ++head) {
+    Real* p = scratch.data() + omp_get_thread_num() * 2 * p_size;
+    const HeadGradient<Real> sum{dk_parts.data() + head * head_size,
+                                 dv_parts.data() + head * head_size};
+    for (int64_t index = 0; index < NumBlocks(shape); ++index) {
+      AddBlockGradient(MakeBlock<Real>(shape, head, index), q, k, v, dout, dq, sum, p, p + p_size);
+    }
+  }
+  SumHeads(shape, dk_parts.data(), dk);
+  SumHeads(shape, dv_parts.data(), dv);
+}
+
+template void CausalAttention(const CausalAttentionShape&, const float*, const float*, const float*,
+                              float*, int);
+template void CausalAttention(const CausalAttentionShape&, const double*, const double*,
+                              const double*, double*, int);
+template void CausalAttentionGrad(const CausalAttentionShape&, const float*, const float*,
+                                  const float*, const float*, float*, float*, float*, int);
+template void CausalAttentionGrad(const CausalAttentionShape&, const double*, const double*,
+                                  const double*, const double*, double*, double*, double*, int);
+
+}  // namespace pmkvq

@@ -1,0 +1,124 @@
+// For tests and benchmarks: a sequence of random keys and values stored in pages of chosen widths.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+
+namespace pmkvq {
+
+struct PageSpec {
+  int k_bits = 16;
+  int v_bits = 16;
+  int32_t num_tokens = 128;
+  int32_t capacity = 128;
+};
+
+// Owns pages and one chunk of new rows. `shift` moves page data by that many elements, so that
+// nothing is aligned to more than its element.
+class RandomSequence {
+ public:
+  RandomSequence(const AttentionShape& shape, const std::vector<PageSpec>& specs, int64_t num_rows,
+                 uint32_t seed = 1, int64_t shift = 0)
+      : shape_(shape), num_rows_(num_rows), shift_(shift), random_(seed) {
+    for (const PageSpec& spec : specs) {
+      KvPageView page;
+      page.num_tokens = spec.num_tokens;
+      page.capacity = spec.capacity;
+      page.k = MakeTensor(spec.k_bits, spec.capacity, /*outliers=*/true);
+      page.v = MakeTensor(spec.v_bits, spec.capacity, /*outliers=*/false);
+      pages_.push_back(page);
+    }
+    const int64_t kv_size = num_rows * shape.num_kv_heads * shape.head_dim;
+    q_ = Normal(num_rows * shape.num_heads * shape.head_dim, false);
+    k_new_ = Normal(kv_size, true);
+    v_new_ = Normal(kv_size, false);
+    out_.assign(q_.size(), -1.0f);
+  }
+
+  AttentionSequence view() {
+    return {.pages = pages_,
+            .num_rows = num_rows_,
+            .q = q_.data(),
+            .k_new = k_new_.data(),
+            .v_new = v_new_.data(),
+            .out = out_.data()};
+  }
+
+  std::vector<float>& q() { return q_; }
+  std::vector<float>& out() { return out_; }
+  // Largest magnitudes of the values behind K and V.
+  float max_k() const { return max_k_; }
+  float max_v() const { return max_v_; }
+
+ private:
+  // Normal values; keys have a few large channels, as real ones do.
+  std::vector<float> Normal(int64_t count, bool outliers) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(static_cast<size_t>(count));
+    float& max = outliers ? max_k_ : max_v_;
+    for (int64_t i = 0; i < count; ++i) {
+      const float large = outliers && i % shape_.head_dim % 29 == 5 ? 4.0f : 0.0f;
+      x[static_cast<size_t>(i)] = normal(random_) + large;
+      max = std::max(max, std::abs(x[static_cast<size_t>(i)]));
+    }
+    return x;
+  }
+
+  // Memory of `count` elements of `size` bytes, after `shift_` more of them.
+  std::byte* Allocate(int64_t count, int64_t size) {
+    memory_.push_back(
+        std::make_unique<AlignedVector<std::byte>>(static_cast<size_t>((count + shift_) * size)));
+    return memory_.back()->data() + shift_ * size;
+  }
+
+  KvTensorView MakeTensor(int bits, int64_t capacity, bool outliers) {
+    const int64_t heads = shape_.num_kv_heads;
+    const int64_t num_groups = capacity * (shape_.head_dim / shape_.group);
+    const std::vector<float> x = Normal(heads * capacity * shape_.head_dim, outliers);
+    KvTensorView view;
+    view.bits = bits;
+    if (bits == 16) {
+      internal::VisitFloatType(shape_.float_type, [&]<class T>(T) {
+        auto* out = reinterpret_cast<T*>(Allocate(static_cast<int64_t>(x.size()), sizeof(T)));
+        std::transform(x.begin(), x.end(), out, [](float value) { return FromFloat<T>(value); });
+        view.data = reinterpret_cast<const std::byte*>(out);
+      });
+      return view;
+    }
+    const int64_t group_bytes = PackedGroupBytes(shape_.group, bits);
+    const auto size = static_cast<int64_t>(SizeOf(shape_.metadata_type));
+    auto* codes = reinterpret_cast<uint8_t*>(Allocate(heads * num_groups * group_bytes, 1));
+    std::byte* metadata = Allocate(2 * heads * num_groups, size);
+    for (int64_t head = 0; head < heads; ++head) {
+      std::byte* mins = metadata + 2 * head * num_groups * size;
+      ref::QuantizeGroups({shape_.group, bits, shape_.metadata_type},
+                          x.data() + head * num_groups * shape_.group, num_groups,
+                          codes + head * num_groups * group_bytes, mins, mins + num_groups * size);
+    }
+    view.data = reinterpret_cast<const std::byte*>(codes);
+    view.metadata = metadata;
+    return view;
+  }
+
+  AttentionShape shape_;
+  int64_t num_rows_;
+  int64_t shift_;
+  std::mt19937 random_;
+  std::vector<std::unique_ptr<AlignedVector<std::byte>>> memory_;
+  std::vector<KvPageView> pages_;
+  std::vector<float> q_;
+  std::vector<float> k_new_;
+  std::vector<float> v_new_;
+  std::vector<float> out_;
+  float max_k_ = 0.0f;
+  float max_v_ = 0.0f;
+};
+
+}  // namespace pmkvq
