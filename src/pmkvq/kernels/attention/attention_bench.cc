@@ -1,0 +1,48 @@
+// Attention over stored pages, one thread. `per_token_head` is the time for one stored token of
+// one KV head (K and V, all of its query heads), the figure to compare over widths and head counts.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <vector>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/attention/random_pages.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr int64_t kNumKvHeads = 2;
+
+void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows) {
+  const auto bits = static_cast<int>(state.range(0));
+  const int64_t heads_per_kv = state.range(1);
+  const AttentionShape shape{.num_heads = kNumKvHeads * heads_per_kv,
+                             .num_kv_heads = kNumKvHeads,
+                             .head_dim = 128,
+                             .group = 128,
+                             .scale = 1.0f / std::sqrt(128.0f)};
+  RandomSequence sequence(
+      shape, std::vector<PageSpec>(static_cast<size_t>(num_pages), {bits, bits}), num_rows);
+  const AttentionSequence view = sequence.view();
+  AttentionScratch scratch;
+  for (auto _ : state) Attend(shape, {&view, 1}, /*num_threads=*/1, scratch);
+  const auto token_heads = static_cast<double>(num_pages * kPageTokens * kNumKvHeads);
+  state.counters["per_token_head"] = benchmark::Counter(
+      token_heads, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+}
+
+void AttentionDecode(benchmark::State& state) { Run(state, /*num_pages=*/32, /*num_rows=*/1); }
+BENCHMARK(AttentionDecode)
+    ->ArgsProduct({{16, 8, 4, 2}, {1, 2, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMicrosecond);
+
+// A chunk of 256 tokens against 16 stored pages.
+void AttentionPrefill(benchmark::State& state) { Run(state, /*num_pages=*/16, /*num_rows=*/256); }
+BENCHMARK(AttentionPrefill)
+    ->ArgsProduct({{16, 4}, {2, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace pmkvq
