@@ -25,14 +25,20 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stop
 std::string StopMatcher::Push(std::string_view text) {
   if (matched_) return "";
   held_ += text;
-  size_t first = std::string::npos;
   size_t keep = 0;
+  size_t first_end = std::string::npos;
+  size_t cut = 0;
   for (const std::string& stop : stops_) {
-    first = std::min(first, held_.find(stop));
     keep = std::max(keep, PossibleStart(held_, stop));
+    const size_t begin = held_.find(stop);
+    if (begin == std::string::npos) continue;
+    const size_t end = begin + stop.size();
+    if (end > first_end || (end == first_end && begin > cut)) continue;
+    first_end = end;
+    cut = begin;
   }
-  matched_ = first != std::string::npos;
-  std::string out = held_.substr(0, matched_ ? first : held_.size() - keep);
+  matched_ = first_end != std::string::npos;
+  std::string out = held_.substr(0, matched_ ? cut : held_.size() - keep);
   held_ = matched_ ? "" : held_.substr(held_.size() - keep);
   return out;
 }

@@ -10,7 +10,8 @@
 
 namespace pmkvq {
 
-// Finds the first of several stop strings in text that arrives in pieces. Text that may be the
+// Finds the first of several stop strings in text that arrives in pieces: the one that is complete
+// first, the longest of those that end together, however the text is cut. Text that may be the
 // beginning of a stop string is held back until that is decided.
 class StopMatcher {
  public:

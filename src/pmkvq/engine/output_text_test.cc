@@ -1,0 +1,120 @@
+#include "pmkvq/engine/output_text.h"
+
+#include <gtest/gtest.h>
+
+#include "support/engine_fixture.h"
+
+namespace pmkvq {
+namespace {
+
+// What StopMatcher must give, from its definition: the shortest text that ends in a stop string,
+// without the longest such one.
+std::string CutAtFirst(const std::string& text, const std::vector<std::string>& stops) {
+  for (size_t end = 1; end <= text.size(); ++end) {
+    size_t longest = 0;
+    for (const std::string& stop : stops) {
+      if (text.substr(0, end).ends_with(stop)) longest = std::max(longest, stop.size());
+    }
+    if (longest > 0) return text.substr(0, end - longest);
+  }
+  return text;
+}
+
+TEST(StopMatcher, PassesTextOnAtOnceWithoutStops) {
+  StopMatcher matcher({});
+  EXPECT_EQ(matcher.Push("abc"), "abc");
+  EXPECT_EQ(matcher.Flush(), "");
+  EXPECT_FALSE(matcher.matched());
+}
+
+TEST(StopMatcher, HoldsBackOnlyWhatMayBecomeAStop) {
+  StopMatcher matcher({"</think>"});
+  EXPECT_EQ(matcher.Push("a < b"), "a < b");
+  EXPECT_EQ(matcher.Push("c</"), "c");
+  EXPECT_EQ(matcher.Push("thin"), "");
+  EXPECT_EQ(matcher.Push("g"), "</thing");
+  EXPECT_EQ(matcher.Push("d</think>e"), "d");
+  EXPECT_TRUE(matcher.matched());
+  EXPECT_EQ(matcher.Push("more"), "");
+  EXPECT_EQ(matcher.Flush(), "");
+}
+
+TEST(StopMatcher, FlushGivesWhatWasHeldBack) {
+  StopMatcher matcher({"END"});
+  EXPECT_EQ(matcher.Push("the EN"), "the ");
+  EXPECT_EQ(matcher.Flush(), "EN");
+  EXPECT_FALSE(matcher.matched());
+}
+
+TEST(StopMatcher, FindsAStopThatBeginsInsideAFailedOne) {
+  StopMatcher matcher({"aab"});
+  EXPECT_EQ(matcher.Push("aa"), "");
+  EXPECT_EQ(matcher.Push("a"), "a");
+  EXPECT_EQ(matcher.Push("b"), "");
+  EXPECT_TRUE(matcher.matched());
+}
+
+TEST(StopMatcher, EqualsTheDefinitionForAnyCut) {
+  Random random(7);
+  int matches = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const auto draw = [&](size_t most) {
+      std::string text(1 + random.Below(most), 'a');
+      for (char& c : text) c = static_cast<char>('a' + random.Below(2));
+      return text;
+    };
+    const std::string text = draw(20);
+    std::vector<std::string> stops;
+    for (uint64_t i = random.Below(3); i > 0; --i) stops.push_back(draw(5));
+    StopMatcher matcher(stops);
+    std::string out;
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t length = 1 + random.Below(4);
+      out += matcher.Push(text.substr(begin, length));
+      begin += length;
+      // Never more than the definition allows, whatever comes.
+      ASSERT_TRUE(CutAtFirst(text, stops).starts_with(out)) << text;
+    }
+    out += matcher.Flush();
+    ASSERT_EQ(out, CutAtFirst(text, stops));
+    ASSERT_EQ(matcher.matched(), out.size() != text.size());
+    matches += matcher.matched();
+  }
+  EXPECT_GT(matches, 500);
+}
+
+TEST(OutputText, WaitsForWholeCharacters) {
+  OutputText text(testing_support::ByteTokenizer(), {});
+  EXPECT_EQ(text.Push(0xC3), "");
+  EXPECT_EQ(text.Push(0xA9), "\xC3\xA9");
+  EXPECT_EQ(text.Push(0xE2), "");
+  EXPECT_EQ(text.Finish(), "\xEF\xBF\xBD");  // U+FFFD
+  EXPECT_EQ(text.text(), "\xC3\xA9\xEF\xBF\xBD");
+}
+
+TEST(OutputText, FindsAStopOfSeveralTokensWithinACharacterStream) {
+  OutputText text(testing_support::ByteTokenizer(), {"\xC3\xA9!"});
+  std::string streamed;
+  for (const int32_t id : std::vector<int32_t>{'o', 'k', 0xC3, 0xA9, '!', 'x'})
+    streamed += text.Push(id);
+  EXPECT_TRUE(text.stopped());
+  EXPECT_EQ(streamed, "ok");
+  EXPECT_EQ(text.Finish(), "");
+  EXPECT_EQ(text.text(), "ok");
+}
+
+TEST(OutputText, IgnoresIdsWithoutAToken) {
+  OutputText text(testing_support::ByteTokenizer(), {});
+  EXPECT_EQ(text.Push(1000), "");
+  EXPECT_EQ(text.Push('a'), "a");
+}
+
+TEST(OutputText, IsEmptyWithoutTokenizer) {
+  OutputText text(nullptr, {});
+  EXPECT_EQ(text.Push('a'), "");
+  EXPECT_EQ(text.Finish(), "");
+  EXPECT_FALSE(text.stopped());
+}
+
+}  // namespace
+}  // namespace pmkvq
