@@ -59,9 +59,10 @@ void HalvePackedCodes(int64_t group, int from_bits, const uint8_t* codes, int64_
 // plain floats at 16 bits; this exists for the reference's goldens.
 void HalveCodes16To8(const uint16_t* codes, int64_t count, uint8_t* out);
 
-// Q_b of calibration (eq. 1): each group quantised at `bits` (8, 4, 2) with float (min, range) and
-// given back as floats; at 16 the values are rounded to bfloat16, as the reference does.
-// `reference_scale_clamp`: steps below 1e-5 are raised to 1e-5, as the reference does.
+// Q_b of calibration (eq. 1): each group quantised at `bits` (16, 8, 4, 2) with float (min, step)
+// and given back as floats. At 16 the values come back rounded to bfloat16, as in the reference
+// (nearly all of the error is that rounding). `reference_scale_clamp`: steps outside of
+// [1e-5, 1e5] are moved to its ends, as the reference does.
 // out [num_groups, G] may equal x.
 struct FakeQuantOptions {
   int64_t group = 128;

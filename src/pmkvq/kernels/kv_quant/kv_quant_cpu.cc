@@ -256,12 +256,14 @@ void FakeQuantizeAll(const FakeQuantOptions& options, const float* x, int64_t nu
   for (int64_t r = 0; r < num_groups; ++r, x += group, out += group) {
     const Bounds bounds = FindBounds(x, group);
     float step = (bounds.highest - bounds.lowest) / max_code;
-    if (options.reference_scale_clamp) step = std::max(step, 1e-5f);
+    if (options.reference_scale_clamp) step = std::clamp(step, 1e-5f, 1e5f);
     if (step > 0.0f) {
       FakeQuantizeGroup(x, group, bounds.lowest, step, max_code, out);
     } else {
       std::fill_n(out, group, bounds.lowest);
     }
+    if (options.bits != 16) continue;
+    for (int64_t i = 0; i < group; ++i) out[i] = ToFloat(ToBF16(out[i]));
   }
 }
 
@@ -302,11 +304,7 @@ void HalvePackedCodes(int64_t group, int from_bits, const uint8_t* codes, int64_
 
 void FakeQuantize(const FakeQuantOptions& options, const float* x, int64_t num_groups, float* out) {
   PMKVQ_CHECK(options.group > 0);
-  if (options.bits == 16) {
-    for (int64_t i = 0; i < num_groups * options.group; ++i) out[i] = ToFloat(ToBF16(x[i]));
-    return;
-  }
-  PMKVQ_CHECK(options.bits == 8 || options.bits == 4 || options.bits == 2);
+  PMKVQ_CHECK(options.bits == 16 || options.bits == 8 || options.bits == 4 || options.bits == 2);
   HWY_DYNAMIC_DISPATCH(FakeQuantizeAll)(options, x, num_groups, out);
 }
 

@@ -276,11 +276,21 @@ TEST(Packing, PlanesAreAsDocumented) {
   EXPECT_EQ(packed[1], 0b01010101);
 }
 
-TEST(FakeQuantize, AtSixteenBitsRoundsToBfloat16) {
-  const std::vector<float> x = Samples(16, 9);
-  std::vector<float> out(x.size());
-  FakeQuantize({16, 16, false}, x.data(), 9, out.data());
-  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(out[i], ToFloat(ToBF16(x[i])));
+TEST(FakeQuantize, AtSixteenBitsGivesBfloat16CloseToTheValue) {
+  ForEachTarget(internal::KvQuantTarget, [] {
+    const std::vector<float> x = Samples(16, 9);
+    std::vector<float> out(x.size());
+    FakeQuantize({16, 16, false}, x.data(), 9, out.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      EXPECT_EQ(out[i], ToFloat(ToBF16(out[i])));
+      const auto group = x.begin() + static_cast<std::ptrdiff_t>(i / 16 * 16);
+      const auto [lowest, highest] = std::minmax_element(group, group + 16);
+      // Half a step of 16 bits, half a unit of bfloat16 (2^-9), and the float roundings.
+      const float tolerance = (*highest - *lowest) / 65535 / 2 + std::abs(x[i]) * 0x1p-8f +
+                              (std::abs(*lowest) + *highest - *lowest) * 0x1p-22f;
+      EXPECT_LE(std::abs(out[i] - x[i]), tolerance + 1e-38f) << x[i];
+    }
+  });
 }
 
 TEST(FakeQuantize, EqualsQuantiseThenDequantiseWithFloatMetadata) {
@@ -299,7 +309,7 @@ TEST(FakeQuantize, EqualsQuantiseThenDequantiseWithFloatMetadata) {
   });
 }
 
-TEST(FakeQuantize, ReferenceClampRaisesSmallSteps) {
+TEST(FakeQuantize, ReferenceClampBoundsSteps) {
   std::vector<float> x(8, 0.0f);
   x[0] = 1e-6f;
   x[1] = 8e-6f;  // Step 8e-6 / 3 is raised to 1e-5: 1e-6 -> code 0, 8e-6 -> code 1.
@@ -307,6 +317,9 @@ TEST(FakeQuantize, ReferenceClampRaisesSmallSteps) {
   FakeQuantize({8, 2, true}, x.data(), 1, out.data());
   EXPECT_EQ(out[0], 0.0f);
   EXPECT_EQ(out[1], 1e-5f);
+  x[1] = 4e6f;  // Step 4e6 / 3 is lowered to 1e5: the largest code is 3.
+  FakeQuantize({8, 2, true}, x.data(), 1, out.data());
+  EXPECT_EQ(out[1], 3e5f);
 }
 
 }  // namespace
