@@ -48,9 +48,10 @@ struct RepScaleOptions {
   int grid = 20;  // alpha = 1 - n / grid, n = 0 .. grid - 1
 };
 struct RepScales {
-  std::vector<Tensor> scales;             // Per block [Hkv, D/2]: max_keys^alpha in [1e-4, 1e4].
-  std::vector<double> alpha;              // Per block.
-  std::vector<std::vector<double>> loss;  // Per block, per grid point: the reference's scale.
+  std::vector<Tensor> scales;  // Per block [Hkv, D/2]: max_keys^alpha in [1e-4, 1e4].
+  std::vector<double> alpha;   // Per block.
+  // Per block, per grid point: sum over samples of the mean squared error (as the reference).
+  std::vector<std::vector<double>> loss;
 };
 // Per block, the alpha whose attention output (after o_proj), with keys K / scale quantised at
 // k_bits and values at v_bits, has the least squared error to the unquantised one, summed over

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
 namespace pmkvq {
@@ -12,6 +13,28 @@ namespace {
 // Work is cut into runs of this many values whatever the thread count, and the partial sums are
 // added in order.
 constexpr int64_t kRun = 8192;
+
+// The reference's 16 bits: integer codes, given back as bfloat16.
+void RoundThroughCodes16(int64_t group, const float* x, int64_t num_groups, float* out) {
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const float* values = x + g * group;
+    const auto [smallest, largest] = std::minmax_element(values, values + group);
+    const float minimum = *smallest;
+    const float step = (*largest - minimum) / 65535.0f;
+    for (int64_t i = 0; i < group; ++i) {
+      const float code = step > 0 ? std::nearbyint((values[i] - minimum) / step) : 0.0f;
+      out[g * group + i] = ToFloat(ToBF16(code * step + minimum));
+    }
+  }
+}
+
+void FakeQuantizeRun(int64_t group, int bits, const float* x, int64_t num_groups, float* out) {
+  if (bits == 16) {
+    RoundThroughCodes16(group, x, num_groups, out);
+  } else {
+    FakeQuantize({.group = group, .bits = bits}, x, num_groups, out);
+  }
+}
 
 template <class Function>
 double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& sum_of_run) {
@@ -30,26 +53,24 @@ double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& 
 
 void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_groups, float* out,
                           int num_threads) {
-  const FakeQuantOptions options{.group = group, .bits = bits};
   const int64_t run = kRun / group;
   const int64_t num_runs = (num_groups + run - 1) / run;
 #pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t r = 0; r < num_runs; ++r) {
     const int64_t begin = r * run;
     const int64_t count = std::min(run, num_groups - begin);
-    FakeQuantize(options, x + begin * group, count, out + begin * group);
+    FakeQuantizeRun(group, bits, x + begin * group, count, out + begin * group);
   }
 }
 
 double QuantizationDamage(int64_t group, int bits, const float* x, const float* gradient,
                           int64_t num_groups, int num_threads) {
-  const FakeQuantOptions options{.group = group, .bits = bits};
   return SumOverRuns(num_groups, kRun / group, num_threads, [&](int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * group;
     const float* run_x = x + begin * group;
     const float* run_gradient = gradient + begin * group;
     float quantized[kRun];
-    FakeQuantize(options, run_x, end - begin, quantized);
+    FakeQuantizeRun(group, bits, run_x, end - begin, quantized);
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float error = quantized[i] - run_x[i];

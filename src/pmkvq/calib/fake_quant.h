@@ -1,11 +1,15 @@
 // Q_b over whole tensors, spread over threads. Results do not depend on the thread count.
+//
+// Widths 8, 4 and 2 are FakeQuantize of kernels/kv_quant. At 16, values go through 16-bit integer
+// codes (eq. 1 and 2) and come back as bfloat16, as in the reference: nearly all of the error is
+// that of bfloat16. (Our cache keeps floats at 16 bits; the entry serves comparison.)
 #pragma once
 
 #include <cstdint>
 
 namespace pmkvq {
 
-// Threads: safe. x, out [num_groups, group]; out may equal x.
+// x, out [num_groups, group]; out may equal x.
 void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_groups, float* out,
                           int num_threads);
 

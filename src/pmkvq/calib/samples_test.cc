@@ -6,6 +6,7 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "support/calibration_support.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -14,13 +15,6 @@ namespace {
 
 using testing_support::ExpectError;
 using testing_support::TempFolder;
-
-class CountingLog : public LogSink {
- public:
-  void Info(const std::string&) override {}
-  void Warning(const std::string& message) override { warnings.push_back(message); }
-  std::vector<std::string> warnings;
-};
 
 class DrawSamplesTest : public ::testing::Test {
  protected:
@@ -44,7 +38,7 @@ class DrawSamplesTest : public ::testing::Test {
   ModelConfig config_;
   SampleOptions options_;
   std::shared_ptr<const Tokenizer> tokenizer_;
-  CountingLog log_;
+  testing_support::RecordingLog log_;
 };
 
 TEST_F(DrawSamplesTest, ConcatCutsShuffledTexts) {
@@ -58,13 +52,13 @@ TEST_F(DrawSamplesTest, ConcatCutsShuffledTexts) {
 }
 
 TEST_F(DrawSamplesTest, ConcatDropsNothingBetweenSamples) {
-  UseRows("{\"text\":\"one two\"}\n{\"text\":\"three<|im_end|>\"}\n{\"text\":\"four five six\"}\n");
+  UseRows("{\"text\":\"one two\"}\n{\"text\":\"thr<|im_end|>ee\"}\n{\"text\":\"four five six\"}\n");
   options_.seq_len = 2;
   options_.num_samples = 1000;
   std::vector<int32_t> all;
   for (const auto& tokens : Draw().tokens) all.insert(all.end(), tokens.begin(), tokens.end());
   // Some order of the three texts, without the odd token at the end.
-  std::vector<std::string> texts = {"one two", "three<|im_end|>", "four five six"};
+  std::vector<std::string> texts = {"one two", "thr<|im_end|>ee", "four five six"};
   std::sort(texts.begin(), texts.end());
   bool found = false;
   do {
@@ -134,7 +128,7 @@ TEST_F(DrawSamplesTest, BadDataAndOptionsAreNamed) {
   UseRows("{\"input_ids\":[5,6]}\n{\"input_ids\":[5,576]}\n");
   ExpectInvalid({"rows.jsonl", "row 2", "576", "0 to 575"});
   UseRows("{\"input_ids\":[-1,6]}\n");
-  ExpectInvalid({"rows.jsonl", "row 1", "-1"});
+  ExpectInvalid({"rows.jsonl", "-1"});
   config_.vocab_size = 10;  // A tokenizer of another model.
   UseRows("{\"text\":\"hello there\"}\n");
   ExpectInvalid({"rows.jsonl", "row 1", "0 to 9"});
