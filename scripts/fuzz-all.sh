@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every fuzz target of a build folder for a number of seconds each, starting from the seeds
-# in tests/fuzz/seeds/<target>. Usage: fuzz-all.sh BUILD_FOLDER SECONDS
+# in tests/fuzz/corpus/<target>. Usage: fuzz-all.sh BUILD_FOLDER SECONDS
 set -euo pipefail
 build=$1
 seconds=$2
@@ -9,7 +9,7 @@ for target in "$build"/bin/*_fuzz; do
   name=$(basename "$target")
   corpus="$build/corpus/$name"
   mkdir -p "$corpus"
-  seeds="tests/fuzz/seeds/$name"
+  seeds="tests/fuzz/corpus/${name%_fuzz}"
   [ -d "$seeds" ] || seeds=
   echo "== $name, $seconds s"
   "$target" -max_total_time="$seconds" -rss_limit_mb=4096 -timeout=20 -max_len=65536 \

@@ -1,0 +1,76 @@
+// Runs the program under test as a user would, and keeps what it printed.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/temp_folder.h"
+
+namespace pmkvq::testing_support {
+
+struct ProgramResult {
+  int exit_code = -1;  // 128 + signal when a signal ended it.
+  std::string out;
+  std::string err;
+  int64_t peak_rss_kib = 0;  // Largest resident set of the process.
+};
+
+// How a run ends early.
+struct Interrupt {
+  int after_ms = -1;  // Sends SIGINT after this time; -1: never.
+};
+
+inline std::string Slurp(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Standard streams are files in a folder of their own, so that no pipe can block.
+inline ProgramResult RunProgram(const std::vector<std::string>& args, const std::string& input = "",
+                                Interrupt interrupt = {}) {
+  const TempFolder streams;
+  const std::string in_path = streams.Write("in", input);
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("fork failed");
+  if (child == 0) {
+    const int in = open(in_path.c_str(), O_RDONLY);
+    const int out = open(streams.File("out").c_str(), O_WRONLY | O_CREAT, 0600);
+    const int err = open(streams.File("err").c_str(), O_WRONLY | O_CREAT, 0600);
+    dup2(in, STDIN_FILENO);
+    dup2(out, STDOUT_FILENO);
+    dup2(err, STDERR_FILENO);
+    std::vector<char*> argv = {const_cast<char*>(PMKVQ_PROGRAM)};
+    for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
+    argv.push_back(nullptr);
+    execv(PMKVQ_PROGRAM, argv.data());
+    _exit(127);
+  }
+  if (interrupt.after_ms >= 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(interrupt.after_ms));
+    kill(child, SIGINT);
+  }
+  int status = 0;
+  rusage usage = {};
+  if (wait4(child, &status, 0, &usage) != child) throw std::runtime_error("wait4 failed");
+  ProgramResult result;
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  result.out = Slurp(streams.File("out"));
+  result.err = Slurp(streams.File("err"));
+  result.peak_rss_kib = usage.ru_maxrss;
+  return result;
+}
+
+}  // namespace pmkvq::testing_support
