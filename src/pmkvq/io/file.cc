@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -129,6 +130,7 @@ std::string ReadFile(const std::string& path) {
 
 void WriteFileAtomically(const std::string& path, std::string_view content) {
   if (path == "-") {
+    std::fflush(stdout);  // What the program printed before stays before.
     WriteAll(STDOUT_FILENO, content.data(), content.size(), "standard output");
     return;
   }

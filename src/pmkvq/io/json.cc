@@ -160,26 +160,26 @@ class JsonValue::Node::Builder : public nlohmann::json_sax<nlohmann::json> {
   }
 
  private:
-  Node& Add(Kind kind) {
+  Node& Add(Kind added) {
     Node& node = document_.nodes.emplace_back();
-    node.kind = kind;
+    node.kind = added;
     if (open_.empty()) {
       node.name = source_;
       return node;
     }
-    Node& parent = *open_.back();
-    node.parent = &parent;
-    node.index = parent.children.size();
-    if (parent.kind == Kind::kObject) node.name = std::move(key_);
-    parent.children.push_back(&node);
+    Node& container = *open_.back();
+    node.parent = &container;
+    node.index = container.children.size();
+    if (container.kind == Kind::kObject) node.name = std::move(key_);
+    container.children.push_back(&node);
     return node;
   }
-  bool Push(Kind kind) {
+  bool Push(Kind opened) {
     if (open_.size() == kMaxDepth) {
       throw InvalidInput(source_,
                          fmt::format("nested deeper than the {} levels allowed", kMaxDepth));
     }
-    open_.push_back(&Add(kind));
+    open_.push_back(&Add(opened));
     return true;
   }
 
