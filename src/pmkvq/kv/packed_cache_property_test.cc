@@ -1,0 +1,160 @@
+// The promises of the cache under random configurations and random histories.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+
+#include "pmkvq/kv/packed_cache.h"
+#include "support/cache_driver.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::CacheDriver;
+
+std::vector<int> RandomWidths(int64_t num_layers, int floor_bits) {
+  std::vector<int> widths;
+  for (int64_t i = 0; i < num_layers; ++i) {
+    widths.push_back(std::max(floor_bits, *rc::gen::element(16, 8, 4, 2)));
+  }
+  return widths;
+}
+
+// Budgets between what one page takes and what 900 tokens take at 16 bits, each block its own.
+CacheConfig RandomConfig() {
+  CacheConfig config;
+  config.geometry.num_layers = *rc::gen::inRange<int64_t>(1, 3);
+  config.geometry.num_kv_heads = *rc::gen::inRange<int64_t>(1, 3);
+  config.geometry.num_heads = 2 * config.geometry.num_kv_heads;
+  config.geometry.head_dim = *rc::gen::element<int64_t>(8, 16, 24);
+  config.float_type = *rc::gen::element(DType::kF16, DType::kBF16, DType::kF32);
+  config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 5, 70);
+  config.window_tokens = *rc::gen::element<int64_t>(128, 128, 256);
+  config.max_sequences = *rc::gen::inRange<int64_t>(1, 4);
+  config.policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
+  const int mode = *rc::gen::inRange(0, 6);
+  if (mode == 0) config.close_bits = *rc::gen::element(8, 4);
+  if (mode <= 1) config.floor_bits = *rc::gen::element(4, 2);
+  if (mode == 2) config.close_bits = config.floor_bits = *rc::gen::element(16, 8, 4, 2);
+  if (mode >= 4) {
+    config.k_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
+    config.v_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
+  }
+  for (int64_t i = 0; i < config.geometry.num_layers; ++i) {
+    const int64_t lowest =
+        BlockBytes(config, config.sink_tokens + 1, config.floor_bits, config.floor_bits);
+    const int64_t highest = BlockBytes(config, 900, 16, 16);
+    config.budget_bytes.push_back(*rc::gen::inRange<int64_t>(lowest, highest + 1));
+  }
+  return config;
+}
+
+int64_t BytesOfPages(const CacheConfig& config, const KvLayerStats& stats) {
+  int64_t bytes = 0;
+  for (const int bits : kWidths) {
+    bytes += (stats.k_pages[WidthIndex(bits)] + stats.v_pages[WidthIndex(bits)]) *
+             PageBytes(config.geometry, config.float_type, bits);
+  }
+  return bytes;
+}
+
+void CheckSequence(CacheDriver& driver, SequenceId seq) {
+  const CacheConfig& config = driver.config();
+  const KvSequenceStats stats = driver.cache().SequenceStats(seq);
+  int64_t bytes = 0;
+  for (int64_t layer = 0; layer < config.geometry.num_layers; ++layer) {
+    const KvLayerStats layer_stats = driver.cache().LayerStats(seq, layer);
+    RC_ASSERT(layer_stats.bytes <= layer_stats.budget_bytes);
+    RC_ASSERT(layer_stats.bytes ==
+              BytesOfPages(config, layer_stats) + (stats.num_tokens > 0 ? SinkBytes(config) : 0));
+    bytes += layer_stats.bytes;
+  }
+  RC_ASSERT(stats.bytes == bytes);
+  RC_ASSERT(stats.bytes <= stats.peak_bytes);
+  RC_ASSERT(stats.peak_bytes <= stats.budget_bytes);
+}
+
+// Whether every block could hold `num_tokens` with its closed pages at the floor.
+bool FloorFits(const CacheConfig& config, int64_t num_tokens) {
+  const int64_t bytes = BlockBytes(config, num_tokens, config.floor_bits, config.floor_bits);
+  return std::all_of(config.budget_bytes.begin(), config.budget_bytes.end(),
+                     [&](int64_t budget) { return bytes <= budget; });
+}
+
+RC_GTEST_PROP(PackedCacheProperty, PeakNeverPassesTheBudget, ()) {
+  CacheDriver driver(RandomConfig());
+  const CacheConfig& config = driver.config();
+  std::vector<SequenceId> open;
+  while (const auto seq = driver.cache().Open()) open.push_back(*seq);
+
+  const int num_actions = *rc::gen::inRange(1, 14);
+  for (int i = 0; i < num_actions; ++i) {
+    const int action = *rc::gen::inRange(0, 10);
+    const SequenceId seq = *rc::gen::elementOf(open);
+    const int64_t n = driver.cache().NumTokens(seq);
+    if (action < 6) {
+      const auto chunk = *rc::gen::element<int64_t>(1, 3, 60, 127, 128, 129, 300, 500);
+      const ReserveResult result = driver.Append(seq, chunk, 1);
+      // After a Truncate the window may hold quantised pages, so that more fits than by formula.
+      if (FloorFits(config, n + chunk)) RC_ASSERT(result != ReserveResult::kBudgetExhausted);
+      RC_ASSERT(driver.cache().NumTokens(seq) ==
+                (result == ReserveResult::kBudgetExhausted ? n : n + chunk));
+    } else if (action == 6) {
+      driver.cache().Truncate(seq, *rc::gen::inRange<int64_t>(0, n + 1));
+    } else if (action == 7) {
+      driver.cache().Close(seq);
+      RC_ASSERT(driver.cache().Open() == seq);
+    } else {  // All that can decode one token do, as one batch.
+      std::vector<CacheDriver::Part> parts;
+      for (const SequenceId member : open) {
+        if (driver.cache().Reserve(member, 1) == ReserveResult::kBudgetExhausted) continue;
+        parts.push_back({member, 1, 1});
+      }
+      driver.Forward(parts);
+    }
+    for (const SequenceId member : open) CheckSequence(driver, member);
+  }
+}
+
+// Without Truncate the cache holds exactly the lengths that the floor holds, whatever the chunks.
+RC_GTEST_PROP(PackedCacheProperty, TheBudgetEndsWhereTheFloorDoes, ()) {
+  CacheDriver driver(RandomConfig());
+  const SequenceId seq = *driver.cache().Open();
+  for (int i = 0; i < 12; ++i) {
+    const int64_t n = driver.cache().NumTokens(seq);
+    const auto chunk = *rc::gen::element<int64_t>(1, 90, 128, 300);
+    const ReserveResult result = driver.Append(seq, chunk, 1);
+    RC_ASSERT((result != ReserveResult::kBudgetExhausted) == FloorFits(driver.config(), n + chunk));
+  }
+}
+
+// What is stored is within half a step of the widest range at the page's width, in every page.
+RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
+  CacheConfig config = RandomConfig();
+  config.float_type = DType::kF32;
+  config.budget_bytes.assign(config.budget_bytes.size(), BlockBytes(config, 900, 4, 4));
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  for (int i = 0; i < 6; ++i) {
+    (void)driver.Append(seq, *rc::gen::element<int64_t>(1, 90, 128, 300), 1);
+  }
+  const int64_t n = driver.cache().NumTokens(seq);
+  const KvLayerStats stats = driver.cache().LayerStats(seq, 0);
+  int lowest = 16;
+  for (const int bits : kWidths) {
+    if (stats.k_pages[WidthIndex(bits)] + stats.v_pages[WidthIndex(bits)] > 0) lowest = bits;
+  }
+  // Values span at most 4. Rounding twice (16 -> 8, then codes) adds half a step of 8 bits.
+  const float tolerance =
+      lowest == 16 ? 0.0f
+                   : 2.0f / static_cast<float>((1 << lowest) - 1) + (lowest < 8 ? 0.008f : 1e-6f);
+  const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, n);
+  const auto stored = driver.Read(seq, 0);
+  for (size_t i = 0; i < rows.k.size(); ++i) {
+    RC_ASSERT(std::abs(stored.first[i] - rows.k[i]) <= tolerance);
+    RC_ASSERT(std::abs(stored.second[i] - rows.v[i]) <= tolerance);
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq
