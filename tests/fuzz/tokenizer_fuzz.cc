@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "../support/small_tokenizer.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/text/tokenizer.h"
-#include "support/small_tokenizer.h"
 
 namespace {
 

@@ -77,8 +77,7 @@ TEST(Tokenizer, AddedTokensAreLiteralTextWithIds) {
       "[" + Added(260, "<é>", R"(,"special":true)") + "," + Added(300, "bb ") + "]";
   const auto tokenizer = Parse(parts);
   EXPECT_EQ(tokenizer->Encode("<é>abb "), (Ids{260, 'a', 300}));
-  EXPECT_EQ(tokenizer->Encode("<é>", false),
-            tokenizer->Encode("<é", false).size() == 3 ? (Ids{'<', 0xC3, 0xA9, '>'}) : Ids{});
+  EXPECT_EQ(tokenizer->Encode("<é>", false), (Ids{'<', 0xC3, 0xA9, '>'}));
   EXPECT_EQ(tokenizer->Decode({260, 300, 'a'}), "<é>bb a");
   EXPECT_EQ(tokenizer->Decode({260, 300, 'a'}, true), "bb a");
   EXPECT_EQ(tokenizer->TokenBytes(260), "<é>");
