@@ -20,13 +20,13 @@ struct RopeParams {
   double theta = 10000.0;
   Scaling scaling = Scaling::kDefault;
   double factor = 1.0;
-  double low_freq_factor = 1.0;   // llama3
-  double high_freq_factor = 4.0;  // llama3
+  double low_freq_factor = 1.0;       // llama3
+  double high_freq_factor = 4.0;      // llama3
   int64_t original_max_position = 0;  // llama3, yarn
-  double beta_fast = 32.0;  // yarn
-  double beta_slow = 1.0;   // yarn
-  double attention_factor = 1.0;  // yarn
-  bool truncate = true;           // yarn
+  double beta_fast = 32.0;            // yarn
+  double beta_slow = 1.0;             // yarn
+  double attention_factor = 1.0;      // yarn
+  bool truncate = true;               // yarn
 };
 
 // Frequencies of one model; immutable, may be shared between threads.
