@@ -3,8 +3,8 @@
 // A block of at most 128 tokens is attended in three steps: scores, online softmax, values. Both
 // products go through tiles of 32 tokens x one group of dims, expanded to floats once and used by
 // all query rows: keys transposed (tokens in lanes, so that no horizontal sums are needed), values
-// as they lie. Codes enter the products as they are; step and minimum are applied to whole scores
-// and weights.
+// as they lie. One or two query rows work without tiles (direct-inl.h). Codes enter the products as
+// they are; step and minimum are applied to whole scores and weights.
 #include <algorithm>
 #include <limits>
 
@@ -17,13 +17,13 @@
 #define HWY_TARGET_INCLUDE "pmkvq/kernels/attention/attention_decode.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+#include "pmkvq/kernels/attention/direct-inl.h"
 #include "pmkvq/kernels/attention/tile-inl.h"
 
 #ifndef PMKVQ_KERNELS_ATTENTION_DECODE_ONCE
 #define PMKVQ_KERNELS_ATTENTION_DECODE_ONCE
 namespace pmkvq::internal {
 
-constexpr int64_t kTileTokens = 32;
 constexpr int64_t kMaxLanes = 16;  // Of floats, in any instruction set compiled for.
 
 DecodeLayout::DecodeLayout(const AttentionShape& shape, int64_t num_tokens)
@@ -76,7 +76,6 @@ namespace pmkvq::internal::HWY_NAMESPACE {
 namespace {
 
 using pmkvq::HWY_NAMESPACE::ExpandGroup;
-using pmkvq::HWY_NAMESPACE::SplitPlanes;
 
 // Everything that stays the same during one work item.
 struct Context {
@@ -87,78 +86,31 @@ struct Context {
   int64_t num_groups() const { return shape.head_dim / shape.group; }
 };
 
-// Steps and minima of group g of `count` rows of packed codes.
+// Steps and minima of group g of `count` rows of packed codes; zeros up to the next full vector.
 void LoadMetadata(const Context& context, const TensorRows& rows, int64_t g, int64_t count) {
+  const DecodeScratch& s = context.scratch;
   const int64_t num_groups = context.num_groups();
-  const float max_code = MaxCode(rows.bits);
-  VisitFloatType(context.shape.metadata_type, [&]<class T>(T) HWY_ATTR {
-    const T* mins = reinterpret_cast<const T*>(rows.mins) + g;
-    const T* ranges = reinterpret_cast<const T*>(rows.ranges) + g;
-    for (int64_t t = 0; t < count; ++t) {
-      context.scratch.steps[t] = ToFloat(ranges[t * num_groups]) / max_code;
-      context.scratch.mins[t] = ToFloat(mins[t * num_groups]);
-    }
-  });
-}
-
-// Columns [cols, 8] of a transposed block to floats: tile[(dim) * 32 + 0..7].
-template <class T, class Convert>
-HWY_INLINE void ExpandColumns(const T* columns, int64_t cols, const Convert& convert, float* tile) {
-  const hn::CappedTag<float, 8> df;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  for (int64_t c = 0; c < cols; ++c) {
-    for (int64_t i = 0; i < kTransposeRows; i += lanes) {
-      convert(df, columns + c * kTransposeRows + i, tile + c * kTileTokens + i);
-    }
+  if (num_groups == 1) {
+    TensorRows metadata{.data = rows.mins, .float_type = context.shape.metadata_type};
+    ConvertRows(metadata, 1, count, s.mins);
+    metadata.data = rows.ranges;
+    ConvertRows(metadata, 1, count, s.steps);
+  } else {
+    VisitFloatType(context.shape.metadata_type, [&]<class T>(T) HWY_ATTR {
+      for (int64_t t = 0; t < count; ++t) {
+        s.mins[t] = ToFloat(reinterpret_cast<const T*>(rows.mins)[t * num_groups + g]);
+        s.steps[t] = ToFloat(reinterpret_cast<const T*>(rows.ranges)[t * num_groups + g]);
+      }
+    });
   }
-}
-
-// Eight rows of keys, group g, to tile columns 0..7. Rows beyond `count` repeat the last.
-template <class T, class Convert>
-HWY_INLINE void LoadEightKeys(const std::byte* data, int64_t row_bytes, int64_t count, int64_t cols,
-                              const Convert& convert, float* scratch, float* tile) {
-  const T* rows[kTransposeRows];
-  for (int64_t i = 0; i < kTransposeRows; ++i) {
-    rows[i] = reinterpret_cast<const T*>(data + std::min(i, count - 1) * row_bytes);
+  const int64_t width = RoundUpTo(count, kMaxLanes);
+  std::fill(s.mins + count, s.mins + width, 0.0f);
+  std::fill(s.steps + count, s.steps + width, 0.0f);
+  const hn::ScalableTag<float> df;
+  const auto max_code = hn::Set(df, MaxCode(rows.bits));
+  for (int64_t t = 0; t < width; t += static_cast<int64_t>(hn::Lanes(df))) {
+    hn::Store(hn::Div(hn::Load(df, s.steps + t), max_code), df, s.steps + t);
   }
-  T* columns = reinterpret_cast<T*>(scratch);
-  TransposeRows(rows, cols, columns);
-  ExpandColumns(columns, cols, convert, tile);
-}
-
-template <int kBits>
-HWY_INLINE void LoadEightCodes(const std::byte* data, int64_t row_bytes, int64_t count,
-                               int64_t group, float* scratch, float* tile) {
-  const int64_t plane_bytes = group * kBits / 8;
-  const auto convert = [plane_bytes](auto df, const uint8_t* from, float* to) HWY_ATTR {
-    const hn::Rebind<uint8_t, decltype(df)> d8;
-    const hn::Rebind<int32_t, decltype(df)> di;
-    SplitPlanes<kBits>(df, hn::PromoteTo(di, hn::LoadU(d8, from)),
-                       [&](int plane, auto codes) HWY_ATTR {
-                         hn::StoreU(codes, df, to + plane * plane_bytes * kTileTokens);
-                       });
-  };
-  LoadEightKeys<uint8_t>(data, row_bytes, count, plane_bytes, convert, scratch, tile);
-}
-
-template <class HwyType>
-HWY_INLINE void LoadEightHalves(const std::byte* data, int64_t row_bytes, int64_t count,
-                                int64_t group, float* scratch, float* tile) {
-  const auto convert = [](auto df, const uint16_t* from, float* to) HWY_ATTR {
-    const hn::Rebind<HwyType, decltype(df)> d16;
-    const auto* p = reinterpret_cast<const HwyType*>(from);
-    hn::StoreU(hn::PromoteTo(df, hn::LoadU(d16, p)), df, to);
-  };
-  LoadEightKeys<uint16_t>(data, row_bytes, count, group, convert, scratch, tile);
-}
-
-HWY_INLINE void LoadEightFloats(const std::byte* data, int64_t row_bytes, int64_t count,
-                                int64_t group, float* scratch, float* tile) {
-  const auto convert = [](auto df, const uint32_t* from, float* to) HWY_ATTR {
-    const hn::Rebind<uint32_t, decltype(df)> du;
-    hn::StoreU(hn::BitCast(df, hn::LoadU(du, from)), df, to);
-  };
-  LoadEightKeys<uint32_t>(data, row_bytes, count, group, convert, scratch, tile);
 }
 
 // Where group g of a row begins, in bytes.
@@ -223,13 +175,65 @@ void LoadValueTile(const Context& context, const TensorRows& v, int64_t g, int64
   }
 }
 
-// scores [R, count] of one block. Columns up to the next full vector hold copies of the last token.
+// Calls function(Format{}) with the element format of `rows`.
+template <class Function>
+HWY_INLINE void VisitFormat(const TensorRows& rows, const Function& function) {
+  if (rows.bits == 8) {
+    function(CodeFormat<8>());
+  } else if (rows.bits == 4) {
+    function(CodeFormat<4>());
+  } else if (rows.bits == 2) {
+    function(CodeFormat<2>());
+  } else if (rows.float_type == DType::kF16) {
+    function(HalfFormat<hwy::float16_t>());
+  } else if (rows.float_type == DType::kBF16) {
+    function(HalfFormat<hwy::bfloat16_t>());
+  } else {
+    function(FloatFormat());
+  }
+}
+
+template <class Format, int kRows>
+void MulKeysDirect(const Context& context, const TensorRows& k, int64_t g, int64_t count,
+                   float* products) {
+  const int64_t group = context.shape.group;
+  const std::byte* data = k.data + GroupOffset(context, k, g);
+  for (int64_t t = 0; t < count; ++t) {
+    DotGroup<Format, kRows>(reinterpret_cast<const typename Format::Raw*>(data + t * k.row_bytes),
+                            group, context.scratch.q + g * group, context.shape.head_dim,
+                            products + t, kBlockTokens);
+  }
+}
+
+// products [R, 128] += group g of q times the elements of keys, codes as they are.
+void MulKeys(const Context& context, const TensorRows& k, int64_t g, int64_t count,
+             float* products) {
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  const int64_t group = context.shape.group;
+  if (rows <= kMaxDirectRows) {
+    VisitFormat(k, [&](auto format) HWY_ATTR {
+      const auto function =
+          rows == 1 ? MulKeysDirect<decltype(format), 1> : MulKeysDirect<decltype(format), 2>;
+      function(context, k, g, count, products);
+    });
+    return;
+  }
+  const int64_t width = RoundUpTo(count, kMaxLanes);
+  for (int64_t t0 = 0; t0 < width; t0 += kTileTokens) {
+    const int64_t tile_width = std::min(kTileTokens, width - t0);
+    LoadKeyTile(context, k, g, t0, count, tile_width);
+    MulTile(rows, s.q + g * group, context.shape.head_dim, s.tile, kTileTokens, group, tile_width,
+            products + t0, kBlockTokens);
+  }
+}
+
+// scores [R, count] of one block.
 void Score(const Context& context, const TensorRows& k, int64_t count) {
   const hn::ScalableTag<float> df;
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   const DecodeScratch& s = context.scratch;
   const int64_t rows = context.layout.rows;
-  const int64_t group = context.shape.group;
   const int64_t width = RoundUpTo(count, kMaxLanes);
   std::fill_n(s.scores, rows * kBlockTokens, 0.0f);
   for (int64_t g = 0; g < context.num_groups(); ++g) {
@@ -238,15 +242,8 @@ void Score(const Context& context, const TensorRows& k, int64_t count) {
     if (k.bits != 16) {
       std::fill_n(s.products, rows * kBlockTokens, 0.0f);
       LoadMetadata(context, k, g, count);
-      std::fill(s.steps + count, s.steps + width, 0.0f);
-      std::fill(s.mins + count, s.mins + width, 0.0f);
     }
-    for (int64_t t0 = 0; t0 < width; t0 += kTileTokens) {
-      const int64_t tile_width = std::min(kTileTokens, width - t0);
-      LoadKeyTile(context, k, g, t0, count, tile_width);
-      MulTile(rows, s.q + g * group, context.shape.head_dim, s.tile, kTileTokens, group, tile_width,
-              products + t0, kBlockTokens);
-    }
+    MulKeys(context, k, g, count, products);
     if (k.bits == 16) continue;
     for (int64_t r = 0; r < rows; ++r) {
       const auto q_sum = hn::Set(df, s.q_sums[r * context.num_groups() + g]);
@@ -266,8 +263,6 @@ void WeighCodes(const Context& context, int64_t g, int64_t count) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   const DecodeScratch& s = context.scratch;
   const int64_t width = RoundUpTo(count, kMaxLanes);
-  std::fill(s.steps + count, s.steps + width, 0.0f);
-  std::fill(s.mins + count, s.mins + width, 0.0f);
   for (int64_t r = 0; r < context.layout.rows; ++r) {
     auto minimum = hn::Zero(df);
     for (int64_t t = 0; t < width; t += lanes) {
@@ -284,10 +279,39 @@ void WeighCodes(const Context& context, int64_t g, int64_t count) {
   }
 }
 
+template <class Format, int kRows>
+void MulValuesDirect(const Context& context, const TensorRows& v, int64_t g, int64_t count,
+                     const float* weights) {
+  AddWeightedRows<Format, kRows>(v.data + GroupOffset(context, v, g), v.row_bytes, count,
+                                 context.shape.group, weights, kBlockTokens,
+                                 context.partial.out + g * context.layout.padded_group,
+                                 context.layout.row_stride);
+}
+
+// Group g of out += weights [R, 128] times the elements of values, codes as they are.
+void MulValues(const Context& context, const TensorRows& v, int64_t g, int64_t count,
+               const float* weights) {
+  const int64_t rows = context.layout.rows;
+  const int64_t padded = context.layout.padded_group;
+  if (rows <= kMaxDirectRows) {
+    VisitFormat(v, [&](auto format) HWY_ATTR {
+      const auto function =
+          rows == 1 ? MulValuesDirect<decltype(format), 1> : MulValuesDirect<decltype(format), 2>;
+      function(context, v, g, count, weights);
+    });
+    return;
+  }
+  for (int64_t t0 = 0; t0 < count; t0 += kTileTokens) {
+    const int64_t tokens = std::min(kTileTokens, count - t0);
+    LoadValueTile(context, v, g, t0, tokens);
+    MulTile(rows, weights + t0, kBlockTokens, context.scratch.tile, padded, tokens, padded,
+            context.partial.out + g * padded, context.layout.row_stride);
+  }
+}
+
 // out += weights x values of one block.
 void AddValues(const Context& context, const TensorRows& v, int64_t count) {
   const DecodeScratch& s = context.scratch;
-  const int64_t padded = context.layout.padded_group;
   for (int64_t g = 0; g < context.num_groups(); ++g) {
     const float* weights = s.scores;
     if (v.bits != 16) {
@@ -295,12 +319,7 @@ void AddValues(const Context& context, const TensorRows& v, int64_t count) {
       WeighCodes(context, g, count);
       weights = s.products;
     }
-    for (int64_t t0 = 0; t0 < count; t0 += kTileTokens) {
-      const int64_t tokens = std::min(kTileTokens, count - t0);
-      LoadValueTile(context, v, g, t0, tokens);
-      MulTile(context.layout.rows, weights + t0, kBlockTokens, s.tile, padded, tokens, padded,
-              context.partial.out + g * padded, context.layout.row_stride);
-    }
+    MulValues(context, v, g, count, weights);
   }
 }
 

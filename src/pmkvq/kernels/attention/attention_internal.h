@@ -12,6 +12,8 @@ namespace pmkvq::internal {
 inline constexpr int64_t kMaxDecodeTokens = 4;
 // Stored tokens are attended in blocks of at most this many (a page; a larger sink is split).
 inline constexpr int64_t kBlockTokens = 128;
+// Tokens of a tile: with a group of 128 dims as floats, 16 KiB of first-level cache.
+inline constexpr int64_t kTileTokens = 32;
 // Pages of one work item of decode.
 inline constexpr int64_t kRunPages = 8;
 

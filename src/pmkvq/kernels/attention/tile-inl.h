@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/kv_quant/codes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -50,6 +51,66 @@ HWY_INLINE void TransposeRows(const T* const* rows, int64_t cols, T* HWY_RESTRIC
   for (; c < cols; ++c) {
     for (int64_t i = 0; i < kTransposeRows; ++i) out[c * kTransposeRows + i] = rows[i][c];
   }
+}
+
+// Columns [cols, 8] of a transposed block to floats: tile[(dim) * 32 + 0..7].
+template <class T, class Convert>
+HWY_INLINE void ExpandColumns(const T* columns, int64_t cols, const Convert& convert, float* tile) {
+  const hn::CappedTag<float, 8> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  for (int64_t c = 0; c < cols; ++c) {
+    for (int64_t i = 0; i < kTransposeRows; i += lanes) {
+      convert(df, columns + c * kTransposeRows + i, tile + c * kTileTokens + i);
+    }
+  }
+}
+
+// Eight rows of keys, group g, to tile columns 0..7. Rows beyond `count` repeat the last.
+template <class T, class Convert>
+HWY_INLINE void LoadEightKeys(const std::byte* data, int64_t row_bytes, int64_t count, int64_t cols,
+                              const Convert& convert, float* scratch, float* tile) {
+  const T* rows[kTransposeRows];
+  for (int64_t i = 0; i < kTransposeRows; ++i) {
+    rows[i] = reinterpret_cast<const T*>(data + std::min(i, count - 1) * row_bytes);
+  }
+  T* columns = reinterpret_cast<T*>(scratch);
+  TransposeRows(rows, cols, columns);
+  ExpandColumns(columns, cols, convert, tile);
+}
+
+template <int kBits>
+void LoadEightCodes(const std::byte* data, int64_t row_bytes, int64_t count, int64_t group,
+                    float* scratch, float* tile) {
+  const int64_t plane_bytes = group * kBits / 8;
+  const auto convert = [plane_bytes](auto df, const uint8_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<uint8_t, decltype(df)> d8;
+    const hn::Rebind<int32_t, decltype(df)> di;
+    pmkvq::HWY_NAMESPACE::SplitPlanes<kBits>(
+        df, hn::PromoteTo(di, hn::LoadU(d8, from)), [&](int plane, auto codes) HWY_ATTR {
+          hn::StoreU(codes, df, to + plane * plane_bytes * kTileTokens);
+        });
+  };
+  LoadEightKeys<uint8_t>(data, row_bytes, count, plane_bytes, convert, scratch, tile);
+}
+
+template <class HwyType>
+void LoadEightHalves(const std::byte* data, int64_t row_bytes, int64_t count, int64_t group,
+                     float* scratch, float* tile) {
+  const auto convert = [](auto df, const uint16_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<HwyType, decltype(df)> d16;
+    const auto* p = reinterpret_cast<const HwyType*>(from);
+    hn::StoreU(hn::PromoteTo(df, hn::LoadU(d16, p)), df, to);
+  };
+  LoadEightKeys<uint16_t>(data, row_bytes, count, group, convert, scratch, tile);
+}
+
+void LoadEightFloats(const std::byte* data, int64_t row_bytes, int64_t count, int64_t group,
+                     float* scratch, float* tile) {
+  const auto convert = [](auto df, const uint32_t* from, float* to) HWY_ATTR {
+    const hn::Rebind<uint32_t, decltype(df)> du;
+    hn::StoreU(hn::BitCast(df, hn::LoadU(du, from)), df, to);
+  };
+  LoadEightKeys<uint32_t>(data, row_bytes, count, group, convert, scratch, tile);
 }
 
 // Registers that hold sums: the rest is for operands.
