@@ -105,9 +105,9 @@ TEST_P(ForwardOfEach, LogitsAreThoseOfTheOracle) {
     for (const size_t step : {45u, 20u, 1u}) {
       SCOPED_TRACE(testing::Message() << "packed " << packed << ", chunks of " << step);
       Runner runner(*model_,
-                    packed ? Fp16KindStore(*model_, 1, 2)
+                    packed ? Fp16KindStore(*model_, 1, 1)
                            : std::make_unique<DenseKvStore>(model_->kv_geometry()),
-                    2);
+                    1);
       const SequenceId seq = runner.Open();
       std::vector<float> logits;
       for (size_t begin = 0; begin < tokens.size(); begin += step) {
