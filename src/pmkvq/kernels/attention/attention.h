@@ -71,7 +71,8 @@ enum class AttentionMode : uint8_t {
   kAccurate,  // Codes expanded to float.
 };
 
-// Reusable memory; grows to what the largest call needs (O(threads * (one page + rows * H * D))).
+// Reusable memory; grows to what the largest call needs: O(threads * one page) and, for decode, one
+// partial result (R rows of D floats, R = T * H / Hkv) for each KV head and run of eight pages.
 class AttentionScratch {
  public:
   AlignedVector<std::byte> bytes;

@@ -4,8 +4,8 @@
 //
 // Real is float (BLAS) or double (BLAS too; used by the finite-difference tests). Query rows are
 // processed in blocks, so scratch is O(block * N) a thread (and [H, N, D] twice for the gradient),
-// not O(N^2). q, out, dq, dout: [N, H, D];
-// k, v, dk, dv: [N, Hkv, D]. Deterministic for any number of threads.
+// not O(N^2). q, out, dq, dout: [N, H, D]; k, v, dk, dv: [N, Hkv, D]. Deterministic for any number
+// of threads.
 #pragma once
 
 #include <cstdint>
