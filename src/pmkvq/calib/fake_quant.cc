@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
 namespace pmkvq {
@@ -13,28 +12,6 @@ namespace {
 // Work is cut into runs of this many values whatever the thread count, and the partial sums are
 // added in order.
 constexpr int64_t kRun = 8192;
-
-// The reference's 16 bits: integer codes, given back as bfloat16.
-void RoundThroughCodes16(int64_t group, const float* x, int64_t num_groups, float* out) {
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const float* values = x + g * group;
-    const auto [smallest, largest] = std::minmax_element(values, values + group);
-    const float minimum = *smallest;
-    const float step = (*largest - minimum) / 65535.0f;
-    for (int64_t i = 0; i < group; ++i) {
-      const float code = step > 0 ? std::nearbyint((values[i] - minimum) / step) : 0.0f;
-      out[g * group + i] = ToFloat(ToBF16(code * step + minimum));
-    }
-  }
-}
-
-void FakeQuantizeRun(int64_t group, int bits, const float* x, int64_t num_groups, float* out) {
-  if (bits == 16) {
-    RoundThroughCodes16(group, x, num_groups, out);
-  } else {
-    FakeQuantize({.group = group, .bits = bits}, x, num_groups, out);
-  }
-}
 
 template <class Function>
 double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& sum_of_run) {
@@ -59,7 +36,7 @@ void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_g
   for (int64_t r = 0; r < num_runs; ++r) {
     const int64_t begin = r * run;
     const int64_t count = std::min(run, num_groups - begin);
-    FakeQuantizeRun(group, bits, x + begin * group, count, out + begin * group);
+    FakeQuantize({.group = group, .bits = bits}, x + begin * group, count, out + begin * group);
   }
 }
 
@@ -70,7 +47,7 @@ double QuantizationDamage(int64_t group, int bits, const float* x, const float* 
     const float* run_x = x + begin * group;
     const float* run_gradient = gradient + begin * group;
     float quantized[kRun];
-    FakeQuantizeRun(group, bits, run_x, end - begin, quantized);
+    FakeQuantize({.group = group, .bits = bits}, run_x, end - begin, quantized);
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float error = quantized[i] - run_x[i];

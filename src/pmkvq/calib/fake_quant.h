@@ -1,8 +1,5 @@
-// Q_b over whole tensors, spread over threads. Results do not depend on the thread count.
-//
-// Widths 8, 4 and 2 are FakeQuantize of kernels/kv_quant. At 16, values go through 16-bit integer
-// codes (eq. 1 and 2) and come back as bfloat16, as in the reference: nearly all of the error is
-// that of bfloat16. (Our cache keeps floats at 16 bits; the entry serves comparison.)
+// Q_b (FakeQuantize of kernels/kv_quant) over whole tensors, spread over threads. Results do not
+// depend on the thread count.
 #pragma once
 
 #include <cstdint>
