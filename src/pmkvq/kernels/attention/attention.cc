@@ -128,6 +128,9 @@ void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
   }
 }
 
+// Multiplications below which one thread does all of a decode step (see gemm.cc).
+constexpr int64_t kMinParallelWork = int64_t{1} << 19;
+
 float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
   if (scratch.bytes.size() < num_bytes) scratch.bytes.resize(num_bytes);
   return reinterpret_cast<float*>(scratch.bytes.data());
@@ -137,6 +140,11 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
                int num_threads, AttentionScratch& scratch) {
   constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
   std::vector<DecodeItem> items = PlanDecode(shape, sequences);
+  int64_t work = 0;
+  for (const AttentionSequence* sequence : sequences) {
+    work += std::ssize(sequence->pages) * kPageTokens * sequence->num_rows * shape.num_heads *
+            shape.head_dim;
+  }
   int64_t thread_floats = 0;
   int64_t total_floats = 0;
   std::vector<int64_t> partial_offsets;
@@ -147,7 +155,9 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
     total_floats += internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
   }
   const auto num_items = static_cast<int64_t>(items.size());
-  const int threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
+  const int threads =
+      work < kMinParallelWork ? 1
+                              : static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
   float* partials = GrowScratch(
       scratch, static_cast<size_t>(total_floats + threads * thread_floats) * sizeof(float));
   float* thread_memory = partials + total_floats;

@@ -23,8 +23,9 @@ constexpr int64_t kTileCols = 1024;
 // MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
 constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
-// Starting a second thread costs about as much as this many multiplications.
-constexpr int64_t kMinParallelWork = int64_t{1} << 17;
+// Multiplications (about 30 us of them) below which a second thread costs more than it brings:
+// waking one takes some 10 us on an idle machine, and a turn of the scheduler on a busy one.
+constexpr int64_t kMinParallelWork = int64_t{1} << 19;
 // Threads get whole blocks of the decode kernel (8, 6 or 3 outputs).
 constexpr int64_t kDecodeGrain = 24;
 
