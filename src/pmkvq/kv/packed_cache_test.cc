@@ -314,12 +314,20 @@ TEST(PackedCacheTest, SequencesOfABatchEqualEachAlone) {
 
 // The chunk's output must be attention over the values as they read, plus the chunk itself.
 TEST(PackedCacheTest, AttentionReadsWhatIsStored) {
-  for (const DType float_type : {DType::kF16, DType::kF32}) {
+  for (const auto& [float_type, policy] : {std::pair{DType::kF16, PolicyKind::kOldestFirst},
+                                           {DType::kF32, PolicyKind::kOldestFirst},
+                                           {DType::kF32, PolicyKind::kLayerBudget}}) {
     CacheConfig config = SmallConfig(1, 2, 2);
     config.float_type = float_type;
     config.sink_tokens = 3;
-    config.policy = PolicyKind::kOldestFirst;
-    config.budget_bytes.assign(2, BlockBytes(config, 3 + 6 * 128, 4, 4));
+    config.policy = policy;
+    if (policy == PolicyKind::kLayerBudget) {  // Keys stay at 16 bits, values go down.
+      config.k_bits.assign(2, 16);
+      config.v_bits.assign(2, 2);
+      config.budget_bytes.assign(2, BlockBytes(config, 3 + 6 * 128, 16, 2));
+    } else {
+      config.budget_bytes.assign(2, BlockBytes(config, 3 + 6 * 128, 4, 4));
+    }
     CacheDriver driver(config);
     const SequenceId seq = *driver.cache().Open();
     const KvGeometry& geometry = config.geometry;
