@@ -78,6 +78,7 @@ void Evaluate(const Options& options) {
   if (problems.empty()) throw InvalidInput(options.data, "no problem is left after the selection");
   SolveOptions solve;
   solve.engine = options.kv.Resolve(options.batch);
+  CheckPlan(solve.engine, options.kv, *model);
   solve.chat_template = ResolveChatTemplate(options.chat_template, options.model);
   solve.sampling = options.sampling;
   solve.seed = options.seed;

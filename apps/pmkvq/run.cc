@@ -247,7 +247,9 @@ void Run(const Options& options) {
   if (!options.prompt_ids.empty()) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
-  Engine engine(model, tokenizer, options.kv.Resolve(chat ? 1 : options.num_samples));
+  const EngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
+  CheckPlan(engine_options, options.kv, *model);
+  Engine engine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
   if (chat) {

@@ -196,9 +196,10 @@ TEST(BadRequest, BudgetTooSmallForThePromptNamesTheSmallest) {
   std::vector<std::string> small = base;
   small.push_back("900KiB");
   const ProgramResult result = RunProgram(small);
-  ExpectOneLine(result, 1, {"--kv-budget", "smallest"});
+  ExpectOneLine(result, 1, {"--kv-budget", "at least"});
   // The size it names works, and one byte less does not.
-  const size_t at = result.err.find("smallest");
+  const size_t at = result.err.find("at least");
+  ASSERT_NE(at, std::string::npos);
   const size_t digits = result.err.find_first_of("0123456789", at);
   const int64_t bytes = std::stoll(result.err.substr(digits));
   for (const int64_t less : {0, 1}) {

@@ -90,7 +90,8 @@ void CheckPlanShapes(const Plan& plan, const KvGeometry& geometry) {
 std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, int bits) {
   const int64_t bytes = config.reference_accounting
                             ? ReferenceBlockBytes(config.geometry, max_len, bits, bits)
-                            : BlockBytes(config, max_len, bits, bits);
+                            : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), bits,
+                                         bits);
   return std::vector<int64_t>(static_cast<size_t>(config.geometry.num_layers), bytes);
 }
 
