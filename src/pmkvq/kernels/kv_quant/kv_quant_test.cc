@@ -263,8 +263,29 @@ RC_GTEST_PROP(Packing, UnpackInvertsPack, ()) {
   RC_ASSERT(unpacked == codes);
 }
 
-// The byte example of docs/formats.md: 16 values at 4 bits, byte j = dim j and dim j + 8.
-TEST(Packing, PlanesAreAsDocumented) {
+// The byte example of docs/formats.md: eight values at three widths, each row the halving of the
+// one before.
+TEST(Packing, BytesAreAsDocumented) {
+  const std::vector<float> x = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 2.5f, 3.0f, -0.5f};
+  const std::vector<std::vector<uint8_t>> expected = {
+      {0x24, 0x49, 0x6d, 0x92, 0xb6, 0xdb, 0xff, 0x00}, {0xb2, 0xd4, 0xf6, 0x09}, {0xe4, 0x39}};
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const int bits = 8 >> i;
+    std::vector<uint8_t> codes(expected[i].size());
+    F16 min, range;
+    QuantizeGroups({8, bits, DType::kF16}, x.data(), 1, codes.data(), &min, &range);
+    EXPECT_EQ(codes, expected[i]) << bits;
+    EXPECT_EQ(ToFloat(min), -0.5f);
+    EXPECT_EQ(ToFloat(range), 3.5f);
+    if (i > 0) {
+      HalvePackedCodes(8, 2 * bits, expected[i - 1].data(), 1, codes.data());
+      EXPECT_EQ(codes, expected[i]) << "halved to " << bits;
+    }
+  }
+}
+
+// Byte j holds dim j and dim j + 8.
+TEST(Packing, PlanesAreInOrderOfDims) {
   std::vector<uint8_t> codes(16);
   for (size_t i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(i);
   uint8_t packed[16];
