@@ -8,6 +8,7 @@
 #include <new>
 
 #include "commands.h"
+#include "help_format.h"
 #include "pmkvq/base/error.h"
 #include "terminal.h"
 
@@ -22,7 +23,8 @@ int Run(int argc, char** argv) {
   CLI::App app("Runs long chain-of-thought models inside a fixed KV-cache budget (PM-KVQ).");
   app.set_version_flag("--version", PMKVQ_VERSION);
   app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::simple);
+  app.failure_message(pmkvq::cli::FormatUsageError);
+  app.formatter(std::make_shared<pmkvq::cli::HelpFormatter>());
   pmkvq::cli::AddRun(app);
   pmkvq::cli::AddCalibrate(app);
   pmkvq::cli::AddSensitivity(app);
