@@ -16,6 +16,8 @@ namespace pmkvq {
 namespace {
 
 constexpr const char* kWhere = "allocate";
+// Longer than any model's, and no byte count of it overflows.
+constexpr int64_t kMaxTokens = int64_t{1} << 40;
 
 struct WidthPair {
   int k_bits;
@@ -63,21 +65,29 @@ void CheckSizes(const AllocationOptions& options) {
   if (options.cache.geometry.num_layers < 1 || options.cache.geometry.kv_dim() < 1) {
     throw InvalidInput(kWhere, "model geometry: found no blocks or no KV heads, expected some");
   }
-  if (options.max_len < 1) {
-    throw InvalidInput(kWhere,
-                       fmt::format("max-len: found {}, expected at least 1", options.max_len));
+  if (options.max_len < 1 || options.max_len > kMaxTokens) {
+    throw InvalidInput(
+        kWhere, fmt::format("max-len: found {}, expected 1 to {}", options.max_len, kMaxTokens));
+  }
+  const CacheConfig& cache = options.cache;
+  if (cache.sink_tokens < 0 || cache.sink_tokens > kPageTokens) {
+    throw InvalidInput(kWhere, fmt::format("n-sink-token: found {}, expected 0 to {}",
+                                           cache.sink_tokens, kPageTokens));
+  }
+  if (cache.window_tokens < kPageTokens || cache.window_tokens % kPageTokens != 0) {
+    throw InvalidInput(kWhere, fmt::format("n-window-token: found {}, expected a multiple of {}",
+                                           cache.window_tokens, kPageTokens));
   }
 }
 
 [[noreturn]] void FailBudget(const AllocationOptions& options, int64_t smallest_bytes) {
   throw InvalidInput(
-      kWhere, fmt::format("memory-budget: found {} ({} bytes), expected at least {} ({} bytes = "
-                          "{:.6g} MiB), the smallest that holds {} tokens",
+      kWhere, fmt::format("memory-budget: found {} ({} bytes), expected at least {:.3f} MiB "
+                          "({} bytes), the smallest that holds {} tokens",
                           FormatByteSize(options.memory_budget_bytes), options.memory_budget_bytes,
-                          FormatByteSize(smallest_bytes), smallest_bytes,
                           // Rounded up, so that the printed figure works as an option.
                           std::ceil(static_cast<double>(smallest_bytes) / 1048.576) / 1000.0,
-                          options.max_len));
+                          smallest_bytes, options.max_len));
 }
 
 const std::vector<double>& CheckedSide(const std::vector<std::vector<double>>& side, int bits,

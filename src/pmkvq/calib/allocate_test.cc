@@ -260,6 +260,16 @@ TEST(Allocate, BadOptionsAreNamed) {
   options = OptionsOf(4, int64_t{1} << 30);
   options.max_len = 0;
   ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); }, {"max-len", "found 0"});
+  options.max_len = std::numeric_limits<int64_t>::max();
+  ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); }, {"max-len"});
+  options = OptionsOf(4, int64_t{1} << 30);
+  options.cache.window_tokens = 100;
+  ExpectError<InvalidInput>([&] { CheckAllocationOptions(options); },
+                            {"n-window-token", "found 100", "multiple of 128"});
+  options = OptionsOf(4, int64_t{1} << 30);
+  options.cache.sink_tokens = 129;
+  ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); },
+                            {"n-sink-token", "found 129", "0 to 128"});
   options = OptionsOf(0, int64_t{1} << 30);
   ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); }, {"geometry"});
 }
