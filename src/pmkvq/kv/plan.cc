@@ -259,8 +259,9 @@ void SavePlan(const Plan& plan, const std::string& path) {
 Plan ParsePlanJson(std::string_view text, const std::string& source, std::string* tensor_hash) {
   const JsonValue root = JsonValue::Parse(text, source);
   if (!root.IsObject()) root.Fail("an object");
-  const JsonValue format = root.At("format");
-  if (format.AsString() != kFormatName) format.Fail(fmt::format("\"{}\"", kFormatName));
+  const JsonValue format = root.Find("format");
+  if (!format.IsString() || format.AsString() != kFormatName)
+    format.Fail(fmt::format("\"{}\"", kFormatName));
   const JsonValue version = root.At("version");
   if (version.AsInt() != kPlanVersion) version.Fail(std::to_string(kPlanVersion));
 
