@@ -21,6 +21,7 @@ struct Options {
 };
 
 void AllocateBits(const Options& options) {
+  CheckWritable(options.json);
   AllocationOptions allocation = options.allocation.Resolve();
   const SensitivityFile file = LoadSensitivity(options.sensitivity);
   KvGeometry& geometry = allocation.cache.geometry;
@@ -73,7 +74,7 @@ void AddAllocate(CLI::App& app) {
       app.add_subcommand("allocate", "choose bit widths per block under a memory budget, exactly");
   auto* model = command->add_option("--model", options->model, "model folder");
   command->add_option("--kv-dim", options->kv_dim, "KV heads x head_dim, instead of a model")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 20))
       ->excludes(model);
   command
       ->add_option("--sensitivity", options->sensitivity, "file made by pmkvq sensitivity --json")

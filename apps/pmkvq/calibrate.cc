@@ -22,6 +22,10 @@ struct Options {
 };
 
 void RunCalibrate(const Options& options) {
+  if (!options.plan.ends_with(".json")) {
+    throw InvalidInput("--plan", "found '" + options.plan + "', expected a name ending in .json");
+  }
+  CheckWritable(options.plan);
   Plan plan;
   if (!options.from.empty()) {
     plan = Reallocate(LoadPlan(options.from), options.allocation.Resolve());
@@ -41,7 +45,13 @@ void RunCalibrate(const Options& options) {
     calibrate.progress = &progress;
     calibrate.log = &log;
     calibrate.cancel = InterruptFlag();
-    plan = Calibrate(calibrate, *model, tokenizer.get());
+    try {
+      plan = Calibrate(calibrate, *model, tokenizer.get());
+    } catch (const Cancelled&) {
+      throw Cancelled("calibrate",
+                      "interrupted; what was measured is kept beside the plan, the same command "
+                      "goes on from there");
+    }
   }
   PrintError(FormatPlan(plan) + "wrote " + options.plan);
 }

@@ -84,6 +84,7 @@ struct SensitivityOptions {
 };
 
 void RunSensitivity(const SensitivityOptions& options) {
+  CheckWritable(options.json);
   const Step step(options.step);
   SensitivityFile file;
   file.sensitivity = MeasureSensitivity(step.context());
@@ -101,6 +102,7 @@ struct MaxKeysOptions {
 };
 
 void RunMaxKeys(const MaxKeysOptions& options) {
+  CheckWritable(options.out);
   const Step step(options.step);
   WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(step.context()), step.identity(),
                  options.out);
@@ -115,6 +117,8 @@ struct RepScalesOptions {
 };
 
 void RunRepScales(const RepScalesOptions& options) {
+  CheckWritable(options.out);
+  CheckWritable(options.json);
   const Step step(options.step);
   const std::vector<Tensor> max_keys = ReadScaleFile(
       ScaleFileKind::kMaxKeys, step.model().kv_geometry(), step.identity(), options.max_keys);

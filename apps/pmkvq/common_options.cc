@@ -1,9 +1,14 @@
 #include "common_options.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 
@@ -14,6 +19,40 @@
 #include "terminal.h"
 
 namespace pmkvq::cli {
+namespace {
+
+// A budget that does not do what its user most likely wants: only pm-kvq steps down inside it.
+void WarnOfUnusedBudget(const KvCommandOptions& options) {
+  const std::string method = options.spec.substr(0, options.spec.find(':'));
+  const std::vector<MethodInfo> methods = ListMethods();
+  const bool is_known = std::any_of(methods.begin(), methods.end(),
+                                    [&](const MethodInfo& info) { return info.name == method; });
+  if (!is_known || method == "pm-kvq") return;  // Of unknown ones there will be an error.
+  if (!options.budget.empty()) {
+    PrintError(
+        fmt::format("warning: --kv {} does not step down: output ends where --kv-budget is "
+                    "reached; --kv pm-kvq steps down inside it",
+                    method));
+  } else if (!options.plan_path.empty()) {
+    PrintError(
+        fmt::format("warning: --kv {} takes the key scales of --plan only, not its budgets; "
+                    "--kv pm-kvq steps down inside them",
+                    method));
+  }
+}
+
+// "4.75" (MiB) or a size with its unit, "512KiB".
+int64_t ParseMemoryBudget(const std::string& text) {
+  const bool has_unit = text.find_first_not_of("0123456789.") != std::string::npos;
+  const int64_t bytes = ParseByteSize(has_unit ? text : text + "MiB", "--memory-budget");
+  if (bytes == 0) {
+    throw InvalidInput("--memory-budget",
+                       fmt::format("found '{}', expected more than 0 bytes", text));
+  }
+  return bytes;
+}
+
+}  // namespace
 
 void KvCommandOptions::Register(CLI::App& command) {
   std::string methods = "cache method, NAME[:key=value[+key=value]]:";
@@ -21,9 +60,15 @@ void KvCommandOptions::Register(CLI::App& command) {
     methods += "\n  " + method.name + ": " + method.description;
   const std::string group = "KV cache";
   command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
-  command.add_option("--plan", plan_path, "plan file made by calibrate (budgets and key scales)")
+  command
+      .add_option("--plan", plan_path,
+                  "plan file made by calibrate: key scales for every method, budgets for "
+                  "--kv pm-kvq")
       ->group(group);
-  command.add_option("--kv-budget", budget, "bytes for one sequence, all blocks: 6MiB, 512k, ...")
+  command
+      .add_option("--kv-budget", budget,
+                  "bytes for one sequence, all blocks: 6MiB, 512k, ... (with --kv pm-kvq, "
+                  "instead of the plan's total)")
       ->group(group);
   command.add_option("--policy", policy, "what is halved when the budget is reached")
       ->check(CLI::IsMember({"layer-budget", "oldest-first"}))
@@ -84,6 +129,7 @@ EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   options.max_len = max_len;
   options.chunk = chunk;
   options.num_threads = ResolveThreads(threads);
+  WarnOfUnusedBudget(*this);
   return options;
 }
 
@@ -126,9 +172,10 @@ SampleOptions SampleCommandOptions::Resolve() const {
 
 void AllocationCommandOptions::Register(CLI::App& command) {
   const std::string group = "Allocation";
-  command.add_option("--memory-budget", memory_budget_mib, "MiB for one sequence, all blocks")
+  command
+      .add_option("--memory-budget", memory_budget,
+                  "for one sequence, all blocks: MiB, or a size with its unit (512KiB)")
       ->required()
-      ->check(CLI::PositiveNumber)
       ->group(group);
   command.add_option("--fbit-choices", fbit_choices, "final widths to choose from")
       ->capture_default_str()
@@ -163,7 +210,7 @@ void AllocationCommandOptions::Register(CLI::App& command) {
 
 AllocationOptions AllocationCommandOptions::Resolve() const {
   AllocationOptions resolved = allocation;
-  resolved.memory_budget_bytes = static_cast<int64_t>(std::llround(memory_budget_mib * 1048576.0));
+  resolved.memory_budget_bytes = ParseMemoryBudget(memory_budget);
   resolved.fbit_choices.clear();
   for (const int32_t bits : ParseIds(fbit_choices, "--fbit-choices")) {
     if (bits != 16 && bits != 8 && bits != 4 && bits != 2) {
@@ -201,10 +248,12 @@ std::string FormatAllocation(const Allocation& allocation) {
 std::string FormatPlan(const Plan& plan) {
   std::string text;
   if (plan.record.num_samples > 0) {
-    text += fmt::format(
-        "calibrated on {} samples of {} tokens from {} ({}), positions stretched to {}\n",
-        plan.record.num_samples, plan.record.seq_len, plan.record.dataset, plan.record.pack,
-        plan.record.effective_len);
+    text += fmt::format("calibrated on {} samples of {} tokens from {} ({}), positions {}\n",
+                        plan.record.num_samples, plan.record.seq_len, plan.record.dataset,
+                        plan.record.pack,
+                        plan.record.effective_len == plan.record.seq_len
+                            ? "as they are"
+                            : fmt::format("stretched to {}", plan.record.effective_len));
   }
   text += FormatAllocation({plan.k_bits, plan.v_bits, plan.budget_bytes, 0, 0});
   int64_t total = 0;
@@ -287,6 +336,33 @@ ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& mod
     // The folder's template is unknown, which is why a name was given: no BOS text from it.
   }
   return chat_template;
+}
+
+void CheckWritable(const std::string& path) {
+  if (path.empty() || path == "-") return;
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    throw IoError(path, "is a folder, expected a file to write");
+  }
+  // A file is replaced in its folder; a device or a pipe is written in place.
+  const bool in_place =
+      std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error);
+  const std::string parent = std::filesystem::path(path).parent_path();
+  const std::string& target = in_place ? path : parent;
+  if (access(target.empty() ? "." : target.c_str(), W_OK) != 0) {
+    throw IoError(path, fmt::format("cannot write: {}", std::strerror(errno)));
+  }
+}
+
+void CheckFileName(const std::string& path, const std::string& option) {
+  if (path == "-") throw InvalidInput(option, "found '-', expected the name of a file");
+}
+
+void CheckUtf8(const std::string& text, const std::string& source) {
+  const size_t invalid = FindInvalidUtf8(text);
+  if (invalid == std::string::npos) return;
+  throw InvalidInput(source, fmt::format("found byte 0x{:02x} at offset {}, expected UTF-8 text",
+                                         static_cast<unsigned char>(text[invalid]), invalid));
 }
 
 void WriteJson(const std::string& path, const std::string& json) {

@@ -32,7 +32,8 @@ struct KvCommandOptions {
   int threads = 0;
 
   void Register(CLI::App& command);
-  // Loads the plan and parses the values. Throws InvalidInput, IoError.
+  // Loads the plan and parses the values. Warns on stderr where the method leaves a budget that was
+  // given unused. Throws InvalidInput, IoError.
   EngineOptions Resolve(int64_t max_sequences) const;
 };
 
@@ -48,7 +49,7 @@ struct SampleCommandOptions {
 // --memory-budget, --fbit-choices, --max-len, --separate-kv, --n-sink-token, --n-window-token,
 // --kv-dtype, --reference-accounting.
 struct AllocationCommandOptions {
-  double memory_budget_mib = 0;
+  std::string memory_budget;  // MiB, or a size with its unit.
   std::string fbit_choices = "4,2";
   std::string kv_dtype = "f16";
   AllocationOptions allocation;
@@ -84,6 +85,16 @@ std::shared_ptr<const Tokenizer> LoadTokenizer(const std::string& model);
 
 // --chat-template NAME, or by the model folder when empty.
 ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model);
+
+// Throws IoError naming `path` when it cannot become a file: its folder is missing or not writable,
+// or it is a folder. Checked before the work, so that hours of it are not lost at the end. "" and
+// "-" pass.
+void CheckWritable(const std::string& path);
+// Throws InvalidInput naming `option` for "-": a file that is written while the command runs and
+// put in place at its end has to have a name.
+void CheckFileName(const std::string& path, const std::string& option);
+// Throws InvalidInput naming `source` and the first bad byte when `text` is not UTF-8.
+void CheckUtf8(const std::string& text, const std::string& source);
 
 // Writes `json` to FILE, or to stdout for "-"; nothing for "".
 void WriteJson(const std::string& path, const std::string& json);

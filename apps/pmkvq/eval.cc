@@ -1,8 +1,7 @@
 // pmkvq eval: solve a problem set with one cache method and count the right answers.
 #include <fmt/format.h>
 
-#include <cstdio>
-#include <fstream>
+#include <optional>
 
 #include "commands.h"
 #include "common_options.h"
@@ -71,6 +70,9 @@ void WriteSummary(const Options& options, const SolveSummary& summary) {
 }
 
 void Evaluate(const Options& options) {
+  CheckFileName(options.out, "--out");
+  CheckWritable(options.out);
+  CheckWritable(options.json);
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const auto tokenizer = LoadTokenizer(options.model);
   const std::vector<ProblemRow> problems = SelectProblems(
@@ -84,12 +86,8 @@ void Evaluate(const Options& options) {
   solve.seed = options.seed;
   solve.max_tokens = options.max_tokens;
 
-  std::ofstream out;
-  const std::string temporary = TemporaryPath(options.out);
-  if (!options.out.empty()) {
-    out.open(temporary);
-    if (!out) throw IoError(options.out, "cannot open for writing");
-  }
+  std::optional<AtomicFileWriter> out;
+  if (!options.out.empty()) out.emplace(options.out);
   ProgressBar progress;
   progress.Begin(options.kv.spec, static_cast<int64_t>(problems.size()), 0);
   int64_t num_correct = 0;
@@ -97,7 +95,10 @@ void Evaluate(const Options& options) {
   const auto on_solved = [&](const SolvedProblem& solved) {
     num_correct += solved.correct ? 1 : 0;
     ++num_done;
-    if (out.is_open()) out << ResponseLine(solved) << '\n' << std::flush;
+    if (out) {
+      const std::string line = ResponseLine(solved) + "\n";
+      out->Append(line.data(), line.size());
+    }
     progress.SetNote(fmt::format("solved {}/{}", num_correct, num_done));
     progress.Advance(1);
   };
@@ -105,11 +106,7 @@ void Evaluate(const Options& options) {
   const std::vector<SolvedProblem> solved = SolveProblems(
       model, tokenizer, problems, solve, nullptr, on_solved, InterruptFlag(), &seconds);
   progress.End();
-  if (out.is_open()) {
-    out.close();
-    if (!out) throw IoError(options.out, "cannot write");
-    CommitFile(temporary, options.out);
-  }
+  if (out) out->Commit();
   const SolveSummary summary = Summarize(solved, seconds);
   WriteSummary(options, summary);
   if (options.json != "-") Print(FormatSolveTable({{options.kv.spec, summary}}));

@@ -6,6 +6,7 @@
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -87,6 +88,36 @@ void InspectModel(const Options& options) {
   if (options.json != "-") Print(FormatFields(fields));
 }
 
+void InspectSensitivity(const Options& options) {
+  const SensitivityFile file = LoadSensitivity(options.path);
+  if (!options.json.empty()) {
+    std::string text = SensitivityJson(file);
+    text.pop_back();  // WriteJson ends the text with a newline itself.
+    WriteJson(options.json, text);
+  }
+  if (options.json == "-") return;
+  std::string text = fmt::format("sensitivities of model {}\nblock",
+                                 file.model_identity.empty() ? "(not told)" : file.model_identity);
+  for (const char side : {'K', 'V'}) {
+    for (const int bits : kWidths) {
+      const auto& values = side == 'K' ? file.sensitivity.k : file.sensitivity.v;
+      if (values[WidthIndex(bits)].empty()) continue;
+      text += fmt::format("  {:>10}", fmt::format("{} @{}", side, bits));
+    }
+  }
+  text += '\n';
+  for (size_t block = 0; block < static_cast<size_t>(file.num_blocks); ++block) {
+    text += fmt::format("{:>5}", block);
+    for (const auto* side : {&file.sensitivity.k, &file.sensitivity.v}) {
+      for (const std::vector<double>& values : *side) {
+        if (!values.empty()) text += fmt::format("  {:>10.3e}", values[block]);
+      }
+    }
+    text += '\n';
+  }
+  Print(text);
+}
+
 void InspectPlan(const Options& options) {
   const Plan plan = LoadPlan(options.path);
   if (!options.json.empty()) {
@@ -124,6 +155,16 @@ void InspectPlan(const Options& options) {
   Print(text);
 }
 
+// A plan or the result of pmkvq sensitivity.
+void InspectJson(const Options& options) {
+  const JsonValue json = JsonValue::ParseFile(options.path);
+  if (json.IsObject() && json.Has("format")) return InspectPlan(options);
+  if (json.IsObject() && json.Has("bits") && json.Has("k")) return InspectSensitivity(options);
+  throw InvalidInput(options.path,
+                     "found neither a plan nor sensitivities, expected one of them, or a model's "
+                     "folder");
+}
+
 void InspectTensors(const Options& options) {
   const SafetensorsFile file = SafetensorsFile::Open(options.path);
   std::string text = fmt::format("{:<56} {:>5}  {}\n", "tensor", "dtype", "shape");
@@ -144,6 +185,7 @@ void InspectTensors(const Options& options) {
 }
 
 void Inspect(const Options& options) {
+  CheckWritable(options.json);
   const std::filesystem::path path(options.path);
   if (!std::filesystem::exists(path)) throw IoError(options.path, "no such file or folder");
   if (std::filesystem::is_directory(path)) {
@@ -151,11 +193,11 @@ void Inspect(const Options& options) {
   } else if (path.extension() == ".safetensors") {
     InspectTensors(options);
   } else if (path.extension() == ".json") {
-    InspectPlan(options);
+    InspectJson(options);
   } else {
     throw InvalidInput(options.path,
-                       "cannot tell what this is; expected a model folder, a plan (.json) or a "
-                       ".safetensors file");
+                       "cannot tell what this is; expected a model folder, a plan or sensitivities "
+                       "(.json) or a .safetensors file");
   }
 }
 
@@ -164,10 +206,17 @@ void Inspect(const Options& options) {
 void AddInspect(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("inspect", "what is in a model, a plan or a tensor file");
-  command->add_option("path", options->path, "model folder, plan .json or .safetensors")
+  command
+      ->add_option("path", options->path,
+                   "model folder, plan or sensitivities (.json), or .safetensors")
       ->required();
-  command->add_option("--json", options->json, "write as JSON (- for stdout)");
-  command->callback([options] { Inspect(*options); });
+  auto* json =
+      command->add_option("--json", options->json, "write as JSON (to stdout without a name, or -)")
+          ->expected(0, 1);
+  command->callback([options, json] {
+    if (json->count() > 0 && options->json.empty()) options->json = "-";
+    Inspect(*options);
+  });
 }
 
 }  // namespace pmkvq::cli

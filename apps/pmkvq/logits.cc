@@ -17,6 +17,7 @@ struct Options {
 };
 
 void ComputeLogits(const Options& options) {
+  CheckWritable(options.out);
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
   const EngineOptions engine = options.kv.Resolve(1);

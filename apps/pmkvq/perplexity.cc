@@ -50,6 +50,7 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
 }
 
 void Perplexity(const Options& options) {
+  CheckWritable(options.json);
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
   const EngineOptions engine = options.kv.Resolve(1);

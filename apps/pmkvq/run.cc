@@ -28,6 +28,7 @@ struct Options {
   std::string json;
   std::string stats;
   bool prompt_given = false;
+  bool ids_given = false;
   bool chat = false;
   bool ignore_eos = false;
   int64_t num_samples = 1;
@@ -49,6 +50,7 @@ class RunObserver : public EngineObserver {
     ++num_tokens_;
     if (stats_ != nullptr) stats_->WriteToken(engine_, id);
     if (streams() && !text.empty()) Print(text);
+    num_printed_ += text.size();
     if (status_.active()) status_.Update(StatusText(id));
   }
   void OnHalving(RequestId id, const HalvingEvent& event) override {
@@ -57,7 +59,8 @@ class RunObserver : public EngineObserver {
   void OnFinished(const Completion& completion) override {
     if (stats_ != nullptr) stats_->WriteFinish(engine_, completion);
     if (streams()) {
-      Print("\n");
+      // With the end of what was held back where the request ended between two tokens.
+      Print(completion.text.substr(num_printed_) + "\n");
     } else if (options_.json != "-") {
       Print(fmt::format("--- sample {} ({})\n{}\n", completion.id, NameOf(completion.finish_reason),
                         completion.text));
@@ -78,7 +81,8 @@ class RunObserver : public EngineObserver {
     const std::optional<SequenceId> seq = engine_.SequenceOf(id);
     if (!seq) return "";
     const KvSequenceStats kv = engine_.store().SequenceStats(*seq);
-    return fmt::format(" {} tokens | {:.1f} tok/s | KV {} / {} | pages {}", kv.num_tokens,
+    const std::string sample = options_.num_samples > 1 ? fmt::format(" sample {} |", id) : "";
+    return fmt::format("{} {} tokens | {:.1f} tok/s | KV {} / {} | pages {}", sample, kv.num_tokens,
                        TokensPerSecond(), FormatByteSize(kv.bytes), FormatByteSize(kv.budget_bytes),
                        FormatPages(kv.pages));
   }
@@ -106,6 +110,7 @@ class RunObserver : public EngineObserver {
   StatsFile* stats_;
   StatusLine status_;
   int64_t num_tokens_ = 0;
+  size_t num_printed_ = 0;  // Bytes of the one sample's text.
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
@@ -158,12 +163,7 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   std::string source;
   const std::string text = ReadPrompt(options, &source);
   if (text.empty()) throw InvalidInput(source, "the prompt is empty; expected some text");
-  const size_t invalid = FindInvalidUtf8(text);
-  if (invalid != std::string::npos) {
-    throw InvalidInput(source,
-                       fmt::format("the prompt is not valid UTF-8: byte 0x{:02x} at offset {}",
-                                   static_cast<unsigned char>(text[invalid]), invalid));
-  }
+  CheckUtf8(text, source);
   const ChatTemplate chat_template = ResolveChatTemplate(options.chat_template, options.model);
   std::vector<int32_t> ids;
   if (chat_template.format == ChatFormat::kNone) {
@@ -174,13 +174,15 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   }
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
-  messages.push_back({"user", text});
+  // The newline that ends a file or what echo writes is no part of the message.
+  const bool drop_newline = !options.prompt_given && text.ends_with('\n');
+  messages.push_back({"user", text.substr(0, text.size() - (drop_newline ? 1 : 0))});
   return tokenizer.Encode(chat_template.Render(messages, true));
 }
 
 void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer, StatsFile* stats) {
   std::vector<int32_t> prompt_ids;
-  if (!options.prompt_ids.empty()) {
+  if (options.ids_given) {
     prompt_ids = ParseIds(options.prompt_ids, "--prompt-ids");
   } else {
     if (tokenizer == nullptr) {
@@ -220,15 +222,16 @@ void Chat(const Options& options, Engine& engine, const Tokenizer& tokenizer, St
     if (line == "/reset") reset();
     if (line.empty() || line == "/reset") continue;
     messages.push_back({"user", line});
-    Request request =
-        MakeRequest(options, tokenizer.Encode(chat_template.Render(messages, true)), turn);
-    request.session = 0;
     std::vector<Completion> completions;
     try {
+      CheckUtf8(line, "stdin");
+      Request request =
+          MakeRequest(options, tokenizer.Encode(chat_template.Render(messages, true)), turn);
+      request.session = 0;
       RunObserver observer(engine, options, stats);
       completions = engine.Generate({std::move(request)}, &observer, InterruptFlag());
     } catch (const InvalidInput& error) {  // Too long for the budget, say: the chat goes on.
-      PrintError(error.what());
+      PrintError(std::string(error.what()) + "; the message is dropped, /reset starts over");
       messages.pop_back();
       continue;
     }
@@ -238,13 +241,19 @@ void Chat(const Options& options, Engine& engine, const Tokenizer& tokenizer, St
 }
 
 void Run(const Options& options) {
-  const bool has_prompt =
-      options.prompt_given || !options.prompt_ids.empty() || !options.file.empty();
+  const bool has_prompt = options.prompt_given || options.ids_given || !options.file.empty();
   const bool chat = options.chat || (!has_prompt && StdinIsTerminal());
+  if (chat && (options.num_samples > 1 || !options.json.empty())) {
+    throw CLI::ValidationError(options.json.empty() ? "--n-samples" : "--json",
+                               "not for a chat, expected --prompt, --file or piped input with it");
+  }
+  CheckFileName(options.stats, "--stats");
+  CheckWritable(options.stats);
+  CheckWritable(options.json);
   const std::shared_ptr<Model> model = Model::Load(options.model);
-  const auto tokenizer = options.prompt_ids.empty() ? LoadTokenizer(options.model)
-                                                    : LoadTokenizerIfPresent(options.model);
-  if (!options.prompt_ids.empty()) {
+  const auto tokenizer =
+      options.ids_given ? LoadTokenizerIfPresent(options.model) : LoadTokenizer(options.model);
+  if (options.ids_given) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
   const EngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
@@ -275,7 +284,7 @@ void AddRun(CLI::App& app) {
       command->add_option("--prompt-ids", options->prompt_ids, "prompt as token ids: 1,2,3");
   prompt->excludes(file)->excludes(ids);
   file->excludes(ids);
-  command->add_flag("--chat", options->chat, "chat loop (default when nothing is piped in)")
+  command->add_flag("--chat", options->chat, "chat loop (default without a prompt, in a terminal)")
       ->excludes(prompt)
       ->excludes(file)
       ->excludes(ids);
@@ -313,10 +322,12 @@ void AddRun(CLI::App& app) {
       ->group(group);
   command->add_option("--json", options->json,
                       "write the result as JSON (- for stdout, nothing else there)");
-  command->add_option("--stats", options->stats, "write the history of the cache as JSON lines");
+  command->add_option("--stats", options->stats,
+                      "file for the history of the cache, as JSON lines");
   options->kv.Register(*command);
-  command->callback([options, prompt] {
+  command->callback([options, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
+    options->ids_given = ids->count() > 0;
     Run(*options);
   });
 }

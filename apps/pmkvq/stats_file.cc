@@ -1,9 +1,5 @@
 #include "stats_file.h"
 
-#include <cstdio>
-
-#include "pmkvq/base/error.h"
-#include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 
 namespace pmkvq::cli {
@@ -26,20 +22,9 @@ void WriteBlocks(const Engine& engine, SequenceId seq, JsonWriter& json) {
 
 }  // namespace
 
-StatsFile::StatsFile(const std::string& path)
-    : path_(path), temporary_(TemporaryPath(path)), stream_(temporary_) {
-  if (!stream_) throw IoError(path, "cannot open for writing");
-}
-
-StatsFile::~StatsFile() {
-  if (!stream_.is_open()) return;
-  stream_.close();
-  std::remove(temporary_.c_str());
-}
-
 void StatsFile::WriteLine(const std::string& line) {
-  stream_ << line << '\n';
-  if (!stream_) throw IoError(path_, "cannot write");
+  const std::string text = line + "\n";
+  file_.Append(text.data(), text.size());
 }
 
 void StatsFile::WriteToken(const Engine& engine, RequestId id) {
@@ -94,12 +79,6 @@ void StatsFile::WriteFinish(const Engine& engine, const Completion& completion) 
   json.Key("activation_bytes").Int(static_cast<int64_t>(engine.workspace_bytes()));
   json.EndObject();
   WriteLine(json.text());
-}
-
-void StatsFile::Commit() {
-  stream_.close();
-  if (!stream_) throw IoError(path_, "cannot write");
-  CommitFile(temporary_, path_);
 }
 
 }  // namespace pmkvq::cli

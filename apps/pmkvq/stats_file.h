@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <string>
 
 #include "pmkvq/engine/engine.h"
+#include "pmkvq/io/file.h"
 
 namespace pmkvq::cli {
 
@@ -16,22 +16,17 @@ namespace pmkvq::cli {
 class StatsFile {
  public:
   // Throws IoError when the file cannot be written.
-  explicit StatsFile(const std::string& path);
-  ~StatsFile();
-  StatsFile(const StatsFile&) = delete;
-  StatsFile& operator=(const StatsFile&) = delete;
+  explicit StatsFile(const std::string& path) : file_(path) {}
 
   void WriteToken(const Engine& engine, RequestId id);
   void WriteHalving(RequestId id, const HalvingEvent& event);
   void WriteFinish(const Engine& engine, const Completion& completion);
-  void Commit();
+  void Commit() { file_.Commit(); }
 
  private:
   void WriteLine(const std::string& line);
 
-  std::string path_;
-  std::string temporary_;
-  std::ofstream stream_;
+  AtomicFileWriter file_;
   std::map<RequestId, int64_t> last_bytes_;
 };
 

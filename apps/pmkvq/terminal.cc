@@ -5,16 +5,43 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <ctime>
 
 namespace pmkvq::cli {
 namespace {
 
 CancelFlag g_interrupted{false};
 
+// The terminal's state, for a handler that must leave it as it was.
+volatile std::sig_atomic_t g_status_line_active = 0;
+std::atomic<int64_t> g_first_interrupt_ms{0};
+
+int64_t NowMs() {
+  timespec now = {};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1000000;
+}
+
+// A launcher and the terminal may both send the signal of a single Ctrl-C, so a second one counts
+// from a moment later. Calls async-signal-safe functions only.
 extern "C" void HandleInterrupt(int) {
-  if (g_interrupted.exchange(true)) _exit(130);
+  constexpr int64_t kSameKeyMs = 300;
+  const int64_t now_ms = NowMs();
+  if (!g_interrupted.exchange(true)) {
+    g_first_interrupt_ms = now_ms;
+    return;
+  }
+  if (now_ms - g_first_interrupt_ms < kSameKeyMs) return;
+  constexpr char kResetScrolling[] = "\0337\033[r\0338\n";
+  if (g_status_line_active != 0) {
+    // Where even this fails there is nothing left to do.
+    [[maybe_unused]] const ssize_t written =
+        write(STDERR_FILENO, kResetScrolling, sizeof(kResetScrolling) - 1);
+  }
+  _exit(130);
 }
 
 bool StderrIsTerminal() { return isatty(STDERR_FILENO) == 1; }
@@ -43,6 +70,11 @@ void ExitIfInterrupted(const char* where) { ThrowIfCancelled(&g_interrupted, whe
 
 void StderrLog::Info(const std::string& message) { PrintError(message); }
 void StderrLog::Warning(const std::string& message) { PrintError("warning: " + message); }
+
+// Where an error ends the work, its message gets a line of its own.
+ProgressBar::~ProgressBar() {
+  if (line_is_open_) std::fputc('\n', stderr);
+}
 
 void ProgressBar::Begin(const std::string& task, int64_t total, int64_t done) {
   task_ = task;
@@ -85,6 +117,7 @@ void ProgressBar::Draw(bool last) {
   if (!note_.empty()) line += "  " + note_;
   if (StderrIsTerminal()) {
     std::fprintf(stderr, "\r%s\033[K%s", line.c_str(), last ? "\n" : "");
+    line_is_open_ = !last;
   } else {
     std::fprintf(stderr, "%s\n", line.c_str());
   }
@@ -102,6 +135,7 @@ StatusLine::StatusLine() {
   // Make room for the last row, then let only the rows above it scroll.
   std::fprintf(stderr, "\n\0337\033[1;%dr\0338\033[1A", rows_ - 1);
   std::fflush(stderr);
+  g_status_line_active = 1;
 }
 
 StatusLine::~StatusLine() {
@@ -109,6 +143,7 @@ StatusLine::~StatusLine() {
   std::fflush(stdout);
   std::fprintf(stderr, "\0337\033[%d;1H\033[K\033[r\0338", rows_);
   std::fflush(stderr);
+  g_status_line_active = 0;
 }
 
 void StatusLine::Update(const std::string& text, bool force) {

@@ -11,7 +11,7 @@
 
 namespace pmkvq::cli {
 
-// Set by the first Ctrl-C; a second one ends the process at once.
+// Set by the first Ctrl-C; one more, 0.3 s later or after, ends the process at once.
 const CancelFlag* InterruptFlag();
 void InstallInterruptHandler();
 // Ends the program as interrupted (exit code 130) if Ctrl-C was pressed. `where` names the command.
@@ -27,6 +27,10 @@ class StderrLog : public LogSink {
 // otherwise a line at the start, at most one every 10 s, and one at the end.
 class ProgressBar : public ProgressSink {
  public:
+  ProgressBar() = default;
+  ~ProgressBar() override;
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
   void Begin(const std::string& task, int64_t total, int64_t done) override;
   void Advance(int64_t units) override;
   void End() override;
@@ -42,6 +46,7 @@ class ProgressBar : public ProgressSink {
   int64_t total_ = 0;
   int64_t done_ = 0;
   int64_t resumed_ = 0;
+  bool line_is_open_ = false;  // Drawn on a terminal and not ended.
   Clock::time_point start_;
   Clock::time_point last_draw_;
 };

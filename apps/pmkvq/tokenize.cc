@@ -19,12 +19,14 @@ struct Options {
 
 void Tokenize(const Options& options) {
   const auto tokenizer = LoadTokenizer(options.model);
-  const std::string input = options.file.empty() ? ReadStdin() : ReadFile(options.file);
+  const bool from_stdin = options.file.empty() || options.file == "-";
+  const std::string source = from_stdin ? "stdin" : options.file;
+  const std::string input = from_stdin ? ReadStdin() : ReadFile(options.file);
   if (options.decode) {
-    Print(tokenizer->Decode(ParseIds(input, options.file.empty() ? "stdin" : options.file),
-                            options.no_special));
+    Print(tokenizer->Decode(ParseIds(input, source), options.no_special));
     return;
   }
+  CheckUtf8(input, source);
   std::vector<int32_t> ids;
   if (!options.no_special) ids = tokenizer->prefix_ids();
   const std::vector<int32_t> text_ids = tokenizer->Encode(input, !options.no_special);

@@ -166,6 +166,26 @@ TEST(BadRequest, TokenIdOutOfRange) {
                 {"--prompt-ids", "256", "255"});
 }
 
+TEST(BadRequest, NoIds) {
+  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", ""}, "text"), 1,
+                {"--prompt-ids", "empty"});
+}
+
+TEST(BadRequest, TextToTokenizeIsNoUtf8) {
+  ExpectOneLine(RunProgram({"tokenize", "--model", kModel}, "ab\xff"), 1,
+                {"stdin", "offset 2", "UTF-8"});
+}
+
+TEST(BadRequest, InspectedFileIsSomethingElse) {
+  ExpectOneLine(RunProgram({"inspect", kModel + "/config.json"}), 1, {"config.json", "folder"});
+}
+
+TEST(BadRequest, PlanIsSomethingElse) {
+  ExpectOneLine(RunProgram({"run", "--model", kModel, "--prompt", "a", "--kv", "pm-kvq", "--plan",
+                            kModel + "/config.json"}),
+                1, {"config.json", "format", "pmkvq-plan"});
+}
+
 TEST(BadRequest, NotANumberInIds) {
   ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1,x"}), 1,
                 {"--prompt-ids", "'x'"});
@@ -226,6 +246,20 @@ TEST(BadRequest, UnwritableOutput) {
   ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--max-tokens", "1",
                             "--json", "-", "--stats", "/nonexistent/stats"}),
                 1, {"/nonexistent/stats"});
+  // Said before the work is done, not after it.
+  ExpectOneLine(
+      RunProgram({"run", "--model", kModel, "--prompt", "a", "--json", "/nonexistent/result.json"}),
+      1, {"/nonexistent/result.json", "cannot write"});
+  ExpectOneLine(
+      RunProgram({"calibrate", "--model", kModel, "--dataset", kModel + "/calibration.jsonl",
+                  "--memory-budget", "64", "--plan", "/nonexistent/plan.json"}),
+      1, {"/nonexistent/plan.json", "cannot write"});
+  ExpectOneLine(
+      RunProgram({"calibrate", "--model", kModel, "--dataset", kModel + "/calibration.jsonl",
+                  "--memory-budget", "64", "--plan", "plan"}),
+      1, {"--plan", "'plan'", ".json"});
+  ExpectOneLine(RunProgram({"run", "--model", kModel, "--prompt", "a", "--stats", "-"}), 1,
+                {"--stats", "'-'"});
 }
 
 TEST(BadRequest, ImpossibleAllocationNamesTheSmallestBudget) {
@@ -241,6 +275,12 @@ TEST(BadRequest, ImpossibleAllocationNamesTheSmallestBudget) {
   std::vector<std::string> enough = base;
   enough.push_back("0.5");
   EXPECT_EQ(RunProgram(enough).exit_code, 0);
+  enough.back() = "512KiB";
+  EXPECT_EQ(RunProgram(enough).exit_code, 0);
+  enough.back() = "511KiB";
+  ExpectOneLine(RunProgram(enough), 1, {"0.500 MiB"});
+  enough.back() = "much";
+  ExpectOneLine(RunProgram(enough), 1, {"--memory-budget", "'much'"});
 }
 
 TEST(BadUsage, ExitsWithTwo) {
@@ -252,13 +292,14 @@ TEST(BadUsage, ExitsWithTwo) {
            {"run", "--model", kTiny, "--temperature", "warm"},
            {"run", "--model", kTiny, "--kv-dtype", "f64"},
            {"run", "--model", kTiny, "--prompt", "a", "--prompt-ids", "1"},
+           {"run", "--model", kTiny, "--chat", "-n", "2"},
+           {"run", "--model", kTiny, "--chat", "--json", "-"},
            {"allocate", "--sensitivity", "x", "--memory-budget", "1"}}) {
-    const ProgramResult result = RunProgram(args);
-    EXPECT_EQ(result.exit_code, 2) << result.err;
-    EXPECT_EQ(result.out, "");
-    EXPECT_NE(result.err, "");
+    ExpectOneLine(RunProgram(args), 2, {"--help"});
   }
 }
+
+TEST(BadUsage, NamesTheUnknownCommand) { ExpectOneLine(RunProgram({"fly"}), 2, {"'fly'"}); }
 
 TEST(BadUsage, HelpIsNoError) {
   const ProgramResult result = RunProgram({"run", "--help"});

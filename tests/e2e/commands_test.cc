@@ -174,6 +174,44 @@ TEST(Run, SpentBudgetIsAFinishReason) {
   EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
 }
 
+TEST(Run, PipedMessageIsTheOneGivenAsArgument) {
+  const std::vector<std::string> piped = {"run", "--model",      kModel, "--json",
+                                          "-",   "--max-tokens", "1"};
+  std::vector<std::string> argument = piped;
+  argument.insert(argument.end(), {"--prompt", "Hello\nyou"});
+  const auto prompt_of = [](const ProgramResult& result) {
+    return ParseOut(result).At("sequences").At(size_t{0}).At("prompt_ids").AsIntArray();
+  };
+  EXPECT_EQ(prompt_of(RunProgram(piped, "Hello\nyou\n")), prompt_of(RunProgram(argument)));
+}
+
+TEST(Run, TextHeldBackForAStopStringIsPrintedWhenTheBudgetEnds) {
+  const std::vector<std::string> args = {
+      "run", "--model",      kModel, "--prompt", "Hello",  "--ignore-eos", "--temperature",
+      "0",   "--max-tokens", "3000", "--kv",     "pm-kvq", "--kv-budget",  "1.6MiB"};
+  std::vector<std::string> as_json = args;
+  as_json.insert(as_json.end(), {"--json", "-"});
+  const std::string text =
+      ParseOut(RunProgram(as_json)).At("sequences").At(size_t{0}).At("text").AsString();
+  ASSERT_FALSE(text.empty());
+  std::vector<std::string> streamed = args;
+  streamed.insert(streamed.end(), {"--stop", text.substr(text.size() - 1) + " never"});
+  EXPECT_EQ(RunProgram(streamed).out, text + "\n");
+}
+
+TEST(Run, WarnsWhereABudgetIsNotSteppedDownInside) {
+  const std::vector<std::string> args = {"run", "--model",      kModel, "--prompt",
+                                         "a",   "--max-tokens", "1"};
+  const auto err_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all = args;
+    all.insert(all.end(), more.begin(), more.end());
+    return RunProgram(all).err;
+  };
+  EXPECT_NE(err_of({"--kv-budget", "2MiB"}).find("warning: --kv fp16"), std::string::npos);
+  EXPECT_NE(err_of({"--plan", kModel + "/plan.json"}).find("--kv pm-kvq"), std::string::npos);
+  EXPECT_EQ(err_of({"--kv", "pm-kvq", "--kv-budget", "2MiB"}).find("warning"), std::string::npos);
+}
+
 TEST(Run, ChatKeepsTheConversation) {
   const ProgramResult result =
       RunProgram({"run", "--model", kModel, "--chat", "--max-tokens", "8", "--temperature", "0"},
@@ -184,6 +222,19 @@ TEST(Run, ChatKeepsTheConversation) {
   EXPECT_EQ(result.out, half + half);
 }
 
+TEST(Run, ChatGoesOnAfterAMessageThatDoesNotFit) {
+  const ProgramResult result =
+      RunProgram({"run", "--model", kModel, "--chat", "--max-tokens", "8", "--temperature", "0",
+                  "--max-len", "64"},
+                 "Hello\n" + std::string(200, '7') + "\n\xff\n/reset\nHello\n/exit\n");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(result.err.find("--max-len"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("UTF-8"), std::string::npos) << result.err;
+  const std::string half = result.out.substr(0, result.out.size() / 2);
+  EXPECT_FALSE(half.empty());
+  EXPECT_EQ(result.out, half + half);
+}
+
 TEST(Run, InterruptKeepsWhatWasMade) {
   const ProgramResult result = RunProgram({"run", "--model", kModel, "--prompt", "Hello",
                                            "--max-tokens", "8000", "--ignore-eos", "--json", "-"},
@@ -191,6 +242,14 @@ TEST(Run, InterruptKeepsWhatWasMade) {
   EXPECT_EQ(result.exit_code, 130);
   const JsonValue sequence = JsonValue::Parse(result.out, "stdout").At("sequences").At(size_t{0});
   EXPECT_EQ(sequence.At("finish_reason").AsString(), "cancelled");
+}
+
+TEST(Run, OneCtrlCThatArrivesTwiceLosesNothing) {
+  const ProgramResult result = RunProgram({"run", "--model", kModel, "--prompt", "Hello",
+                                           "--max-tokens", "8000", "--ignore-eos", "--json", "-"},
+                                          "", Interrupt{.after_ms = 700, .doubled = true});
+  EXPECT_EQ(result.exit_code, 130);
+  EXPECT_TRUE(JsonValue::Parse(result.out, "stdout").Has("sequences"));
 }
 
 TEST(Logits, MatchTheReference) {
@@ -297,6 +356,22 @@ TEST(Inspect, TellsWhatIsThere) {
   EXPECT_EQ(plan.exit_code, 0) << plan.err;
   EXPECT_NE(plan.out.find("block"), std::string::npos);
   EXPECT_EQ(RunProgram({"inspect", kGolden + "tiny-llama.safetensors"}).exit_code, 0);
+}
+
+TEST(Inspect, JsonGoesToStdoutWithoutAName) {
+  const JsonValue model = ParseOut(RunProgram({"inspect", kModel, "--json"}));
+  EXPECT_EQ(model.At("kind").AsString(), "model");
+}
+
+TEST(Inspect, ShowsSensitivities) {
+  const TempFolder folder;
+  const std::string path = folder.Write(
+      "s.json", R"({"bits":[4,2],"k":{"4":[0.25,1],"2":[2,2]},"v":{"4":[1,1],"2":[2,0.5]}})");
+  const ProgramResult result = RunProgram({"inspect", path});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  for (const char* part : {"K @4", "V @2", "2.500e-01", "5.000e-01"}) {
+    EXPECT_NE(result.out.find(part), std::string::npos) << result.out;
+  }
 }
 
 TEST(Eval, SolvesAnEasyProblemUnderPmKvq) {
