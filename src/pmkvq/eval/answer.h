@@ -1,4 +1,4 @@
-// Answers in the text of a reasoning model.
+// Answers in the text of a reasoning model: where the final answer stands.
 #pragma once
 
 #include <optional>
@@ -7,8 +7,22 @@
 
 namespace pmkvq {
 
-// The content of the last \boxed{...} in `text`, braces balanced, white space trimmed; nothing
-// when there is none or it is not closed.
+// The content of the last \boxed{...} or, without any \boxed, of the last \fbox{...} in `text`,
+// braces balanced, white space trimmed; nothing when there is none or the last is not closed.
+// White space before the brace is allowed.
 std::optional<std::string> ExtractBoxedAnswer(std::string_view text);
+
+// The final answer of a response: the last box; without one what follows the last "answer is",
+// "answer:" or "answer =" (any case, bold or not), up to the end of that sentence or line, the
+// formula alone where it starts with one in $...$ or \(...\). Nothing otherwise.
+//
+// As in the Python reference, a bare last number is no answer: a chain that was cut off would be
+// graded by whatever number it happened to stop at. Unlike the reference, the first sentence of the
+// response is none either. Linear in the text. Never throws.
+std::optional<std::string> ExtractAnswer(std::string_view text);
+
+// The answer inside the reference answer of a data set: what follows the last "####" (GSM8K),
+// else the box if there is one, else the whole text; trimmed.
+std::string ExtractGold(std::string_view gold);
 
 }  // namespace pmkvq

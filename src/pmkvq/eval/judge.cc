@@ -1,0 +1,215 @@
+#include "pmkvq/eval/judge.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/eval/answer.h"
+#include "pmkvq/eval/math_equivalence.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+
+namespace pmkvq {
+namespace {
+
+// Calls parse(line, "path:number") for every line that is not blank.
+template <class Parse>
+void ForEachLine(const std::string& path, Parse parse) {
+  const std::string content = ReadFile(path);
+  std::string_view rest = content;
+  for (int64_t number = 1; !rest.empty(); ++number) {
+    const size_t end = std::min(rest.find('\n'), rest.size());
+    const std::string_view line = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    parse(line, fmt::format("{}:{}", path, number));
+  }
+}
+
+// A string, or a number as it is spelled in JSON.
+std::string TextOrNumber(const JsonValue& value) {
+  if (value.IsString()) return value.AsString();
+  if (!value.IsNumber()) value.Fail("a string or a number");
+  return value.Dump();
+}
+
+std::vector<std::string> ResponseFiles(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(path, error)) return {path};
+  std::vector<std::string> files;
+  std::filesystem::directory_iterator entries(path, error);
+  if (error) throw IoError(path, "cannot list the folder: " + error.message());
+  for (const std::filesystem::directory_entry& entry : entries) {
+    if (entry.path().extension() == ".jsonl") files.push_back(entry.path().string());
+  }
+  if (files.empty()) throw InvalidInput(path, "files: found no .jsonl, expected at least one");
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// Numbers responses and refuses what contradicts earlier rows.
+class RowCheck {
+ public:
+  void Add(ResponseRow* row, const std::string& source) {
+    Seen& seen = seen_[row->id];
+    if (seen.responses.empty()) seen.answer = row->answer;
+    if (row->answer != seen.answer) {
+      throw InvalidInput(source, fmt::format("answer: found \"{}\" for problem \"{}\", expected "
+                                             "\"{}\" as in an earlier line",
+                                             row->answer, row->id, seen.answer));
+    }
+    if (!row->response) row->response = static_cast<int64_t>(seen.responses.size());
+    if (!seen.responses.insert(*row->response).second) {
+      throw InvalidInput(source, fmt::format("response: found {} of problem \"{}\" a second time",
+                                             *row->response, row->id));
+    }
+  }
+
+ private:
+  struct Seen {
+    std::string answer;
+    std::set<int64_t> responses;
+  };
+  std::map<std::string, Seen> seen_;
+};
+
+struct AnswerClass {
+  std::string representative;
+  int64_t votes = 0;
+  bool correct = false;
+};
+
+// Whether the most frequent of the answers to one problem is right.
+bool VoteIsRight(const std::vector<JudgedText>& answers) {
+  std::vector<AnswerClass> classes;
+  for (const JudgedText& answer : answers) {
+    if (answer.extracted.empty()) continue;
+    const auto found = std::find_if(classes.begin(), classes.end(), [&](const AnswerClass& known) {
+      return known.representative == answer.extracted ||
+             (known.correct == answer.correct &&
+              EquivalentAnswers(known.representative, answer.extracted));
+    });
+    if (found == classes.end()) {
+      classes.push_back({answer.extracted, 1, answer.correct});
+    } else {
+      ++found->votes;
+    }
+  }
+  const auto winner =
+      std::max_element(classes.begin(), classes.end(), [](const auto& a, const auto& b) {
+        return a.votes < b.votes;  // The first of the largest.
+      });
+  return winner != classes.end() && winner->correct;
+}
+
+struct Tally {
+  int64_t correct = 0;
+  int64_t total = 0;
+
+  double share() const { return static_cast<double>(correct) / static_cast<double>(total); }
+};
+
+double StandardDeviation(const std::map<int64_t, Tally>& by_response) {
+  const auto count = static_cast<double>(by_response.size());
+  double mean = 0;
+  for (const auto& [response, tally] : by_response) mean += tally.share() / count;
+  double variance = 0;
+  for (const auto& [response, tally] : by_response) {
+    variance += (tally.share() - mean) * (tally.share() - mean) / count;
+  }
+  return std::sqrt(variance);
+}
+
+}  // namespace
+
+JudgedText JudgeText(std::string_view response, std::string_view gold) {
+  JudgedText judged;
+  judged.extracted = ExtractAnswer(response).value_or("");
+  judged.correct = EquivalentAnswers(judged.extracted, ExtractGold(gold));
+  return judged;
+}
+
+ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
+  const JsonValue json = JsonValue::Parse(line, source);
+  if (!json.IsObject()) json.Fail("an object with \"id\", \"answer\" and \"text\"");
+  ResponseRow row;
+  row.id = TextOrNumber(json.Find("id"));
+  row.answer = TextOrNumber(json.Find("answer"));
+  row.text = json.Find("text").AsString();
+  if (json.Has("response")) row.response = json.At("response").AsInt(0, INT32_MAX);
+  if (json.Has("finish_reason")) row.finish_reason = json.At("finish_reason").AsString();
+  if (json.Has("output_tokens")) row.output_tokens = json.At("output_tokens").AsInt(0, INT32_MAX);
+  return row;
+}
+
+std::vector<ResponseRow> LoadResponses(const std::string& path) {
+  std::vector<ResponseRow> rows;
+  RowCheck check;
+  for (const std::string& file : ResponseFiles(path)) {
+    ForEachLine(file, [&](std::string_view line, const std::string& source) {
+      rows.push_back(ParseResponseRow(line, source));
+      check.Add(&rows.back(), source);
+    });
+  }
+  if (rows.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
+  return rows;
+}
+
+JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
+  JudgeSummary summary;
+  if (rows.empty()) return summary;
+  // By response index, so that the vote does not depend on the order of finishing.
+  std::map<std::string, std::map<int64_t, JudgedText>> by_problem;
+  std::map<int64_t, Tally> by_response;
+  Tally all;
+  const double share = 1.0 / static_cast<double>(rows.size());
+  int64_t output_tokens = 0;
+  int64_t cut_by_length = 0;
+  int64_t cut_by_budget = 0;
+  for (const ResponseRow& row : rows) {
+    JudgedText judged = JudgeText(row.text, row.answer);
+    Tally& tally = by_response[row.response.value()];
+    for (Tally* counted : {&tally, &all}) {
+      ++counted->total;
+      counted->correct += judged.correct ? 1 : 0;
+    }
+    output_tokens += row.output_tokens;
+    cut_by_length += row.finish_reason == "length" ? 1 : 0;
+    cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
+    by_problem[row.id].emplace(row.response.value(), std::move(judged));
+  }
+  int64_t votes_right = 0;
+  for (const auto& [id, responses] : by_problem) {
+    std::vector<JudgedText> answers;
+    for (const auto& [response, judged] : responses) answers.push_back(judged);
+    votes_right += VoteIsRight(answers) ? 1 : 0;
+  }
+  summary.num_problems = static_cast<int64_t>(by_problem.size());
+  summary.num_responses = all.total;
+  summary.pass_at_1 = all.share();
+  summary.standard_deviation = StandardDeviation(by_response);
+  summary.voting = static_cast<double>(votes_right) / static_cast<double>(by_problem.size());
+  summary.mean_output_tokens = static_cast<double>(output_tokens) * share;
+  summary.cut_by_length = static_cast<double>(cut_by_length) * share;
+  summary.cut_by_budget = static_cast<double>(cut_by_budget) * share;
+  return summary;
+}
+
+std::vector<JudgeCase> LoadJudgeCases(const std::string& path) {
+  std::vector<JudgeCase> cases;
+  ForEachLine(path, [&](std::string_view line, const std::string& source) {
+    const JsonValue json = JsonValue::Parse(line, source);
+    if (!json.IsObject()) json.Fail("an object with \"response\" and \"gold\"");
+    cases.push_back({json.Find("response").AsString(), TextOrNumber(json.Find("gold"))});
+  });
+  if (cases.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
+  return cases;
+}
+
+}  // namespace pmkvq
