@@ -32,6 +32,7 @@ int Run(int argc, char** argv) {
   pmkvq::cli::AddRepScales(app);
   pmkvq::cli::AddAllocate(app);
   pmkvq::cli::AddEval(app);
+  pmkvq::cli::AddJudge(app);
   pmkvq::cli::AddPerplexity(app);
   pmkvq::cli::AddLogits(app);
   pmkvq::cli::AddTokenize(app);
