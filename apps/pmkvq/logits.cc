@@ -35,12 +35,12 @@ void ComputeLogits(const Options& options) {
     ExitIfInterrupted("logits");
     const int64_t count = std::min(engine.chunk, num_tokens - start);
     if (store->Reserve(seq, count) == ReserveResult::kBudgetExhausted) {
+      const KvBudget limits = ResolveKvBudget(engine.kv, requirements);
       throw InvalidInput(
           "--kv-budget",
           fmt::format(
               "{} bytes are too few for a prompt of {} tokens; the smallest that works is {}",
-              store->SequenceStats(seq).budget_bytes, num_tokens,
-              SmallestBudget(ResolveCacheConfig(engine.kv, requirements), num_tokens)));
+              limits.total_bytes(), num_tokens, limits.SmallestThatHolds(num_tokens)));
     }
     const ForwardChunk chunk{
         seq, std::span(ids).subspan(static_cast<size_t>(start), static_cast<size_t>(count)), start,

@@ -30,13 +30,13 @@ KvRequirements RequirementsOf(const Model& model, const EngineOptions& options, 
   return {model.kv_geometry(), options.max_sequences, max_len, num_threads};
 }
 
-// The cache's configuration, once the plan is known to be this model's.
-CacheConfig CheckedConfig(const Model& model, const EngineOptions& options,
-                          const KvRequirements& requirements) {
+// The cache's budget, once the plan is known to be this model's.
+KvBudget CheckedBudget(const Model& model, const EngineOptions& options,
+                       const KvRequirements& requirements) {
   if (options.kv.plan != nullptr) {
     CheckPlanMatches(*options.kv.plan, model.checkpoint().Identity(), "--plan");
   }
-  return ResolveCacheConfig(options.kv, requirements);
+  return ResolveKvBudget(options.kv, requirements);
 }
 
 // One request from Submit to its end.
@@ -126,7 +126,7 @@ struct Engine::Impl {
   EngineOptions options;
   int64_t max_len;
   int num_threads;
-  CacheConfig config;
+  KvBudget budget;
   std::unique_ptr<KvStore> store;
   SequenceKeeper sequences;
   ForwardWorkspace workspace;
@@ -142,14 +142,14 @@ Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
       options(o),
       max_len(CheckEngineOptions(o, model->config())),
       num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
-      config(CheckedConfig(*model, o, RequirementsOf(*model, o, max_len, num_threads))),
+      budget(CheckedBudget(*model, o, RequirementsOf(*model, o, max_len, num_threads))),
       store(MakeKvStore(o.kv, RequirementsOf(*model, o, max_len, num_threads))),
       sequences(store.get()) {
   model->SetKeyScales(KeyScalesOf(options.kv));
 }
 
 void Engine::Impl::Check(const Request& request) const {
-  CheckRequest(request, model->config(), config, max_len, tokenizer != nullptr);
+  CheckRequest(request, model->config(), budget, max_len, tokenizer != nullptr);
 }
 
 RequestId Engine::Impl::Submit(Request request) {
@@ -372,7 +372,7 @@ void Engine::CloseSession(int64_t session) {
 }
 
 const Model& Engine::model() const { return *impl_->model; }
-const CacheConfig& Engine::cache_config() const { return impl_->config; }
+const KvBudget& Engine::kv_budget() const { return impl_->budget; }
 const KvStore& Engine::store() const { return *impl_->store; }
 
 std::optional<SequenceId> Engine::SequenceOf(RequestId id) const {

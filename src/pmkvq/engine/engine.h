@@ -111,7 +111,7 @@ class Engine {
   void CloseSession(int64_t session);
 
   const Model& model() const;
-  const CacheConfig& cache_config() const;
+  const KvBudget& kv_budget() const;
   const KvStore& store() const;
   // Sequence of a running request, for LayerStats; empty before it started and after it ended.
   std::optional<SequenceId> SequenceOf(RequestId id) const;

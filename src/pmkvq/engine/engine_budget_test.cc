@@ -61,7 +61,7 @@ TEST(EngineBudget, SpentAtTheFloorEndsTheRequestWithItsText) {
     const Completion done = RunOne(engine, MakeRequest(RandomPrompt(40, 1), 0), &observer);
     EXPECT_EQ(done.finish_reason, FinishReason::kKvBudget);
     EXPECT_LE(done.kv.peak_bytes, 50000);
-    const CacheConfig& config = engine.cache_config();
+    const CacheConfig& config = *engine.kv_budget().packed();
     EXPECT_LE(SmallestBudget(config, done.kv.num_tokens), 50000) << "what is stored fits";
     EXPECT_GT(SmallestBudget(config, done.kv.num_tokens + 1), 50000) << "one more does not";
     EXPECT_EQ(static_cast<int64_t>(done.output_ids.size()), done.kv.num_tokens - 40 + 1);
@@ -138,6 +138,35 @@ TEST(EngineBudget, ReferenceAccountingEndsARequestToo) {
   EXPECT_GT(done.output_ids.size(), 300u);
 }
 
+TEST(EngineBudget, SimulatedMethodsCountTheirBytes) {
+  // 2 blocks of 2 heads of 16 values. Keys and values of a token take 64 bytes each at full
+  // precision; quantised, keys take 12 (groups of 32 tokens) and values 16 (one group a head).
+  EngineOptions options = Budgeted(0);
+  options.kv.spec = "kivi:bits=2";
+  options.max_len = 600;
+  Engine roomy(SharedTinyLlama(), nullptr, options);
+  const Completion done = RunOne(roomy, MakeRequest(RandomPrompt(40, 3), 261));
+  EXPECT_EQ(done.finish_reason, FinishReason::kLength);
+  ASSERT_EQ(done.kv.num_tokens, 300);
+  EXPECT_EQ(done.kv.bytes, 2 * ((256 * 12 + 44 * 64) + (172 * 16 + 128 * 64)));
+  EXPECT_EQ(done.kv.peak_bytes, 2 * ((128 * 12 + 127 * 64) + (127 * 16 + 128 * 64)));
+  EXPECT_GE(done.kv.budget_bytes, done.kv.peak_bytes);
+
+  options.kv.budget_bytes = done.kv.peak_bytes;
+  Engine tight(SharedTinyLlama(), nullptr, options);
+  const Completion cut = RunOne(tight, MakeRequest(RandomPrompt(40, 3), 0));
+  EXPECT_EQ(cut.finish_reason, FinishReason::kKvBudget);
+  EXPECT_LE(cut.kv.peak_bytes, options.kv.budget_bytes);
+  ASSERT_LE(done.output_ids.size(), cut.output_ids.size());
+  EXPECT_EQ(
+      std::vector<int32_t>(cut.output_ids.begin(),
+                           cut.output_ids.begin() + static_cast<int64_t>(done.output_ids.size())),
+      done.output_ids);
+  ExpectError<InvalidInput>(
+      [&] { tight.Submit(MakeRequest(RandomPrompt(590, 3), 1)); },
+      {"prompt", "590 tokens do not fit the KV budget", "expected --kv-budget"});
+}
+
 RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
   const auto policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
   const auto init_bits = *rc::gen::element(16, 16, 8, 4, 2);
@@ -154,7 +183,7 @@ RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
   options.kv.window_tokens = window;
   if (*rc::gen::arbitrary<bool>()) options.kv.plan = TinyPlan();
   Engine engine(SharedTinyLlama(), nullptr, options);
-  const CacheConfig& config = engine.cache_config();
+  const CacheConfig& config = *engine.kv_budget().packed();
 
   RecordingObserver observer;
   const auto num_requests = *rc::gen::inRange<int>(1, 6);

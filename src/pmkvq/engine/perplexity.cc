@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <span>
 #include <utility>
 
@@ -29,10 +28,6 @@ KvOptions Fp16Options(const KvOptions& kv) {
   options.sink_tokens = kv.sink_tokens;
   options.kv_dtype = kv.kv_dtype;
   return options;
-}
-
-int64_t TotalBudget(const CacheConfig& config) {
-  return std::accumulate(config.budget_bytes.begin(), config.budget_bytes.end(), int64_t{0});
 }
 
 std::string WhereOf(size_t index) { return fmt::format("sequence {}", index); }
@@ -169,17 +164,17 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();
   KvRequirements needs{model->kv_geometry(), 1, CheckSequences(sequences, model->config()),
                        threads};
-  const CacheConfig config = ResolveCacheConfig(kv, needs);
+  const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const auto length = static_cast<int64_t>(sequences[i].size());
-    CheckBudgetHolds(config, length - 1, WhereOf(i));
+    CheckBudgetHolds(budget, length - 1, WhereOf(i));
     total += length - 1;
   }
 
   const KvOptions reference_kv = Fp16Options(kv);
   const int64_t bytes_per_sequence =
-      TotalBudget(config) + TotalBudget(ResolveCacheConfig(reference_kv, needs));
+      budget.total_bytes() + ResolveKvBudget(reference_kv, needs).total_bytes();
   needs.max_sequences =
       std::min(std::clamp(kMaxBatchBytes / bytes_per_sequence, int64_t{1}, kMaxBatch),
                static_cast<int64_t>(sequences.size()));

@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -52,29 +50,18 @@ void CheckTokenIds(const std::vector<int32_t>& ids, int64_t vocab_size, const st
   }
 }
 
-void CheckBudgetHolds(const CacheConfig& cache, int64_t num_tokens, const std::string& where) {
-  if (cache.reference_accounting) return;
-  const int64_t needed = BlockBytes(cache, num_tokens, cache.floor_bits, cache.floor_bits);
-  const int64_t smallest = *std::min_element(cache.budget_bytes.begin(), cache.budget_bytes.end());
-  if (needed <= smallest) return;
-  const int64_t total =
-      std::accumulate(cache.budget_bytes.begin(), cache.budget_bytes.end(), int64_t{0});
-  int64_t works = SmallestBudget(cache, num_tokens);
-  if (std::any_of(cache.budget_bytes.begin(), cache.budget_bytes.end(),
-                  [&](int64_t bytes) { return bytes != smallest; })) {
-    // Split in fixed proportion, so the block with the least decides. L covers what splitting into
-    // whole bytes lost. In 128 bits: the product of two byte counts.
-    const __int128 before_split = total + static_cast<int64_t>(cache.budget_bytes.size());
-    works = static_cast<int64_t>((needed * before_split + smallest - 1) / smallest);
-  }
-  throw InvalidInput(
-      where, fmt::format("{} tokens do not fit the KV budget of {} bytes ({}) even at {} bits, "
-                         "expected --kv-budget of at least {} bytes ({})",
-                         num_tokens, total, FormatByteSize(total), cache.floor_bits, works,
-                         FormatByteSize(works)));
+void CheckBudgetHolds(const KvBudget& budget, int64_t num_tokens, const std::string& where) {
+  if (budget.Holds(num_tokens)) return;
+  const int64_t total = budget.total_bytes();
+  const int64_t works = budget.SmallestThatHolds(num_tokens);
+  throw InvalidInput(where,
+                     fmt::format("{} tokens do not fit the KV budget of {} bytes ({}){}, expected "
+                                 "--kv-budget of at least {} bytes ({})",
+                                 num_tokens, total, FormatByteSize(total), budget.AtBest(), works,
+                                 FormatByteSize(works)));
 }
 
-void CheckRequest(const Request& request, const ModelConfig& model, const CacheConfig& cache,
+void CheckRequest(const Request& request, const ModelConfig& model, const KvBudget& budget,
                   int64_t max_len, bool has_tokenizer) {
   const auto prompt_len = static_cast<int64_t>(request.prompt_ids.size());
   if (prompt_len == 0) throw InvalidInput("prompt", "empty, expected at least one token");
@@ -96,7 +83,7 @@ void CheckRequest(const Request& request, const ModelConfig& model, const CacheC
                          fmt::format("found '{}' but there is no tokenizer, expected none", stop));
     }
   }
-  CheckBudgetHolds(cache, prompt_len, "prompt");
+  CheckBudgetHolds(budget, prompt_len, "prompt");
 }
 
 }  // namespace pmkvq

@@ -14,15 +14,14 @@ namespace pmkvq {
 int64_t CheckEngineOptions(const EngineOptions& options, const ModelConfig& model);
 
 // Throws InvalidInput naming the field (see Engine::Submit).
-void CheckRequest(const Request& request, const ModelConfig& model, const CacheConfig& cache,
+void CheckRequest(const Request& request, const ModelConfig& model, const KvBudget& budget,
                   int64_t max_len, bool has_tokenizer);
 
 // Throws InvalidInput naming `where` and the index of the first id outside [0, V).
 void CheckTokenIds(const std::vector<int32_t>& ids, int64_t vocab_size, const std::string& where);
 
-// Throws InvalidInput when a sequence of `num_tokens` does not fit the budget of every block even
-// at the floor width; names the smallest budget that works. Not for reference accounting, which
-// says by itself when it runs out.
-void CheckBudgetHolds(const CacheConfig& cache, int64_t num_tokens, const std::string& where);
+// Throws InvalidInput when the budget does not hold a sequence of `num_tokens`; names the smallest
+// that works.
+void CheckBudgetHolds(const KvBudget& budget, int64_t num_tokens, const std::string& where);
 
 }  // namespace pmkvq

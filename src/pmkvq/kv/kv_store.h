@@ -2,7 +2,8 @@
 //
 // One Forward is:  Reserve(seq, n) for every chunk;  BeginForward(batch);
 //   AppendAndAttend(layer, ...) for layer 0 .. L-1;  EndForward().
-// Implementations: PackedKvCache (kv/packed_cache.h). They are made by the registry in methods/.
+// Implementations: PackedKvCache (kv/packed_cache.h), the product, and SimulatedKvCache
+// (kv/simulated_cache.h), for published methods. They are made by the registry in methods/.
 //
 // Threads: one thread drives a store; AppendAndAttend uses workers inside.
 #pragma once
@@ -34,6 +35,11 @@ class KvStore {
 
   // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
   virtual void BeginForward(const Batch& batch) = 0;
+
+  // Whether AppendAndAttend needs the keys as they were before RoPE and key scales, too. Then
+  // OfferKeysBeforeRope comes before each AppendAndAttend: k [rows, Hkv, D], valid until that ends.
+  virtual bool WantsKeysBeforeRope() const { return false; }
+  virtual void OfferKeysBeforeRope(int64_t /*layer*/, const float* /*k*/) {}
 
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the

@@ -9,9 +9,20 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/methods/simulated_method.h"
 #include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
+
+// Published methods: one line each, the function that describes it (simulated_method.h).
+#define PMKVQ_SIMULATED_METHODS(METHOD) \
+  METHOD(RtnMethod)                     \
+  METHOD(KiviMethod)
+
+#define PMKVQ_DECLARE(method) SimulatedMethod method();
+PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
+#undef PMKVQ_DECLARE
+
 namespace {
 
 struct Method {
@@ -31,28 +42,45 @@ constexpr Method kMethods[] = {
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
 
-// A SPEC with its name and keys understood.
+const std::vector<SimulatedMethod>& SimulatedMethods() {
+#define PMKVQ_CALL(method) method(),
+  static const std::vector<SimulatedMethod> methods = {PMKVQ_SIMULATED_METHODS(PMKVQ_CALL)};
+#undef PMKVQ_CALL
+  return methods;
+}
+
+// A SPEC whose name is known, and for a packed method its keys.
 struct Choice {
-  const Method* method = nullptr;
-  int bits = 0;  // The bits key; 0: not given.
+  MethodSpec spec;
+  const Method* method = nullptr;              // Packed, or
+  const SimulatedMethod* simulated = nullptr;  // simulated.
+  int bits = 0;                                // The bits key of pm-kvq; 0: not given.
   bool use_scales = true;
 };
 
-const Method& FindMethod(const std::string& name) {
+void FindMethod(Choice& choice) {
   std::vector<std::string> names;
   for (const Method& method : kMethods) {
-    if (name == method.name) return method;
+    if (choice.spec.name == method.name) choice.method = &method;
     names.emplace_back(method.name);
   }
-  throw InvalidInput(
-      "--kv", fmt::format("unknown method '{}', expected one of {}", name, fmt::join(names, ", ")));
+  for (const SimulatedMethod& method : SimulatedMethods()) {
+    if (choice.spec.name == method.name) choice.simulated = &method;
+    names.push_back(method.name);
+  }
+  if (choice.method != nullptr || choice.simulated != nullptr) return;
+  throw InvalidInput("--kv", fmt::format("unknown method '{}', expected one of {}",
+                                         choice.spec.name, fmt::join(names, ", ")));
 }
 
-Choice Resolve(const std::string& text) {
-  const MethodSpec spec = ParseMethodSpec(text);
-  Choice choice;
-  choice.method = &FindMethod(spec.name);
-  for (const auto& [key, value] : spec.keys) {
+void ReadPackedKeys(Choice& choice) {
+  const std::string& text = choice.spec.text;
+  if (choice.method->progressive) {
+    choice.spec.CheckNames({"bits", "scales"});
+  } else {
+    choice.spec.CheckNames({"scales"});
+  }
+  for (const auto& [key, value] : choice.spec.keys) {
     const auto fail = [&](const std::string& expected) {
       return InvalidInput("--kv",
                           fmt::format("'{}': {}={}, expected {}", text, key, value, expected));
@@ -60,18 +88,21 @@ Choice Resolve(const std::string& text) {
     if (key == "scales") {
       if (value != "on" && value != "off") throw fail("on or off");
       choice.use_scales = value == "on";
-    } else if (key == "bits" && choice.method->progressive) {
+    } else {
       for (const int bits : kWidths) {
         if (value == std::to_string(bits)) choice.bits = bits;
       }
       if (choice.bits == 0) throw fail("16, 8, 4 or 2");
-    } else {
-      throw InvalidInput(
-          "--kv",
-          fmt::format("'{}': unknown key '{}' for {}, expected {}", text, key, choice.method->name,
-                      choice.method->progressive ? "bits or scales" : "scales"));
     }
   }
+}
+
+Choice Resolve(const std::string& text) {
+  Choice choice;
+  choice.spec = ParseMethodSpec(text);
+  FindMethod(choice);
+  choice.use_scales = choice.method != nullptr;
+  if (choice.method != nullptr) ReadPackedKeys(choice);
   return choice;
 }
 
@@ -88,10 +119,10 @@ void CheckPlanShapes(const Plan& plan, const KvGeometry& geometry) {
 }
 
 std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, int bits) {
-  const int64_t bytes = config.reference_accounting
-                            ? ReferenceBlockBytes(config.geometry, max_len, bits, bits)
-                            : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), bits,
-                                         bits);
+  const int64_t bytes =
+      config.reference_accounting
+          ? ReferenceBlockBytes(config.geometry, max_len, bits, bits)
+          : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), bits, bits);
   return std::vector<int64_t>(static_cast<size_t>(config.geometry.num_layers), bytes);
 }
 
@@ -119,17 +150,20 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, int64
   }
 }
 
-}  // namespace
-
-CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements) {
+// What packed and simulated methods have in common.
+void CheckCommon(const KvOptions& options, const KvRequirements& requirements) {
   PMKVQ_CHECK(requirements.max_len > 0 && requirements.max_sequences > 0);
-  const Choice choice = Resolve(options.spec);
-  const Plan* plan = options.plan.get();
-  if (plan != nullptr) CheckPlanShapes(*plan, requirements.geometry);
+  if (options.plan != nullptr) CheckPlanShapes(*options.plan, requirements.geometry);
   if (options.budget_bytes < 0) {
     throw InvalidInput("--kv-budget",
                        fmt::format("found {}, expected more than 0 bytes", options.budget_bytes));
   }
+}
+
+CacheConfig ResolvePacked(const KvOptions& options, const KvRequirements& requirements,
+                          const Choice& choice) {
+  CheckCommon(options, requirements);
+  const Plan* plan = options.plan.get();
   if (options.budget_bytes > 0 && choice.bits != 0) {
     throw InvalidInput("--kv", fmt::format("'{}': bits sets a budget and so does --kv-budget {}, "
                                            "expected one of them",
@@ -167,8 +201,61 @@ CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& r
   return config;
 }
 
+struct Simulation {
+  SimulatedConfig config;
+  std::shared_ptr<const CacheMethod> method;
+};
+
+Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requirements,
+                            const Choice& choice) {
+  CheckCommon(options, requirements);
+  if (options.reference_accounting) {
+    throw InvalidInput(
+        "--reference-accounting",
+        fmt::format("{} counts every byte, expected a method of pages", choice.spec.name));
+  }
+  const KvGeometry& geometry = requirements.geometry;
+  Simulation simulation;
+  simulation.method = choice.simulated->make(choice.spec, {geometry, options.kv_dtype});
+  SimulatedConfig& config = simulation.config;
+  config.geometry = geometry;
+  config.float_type = options.kv_dtype;
+  config.max_sequences = requirements.max_sequences;
+  config.num_threads = requirements.num_threads;
+  if (options.budget_bytes > 0) {
+    config.budget_bytes = SplitBudget(options.budget_bytes, geometry.num_layers, {});
+  } else {
+    for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+      config.budget_bytes.push_back(
+          MostBlockBytes(*simulation.method, layer, requirements.max_len));
+    }
+  }
+  ValidateSimulatedConfig(config, *simulation.method);
+  return simulation;
+}
+
+}  // namespace
+
+CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements) {
+  const Choice choice = Resolve(options.spec);
+  PMKVQ_CHECK_MSG(choice.method != nullptr, "a simulated method has no packed layout");
+  return ResolvePacked(options, requirements, choice);
+}
+
+KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements) {
+  const Choice choice = Resolve(options.spec);
+  if (choice.method != nullptr) return KvBudget(ResolvePacked(options, requirements, choice));
+  const Simulation simulation = ResolveSimulated(options, requirements, choice);
+  return KvBudget(simulation.config, simulation.method);
+}
+
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements) {
-  return MakePackedKvCache(ResolveCacheConfig(options, requirements));
+  const Choice choice = Resolve(options.spec);
+  if (choice.method != nullptr) {
+    return MakePackedKvCache(ResolvePacked(options, requirements, choice));
+  }
+  const Simulation simulation = ResolveSimulated(options, requirements, choice);
+  return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);
 }
 
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
@@ -180,6 +267,9 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
 std::vector<MethodInfo> ListMethods() {
   std::vector<MethodInfo> methods;
   for (const Method& method : kMethods) methods.push_back({method.name, method.description});
+  for (const SimulatedMethod& method : SimulatedMethods()) {
+    methods.push_back({method.name, method.description});
+  }
   return methods;
 }
 

@@ -8,6 +8,10 @@
 // Keys: bits=16|8|4|2 (pm-kvq: the budget of that width at max_len in every block, in place of the
 //       plan's budgets; not together with --kv-budget),
 //       scales=on|off (use the plan's key scales; on by default).
+//
+// Published methods run in the simulated cache (kv/simulated_cache.h), each in a file of its own
+// that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype; a plan,
+// its key scales included, and the options of pages (sink, window, policy) are not theirs.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +22,7 @@
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/kv/plan.h"
+#include "pmkvq/methods/kv_budget.h"
 
 namespace pmkvq {
 
@@ -42,7 +47,7 @@ struct KvRequirements {
   int num_threads = 1;
 };
 
-// The packed cache's configuration for these options.
+// The packed cache's configuration for these options. Not for the SPEC of a simulated method.
 //
 // Budgets: --kv-budget (split over blocks in proportion to the plan's budgets for pm-kvq, evenly
 // otherwise); else for pm-kvq the bits key, else the plan's budgets; else, for fp16 and static-b,
@@ -52,6 +57,11 @@ struct KvRequirements {
 // Throws InvalidInput naming the option: unknown method or key (the known ones are listed), pm-kvq
 // without any budget, a plan for other shapes, and what ValidateCacheConfig refuses.
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements);
+
+// What a sequence may take with these options. A simulated method has --kv-budget, split evenly
+// over blocks, or the most that it takes at any length up to max_len.
+// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method).
+KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements);
 
 // Makes the store. Throws InvalidInput (as ResolveCacheConfig), IoError (memory).
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements);

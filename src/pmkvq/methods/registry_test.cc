@@ -164,19 +164,57 @@ TEST(Registry, ListsEveryMethodWithADescription) {
     names.push_back(method.name);
     EXPECT_FALSE(method.description.empty());
   }
-  EXPECT_EQ(names,
-            (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
+                                             "rtn", "kivi"}));
+}
+
+TEST(Registry, SimulatedMethodsTakeABudgetAndNoKeyScales) {
+  KvOptions options = OptionsFor("rtn:bits=4");  // 2 * 2 * (8 + 4) = 48 bytes a token and block.
+  options.plan = MakePlan();
+  EXPECT_TRUE(KeyScalesOf(options).empty());
+  const KvBudget by_length = ResolveKvBudget(options, Needs());
+  EXPECT_EQ(by_length.packed(), nullptr);
+  EXPECT_EQ(by_length.total_bytes(), 3 * 48 * 1000);
+  EXPECT_TRUE(by_length.Holds(1000));
+  EXPECT_FALSE(by_length.Holds(1001));
+  EXPECT_EQ(by_length.SmallestThatHolds(1001), 3 * 48 * 1001);
+
+  options.budget_bytes = 3 * 48 * 10 + 2;
+  const KvBudget given = ResolveKvBudget(options, Needs());
+  EXPECT_EQ(given.total_bytes(), 3 * 48 * 10);
+  const std::unique_ptr<KvStore> store = MakeKvStore(options, Needs());
+  const SequenceId seq = store->Open().value();
+  EXPECT_EQ(store->SequenceStats(seq).budget_bytes, 3 * 48 * 10);
+  EXPECT_EQ(store->Reserve(seq, 11), ReserveResult::kBudgetExhausted);
+  EXPECT_EQ(store->Reserve(seq, 10), ReserveResult::kReserved);
+
+  options.reference_accounting = true;
+  ExpectError<InvalidInput>([&] { ResolveKvBudget(options, Needs()); },
+                            {"--reference-accounting", "rtn counts every byte"});
+}
+
+TEST(Registry, PackedBudgetsKnowTheirFloor) {
+  KvOptions options = OptionsFor("pm-kvq:bits=4");
+  const KvBudget budget = ResolveKvBudget(options, Needs());
+  ASSERT_NE(budget.packed(), nullptr);
+  EXPECT_EQ(budget.packed()->budget_bytes, ResolveCacheConfig(options, Needs()).budget_bytes);
+  EXPECT_TRUE(budget.Holds(1000)) << "and more, at 2 bits";
+  EXPECT_EQ(budget.AtBest(), " even at 2 bits");
+  EXPECT_FALSE(budget.Holds(4000));
+  EXPECT_EQ(budget.SmallestThatHolds(4000), SmallestBudget(*budget.packed(), 4000));
 }
 
 TEST(Registry, NamesWhatIsWrong) {
   const auto expect = [](const KvOptions& options, std::initializer_list<std::string> parts) {
     ExpectError<InvalidInput>([&] { ResolveCacheConfig(options, Needs()); }, parts);
   };
-  expect(OptionsFor("int4"), {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq"});
+  expect(OptionsFor("int4"),
+         {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi"});
   expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected 16, 8, 4 or 2"});
   expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected on or off"});
-  expect(OptionsFor("pm-kvq:width=4"), {"--kv", "'width'", "expected bits or scales"});
-  expect(OptionsFor("static-4:bits=4"), {"--kv", "'bits' for static-4", "expected scales"});
+  expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected bits=, scales="});
+  expect(OptionsFor("static-4:bits=4"), {"--kv", "'bits' for static-4", "expected scales="});
+  expect(OptionsFor("fp16:reference"), {"--kv", "unknown word 'reference' for fp16"});
   expect(OptionsFor("pm-kvq"), {"--kv", "pm-kvq has no budget", "--kv-budget"});
 
   KvOptions options = OptionsFor("pm-kvq:bits=4");

@@ -36,11 +36,12 @@ int64_t NumLogitRows(const ForwardChunk& chunk) {
 class ForwardPass {
  public:
   ForwardPass(const Model& model, std::span<const ForwardChunk> chunks, ForwardWorkspace& workspace,
-              int num_threads)
+              bool keep_keys_before_rope, int num_threads)
       : model_(model),
         config_(model.config()),
         chunks_(chunks),
         workspace_(workspace),
+        keep_keys_before_rope_(keep_keys_before_rope),
         num_threads_(num_threads) {
     LayOutRows();
     LayOutBuffers();
@@ -62,8 +63,13 @@ class ForwardPass {
     const BlockWeights& block = model_.block(layer);
     for (const RowSlice& slice : workspace_.slices) {
       ProjectQkv(block, slice);
+      if (keep_keys_before_rope_) {
+        const int64_t begin = slice.first_row * config_.kv_dim();
+        std::copy_n(k_ + begin, slice.num_rows * config_.kv_dim(), keys_before_rope_ + begin);
+      }
       Rotate(slice, query_scales, key_scales);
     }
+    if (keep_keys_before_rope_) store.OfferKeysBeforeRope(layer, keys_before_rope_);
     store.AppendAndAttend(layer, q_, k_, v_, attention_);
     for (const RowSlice& slice : workspace_.slices) {
       AddAttentionOutput(block, slice);
@@ -131,14 +137,16 @@ class ForwardPass {
       float** pointer;
       int64_t count;
     };
-    const Part parts[] = {{&x_, num_rows * config_.hidden_size},
-                          {&q_, num_rows * config_.q_dim()},
-                          {&k_, num_rows * config_.kv_dim()},
-                          {&v_, num_rows * config_.kv_dim()},
-                          {&attention_, num_rows * config_.q_dim()},
-                          {&normed_, slice_rows * config_.hidden_size},
-                          {&gate_, slice_rows * config_.intermediate_size},
-                          {&up_, slice_rows * config_.intermediate_size}};
+    const Part parts[] = {
+        {&x_, num_rows * config_.hidden_size},
+        {&q_, num_rows * config_.q_dim()},
+        {&k_, num_rows * config_.kv_dim()},
+        {&v_, num_rows * config_.kv_dim()},
+        {&keys_before_rope_, keep_keys_before_rope_ ? num_rows * config_.kv_dim() : 0},
+        {&attention_, num_rows * config_.q_dim()},
+        {&normed_, slice_rows * config_.hidden_size},
+        {&gate_, slice_rows * config_.intermediate_size},
+        {&up_, slice_rows * config_.intermediate_size}};
     constexpr int64_t kLine = static_cast<int64_t>(kAlignment / sizeof(float));
     const auto aligned = [](int64_t count) { return (count + kLine - 1) / kLine * kLine; };
     int64_t total = 0;
@@ -209,15 +217,17 @@ class ForwardPass {
   const ModelConfig& config_;
   std::span<const ForwardChunk> chunks_;
   ForwardWorkspace& workspace_;
+  const bool keep_keys_before_rope_;
   const int num_threads_;
 
   float* x_ = nullptr;  // [rows, E], the residual stream
   float* q_ = nullptr;  // [rows, H, D]
   float* k_ = nullptr;  // [rows, Hkv, D]
   float* v_ = nullptr;
-  float* attention_ = nullptr;  // [rows, H, D]
-  float* normed_ = nullptr;     // [slice rows, E], also the output of a projection back to E
-  float* gate_ = nullptr;       // [slice rows, F]
+  float* keys_before_rope_ = nullptr;  // [rows, Hkv, D], where the store wants them
+  float* attention_ = nullptr;         // [rows, H, D]
+  float* normed_ = nullptr;            // [slice rows, E], also the output of a projection back to E
+  float* gate_ = nullptr;              // [slice rows, F]
   float* up_ = nullptr;
 };
 
@@ -227,7 +237,7 @@ void Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
                     ForwardWorkspace& workspace, int num_threads) const {
   workspace.num_logit_rows = 0;
   if (chunks.empty()) return;
-  ForwardPass pass(*this, chunks, workspace, num_threads);
+  ForwardPass pass(*this, chunks, workspace, store.WantsKeysBeforeRope(), num_threads);
   pass.Embed();
   store.BeginForward(workspace.batch);
   const bool scaled = !impl_->key_scales.empty();

@@ -300,6 +300,51 @@ TEST_F(Forward, StoresTheKeysOfProfile) {
   });
 }
 
+// Rotates the keys before RoPE that it is handed and compares them with those that it stores.
+class KeysBeforeRopeStore : public DenseKvStore {
+ public:
+  explicit KeysBeforeRopeStore(const Model& model)
+      : DenseKvStore(model.kv_geometry()), model_(model) {}
+
+  bool WantsKeysBeforeRope() const override { return true; }
+  void OfferKeysBeforeRope(int64_t, const float* k) override { offered_ = k; }
+  void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                       float* out) override {
+    ASSERT_NE(offered_, nullptr);
+    std::vector<int64_t> positions;
+    for (const BatchChunk& chunk : last_batch()) {
+      for (int64_t t = 0; t < chunk.num_tokens; ++t) positions.push_back(t);
+    }
+    const KvGeometry geometry = model_.kv_geometry();
+    const auto num_rows = static_cast<int64_t>(positions.size());
+    std::vector<float> keys(offered_, offered_ + num_rows * geometry.kv_dim());
+    ApplyRope(model_.rope(), positions.data(), num_rows, geometry.num_kv_heads, nullptr,
+              keys.data(), 1);
+    EXPECT_EQ(keys, std::vector<float>(k, k + num_rows * geometry.kv_dim()));
+    offered_ = nullptr;
+    ++num_checked;
+    DenseKvStore::AppendAndAttend(layer, q, k, v, out);
+  }
+
+  int64_t num_checked = 0;
+
+ private:
+  const Model& model_;
+  const float* offered_ = nullptr;
+};
+
+TEST_F(Forward, HandsOverKeysBeforeRopeWhereAStoreWantsThem) {
+  auto* store = new KeysBeforeRopeStore(*model_);
+  Runner runner(*model_, std::unique_ptr<KvStore>(store), 1);
+  const std::vector<int32_t> one = RandomTokens(tiny_.vocab, 1, 5);
+  const std::vector<int32_t> many = RandomTokens(tiny_.vocab, 21, 6);
+  const std::vector<float> logits = runner.Run({runner.Chunk(runner.Open(), many, Logits::kLast),
+                                                runner.Chunk(runner.Open(), one, Logits::kNone)});
+  EXPECT_EQ(store->num_checked, tiny_.layers);
+  const std::vector<double> expected = Oracle(many);
+  ExpectNear(logits, expected.data() + 20 * tiny_.vocab, kLogitTolerance);
+}
+
 using ForwardDeath = Forward;
 
 TEST_F(ForwardDeath, ChecksTokens) {

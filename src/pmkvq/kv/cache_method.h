@@ -1,0 +1,110 @@
+// What a published cache method is to the simulated cache: a rule that damages stored floats, and
+// a count of the bytes that the method would take. Methods live in methods/, one file each.
+//
+// The simulated cache keeps dense floats. After each append it lets the method rewrite what it
+// stores, exactly as the method's paper says, and counts bytes by BlockBytes alone; nothing is
+// packed. Sixteen-bit values are rounded to the cache's float type before the method sees them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/kv_types.h"
+
+namespace pmkvq {
+
+// What a method sees besides stored keys and values.
+struct MethodNeeds {
+  bool keys_before_rope = false;  // Keys are handed over, and damaged, as they are before RoPE.
+  bool attention = false;         // Queries and attention weights of the new tokens.
+};
+
+// The floats of one block of one sequence, in pages that the attention kernel reads.
+class SimulatedBlock {
+ public:
+  SimulatedBlock(const KvGeometry& geometry, bool keys_before_rope)
+      : num_kv_heads_(geometry.num_kv_heads),
+        head_dim_(geometry.head_dim),
+        rotates_(keys_before_rope) {}
+
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_kv_heads() const { return num_kv_heads_; }
+  int64_t head_dim() const { return head_dim_; }
+
+  // One token of one KV head, [D]. Consecutive tokens of a page (kPageTokens) lie D floats apart.
+  float* Key(int64_t token, int64_t head) {
+    if (token < first_changed_key_) first_changed_key_ = token;
+    return Row(keys_, token, head);
+  }
+  float* Value(int64_t token, int64_t head) { return Row(values_, token, head); }
+  const float* Key(int64_t token, int64_t head) const { return Row(keys_, token, head); }
+  const float* Value(int64_t token, int64_t head) const { return Row(values_, token, head); }
+
+ private:
+  friend class SimulatedKvCache;
+  using Pages = std::vector<AlignedVector<float>>;  // Each [Hkv, kPageTokens, D].
+
+  size_t Offset(int64_t token, int64_t head) const {
+    return static_cast<size_t>((head * kPageTokens + token % kPageTokens) * head_dim_);
+  }
+  float* Row(Pages& pages, int64_t token, int64_t head) {
+    return pages[static_cast<size_t>(token / kPageTokens)].data() + Offset(token, head);
+  }
+  const float* Row(const Pages& pages, int64_t token, int64_t head) const {
+    return pages[static_cast<size_t>(token / kPageTokens)].data() + Offset(token, head);
+  }
+  const Pages& AttendedKeys() const { return rotates_ ? rotated_keys_ : keys_; }
+  void Resize(int64_t num_tokens);
+
+  int64_t num_kv_heads_;
+  int64_t head_dim_;
+  bool rotates_;
+  int64_t num_tokens_ = 0;
+  Pages keys_;
+  Pages values_;
+  Pages rotated_keys_;             // keys_ after RoPE, where the method works before it.
+  int64_t first_changed_key_ = 0;  // Rotated keys from here on are stale.
+};
+
+// Tokens first .. first + count - 1 of a block, which are stored now.
+struct AppendedTokens {
+  int64_t first = 0;
+  int64_t count = 0;
+  // Null unless the method needs attention. Both are of the new tokens' queries.
+  const float* q = nullptr;                // [count, H, D]
+  const double* attention_sums = nullptr;  // [Hkv, first + count]: weights that each stored token
+                                           // got, summed over new tokens and the heads of a group.
+};
+
+// What a method remembers of one block of one sequence.
+class MethodState {
+ public:
+  virtual ~MethodState() = default;
+  // The block was cut to `num_tokens` tokens.
+  virtual void Truncate(int64_t num_tokens) = 0;
+};
+
+// Immutable: one object serves all blocks and sequences of a cache.
+class CacheMethod {
+ public:
+  virtual ~CacheMethod() = default;
+
+  virtual MethodNeeds needs() const { return {}; }
+  // For a new sequence; null for a method whose rule depends on the lengths alone.
+  virtual std::unique_ptr<MethodState> NewState(int64_t /*layer*/) const { return nullptr; }
+
+  // Damages what the append has pushed out of full precision. What was cut off and stored again
+  // may have been damaged before.
+  virtual void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
+                        MethodState* state) const = 0;
+
+  // Everything that the method keeps of a block with `num_tokens` tokens: codes, metadata, values
+  // at full precision, tags, scores. 0 for no tokens; need not grow with every token.
+  virtual int64_t BlockBytes(int64_t layer, int64_t num_tokens) const = 0;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,408 @@
+#include "pmkvq/kv/simulated_cache.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
+
+namespace pmkvq {
+namespace {
+
+AttentionShape ShapeOf(const SimulatedConfig& config) {
+  AttentionShape shape;
+  shape.num_heads = config.geometry.num_heads;
+  shape.num_kv_heads = config.geometry.num_kv_heads;
+  shape.head_dim = config.geometry.head_dim;
+  shape.group = config.geometry.group();
+  shape.float_type = DType::kF32;
+  shape.metadata_type = DType::kF32;
+  shape.scale = 1.0f / std::sqrt(static_cast<float>(config.geometry.head_dim));
+  return shape;
+}
+
+float RoundTo(DType type, float x) {
+  switch (type) {
+    case DType::kF16:
+      return ToFloat(ToF16(x));
+    case DType::kBF16:
+      return ToFloat(ToBF16(x));
+    default:
+      return x;
+  }
+}
+
+// Index of the first value that the type cannot hold, or `count`.
+int64_t FirstUnfit(DType type, const float* x, int64_t count) {
+  const float* end = x + count;
+  return std::find_if(x, end, [&](float value) { return !std::isfinite(RoundTo(type, value)); }) -
+         x;
+}
+
+// Eight running sums, so that the compiler can use vectors without reordering a sum itself.
+float Dot(const float* a, const float* b, int64_t count) {
+  constexpr int64_t kLanes = 8;
+  float sums[kLanes] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  }
+  return std::accumulate(sums, sums + kLanes, 0.0f);
+}
+
+// scores = weights exp(score - max) / sum.
+void Softmax(float* scores, int64_t count) {
+  const float largest = *std::max_element(scores, scores + count);
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    scores[i] = std::exp(scores[i] - largest);
+    total += double{scores[i]};
+  }
+  const auto factor = static_cast<float>(1.0 / total);
+  for (int64_t i = 0; i < count; ++i) scores[i] *= factor;
+}
+
+}  // namespace
+
+void SimulatedBlock::Resize(int64_t num_tokens) {
+  const auto num_pages = static_cast<size_t>((num_tokens + kPageTokens - 1) / kPageTokens);
+  const auto page_floats = static_cast<size_t>(num_kv_heads_ * kPageTokens * head_dim_);
+  const auto resize = [&](Pages& pages) {
+    pages.resize(num_pages);
+    for (auto page = pages.rbegin(); page != pages.rend() && page->empty(); ++page) {
+      page->resize(page_floats);
+    }
+  };
+  resize(keys_);
+  resize(values_);
+  if (rotates_) resize(rotated_keys_);
+  num_tokens_ = num_tokens;
+}
+
+int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens) {
+  int64_t most = 0;
+  for (int64_t n = 1; n <= num_tokens; ++n) most = std::max(most, method.BlockBytes(layer, n));
+  return most;
+}
+
+void ValidateSimulatedConfig(const SimulatedConfig& config, const CacheMethod& method) {
+  const KvGeometry& geometry = config.geometry;
+  PMKVQ_CHECK(config.budget_bytes.size() == static_cast<size_t>(geometry.num_layers));
+  if (geometry.head_dim < 8 || geometry.head_dim > 256 || geometry.head_dim % 8 != 0 ||
+      geometry.head_dim % geometry.group() != 0) {
+    throw InvalidInput("model", fmt::format("head_dim: found {}, expected a multiple of 8 up to "
+                                            "128, or 256",
+                                            geometry.head_dim));
+  }
+  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+    const int64_t needed = method.BlockBytes(layer, 1);
+    const int64_t found = config.budget_bytes[static_cast<size_t>(layer)];
+    if (found < needed) {
+      throw InvalidInput("--kv-budget",
+                         fmt::format("found {} bytes for block {}, expected at least {}, what one "
+                                     "token takes",
+                                     found, layer, needed));
+    }
+  }
+}
+
+SimulatedKvCache::SimulatedKvCache(const SimulatedConfig& config,
+                                   std::shared_ptr<const CacheMethod> method)
+    : config_(config),
+      method_(std::move(method)),
+      needs_(method_->needs()),
+      attention_shape_(ShapeOf(config)),
+      sequences_(static_cast<size_t>(config.max_sequences)),
+      most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}) {
+  ValidateSimulatedConfig(config_, *method_);
+  PMKVQ_CHECK_MSG(!needs_.keys_before_rope || config_.rope != nullptr, "no RoPE table");
+}
+
+const SimulatedKvCache::Sequence& SimulatedKvCache::At(SequenceId id) const {
+  PMKVQ_CHECK(id >= 0 && static_cast<size_t>(id) < sequences_.size());
+  const Sequence& seq = sequences_[static_cast<size_t>(id)];
+  PMKVQ_CHECK_MSG(seq.is_open, "sequence is not open");
+  return seq;
+}
+
+SimulatedKvCache::Sequence& SimulatedKvCache::At(SequenceId id) {
+  return const_cast<Sequence&>(std::as_const(*this).At(id));
+}
+
+std::optional<SequenceId> SimulatedKvCache::Open() {
+  const auto free = std::find_if(sequences_.begin(), sequences_.end(),
+                                 [](const Sequence& seq) { return !seq.is_open; });
+  if (free == sequences_.end()) return std::nullopt;
+  free->is_open = true;
+  for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
+    free->blocks.emplace_back(config_.geometry, needs_.keys_before_rope);
+    free->states.push_back(method_->NewState(layer));
+  }
+  return static_cast<SequenceId>(free - sequences_.begin());
+}
+
+void SimulatedKvCache::Close(SequenceId seq) {
+  PMKVQ_CHECK(!in_forward_);
+  At(seq) = Sequence();
+}
+
+int64_t SimulatedKvCache::MostBytes(size_t layer, int64_t num_tokens) {
+  std::vector<int64_t>& most = most_bytes_[layer];
+  while (static_cast<int64_t>(most.size()) <= num_tokens) {
+    const auto n = static_cast<int64_t>(most.size());
+    most.push_back(std::max(most.back(), method_->BlockBytes(static_cast<int64_t>(layer), n)));
+  }
+  return most[static_cast<size_t>(num_tokens)];
+}
+
+ReserveResult SimulatedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_ && num_tokens >= 1);
+  Sequence& seq = At(id);
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    if (MostBytes(layer, seq.num_tokens + num_tokens) > config_.budget_bytes[layer]) {
+      return ReserveResult::kBudgetExhausted;
+    }
+  }
+  seq.reserved_tokens = num_tokens;
+  return ReserveResult::kReserved;
+}
+
+void SimulatedKvCache::BeginForward(const Batch& batch) {
+  PMKVQ_CHECK(!in_forward_);
+  forward_.clear();
+  int64_t row = 0;
+  for (const BatchChunk& part : batch) {
+    Sequence& seq = At(part.seq);
+    PMKVQ_CHECK_MSG(part.num_tokens >= 1 && part.num_tokens <= seq.reserved_tokens,
+                    "tokens were not reserved");
+    forward_.push_back({&seq, part.num_tokens, row});
+    row += part.num_tokens;
+  }
+  views_.resize(std::max(views_.size(), forward_.size()));
+  in_forward_ = true;
+}
+
+void SimulatedKvCache::OfferKeysBeforeRope(int64_t, const float* k) { keys_before_rope_ = k; }
+
+SimulatedKvCache::Rows SimulatedKvCache::RowsOf(const Chunk& chunk, const float* q, const float* k,
+                                                const float* v, float* out) const {
+  const int64_t q_begin = chunk.first_row * config_.geometry.num_heads * config_.geometry.head_dim;
+  const int64_t kv_begin = chunk.first_row * config_.geometry.kv_dim();
+  return {q + q_begin, k + kv_begin, v + kv_begin, out + q_begin};
+}
+
+void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k,
+                                       const float* v, float* out) {
+  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  PMKVQ_CHECK(!needs_.keys_before_rope || keys_before_rope_ != nullptr);
+  if (forward_.empty()) return;
+  CheckValues(layer, "key", needs_.keys_before_rope ? keys_before_rope_ : k);
+  CheckValues(layer, "value", v);
+  if (!needs_.attention) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
+  for (const Chunk& chunk : forward_) {
+    const Rows rows = RowsOf(chunk, q, k, v, out);
+    if (needs_.attention) {
+      AttendDense(chunk, chunk.seq->blocks[static_cast<size_t>(layer)], rows);
+    }
+    StoreRows(chunk, layer, rows);
+  }
+  keys_before_rope_ = nullptr;
+}
+
+void SimulatedKvCache::CheckValues(int64_t layer, const char* name, const float* values) {
+  const Chunk& last = forward_.back();
+  const int64_t count = (last.first_row + last.num_tokens) * config_.geometry.kv_dim();
+  const int64_t unfit = FirstUnfit(config_.float_type, values, count);
+  if (unfit == count) return;
+  in_forward_ = false;
+  const bool finite = std::isfinite(values[unfit]);
+  throw InvalidInput(fmt::format("kv cache, block {}", layer),
+                     fmt::format("found {} for a {}, expected {}", values[unfit], name,
+                                 finite ? "at most 65504; --kv-dtype bf16 holds it"
+                                        : "finite numbers from the model"));
+}
+
+void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
+                                   float* out) {
+  const auto bytes = [](const AlignedVector<float>& page) {
+    return reinterpret_cast<const std::byte*>(page.data());
+  };
+  attention_sequences_.clear();
+  for (size_t i = 0; i < forward_.size(); ++i) {
+    const Chunk& chunk = forward_[i];
+    const SimulatedBlock& block = chunk.seq->blocks[layer];
+    std::vector<KvPageView>& views = views_[i];
+    views.clear();
+    for (size_t page = 0; page < block.values_.size(); ++page) {
+      const int64_t begin = static_cast<int64_t>(page) * kPageTokens;
+      KvPageView view;
+      view.k.data = bytes(block.AttendedKeys()[page]);
+      view.v.data = bytes(block.values_[page]);
+      view.num_tokens = static_cast<int32_t>(std::min(block.num_tokens() - begin, kPageTokens));
+      view.capacity = static_cast<int32_t>(kPageTokens);
+      views.push_back(view);
+    }
+    const Rows rows = RowsOf(chunk, q, k, v, out);
+    attention_sequences_.push_back({views, chunk.num_tokens, rows.q, rows.k, rows.v, rows.out});
+  }
+  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
+}
+
+// Attention that keeps the weights' sums. Costs O(rows * tokens) on one thread.
+void SimulatedKvCache::AttendDense(const Chunk& chunk, const SimulatedBlock& block,
+                                   const Rows& rows) {
+  const auto num_tokens = static_cast<size_t>(block.num_tokens() + chunk.num_tokens);
+  scores_.resize(num_tokens);
+  attention_sums_.assign(static_cast<size_t>(config_.geometry.num_kv_heads) * num_tokens, 0.0);
+  for (int64_t row = 0; row < chunk.num_tokens; ++row) {
+    for (int64_t head = 0; head < config_.geometry.num_heads; ++head) {
+      AttendRow(chunk, block, rows, row, head);
+    }
+  }
+}
+
+void SimulatedKvCache::AttendRow(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows,
+                                 int64_t row, int64_t head) {
+  const KvGeometry& geometry = config_.geometry;
+  const int64_t dim = geometry.head_dim;
+  const int64_t kv_head = head / (geometry.num_heads / geometry.num_kv_heads);
+  const int64_t stored = block.num_tokens();
+  const int64_t visible = stored + row + 1;
+  const auto key = [&](int64_t token) {
+    return token < stored ? block.Row(block.AttendedKeys(), token, kv_head)
+                          : rows.k + (token - stored) * geometry.kv_dim() + kv_head * dim;
+  };
+  const auto value = [&](int64_t token) {
+    return token < stored ? block.Value(token, kv_head)
+                          : rows.v + (token - stored) * geometry.kv_dim() + kv_head * dim;
+  };
+  const int64_t begin = (row * geometry.num_heads + head) * dim;
+  float* out = rows.out + begin;
+  for (int64_t m = 0; m < visible; ++m) {
+    scores_[static_cast<size_t>(m)] = attention_shape_.scale * Dot(rows.q + begin, key(m), dim);
+  }
+  Softmax(scores_.data(), visible);
+  std::fill_n(out, dim, 0.0f);
+  double* sums = attention_sums_.data() + kv_head * (stored + chunk.num_tokens);
+  for (int64_t m = 0; m < visible; ++m) {
+    const float weight = scores_[static_cast<size_t>(m)];
+    sums[m] += double{weight};
+    const float* row_value = value(m);
+    for (int64_t i = 0; i < dim; ++i) out[i] += weight * row_value[i];
+  }
+}
+
+void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows) {
+  const KvGeometry& geometry = config_.geometry;
+  SimulatedBlock& block = chunk.seq->blocks[static_cast<size_t>(layer)];
+  const int64_t first = block.num_tokens();
+  const float* keys =
+      needs_.keys_before_rope ? keys_before_rope_ + chunk.first_row * geometry.kv_dim() : rows.k;
+  block.Resize(first + chunk.num_tokens);
+  for (int64_t t = 0; t < chunk.num_tokens; ++t) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      const int64_t begin = t * geometry.kv_dim() + head * geometry.head_dim;
+      float* key = block.Key(first + t, head);
+      float* value = block.Value(first + t, head);
+      for (int64_t i = 0; i < geometry.head_dim; ++i) {
+        key[i] = RoundTo(config_.float_type, keys[begin + i]);
+        value[i] = RoundTo(config_.float_type, rows.v[begin + i]);
+      }
+    }
+  }
+  AppendedTokens tokens{first, chunk.num_tokens};
+  if (needs_.attention) {
+    tokens.q = rows.q;
+    tokens.attention_sums = attention_sums_.data();
+  }
+  method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
+  if (needs_.keys_before_rope) RotateChangedKeys(block);
+}
+
+void SimulatedKvCache::RotateChangedKeys(SimulatedBlock& block) {
+  for (int64_t token = block.first_changed_key_; token < block.num_tokens(); ++token) {
+    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+      float* rotated = block.Row(block.rotated_keys_, token, head);
+      std::copy_n(block.Row(block.keys_, token, head), block.head_dim(), rotated);
+      ApplyRope(*config_.rope, &token, 1, 1, nullptr, rotated, 1);
+    }
+  }
+  block.first_changed_key_ = std::numeric_limits<int64_t>::max();
+}
+
+void SimulatedKvCache::EndForward() {
+  PMKVQ_CHECK(in_forward_);
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    Sequence& seq = *chunk.seq;
+    seq.num_tokens += chunk.num_tokens;
+    seq.reserved_tokens = 0;
+    seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
+  }
+}
+
+void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_);
+  Sequence& seq = At(id);
+  PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
+  seq.reserved_tokens = 0;
+  for (SimulatedBlock& block : seq.blocks) block.Resize(num_tokens);
+  for (const auto& state : seq.states) {
+    if (state != nullptr) state->Truncate(num_tokens);
+  }
+  seq.num_tokens = num_tokens;
+  seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
+}
+
+int64_t SimulatedKvCache::BytesOf(const Sequence& seq) const {
+  int64_t bytes = 0;
+  for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
+    bytes += method_->BlockBytes(layer, seq.num_tokens);
+  }
+  return bytes;
+}
+
+KvSequenceStats SimulatedKvCache::SequenceStats(SequenceId id) const {
+  const Sequence& seq = At(id);
+  KvSequenceStats stats;
+  stats.num_tokens = seq.num_tokens;
+  stats.bytes = BytesOf(seq);
+  stats.peak_bytes = seq.peak_bytes;
+  stats.budget_bytes =
+      std::accumulate(config_.budget_bytes.begin(), config_.budget_bytes.end(), int64_t{0});
+  return stats;
+}
+
+KvLayerStats SimulatedKvCache::LayerStats(SequenceId id, int64_t layer) const {
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
+  KvLayerStats stats;
+  stats.bytes = method_->BlockBytes(layer, At(id).num_tokens);
+  stats.budget_bytes = config_.budget_bytes[static_cast<size_t>(layer)];
+  return stats;
+}
+
+KvStoreStats SimulatedKvCache::StoreStats() const {
+  size_t floats = 0;
+  for (const Sequence& seq : sequences_) {
+    for (const SimulatedBlock& block : seq.blocks) {
+      for (const auto* pages : {&block.keys_, &block.values_, &block.rotated_keys_}) {
+        for (const auto& page : *pages) floats += page.capacity();
+      }
+    }
+  }
+  const size_t scratch = attention_scratch_.num_bytes() + scores_.capacity() * sizeof(float) +
+                         attention_sums_.capacity() * sizeof(double);
+  return {floats * sizeof(float), scratch};
+}
+
+const SimulatedBlock& SimulatedKvCache::Block(SequenceId seq, int64_t layer) const {
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
+  return At(seq).blocks[static_cast<size_t>(layer)];
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,115 @@
+// A cache for comparisons: dense floats that a published method damages as its paper says, and an
+// exact count of the bytes that the method would take. Its memory is not the method's: it holds
+// four bytes a value.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kv/cache_method.h"
+#include "pmkvq/kv/kv_store.h"
+
+namespace pmkvq {
+
+struct SimulatedConfig {
+  KvGeometry geometry;
+  DType float_type = DType::kF16;  // Of values at full precision: kF16, kBF16 or kF32.
+  int64_t max_sequences = 1;
+  std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
+  const RopeTable* rope = nullptr;    // For methods that work on keys before RoPE; not owned.
+  int num_threads = 1;
+};
+
+// Most bytes that a block takes at any length of 1 .. num_tokens tokens. What the block needs
+// may shrink with a token (a window that is flushed), but a sequence has to get there.
+int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens);
+
+// Throws InvalidInput naming the option: head_dim or a budget that does not hold one token.
+void ValidateSimulatedConfig(const SimulatedConfig& config, const CacheMethod& method);
+
+// Differences to the packed cache: methods have fixed rates, so a spent budget is final (Reserve
+// never halves); there are no pages to count in the statistics. The budget rule is the same for
+// every chunk size: a sequence may grow to n tokens when MostBlockBytes(n) fits in every block.
+// What Truncate cuts reads as it did and may count at full precision again.
+class SimulatedKvCache final : public KvStore {
+ public:
+  SimulatedKvCache(const SimulatedConfig& config, std::shared_ptr<const CacheMethod> method);
+
+  std::optional<SequenceId> Open() override;
+  void Close(SequenceId seq) override;
+  [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
+  void BeginForward(const Batch& batch) override;
+  bool WantsKeysBeforeRope() const override { return needs_.keys_before_rope; }
+  void OfferKeysBeforeRope(int64_t layer, const float* k) override;
+  // After a throw the sequences of the batch can only be truncated or closed.
+  void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                       float* out) override;
+  void EndForward() override;
+  void Truncate(SequenceId seq, int64_t num_tokens) override;
+
+  int64_t NumTokens(SequenceId seq) const override { return At(seq).num_tokens; }
+  KvSequenceStats SequenceStats(SequenceId seq) const override;
+  KvLayerStats LayerStats(SequenceId seq, int64_t layer) const override;
+  // arena_bytes: the floats held now.
+  KvStoreStats StoreStats() const override;
+  std::vector<HalvingEvent> TakeHalvingEvents() override { return {}; }
+
+  // Stored floats, for tests and inspection. Before RoPE where the method works there.
+  const SimulatedBlock& Block(SequenceId seq, int64_t layer) const;
+
+ private:
+  struct Sequence {
+    bool is_open = false;
+    int64_t num_tokens = 0;
+    int64_t reserved_tokens = 0;
+    int64_t peak_bytes = 0;
+    std::vector<SimulatedBlock> blocks;
+    std::vector<std::unique_ptr<MethodState>> states;
+  };
+  struct Chunk {
+    Sequence* seq = nullptr;
+    int64_t num_tokens = 0;
+    int64_t first_row = 0;
+  };
+  // q, k, v, out of one chunk's rows.
+  struct Rows {
+    const float* q;
+    const float* k;
+    const float* v;
+    float* out;
+  };
+
+  Sequence& At(SequenceId id);
+  const Sequence& At(SequenceId id) const;
+  int64_t BytesOf(const Sequence& seq) const;
+  int64_t MostBytes(size_t layer, int64_t num_tokens);
+  Rows RowsOf(const Chunk& chunk, const float* q, const float* k, const float* v, float* out) const;
+  void CheckValues(int64_t layer, const char* name, const float* values);
+  void AttendPaged(size_t layer, const float* q, const float* k, const float* v, float* out);
+  void AttendDense(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows);
+  void AttendRow(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows, int64_t row,
+                 int64_t head);
+  void StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows);
+  void RotateChangedKeys(SimulatedBlock& block);
+
+  SimulatedConfig config_;
+  std::shared_ptr<const CacheMethod> method_;
+  MethodNeeds needs_;
+  AttentionShape attention_shape_;
+  std::vector<Sequence> sequences_;
+  std::vector<std::vector<int64_t>> most_bytes_;  // Per block, by length; grows as asked.
+
+  std::vector<Chunk> forward_;
+  bool in_forward_ = false;
+  const float* keys_before_rope_ = nullptr;
+  std::vector<std::vector<KvPageView>> views_;  // Per chunk.
+  std::vector<AttentionSequence> attention_sequences_;
+  AttentionScratch attention_scratch_;
+  std::vector<float> scores_;
+  std::vector<double> attention_sums_;  // [Hkv, tokens] of the chunk under way.
+};
+
+}  // namespace pmkvq

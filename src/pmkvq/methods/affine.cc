@@ -1,0 +1,51 @@
+#include "pmkvq/methods/affine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+
+namespace pmkvq {
+
+void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, float* x) {
+  PMKVQ_DCHECK(count >= 1 && format.bits >= 1 && format.bits <= 8);
+  float lowest = x[0];
+  float highest = x[0];
+  for (int64_t i = 1; i < count; ++i) {
+    lowest = std::min(lowest, x[i * stride]);
+    highest = std::max(highest, x[i * stride]);
+  }
+  internal::VisitFloatType(format.metadata_type, [&]<class T>(T) {
+    const internal::StoredRange<T> stored = internal::RoundBounds<T>(lowest, highest);
+    const float min = ToFloat(stored.min);
+    const float max_code = internal::MaxCode(format.bits);
+    const float step = ToFloat(stored.range) / max_code;
+    for (int64_t i = 0; i < count; ++i) {
+      float& value = x[i * stride];
+      const uint32_t code = step > 0.0f ? internal::CodeOf(value, min, step, max_code) : 0;
+      value = static_cast<float>(code) * step + min;
+    }
+  });
+}
+
+void DamageRow(const AffineFormat& format, int64_t group, int64_t head_dim, float* row) {
+  for (int64_t i = 0; i < head_dim; i += group) DamageGroup(format, group, 1, row + i);
+}
+
+int64_t AffineBytes(const AffineFormat& format, int64_t num_values, int64_t group) {
+  PMKVQ_DCHECK(num_values % group == 0);
+  const int64_t code_bytes = (group * format.bits + 7) / 8;
+  const auto metadata_bytes = static_cast<int64_t>(2 * SizeOf(format.metadata_type));
+  return num_values / group * (code_bytes + metadata_bytes);
+}
+
+void CheckGroup(const std::string& text, int64_t group, int64_t head_dim) {
+  if (head_dim % group == 0) return;
+  throw InvalidInput("--kv", fmt::format("'{}': group {}, expected a divisor of head_dim {}", text,
+                                         group, head_dim));
+}
+
+}  // namespace pmkvq

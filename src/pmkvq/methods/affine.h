@@ -1,0 +1,35 @@
+// Asymmetric uniform quantisation of one group, as all methods here use it: floats in, damaged
+// floats out. The rule is kernels/kv_quant's, for any width and any stride.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "pmkvq/kv/kv_types.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+struct AffineFormat {
+  int bits = 4;                       // 1 .. 8
+  DType metadata_type = DType::kF16;  // Of min and range.
+};
+
+// Replaces x[0], x[stride], ... x[(count - 1) * stride] by what their codes read back as:
+//   step = range / (2^bits - 1), code = round_half_even((x - min) / step), value = code * step +
+//   min
+// with min rounded down and range up to the stored type first. A group of range 0 keeps its value.
+// Values must be finite.
+void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, float* x);
+
+// Every group of `group` consecutive values of one row [D].
+void DamageRow(const AffineFormat& format, int64_t group, int64_t head_dim, float* row);
+
+// Bytes of `num_values` values in groups of `group`: codes and metadata. Each group's codes take
+// whole bytes.
+int64_t AffineBytes(const AffineFormat& format, int64_t num_values, int64_t group);
+
+// Throws InvalidInput naming --kv `text` unless `group` divides head_dim.
+void CheckGroup(const std::string& text, int64_t group, int64_t head_dim);
+
+}  // namespace pmkvq

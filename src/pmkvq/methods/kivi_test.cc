@@ -1,0 +1,150 @@
+// KIVI against a scalar reading of its rule: which tokens are quantised, along which axis.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
+#include "support/expect_error.h"
+#include "support/method_driver.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectError;
+using testing_support::KeysAndValues;
+using testing_support::MethodDriver;
+
+constexpr int64_t kDim = 64;
+constexpr int64_t kHeads = 2;
+
+// Min and max quantisation of values picked from `x` by index, written from the paper. In float, as
+// exact halves between two codes would fall otherwise in double.
+void QuantizeAt(std::vector<float>& x, const std::vector<size_t>& at, int bits) {
+  float low = x[at[0]];
+  float high = low;
+  for (const size_t i : at) {
+    low = std::min(low, x[i]);
+    high = std::max(high, x[i]);
+  }
+  const float range = ToFloat(RoundUp<F16>(high - low));  // `low` is an f16 value already.
+  const float step = range / static_cast<float>((1 << bits) - 1);
+  for (const size_t i : at) {
+    const float code = step > 0 ? std::nearbyint((x[i] - low) / step) : 0;
+    x[i] = code * step + low;
+  }
+}
+
+size_t Index(int64_t token, int64_t head, int64_t channel) {
+  return static_cast<size_t>((token * kHeads + head) * kDim + channel);
+}
+
+struct Rule {
+  int bits;
+  int64_t group;
+  int64_t residual;
+  bool flushes_values;
+};
+
+// What a prefill of `n` tokens leaves.
+KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule& rule) {
+  KeysAndValues expected{given.k, given.v};
+  const int64_t keys = n - n % rule.residual;
+  const int64_t values = rule.flushes_values ? keys : std::max<int64_t>(0, n - rule.residual);
+  const int64_t value_group = std::min(rule.group, kDim);
+  for (int64_t head = 0; head < kHeads; ++head) {
+    for (int64_t token = 0; token < keys; token += rule.group) {
+      for (int64_t channel = 0; channel < kDim; ++channel) {
+        std::vector<size_t> at;
+        for (int64_t i = 0; i < rule.group; ++i) at.push_back(Index(token + i, head, channel));
+        QuantizeAt(expected.first, at, rule.bits);
+      }
+    }
+    for (int64_t token = 0; token < values; ++token) {
+      for (int64_t channel = 0; channel < kDim; channel += value_group) {
+        std::vector<size_t> at;
+        for (int64_t i = 0; i < value_group; ++i) at.push_back(Index(token, head, channel + i));
+        QuantizeAt(expected.second, at, rule.bits);
+      }
+    }
+  }
+  return expected;
+}
+
+struct Case {
+  const char* spec;
+  Rule rule;
+};
+
+class KiviTest : public testing::TestWithParam<Case> {};
+
+TEST_P(KiviTest, PrefillAndDecodeFollowTheRule) {
+  const auto& [spec, rule] = GetParam();
+  MethodDriver driver(spec);
+  for (const int64_t chunk : {1, 30, 1, 95, 1, 1, 128, 1, 200, 1, 1}) {
+    driver.Append(chunk);
+    const int64_t n = driver.store().NumTokens(driver.seq());
+    const KeysAndValues expected = Expected(driver.Given(n), n, rule);
+    const KeysAndValues stored = driver.Stored();
+    for (size_t i = 0; i < expected.first.size(); ++i) {
+      ASSERT_NEAR(stored.first[i], expected.first[i], 1e-5f) << n << " " << i;
+      ASSERT_NEAR(stored.second[i], expected.second[i], 1e-5f) << n << " " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Specs, KiviTest,
+                         testing::Values(Case{"kivi", {2, 32, 128, false}},
+                                         Case{"kivi:bits=4+group=128", {4, 128, 128, false}},
+                                         Case{"kivi:residual=32", {2, 32, 32, false}},
+                                         Case{"kivi:reference+bits=4", {4, 128, 128, true}}));
+
+TEST(Kivi, BytesByHand) {
+  // A token at full precision: 2 heads * 64 * 2 = 256 bytes of K and as many of V.
+  // A quantised one at 2 bits, G = 32: 128 values take 32 bytes of codes and 4 pairs of 4
+  // bytes, 48.
+  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
+    MethodDriver driver(spec);
+    driver.Append(num_tokens);
+    return driver.BlockBytes();
+  };
+  EXPECT_EQ(bytes("kivi", 1), 512);
+  EXPECT_EQ(bytes("kivi", 127), 127 * 512);
+  EXPECT_EQ(bytes("kivi", 128), 128 * 48 + 128 * 256);
+  EXPECT_EQ(bytes("kivi", 129), (128 * 48 + 256) + (48 + 128 * 256));
+  EXPECT_EQ(bytes("kivi", 300), (256 * 48 + 44 * 256) + (172 * 48 + 128 * 256));
+  // G = 128: keys have one pair for 128 tokens of each of 128 channels: 32 + 4 bytes a token;
+  // values one for 64 channels: 32 + 8.
+  EXPECT_EQ(bytes("kivi:reference", 300), (256 * 36 + 44 * 256) + (256 * 40 + 44 * 256));
+  EXPECT_EQ(bytes("kivi:group=128+bits=4", 300), (256 * 68 + 44 * 256) + (172 * 72 + 128 * 256));
+}
+
+TEST(Kivi, ConstantChannelsAndTokensStayFinite) {
+  MethodDriver driver("kivi");
+  std::vector<float> zeros(4 * kDim, 0.0f);
+  std::vector<float> out(4 * kDim);
+  for (int64_t n = 0; n < 300; ++n) {
+    ASSERT_EQ(driver.store().Reserve(driver.seq(), 1), ReserveResult::kReserved);
+    driver.store().BeginForward({{driver.seq(), 1}});
+    driver.store().AppendAndAttend(0, zeros.data(), zeros.data(), zeros.data(), out.data());
+    driver.store().EndForward();
+    ASSERT_EQ(out, zeros);
+  }
+  EXPECT_EQ(driver.Stored().first, std::vector<float>(300 * kHeads * kDim, 0.0f));
+}
+
+TEST(Kivi, NamesWhatIsWrong) {
+  const auto expect = [](const std::string& spec, const std::string& part) {
+    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
+  };
+  expect("kivi:bits=3", "bits=3, expected one of 4, 2");
+  expect("kivi:group=16", "group=16, expected one of 128, 64, 32");
+  expect("kivi:residual=16", "residual=16, expected a number in [32, 4096]");
+  expect("kivi:residual=96", "residual=96, expected a multiple or a divisor of 128");
+  expect("kivi:refrence",
+         "unknown word 'refrence' for kivi, expected bits=, group=, residual=, "
+         "reference");
+}
+
+}  // namespace
+}  // namespace pmkvq

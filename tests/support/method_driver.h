@@ -1,0 +1,78 @@
+// Drives a simulated method through the registry with rows that are a function of the position.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pmkvq/base/float16.h"
+#include "pmkvq/methods/registry.h"
+#include "support/cache_driver.h"
+
+namespace pmkvq::testing_support {
+
+class MethodDriver {
+ public:
+  // One block of 2 KV heads by default.
+  explicit MethodDriver(const std::string& spec, const KvGeometry& geometry = {1, 4, 2, 64},
+                        DType kv_dtype = DType::kF16, uint64_t seed = 3)
+      : geometry_(geometry), seed_(seed) {
+    KvOptions options;
+    options.spec = spec;
+    options.kv_dtype = kv_dtype;
+    store_ = MakeKvStore(options, {geometry, 1, 4096, 1});
+    seq_ = *store_->Open();
+  }
+
+  void Append(int64_t num_tokens) {
+    ASSERT_EQ(store_->Reserve(seq_, num_tokens), ReserveResult::kReserved);
+    const int64_t first = store_->NumTokens(seq_);
+    store_->BeginForward({{seq_, num_tokens}});
+    for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
+      const Rows rows = MakeRows(geometry_, seed_, layer, first, num_tokens);
+      std::vector<float> out(rows.q.size());
+      store_->AppendAndAttend(layer, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
+    }
+    store_->EndForward();
+  }
+
+  // What was handed over for tokens [0, num_tokens) of block 0, rounded to f16.
+  Rows Given(int64_t num_tokens) const {
+    Rows rows = MakeRows(geometry_, seed_, 0, 0, num_tokens);
+    for (float& x : rows.k) x = ToFloat(ToF16(x));
+    for (float& x : rows.v) x = ToFloat(ToF16(x));
+    return rows;
+  }
+
+  const SimulatedBlock& block() const {
+    return dynamic_cast<const SimulatedKvCache&>(*store_).Block(seq_, 0);
+  }
+  // What is stored, as rows [T, Hkv, D].
+  KeysAndValues Stored() const {
+    KeysAndValues rows;
+    for (int64_t t = 0; t < block().num_tokens(); ++t) {
+      for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+        const float* k = block().Key(t, head);
+        const float* v = block().Value(t, head);
+        rows.first.insert(rows.first.end(), k, k + geometry_.head_dim);
+        rows.second.insert(rows.second.end(), v, v + geometry_.head_dim);
+      }
+    }
+    return rows;
+  }
+  int64_t BlockBytes() const { return store_->LayerStats(seq_, 0).bytes; }
+  KvStore& store() { return *store_; }
+  SequenceId seq() const { return seq_; }
+  const KvGeometry& geometry() const { return geometry_; }
+
+ private:
+  KvGeometry geometry_;
+  uint64_t seed_;
+  std::unique_ptr<KvStore> store_;
+  SequenceId seq_ = 0;
+};
+
+}  // namespace pmkvq::testing_support
