@@ -54,6 +54,6 @@ function(pmkvq_add_module name)
     target_compile_definitions(pmkvq_${name}_test PRIVATE
       PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     gtest_discover_tests(pmkvq_${name}_test
-      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT 120 ENVIRONMENT OMP_WAIT_POLICY=passive)
+      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT 120)
   endif()
 endfunction()

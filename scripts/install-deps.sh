@@ -14,8 +14,8 @@ for group in "$@"; do
     test) packages+=(libgtest-dev librapidcheck-dev python3) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
-    fuzz) packages+=(clang libclang-rt-14-dev libomp-14-dev) ;;
-    format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev libomp-14-dev python3) ;;
+    fuzz) packages+=(clang libclang-rt-14-dev) ;;
+    format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev python3) ;;
     *)
       echo "install-deps.sh: unknown group '$group'; known: build test bench coverage fuzz format" >&2
       exit 2

@@ -1,9 +1,6 @@
 // pmkvq: runs reasoning models inside a fixed KV-cache budget. Exit codes: 0 fine, 1 failed,
 // 2 wrong usage, 130 interrupted.
-#include <unistd.h>
-
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <new>
 
@@ -47,20 +44,9 @@ int Run(int argc, char** argv) {
   return 0;
 }
 
-// Worker threads that wait by spinning make a busy machine hundreds of times slower: the spinner
-// holds the processor that the thread it waits for needs. The OpenMP runtime reads how to wait
-// before main() and never again, hence the second start with the variable set.
-void WaitWithoutSpinning(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
-  setenv("OMP_WAIT_POLICY", "passive", 0);
-  execv("/proc/self/exe", argv);
-  // Not possible here (no /proc, say): goes on as it is.
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  WaitWithoutSpinning(argv);
   pmkvq::cli::InstallInterruptHandler();
   try {
     return Run(argc, argv);

@@ -1,11 +1,19 @@
 #include "pmkvq/base/threads.h"
 
-#include <omp.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <thread>
 
 namespace pmkvq {
 
-int DefaultThreads() { return std::max(1, omp_get_num_procs()); }
+int DefaultThreads() {
+  cpu_set_t processors;
+  if (sched_getaffinity(0, sizeof(processors), &processors) == 0) {
+    return std::max(1, CPU_COUNT(&processors));
+  }
+  // More processors than the set can name.
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 }  // namespace pmkvq

@@ -1,4 +1,4 @@
-// Worker threads are OpenMP's. Every operation takes the number to use, and no
+// How many threads to use; base/parallel.h uses them. Every operation takes the number, and no
 // result depends on it.
 #pragma once
 

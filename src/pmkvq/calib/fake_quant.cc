@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
 namespace pmkvq {
@@ -17,10 +18,9 @@ template <class Function>
 double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& sum_of_run) {
   const int64_t num_runs = (count + run - 1) / run;
   std::vector<double> partial(static_cast<size_t>(num_runs));
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int64_t r = 0; r < num_runs; ++r) {
+  ParallelFor(num_threads, num_runs, [&](int64_t r, int /*worker*/) {
     partial[static_cast<size_t>(r)] = sum_of_run(r * run, std::min(count, (r + 1) * run));
-  }
+  });
   double sum = 0;
   for (const double value : partial) sum += value;
   return sum;
@@ -30,14 +30,10 @@ double SumOverRuns(int64_t count, int64_t run, int num_threads, const Function& 
 
 void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_groups, float* out,
                           int num_threads) {
-  const int64_t run = kRun / group;
-  const int64_t num_runs = (num_groups + run - 1) / run;
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int64_t r = 0; r < num_runs; ++r) {
-    const int64_t begin = r * run;
-    const int64_t count = std::min(run, num_groups - begin);
-    FakeQuantize({.group = group, .bits = bits}, x + begin * group, count, out + begin * group);
-  }
+  ParallelForRanges(num_threads, num_groups, kRun / group, [=](int64_t begin, int64_t end) {
+    FakeQuantize({.group = group, .bits = bits}, x + begin * group, end - begin,
+                 out + begin * group);
+  });
 }
 
 double QuantizationDamage(int64_t group, int bits, const float* x, const float* gradient,

@@ -8,6 +8,7 @@
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/calib/fake_quant.h"
 #include "pmkvq/calib/sample_loop.h"
@@ -78,12 +79,18 @@ class BlockSearch {
 
   // q * s and k / s (eq. 9); query head h uses the scales of its KV head.
   void ScaleQueriesAndKeys(const BlockStates<float>& states, const Tensor& scales) {
+    constexpr int64_t kGrainTokens = 16;
+    ParallelForRanges(
+        context_.num_threads, states.num_tokens, kGrainTokens,
+        [&](int64_t begin, int64_t end) { ScaleTokens(states, scales.As<float>(), begin, end); });
+  }
+
+  void ScaleTokens(const BlockStates<float>& states, const float* all_scales, int64_t begin,
+                   int64_t end) {
     const int64_t dim = geometry_.head_dim;
     const int64_t half = dim / 2;
     const int64_t queries_per_kv = geometry_.num_heads / geometry_.num_kv_heads;
-    const float* all_scales = scales.As<float>();
-#pragma omp parallel for schedule(static) num_threads(context_.num_threads)
-    for (int64_t t = 0; t < states.num_tokens; ++t) {
+    for (int64_t t = begin; t < end; ++t) {
       for (int64_t head = 0; head < geometry_.num_heads; ++head) {
         const float* s = all_scales + head / queries_per_kv * half;
         const int64_t offset = (t * geometry_.num_heads + head) * dim;

@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/model/profile_block.h"
@@ -121,13 +122,12 @@ double Profile<Real>::Impl::HeadRows(const int32_t* targets, int64_t first_row, 
   RmsNorm(input, rows, config.hidden_size, model.final_norm().data(), config.rms_norm_eps,
           normed.data(), num_threads);
   MatMul(normed.data(), rows, model.output_head(), nullptr, logits.data(), num_threads);
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-  for (int64_t r = 0; r < rows; ++r) {
+  ParallelFor(num_threads, rows, [&](int64_t r, int /*worker*/) {
     Real* row = logits.data() + r * config.vocab_size;
     row_loss[static_cast<size_t>(r)] =
         weight == nullptr ? CrossEntropy(row, config.vocab_size, targets[r])
                           : CrossEntropyGrad(row, config.vocab_size, targets[r], *weight);
-  }
+  });
   double sum = 0.0;
   for (int64_t r = 0; r < rows; ++r) sum += row_loss[static_cast<size_t>(r)];
   if (weight != nullptr) {

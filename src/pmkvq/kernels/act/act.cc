@@ -1,8 +1,8 @@
 #include "pmkvq/kernels/act/act.h"
 
-#include <algorithm>
 #include <cmath>
 
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/act/act_vector.h"
 
 namespace pmkvq {
@@ -36,13 +36,8 @@ void SiluMulGradRange(const double* gate, const double* up, const double* dy, in
 template <class Run>
 void InPieces(int64_t count, int num_threads, Run run) {
   constexpr int64_t kPiece = int64_t{1} << 14;
-  const int64_t pieces = (count + kPiece - 1) / kPiece;
-  const int threads = pieces > 1 ? std::max(1, num_threads) : 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t begin = piece * kPiece;
-    run(begin, std::min(kPiece, count - begin));
-  }
+  ParallelForRanges(num_threads, count, kPiece,
+                    [&](int64_t begin, int64_t end) { run(begin, end - begin); });
 }
 
 }  // namespace

@@ -1,12 +1,11 @@
 #include "pmkvq/kernels/attention/attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 
 namespace pmkvq {
@@ -155,22 +154,18 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
     total_floats += internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
   }
   const auto num_items = static_cast<int64_t>(items.size());
-  const int threads =
-      work < kMinParallelWork ? 1
-                              : static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
+  const int threads = work < kMinParallelWork
+                          ? 1
+                          : static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
   float* partials = GrowScratch(
       scratch, static_cast<size_t>(total_floats + threads * thread_floats) * sizeof(float));
   float* thread_memory = partials + total_floats;
   for (size_t i = 0; i < items.size(); ++i) items[i].partial = partials + partial_offsets[i];
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    float* memory = thread_memory + omp_get_thread_num() * thread_floats;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_items; ++i) {
-      internal::RunDecodeItem(shape, items[static_cast<size_t>(i)], memory);
-    }
-  }
+  ParallelFor(threads, num_items, [&](int64_t i, int worker) {
+    float* memory = thread_memory + worker * thread_floats;
+    internal::RunDecodeItem(shape, items[static_cast<size_t>(i)], memory);
+  });
 
   size_t first = 0;
   for (const AttentionSequence* sequence : sequences) {

@@ -1,13 +1,12 @@
 // Prefill: many query rows. Each block of stored tokens is expanded to floats once per block of
 // query rows, and both products are matrix products. The chunk's own keys and values are used
 // where they lie.
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 
@@ -170,14 +169,10 @@ void Prefill(const AttentionShape& shape, std::span<const AttentionSequence* con
   }
   const size_t thread_bytes = PrefillScratchBytes(shape);
   const auto num_blocks = static_cast<int64_t>(blocks.size());
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
-  {
-    std::byte* memory = scratch + static_cast<size_t>(omp_get_thread_num()) * thread_bytes;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_blocks; ++i) {
-      BlockAttention(shape, blocks[static_cast<size_t>(i)], memory).Run();
-    }
-  }
+  ParallelFor(num_threads, num_blocks, [&](int64_t i, int worker) {
+    std::byte* memory = scratch + static_cast<size_t>(worker) * thread_bytes;
+    BlockAttention(shape, blocks[static_cast<size_t>(i)], memory).Run();
+  });
 }
 
 }  // namespace pmkvq::internal

@@ -1,13 +1,12 @@
 #include "pmkvq/kernels/attention/causal_attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 
@@ -142,16 +141,16 @@ void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Rea
   const int64_t p_size = kQueryBlock * shape.num_tokens;
   const int threads = std::max(num_threads, 1);
   AlignedVector<Real> scratch(static_cast<size_t>(threads * p_size));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-  for (int64_t item = num_items - 1; item >= 0; --item) {  // Longest blocks first.
+  ParallelFor(threads, num_items, [&](int64_t i, int worker) {
+    const int64_t item = num_items - 1 - i;  // Longest blocks first.
     const Block<Real> block =
         MakeBlock<Real>(shape, item % shape.num_heads, item / shape.num_heads);
-    Real* p = scratch.data() + omp_get_thread_num() * p_size;
+    Real* p = scratch.data() + worker * p_size;
     block.Probabilities(q, k, p);
     BlasGemm<Real>(false, false, block.rows, shape.head_dim, block.visible(), Real{1}, p,
                    block.visible(), v + block.kv_offset(), block.kv_stride(), Real{0},
                    out + block.q_offset(), block.q_stride());
-  }
+  });
 }
 
 template <class Real>
@@ -165,15 +164,14 @@ void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const
   AlignedVector<Real> dk_parts(static_cast<size_t>(shape.num_heads * head_size));
   AlignedVector<Real> dv_parts(dk_parts.size());
   AlignedVector<Real> scratch(static_cast<size_t>(threads * 2 * p_size));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-  for (int64_t head = 0; head < shape.num_heads; ++head) {
-    Real* p = scratch.data() + omp_get_thread_num() * 2 * p_size;
+  ParallelFor(threads, shape.num_heads, [&](int64_t head, int worker) {
+    Real* p = scratch.data() + worker * 2 * p_size;
     const HeadGradient<Real> sum{dk_parts.data() + head * head_size,
                                  dv_parts.data() + head * head_size};
     for (int64_t index = 0; index < NumBlocks(shape); ++index) {
       AddBlockGradient(MakeBlock<Real>(shape, head, index), q, k, v, dout, dq, sum, p, p + p_size);
     }
-  }
+  });
   SumHeads(shape, dk_parts.data(), dk);
   SumHeads(shape, dv_parts.data(), dv);
 }

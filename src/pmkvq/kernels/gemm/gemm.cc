@@ -1,7 +1,6 @@
 #include "pmkvq/kernels/gemm/gemm.h"
 
 #include <cblas.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,6 +8,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
 
 namespace pmkvq {
@@ -26,14 +26,16 @@ constexpr int64_t kGradTileRows = 1024;
 // Multiplications (about 30 us of them) below which a second thread costs more than it brings:
 // waking one takes some 10 us on an idle machine, and a turn of the scheduler on a busy one.
 constexpr int64_t kMinParallelWork = int64_t{1} << 19;
-// Threads get whole blocks of the decode kernel (8, 6 or 3 outputs).
+// Whole blocks of the decode kernel (8, 6 or 3 outputs); threads get multiples of it, with about
+// this many multiplications (15 us).
 constexpr int64_t kDecodeGrain = 24;
+constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int UsefulThreads(int num_threads, int64_t num_rows, const WeightView& weight) {
   const bool worth_it = num_rows * weight.rows * weight.cols >= kMinParallelWork;
-  return worth_it ? std::max(1, num_threads) : 1;
+  return worth_it ? num_threads : 1;
 }
 
 void CheckWeight(const WeightView& weight) {
@@ -124,19 +126,11 @@ void DecodeRows(const float* x, int64_t num_rows, const WeightView& weight, cons
                 float* y, int num_threads) {
   const float* packed = PackSlices(x, num_rows, weight);
   const int threads = UsefulThreads(num_threads, num_rows, weight);
-  if (threads == 1) {
-    DecodeSlices(packed, num_rows, weight, bias, 0, weight.rows, y);
-    return;
-  }
-  const int64_t grains = CeilDiv(weight.rows, kDecodeGrain);
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t team = omp_get_num_threads();
-    const int64_t rank = omp_get_thread_num();
-    const int64_t begin = grains * rank / team * kDecodeGrain;
-    const int64_t end = std::min(weight.rows, grains * (rank + 1) / team * kDecodeGrain);
-    if (begin < end) DecodeSlices(packed, num_rows, weight, bias, begin, end, y);
-  }
+  const int64_t grain_work = num_rows * std::max<int64_t>(1, weight.cols) * kDecodeGrain;
+  const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
+  ParallelForRanges(threads, weight.rows, item_outs, [&](int64_t begin, int64_t end) {
+    DecodeSlices(packed, num_rows, weight, bias, begin, end, y);
+  });
 }
 
 void DecodeRows(const double* x, int64_t num_rows, const WeightView& weight, const float* bias,
@@ -200,13 +194,10 @@ void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const flo
     return;
   }
   UseOneBlasThread();
-  const int64_t tiles = CeilDiv(weight.rows, kTileOuts);
   const int threads = UsefulThreads(num_threads, num_rows, weight);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t begin = tile * kTileOuts;
-    MatMulTile(x, num_rows, weight, bias, begin, std::min(weight.rows, begin + kTileOuts), y);
-  }
+  ParallelForRanges(threads, weight.rows, kTileOuts, [&](int64_t begin, int64_t end) {
+    MatMulTile(x, num_rows, weight, bias, begin, end, y);
+  });
 }
 
 template <class Real>
@@ -219,14 +210,10 @@ void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight,
     return;
   }
   UseOneBlasThread();
-  const int64_t tiles = CeilDiv(weight.cols, kGradTileCols);
   const int threads = UsefulThreads(num_threads, num_rows, weight);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t begin = tile * kGradTileCols;
-    GradInputTile(dy, num_rows, weight, accumulate, begin,
-                  std::min(weight.cols, begin + kGradTileCols), dx);
-  }
+  ParallelForRanges(threads, weight.cols, kGradTileCols, [&](int64_t begin, int64_t end) {
+    GradInputTile(dy, num_rows, weight, accumulate, begin, end, dx);
+  });
 }
 
 template <class Real>

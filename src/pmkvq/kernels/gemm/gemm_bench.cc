@@ -5,10 +5,13 @@
 // float) times the number of threads.
 #include <benchmark/benchmark.h>
 
+#include <atomic>
 #include <cstdint>
+#include <numeric>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/float16.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 
@@ -42,12 +45,14 @@ void SetFlops(benchmark::State& state, int64_t rows, int64_t outs, int64_t cols)
 void ReadBandwidth(benchmark::State& state) {
   const int threads = static_cast<int>(state.range(0));
   const int64_t count = kHidden * kIntermediate / 4;
+  constexpr int64_t kGrain = int64_t{1} << 16;
   AlignedVector<uint64_t> memory(static_cast<size_t>(count), 1);
   for (auto _ : state) {
-    uint64_t total = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : total) schedule(static)
-    for (int64_t i = 0; i < count; ++i) total += memory[static_cast<size_t>(i)];
-    benchmark::DoNotOptimize(total);
+    std::atomic<uint64_t> total{0};
+    ParallelForRanges(threads, count, kGrain, [&](int64_t begin, int64_t end) {
+      total += std::accumulate(memory.begin() + begin, memory.begin() + end, uint64_t{0});
+    });
+    benchmark::DoNotOptimize(total.load());
   }
   state.SetBytesProcessed(state.iterations() * count * 8);
 }

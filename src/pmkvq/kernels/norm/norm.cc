@@ -4,14 +4,24 @@
 #include <cmath>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 
 namespace pmkvq {
 namespace {
 
+// Below this a second thread costs more than it brings.
 constexpr int64_t kMinParallelElements = int64_t{1} << 16;
+// Elements of the rows that a thread takes at a time, at least.
+constexpr int64_t kGrainElements = int64_t{1} << 14;
 
-int UsefulThreads(int num_threads, int64_t num_rows, int64_t size) {
-  return num_rows > 1 && num_rows * size >= kMinParallelElements ? std::max(1, num_threads) : 1;
+// Calls run(row) for every row.
+template <class Run>
+void ForEachRow(int64_t num_rows, int64_t size, int num_threads, const Run& run) {
+  const int threads = num_rows * size >= kMinParallelElements ? num_threads : 1;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / size);
+  ParallelForRanges(threads, num_rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) run(row);
+  });
 }
 
 // Sum of term(0) .. term(size - 1) in eight double lanes: exact enough for any row and a fixed
@@ -45,14 +55,12 @@ template <class Real>
 void RmsNorm(const Real* x, int64_t num_rows, int64_t size, const float* weight, double eps,
              Real* y, int num_threads) {
   PMKVQ_CHECK(size > 0);
-  const int threads = UsefulThreads(num_threads, num_rows, size);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t row = 0; row < num_rows; ++row) {
+  ForEachRow(num_rows, size, num_threads, [=](int64_t row) {
     const Real* in = x + row * size;
     Real* out = y + row * size;
     const Real inverse = static_cast<Real>(InverseRms(in, size, eps));
     for (int64_t i = 0; i < size; ++i) out[i] = in[i] * inverse * static_cast<Real>(weight[i]);
-  }
+  });
 }
 
 // With r = (mean(x^2) + eps)^(-1/2) and y_i = x_i r w_i:
@@ -61,9 +69,7 @@ template <class Real>
 void RmsNormGrad(const Real* x, const Real* dy, int64_t num_rows, int64_t size, const float* weight,
                  double eps, Real* dx, int num_threads) {
   PMKVQ_CHECK(size > 0);
-  const int threads = UsefulThreads(num_threads, num_rows, size);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t row = 0; row < num_rows; ++row) {
+  ForEachRow(num_rows, size, num_threads, [=](int64_t row) {
     const Real* in = x + row * size;
     const Real* grad_out = dy + row * size;
     Real* grad_in = dx + row * size;
@@ -77,7 +83,7 @@ void RmsNormGrad(const Real* x, const Real* dy, int64_t num_rows, int64_t size, 
       const double scaled = static_cast<double>(weight[i]) * static_cast<double>(grad_out[i]);
       grad_in[i] += static_cast<Real>(inverse * scaled - along_x * static_cast<double>(in[i]));
     }
-  }
+  });
 }
 
 #define PMKVQ_INSTANTIATE(Real)                                                                 \

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/parallel.h"
 
 namespace pmkvq {
 namespace {
@@ -115,20 +116,19 @@ template <class Real, class RotateHead>
 void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                  int64_t num_heads, Real* x, int num_threads, RotateHead rotate_head) {
   constexpr int64_t kMinParallelElements = int64_t{1} << 15;
+  constexpr int64_t kGrainRows = 16;
   const int64_t head_dim = table.head_dim();
-  const bool worth_it = num_rows > 1 && num_rows * num_heads * head_dim >= kMinParallelElements;
-  const int threads = worth_it ? std::max(1, num_threads) : 1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  const bool worth_it = num_rows * num_heads * head_dim >= kMinParallelElements;
+  const auto rotate_rows = [&](int64_t begin, int64_t end) {
     Rotation<Real> rotation(static_cast<size_t>(head_dim / 2));
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t row = begin; row < end; ++row) {
       rotation.Set(table, positions[row]);
       for (int64_t head = 0; head < num_heads; ++head) {
         rotate_head(rotation, head, x + (row * num_heads + head) * head_dim);
       }
     }
-  }
+  };
+  ParallelForRanges(worth_it ? num_threads : 1, num_rows, kGrainRows, rotate_rows);
 }
 
 }  // namespace
