@@ -365,10 +365,11 @@ bool Same(std::string_view a, std::string_view b, int depth) {
   return SameSingle(a, b, depth);
 }
 
-// What stands before the first \approx.
+// What stands before the first \approx, or behind it when it comes first.
 std::string ExactPart(const std::string& text) {
   const std::vector<std::string> parts = SplitAtToken(text, "\\approx");
-  return parts[0].empty() ? text : parts[0];
+  if (!parts[0].empty()) return parts[0];
+  return parts.size() > 1 ? parts[1] : text;
 }
 
 }  // namespace

@@ -100,16 +100,20 @@ std::vector<std::string_view> Words(std::string_view text) {
 std::string CanonicalUnit(std::string_view text, std::string_view exponent, bool in_text) {
   std::string unit;
   std::string power(exponent);
+  bool over = false;
   for (const std::string_view word : Words(text)) {
+    // "km/h" has its stroke in front of the second word.
+    const bool stroke = word.data() > text.data() && word.data()[-1] == '/';
+    over = over || stroke || word == "per";
     if (word == "square" || word == "sq") {
       power = "2";
     } else if (word == "cubic") {
       power = "3";
-    } else if (word == "per") {
-      unit += "/";
     } else if (const std::optional<std::string_view> name = FindUnit(word, in_text)) {
+      if (over && !unit.empty()) unit += "/";
+      over = false;
       unit += *name;
-    } else {
+    } else if (word != "per") {
       return "";
     }
   }
@@ -162,7 +166,15 @@ bool TakePlainWords(TrailingUnit* answer) {
   std::string_view text = answer->rest;
   const std::string_view exponent = TakeExponent(&text);
   size_t begin = text.size();
-  while (begin > 0 && (IsLetter(text[begin - 1]) || text[begin - 1] == ' ')) --begin;
+  bool quotient = false;  // "km/h": short names are safe there.
+  while (begin > 0) {
+    const char c = text[begin - 1];
+    const bool slash = c == '/' && begin > 1 && begin < text.size() && IsLetter(text[begin]) &&
+                       IsLetter(text[begin - 2]);
+    if (!IsLetter(c) && c != ' ' && !slash) break;
+    quotient = quotient || slash;
+    --begin;
+  }
   // The first word may be the name of a command: "12\pi cm".
   if (begin > 0 && text[begin - 1] == '\\') {
     while (begin < text.size() && IsLetter(text[begin])) ++begin;
@@ -175,16 +187,16 @@ bool TakePlainWords(TrailingUnit* answer) {
   const bool number = std::all_of(quantity.begin(), quantity.end(), [](char c) {
     return IsDigit(c) || std::string_view(".,-+/$\\{}! ").find(c) != std::string_view::npos;
   });
-  const bool known = std::all_of(all.begin(), all.end(), [](std::string_view word) {
+  const bool known = std::all_of(all.begin(), all.end(), [&](std::string_view word) {
     return word == "square" || word == "sq" || word == "cubic" || word == "per" ||
-           word == "percent" || FindUnit(word, false);
+           word == "percent" || FindUnit(word, quotient);
   });
   const bool noun =
       number && words[0] == ' ' && exponent.empty() &&
       std::all_of(all.begin(), all.end(), [](std::string_view word) { return word.size() >= 3; });
   if (!known && !noun) return false;
   if (all.back() == "percent") answer->percent = true;
-  answer->unit = CanonicalUnit(words, exponent, false) + answer->unit;
+  answer->unit = CanonicalUnit(words, exponent, quotient) + answer->unit;
   answer->rest = quantity;
   return true;
 }
