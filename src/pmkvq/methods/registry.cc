@@ -17,7 +17,8 @@ namespace pmkvq {
 // Published methods: one line each, the function that describes it (simulated_method.h).
 #define PMKVQ_SIMULATED_METHODS(METHOD) \
   METHOD(RtnMethod)                     \
-  METHOD(KiviMethod)
+  METHOD(KiviMethod)                    \
+  METHOD(MikvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -165,7 +165,7 @@ TEST(Registry, ListsEveryMethodWithADescription) {
     EXPECT_FALSE(method.description.empty());
   }
   EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
-                                             "rtn", "kivi"}));
+                                             "rtn", "kivi", "mikv"}));
 }
 
 TEST(Registry, SimulatedMethodsTakeABudgetAndNoKeyScales) {
@@ -209,7 +209,7 @@ TEST(Registry, NamesWhatIsWrong) {
     ExpectError<InvalidInput>([&] { ResolveCacheConfig(options, Needs()); }, parts);
   };
   expect(OptionsFor("int4"),
-         {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi"});
+         {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi, mikv"});
   expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected 16, 8, 4 or 2"});
   expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected on or off"});
   expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected bits=, scales="});
