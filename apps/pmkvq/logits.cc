@@ -25,7 +25,7 @@ void ComputeLogits(const Options& options) {
   CheckPrompt(ids, model->config(), "--prompt-ids");
   CheckPlan(engine, options.kv, *model);
   const KvRequirements requirements{model->kv_geometry(), 1, std::max(engine.max_len, num_tokens),
-                                    engine.num_threads};
+                                    engine.num_threads, &model->rope()};
   model->SetKeyScales(KeyScalesOf(engine.kv));
   const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
   const SequenceId seq = store->Open().value();

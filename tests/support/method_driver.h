@@ -1,9 +1,11 @@
 // Drives a simulated method through the registry with rows that are a function of the position.
+// The rows of q serve as the block's input, too.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,11 +21,11 @@ class MethodDriver {
   // One block of 2 KV heads by default.
   explicit MethodDriver(const std::string& spec, const KvGeometry& geometry = {1, 4, 2, 64},
                         DType kv_dtype = DType::kF16, uint64_t seed = 3)
-      : geometry_(geometry), seed_(seed) {
+      : geometry_(geometry), seed_(seed), rope_(RopeOf(geometry)) {
     KvOptions options;
     options.spec = spec;
     options.kv_dtype = kv_dtype;
-    store_ = MakeKvStore(options, {geometry, 1, 4096, 1});
+    store_ = MakeKvStore(options, {geometry, 1, 4096, 1, &rope_});
     seq_ = *store_->Open();
   }
 
@@ -32,14 +34,24 @@ class MethodDriver {
     const int64_t first = store_->NumTokens(seq_);
     store_->BeginForward({{seq_, num_tokens}});
     for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
-      const Rows rows = MakeRows(geometry_, seed_, layer, first, num_tokens);
+      Rows rows = MakeRows(geometry_, seed_, layer, first, num_tokens);
       std::vector<float> out(rows.q.size());
+      const std::vector<float> before_rope = rows.k;
+      if (store_->ExtraNeeds().keys_before_rope) {
+        std::vector<int64_t> positions(static_cast<size_t>(num_tokens));
+        std::iota(positions.begin(), positions.end(), first);
+        ApplyRope(rope_, positions.data(), num_tokens, geometry_.num_kv_heads, nullptr,
+                  rows.k.data(), 1);
+      }
+      store_->OfferExtras(
+          layer, {before_rope.data(), rows.q.data(), geometry_.num_heads * geometry_.head_dim});
       store_->AppendAndAttend(layer, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
     }
     store_->EndForward();
   }
 
-  // What was handed over for tokens [0, num_tokens) of block 0, rounded to f16.
+  // What was handed over for tokens [0, num_tokens) of block 0, k and v rounded to f16, k before
+  // RoPE where the method works there.
   Rows Given(int64_t num_tokens) const {
     Rows rows = MakeRows(geometry_, seed_, 0, 0, num_tokens);
     for (float& x : rows.k) x = ToFloat(ToF16(x));
@@ -69,8 +81,15 @@ class MethodDriver {
   const KvGeometry& geometry() const { return geometry_; }
 
  private:
+  static RopeTable RopeOf(const KvGeometry& geometry) {
+    RopeParams params;
+    params.head_dim = geometry.head_dim;
+    return RopeTable(params);
+  }
+
   KvGeometry geometry_;
   uint64_t seed_;
+  RopeTable rope_;
   std::unique_ptr<KvStore> store_;
   SequenceId seq_ = 0;
 };

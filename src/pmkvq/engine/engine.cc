@@ -27,7 +27,7 @@ double SecondsSince(Clock::time_point start) {
 
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options, int64_t max_len,
                               int num_threads) {
-  return {model.kv_geometry(), options.max_sequences, max_len, num_threads};
+  return {model.kv_geometry(), options.max_sequences, max_len, num_threads, &model.rope()};
 }
 
 // The cache's budget, once the plan is known to be this model's.

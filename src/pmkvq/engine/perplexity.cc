@@ -162,8 +162,8 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
   if (kv.plan != nullptr) CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), "--plan");
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();
-  KvRequirements needs{model->kv_geometry(), 1, CheckSequences(sequences, model->config()),
-                       threads};
+  KvRequirements needs{model->kv_geometry(), 1, CheckSequences(sequences, model->config()), threads,
+                       &model->rope()};
   const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {

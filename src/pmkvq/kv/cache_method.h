@@ -21,6 +21,7 @@ namespace pmkvq {
 struct MethodNeeds {
   bool keys_before_rope = false;  // Keys are handed over, and damaged, as they are before RoPE.
   bool attention = false;         // Queries and attention weights of the new tokens.
+  bool block_input = false;       // The block's input (residual stream) of the new tokens.
 };
 
 // The floats of one block of one sequence, in pages that the attention kernel reads.
@@ -74,10 +75,12 @@ class SimulatedBlock {
 struct AppendedTokens {
   int64_t first = 0;
   int64_t count = 0;
-  // Null unless the method needs attention. Both are of the new tokens' queries.
+  // Null unless the method needs them. Queries and weights are of the new tokens.
   const float* q = nullptr;                // [count, H, D]
   const double* attention_sums = nullptr;  // [Hkv, first + count]: weights that each stored token
                                            // got, summed over new tokens and the heads of a group.
+  const float* block_input = nullptr;      // [count, input_width]
+  int64_t input_width = 0;                 // E
 };
 
 // What a method remembers of one block of one sequence.

@@ -16,6 +16,18 @@
 
 namespace pmkvq {
 
+struct KvExtraNeeds {
+  bool keys_before_rope = false;
+  bool block_input = false;
+};
+
+// Rows as those of AppendAndAttend; null where they are not needed.
+struct KvExtras {
+  const float* keys_before_rope = nullptr;  // [rows, Hkv, D], before RoPE and key scales.
+  const float* block_input = nullptr;       // [rows, E], the residual stream.
+  int64_t input_width = 0;                  // E
+};
+
 class KvStore {
  public:
   virtual ~KvStore() = default;
@@ -36,10 +48,10 @@ class KvStore {
   // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
   virtual void BeginForward(const Batch& batch) = 0;
 
-  // Whether AppendAndAttend needs the keys as they were before RoPE and key scales, too. Then
-  // OfferKeysBeforeRope comes before each AppendAndAttend: k [rows, Hkv, D], valid until that ends.
-  virtual bool WantsKeysBeforeRope() const { return false; }
-  virtual void OfferKeysBeforeRope(int64_t /*layer*/, const float* /*k*/) {}
+  // What AppendAndAttend needs besides its arguments; of no need, nothing is offered. Otherwise
+  // OfferExtras comes before each AppendAndAttend, with what is needed, valid until that ends.
+  virtual KvExtraNeeds ExtraNeeds() const { return {}; }
+  virtual void OfferExtras(int64_t /*layer*/, const KvExtras& /*extras*/) {}
 
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the

@@ -187,7 +187,7 @@ void SimulatedKvCache::BeginForward(const Batch& batch) {
   in_forward_ = true;
 }
 
-void SimulatedKvCache::OfferKeysBeforeRope(int64_t, const float* k) { keys_before_rope_ = k; }
+void SimulatedKvCache::OfferExtras(int64_t, const KvExtras& extras) { extras_ = extras; }
 
 SimulatedKvCache::Rows SimulatedKvCache::RowsOf(const Chunk& chunk, const float* q, const float* k,
                                                 const float* v, float* out) const {
@@ -199,9 +199,10 @@ SimulatedKvCache::Rows SimulatedKvCache::RowsOf(const Chunk& chunk, const float*
 void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k,
                                        const float* v, float* out) {
   PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
-  PMKVQ_CHECK(!needs_.keys_before_rope || keys_before_rope_ != nullptr);
+  PMKVQ_CHECK(!needs_.keys_before_rope || extras_.keys_before_rope != nullptr);
+  PMKVQ_CHECK(!needs_.block_input || extras_.block_input != nullptr);
   if (forward_.empty()) return;
-  CheckValues(layer, "key", needs_.keys_before_rope ? keys_before_rope_ : k);
+  CheckValues(layer, "key", needs_.keys_before_rope ? extras_.keys_before_rope : k);
   CheckValues(layer, "value", v);
   if (!needs_.attention) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
   for (const Chunk& chunk : forward_) {
@@ -211,7 +212,7 @@ void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const floa
     }
     StoreRows(chunk, layer, rows);
   }
-  keys_before_rope_ = nullptr;
+  extras_ = {};
 }
 
 void SimulatedKvCache::CheckValues(int64_t layer, const char* name, const float* values) {
@@ -301,8 +302,9 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
   const KvGeometry& geometry = config_.geometry;
   SimulatedBlock& block = chunk.seq->blocks[static_cast<size_t>(layer)];
   const int64_t first = block.num_tokens();
-  const float* keys =
-      needs_.keys_before_rope ? keys_before_rope_ + chunk.first_row * geometry.kv_dim() : rows.k;
+  const float* keys = needs_.keys_before_rope
+                          ? extras_.keys_before_rope + chunk.first_row * geometry.kv_dim()
+                          : rows.k;
   block.Resize(first + chunk.num_tokens);
   for (int64_t t = 0; t < chunk.num_tokens; ++t) {
     for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
@@ -319,6 +321,10 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
   if (needs_.attention) {
     tokens.q = rows.q;
     tokens.attention_sums = attention_sums_.data();
+  }
+  if (needs_.block_input) {
+    tokens.block_input = extras_.block_input + chunk.first_row * extras_.input_width;
+    tokens.input_width = extras_.input_width;
   }
   method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
   if (needs_.keys_before_rope) RotateChangedKeys(block);

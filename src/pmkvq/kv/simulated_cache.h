@@ -42,8 +42,8 @@ class SimulatedKvCache final : public KvStore {
   void Close(SequenceId seq) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
-  bool WantsKeysBeforeRope() const override { return needs_.keys_before_rope; }
-  void OfferKeysBeforeRope(int64_t layer, const float* k) override;
+  KvExtraNeeds ExtraNeeds() const override { return {needs_.keys_before_rope, needs_.block_input}; }
+  void OfferExtras(int64_t layer, const KvExtras& extras) override;
   // After a throw the sequences of the batch can only be truncated or closed.
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
@@ -104,7 +104,7 @@ class SimulatedKvCache final : public KvStore {
 
   std::vector<Chunk> forward_;
   bool in_forward_ = false;
-  const float* keys_before_rope_ = nullptr;
+  KvExtras extras_;
   std::vector<std::vector<KvPageView>> views_;  // Per chunk.
   std::vector<AttentionSequence> attention_sequences_;
   AttentionScratch attention_scratch_;

@@ -41,6 +41,7 @@ class Probe : public CacheMethod {
     if (layer != 0) return;
     appended = {tokens.first, tokens.count};
     sums.clear();
+    first_input = needs_.block_input ? *tokens.block_input : 0.0f;
     if (needs_.attention) {
       sums.assign(tokens.attention_sums,
                   tokens.attention_sums + block.num_kv_heads() * block.num_tokens());
@@ -58,6 +59,7 @@ class Probe : public CacheMethod {
   mutable ProbeState* first_state = nullptr;
   mutable std::pair<int64_t, int64_t> appended;
   mutable std::vector<double> sums;
+  mutable float first_input = 0.0f;  // Of the first new token.
 
  private:
   MethodNeeds needs_;
@@ -110,7 +112,9 @@ std::vector<float> Forward(KvStore& store, const std::vector<Part>& parts, bool 
       all.v.insert(all.v.end(), rows.v.begin(), rows.v.end());
       for (int64_t t = 0; t < part.num_tokens; ++t) positions.push_back(first + t);
     }
-    if (store.WantsKeysBeforeRope()) store.OfferKeysBeforeRope(layer, all.k.data());
+    // Any rows will do for the input: those of q.
+    store.OfferExtras(layer,
+                      {all.k.data(), all.q.data(), kGeometry.num_heads * kGeometry.head_dim});
     std::vector<float> rotated = all.k;
     if (rope) {
       ApplyRope(Rope(), positions.data(), static_cast<int64_t>(positions.size()),
@@ -153,6 +157,17 @@ TEST_P(SimulatedAttention, EqualsDenseAttentionWhereNothingIsDamaged) {
 INSTANTIATE_TEST_SUITE_P(Needs, SimulatedAttention,
                          testing::Values(MethodNeeds{}, MethodNeeds{false, true},
                                          MethodNeeds{true, false}, MethodNeeds{true, true}));
+
+TEST(SimulatedCache, HandsOverTheInputOfEachSequencesTokens) {
+  const auto probe = std::make_shared<Probe>(MethodNeeds{false, false, true});
+  SimulatedKvCache cache(ConfigOf(DType::kF32), probe);
+  ASSERT_EQ(cache.Open(), 0);
+  ASSERT_EQ(cache.Open(), 1);
+  Forward(cache, {{1, 4}, {0, 2}});
+  EXPECT_EQ(probe->first_input, MakeRows(kGeometry, 1, 0, 0, 1).q[0]);
+  Forward(cache, {{0, 3}, {1, 1}});
+  EXPECT_EQ(probe->first_input, MakeRows(kGeometry, 2, 0, 4, 1).q[0]);
+}
 
 TEST(SimulatedCache, AttentionSumsAreTheWeightsOfTheNewRows) {
   const auto probe = std::make_shared<Probe>(MethodNeeds{false, true});

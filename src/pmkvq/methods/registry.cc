@@ -18,7 +18,8 @@ namespace pmkvq {
 #define PMKVQ_SIMULATED_METHODS(METHOD) \
   METHOD(RtnMethod)                     \
   METHOD(KiviMethod)                    \
-  METHOD(MikvMethod)
+  METHOD(MikvMethod)                    \
+  METHOD(RotateKvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
@@ -223,6 +224,7 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
   config.float_type = options.kv_dtype;
   config.max_sequences = requirements.max_sequences;
   config.num_threads = requirements.num_threads;
+  config.rope = requirements.rope;
   if (options.budget_bytes > 0) {
     config.budget_bytes = SplitBudget(options.budget_bytes, geometry.num_layers, {});
   } else {

@@ -45,6 +45,7 @@ struct KvRequirements {
   int64_t max_sequences = 1;
   int64_t max_len = 0;  // Longest sequence, in tokens; sizes caches that have no budget.
   int num_threads = 1;
+  const RopeTable* rope = nullptr;  // The model's, for methods that work on keys before RoPE.
 };
 
 // The packed cache's configuration for these options. Not for the SPEC of a simulated method.

@@ -165,7 +165,7 @@ TEST(Registry, ListsEveryMethodWithADescription) {
     EXPECT_FALSE(method.description.empty());
   }
   EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
-                                             "rtn", "kivi", "mikv"}));
+                                             "rtn", "kivi", "mikv", "rotatekv"}));
 }
 
 TEST(Registry, SimulatedMethodsTakeABudgetAndNoKeyScales) {
@@ -208,8 +208,9 @@ TEST(Registry, NamesWhatIsWrong) {
   const auto expect = [](const KvOptions& options, std::initializer_list<std::string> parts) {
     ExpectError<InvalidInput>([&] { ResolveCacheConfig(options, Needs()); }, parts);
   };
-  expect(OptionsFor("int4"),
-         {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi, mikv"});
+  expect(
+      OptionsFor("int4"),
+      {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi, mikv, rotatekv"});
   expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected 16, 8, 4 or 2"});
   expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected on or off"});
   expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected bits=, scales="});

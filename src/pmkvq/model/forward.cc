@@ -36,12 +36,12 @@ int64_t NumLogitRows(const ForwardChunk& chunk) {
 class ForwardPass {
  public:
   ForwardPass(const Model& model, std::span<const ForwardChunk> chunks, ForwardWorkspace& workspace,
-              bool keep_keys_before_rope, int num_threads)
+              const KvExtraNeeds& extra_needs, int num_threads)
       : model_(model),
         config_(model.config()),
         chunks_(chunks),
         workspace_(workspace),
-        keep_keys_before_rope_(keep_keys_before_rope),
+        extra_needs_(extra_needs),
         num_threads_(num_threads) {
     LayOutRows();
     LayOutBuffers();
@@ -63,13 +63,13 @@ class ForwardPass {
     const BlockWeights& block = model_.block(layer);
     for (const RowSlice& slice : workspace_.slices) {
       ProjectQkv(block, slice);
-      if (keep_keys_before_rope_) {
+      if (extra_needs_.keys_before_rope) {
         const int64_t begin = slice.first_row * config_.kv_dim();
         std::copy_n(k_ + begin, slice.num_rows * config_.kv_dim(), keys_before_rope_ + begin);
       }
       Rotate(slice, query_scales, key_scales);
     }
-    if (keep_keys_before_rope_) store.OfferKeysBeforeRope(layer, keys_before_rope_);
+    OfferExtras(layer, store);
     store.AppendAndAttend(layer, q_, k_, v_, attention_);
     for (const RowSlice& slice : workspace_.slices) {
       AddAttentionOutput(block, slice);
@@ -142,7 +142,7 @@ class ForwardPass {
         {&q_, num_rows * config_.q_dim()},
         {&k_, num_rows * config_.kv_dim()},
         {&v_, num_rows * config_.kv_dim()},
-        {&keys_before_rope_, keep_keys_before_rope_ ? num_rows * config_.kv_dim() : 0},
+        {&keys_before_rope_, extra_needs_.keys_before_rope ? num_rows * config_.kv_dim() : 0},
         {&attention_, num_rows * config_.q_dim()},
         {&normed_, slice_rows * config_.hidden_size},
         {&gate_, slice_rows * config_.intermediate_size},
@@ -184,6 +184,15 @@ class ForwardPass {
               k_ + slice.first_row * config_.kv_dim(), num_threads_);
   }
 
+  void OfferExtras(int64_t layer, KvStore& store) const {
+    if (!extra_needs_.keys_before_rope && !extra_needs_.block_input) return;
+    KvExtras extras;
+    if (extra_needs_.keys_before_rope) extras.keys_before_rope = keys_before_rope_;
+    if (extra_needs_.block_input) extras.block_input = x_;
+    extras.input_width = config_.hidden_size;
+    store.OfferExtras(layer, extras);
+  }
+
   void AddAttentionOutput(const BlockWeights& block, const RowSlice& slice) {
     MatMul(attention_ + slice.first_row * config_.q_dim(), slice.num_rows, block.o_proj,
            DataOrNull(block.o_bias), normed_, num_threads_);
@@ -217,7 +226,7 @@ class ForwardPass {
   const ModelConfig& config_;
   std::span<const ForwardChunk> chunks_;
   ForwardWorkspace& workspace_;
-  const bool keep_keys_before_rope_;
+  const KvExtraNeeds extra_needs_;
   const int num_threads_;
 
   float* x_ = nullptr;  // [rows, E], the residual stream
@@ -237,7 +246,7 @@ void Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
                     ForwardWorkspace& workspace, int num_threads) const {
   workspace.num_logit_rows = 0;
   if (chunks.empty()) return;
-  ForwardPass pass(*this, chunks, workspace, store.WantsKeysBeforeRope(), num_threads);
+  ForwardPass pass(*this, chunks, workspace, store.ExtraNeeds(), num_threads);
   pass.Embed();
   store.BeginForward(workspace.batch);
   const bool scaled = !impl_->key_scales.empty();

@@ -301,13 +301,16 @@ TEST_F(Forward, StoresTheKeysOfProfile) {
 }
 
 // Rotates the keys before RoPE that it is handed and compares them with those that it stores.
-class KeysBeforeRopeStore : public DenseKvStore {
+class ExtrasStore : public DenseKvStore {
  public:
-  explicit KeysBeforeRopeStore(const Model& model)
-      : DenseKvStore(model.kv_geometry()), model_(model) {}
+  explicit ExtrasStore(const Model& model) : DenseKvStore(model.kv_geometry()), model_(model) {}
 
-  bool WantsKeysBeforeRope() const override { return true; }
-  void OfferKeysBeforeRope(int64_t, const float* k) override { offered_ = k; }
+  KvExtraNeeds ExtraNeeds() const override { return {true, true}; }
+  void OfferExtras(int64_t layer, const KvExtras& extras) override {
+    offered_ = extras.keys_before_rope;
+    ASSERT_EQ(extras.input_width, model_.config().hidden_size);
+    if (layer == 0) first_input.assign(extras.block_input, extras.block_input + extras.input_width);
+  }
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override {
     ASSERT_NE(offered_, nullptr);
@@ -327,20 +330,25 @@ class KeysBeforeRopeStore : public DenseKvStore {
   }
 
   int64_t num_checked = 0;
+  std::vector<float> first_input;  // Of the first row, block 0.
 
  private:
   const Model& model_;
   const float* offered_ = nullptr;
 };
 
-TEST_F(Forward, HandsOverKeysBeforeRopeWhereAStoreWantsThem) {
-  auto* store = new KeysBeforeRopeStore(*model_);
+TEST_F(Forward, HandsOverWhatAStoreNeeds) {
+  auto* store = new ExtrasStore(*model_);
   Runner runner(*model_, std::unique_ptr<KvStore>(store), 1);
   const std::vector<int32_t> one = RandomTokens(tiny_.vocab, 1, 5);
   const std::vector<int32_t> many = RandomTokens(tiny_.vocab, 21, 6);
   const std::vector<float> logits = runner.Run({runner.Chunk(runner.Open(), many, Logits::kLast),
                                                 runner.Chunk(runner.Open(), one, Logits::kNone)});
   EXPECT_EQ(store->num_checked, tiny_.layers);
+  // Chunks of one token come first; block 0 reads the embedding.
+  std::vector<float> embedding(static_cast<size_t>(tiny_.hidden));
+  ExpandRow(model_->embedding(), one[0], embedding.data());
+  EXPECT_EQ(store->first_input, embedding);
   const std::vector<double> expected = Oracle(many);
   ExpectNear(logits, expected.data() + 20 * tiny_.vocab, kLogitTolerance);
 }

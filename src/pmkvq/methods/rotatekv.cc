@@ -1,0 +1,241 @@
+// RotateKV (arXiv 2501.16383, IJCAI 2025): keys and values are rotated before they are quantised.
+//
+// Keys before RoPE: a Walsh-Hadamard transform over the channels of four KV heads at a time, then
+// all channels of the block in the order of their sums, so that like channels share a group.
+// Values: a transform of each head. Per token, groups of min(128, D), asymmetric with an integer
+// zero point, bounds clipped to 0.8 of theirs at 2 bits. Up to `pivots` tokens of the prompt stay
+// at full precision: those that hold the largest entries of the block's input. No window.
+//
+// The paper takes the channel order from a calibration set. Here it comes from the append that
+// brings the sequence to kCalibrationTokens tokens or more, a prompt's first chunk as a rule, and
+// is counted; so do the pivots. Up to there nothing is quantised.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/methods/affine.h"
+#include "pmkvq/methods/simulated_method.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr int64_t kCalibrationTokens = 32;
+constexpr int64_t kRotatedHeads = 4;
+
+// Orthonormal, and its own inverse. `count` is a power of two.
+void Hadamard(float* x, int64_t count) {
+  for (int64_t half = 1; half < count; half *= 2) {
+    for (int64_t begin = 0; begin < count; begin += 2 * half) {
+      for (int64_t i = begin; i < begin + half; ++i) {
+        const float a = x[i];
+        const float b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(count));
+  for (int64_t i = 0; i < count; ++i) x[i] *= scale;
+}
+
+struct RotateKvState final : MethodState {
+  void Truncate(int64_t num_tokens) override {
+    num_quantized = std::min(num_quantized, num_tokens);
+    std::erase_if(pivots, [&](int64_t token) { return token >= num_tokens; });
+    std::erase_if(peaks, [&](const Peak& peak) { return peak.second >= num_tokens; });
+    std::make_heap(peaks.begin(), peaks.end(), std::greater<>());
+  }
+
+  using Peak = std::pair<float, int64_t>;  // Magnitude, token.
+
+  std::vector<Peak> peaks;      // The largest so far, a heap with the least in front.
+  std::vector<int64_t> order;   // Channel at each place; empty until it is set.
+  std::vector<int64_t> pivots;  // Tokens, ascending; set with the order.
+  int64_t num_quantized = 0;    // Tokens dealt with, pivots included.
+};
+
+class RotateKv final : public CacheMethod {
+ public:
+  RotateKv(const MethodSpec& spec, const MethodContext& context) : context_(context) {
+    spec.CheckNames({"bits", "clip", "pivots"});
+    bits_ = static_cast<int>(spec.OneOf("bits", 2, {4, 3, 2}));
+    clip_ = static_cast<float>(spec.Real("clip", bits_ == 2 ? 0.8 : 1.0, 0.1, 1.0));
+    num_pivots_ = spec.Integer("pivots", 20, 0, 1024);
+    const KvGeometry& geometry = context.geometry;
+    rotated_heads_ = std::min(kRotatedHeads, geometry.num_kv_heads);
+    const auto width = static_cast<uint64_t>(rotated_heads_ * geometry.head_dim);
+    if (geometry.num_kv_heads % rotated_heads_ != 0 || !std::has_single_bit(width) ||
+        !std::has_single_bit(static_cast<uint64_t>(geometry.head_dim))) {
+      throw InvalidInput("--kv", fmt::format("'{}': {} KV heads of {}, expected powers of two, "
+                                             "heads in fours",
+                                             spec.text, geometry.num_kv_heads, geometry.head_dim));
+    }
+  }
+
+  MethodNeeds needs() const override {
+    MethodNeeds needs;
+    needs.keys_before_rope = true;
+    needs.block_input = num_pivots_ > 0;
+    return needs;
+  }
+
+  std::unique_ptr<MethodState> NewState(int64_t) const override {
+    return std::make_unique<RotateKvState>();
+  }
+
+  void OnAppend(int64_t, const AppendedTokens& tokens, SimulatedBlock& block,
+                MethodState* opaque) const override {
+    RotateKvState& state = static_cast<RotateKvState&>(*opaque);
+    if (state.order.empty()) {
+      if (num_pivots_ > 0) KeepPeaks(tokens, state.peaks);
+      if (block.num_tokens() < kCalibrationTokens) return;
+      SetOrder(block, state);
+      SetPivots(state);
+    }
+    std::vector<float> scratch(static_cast<size_t>(context_.geometry.kv_dim()));
+    for (int64_t token = state.num_quantized; token < block.num_tokens(); ++token) {
+      if (std::binary_search(state.pivots.begin(), state.pivots.end(), token)) continue;
+      QuantizeKey(token, state.order, scratch, block);
+      for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+        float* value = block.Value(token, head);
+        Hadamard(value, block.head_dim());
+        Quantize(value, block.head_dim());
+        Hadamard(value, block.head_dim());
+      }
+    }
+    state.num_quantized = block.num_tokens();
+  }
+
+  // Slots at full precision for all pivots and their positions (4 bytes), codes with a scale and
+  // an int16 zero point for the others, and the channel order (int16). Before that is known:
+  // values at full precision and peaks.
+  int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
+    if (num_tokens == 0) return 0;
+    const KvGeometry& geometry = context_.geometry;
+    const int64_t kv_dim = geometry.kv_dim();
+    if (num_tokens < kCalibrationTokens) {
+      return 2 * context_.FloatBytes(num_tokens) + 8 * num_pivots_;
+    }
+    const int64_t pivots = std::min(num_pivots_, num_tokens);
+    const int64_t group_bytes =
+        (geometry.group() * bits_ + 7) / 8 + static_cast<int64_t>(SizeOf(context_.float_type)) + 2;
+    return 2 * context_.FloatBytes(pivots) + 4 * pivots +
+           2 * (num_tokens - pivots) * (kv_dim / geometry.group()) * group_bytes + 2 * kv_dim;
+  }
+
+ private:
+  // The key of a token, all heads, rotated: [Hkv * D].
+  void RotatedKey(int64_t token, const SimulatedBlock& block, std::vector<float>& rotated) const {
+    const int64_t dim = block.head_dim();
+    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+      std::copy_n(block.Key(token, head), dim, rotated.data() + head * dim);
+    }
+    RotateHeads(rotated);
+  }
+
+  void RotateHeads(std::vector<float>& key) const {
+    const int64_t width = rotated_heads_ * context_.geometry.head_dim;
+    for (int64_t begin = 0; begin < context_.geometry.kv_dim(); begin += width) {
+      Hadamard(key.data() + begin, width);
+    }
+  }
+
+  // Keeps the num_pivots_ largest entries seen.
+  void KeepPeaks(const AppendedTokens& tokens, std::vector<RotateKvState::Peak>& peaks) const {
+    for (int64_t i = 0; i < tokens.count * tokens.input_width; ++i) {
+      const float magnitude = std::abs(tokens.block_input[i]);
+      if (static_cast<int64_t>(peaks.size()) == num_pivots_) {
+        if (magnitude <= peaks.front().first) continue;
+        std::pop_heap(peaks.begin(), peaks.end(), std::greater<>());
+        peaks.pop_back();
+      }
+      peaks.emplace_back(magnitude, tokens.first + i / tokens.input_width);
+      std::push_heap(peaks.begin(), peaks.end(), std::greater<>());
+    }
+  }
+
+  // By the sums over all tokens so far, none of which has been quantised.
+  void SetOrder(const SimulatedBlock& block, RotateKvState& state) const {
+    std::vector<float> rotated(static_cast<size_t>(context_.geometry.kv_dim()));
+    std::vector<double> sums(rotated.size());
+    for (int64_t token = 0; token < block.num_tokens(); ++token) {
+      RotatedKey(token, block, rotated);
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += double{rotated[i]};
+    }
+    state.order.resize(sums.size());
+    std::iota(state.order.begin(), state.order.end(), int64_t{0});
+    std::stable_sort(state.order.begin(), state.order.end(), [&](int64_t a, int64_t b) {
+      return sums[static_cast<size_t>(a)] < sums[static_cast<size_t>(b)];
+    });
+  }
+
+  static void SetPivots(RotateKvState& state) {
+    for (const auto& [magnitude, token] : state.peaks) state.pivots.push_back(token);
+    std::sort(state.pivots.begin(), state.pivots.end());
+    state.pivots.erase(std::unique(state.pivots.begin(), state.pivots.end()), state.pivots.end());
+  }
+
+  void QuantizeKey(int64_t token, const std::vector<int64_t>& order, std::vector<float>& key,
+                   SimulatedBlock& block) const {
+    RotatedKey(token, block, key);
+    std::vector<float> ordered(key.size());
+    for (size_t i = 0; i < key.size(); ++i) ordered[i] = key[static_cast<size_t>(order[i])];
+    Quantize(ordered.data(), static_cast<int64_t>(ordered.size()));
+    for (size_t i = 0; i < key.size(); ++i) key[static_cast<size_t>(order[i])] = ordered[i];
+    RotateHeads(key);
+    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+      std::copy_n(key.data() + head * block.head_dim(), block.head_dim(), block.Key(token, head));
+    }
+  }
+
+  // All groups of `count` values in a row.
+  void Quantize(float* x, int64_t count) const {
+    const int64_t group = context_.geometry.group();
+    for (int64_t begin = 0; begin < count; begin += group) QuantizeGroup(x + begin, group);
+  }
+
+  // code = round(x / scale) + zero. A group whose values are all equal keeps them.
+  void QuantizeGroup(float* x, int64_t count) const {
+    const auto [lowest, highest] = std::minmax_element(x, x + count);
+    const float low = clip_ * *lowest;
+    const float max_code = internal::MaxCode(bits_);
+    const float step = (clip_ * *highest - low) / max_code;
+    const float scale = internal::VisitFloatType(context_.float_type, [&]<class T>(T) {
+      return ToFloat(FromFloat<T>(std::min(step, internal::MaxFinite<T>())));
+    });
+    if (scale <= 0.0f) return;
+    constexpr float kLargestZero = std::numeric_limits<int16_t>::max();
+    const float zero = std::clamp(std::nearbyint(-low / scale), -kLargestZero, kLargestZero);
+    for (int64_t i = 0; i < count; ++i) {
+      const float code = std::clamp(std::nearbyint(x[i] / scale) + zero, 0.0f, max_code);
+      x[i] = (code - zero) * scale;
+    }
+  }
+
+  MethodContext context_;
+  int bits_ = 2;
+  float clip_ = 1.0f;
+  int64_t num_pivots_ = 0;
+  int64_t rotated_heads_ = 1;
+};
+
+}  // namespace
+
+SimulatedMethod RotateKvMethod() {
+  return {"rotatekv",
+          "rotated keys (before RoPE) and values, per token; bits=4|3|2 (2), clip (0.8 at 2 bits, "
+          "else 1), pivots at full precision (20)",
+          [](const MethodSpec& spec,
+             const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
+            return std::make_shared<RotateKv>(spec, context);
+          }};
+}
+
+}  // namespace pmkvq
