@@ -25,19 +25,21 @@ namespace {
 void WarnOfUnusedBudget(const KvCommandOptions& options) {
   const std::string method = options.spec.substr(0, options.spec.find(':'));
   const std::vector<MethodInfo> methods = ListMethods();
-  const bool is_known = std::any_of(methods.begin(), methods.end(),
-                                    [&](const MethodInfo& info) { return info.name == method; });
-  if (!is_known || method == "pm-kvq") return;  // Of unknown ones there will be an error.
+  const auto info = std::find_if(methods.begin(), methods.end(), [&](const MethodInfo& candidate) {
+    return candidate.name == method;
+  });
+  // Of unknown ones there will be an error.
+  if (info == methods.end() || method == "pm-kvq") return;
   if (!options.budget.empty()) {
     PrintError(
         fmt::format("warning: --kv {} does not step down: output ends where --kv-budget is "
                     "reached; --kv pm-kvq steps down inside it",
                     method));
   } else if (!options.plan_path.empty()) {
-    PrintError(
-        fmt::format("warning: --kv {} takes the key scales of --plan only, not its budgets; "
-                    "--kv pm-kvq steps down inside them",
-                    method));
+    PrintError(fmt::format("warning: --kv {} takes {}; --kv pm-kvq steps down inside its budgets",
+                           method,
+                           info->is_simulated ? "nothing from --plan"
+                                              : "the key scales of --plan only, not its budgets"));
   }
 }
 
@@ -55,15 +57,16 @@ int64_t ParseMemoryBudget(const std::string& text) {
 }  // namespace
 
 void KvCommandOptions::Register(CLI::App& command) {
-  std::string methods = "cache method, NAME[:key=value[+key=value]]:";
+  std::string methods = "cache method, NAME[:key=value[+key=value]] (docs/methods.md):";
   for (const MethodInfo& method : ListMethods())
     methods += "\n  " + method.name + ": " + method.description;
   const std::string group = "KV cache";
   command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
   command
-      .add_option("--plan", plan_path,
-                  "plan file made by calibrate: key scales for every method, budgets for "
-                  "--kv pm-kvq")
+      .add_option(
+          "--plan", plan_path,
+          "plan file made by calibrate: budgets for --kv pm-kvq, key scales for it, fp16 and "
+          "static-b")
       ->group(group);
   command
       .add_option("--kv-budget", budget,

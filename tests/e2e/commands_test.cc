@@ -90,6 +90,25 @@ TEST(Run, WorksWithoutTokenizerWhenIdsAreGiven) {
   EXPECT_EQ(json.At("sequences").At(size_t{0}).At("finish_reason").AsString(), "length");
 }
 
+TEST(Run, SimulatedMethodsCountTheirBytes) {
+  // 2 blocks, 2 KV heads of 16: 64 bytes of K or V a token at 16 bits. 39 tokens are stored.
+  const std::vector<std::pair<std::string, int64_t>> cases = {
+      {"rtn:bits=4", 2 * 39 * 2 * 2 * (8 + 4)},
+      {"kivi:bits=2+residual=32", 2 * ((32 * 12 + 7 * 64) + (7 * 16 + 32 * 64))},
+      {"mikv", 2 * (7 * 128 + 32 * 2 * 4 * (2 + 4) + /*tags*/ 10 + /*scores*/ 56 + 64)},
+      {"rotatekv", 2 * (20 * (128 + 4) + 19 * 2 * 2 * (4 + 4) + 64)}};
+  for (const auto& [spec, bytes] : cases) {
+    const JsonValue json = ParseOut(RunProgram(
+        {"run", "--model", kTiny, "--prompt-ids", "1,2,3,4,5,6,7,8,9,10", "--max-tokens", "30",
+         "--max-len", "64", "--temperature", "0", "--ignore-eos", "--kv", spec, "--json", "-"}));
+    const JsonValue sequence = json.At("sequences").At(size_t{0});
+    EXPECT_EQ(sequence.At("output_ids").size(), 30u) << spec;
+    const JsonValue kv = sequence.At("kv");
+    EXPECT_EQ(kv.At("bytes").AsInt(), bytes) << spec;
+    EXPECT_LE(kv.At("peak_bytes").AsInt(), kv.At("budget_bytes").AsInt()) << spec;
+  }
+}
+
 TEST(Run, SamplesAreIndependentOfTheBatch) {
   const std::vector<std::string> base = {
       "run",          "--model", kTiny,          "--prompt-ids", "5,6,7",

@@ -269,9 +269,9 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
 
 std::vector<MethodInfo> ListMethods() {
   std::vector<MethodInfo> methods;
-  for (const Method& method : kMethods) methods.push_back({method.name, method.description});
+  for (const Method& method : kMethods) methods.push_back({method.name, method.description, false});
   for (const SimulatedMethod& method : SimulatedMethods()) {
-    methods.push_back({method.name, method.description});
+    methods.push_back({method.name, method.description, true});
   }
   return methods;
 }

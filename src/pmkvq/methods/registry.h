@@ -75,6 +75,7 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
 struct MethodInfo {
   std::string name;
   std::string description;
+  bool is_simulated = false;  // Counts the method's bytes; takes nothing from a plan.
 };
 std::vector<MethodInfo> ListMethods();
 

@@ -163,6 +163,7 @@ TEST(Registry, ListsEveryMethodWithADescription) {
   for (const MethodInfo& method : ListMethods()) {
     names.push_back(method.name);
     EXPECT_FALSE(method.description.empty());
+    EXPECT_EQ(method.is_simulated, names.size() > 5);
   }
   EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
                                              "rtn", "kivi", "mikv", "rotatekv"}));
