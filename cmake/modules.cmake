@@ -51,6 +51,8 @@ function(pmkvq_add_module name)
     target_link_libraries(pmkvq_${name}_test PRIVATE
       pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES})
     target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    # Optimising test code costs more time than it saves.
+    target_compile_options(pmkvq_${name}_test PRIVATE $<$<CONFIG:Release>:-O1>)
     target_compile_definitions(pmkvq_${name}_test PRIVATE
       PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     gtest_discover_tests(pmkvq_${name}_test

@@ -16,7 +16,7 @@ namespace {
 struct Options {
   std::string model = "models/longcot-10m";
   std::string plan;
-  int64_t num_problems = 10;
+  int64_t num_problems = 5;
   int threads = 0;
 };
 
@@ -146,10 +146,13 @@ void Demo(const Options& given) {
   CheckPlanMatches(*plan, model->checkpoint().Identity(), options.plan);
   Print(fmt::format("plan {}\n{}\n", options.plan, FormatPlan(*plan)));
 
-  // Longest chains first: the cache has to step down in them.
+  // Longest chains first, in which the cache has to step down; one of every task, then the next.
   std::vector<ProblemRow> problems = LoadProblems(JoinPath(options.model, "heldout-40.jsonl"));
+  const auto order = [](const ProblemRow& row) {
+    return std::pair(-row.level, row.id.substr(row.id.rfind('-') + 1));
+  };
   std::stable_sort(problems.begin(), problems.end(),
-                   [](const ProblemRow& a, const ProblemRow& b) { return a.level > b.level; });
+                   [&](const ProblemRow& a, const ProblemRow& b) { return order(a) < order(b); });
   if (options.num_problems < std::ssize(problems)) {
     problems.resize(static_cast<size_t>(options.num_problems));
   }
