@@ -33,7 +33,7 @@ Made by `scripts/accuracy.sh build/release/bin/pmkvq results/accuracy` and rende
         low, high = wilson(row["correct"], row["problems"])
         bits = row["budget_bytes"] * 8 / (KV_VALUES_PER_TOKEN * MAX_LEN)
         name = path.stem[3:].replace("-oldest-first", "")
-        print(f"| {name} | {row['policy'] if 'p' in row['kv'][:1] else '-'} | {row['budget_bytes'] / 1024:,.0f} | {bits:.2f} "
+        print(f"| {name} | {row['policy'] if row['kv'].startswith('pm-kvq') else '-'} | {row['budget_bytes'] / 1024:,.0f} | {bits:.2f} "
               f"| {row['correct']}/{row['problems']} | {low:.3f} to {high:.3f} | {row['cut_by_length']} "
               f"| {row['longest_pause_us'] / 1000:.2f} |")
     print("""

@@ -323,10 +323,6 @@ std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model
   return Tokenizer::Load(model);
 }
 
-std::shared_ptr<const Tokenizer> LoadTokenizer(const std::string& model) {
-  return Tokenizer::Load(model);
-}
-
 ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model) {
   if (name.empty()) return DetectChatTemplate(model);
   ChatTemplate chat_template;

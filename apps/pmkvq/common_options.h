@@ -80,8 +80,6 @@ void CheckPlan(const EngineOptions& engine, const KvCommandOptions& options, con
 
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
-// As above, but throws IoError when it is missing.
-std::shared_ptr<const Tokenizer> LoadTokenizer(const std::string& model);
 
 // --chat-template NAME, or by the model folder when empty.
 ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model);

@@ -140,7 +140,7 @@ void Demo(const Options& given) {
   Options options = given;
   if (options.plan.empty()) options.plan = JoinPath(options.model, "plan.json");
   const std::shared_ptr<Model> model = Model::Load(options.model);
-  const auto tokenizer = LoadTokenizer(options.model);
+  const auto tokenizer = Tokenizer::Load(options.model);
   CalibrateIfMissing(options, *model, *tokenizer);
   const auto plan = std::make_shared<const Plan>(LoadPlan(options.plan));
   CheckPlanMatches(*plan, model->checkpoint().Identity(), options.plan);

@@ -74,7 +74,7 @@ void Evaluate(const Options& options) {
   CheckWritable(options.out);
   CheckWritable(options.json);
   const std::shared_ptr<Model> model = Model::Load(options.model);
-  const auto tokenizer = LoadTokenizer(options.model);
+  const auto tokenizer = Tokenizer::Load(options.model);
   const std::vector<ProblemRow> problems = SelectProblems(
       LoadProblems(options.data), options.per_cell, options.min_level, options.max_level);
   if (problems.empty()) throw InvalidInput(options.data, "no problem is left after the selection");

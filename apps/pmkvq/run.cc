@@ -252,7 +252,7 @@ void Run(const Options& options) {
   CheckWritable(options.json);
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const auto tokenizer =
-      options.ids_given ? LoadTokenizerIfPresent(options.model) : LoadTokenizer(options.model);
+      options.ids_given ? LoadTokenizerIfPresent(options.model) : Tokenizer::Load(options.model);
   if (options.ids_given) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }

@@ -18,7 +18,7 @@ struct Options {
 };
 
 void Tokenize(const Options& options) {
-  const auto tokenizer = LoadTokenizer(options.model);
+  const auto tokenizer = Tokenizer::Load(options.model);
   const bool from_stdin = options.file.empty() || options.file == "-";
   const std::string source = from_stdin ? "stdin" : options.file;
   const std::string input = from_stdin ? ReadStdin() : ReadFile(options.file);
