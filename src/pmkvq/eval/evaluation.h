@@ -1,0 +1,104 @@
+// Running a benchmark with one cache method: n responses to each problem, graded as they finish.
+//
+// With a folder, each response is one line of DIR/responses.jsonl (docs/formats.md), written whole
+// and flushed as it finishes. A later run with the same settings (DIR/run.json) does what is
+// missing and nothing twice: a last line that a kill cut short is dropped and done again. The
+// folder is locked while a run writes to it.
+//
+// A response depends on the problem and its index alone: its seed is drawn from (seed, problem id,
+// response index), so batch, order, selection and resumption change nothing.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/eval/benchmark.h"
+#include "pmkvq/text/chat_template.h"
+
+namespace pmkvq {
+
+struct EvaluationOptions {
+  EngineOptions engine;        // max_sequences is the batch size.
+  ChatTemplate chat_template;  // Renders each problem as one user turn.
+  SamplingParams sampling;     // Greedy by default.
+  uint64_t seed = 42;
+  int64_t num_responses = 1;  // To each problem.
+  // Output limit. 0: where a problem has a reference chain, 1.04 times its tokens + 48; otherwise
+  // whatever fits engine.max_len.
+  int64_t max_tokens = 0;
+};
+
+// One graded response: one line of responses.jsonl.
+struct Response {
+  std::string id;  // Of the problem.
+  std::string task;
+  int64_t level = 0;
+  int64_t response = 0;  // Index among those of the problem, from 0.
+  std::string answer;    // Gold.
+  std::string extracted;
+  bool correct = false;
+  std::string finish_reason;  // "stop", "length", "kv_budget"
+  int64_t prompt_tokens = 0;
+  int64_t output_tokens = 0;
+  int64_t peak_bytes = 0;
+  int64_t budget_bytes = 0;
+  PagesPerWidth final_pages{};
+  double longest_pause_us = 0;
+  double decode_seconds = 0;
+  std::string text;
+};
+std::string ResponseLine(const Response& response);  // JSON, no newline.
+// Throws InvalidInput naming `source` and the field.
+Response ParseResponse(std::string_view line, const std::string& source);
+
+// What is fixed for all responses of a folder; a rerun has to have the same. Batch size, threads,
+// start and end may differ.
+struct RunSettings {
+  std::string benchmark;
+  std::string model_identity;
+  std::string kv;         // SPEC
+  std::string plan_hash;  // Of the plan file's content, "" without plan.
+  // Everything else that changes responses, in a fixed order: (option, value).
+  std::vector<std::pair<std::string, std::string>> options;
+};
+
+// The responses of a run, in memory and, with a folder, on disk. Not for several threads.
+class ResponseLog {
+ public:
+  ResponseLog();  // In memory only.
+  // Opens or makes the folder, takes its lock, reads what is there. Throws InvalidInput when the
+  // folder was made with other settings (names the first that differs, both values), or holds
+  // responses that this benchmark does not have; IoError when another process writes to it.
+  ResponseLog(const std::string& folder, const RunSettings& settings);
+  ~ResponseLog();
+  ResponseLog(const ResponseLog&) = delete;
+  ResponseLog& operator=(const ResponseLog&) = delete;
+
+  bool Has(const std::string& id, int64_t response) const;
+  // Written to disk before it returns. Throws IoError (disk full names the file).
+  void Append(const Response& response);
+  const std::vector<Response>& responses() const;  // In the order in which they finished.
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Called after each response is in the log.
+using ResponseCallback = std::function<void(const Response&)>;
+
+// Generates and grades what `log` lacks of `problems` x num_responses. Stops early with `cancel`;
+// unfinished responses are then not in the log. `observer` (may be null) sees tokens as they come.
+// Returns the wall time in seconds. Throws what Engine and ResponseLog throw.
+double Evaluate(const std::shared_ptr<Model>& model,
+                const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
+                const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
+                ResponseLog& log, EngineObserver* observer, const ResponseCallback& on_response,
+                const CancelFlag* cancel);
+
+}  // namespace pmkvq
