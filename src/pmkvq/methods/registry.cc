@@ -9,6 +9,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/methods/packed_spec.h"
 #include "pmkvq/methods/simulated_method.h"
 #include "pmkvq/methods/spec.h"
 
@@ -27,23 +28,6 @@ PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
 
 namespace {
 
-struct Method {
-  const char* name;
-  const char* description;
-  bool progressive;
-  int bits;  // Width of closed pages; pm-kvq: the floor.
-};
-
-constexpr Method kMethods[] = {
-    {"fp16", "nothing quantised (the float type of --kv-dtype)", false, 16},
-    {"static-8", "every closed page at once at 8 bits", false, 8},
-    {"static-4", "every closed page at once at 4 bits", false, 4},
-    {"static-2", "every closed page at once at 2 bits", false, 2},
-    {"pm-kvq", "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached", true, 2},
-};
-
-bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
-
 const std::vector<SimulatedMethod>& SimulatedMethods() {
 #define PMKVQ_CALL(method) method(),
   static const std::vector<SimulatedMethod> methods = {PMKVQ_SIMULATED_METHODS(PMKVQ_CALL)};
@@ -51,156 +35,33 @@ const std::vector<SimulatedMethod>& SimulatedMethods() {
   return methods;
 }
 
-// A SPEC whose name is known, and for a packed method its keys.
+// A SPEC whose name is known.
 struct Choice {
   MethodSpec spec;
-  const Method* method = nullptr;              // Packed, or
-  const SimulatedMethod* simulated = nullptr;  // simulated.
-  int bits = 0;                                // The bits key of pm-kvq; 0: not given.
-  bool use_scales = true;
+  const SimulatedMethod* simulated = nullptr;  // Null: packed.
 };
 
 void FindMethod(Choice& choice) {
   std::vector<std::string> names;
-  for (const Method& method : kMethods) {
-    if (choice.spec.name == method.name) choice.method = &method;
+  bool is_packed = false;
+  for (const PackedMethod& method : PackedMethods()) {
+    is_packed |= choice.spec.name == method.name;
     names.emplace_back(method.name);
   }
   for (const SimulatedMethod& method : SimulatedMethods()) {
     if (choice.spec.name == method.name) choice.simulated = &method;
     names.push_back(method.name);
   }
-  if (choice.method != nullptr || choice.simulated != nullptr) return;
+  if (is_packed || choice.simulated != nullptr) return;
   throw InvalidInput("--kv", fmt::format("unknown method '{}', expected one of {}",
                                          choice.spec.name, fmt::join(names, ", ")));
-}
-
-void ReadPackedKeys(Choice& choice) {
-  const std::string& text = choice.spec.text;
-  if (choice.method->progressive) {
-    choice.spec.CheckNames({"bits", "scales"});
-  } else {
-    choice.spec.CheckNames({"scales"});
-  }
-  for (const auto& [key, value] : choice.spec.keys) {
-    const auto fail = [&](const std::string& expected) {
-      return InvalidInput("--kv",
-                          fmt::format("'{}': {}={}, expected {}", text, key, value, expected));
-    };
-    if (key == "scales") {
-      if (value != "on" && value != "off") throw fail("on or off");
-      choice.use_scales = value == "on";
-    } else {
-      for (const int bits : kWidths) {
-        if (value == std::to_string(bits)) choice.bits = bits;
-      }
-      if (choice.bits == 0) throw fail("16, 8, 4 or 2");
-    }
-  }
 }
 
 Choice Resolve(const std::string& text) {
   Choice choice;
   choice.spec = ParseMethodSpec(text);
   FindMethod(choice);
-  choice.use_scales = choice.method != nullptr;
-  if (choice.method != nullptr) ReadPackedKeys(choice);
   return choice;
-}
-
-void CheckPlanShapes(const Plan& plan, const KvGeometry& geometry) {
-  const auto describe = [](const KvGeometry& g) {
-    return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
-                       g.num_kv_heads, g.head_dim);
-  };
-  const std::string found = describe(plan.geometry);
-  const std::string expected = describe(geometry);
-  if (found != expected) {
-    throw InvalidInput("--plan", fmt::format("made for {}, expected {}", found, expected));
-  }
-}
-
-std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, int bits) {
-  const int64_t bytes =
-      config.reference_accounting
-          ? ReferenceBlockBytes(config.geometry, max_len, bits, bits)
-          : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), bits, bits);
-  return std::vector<int64_t>(static_cast<size_t>(config.geometry.num_layers), bytes);
-}
-
-// Budgets of the progressive method, and the plan's widths where its budgets are in use.
-void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, int64_t max_len,
-                           CacheConfig& config) {
-  const Plan* plan = choice.bits == 0 ? options.plan.get() : nullptr;
-  if (plan != nullptr) {
-    config.k_bits = plan->k_bits;
-    config.v_bits = plan->v_bits;
-  }
-  if (options.budget_bytes > 0) {
-    const std::vector<int64_t> weights =
-        plan != nullptr ? plan->budget_bytes : std::vector<int64_t>();
-    config.budget_bytes = SplitBudget(options.budget_bytes, config.geometry.num_layers, weights);
-  } else if (choice.bits != 0) {
-    config.budget_bytes = UniformBudgets(config, max_len, choice.bits);
-  } else if (plan != nullptr && !plan->budget_bytes.empty()) {
-    config.budget_bytes = plan->budget_bytes;
-    // Budgets that count payload only would be too small for a cache that counts everything.
-    config.reference_accounting |= plan->reference_accounting;
-  } else {
-    throw InvalidInput(
-        "--kv", "pm-kvq has no budget, expected --kv-budget, --plan or pm-kvq:bits=16|8|4|2");
-  }
-}
-
-// What packed and simulated methods have in common.
-void CheckCommon(const KvOptions& options, const KvRequirements& requirements) {
-  PMKVQ_CHECK(requirements.max_len > 0 && requirements.max_sequences > 0);
-  if (options.plan != nullptr) CheckPlanShapes(*options.plan, requirements.geometry);
-  if (options.budget_bytes < 0) {
-    throw InvalidInput("--kv-budget",
-                       fmt::format("found {}, expected more than 0 bytes", options.budget_bytes));
-  }
-}
-
-CacheConfig ResolvePacked(const KvOptions& options, const KvRequirements& requirements,
-                          const Choice& choice) {
-  CheckCommon(options, requirements);
-  const Plan* plan = options.plan.get();
-  if (options.budget_bytes > 0 && choice.bits != 0) {
-    throw InvalidInput("--kv", fmt::format("'{}': bits sets a budget and so does --kv-budget {}, "
-                                           "expected one of them",
-                                           options.spec, options.budget_bytes));
-  }
-  if (choice.method->progressive && !IsWidth(options.init_kv_bits)) {
-    throw InvalidInput("--n-init-kv-bits",
-                       fmt::format("found {}, expected 16, 8, 4 or 2", options.init_kv_bits));
-  }
-
-  CacheConfig config;
-  config.geometry = requirements.geometry;
-  config.float_type = options.kv_dtype;
-  config.sink_tokens = options.sink_tokens >= 0 ? options.sink_tokens
-                       : plan != nullptr        ? plan->sink_tokens
-                                                : 1;
-  config.window_tokens = options.window_tokens >= 0 ? options.window_tokens
-                         : plan != nullptr          ? plan->window_tokens
-                                                    : kPageTokens;
-  config.max_sequences = requirements.max_sequences;
-  config.policy = options.policy;
-  config.num_threads = requirements.num_threads;
-  config.reference_accounting = options.reference_accounting;
-  config.floor_bits = choice.method->bits;
-  if (choice.method->progressive) {
-    config.close_bits = options.init_kv_bits;
-    SetProgressiveBudgets(options, choice, requirements.max_len, config);
-  } else {
-    config.close_bits = choice.method->bits;
-    config.budget_bytes = options.budget_bytes > 0
-                              ? SplitBudget(options.budget_bytes, config.geometry.num_layers, {})
-                              : UniformBudgets(config, requirements.max_len, choice.method->bits);
-  }
-  ValidateCacheConfig(config);
-  return config;
 }
 
 struct Simulation {
@@ -210,7 +71,7 @@ struct Simulation {
 
 Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requirements,
                             const Choice& choice) {
-  CheckCommon(options, requirements);
+  CheckCommonOptions(options, requirements);
   if (options.reference_accounting) {
     throw InvalidInput(
         "--reference-accounting",
@@ -241,21 +102,21 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
 
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
-  PMKVQ_CHECK_MSG(choice.method != nullptr, "a simulated method has no packed layout");
-  return ResolvePacked(options, requirements, choice);
+  PMKVQ_CHECK_MSG(choice.simulated == nullptr, "a simulated method has no packed layout");
+  return ResolvePackedConfig(options, requirements);
 }
 
 KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
-  if (choice.method != nullptr) return KvBudget(ResolvePacked(options, requirements, choice));
+  if (choice.simulated == nullptr) return KvBudget(ResolvePackedConfig(options, requirements));
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return KvBudget(simulation.config, simulation.method);
 }
 
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
-  if (choice.method != nullptr) {
-    return MakePackedKvCache(ResolvePacked(options, requirements, choice));
+  if (choice.simulated == nullptr) {
+    return MakePackedKvCache(ResolvePackedConfig(options, requirements));
   }
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);
@@ -263,13 +124,14 @@ std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequireme
 
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
   static const std::vector<Tensor> kNone;
-  const bool use_scales = Resolve(options.spec).use_scales;
-  return use_scales && options.plan != nullptr ? options.plan->key_scales : kNone;
+  return Resolve(options.spec).simulated == nullptr ? PackedKeyScales(options) : kNone;
 }
 
 std::vector<MethodInfo> ListMethods() {
   std::vector<MethodInfo> methods;
-  for (const Method& method : kMethods) methods.push_back({method.name, method.description, false});
+  for (const PackedMethod& method : PackedMethods()) {
+    methods.push_back({method.name, method.description, false});
+  }
   for (const SimulatedMethod& method : SimulatedMethods()) {
     methods.push_back({method.name, method.description, true});
   }

@@ -5,9 +5,7 @@
 //   fp16        nothing quantised
 //   static-8, static-4, static-2   every closed page at once at that width
 //   pm-kvq      progressive: 16 -> 8 -> 4 -> 2 when the budget is reached
-// Keys: bits=16|8|4|2 (pm-kvq: the budget of that width at max_len in every block, in place of the
-//       plan's budgets; not together with --kv-budget),
-//       scales=on|off (use the plan's key scales; on by default).
+// Their keys: methods/packed_spec.h.
 //
 // Published methods run in the simulated cache (kv/simulated_cache.h), each in a file of its own
 // that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype; a plan,
@@ -21,32 +19,10 @@
 
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_store.h"
-#include "pmkvq/kv/plan.h"
 #include "pmkvq/methods/kv_budget.h"
+#include "pmkvq/methods/kv_options.h"
 
 namespace pmkvq {
-
-// The option group that every command that runs a model shares.
-struct KvOptions {
-  std::string spec = "fp16";         // --kv
-  std::shared_ptr<const Plan> plan;  // --plan; null: none
-  int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
-  PolicyKind policy = PolicyKind::kLayerBudget;  // --policy
-  int64_t sink_tokens = -1;                      // --n-sink-token; -1: the plan's, or 1
-  int64_t window_tokens = -1;                    // --n-window-token; -1: the plan's, or 128
-  int init_kv_bits = 16;         // --n-init-kv-bits (pm-kvq): width at which pages close at first
-  DType kv_dtype = DType::kF16;  // --kv-dtype
-  bool reference_accounting = false;
-};
-
-// What the engine knows about its needs.
-struct KvRequirements {
-  KvGeometry geometry;
-  int64_t max_sequences = 1;
-  int64_t max_len = 0;  // Longest sequence, in tokens; sizes caches that have no budget.
-  int num_threads = 1;
-  const RopeTable* rope = nullptr;  // The model's, for methods that work on keys before RoPE.
-};
 
 // The packed cache's configuration for these options. Not for the SPEC of a simulated method.
 //

@@ -1,0 +1,36 @@
+// What a cache is made from: the options of a command, and what the engine knows about its needs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/plan.h"
+
+namespace pmkvq {
+
+// The option group that every command that runs a model shares.
+struct KvOptions {
+  std::string spec = "fp16";         // --kv
+  std::shared_ptr<const Plan> plan;  // --plan; null: none
+  int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
+  PolicyKind policy = PolicyKind::kLayerBudget;  // --policy
+  int64_t sink_tokens = -1;                      // --n-sink-token; -1: the plan's, or 1
+  int64_t window_tokens = -1;                    // --n-window-token; -1: the plan's, or 128
+  int init_kv_bits = 16;         // --n-init-kv-bits (pm-kvq): width at which pages close at first
+  DType kv_dtype = DType::kF16;  // --kv-dtype
+  bool reference_accounting = false;
+};
+
+// What the engine knows about its needs.
+struct KvRequirements {
+  KvGeometry geometry;
+  int64_t max_sequences = 1;
+  int64_t max_len = 0;  // Longest sequence, in tokens; sizes caches that have no budget.
+  int num_threads = 1;
+  const RopeTable* rope = nullptr;  // The model's, for methods that work on keys before RoPE.
+};
+
+}  // namespace pmkvq
