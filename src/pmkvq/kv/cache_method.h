@@ -20,7 +20,7 @@ namespace pmkvq {
 // What a method sees besides stored keys and values.
 struct MethodNeeds {
   bool keys_before_rope = false;  // Keys are handed over, and damaged, as they are before RoPE.
-  bool attention = false;         // Queries and attention weights of the new tokens.
+  bool attention = false;         // Attention weights of the new tokens. Costs a slower attention.
   bool block_input = false;       // The block's input (residual stream) of the new tokens.
 };
 
@@ -75,8 +75,8 @@ class SimulatedBlock {
 struct AppendedTokens {
   int64_t first = 0;
   int64_t count = 0;
-  // Null unless the method needs them. Queries and weights are of the new tokens.
-  const float* q = nullptr;                // [count, H, D]
+  const float* q = nullptr;  // [count, H, D], of the new tokens, after RoPE.
+  // Null unless the method needs them.
   const double* attention_sums = nullptr;  // [Hkv, first + count]: weights that each stored token
                                            // got, summed over new tokens and the heads of a group.
   const float* block_input = nullptr;      // [count, input_width]

@@ -317,11 +317,8 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
       }
     }
   }
-  AppendedTokens tokens{first, chunk.num_tokens};
-  if (needs_.attention) {
-    tokens.q = rows.q;
-    tokens.attention_sums = attention_sums_.data();
-  }
+  AppendedTokens tokens{first, chunk.num_tokens, rows.q};
+  if (needs_.attention) tokens.attention_sums = attention_sums_.data();
   if (needs_.block_input) {
     tokens.block_input = extras_.block_input + chunk.first_row * extras_.input_width;
     tokens.input_width = extras_.input_width;

@@ -7,13 +7,11 @@
 //
 // The word `reference` selects the re-implementation that PM-KVQ was compared with: G = 128 (or
 // head_dim) for both, and values flushed in blocks of R as the keys are.
-#include <fmt/format.h>
-
 #include <algorithm>
 
-#include "pmkvq/base/error.h"
 #include "pmkvq/methods/affine.h"
 #include "pmkvq/methods/simulated_method.h"
+#include "pmkvq/methods/windows.h"
 
 namespace pmkvq {
 namespace {
@@ -22,70 +20,35 @@ class Kivi final : public CacheMethod {
  public:
   Kivi(const MethodSpec& spec, const MethodContext& context) : context_(context) {
     spec.CheckNames({"bits", "group", "residual"}, {"reference"});
-    flushes_values_ = spec.words.contains("reference");
+    const bool flushes_values = spec.words.contains("reference");
     format_.bits = static_cast<int>(spec.OneOf("bits", 2, {4, 2}));
     format_.metadata_type = context.float_type;
-    key_group_ = spec.OneOf("group", flushes_values_ ? 128 : 32, {128, 64, 32});
+    key_group_ = spec.OneOf("group", flushes_values ? 128 : 32, {128, 64, 32});
     value_group_ = std::min(key_group_, context.geometry.head_dim);
     CheckGroup(spec.text, value_group_, context.geometry.head_dim);
-    residual_ = spec.Integer("residual", 128, key_group_, 4096);
-    if (residual_ % kPageTokens != 0 && kPageTokens % residual_ != 0) {
-      throw InvalidInput("--kv", fmt::format("'{}': residual={}, expected a multiple or a divisor "
-                                             "of {}",
-                                             spec.text, residual_, kPageTokens));
-    }
-    if (residual_ % key_group_ != 0) {
-      throw InvalidInput("--kv", fmt::format("'{}': residual={}, expected a multiple of the group "
-                                             "{}",
-                                             spec.text, residual_, key_group_));
-    }
+    const int64_t residual = ReadResidual(spec, 128, key_group_);
+    keys_ = {.sink = 0, .recent = 0, .block = residual};
+    values_ = flushes_values ? keys_ : TokenWindow{.sink = 0, .recent = residual, .block = 1};
   }
 
   void OnAppend(int64_t, const AppendedTokens& tokens, SimulatedBlock& block,
                 MethodState*) const override {
-    const int64_t heads = block.num_kv_heads();
-    // Groups of 32, 64 or 128 tokens never straddle a page, where tokens lie D floats apart.
-    for (int64_t token = QuantizedKeys(tokens.first); token < QuantizedKeys(block.num_tokens());
-         token += key_group_) {
-      for (int64_t head = 0; head < heads; ++head) {
-        float* keys = block.Key(token, head);
-        for (int64_t channel = 0; channel < block.head_dim(); ++channel) {
-          DamageGroup(format_, key_group_, block.head_dim(), keys + channel);
-        }
-      }
-    }
-    for (int64_t token = QuantizedValues(tokens.first); token < QuantizedValues(block.num_tokens());
-         ++token) {
-      for (int64_t head = 0; head < heads; ++head) {
-        DamageRow(format_, value_group_, block.head_dim(), block.Value(token, head));
-      }
-    }
+    DamageKeyChannels(format_, key_group_, keys_, tokens.first, block);
+    DamageValueTokens(format_, value_group_, values_, tokens.first, block);
   }
 
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
-    const int64_t kv_dim = context_.geometry.kv_dim();
-    const int64_t keys = QuantizedKeys(num_tokens);
-    const int64_t values = QuantizedValues(num_tokens);
-    return AffineBytes(format_, keys * kv_dim, key_group_) +
-           context_.FloatBytes(num_tokens - keys) +
-           AffineBytes(format_, values * kv_dim, value_group_) +
-           context_.FloatBytes(num_tokens - values);
+    return WindowedBytes(context_, format_, key_group_, keys_, num_tokens) +
+           WindowedBytes(context_, format_, value_group_, values_, num_tokens);
   }
 
  private:
-  // How many of the oldest tokens are quantised in a block of `num_tokens` tokens.
-  int64_t QuantizedKeys(int64_t num_tokens) const { return num_tokens / residual_ * residual_; }
-  int64_t QuantizedValues(int64_t num_tokens) const {
-    return flushes_values_ ? QuantizedKeys(num_tokens)
-                           : std::max<int64_t>(0, num_tokens - residual_);
-  }
-
   MethodContext context_;
   AffineFormat format_;
   int64_t key_group_ = 0;    // Tokens.
   int64_t value_group_ = 0;  // Channels.
-  int64_t residual_ = 0;
-  bool flushes_values_ = false;
+  TokenWindow keys_;
+  TokenWindow values_;
 };
 
 }  // namespace

@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/base/float16.h"
 #include "support/expect_error.h"
 #include "support/method_driver.h"
+#include "support/scalar_quantizer.h"
 
 namespace pmkvq {
 namespace {
@@ -14,30 +14,12 @@ namespace {
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
+using testing_support::QuantizeChannel;
+using testing_support::QuantizeToken;
+using testing_support::RowShape;
 
 constexpr int64_t kDim = 64;
 constexpr int64_t kHeads = 2;
-
-// Min and max quantisation of values picked from `x` by index, written from the paper. In float, as
-// exact halves between two codes would fall otherwise in double.
-void QuantizeAt(std::vector<float>& x, const std::vector<size_t>& at, int bits) {
-  float low = x[at[0]];
-  float high = low;
-  for (const size_t i : at) {
-    low = std::min(low, x[i]);
-    high = std::max(high, x[i]);
-  }
-  const float range = ToFloat(RoundUp<F16>(high - low));  // `low` is an f16 value already.
-  const float step = range / static_cast<float>((1 << bits) - 1);
-  for (const size_t i : at) {
-    const float code = step > 0 ? std::nearbyint((x[i] - low) / step) : 0;
-    x[i] = code * step + low;
-  }
-}
-
-size_t Index(int64_t token, int64_t head, int64_t channel) {
-  return static_cast<size_t>((token * kHeads + head) * kDim + channel);
-}
 
 struct Rule {
   int bits;
@@ -49,24 +31,18 @@ struct Rule {
 // What a prefill of `n` tokens leaves.
 KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule& rule) {
   KeysAndValues expected{given.k, given.v};
+  const RowShape shape{kHeads, kDim};
   const int64_t keys = n - n % rule.residual;
   const int64_t values = rule.flushes_values ? keys : std::max<int64_t>(0, n - rule.residual);
-  const int64_t value_group = std::min(rule.group, kDim);
-  for (int64_t head = 0; head < kHeads; ++head) {
-    for (int64_t token = 0; token < keys; token += rule.group) {
+  for (int64_t token = 0; token < keys; token += rule.group) {
+    for (int64_t head = 0; head < kHeads; ++head) {
       for (int64_t channel = 0; channel < kDim; ++channel) {
-        std::vector<size_t> at;
-        for (int64_t i = 0; i < rule.group; ++i) at.push_back(Index(token + i, head, channel));
-        QuantizeAt(expected.first, at, rule.bits);
+        QuantizeChannel(expected.first, shape, token, rule.group, head, channel, rule.bits);
       }
     }
-    for (int64_t token = 0; token < values; ++token) {
-      for (int64_t channel = 0; channel < kDim; channel += value_group) {
-        std::vector<size_t> at;
-        for (int64_t i = 0; i < value_group; ++i) at.push_back(Index(token, head, channel + i));
-        QuantizeAt(expected.second, at, rule.bits);
-      }
-    }
+  }
+  for (int64_t token = 0; token < values; ++token) {
+    QuantizeToken(expected.second, shape, token, std::min(rule.group, kDim), rule.bits);
   }
   return expected;
 }
@@ -97,6 +73,7 @@ INSTANTIATE_TEST_SUITE_P(Specs, KiviTest,
                          testing::Values(Case{"kivi", {2, 32, 128, false}},
                                          Case{"kivi:bits=4+group=128", {4, 128, 128, false}},
                                          Case{"kivi:residual=32", {2, 32, 32, false}},
+                                         Case{"kivi:group=64+residual=192", {2, 64, 192, false}},
                                          Case{"kivi:reference+bits=4", {4, 128, 128, true}}));
 
 TEST(Kivi, BytesByHand) {
@@ -140,7 +117,7 @@ TEST(Kivi, NamesWhatIsWrong) {
   expect("kivi:bits=3", "bits=3, expected one of 4, 2");
   expect("kivi:group=16", "group=16, expected one of 128, 64, 32");
   expect("kivi:residual=16", "residual=16, expected a number in [32, 4096]");
-  expect("kivi:residual=96", "residual=96, expected a multiple or a divisor of 128");
+  expect("kivi:residual=80", "residual=80, expected a multiple of the group 32");
   expect("kivi:refrence",
          "unknown word 'refrence' for kivi, expected bits=, group=, residual=, "
          "reference");

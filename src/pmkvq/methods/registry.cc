@@ -20,7 +20,10 @@ namespace pmkvq {
   METHOD(RtnMethod)                     \
   METHOD(KiviMethod)                    \
   METHOD(MikvMethod)                    \
-  METHOD(RotateKvMethod)
+  METHOD(RotateKvMethod)                \
+  METHOD(MixKvqMethod)                  \
+  METHOD(KittyMethod)                   \
+  METHOD(KvTunerMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

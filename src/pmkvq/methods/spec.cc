@@ -63,6 +63,16 @@ double MethodSpec::Real(const std::string& key, double otherwise, double least, 
   return NumberIn(*this, key, otherwise, least, most);
 }
 
+std::string MethodSpec::NameOf(const std::string& key, const std::string& otherwise,
+                               std::initializer_list<const char*> allowed) const {
+  if (!keys.contains(key)) return otherwise;
+  const std::string& found = keys.at(key);
+  if (std::find(allowed.begin(), allowed.end(), found) == allowed.end()) {
+    throw WrongValue(*this, key, fmt::format("one of {}", fmt::join(allowed, ", ")));
+  }
+  return found;
+}
+
 void MethodSpec::CheckNames(std::initializer_list<const char*> known_keys,
                             std::initializer_list<const char*> known_words) const {
   std::vector<std::string> known;

@@ -23,6 +23,9 @@ struct MethodSpec {
   // The same for any number in [least, most]; Integer and Real differ in what they read.
   int64_t Integer(const std::string& key, int64_t otherwise, int64_t least, int64_t most) const;
   double Real(const std::string& key, double otherwise, double least, double most) const;
+  // The same for a name.
+  std::string NameOf(const std::string& key, const std::string& otherwise,
+                     std::initializer_list<const char*> allowed) const;
   // Throws InvalidInput for keys and words other than these; names them.
   void CheckNames(std::initializer_list<const char*> known_keys,
                   std::initializer_list<const char*> known_words = {}) const;

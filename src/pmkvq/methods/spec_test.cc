@@ -45,6 +45,17 @@ TEST(MethodSpec, ReadsNumbersInTheirRange) {
   expect([&] { spec.Real("d", 0, 0, 1); }, "d=nan");
 }
 
+TEST(MethodSpec, ReadsNames) {
+  const MethodSpec spec = ParseMethodSpec("x:axis=token");
+  EXPECT_EQ(spec.NameOf("axis", "channel", {"token", "channel"}), "token");
+  EXPECT_EQ(spec.NameOf("other", "channel", {"token", "channel"}), "channel");
+  ExpectError<InvalidInput>(
+      [&] {
+        spec.NameOf("axis", "a", {"a", "b"});
+      },
+      {"--kv", "'x:axis=token'", "axis=token, expected one of a, b"});
+}
+
 TEST(MethodSpec, NamesUnknownKeysAndWords) {
   const MethodSpec spec = ParseMethodSpec("x:a=4+w");
   spec.CheckNames({"a", "b"}, {"w"});
