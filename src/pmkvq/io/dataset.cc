@@ -2,13 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <limits>
 #include <set>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/json_lines.h"
 #include "pmkvq/io/utf8.h"
 
 namespace pmkvq {
@@ -19,25 +19,12 @@ bool EndsWith(const std::string& text, std::string_view suffix) {
          text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
-bool IsBlank(std::string_view line) {
-  return line.find_first_not_of(" \t\r") == std::string_view::npos;
-}
-
-// Calls parse(line, "path:number", number) for every line that is not blank.
+// Calls parse(line, "path:number", number) for every line that is not blank; there must be one.
 template <class Parse>
-void ForEachLine(const std::string& path, Parse parse) {
-  const std::string content = ReadFile(path);
-  std::string_view rest = content;
-  int64_t rows = 0;
-  for (int64_t number = 1; !rest.empty(); ++number) {
-    const size_t end = std::min(rest.find('\n'), rest.size());
-    const std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-    if (IsBlank(line)) continue;
-    parse(line, fmt::format("{}:{}", path, number), number);
-    ++rows;
+void ForEachRow(const std::string& path, Parse parse) {
+  if (ForEachLine(path, parse) == 0) {
+    throw InvalidInput(path, "rows: found none, expected at least one JSON line");
   }
-  if (rows == 0) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
 }
 
 TextRow WholeFile(const std::string& path) {
@@ -91,7 +78,7 @@ std::vector<TextRow> LoadTextRows(const std::string& path) {
     throw InvalidInput(path, "file name: found another suffix, expected .jsonl or .txt");
   }
   std::vector<TextRow> rows;
-  ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t) {
+  ForEachRow(path, [&](std::string_view line, const std::string& source, int64_t) {
     rows.push_back(ParseTextRow(line, source));
   });
   return rows;
@@ -115,7 +102,7 @@ ProblemRow ParseProblemRow(std::string_view line, const std::string& source) {
 std::vector<ProblemRow> LoadProblems(const std::string& path) {
   std::vector<ProblemRow> rows;
   std::set<std::string> ids;
-  ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t number) {
+  ForEachRow(path, [&](std::string_view line, const std::string& source, int64_t number) {
     ProblemRow row = ParseProblemRow(line, source);
     if (row.id.empty()) row.id = std::to_string(number);
     if (!ids.insert(row.id).second) {
