@@ -5,7 +5,7 @@
 #include "common_options.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/calibrate.h"
-#include "pmkvq/eval/solve.h"
+#include "pmkvq/eval/evaluation.h"
 #include "pmkvq/io/file.h"
 #include "solve_table.h"
 #include "terminal.h"
@@ -99,17 +99,18 @@ void CalibrateIfMissing(const Options& options, const Model& model, const Tokeni
   Calibrate(calibrate, model, &tokenizer);
 }
 
-SolveOptions MakeSolveOptions(const Options& options, const std::string& spec, PolicyKind policy,
-                              const std::shared_ptr<const Plan>& plan, int64_t batch) {
-  SolveOptions solve;
-  solve.engine.kv.spec = spec;
-  solve.engine.kv.plan = plan;
-  solve.engine.kv.policy = policy;
-  solve.engine.max_sequences = batch;
-  solve.engine.max_len = kMaxLen;
-  solve.engine.num_threads = ResolveThreads(options.threads);
-  solve.chat_template = DetectChatTemplate(options.model);
-  return solve;
+EvaluationOptions MakeEvaluationOptions(const Options& options, const std::string& spec,
+                                        PolicyKind policy, const std::shared_ptr<const Plan>& plan,
+                                        int64_t batch) {
+  EvaluationOptions evaluation;
+  evaluation.engine.kv.spec = spec;
+  evaluation.engine.kv.plan = plan;
+  evaluation.engine.kv.policy = policy;
+  evaluation.engine.max_sequences = batch;
+  evaluation.engine.max_len = kMaxLen;
+  evaluation.engine.num_threads = ResolveThreads(options.threads);
+  evaluation.chat_template = DetectChatTemplate(options.model);
+  return evaluation;
 }
 
 // One problem, streamed, with the ladder of its cache.
@@ -117,13 +118,14 @@ void ShowOneProblem(const Options& options, const std::shared_ptr<Model>& model,
                     const std::shared_ptr<const Tokenizer>& tokenizer,
                     const std::shared_ptr<const Plan>& plan, const ProblemRow& problem) {
   Print(fmt::format("== One problem, pm-kvq\n\n{}\n\n", problem.problem));
-  const SolveOptions solve = MakeSolveOptions(options, "pm-kvq", PolicyKind::kLayerBudget, plan, 1);
+  const EvaluationOptions evaluation =
+      MakeEvaluationOptions(options, "pm-kvq", PolicyKind::kLayerBudget, plan, 1);
   LadderObserver observer;
-  Engine engine(model, tokenizer, solve.engine);
+  Engine engine(model, tokenizer, evaluation.engine);
   observer.Attach(&engine);
   Request request;
   request.prompt_ids =
-      tokenizer->Encode(solve.chat_template.Render({{"user", problem.problem}}, true));
+      tokenizer->Encode(evaluation.chat_template.Render({{"user", problem.problem}}, true));
   const std::vector<Completion> completions =
       engine.Generate({std::move(request)}, &observer, InterruptFlag());
   ExitIfInterrupted("demo");
@@ -173,17 +175,18 @@ void Demo(const Options& given) {
   for (const Method& method : methods) {
     // Only pm-kvq takes the plan's budgets; the others take what they need for the longest chain.
     const bool progressive = method.spec == "pm-kvq";
-    const SolveOptions solve =
-        MakeSolveOptions(options, method.spec, method.policy, progressive ? plan : nullptr, 8);
+    const EvaluationOptions evaluation =
+        MakeEvaluationOptions(options, method.spec, method.policy, progressive ? plan : nullptr, 8);
     ProgressBar progress;
     progress.Begin(method.title, std::ssize(problems), 0);
-    double seconds = 0;
-    const std::vector<SolvedProblem> solved = SolveProblems(
-        model, tokenizer, problems, solve, nullptr,
-        [&](const SolvedProblem&) { progress.Advance(1); }, InterruptFlag(), &seconds);
+    ResponseLog log;
+    const double seconds = Evaluate(
+        model, tokenizer, Grading::kAnswer, problems, evaluation, log, nullptr,
+        [&](const Response&) { progress.Advance(1); }, InterruptFlag());
     progress.End();
     ExitIfInterrupted("demo");
-    rows.push_back({method.title, Summarize(solved, seconds)});
+    const ResponseSummary summary = SummarizeResponses(log.responses());
+    rows.push_back({method.title, summary, static_cast<double>(summary.output_tokens) / seconds});
   }
   Print(fmt::format("\n== {} held-out problems, greedy, 8 at a time\n\n{}", problems.size(),
                     FormatSolveTable(rows)));

@@ -12,6 +12,7 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "sampling_options.h"
 #include "stats_file.h"
 #include "terminal.h"
 
@@ -33,9 +34,8 @@ struct Options {
   bool ignore_eos = false;
   int64_t num_samples = 1;
   int64_t max_tokens = 0;
-  uint64_t seed = 42;
   std::vector<std::string> stop;
-  SamplingParams sampling{.temperature = 0.6, .top_k = 0, .top_p = 0.95, .min_p = 0.0};
+  SamplingCommandOptions sampling;
   KvCommandOptions kv;
 };
 
@@ -143,8 +143,8 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
 Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids, int64_t sample) {
   Request request;
   request.prompt_ids = std::move(prompt_ids);
-  request.sampling = options.sampling;
-  request.seed = StreamSeed(options.seed, static_cast<uint64_t>(sample));
+  request.sampling = options.sampling.Resolve(0.6, 0.95);
+  request.seed = StreamSeed(options.sampling.seed, static_cast<uint64_t>(sample));
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;
   request.ignore_eos = options.ignore_eos;
@@ -300,26 +300,7 @@ void AddRun(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--stop", options->stop, "stop string (may be repeated)")->take_all();
   command->add_flag("--ignore-eos", options->ignore_eos, "go on after end-of-sequence tokens");
-  const std::string group = "Sampling";
-  command->add_option("--temperature", options->sampling.temperature, "0: greedy")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--top-k", options->sampling.top_k, "0: off")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--top-p", options->sampling.top_p, "1: off")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--min-p", options->sampling.min_p, "0: off")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--seed", options->seed, "seed of the first sample; each has its own")
-      ->capture_default_str()
-      ->group(group);
+  options->sampling.Register(*command, "0.6", "0.95", "seed of the first sample; each has its own");
   command->add_option("--json", options->json,
                       "write the result as JSON (- for stdout, nothing else there)");
   command->add_option("--stats", options->stats,

@@ -32,12 +32,13 @@ std::string FormatSolveTable(const std::vector<SolveRow>& rows) {
       fmt::format("{:<{}}  {:>7}{:>7}{:>7}{:>7}  {:>11}  {:>11}  {:>9}  {:>7}\n", "method", width,
                   "16", "8", "4", "2 bit", "of one seq.", "of one seq.", "solved", "tok/s");
   for (const SolveRow& row : rows) {
-    const SolveSummary& s = row.summary;
-    const double rate = s.seconds > 0 ? static_cast<double>(s.output_tokens) / s.seconds : 0;
-    text += fmt::format("{:<{}}  {}  {:>11}  {:>11}  {:>9}  {:>7.0f}\n", row.method, width,
+    const ResponseSummary& s = row.summary;
+    const std::string rate =
+        row.tokens_per_second > 0 ? fmt::format("{:.0f}", row.tokens_per_second) : "-";
+    text += fmt::format("{:<{}}  {}  {:>11}  {:>11}  {:>9}  {:>7}\n", row.method, width,
                         FormatShares(s.final_pages), FormatByteSize(s.peak_bytes),
                         FormatByteSize(s.budget_bytes),
-                        fmt::format("{}/{}", s.num_correct, s.num_problems), rate);
+                        fmt::format("{}/{}", s.num_correct, s.judged.num_responses), rate);
   }
   return text;
 }

@@ -4,17 +4,18 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/eval/solve.h"
+#include "pmkvq/eval/evaluation.h"
 
 namespace pmkvq::cli {
 
 struct SolveRow {
   std::string method;
-  SolveSummary summary;
+  ResponseSummary summary;
+  double tokens_per_second = 0;  // 0: nothing was generated.
 };
 
 // Columns: method, share of pages at each width when the sequences ended, largest peak and budget
-// of one sequence, problems solved, tokens per second of the whole batch.
+// of one sequence, responses solved, tokens per second of the whole batch.
 std::string FormatSolveTable(const std::vector<SolveRow>& rows);
 
 }  // namespace pmkvq::cli

@@ -398,7 +398,7 @@ TEST(Eval, SolvesAnEasyProblemUnderPmKvq) {
   const ProgramResult result =
       RunProgram({"eval", "--model", kModel, "--data", kModel + "/problems.jsonl", "--per-cell",
                   "1", "--max-level", "1", "--kv", "pm-kvq:bits=4", "--max-len", "4096", "--json",
-                  "-", "--out", folder.File("responses.jsonl")});
+                  "-", "--out", folder.File("run")});
   const JsonValue json = ParseOut(result);
   EXPECT_EQ(json.At("problems").AsInt(), 5);
   EXPECT_EQ(json.At("correct").AsInt(), 5);

@@ -1,23 +1,26 @@
 // Running a benchmark with one cache method: n responses to each problem, graded as they finish.
 //
 // With a folder, each response is one line of DIR/responses.jsonl (docs/formats.md), written whole
-// and flushed as it finishes. A later run with the same settings (DIR/run.json) does what is
+// and at once as it finishes. A later run with the same settings (DIR/run.json) does what is
 // missing and nothing twice: a last line that a kill cut short is dropped and done again. The
 // folder is locked while a run writes to it.
 //
-// A response depends on the problem and its index alone: its seed is drawn from (seed, problem id,
-// response index), so batch, order, selection and resumption change nothing.
+// A response depends on the settings, the problem and its index alone: its seed is drawn from
+// (seed, problem id, response index), so batch, order, selection and resumption change nothing.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/eval/benchmark.h"
+#include "pmkvq/eval/judge.h"
 #include "pmkvq/text/chat_template.h"
 
 namespace pmkvq {
@@ -28,10 +31,14 @@ struct EvaluationOptions {
   SamplingParams sampling;     // Greedy by default.
   uint64_t seed = 42;
   int64_t num_responses = 1;  // To each problem.
-  // Output limit. 0: where a problem has a reference chain, 1.04 times its tokens + 48; otherwise
-  // whatever fits engine.max_len.
+  // Output limit, within engine.max_len. 0: where a problem has a reference chain, 1.04 times its
+  // tokens + 48; otherwise whatever fits engine.max_len.
   int64_t max_tokens = 0;
 };
+
+// Seed of response `response` to the problem `id`: a stream of (seed, FNV-1a 64 of the id,
+// response).
+uint64_t ResponseSeed(uint64_t seed, std::string_view id, int64_t response);
 
 // One graded response: one line of responses.jsonl.
 struct Response {
@@ -39,7 +46,8 @@ struct Response {
   std::string task;
   int64_t level = 0;
   int64_t response = 0;  // Index among those of the problem, from 0.
-  std::string answer;    // Gold.
+  Grading grading = Grading::kAnswer;
+  std::string answer;  // Gold; "" for kCode, whose tests stay in the data file.
   std::string extracted;
   bool correct = false;
   std::string finish_reason;  // "stop", "length", "kv_budget"
@@ -57,7 +65,7 @@ std::string ResponseLine(const Response& response);  // JSON, no newline.
 Response ParseResponse(std::string_view line, const std::string& source);
 
 // What is fixed for all responses of a folder; a rerun has to have the same. Batch size, threads,
-// start and end may differ.
+// selection and the number of responses may differ.
 struct RunSettings {
   std::string benchmark;
   std::string model_identity;
@@ -66,21 +74,29 @@ struct RunSettings {
   // Everything else that changes responses, in a fixed order: (option, value).
   std::vector<std::pair<std::string, std::string>> options;
 };
+// `plan_path` is the file of options.engine.kv.plan, "" without one. Throws IoError.
+RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
+                            const EvaluationOptions& options, const std::string& plan_path);
+// The content of run.json, and back. Parsing throws InvalidInput naming `source` and the field.
+std::string RunSettingsJson(const RunSettings& settings);
+RunSettings ParseRunSettings(std::string_view text, const std::string& source);
 
 // The responses of a run, in memory and, with a folder, on disk. Not for several threads.
 class ResponseLog {
  public:
   ResponseLog();  // In memory only.
   // Opens or makes the folder, takes its lock, reads what is there. Throws InvalidInput when the
-  // folder was made with other settings (names the first that differs, both values), or holds
-  // responses that this benchmark does not have; IoError when another process writes to it.
+  // folder was made with other settings (names the first that differs, both values) or its files
+  // are not a run's; IoError, also when another process writes to it.
   ResponseLog(const std::string& folder, const RunSettings& settings);
   ~ResponseLog();
   ResponseLog(const ResponseLog&) = delete;
   ResponseLog& operator=(const ResponseLog&) = delete;
 
   bool Has(const std::string& id, int64_t response) const;
-  // Written to disk before it returns. Throws IoError (disk full names the file).
+  // With the operating system before it returns, so that a killed process loses nothing; flushed
+  // to the disk by the destructor. The pair must be new (check). Throws IoError (disk full names
+  // the file); nothing of the line is then left.
   void Append(const Response& response);
   const std::vector<Response>& responses() const;  // In the order in which they finished.
 
@@ -89,12 +105,30 @@ class ResponseLog {
   std::unique_ptr<Impl> impl_;
 };
 
+// Responses 0 to num_responses - 1 of `problems` that the log has, by problem, then index.
+std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<ProblemRow>& problems,
+                                  int64_t num_responses);
+
+struct ResponseSummary {
+  JudgeSummary judged;  // pass@1, vote, shares cut.
+  int64_t num_correct = 0;
+  int64_t num_cut_by_length = 0;
+  int64_t num_cut_by_budget = 0;
+  int64_t output_tokens = 0;
+  int64_t peak_bytes = 0;       // Largest of any sequence.
+  int64_t budget_bytes = 0;     // Of one sequence.
+  PagesPerWidth final_pages{};  // Summed over the ends of all sequences.
+  double longest_pause_us = 0;
+};
+ResponseSummary SummarizeResponses(const std::vector<Response>& responses);
+
 // Called after each response is in the log.
 using ResponseCallback = std::function<void(const Response&)>;
 
 // Generates and grades what `log` lacks of `problems` x num_responses. Stops early with `cancel`;
 // unfinished responses are then not in the log. `observer` (may be null) sees tokens as they come.
-// Returns the wall time in seconds. Throws what Engine and ResponseLog throw.
+// Returns the wall time in seconds. Throws what Engine and ResponseLog throw; a prompt that is
+// refused is named by its problem.
 double Evaluate(const std::shared_ptr<Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,

@@ -14,23 +14,10 @@
 #include "pmkvq/eval/math_equivalence.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/json_lines.h"
 
 namespace pmkvq {
 namespace {
-
-// Calls parse(line, "path:number") for every line that is not blank.
-template <class Parse>
-void ForEachLine(const std::string& path, Parse parse) {
-  const std::string content = ReadFile(path);
-  std::string_view rest = content;
-  for (int64_t number = 1; !rest.empty(); ++number) {
-    const size_t end = std::min(rest.find('\n'), rest.size());
-    const std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    parse(line, fmt::format("{}:{}", path, number));
-  }
-}
 
 // A string, or a number as it is spelled in JSON.
 std::string TextOrNumber(const JsonValue& value) {
@@ -86,13 +73,14 @@ struct AnswerClass {
 };
 
 // Whether the most frequent of the answers to one problem is right.
-bool VoteIsRight(const std::vector<JudgedText>& answers) {
+bool VoteIsRight(const std::map<int64_t, const GradedResponse*>& answers) {
   std::vector<AnswerClass> classes;
-  for (const JudgedText& answer : answers) {
+  for (const auto& [index, graded] : answers) {
+    const GradedResponse& answer = *graded;
     if (answer.extracted.empty()) continue;
     const auto found = std::find_if(classes.begin(), classes.end(), [&](const AnswerClass& known) {
       return known.representative == answer.extracted ||
-             (known.correct == answer.correct &&
+             (!answer.is_code && known.correct == answer.correct &&
               EquivalentAnswers(known.representative, answer.extracted));
     });
     if (found == classes.end()) {
@@ -142,6 +130,11 @@ ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
   row.id = TextOrNumber(json.Find("id"));
   row.answer = TextOrNumber(json.Find("answer"));
   row.text = json.Find("text").AsString();
+  if (json.Has("grading") && json.At("grading").AsString() == "code") {
+    row.is_code = true;
+    row.correct = json.Find("correct").AsBool();
+    row.extracted = json.Find("extracted").AsString();
+  }
   if (json.Has("response")) row.response = json.At("response").AsInt(0, INT32_MAX);
   if (json.Has("finish_reason")) row.finish_reason = json.At("finish_reason").AsString();
   if (json.Has("output_tokens")) row.output_tokens = json.At("output_tokens").AsInt(0, INT32_MAX);
@@ -149,47 +142,45 @@ ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
 }
 
 std::vector<ResponseRow> LoadResponses(const std::string& path) {
+  const bool is_run = FileExists(JoinPath(path, "run.json"));
   std::vector<ResponseRow> rows;
   RowCheck check;
   for (const std::string& file : ResponseFiles(path)) {
-    ForEachLine(file, [&](std::string_view line, const std::string& source) {
-      rows.push_back(ParseResponseRow(line, source));
-      check.Add(&rows.back(), source);
-    });
+    const std::string content = ReadFile(file);
+    const size_t size = is_run ? content.rfind('\n') + 1 : content.size();
+    ForEachLineOf(std::string_view(content).substr(0, size), file,
+                  [&](std::string_view line, const std::string& source, int64_t) {
+                    rows.push_back(ParseResponseRow(line, source));
+                    check.Add(&rows.back(), source);
+                  });
   }
   if (rows.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
   return rows;
 }
 
-JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
+JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses) {
   JudgeSummary summary;
-  if (rows.empty()) return summary;
+  if (responses.empty()) return summary;
   // By response index, so that the vote does not depend on the order of finishing.
-  std::map<std::string, std::map<int64_t, JudgedText>> by_problem;
+  std::map<std::string, std::map<int64_t, const GradedResponse*>> by_problem;
   std::map<int64_t, Tally> by_response;
   Tally all;
-  const double share = 1.0 / static_cast<double>(rows.size());
   int64_t output_tokens = 0;
   int64_t cut_by_length = 0;
   int64_t cut_by_budget = 0;
-  for (const ResponseRow& row : rows) {
-    JudgedText judged = JudgeText(row.text, row.answer);
-    Tally& tally = by_response[row.response.value()];
-    for (Tally* counted : {&tally, &all}) {
+  for (const GradedResponse& row : responses) {
+    for (Tally* counted : {&by_response[row.response], &all}) {
       ++counted->total;
-      counted->correct += judged.correct ? 1 : 0;
+      counted->correct += row.correct ? 1 : 0;
     }
     output_tokens += row.output_tokens;
     cut_by_length += row.finish_reason == "length" ? 1 : 0;
     cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
-    by_problem[row.id].emplace(row.response.value(), std::move(judged));
+    by_problem[row.id].emplace(row.response, &row);
   }
   int64_t votes_right = 0;
-  for (const auto& [id, responses] : by_problem) {
-    std::vector<JudgedText> answers;
-    for (const auto& [response, judged] : responses) answers.push_back(judged);
-    votes_right += VoteIsRight(answers) ? 1 : 0;
-  }
+  for (const auto& [id, answers] : by_problem) votes_right += VoteIsRight(answers) ? 1 : 0;
+  const double share = 1.0 / static_cast<double>(responses.size());
   summary.num_problems = static_cast<int64_t>(by_problem.size());
   summary.num_responses = all.total;
   summary.pass_at_1 = all.share();
@@ -201,9 +192,20 @@ JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
   return summary;
 }
 
+JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
+  std::vector<GradedResponse> graded;
+  for (const ResponseRow& row : rows) {
+    JudgedText judged =
+        row.is_code ? JudgedText{row.extracted, row.correct} : JudgeText(row.text, row.answer);
+    graded.push_back({row.id, row.response.value(), row.is_code, std::move(judged.extracted),
+                      judged.correct, row.finish_reason, row.output_tokens});
+  }
+  return SummarizeGraded(graded);
+}
+
 std::vector<JudgeCase> LoadJudgeCases(const std::string& path) {
   std::vector<JudgeCase> cases;
-  ForEachLine(path, [&](std::string_view line, const std::string& source) {
+  ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t) {
     const JsonValue json = JsonValue::Parse(line, source);
     if (!json.IsObject()) json.Fail("an object with \"response\" and \"gold\"");
     cases.push_back({json.Find("response").AsString(), TextOrNumber(json.Find("gold"))});

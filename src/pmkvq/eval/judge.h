@@ -3,7 +3,8 @@
 // Input: JSON lines, one response each, as `pmkvq eval --out` writes them (docs/formats.md):
 // {"id","answer","text"} and optionally "response" (its index among those of the problem),
 // "finish_reason" and "output_tokens"; other fields are ignored. The text is graded anew, whatever
-// "extracted" and "correct" say.
+// "extracted" and "correct" say; but rows with "grading":"code" count as "correct" says, because
+// the tests are not in them.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,9 @@ struct ResponseRow {
   std::string id;
   std::string answer;
   std::string text;
+  bool is_code = false;  // Graded when it was made; these two say how.
+  bool correct = false;
+  std::string extracted;
   std::optional<int64_t> response;  // From 0.
   std::string finish_reason;        // "" when the row has none.
   int64_t output_tokens = 0;
@@ -32,9 +36,11 @@ struct ResponseRow {
 // `source` names file and line in errors. Throws InvalidInput.
 ResponseRow ParseResponseRow(std::string_view line, const std::string& source);
 
-// The rows of a file, or of all *.jsonl files of a folder in the order of their names. Rows without
-// an index are numbered per problem in the order they come. Throws InvalidInput naming file, line
-// and field (also for one response given twice, and for two answers to one problem), IoError.
+// The rows of a file, or of all *.jsonl files of a folder in the order of their names. In a folder
+// that eval made (run.json), a last line without its end is skipped: it is being written, or was
+// cut short by a kill. Rows without an index are numbered per problem in the order they come.
+// Throws InvalidInput naming file, line and field (also for one response given twice, and for two
+// answers to one problem), IoError.
 std::vector<ResponseRow> LoadResponses(const std::string& path);
 
 struct JudgeSummary {
@@ -53,7 +59,19 @@ struct JudgeSummary {
   double cut_by_length = 0;  // Finish reason "length".
   double cut_by_budget = 0;  // Finish reason "kv_budget".
 };
-// Every row needs its index (LoadResponses). Throws nothing; no rows give all zeros.
+// One response with its grade.
+struct GradedResponse {
+  std::string id;
+  int64_t response = 0;
+  bool is_code = false;  // Equal votes are equal texts then, not equal values.
+  std::string extracted;
+  bool correct = false;
+  std::string finish_reason;
+  int64_t output_tokens = 0;
+};
+// Throws nothing; no responses give all zeros.
+JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses);
+// Grades and summarises. Every row needs its index (LoadResponses).
 JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows);
 
 // One row {"response","gold"} of `pmkvq judge --cases`.

@@ -1,0 +1,37 @@
+#include "sampling_options.h"
+
+namespace pmkvq::cli {
+
+void SamplingCommandOptions::Register(CLI::App& command, const std::string& temperature_note,
+                                      const std::string& top_p_note, const std::string& seed_text) {
+  const std::string group = "Sampling";
+  command.add_option("--temperature", temperature, "0: greedy")
+      ->check(CLI::Range(0.0, 100.0))
+      ->default_str(temperature_note)
+      ->group(group);
+  command.add_option("--top-k", top_k, "0: off")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--top-p", top_p, "1: off")
+      ->check(CLI::Range(0.0, 1.0))
+      ->default_str(top_p_note)
+      ->group(group);
+  command.add_option("--min-p", min_p, "0: off")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seed", seed, seed_text)->capture_default_str()->group(group);
+}
+
+SamplingParams SamplingCommandOptions::Resolve(double default_temperature,
+                                               double default_top_p) const {
+  SamplingParams params;
+  params.temperature = temperature.value_or(default_temperature);
+  params.top_k = top_k;
+  params.top_p = top_p.value_or(default_top_p);
+  params.min_p = min_p;
+  return params;
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,247 @@
+#include "pmkvq/eval/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/random.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/hash.h"
+
+namespace pmkvq {
+namespace {
+
+// Longest reply that still counts, for problems whose reference chain is known.
+int64_t ReplyLimit(const Tokenizer& tokenizer, const std::string& reference_chain) {
+  const auto tokens = static_cast<double>(tokenizer.Encode(reference_chain).size());
+  return static_cast<int64_t>(std::ceil(tokens * 1.04)) + 48;
+}
+
+// One response that is still to be made.
+struct Pending {
+  const ProblemRow* problem = nullptr;
+  int64_t response = 0;
+  int64_t max_tokens = 0;  // 0: whatever fits.
+};
+
+// Those that may take longest come first, so that the batch is full until near the end.
+std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
+                                      const std::vector<ProblemRow>& problems,
+                                      const EvaluationOptions& options, const ResponseLog& log) {
+  std::vector<Pending> pending;
+  for (const ProblemRow& problem : problems) {
+    int64_t max_tokens = options.max_tokens;
+    if (max_tokens == 0 && !problem.reference_chain.empty()) {
+      max_tokens = ReplyLimit(tokenizer, problem.reference_chain);
+    }
+    for (int64_t i = 0; i < options.num_responses; ++i) {
+      if (!log.Has(problem.id, i)) pending.push_back({&problem, i, max_tokens});
+    }
+  }
+  const auto length = [](const Pending& one) {
+    return one.max_tokens == 0 ? std::numeric_limits<int64_t>::max() : one.max_tokens;
+  };
+  std::stable_sort(pending.begin(), pending.end(),
+                   [&](const Pending& a, const Pending& b) { return length(a) > length(b); });
+  return pending;
+}
+
+JudgedText Grade(Grading grading, const std::string& text, const std::string& gold) {
+  static_cast<void>(grading);
+  return JudgeText(text, gold);
+}
+
+// Grades responses as they finish, keeps them, and passes everything on to the caller's observer.
+class GradingObserver : public EngineObserver {
+ public:
+  GradingObserver(Grading grading, ResponseLog& log, EngineObserver* next,
+                  const ResponseCallback& on_response)
+      : grading_(grading), log_(log), next_(next), on_response_(on_response) {}
+
+  void Expect(RequestId id, const Pending& pending) { pending_[id] = pending; }
+
+  void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnHalving(RequestId id, const HalvingEvent& event) override {
+    if (next_ != nullptr) next_->OnHalving(id, event);
+  }
+  void OnFinished(const Completion& completion) override {
+    if (next_ != nullptr) next_->OnFinished(completion);
+    if (completion.finish_reason == FinishReason::kCancelled) return;
+    const Pending& pending = pending_.at(completion.id);
+    const Response response = MakeResponse(pending, completion);
+    pending_.erase(completion.id);
+    log_.Append(response);
+    if (on_response_) on_response_(response);
+  }
+
+ private:
+  Response MakeResponse(const Pending& pending, const Completion& completion) const {
+    const ProblemRow& problem = *pending.problem;
+    JudgedText judged = Grade(grading_, completion.text, problem.answer);
+    Response response;
+    response.id = problem.id;
+    response.task = problem.task;
+    response.level = problem.level;
+    response.response = pending.response;
+    response.grading = grading_;
+    if (grading_ == Grading::kAnswer) response.answer = problem.answer;
+    response.extracted = std::move(judged.extracted);
+    response.correct = judged.correct;
+    response.finish_reason = NameOf(completion.finish_reason);
+    response.prompt_tokens = static_cast<int64_t>(completion.prompt_ids.size());
+    response.output_tokens = static_cast<int64_t>(completion.output_ids.size());
+    response.peak_bytes = completion.kv.peak_bytes;
+    response.budget_bytes = completion.kv.budget_bytes;
+    response.final_pages = completion.kv.pages;
+    response.longest_pause_us = completion.longest_pause_us;
+    response.decode_seconds = completion.decode_seconds;
+    response.text = completion.text;
+    return response;
+  }
+
+  Grading grading_;
+  ResponseLog& log_;
+  EngineObserver* next_;
+  const ResponseCallback& on_response_;
+  std::map<RequestId, Pending> pending_;
+};
+
+Request MakeRequest(const Tokenizer& tokenizer, const EvaluationOptions& options,
+                    const Pending& pending) {
+  Request request;
+  request.prompt_ids =
+      tokenizer.Encode(options.chat_template.Render({{"user", pending.problem->problem}}, true));
+  if (options.chat_template.format == ChatFormat::kNone) {
+    const std::vector<int32_t>& prefix = tokenizer.prefix_ids();
+    request.prompt_ids.insert(request.prompt_ids.begin(), prefix.begin(), prefix.end());
+  }
+  request.sampling = options.sampling;
+  request.seed = ResponseSeed(options.seed, pending.problem->id, pending.response);
+  request.max_tokens = pending.max_tokens;
+  return request;
+}
+
+std::string HashOf(const std::vector<ProblemRow>& problems) {
+  Hash128 hash;
+  for (const ProblemRow& row : problems) {
+    for (const std::string& field : {row.id, row.problem, row.answer, row.reference_chain}) {
+      hash.Update(field);
+      hash.Update(std::string_view("\0", 1));
+    }
+  }
+  return hash.HexDigest();
+}
+
+}  // namespace
+
+uint64_t ResponseSeed(uint64_t seed, std::string_view id, int64_t response) {
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const char c : id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
+  return StreamSeed(StreamSeed(seed, hash), static_cast<uint64_t>(response));
+}
+
+RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
+                            const EvaluationOptions& options, const std::string& plan_path) {
+  const KvOptions& kv = options.engine.kv;
+  RunSettings settings;
+  settings.benchmark = benchmark.name;
+  settings.model_identity = model.checkpoint().Identity();
+  settings.kv = kv.spec;
+  if (!plan_path.empty()) {
+    Hash128 hash;
+    hash.Update(ReadFile(plan_path));
+    settings.plan_hash = hash.HexDigest();
+  }
+  const auto add = [&](const char* option, const auto& value) {
+    settings.options.emplace_back(option, fmt::format("{}", value));
+  };
+  const auto number_or_default = [](int64_t value) {
+    return value < 0 ? std::string("default") : fmt::format("{}", value);
+  };
+  add("--data", HashOf(benchmark.problems));
+  add("--kv-budget", kv.budget_bytes);
+  add("--policy", NameOf(kv.policy));
+  add("--n-sink-token", number_or_default(kv.sink_tokens));
+  add("--n-window-token", number_or_default(kv.window_tokens));
+  add("--n-init-kv-bits", kv.init_kv_bits);
+  add("--kv-dtype", NameOf(kv.kv_dtype));
+  add("--reference-accounting", kv.reference_accounting);
+  add("--max-len", options.engine.max_len == 0 ? model.config().max_position_embeddings
+                                               : options.engine.max_len);
+  add("--chunk", options.engine.chunk);
+  add("--chat-template", NameOf(options.chat_template.format));
+  add("--temperature", options.sampling.temperature);
+  add("--top-k", options.sampling.top_k);
+  add("--top-p", options.sampling.top_p);
+  add("--min-p", options.sampling.min_p);
+  add("--seed", options.seed);
+  add("--max-tokens", options.max_tokens);
+  return settings;
+}
+
+std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<ProblemRow>& problems,
+                                  int64_t num_responses) {
+  std::map<std::pair<std::string, int64_t>, const Response*> by_key;
+  for (const Response& response : log.responses()) {
+    by_key[{response.id, response.response}] = &response;
+  }
+  std::vector<Response> ordered;
+  for (const ProblemRow& problem : problems) {
+    for (int64_t i = 0; i < num_responses; ++i) {
+      const auto found = by_key.find({problem.id, i});
+      if (found != by_key.end()) ordered.push_back(*found->second);
+    }
+  }
+  return ordered;
+}
+
+ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
+  ResponseSummary summary;
+  std::vector<GradedResponse> graded;
+  for (const Response& row : responses) {
+    graded.push_back({row.id, row.response, row.grading == Grading::kCode, row.extracted,
+                      row.correct, row.finish_reason, row.output_tokens});
+    summary.num_correct += row.correct ? 1 : 0;
+    summary.output_tokens += row.output_tokens;
+    summary.peak_bytes = std::max(summary.peak_bytes, row.peak_bytes);
+    summary.budget_bytes = std::max(summary.budget_bytes, row.budget_bytes);
+    summary.num_cut_by_length += row.finish_reason == "length" ? 1 : 0;
+    summary.num_cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
+    for (size_t i = 0; i < kWidths.size(); ++i) summary.final_pages[i] += row.final_pages[i];
+    summary.longest_pause_us = std::max(summary.longest_pause_us, row.longest_pause_us);
+  }
+  summary.judged = SummarizeGraded(graded);
+  return summary;
+}
+
+double Evaluate(const std::shared_ptr<Model>& model,
+                const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
+                const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
+                ResponseLog& log, EngineObserver* observer, const ResponseCallback& on_response,
+                const CancelFlag* cancel) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
+  if (pending.empty()) return 0;
+  Engine engine(model, tokenizer, options.engine);
+  GradingObserver grader(grading, log, observer, on_response);
+  for (const Pending& one : pending) {
+    try {
+      grader.Expect(engine.Submit(MakeRequest(*tokenizer, options, one)), one);
+    } catch (const InvalidInput& error) {
+      throw InvalidInput("problem " + one.problem->id, error.what());
+    }
+  }
+  while (!IsCancelled(cancel) && engine.Step(&grader)) {
+  }
+  if (IsCancelled(cancel)) engine.CancelAll(&grader);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace pmkvq
