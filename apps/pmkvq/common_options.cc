@@ -16,6 +16,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/methods/packed_spec.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
@@ -115,7 +116,10 @@ void KvCommandOptions::Register(CLI::App& command) {
 EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   EngineOptions options;
   options.kv.spec = spec;
-  if (!plan_path.empty()) options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
+  if (!plan_path.empty()) {
+    options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
+    options.kv.plan_path = plan_path;
+  }
   if (!budget.empty()) {
     options.kv.budget_bytes = ParseByteSize(budget, "--kv-budget");
     if (options.kv.budget_bytes == 0) {
@@ -128,6 +132,7 @@ EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   options.kv.init_kv_bits = init_kv_bits;
   options.kv.kv_dtype = ParseKvDtype(kv_dtype);
   options.kv.reference_accounting = reference_accounting;
+  options.kv = ApplySpecKeys(options.kv);
   options.max_sequences = max_sequences;
   options.max_len = max_len;
   options.chunk = chunk;
@@ -313,9 +318,10 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
   }
 }
 
-void CheckPlan(const EngineOptions& engine, const KvCommandOptions& options, const Model& model) {
+void CheckPlan(const EngineOptions& engine, const KvCommandOptions& /*options*/,
+               const Model& model) {
   if (engine.kv.plan == nullptr) return;
-  CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), options.plan_path);
+  CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), engine.kv.plan_path);
 }
 
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model) {

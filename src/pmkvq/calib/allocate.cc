@@ -70,9 +70,9 @@ void CheckSizes(const AllocationOptions& options) {
         kWhere, fmt::format("max-len: found {}, expected 1 to {}", options.max_len, kMaxTokens));
   }
   const CacheConfig& cache = options.cache;
-  if (cache.sink_tokens < 0 || cache.sink_tokens > kPageTokens) {
+  if (cache.sink_tokens < 0 || cache.sink_tokens > kMaxSinkTokens) {
     throw InvalidInput(kWhere, fmt::format("n-sink-token: found {}, expected 0 to {}",
-                                           cache.sink_tokens, kPageTokens));
+                                           cache.sink_tokens, kMaxSinkTokens));
   }
   if (cache.window_tokens < kPageTokens || cache.window_tokens % kPageTokens != 0) {
     throw InvalidInput(kWhere, fmt::format("n-window-token: found {}, expected a multiple of {}",

@@ -267,9 +267,9 @@ TEST(Allocate, BadOptionsAreNamed) {
   ExpectError<InvalidInput>([&] { CheckAllocationOptions(options); },
                             {"n-window-token", "found 100", "multiple of 128"});
   options = OptionsOf(4, int64_t{1} << 30);
-  options.cache.sink_tokens = 129;
+  options.cache.sink_tokens = 65537;
   ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); },
-                            {"n-sink-token", "found 129", "0 to 128"});
+                            {"n-sink-token", "found 65537", "0 to 65536"});
   options = OptionsOf(0, int64_t{1} << 30);
   ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); }, {"geometry"});
 }

@@ -15,6 +15,7 @@
 #include "pmkvq/engine/output_text.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/engine/sequences.h"
+#include "pmkvq/methods/packed_spec.h"
 
 namespace pmkvq {
 namespace {
@@ -27,14 +28,20 @@ double SecondsSince(Clock::time_point start) {
 
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options, int64_t max_len,
                               int num_threads) {
-  return {model.kv_geometry(), options.max_sequences, max_len, num_threads, &model.rope()};
+  return {model.kv_geometry(), options.max_sequences, max_len,
+          num_threads,         &model.rope(),         &model.checkpoint()};
+}
+
+EngineOptions WithSpecKeys(EngineOptions options) {
+  options.kv = ApplySpecKeys(options.kv);
+  return options;
 }
 
 // The cache's budget, once the plan is known to be this model's.
 KvBudget CheckedBudget(const Model& model, const EngineOptions& options,
                        const KvRequirements& requirements) {
   if (options.kv.plan != nullptr) {
-    CheckPlanMatches(*options.kv.plan, model.checkpoint().Identity(), "--plan");
+    CheckPlanMatches(*options.kv.plan, model.checkpoint().Identity(), options.kv.plan_path);
   }
   return ResolveKvBudget(options.kv, requirements);
 }
@@ -139,11 +146,11 @@ Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
                    const EngineOptions& o)
     : model(std::move(m)),
       tokenizer(std::move(t)),
-      options(o),
+      options(WithSpecKeys(o)),
       max_len(CheckEngineOptions(o, model->config())),
       num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
-      budget(CheckedBudget(*model, o, RequirementsOf(*model, o, max_len, num_threads))),
-      store(MakeKvStore(o.kv, RequirementsOf(*model, o, max_len, num_threads))),
+      budget(CheckedBudget(*model, options, RequirementsOf(*model, o, max_len, num_threads))),
+      store(MakeKvStore(options.kv, RequirementsOf(*model, o, max_len, num_threads))),
       sequences(store.get()) {
   model->SetKeyScales(KeyScalesOf(options.kv));
 }

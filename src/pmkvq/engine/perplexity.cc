@@ -11,6 +11,7 @@
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+#include "pmkvq/methods/packed_spec.h"
 
 namespace pmkvq {
 namespace {
@@ -157,13 +158,17 @@ class ProgressCounter {
 
 PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
-                                   const KvOptions& kv, int64_t chunk, int num_threads,
+                                   const KvOptions& given_kv, int64_t chunk, int num_threads,
                                    ProgressSink* progress, const CancelFlag* cancel) {
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
-  if (kv.plan != nullptr) CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), "--plan");
+  const KvOptions kv = ApplySpecKeys(given_kv);
+  if (kv.plan != nullptr) {
+    CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), kv.plan_path);
+  }
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();
-  KvRequirements needs{model->kv_geometry(), 1, CheckSequences(sequences, model->config()), threads,
-                       &model->rope()};
+  KvRequirements needs{
+      model->kv_geometry(), 1, CheckSequences(sequences, model->config()), threads, &model->rope(),
+      &model->checkpoint()};
   const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {

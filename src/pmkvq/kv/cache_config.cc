@@ -11,9 +11,6 @@ namespace pmkvq {
 namespace {
 
 constexpr char kWhere[] = "kv cache";
-// K and V of the sink take one slot each, at most as large as a 16-bit page.
-constexpr int64_t kMaxSinkTokens = kPageTokens;
-
 // Beyond any machine, and far from overflow in what is computed from budgets.
 constexpr int64_t kMaxArenaBytes = int64_t{1} << 44;
 
@@ -51,20 +48,12 @@ void ValidatePlannedBits(const CacheConfig& config, const std::vector<int>& bits
   }
 }
 
-// Bytes of one block as the configuration counts, every closed page at the floor.
-int64_t FloorBytes(const CacheConfig& config, int64_t num_tokens) {
-  return config.reference_accounting
-             ? ReferencePayloadBytes(config, num_tokens, config.floor_bits, config.floor_bits)
-             : BlockBytes(config, num_tokens, config.floor_bits, config.floor_bits);
-}
-
 void ValidateBudgets(const CacheConfig& config) {
   const auto num_layers = static_cast<size_t>(config.geometry.num_layers);
   if (config.budget_bytes.size() != num_layers) {
     throw InvalidInput(kWhere, fmt::format("budgets: found {}, expected one per block ({})",
                                            config.budget_bytes.size(), num_layers));
   }
-  const int64_t smallest = FloorBytes(config, config.sink_tokens + 1);
   int64_t room = kMaxArenaBytes / config.max_sequences;
   for (const int64_t budget : config.budget_bytes) {
     if (budget > room) {
@@ -75,6 +64,7 @@ void ValidateBudgets(const CacheConfig& config) {
     room -= std::max<int64_t>(0, budget);
   }
   for (size_t i = 0; i < num_layers; ++i) {
+    const int64_t smallest = FloorBytes(config, i, config.sink_tokens + 1);
     if (config.budget_bytes[i] >= smallest) continue;
     throw InvalidInput(
         "--kv-budget",
@@ -103,6 +93,16 @@ DType ParseKvDtype(std::string_view name) {
   if (name == "bf16") return DType::kBF16;
   if (name == "f32") return DType::kF32;
   throw InvalidInput("--kv-dtype", fmt::format("found \"{}\", expected f16, bf16 or f32", name));
+}
+
+PageWidths CloseWidths(const CacheConfig& config, size_t layer) {
+  if (config.static_widths) return {config.k_bits[layer], config.v_bits[layer]};
+  return {config.close_bits, config.close_bits};
+}
+
+PageWidths FloorWidths(const CacheConfig& config, size_t layer) {
+  if (config.static_widths) return {config.k_bits[layer], config.v_bits[layer]};
+  return {config.floor_bits, config.floor_bits};
 }
 
 int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits) {
@@ -158,8 +158,18 @@ double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t nu
          (static_cast<double>(num_tokens) * 2.0 * static_cast<double>(geometry.kv_dim()));
 }
 
+int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens) {
+  const PageWidths floor = FloorWidths(config, layer);
+  return config.reference_accounting ? ReferencePayloadBytes(config, num_tokens, floor.k, floor.v)
+                                     : BlockBytes(config, num_tokens, floor.k, floor.v);
+}
+
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens) {
-  return config.geometry.num_layers * FloorBytes(config, num_tokens);
+  int64_t needed = 0;
+  for (size_t layer = 0; layer < static_cast<size_t>(config.geometry.num_layers); ++layer) {
+    needed = std::max(needed, FloorBytes(config, layer, num_tokens));
+  }
+  return config.geometry.num_layers * needed;
 }
 
 std::vector<int64_t> SplitBudget(int64_t total_bytes, int64_t num_layers,
@@ -216,6 +226,9 @@ void ValidateCacheConfig(const CacheConfig& config) {
   }
   ValidatePlannedBits(config, config.k_bits, "k_bits");
   ValidatePlannedBits(config, config.v_bits, "v_bits");
+  if (config.static_widths && (config.k_bits.empty() || config.v_bits.empty())) {
+    throw InvalidInput(kWhere, "static widths: found none, expected k_bits and v_bits per block");
+  }
   if (config.reference_accounting &&
       (config.policy != PolicyKind::kLayerBudget || config.window_tokens != kPageTokens)) {
     throw InvalidInput("--reference-accounting",

@@ -13,6 +13,7 @@
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/kv_types.h"
+#include "pmkvq/kv/policy/block_pages.h"
 
 namespace pmkvq {
 
@@ -26,10 +27,13 @@ std::string_view NameOf(PolicyKind kind);
 // "f16", "bf16", "f32"; throws InvalidInput for another name.
 DType ParseKvDtype(std::string_view name);
 
+// Longest sink. A sink is never narrowed, so no one wants more than a small part of a sequence.
+inline constexpr int64_t kMaxSinkTokens = 65536;
+
 struct CacheConfig {
   KvGeometry geometry;
   DType float_type = DType::kF16;  // Of sink, open page and 16-bit pages; also of min and range.
-  int64_t sink_tokens = 1;         // --n-sink-token, >= 0
+  int64_t sink_tokens = 1;         // --n-sink-token, 0 to kMaxSinkTokens
   // --n-window-token, a multiple of 128, >= 128: newest tokens kept at 16 bit. 128 is the
   // reference's flush buffer (the open page alone); 128 * w keeps the newest w - 1 closed pages
   // too.
@@ -46,6 +50,9 @@ struct CacheConfig {
   // its planned width waits until the other has reached its own.
   std::vector<int> k_bits;
   std::vector<int> v_bits;
+  // Pages close at once at the widths of k_bits and v_bits, which are their floor as well: the
+  // static counterpart of a progressive cache. close_bits and floor_bits are not used then.
+  bool static_widths = false;
 
   // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
   // after every append, one halving per call, pages close when full. Only with kLayerBudget and a
@@ -54,6 +61,10 @@ struct CacheConfig {
   bool reference_accounting = false;
   int num_threads = 1;
 };
+
+// Widths at which pages of a block close at first, and below which they never go.
+PageWidths CloseWidths(const CacheConfig& config, size_t layer);
+PageWidths FloorWidths(const CacheConfig& config, size_t layer);
 
 // Bytes of one page (K, or V; 128 tokens of one block, all KV heads) at a width: codes or floats.
 int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits);
@@ -81,8 +92,12 @@ int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int
 // Bits per stored value: bytes * 8 / (tokens * 2 * kv_dim), for one block.
 double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens);
 
-// Smallest budget (all blocks, one sequence) that holds `num_tokens` at the floor width, counted as
-// the configuration counts. A budget split by weights (SplitBudget) may need more.
+// What `num_tokens` tokens take in one block with every closed page at its floor, counted as the
+// configuration counts.
+int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens);
+
+// Smallest budget (all blocks, one sequence, split evenly) that holds `num_tokens` at the floor. A
+// budget split by weights (SplitBudget) may need more.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens);
 
 // Splits a budget for one sequence over the blocks: in proportion to `weights` (size L; all equal

@@ -56,7 +56,7 @@ TEST(CacheConfigTest, BlockBytesByHand) {
 
 RC_GTEST_PROP(CacheConfigProperty, BlockBytesNeverFall, ()) {
   CacheConfig config = Config();
-  config.sink_tokens = *rc::gen::inRange<int64_t>(0, 129);
+  config.sink_tokens = *rc::gen::inRange<int64_t>(0, 400);
   config.window_tokens = 128 * *rc::gen::inRange<int64_t>(1, 4);
   const int k_bits = *rc::gen::element(16, 8, 4, 2);
   const int v_bits = *rc::gen::element(16, 8, 4, 2);
@@ -143,7 +143,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"HeadDim192", [](CacheConfig& c) { c.geometry.head_dim = 192; }, "found 192"},
         BadCase{"HeadDim512", [](CacheConfig& c) { c.geometry.head_dim = 512; }, "found 512"},
         BadCase{"Dtype", [](CacheConfig& c) { c.float_type = DType::kI8; }, "--kv-dtype"},
-        BadCase{"Sink", [](CacheConfig& c) { c.sink_tokens = 129; }, "--n-sink-token"},
+        BadCase{"Sink", [](CacheConfig& c) { c.sink_tokens = 65537; }, "--n-sink-token"},
         BadCase{"NegativeSink", [](CacheConfig& c) { c.sink_tokens = -1; }, "found -1"},
         BadCase{"Window", [](CacheConfig& c) { c.window_tokens = 200; }, "--n-window-token"},
         BadCase{"NoWindow", [](CacheConfig& c) { c.window_tokens = 0; }, "found 0"},
@@ -158,6 +158,8 @@ INSTANTIATE_TEST_SUITE_P(
                   c.v_bits = {4, 5};
                 },
                 "v_bits of block 1: found 5"},
+        BadCase{"StaticWithoutWidths", [](CacheConfig& c) { c.static_widths = true; },
+                "static widths: found none"},
         BadCase{"BudgetCount", [](CacheConfig& c) { c.budget_bytes = {1}; }, "budgets: found 1"},
         BadCase{"BudgetTooSmall", [](CacheConfig& c) { c.budget_bytes[1] = 132095; },
                 "at least 132096 (all 2 blocks: 264192 bytes)"},

@@ -75,7 +75,9 @@ std::optional<SequenceId> PackedKvCache::Open() {
     seq = Sequence{};
     seq.is_open = true;
     seq.blocks.resize(static_cast<size_t>(config_.geometry.num_layers));
-    for (BlockPages& block : seq.blocks) block.present = {config_.close_bits, config_.close_bits};
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+      UpdatePresentWidths(seq.blocks[layer], layer);
+    }
     return IdOf(seq);
   }
   return std::nullopt;
@@ -132,11 +134,12 @@ void PackedKvCache::CheckValues(int64_t layer, const float* k, const float* v, i
 
 void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
   block.views.clear();
-  if (block.sink[0] != kNoSlot) {
-    const auto tokens = static_cast<int32_t>(config_.sink_tokens);
-    block.views.push_back(
-        {store_.SinkView(block, kKeys), store_.SinkView(block, kValues), tokens, tokens});
+  for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
+    const auto tokens = static_cast<int32_t>(store_.SinkPieceTokens(piece));
+    block.views.push_back({store_.SinkView(block, piece, kKeys),
+                           store_.SinkView(block, piece, kValues), tokens, tokens});
   }
+  const size_t sink_views = block.views.size();
   for (const PagePair& page : block.pages) {
     block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues]),
                            static_cast<int32_t>(kPageTokens), static_cast<int32_t>(kPageTokens)});
@@ -144,7 +147,7 @@ void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
   const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
   for (const Side side : kSides) {
     if (!block.open_rows_moved[side]) continue;
-    KvPageView& view = block.views[open_page + (block.sink[0] != kNoSlot ? 1 : 0)];
+    KvPageView& view = block.views[sink_views + open_page];
     (side == kKeys ? view.k : view.v) = store_.View(block.pages.back()[side]);
   }
   block.num_views_in_use = 0;
@@ -158,17 +161,18 @@ std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPage
   }
   if (seq.num_tokens == 0) return {};
   const int64_t paged = seq.num_tokens - config_.sink_tokens;
-  const size_t sink_views = config_.sink_tokens > 0 ? 1 : 0;
-  const size_t count = sink_views + static_cast<size_t>(NumPages(config_, seq.num_tokens));
+  const int64_t sink_tokens = std::min(seq.num_tokens, config_.sink_tokens);
+  const auto count = static_cast<size_t>((sink_tokens + kPageTokens - 1) / kPageTokens +
+                                         NumPages(config_, seq.num_tokens));
   // The view that was the last one until now holds a whole page since.
   if (block.num_views_in_use > 0 && block.num_views_in_use < count) {
     KvPageView& filled = block.views[block.num_views_in_use - 1];
     filled.num_tokens = filled.capacity;
   }
   block.num_views_in_use = count;
-  block.views[count - 1].num_tokens = paged <= 0
-                                          ? static_cast<int32_t>(seq.num_tokens)
-                                          : static_cast<int32_t>((paged - 1) % kPageTokens + 1);
+  // The sink's pieces are as long as pages, but for the last.
+  const int64_t tokens_in_kind = paged <= 0 ? seq.num_tokens : paged;
+  block.views[count - 1].num_tokens = static_cast<int32_t>((tokens_in_kind - 1) % kPageTokens + 1);
   return {block.views.data(), count};
 }
 
@@ -212,9 +216,11 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
   for (int64_t position = chunk.seq->num_tokens; position < end;) {
     int64_t num_rows = 0;
     if (position < config_.sink_tokens) {
-      num_rows = std::min(end, config_.sink_tokens) - position;
-      store_.codec().WriteRows(rows, num_rows, position, config_.sink_tokens,
-                               store_.SinkData(block, side));
+      const int64_t piece = position / kPageTokens;
+      const int64_t capacity = store_.SinkPieceTokens(piece);
+      num_rows = std::min(end, piece * kPageTokens + capacity) - position;
+      store_.codec().WriteRows(rows, num_rows, position % kPageTokens, capacity,
+                               store_.SinkData(block, piece, side));
     } else {
       const int64_t paged = position - config_.sink_tokens;
       const auto page = static_cast<size_t>(paged / kPageTokens);
@@ -303,24 +309,21 @@ void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float
   PMKVQ_CHECK(!in_forward_ && seq.reserved_tokens == 0);
   const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
   const KvGeometry& geometry = config_.geometry;
-  std::vector<float> values(
-      static_cast<size_t>(geometry.kv_dim() * std::max(kPageTokens, config_.sink_tokens)));
+  std::vector<float> values(static_cast<size_t>(store_.codec().num_values()));
   for (const Side side : kSides) {
     float* out = side == kKeys ? k_out : v_out;
-    const int64_t sink_tokens = std::min(seq.num_tokens, config_.sink_tokens);
-    if (sink_tokens > 0) {
-      store_.codec().Decode(store_.SinkView(block, side), config_.sink_tokens, values.data());
-      CopyTokens(geometry, values.data(), config_.sink_tokens, sink_tokens, out);
-      out += sink_tokens * geometry.kv_dim();
-    }
-    int64_t rest = seq.num_tokens - sink_tokens;
-    for (const PagePair& page : block.pages) {
-      const int64_t num_tokens = std::min(rest, kPageTokens);
-      store_.codec().Decode(store_.View(page[side]), kPageTokens, values.data());
-      CopyTokens(geometry, values.data(), kPageTokens, num_tokens, out);
+    int64_t rest = seq.num_tokens;
+    const auto read = [&](const KvTensorView& view, int64_t capacity) {
+      const int64_t num_tokens = std::min(rest, capacity);
+      store_.codec().Decode(view, capacity, values.data());
+      CopyTokens(geometry, values.data(), capacity, num_tokens, out);
       out += num_tokens * geometry.kv_dim();
       rest -= num_tokens;
+    };
+    for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
+      read(store_.SinkView(block, piece, side), store_.SinkPieceTokens(piece));
     }
+    for (const PagePair& page : block.pages) read(store_.View(page[side]), kPageTokens);
   }
 }
 

@@ -84,7 +84,7 @@ class PackedKvCache final : public KvStore {
   void HalveByReference(Sequence& seq, size_t layer);
   void RestoreMovedRows(Sequence& seq);
   void CutPages(Sequence& seq, int64_t num_tokens);
-  void UpdatePresentWidths(BlockPages& block) const;
+  void UpdatePresentWidths(BlockPages& block, size_t layer) const;
   BlockLimits LimitsOf(size_t layer) const;
 
   CacheConfig config_;

@@ -28,21 +28,21 @@ CacheConfig RandomConfig() {
   config.geometry.num_heads = 2 * config.geometry.num_kv_heads;
   config.geometry.head_dim = *rc::gen::element<int64_t>(8, 16, 24);
   config.float_type = *rc::gen::element(DType::kF16, DType::kBF16, DType::kF32);
-  config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 5, 70);
+  config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 5, 70, 128, 300);
   config.window_tokens = *rc::gen::element<int64_t>(128, 128, 256);
   config.max_sequences = *rc::gen::inRange<int64_t>(1, 4);
   config.policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
-  const int mode = *rc::gen::inRange(0, 6);
+  const int mode = *rc::gen::inRange(0, 7);
   if (mode == 0) config.close_bits = *rc::gen::element(8, 4);
   if (mode <= 1) config.floor_bits = *rc::gen::element(4, 2);
   if (mode == 2) config.close_bits = config.floor_bits = *rc::gen::element(16, 8, 4, 2);
   if (mode >= 4) {
     config.k_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
     config.v_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
+    config.static_widths = mode == 5;
   }
   for (int64_t i = 0; i < config.geometry.num_layers; ++i) {
-    const int64_t lowest =
-        BlockBytes(config, config.sink_tokens + 1, config.floor_bits, config.floor_bits);
+    const int64_t lowest = FloorBytes(config, static_cast<size_t>(i), config.sink_tokens + 1);
     const int64_t highest = BlockBytes(config, 900, 16, 16);
     config.budget_bytes.push_back(*rc::gen::inRange<int64_t>(lowest, highest + 1));
   }
@@ -76,9 +76,10 @@ void CheckSequence(CacheDriver& driver, SequenceId seq) {
 
 // Whether every block could hold `num_tokens` with its closed pages at the floor.
 bool FloorFits(const CacheConfig& config, int64_t num_tokens) {
-  const int64_t bytes = BlockBytes(config, num_tokens, config.floor_bits, config.floor_bits);
-  return std::all_of(config.budget_bytes.begin(), config.budget_bytes.end(),
-                     [&](int64_t budget) { return bytes <= budget; });
+  for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
+    if (FloorBytes(config, layer, num_tokens) > config.budget_bytes[layer]) return false;
+  }
+  return true;
 }
 
 RC_GTEST_PROP(PackedCacheProperty, PeakNeverPassesTheBudget, ()) {

@@ -26,24 +26,19 @@ int WidthOf(const PageWidths& widths, Side side) { return side == kKeys ? widths
 
 PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
 
-PageWidths Narrower(const PageWidths& a, const PageWidths& b) {
-  return {std::min(a.k, b.k), std::min(a.v, b.v)};
-}
-
 }  // namespace
 
 BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
   BlockLimits limits;
   limits.budget_bytes = config_.budget_bytes[layer];
-  for (const int bits : kWidths) {
-    limits.page_bytes[WidthIndex(bits)] = PageBytes(config_.geometry, config_.float_type, bits);
-  }
-  limits.floor_bits = config_.floor_bits;
-  const auto planned = [&](const std::vector<int>& bits) {
-    return bits.empty() ? config_.floor_bits : std::max(bits[layer], config_.floor_bits);
+  limits.k_page_bytes = store_.page_bytes(kKeys);
+  limits.v_page_bytes = store_.page_bytes(kValues);
+  limits.floor = FloorWidths(config_, layer);
+  const auto planned = [&](const std::vector<int>& bits, int floor) {
+    return bits.empty() ? floor : std::max(bits[layer], floor);
   };
-  limits.planned_k_bits = planned(config_.k_bits);
-  limits.planned_v_bits = planned(config_.v_bits);
+  limits.planned_k_bits = planned(config_.k_bits, limits.floor.k);
+  limits.planned_v_bits = planned(config_.v_bits, limits.floor.v);
   return limits;
 }
 
@@ -83,8 +78,7 @@ bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t page
   BlockLimits limits = LimitsOf(layer);
   limits.fixed_bytes = SinkBytes(config_);
   for (size_t i = num_closed; i < decided.size(); ++i) {
-    limits.fixed_bytes +=
-        limits.page_bytes[WidthIndex(decided[i].k)] + limits.page_bytes[WidthIndex(decided[i].v)];
+    limits.fixed_bytes += limits.BytesOf(decided[i]);
   }
 
   closed_pages_.clear();
@@ -116,9 +110,9 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
   }
   EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
 
-  if (block.sink[0] == kNoSlot) store_.AllocateSink(seq, layer);
+  if (block.sink.empty()) store_.AllocateSink(seq, layer);
   MakeNewPages(seq, layer, static_cast<size_t>(pages_after));
-  UpdatePresentWidths(block);
+  UpdatePresentWidths(block, layer);
 }
 
 void PackedKvCache::NarrowToDecided(Sequence& seq, size_t layer, size_t page,
@@ -177,8 +171,8 @@ void PackedKvCache::EmitHalvingEvents(const Sequence& seq, size_t layer, double 
 
 // LayerBudget: all closed pages stand at one width, at which the next ones close. Pages that a
 // Truncate left behind bring their width along; a block without quantised pages starts afresh.
-void PackedKvCache::UpdatePresentWidths(BlockPages& block) const {
-  block.present = {config_.close_bits, config_.close_bits};
+void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
+  block.present = CloseWidths(config_, layer);
   if (config_.policy != PolicyKind::kLayerBudget) return;
   for (const PagePair& page : block.pages) block.present = Narrower(block.present, WidthsOf(page));
 }
@@ -187,15 +181,15 @@ void PackedKvCache::UpdatePresentWidths(BlockPages& block) const {
 // made after the append. The end is where even the floor width would not hold the tokens.
 ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens) {
   const int64_t num_after = seq.num_tokens + num_tokens;
-  const int64_t floor_bytes =
-      ReferencePayloadBytes(config_, num_after, config_.floor_bits, config_.floor_bits);
-  for (const int64_t budget : config_.budget_bytes) {
-    if (floor_bytes > budget) return ReserveResult::kBudgetExhausted;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    if (FloorBytes(config_, layer, num_after) > config_.budget_bytes[layer]) {
+      return ReserveResult::kBudgetExhausted;
+    }
   }
   const auto pages_after = static_cast<size_t>(NumPages(config_, num_after));
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     BlockPages& block = seq.blocks[layer];
-    if (block.sink[0] == kNoSlot && num_after > 0) store_.AllocateSink(seq, layer);
+    if (block.sink.empty() && num_after > 0) store_.AllocateSink(seq, layer);
     while (block.pages.size() < pages_after) {
       block.pages.emplace_back();
       for (const Side side : kSides) {
@@ -274,7 +268,7 @@ void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
       }
     }
     if (num_tokens == 0) store_.ReleaseSink(seq, layer);
-    UpdatePresentWidths(block);
+    UpdatePresentWidths(block, layer);
   }
   ++seq.layout;
 }

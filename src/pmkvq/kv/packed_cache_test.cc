@@ -53,11 +53,90 @@ TEST_P(UniformCacheTest, BytesEqualTheFormulaAtEveryLength) {
   EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty());
 }
 
+// A sink of several pieces: never quantised, and attended like any other token.
+TEST(LargeSinkTest, StaysExactWhileTheRestIsQuantised) {
+  for (const int64_t sink_tokens : {127, 128, 129, 300, 1024}) {
+    CacheConfig config = SmallConfig(0, 16, 16);
+    config.float_type = DType::kF32;
+    config.sink_tokens = sink_tokens;
+    SetUniform(config, 2);
+    const int64_t n = sink_tokens + 130;
+    config.budget_bytes.assign(2, BlockBytes(config, n, 2, 2));
+    CacheDriver driver(config);
+    const SequenceId seq = *driver.cache().Open();
+    // Chunks that end inside of a piece, at its end, and reach over several.
+    for (int64_t done = 0; done < n;) {
+      const int64_t chunk = std::min<int64_t>(done == 0 ? 100 : 171, n - done);
+      ASSERT_EQ(driver.Append(seq, chunk, 1), ReserveResult::kReserved);
+      done += chunk;
+    }
+    const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, n);
+    const KeysAndValues stored = driver.Read(seq, 0);
+    const auto end_of_sink = static_cast<size_t>(sink_tokens * config.geometry.kv_dim());
+    for (size_t i = 0; i < end_of_sink; ++i) {
+      ASSERT_EQ(stored.first[i], rows.k[i]);
+      ASSERT_EQ(stored.second[i], rows.v[i]);
+    }
+    EXPECT_NE(stored.first[end_of_sink], rows.k[end_of_sink]) << "the closed page is quantised";
+
+    // The next token attends to all of it as one query over the values that are stored.
+    driver.cache().Truncate(seq, sink_tokens - 1);
+    ASSERT_EQ(driver.Append(seq, 1, 1), ReserveResult::kReserved);
+    CacheConfig plain = config;
+    plain.sink_tokens = 0;
+    SetUniform(plain, 16);
+    plain.budget_bytes.assign(2, BlockBytes(plain, n, 16, 16));
+    CacheDriver expected(plain);
+    const SequenceId other = *expected.cache().Open();
+    ASSERT_EQ(expected.Append(other, sink_tokens - 1, 1), ReserveResult::kReserved);
+    ASSERT_EQ(expected.Append(other, 1, 1), ReserveResult::kReserved);
+    // Sink pieces and pages are cut at the same tokens, so every sum is the same.
+    EXPECT_EQ(driver.LastRow(1), expected.LastRow(1)) << sink_tokens;
+  }
+}
+
+// Static widths close pages at once at each block's own, and never go below.
+TEST(StaticWidthsTest, EachBlockStandsAtItsOwn) {
+  CacheConfig config = SmallConfig(0, 16, 16);
+  config.k_bits = {4, 8};
+  config.v_bits = {2, 16};
+  config.static_widths = true;
+  const int64_t n = 3 * 128 + 1;
+  config.budget_bytes = {BlockBytes(config, n, 4, 2), BlockBytes(config, n, 8, 16)};
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  ASSERT_EQ(driver.Append(seq, n, 1), ReserveResult::kReserved);
+  EXPECT_EQ(driver.cache().LayerStats(seq, 0).k_pages, (PagesPerWidth{1, 0, 2, 0}));
+  EXPECT_EQ(driver.cache().LayerStats(seq, 0).v_pages, (PagesPerWidth{1, 0, 0, 2}));
+  EXPECT_EQ(driver.cache().LayerStats(seq, 1).k_pages, (PagesPerWidth{1, 2, 0, 0}));
+  EXPECT_EQ(driver.cache().LayerStats(seq, 1).v_pages, (PagesPerWidth{3, 0, 0, 0}));
+  EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty());
+  EXPECT_EQ(driver.Append(seq, 1, 1), ReserveResult::kBudgetExhausted);
+  EXPECT_EQ(SmallestBudget(config, n), 2 * BlockBytes(config, n, 8, 16)) << "when split evenly";
+}
+
+TEST(StaticWidthsTest, EqualWidthsAreTheUniformCache) {
+  CacheConfig config = SmallConfig(500, 4, 4);
+  config.k_bits = config.v_bits = {4, 4};
+  config.static_widths = true;
+  CacheDriver by_plan(config);
+  CacheDriver uniform(SetUniform(config = SmallConfig(500, 4, 4), 4));
+  const SequenceId seq = *by_plan.cache().Open();
+  const SequenceId other = *uniform.cache().Open();
+  for (const int64_t chunk : {200, 1, 299}) {
+    ASSERT_EQ(by_plan.Append(seq, chunk, 1), ReserveResult::kReserved);
+    ASSERT_EQ(uniform.Append(other, chunk, 1), ReserveResult::kReserved);
+    EXPECT_EQ(by_plan.outputs(), uniform.outputs());
+  }
+  EXPECT_EQ(by_plan.ReadAll(seq), uniform.ReadAll(other));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Widths, UniformCacheTest,
     testing::Values(UniformCase{16, DType::kF16, 1, 128}, UniformCase{16, DType::kF32, 100, 128},
                     UniformCase{8, DType::kF16, 1, 256}, UniformCase{4, DType::kBF16, 64, 128},
-                    UniformCase{2, DType::kF32, 0, 128}, UniformCase{2, DType::kF16, 128, 384}));
+                    UniformCase{2, DType::kF32, 0, 128}, UniformCase{2, DType::kF16, 128, 384},
+                    UniformCase{2, DType::kF32, 300, 128}, UniformCase{4, DType::kF16, 1025, 256}));
 
 class FloatTypeTest : public testing::TestWithParam<DType> {};
 

@@ -10,6 +10,7 @@ namespace pmkvq {
 namespace {
 
 // Slot classes: the widths in the order of kWidths, then these.
+constexpr int k16BitClass = 0;
 constexpr int kMetadataClass = 4;
 constexpr int kSinkClass = 5;
 // 8, 4, 2 bits and metadata: the classes that may leave an extent partly filled.
@@ -19,13 +20,20 @@ int64_t ExtentBytes(const CacheConfig& config) {
   return PageCodeBytes(config.geometry, config.float_type, 16);
 }
 
+// K, or V, of the sink's rest beyond its whole pieces, in one block; whole pieces are 16-bit pages.
+int64_t SinkRestBytes(const CacheConfig& config) {
+  return config.sink_tokens % kPageTokens * config.geometry.kv_dim() *
+         static_cast<int64_t>(SizeOf(config.float_type));
+}
+
+// 1 for K and V of the rest together, 2 where that passes an extent.
 int NumSinkSlots(const CacheConfig& config) {
-  return SinkBytes(config) > ExtentBytes(config) ? 2 : 1;
+  return 2 * SinkRestBytes(config) > ExtentBytes(config) ? 2 : 1;
 }
 
 size_t SinkSlotBytes(const CacheConfig& config) {
-  if (config.sink_tokens == 0) return static_cast<size_t>(ExtentBytes(config));  // Never used.
-  const auto bytes = static_cast<size_t>(SinkBytes(config) / NumSinkSlots(config));
+  if (SinkRestBytes(config) == 0) return static_cast<size_t>(ExtentBytes(config));  // Never used.
+  const auto bytes = static_cast<size_t>(2 * SinkRestBytes(config) / NumSinkSlots(config));
   // Whole cache lines, which extents are multiples of.
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -40,27 +48,28 @@ std::vector<size_t> SlotBytes(const CacheConfig& config) {
   return bytes;
 }
 
-// Extents that never refuse what the budgets allow (page_pool.h). Sinks, the only slots that leave
-// a rest in their extents, get extents of their own and are taken out of the budgets' part; all
-// other classes divide an extent: codes by powers of two, metadata by G / 2.
+// Extents that never refuse what the budgets allow (page_pool.h). Rests of sinks, the only slots
+// that do not fill their extents, get extents of their own and are taken out of the budgets' part;
+// all other classes divide an extent: codes by powers of two, metadata by G / 2.
 int64_t NumExtents(const CacheConfig& config) {
   const int64_t extent_bytes = ExtentBytes(config);
   int64_t page_extents = 0;
   if (config.reference_accounting) {
     // Pages are stored at 16 bits at first, whatever the budget.
-    const int64_t closed_bytes = config.geometry.kv_dim() * kPageTokens * config.floor_bits * 2 / 8;
-    for (const int64_t budget : config.budget_bytes) {
-      page_extents += 2 * (budget / closed_bytes + 1) * config.max_sequences;
+    for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
+      const PageWidths floor = FloorWidths(config, layer);
+      const int64_t closed_bytes = config.geometry.kv_dim() * kPageTokens * (floor.k + floor.v) / 8;
+      page_extents += 2 * (config.budget_bytes[layer] / closed_bytes + 1) * config.max_sequences;
     }
   } else {
     int64_t bytes = 0;
     for (const int64_t budget : config.budget_bytes) {
-      bytes += (budget - SinkBytes(config)) * config.max_sequences;
+      bytes += (budget - 2 * SinkRestBytes(config)) * config.max_sequences;
     }
     page_extents = bytes / extent_bytes;
   }
   int64_t sink_extents = 0;
-  if (config.sink_tokens > 0) {
+  if (SinkRestBytes(config) > 0) {
     const int64_t slots = NumSinkSlots(config) * config.max_sequences * config.geometry.num_layers;
     const int64_t per_extent = extent_bytes / static_cast<int64_t>(SinkSlotBytes(config));
     sink_extents = (slots + per_extent - 1) / per_extent;
@@ -72,13 +81,14 @@ int64_t NumExtents(const CacheConfig& config) {
 
 PageStore::PageStore(const CacheConfig& config)
     : config_(config),
-      num_sink_slots_(NumSinkSlots(config)),
       pool_(static_cast<size_t>(ExtentBytes(config)), NumExtents(config), SlotBytes(config)),
       codec_(config.geometry, config.float_type),
       values_(static_cast<size_t>(codec_.num_values())),
       codes_(static_cast<size_t>(codec_.num_values())) {
-  for (const int bits : kWidths) {
-    page_bytes_[WidthIndex(bits)] = PageBytes(config.geometry, config.float_type, bits);
+  for (const Side side : kSides) {
+    for (const int bits : kWidths) {
+      page_bytes_[side][WidthIndex(bits)] = PageBytes(config.geometry, config.float_type, bits);
+    }
   }
 }
 
@@ -103,7 +113,7 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
   stored.data = AllocateSlot(static_cast<int>(WidthIndex(bits)));
   if (bits < 16) stored.metadata = AllocateSlot(kMetadataClass);
   ++block.page_counts[side][WidthIndex(bits)];
-  Account(seq, layer, page_bytes_[WidthIndex(bits)]);
+  Account(seq, layer, page_bytes_[side][WidthIndex(bits)]);
 }
 
 void PageStore::Release(SequencePages& seq, size_t layer, size_t page, Side side) {
@@ -113,25 +123,27 @@ void PageStore::Release(SequencePages& seq, size_t layer, size_t page, Side side
   pool_.Release(stored.data);
   if (stored.metadata != kNoSlot) pool_.Release(stored.metadata);
   --block.page_counts[side][WidthIndex(stored.bits)];
-  Account(seq, layer, -page_bytes_[WidthIndex(stored.bits)]);
+  Account(seq, layer, -page_bytes_[side][WidthIndex(stored.bits)]);
   stored = StoredPage{};
 }
 
 void PageStore::AllocateSink(SequencePages& seq, size_t layer) {
   if (config_.sink_tokens == 0) return;
-  for (int i = 0; i < num_sink_slots_; ++i) {
-    seq.blocks[layer].sink[static_cast<size_t>(i)] = AllocateSlot(kSinkClass);
+  std::vector<SlotHandle>& sink = seq.blocks[layer].sink;
+  for (int64_t i = 0; i < config_.sink_tokens / kPageTokens; ++i) {
+    for (size_t side = 0; side < kSides.size(); ++side) sink.push_back(AllocateSlot(k16BitClass));
+  }
+  if (SinkRestBytes(config_) > 0) {
+    for (int i = 0; i < NumSinkSlots(config_); ++i) sink.push_back(AllocateSlot(kSinkClass));
   }
   Account(seq, layer, SinkBytes(config_));
 }
 
 void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
-  std::array<SlotHandle, 2>& sink = seq.blocks[layer].sink;
-  if (sink[0] == kNoSlot) return;
-  for (SlotHandle& slot : sink) {
-    if (slot != kNoSlot) pool_.Release(slot);
-    slot = kNoSlot;
-  }
+  std::vector<SlotHandle>& sink = seq.blocks[layer].sink;
+  if (sink.empty()) return;
+  for (const SlotHandle slot : sink) pool_.Release(slot);
+  sink.clear();
   Account(seq, layer, -SinkBytes(config_));
 }
 
@@ -154,7 +166,8 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, size_t page, Side side,
               pool_.slot_bytes(static_cast<int>(WidthIndex(stored.bits))));
   pool_.Release(stored.data);
   --block.page_counts[side][WidthIndex(stored.bits)];
-  Account(seq, layer, -page_bytes_[WidthIndex(stored.bits)] + page_bytes_[WidthIndex(bits)]);
+  Account(seq, layer,
+          -page_bytes_[side][WidthIndex(stored.bits)] + page_bytes_[side][WidthIndex(bits)]);
   for (; stored.bits > 2 * bits; stored.bits /= 2) {
     HalvePackedCodes(group, stored.bits, codes_.data(), num_groups, codes_.data());
   }
@@ -193,14 +206,15 @@ KvTensorView PageStore::View(const StoredPage& page) const {
   return {Data(page), Metadata(page), page.bits, QuantAxis::kToken};
 }
 
-std::byte* PageStore::SinkData(const BlockPages& block, Side side) const {
-  if (num_sink_slots_ == 2) return pool_.Data(block.sink[side]);
-  return pool_.Data(block.sink[0]) +
-         (side == kValues ? static_cast<size_t>(SinkBytes(config_) / 2) : 0);
+std::byte* PageStore::SinkData(const BlockPages& block, int64_t piece, Side side) const {
+  const auto first_slot = static_cast<size_t>(2 * piece);
+  if (first_slot + 1 < block.sink.size()) return pool_.Data(block.sink[first_slot + side]);
+  return pool_.Data(block.sink[first_slot]) +
+         (side == kValues ? static_cast<size_t>(SinkRestBytes(config_)) : 0);
 }
 
-KvTensorView PageStore::SinkView(const BlockPages& block, Side side) const {
-  return {SinkData(block, side), nullptr, 16, QuantAxis::kToken};
+KvTensorView PageStore::SinkView(const BlockPages& block, int64_t piece, Side side) const {
+  return {SinkData(block, piece, side), nullptr, 16, QuantAxis::kToken};
 }
 
 }  // namespace pmkvq

@@ -2,6 +2,7 @@
 // width, with exact accounting. Knows nothing of budgets, policies or attention.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -30,7 +31,9 @@ using PagePair = std::array<StoredPage, 2>;
 
 // Page table of one block of one sequence.
 struct BlockPages {
-  std::array<SlotHandle, 2> sink = {kNoSlot, kNoSlot};
+  // Empty until there are tokens. K and V slot of each whole piece (kPageTokens tokens, a 16-bit
+  // page), then the rest's slot: one for K and V, or one each.
+  std::vector<SlotHandle> sink;
   std::vector<PagePair> pages;  // Oldest first; the last one is the open page.
 
   int64_t bytes = 0;
@@ -80,12 +83,21 @@ class PageStore {
   void ReleaseAll(SequencePages& seq);
 
   KvTensorView View(const StoredPage& page) const;
-  KvTensorView SinkView(const BlockPages& block, Side side) const;
+  // The sink lies in pieces of kPageTokens tokens and a shorter rest: piece i holds the tokens from
+  // i * kPageTokens on.
+  int64_t num_sink_pieces() const { return (config_.sink_tokens + kPageTokens - 1) / kPageTokens; }
+  int64_t SinkPieceTokens(int64_t piece) const {
+    return std::min(kPageTokens, config_.sink_tokens - piece * kPageTokens);
+  }
+  KvTensorView SinkView(const BlockPages& block, int64_t piece, Side side) const;
   std::byte* Data(const StoredPage& page) const { return pool_.Data(page.data); }
-  std::byte* SinkData(const BlockPages& block, Side side) const;
+  std::byte* SinkData(const BlockPages& block, int64_t piece, Side side) const;
   std::byte* Metadata(const StoredPage& page) const {
     return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
   }
+
+  // Of one page at each width, with metadata, by WidthIndex.
+  const std::array<int64_t, 4>& page_bytes(Side side) const { return page_bytes_[side]; }
 
   const PageCodec& codec() const { return codec_; }
   const PagePool& pool() const { return pool_; }
@@ -97,8 +109,7 @@ class PageStore {
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
 
   CacheConfig config_;
-  std::array<int64_t, 4> page_bytes_{};  // With metadata, by WidthIndex.
-  int num_sink_slots_;                   // 1 for K and V together, 2 where that passes an extent.
+  std::array<std::array<int64_t, 4>, 2> page_bytes_{};  // By side and WidthIndex.
   PagePool pool_;
   PageCodec codec_;
   AlignedVector<float> values_;

@@ -193,7 +193,7 @@ CalibrationRecord ReadCalibration(const JsonValue& value) {
 }
 
 void ReadAllocation(const JsonValue& root, Plan& plan) {
-  plan.sink_tokens = root.At("sink_tokens").AsInt(0, kPageTokens);
+  plan.sink_tokens = root.At("sink_tokens").AsInt(0, kMaxSinkTokens);
   plan.window_tokens = root.At("window_tokens").AsInt(kPageTokens, kMaxTokens);
   if (plan.window_tokens % kPageTokens != 0) root.At("window_tokens").Fail("a multiple of 128");
   const JsonValue dtype = root.At("kv_dtype");

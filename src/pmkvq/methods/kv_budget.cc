@@ -18,9 +18,8 @@ int64_t KvBudget::total_bytes() const {
 }
 
 int64_t KvBudget::BlockNeeds(int64_t layer, int64_t num_tokens) const {
-  return method_ == nullptr
-             ? BlockBytes(packed_, num_tokens, packed_.floor_bits, packed_.floor_bits)
-             : MostBlockBytes(*method_, layer, num_tokens);
+  return method_ == nullptr ? FloorBytes(packed_, static_cast<size_t>(layer), num_tokens)
+                            : MostBlockBytes(*method_, layer, num_tokens);
 }
 
 bool KvBudget::Holds(int64_t num_tokens) const {
@@ -46,14 +45,27 @@ int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
                   [&](int64_t bytes) { return bytes == smallest; })) {
     return SmallestBudget(packed_, num_tokens);
   }
-  // Split in fixed proportion, so the block with the least decides. L covers what splitting into
-  // whole bytes lost. In 128 bits: the product of two byte counts.
+  // Split in fixed proportion, so the block with the least for its needs decides. L covers what
+  // splitting into whole bytes lost. In 128 bits: the product of two byte counts.
   const __int128 before_split = total_bytes() + num_layers;
-  return static_cast<int64_t>((BlockNeeds(0, num_tokens) * before_split + smallest - 1) / smallest);
+  int64_t needed = 0;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const int64_t share = budgets[static_cast<size_t>(layer)];
+    needed = std::max(
+        needed,
+        static_cast<int64_t>((BlockNeeds(layer, num_tokens) * before_split + share - 1) / share));
+  }
+  return needed;
 }
 
 std::string KvBudget::AtBest() const {
-  return method_ == nullptr ? fmt::format(" even at {} bits", packed_.floor_bits) : "";
+  if (method_ != nullptr) return "";
+  const PageWidths floor = FloorWidths(packed_, 0);
+  for (size_t layer = 0; layer < packed_.budget_bytes.size(); ++layer) {
+    const PageWidths widths = FloorWidths(packed_, layer);
+    if (widths != floor || widths.k != widths.v) return " even at the planned widths";
+  }
+  return fmt::format(" even at {} bits", floor.k);
 }
 
 }  // namespace pmkvq

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "pmkvq/io/checkpoint.h"
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/plan.h"
@@ -15,6 +16,7 @@ namespace pmkvq {
 struct KvOptions {
   std::string spec = "fp16";         // --kv
   std::shared_ptr<const Plan> plan;  // --plan; null: none
+  std::string plan_path = "--plan";  // Where the plan was read from, for messages.
   int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
   PolicyKind policy = PolicyKind::kLayerBudget;  // --policy
   int64_t sink_tokens = -1;                      // --n-sink-token; -1: the plan's, or 1
@@ -31,6 +33,8 @@ struct KvRequirements {
   int64_t max_len = 0;  // Longest sequence, in tokens; sizes caches that have no budget.
   int num_threads = 1;
   const RopeTable* rope = nullptr;  // The model's, for methods that work on keys before RoPE.
+  const Checkpoint* checkpoint = nullptr;  // The model's: files of from= made for another one are
+                                           // refused. Null: taken without asking.
 };
 
 }  // namespace pmkvq

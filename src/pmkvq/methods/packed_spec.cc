@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
+#include <string>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -11,54 +13,112 @@
 namespace pmkvq {
 namespace {
 
+// More than any sequence has.
+constexpr int64_t kMaxWindowTokens = int64_t{1} << 24;
+
 constexpr PackedMethod kMethods[] = {
     {"fp16", "nothing quantised (the float type of --kv-dtype)", false, 16},
     {"static-8", "every closed page at once at 8 bits", false, 8},
     {"static-4", "every closed page at once at 4 bits", false, 4},
     {"static-2", "every closed page at once at 2 bits", false, 2},
-    {"pm-kvq", "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached", true, 2},
+    {"pm-kvq",
+     "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached; bits=, k= and v=, static, "
+     "sink=, window=, policy=, plan=, scales=",
+     true, 2},
 };
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
 
-// A packed SPEC with its keys.
+// A packed SPEC with its keys. Negative, 0 or empty: not given.
 struct Choice {
   MethodSpec spec;
   const PackedMethod* method = nullptr;
-  int bits = 0;  // The bits key of pm-kvq; 0: not given.
+  int bits = 0;
+  PageWidths widths = {0, 0};  // Of k and v.
+  bool is_static = false;
   bool use_scales = true;
+  int64_t sink_tokens = -1;
+  int64_t window_tokens = -1;
+  std::optional<PolicyKind> policy;
+  std::string plan;
+
+  bool has_widths() const { return widths.k != 0; }
 };
 
+InvalidInput WrongValue(const MethodSpec& spec, const std::string& key,
+                        const std::string& expected) {
+  return InvalidInput(
+      "--kv", fmt::format("'{}': {}={}, expected {}", spec.text, key, spec.keys.at(key), expected));
+}
+
+int ReadWidth(const MethodSpec& spec, const std::string& key) {
+  if (!spec.keys.contains(key)) return 0;
+  for (const int bits : kWidths) {
+    if (spec.keys.at(key) == std::to_string(bits)) return bits;
+  }
+  throw WrongValue(spec, key, "16, 8, 4 or 2");
+}
+
+void CheckKeyNames(const MethodSpec& spec, const PackedMethod& method) {
+  if (method.progressive) {
+    spec.CheckNames({"bits", "scales", "k", "v", "sink", "window", "policy", "plan"}, {"static"});
+  } else if (method.bits < 16) {
+    spec.CheckNames({"scales", "plan", "sink", "window"});
+  } else {
+    spec.CheckNames({"scales", "plan"});
+  }
+}
+
+void CheckKeysAgree(const Choice& choice) {
+  const auto fail = [&](const std::string& found, const std::string& expected) {
+    return InvalidInput(
+        "--kv", fmt::format("'{}': found {}, expected {}", choice.spec.text, found, expected));
+  };
+  if ((choice.widths.k == 0) != (choice.widths.v == 0)) {
+    throw fail(choice.widths.k == 0 ? "v without k" : "k without v", "both or neither");
+  }
+  if (choice.has_widths() && choice.bits != 0) throw fail("bits beside k and v", "one of them");
+  if (choice.is_static && choice.policy) {
+    throw fail("policy beside static", "one of them: static pages are never halved");
+  }
+}
+
+// The name is a packed method's.
 Choice Read(const std::string& spec_text) {
   Choice choice;
   choice.spec = ParseMethodSpec(spec_text);
-  choice.method = FindPackedMethod(choice.spec.name);
+  const MethodSpec& spec = choice.spec;
+  choice.method = FindPackedMethod(spec.name);
   PMKVQ_CHECK(choice.method != nullptr);
-  const std::string& text = choice.spec.text;
-  if (choice.method->progressive) {
-    choice.spec.CheckNames({"bits", "scales"});
-  } else {
-    choice.spec.CheckNames({"scales"});
-  }
-  for (const auto& [key, value] : choice.spec.keys) {
-    const auto fail = [&](const std::string& expected) {
-      return InvalidInput("--kv",
-                          fmt::format("'{}': {}={}, expected {}", text, key, value, expected));
-    };
-    if (key == "scales") {
-      if (value != "on" && value != "off") throw fail("on or off");
-      choice.use_scales = value == "on";
-    } else {
-      for (const int bits : kWidths) {
-        if (value == std::to_string(bits)) choice.bits = bits;
-      }
-      if (choice.bits == 0) throw fail("16, 8, 4 or 2");
+  CheckKeyNames(spec, *choice.method);
+  choice.bits = ReadWidth(spec, "bits");
+  choice.widths = {ReadWidth(spec, "k"), ReadWidth(spec, "v")};
+  choice.is_static = spec.words.contains("static");
+  choice.sink_tokens = spec.Integer("sink", -1, 0, kMaxSinkTokens);
+  if (spec.keys.contains("window")) {
+    choice.window_tokens = spec.Integer("window", -1, kPageTokens, kMaxWindowTokens);
+    if (choice.window_tokens % kPageTokens != 0) {
+      throw WrongValue(spec, "window", fmt::format("a multiple of {}", kPageTokens));
     }
   }
+  if (spec.keys.contains("scales")) {
+    const std::string& value = spec.keys.at("scales");
+    if (value != "on" && value != "off") throw WrongValue(spec, "scales", "on or off");
+    choice.use_scales = value == "on";
+  }
+  if (spec.keys.contains("policy")) {
+    const std::string& value = spec.keys.at("policy");
+    for (const PolicyKind kind : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
+      if (value == NameOf(kind)) choice.policy = kind;
+    }
+    if (!choice.policy) throw WrongValue(spec, "policy", "layer-budget or oldest-first");
+  }
+  if (spec.keys.contains("plan")) choice.plan = spec.keys.at("plan");
+  CheckKeysAgree(choice);
   return choice;
 }
 
-void CheckPlanShapes(const Plan& plan, const KvGeometry& geometry) {
+void CheckPlanShapes(const Plan& plan, const std::string& plan_path, const KvGeometry& geometry) {
   const auto describe = [](const KvGeometry& g) {
     return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
                        g.num_kv_heads, g.head_dim);
@@ -66,32 +126,42 @@ void CheckPlanShapes(const Plan& plan, const KvGeometry& geometry) {
   const std::string found = describe(plan.geometry);
   const std::string expected = describe(geometry);
   if (found != expected) {
-    throw InvalidInput("--plan", fmt::format("made for {}, expected {}", found, expected));
+    throw InvalidInput(plan_path, fmt::format("made for {}, expected {}", found, expected));
   }
 }
 
-std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, int bits) {
+std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, PageWidths widths) {
   const int64_t bytes =
       config.reference_accounting
-          ? ReferenceBlockBytes(config.geometry, max_len, bits, bits)
-          : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), bits, bits);
+          ? ReferenceBlockBytes(config.geometry, max_len, widths.k, widths.v)
+          : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), widths.k, widths.v);
   return std::vector<int64_t>(static_cast<size_t>(config.geometry.num_layers), bytes);
 }
 
-// Budgets of the progressive method, and the plan's widths where its budgets are in use.
-void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, int64_t max_len,
-                           CacheConfig& config) {
-  const Plan* plan = choice.bits == 0 ? options.plan.get() : nullptr;
-  if (plan != nullptr) {
+// Budgets and widths of pm-kvq. `plan` is null where the SPEC has widths of its own.
+void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const Plan* plan,
+                           int64_t max_len, CacheConfig& config) {
+  const PageWidths widths =
+      choice.has_widths() ? choice.widths : PageWidths{choice.bits, choice.bits};
+  const auto num_layers = static_cast<size_t>(config.geometry.num_layers);
+  config.static_widths = choice.is_static;
+  if (choice.has_widths() || (choice.is_static && choice.bits != 0)) {
+    config.k_bits.assign(num_layers, widths.k);
+    config.v_bits.assign(num_layers, widths.v);
+  } else if (plan != nullptr) {
     config.k_bits = plan->k_bits;
     config.v_bits = plan->v_bits;
+  } else if (choice.is_static) {
+    throw InvalidInput("--kv", fmt::format("'{}': static has no widths, expected --plan, bits=B or "
+                                           "k=B+v=B",
+                                           choice.spec.text));
   }
   if (options.budget_bytes > 0) {
     const std::vector<int64_t> weights =
         plan != nullptr ? plan->budget_bytes : std::vector<int64_t>();
     config.budget_bytes = SplitBudget(options.budget_bytes, config.geometry.num_layers, weights);
-  } else if (choice.bits != 0) {
-    config.budget_bytes = UniformBudgets(config, max_len, choice.bits);
+  } else if (widths.k != 0) {
+    config.budget_bytes = UniformBudgets(config, max_len, widths);
   } else if (plan != nullptr && !plan->budget_bytes.empty()) {
     config.budget_bytes = plan->budget_bytes;
     // Budgets that count payload only would be too small for a cache that counts everything.
@@ -113,20 +183,38 @@ const PackedMethod* FindPackedMethod(std::string_view name) {
   return nullptr;
 }
 
+KvOptions ApplySpecKeys(const KvOptions& options) {
+  KvOptions result = options;
+  if (FindPackedMethod(ParseMethodSpec(options.spec).name) == nullptr) return result;
+  const Choice choice = Read(options.spec);
+  if (choice.sink_tokens >= 0) result.sink_tokens = choice.sink_tokens;
+  if (choice.window_tokens >= 0) result.window_tokens = choice.window_tokens;
+  if (choice.policy) result.policy = *choice.policy;
+  if (choice.plan == "none") {
+    result.plan = nullptr;
+  } else if (!choice.plan.empty() && (result.plan == nullptr || result.plan_path != choice.plan)) {
+    result.plan = std::make_shared<const Plan>(LoadPlan(choice.plan));
+    result.plan_path = choice.plan;
+  }
+  return result;
+}
+
 void CheckCommonOptions(const KvOptions& options, const KvRequirements& requirements) {
   PMKVQ_CHECK(requirements.max_len > 0 && requirements.max_sequences > 0);
-  if (options.plan != nullptr) CheckPlanShapes(*options.plan, requirements.geometry);
+  if (options.plan != nullptr)
+    CheckPlanShapes(*options.plan, options.plan_path, requirements.geometry);
   if (options.budget_bytes < 0) {
     throw InvalidInput("--kv-budget",
                        fmt::format("found {}, expected more than 0 bytes", options.budget_bytes));
   }
 }
 
-CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& requirements) {
+CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& requirements) {
+  const KvOptions options = ApplySpecKeys(given);
   const Choice choice = Read(options.spec);
   CheckCommonOptions(options, requirements);
   const Plan* plan = options.plan.get();
-  if (options.budget_bytes > 0 && choice.bits != 0) {
+  if (options.budget_bytes > 0 && choice.bits != 0 && !choice.is_static) {
     throw InvalidInput("--kv", fmt::format("'{}': bits sets a budget and so does --kv-budget {}, "
                                            "expected one of them",
                                            options.spec, options.budget_bytes));
@@ -152,12 +240,15 @@ CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& 
   config.floor_bits = choice.method->bits;
   if (choice.method->progressive) {
     config.close_bits = options.init_kv_bits;
-    SetProgressiveBudgets(options, choice, requirements.max_len, config);
+    const bool has_own_widths = choice.bits != 0 || choice.has_widths();
+    SetProgressiveBudgets(options, choice, has_own_widths ? nullptr : plan, requirements.max_len,
+                          config);
   } else {
     config.close_bits = choice.method->bits;
     config.budget_bytes = options.budget_bytes > 0
                               ? SplitBudget(options.budget_bytes, config.geometry.num_layers, {})
-                              : UniformBudgets(config, requirements.max_len, choice.method->bits);
+                              : UniformBudgets(config, requirements.max_len,
+                                               {choice.method->bits, choice.method->bits});
   }
   ValidateCacheConfig(config);
   return config;
@@ -165,8 +256,11 @@ CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& 
 
 const std::vector<Tensor>& PackedKeyScales(const KvOptions& options) {
   static const std::vector<Tensor> kNone;
-  const bool use_scales = Read(options.spec).use_scales;
-  return use_scales && options.plan != nullptr ? options.plan->key_scales : kNone;
+  const Choice choice = Read(options.spec);
+  PMKVQ_CHECK_MSG(choice.plan.empty() || choice.plan == "none" || options.plan_path == choice.plan,
+                  "ApplySpecKeys is missing");
+  const bool has_scales = choice.use_scales && choice.plan != "none" && options.plan != nullptr;
+  return has_scales ? options.plan->key_scales : kNone;
 }
 
 }  // namespace pmkvq

@@ -1,7 +1,5 @@
 #include "pmkvq/kv/policy/layer_budget.h"
 
-#include <algorithm>
-
 namespace pmkvq {
 namespace {
 
@@ -9,8 +7,7 @@ int64_t BytesAtMost(const BlockLimits& limits, const PageWidths& widths,
                     const std::vector<PageWidths>& pages) {
   int64_t bytes = limits.fixed_bytes;
   for (const PageWidths& page : pages) {
-    bytes += limits.page_bytes[WidthIndex(std::min(page.k, widths.k))] +
-             limits.page_bytes[WidthIndex(std::min(page.v, widths.v))];
+    bytes += limits.BytesOf(Narrower(page, widths));
   }
   return bytes;
 }
@@ -20,8 +17,8 @@ int64_t BytesAtMost(const BlockLimits& limits, const PageWidths& widths,
 PageWidths NextLayerWidths(const BlockLimits& limits, const PageWidths& widths) {
   const bool planned_reached =
       widths.k <= limits.planned_k_bits && widths.v <= limits.planned_v_bits;
-  const int k_limit = planned_reached ? limits.floor_bits : limits.planned_k_bits;
-  const int v_limit = planned_reached ? limits.floor_bits : limits.planned_v_bits;
+  const int k_limit = planned_reached ? limits.floor.k : limits.planned_k_bits;
+  const int v_limit = planned_reached ? limits.floor.v : limits.planned_v_bits;
   const bool k_can = widths.k > k_limit;
   const bool v_can = widths.v > v_limit;
   if (limits.planned_k_bits == limits.planned_v_bits) {
@@ -40,10 +37,7 @@ bool FitLayerBudget(const BlockLimits& limits, const PageWidths& present,
     if (next == widths) return false;
     widths = next;
   }
-  for (PageWidths& page : pages) {
-    page.k = std::min(page.k, widths.k);
-    page.v = std::min(page.v, widths.v);
-  }
+  for (PageWidths& page : pages) page = Narrower(page, widths);
   return true;
 }
 

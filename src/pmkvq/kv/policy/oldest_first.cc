@@ -1,15 +1,13 @@
 #include "pmkvq/kv/policy/oldest_first.h"
 
-#include <algorithm>
-
 namespace pmkvq {
 namespace {
 
 // Halves `width` if it stands at `level` and above `limit`; gives the bytes that this frees.
-int64_t HalveAt(const BlockLimits& limits, int level, int limit, int& width) {
+int64_t HalveAt(const std::array<int64_t, 4>& page_bytes, int level, int limit, int& width) {
   if (width != level || level <= limit) return 0;
   width /= 2;
-  return limits.page_bytes[WidthIndex(level)] - limits.page_bytes[WidthIndex(level / 2)];
+  return page_bytes[WidthIndex(level)] - page_bytes[WidthIndex(level / 2)];
 }
 
 // Halves pages down to the given widths, level by level, until `excess` bytes are freed. A page
@@ -19,9 +17,9 @@ int64_t HalveDownTo(const BlockLimits& limits, int k_limit, int v_limit, int64_t
   for (const int level : {16, 8, 4}) {
     for (PageWidths& page : pages) {
       if (excess <= 0) return excess;
-      excess -= HalveAt(limits, level, v_limit, page.v);
+      excess -= HalveAt(limits.v_page_bytes, level, v_limit, page.v);
       if (excess <= 0) return excess;
-      excess -= HalveAt(limits, level, k_limit, page.k);
+      excess -= HalveAt(limits.k_page_bytes, level, k_limit, page.k);
     }
   }
   return excess;
@@ -32,14 +30,13 @@ int64_t HalveDownTo(const BlockLimits& limits, int k_limit, int v_limit, int64_t
 bool FitOldestFirst(const BlockLimits& limits, std::vector<PageWidths>& pages) {
   int64_t floor_bytes = limits.fixed_bytes;
   for (const PageWidths& page : pages) {
-    floor_bytes += limits.page_bytes[WidthIndex(std::min(page.k, limits.floor_bits))] +
-                   limits.page_bytes[WidthIndex(std::min(page.v, limits.floor_bits))];
+    floor_bytes += limits.BytesOf(Narrower(page, limits.floor));
   }
   if (floor_bytes > limits.budget_bytes) return false;
 
   int64_t excess = BytesOf(limits, pages) - limits.budget_bytes;
   excess = HalveDownTo(limits, limits.planned_k_bits, limits.planned_v_bits, excess, pages);
-  HalveDownTo(limits, limits.floor_bits, limits.floor_bits, excess, pages);
+  HalveDownTo(limits, limits.floor.k, limits.floor.v, excess, pages);
   return true;
 }
 

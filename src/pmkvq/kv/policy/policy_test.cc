@@ -12,7 +12,7 @@ BlockLimits Limits(int64_t budget, int planned_k = 2, int planned_v = 2) {
   BlockLimits limits;
   limits.budget_bytes = budget;
   limits.fixed_bytes = 128;  // One open page, K and V.
-  limits.page_bytes = {64, 33, 17, 9};
+  limits.k_page_bytes = limits.v_page_bytes = {64, 33, 17, 9};
   limits.planned_k_bits = planned_k;
   limits.planned_v_bits = planned_v;
   return limits;
@@ -43,7 +43,7 @@ TEST(LayerBudgetTest, BelowTheFloorNothingChanges) {
   EXPECT_FALSE(FitLayerBudget(Limits(128 + 6 * 9 - 1), {16, 16}, pages));
   EXPECT_EQ(pages, Pages(3, {16, 16}));
   BlockLimits fp16 = Limits(128 + 6 * 64 - 1, 16, 16);
-  fp16.floor_bits = 16;
+  fp16.floor = {16, 16};
   EXPECT_FALSE(FitLayerBudget(fp16, {16, 16}, pages));
 }
 
