@@ -57,6 +57,8 @@ struct Profile<Real>::Impl {
   void Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
   void CheckFinite(const Real* values, const std::string& what) const;
   double Loss(std::span<const int32_t> tokens, bool with_gradient);
+  double Backward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                  const Visitor& visitor, const ProjectionVisitor& projection_visitor);
   double HeadRows(const int32_t* targets, int64_t first_row, int64_t rows, const double* weight);
 };
 
@@ -161,33 +163,53 @@ double Profile<Real>::Forward(std::span<const int32_t> tokens, std::span<const i
   return impl.Loss(tokens, /*with_gradient=*/false);
 }
 
+// Forward, then backward for one visitor or the other.
+template <class Real>
+double Profile<Real>::Impl::Backward(std::span<const int32_t> tokens,
+                                     std::span<const int64_t> positions, const Visitor& visitor,
+                                     const ProjectionVisitor& projection_visitor) {
+  Start(tokens, positions);
+  const auto size = static_cast<int64_t>(x.size());
+  inputs.resize(static_cast<size_t>(size * config.num_layers));
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    std::copy_n(x.data(), size, inputs.data() + layer * size);
+    block.ComputeStates(layer, positions, x.data());
+    block.AddAttention(layer, x.data());
+    block.AddMlp(layer, x.data());
+    CheckFinite(x.data(), fmt::format("block {}", layer));
+  }
+  const double loss = Loss(tokens, /*with_gradient=*/true);
+  for (int64_t layer = config.num_layers - 1; layer >= 0; --layer) {
+    const Real* input = inputs.data() + layer * size;
+    std::copy_n(input, size, x.data());
+    block.ComputeStates(layer, positions, input);
+    block.AddAttention(layer, x.data());
+    block.MlpGrad(layer, x.data(), dx.data());
+    block.AttentionGrad(layer, dx.data());
+    CheckFinite(dx.data(), fmt::format("gradient of block {}", layer));
+    if (visitor) visitor(block.States(layer, /*with_gradients=*/true));
+    if (layer == 0 && !projection_visitor) break;
+    block.ProjectionOutputGrad(layer, positions);
+    if (projection_visitor) {
+      block.ProjectionWeightGrad(layer, input);
+      projection_visitor({layer, block.dk_weight(), block.dv_weight()});
+    }
+    if (layer > 0) block.InputGrad(layer, input, dx.data());
+  }
+  return loss;
+}
+
 template <class Real>
 double Profile<Real>::ForwardBackward(std::span<const int32_t> tokens,
                                       std::span<const int64_t> positions, const Visitor& visitor) {
-  Impl& impl = *impl_;
-  impl.Start(tokens, positions);
-  const auto size = static_cast<int64_t>(impl.x.size());
-  impl.inputs.resize(static_cast<size_t>(size * impl.config.num_layers));
-  for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
-    std::copy_n(impl.x.data(), size, impl.inputs.data() + layer * size);
-    impl.block.ComputeStates(layer, positions, impl.x.data());
-    impl.block.AddAttention(layer, impl.x.data());
-    impl.block.AddMlp(layer, impl.x.data());
-    impl.CheckFinite(impl.x.data(), fmt::format("block {}", layer));
-  }
-  const double loss = impl.Loss(tokens, /*with_gradient=*/true);
-  for (int64_t layer = impl.config.num_layers - 1; layer >= 0; --layer) {
-    const Real* input = impl.inputs.data() + layer * size;
-    std::copy_n(input, size, impl.x.data());
-    impl.block.ComputeStates(layer, positions, input);
-    impl.block.AddAttention(layer, impl.x.data());
-    impl.block.MlpGrad(layer, impl.x.data(), impl.dx.data());
-    impl.block.AttentionGrad(layer, impl.dx.data());
-    impl.CheckFinite(impl.dx.data(), fmt::format("gradient of block {}", layer));
-    if (visitor) visitor(impl.block.States(layer, /*with_gradients=*/true));
-    if (layer > 0) impl.block.StatesGrad(layer, positions, input, impl.dx.data());
-  }
-  return loss;
+  return impl_->Backward(tokens, positions, visitor, nullptr);
+}
+
+template <class Real>
+double Profile<Real>::ProjectionBackward(std::span<const int32_t> tokens,
+                                         std::span<const int64_t> positions,
+                                         const ProjectionVisitor& visitor) {
+  return impl_->Backward(tokens, positions, nullptr, visitor);
 }
 
 template <class Real>

@@ -53,6 +53,17 @@ class Profile {
   double ForwardBackward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                          const Visitor& visitor);
 
+  // Gradients of the same mean cross entropy with respect to the weights of key and value
+  // projections, [Hkv * D, E] each; valid during the visitor's call, for blocks L-1 .. 0.
+  struct ProjectionGradients {
+    int64_t layer = 0;
+    const Real* k = nullptr;
+    const Real* v = nullptr;
+  };
+  using ProjectionVisitor = std::function<void(const ProjectionGradients&)>;
+  double ProjectionBackward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                            const ProjectionVisitor& visitor);
+
   // Loss only, with `delta` added to the post-RoPE keys (or values) of one block: for
   // finite-difference tests. delta [N, Hkv, D].
   double PerturbedLoss(std::span<const int32_t> tokens, std::span<const int64_t> positions,

@@ -136,8 +136,7 @@ void ProfileBlock<Real>::AttentionGrad(int64_t layer, const Real* dx) {
 }
 
 template <class Real>
-void ProfileBlock<Real>::StatesGrad(int64_t layer, std::span<const int64_t> positions,
-                                    const Real* x, Real* dx) {
+void ProfileBlock<Real>::ProjectionOutputGrad(int64_t layer, std::span<const int64_t> positions) {
   const BlockWeights& block = model_.block(layer);
   const int64_t n = num_tokens_;
   ApplyRopeGrad(model_.rope(), positions.data(), n, config_.num_heads, dq_.data(), num_threads_);
@@ -146,6 +145,29 @@ void ProfileBlock<Real>::StatesGrad(int64_t layer, std::span<const int64_t> posi
     NormGradPerHead(q_raw_, config_.num_heads, block.q_norm, dq_);
     NormGradPerHead(k_raw_, config_.num_kv_heads, block.k_norm, dk_);
   }
+}
+
+template <class Real>
+void ProfileBlock<Real>::ProjectionWeightGrad(int64_t layer, const Real* x) {
+  const int64_t n = num_tokens_;
+  const int64_t outputs = config_.kv_dim();
+  const int64_t inputs = config_.hidden_size;
+  Real* h = normed_.data();
+  RmsNorm(x, n, inputs, model_.block(layer).attention_norm.data(), config_.rms_norm_eps, h,
+          num_threads_);
+  GrowTo(dk_weight_, outputs * inputs);
+  GrowTo(dv_weight_, outputs * inputs);
+  // y = h W^T: dL/dW = dy^T h.
+  BlasGemm<Real>(true, false, outputs, inputs, n, Real{1}, dk_.data(), outputs, h, inputs, Real{0},
+                 dk_weight_.data(), inputs);
+  BlasGemm<Real>(true, false, outputs, inputs, n, Real{1}, dv_.data(), outputs, h, inputs, Real{0},
+                 dv_weight_.data(), inputs);
+}
+
+template <class Real>
+void ProfileBlock<Real>::InputGrad(int64_t layer, const Real* x, Real* dx) {
+  const BlockWeights& block = model_.block(layer);
+  const int64_t n = num_tokens_;
   Real* dh = normed_.data();
   MatMulGradInput(dq_.data(), n, block.q_proj, dh, /*accumulate=*/false, num_threads_);
   MatMulGradInput(dk_.data(), n, block.k_proj, dh, /*accumulate=*/true, num_threads_);

@@ -37,9 +37,15 @@ class ProfileBlock {
   void MlpGrad(int64_t layer, const Real* x, Real* dx);
   // Gradients of q, k, v given dx = dL/d(AddAttention's result).
   void AttentionGrad(int64_t layer, const Real* dx);
-  // dx += the part of dL/dx that flows through the states; x is ComputeStates' argument. Consumes
-  // the gradients of q and k.
-  void StatesGrad(int64_t layer, std::span<const int64_t> positions, const Real* x, Real* dx);
+  // Takes the gradients of q and k back through RoPE and the per-head norm, to the outputs of their
+  // projections. (Those of v are there already.)
+  void ProjectionOutputGrad(int64_t layer, std::span<const int64_t> positions);
+  // After it: gradients of the weights of key and value projections; x is ComputeStates' argument.
+  void ProjectionWeightGrad(int64_t layer, const Real* x);
+  const Real* dk_weight() const { return dk_weight_.data(); }  // [Hkv * D, E]
+  const Real* dv_weight() const { return dv_weight_.data(); }
+  // After it: dx += the part of dL/dx that flows through the states; x is ComputeStates' argument.
+  void InputGrad(int64_t layer, const Real* x, Real* dx);
 
   // Views of the buffers; dk and dv only after AttentionGrad.
   BlockStates<Real> States(int64_t layer, bool with_gradients) const;
@@ -63,6 +69,7 @@ class ProfileBlock {
   AlignedVector<Real> dq_, dk_, dv_;
   AlignedVector<Real> gate_, up_, inner_;  // [kMlpRows, F]
   AlignedVector<Real> raw_gradient_;       // Of the per-head norm's input.
+  AlignedVector<Real> dk_weight_, dv_weight_;
 };
 
 extern template class ProfileBlock<float>;

@@ -1,10 +1,12 @@
 #include "pmkvq/model/profile.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <memory>
 
 #include "pmkvq/base/error.h"
@@ -161,6 +163,68 @@ TEST_P(ProfileOfEach, FloatFollowsDoubleForAnyNumberOfThreads) {
     EXPECT_LT(Distance(single[layer].dv, exact[layer].dv), 1e-4 * Norm(exact[layer].dv));
     EXPECT_EQ(single[layer].dk, threaded[layer].dk);
     EXPECT_EQ(single[layer].dv, threaded[layer].dv);
+  }
+}
+
+// dL/dW of key and value projections. W is changed on disk, as float32, so the difference is taken
+// over what the file then holds; L(W) is evaluated in double. The slope along the gradient itself
+// is the gradient's norm.
+TEST_P(ProfileOfEach, ProjectionGradientsAreFiniteDifferences) {
+  TinyModel spec = TinyModels().at(GetParam());
+  spec.dtype = DType::kF32;
+  const LoadedTinyModel loaded(spec);
+  const std::vector<int32_t> tokens = RandomTokens(spec.vocab, 12, 3);
+  const std::vector<int64_t> positions = StretchedPositions(12, 36);
+  std::map<std::string, std::vector<double>> gradients;
+  Profile<double> profile(*loaded.model, 1);
+  const auto name = [](int64_t layer, const char* side) {
+    return fmt::format("model.layers.{}.self_attn.{}_proj.weight", layer, side);
+  };
+  const double loss = profile.ProjectionBackward(tokens, positions, [&](const auto& each) {
+    const int64_t count = spec.kv_dim() * spec.hidden;
+    gradients[name(each.layer, "k")].assign(each.k, each.k + count);
+    gradients[name(each.layer, "v")].assign(each.v, each.v + count);
+  });
+  EXPECT_EQ(loss, profile.ForwardBackward(tokens, positions, nullptr));
+  ASSERT_EQ(gradients.size(), static_cast<size_t>(2 * spec.layers));
+
+  // The loss with the weight moved by `step` along `direction`, and the step that the file holds.
+  const auto loss_at = [&](const std::string& weight, const std::vector<double>& direction,
+                           double step, double* moved) {
+    TinyWeights weights = loaded.weights;
+    float* values = weights.at(weight).As<float>();
+    *moved = 0;
+    for (size_t i = 0; i < direction.size(); ++i) {
+      const float before = values[i];
+      values[i] = static_cast<float>(before + step * direction[i]);
+      *moved += direction[i] * (double{values[i]} - before);
+    }
+    TempFolder folder;
+    WriteTinyModel(spec, weights, folder);
+    return Profile<double>(*Model::Load(folder.path()), 1).Forward(tokens, positions, nullptr);
+  };
+  for (const auto& [weight, gradient] : gradients) {
+    std::vector<double> direction = gradient;
+    for (double& value : direction) value /= Norm(gradient);
+    double up_step = 0;
+    double down_step = 0;
+    const double up = loss_at(weight, direction, 1e-3, &up_step);
+    const double down = loss_at(weight, direction, -1e-3, &down_step);
+    // The curvature cancels; what rounding to float adds across the direction does not: 1e-7 of
+    // each weight against a step of 1e-3.
+    EXPECT_NEAR((up - down) / (up_step - down_step), Norm(gradient), 1e-4 * Norm(gradient))
+        << weight;
+    std::vector<double> single(gradient.size());
+    const auto largest = std::max_element(gradient.begin(), gradient.end(), [](double a, double b) {
+      return std::abs(a) < std::abs(b);
+    });
+    const auto at = static_cast<size_t>(largest - gradient.begin());
+    single[at] = 1.0;
+    const double single_up = loss_at(weight, single, 1e-3, &up_step);
+    const double single_down = loss_at(weight, single, -1e-3, &down_step);
+    EXPECT_NEAR((single_up - single_down) / (up_step - down_step), gradient[at],
+                1e-4 * std::abs(gradient[at]))
+        << weight << " " << at;
   }
 }
 
