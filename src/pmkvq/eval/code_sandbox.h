@@ -1,0 +1,85 @@
+// Runs one Python program that nobody has read, in a child process that can do no harm.
+//
+// What holds on every system, or nothing is run: no network, no other processes (only threads), no
+// signals to others, no new rights, CPU time, address space and file sizes limited, nothing kept
+// open from this process, environment and working folder of its own, its own session; the kernel
+// ends it when this thread ends. After the wall time it is killed; since it cannot start
+// processes, nothing stays behind. The folder is removed afterwards.
+//
+// What depends on the kernel: with Landlock (Linux 5.13) it may read only the interpreter and the
+// system's libraries, and read and write files in its folder; without, it may read what the user
+// may read, and write nothing at all, not even there. Where the system allows, it gets user,
+// network, IPC and host name spaces of its own; they add a second line of defence only.
+//
+// Linux on x86-64 and AArch64. Needs python3 (3.8 or later) at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace pmkvq {
+
+struct SandboxLimits {
+  int64_t cpu_seconds = 6;   // User and system time of all threads.
+  int64_t wall_ms = 20'000;  // Longer, since evaluation shares the machine with the model.
+  size_t memory_bytes = size_t{4} << 30;   // Address space.
+  size_t output_bytes = size_t{16} << 20;  // Standard output.
+  size_t folder_bytes = size_t{64} << 20;  // Files in the folder: each, and (looked at ten times a
+                                           // second) all together.
+  int64_t folder_files = 1000;
+};
+
+struct SandboxJob {
+  std::string_view script;  // What the interpreter runs (`-c`): trusted, short.
+  std::string_view code;    // Put into solution.py in the working folder.
+  std::string_view input;   // Standard input.
+};
+
+enum class SandboxEnd : uint8_t {
+  kExited,       // By itself; see exit_code.
+  kSignal,       // A crash.
+  kTimeOut,      // CPU or wall time.
+  kMemoryLimit,  // An uncaught MemoryError.
+  kOutputLimit,
+  kFolderLimit,
+};
+
+struct SandboxResult {
+  SandboxEnd end = SandboxEnd::kExited;
+  int exit_code = 0;   // kExited, kMemoryLimit
+  int signal = 0;      // kSignal
+  std::string output;  // Standard output, whole unless kOutputLimit.
+  std::string report;  // What the script wrote to descriptor 3; has output's limit.
+  std::string errors;  // The last 4 KiB of standard error.
+};
+
+// An interpreter and what it has to read. Runs may come from several threads at once.
+class PythonSandbox {
+ public:
+  // Finds python3 on PATH, and runs a first program. Throws Unsupported when there is none (names
+  // the package), when it is too old, or when this system cannot confine it.
+  // `use_landlock` false: as on a kernel without it (for tests).
+  explicit PythonSandbox(bool use_landlock = true);
+  ~PythonSandbox();
+  PythonSandbox(const PythonSandbox&) = delete;
+  PythonSandbox& operator=(const PythonSandbox&) = delete;
+
+  // The one of this process, made at its first use. Throws what the constructor throws.
+  static const PythonSandbox& Shared();
+
+  // Throws IoError when the system refuses what a run needs (folder, pipes, process): that says
+  // nothing about the program.
+  SandboxResult Run(const SandboxJob& job, const SandboxLimits& limits) const;
+
+  // Whether programs may write files in their working folder (Landlock is there).
+  bool CanWriteFiles() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,71 @@
+// Descriptors, pipes and the streams of a sandboxed program.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace pmkvq {
+
+// Throws IoError: "[sandbox] cannot <what>: <the system's reason>".
+[[noreturn]] void FailSandbox(const std::string& what, int error = errno);
+
+// Owns a file descriptor; -1: none.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
+  Descriptor(Descriptor&& other) noexcept : descriptor_(other.Release()) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
+  ~Descriptor() { Close(); }
+
+  int get() const { return descriptor_; }
+  int Release() { return std::exchange(descriptor_, -1); }
+  void Close();
+
+ private:
+  int descriptor_ = -1;
+};
+
+// `opened` as a descriptor of at least kFirstOwnDescriptor, out of the way of the child's 0 to 5,
+// closed by exec. Throws IoError, also for -1: opening failed and errno says why.
+Descriptor MoveUp(int opened);
+
+struct Pipe {
+  Descriptor read_end;
+  Descriptor write_end;
+};
+Pipe MakePipe();  // Moved up. Throws IoError.
+
+// `what` names the target in the IoError.
+void WriteAll(int descriptor, std::string_view bytes, const std::string& what);
+// What is left to read. An error ends it.
+std::string ReadUntilEnd(int descriptor);
+// A file in memory with that content, moved up, so that no reader has to keep up.
+Descriptor MakeInput(std::string_view input);
+
+// One of the program's streams, read to its end.
+struct Stream {
+  Descriptor source;
+  std::string text;
+
+  bool open() const { return source.get() >= 0; }
+  void Read();  // Takes what is there; waits where nothing is.
+};
+
+struct Streams {
+  Stream output;
+  Stream errors;  // Only the last 4 KiB are kept.
+  Stream report;
+
+  bool AnyOpen() const { return output.open() || errors.open() || report.open(); }
+  // Waits until there is something to read, at most `milliseconds`, and reads it.
+  void Read(int milliseconds);
+};
+
+}  // namespace pmkvq
