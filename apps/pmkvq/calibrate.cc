@@ -1,17 +1,24 @@
-// pmkvq calibrate: all steps in one go, one plan file.
+// pmkvq calibrate: all steps in one go, one plan file. With --kv of a published method: that
+// method's own calibration, one file for the key from= of its SPEC.
 #include <fmt/format.h>
 
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/methods/registry.h"
+#include "pmkvq/methods/spec.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
 namespace {
 
+constexpr char kPlanMethod[] = "pm-kvq";
+
 struct Options {
   std::string model;
+  std::string kv = kPlanMethod;
+  std::string out;
   std::string plan;
   std::string from;
   SampleCommandOptions data;
@@ -21,7 +28,7 @@ struct Options {
   int threads = 0;
 };
 
-void RunCalibrate(const Options& options) {
+void RunPlan(const Options& options) {
   if (!options.plan.ends_with(".json")) {
     throw InvalidInput("--plan", "found '" + options.plan + "', expected a name ending in .json");
   }
@@ -56,20 +63,105 @@ void RunCalibrate(const Options& options) {
   PrintError(FormatPlan(plan) + "wrote " + options.plan);
 }
 
+void RunMethod(const Options& options) {
+  CheckWritable(options.out);
+  CheckFileName(options.out, "--out");
+  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const auto tokenizer = LoadTokenizerIfPresent(options.model);
+  StderrLog log;
+  ProgressBar progress;
+  const SampleOptions sample_options = options.data.Resolve();
+  const Samples samples = DrawSamples(sample_options, model->config(), tokenizer.get(), &log);
+  CalibrationContext calibration;
+  calibration.model = model.get();
+  calibration.samples = &samples;
+  calibration.effective_len = sample_options.effective_len;
+  calibration.num_threads = ResolveThreads(options.threads);
+  calibration.progress = &progress;
+  calibration.log = &log;
+  calibration.cancel = InterruptFlag();
+  calibration.checkpoint_path = options.out + ".partial.json";
+  calibration.fingerprint = options.kv;
+  try {
+    const MethodData data = CalibrateMethod(options.kv, ParseKvDtype(options.allocation.kv_dtype),
+                                            calibration, RecordOf(sample_options, samples));
+    SaveMethodData(data, options.out);
+  } catch (const Cancelled&) {
+    throw Cancelled("calibrate",
+                    FileExists(calibration.checkpoint_path)
+                        ? "interrupted; what was measured is kept beside --out, the same command "
+                          "goes on from there"
+                        : "interrupted; nothing was written");
+  }
+  PrintError(fmt::format("wrote {}\nuse it with --kv {}{}from={}", options.out, options.kv,
+                         options.kv.find(':') == std::string::npos ? ":" : "+", options.out));
+}
+
+// Which of the two it is, and whether its options are there: they differ.
+void RunCalibrate(const Options& options, const CLI::App& command) {
+  const MethodSpec spec = ParseMethodSpec(options.kv);
+  const bool makes_plan = spec.name == kPlanMethod;
+  const auto require = [&](const char* name, bool given) {
+    if (!given) throw CLI::RequiredError(name);
+  };
+  const auto refuse = [&](const char* name) {
+    if (command.count(name) == 0) return;
+    throw InvalidInput(name, fmt::format("does not go with --kv {}, expected {}", options.kv,
+                                         makes_plan ? "--plan" : "--out"));
+  };
+  if (options.from.empty()) {
+    require(makes_plan ? "--model (or --from)" : "--model", !options.model.empty());
+    require("--dataset", !options.data.samples.dataset.empty());
+  }
+  if (makes_plan) {
+    spec.CheckNames({});
+    refuse("--out");
+    require("--plan", !options.plan.empty());
+    require("--memory-budget", !options.allocation.memory_budget.empty());
+    RunPlan(options);
+  } else {
+    for (const char* name : {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len",
+                             "--separate-kv", "--n-sink-token", "--n-window-token",
+                             "--reference-accounting", "--k-bits", "--v-bits", "--no-key-scales"}) {
+      refuse(name);
+    }
+    require("--out", !options.out.empty());
+    RunMethod(options);
+  }
+}
+
+std::string CalibratedMethods() {
+  std::string names;
+  for (const MethodInfo& method : ListMethods()) {
+    if (method.is_calibrated) names += ", " + method.name;
+  }
+  return names;
+}
+
 }  // namespace
 
 void AddCalibrate(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "calibrate", "measure, search and allocate in one go, and write a plan; a rerun resumes");
+      "calibrate",
+      "measure, search and allocate in one go, and write a plan (or, with --kv of another method, "
+      "what that method is calibrated with); a rerun resumes");
   auto* model = command->add_option("--model", options->model, "model folder");
-  command->add_option("--plan", options->plan, "plan file to write (.json)")->required();
+  command
+      ->add_option("--kv", options->kv,
+                   "what is calibrated, NAME[:key=value[+key=value]]: pm-kvq makes a plan; a file "
+                   "for the key from= is made for" +
+                       CalibratedMethods().substr(1))
+      ->capture_default_str();
+  command->add_option("--out", options->out, "with --kv of another method: file to write");
+  command->add_option("--plan", options->plan, "plan file to write (.json)");
   auto* from = command->add_option("--from", options->from,
                                    "take the measurements of this plan and only allocate anew");
   from->excludes(model);
   options->data.Register(*command);
   command->get_option("--dataset")->required(false);
   options->allocation.Register(*command);
+  command->get_option("--memory-budget")->required(false);
   command->add_option("--k-bits", options->rep_scales.k_bits, "width of keys in the scale search")
       ->check(CLI::IsMember({8, 4, 2}))
       ->capture_default_str();
@@ -80,15 +172,7 @@ void AddCalibrate(CLI::App& app) {
   command->add_option("--threads", options->threads, "worker threads (0: all processors)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  command->callback([options] {
-    if (options->from.empty() && options->model.empty()) {
-      throw CLI::RequiredError("--model (or --from)");
-    }
-    if (options->from.empty() && options->data.samples.dataset.empty()) {
-      throw CLI::RequiredError("--dataset");
-    }
-    RunCalibrate(*options);
-  });
+  command->callback([options, command] { RunCalibrate(*options, *command); });
 }
 
 }  // namespace pmkvq::cli

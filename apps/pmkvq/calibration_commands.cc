@@ -5,6 +5,7 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "pmkvq/calib/calibrate.h"
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/calib/scale_files.h"
 #include "pmkvq/calib/sensitivity_file.h"
@@ -58,15 +59,7 @@ class Step {
   const Model& model() const { return *model_; }
   const std::string& identity() const { return identity_; }
 
-  CalibrationRecord Record() const {
-    return {
-        sample_options_.dataset,
-        std::string(NameOf(sample_options_.packing)),
-        static_cast<int64_t>(samples_.tokens.size()),
-        sample_options_.seq_len,
-        sample_options_.effective_len > 0 ? sample_options_.effective_len : sample_options_.seq_len,
-        sample_options_.seed};
-  }
+  CalibrationRecord Record() const { return RecordOf(sample_options_, samples_); }
 
  private:
   SampleOptions sample_options_;

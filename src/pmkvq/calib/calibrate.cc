@@ -35,17 +35,6 @@ CalibrationContext StepContext(const CalibrateOptions& options, const Model& mod
   return context;
 }
 
-CalibrationRecord MakeRecord(const SampleOptions& options, const Samples& samples) {
-  CalibrationRecord record;
-  record.dataset = options.dataset;
-  record.pack = NameOf(options.packing);
-  record.num_samples = static_cast<int64_t>(samples.tokens.size());
-  record.seq_len = options.seq_len;
-  record.effective_len = options.effective_len == 0 ? options.seq_len : options.effective_len;
-  record.seed = options.seed;
-  return record;
-}
-
 void SetAllocation(const AllocationOptions& options, Plan& plan) {
   Allocation allocation = Allocate(plan.sensitivity, options);
   plan.sink_tokens = options.cache.sink_tokens;
@@ -60,6 +49,17 @@ void SetAllocation(const AllocationOptions& options, Plan& plan) {
 }
 
 }  // namespace
+
+CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples) {
+  CalibrationRecord record;
+  record.dataset = options.dataset;
+  record.pack = NameOf(options.packing);
+  record.num_samples = static_cast<int64_t>(samples.tokens.size());
+  record.seq_len = options.seq_len;
+  record.effective_len = options.effective_len == 0 ? options.seq_len : options.effective_len;
+  record.seed = options.seed;
+  return record;
+}
 
 std::string CheckpointPath(const std::string& plan_path, const std::string& step) {
   constexpr std::string_view kExtension = ".json";
@@ -77,7 +77,7 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   Plan plan;
   plan.model_identity = model.checkpoint().Identity();
   plan.geometry = model.kv_geometry();
-  plan.record = MakeRecord(options.samples, samples);
+  plan.record = RecordOf(options.samples, samples);
   if (options.search_key_scales) {
     const std::vector<Tensor> max_keys =
         MeasureMaxKeys(StepContext(options, model, samples, kMaxKeysStep));

@@ -33,6 +33,9 @@ struct CalibrateOptions {
 // Throws InvalidInput and IoError as the steps do.
 Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokenizer* tokenizer);
 
+// How `samples` were drawn.
+CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples);
+
 // PLAN.json -> PLAN.<step>.partial.json; steps "max-keys", "rep-scales", "sensitivity".
 std::string CheckpointPath(const std::string& plan_path, const std::string& step);
 

@@ -10,7 +10,12 @@
 
 namespace pmkvq {
 
-void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, float* x) {
+float AffineGrid::Read(float x, float highest) const {
+  const uint32_t code = step > 0.0f ? internal::CodeOf(x, min, step, highest) : 0;
+  return static_cast<float>(code) * step + min;
+}
+
+AffineGrid GridOf(const AffineFormat& format, int64_t count, int64_t stride, const float* x) {
   PMKVQ_DCHECK(count >= 1 && format.bits >= 1 && format.bits <= 8);
   float lowest = x[0];
   float highest = x[0];
@@ -18,17 +23,16 @@ void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, floa
     lowest = std::min(lowest, x[i * stride]);
     highest = std::max(highest, x[i * stride]);
   }
-  internal::VisitFloatType(format.metadata_type, [&]<class T>(T) {
+  const float max_code = internal::MaxCode(format.bits);
+  return internal::VisitFloatType(format.metadata_type, [&]<class T>(T) {
     const internal::StoredRange<T> stored = internal::RoundBounds<T>(lowest, highest);
-    const float min = ToFloat(stored.min);
-    const float max_code = internal::MaxCode(format.bits);
-    const float step = ToFloat(stored.range) / max_code;
-    for (int64_t i = 0; i < count; ++i) {
-      float& value = x[i * stride];
-      const uint32_t code = step > 0.0f ? internal::CodeOf(value, min, step, max_code) : 0;
-      value = static_cast<float>(code) * step + min;
-    }
+    return AffineGrid{ToFloat(stored.min), ToFloat(stored.range) / max_code, max_code};
   });
+}
+
+void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, float* x) {
+  const AffineGrid grid = GridOf(format, count, stride, x);
+  for (int64_t i = 0; i < count; ++i) x[i * stride] = grid.Read(x[i * stride], grid.max_code);
 }
 
 void DamageRow(const AffineFormat& format, int64_t group, int64_t head_dim, float* row) {

@@ -15,6 +15,20 @@ struct AffineFormat {
   DType metadata_type = DType::kF16;  // Of min and range.
 };
 
+// The values that one group's codes stand for: min + code * step, code 0 .. max_code. Step 0: min.
+struct AffineGrid {
+  float min = 0;
+  float step = 0;
+  float max_code = 0;
+
+  // What x reads back as when codes above `highest` cannot be stored.
+  float Read(float x, float highest) const;
+};
+
+// The grid of x[0], x[stride], ... x[(count - 1) * stride]; the bounds are rounded to the stored
+// type as DamageGroup says.
+AffineGrid GridOf(const AffineFormat& format, int64_t count, int64_t stride, const float* x);
+
 // Replaces x[0], x[stride], ... x[(count - 1) * stride] by what their codes read back as:
 //   step = range / (2^bits - 1), code = round_half_even((x - min) / step), value = code * step +
 //   min

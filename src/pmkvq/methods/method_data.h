@@ -1,6 +1,6 @@
 // What `pmkvq calibrate --kv SPEC` found out for a research method: tensors and how they were made,
-// in one .safetensors file whose header metadata says method, model and record. Given to the method
-// by the key `from=FILE` of its SPEC.
+// in one .safetensors file whose header metadata says method, model and record (docs/formats.md).
+// Given to the method by the key `from=FILE` of its SPEC.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,22 @@ struct MethodData {
   KvGeometry geometry;
   CalibrationRecord record;
   std::map<std::string, Tensor> tensors;  // Float32; names and shapes are the method's own.
+  std::string path;                       // The file it was read from; not stored.
+
+  // The tensor `name`. Throws InvalidInput naming file and tensor: missing, another shape.
+  const Tensor& Get(const std::string& name, const Shape& shape) const;
 };
+
+// "NAME.LAYER": what tensors that belong to one block are called.
+std::string BlockTensorName(const std::string& name, int64_t layer);
+
+// What a method says it expects when it was given no file: how one is made.
+std::string ExpectedMethodData(const std::string& method);
 
 // Throws IoError.
 void SaveMethodData(const MethodData& data, const std::string& path);
-// Throws IoError, InvalidInput (file, field, value, expected).
+// Throws IoError, and InvalidInput (file, field, value, expected): no such file of ours, another
+// version, a tensor of another type or with a value that is not finite.
 MethodData LoadMethodData(const std::string& path);
 
 }  // namespace pmkvq

@@ -23,7 +23,9 @@ namespace pmkvq {
   METHOD(RotateKvMethod)                \
   METHOD(MixKvqMethod)                  \
   METHOD(KittyMethod)                   \
-  METHOD(KvTunerMethod)
+  METHOD(KvTunerMethod)                 \
+  METHOD(OscarMethod)                   \
+  METHOD(KvMixMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
@@ -67,6 +69,31 @@ Choice Resolve(const std::string& text) {
   return choice;
 }
 
+std::string Describe(const KvGeometry& g) {
+  return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
+                     g.num_kv_heads, g.head_dim);
+}
+
+// The file of the key from=, or null. A method without a calibration refuses the key itself.
+std::shared_ptr<const MethodData> DataOf(const Choice& choice, const KvRequirements& requirements) {
+  const auto found = choice.spec.keys.find("from");
+  if (found == choice.spec.keys.end() || choice.simulated->calibrate == nullptr) return nullptr;
+  const std::string& path = found->second;
+  auto data = std::make_shared<const MethodData>(LoadMethodData(path));
+  const auto check = [&](const char* what, const std::string& made_for, const std::string& wanted) {
+    if (made_for == wanted) return;
+    throw InvalidInput(path, fmt::format("made for {} {}, expected {}; pmkvq calibrate --kv {} "
+                                         "makes one",
+                                         what, made_for, wanted, choice.spec.name));
+  };
+  check("method", data->method, choice.spec.name);
+  check("a model of", Describe(data->geometry), Describe(requirements.geometry));
+  if (requirements.checkpoint != nullptr) {
+    check("model", data->model_identity, requirements.checkpoint->Identity());
+  }
+  return data;
+}
+
 struct Simulation {
   SimulatedConfig config;
   std::shared_ptr<const CacheMethod> method;
@@ -82,7 +109,8 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
   }
   const KvGeometry& geometry = requirements.geometry;
   Simulation simulation;
-  simulation.method = choice.simulated->make(choice.spec, {geometry, options.kv_dtype});
+  simulation.method = choice.simulated->make(
+      choice.spec, {geometry, options.kv_dtype, DataOf(choice, requirements)});
   SimulatedConfig& config = simulation.config;
   config.geometry = geometry;
   config.float_type = options.kv_dtype;
@@ -133,12 +161,40 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
 std::vector<MethodInfo> ListMethods() {
   std::vector<MethodInfo> methods;
   for (const PackedMethod& method : PackedMethods()) {
-    methods.push_back({method.name, method.description, false});
+    methods.push_back({method.name, method.description});
   }
   for (const SimulatedMethod& method : SimulatedMethods()) {
-    methods.push_back({method.name, method.description, true});
+    methods.push_back({method.name, method.description, true, method.calibrate != nullptr});
   }
   return methods;
+}
+
+MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
+                           const CalibrationContext& calibration, const CalibrationRecord& record) {
+  const Choice choice = Resolve(spec);
+  if (choice.simulated == nullptr || choice.simulated->calibrate == nullptr) {
+    std::vector<std::string> names;
+    for (const SimulatedMethod& method : SimulatedMethods()) {
+      if (method.calibrate != nullptr) names.push_back(method.name);
+    }
+    throw InvalidInput("--kv", fmt::format("{} has nothing to calibrate, expected one of pm-kvq, "
+                                           "{}",
+                                           choice.spec.name, fmt::join(names, ", ")));
+  }
+  if (choice.spec.keys.contains("from")) {
+    throw InvalidInput("--kv", fmt::format("'{}': calibration makes the file of from=, expected a "
+                                           "SPEC without it",
+                                           spec));
+  }
+  MethodData data;
+  data.method = choice.spec.name;
+  data.spec = spec;
+  data.model_identity = calibration.model->checkpoint().Identity();
+  data.geometry = calibration.model->kv_geometry();
+  data.record = record;
+  data.tensors =
+      choice.simulated->calibrate(choice.spec, {data.geometry, kv_dtype, nullptr}, calibration);
+  return data;
 }
 
 }  // namespace pmkvq

@@ -9,7 +9,8 @@
 //
 // Published methods run in the simulated cache (kv/simulated_cache.h), each in a file of its own
 // that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype; a plan,
-// its key scales included, and the options of pages (sink, window, policy) are not theirs.
+// its key scales included, and the options of pages (sink, window, policy) are not theirs. Methods
+// that are calibrated read what CalibrateMethod found by the key from=FILE (method_data.h).
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,12 @@
 #include <string>
 #include <vector>
 
+#include "pmkvq/calib/calibration.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/methods/kv_budget.h"
 #include "pmkvq/methods/kv_options.h"
+#include "pmkvq/methods/method_data.h"
 
 namespace pmkvq {
 
@@ -37,10 +40,12 @@ CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& r
 
 // What a sequence may take with these options. A simulated method has --kv-budget, split evenly
 // over blocks, or the most that it takes at any length up to max_len.
-// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method).
+// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method) and,
+// for the key from=, what LoadMethodData throws and InvalidInput for a file made for another
+// method, shape or model.
 KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements);
 
-// Makes the store. Throws InvalidInput (as ResolveCacheConfig), IoError (memory).
+// Makes the store. Throws as ResolveKvBudget, and IoError (memory).
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements);
 
 // Key scales that the options ask for: the plan's, or empty. The reference is valid as long as
@@ -51,8 +56,15 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
 struct MethodInfo {
   std::string name;
   std::string description;
-  bool is_simulated = false;  // Counts the method's bytes; takes nothing from a plan.
+  bool is_simulated = false;   // Counts the method's bytes; takes nothing from a plan.
+  bool is_calibrated = false;  // CalibrateMethod measures what its key from= names.
 };
 std::vector<MethodInfo> ListMethods();
+
+// Runs the calibration of a published method. `record` says how the samples were drawn.
+// Throws InvalidInput naming --kv (unknown method or key, a method with nothing to calibrate, the
+// key from=), and what a step of calibration throws, Cancelled among it.
+MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
+                           const CalibrationContext& calibration, const CalibrationRecord& record);
 
 }  // namespace pmkvq

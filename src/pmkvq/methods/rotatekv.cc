@@ -6,9 +6,9 @@
 // zero point, bounds clipped to 0.8 of theirs at 2 bits. Up to `pivots` tokens of the prompt stay
 // at full precision: those that hold the largest entries of the block's input. No window.
 //
-// The paper takes the channel order from a calibration set. Here it comes from the append that
-// brings the sequence to kCalibrationTokens tokens or more, a prompt's first chunk as a rule, and
-// is counted; so do the pivots. Up to there nothing is quantised.
+// The order comes from a calibration set (from=, the paper's way). Without one it comes from the
+// append that brings the sequence to kFirstTokens tokens or more, a prompt's first chunk as a rule,
+// and is counted. The pivots come from there in any case. Up to there nothing is quantised.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -17,33 +17,56 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <span>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/calib/sample_loop.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/kernels/linalg/hadamard.h"
 #include "pmkvq/methods/affine.h"
 #include "pmkvq/methods/simulated_method.h"
+#include "pmkvq/model/profile.h"
 
 namespace pmkvq {
 namespace {
 
-constexpr int64_t kCalibrationTokens = 32;
+constexpr int64_t kFirstTokens = 32;
 constexpr int64_t kRotatedHeads = 4;
+constexpr char kSums[] = "channel_sums";  // Per block [Hkv * D]: see CalibrateOrder.
 
-// Orthonormal, and its own inverse. `count` is a power of two.
-void Hadamard(float* x, int64_t count) {
-  for (int64_t half = 1; half < count; half *= 2) {
-    for (int64_t begin = 0; begin < count; begin += 2 * half) {
-      for (int64_t i = begin; i < begin + half; ++i) {
-        const float a = x[i];
-        const float b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-    }
+// KV heads that are transformed together. Throws InvalidInput naming --kv.
+int64_t RotatedHeads(const MethodSpec& spec, const KvGeometry& geometry) {
+  const int64_t heads = std::min(kRotatedHeads, geometry.num_kv_heads);
+  if (geometry.num_kv_heads % heads != 0 ||
+      !std::has_single_bit(static_cast<uint64_t>(heads * geometry.head_dim)) ||
+      !std::has_single_bit(static_cast<uint64_t>(geometry.head_dim))) {
+    throw InvalidInput("--kv", fmt::format("'{}': {} KV heads of {}, expected powers of two, "
+                                           "heads in fours",
+                                           spec.text, geometry.num_kv_heads, geometry.head_dim));
   }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(count));
-  for (int64_t i = 0; i < count; ++i) x[i] *= scale;
+  return heads;
 }
+
+// Transforms x [Hkv * D], `width` channels at a time.
+template <class Real>
+void RotateHeads(std::vector<Real>& x, int64_t width) {
+  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(width)) {
+    Hadamard(x.data() + begin, width);
+  }
+}
+
+// Channel at each place, by ascending sums.
+template <class Real>
+std::vector<int64_t> OrderBy(std::span<const Real> sums) {
+  std::vector<int64_t> order(sums.size());
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return sums[static_cast<size_t>(a)] < sums[static_cast<size_t>(b)];
+  });
+  return order;
+}
+
+void CheckNames(const MethodSpec& spec) { spec.CheckNames({"bits", "clip", "pivots", "from"}); }
 
 struct RotateKvState final : MethodState {
   void Truncate(int64_t num_tokens) override {
@@ -64,18 +87,15 @@ struct RotateKvState final : MethodState {
 class RotateKv final : public CacheMethod {
  public:
   RotateKv(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"bits", "clip", "pivots"});
+    CheckNames(spec);
     bits_ = static_cast<int>(spec.OneOf("bits", 2, {4, 3, 2}));
     clip_ = static_cast<float>(spec.Real("clip", bits_ == 2 ? 0.8 : 1.0, 0.1, 1.0));
     num_pivots_ = spec.Integer("pivots", 20, 0, 1024);
     const KvGeometry& geometry = context.geometry;
-    rotated_heads_ = std::min(kRotatedHeads, geometry.num_kv_heads);
-    const auto width = static_cast<uint64_t>(rotated_heads_ * geometry.head_dim);
-    if (geometry.num_kv_heads % rotated_heads_ != 0 || !std::has_single_bit(width) ||
-        !std::has_single_bit(static_cast<uint64_t>(geometry.head_dim))) {
-      throw InvalidInput("--kv", fmt::format("'{}': {} KV heads of {}, expected powers of two, "
-                                             "heads in fours",
-                                             spec.text, geometry.num_kv_heads, geometry.head_dim));
+    width_ = RotatedHeads(spec, geometry) * geometry.head_dim;
+    for (int64_t layer = 0; context.data != nullptr && layer < geometry.num_layers; ++layer) {
+      const Tensor& sums = context.data->Get(BlockTensorName(kSums, layer), {geometry.kv_dim()});
+      orders_.push_back(OrderBy<float>({sums.As<float>(), static_cast<size_t>(geometry.kv_dim())}));
     }
   }
 
@@ -90,13 +110,13 @@ class RotateKv final : public CacheMethod {
     return std::make_unique<RotateKvState>();
   }
 
-  void OnAppend(int64_t, const AppendedTokens& tokens, SimulatedBlock& block,
+  void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
                 MethodState* opaque) const override {
     RotateKvState& state = static_cast<RotateKvState&>(*opaque);
     if (state.order.empty()) {
       if (num_pivots_ > 0) KeepPeaks(tokens, state.peaks);
-      if (block.num_tokens() < kCalibrationTokens) return;
-      SetOrder(block, state);
+      if (block.num_tokens() < kFirstTokens) return;
+      state.order = orders_.empty() ? OrderOf(block) : orders_[static_cast<size_t>(layer)];
       SetPivots(state);
     }
     std::vector<float> scratch(static_cast<size_t>(context_.geometry.kv_dim()));
@@ -114,20 +134,21 @@ class RotateKv final : public CacheMethod {
   }
 
   // Slots at full precision for all pivots and their positions (4 bytes), codes with a scale and
-  // an int16 zero point for the others, and the channel order (int16). Before that is known:
-  // values at full precision and peaks.
+  // an int16 zero point for the others, and the channel order (int16) unless it is calibrated and
+  // so one for all sequences. Before that is known: values at full precision and peaks.
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     if (num_tokens == 0) return 0;
     const KvGeometry& geometry = context_.geometry;
     const int64_t kv_dim = geometry.kv_dim();
-    if (num_tokens < kCalibrationTokens) {
+    if (num_tokens < kFirstTokens) {
       return 2 * context_.FloatBytes(num_tokens) + 8 * num_pivots_;
     }
     const int64_t pivots = std::min(num_pivots_, num_tokens);
     const int64_t group_bytes =
         (geometry.group() * bits_ + 7) / 8 + static_cast<int64_t>(SizeOf(context_.float_type)) + 2;
     return 2 * context_.FloatBytes(pivots) + 4 * pivots +
-           2 * (num_tokens - pivots) * (kv_dim / geometry.group()) * group_bytes + 2 * kv_dim;
+           2 * (num_tokens - pivots) * (kv_dim / geometry.group()) * group_bytes +
+           (orders_.empty() ? 2 * kv_dim : 0);
   }
 
  private:
@@ -137,14 +158,7 @@ class RotateKv final : public CacheMethod {
     for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
       std::copy_n(block.Key(token, head), dim, rotated.data() + head * dim);
     }
-    RotateHeads(rotated);
-  }
-
-  void RotateHeads(std::vector<float>& key) const {
-    const int64_t width = rotated_heads_ * context_.geometry.head_dim;
-    for (int64_t begin = 0; begin < context_.geometry.kv_dim(); begin += width) {
-      Hadamard(key.data() + begin, width);
-    }
+    RotateHeads(rotated, width_);
   }
 
   // Keeps the num_pivots_ largest entries seen.
@@ -162,18 +176,14 @@ class RotateKv final : public CacheMethod {
   }
 
   // By the sums over all tokens so far, none of which has been quantised.
-  void SetOrder(const SimulatedBlock& block, RotateKvState& state) const {
+  std::vector<int64_t> OrderOf(const SimulatedBlock& block) const {
     std::vector<float> rotated(static_cast<size_t>(context_.geometry.kv_dim()));
     std::vector<double> sums(rotated.size());
     for (int64_t token = 0; token < block.num_tokens(); ++token) {
       RotatedKey(token, block, rotated);
       for (size_t i = 0; i < sums.size(); ++i) sums[i] += double{rotated[i]};
     }
-    state.order.resize(sums.size());
-    std::iota(state.order.begin(), state.order.end(), int64_t{0});
-    std::stable_sort(state.order.begin(), state.order.end(), [&](int64_t a, int64_t b) {
-      return sums[static_cast<size_t>(a)] < sums[static_cast<size_t>(b)];
-    });
+    return OrderBy<double>(sums);
   }
 
   static void SetPivots(RotateKvState& state) {
@@ -189,7 +199,7 @@ class RotateKv final : public CacheMethod {
     for (size_t i = 0; i < key.size(); ++i) ordered[i] = key[static_cast<size_t>(order[i])];
     Quantize(ordered.data(), static_cast<int64_t>(ordered.size()));
     for (size_t i = 0; i < key.size(); ++i) key[static_cast<size_t>(order[i])] = ordered[i];
-    RotateHeads(key);
+    RotateHeads(key, width_);
     for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
       std::copy_n(key.data() + head * block.head_dim(), block.head_dim(), block.Key(token, head));
     }
@@ -223,19 +233,70 @@ class RotateKv final : public CacheMethod {
   int bits_ = 2;
   float clip_ = 1.0f;
   int64_t num_pivots_ = 0;
-  int64_t rotated_heads_ = 1;
+  int64_t width_ = 0;                         // Channels that are transformed together.
+  std::vector<std::vector<int64_t>> orders_;  // Per block, of from=; empty without.
 };
+
+// Signed sums over all calibration tokens of the keys before RoPE, transformed, divided by the
+// number of tokens. The transform is linear, so it is applied to the sums.
+std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const MethodContext& context,
+                                             const CalibrationContext& calibration) {
+  CheckNames(spec);
+  const KvGeometry& geometry = context.geometry;
+  const int64_t width = RotatedHeads(spec, geometry) * geometry.head_dim;
+  const int64_t kv_dim = geometry.kv_dim();
+  Profile<float> profile(*calibration.model, calibration.num_threads);
+  SampleLoopStep step;
+  step.task = "rotatekv";
+  step.num_values = static_cast<size_t>(geometry.num_layers * kv_dim);
+  step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
+    std::vector<double> sums(step.num_values);
+    std::vector<float> keys;
+    profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
+      ThrowIfCancelled(calibration.cancel, "rotatekv");
+      keys.assign(states.k, states.k + states.num_tokens * kv_dim);
+      // The rotation back; times the square of yarn's factor, which changes no order.
+      ApplyRopeGrad(calibration.model->rope(), positions.data(), states.num_tokens,
+                    geometry.num_kv_heads, keys.data(), calibration.num_threads);
+      double* block_sums = sums.data() + states.layer * kv_dim;
+      for (size_t i = 0; i < keys.size(); ++i) {
+        block_sums[i % static_cast<size_t>(kv_dim)] += double{keys[i]};
+      }
+    });
+    return sums;
+  };
+  const std::vector<double> sums = LoopOverSamples(calibration, step);
+
+  double num_tokens = 0;
+  for (const auto& sample : calibration.samples->tokens) {
+    num_tokens += static_cast<double>(sample.size());
+  }
+  std::map<std::string, Tensor> tensors;
+  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+    const auto begin = sums.begin() + layer * kv_dim;
+    std::vector<double> block(begin, begin + kv_dim);
+    RotateHeads(block, width);
+    Tensor tensor(DType::kF32, {kv_dim});
+    std::transform(block.begin(), block.end(), tensor.As<float>(),
+                   [&](double sum) { return static_cast<float>(sum / num_tokens); });
+    tensors.emplace(BlockTensorName(kSums, layer), std::move(tensor));
+  }
+  return tensors;
+}
 
 }  // namespace
 
 SimulatedMethod RotateKvMethod() {
-  return {"rotatekv",
-          "rotated keys (before RoPE) and values, per token; bits=4|3|2 (2), clip (0.8 at 2 bits, "
-          "else 1), pivots at full precision (20)",
-          [](const MethodSpec& spec,
-             const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
-            return std::make_shared<RotateKv>(spec, context);
-          }};
+  return {
+      "rotatekv",
+      "rotated keys (before RoPE) and values, per token; bits=4|3|2 (2), clip (0.8 at 2 bits, "
+      "else 1), pivots at full precision (20), from=FILE (channel order, made by calibrate; else "
+      "each sequence's own)",
+      [](const MethodSpec& spec,
+         const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
+        return std::make_shared<RotateKv>(spec, context);
+      },
+      CalibrateOrder};
 }
 
 }  // namespace pmkvq

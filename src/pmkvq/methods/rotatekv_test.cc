@@ -7,6 +7,9 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/random.h"
+#include "pmkvq/model/profile.h"
+#include "support/calibration_support.h"
 #include "support/expect_error.h"
 #include "support/method_driver.h"
 
@@ -16,7 +19,11 @@ namespace {
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
+using testing_support::RandomSamples;
 using testing_support::Rows;
+using testing_support::TempFolder;
+using testing_support::TinyFolder;
+using testing_support::TinyModel;
 
 // Twice four heads of 16: groups of 16 values, transforms of 64 channels for keys.
 constexpr KvGeometry kGeometry{1, 8, 8, 16};
@@ -69,14 +76,17 @@ struct Rule {
   size_t pivots;
 };
 
-// Order and pivots come from the first `seen` tokens.
-KeysAndValues Expected(const Rows& given, size_t n, size_t seen, const Rule& rule) {
+// Order (unless `sums` are given, of rotated channels) and pivots come from the first `seen`
+// tokens.
+KeysAndValues Expected(const Rows& given, size_t n, size_t seen, const Rule& rule,
+                       Vector sums = {}) {
   std::vector<std::pair<float, size_t>> entries;
-  Vector sums(kKvDim);
+  const bool own_order = sums.empty();
+  sums.resize(kKvDim);
   for (size_t t = 0; t < seen; ++t) {
     const Vector rotated = Transformed(RowOf(given.k, t), 4 * kDim);
     for (size_t i = 0; i < kKvDim; ++i) {
-      sums[i] += rotated[i];
+      if (own_order) sums[i] += rotated[i];
       entries.emplace_back(std::abs(given.q[t * kKvDim + i]), t);
     }
   }
@@ -149,6 +159,86 @@ TEST(RotateKv, BytesByHand) {
   EXPECT_EQ(bytes("rotatekv", 32), 20 * 516 + 12 * 80 + 256);
   EXPECT_EQ(bytes("rotatekv", 500), 20 * 516 + 480 * 80 + 256);
   EXPECT_EQ(bytes("rotatekv:bits=3+pivots=0", 500), 500 * 2 * 2 * (24 + 4) + 256);
+}
+
+// The file's order in place of the sequence's own, and not counted.
+TEST(RotateKv, TakesTheCalibratedOrder) {
+  Random random(9);
+  Vector sums(kKvDim);
+  MethodData data;
+  data.method = "rotatekv";
+  data.geometry = kGeometry;
+  Tensor tensor(DType::kF32, {kKvDim});
+  for (size_t i = 0; i < kKvDim; ++i) {
+    tensor.As<float>()[i] = static_cast<float>(random.Uniform());
+    sums[i] = double{tensor.As<float>()[i]};
+  }
+  data.tensors.emplace("channel_sums.0", std::move(tensor));
+  const TempFolder folder;
+  const std::string path = folder.path() + "/order";
+  SaveMethodData(data, path);
+
+  MethodDriver driver("rotatekv:from=" + path, kGeometry);
+  driver.Append(45);
+  driver.Append(20);
+  const KeysAndValues expected = Expected(driver.Given(65), 65, 45, {2, 0.8, 20}, sums);
+  const KeysAndValues stored = driver.Stored();
+  for (size_t i = 0; i < expected.first.size(); ++i) {
+    ASSERT_NEAR(stored.first[i], expected.first[i], kTolerance) << i / kKvDim;
+    ASSERT_NEAR(stored.second[i], expected.second[i], kTolerance) << i / kKvDim;
+  }
+  MethodDriver own("rotatekv", kGeometry);
+  own.Append(65);
+  EXPECT_EQ(driver.BlockBytes() + 2 * static_cast<int64_t>(kKvDim), own.BlockBytes());
+  EXPECT_NE(driver.Stored().first, own.Stored().first);
+}
+
+// Against states in double precision, four KV heads of 16: one transform of 64 channels.
+TEST(RotateKv, CalibrationSumsKeysBeforeRope) {
+  TinyModel tiny;
+  tiny.heads = tiny.kv_heads = 4;
+  tiny.qkv_bias = tiny.o_bias = true;
+  const TinyFolder folder(tiny);
+  const std::shared_ptr<Model> model = folder.Load();
+  const Samples samples = RandomSamples(tiny.vocab, {19, 30}, 4);
+  CalibrationContext calibration;
+  calibration.model = model.get();
+  calibration.samples = &samples;
+  calibration.effective_len = 3 * 19;
+  const MethodData data = CalibrateMethod("rotatekv", DType::kF16, calibration, {});
+  EXPECT_EQ(data.method, "rotatekv");
+  EXPECT_EQ(data.model_identity, model->checkpoint().Identity());
+
+  // The same from the states after RoPE, each pair turned back by hand.
+  const auto kv_dim = static_cast<size_t>(tiny.kv_dim());
+  const auto half = static_cast<size_t>(tiny.head_dim / 2);
+  std::vector<Vector> sums(static_cast<size_t>(tiny.layers), Vector(kv_dim));
+  Profile<double> profile(*model, 1);
+  for (size_t sample = 0; sample < 2; ++sample) {
+    const std::vector<int64_t> positions = samples.Positions(sample, calibration.effective_len);
+    profile.Forward(samples.tokens[sample], positions, [&](const BlockStates<double>& states) {
+      for (size_t t = 0; t < positions.size(); ++t) {
+        for (size_t i = 0; i < kv_dim; ++i) {
+          const size_t channel = i % (2 * half);
+          const bool is_first = channel < half;
+          const double angle =
+              double(positions[t]) * std::pow(1e4, -double(channel % half) / double(half));
+          const double* k = states.k + t * kv_dim;
+          sums[static_cast<size_t>(states.layer)][i] +=
+              is_first ? k[i] * std::cos(angle) + k[i + half] * std::sin(angle)
+                       : k[i] * std::cos(angle) - k[i - half] * std::sin(angle);
+        }
+      }
+    });
+  }
+  for (int64_t layer = 0; layer < tiny.layers; ++layer) {
+    SCOPED_TRACE(layer);
+    const Vector expected = Transformed(sums[static_cast<size_t>(layer)], kv_dim);
+    const Tensor& found = data.Get(BlockTensorName("channel_sums", layer), {tiny.kv_dim()});
+    for (size_t i = 0; i < kv_dim; ++i) {
+      EXPECT_NEAR(found.As<float>()[i], expected[i] / (19 + 30), 1e-5) << i;
+    }
+  }
 }
 
 TEST(RotateKv, ZerosStayZeroAndTruncateIsFollowed) {

@@ -1,10 +1,14 @@
-// What a file in methods/ gives the registry: a name, a line of help, and a maker.
+// What a file in methods/ gives the registry: a name, a line of help, a maker and, where the method
+// is calibrated, the measuring of it.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
+#include "pmkvq/calib/calibration.h"
 #include "pmkvq/kv/cache_method.h"
+#include "pmkvq/methods/method_data.h"
 #include "pmkvq/methods/spec.h"
 #include "pmkvq/tensor/dtype.h"
 
@@ -13,6 +17,9 @@ namespace pmkvq {
 struct MethodContext {
   KvGeometry geometry;
   DType float_type = DType::kF16;  // --kv-dtype: of values at full precision, and of metadata.
+  // The file of the key from=, made for this method and geometry; null: not given. Only for methods
+  // with a calibration.
+  std::shared_ptr<const MethodData> data;
 
   // Bytes of `num_tokens` tokens of K, or of V, of one block at full precision.
   int64_t FloatBytes(int64_t num_tokens) const {
@@ -23,8 +30,14 @@ struct MethodContext {
 struct SimulatedMethod {
   std::string name;
   std::string description;  // One line for --help, with its keys.
-  // Throws InvalidInput naming --kv for keys, words or values that the method does not have.
+  // Throws InvalidInput naming --kv for keys, words or values that the method does not have. A
+  // method with a calibration knows the key "from", whose file is context.data.
   std::shared_ptr<const CacheMethod> (*make)(const MethodSpec& spec, const MethodContext& context);
+  // Measures what `make` then finds as context.data->tensors: float32, names and shapes are the
+  // method's own. `context.data` is null. Null: the method has nothing to calibrate.
+  // Throws what a step of calibration throws (calib/calibration.h), Cancelled among it.
+  std::map<std::string, Tensor> (*calibrate)(const MethodSpec& spec, const MethodContext& context,
+                                             const CalibrationContext& calibration) = nullptr;
 };
 
 }  // namespace pmkvq
