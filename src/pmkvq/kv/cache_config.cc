@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -228,6 +229,11 @@ void ValidateCacheConfig(const CacheConfig& config) {
   ValidatePlannedBits(config, config.v_bits, "v_bits");
   if (config.static_widths && (config.k_bits.empty() || config.v_bits.empty())) {
     throw InvalidInput(kWhere, "static widths: found none, expected k_bits and v_bits per block");
+  }
+  if ((config.rotate_keys || config.rotate_values) &&
+      !std::has_single_bit(static_cast<uint64_t>(config.geometry.head_dim))) {
+    throw InvalidInput("--kv", fmt::format("rotate: found head_dim {}, expected a power of two",
+                                           config.geometry.head_dim));
   }
   if (config.reference_accounting &&
       (config.policy != PolicyKind::kLayerBudget || config.window_tokens != kPageTokens)) {

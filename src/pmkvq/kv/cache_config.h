@@ -54,6 +54,12 @@ struct CacheConfig {
   // static counterpart of a progressive cache. close_bits and floor_bits are not used then.
   bool static_widths = false;
 
+  // Keys (with queries), or values (with outputs), are multiplied by the Walsh-Hadamard matrix of
+  // their head, D a power of two, and stored so: attention stays what it is but for rounding, and a
+  // large channel is spread over its group before it is quantised.
+  bool rotate_keys = false;
+  bool rotate_values = false;
+
   // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
   // after every append, one halving per call, pages close when full. Only with kLayerBudget and a
   // window of 128. Real bytes may exceed the budget meanwhile; the arena is sized for the tokens

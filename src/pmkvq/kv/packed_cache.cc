@@ -9,9 +9,17 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/kernels/linalg/hadamard.h"
 
 namespace pmkvq {
 namespace {
+
+// x [count] is whole heads of D values.
+void RotateHeads(std::span<float> x, int64_t head_dim) {
+  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(head_dim)) {
+    Hadamard(x.data() + begin, head_dim);
+  }
+}
 
 const CacheConfig& Validated(const CacheConfig& config) {
   ValidateCacheConfig(config);
@@ -176,15 +184,28 @@ std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPage
   return {block.views.data(), count};
 }
 
+// A copy of heads [count], rotated.
+std::span<float> PackedKvCache::Rotated(const float* x, int64_t count,
+                                        AlignedVector<float>& memory) const {
+  memory.assign(x, x + count);
+  RotateHeads(memory, config_.geometry.head_dim);
+  return memory;
+}
+
 void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                     float* out) {
   PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
   if (forward_.empty()) return;
-  const Chunk& last = forward_.back();
-  CheckValues(layer, k, v, last.first_row + last.num_tokens);
-
+  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
   const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
   const int64_t kv_dim = config_.geometry.kv_dim();
+  if (config_.rotate_keys) {
+    q = Rotated(q, num_rows * q_dim, rotated_q_).data();
+    k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
+  }
+  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  CheckValues(layer, k, v, num_rows);
+
   attention_sequences_.clear();
   for (const Chunk& chunk : forward_) {
     BlockPages& block = chunk.seq->blocks[static_cast<size_t>(layer)];
@@ -193,6 +214,9 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
                                     v + chunk.first_row * kv_dim, out + chunk.first_row * q_dim});
   }
   Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
+  if (config_.rotate_values) {
+    RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
+  }
   for (const Chunk& chunk : forward_) {
     StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
                v + chunk.first_row * kv_dim);
@@ -297,7 +321,9 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 }
 
 KvStoreStats PackedKvCache::StoreStats() const {
-  return {store_.pool().arena_bytes(), store_.scratch_bytes() + attention_scratch_.num_bytes()};
+  const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
+  return {store_.pool().arena_bytes(),
+          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float)};
 }
 
 std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {
@@ -324,6 +350,9 @@ void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float
       read(store_.SinkView(block, piece, side), store_.SinkPieceTokens(piece));
     }
     for (const PagePair& page : block.pages) read(store_.View(page[side]), kPageTokens);
+    if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
+      RotateHeads({side == kKeys ? k_out : v_out, out}, geometry.head_dim);
+    }
   }
 }
 

@@ -65,6 +65,7 @@ class PackedKvCache final : public KvStore {
   SequenceId IdOf(const Sequence& seq) const;
 
   // packed_cache.cc: Forward.
+  std::span<float> Rotated(const float* x, int64_t count, AlignedVector<float>& memory) const;
   void CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows);
   void RebuildViews(Sequence& seq, BlockPages& block) const;
   std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
@@ -96,6 +97,7 @@ class PackedKvCache final : public KvStore {
 
   std::vector<AttentionSequence> attention_sequences_;
   AttentionScratch attention_scratch_;
+  AlignedVector<float> rotated_q_, rotated_k_, rotated_v_;  // Of a Forward's rows.
 
   std::vector<std::vector<PageWidths>> decided_;   // Per block: widths of all pages after Reserve.
   std::vector<PageWidths> closed_pages_;           // A policy's working copy.

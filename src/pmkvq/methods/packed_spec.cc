@@ -23,7 +23,7 @@ constexpr PackedMethod kMethods[] = {
     {"static-2", "every closed page at once at 2 bits", false, 2},
     {"pm-kvq",
      "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached; bits=, k= and v=, static, "
-     "sink=, window=, policy=, plan=, scales=",
+     "sink=, window=, policy=, plan=, rotate=, scales=",
      true, 2},
 };
 
@@ -41,6 +41,8 @@ struct Choice {
   int64_t window_tokens = -1;
   std::optional<PolicyKind> policy;
   std::string plan;
+  bool rotate_keys = false;
+  bool rotate_values = false;
 
   bool has_widths() const { return widths.k != 0; }
 };
@@ -61,7 +63,8 @@ int ReadWidth(const MethodSpec& spec, const std::string& key) {
 
 void CheckKeyNames(const MethodSpec& spec, const PackedMethod& method) {
   if (method.progressive) {
-    spec.CheckNames({"bits", "scales", "k", "v", "sink", "window", "policy", "plan"}, {"static"});
+    spec.CheckNames({"bits", "scales", "k", "v", "sink", "window", "policy", "plan", "rotate"},
+                    {"static"});
   } else if (method.bits < 16) {
     spec.CheckNames({"scales", "plan", "sink", "window"});
   } else {
@@ -112,6 +115,14 @@ Choice Read(const std::string& spec_text) {
       if (value == NameOf(kind)) choice.policy = kind;
     }
     if (!choice.policy) throw WrongValue(spec, "policy", "layer-budget or oldest-first");
+  }
+  if (spec.keys.contains("rotate")) {
+    const std::string& value = spec.keys.at("rotate");
+    choice.rotate_keys = value == "keys" || value == "both";
+    choice.rotate_values = value == "values" || value == "both";
+    if (!choice.rotate_keys && !choice.rotate_values && value != "off") {
+      throw WrongValue(spec, "rotate", "off, keys, values or both");
+    }
   }
   if (spec.keys.contains("plan")) choice.plan = spec.keys.at("plan");
   CheckKeysAgree(choice);
@@ -237,6 +248,8 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.policy = options.policy;
   config.num_threads = requirements.num_threads;
   config.reference_accounting = options.reference_accounting;
+  config.rotate_keys = choice.rotate_keys;
+  config.rotate_values = choice.rotate_values;
   config.floor_bits = choice.method->bits;
   if (choice.method->progressive) {
     config.close_bits = options.init_kv_bits;

@@ -124,6 +124,24 @@ TEST(PackedSpec, StaticTakesTheWidthsOfEveryProgressiveSetting) {
   EXPECT_EQ(Resolve(options).budget_bytes, std::vector<int64_t>(3, 50000));
 }
 
+TEST(PackedSpec, RotationOfKeysAndValues) {
+  const auto expect = [](const std::string& value, bool keys, bool values) {
+    const CacheConfig config = Resolve("pm-kvq:bits=4+rotate=" + value);
+    EXPECT_EQ(config.rotate_keys, keys) << value;
+    EXPECT_EQ(config.rotate_values, values) << value;
+  };
+  expect("off", false, false);
+  expect("keys", true, false);
+  expect("values", false, true);
+  expect("both", true, true);
+  EXPECT_FALSE(Resolve("pm-kvq:bits=4").rotate_keys);
+  KvRequirements needs = Needs();
+  needs.geometry.head_dim = 24;
+  ExpectError<InvalidInput>(
+      [&] { ResolveCacheConfig(OptionsFor("pm-kvq:bits=4+rotate=keys"), needs); },
+      {"--kv", "rotate: found head_dim 24", "a power of two"});
+}
+
 TEST(PackedSpec, StaticBudgetsKnowTheirFloor) {
   // Blocks need different bytes, budgets are split as the plan's.
   KvOptions options = WithPlan("pm-kvq:static");
@@ -186,6 +204,7 @@ TEST(PackedSpec, WrongKeysAreNamed) {
   expect("pm-kvq:bits=4+window=200", {"--kv", "window=200", "a multiple of 128"});
   expect("pm-kvq:bits=4+window=0", {"--kv", "window=0"});
   expect("pm-kvq:bits=4+policy=newest", {"--kv", "policy=newest", "layer-budget or oldest-first"});
+  expect("pm-kvq:bits=4+rotate=all", {"--kv", "rotate=all", "off, keys, values or both"});
   expect("pm-kvq:k=4", {"--kv", "k without v", "both or neither"});
   expect("pm-kvq:v=4", {"--kv", "v without k"});
   expect("pm-kvq:k=4+v=3", {"--kv", "v=3", "16, 8, 4 or 2"});
