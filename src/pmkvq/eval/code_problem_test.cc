@@ -243,20 +243,21 @@ TEST(SameJsonTest, AsPythonCompares) {
 
 // ---- With the sandbox ----
 
-SandboxLimits ShortLimits() {
+SandboxLimits Limits(int64_t cpu_seconds = 10) {  // Enough on a busy machine.
   SandboxLimits limits;
-  limits.cpu_seconds = 1;
-  limits.wall_ms = 10'000;
+  limits.cpu_seconds = cpu_seconds;
+  limits.wall_ms = 60'000;
   return limits;
 }
 
 CodeVerdict RunProgram(const std::string& code,
-                       const std::vector<std::pair<std::string, std::string>>& cases) {
+                       const std::vector<std::pair<std::string, std::string>>& cases,
+                       const SandboxLimits& limits = Limits()) {
   CodeTests tests;
   for (const auto& [input, output] : cases) {
     tests.tests.push_back({CodeTestKind::kStdin, input, output});
   }
-  return RunCodeTests(code, tests, ShortLimits());
+  return RunCodeTests(code, tests, limits);
 }
 
 CodeVerdict RunFunction(const std::string& code, const std::string& input,
@@ -264,7 +265,7 @@ CodeVerdict RunFunction(const std::string& code, const std::string& input,
   CodeTests tests;
   tests.function = "add";
   tests.tests.push_back({CodeTestKind::kFunctional, input, output});
-  return RunCodeTests(code, tests, ShortLimits());
+  return RunCodeTests(code, tests, Limits());
 }
 
 TEST(RunCodeTestsTest, Programs) {
@@ -281,7 +282,7 @@ TEST(RunCodeTestsTest, Programs) {
   EXPECT_EQ(RunProgram("print(3)\nraise SystemExit(1)", {{"", "3"}}).outcome,
             CodeOutcome::kRuntimeError);
   EXPECT_EQ(RunProgram("print(3)\nexit()", {{"", "3"}}).outcome, CodeOutcome::kPassed);
-  EXPECT_EQ(RunProgram("while True: pass", {{"", "3"}}).outcome, CodeOutcome::kTimeOut);
+  EXPECT_EQ(RunProgram("while True: pass", {{"", "3"}}, Limits(1)).outcome, CodeOutcome::kTimeOut);
   EXPECT_EQ(RunProgram("x = 'a' * (1 << 40)", {{"", "3"}}).outcome, CodeOutcome::kMemoryLimit);
   EXPECT_EQ(RunProgram("print('x' * (17 << 20))", {{"", "3"}}).outcome, CodeOutcome::kOutputLimit);
   EXPECT_EQ(RunProgram("if x\n", {{"", "3"}}).outcome, CodeOutcome::kRuntimeError);
@@ -346,13 +347,13 @@ TEST(JudgeCodeTest, Responses) {
   const JudgedText right = JudgeCode(
       "<think>\n```python\nprint(0)\n```\n</think>\n```python\nprint(sum(map(int, "
       "input().split())))\n```",
-      tests, ShortLimits());
+      tests, Limits());
   EXPECT_TRUE(right.correct);
   EXPECT_EQ(right.extracted, "print(sum(map(int, input().split())))\n");
-  const JudgedText wrong = JudgeCode("```python\nprint(3)\n```", tests, ShortLimits());
+  const JudgedText wrong = JudgeCode("```python\nprint(3)\n```", tests, Limits());
   EXPECT_FALSE(wrong.correct);
   EXPECT_EQ(wrong.extracted, "print(3)\n");
-  const JudgedText none = JudgeCode("I give up.", tests, ShortLimits());
+  const JudgedText none = JudgeCode("I give up.", tests, Limits());
   EXPECT_FALSE(none.correct);
   EXPECT_EQ(none.extracted, "");
   ExpectError<InvalidInput>([] { JudgeCode("", "42"); }, {"tests", "42"});

@@ -7,7 +7,7 @@
 // processes, nothing stays behind. The folder is removed afterwards.
 //
 // What depends on the kernel: with Landlock (Linux 5.13) it may read only the interpreter and the
-// system's libraries, and read and write files in its folder; without, it may read what the user
+// system's libraries, and make files in its folder; without, it may read what the user
 // may read, and write nothing at all, not even there. Where the system allows, it gets user,
 // network, IPC and host name spaces of its own; they add a second line of defence only.
 //
@@ -27,8 +27,9 @@ struct SandboxLimits {
   int64_t wall_ms = 20'000;  // Longer, since evaluation shares the machine with the model.
   size_t memory_bytes = size_t{4} << 30;   // Address space.
   size_t output_bytes = size_t{16} << 20;  // Standard output.
-  size_t folder_bytes = size_t{64} << 20;  // Files in the folder: each, and (looked at ten times a
-                                           // second) all together.
+  size_t file_bytes = size_t{32} << 20;
+  // All files in the folder together, looked at ten times a second.
+  size_t folder_bytes = size_t{64} << 20;
   int64_t folder_files = 1000;
 };
 

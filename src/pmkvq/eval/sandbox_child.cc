@@ -83,7 +83,7 @@ void SetLimits(const SandboxLimits& limits, bool own_user_namespace) {
   // Deep recursion is usual in contest programs, also in C (functools).
   constexpr rlim_t kStackBytes = rlim_t{512} << 20;
   done = done && Limit(RLIMIT_STACK, kStackBytes, RLIM_INFINITY);
-  done = done && Limit(RLIMIT_FSIZE, limits.folder_bytes, limits.folder_bytes);
+  done = done && Limit(RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes);
   done = done && Limit(RLIMIT_NOFILE, 64, 64);
   done = done && Limit(RLIMIT_CORE, 0, 0) && Limit(RLIMIT_MEMLOCK, 0, 0);
   // Threads. In a name space of its own only they count; elsewhere all that the user runs, and

@@ -279,13 +279,23 @@ Filter::Code OnExecve(const char* program) {
           Filter::Return(kRefuse)};
 }
 
-// O_TRUNC without a right to write empties the file all the same; Landlock sees it only since
-// Linux 6.2.
+// The flag alone, without O_DIRECTORY.
+constexpr uint32_t kNameless = O_TMPFILE & ~O_DIRECTORY;
+
 Filter::Code OnOpen(size_t flags_index, FilterWrites writes) {
   if (writes == FilterWrites::kNone) {
     return ByBits(flags_index, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY, kAllow, kRefuse);
   }
-  return ByBits(flags_index, O_ACCMODE | O_TRUNC, O_RDONLY | O_TRUNC, kRefuse, kAllow);
+  // Files without a name would escape the measuring of the folder.
+  Filter::Code code = {
+      Filter::LoadArgument(flags_index), BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kNameless),
+      Filter::UnlessEqualSkip(kNameless, 1), Filter::Return(SECCOMP_RET_ERRNO | EOPNOTSUPP)};
+  // O_TRUNC without a right to write empties the file all the same; Landlock sees it only since
+  // Linux 6.2.
+  const Filter::Code rest =
+      ByBits(flags_index, O_ACCMODE | O_TRUNC, O_RDONLY | O_TRUNC, kRefuse, kAllow);
+  code.insert(code.end(), rest.begin(), rest.end());
+  return code;
 }
 
 }  // namespace

@@ -135,6 +135,9 @@ TEST_F(SandboxFilterTest, OpenByFlags) {
     EXPECT_EQ(CallReadOnly(SYS_openat, {0, 0, flags}), kRefused) << flags;
   }
   EXPECT_EQ(Call(SYS_openat, {0, 0, O_RDONLY | O_TRUNC}), kRefused);
+  EXPECT_EQ(Call(SYS_openat, {0, 0, O_RDWR | O_TMPFILE}), SECCOMP_RET_ERRNO | EOPNOTSUPP);
+  EXPECT_EQ(Call(SYS_openat, {0, 0, O_RDONLY | O_DIRECTORY}), SECCOMP_RET_ALLOW);
+  EXPECT_EQ(CallReadOnly(SYS_openat, {0, 0, O_RDWR | O_TMPFILE}), kRefused);
   EXPECT_EQ(CallReadOnly(SYS_openat, {0, 0, O_RDONLY | O_CREAT}), kRefused);
   EXPECT_EQ(CallReadOnly(SYS_openat, {0, 0, O_RDONLY | O_CLOEXEC}), SECCOMP_RET_ALLOW);
 #if defined(__x86_64__)

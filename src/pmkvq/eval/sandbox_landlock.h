@@ -10,7 +10,7 @@ namespace pmkvq {
 int LandlockVersion();
 
 // A rule set: `readable` files and folders (those that are there) with all below them may be read,
-// files may be made, changed and removed in the folder `writable`, and nothing else may be opened;
+// files may be made and changed in the folder `writable`, and nothing else may be opened;
 // where the version allows, also no TCP and no signals to others. Returns a descriptor that the
 // caller closes. LandlockVersion() has to be at least 1. Throws IoError.
 int MakeLandlockRules(const std::vector<std::string>& readable, const std::string& writable);
