@@ -24,8 +24,12 @@ void ComputeLogits(const Options& options) {
   const auto num_tokens = static_cast<int64_t>(ids.size());
   CheckPrompt(ids, model->config(), "--prompt-ids");
   CheckPlan(engine, options.kv, *model);
-  const KvRequirements requirements{model->kv_geometry(), 1, std::max(engine.max_len, num_tokens),
-                                    engine.num_threads, &model->rope()};
+  const KvRequirements requirements{model->kv_geometry(),
+                                    1,
+                                    std::max(engine.max_len, num_tokens),
+                                    engine.num_threads,
+                                    &model->rope(),
+                                    &model->checkpoint()};
   model->SetKeyScales(KeyScalesOf(engine.kv));
   const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
   const SequenceId seq = store->Open().value();
