@@ -240,6 +240,26 @@ TEST(KvTuner, LayersGetThePairsOfLeastLossUnderTheBits) {
   }
 }
 
+TEST(KvTuner, BudgetsFollowTheWidths) {
+  // Layers at 8/8, 8/8 and 2/2: 272, 272 and 80 bytes a token. A budget for 10 tokens holds 10.
+  const TempFolder folder;
+  const std::string path = folder.File("losses.safetensors");
+  SaveLosses({{0, 9, 9, 9, 9}, {0, 9, 9, 9, 9}, {0, 0, 0, 0, 0}}, path);
+  KvOptions options;
+  options.spec = "kvtuner:from=" + path + "+bits=6";
+  options.budget_bytes = 10 * (272 + 272 + 80);
+  const KvRequirements requirements{{3, 4, 2, 64}, 1, 100, 1};
+  const KvBudget budget = ResolveKvBudget(options, requirements);
+  EXPECT_TRUE(budget.Holds(10));
+  EXPECT_FALSE(budget.Holds(11));
+  const std::unique_ptr<KvStore> store = MakeKvStore(options, requirements);
+  const SequenceId seq = store->Open().value();
+  EXPECT_EQ(store->LayerStats(seq, 0).budget_bytes, 2720);
+  EXPECT_EQ(store->LayerStats(seq, 2).budget_bytes, 800);
+  EXPECT_EQ(store->Reserve(seq, 11), ReserveResult::kBudgetExhausted);
+  EXPECT_EQ(store->Reserve(seq, 10), ReserveResult::kReserved);
+}
+
 TEST(KvTuner, NamesWhatDoesNotGoWithAFile) {
   const TempFolder folder;
   const std::string path = folder.File("losses.safetensors");

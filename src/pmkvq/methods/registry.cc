@@ -117,13 +117,12 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
   config.max_sequences = requirements.max_sequences;
   config.num_threads = requirements.num_threads;
   config.rope = requirements.rope;
+  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+    config.budget_bytes.push_back(MostBlockBytes(*simulation.method, layer, requirements.max_len));
+  }
   if (options.budget_bytes > 0) {
-    config.budget_bytes = SplitBudget(options.budget_bytes, geometry.num_layers, {});
-  } else {
-    for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
-      config.budget_bytes.push_back(
-          MostBlockBytes(*simulation.method, layer, requirements.max_len));
-    }
+    config.budget_bytes =
+        SplitBudget(options.budget_bytes, geometry.num_layers, config.budget_bytes);
   }
   ValidateSimulatedConfig(config, *simulation.method);
   return simulation;

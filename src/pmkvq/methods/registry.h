@@ -38,8 +38,8 @@ namespace pmkvq {
 // without any budget, a plan for other shapes, and what ValidateCacheConfig refuses.
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements);
 
-// What a sequence may take with these options. A simulated method has --kv-budget, split evenly
-// over blocks, or the most that it takes at any length up to max_len.
+// What a sequence may take with these options. A simulated method has the most that it takes at
+// any length up to max_len, or --kv-budget, split over blocks in proportion to that.
 // Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method) and,
 // for the key from=, what LoadMethodData throws and InvalidInput for a file made for another
 // method, shape or model.
