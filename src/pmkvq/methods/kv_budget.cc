@@ -33,17 +33,13 @@ bool KvBudget::Holds(int64_t num_tokens) const {
 int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
   const std::vector<int64_t>& budgets = block_budgets();
   const auto num_layers = static_cast<int64_t>(budgets.size());
-  if (method_ != nullptr) {  // Split evenly, so the block that needs most decides.
-    int64_t needed = 0;
-    for (int64_t layer = 0; layer < num_layers; ++layer) {
-      needed = std::max(needed, BlockNeeds(layer, num_tokens));
-    }
-    return needed * num_layers;
-  }
-  const int64_t smallest = *std::min_element(budgets.begin(), budgets.end());
   if (std::all_of(budgets.begin(), budgets.end(),
-                  [&](int64_t bytes) { return bytes == smallest; })) {
-    return SmallestBudget(packed_, num_tokens);
+                  [&](int64_t bytes) { return bytes == budgets.front(); })) {
+    int64_t most = 0;
+    for (int64_t layer = 0; layer < num_layers; ++layer) {
+      most = std::max(most, BlockNeeds(layer, num_tokens));
+    }
+    return method_ == nullptr ? SmallestBudget(packed_, num_tokens) : most * num_layers;
   }
   // Split in fixed proportion, so the block with the least for its needs decides. L covers what
   // splitting into whole bytes lost. In 128 bits: the product of two byte counts.
