@@ -12,7 +12,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "pmkvq/base/error.h"
@@ -207,13 +208,34 @@ class LayerError {
   std::vector<float> v_;
 };
 
-// Per layer and pair, by how much the mean next-token loss grows with that pair in that layer
-// alone, mean over samples. All tokens that have left the window at the sample's end are quantised
-// from the start, so that one pass measures all positions. Cost: L * 5 passes a sample.
+// Per layer and pair, by how much the mean next-token loss of one sample grows with that pair in
+// that layer alone. All tokens that have left the window at the sample's end are quantised from the
+// start, so that one pass measures all positions. Cost: L * 5 passes.
+std::vector<double> LossIncreases(const Form& form, const MethodContext& context,
+                                  const CancelFlag* cancel, std::span<const int32_t> tokens,
+                                  std::span<const int64_t> positions, Profile<float>& profile) {
+  std::vector<LayerError> layers;
+  const double exact = profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
+    layers.emplace_back(form, context.geometry, states);
+  });
+  std::vector<double> increases;
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    for (const WidthPair& pair : kPairs) {
+      ThrowIfCancelled(cancel, "kvtuner");
+      const std::vector<float> of_k = layers[layer].OfKeys({pair.k_bits, context.float_type});
+      const std::vector<float> of_v = layers[layer].OfValues({pair.v_bits, context.float_type});
+      increases.push_back(profile.PerturbedLoss(tokens, positions, static_cast<int64_t>(layer),
+                                                of_k.data(), of_v.data()) -
+                          exact);
+    }
+  }
+  return increases;
+}
+
+// Means over samples, for ChoosePairs.
 std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodContext& context,
                                         const CalibrationContext& calibration) {
-  const KvGeometry& geometry = context.geometry;
-  const Form form(spec, geometry);
+  const Form form(spec, context.geometry);
   for (const char* key : {"k", "v"}) {
     if (spec.keys.contains(key)) {
       throw InvalidInput("--kv", fmt::format("'{}': {}={}, expected none: calibration measures all "
@@ -226,30 +248,15 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   SampleLoopStep step;
   step.task = "kvtuner";
   step.options = fmt::format("{} {}", Form::Describe(form.Numbers()), NameOf(context.float_type));
-  step.num_values = static_cast<size_t>(geometry.num_layers * kNumPairs);
+  step.num_values = static_cast<size_t>(context.geometry.num_layers * kNumPairs);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
-    std::vector<LayerError> layers;
-    const double exact = profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
-      layers.emplace_back(form, geometry, states);
-    });
-    std::vector<double> increases;
-    for (size_t layer = 0; layer < layers.size(); ++layer) {
-      for (const WidthPair& pair : kPairs) {
-        ThrowIfCancelled(calibration.cancel, step.task.c_str());
-        const std::vector<float> of_k = layers[layer].OfKeys({pair.k_bits, context.float_type});
-        const std::vector<float> of_v = layers[layer].OfValues({pair.v_bits, context.float_type});
-        increases.push_back(profile.PerturbedLoss(tokens, positions, static_cast<int64_t>(layer),
-                                                  of_k.data(), of_v.data()) -
-                            exact);
-      }
-    }
-    return increases;
+    return LossIncreases(form, context, calibration.cancel, tokens, positions, profile);
   };
   const std::vector<double> sums = LoopOverSamples(calibration, step);
 
   const auto num_samples = static_cast<double>(calibration.samples->tokens.size());
   std::map<std::string, Tensor> tensors;
-  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < context.geometry.num_layers; ++layer) {
     Tensor tensor(DType::kF32, {kNumPairs});
     std::transform(sums.begin() + layer * kNumPairs, sums.begin() + (layer + 1) * kNumPairs,
                    tensor.As<float>(),
