@@ -1,0 +1,21 @@
+// Whether a cache method can be compared at a budget.
+#pragma once
+
+#include <cstdint>
+
+#include "pmkvq/methods/kv_options.h"
+
+namespace pmkvq {
+
+struct BudgetFit {
+  bool starts = false;       // Holds a token at all: a cache can be made.
+  bool holds = false;        // Holds the longest sequence.
+  int64_t needed_bytes = 0;  // Smallest --kv-budget that does; 0 where this one does.
+};
+
+// Asks whether options.budget_bytes (> 0) holds `num_tokens` tokens at the least that the method
+// can do. Throws InvalidInput for options that no budget makes right (ResolveKvBudget).
+BudgetFit FitBudget(const KvOptions& options, const KvRequirements& requirements,
+                    int64_t num_tokens);
+
+}  // namespace pmkvq

@@ -1,0 +1,358 @@
+#include "pmkvq/eval/compare_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "pmkvq/base/byte_size.h"
+
+namespace pmkvq {
+namespace {
+
+using Cells = std::vector<std::string>;
+
+// --- Cells ------------------------------------------------------------------------------------
+
+// "97.5 [91.3, 99.3]"
+std::string FormatShare(const Score& score) {
+  if (score.num_responses == 0) return "-";
+  return fmt::format("{:.1f} [{:.1f}, {:.1f}]", 100 * score.share(), 100 * score.interval.low,
+                     100 * score.interval.high);
+}
+
+// "-12.5 [-15.1, -9.9]"
+std::string FormatDifference(const PairedResult& pair) {
+  return fmt::format("{:+.1f} [{:+.1f}, {:+.1f}]", 100 * pair.difference, 100 * pair.interval.low,
+                     100 * pair.interval.high);
+}
+
+std::string FormatPValue(double p) {
+  if (p >= 1) return "1";
+  return p >= 0.001 ? fmt::format("{:.3f}", p) : fmt::format("{:.1e}", p);
+}
+
+std::string FormatBits(double bits) { return bits > 0 ? fmt::format("{:.2f}", bits) : "-"; }
+
+std::string FormatSpeed(const MethodResult& row) {
+  if (row.tokens_per_second <= 0) return "-";
+  return fmt::format("{}{:.0f}", row.is_simulated ? "~" : "", row.tokens_per_second);
+}
+
+// Why a method has no numbers; "" when it has them.
+std::string WhyNoNumbers(const MethodResult& row) {
+  switch (row.status) {
+    case MethodStatus::kDone:
+      return "";
+    case MethodStatus::kDoesNotFit:
+      return fmt::format("does not fit: needs {} at {} tokens", FormatByteSize(row.needed_bytes),
+                         row.needed_tokens);
+    case MethodStatus::kInterrupted:
+      return fmt::format("interrupted at {} of {} responses", row.total.num_responses,
+                         row.num_expected);
+  }
+  return "";
+}
+
+Cells PairCells(const std::optional<PairedResult>& pair) {
+  if (!pair) return {"", "", "", ""};
+  return {FormatDifference(*pair), fmt::format("{}", pair->only_other),
+          fmt::format("{}", pair->only_method), FormatPValue(pair->p_value)};
+}
+
+Cells PairHeader(const std::string& other) {
+  return {"difference to " + other, "only " + other, "only it", "p"};
+}
+
+Cells AccuracyCells(const Score& score) {
+  return {fmt::format("{}/{}", score.num_correct, score.num_responses), FormatShare(score)};
+}
+
+// The baseline has no budget; its row says so.
+Cells MemoryCells(const Comparison& comparison, const ComparisonTable& table,
+                  const MethodResult& row) {
+  const bool has_budget = table.budget_bytes > 0 && row.method != comparison.baseline;
+  const double by_budget = has_budget ? EffectiveBitsOf(comparison, table.budget_bytes) : 0;
+  return {FormatBits(by_budget),
+          FormatBits(EffectiveBitsOf(comparison, row.peak_bytes)),
+          FormatByteSize(row.peak_bytes),
+          row.total.num_responses > 0 ? fmt::format("{:.0f}", row.mean_output_tokens()) : "-",
+          fmt::format("{}", row.num_cut_by_length),
+          fmt::format("{}", row.num_cut_by_budget),
+          FormatSpeed(row)};
+}
+
+const Cells kMemoryHeader = {"bits by budget", "by peak",   "peak bytes", "mean tokens",
+                             "cut by length",  "by budget", "tok/s"};
+
+Cells Join(Cells first, const Cells& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+// --- Notes ------------------------------------------------------------------------------------
+
+std::string TableTitle(const Comparison& comparison, const ComparisonTable& table) {
+  if (table.budget_bytes == 0) return "no --kv-budget: each method with what it takes";
+  std::string title = fmt::format("{} for one sequence", FormatByteSize(table.budget_bytes));
+  const double bits = EffectiveBitsOf(comparison, table.budget_bytes);
+  if (bits > 0) {
+    title += fmt::format(": {:.2f} effective bits at {} tokens", bits, comparison.max_len);
+  }
+  return title;
+}
+
+std::string Headline(const Comparison& comparison) {
+  return fmt::format("{}: {} problem{}, {} response{} each", comparison.benchmark,
+                     comparison.num_problems, comparison.num_problems == 1 ? "" : "s",
+                     comparison.num_responses, comparison.num_responses == 1 ? "" : "s");
+}
+
+// Settings that a reader knows by value: "--temperature 0, --seed 42"; `quote` goes around each.
+std::string SettingsLine(const Comparison& comparison, const char* quote) {
+  std::string text;
+  for (const auto& [option, value] : comparison.settings) {
+    if (option == "--data") continue;  // A hash.
+    text += fmt::format("{}{}{} {}{}", text.empty() ? "" : ", ", quote, option, value, quote);
+  }
+  return text;
+}
+
+bool AnyRow(const Comparison& comparison, bool (*is)(const MethodResult&)) {
+  for (const ComparisonTable& table : comparison.tables) {
+    if (std::any_of(table.methods.begin(), table.methods.end(), is)) return true;
+  }
+  return false;
+}
+
+// What the numbers mean, one sentence or two each.
+std::vector<std::string> Notes(const Comparison& comparison) {
+  std::vector<std::string> notes = {
+      "Shares in %, differences in points, both with 95 % intervals: Wilson; for pairs Newcombe's "
+      "method 10.",
+      "p: exact two-sided McNemar test of the problems that only one of the two solved."};
+  if (comparison.num_responses > 1) {
+    notes.push_back(fmt::format(
+        "Shares are pass@1 over all {} responses. A pair is one problem and one response index; "
+        "test and intervals treat the responses to one problem as independent.",
+        comparison.num_responses));
+  }
+  notes.emplace_back(
+      comparison.max_len > 0 && comparison.geometry
+          ? fmt::format("bits: per stored value at {} tokens, every byte counted; peak: the most "
+                        "that any sequence really took.",
+                        comparison.max_len)
+          : std::string("peak: the most that any sequence really took, every byte counted."));
+  notes.emplace_back("tok/s: of one sequence, while it is decoded in its batch.");
+  if (AnyRow(comparison, [](const MethodResult& row) { return row.is_simulated; })) {
+    notes.emplace_back("~: the speed of a simulation, which says nothing about the method's.");
+  }
+  if (AnyRow(comparison, [](const MethodResult& row) {
+        return row.status == MethodStatus::kDone && row.needed_bytes > 0;
+      })) {
+    notes.emplace_back("*: holds fewer tokens than the longest sequence has; run all the same.");
+  }
+  return notes;
+}
+
+std::string NameCell(const MethodResult& row) {
+  const bool partial = row.status == MethodStatus::kDone && row.needed_bytes > 0;
+  return partial ? row.method + " *" : row.method;
+}
+
+// --- Text -------------------------------------------------------------------------------------
+
+struct TextRow {
+  std::string name;
+  Cells cells;        // As many as the header has, or
+  std::string words;  // this in their place.
+};
+
+// Columns two blanks apart, the first left-aligned and as wide as the rest leaves of 120.
+std::string AlignText(const Cells& header, const std::vector<TextRow>& rows) {
+  constexpr size_t kWidth = 120;
+  std::vector<size_t> widths;
+  size_t used = 0;
+  for (size_t i = 0; i + 1 < header.size(); ++i) {
+    widths.push_back(header[i + 1].size());
+    for (const TextRow& row : rows) {
+      if (!row.cells.empty()) widths[i] = std::max(widths[i], row.cells[i].size());
+    }
+    used += widths[i] + 2;
+  }
+  size_t name_width = header[0].size();
+  const size_t most = std::max(used < kWidth ? kWidth - used : 0, name_width);
+  for (const TextRow& row : rows) {
+    if (row.name.size() <= most) name_width = std::max(name_width, row.name.size());
+  }
+  const auto line = [&](const std::string& name, const Cells& cells, size_t first) {
+    std::string text = fmt::format("{:<{}}", name, name_width);
+    for (size_t i = 0; i < widths.size(); ++i) {
+      text += fmt::format("  {:>{}}", cells[first + i], widths[i]);
+    }
+    return text.erase(text.find_last_not_of(' ') + 1) + "\n";
+  };
+  std::string text = line(header[0], header, 1);
+  for (const TextRow& row : rows) {
+    std::string name = row.name;
+    if (name.size() > name_width) {
+      text += name + "\n";
+      name.clear();
+    }
+    text += row.cells.empty() ? fmt::format("{:<{}}  {}\n", name, name_width, row.words)
+                              : line(name, row.cells, 0);
+  }
+  return text;
+}
+
+// One table of the rows that `cells` makes; rows without numbers say why.
+template <class MakeCells>
+std::string TextTable(const ComparisonTable& table, const Cells& header, MakeCells make_cells) {
+  std::vector<TextRow> rows;
+  for (const MethodResult& row : table.methods) {
+    const std::string why = WhyNoNumbers(row);
+    rows.push_back({NameCell(row), why.empty() ? make_cells(row) : Cells(), why});
+  }
+  return AlignText(header, rows);
+}
+
+std::set<int64_t> LevelsOf(const ComparisonTable& table) {
+  std::set<int64_t> levels;
+  for (const MethodResult& row : table.methods) {
+    for (const auto& [level, unused] : row.levels) levels.insert(level);
+  }
+  return levels;
+}
+
+// The levels in rows under one another: methods times levels do not fit beside each other.
+std::string TextLevels(const Comparison& comparison, const ComparisonTable& table) {
+  std::string text;
+  for (const int64_t level : LevelsOf(table)) {
+    std::vector<TextRow> rows;
+    for (const MethodResult& row : table.methods) {
+      const auto found = row.levels.find(level);
+      if (found == row.levels.end()) continue;
+      rows.push_back({NameCell(row),
+                      Join(AccuracyCells(found->second), PairCells(found->second.baseline)), ""});
+    }
+    const Cells header = {fmt::format("level {}", level), "solved", "share"};
+    text += "\n" + AlignText(Join(header, PairHeader(comparison.baseline)), rows);
+  }
+  return text;
+}
+
+// --- Markdown ---------------------------------------------------------------------------------
+
+std::string Escape(const std::string& cell) {
+  std::string text;
+  for (const char c : cell) {
+    if (c == '|') text += '\\';
+    text += c;
+  }
+  return text;
+}
+
+std::string MarkdownLine(const Cells& cells) {
+  std::string text = "|";
+  for (const std::string& cell : cells) text += " " + Escape(cell) + " |";
+  return text + "\n";
+}
+
+std::string MarkdownHeader(const Cells& header) {
+  std::string text = MarkdownLine(header) + "|---|";
+  for (size_t i = 1; i < header.size(); ++i) text += "---:|";
+  return text + "\n";
+}
+
+std::string MarkdownTable(const Comparison& comparison, const ComparisonTable& table) {
+  Cells header = Join({"method", "solved", "share"}, PairHeader(comparison.baseline));
+  if (!comparison.against.empty()) header = Join(header, PairHeader(comparison.against));
+  header = Join(header, {"bits by budget", "bits by peak", "peak bytes", "mean tokens",
+                         "cut by length", "cut by budget", "tok/s"});
+  std::string text = MarkdownHeader(header);
+  for (const MethodResult& row : table.methods) {
+    const std::string why = WhyNoNumbers(row);
+    Cells cells = {"`" + row.method + "`" + (NameCell(row) != row.method ? " *" : "")};
+    if (why.empty()) {
+      cells = Join(cells, AccuracyCells(row.total));
+      cells = Join(cells, PairCells(row.total.baseline));
+      if (!comparison.against.empty()) cells = Join(cells, PairCells(row.total.against));
+      cells = Join(cells, MemoryCells(comparison, table, row));
+    } else {
+      cells.push_back(why);
+      cells.resize(header.size());
+    }
+    text += MarkdownLine(cells);
+  }
+  return text;
+}
+
+std::string MarkdownLevels(const ComparisonTable& table) {
+  const std::set<int64_t> levels = LevelsOf(table);
+  Cells header = {"method"};
+  for (const int64_t level : levels) header.push_back(fmt::format("level {}", level));
+  std::string text = MarkdownHeader(header);
+  for (const MethodResult& row : table.methods) {
+    if (row.status != MethodStatus::kDone) continue;
+    Cells cells = {"`" + row.method + "`"};
+    for (const int64_t level : levels) {
+      const auto found = row.levels.find(level);
+      if (found == row.levels.end()) {
+        cells.emplace_back("-");
+        continue;
+      }
+      const Score& score = found->second;
+      std::string cell =
+          fmt::format("{}/{}, {}", score.num_correct, score.num_responses, FormatShare(score));
+      if (score.baseline) cell += ", p " + FormatPValue(score.baseline->p_value);
+      cells.push_back(cell);
+    }
+    text += MarkdownLine(cells);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string FormatComparisonText(const Comparison& comparison, bool by_level) {
+  std::string text = Headline(comparison) + "\n";
+  const std::string settings = SettingsLine(comparison, "");
+  if (!settings.empty()) text += settings + "\n";
+  for (const ComparisonTable& table : comparison.tables) {
+    text += "\n" + TableTitle(comparison, table) + "\n\n";
+    text += TextTable(table, Join({"method", "solved", "share"}, PairHeader(comparison.baseline)),
+                      [](const MethodResult& row) {
+                        return Join(AccuracyCells(row.total), PairCells(row.total.baseline));
+                      });
+    if (!comparison.against.empty()) {
+      text +=
+          "\n" + TextTable(table, Join({"method"}, PairHeader(comparison.against)),
+                           [](const MethodResult& row) { return PairCells(row.total.against); });
+    }
+    text += "\n" + TextTable(table, Join({"method"}, kMemoryHeader), [&](const MethodResult& row) {
+              return MemoryCells(comparison, table, row);
+            });
+    if (by_level) text += TextLevels(comparison, table);
+  }
+  text += "\n";
+  for (const std::string& note : Notes(comparison)) text += note + "\n";
+  return text;
+}
+
+std::string FormatComparisonMarkdown(const Comparison& comparison) {
+  std::string text = Headline(comparison) + ".";
+  const std::string settings = SettingsLine(comparison, "`");
+  if (!settings.empty()) text += " Settings: " + settings + ".";
+  text += "\n";
+  for (const ComparisonTable& table : comparison.tables) {
+    text += "\n## " + TableTitle(comparison, table) + "\n\n";
+    text += MarkdownTable(comparison, table);
+    text += "\nBy level (solved, share with its interval, p against " + comparison.baseline +
+            "):\n\n" + MarkdownLevels(table);
+  }
+  text += "\n";
+  for (const std::string& note : Notes(comparison)) text += "* " + note + "\n";
+  return text;
+}
+
+}  // namespace pmkvq
