@@ -111,14 +111,16 @@ int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits) {
   return bits == 16 ? values * static_cast<int64_t>(SizeOf(float_type)) : values * bits / 8;
 }
 
-int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits) {
+int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits, QuantAxis axis) {
   if (bits == 16) return 0;
-  const int64_t groups = kPageTokens * geometry.kv_dim() / geometry.group();
+  const int64_t group = axis == QuantAxis::kChannel ? kPageTokens : geometry.group();
+  const int64_t groups = kPageTokens * geometry.kv_dim() / group;
   return groups * 2 * static_cast<int64_t>(SizeOf(float_type));
 }
 
-int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits) {
-  return PageCodeBytes(geometry, float_type, bits) + PageMetadataBytes(geometry, float_type, bits);
+int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits, QuantAxis axis) {
+  return PageCodeBytes(geometry, float_type, bits) +
+         PageMetadataBytes(geometry, float_type, bits, axis);
 }
 
 int64_t NumPages(const CacheConfig& config, int64_t num_tokens) {
@@ -133,13 +135,13 @@ int64_t SinkBytes(const CacheConfig& config) {
 
 int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, int v_bits) {
   if (num_tokens == 0) return 0;
-  const auto page_bytes = [&](int bits) {
-    return PageBytes(config.geometry, config.float_type, bits);
+  const auto page_bytes = [&](int bits, QuantAxis axis = QuantAxis::kToken) {
+    return PageBytes(config.geometry, config.float_type, bits, axis);
   };
   const int64_t pages = NumPages(config, num_tokens);
   const int64_t float_pages = std::min(pages, config.window_tokens / kPageTokens);
   return SinkBytes(config) + float_pages * 2 * page_bytes(16) +
-         (pages - float_pages) * (page_bytes(k_bits) + page_bytes(v_bits));
+         (pages - float_pages) * (page_bytes(k_bits, config.k_axis) + page_bytes(v_bits));
 }
 
 int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits) {

@@ -54,6 +54,9 @@ struct CacheConfig {
   // static counterpart of a progressive cache. close_bits and floor_bits are not used then.
   bool static_widths = false;
 
+  // What a quantised page of keys has one (min, range) for: each token and head, or each channel
+  // and head over its 128 tokens. Below D = 128 the latter takes fewer bytes.
+  QuantAxis k_axis = QuantAxis::kToken;
   // Keys (with queries), or values (with outputs), are multiplied by the Walsh-Hadamard matrix of
   // their head, D a power of two, and stored so: attention stays what it is but for rounding, and a
   // large channel is spread over its group before it is quantised.
@@ -74,9 +77,13 @@ PageWidths FloorWidths(const CacheConfig& config, size_t layer);
 
 // Bytes of one page (K, or V; 128 tokens of one block, all KV heads) at a width: codes or floats.
 int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits);
-// Bytes of its metadata (0 at 16 bits): one (min, range) pair per token, head and group.
-int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits);
-int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits);  // The sum of both.
+// Bytes of its metadata (0 at 16 bits): one (min, range) pair per token, head and group, or per
+// channel and head.
+int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits,
+                          QuantAxis axis = QuantAxis::kToken);
+// The sum of both.
+int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits,
+                  QuantAxis axis = QuantAxis::kToken);
 // Pages (open one included) that hold `num_tokens` tokens of a sequence, its sink left out.
 int64_t NumPages(const CacheConfig& config, int64_t num_tokens);
 // Bytes of the sink of one block: K and V share one allocation, whole from the first token on.

@@ -278,7 +278,8 @@ void PackedKvCache::StoreClosingPage(const BlockPages& block, size_t page, Side 
   }
   store_.codec().GatherRows(rows, num_rows, first, kPageTokens, store_.values());
   const StoredPage& stored = block.pages[page][side];
-  store_.codec().Encode(store_.values(), stored.bits, store_.Data(stored), store_.Metadata(stored));
+  store_.codec().Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
+                        store_.Metadata(stored));
 }
 
 void PackedKvCache::EndForward() {

@@ -1,4 +1,5 @@
-// What pm-kvq can do beside the paper: large sinks, static widths, rotated keys and values.
+// What pm-kvq can do beside the paper: large sinks, static widths, keys per channel, rotated keys
+// and values.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -100,6 +101,144 @@ float LargestDifference(const std::vector<float>& a, const std::vector<float>& b
   float largest = 0.0f;
   for (size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
   return a.size() == b.size() ? largest : INFINITY;
+}
+
+CacheConfig ChannelConfig(int64_t num_tokens, int k_bits, int v_bits) {
+  CacheConfig config = SmallConfig(0, 16, 16);
+  config.k_axis = QuantAxis::kChannel;
+  config.float_type = DType::kF32;
+  config.sink_tokens = 0;
+  config.budget_bytes.assign(2, BlockBytes(config, num_tokens, k_bits, v_bits));
+  return config;
+}
+
+// Keys of tokens 0 .. 127 of block 0 as they read after quantising each channel at `bits`.
+std::vector<float> QuantisedPerChannel(const CacheConfig& config, int bits) {
+  const KvGeometry& geometry = config.geometry;
+  const auto kv_dim = static_cast<size_t>(geometry.kv_dim());
+  std::vector<float> values = testing_support::MakeRows(geometry, 1, 0, 0, 128).k;
+  for (size_t channel = 0; channel < kv_dim; ++channel) {
+    float x[128];
+    uint8_t codes[128];
+    float min, range;
+    for (size_t t = 0; t < 128; ++t) x[t] = values[t * kv_dim + channel];
+    // Straight to 8 bits, and halved from there.
+    ref::QuantizeGroups({128, 8, DType::kF32}, x, 1, codes, &min, &range);
+    for (int from = 8; from > bits; from /= 2) ref::HalvePackedCodes(128, from, codes, 1, codes);
+    ref::DequantizeGroups({128, bits, DType::kF32}, codes, &min, &range, 1, x);
+    for (size_t t = 0; t < 128; ++t) values[t * kv_dim + channel] = x[t];
+  }
+  return values;
+}
+
+TEST(KeysPerChannelTest, BytesByHand) {
+  const CacheConfig config = ChannelConfig(129, 4, 4);  // 2 heads x 16 dims, f32
+  EXPECT_EQ(PageMetadataBytes(config.geometry, DType::kF32, 4, QuantAxis::kChannel), 2 * 32 * 4);
+  EXPECT_EQ(PageMetadataBytes(config.geometry, DType::kF32, 4), 2 * 2 * 128 * 4);
+  // Open pages, codes of K and V, metadata of K by channel and of V by token.
+  EXPECT_EQ(config.budget_bytes[0], 2 * 128 * 32 * 4 + 2 * 128 * 32 / 2 + 256 + 2048);
+  // At D = 128 both axes take the same.
+  EXPECT_EQ(PageMetadataBytes({1, 1, 2, 128}, DType::kF16, 4, QuantAxis::kChannel),
+            PageMetadataBytes({1, 1, 2, 128}, DType::kF16, 4));
+}
+
+// A page that closes within the chunk, one that steps down with the others, and one cut open again.
+TEST(KeysPerChannelTest, PagesAreQuantisedAndHalvedByChannel) {
+  CacheConfig config = ChannelConfig(300, 8, 8);
+  config.close_bits = 8;
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  ASSERT_EQ(driver.Append(seq, 60, 1), ReserveResult::kReserved);
+  ASSERT_EQ(driver.Append(seq, 69, 1), ReserveResult::kReserved);
+  const auto first_page = [&] {
+    std::vector<float> k = driver.Read(seq, 0).first;
+    k.resize(static_cast<size_t>(128 * config.geometry.kv_dim()));
+    return k;
+  };
+  EXPECT_EQ(first_page(), QuantisedPerChannel(config, 8));
+  ASSERT_EQ(driver.Append(seq, 271, 1), ReserveResult::kReservedAfterHalving);
+  EXPECT_EQ(driver.cache().LayerStats(seq, 0).k_pages, (PagesPerWidth{1, 0, 3, 0}));
+  EXPECT_EQ(first_page(), QuantisedPerChannel(config, 4));
+
+  driver.cache().Truncate(seq, 128);  // The page stays closed: nothing of it is cut.
+  driver.cache().Truncate(seq, 100);
+  EXPECT_EQ(driver.cache().LayerStats(seq, 0).k_pages, (PagesPerWidth{1, 0, 0, 0}));
+  std::vector<float> expected = QuantisedPerChannel(config, 4);
+  expected.resize(static_cast<size_t>(100 * config.geometry.kv_dim()));
+  EXPECT_EQ(driver.Read(seq, 0).first, expected);
+  ASSERT_NE(driver.Append(seq, 200, 1), ReserveResult::kBudgetExhausted);
+}
+
+TEST(KeysPerChannelTest, TwoBitsByOneStepFromFloats) {
+  CacheConfig config = ChannelConfig(200, 2, 2);
+  SetUniform(config, 2);
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  ASSERT_EQ(driver.Append(seq, 129, 1), ReserveResult::kReserved);
+  std::vector<float> k = driver.Read(seq, 0).first;
+  const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, 128).k;
+  const auto kv_dim = static_cast<size_t>(config.geometry.kv_dim());
+  for (size_t channel = 0; channel < kv_dim; ++channel) {
+    float x[128];
+    uint8_t codes[32];
+    float min, range;
+    for (size_t t = 0; t < 128; ++t) x[t] = rows[t * kv_dim + channel];
+    ref::QuantizeGroups({128, 2, DType::kF32}, x, 1, codes, &min, &range);
+    ref::DequantizeGroups({128, 2, DType::kF32}, codes, &min, &range, 1, x);
+    for (size_t t = 0; t < 128; ++t) ASSERT_EQ(k[t * kv_dim + channel], x[t]);
+  }
+}
+
+// Every option together: what attention sees is what ReadTokens says, by the oracle.
+TEST(OptionsTogetherTest, AttentionSeesWhatIsRead) {
+  for (const bool by_channel : {false, true}) {
+    for (const bool rotate : {false, true}) {
+      for (const int64_t num_new : {1, 6}) {  // Decode and prefill.
+        CacheConfig config = ChannelConfig(0, 16, 16);
+        config.k_axis = by_channel ? QuantAxis::kChannel : QuantAxis::kToken;
+        config.rotate_keys = config.rotate_values = rotate;
+        config.sink_tokens = 150;
+        config.window_tokens = 256;
+        config.policy = PolicyKind::kOldestFirst;
+        config.budget_bytes.assign(2, BlockBytes(config, 1000, 4, 2));
+        CacheDriver driver(config);
+        const SequenceId seq = *driver.cache().Open();
+        ASSERT_NE(driver.Append(seq, 1000, 1), ReserveResult::kBudgetExhausted);
+        const KeysAndValues stored = driver.Read(seq, 1);
+        ASSERT_EQ(driver.Append(seq, num_new, 1), ReserveResult::kReserved);
+
+        const KvGeometry& geometry = config.geometry;
+        const auto gather = [&](const std::vector<float>& x) {  // [T, Hkv, D] to [Hkv, T, D]
+          std::vector<float> page;
+          for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+            for (int64_t t = 0; t < 1000; ++t) {
+              const float* row = x.data() + (t * geometry.num_kv_heads + head) * geometry.head_dim;
+              page.insert(page.end(), row, row + geometry.head_dim);
+            }
+          }
+          return page;
+        };
+        const std::vector<float> k = gather(stored.first);
+        const std::vector<float> v = gather(stored.second);
+        KvPageView page;
+        page.k.data = reinterpret_cast<const std::byte*>(k.data());
+        page.v.data = reinterpret_cast<const std::byte*>(v.data());
+        page.num_tokens = page.capacity = 1000;
+        const auto rows = testing_support::MakeRows(geometry, 1, 1, 1000, num_new);
+        std::vector<float> expected(rows.q.size());
+        AttentionShape shape{geometry.num_heads, geometry.num_kv_heads, geometry.head_dim,
+                             geometry.group()};
+        shape.float_type = DType::kF32;
+        shape.scale = 0.25f;
+        const AttentionSequence sequence{{&page, 1},    num_new,       rows.q.data(),
+                                         rows.k.data(), rows.v.data(), expected.data()};
+        ref::Attend(shape, {&sequence, 1});
+        // Some 2^-24 of scores of up to 25 and values of up to 10 (rotated), a thousand tokens.
+        EXPECT_LE(LargestDifference(driver.outputs()[1], expected), 1e-4f)
+            << by_channel << rotate << num_new;
+      }
+    }
+  }
 }
 
 struct RotationCase {

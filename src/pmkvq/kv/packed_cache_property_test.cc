@@ -33,6 +33,7 @@ CacheConfig RandomConfig() {
   config.window_tokens = *rc::gen::element<int64_t>(128, 128, 256);
   config.max_sequences = *rc::gen::inRange<int64_t>(1, 4);
   config.policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
+  config.k_axis = *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel);
   if (std::has_single_bit(static_cast<uint64_t>(config.geometry.head_dim))) {
     config.rotate_keys = *rc::gen::arbitrary<bool>();
     config.rotate_values = *rc::gen::arbitrary<bool>();
@@ -57,8 +58,9 @@ CacheConfig RandomConfig() {
 int64_t BytesOfPages(const CacheConfig& config, const KvLayerStats& stats) {
   int64_t bytes = 0;
   for (const int bits : kWidths) {
-    bytes += (stats.k_pages[WidthIndex(bits)] + stats.v_pages[WidthIndex(bits)]) *
-             PageBytes(config.geometry, config.float_type, bits);
+    bytes += stats.k_pages[WidthIndex(bits)] *
+                 PageBytes(config.geometry, config.float_type, bits, config.k_axis) +
+             stats.v_pages[WidthIndex(bits)] * PageBytes(config.geometry, config.float_type, bits);
   }
   return bytes;
 }

@@ -36,6 +36,9 @@ void ForEachRun(const KvGeometry& geometry, int64_t num_rows, int64_t first, int
   }
 }
 
+// Divides every head_dim that is valid.
+constexpr int64_t kChannelBatch = 8;
+
 // Smallest magnitude, as float bits, that rounds to infinity in the type (or is not finite).
 uint32_t OverflowBits(DType dtype) {
   switch (dtype) {
@@ -76,13 +79,63 @@ void PageCodec::GatherRows(const float* rows, int64_t num_rows, int64_t first, i
   });
 }
 
-void PageCodec::Encode(const float* values, int bits, std::byte* data, std::byte* metadata) const {
+// Channels are taken kChannelBatch at a time through a transposed copy on the stack.
+void PageCodec::EncodeChannels(const float* values, int bits, uint8_t* codes,
+                               std::byte* metadata) const {
+  const GroupFormat format{kPageTokens, bits, float_type_};
+  const int64_t dim = geometry_.head_dim;
+  const auto size = static_cast<int64_t>(SizeOf(float_type_));
+  float batch[kChannelBatch * kPageTokens];
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t d = 0; d < dim; d += kChannelBatch) {
+      for (int64_t t = 0; t < kPageTokens; ++t) {
+        for (int64_t i = 0; i < kChannelBatch; ++i) {
+          batch[i * kPageTokens + t] = values[t * dim + d + i];
+        }
+      }
+      QuantizeGroups(format, batch, kChannelBatch, codes, metadata + d * size,
+                     metadata + (dim + d) * size);
+      codes += kChannelBatch * PackedGroupBytes(kPageTokens, bits);
+    }
+    values += kPageTokens * dim;
+    metadata += 2 * dim * size;
+  }
+}
+
+void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
+  const GroupFormat format{kPageTokens, page.bits, float_type_};
+  const int64_t dim = geometry_.head_dim;
+  const auto size = static_cast<int64_t>(SizeOf(float_type_));
+  const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
+  const std::byte* metadata = page.metadata;
+  float batch[kChannelBatch * kPageTokens];
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t d = 0; d < dim; d += kChannelBatch) {
+      DequantizeGroups(format, codes, metadata + d * size, metadata + (dim + d) * size,
+                       kChannelBatch, batch);
+      codes += kChannelBatch * PackedGroupBytes(kPageTokens, page.bits);
+      for (int64_t t = 0; t < kPageTokens; ++t) {
+        for (int64_t i = 0; i < kChannelBatch; ++i) {
+          values[t * dim + d + i] = batch[i * kPageTokens + t];
+        }
+      }
+    }
+    values += kPageTokens * dim;
+    metadata += 2 * dim * size;
+  }
+}
+
+void PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
+                       std::byte* metadata) const {
   if (bits == 16) {
     Visit(float_type_, [&]<class T>(T) {
       T* out = reinterpret_cast<T*>(data);
       std::transform(values, values + num_values(), out, [](float x) { return FromFloat<T>(x); });
     });
     return;
+  }
+  if (axis == QuantAxis::kChannel) {
+    return EncodeChannels(values, bits, reinterpret_cast<uint8_t*>(data), metadata);
   }
   const GroupFormat format{geometry_.group(), bits, float_type_};
   const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
@@ -104,6 +157,10 @@ void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values
                      [](T x) { return ToFloat(x); });
     });
     return;
+  }
+  if (page.axis == QuantAxis::kChannel) {
+    PMKVQ_CHECK(capacity == kPageTokens);
+    return DecodeChannels(page, values);
   }
   const GroupFormat format{geometry_.group(), page.bits, float_type_};
   const int64_t groups = capacity * geometry_.head_dim / geometry_.group();

@@ -23,8 +23,10 @@ class PageCodec {
   void GatherRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
                   float* values) const;
 
-  // Stores values [Hkv, 128, D] as a page of 16 bits (metadata unused), 8, 4 or 2.
-  void Encode(const float* values, int bits, std::byte* data, std::byte* metadata) const;
+  // Stores values [Hkv, 128, D] as a page of 16 bits (metadata unused), 8, 4 or 2. The axis is of
+  // quantised pages.
+  void Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
+              std::byte* metadata) const;
   // The values of a page of any width, out [Hkv, capacity, D].
   void Decode(const KvTensorView& page, int64_t capacity, float* values) const;
 
@@ -35,6 +37,9 @@ class PageCodec {
   int64_t num_values() const { return geometry_.kv_dim() * kPageTokens; }
 
  private:
+  void EncodeChannels(const float* values, int bits, uint8_t* codes, std::byte* metadata) const;
+  void DecodeChannels(const KvTensorView& page, float* values) const;
+
   KvGeometry geometry_;
   DType float_type_;
 };

@@ -13,8 +13,21 @@ namespace {
 constexpr int k16BitClass = 0;
 constexpr int kMetadataClass = 4;
 constexpr int kSinkClass = 5;
-// 8, 4, 2 bits and metadata: the classes that may leave an extent partly filled.
-constexpr int64_t kPartialExtents = 4;
+constexpr int kChannelMetadataClass = 6;  // Only where keys are quantised per channel.
+
+// 8, 4, 2 bits and metadata of either kind: the classes that may leave an extent partly filled.
+int64_t PartialExtents(const CacheConfig& config) {
+  return config.k_axis == QuantAxis::kChannel ? 5 : 4;
+}
+
+// Of quantised pages.
+QuantAxis AxisOf(const CacheConfig& config, Side side) {
+  return side == kKeys ? config.k_axis : QuantAxis::kToken;
+}
+
+int MetadataClass(QuantAxis axis) {
+  return axis == QuantAxis::kChannel ? kChannelMetadataClass : kMetadataClass;
+}
 
 int64_t ExtentBytes(const CacheConfig& config) {
   return PageCodeBytes(config.geometry, config.float_type, 16);
@@ -43,8 +56,12 @@ std::vector<size_t> SlotBytes(const CacheConfig& config) {
   for (const int bits : kWidths) {
     bytes.push_back(static_cast<size_t>(PageCodeBytes(config.geometry, config.float_type, bits)));
   }
-  bytes.push_back(static_cast<size_t>(PageMetadataBytes(config.geometry, config.float_type, 8)));
+  const auto metadata_bytes = [&](QuantAxis axis) {
+    return static_cast<size_t>(PageMetadataBytes(config.geometry, config.float_type, 8, axis));
+  };
+  bytes.push_back(metadata_bytes(QuantAxis::kToken));
   bytes.push_back(SinkSlotBytes(config));
+  if (config.k_axis == QuantAxis::kChannel) bytes.push_back(metadata_bytes(QuantAxis::kChannel));
   return bytes;
 }
 
@@ -74,7 +91,7 @@ int64_t NumExtents(const CacheConfig& config) {
     const int64_t per_extent = extent_bytes / static_cast<int64_t>(SinkSlotBytes(config));
     sink_extents = (slots + per_extent - 1) / per_extent;
   }
-  return page_extents + kPartialExtents + sink_extents;
+  return page_extents + PartialExtents(config) + sink_extents;
 }
 
 }  // namespace
@@ -87,7 +104,8 @@ PageStore::PageStore(const CacheConfig& config)
       codes_(static_cast<size_t>(codec_.num_values())) {
   for (const Side side : kSides) {
     for (const int bits : kWidths) {
-      page_bytes_[side][WidthIndex(bits)] = PageBytes(config.geometry, config.float_type, bits);
+      page_bytes_[side][WidthIndex(bits)] =
+          PageBytes(config.geometry, config.float_type, bits, AxisOf(config, side));
     }
   }
 }
@@ -111,7 +129,10 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
   PMKVQ_DCHECK(stored.data == kNoSlot);
   stored.bits = bits;
   stored.data = AllocateSlot(static_cast<int>(WidthIndex(bits)));
-  if (bits < 16) stored.metadata = AllocateSlot(kMetadataClass);
+  if (bits < 16) {
+    stored.axis = AxisOf(config_, side);
+    stored.metadata = AllocateSlot(MetadataClass(stored.axis));
+  }
   ++block.page_counts[side][WidthIndex(bits)];
   Account(seq, layer, page_bytes_[side][WidthIndex(bits)]);
 }
@@ -155,12 +176,12 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, size_t page, Side side,
     codec_.Decode(View(stored), kPageTokens, values_.data());
     Release(seq, layer, page, side);
     Allocate(seq, layer, page, side, bits);
-    codec_.Encode(values_.data(), bits, Data(stored), Metadata(stored));
+    codec_.Encode(values_.data(), bits, stored.axis, Data(stored), Metadata(stored));
     return;
   }
 
   // Codes only: (min, range) do not depend on the width.
-  const int64_t group = config_.geometry.group();
+  const int64_t group = stored.axis == QuantAxis::kChannel ? kPageTokens : config_.geometry.group();
   const int64_t num_groups = codec_.num_values() / group;
   std::memcpy(codes_.data(), Data(stored),
               pool_.slot_bytes(static_cast<int>(WidthIndex(stored.bits))));
@@ -187,7 +208,7 @@ void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side)
   }
   Release(seq, layer, page, side);
   Allocate(seq, layer, page, side, 16);
-  codec_.Encode(values_.data(), 16, Data(stored), nullptr);
+  codec_.Encode(values_.data(), 16, QuantAxis::kToken, Data(stored), nullptr);
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {
@@ -203,7 +224,7 @@ void PageStore::ReleaseAll(SequencePages& seq) {
 }
 
 KvTensorView PageStore::View(const StoredPage& page) const {
-  return {Data(page), Metadata(page), page.bits, QuantAxis::kToken};
+  return {Data(page), Metadata(page), page.bits, page.axis};
 }
 
 std::byte* PageStore::SinkData(const BlockPages& block, int64_t piece, Side side) const {

@@ -24,6 +24,7 @@ struct StoredPage {
   SlotHandle data = kNoSlot;
   SlotHandle metadata = kNoSlot;  // Of quantised pages.
   int bits = 16;
+  QuantAxis axis = QuantAxis::kToken;  // Of its groups; kToken at 16 bits.
 };
 
 // Indexed by Side.

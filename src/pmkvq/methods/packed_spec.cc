@@ -23,7 +23,7 @@ constexpr PackedMethod kMethods[] = {
     {"static-2", "every closed page at once at 2 bits", false, 2},
     {"pm-kvq",
      "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached; bits=, k= and v=, static, "
-     "sink=, window=, policy=, plan=, rotate=, scales=",
+     "sink=, window=, policy=, plan=, axis=, rotate=, scales=",
      true, 2},
 };
 
@@ -41,6 +41,7 @@ struct Choice {
   int64_t window_tokens = -1;
   std::optional<PolicyKind> policy;
   std::string plan;
+  QuantAxis k_axis = QuantAxis::kToken;
   bool rotate_keys = false;
   bool rotate_values = false;
 
@@ -63,8 +64,9 @@ int ReadWidth(const MethodSpec& spec, const std::string& key) {
 
 void CheckKeyNames(const MethodSpec& spec, const PackedMethod& method) {
   if (method.progressive) {
-    spec.CheckNames({"bits", "scales", "k", "v", "sink", "window", "policy", "plan", "rotate"},
-                    {"static"});
+    spec.CheckNames(
+        {"bits", "scales", "k", "v", "sink", "window", "policy", "plan", "axis", "rotate"},
+        {"static"});
   } else if (method.bits < 16) {
     spec.CheckNames({"scales", "plan", "sink", "window"});
   } else {
@@ -115,6 +117,11 @@ Choice Read(const std::string& spec_text) {
       if (value == NameOf(kind)) choice.policy = kind;
     }
     if (!choice.policy) throw WrongValue(spec, "policy", "layer-budget or oldest-first");
+  }
+  if (spec.keys.contains("axis")) {
+    const std::string& value = spec.keys.at("axis");
+    if (value != "token" && value != "channel") throw WrongValue(spec, "axis", "token or channel");
+    if (value == "channel") choice.k_axis = QuantAxis::kChannel;
   }
   if (spec.keys.contains("rotate")) {
     const std::string& value = spec.keys.at("rotate");
@@ -248,6 +255,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.policy = options.policy;
   config.num_threads = requirements.num_threads;
   config.reference_accounting = options.reference_accounting;
+  config.k_axis = choice.k_axis;
   config.rotate_keys = choice.rotate_keys;
   config.rotate_values = choice.rotate_values;
   config.floor_bits = choice.method->bits;

@@ -12,6 +12,7 @@
 //   k=B+v=B                planned widths of K and V in every block, in place of the plan's; and
 //                          their budget at max_len where there is no --kv-budget
 //   policy=layer-budget|oldest-first
+//   axis=token|channel     what a (min, range) of quantised keys is for (token)
 //   rotate=off|keys|values|both
 //                          Walsh-Hadamard transform per head before storing (off); D a power of two
 //   static                 (a word) pages close at once at the planned widths (of k and v, bits or

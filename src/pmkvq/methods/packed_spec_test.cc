@@ -124,6 +124,16 @@ TEST(PackedSpec, StaticTakesTheWidthsOfEveryProgressiveSetting) {
   EXPECT_EQ(Resolve(options).budget_bytes, std::vector<int64_t>(3, 50000));
 }
 
+TEST(PackedSpec, KeysPerChannelNeedFewerBytes) {
+  const CacheConfig by_token = Resolve("pm-kvq:bits=4+axis=token");
+  const CacheConfig by_channel = Resolve("pm-kvq:bits=4+axis=channel");
+  EXPECT_EQ(by_token.k_axis, QuantAxis::kToken);
+  EXPECT_EQ(by_channel.k_axis, QuantAxis::kChannel);
+  EXPECT_EQ(by_token.budget_bytes, Resolve("pm-kvq:bits=4").budget_bytes);
+  // 7 closed pages of 2 heads: 128 pairs of f16 become 16.
+  EXPECT_EQ(by_token.budget_bytes[0] - by_channel.budget_bytes[0], 7 * 2 * 2 * (128 - 16) * 2);
+}
+
 TEST(PackedSpec, RotationOfKeysAndValues) {
   const auto expect = [](const std::string& value, bool keys, bool values) {
     const CacheConfig config = Resolve("pm-kvq:bits=4+rotate=" + value);
@@ -204,6 +214,7 @@ TEST(PackedSpec, WrongKeysAreNamed) {
   expect("pm-kvq:bits=4+window=200", {"--kv", "window=200", "a multiple of 128"});
   expect("pm-kvq:bits=4+window=0", {"--kv", "window=0"});
   expect("pm-kvq:bits=4+policy=newest", {"--kv", "policy=newest", "layer-budget or oldest-first"});
+  expect("pm-kvq:bits=4+axis=head", {"--kv", "axis=head", "token or channel"});
   expect("pm-kvq:bits=4+rotate=all", {"--kv", "rotate=all", "off, keys, values or both"});
   expect("pm-kvq:k=4", {"--kv", "k without v", "both or neither"});
   expect("pm-kvq:v=4", {"--kv", "v without k"});

@@ -13,6 +13,10 @@ namespace internal {
 
 TensorRows TensorRows::From(int64_t token, const AttentionShape& shape) const {
   TensorRows rows = *this;
+  if (axis == QuantAxis::kChannel) {
+    PMKVQ_DCHECK(token == 0);
+    return rows;
+  }
   rows.data += token * row_bytes;
   if (bits != 16) {
     const auto size = static_cast<int64_t>(SizeOf(shape.metadata_type));
@@ -23,11 +27,31 @@ TensorRows TensorRows::From(int64_t token, const AttentionShape& shape) const {
   return rows;
 }
 
+TensorRows TensorRows::FromChannel(int64_t channel, const AttentionShape& shape) const {
+  PMKVQ_DCHECK(axis == QuantAxis::kChannel);
+  TensorRows rows = *this;
+  const int64_t offset = channel * static_cast<int64_t>(SizeOf(shape.metadata_type));
+  rows.data += channel * row_bytes;
+  rows.mins += offset;
+  rows.ranges += offset;
+  return rows;
+}
+
 TensorRows PageRows(const AttentionShape& shape, const KvTensorView& tensor, int64_t capacity,
                     int64_t head) {
   TensorRows rows;
   rows.bits = tensor.bits;
   rows.float_type = shape.float_type;
+  rows.axis = tensor.axis;
+  if (tensor.axis == QuantAxis::kChannel) {
+    const int64_t metadata_bytes =
+        shape.head_dim * static_cast<int64_t>(SizeOf(shape.metadata_type));
+    rows.row_bytes = PackedGroupBytes(capacity, tensor.bits);
+    rows.data = tensor.data + head * shape.head_dim * rows.row_bytes;
+    rows.mins = tensor.metadata + (2 * head + 0) * metadata_bytes;
+    rows.ranges = tensor.metadata + (2 * head + 1) * metadata_bytes;
+    return rows;
+  }
   const int64_t num_groups = shape.head_dim / shape.group;
   if (tensor.bits == 16) {
     rows.row_bytes = shape.head_dim * static_cast<int64_t>(SizeOf(shape.float_type));
@@ -68,7 +92,8 @@ void CheckCall(const AttentionShape& shape, std::span<const AttentionSequence> s
       for (const KvTensorView* tensor : {&page.k, &page.v}) {
         const int bits = tensor->bits;
         PMKVQ_CHECK(bits == 16 || bits == 8 || bits == 4 || bits == 2);
-        PMKVQ_CHECK(tensor->axis == QuantAxis::kToken);
+        PMKVQ_CHECK(tensor->axis == QuantAxis::kToken ||
+                    (tensor == &page.k && bits != 16 && page.capacity == kPageTokens));
         PMKVQ_CHECK(bits == 16 || tensor->metadata != nullptr);
       }
     }

@@ -8,6 +8,8 @@
 // Scale and minimum of a quantised group stay outside the inner loops:
 //   q . K[m] = step_m * (q . codes_m) + min_m * sum(q),
 //   sum_m p_m V[m] = sum_m (p_m * step_m) codes_m + (sum_m p_m * min_m) * 1.
+// Keys per channel are such a weighted sum too, of channels d with weights q_d:
+//   (q . K[m])_m = sum_d (q_d * step_d) codes_d + (sum_d q_d * min_d) * 1.
 // No dequantised copy of the cache is made beyond one page at a time in scratch.
 //
 // This header knows nothing of pools or policies: the cache fills `KvPageView`s.
@@ -24,14 +26,19 @@ namespace pmkvq {
 
 inline constexpr int64_t kPageTokens = 128;
 
-// Which axis a group of codes runs along. Per-channel pages are reserved for other methods.
-enum class QuantAxis : uint8_t { kToken };
+// What a group of codes belongs to.
+enum class QuantAxis : uint8_t {
+  kToken,    // G channels of one token and head.
+  kChannel,  // The 128 tokens of one channel and head: keys only.
+};
 
 // K, or V, of up to `capacity` tokens of one block of one sequence, all KV heads.
 //
 // bits == 16: `data` is [Hkv, capacity, D] of the cache's float type (2 or 4 bytes a value).
 // bits 8/4/2: `data` is packed groups [Hkv, capacity, D / G] (layout: kv_quant.h), and `metadata`
 //   is [Hkv, 2, capacity, D / G]: per head all minima, then all ranges, in the metadata type.
+// The same per channel (capacity 128): packed groups [Hkv, D] of 128 tokens each, metadata
+//   [Hkv, 2, D].
 struct KvTensorView {
   const std::byte* data = nullptr;
   const std::byte* metadata = nullptr;  // Null at 16 bits.

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kNumKvHeads = 2;
 
-void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows) {
+void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows,
+         QuantAxis k_axis = QuantAxis::kToken) {
   const auto bits = static_cast<int>(state.range(0));
   const int64_t heads_per_kv = state.range(1);
   const AttentionShape shape{.num_heads = kNumKvHeads * heads_per_kv,
@@ -22,7 +23,8 @@ void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows) {
                              .group = 128,
                              .scale = 1.0f / std::sqrt(128.0f)};
   RandomSequence sequence(
-      shape, std::vector<PageSpec>(static_cast<size_t>(num_pages), {bits, bits}), num_rows);
+      shape, std::vector<PageSpec>(static_cast<size_t>(num_pages), {bits, bits, 128, 128, k_axis}),
+      num_rows);
   const AttentionSequence view = sequence.view();
   AttentionScratch scratch;
   for (auto _ : state) Attend(shape, {&view, 1}, /*num_threads=*/1, scratch);
@@ -34,6 +36,14 @@ void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows) {
 void AttentionDecode(benchmark::State& state) { Run(state, /*num_pages=*/32, /*num_rows=*/1); }
 BENCHMARK(AttentionDecode)
     ->ArgsProduct({{16, 8, 4, 2}, {1, 2, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMicrosecond);
+
+void AttentionDecodeKeysPerChannel(benchmark::State& state) {
+  Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kChannel);
+}
+BENCHMARK(AttentionDecodeKeysPerChannel)
+    ->ArgsProduct({{8, 4, 2}, {1, 2, 7}})
     ->ArgNames({"bits", "heads"})
     ->Unit(benchmark::kMicrosecond);
 

@@ -4,7 +4,8 @@
 // products go through tiles of 32 tokens x one group of dims, expanded to floats once and used by
 // all query rows: keys transposed (tokens in lanes, so that no horizontal sums are needed), values
 // as they lie. One or two query rows work without tiles (direct-inl.h). Codes enter the products as
-// they are; step and minimum are applied to whole scores and weights.
+// they are; step and minimum are applied to whole scores and weights. Keys per channel take the way
+// of values: channels in the place of tokens, weighted by q.
 #include <algorithm>
 #include <limits>
 
@@ -44,7 +45,7 @@ struct DecodeScratch {
     q_sums = take(layout.rows * (shape.head_dim / shape.group));
     scores = take(layout.rows * kBlockTokens);
     products = take(layout.rows * kBlockTokens);
-    tile = take(std::max(kTileTokens * layout.padded_group, shape.group * kTileTokens));
+    tile = take(kTileTokens * layout.padded_group);
     columns = take(8 * shape.group);
     steps = take(kBlockTokens);
     mins = take(kBlockTokens);
@@ -54,8 +55,9 @@ struct DecodeScratch {
   float* q;          // [R, D], times the attention scale.
   float* q_sums;     // [R, D / G], sums over groups of q.
   float* scores;     // [R, 128], then weights exp(score - max).
-  float* products;   // [R, 128]: q . codes, then weights x step.
-  float* tile;       // Keys [G, 32] or values [32, padded G].
+  float* products;   // [R, 128]: q . codes (per channel: q x step), then weights x step.
+  float* tile;       // Keys [G, 32], values [32, padded G], or as many channels of
+                     // keys [., 128] as fit.
   float* columns;    // 8 rows of keys, transposed, as stored.
   float* steps;      // [128]
   float* mins;       // [128]
@@ -86,10 +88,11 @@ struct Context {
   int64_t num_groups() const { return shape.head_dim / shape.group; }
 };
 
-// Steps and minima of group g of `count` rows of packed codes; zeros up to the next full vector.
-void LoadMetadata(const Context& context, const TensorRows& rows, int64_t g, int64_t count) {
+// Steps and minima of group g of `count` rows of packed codes, each of num_groups groups; zeros up
+// to the next full vector.
+void LoadMetadata(const Context& context, const TensorRows& rows, int64_t num_groups, int64_t g,
+                  int64_t count) {
   const DecodeScratch& s = context.scratch;
-  const int64_t num_groups = context.num_groups();
   if (num_groups == 1) {
     TensorRows metadata{.data = rows.mins, .float_type = context.shape.metadata_type};
     ConvertRows(metadata, 1, count, s.mins);
@@ -147,31 +150,36 @@ void LoadKeyTile(const Context& context, const TensorRows& k, int64_t g, int64_t
   }
 }
 
-// Group g of values [t0, t0 + tokens) into the tile [tokens, padded G].
-void LoadValueTile(const Context& context, const TensorRows& v, int64_t g, int64_t t0,
-                   int64_t tokens) {
-  const int64_t group = context.shape.group;
-  const int64_t padded = context.layout.padded_group;
-  TensorRows row = v;
+// Rows that are summed up with weights: values, of one group of dims, or channels of keys.
+struct SummedRows {
+  TensorRows rows;         // `data` points at the first element of the first row.
+  int64_t count;           // Of rows, at most kBlockTokens.
+  int64_t columns;         // Elements of a row.
+  int64_t padded_columns;  // In full vectors.
+};
+
+// Rows [t0, t0 + num_rows) into the tile [num_rows, padded_columns].
+void LoadRowTile(const Context& context, const SummedRows& x, int64_t t0, int64_t num_rows) {
+  TensorRows row = x.rows;
   const auto identity = [](auto, auto codes) HWY_ATTR { return codes; };
-  for (int64_t t = 0; t < tokens; ++t) {
-    float* out = context.scratch.tile + t * padded;
-    row.data = v.data + (t0 + t) * v.row_bytes + GroupOffset(context, v, g);
+  for (int64_t t = 0; t < num_rows; ++t) {
+    float* out = context.scratch.tile + t * x.padded_columns;
+    row.data = x.rows.data + (t0 + t) * x.rows.row_bytes;
     const auto* packed = reinterpret_cast<const uint8_t*>(row.data);
-    switch (v.bits) {
+    switch (x.rows.bits) {
       case 8:
-        ExpandGroup<8>(packed, group, identity, out);
+        ExpandGroup<8>(packed, x.columns, identity, out);
         break;
       case 4:
-        ExpandGroup<4>(packed, group, identity, out);
+        ExpandGroup<4>(packed, x.columns, identity, out);
         break;
       case 2:
-        ExpandGroup<2>(packed, group, identity, out);
+        ExpandGroup<2>(packed, x.columns, identity, out);
         break;
       default:
-        ConvertRows(row, 1, group, out);
+        ConvertRows(row, 1, x.columns, out);
     }
-    std::fill(out + group, out + padded, 0.0f);
+    std::fill(out + x.columns, out + x.padded_columns, 0.0f);
   }
 }
 
@@ -228,8 +236,78 @@ void MulKeys(const Context& context, const TensorRows& k, int64_t g, int64_t cou
   }
 }
 
+// products [R, count] = weights [R, 128] x step; adds sum_t weight_t min_t to every column of out.
+void WeighCodes(const Context& context, const SummedRows& x, const float* weights, float* out,
+                int64_t out_stride) {
+  const hn::ScalableTag<float> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  const DecodeScratch& s = context.scratch;
+  const int64_t width = RoundUpTo(x.count, kMaxLanes);
+  for (int64_t r = 0; r < context.layout.rows; ++r) {
+    auto minimum = hn::Zero(df);
+    for (int64_t t = 0; t < width; t += lanes) {
+      const auto weight = hn::LoadU(df, weights + r * kBlockTokens + t);
+      minimum = hn::MulAdd(weight, hn::Load(df, s.mins + t), minimum);
+      hn::StoreU(hn::Mul(weight, hn::Load(df, s.steps + t)), df, s.products + r * kBlockTokens + t);
+    }
+    const auto sum = hn::SumOfLanes(df, minimum);
+    float* row = out + r * out_stride;
+    for (int64_t i = 0; i < x.padded_columns; i += lanes) {
+      hn::StoreU(hn::Add(hn::LoadU(df, row + i), sum), df, row + i);
+    }
+  }
+}
+
+template <class Format, int kRows>
+void AddRowsDirect(const SummedRows& x, const float* weights, float* out, int64_t out_stride) {
+  AddWeightedRows<Format, kRows>(x.rows.data, x.rows.row_bytes, x.count, x.columns, weights,
+                                 kBlockTokens, out, out_stride);
+}
+
+// out [R, padded_columns] += weights [R, 128] times the elements of the rows, codes as they are.
+void AddRows(const Context& context, const SummedRows& x, const float* weights, float* out,
+             int64_t out_stride) {
+  const int64_t rows = context.layout.rows;
+  if (rows <= kMaxDirectRows) {
+    VisitFormat(x.rows, [&](auto format) HWY_ATTR {
+      const auto function =
+          rows == 1 ? AddRowsDirect<decltype(format), 1> : AddRowsDirect<decltype(format), 2>;
+      function(x, weights, out, out_stride);
+    });
+    return;
+  }
+  const int64_t tile_rows = kTileTokens * context.layout.padded_group / x.padded_columns;
+  for (int64_t t0 = 0; t0 < x.count; t0 += tile_rows) {
+    const int64_t num_rows = std::min(tile_rows, x.count - t0);
+    LoadRowTile(context, x, t0, num_rows);
+    MulTile(rows, weights + t0, kBlockTokens, context.scratch.tile, x.padded_columns, num_rows,
+            x.padded_columns, out, out_stride);
+  }
+}
+
+// scores [R, 128] of a page of keys per channel: the weighted sum of its channels.
+void ScoreChannels(const Context& context, const TensorRows& k) {
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  const int64_t dim = context.shape.head_dim;
+  std::fill_n(s.scores, rows * kBlockTokens, 0.0f);
+  for (int64_t c0 = 0; c0 < dim; c0 += kBlockTokens) {
+    const SummedRows channels{k.FromChannel(c0, context.shape), std::min(kBlockTokens, dim - c0),
+                              kPageTokens, kPageTokens};
+    // Rows of q are not padded; the steps and minima that follow are, with zeros.
+    std::fill_n(s.products, rows * kBlockTokens, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(s.q + r * dim + c0, channels.count, s.products + r * kBlockTokens);
+    }
+    LoadMetadata(context, channels.rows, 1, 0, channels.count);
+    WeighCodes(context, channels, s.products, s.scores, kBlockTokens);
+    AddRows(context, channels, s.products, s.scores, kBlockTokens);
+  }
+}
+
 // scores [R, count] of one block.
 void Score(const Context& context, const TensorRows& k, int64_t count) {
+  if (k.axis == QuantAxis::kChannel) return ScoreChannels(context, k);
   const hn::ScalableTag<float> df;
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   const DecodeScratch& s = context.scratch;
@@ -241,7 +319,7 @@ void Score(const Context& context, const TensorRows& k, int64_t count) {
     float* products = k.bits == 16 ? s.scores : s.products;
     if (k.bits != 16) {
       std::fill_n(s.products, rows * kBlockTokens, 0.0f);
-      LoadMetadata(context, k, g, count);
+      LoadMetadata(context, k, context.num_groups(), g, count);
     }
     MulKeys(context, k, g, count, products);
     if (k.bits == 16) continue;
@@ -257,69 +335,21 @@ void Score(const Context& context, const TensorRows& k, int64_t count) {
   }
 }
 
-// products [R, count] = weights x step; adds sum_t weight_t min_t to group g of the result.
-void WeighCodes(const Context& context, int64_t g, int64_t count) {
-  const hn::ScalableTag<float> df;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  const DecodeScratch& s = context.scratch;
-  const int64_t width = RoundUpTo(count, kMaxLanes);
-  for (int64_t r = 0; r < context.layout.rows; ++r) {
-    auto minimum = hn::Zero(df);
-    for (int64_t t = 0; t < width; t += lanes) {
-      const auto weight = hn::LoadU(df, s.scores + r * kBlockTokens + t);
-      minimum = hn::MulAdd(weight, hn::Load(df, s.mins + t), minimum);
-      hn::StoreU(hn::Mul(weight, hn::Load(df, s.steps + t)), df, s.products + r * kBlockTokens + t);
-    }
-    const auto sum = hn::SumOfLanes(df, minimum);
-    float* out =
-        context.partial.out + r * context.layout.row_stride + g * context.layout.padded_group;
-    for (int64_t i = 0; i < context.layout.padded_group; i += lanes) {
-      hn::StoreU(hn::Add(hn::LoadU(df, out + i), sum), df, out + i);
-    }
-  }
-}
-
-template <class Format, int kRows>
-void MulValuesDirect(const Context& context, const TensorRows& v, int64_t g, int64_t count,
-                     const float* weights) {
-  AddWeightedRows<Format, kRows>(v.data + GroupOffset(context, v, g), v.row_bytes, count,
-                                 context.shape.group, weights, kBlockTokens,
-                                 context.partial.out + g * context.layout.padded_group,
-                                 context.layout.row_stride);
-}
-
-// Group g of out += weights [R, 128] times the elements of values, codes as they are.
-void MulValues(const Context& context, const TensorRows& v, int64_t g, int64_t count,
-               const float* weights) {
-  const int64_t rows = context.layout.rows;
-  const int64_t padded = context.layout.padded_group;
-  if (rows <= kMaxDirectRows) {
-    VisitFormat(v, [&](auto format) HWY_ATTR {
-      const auto function =
-          rows == 1 ? MulValuesDirect<decltype(format), 1> : MulValuesDirect<decltype(format), 2>;
-      function(context, v, g, count, weights);
-    });
-    return;
-  }
-  for (int64_t t0 = 0; t0 < count; t0 += kTileTokens) {
-    const int64_t tokens = std::min(kTileTokens, count - t0);
-    LoadValueTile(context, v, g, t0, tokens);
-    MulTile(rows, weights + t0, kBlockTokens, context.scratch.tile, padded, tokens, padded,
-            context.partial.out + g * padded, context.layout.row_stride);
-  }
-}
-
 // out += weights x values of one block.
 void AddValues(const Context& context, const TensorRows& v, int64_t count) {
   const DecodeScratch& s = context.scratch;
+  const int64_t padded = context.layout.padded_group;
   for (int64_t g = 0; g < context.num_groups(); ++g) {
+    SummedRows values{v, count, context.shape.group, padded};
+    values.rows.data += GroupOffset(context, v, g);
+    float* out = context.partial.out + g * padded;
     const float* weights = s.scores;
     if (v.bits != 16) {
-      LoadMetadata(context, v, g, count);
-      WeighCodes(context, g, count);
+      LoadMetadata(context, v, context.num_groups(), g, count);
+      WeighCodes(context, values, weights, out, context.layout.row_stride);
       weights = s.products;
     }
-    MulValues(context, v, g, count, weights);
+    AddRows(context, values, weights, out, context.layout.row_stride);
   }
 }
 

@@ -21,16 +21,21 @@ constexpr int64_t RoundUpTo(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Rows of K, or of V, of one KV head, from some token on.
+// Rows of K, or of V, of one KV head, from some token on. Of keys per channel: a row is the 128
+// tokens of a channel, one group.
 struct TensorRows {
   const std::byte* data = nullptr;    // Row t at data + t * row_bytes.
-  const std::byte* mins = nullptr;    // Of row t and group g at index t * (D / G) + g.
+  const std::byte* mins = nullptr;    // Of row t and group g at index t * (groups of a row) + g.
   const std::byte* ranges = nullptr;  // Likewise.
   int64_t row_bytes = 0;
   int bits = 16;
   DType float_type = DType::kF32;  // Of 16-bit rows.
+  QuantAxis axis = QuantAxis::kToken;
 
+  // A page per channel has no rows of tokens: 0 only.
   TensorRows From(int64_t token, const AttentionShape& shape) const;
+  // Keys per channel, from that channel on.
+  TensorRows FromChannel(int64_t channel, const AttentionShape& shape) const;
 };
 
 // The rows of head `head` of a stored page.

@@ -47,7 +47,7 @@ struct PrefillScratch {
   float* q;          // [rows, D]
   float* out;        // [rows, D]
   float* scores;     // [rows, 128]
-  float* k;          // [128, D]
+  float* k;          // [128, D], or [D, 128]
   float* v;          // [128, D]
   float* max;        // [rows]
   float* sum;        // [rows]
@@ -64,8 +64,14 @@ struct QueryBlock {
   int64_t count;
 };
 
-// Stored rows to floats, out [count, D].
+// Stored rows to floats, out [count, D]; of keys per channel [D, 128].
 void ExpandRows(const AttentionShape& shape, const TensorRows& rows, int64_t count, float* out) {
+  if (rows.axis == QuantAxis::kChannel) {
+    DequantizeGroups({kPageTokens, rows.bits, shape.metadata_type},
+                     reinterpret_cast<const uint8_t*>(rows.data), rows.mins, rows.ranges,
+                     shape.head_dim, out);
+    return;
+  }
   if (rows.bits == 16) return ConvertRows(rows, count, shape.head_dim, out);
   const GroupFormat format{shape.group, rows.bits, shape.metadata_type};
   DequantizeGroups(format, reinterpret_cast<const uint8_t*>(rows.data), rows.mins, rows.ranges,
@@ -114,7 +120,9 @@ class BlockAttention {
       ExpandRows(shape_, k.From(t, shape_), count, scratch_.k);
       ExpandRows(shape_, v.From(t, shape_), count, scratch_.v);
       std::fill_n(scratch_.visible, rows_, count);
-      AttendTokens(scratch_.k, scratch_.v, shape_.head_dim, count);
+      const bool by_channel = k.axis == QuantAxis::kChannel;
+      AttendTokens({scratch_.k, by_channel ? kPageTokens : shape_.head_dim, by_channel}, scratch_.v,
+                   shape_.head_dim, count);
     }
   }
 
@@ -128,19 +136,26 @@ class BlockAttention {
         scratch_.visible[r] = std::clamp<int64_t>(block_.first + r / heads_ - m + 1, 0, count);
       }
       const int64_t offset = m * stride + block_.kv_head * shape_.head_dim;
-      AttendTokens(block_.sequence->k_new + offset, block_.sequence->v_new + offset, stride, count);
+      AttendTokens({block_.sequence->k_new + offset, stride, false},
+                   block_.sequence->v_new + offset, stride, count);
     }
   }
 
-  void AttendTokens(const float* k, const float* v, int64_t stride, int64_t count) {
+  struct ExpandedKeys {
+    const float* data;
+    int64_t stride;
+    bool by_channel;  // [D, 128] instead of [128, D].
+  };
+
+  void AttendTokens(const ExpandedKeys& k, const float* v, int64_t v_stride, int64_t count) {
     const int64_t dim = shape_.head_dim;
-    BlasGemm<float>(false, true, rows_, count, dim, shape_.scale, scratch_.q, dim, k, stride, 0.0f,
-                    scratch_.scores, kBlockTokens);
+    BlasGemm<float>(false, !k.by_channel, rows_, count, dim, shape_.scale, scratch_.q, dim, k.data,
+                    k.stride, 0.0f, scratch_.scores, kBlockTokens);
     OnlineSoftmax(rows_, count, kBlockTokens, scratch_.visible, scratch_.scores, scratch_.max,
                   scratch_.sum, scratch_.rescale);
     ScaleRows(rows_, dim, dim, scratch_.rescale, scratch_.out);
-    BlasGemm<float>(false, false, rows_, dim, count, 1.0f, scratch_.scores, kBlockTokens, v, stride,
-                    1.0f, scratch_.out, dim);
+    BlasGemm<float>(false, false, rows_, dim, count, 1.0f, scratch_.scores, kBlockTokens, v,
+                    v_stride, 1.0f, scratch_.out, dim);
   }
 
   const AttentionShape& shape_;

@@ -29,6 +29,19 @@ void LoadRow(const AttentionShape& shape, const KvTensorView& tensor, int64_t ca
     }
     return;
   }
+  if (tensor.axis == QuantAxis::kChannel) {
+    const int64_t row_bytes = PackedGroupBytes(capacity, tensor.bits);
+    for (int64_t i = 0; i < dim; ++i) {
+      const auto* packed =
+          reinterpret_cast<const uint8_t*>(tensor.data) + (head * dim + i) * row_bytes;
+      const double step =
+          LoadFloat(shape.metadata_type, tensor.metadata, (head * 2 + 1) * dim + i) /
+          static_cast<double>(internal::MaxCode(tensor.bits));
+      out[i] = internal::PackedCode(packed, capacity, tensor.bits, token) * step +
+               LoadFloat(shape.metadata_type, tensor.metadata, (head * 2 + 0) * dim + i);
+    }
+    return;
+  }
   const int64_t groups = dim / shape.group;
   const int64_t group_bytes = PackedGroupBytes(shape.group, tensor.bits);
   for (int64_t i = 0; i < dim; ++i) {

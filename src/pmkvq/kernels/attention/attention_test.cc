@@ -105,6 +105,77 @@ TEST(Attention, EveryShapeMatchesTheOracle) {
   }
 }
 
+// Keys per channel among others, whole and partly in use, beside values of all widths.
+std::vector<PageSpec> ChannelPages() {
+  const QuantAxis axis = QuantAxis::kChannel;
+  return {{16, 16, 5, 5},         {2, 2, 128, 128, axis},
+          {4, 2, 128, 128, axis}, {8, 4, 128, 128, axis},
+          {4, 16, 71, 128, axis}, {4, 4},
+          {2, 8, 1, 128, axis},   {16, 16, 37}};
+}
+
+TEST(Attention, KeysPerChannelMatchTheOracleInEveryShape) {
+  for (const int64_t head_dim : {8, 16, 24, 64, 80, 128, 256}) {
+    for (const int64_t heads_per_kv : {1, 2, 7, 8}) {
+      for (const int64_t num_rows : {1, 3, 7}) {
+        SCOPED_TRACE(testing::Message()
+                     << "D " << head_dim << " Gq " << heads_per_kv << " T " << num_rows);
+        const AttentionShape shape = MakeShape(head_dim, heads_per_kv);
+        RandomSequence sequence(shape, ChannelPages(), num_rows);
+        ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+      }
+    }
+  }
+}
+
+TEST(Attention, KeysPerChannelMatchTheOracleInEveryDtypeMisaligned) {
+  const DType types[] = {DType::kF16, DType::kBF16, DType::kF32};
+  for (const DType metadata_type : types) {
+    for (const int64_t num_rows : {1, 2, 4, 6}) {
+      SCOPED_TRACE(testing::Message() << NameOf(metadata_type) << " T " << num_rows);
+      const AttentionShape shape = MakeShape(24, 1, 2, DType::kF16, metadata_type);
+      RandomSequence sequence(shape, ChannelPages(), num_rows, /*seed=*/3, /*shift=*/1);
+      ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+    }
+  }
+}
+
+// A page by hand: one head, D = 8, channel d of token t is d + (t is odd), so that min = d, range 1
+// and the codes of odd tokens are the largest. q picks channel 3.
+TEST(Attention, KeysPerChannelByHand) {
+  AttentionShape shape = MakeShape(8, 1, 1, DType::kF32, DType::kF32);
+  shape.scale = 1.0f;
+  std::vector<uint8_t> codes(8 * 128 / 4);
+  std::vector<float> metadata(16, 1.0f);
+  std::vector<uint8_t> unpacked(128);
+  for (size_t t = 0; t < 128; ++t) unpacked[t] = t % 2 == 0 ? 0 : 3;
+  for (int64_t d = 0; d < 8; ++d) {
+    PackCodes(128, 2, unpacked.data(), 1, codes.data() + d * 32);
+    metadata[static_cast<size_t>(d)] = static_cast<float>(d);
+  }
+  std::vector<float> v(128 * 8, 0.0f);
+  for (size_t t = 0; t < 128; ++t) v[t * 8] = static_cast<float>(t % 2);
+  KvPageView page;
+  page.num_tokens = page.capacity = 128;
+  page.k = {reinterpret_cast<const std::byte*>(codes.data()),
+            reinterpret_cast<const std::byte*>(metadata.data()), 2, QuantAxis::kChannel};
+  page.v = {reinterpret_cast<const std::byte*>(v.data()), nullptr, 16, QuantAxis::kToken};
+  const float q[8] = {0, 0, 0, 1, 0, 0, 0, 0};
+  const float k_new[8] = {0, 0, 0, -1000, 0, 0, 0, 0};  // No weight.
+  const float v_new[8] = {};
+  float out[8];
+  const AttentionSequence sequence{{&page, 1}, 1, q, k_new, v_new, out};
+  // 64 scores of 3 and 64 of 4; the odd ones have value 1.
+  const float expected = std::exp(1.0f) / (1.0f + std::exp(1.0f));
+  ref::Attend(shape, {&sequence, 1});
+  EXPECT_NEAR(out[0], expected, 1e-6f);
+  ForEachTarget(internal::AttentionTarget, [&] {
+    AttentionScratch scratch;
+    Attend(shape, {&sequence, 1}, 1, scratch);
+    EXPECT_NEAR(out[0], expected, 1e-6f);
+  });
+}
+
 TEST(Attention, EveryDtypeMatchesTheOracleMisaligned) {
   const DType types[] = {DType::kF16, DType::kBF16, DType::kF32};
   for (const DType float_type : types) {

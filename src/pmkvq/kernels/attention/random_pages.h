@@ -18,6 +18,7 @@ struct PageSpec {
   int v_bits = 16;
   int32_t num_tokens = 128;
   int32_t capacity = 128;
+  QuantAxis k_axis = QuantAxis::kToken;
 };
 
 // Owns pages and one chunk of new rows. `shift` moves page data by that many elements, so that
@@ -31,8 +32,8 @@ class RandomSequence {
       KvPageView page;
       page.num_tokens = spec.num_tokens;
       page.capacity = spec.capacity;
-      page.k = MakeTensor(spec.k_bits, spec.capacity, /*outliers=*/true);
-      page.v = MakeTensor(spec.v_bits, spec.capacity, /*outliers=*/false);
+      page.k = MakeTensor(spec.k_bits, spec.capacity, spec.k_axis, /*outliers=*/true);
+      page.v = MakeTensor(spec.v_bits, spec.capacity, QuantAxis::kToken, /*outliers=*/false);
       pages_.push_back(page);
     }
     const int64_t kv_size = num_rows * shape.num_kv_heads * shape.head_dim;
@@ -71,6 +72,20 @@ class RandomSequence {
     return x;
   }
 
+  // [heads, capacity, D] to [heads, D, capacity].
+  std::vector<float> Transposed(const std::vector<float>& x, int64_t capacity) const {
+    std::vector<float> out;
+    out.reserve(x.size());
+    for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
+      for (int64_t d = 0; d < shape_.head_dim; ++d) {
+        for (int64_t t = 0; t < capacity; ++t) {
+          out.push_back(x[static_cast<size_t>((head * capacity + t) * shape_.head_dim + d)]);
+        }
+      }
+    }
+    return out;
+  }
+
   // Memory of `count` elements of `size` bytes, after `shift_` more of them.
   std::byte* Allocate(int64_t count, int64_t size) {
     memory_.push_back(
@@ -78,12 +93,16 @@ class RandomSequence {
     return memory_.back()->data() + shift_ * size;
   }
 
-  KvTensorView MakeTensor(int bits, int64_t capacity, bool outliers) {
+  KvTensorView MakeTensor(int bits, int64_t capacity, QuantAxis axis, bool outliers) {
     const int64_t heads = shape_.num_kv_heads;
-    const int64_t num_groups = capacity * (shape_.head_dim / shape_.group);
-    const std::vector<float> x = Normal(heads * capacity * shape_.head_dim, outliers);
+    const bool by_channel = axis == QuantAxis::kChannel;
+    const int64_t group = by_channel ? capacity : shape_.group;
+    const int64_t num_groups = capacity * shape_.head_dim / group;
+    std::vector<float> x = Normal(heads * capacity * shape_.head_dim, outliers);
+    if (by_channel) x = Transposed(x, capacity);
     KvTensorView view;
     view.bits = bits;
+    view.axis = axis;
     if (bits == 16) {
       internal::VisitFloatType(shape_.float_type, [&]<class T>(T) {
         auto* out = reinterpret_cast<T*>(Allocate(static_cast<int64_t>(x.size()), sizeof(T)));
@@ -92,15 +111,15 @@ class RandomSequence {
       });
       return view;
     }
-    const int64_t group_bytes = PackedGroupBytes(shape_.group, bits);
+    const int64_t group_bytes = PackedGroupBytes(group, bits);
     const auto size = static_cast<int64_t>(SizeOf(shape_.metadata_type));
     auto* codes = reinterpret_cast<uint8_t*>(Allocate(heads * num_groups * group_bytes, 1));
     std::byte* metadata = Allocate(2 * heads * num_groups, size);
     for (int64_t head = 0; head < heads; ++head) {
       std::byte* mins = metadata + 2 * head * num_groups * size;
-      ref::QuantizeGroups({shape_.group, bits, shape_.metadata_type},
-                          x.data() + head * num_groups * shape_.group, num_groups,
-                          codes + head * num_groups * group_bytes, mins, mins + num_groups * size);
+      ref::QuantizeGroups({group, bits, shape_.metadata_type}, x.data() + head * num_groups * group,
+                          num_groups, codes + head * num_groups * group_bytes, mins,
+                          mins + num_groups * size);
     }
     view.data = reinterpret_cast<const std::byte*>(codes);
     view.metadata = metadata;
