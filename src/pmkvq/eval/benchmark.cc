@@ -11,6 +11,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/answer.h"
+#include "pmkvq/eval/code_problem.h"
 #include "pmkvq/eval/contest.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -58,6 +59,35 @@ std::vector<ProblemRow> LoadRows(const std::string& path, const std::string& pre
   return rows;
 }
 
+// The file, or the test*.jsonl of a folder (one per release) in the order of their names.
+std::vector<ProblemRow> LoadCodeFiles(const std::string& data) {
+  if (!IsFolder(data)) return LoadCodeProblems(data);
+  std::vector<std::string> files;
+  std::error_code error;
+  std::filesystem::directory_iterator entries(data, error);
+  if (error) throw IoError(data, "cannot list the folder: " + error.message());
+  for (const std::filesystem::directory_entry& entry : entries) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("test") && name.ends_with(".jsonl"))
+      files.push_back(entry.path().string());
+  }
+  if (files.empty()) throw InvalidInput(data, "found no test*.jsonl in the folder, expected one");
+  std::sort(files.begin(), files.end());
+  std::vector<ProblemRow> problems;
+  std::set<std::string> ids;
+  for (const std::string& file : files) {
+    for (ProblemRow& row : LoadCodeProblems(file)) {
+      if (!ids.insert(row.id).second) {
+        throw InvalidInput(file, fmt::format("question_id: found '{}', which another file has too, "
+                                             "expected every id once",
+                                             row.id));
+      }
+      problems.push_back(std::move(row));
+    }
+  }
+  return problems;
+}
+
 std::string NonEmpty(const JsonValue& value) {
   std::string text = value.AsString();
   if (text.empty()) value.Fail("a string that is not empty");
@@ -75,6 +105,7 @@ std::vector<BenchmarkInfo> ListBenchmarks() {
       {"gsm8k", "test.jsonl with question, and answer that ends in #### N", 0.6, 0.95, 16, 32768},
       {"math500", "test.jsonl with problem and answer", 0.6, 0.95, 16, 32768},
       {"jsonl", "any .jsonl with problem and answer"},
+      {"livecodebench", "its .jsonl; answers are programs, run in a sandbox", 0.6, 0.95, 4, 32768},
   };
 }
 
@@ -101,6 +132,9 @@ Benchmark LoadBenchmark(const std::string& name, const std::string& data) {
     benchmark.problems = LoadRows(FileIn(data, "test.jsonl"), name, ParseGsm8kRow);
   } else if (name == "math500") {
     benchmark.problems = LoadRows(FileIn(data, "test.jsonl"), name, ParseMath500Row);
+  } else if (name == "livecodebench") {
+    benchmark.grading = Grading::kCode;
+    benchmark.problems = LoadCodeFiles(data);
   } else {
     benchmark.problems = LoadContests(data);
   }

@@ -7,7 +7,8 @@
 // gsm8k       test.jsonl (question; answer ends in "#### N")
 // math500     test.jsonl (problem, answer)
 // jsonl       any .jsonl with problem, answer, and optionally id, task, level, reference_chain
-// livecodebench   .jsonl of code problems; graded by running the tests (eval/code_problem.h)
+// livecodebench   .jsonl of code problems, or a folder of test*.jsonl; graded by running the tests
+//             (eval/code_problem.h)
 //
 // Words: a contest problem is followed by a line break and its contest's instruction; gsm8k and
 // math500 by a line break and the instruction that the reference puts behind every problem; longcot

@@ -10,8 +10,10 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
+#include "pmkvq/eval/code_problem.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
 namespace {
@@ -52,8 +54,7 @@ std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
 }
 
 JudgedText Grade(Grading grading, const std::string& text, const std::string& gold) {
-  static_cast<void>(grading);
-  return JudgeText(text, gold);
+  return grading == Grading::kCode ? JudgeCode(text, gold) : JudgeText(text, gold);
 }
 
 // Grades responses as they finish, keeps them, and passes everything on to the caller's observer.
@@ -128,6 +129,12 @@ Request MakeRequest(const Tokenizer& tokenizer, const EvaluationOptions& options
   return request;
 }
 
+std::string HashOfFile(const std::string& path) {
+  Hash128 hash;
+  hash.Update(ReadFile(path));
+  return hash.HexDigest();
+}
+
 std::string HashOf(const std::vector<ProblemRow>& problems) {
   Hash128 hash;
   for (const ProblemRow& row : problems) {
@@ -154,11 +161,7 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   settings.benchmark = benchmark.name;
   settings.model_identity = model.checkpoint().Identity();
   settings.kv = kv.spec;
-  if (!plan_path.empty()) {
-    Hash128 hash;
-    hash.Update(ReadFile(plan_path));
-    settings.plan_hash = hash.HexDigest();
-  }
+  if (!plan_path.empty()) settings.plan_hash = HashOfFile(plan_path);
   const auto add = [&](const char* option, const auto& value) {
     settings.options.emplace_back(option, fmt::format("{}", value));
   };
@@ -166,6 +169,10 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
     return value < 0 ? std::string("default") : fmt::format("{}", value);
   };
   add("--data", HashOf(benchmark.problems));
+  // Files that the SPEC names may change under the same name.
+  for (const auto& [key, value] : ParseMethodSpec(kv.spec).keys) {
+    if (FileExists(value)) settings.options.emplace_back("--kv " + key, HashOfFile(value));
+  }
   add("--kv-budget", kv.budget_bytes);
   add("--policy", NameOf(kv.policy));
   add("--n-sink-token", number_or_default(kv.sink_tokens));

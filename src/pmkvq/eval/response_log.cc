@@ -123,18 +123,19 @@ struct ResponseLog::Impl {
   }
 
   void WriteLine(const std::string& line) {
-    // One call, so that other readers and a kill see a whole line or (a kill in the middle of a
-    // long one) a last line without its end.
-    const ssize_t written = write(file.get(), line.data(), line.size());
-    if (written == static_cast<ssize_t>(line.size())) {
-      size += written;
-      return;
+    // As a rule one call writes it all, so that other readers see whole lines.
+    for (size_t done = 0; done < line.size();) {
+      const ssize_t written = write(file.get(), line.data() + done, line.size() - done);
+      if (written >= 0) {
+        done += static_cast<size_t>(written);
+      } else if (errno != EINTR) {
+        const IoError error = SystemError(path, "write");
+        // Where even this fails, the part of a line is dropped when the folder is opened again.
+        [[maybe_unused]] const int ignored = ftruncate(file.get(), size);
+        throw error;
+      }
     }
-    const int reason = written < 0 ? errno : ENOSPC;
-    // What cannot be undone here is dropped when the folder is opened again.
-    [[maybe_unused]] const int ignored = ftruncate(file.get(), size);
-    errno = reason;
-    throw SystemError(path, "write");
+    size += static_cast<off_t>(line.size());
   }
 
   // Reads responses.jsonl and drops a last line without its end.
