@@ -16,6 +16,7 @@ void AddRepScales(CLI::App& app);
 void AddAllocate(CLI::App& app);
 void AddCalibrate(CLI::App& app);
 void AddEval(CLI::App& app);
+void AddCompare(CLI::App& app);
 void AddJudge(CLI::App& app);
 void AddDemo(CLI::App& app);
 void AddInspect(CLI::App& app);

@@ -3,13 +3,12 @@
 
 #include <optional>
 
+#include "benchmark_options.h"
 #include "commands.h"
 #include "common_options.h"
-#include "pmkvq/eval/benchmark.h"
 #include "pmkvq/eval/evaluation.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
-#include "sampling_options.h"
 #include "solve_table.h"
 #include "terminal.h"
 
@@ -17,62 +16,10 @@ namespace pmkvq::cli {
 namespace {
 
 struct Options {
-  std::string model;
-  std::string benchmark = "longcot";
-  std::string data;
-  std::string chat_template;
+  BenchmarkCommandOptions run;
   std::string out;
   std::string json;
-  ProblemSelection selection;
-  int64_t batch = 16;
-  std::optional<int64_t> num_responses;  // Empty: as the benchmark has it.
-  std::optional<int64_t> max_tokens;
-  SamplingCommandOptions sampling;
   KvCommandOptions kv;
-};
-
-// Shows solved responses and the speed of this run beside the bar.
-class EvalProgress : public EngineObserver {
- public:
-  EvalProgress(const std::string& title, int64_t total, const std::vector<Response>& present)
-      : num_done_(static_cast<int64_t>(present.size())) {
-    for (const Response& response : present) num_correct_ += response.correct ? 1 : 0;
-    bar_.Begin(title, total, num_done_);
-  }
-
-  void OnToken(RequestId, int32_t, const std::string&) override {
-    ++num_tokens_;
-    // Long chains finish rarely; the bar moves on with their tokens.
-    if (num_tokens_ % kTokensPerUpdate == 0) Update(0);
-  }
-  void OnHalving(RequestId, const HalvingEvent&) override {}
-  void OnFinished(const Completion&) override {}
-
-  void Add(const Response& response) {
-    ++num_done_;
-    num_correct_ += response.correct ? 1 : 0;
-    Update(1);
-  }
-  void End() { bar_.End(); }
-
-  int64_t num_tokens() const { return num_tokens_; }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static constexpr int64_t kTokensPerUpdate = 16;
-
-  void Update(int64_t units) {
-    const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-    bar_.SetNote(fmt::format("solved {}/{}  {:.0f} tok/s", num_correct_, num_done_,
-                             static_cast<double>(num_tokens_) / seconds));
-    bar_.Advance(units);
-  }
-
-  ProgressBar bar_;
-  int64_t num_done_ = 0;
-  int64_t num_correct_ = 0;
-  int64_t num_tokens_ = 0;
-  Clock::time_point start_ = Clock::now();
 };
 
 // The summary, and one column per property with an entry per response, for paired tests.
@@ -80,7 +27,7 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
                         const ResponseSummary& summary, double seconds) {
   JsonWriter json;
   json.BeginObject();
-  json.Key("benchmark").String(options.benchmark);
+  json.Key("benchmark").String(options.run.benchmark);
   json.Key("kv").String(options.kv.spec);
   json.Key("plan").String(options.kv.plan_path);
   json.Key("policy").String(options.kv.policy);
@@ -105,48 +52,15 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
     json.EndArray();
   };
   column("id", [&](const Response& response) { json.String(response.id); });
+  column("level", [&](const Response& response) { json.Int(response.level); });
   column("response", [&](const Response& response) { json.Int(response.response); });
   column("correct", [&](const Response& response) { json.Bool(response.correct); });
   column("output_tokens", [&](const Response& response) { json.Int(response.output_tokens); });
   column("finish_reason", [&](const Response& response) { json.String(response.finish_reason); });
   column("peak_bytes", [&](const Response& response) { json.Int(response.peak_bytes); });
+  column("decode_seconds", [&](const Response& response) { json.Number(response.decode_seconds); });
   json.EndObject().EndObject();
   return json.text();
-}
-
-Benchmark Load(const Options& options) {
-  FindBenchmark(options.benchmark);
-  if (options.data.empty() && options.benchmark != "longcot") {
-    throw CLI::ValidationError(
-        "--data", "found none, expected the file or folder of --benchmark " + options.benchmark);
-  }
-  return LoadBenchmark(options.benchmark, options.data.empty() ? options.model : options.data);
-}
-
-EvaluationOptions Resolve(const Options& options, const Model& model) {
-  const BenchmarkInfo protocol = FindBenchmark(options.benchmark);
-  EvaluationOptions evaluation;
-  evaluation.engine = options.kv.Resolve(options.batch);
-  CheckPlan(evaluation.engine, options.kv, model);
-  evaluation.chat_template = ResolveChatTemplate(options.chat_template, options.model);
-  evaluation.sampling = options.sampling.Resolve(protocol.temperature, protocol.top_p);
-  evaluation.seed = options.sampling.seed;
-  evaluation.num_responses = options.num_responses.value_or(protocol.num_responses);
-  evaluation.max_tokens = options.max_tokens.value_or(protocol.max_tokens);
-  const int64_t max_len = evaluation.engine.max_len > 0 ? evaluation.engine.max_len
-                                                        : model.config().max_position_embeddings;
-  if (evaluation.max_tokens >= max_len) {
-    PrintError(
-        fmt::format("--max-tokens {} is more than there is room for: prompt and output "
-                    "together end at {} tokens ({})",
-                    evaluation.max_tokens, max_len,
-                    evaluation.engine.max_len > 0 ? "--max-len" : "the model's maximum"));
-  }
-  if (evaluation.num_responses > 1 && evaluation.sampling.temperature == 0) {
-    PrintError(fmt::format("warning: --temperature 0 gives {} equal responses to each problem",
-                           evaluation.num_responses));
-  }
-  return evaluation;
 }
 
 std::string Describe(const ResponseSummary& summary) {
@@ -176,18 +90,24 @@ void Report(const Options& options, const std::vector<Response>& responses, int6
 void Run(const Options& options) {
   CheckFileName(options.out, "--out");
   CheckWritable(options.json);
-  const Benchmark benchmark = Load(options);
-  const std::vector<ProblemRow> problems = SelectProblems(benchmark.problems, options.selection);
-  const std::shared_ptr<Model> model = Model::Load(options.model);
-  const auto tokenizer = Tokenizer::Load(options.model);
-  const EvaluationOptions evaluation = Resolve(options, *model);
+  const Benchmark benchmark = options.run.Load();
+  const std::vector<ProblemRow> problems =
+      SelectProblems(benchmark.problems, options.run.selection);
+  const std::shared_ptr<Model> model = Model::Load(options.run.model);
+  const auto tokenizer = Tokenizer::Load(options.run.model);
+  const EngineOptions engine = options.kv.Resolve(options.run.batch);
+  CheckPlan(engine, options.kv, *model);
+  const EvaluationOptions evaluation = options.run.Resolve(engine, *model);
   const int64_t total = std::ssize(problems) * evaluation.num_responses;
 
   std::optional<ResponseLog> log;
   if (options.out.empty()) {
     log.emplace();
   } else {
-    log.emplace(options.out, MakeRunSettings(benchmark, *model, evaluation, options.kv.plan_path));
+    // The plan in use: that of --plan, or the SPEC's own.
+    log.emplace(options.out,
+                MakeRunSettings(benchmark, *model, evaluation,
+                                engine.kv.plan != nullptr ? engine.kv.plan_path : std::string()));
   }
   const std::vector<Response> present = ResponsesTo(*log, problems, evaluation.num_responses);
   if (!present.empty()) {
@@ -215,69 +135,18 @@ void Run(const Options& options) {
   Report(options, responses, num_new_tokens, seconds);
 }
 
-std::string BenchmarkHelp() {
-  std::string text = "what to solve:";
-  for (const BenchmarkInfo& info : ListBenchmarks()) {
-    text += "\n  " + info.name + ": " + info.description;
-  }
-  return text;
-}
-
-void RegisterSelection(CLI::App& command, ProblemSelection& selection) {
-  const std::string group = "Problems";
-  command.add_option("--start", selection.start, "first problem, counted from 0")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--end", selection.end, "one past the last problem")
-      ->check(CLI::NonNegativeNumber)
-      ->default_str("all")
-      ->group(group);
-  command
-      .add_option("--per-cell", selection.per_cell,
-                  "only so many of each task and level (0: all); --start and --end count these")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--min-level", selection.min_level, "least level")
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--max-level", selection.max_level, "greatest level")
-      ->capture_default_str()
-      ->group(group);
-}
-
 }  // namespace
 
 void AddEval(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("eval", "solve a benchmark with one cache method");
-  command->add_option("--model", options->model, "model folder")->required();
-  command->add_option("--benchmark", options->benchmark, BenchmarkHelp())->capture_default_str();
-  command->add_option("--data", options->data, "file or folder of the benchmark");
+  options->run.Register(*command);
+  command->get_option("--model")->required();
   command
       ->add_option("--out", options->out,
                    "folder for the responses; the same command again goes on with what is missing")
       ->type_name("DIR");
   command->add_option("--json", options->json, "write the summary as JSON (- for stdout)");
-  command->add_option("--batch", options->batch, "responses decoded together")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  command->add_option("--chat-template", options->chat_template, "see pmkvq run --help");
-  RegisterSelection(*command, options->selection);
-  const std::string group = "Sampling";
-  command->add_option("-n,--n-responses", options->num_responses, "responses to each problem")
-      ->check(CLI::Range(1, 4096))
-      ->default_str("16; longcot, jsonl: 1")
-      ->group(group);
-  command
-      ->add_option("--max-tokens", options->max_tokens,
-                   "output tokens (0: by the reference chain, or as many as fit)")
-      ->check(CLI::NonNegativeNumber)
-      ->default_str("32768; longcot, jsonl: 0")
-      ->group(group);
-  options->sampling.Register(*command, "0.6; longcot, jsonl: 0", "0.95; longcot, jsonl: 1",
-                             "each problem and response draws from a stream of its own");
   options->kv.Register(*command);
   command->callback([options] { Run(*options); });
 }

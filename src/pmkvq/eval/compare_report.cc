@@ -108,11 +108,14 @@ std::string Headline(const Comparison& comparison) {
                      comparison.num_responses, comparison.num_responses == 1 ? "" : "s");
 }
 
-// Settings that a reader knows by value: "--temperature 0, --seed 42"; `quote` goes around each.
+// "--temperature 0, --seed 42": what decides about responses; the JSON has all settings. `quote`
+// goes around each.
 std::string SettingsLine(const Comparison& comparison, const char* quote) {
+  static const std::set<std::string> kShown = {
+      "--max-len", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens"};
   std::string text;
   for (const auto& [option, value] : comparison.settings) {
-    if (option == "--data") continue;  // A hash.
+    if (!kShown.contains(option)) continue;
     text += fmt::format("{}{}{} {}{}", text.empty() ? "" : ", ", quote, option, value, quote);
   }
   return text;

@@ -1,0 +1,403 @@
+// pmkvq compare: cache methods at equal real bytes, the same problems and seeds, one table.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <set>
+
+#include "benchmark_options.h"
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/eval/compare_files.h"
+#include "pmkvq/eval/compare_fit.h"
+#include "pmkvq/eval/compare_report.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/methods/packed_spec.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  BenchmarkCommandOptions run;
+  std::vector<std::string> specs;
+  KvCommandOptions kv;  // Its spec is not used, its budget is a list.
+  std::vector<std::string> from;
+  std::string against;
+  std::string out;
+  std::string json;
+  std::string markdown;
+  bool allow_partial = false;
+  bool by_level = false;
+};
+
+// One method at one budget.
+struct Job {
+  std::string spec;
+  int64_t budget_bytes = 0;  // 0: the baseline.
+  EngineOptions engine;
+  BudgetFit fit;
+};
+
+void CheckOptions(const Options& options) {
+  const auto refuse = [](const char* option, const std::string& what) {
+    throw CLI::ValidationError(option, what);
+  };
+  CheckFileName(options.out, "--out");
+  CheckFileName(options.markdown, "--markdown");
+  CheckWritable(options.json);
+  CheckWritable(options.markdown);
+  if (!options.from.empty()) {
+    if (!options.specs.empty() || !options.kv.budget.empty() || !options.out.empty()) {
+      refuse("--from", "found --kv, --kv-budget or --out beside it, expected finished runs only");
+    }
+    return;
+  }
+  if (options.run.model.empty())
+    refuse("--model", "found none, expected a model folder, or --from");
+  if (options.specs.empty()) refuse("--kv", "found none, expected one SPEC or more, or --from");
+  if (options.kv.budget.empty()) {
+    refuse("--kv-budget", "found none, expected what one sequence may take (6MiB, say)");
+  }
+  std::set<std::string> seen;
+  for (const std::string& spec : options.specs) {
+    if (!seen.insert(spec).second) refuse("--kv", fmt::format("'{}' is given twice", spec));
+  }
+  if (!options.against.empty() && !seen.contains(options.against)) {
+    refuse("--against", fmt::format("found '{}', expected one of the --kv", options.against));
+  }
+}
+
+// "4MiB,6MiB"
+std::vector<int64_t> ParseBudgets(const std::string& text) {
+  std::vector<int64_t> budgets;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const int64_t bytes = ParseByteSize(text.substr(begin, end - begin), "--kv-budget");
+    if (bytes == 0) throw InvalidInput("--kv-budget", "found 0, expected a size like 6MiB");
+    if (std::find(budgets.begin(), budgets.end(), bytes) != budgets.end()) {
+      throw InvalidInput("--kv-budget", fmt::format("found {} bytes twice in '{}'", bytes, text));
+    }
+    budgets.push_back(bytes);
+    begin = end + 1;
+  }
+  return budgets;
+}
+
+// The methods at one budget, in the order of --kv.
+struct BudgetJobs {
+  int64_t budget_bytes = 0;
+  std::vector<Job> jobs;
+};
+
+// Everything that is known before a model is run.
+struct Plans {
+  Job baseline;
+  std::vector<BudgetJobs> budgets;
+  int64_t max_len = 0;
+};
+
+Job MakeJob(const std::string& spec, int64_t budget_bytes, const EngineOptions& common,
+            const Model& model) {
+  Job job;
+  job.spec = spec;
+  job.budget_bytes = budget_bytes;
+  job.engine = common;
+  job.engine.kv.spec = spec;
+  job.engine.kv.budget_bytes = budget_bytes;
+  job.engine.kv = ApplySpecKeys(job.engine.kv);
+  if (job.engine.kv.plan != nullptr) {
+    CheckPlanMatches(*job.engine.kv.plan, model.checkpoint().Identity(), job.engine.kv.plan_path);
+  }
+  KvRequirements requirements;
+  requirements.geometry = model.kv_geometry();
+  requirements.max_len =
+      common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
+  requirements.num_threads = common.num_threads;
+  requirements.rope = &model.rope();
+  requirements.checkpoint = &model.checkpoint();
+  if (budget_bytes > 0) {
+    job.fit = FitBudget(job.engine.kv, requirements, requirements.max_len);
+  } else {
+    // A SPEC that is wrong shows now, not after hours.
+    job.fit.starts = job.fit.holds = ResolveKvBudget(job.engine.kv, requirements).total_bytes() > 0;
+  }
+  return job;
+}
+
+Plans MakePlans(const Options& options, const Model& model) {
+  // Options of all methods; those of pages speak of packed ones only, so no method is warned of.
+  KvCommandOptions common_options = options.kv;
+  common_options.spec = "pm-kvq";
+  common_options.budget.clear();
+  const EngineOptions common = common_options.Resolve(options.run.batch);
+  Plans plans;
+  plans.max_len = common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
+  const auto named = std::find_if(options.specs.begin(), options.specs.end(), IsBaselineMethod);
+  const std::string baseline = named == options.specs.end() ? "fp16" : *named;
+  plans.baseline = MakeJob(baseline, 0, common, model);
+  for (const int64_t budget : ParseBudgets(options.kv.budget)) {
+    BudgetJobs& jobs = plans.budgets.emplace_back();
+    jobs.budget_bytes = budget;
+    for (const std::string& spec : options.specs) {
+      if (spec != baseline) jobs.jobs.push_back(MakeJob(spec, budget, common, model));
+    }
+  }
+  return plans;
+}
+
+void AnnounceMisfits(const Plans& plans, bool allow_partial) {
+  for (const BudgetJobs& jobs : plans.budgets) {
+    for (const Job& job : jobs.jobs) {
+      if (job.fit.holds) continue;
+      const bool runs = allow_partial && job.fit.starts;
+      PrintError(fmt::format("{}: {} does not hold {} tokens, it needs {}; {}", job.spec,
+                             FormatByteSize(job.budget_bytes), plans.max_len,
+                             FormatByteSize(job.fit.needed_bytes),
+                             runs             ? "run all the same, sequences end with kv_budget"
+                             : job.fit.starts ? "not run (--allow-partial runs it)"
+                                              : "not run"));
+    }
+  }
+}
+
+// Runs the methods one after another.
+class Runner {
+ public:
+  Runner(const Options& options, const Benchmark& benchmark,
+         const std::vector<ProblemRow>& problems, const std::shared_ptr<Model>& model,
+         const EvaluationOptions& evaluation)
+      : options_(options),
+        benchmark_(benchmark),
+        problems_(problems),
+        model_(model),
+        tokenizer_(Tokenizer::Load(options.run.model)),
+        evaluation_(evaluation) {}
+
+  MethodRun Run(const Job& job) {
+    EvaluationOptions evaluation = evaluation_;
+    evaluation.engine = job.engine;
+    MethodRun run = Describe(job);
+    std::optional<ResponseLog> log;
+    if (options_.out.empty()) {
+      log.emplace();
+    } else {
+      const KvOptions& kv = job.engine.kv;
+      log.emplace(JoinPath(options_.out, RunFolder(job.spec, job.budget_bytes)),
+                  MakeRunSettings(benchmark_, *model_, evaluation,
+                                  kv.plan != nullptr ? kv.plan_path : std::string()));
+    }
+    const int64_t num_responses = evaluation.num_responses;
+    const std::vector<Response> present = ResponsesTo(*log, problems_, num_responses);
+    if (std::ssize(present) < run.num_expected) Evaluate(job, evaluation, present, *log);
+    const std::vector<Response> responses = ResponsesTo(*log, problems_, num_responses);
+    for (const Response& response : responses) {
+      longest_prompt_ = std::max(longest_prompt_, response.prompt_tokens);
+    }
+    run.outcomes = OutcomesOf(responses);
+    if (std::ssize(run.outcomes) < run.num_expected) run.status = MethodStatus::kInterrupted;
+    return run;
+  }
+
+  // A method at a budget; the baseline has been run.
+  MethodRun RunOrSay(const Job& job) {
+    MethodRun run = Describe(job);
+    if (!job.fit.holds && !RunsPartly(job)) {
+      run.status = MethodStatus::kDoesNotFit;
+      return run;
+    }
+    if (IsCancelled(InterruptFlag())) {
+      run.status = MethodStatus::kInterrupted;
+      return run;
+    }
+    return Run(job);
+  }
+
+ private:
+  MethodRun Describe(const Job& job) const {
+    MethodRun run;
+    run.method = job.spec;
+    run.is_simulated = IsSimulatedMethod(job.spec);
+    run.needed_bytes = job.fit.needed_bytes;
+    run.needed_tokens = job.fit.needed_bytes > 0 ? MaxLen(job) : 0;
+    run.num_expected = std::ssize(problems_) * evaluation_.num_responses;
+    return run;
+  }
+
+  int64_t MaxLen(const Job& job) const {
+    return job.engine.max_len > 0 ? job.engine.max_len : model_->config().max_position_embeddings;
+  }
+
+  // With --allow-partial, a method whose budget holds every prompt and a token.
+  bool RunsPartly(const Job& job) const {
+    if (!options_.allow_partial || !job.fit.starts) return false;
+    KvRequirements requirements;
+    requirements.geometry = model_->kv_geometry();
+    requirements.max_len = MaxLen(job);
+    requirements.rope = &model_->rope();
+    requirements.checkpoint = &model_->checkpoint();
+    return ResolveKvBudget(job.engine.kv, requirements).Holds(longest_prompt_ + 1);
+  }
+
+  void Evaluate(const Job& job, const EvaluationOptions& evaluation,
+                const std::vector<Response>& present, ResponseLog& log) const {
+    std::string title = job.spec;
+    if (job.budget_bytes > 0) title += " " + FormatByteSize(job.budget_bytes);
+    EvalProgress progress(title, std::ssize(problems_) * evaluation.num_responses, present);
+    pmkvq::Evaluate(
+        model_, tokenizer_, benchmark_.grading, problems_, evaluation, log, &progress,
+        [&](const Response& response) { progress.Add(response); }, InterruptFlag());
+    progress.End();
+  }
+
+  const Options& options_;
+  const Benchmark& benchmark_;
+  const std::vector<ProblemRow>& problems_;
+  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  EvaluationOptions evaluation_;
+  int64_t longest_prompt_ = 0;
+};
+
+void Report(const Options& options, const Comparison& comparison) {
+  WriteJson(options.json, FormatComparisonJson(comparison));
+  if (!options.markdown.empty()) {
+    WriteFileAtomically(options.markdown, FormatComparisonMarkdown(comparison));
+  }
+  if (options.json != "-") Print(FormatComparisonText(comparison, options.by_level));
+}
+
+// What the whole comparison has in common; sampling and limits are those of the baseline.
+Comparison DescribeComparison(const Options& options, const Benchmark& benchmark,
+                              const Model& model, const EvaluationOptions& evaluation) {
+  static const std::set<std::string> kOfOneMethod = {"--kv-budget"};
+  const RunSettings settings = MakeRunSettings(benchmark, model, evaluation, "");
+  Comparison comparison;
+  comparison.benchmark = benchmark.name;
+  comparison.model = settings.model_identity;
+  comparison.against = options.against;
+  comparison.num_responses = evaluation.num_responses;
+  comparison.geometry = model.kv_geometry();
+  for (const auto& option : settings.options) {
+    if (!kOfOneMethod.contains(option.first)) comparison.settings.push_back(option);
+  }
+  return comparison;
+}
+
+void CompareRuns(const Options& options) {
+  const Benchmark benchmark = options.run.Load();
+  const std::vector<ProblemRow> problems =
+      SelectProblems(benchmark.problems, options.run.selection);
+  const std::shared_ptr<Model> model = Model::Load(options.run.model);
+  const Plans plans = MakePlans(options, *model);
+  const EvaluationOptions evaluation = options.run.Resolve(plans.baseline.engine, *model);
+  AnnounceMisfits(plans, options.allow_partial);
+
+  Runner runner(options, benchmark, problems, model, evaluation);
+  const MethodRun baseline = runner.Run(plans.baseline);
+  if (baseline.status == MethodStatus::kInterrupted) ExitIfInterrupted("compare");
+  std::vector<BudgetRuns> budgets;
+  for (const BudgetJobs& jobs : plans.budgets) {
+    BudgetRuns& budget = budgets.emplace_back();
+    budget.budget_bytes = jobs.budget_bytes;
+    for (const Job& job : jobs.jobs) budget.runs.push_back(runner.RunOrSay(job));
+  }
+  Comparison comparison = DescribeComparison(options, benchmark, *model, evaluation);
+  comparison.baseline = baseline.method;
+  comparison.num_problems = std::ssize(problems);
+  comparison.max_len = plans.max_len;
+  comparison.tables = MakeTables(baseline, budgets, options.against);
+  Report(options, comparison);
+  if (IsCancelled(InterruptFlag()) && !options.out.empty()) {
+    PrintError(options.out + " holds what is finished; the same command goes on");
+  }
+  ExitIfInterrupted("compare");
+}
+
+void CompareFiles(const Options& options) {
+  Comparison comparison = CompareSavedRuns(LoadRuns(options.from), options.against);
+  if (!options.run.model.empty()) {
+    const std::shared_ptr<Model> model = Model::Load(options.run.model);
+    if (!comparison.model.empty() && comparison.model != model->checkpoint().Identity()) {
+      throw InvalidInput("--model", fmt::format("found {}, but the runs are of another model ({})",
+                                                model->checkpoint().Identity(), comparison.model));
+    }
+    comparison.geometry = model->kv_geometry();
+    if (options.kv.max_len > 0) comparison.max_len = options.kv.max_len;
+  }
+  Report(options, comparison);
+}
+
+void Compare(const Options& options) {
+  CheckOptions(options);
+  if (options.from.empty()) {
+    CompareRuns(options);
+  } else {
+    CompareFiles(options);
+  }
+}
+
+// The cache options as other commands have them, but for several methods and budgets.
+void RegisterKv(CLI::App& command, Options& options) {
+  options.kv.Register(command);
+  const std::string kv_help = command.get_option("--kv")->get_description();
+  const std::string group = command.get_option("--kv")->get_group();
+  command.remove_option(command.get_option("--kv"));
+  command.remove_option(command.get_option("--kv-budget"));
+  command
+      .add_option("--kv", options.specs,
+                  "give one for each method; fp16 is run in any case\n" + kv_help)
+      ->allow_extra_args(false)
+      ->type_name("SPEC")
+      ->group(group);
+  command
+      .add_option("--kv-budget", options.kv.budget,
+                  "bytes that one sequence may take, all blocks, of every method but fp16; "
+                  "several with commas give a table each: 4MiB,6MiB")
+      ->group(group);
+}
+
+}  // namespace
+
+void AddCompare(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("compare", "several cache methods at equal real bytes, one table");
+  options->run.Register(*command);
+  RegisterKv(*command, *options);
+  const std::string group = "Comparison";
+  command
+      ->add_option("--from", options->from,
+                   "compare finished runs: folders of eval or compare, or --json files of eval "
+                   "(with --model: effective bits, too)")
+      ->type_name("DIR")
+      ->group(group);
+  command
+      ->add_option("--against", options->against,
+                   "pair every method with this one of the --kv, too")
+      ->type_name("SPEC")
+      ->group(group);
+  command
+      ->add_flag("--allow-partial", options->allow_partial,
+                 "run methods whose budget does not hold --max-len tokens; sequences end with "
+                 "kv_budget")
+      ->group(group);
+  command->add_flag("--by-level", options->by_level, "print shares per level, too")->group(group);
+  command
+      ->add_option("--out", options->out,
+                   "folder for the responses; the same command again goes on with what is missing")
+      ->type_name("DIR")
+      ->group(group);
+  command
+      ->add_option("--json", options->json, "write all counts and intervals as JSON (- for stdout)")
+      ->type_name("FILE")
+      ->group(group);
+  command->add_option("--markdown", options->markdown, "write the tables as Markdown")
+      ->type_name("FILE")
+      ->group(group);
+  command->callback([options] { Compare(*options); });
+}
+
+}  // namespace pmkvq::cli
