@@ -56,6 +56,7 @@ void AllocateBits(const Options& options) {
   json.Key("n_window_token").Int(allocation.cache.window_tokens);
   json.Key("kv_dtype").String(options.allocation.kv_dtype);
   json.Key("reference_accounting").Bool(allocation.reference_accounting);
+  json.Key("mirrored").Bool(allocation.mirrored);
   json.EndObject();
   WriteJson(options.json, json.text());
   if (options.json == "-") return;

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <iostream>
 #include <iterator>
+#include <utility>
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -57,12 +58,30 @@ int64_t ParseMemoryBudget(const std::string& text) {
 
 }  // namespace
 
+CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string&)> use) {
+  std::string help = "a named SPEC of --kv:";
+  std::vector<std::string> names;
+  for (const KvRecipe& recipe : KvRecipes()) {
+    help += fmt::format("\n  {}: {}, {}", recipe.name, recipe.spec, recipe.description);
+    names.emplace_back(recipe.name);
+  }
+  const auto find = [use = std::move(use)](const std::string& name) {
+    for (const KvRecipe& recipe : KvRecipes()) {
+      if (name == recipe.name) use(recipe.spec);
+    }
+  };
+  return command.add_option_function<std::string>("--recipe", find, help)
+      ->check(CLI::IsMember(names))
+      ->group("KV cache");
+}
+
 void KvCommandOptions::Register(CLI::App& command) {
   std::string methods = "cache method, NAME[:key=value[+key=value]] (docs/methods.md):";
   for (const MethodInfo& method : ListMethods())
     methods += "\n  " + method.name + ": " + method.description;
   const std::string group = "KV cache";
-  command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
+  CLI::Option* kv = command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
+  AddRecipe(command, [this](const std::string& recipe_spec) { spec = recipe_spec; })->excludes(kv);
   command
       .add_option(
           "--plan", plan_path,
@@ -195,6 +214,11 @@ void AllocationCommandOptions::Register(CLI::App& command) {
   command.add_flag("--separate-kv", allocation.separate_kv, "K and V of a block may differ")
       ->group(group);
   command
+      .add_flag("--mirrored", allocation.mirrored,
+                "judge block i by the sensitivities of block L-1-i, as the reference's code does "
+                "by accident (for comparison only)")
+      ->group(group);
+  command
       .add_option("--n-sink-token", allocation.cache.sink_tokens,
                   "first tokens that stay at 16 bit")
       ->check(CLI::NonNegativeNumber)
@@ -263,6 +287,7 @@ std::string FormatPlan(const Plan& plan) {
                             ? "as they are"
                             : fmt::format("stretched to {}", plan.record.effective_len));
   }
+  if (plan.mirrored) text += "allocated by mirrored sensitivities, for comparison only\n";
   text += FormatAllocation({plan.k_bits, plan.v_bits, plan.budget_bytes, 0, 0});
   int64_t total = 0;
   for (const int64_t bytes : plan.budget_bytes) total += bytes;

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,7 +16,8 @@
 
 namespace pmkvq::cli {
 
-// --kv, --plan, --kv-budget, --policy, --n-sink-token, --n-window-token, --n-init-kv-bits,
+// --kv, --recipe, --plan, --kv-budget, --policy, --n-sink-token, --n-window-token,
+// --n-init-kv-bits,
 // --kv-dtype, --reference-accounting, --chunk, --max-len, --threads.
 struct KvCommandOptions {
   std::string spec = "fp16";
@@ -31,11 +33,16 @@ struct KvCommandOptions {
   int64_t max_len = 0;
   int threads = 0;
 
+  // This must outlive the parsing of `command`.
   void Register(CLI::App& command);
   // Loads the plan and parses the values. Warns on stderr where the method leaves a budget that was
   // given unused. Throws InvalidInput, IoError.
   EngineOptions Resolve(int64_t max_sequences) const;
 };
+
+// --recipe NAME: hands the SPEC of that name to `use`. Part of KvCommandOptions; a command that
+// takes several --kv replaces it by one that adds to its list.
+CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string& spec)> use);
 
 // --dataset, --pack, --n-samples, --seq-len, --effective-len, --seed.
 struct SampleCommandOptions {
@@ -46,7 +53,8 @@ struct SampleCommandOptions {
   SampleOptions Resolve() const;
 };
 
-// --memory-budget, --fbit-choices, --max-len, --separate-kv, --n-sink-token, --n-window-token,
+// --memory-budget, --fbit-choices, --max-len, --separate-kv, --mirrored, --n-sink-token,
+// --n-window-token,
 // --kv-dtype, --reference-accounting.
 struct AllocationCommandOptions {
   std::string memory_budget;  // MiB, or a size with its unit.

@@ -110,13 +110,15 @@ const std::vector<double>& CheckedSide(const std::vector<std::vector<double>>& s
 }
 
 std::vector<KnapsackItem> MakeItems(const Sensitivity& sensitivity,
-                                    const std::vector<WidthPair>& pairs, int64_t num_layers) {
+                                    const std::vector<WidthPair>& pairs, int64_t num_layers,
+                                    bool mirrored) {
   std::vector<KnapsackItem> items(static_cast<size_t>(num_layers));
   for (const WidthPair& pair : pairs) {
     const std::vector<double>& k = CheckedSide(sensitivity.k, pair.k_bits, num_layers, "k");
     const std::vector<double>& v = CheckedSide(sensitivity.v, pair.v_bits, num_layers, "v");
     for (size_t block = 0; block < items.size(); ++block) {
-      items[block].cost.push_back(k[block] + v[block]);
+      const size_t measured = mirrored ? items.size() - 1 - block : block;
+      items[block].cost.push_back(k[measured] + v[measured]);
       items[block].bytes.push_back(pair.bytes);
     }
   }
@@ -128,9 +130,9 @@ std::vector<KnapsackItem> MakeItems(const Sensitivity& sensitivity,
 Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& options) {
   CheckSizes(options);
   const std::vector<WidthPair> pairs = WidthPairs(options);
-  const KnapsackResult solved =
-      SolveKnapsack(MakeItems(sensitivity, pairs, options.cache.geometry.num_layers),
-                    options.memory_budget_bytes);
+  const KnapsackResult solved = SolveKnapsack(
+      MakeItems(sensitivity, pairs, options.cache.geometry.num_layers, options.mirrored),
+      options.memory_budget_bytes);
   if (!solved.feasible) FailBudget(options, solved.smallest_bytes);
   Allocation allocation;
   for (const int choice : solved.choice) {

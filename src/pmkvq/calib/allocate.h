@@ -41,6 +41,9 @@ struct AllocationOptions {
   std::vector<int> fbit_choices = {4, 2};  // In any order; repeated ones count once.
   bool separate_kv = false;                // K and V of a block may differ.
   bool reference_accounting = false;       // Payload only: ReferenceBlockBytes.
+  // Block i is judged by the sensitivities of block L - 1 - i, as the reference's code does by
+  // accident. For comparison only.
+  bool mirrored = false;
 };
 struct Allocation {
   std::vector<int> k_bits;

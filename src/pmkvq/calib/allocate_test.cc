@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -272,6 +273,61 @@ TEST(Allocate, BadOptionsAreNamed) {
                             {"n-sink-token", "found 65537", "0 to 65536"});
   options = OptionsOf(0, int64_t{1} << 30);
   ExpectError<InvalidInput>([&] { Allocate(sensitivity, options); }, {"geometry"});
+}
+
+// Mirrored, each block gets what its mirror image would have got.
+TEST(Allocate, MirroredSensitivitiesMirrorTheAnswer) {
+  // Distinct, so that no tie decides.
+  const Sensitivity sensitivity = RandomSensitivity(5, 7);
+  AllocationOptions options = OptionsOf(5, 0);
+  options.fbit_choices = {8, 4, 2};
+  options.separate_kv = true;
+  const auto bytes = [&](int bits) {
+    return 5 * BlockBytes(options.cache, options.max_len, bits, bits);
+  };
+  options.memory_budget_bytes = (bytes(2) + bytes(4)) / 2;
+  Allocation plain = Allocate(sensitivity, options);
+  options.mirrored = true;
+  const Allocation mirrored = Allocate(sensitivity, options);
+  EXPECT_NE(mirrored.k_bits, plain.k_bits);
+  std::reverse(plain.k_bits.begin(), plain.k_bits.end());
+  std::reverse(plain.v_bits.begin(), plain.v_bits.end());
+  std::reverse(plain.budget_bytes.begin(), plain.budget_bytes.end());
+  EXPECT_EQ(mirrored.k_bits, plain.k_bits);
+  EXPECT_EQ(mirrored.v_bits, plain.v_bits);
+  EXPECT_EQ(mirrored.budget_bytes, plain.budget_bytes);
+  EXPECT_NEAR(mirrored.objective, plain.objective, 1e-12 * plain.objective);
+}
+
+// Three widths, K and V apart, as --fbit-choices 8,4,2 --separate-kv asks: every block of L = 2 has
+// nine choices, and none of the 81 pairs that fit is better.
+TEST(Allocate, ThreeWidthsApartEqualBruteForce) {
+  const Sensitivity sensitivity = RandomSensitivity(2, 11);
+  AllocationOptions options = OptionsOf(2, 0);
+  options.fbit_choices = {8, 4, 2};
+  options.separate_kv = true;
+  const auto bytes = [&](int k_bits, int v_bits) {
+    return BlockBytes(options.cache, options.max_len, k_bits, v_bits);
+  };
+  for (const int64_t budget : {2 * bytes(2, 2), bytes(4, 2) + bytes(2, 2), 2 * bytes(4, 2),
+                               bytes(8, 2) + bytes(4, 4), 2 * bytes(8, 8)}) {
+    options.memory_budget_bytes = budget;
+    double best = INFINITY;
+    const int widths[] = {8, 4, 2};
+    for (const int k0 : widths) {
+      for (const int v0 : widths) {
+        for (const int k1 : widths) {
+          for (const int v1 : widths) {
+            if (bytes(k0, v0) + bytes(k1, v1) > budget) continue;
+            best = std::min(
+                best, sensitivity.k[WidthIndex(k0)][0] + sensitivity.v[WidthIndex(v0)][0] +
+                          sensitivity.k[WidthIndex(k1)][1] + sensitivity.v[WidthIndex(v1)][1]);
+          }
+        }
+      }
+    }
+    EXPECT_NEAR(Allocate(sensitivity, options).objective, best, 1e-12 * best);
+  }
 }
 
 TEST(Allocate, IncompleteSensitivitiesAreNamed) {

@@ -43,6 +43,7 @@ void SetAllocation(const AllocationOptions& options, Plan& plan) {
   plan.max_len = options.max_len;
   plan.memory_budget_bytes = options.memory_budget_bytes;
   plan.reference_accounting = options.reference_accounting;
+  plan.mirrored = options.mirrored;
   plan.k_bits = std::move(allocation.k_bits);
   plan.v_bits = std::move(allocation.v_bits);
   plan.budget_bytes = std::move(allocation.budget_bytes);
@@ -109,6 +110,7 @@ AllocationOptions AllocationOptionsOf(const Plan& plan) {
   options.max_len = plan.max_len;
   options.memory_budget_bytes = plan.memory_budget_bytes;
   options.reference_accounting = plan.reference_accounting;
+  options.mirrored = plan.mirrored;
   options.separate_kv = plan.k_bits != plan.v_bits;
   options.fbit_choices.clear();
   for (const int bits : kWidths) {

@@ -82,6 +82,8 @@ std::string ToJson(const Plan& plan, const std::string& tensor_hash) {
   json.Key("max_len").Int(plan.max_len);
   json.Key("memory_budget_bytes").Int(plan.memory_budget_bytes);
   json.Key("reference_accounting").Bool(plan.reference_accounting);
+  // Left out where it is false, which is what its absence says.
+  if (plan.mirrored) json.Key("mirrored").Bool(true);
   json.Key("k_bits").Array(plan.k_bits);
   json.Key("v_bits").Array(plan.v_bits);
   json.Key("budget_bytes").Array(plan.budget_bytes);
@@ -203,6 +205,7 @@ void ReadAllocation(const JsonValue& root, Plan& plan) {
   plan.max_len = root.At("max_len").AsInt(1, kMaxTokens);
   plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
   plan.reference_accounting = root.At("reference_accounting").AsBool();
+  if (root.Has("mirrored")) plan.mirrored = root.At("mirrored").AsBool();
   plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers);
   plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers);
   const JsonValue budgets = ReadPerBlock(root, "budget_bytes", plan.geometry.num_layers);

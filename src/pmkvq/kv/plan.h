@@ -45,6 +45,7 @@ struct Plan {
   int64_t max_len = 0;
   int64_t memory_budget_bytes = 0;
   bool reference_accounting = false;
+  bool mirrored = false;  // Block i was judged by the sensitivities of block L - 1 - i.
 
   // Its result, size L each.
   std::vector<int> k_bits;

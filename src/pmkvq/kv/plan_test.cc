@@ -92,6 +92,16 @@ TEST_F(PlanTest, ReadsBackWhatWasSaved) {
   EXPECT_EQ(read.record.seed, ~uint64_t{0});
 }
 
+TEST_F(PlanTest, SaysWhenSensitivitiesWereMirrored) {
+  Plan plan = SomePlan();
+  SavePlan(plan, path_);
+  EXPECT_EQ(ReadFile(path_).find("mirrored"), std::string::npos);
+  EXPECT_FALSE(LoadPlan(path_).mirrored);
+  plan.mirrored = true;
+  SavePlan(plan, path_);
+  EXPECT_TRUE(LoadPlan(path_).mirrored);
+}
+
 TEST_F(PlanTest, SensitivityAndScalesAreOptional) {
   for (const DType dtype : {DType::kF16, DType::kF32}) {
     Plan plan = SomePlan();

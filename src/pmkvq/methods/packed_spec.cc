@@ -27,6 +27,11 @@ constexpr PackedMethod kMethods[] = {
      true, 2},
 };
 
+constexpr KvRecipe kRecipes[] = {
+    {"paper", "pm-kvq", "as published"},
+    {"best", "pm-kvq:policy=oldest-first", "what does best at equal bytes (docs/results.md)"},
+};
+
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
 
 // A packed SPEC with its keys. Negative, 0 or empty: not given.
@@ -193,6 +198,8 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const
 }  // namespace
 
 std::span<const PackedMethod> PackedMethods() { return kMethods; }
+
+std::span<const KvRecipe> KvRecipes() { return kRecipes; }
 
 const PackedMethod* FindPackedMethod(std::string_view name) {
   for (const PackedMethod& method : kMethods) {

@@ -45,6 +45,14 @@ const PackedMethod* FindPackedMethod(std::string_view name);
 // Throws InvalidInput for a wrong key of a packed SPEC, and what LoadPlan throws.
 KvOptions ApplySpecKeys(const KvOptions& options);
 
+// Settings of pm-kvq by name: --recipe NAME stands for --kv SPEC.
+struct KvRecipe {
+  const char* name;
+  const char* spec;
+  const char* description;
+};
+std::span<const KvRecipe> KvRecipes();
+
 // What packed and simulated methods have in common. Throws InvalidInput: a plan for other shapes, a
 // negative budget.
 void CheckCommonOptions(const KvOptions& options, const KvRequirements& requirements);

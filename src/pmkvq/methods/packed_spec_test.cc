@@ -205,6 +205,18 @@ TEST(PackedSpec, OptionsOfSimulatedMethodsAreLeftAlone) {
   EXPECT_EQ(ApplySpecKeys(options).plan, options.plan);
 }
 
+TEST(PackedSpec, RecipesAreSpecsThatResolve) {
+  std::vector<std::string> names;
+  for (const KvRecipe& recipe : KvRecipes()) {
+    names.emplace_back(recipe.name);
+    KvOptions options = OptionsFor(recipe.spec);
+    options.budget_bytes = 1000000;
+    EXPECT_NO_THROW(Resolve(options)) << recipe.spec;
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"paper", "best"}));
+  EXPECT_STREQ(KvRecipes()[0].spec, "pm-kvq") << "the defaults are the paper's";
+}
+
 TEST(PackedSpec, WrongKeysAreNamed) {
   const auto expect = [](const std::string& spec, std::initializer_list<std::string> parts) {
     ExpectError<InvalidInput>([&] { Resolve(spec); }, parts);
