@@ -5,13 +5,14 @@
 // token behind the newest R, groups of G.
 //
 // The widths are the same for all layers (k=, v=) or, with from=FILE, each layer gets one of the
-// paper's five pairs: calibration measures by how much the loss grows when one layer alone is
+// paper's five pairs: calibration measures by how much the loss moves when one layer alone is
 // quantised at a pair, and the pairs with the least sum under an average of `bits` are found
 // exactly. The paper searches for them by accuracy on a task.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <span>
 #include <vector>
@@ -34,8 +35,8 @@ struct WidthPair {
 constexpr std::array<WidthPair, 5> kPairs = {{{8, 8}, {8, 4}, {4, 4}, {4, 2}, {2, 2}}};
 constexpr auto kNumPairs = static_cast<int64_t>(kPairs.size());
 constexpr double kDefaultBits = 3.25;
-constexpr char kLoss[] = "loss_increase";  // Per block, by pair.
-constexpr char kFormName[] = "form";       // See Form::Numbers.
+constexpr char kLoss[] = "loss_change";  // Per block, by pair.
+constexpr char kFormName[] = "form";     // See Form::Numbers.
 
 // How a layer is quantised, but for its widths.
 struct Form {
@@ -90,7 +91,8 @@ std::vector<WidthPair> ChoosePairs(const MethodData& data, const Form& form, dou
     const float* loss = data.Get(BlockTensorName(kLoss, layer), {kNumPairs}).As<float>();
     KnapsackItem item;
     for (size_t i = 0; i < kPairs.size(); ++i) {
-      item.cost.push_back(double{loss[i]});
+      // Fewer bits never cost less; what says so is chance.
+      item.cost.push_back(i == 0 ? double{loss[0]} : std::max(item.cost.back(), double{loss[i]}));
       item.bytes.push_back(kPairs[i].k_bits + kPairs[i].v_bits);
     }
     items.push_back(std::move(item));
@@ -208,28 +210,29 @@ class LayerError {
   std::vector<float> v_;
 };
 
-// Per layer and pair, by how much the mean next-token loss of one sample grows with that pair in
-// that layer alone. All tokens that have left the window at the sample's end are quantised from the
-// start, so that one pass measures all positions. Cost: L * 5 passes.
-std::vector<double> LossIncreases(const Form& form, const MethodContext& context,
-                                  const CancelFlag* cancel, std::span<const int32_t> tokens,
-                                  std::span<const int64_t> positions, Profile<float>& profile) {
+// Per layer and pair, by how much the mean next-token loss of one sample moves with that pair in
+// that layer alone. Where the text cannot be predicted, errors that make the model less sure lower
+// the loss, so it is the distance that counts. All tokens that have left the window at the sample's
+// end are quantised from the start, so that one pass measures all positions. Cost: L * 5 passes.
+std::vector<double> LossChanges(const Form& form, const MethodContext& context,
+                                const CancelFlag* cancel, std::span<const int32_t> tokens,
+                                std::span<const int64_t> positions, Profile<float>& profile) {
   std::vector<LayerError> layers;
   const double exact = profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
     layers.emplace_back(form, context.geometry, states);
   });
-  std::vector<double> increases;
+  std::vector<double> changes;
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     for (const WidthPair& pair : kPairs) {
       ThrowIfCancelled(cancel, "kvtuner");
       const std::vector<float> of_k = layers[layer].OfKeys({pair.k_bits, context.float_type});
       const std::vector<float> of_v = layers[layer].OfValues({pair.v_bits, context.float_type});
-      increases.push_back(profile.PerturbedLoss(tokens, positions, static_cast<int64_t>(layer),
-                                                of_k.data(), of_v.data()) -
-                          exact);
+      const double loss = profile.PerturbedLoss(tokens, positions, static_cast<int64_t>(layer),
+                                                of_k.data(), of_v.data());
+      changes.push_back(std::abs(loss - exact));
     }
   }
-  return increases;
+  return changes;
 }
 
 // Means over samples, for ChoosePairs.
@@ -250,7 +253,7 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   step.options = fmt::format("{} {}", Form::Describe(form.Numbers()), NameOf(context.float_type));
   step.num_values = static_cast<size_t>(context.geometry.num_layers * kNumPairs);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
-    return LossIncreases(form, context, calibration.cancel, tokens, positions, profile);
+    return LossChanges(form, context, calibration.cancel, tokens, positions, profile);
   };
   const std::vector<double> sums = LoopOverSamples(calibration, step);
 

@@ -148,9 +148,9 @@ TEST(KvTuner, CalibrationMeasuresOneLayerAtATime) {
 
   Profile<float> profile(*model, 1);
   for (int64_t layer = 0; layer < 3; ++layer) {
-    const float* found = data.Get(BlockTensorName("loss_increase", layer), {5}).As<float>();
+    const float* found = data.Get(BlockTensorName("loss_change", layer), {5}).As<float>();
     for (size_t pair = 0; pair < 5; ++pair) {
-      double increase = 0;
+      double change = 0;
       for (size_t sample = 0; sample < 2; ++sample) {
         const std::vector<int64_t> positions = samples.Positions(sample, 0);
         std::pair<std::vector<float>, std::vector<float>> errors;
@@ -159,13 +159,13 @@ TEST(KvTuner, CalibrationMeasuresOneLayerAtATime) {
                                                if (states.layer != layer) return;
                                                errors = ChannelErrors(states, kPairs[pair]);
                                              });
-        increase += profile.PerturbedLoss(samples.tokens[sample], positions, layer,
-                                          errors.first.data(), errors.second.data()) -
-                    exact;
+        const double loss = profile.PerturbedLoss(samples.tokens[sample], positions, layer,
+                                                  errors.first.data(), errors.second.data());
+        change += std::abs(loss - exact);
       }
-      EXPECT_NEAR(found[pair], increase / 2, 1e-6) << layer << " " << pair;
+      EXPECT_NEAR(found[pair], change / 2, 1e-6) << layer << " " << pair;
     }
-    EXPECT_GT(std::abs(found[4]), std::abs(found[0])) << layer;
+    EXPECT_GT(found[4], found[0]) << layer;
   }
 }
 
@@ -180,7 +180,7 @@ void SaveLosses(const std::vector<std::array<float, 5>>& losses, const std::stri
   for (size_t layer = 0; layer < losses.size(); ++layer) {
     Tensor tensor(DType::kF32, {5});
     std::copy(losses[layer].begin(), losses[layer].end(), tensor.As<float>());
-    data.tensors.emplace(BlockTensorName("loss_increase", static_cast<int64_t>(layer)),
+    data.tensors.emplace(BlockTensorName("loss_change", static_cast<int64_t>(layer)),
                          std::move(tensor));
   }
   Tensor form(DType::kF32, {3});
@@ -198,7 +198,9 @@ std::vector<size_t> BruteForce(const std::vector<std::array<float, 5>>& losses, 
     double loss = 0;
     int sum = 0;
     for (size_t layer = 0; layer < 3; ++layer) {
-      loss += double{losses[layer][pairs[layer]]};
+      // Not less than a wider pair's.
+      loss += double{
+          *std::max_element(losses[layer].begin(), losses[layer].begin() + pairs[layer] + 1)};
       sum += kPairs[pairs[layer]].first + kPairs[pairs[layer]].second;
     }
     if (sum <= bits * 6 + 1e-9 && loss < best_loss) {
@@ -213,7 +215,7 @@ TEST(KvTuner, LayersGetThePairsOfLeastLossUnderTheBits) {
   const TempFolder folder;
   const std::string path = folder.File("losses.safetensors");
   const std::vector<std::array<float, 5>> losses = {{0.001f, 0.02f, 0.03f, 0.31f, 0.9f},
-                                                    {-0.001f, 0.004f, 0.003f, 0.05f, 0.08f},
+                                                    {0.001f, 0.004f, 0.003f, 0.05f, 0.01f},
                                                     {0.0f, 0.001f, 0.2f, 0.21f, 0.22f}};
   SaveLosses(losses, path);
   for (const double bits : {2.0, 2.4, 3.0, 3.25, 4.0, 5.5, 8.0}) {
