@@ -136,9 +136,12 @@ std::vector<std::string> Notes(const Comparison& comparison) {
       "p: exact two-sided McNemar test of the problems that only one of the two solved."};
   if (comparison.num_responses > 1) {
     notes.push_back(fmt::format(
-        "Shares are pass@1 over all {} responses. A pair is one problem and one response index; "
-        "test and intervals treat the responses to one problem as independent.",
+        "Shares are pass@1 over all {} responses to each problem. A pair is one problem and "
+        "one response index;",
         comparison.num_responses));
+    notes.emplace_back(
+        "test and intervals treat the responses to one problem as independent, which they are not "
+        "quite.");
   }
   notes.emplace_back(
       comparison.max_len > 0 && comparison.geometry
