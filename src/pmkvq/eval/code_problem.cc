@@ -245,23 +245,23 @@ CodeTests ParseCodeTests(std::string_view json, const std::string& source) {
 std::optional<std::string> ExtractCode(std::string_view response) {
   std::optional<std::string> marked;
   std::optional<std::string> unmarked;
-  std::optional<Fence> open;
+  Fence open;  // Length 0: none.
   std::string block;
   while (!response.empty()) {
     const size_t end = std::min(response.find('\n'), response.size());
     const std::string_view line = response.substr(0, end);
     response.remove_prefix(std::min(end + 1, response.size()));
     const Fence fence = ParseFence(line);
-    if (open && fence.length >= open->length && fence.mark.empty()) {
-      if (IsPythonMark(open->mark)) marked = block;
-      if (open->mark.empty()) unmarked = block;
-      open.reset();
-    } else if (fence.length > 0 && (!open || IsPythonMark(fence.mark))) {
+    if (open.length > 0 && fence.length >= open.length && fence.mark.empty()) {
+      if (IsPythonMark(open.mark)) marked = block;
+      if (open.mark.empty()) unmarked = block;
+      open = {};
+    } else if (fence.length > 0 && (open.length == 0 || IsPythonMark(fence.mark))) {
       // A marked fence opens a block even where the one before was left open.
       open = fence;
       block.clear();
-    } else if (open) {
-      block += Unindent(line, open->indent);
+    } else if (open.length > 0) {
+      block += Unindent(line, open.indent);
       block += '\n';
     }
   }
