@@ -28,8 +28,9 @@ struct ProgramResult {
 
 // How a run ends early.
 struct Interrupt {
-  int after_ms = -1;     // Sends SIGINT after this time; -1: never.
+  int after_ms = -1;     // Sends the signal after this time; -1: never.
   bool doubled = false;  // And once more at once, as a launcher does that passes Ctrl-C on.
+  int signal = SIGINT;
 };
 
 inline std::string Slurp(const std::string& path) {
@@ -61,10 +62,10 @@ inline ProgramResult RunProgram(const std::vector<std::string>& args, const std:
   }
   if (interrupt.after_ms >= 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(interrupt.after_ms));
-    kill(child, SIGINT);
+    kill(child, interrupt.signal);
     if (interrupt.doubled) {
       std::this_thread::sleep_for(std::chrono::microseconds(500));
-      kill(child, SIGINT);
+      kill(child, interrupt.signal);
     }
   }
   int status = 0;

@@ -114,19 +114,14 @@ class GradingObserver : public EngineObserver {
   std::map<RequestId, Pending> pending_;
 };
 
-Request MakeRequest(const Tokenizer& tokenizer, const EvaluationOptions& options,
-                    const Pending& pending) {
-  Request request;
-  request.prompt_ids =
-      tokenizer.Encode(options.chat_template.Render({{"user", pending.problem->problem}}, true));
-  if (options.chat_template.format == ChatFormat::kNone) {
-    const std::vector<int32_t>& prefix = tokenizer.prefix_ids();
-    request.prompt_ids.insert(request.prompt_ids.begin(), prefix.begin(), prefix.end());
+std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                  const ProblemRow& problem) {
+  std::vector<int32_t> ids =
+      tokenizer.Encode(chat_template.Render({{"user", problem.problem}}, true));
+  if (chat_template.format == ChatFormat::kNone) {
+    ids.insert(ids.begin(), tokenizer.prefix_ids().begin(), tokenizer.prefix_ids().end());
   }
-  request.sampling = options.sampling;
-  request.seed = ResponseSeed(options.seed, pending.problem->id, pending.response);
-  request.max_tokens = pending.max_tokens;
-  return request;
+  return ids;
 }
 
 std::string HashOfFile(const std::string& path) {
@@ -238,9 +233,21 @@ double Evaluate(const std::shared_ptr<Model>& model,
   if (pending.empty()) return 0;
   Engine engine(model, tokenizer, options.engine);
   GradingObserver grader(grading, log, observer, on_response);
+  const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.
+  std::vector<int32_t> prompt_ids;
   for (const Pending& one : pending) {
+    if (IsCancelled(cancel)) return 0;
     try {
-      grader.Expect(engine.Submit(MakeRequest(*tokenizer, options, one)), one);
+      if (one.problem != encoded) {
+        prompt_ids = EncodePrompt(*tokenizer, options.chat_template, *one.problem);
+        encoded = one.problem;
+      }
+      Request request;
+      request.prompt_ids = prompt_ids;
+      request.sampling = options.sampling;
+      request.seed = ResponseSeed(options.seed, one.problem->id, one.response);
+      request.max_tokens = one.max_tokens;
+      grader.Expect(engine.Submit(std::move(request)), one);
     } catch (const InvalidInput& error) {
       throw InvalidInput("problem " + one.problem->id, error.what());
     }
