@@ -11,7 +11,8 @@ packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
 for group in "$@"; do
   case "$group" in
     build) ;;
-    test) packages+=(libgtest-dev librapidcheck-dev python3) ;;
+    # chromium opens the pages that `pmkvq analyze` writes.
+    test) packages+=(libgtest-dev librapidcheck-dev python3 chromium) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-14-dev) ;;

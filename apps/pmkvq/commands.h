@@ -19,6 +19,8 @@ void AddEval(CLI::App& app);
 void AddCompare(CLI::App& app);
 void AddJudge(CLI::App& app);
 void AddDemo(CLI::App& app);
+// The arguments are shown on the pages that they made.
+void AddAnalyze(CLI::App& app, int argc, const char* const* argv);
 void AddInspect(CLI::App& app);
 
 }  // namespace pmkvq::cli

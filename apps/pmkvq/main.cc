@@ -32,6 +32,7 @@ int Run(int argc, char** argv) {
   pmkvq::cli::AddCompare(app);
   pmkvq::cli::AddJudge(app);
   pmkvq::cli::AddPerplexity(app);
+  pmkvq::cli::AddAnalyze(app, argc, argv);
   pmkvq::cli::AddLogits(app);
   pmkvq::cli::AddTokenize(app);
   pmkvq::cli::AddInspect(app);

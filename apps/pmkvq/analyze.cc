@@ -1,0 +1,66 @@
+// pmkvq analyze: experiments around the cache, each with JSON and one page of charts.
+#include "analyze.h"
+
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/file.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+
+void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) {
+  command.add_option("--model", model, "model folder")->required();
+  command.add_option("--data", data, data_text);
+  command.add_option("--chat-template", chat_template, "see pmkvq run --help");
+  command.add_flag("--quick", quick, "small sizes: shows that it works, not what is true");
+  command.add_option("--json", json, "write the result as JSON (- for stdout)");
+  command.add_option("--html", html, "write one self-contained page with charts");
+}
+
+void AnalysisOptions::CheckOutputs() const {
+  if (json.empty() && html.empty()) throw CLI::RequiredError("--json or --html");
+  CheckFileName(html, "--html");
+  CheckWritable(json);
+  CheckWritable(html);
+}
+
+void AnalysisOptions::Write(const std::string& json_text, const HtmlPage& page) const {
+  WriteJson(json, json_text);
+  if (html.empty()) return;
+  WriteFileAtomically(html, page.Render());
+  if (json != "-") Print(fmt::format("page: {}\n", html));
+}
+
+std::string AnalysisOptions::DataPath(const std::string& path, const char* name,
+                                      const char* option) const {
+  if (!path.empty()) return path;
+  std::string shipped = JoinPath(model, name);
+  if (!FileExists(shipped)) {
+    throw InvalidInput(option,
+                       fmt::format("not given, and {} is not there; expected a file", shipped));
+  }
+  return shipped;
+}
+
+std::vector<int32_t> TextIds(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> ids = tokenizer.prefix_ids();
+  const std::vector<int32_t> rest = tokenizer.Encode(text);
+  ids.insert(ids.end(), rest.begin(), rest.end());
+  return ids;
+}
+
+void AddAnalyze(CLI::App& app, int argc, const char* const* argv) {
+  CLI::App* analyze = app.add_subcommand(
+      "analyze", "experiments: error growth along a chain, transfer between tasks, interpolation");
+  analyze->require_subcommand(1);
+  std::vector<std::string> arguments = {"pmkvq"};
+  for (int i = 1; i < argc; ++i) arguments.emplace_back(argv[i]);
+  const std::string command_line = ShellCommand(arguments);
+  AddErrorGrowth(*analyze, command_line);
+  AddTransfer(*analyze, command_line);
+  AddInterpolation(*analyze, command_line);
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,50 @@
+// What the three analyses share on the command line.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common_options.h"
+#include "pmkvq/eval/html_page.h"
+#include "pmkvq/io/dataset.h"
+
+namespace pmkvq::cli {
+
+void AddErrorGrowth(CLI::App& analyze, const std::string& command_line);
+void AddTransfer(CLI::App& analyze, const std::string& command_line);
+void AddInterpolation(CLI::App& analyze, const std::string& command_line);
+
+// --model, --data, --chat-template, --quick, --json, --html.
+struct AnalysisOptions {
+  std::string model;
+  std::string data;
+  std::string chat_template;
+  std::string json;
+  std::string html;
+  bool quick = false;
+  std::string command_line;  // Shown on the page.
+
+  void Register(CLI::App& command, const std::string& data_text);
+  // Refuses outputs that cannot be written, and wrong usage when there is neither.
+  void CheckOutputs() const;
+  // Writes both, says where the page is.
+  void Write(const std::string& json_text, const HtmlPage& page) const;
+  // `path`, or MODEL/name where that is empty. Throws InvalidInput naming `option` when there is no
+  // such file either.
+  std::string DataPath(const std::string& path, const char* name, const char* option) const;
+};
+
+// A value that was not given takes the default of a full run, or that of --quick.
+template <class T>
+T Chosen(const T& given, const T& none, bool quick, const T& full_default, const T& quick_default) {
+  if (given != none) return given;
+  return quick ? quick_default : full_default;
+}
+
+// The ids of a text as calibration takes them: special tokens parsed, prefix in front.
+std::vector<int32_t> TextIds(const Tokenizer& tokenizer, const std::string& text);
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,214 @@
+// pmkvq analyze interpolation: calibration with stretched positions, measured on long texts.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "analyze.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/eval/analysis/interpolation.h"
+#include "pmkvq/eval/analysis/placement.h"
+#include "pmkvq/eval/analysis/texts.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+struct Options {
+  AnalysisOptions common;
+  std::string dataset;
+  std::string pack = "concat";
+  std::string seq_lens;
+  std::string factors;
+  int64_t num_samples = 0;
+  int64_t num_texts = 0;
+  int64_t grid = 0;
+  int64_t chunk = 16;
+  uint64_t seed = 42;
+  int threads = 0;
+  AllocationCommandOptions allocation;
+};
+
+// Distinct positive numbers, ascending.
+std::vector<int64_t> ParseList(const std::string& text, const char* option, int64_t least) {
+  std::vector<int64_t> values;
+  for (const int32_t value : ParseIds(text, option)) {
+    if (value < least) {
+      throw InvalidInput(option, fmt::format("found {}, expected {} or more", value, least));
+    }
+    values.push_back(value);
+  }
+  if (values.empty()) {
+    throw InvalidInput(option, fmt::format("found '{}', expected numbers like 1,2,4", text));
+  }
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+
+// The longest chains that fit, as many of each task as of any other.
+std::vector<std::vector<int32_t>> EvaluationTexts(const Options& options,
+                                                  const Tokenizer& tokenizer, int64_t per_task,
+                                                  int64_t max_len) {
+  const std::string path = options.common.DataPath(options.common.data, "problems.jsonl", "--data");
+  const ChatTemplate chat_template =
+      ResolveChatTemplate(options.common.chat_template, options.common.model);
+  std::map<std::string, std::vector<ProblemRow>> rows;
+  for (ProblemRow& row : LoadProblems(path)) {
+    if (!row.reference_chain.empty()) rows[row.task].push_back(std::move(row));
+  }
+  std::vector<std::vector<int32_t>> texts;
+  for (auto& [task, problems] : rows) {
+    std::stable_sort(problems.begin(), problems.end(), [](const auto& a, const auto& b) {
+      return a.reference_chain.size() > b.reference_chain.size();
+    });
+    // In characters, so that few are tokenised; the longest of those that fit are near.
+    std::vector<std::vector<int32_t>> fitting;
+    for (const ProblemRow& problem : problems) {
+      if (std::ssize(fitting) == 2 * per_task) break;
+      std::vector<int32_t> ids = TextIds(tokenizer, ProblemText(problem, chat_template));
+      if (std::ssize(ids) <= max_len) fitting.push_back(std::move(ids));
+    }
+    for (std::vector<int32_t>& ids : LongestTexts(fitting, per_task, max_len)) {
+      texts.push_back(std::move(ids));
+    }
+  }
+  if (texts.empty()) {
+    throw InvalidInput(path, fmt::format("found no problem whose reference_chain fits --max-len "
+                                         "{}, expected one at least",
+                                         max_len));
+  }
+  return texts;
+}
+
+Samples SamplesOf(const Options& options, const Model& model, const Tokenizer& tokenizer,
+                  int64_t seq_len, int64_t num_samples, LogSink* log) {
+  SampleOptions samples;
+  samples.dataset = options.common.DataPath(options.dataset, "calibration.jsonl", "--dataset");
+  samples.packing = ParsePacking(options.pack);
+  samples.num_samples = num_samples;
+  samples.seq_len = seq_len;
+  samples.seed = options.seed;
+  return DrawSamples(samples, model.config(), &tokenizer, log);
+}
+
+void PrintTable(const Interpolation& interpolation) {
+  std::string text =
+      fmt::format("{:>8} {:>7} {:>17} {:>11} {:>11} {:>20}  {}\n", "context", "factor",
+                  "calibration loss", "mean alpha", "KL to fp16", "KL, placement only", "bits");
+  for (const InterpolationPoint& point : interpolation.points) {
+    double alpha = 0;
+    for (const double value : point.alpha) alpha += value;
+    text +=
+        fmt::format("{:>8} {:>7} {:>17} {:>11.3f} {:>11} {:>20}  {}\n", point.seq_len, point.factor,
+                    FormatNumber(point.calibration_loss),
+                    alpha / static_cast<double>(point.alpha.size()), FormatNumber(point.cache.kl),
+                    FormatNumber(point.placement_only.kl), WidthsText(point.k_bits, point.v_bits));
+  }
+  Print(text);
+}
+
+void Run(const Options& options) {
+  options.common.CheckOutputs();
+  const bool quick = options.common.quick;
+  const std::shared_ptr<Model> model = Model::Load(options.common.model);
+  const int64_t positions = model->config().max_position_embeddings;
+  InterpolationOptions analysis;
+  AllocationCommandOptions allocation = options.allocation;
+  allocation.allocation.max_len = Chosen<int64_t>(allocation.allocation.max_len, 0, quick,
+                                                  std::min<int64_t>(4096, positions), 640);
+  const bool has_budget = !allocation.memory_budget.empty();
+  if (!has_budget) allocation.memory_budget = "1";
+  analysis.allocation = allocation.Resolve();
+  analysis.allocation.cache.geometry = model->kv_geometry();
+  if (!has_budget) {
+    analysis.allocation.memory_budget_bytes = ChoosingBudget(analysis.allocation);
+  }
+  analysis.factors = ParseList(
+      Chosen<std::string>(options.factors, "", quick, "1,2,4,8,16,32", "1,4"), "--factors", 1);
+  analysis.rep_scales.grid = static_cast<int>(Chosen<int64_t>(options.grid, 0, quick, 20, 4));
+  analysis.chunk = options.chunk;
+  analysis.num_threads = ResolveThreads(options.threads);
+  ProgressBar progress;
+  StderrLog log;
+  analysis.progress = &progress;
+  analysis.log = &log;
+  analysis.cancel = InterruptFlag();
+
+  const auto tokenizer = Tokenizer::Load(options.common.model);
+  for (const int64_t seq_len :
+       ParseList(Chosen<std::string>(options.seq_lens, "", quick, "1024,2048", "128,256"),
+                 "--seq-len", 2)) {
+    if (seq_len > positions) {
+      throw InvalidInput("--seq-len", fmt::format("found {}, expected at most the model's {} "
+                                                  "positions",
+                                                  seq_len, positions));
+    }
+    analysis.samples.push_back(SamplesOf(options, *model, *tokenizer, seq_len,
+                                         Chosen<int64_t>(options.num_samples, 0, quick, 2, 1),
+                                         &log));
+  }
+  analysis.texts =
+      EvaluationTexts(options, *tokenizer, Chosen<int64_t>(options.num_texts, 0, quick, 1, 1),
+                      analysis.allocation.max_len);
+  if (quick) analysis.texts.resize(1);
+  const Interpolation interpolation = MeasureInterpolation(model, analysis);
+  if (options.common.json != "-") PrintTable(interpolation);
+  options.common.Write(InterpolationJson(interpolation, options.common.command_line),
+                       InterpolationPage(interpolation, options.common.command_line));
+}
+
+}  // namespace
+
+void AddInterpolation(CLI::App& analyze, const std::string& command_line) {
+  auto options = std::make_shared<Options>();
+  options->common.command_line = command_line;
+  CLI::App* command = analyze.add_subcommand(
+      "interpolation", "calibration at stretched positions, measured on long texts");
+  options->common.Register(*command,
+                           "problems with reference_chain to evaluate on, .jsonl (default: "
+                           "problems.jsonl in the model folder)");
+  command->add_option("--dataset", options->dataset,
+                      "calibration texts: .jsonl (text or input_ids) or .txt (default: "
+                      "calibration.jsonl in the model folder)");
+  command
+      ->add_option("--pack", options->pack,
+                   "concat: cut the joined texts; single: one text per sample")
+      ->check(CLI::IsMember({"concat", "single"}))
+      ->capture_default_str();
+  command->add_option("--factors", options->factors,
+                      "position distances between tokens (default: 1,2,4,8,16,32)");
+  command->add_option("--seq-len", options->seq_lens,
+                      "tokens per calibration sequence, one or more (default: 1024,2048)");
+  command->add_option("--n-samples", options->num_samples, "sequences of each length (0: 2)")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--n-texts", options->num_texts,
+                   "texts to evaluate on, per task: the longest that fit --max-len (0: 1)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--grid", options->grid, "grid points of the scale search (0: 20)")
+      ->check(CLI::Range(0, 1000));
+  command
+      ->add_option("--chunk", options->chunk,
+                   "tokens per step of the evaluation; 1 is exactly what decoding does")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "seed of the shuffle of calibration texts")
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "worker threads (0: all processors)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  options->allocation.allocation.max_len = 0;
+  options->allocation.Register(*command);
+  command->get_option("--memory-budget")
+      ->required(false)
+      ->description(
+          "for one sequence, all blocks: MiB, or a size with its unit (default: a quarter of the "
+          "blocks at the widest choice, the others at the narrowest)");
+  command->get_option("--max-len")
+      ->description("tokens that the budget is for, and of the longest text (default: 4096)")
+      ->default_str("");
+  command->callback([options] { Run(*options); });
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,68 @@
+// Attention distributions of a cache, as they come out of the keys that it really holds.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kv/kv_store.h"
+
+namespace pmkvq {
+
+// Reads the stored keys of one block as attention sees them: at their present widths, after RoPE.
+// keys [tokens, Hkv, D]. `rope` is the model's, for methods that keep keys before RoPE.
+// Call between Forwards, with nothing reserved. Throws Unsupported for a store of another kind.
+void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,
+                    SequenceId seq, int64_t layer, std::vector<float>& keys);
+
+// A KvStore that passes everything on to another one and, when it is asked to, works out the
+// attention weights of one new token beside it. The other store's results do not change.
+class AttentionRecorder final : public KvStore {
+ public:
+  // `rope` must outlive the recorder.
+  AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
+                    const RopeTable& rope);
+
+  // Records the next Forward, which must be of one token of `seq` alone. Keys are read now, before
+  // Reserve: where that Reserve halves pages, the weights are those of the wider ones.
+  // Cost: the sequence's keys, decoded once (and its values, which packed caches decode along).
+  void RecordNext(SequenceId seq);
+  // Logarithms of the attention weights of the recorded token, per block [H, tokens + 1]: over
+  // the stored tokens and itself.
+  const std::vector<std::vector<float>>& log_weights() const { return log_weights_; }
+
+  std::optional<SequenceId> Open() override { return store_->Open(); }
+  void Close(SequenceId seq) override { store_->Close(seq); }
+  [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override {
+    return store_->Reserve(seq, num_tokens);
+  }
+  void BeginForward(const Batch& batch) override { store_->BeginForward(batch); }
+  KvExtraNeeds ExtraNeeds() const override { return store_->ExtraNeeds(); }
+  void OfferExtras(int64_t layer, const KvExtras& extras) override {
+    store_->OfferExtras(layer, extras);
+  }
+  void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                       float* out) override;
+  void EndForward() override;
+  void Truncate(SequenceId seq, int64_t num_tokens) override { store_->Truncate(seq, num_tokens); }
+  int64_t NumTokens(SequenceId seq) const override { return store_->NumTokens(seq); }
+  KvSequenceStats SequenceStats(SequenceId seq) const override {
+    return store_->SequenceStats(seq);
+  }
+  KvLayerStats LayerStats(SequenceId seq, int64_t layer) const override {
+    return store_->LayerStats(seq, layer);
+  }
+  KvStoreStats StoreStats() const override { return store_->StoreStats(); }
+  std::vector<HalvingEvent> TakeHalvingEvents() override { return store_->TakeHalvingEvents(); }
+
+ private:
+  std::unique_ptr<KvStore> store_;
+  KvGeometry geometry_;
+  const RopeTable& rope_;
+  bool recording_ = false;
+  std::vector<std::vector<float>> keys_;         // Per block, as read by RecordNext.
+  std::vector<std::vector<float>> log_weights_;  // Per block.
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,139 @@
+// Draws the charts that the page describes in <script id="charts" type="application/json">: a list
+// of {kind, title, xLabel, yLabel, logX, logY, stepped, categories, series: [{name, x, y, dashed}]}.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // Okabe and Ito's colours, told apart with the usual colour blindnesses; lighter ones on dark.
+  const palettes = {
+    light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#3b8fc4", "#6f4aa8", "#4d4d4d"],
+    dark: ["#56b4e9", "#ff8c42", "#2fc79a", "#e79bc6", "#f0e442", "#9ecbff", "#b79bf0", "#c7c7c7"],
+  };
+  // Filled ones: they show in the legend whatever the border is.
+  const shapes = ["circle", "rect", "triangle", "rectRot", "rectRounded"];
+  const charts = [];
+
+  function style(name) {
+    return getComputedStyle(root).getPropertyValue(name).trim();
+  }
+
+  function shortNumber(value) {
+    const size = Math.abs(value);
+    if (value === 0) return "0";
+    if (size < 1e-3 || size >= 1e6) return value.toExponential(0).replace("e+", "e");
+    if (size >= 1000) return value.toLocaleString("en");
+    return String(Number(value.toPrecision(3)));
+  }
+
+  // Powers of ten alone where an axis spans many, else the usual steps.
+  function logTick(value, index, ticks) {
+    const mantissa = value / Math.pow(10, Math.floor(Math.log10(value) + 1e-9));
+    const decades = Math.log10(ticks[ticks.length - 1].value / ticks[0].value);
+    const keep = decades > 2 ? [1] : [1, 2, 5];
+    return keep.some((m) => Math.abs(mantissa - m) < 1e-6) ? shortNumber(value) : null;
+  }
+
+  function points(chart, series) {
+    const usable = (y) => y !== null && (!chart.logY || y > 0);
+    if (chart.kind === "bar") return series.y.map((y) => (usable(y) ? y : null));
+    return series.x.map((x, i) => ({ x: x, y: usable(series.y[i]) ? series.y[i] : null }));
+  }
+
+  function dataset(chart, series, index) {
+    const many = chart.kind === "line" && series.y.length > 80;
+    return {
+      label: series.name,
+      data: points(chart, series),
+      borderWidth: chart.kind === "line" ? 2 : 0,
+      borderDash: series.dashed ? [6, 4] : [],
+      pointStyle: chart.kind === "bar" ? "rect" : shapes[index % shapes.length],
+      pointRadius: many ? 0 : 3,
+      stepped: chart.stepped ? "before" : false,
+      tension: 0,
+    };
+  }
+
+  function axis(chart, name) {
+    const log = name === "x" ? chart.logX : chart.logY;
+    const result = {
+      title: { display: true, text: name === "x" ? chart.xLabel : chart.yLabel },
+      ticks: {},
+      grid: {},
+      border: {},
+    };
+    if (name === "x" && chart.kind === "bar") return Object.assign(result, { type: "category" });
+    result.type = log ? "logarithmic" : "linear";
+    result.ticks.callback = shortNumber;
+    if (name === "x" && log) {
+      // One tick at each measured value: they are few and far apart.
+      const values = chart.series[0].x;
+      result.afterBuildTicks = (scale) => (scale.ticks = values.map((value) => ({ value: value })));
+      result.ticks.autoSkip = false;
+    } else if (log) {
+      result.ticks.callback = logTick;
+      result.ticks.autoSkip = false;
+    } else if (name === "y") {
+      result.beginAtZero = true;
+    }
+    return result;
+  }
+
+  function config(chart) {
+    return {
+      type: chart.kind,
+      data: {
+        labels: chart.kind === "bar" ? chart.categories : undefined,
+        datasets: chart.series.map((series, index) => dataset(chart, series, index)),
+      },
+      options: {
+        animation: false,
+        maintainAspectRatio: false,
+        interaction: { mode: "nearest", axis: "x", intersect: false },
+        scales: { x: axis(chart, "x"), y: axis(chart, "y") },
+        plugins: {
+          title: { display: true, text: chart.title, font: { size: 15 } },
+          legend: { position: "bottom", labels: { usePointStyle: true } },
+          tooltip: {
+            callbacks: {
+              label: (item) => item.dataset.label + ": " + Number(item.parsed.y).toPrecision(4),
+            },
+          },
+        },
+      },
+    };
+  }
+
+  // Colours of the page at this moment, on a chart or on the description of one.
+  function paint(data, options) {
+    const palette = dark.matches ? palettes.dark : palettes.light;
+    const text = style("--text");
+    data.datasets.forEach((set, index) => {
+      set.borderColor = palette[index % palette.length];
+      set.backgroundColor = set.borderColor;
+    });
+    options.plugins.title.color = text;
+    options.plugins.legend.labels.color = text;
+    for (const name of ["x", "y"]) {
+      const scale = options.scales[name];
+      scale.title.color = style("--muted");
+      scale.ticks.color = style("--muted");
+      scale.grid.color = style("--line");
+      scale.border.color = style("--muted");
+    }
+  }
+
+  const descriptions = JSON.parse(document.getElementById("charts").textContent);
+  descriptions.forEach((description, index) => {
+    const settings = config(description);
+    paint(settings.data, settings.options);
+    const chart = new window.Chart(document.getElementById("chart-" + index), settings);
+    charts.push(chart);
+  });
+  dark.addEventListener("change", () => {
+    charts.forEach((chart) => {
+      paint(chart.config.data, chart.config.options);
+      chart.update();
+    });
+  });
+  if (root.dataset.error === undefined) root.dataset.rendered = "true";
+})();
