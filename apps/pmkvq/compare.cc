@@ -345,6 +345,7 @@ void RegisterKv(CLI::App& command, Options& options) {
   const std::string kv_help = command.get_option("--kv")->get_description();
   const std::string group = command.get_option("--kv")->get_group();
   command.remove_option(command.get_option("--kv"));
+  command.remove_option(command.get_option("--recipe"));
   command.remove_option(command.get_option("--kv-budget"));
   command
       .add_option("--kv", options.specs,
@@ -352,6 +353,8 @@ void RegisterKv(CLI::App& command, Options& options) {
       ->allow_extra_args(false)
       ->type_name("SPEC")
       ->group(group);
+  // After --kv, whose values replace the list.
+  AddRecipe(command, [&options](const std::string& spec) { options.specs.push_back(spec); });
   command
       .add_option("--kv-budget", options.kv.budget,
                   "bytes that one sequence may take, all blocks, of every method but fp16; "
