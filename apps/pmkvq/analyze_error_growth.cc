@@ -184,12 +184,15 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line) {
   // The group is for one method; here there are several.
   const std::string methods = command->get_option("--kv")->get_description();
   command->remove_option(command->get_option("--kv"));
+  command->remove_option(command->get_option("--recipe"));
   command
       ->add_option("--kv", options->specs,
                    "may be given several times; default: static-4, static-2, kivi, rtn:bits=3, "
                    "and pm-kvq with --plan or --kv-budget, else pm-kvq:bits=2\n" +
                        methods)
       ->group("KV cache");
+  // After --kv, whose values replace the list.
+  AddRecipe(*command, [options](const std::string& spec) { options->specs.push_back(spec); });
   command->get_option("--max-len")
       ->description(fmt::format("tokens that budgets by width are for; the chain must fit (0: {})",
                                 kFullMaxLen));
