@@ -11,6 +11,7 @@
 namespace pmkvq {
 
 // Reads the stored keys of one block as attention sees them: at their present widths, after RoPE.
+// Of a simulated method these are the method's floats, before a rounding to the cache's float type.
 // keys [tokens, Hkv, D]. `rope` is the model's, for methods that keep keys before RoPE.
 // Call between Forwards, with nothing reserved. Throws Unsupported for a store of another kind.
 void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,

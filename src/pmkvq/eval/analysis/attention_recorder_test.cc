@@ -30,6 +30,7 @@ RopeTable Rope() {
 std::unique_ptr<KvStore> MakeStore(const std::string& spec, const RopeTable& rope) {
   KvOptions options;
   options.spec = spec;
+  options.kv_dtype = DType::kF32;  // No rounding between what is stored and what is attended to.
   return MakeKvStore(options, {kGeometry, 1, kMaxLen, 1, &rope});
 }
 
