@@ -3,9 +3,12 @@
 //
 // The simulated cache keeps dense floats. After each append it lets the method rewrite what it
 // stores, exactly as the method's paper says, and counts bytes by BlockBytes alone; nothing is
-// packed. Sixteen-bit values are rounded to the cache's float type before the method sees them.
+// packed. Sixteen-bit values are rounded to the cache's float type before the method sees them, and
+// what the method wrote is rounded to it for attention, as dequantised values are on 16-bit
+// hardware.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,34 +23,43 @@ namespace pmkvq {
 // What a method sees besides stored keys and values.
 struct MethodNeeds {
   bool keys_before_rope = false;  // Keys are handed over, and damaged, as they are before RoPE.
-  bool attention = false;         // Attention weights of the new tokens. Costs a slower attention.
-  bool block_input = false;       // The block's input (residual stream) of the new tokens.
+  // Attention weights of the new tokens. Costs a slower attention; not with keys_before_rope.
+  bool attention = false;
+  bool block_input = false;  // The block's input (residual stream) of the new tokens.
 };
 
-// The floats of one block of one sequence, in pages that the attention kernel reads.
+// The floats of one block of one sequence, as the method left them, and a copy that attention
+// reads.
 class SimulatedBlock {
  public:
-  SimulatedBlock(const KvGeometry& geometry, bool keys_before_rope)
-      : num_kv_heads_(geometry.num_kv_heads),
-        head_dim_(geometry.head_dim),
-        rotates_(keys_before_rope) {}
+  explicit SimulatedBlock(const KvGeometry& geometry)
+      : num_kv_heads_(geometry.num_kv_heads), head_dim_(geometry.head_dim) {}
 
   int64_t num_tokens() const { return num_tokens_; }
   int64_t num_kv_heads() const { return num_kv_heads_; }
   int64_t head_dim() const { return head_dim_; }
 
-  // One token of one KV head, [D]. Consecutive tokens of a page (kPageTokens) lie D floats apart.
-  float* Key(int64_t token, int64_t head) {
-    if (token < first_changed_key_) first_changed_key_ = token;
+  // `count` tokens of one KV head to be rewritten, [count, D]; all of one page (kPageTokens).
+  float* Key(int64_t token, int64_t head, int64_t count = 1) {
+    MarkChanged(changed_keys_, token, count);
     return Row(keys_, token, head);
   }
-  float* Value(int64_t token, int64_t head) { return Row(values_, token, head); }
+  float* Value(int64_t token, int64_t head, int64_t count = 1) {
+    MarkChanged(changed_values_, token, count);
+    return Row(values_, token, head);
+  }
   const float* Key(int64_t token, int64_t head) const { return Row(keys_, token, head); }
   const float* Value(int64_t token, int64_t head) const { return Row(values_, token, head); }
 
  private:
   friend class SimulatedKvCache;
-  using Pages = std::vector<AlignedVector<float>>;  // Each [Hkv, kPageTokens, D].
+  using Pages = std::vector<AlignedVector<float>>;              // Each [Hkv, kPageTokens, D].
+  using AttendedPages = std::vector<AlignedVector<std::byte>>;  // The same in the float type.
+  // Of one page: tokens first .. last - 1 were changed since attention's copy was made.
+  struct Changes {
+    int64_t first = 0;
+    int64_t last = 0;
+  };
 
   size_t Offset(int64_t token, int64_t head) const {
     return static_cast<size_t>((head * kPageTokens + token % kPageTokens) * head_dim_);
@@ -58,17 +70,24 @@ class SimulatedBlock {
   const float* Row(const Pages& pages, int64_t token, int64_t head) const {
     return pages[static_cast<size_t>(token / kPageTokens)].data() + Offset(token, head);
   }
-  const Pages& AttendedKeys() const { return rotates_ ? rotated_keys_ : keys_; }
-  void Resize(int64_t num_tokens);
+  static void MarkChanged(std::vector<Changes>& changes, int64_t token, int64_t count) {
+    Changes& page = changes[static_cast<size_t>(token / kPageTokens)];
+    const int64_t first = token % kPageTokens;
+    page = page.first == page.last
+               ? Changes{first, first + count}
+               : Changes{std::min(page.first, first), std::max(page.last, first + count)};
+  }
+  void Resize(int64_t num_tokens, size_t float_bytes);
 
   int64_t num_kv_heads_;
   int64_t head_dim_;
-  bool rotates_;
   int64_t num_tokens_ = 0;
   Pages keys_;
   Pages values_;
-  Pages rotated_keys_;             // keys_ after RoPE, where the method works before it.
-  int64_t first_changed_key_ = 0;  // Rotated keys from here on are stale.
+  AttendedPages attended_keys_;  // After RoPE, also where the method works before it.
+  AttendedPages attended_values_;
+  std::vector<Changes> changed_keys_;
+  std::vector<Changes> changed_values_;
 };
 
 // Tokens first .. first + count - 1 of a block, which are stored now.

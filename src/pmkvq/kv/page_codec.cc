@@ -56,6 +56,13 @@ uint32_t OverflowBits(DType dtype) {
 PageCodec::PageCodec(const KvGeometry& geometry, DType float_type)
     : geometry_(geometry), float_type_(float_type) {}
 
+void PageCodec::WriteValues(const float* values, int64_t count, std::byte* out) const {
+  Visit(float_type_, [&]<class T>(T) {
+    std::transform(values, values + count, reinterpret_cast<T*>(out),
+                   [](float x) { return FromFloat<T>(x); });
+  });
+}
+
 void PageCodec::WriteRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
                           std::byte* page) const {
   Visit(float_type_, [&]<class T>(T) {
@@ -128,11 +135,7 @@ void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
 void PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
                        std::byte* metadata) const {
   if (bits == 16) {
-    Visit(float_type_, [&]<class T>(T) {
-      T* out = reinterpret_cast<T*>(data);
-      std::transform(values, values + num_values(), out, [](float x) { return FromFloat<T>(x); });
-    });
-    return;
+    return WriteValues(values, num_values(), data);
   }
   if (axis == QuantAxis::kChannel) {
     return EncodeChannels(values, bits, reinterpret_cast<uint8_t*>(data), metadata);

@@ -16,6 +16,8 @@ class PageCodec {
  public:
   PageCodec(const KvGeometry& geometry, DType float_type);
 
+  // Stores `count` values in the float type.
+  void WriteValues(const float* values, int64_t count, std::byte* out) const;
   // Stores token rows [T, Hkv, D] in a 16-bit page [Hkv, capacity, D], at tokens first .. first+T.
   void WriteRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
                  std::byte* page) const;

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/gemm/gemm.h"
 
 namespace pmkvq {
 namespace {
@@ -21,8 +21,8 @@ AttentionShape ShapeOf(const SimulatedConfig& config) {
   shape.num_kv_heads = config.geometry.num_kv_heads;
   shape.head_dim = config.geometry.head_dim;
   shape.group = config.geometry.group();
-  shape.float_type = DType::kF32;
-  shape.metadata_type = DType::kF32;
+  shape.float_type = config.float_type;
+  shape.metadata_type = config.float_type;
   shape.scale = 1.0f / std::sqrt(static_cast<float>(config.geometry.head_dim));
   return shape;
 }
@@ -45,16 +45,6 @@ int64_t FirstUnfit(DType type, const float* x, int64_t count) {
          x;
 }
 
-// Eight running sums, so that the compiler can use vectors without reordering a sum itself.
-float Dot(const float* a, const float* b, int64_t count) {
-  constexpr int64_t kLanes = 8;
-  float sums[kLanes] = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
-  }
-  return std::accumulate(sums, sums + kLanes, 0.0f);
-}
-
 // scores = weights exp(score - max) / sum.
 void Softmax(float* scores, int64_t count) {
   const float largest = *std::max_element(scores, scores + count);
@@ -69,18 +59,21 @@ void Softmax(float* scores, int64_t count) {
 
 }  // namespace
 
-void SimulatedBlock::Resize(int64_t num_tokens) {
+void SimulatedBlock::Resize(int64_t num_tokens, size_t float_bytes) {
   const auto num_pages = static_cast<size_t>((num_tokens + kPageTokens - 1) / kPageTokens);
-  const auto page_floats = static_cast<size_t>(num_kv_heads_ * kPageTokens * head_dim_);
-  const auto resize = [&](Pages& pages) {
+  const auto page_values = static_cast<size_t>(num_kv_heads_ * kPageTokens * head_dim_);
+  const auto resize = [&](auto& pages, size_t page_size) {
     pages.resize(num_pages);
     for (auto page = pages.rbegin(); page != pages.rend() && page->empty(); ++page) {
-      page->resize(page_floats);
+      page->resize(page_size);
     }
   };
-  resize(keys_);
-  resize(values_);
-  if (rotates_) resize(rotated_keys_);
+  resize(keys_, page_values);
+  resize(values_, page_values);
+  resize(attended_keys_, page_values * float_bytes);
+  resize(attended_values_, page_values * float_bytes);
+  changed_keys_.resize(num_pages);
+  changed_values_.resize(num_pages);
   num_tokens_ = num_tokens;
 }
 
@@ -118,8 +111,10 @@ SimulatedKvCache::SimulatedKvCache(const SimulatedConfig& config,
       needs_(method_->needs()),
       attention_shape_(ShapeOf(config)),
       sequences_(static_cast<size_t>(config.max_sequences)),
-      most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}) {
+      most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}),
+      codec_(config.geometry, config.float_type) {
   ValidateSimulatedConfig(config_, *method_);
+  PMKVQ_CHECK_MSG(!needs_.attention || !needs_.keys_before_rope, "a method needs one of them");
   PMKVQ_CHECK_MSG(!needs_.keys_before_rope || config_.rope != nullptr, "no RoPE table");
 }
 
@@ -140,7 +135,7 @@ std::optional<SequenceId> SimulatedKvCache::Open() {
   if (free == sequences_.end()) return std::nullopt;
   free->is_open = true;
   for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
-    free->blocks.emplace_back(config_.geometry, needs_.keys_before_rope);
+    free->blocks.emplace_back(config_.geometry);
     free->states.push_back(method_->NewState(layer));
   }
   return static_cast<SequenceId>(free - sequences_.begin());
@@ -230,9 +225,6 @@ void SimulatedKvCache::CheckValues(int64_t layer, const char* name, const float*
 
 void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
                                    float* out) {
-  const auto bytes = [](const AlignedVector<float>& page) {
-    return reinterpret_cast<const std::byte*>(page.data());
-  };
   attention_sequences_.clear();
   for (size_t i = 0; i < forward_.size(); ++i) {
     const Chunk& chunk = forward_[i];
@@ -242,8 +234,8 @@ void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k,
     for (size_t page = 0; page < block.values_.size(); ++page) {
       const int64_t begin = static_cast<int64_t>(page) * kPageTokens;
       KvPageView view;
-      view.k.data = bytes(block.AttendedKeys()[page]);
-      view.v.data = bytes(block.values_[page]);
+      view.k.data = block.attended_keys_[page].data();
+      view.v.data = block.attended_values_[page].data();
       view.num_tokens = static_cast<int32_t>(std::min(block.num_tokens() - begin, kPageTokens));
       view.capacity = static_cast<int32_t>(kPageTokens);
       views.push_back(view);
@@ -254,47 +246,70 @@ void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k,
   Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
 }
 
-// Attention that keeps the weights' sums. Costs O(rows * tokens) on one thread.
+// Attention that keeps the weights' sums; reads the method's floats. On one thread.
 void SimulatedKvCache::AttendDense(const Chunk& chunk, const SimulatedBlock& block,
                                    const Rows& rows) {
   const auto num_tokens = static_cast<size_t>(block.num_tokens() + chunk.num_tokens);
-  scores_.resize(num_tokens);
   attention_sums_.assign(static_cast<size_t>(config_.geometry.num_kv_heads) * num_tokens, 0.0);
-  for (int64_t row = 0; row < chunk.num_tokens; ++row) {
-    for (int64_t head = 0; head < config_.geometry.num_heads; ++head) {
-      AttendRow(chunk, block, rows, row, head);
-    }
+  for (int64_t kv_head = 0; kv_head < config_.geometry.num_kv_heads; ++kv_head) {
+    AttendDenseHead(chunk, block, rows, kv_head);
   }
 }
 
-void SimulatedKvCache::AttendRow(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows,
-                                 int64_t row, int64_t head) {
+void SimulatedKvCache::AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block,
+                                       const Rows& rows, int64_t kv_head) {
   const KvGeometry& geometry = config_.geometry;
   const int64_t dim = geometry.head_dim;
-  const int64_t kv_head = head / (geometry.num_heads / geometry.num_kv_heads);
+  const int64_t group = geometry.num_heads / geometry.num_kv_heads;
+  const int64_t num_rows = chunk.num_tokens * group;
   const int64_t stored = block.num_tokens();
-  const int64_t visible = stored + row + 1;
-  const auto key = [&](int64_t token) {
-    return token < stored ? block.Row(block.AttendedKeys(), token, kv_head)
-                          : rows.k + (token - stored) * geometry.kv_dim() + kv_head * dim;
+  const int64_t num_tokens = stored + chunk.num_tokens;
+  // Rows of one KV head: the heads of the group lie side by side in a token.
+  const auto head_rows = [&](const float* from, int64_t row_size, int64_t run, float* to) {
+    for (int64_t t = 0; t < chunk.num_tokens; ++t) {
+      std::copy_n(from + t * row_size + kv_head * run, run, to + t * run);
+    }
   };
-  const auto value = [&](int64_t token) {
-    return token < stored ? block.Value(token, kv_head)
-                          : rows.v + (token - stored) * geometry.kv_dim() + kv_head * dim;
+  // Calls function(rows of K or V, how many, index of the first) for stored pages, then the chunk.
+  const auto for_each_run = [&](const SimulatedBlock::Pages& pages, const float* own,
+                                auto function) {
+    for (int64_t token = 0; token < stored; token += kPageTokens) {
+      function(block.Row(pages, token, kv_head), std::min(kPageTokens, stored - token), token);
+    }
+    head_rows(own, geometry.kv_dim(), dim, chunk_rows_.data());
+    function(chunk_rows_.data(), chunk.num_tokens, stored);
   };
-  const int64_t begin = (row * geometry.num_heads + head) * dim;
-  float* out = rows.out + begin;
-  for (int64_t m = 0; m < visible; ++m) {
-    scores_[static_cast<size_t>(m)] = attention_shape_.scale * Dot(rows.q + begin, key(m), dim);
+  queries_.resize(static_cast<size_t>(num_rows * dim));
+  head_out_.resize(static_cast<size_t>(num_rows * dim));
+  chunk_rows_.resize(static_cast<size_t>(chunk.num_tokens * dim));
+  scores_.resize(static_cast<size_t>(num_rows * num_tokens));
+
+  head_rows(rows.q, geometry.num_heads * dim, group * dim, queries_.data());
+  for_each_run(block.keys_, rows.k, [&](const float* keys, int64_t count, int64_t first) {
+    BlasGemm(false, true, num_rows, count, dim, attention_shape_.scale, queries_.data(), dim, keys,
+             dim, 0.0f, scores_.data() + first, num_tokens);
+  });
+  WeightRows(num_rows, stored, num_tokens, attention_sums_.data() + kv_head * num_tokens);
+  for_each_run(block.values_, rows.v, [&](const float* values, int64_t count, int64_t first) {
+    BlasGemm(false, false, num_rows, dim, count, 1.0f, scores_.data() + first, num_tokens, values,
+             dim, first == 0 ? 0.0f : 1.0f, head_out_.data(), dim);
+  });
+  for (int64_t t = 0; t < chunk.num_tokens; ++t) {
+    std::copy_n(head_out_.data() + t * group * dim, group * dim,
+                rows.out + (t * geometry.num_heads + kv_head * group) * dim);
   }
-  Softmax(scores_.data(), visible);
-  std::fill_n(out, dim, 0.0f);
-  double* sums = attention_sums_.data() + kv_head * (stored + chunk.num_tokens);
-  for (int64_t m = 0; m < visible; ++m) {
-    const float weight = scores_[static_cast<size_t>(m)];
-    sums[m] += double{weight};
-    const float* row_value = value(m);
-    for (int64_t i = 0; i < dim; ++i) out[i] += weight * row_value[i];
+}
+
+// Scores to weights, causal in the chunk, and their sums over rows for each token.
+void SimulatedKvCache::WeightRows(int64_t num_rows, int64_t stored, int64_t num_tokens,
+                                  double* sums) {
+  const int64_t group = config_.geometry.num_heads / config_.geometry.num_kv_heads;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    float* scores = scores_.data() + row * num_tokens;
+    const int64_t visible = stored + row / group + 1;
+    Softmax(scores, visible);
+    std::fill(scores + visible, scores + num_tokens, 0.0f);
+    for (int64_t m = 0; m < visible; ++m) sums[m] += double{scores[m]};
   }
 }
 
@@ -305,7 +320,7 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
   const float* keys = needs_.keys_before_rope
                           ? extras_.keys_before_rope + chunk.first_row * geometry.kv_dim()
                           : rows.k;
-  block.Resize(first + chunk.num_tokens);
+  block.Resize(first + chunk.num_tokens, SizeOf(config_.float_type));
   for (int64_t t = 0; t < chunk.num_tokens; ++t) {
     for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
       const int64_t begin = t * geometry.kv_dim() + head * geometry.head_dim;
@@ -324,18 +339,41 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
     tokens.input_width = extras_.input_width;
   }
   method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
-  if (needs_.keys_before_rope) RotateChangedKeys(block);
+  if (!needs_.attention) CopyForAttention(block);
 }
 
-void SimulatedKvCache::RotateChangedKeys(SimulatedBlock& block) {
-  for (int64_t token = block.first_changed_key_; token < block.num_tokens(); ++token) {
-    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
-      float* rotated = block.Row(block.rotated_keys_, token, head);
-      std::copy_n(block.Row(block.keys_, token, head), block.head_dim(), rotated);
-      ApplyRope(*config_.rope, &token, 1, 1, nullptr, rotated, 1);
+void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
+  const int64_t dim = block.head_dim();
+  const size_t float_bytes = SizeOf(config_.float_type);
+  const auto copy = [&](SimulatedBlock::Pages& pages, SimulatedBlock::AttendedPages& attended,
+                        std::vector<SimulatedBlock::Changes>& changes, bool rotate) {
+    for (size_t page = 0; page < changes.size(); ++page) {
+      const int64_t first = static_cast<int64_t>(page) * kPageTokens + changes[page].first;
+      const int64_t count =
+          std::min(changes[page].last - changes[page].first, block.num_tokens() - first);
+      changes[page] = {};
+      if (count <= 0) continue;
+      for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+        const float* rows = block.Row(pages, first, head);
+        if (rotate) {
+          rotated_.assign(rows, rows + count * dim);
+          RotateKeys(first, count, rotated_);
+          rows = rotated_.data();
+        }
+        codec_.WriteValues(rows, count * dim,
+                           attended[page].data() + block.Offset(first, head) * float_bytes);
+      }
     }
-  }
-  block.first_changed_key_ = std::numeric_limits<int64_t>::max();
+  };
+  copy(block.keys_, block.attended_keys_, block.changed_keys_, needs_.keys_before_rope);
+  copy(block.values_, block.attended_values_, block.changed_values_, false);
+}
+
+// Keys of one head, of tokens first .. first + count - 1.
+void SimulatedKvCache::RotateKeys(int64_t first, int64_t count, std::vector<float>& keys) const {
+  std::vector<int64_t> positions(static_cast<size_t>(count));
+  std::iota(positions.begin(), positions.end(), first);
+  ApplyRope(*config_.rope, positions.data(), count, 1, nullptr, keys.data(), 1);
 }
 
 void SimulatedKvCache::EndForward() {
@@ -354,7 +392,9 @@ void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
   Sequence& seq = At(id);
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
   seq.reserved_tokens = 0;
-  for (SimulatedBlock& block : seq.blocks) block.Resize(num_tokens);
+  for (SimulatedBlock& block : seq.blocks) {
+    block.Resize(num_tokens, SizeOf(config_.float_type));
+  }
   for (const auto& state : seq.states) {
     if (state != nullptr) state->Truncate(num_tokens);
   }
@@ -390,17 +430,22 @@ KvLayerStats SimulatedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 }
 
 KvStoreStats SimulatedKvCache::StoreStats() const {
-  size_t floats = 0;
+  size_t bytes = 0;
   for (const Sequence& seq : sequences_) {
     for (const SimulatedBlock& block : seq.blocks) {
-      for (const auto* pages : {&block.keys_, &block.values_, &block.rotated_keys_}) {
-        for (const auto& page : *pages) floats += page.capacity();
+      for (const auto* pages : {&block.keys_, &block.values_}) {
+        for (const auto& page : *pages) bytes += page.capacity() * sizeof(float);
+      }
+      for (const auto* pages : {&block.attended_keys_, &block.attended_values_}) {
+        for (const auto& page : *pages) bytes += page.capacity();
       }
     }
   }
-  const size_t scratch = attention_scratch_.num_bytes() + scores_.capacity() * sizeof(float) +
-                         attention_sums_.capacity() * sizeof(double);
-  return {floats * sizeof(float), scratch};
+  size_t scratch = attention_scratch_.num_bytes() + attention_sums_.capacity() * sizeof(double);
+  for (const auto* floats : {&queries_, &scores_, &chunk_rows_, &head_out_, &rotated_}) {
+    scratch += floats->capacity() * sizeof(float);
+  }
+  return {bytes, scratch};
 }
 
 const SimulatedBlock& SimulatedKvCache::Block(SequenceId seq, int64_t layer) const {

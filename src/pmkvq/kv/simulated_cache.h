@@ -1,6 +1,6 @@
 // A cache for comparisons: dense floats that a published method damages as its paper says, and an
 // exact count of the bytes that the method would take. Its memory is not the method's: it holds
-// four bytes a value.
+// four bytes a value for the method, and two (or four, --kv-dtype f32) for attention.
 #pragma once
 
 #include <memory>
@@ -11,6 +11,7 @@
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kv/cache_method.h"
 #include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/page_codec.h"
 
 namespace pmkvq {
 
@@ -90,10 +91,12 @@ class SimulatedKvCache final : public KvStore {
   void CheckValues(int64_t layer, const char* name, const float* values);
   void AttendPaged(size_t layer, const float* q, const float* k, const float* v, float* out);
   void AttendDense(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows);
-  void AttendRow(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows, int64_t row,
-                 int64_t head);
+  void AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows,
+                       int64_t kv_head);
+  void WeightRows(int64_t num_rows, int64_t stored, int64_t num_tokens, double* sums);
   void StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows);
-  void RotateChangedKeys(SimulatedBlock& block);
+  void CopyForAttention(SimulatedBlock& block);
+  void RotateKeys(int64_t first, int64_t count, std::vector<float>& keys) const;
 
   SimulatedConfig config_;
   std::shared_ptr<const CacheMethod> method_;
@@ -108,7 +111,13 @@ class SimulatedKvCache final : public KvStore {
   std::vector<std::vector<KvPageView>> views_;  // Per chunk.
   std::vector<AttentionSequence> attention_sequences_;
   AttentionScratch attention_scratch_;
-  std::vector<float> scores_;
+  PageCodec codec_;
+  // Of the dense path, one KV head: R = rows x heads of the group.
+  std::vector<float> queries_;     // [R, D]
+  std::vector<float> scores_;      // [R, tokens]
+  std::vector<float> chunk_rows_;  // [rows, D], the chunk's own keys or values.
+  std::vector<float> head_out_;    // [R, D]
+  std::vector<float> rotated_;
   std::vector<double> attention_sums_;  // [Hkv, tokens] of the chunk under way.
 };
 

@@ -156,7 +156,7 @@ TEST_P(SimulatedAttention, EqualsDenseAttentionWhereNothingIsDamaged) {
 
 INSTANTIATE_TEST_SUITE_P(Needs, SimulatedAttention,
                          testing::Values(MethodNeeds{}, MethodNeeds{false, true},
-                                         MethodNeeds{true, false}, MethodNeeds{true, true}));
+                                         MethodNeeds{true, false}));
 
 TEST(SimulatedCache, HandsOverTheInputOfEachSequencesTokens) {
   const auto probe = std::make_shared<Probe>(MethodNeeds{false, false, true});

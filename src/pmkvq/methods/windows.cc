@@ -13,7 +13,7 @@ namespace pmkvq {
 void DamageKeyChannel(const AffineFormat& format, int64_t first, int64_t count, int64_t head,
                       int64_t channel, SimulatedBlock& block) {
   if (first / kPageTokens == (first + count - 1) / kPageTokens) {
-    DamageGroup(format, count, block.head_dim(), block.Key(first, head) + channel);
+    DamageGroup(format, count, block.head_dim(), block.Key(first, head, count) + channel);
     return;
   }
   std::vector<float> group;
