@@ -165,9 +165,9 @@ TEST(Registry, ListsEveryMethodWithADescription) {
     EXPECT_FALSE(method.description.empty());
     EXPECT_EQ(method.is_simulated, names.size() > 5);
   }
-  EXPECT_EQ(names,
-            (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq", "rtn",
-                                      "kivi", "mikv", "rotatekv", "mixkvq", "kitty", "kvtuner"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
+                                             "rtn", "kivi", "mikv", "rotatekv", "mixkvq", "kitty",
+                                             "kvtuner", "oscar", "kvmix"}));
 }
 
 TEST(Registry, SimulatedMethodsTakeABudgetAndNoKeyScales) {
