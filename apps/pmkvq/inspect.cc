@@ -10,6 +10,10 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/methods/kv_budget.h"
+#include "pmkvq/methods/registry.h"
+#include "pmkvq/model/model.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
@@ -18,6 +22,8 @@ namespace {
 struct Options {
   std::string path;
   std::string json;
+  KvCommandOptions kv;
+  bool inspects_cache = false;  // --kv was given.
 };
 
 // Field names and values in order, shown as a table or as JSON.
@@ -184,11 +190,48 @@ void InspectTensors(const Options& options) {
   if (options.json != "-") Print(text);
 }
 
+// What a cache takes, without running anything.
+void InspectCache(const Options& options) {
+  const std::shared_ptr<Model> model = Model::Load(options.path);
+  const EngineOptions engine = options.kv.Resolve(1);
+  CheckPlan(engine, options.kv, *model);
+  const KvGeometry geometry = model->kv_geometry();
+  const int64_t max_len =
+      engine.max_len > 0 ? engine.max_len : model->config().max_position_embeddings;
+  const KvBudget budget =
+      ResolveKvBudget(engine.kv, {geometry, 1, max_len, engine.num_threads, &model->rope()});
+  const int64_t needs = budget.SmallestThatHolds(max_len);
+  const auto effective_bits = [&](int64_t bytes) {
+    return EffectiveBits(geometry, bytes, max_len * geometry.num_layers);
+  };
+  JsonWriter json;
+  json.BeginObject();
+  json.Key("kind").String("cache");
+  json.Key("kv").String(engine.kv.spec);
+  json.Key("max_len").Int(max_len);
+  json.Key("budget_bytes").Int(budget.total_bytes());
+  json.Key("needs_bytes").Int(needs);
+  json.Key("holds").Bool(budget.Holds(max_len));
+  json.Key("effective_bits").Number(effective_bits(budget.total_bytes()));
+  json.Key("needs_effective_bits").Number(effective_bits(needs));
+  json.EndObject();
+  WriteJson(options.json, json.text());
+  if (options.json == "-") return;
+  Print(fmt::format("cache {}, one sequence of {} tokens\n", engine.kv.spec, max_len));
+  Print(fmt::format("budget {}, {:.2f} bits per value: {}\n", FormatByteSize(budget.total_bytes()),
+                    effective_bits(budget.total_bytes()),
+                    budget.Holds(max_len) ? "holds them" : "does not hold them"));
+  Print(fmt::format("smallest budget that holds them: {}, {:.2f} bits per value\n",
+                    FormatByteSize(needs), effective_bits(needs)));
+}
+
 void Inspect(const Options& options) {
   CheckWritable(options.json);
   const std::filesystem::path path(options.path);
   if (!std::filesystem::exists(path)) throw IoError(options.path, "no such file or folder");
-  if (std::filesystem::is_directory(path)) {
+  if (options.inspects_cache) {
+    InspectCache(options);
+  } else if (std::filesystem::is_directory(path)) {
     InspectModel(options);
   } else if (path.extension() == ".safetensors") {
     InspectTensors(options);
@@ -205,7 +248,8 @@ void Inspect(const Options& options) {
 
 void AddInspect(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("inspect", "what is in a model, a plan or a tensor file");
+  CLI::App* command = app.add_subcommand(
+      "inspect", "what is in a model, a plan or a tensor file; with --kv, what a cache takes");
   command
       ->add_option("path", options->path,
                    "model folder, plan or sensitivities (.json), or .safetensors")
@@ -213,7 +257,9 @@ void AddInspect(CLI::App& app) {
   auto* json =
       command->add_option("--json", options->json, "write as JSON (to stdout without a name, or -)")
           ->expected(0, 1);
-  command->callback([options, json] {
+  options->kv.Register(*command);
+  command->callback([options, command, json] {
+    options->inspects_cache = command->get_option("--kv")->count() > 0;
     if (json->count() > 0 && options->json.empty()) options->json = "-";
     Inspect(*options);
   });
