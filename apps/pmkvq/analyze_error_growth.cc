@@ -113,7 +113,7 @@ void Run(Options options) {
   // One group of options for all methods; some leave a part of it unused, and say so in --help.
   options.kv.spec = "pm-kvq";
   const EngineOptions engine = options.kv.Resolve(1);
-  CheckPlan(engine, options.kv, *model);
+  CheckPlan(engine, *model);
 
   ErrorGrowthOptions growth_options;
   for (const std::string& spec : SpecsOf(options)) {

@@ -343,8 +343,7 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
   }
 }
 
-void CheckPlan(const EngineOptions& engine, const KvCommandOptions& /*options*/,
-               const Model& model) {
+void CheckPlan(const EngineOptions& engine, const Model& model) {
   if (engine.kv.plan == nullptr) return;
   CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), engine.kv.plan_path);
 }

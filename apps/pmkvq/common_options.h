@@ -84,7 +84,7 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
                  const std::string& what);
 
 // Throws InvalidInput when the options name a plan of another model.
-void CheckPlan(const EngineOptions& engine, const KvCommandOptions& options, const Model& model);
+void CheckPlan(const EngineOptions& engine, const Model& model);
 
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);

@@ -108,21 +108,13 @@ Job MakeJob(const std::string& spec, int64_t budget_bytes, const EngineOptions& 
   job.engine.kv.spec = spec;
   job.engine.kv.budget_bytes = budget_bytes;
   job.engine.kv = ApplySpecKeys(job.engine.kv);
-  if (job.engine.kv.plan != nullptr) {
-    CheckPlanMatches(*job.engine.kv.plan, model.checkpoint().Identity(), job.engine.kv.plan_path);
-  }
-  KvRequirements requirements;
-  requirements.geometry = model.kv_geometry();
-  requirements.max_len =
-      common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
-  requirements.num_threads = common.num_threads;
-  requirements.rope = &model.rope();
-  requirements.checkpoint = &model.checkpoint();
+  CheckPlan(job.engine, model);
+  // A SPEC that is wrong shows now, not after hours.
   if (budget_bytes > 0) {
+    const KvRequirements requirements = RequirementsOf(model, job.engine);
     job.fit = FitBudget(job.engine.kv, requirements, requirements.max_len);
   } else {
-    // A SPEC that is wrong shows now, not after hours.
-    job.fit.starts = job.fit.holds = ResolveKvBudget(job.engine.kv, requirements).total_bytes() > 0;
+    job.fit.starts = job.fit.holds = CheckKvOptions(model, job.engine).total_bytes() > 0;
   }
   return job;
 }
@@ -233,12 +225,7 @@ class Runner {
   // With --allow-partial, a method whose budget holds every prompt and a token.
   bool RunsPartly(const Job& job) const {
     if (!options_.allow_partial || !job.fit.starts) return false;
-    KvRequirements requirements;
-    requirements.geometry = model_->kv_geometry();
-    requirements.max_len = MaxLen(job);
-    requirements.rope = &model_->rope();
-    requirements.checkpoint = &model_->checkpoint();
-    return ResolveKvBudget(job.engine.kv, requirements).Holds(longest_prompt_ + 1);
+    return CheckKvOptions(*model_, job.engine).Holds(longest_prompt_ + 1);
   }
 
   void Evaluate(const Job& job, const EvaluationOptions& evaluation,

@@ -96,7 +96,7 @@ void Run(const Options& options) {
   const std::shared_ptr<Model> model = Model::Load(options.run.model);
   const auto tokenizer = Tokenizer::Load(options.run.model);
   const EngineOptions engine = options.kv.Resolve(options.run.batch);
-  CheckPlan(engine, options.kv, *model);
+  CheckKvOptions(*model, engine);  // Before the folder is made.
   const EvaluationOptions evaluation = options.run.Resolve(engine, *model);
   const int64_t total = std::ssize(problems) * evaluation.num_responses;
 

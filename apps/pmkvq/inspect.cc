@@ -194,12 +194,9 @@ void InspectTensors(const Options& options) {
 void InspectCache(const Options& options) {
   const std::shared_ptr<Model> model = Model::Load(options.path);
   const EngineOptions engine = options.kv.Resolve(1);
-  CheckPlan(engine, options.kv, *model);
   const KvGeometry geometry = model->kv_geometry();
-  const int64_t max_len =
-      engine.max_len > 0 ? engine.max_len : model->config().max_position_embeddings;
-  const KvBudget budget =
-      ResolveKvBudget(engine.kv, {geometry, 1, max_len, engine.num_threads, &model->rope()});
+  const int64_t max_len = RequirementsOf(*model, engine).max_len;
+  const KvBudget budget = CheckKvOptions(*model, engine);
   const int64_t needs = budget.SmallestThatHolds(max_len);
   const auto effective_bits = [&](int64_t bytes) {
     return EffectiveBits(geometry, bytes, max_len * geometry.num_layers);
@@ -259,7 +256,8 @@ void AddInspect(CLI::App& app) {
           ->expected(0, 1);
   options->kv.Register(*command);
   command->callback([options, command, json] {
-    options->inspects_cache = command->get_option("--kv")->count() > 0;
+    options->inspects_cache =
+        command->get_option("--kv")->count() + command->get_option("--recipe")->count() > 0;
     if (json->count() > 0 && options->json.empty()) options->json = "-";
     Inspect(*options);
   });

@@ -23,7 +23,7 @@ void ComputeLogits(const Options& options) {
   const EngineOptions engine = options.kv.Resolve(1);
   const auto num_tokens = static_cast<int64_t>(ids.size());
   CheckPrompt(ids, model->config(), "--prompt-ids");
-  CheckPlan(engine, options.kv, *model);
+  CheckPlan(engine, *model);
   const KvRequirements requirements{model->kv_geometry(),
                                     1,
                                     std::max(engine.max_len, num_tokens),

@@ -54,7 +54,7 @@ void Perplexity(const Options& options) {
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
   const EngineOptions engine = options.kv.Resolve(1);
-  CheckPlan(engine, options.kv, *model);
+  CheckPlan(engine, *model);
   ProgressBar progress;
   const PerplexityResult result = MeasurePerplexity(model, sequences, engine.kv, engine.chunk,
                                                     engine.num_threads, &progress, InterruptFlag());

@@ -257,7 +257,7 @@ void Run(const Options& options) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
   const EngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
-  CheckPlan(engine_options, options.kv, *model);
+  CheckPlan(engine_options, *model);
   Engine engine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);

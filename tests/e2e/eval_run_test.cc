@@ -151,6 +151,9 @@ TEST(EvalRun, AFinishedRunOnlyPrintsItsSummary) {
 TEST(EvalRun, OtherSettingsAreRefusedByName) {
   const TempFolder folder;
   const std::string run = folder.File("run");
+  // A SPEC that cannot run leaves no folder that would refuse the right one.
+  EXPECT_EQ(RunProgram(Plus(ShortRun(run), {"--kv", "kivi:bit=2"})).exit_code, 1);
+  EXPECT_FALSE(std::filesystem::exists(run));
   ASSERT_EQ(RunProgram(Plus(ShortRun(run), {"--end", "1"})).exit_code, 0);
   const auto expect = [&](const Args& more, const Args& parts) {
     const ProgramResult result = RunProgram(Plus(ShortRun(run), more));

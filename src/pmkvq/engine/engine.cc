@@ -26,24 +26,9 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-KvRequirements RequirementsOf(const Model& model, const EngineOptions& options, int64_t max_len,
-                              int num_threads) {
-  return {model.kv_geometry(), options.max_sequences, max_len,
-          num_threads,         &model.rope(),         &model.checkpoint()};
-}
-
 EngineOptions WithSpecKeys(EngineOptions options) {
   options.kv = ApplySpecKeys(options.kv);
   return options;
-}
-
-// The cache's budget, once the plan is known to be this model's.
-KvBudget CheckedBudget(const Model& model, const EngineOptions& options,
-                       const KvRequirements& requirements) {
-  if (options.kv.plan != nullptr) {
-    CheckPlanMatches(*options.kv.plan, model.checkpoint().Identity(), options.kv.plan_path);
-  }
-  return ResolveKvBudget(options.kv, requirements);
 }
 
 // One request from Submit to its end.
@@ -97,6 +82,21 @@ class CompletionCollector : public EngineObserver {
 
 }  // namespace
 
+KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) {
+  const int64_t max_len = CheckEngineOptions(options, model.config());
+  const int num_threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
+  return {model.kv_geometry(), options.max_sequences, max_len,
+          num_threads,         &model.rope(),         &model.checkpoint()};
+}
+
+KvBudget CheckKvOptions(const Model& model, const EngineOptions& options) {
+  const KvOptions kv = ApplySpecKeys(options.kv);
+  if (kv.plan != nullptr) {
+    CheckPlanMatches(*kv.plan, model.checkpoint().Identity(), kv.plan_path);
+  }
+  return ResolveKvBudget(kv, RequirementsOf(model, options));
+}
+
 std::string_view NameOf(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -149,8 +149,8 @@ Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
       options(WithSpecKeys(o)),
       max_len(CheckEngineOptions(o, model->config())),
       num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
-      budget(CheckedBudget(*model, options, RequirementsOf(*model, o, max_len, num_threads))),
-      store(MakeKvStore(options.kv, RequirementsOf(*model, o, max_len, num_threads))),
+      budget(CheckKvOptions(*model, options)),
+      store(MakeKvStore(options.kv, RequirementsOf(*model, options))),
       sequences(store.get()) {
   model->SetKeyScales(KeyScalesOf(options.kv));
 }

@@ -30,6 +30,13 @@ struct EngineOptions {
   int num_threads = 0;        // 0: DefaultThreads().
 };
 
+// What a cache for these options has to hold. Throws InvalidInput (max_len, max_sequences).
+KvRequirements RequirementsOf(const Model& model, const EngineOptions& options);
+// What one sequence may take, known without making an engine: for checks before long work.
+// Throws InvalidInput as Engine does for its cache options (SPEC, budget, a plan for another
+// model).
+KvBudget CheckKvOptions(const Model& model, const EngineOptions& options);
+
 using RequestId = int64_t;
 
 struct Request {
