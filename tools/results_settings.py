@@ -1,0 +1,255 @@
+"""Which runs docs/results.md is made of: problem sets, budgets, plans, and the cache settings of each table.
+
+Everything that make_results.py runs and render_results.py prints is listed here, so that both agree."""
+import dataclasses
+import functools
+import json
+import pathlib
+import subprocess
+
+MODEL = "models/longcot-10m"
+VALUES_PER_TOKEN = 12 * 2 * 128  # Blocks x (K, V) x KV dim of longcot-10m.
+BUDGETS = (8.5, 4.65, 3.25, 2.7)  # Bits per stored value at max_len, every byte counted.
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemSet:
+    name: str
+    title: str
+    per_cell: int  # Problems per task and level.
+    min_level: int
+    max_level: int
+    max_len: int
+    num_problems: int
+    num_parts: int = 8  # Jobs that a run is cut into.
+
+    def part_range(self, part):
+        return (self.num_problems * part // self.num_parts, self.num_problems * (part + 1) // self.num_parts)
+
+    def options(self):
+        return ["--benchmark", "longcot", "--data", f"{MODEL}/problems.jsonl", "--per-cell", str(self.per_cell),
+                "--min-level", str(self.min_level), "--max-level", str(self.max_level), "--max-len", str(self.max_len)]
+
+    def budget_bytes(self, bits):
+        return int(bits * VALUES_PER_TOKEN * self.max_len / 8)
+
+
+ALL = ProblemSet("all", "levels 1 to 5, 400 problems, 4,096 tokens", 16, 1, 5, 4096, 400)
+HARD = ProblemSet("hard", "levels 3 to 5, 105 problems, 4,096 tokens", 7, 3, 5, 4096, 105)
+LONG = ProblemSet("long", "level 6, 120 problems, 8,192 tokens", 30, 6, 6, 8192, 120)
+SETS = {s.name: s for s in (ALL, HARD, LONG)}
+
+
+@functools.cache
+def chain_tokens(program):
+    """Tokens of the reference chains: {(task, level): [tokens of each problem, in file order]}."""
+    rows = [json.loads(line) for line in pathlib.Path(f"{MODEL}/problems.jsonl").read_text().splitlines()]
+    text = "".join(row["reference_chain"] for row in rows)
+    ids = subprocess.run([program, "tokenize", "--model", MODEL], input=text, capture_output=True, text=True,
+                         check=True).stdout.split()
+    per_character = len(ids) / len(text)
+    cells = {}
+    for row in rows:
+        cells.setdefault((row["task"], row["level"]), []).append(len(row["reference_chain"]) * per_character)
+    return cells
+
+
+def set_tokens(problem_set, program):
+    return sum(sum(tokens[:problem_set.per_cell]) for (_, level), tokens in chain_tokens(program).items()
+               if problem_set.min_level <= level <= problem_set.max_level)
+
+
+def mib(num_bytes):
+    return f"{num_bytes / 2**20:.6f}MiB"
+
+
+# Plans: the shipped measurements (models/longcot-10m/plan.json) under another budget. Widths to choose from are the
+# paper's: {8, 4} where 4 bits fit everywhere, {4, 2} below.
+PLAN_OPTIONS = {
+    "tied": [],
+    "split": ["--separate-kv"],
+    "mirrored": ["--mirrored"],
+    "tied-sink-4": ["--n-sink-token", "4"],
+    "tied-sink-64": ["--n-sink-token", "64"],
+    "tied-window-256": ["--n-window-token", "256"],
+    "split-sink-4": ["--separate-kv", "--n-sink-token", "4"],
+}
+UNIFORM_WIDTH = {8.5: "8", 4.65: "4", 3.25: "2", 2.7: "2"}  # The widest that fits everywhere.
+
+
+def plan_name(kind, bits, max_len):
+    return f"plan-{kind}-{bits:g}-{max_len}.json"
+
+
+def plan_options(kind, bits, max_len):
+    if kind == "uniform":
+        widths, extra = UNIFORM_WIDTH[bits], []
+    else:
+        widths, extra = ("8,4" if bits > 4 else "4,2"), PLAN_OPTIONS[kind]
+    budget = bits * VALUES_PER_TOKEN * max_len / 8
+    return ["--from", f"{MODEL}/plan.json", "--memory-budget", f"{budget / 2**20:.6f}", "--max-len", str(max_len),
+            "--fbit-choices", widths, *extra]
+
+
+# Calibrations of methods that have one: name -> SPEC and sample options of `pmkvq calibrate --kv`.
+METHOD_CALIBRATIONS = {
+    "oscar": ("oscar", 16, 2048),
+    "kvmix": ("kvmix", 16, 2048),
+    "rotatekv": ("rotatekv", 16, 2048),
+    "kvtuner": ("kvtuner", 8, 1024),
+}
+
+
+def calibration_options(name):
+    spec, num_samples, seq_len = METHOD_CALIBRATIONS[name]
+    return ["--model", MODEL, "--kv", spec, "--dataset", f"{MODEL}/calibration.jsonl", "--pack", "single",
+            "--n-samples", str(num_samples), "--seq-len", str(seq_len)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One cache in one table: a SPEC, with the kind of plan it takes its widths and key scales from."""
+    name: str
+    spec: str
+    plan: str = ""
+
+    def arguments(self, folder, bits, max_len):
+        arguments = ["--kv", self.spec.replace("{data}", str(folder))]
+        if self.plan:
+            arguments += ["--plan", str(folder / plan_name(self.plan, bits, max_len))]
+        return arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    set: ProblemSet
+    bits: float  # 16: no budget.
+    setting: Setting
+
+    def name(self):
+        return f"{self.set.name}/{self.bits:g}/{self.setting.name}"
+
+    def describe(self):
+        return {"set": self.set.name, "bits": self.bits, "setting": self.setting.name, "spec": self.setting.spec,
+                "plan": self.setting.plan}
+
+
+FP16 = Setting("fp16", "fp16")
+PAPER = Setting("pm-kvq", "pm-kvq", "tied")
+BEST = Setting("best", "pm-kvq:policy=oldest-first", "split")
+STATIC = Setting("static", "pm-kvq:static", "tied")
+
+
+
+def from_file(name, rest):
+    return f"{name}:from={{data}}/{name}.safetensors+{rest}" if rest else f"{name}:from={{data}}/{name}.safetensors"
+
+
+# Rivals: by budget, the richest form of each method that fits, or its smallest where none does.
+RIVALS = {
+    8.5: (Setting("rtn", "rtn:bits=8"), Setting("kivi", "kivi:bits=4"), Setting("kivi-reference", "kivi:reference+bits=4"),
+          Setting("mikv", "mikv:bits=4+ratio=0.3"), Setting("rotatekv", from_file("rotatekv", "bits=4")),
+          Setting("mixkvq", "mixkvq:high=0.5+mid=0.5"), Setting("kvmix", "kvmix:k=4+v=4"),
+          Setting("kitty", "kitty:boost=1"), Setting("kvtuner", "kvtuner:k=8+v=8"),
+          Setting("oscar", from_file("oscar", "bits=8+recent=64")), Setting("static-8", "static-8")),
+    4.65: (Setting("rtn", "rtn:bits=4"), Setting("kivi", "kivi:bits=4+group=128"),
+           Setting("kivi-reference", "kivi:reference+bits=4"), Setting("mikv", "mikv:ratio=0.15"),
+           Setting("rotatekv", from_file("rotatekv", "bits=4")), Setting("mixkvq", "mixkvq"),
+           Setting("kvmix", from_file("kvmix", "share=0.5")), Setting("kitty", "kitty:boost=1"),
+           Setting("kvtuner", "kvtuner:k=4+v=4"), Setting("kvtuner-calibrated", from_file("kvtuner", "bits=4.4")),
+           Setting("oscar", from_file("oscar", "bits=4+sink=16+recent=112")), Setting("static-4", "static-4")),
+    3.25: (Setting("rtn", "rtn:bits=3"), Setting("kivi", "kivi:group=64"), Setting("kivi-reference", "kivi:reference"),
+           Setting("mikv", "mikv:ratio=0.05"), Setting("rotatekv", from_file("rotatekv", "bits=3+pivots=0")),
+           Setting("mixkvq", "mixkvq:high=0.03125+mid=0.25+group=128"), Setting("kvmix", "kvmix:k=2+v=2"),
+           Setting("kitty", "kitty"), Setting("kvtuner", "kvtuner:k=4+v=2"),
+           Setting("kvtuner-calibrated", from_file("kvtuner", "bits=3")),
+           Setting("oscar", from_file("oscar", "recent=224")), Setting("static-2", "static-2")),
+    2.7: (Setting("rtn", "rtn:bits=2"), Setting("kivi", "kivi:group=128"), Setting("kivi-reference", "kivi:reference"),
+          Setting("mikv", "mikv:ratio=0.01"), Setting("rotatekv", from_file("rotatekv", "bits=2")),
+          Setting("mixkvq", "mixkvq:high=0+mid=0+group=128"), Setting("kvmix", "kvmix:k=2+v=2"),
+          Setting("kitty", "kitty:boost=0+sink=0"), Setting("kvtuner", "kvtuner:k=2+v=2"),
+          Setting("kvtuner-calibrated", from_file("kvtuner", "bits=2.45")),
+          Setting("oscar", from_file("oscar", "sink=32+recent=96")), Setting("static-2", "static-2")),
+}
+BEST_RIVALS = ("kvtuner", "mixkvq")  # Run on all problems.
+
+# One change of pm-kvq (paper) each.
+OLDEST = Setting("oldest-first", "pm-kvq:policy=oldest-first", "tied")
+ABLATIONS = {
+    3.25: (STATIC, Setting("uniform", "pm-kvq", "uniform"), Setting("split", "pm-kvq", "split"),
+           Setting("mirrored", "pm-kvq", "mirrored"), OLDEST, Setting("window-256", "pm-kvq", "tied-window-256"),
+           Setting("sink-4", "pm-kvq", "tied-sink-4"), Setting("sink-64", "pm-kvq", "tied-sink-64"),
+           Setting("no-scales", "pm-kvq:scales=off", "tied"), Setting("rotate-keys", "pm-kvq:rotate=keys", "tied"),
+           Setting("rotate-both", "pm-kvq:rotate=both", "tied"), Setting("channel-keys", "pm-kvq:axis=channel", "tied")),
+    2.7: (STATIC, OLDEST, Setting("no-scales", "pm-kvq:scales=off", "tied"),
+          Setting("rotate-keys", "pm-kvq:rotate=keys", "tied"), Setting("rotate-both", "pm-kvq:rotate=both", "tied"),
+          Setting("channel-keys", "pm-kvq:axis=channel", "tied")),
+}
+
+# What was tried for `best`: several changes together.
+OF = "pm-kvq:policy=oldest-first"
+CANDIDATES = {
+    3.25: (Setting("of+split", OF, "split"), Setting("of+split+channel", OF + "+axis=channel", "split"),
+           Setting("of+split+rotate", OF + "+rotate=keys", "split"), Setting("of+split+sink", OF, "split-sink-4"),
+           Setting("of+split+channel+sink", OF + "+axis=channel", "split-sink-4"),
+           Setting("of+channel", OF + "+axis=channel", "tied"),
+           Setting("of+uniform+channel", OF + "+axis=channel", "uniform"),
+           Setting("of+k4v2", OF + "+k=4+v=2", "tied")),
+    2.7: (Setting("of+channel", OF + "+axis=channel", "tied"), Setting("of+sink", OF + "+sink=2", "tied"),
+          Setting("of+rotate", OF + "+rotate=keys", "tied"),
+          Setting("of+channel+rotate", OF + "+axis=channel+rotate=values", "tied")),
+}
+
+# What the names in the tables mean.
+MEANINGS = {
+    "pm-kvq": "the paper: progressive, block-wise widths, key scales, all closed pages step together",
+    "best": "oldest pages step first; K and V of a block may have different widths",
+    "static": "the same widths from the start, not progressive",
+    "uniform": "the same width for every block, not block-wise",
+    "split": "K and V of a block may have different widths",
+    "mirrored": "block i gets the width that fits block L-1-i, as the reference's gradients are paired",
+    "oldest-first": "only as many pages step as must, oldest first",
+    "window-256": "a true sliding window of 128 tokens besides the open page",
+    "sink-4": "four sink tokens, not one",
+    "sink-64": "64 sink tokens",
+    "no-scales": "no key reparameterisation",
+    "rotate-keys": "Hadamard rotation of keys before they are quantised",
+    "rotate-both": "Hadamard rotation of keys and values",
+    "channel-keys": "keys quantised per channel over the 128 tokens of a page",
+    "of+split": "oldest first, K and V apart",
+    "of+split+channel": "the same, keys per channel",
+    "of+split+rotate": "the same, keys rotated",
+    "of+split+sink": "the same, four sink tokens",
+    "of+split+channel+sink": "the same, keys per channel, four sink tokens",
+    "of+channel": "oldest first, keys per channel",
+    "of+uniform+channel": "oldest first, keys per channel, one width for all blocks",
+    "of+k4v2": "oldest first, 4-bit keys and 2-bit values in every block",
+    "of+sink": "oldest first, two sink tokens",
+    "of+rotate": "oldest first, keys rotated",
+    "of+channel+rotate": "oldest first, keys per channel, values rotated",
+}
+
+
+def narrowest_width(bits):
+    """The narrowest width that the plan of a budget may give a block."""
+    return int(UNIFORM_WIDTH[bits])
+
+
+def all_runs():
+    """Every run, the most wanted first."""
+    order = (3.25, 2.7, 4.65, 8.5)
+    runs = [Run(ALL, 16, FP16), Run(LONG, 16, FP16)]
+    runs += [Run(s, bits, setting) for bits in order for setting in (PAPER, BEST) for s in (ALL, LONG)]
+    for bits in order:
+        runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
+    runs += [Run(s, bits, setting) for bits in order for setting in RIVALS[bits] if setting.name in BEST_RIVALS
+             for s in (ALL, LONG)]
+    return runs
+
+
+def main_settings(bits):
+    return (PAPER, BEST, *(s for s in RIVALS[bits] if s.name in BEST_RIVALS))
+
+
+def method_settings(bits):
+    return (PAPER, BEST, *RIVALS[bits])
