@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
@@ -116,6 +117,15 @@ Checkpoint Checkpoint::Open(const std::string& folder) {
         folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
   }
   CheckDistinct(checkpoint.files_);
+  return checkpoint;
+}
+
+Checkpoint Checkpoint::FromMemory(const std::string& name, const ModelConfig& config,
+                                  std::map<std::string, Tensor> tensors) {
+  Checkpoint checkpoint;
+  checkpoint.folder_ = name;
+  checkpoint.config_ = config;
+  checkpoint.files_.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
   return checkpoint;
 }
 

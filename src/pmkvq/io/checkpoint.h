@@ -1,6 +1,7 @@
 // A Hugging Face model folder: config and mapped weights.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,11 @@ class Checkpoint {
   // Throws IoError / InvalidInput / Unsupported: no folder, no weights, a shard missing, a tensor
   // that the index promises and the shard lacks, the same tensor twice.
   static Checkpoint Open(const std::string& folder);
+
+  // A model that exists in memory only: `name` stands for the folder, `config` is taken as valid.
+  // For synthetic models whose weights only have to be of the right shape and size.
+  static Checkpoint FromMemory(const std::string& name, const ModelConfig& config,
+                               std::map<std::string, Tensor> tensors);
 
   const std::string& folder() const { return folder_; }
   const ModelConfig& config() const { return config_; }

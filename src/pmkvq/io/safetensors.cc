@@ -168,9 +168,9 @@ SafetensorsHeader ParseSafetensorsHeader(const std::string& path, std::string_vi
 
 struct SafetensorsFile::Impl {
   std::string path;
-  MappedFile file;
+  std::optional<MappedFile> file;  // None for tensors in memory.
   SafetensorsHeader header;
-  std::vector<Tensor> copies;  // Of tensors whose place in the file is not aligned.
+  std::vector<Tensor> copies;  // Of tensors without an aligned place in a file.
 
   void CopyMisaligned() {
     for (auto& [name, view] : header.tensors) {
@@ -203,6 +203,18 @@ SafetensorsFile SafetensorsFile::Open(const std::string& path) {
       path, text, file.data() + kPrefixBytes + header_bytes, size - kPrefixBytes - header_bytes);
   auto impl = std::unique_ptr<Impl>(new Impl{path, std::move(file), std::move(header), {}});
   impl->CopyMisaligned();
+  return SafetensorsFile(std::move(impl));
+}
+
+SafetensorsFile SafetensorsFile::FromMemory(const std::string& name,
+                                            std::map<std::string, Tensor> tensors) {
+  auto impl = std::make_unique<Impl>();
+  impl->path = name;
+  impl->copies.reserve(tensors.size());  // Views stay where they are.
+  for (auto& [tensor_name, tensor] : tensors) {
+    impl->copies.push_back(std::move(tensor));
+    impl->header.tensors.emplace(tensor_name, impl->copies.back().view());
+  }
   return SafetensorsFile(std::move(impl));
 }
 

@@ -24,6 +24,9 @@ class SafetensorsFile {
   // Throws IoError (cannot open) or InvalidInput naming file, tensor, field, value, expectation.
   static SafetensorsFile Open(const std::string& path);
 
+  // The same from tensors in memory, under a name that errors can show: for synthetic weights.
+  static SafetensorsFile FromMemory(const std::string& name, std::map<std::string, Tensor> tensors);
+
   SafetensorsFile(SafetensorsFile&&) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
   ~SafetensorsFile();

@@ -223,6 +223,20 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   }
 }
 
+void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
+  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.empty()) return;
+  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
+  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  CheckValues(layer, k, v, num_rows);
+  for (const Chunk& chunk : forward_) {
+    StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
+               v + chunk.first_row * kv_dim);
+  }
+}
+
 void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v) {
   StoreRows(chunk, layer, kKeys, k);
   StoreRows(chunk, layer, kValues, v);

@@ -34,6 +34,9 @@ class PackedKvCache final : public KvStore {
   // of an open page may have been rounded to codes.
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
+  // As AppendAndAttend, without attending: a cache of any depth in the time that storing takes, for
+  // benchmarks and tests.
+  void Append(int64_t layer, const float* k, const float* v);
   void EndForward() override;
   // Also drops a reservation whose Forward has not begun.
   void Truncate(SequenceId seq, int64_t num_tokens) override;

@@ -77,6 +77,8 @@ class Model {
   // tensors, wrong shapes (file, tensor, found, expected), and for tensors of a block that the
   // config does not announce (a bias, a block too many): the graph would be another one.
   static std::shared_ptr<Model> Load(const std::string& folder);
+  // The same from a checkpoint that is open, or was made in memory.
+  static std::shared_ptr<Model> FromCheckpoint(Checkpoint checkpoint);
   ~Model();
 
   const ModelConfig& config() const;

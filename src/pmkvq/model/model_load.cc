@@ -151,8 +151,12 @@ Model::Model() = default;
 Model::~Model() = default;
 
 std::shared_ptr<Model> Model::Load(const std::string& folder) {
+  return FromCheckpoint(Checkpoint::Open(folder));
+}
+
+std::shared_ptr<Model> Model::FromCheckpoint(Checkpoint checkpoint) {
   std::shared_ptr<Model> model(new Model());
-  model->impl_ = std::make_unique<Impl>(Checkpoint::Open(folder));
+  model->impl_ = std::make_unique<Impl>(std::move(checkpoint));
   return model;
 }
 

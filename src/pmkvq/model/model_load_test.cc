@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -49,6 +50,33 @@ TEST(ModelLoad, BindsEveryArchitecture) {
       EXPECT_TRUE(std::equal(norm.begin(), norm.end(), block.attention_norm.begin()));
     }
   }
+}
+
+// A model that never was on disk is the same one: its weights, its identity in plans.
+TEST(ModelLoad, FromMemoryIsThatOfTheFolder) {
+  for (const auto& [name, tiny] : TinyModels()) {
+    SCOPED_TRACE(name);
+    TempFolder folder;
+    const TinyWeights weights = MakeTinyWeights(tiny);
+    WriteTinyModel(tiny, weights, folder);
+    const std::shared_ptr<Model> loaded = Model::Load(folder.path());
+    const std::shared_ptr<Model> made =
+        Model::FromCheckpoint(Checkpoint::FromMemory("(memory)", loaded->config(), weights));
+    EXPECT_EQ(made->checkpoint().Identity(), loaded->checkpoint().Identity());
+    const WeightView& a = made->block(tiny.layers - 1).down_proj;
+    const WeightView& b = loaded->block(tiny.layers - 1).down_proj;
+    ASSERT_EQ(a.rows * a.cols, b.rows * b.cols);
+    const auto num_bytes = static_cast<size_t>(a.rows * a.cols) * SizeOf(a.dtype);
+    EXPECT_EQ(std::memcmp(a.data, b.data, num_bytes), 0);
+  }
+  TinyWeights weights = MakeTinyWeights({});
+  TempFolder folder;
+  WriteTinyModel({}, weights, folder);
+  const ModelConfig config = Model::Load(folder.path())->config();
+  weights.erase("model.norm.weight");
+  ExpectError<InvalidInput>(
+      [&] { Model::FromCheckpoint(Checkpoint::FromMemory("(memory)", config, weights)); },
+      {"(memory)", "model.norm.weight"});
 }
 
 TEST(ModelLoad, NamesAMissingTensor) {
