@@ -5,6 +5,7 @@
 
 #include "commands.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/eval/analysis/placement.h"
 #include "pmkvq/io/file.h"
 #include "terminal.h"
 
@@ -42,6 +43,36 @@ std::string AnalysisOptions::DataPath(const std::string& path, const char* name,
                        fmt::format("not given, and {} is not there; expected a file", shipped));
   }
   return shipped;
+}
+
+void PlacementOptions::Register(CLI::App& command, const std::string& max_len_text) {
+  command
+      .add_option("--chunk", chunk,
+                  "tokens per step of the evaluation; 1 is exactly what decoding does")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--threads", threads, "worker threads (0: all processors)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  allocation.allocation.max_len = 0;
+  allocation.Register(command);
+  command.get_option("--memory-budget")
+      ->required(false)
+      ->description(
+          "for one sequence, all blocks: MiB, or a size with its unit (default: a quarter of the "
+          "blocks at the widest choice, the others at the narrowest)");
+  command.get_option("--max-len")->description(max_len_text)->default_str("");
+}
+
+AllocationOptions PlacementOptions::Resolve(const Model& model, int64_t default_max_len) const {
+  AllocationCommandOptions given = allocation;
+  if (given.allocation.max_len == 0) given.allocation.max_len = default_max_len;
+  const bool has_budget = !given.memory_budget.empty();
+  if (!has_budget) given.memory_budget = "1";  // Replaced below.
+  AllocationOptions resolved = given.Resolve();
+  resolved.cache.geometry = model.kv_geometry();
+  if (!has_budget) resolved.memory_budget_bytes = ChoosingBudget(resolved);
+  return resolved;
 }
 
 std::vector<int32_t> TextIds(const Tokenizer& tokenizer, const std::string& text) {

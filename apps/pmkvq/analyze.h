@@ -37,6 +37,19 @@ struct AnalysisOptions {
   std::string DataPath(const std::string& path, const char* name, const char* option) const;
 };
 
+// Where bits go and how caches with them are measured: --memory-budget and its group, --chunk,
+// --threads. What transfer and interpolation share.
+struct PlacementOptions {
+  AllocationCommandOptions allocation;
+  int64_t chunk = 16;
+  int threads = 0;
+
+  void Register(CLI::App& command, const std::string& max_len_text);
+  // For `model`; --max-len as asked or `default_max_len`, and without --memory-budget
+  // ChoosingBudget. Throws InvalidInput.
+  AllocationOptions Resolve(const Model& model, int64_t default_max_len) const;
+};
+
 // A value that was not given takes the default of a full run, or that of --quick.
 template <class T>
 T Chosen(const T& given, const T& none, bool quick, const T& full_default, const T& quick_default) {

@@ -14,6 +14,10 @@
 namespace pmkvq::cli {
 namespace {
 
+// What evaluation texts and budgets are for.
+constexpr int64_t kFullMaxLen = 4096;
+constexpr int64_t kQuickMaxLen = 640;
+
 struct Options {
   AnalysisOptions common;
   std::string dataset;
@@ -23,10 +27,8 @@ struct Options {
   int64_t num_samples = 0;
   int64_t num_texts = 0;
   int64_t grid = 0;
-  int64_t chunk = 16;
   uint64_t seed = 42;
-  int threads = 0;
-  AllocationCommandOptions allocation;
+  PlacementOptions placement;
 };
 
 // Distinct positive numbers, ascending.
@@ -114,21 +116,13 @@ void Run(const Options& options) {
   const std::shared_ptr<Model> model = Model::Load(options.common.model);
   const int64_t positions = model->config().max_position_embeddings;
   InterpolationOptions analysis;
-  AllocationCommandOptions allocation = options.allocation;
-  allocation.allocation.max_len = Chosen<int64_t>(allocation.allocation.max_len, 0, quick,
-                                                  std::min<int64_t>(4096, positions), 640);
-  const bool has_budget = !allocation.memory_budget.empty();
-  if (!has_budget) allocation.memory_budget = "1";
-  analysis.allocation = allocation.Resolve();
-  analysis.allocation.cache.geometry = model->kv_geometry();
-  if (!has_budget) {
-    analysis.allocation.memory_budget_bytes = ChoosingBudget(analysis.allocation);
-  }
+  analysis.allocation =
+      options.placement.Resolve(*model, quick ? kQuickMaxLen : std::min(kFullMaxLen, positions));
   analysis.factors = ParseList(
       Chosen<std::string>(options.factors, "", quick, "1,2,4,8,16,32", "1,4"), "--factors", 1);
   analysis.rep_scales.grid = static_cast<int>(Chosen<int64_t>(options.grid, 0, quick, 20, 4));
-  analysis.chunk = options.chunk;
-  analysis.num_threads = ResolveThreads(options.threads);
+  analysis.chunk = options.placement.chunk;
+  analysis.num_threads = ResolveThreads(options.placement.threads);
   ProgressBar progress;
   StderrLog log;
   analysis.progress = &progress;
@@ -188,26 +182,10 @@ void AddInterpolation(CLI::App& analyze, const std::string& command_line) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--grid", options->grid, "grid points of the scale search (0: 20)")
       ->check(CLI::Range(0, 1000));
-  command
-      ->add_option("--chunk", options->chunk,
-                   "tokens per step of the evaluation; 1 is exactly what decoding does")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of the shuffle of calibration texts")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  options->allocation.allocation.max_len = 0;
-  options->allocation.Register(*command);
-  command->get_option("--memory-budget")
-      ->required(false)
-      ->description(
-          "for one sequence, all blocks: MiB, or a size with its unit (default: a quarter of the "
-          "blocks at the widest choice, the others at the narrowest)");
-  command->get_option("--max-len")
-      ->description("tokens that the budget is for, and of the longest text (default: 4096)")
-      ->default_str("");
+  options->placement.Register(
+      *command, "tokens that the budget is for, and of the longest text (default: 4096)");
   command->callback([options] { Run(*options); });
 }
 

@@ -22,9 +22,7 @@ struct Options {
   int64_t num_samples = 0;
   int64_t num_texts = 0;
   int64_t seq_len = 0;
-  int64_t chunk = 16;
-  int threads = 0;
-  AllocationCommandOptions allocation;
+  PlacementOptions placement;
 };
 
 using Texts = std::vector<std::vector<int32_t>>;
@@ -108,16 +106,8 @@ void Run(const Options& options) {
   texts.seq_len = Chosen<int64_t>(options.seq_len, 0, quick, 2048, 320);
   texts.num_samples = Chosen<int64_t>(options.num_samples, 0, quick, 8, 1);
   texts.num_evaluation = Chosen<int64_t>(options.num_texts, 0, quick, 4, 1);
-  AllocationCommandOptions allocation = options.allocation;
   // Budgets that bite within the texts.
-  if (allocation.allocation.max_len == 0) allocation.allocation.max_len = texts.seq_len;
-  const bool has_budget = !allocation.memory_budget.empty();
-  if (!has_budget) allocation.memory_budget = "1";
-  transfer_options.allocation = allocation.Resolve();
-  transfer_options.allocation.cache.geometry = model->kv_geometry();
-  if (!has_budget) {
-    transfer_options.allocation.memory_budget_bytes = ChoosingBudget(transfer_options.allocation);
-  }
+  transfer_options.allocation = options.placement.Resolve(*model, texts.seq_len);
   if (transfer_options.allocation.max_len < texts.seq_len) {
     throw InvalidInput("--max-len",
                        fmt::format("found {}, expected --seq-len {} or more",
@@ -128,8 +118,8 @@ void Run(const Options& options) {
     CheckPlanMatches(plan, model->checkpoint().Identity(), options.plan);
     transfer_options.key_scales = plan.key_scales;
   }
-  transfer_options.chunk = options.chunk;
-  transfer_options.num_threads = ResolveThreads(options.threads);
+  transfer_options.chunk = options.placement.chunk;
+  transfer_options.num_threads = ResolveThreads(options.placement.threads);
   ProgressBar progress;
   StderrLog log;
   transfer_options.progress = &progress;
@@ -177,25 +167,8 @@ void AddTransfer(CLI::App& analyze, const std::string& command_line) {
       ->add_option("--seq-len", options->seq_len,
                    "tokens per calibration sequence; evaluation texts are cut here, too (0: 2048)")
       ->check(CLI::NonNegativeNumber);
-  command
-      ->add_option("--chunk", options->chunk,
-                   "tokens per step of the evaluation; 1 is exactly what decoding does")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
   command->add_option("--plan", options->plan, "use this plan's key scales in every cache");
-  command->add_option("--threads", options->threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  options->allocation.allocation.max_len = 0;
-  options->allocation.Register(*command);
-  command->get_option("--memory-budget")
-      ->required(false)
-      ->description(
-          "for one sequence, all blocks: MiB, or a size with its unit (default: a quarter of the "
-          "blocks at the widest choice, the others at the narrowest)");
-  command->get_option("--max-len")
-      ->description("tokens that the budget is for (default: --seq-len)")
-      ->default_str("");
+  options->placement.Register(*command, "tokens that the budget is for (default: --seq-len)");
   command->callback([options] { Run(*options); });
 }
 

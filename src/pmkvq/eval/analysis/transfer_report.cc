@@ -32,7 +32,8 @@ void AddIntroduction(const Transfer& transfer, HtmlPage& page) {
       "For each task the sensitivities of its own texts decide which blocks get more bits, under "
       "the same budget. Each placement then runs on other texts of every task. If sensitivities "
       "transfer, all rows of one column are alike. Three rows are there to compare with: the mean "
-      "of all tasks' sensitivities, that placement with its blocks in reverse order (mirrored), "
+      "of all tasks' sensitivities, the placement by sensitivities of the mirrored blocks "
+      "(mirrored), "
       "and the same bytes split evenly over blocks (uniform).");
   std::string calibration, evaluation;
   for (const TaskTexts& task : transfer.tasks) {
