@@ -64,6 +64,7 @@ void RunPlan(const Options& options) {
 }
 
 void RunMethod(const Options& options) {
+  CheckIsCalibrated(options.kv);
   CheckWritable(options.out);
   CheckFileName(options.out, "--out");
   const std::shared_ptr<Model> model = Model::Load(options.model);

@@ -168,8 +168,7 @@ std::vector<MethodInfo> ListMethods() {
   return methods;
 }
 
-MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
-                           const CalibrationContext& calibration, const CalibrationRecord& record) {
+void CheckIsCalibrated(const std::string& spec) {
   const Choice choice = Resolve(spec);
   if (choice.simulated == nullptr || choice.simulated->calibrate == nullptr) {
     std::vector<std::string> names;
@@ -185,6 +184,12 @@ MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
                                            "SPEC without it",
                                            spec));
   }
+}
+
+MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
+                           const CalibrationContext& calibration, const CalibrationRecord& record) {
+  CheckIsCalibrated(spec);
+  const Choice choice = Resolve(spec);
   MethodData data;
   data.method = choice.spec.name;
   data.spec = spec;

@@ -61,9 +61,11 @@ struct MethodInfo {
 };
 std::vector<MethodInfo> ListMethods();
 
+// Throws InvalidInput naming --kv for a SPEC that CalibrateMethod refuses: an unknown method or key,
+// a method with nothing to calibrate, the key from=.
+void CheckIsCalibrated(const std::string& spec);
 // Runs the calibration of a published method. `record` says how the samples were drawn.
-// Throws InvalidInput naming --kv (unknown method or key, a method with nothing to calibrate, the
-// key from=), and what a step of calibration throws, Cancelled among it.
+// Throws as CheckIsCalibrated, and what a step of calibration throws, Cancelled among it.
 MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
                            const CalibrationContext& calibration, const CalibrationRecord& record);
 
