@@ -107,7 +107,8 @@ int64_t NumRuns(const AttentionSequence& sequence) {
 
 // All items of decode, in the order (sequence, KV head, run); partials are placed later.
 std::vector<DecodeItem> PlanDecode(const AttentionShape& shape,
-                                   std::span<const AttentionSequence* const> sequences) {
+                                   std::span<const AttentionSequence* const> sequences,
+                                   AttentionMode mode) {
   std::vector<DecodeItem> items;
   for (const AttentionSequence* sequence : sequences) {
     const auto num_pages = static_cast<int64_t>(sequence->pages.size());
@@ -120,6 +121,7 @@ std::vector<DecodeItem> PlanDecode(const AttentionShape& shape,
                          .first_page = first,
                          .num_pages = std::min(internal::kRunPages, num_pages - first),
                          .with_chunk = run + 1 == num_runs,
+                         .mode = mode,
                          .partial = nullptr});
       }
     }
@@ -161,9 +163,9 @@ float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
 }
 
 void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
-               int num_threads, AttentionScratch& scratch) {
+               int num_threads, AttentionScratch& scratch, AttentionMode mode) {
   constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
-  std::vector<DecodeItem> items = PlanDecode(shape, sequences);
+  std::vector<DecodeItem> items = PlanDecode(shape, sequences, mode);
   int64_t work = 0;
   for (const AttentionSequence* sequence : sequences) {
     work += std::ssize(sequence->pages) * kPageTokens * sequence->num_rows * shape.num_heads *
@@ -206,14 +208,13 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
 void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
             int num_threads, AttentionScratch& scratch, AttentionMode mode) {
   CheckCall(shape, sequences);
-  PMKVQ_CHECK(mode == AttentionMode::kAccurate);
   std::vector<const AttentionSequence*> decode;
   std::vector<const AttentionSequence*> prefill;
   for (const AttentionSequence& sequence : sequences) {
     if (sequence.num_rows == 0) continue;
     (sequence.num_rows <= internal::kMaxDecodeTokens ? decode : prefill).push_back(&sequence);
   }
-  if (!decode.empty()) DecodeAll(shape, decode, num_threads, scratch);
+  if (!decode.empty()) DecodeAll(shape, decode, num_threads, scratch, mode);
   if (!prefill.empty()) {
     const size_t bytes = internal::PrefillScratchBytes(shape);
     const int threads = std::max(num_threads, 1);

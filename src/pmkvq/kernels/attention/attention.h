@@ -76,6 +76,10 @@ struct AttentionSequence {
 // How products with codes are computed.
 enum class AttentionMode : uint8_t {
   kAccurate,  // Codes expanded to float.
+  // Decode only: integer products of codes with q, and with weights times steps, each rounded to 16
+  // bits by its largest magnitude (of a group of q; of 128 tokens' weights). Prefill, pages of
+  // floats, and groups that do not fill vectors of 16 bytes are computed as in kAccurate.
+  kFast,
 };
 
 // Reusable memory; grows to what the largest call needs: O(threads * one page) and, for decode, one

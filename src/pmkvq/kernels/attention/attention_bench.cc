@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kNumKvHeads = 2;
 
 void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows,
-         QuantAxis k_axis = QuantAxis::kToken) {
+         QuantAxis k_axis = QuantAxis::kToken, AttentionMode mode = AttentionMode::kAccurate) {
   const auto bits = static_cast<int>(state.range(0));
   const int64_t heads_per_kv = state.range(1);
   const AttentionShape shape{.num_heads = kNumKvHeads * heads_per_kv,
@@ -27,7 +27,7 @@ void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows,
       num_rows);
   const AttentionSequence view = sequence.view();
   AttentionScratch scratch;
-  for (auto _ : state) Attend(shape, {&view, 1}, /*num_threads=*/1, scratch);
+  for (auto _ : state) Attend(shape, {&view, 1}, /*num_threads=*/1, scratch, mode);
   const auto token_heads = static_cast<double>(num_pages * kPageTokens * kNumKvHeads);
   state.counters["per_token_head"] = benchmark::Counter(
       token_heads, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
@@ -43,6 +43,22 @@ void AttentionDecodeKeysPerChannel(benchmark::State& state) {
   Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kChannel);
 }
 BENCHMARK(AttentionDecodeKeysPerChannel)
+    ->ArgsProduct({{8, 4, 2}, {1, 2, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMicrosecond);
+
+void AttentionDecodeFast(benchmark::State& state) {
+  Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kToken, AttentionMode::kFast);
+}
+BENCHMARK(AttentionDecodeFast)
+    ->ArgsProduct({{8, 4, 2}, {1, 2, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMicrosecond);
+
+void AttentionDecodeFastKeysPerChannel(benchmark::State& state) {
+  Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kChannel, AttentionMode::kFast);
+}
+BENCHMARK(AttentionDecodeFastKeysPerChannel)
     ->ArgsProduct({{8, 4, 2}, {1, 2, 7}})
     ->ArgNames({"bits", "heads"})
     ->Unit(benchmark::kMicrosecond);

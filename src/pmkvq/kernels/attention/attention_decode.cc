@@ -5,13 +5,15 @@
 // all query rows: keys transposed (tokens in lanes, so that no horizontal sums are needed), values
 // as they lie. One or two query rows work without tiles (direct-inl.h). Codes enter the products as
 // they are; step and minimum are applied to whole scores and weights. Keys per channel take the way
-// of values: channels in the place of tokens, weighted by q.
+// of values: channels in the place of tokens, weighted by q. The fast mode replaces both products
+// with codes by exact ones with integers (integer_products.h), for any number of rows.
 #include <algorithm>
 #include <limits>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -32,6 +34,13 @@ DecodeLayout::DecodeLayout(const AttentionShape& shape, int64_t num_tokens)
       padded_group(RoundUpTo(shape.group, kMaxLanes)),
       row_stride(padded_group * (shape.head_dim / shape.group)) {}
 
+// q of the fast mode, arranged for keys of one width: q[r, i] ~ factors[r, g] x integer.
+struct IntegerQueries {
+  int16_t* q;      // [R, D]
+  float* factors;  // [R, D / G]
+  float* sums;     // [R, D / G], of the rounded q.
+};
+
 // Pointers into the scratch of one thread.
 struct DecodeScratch {
   DecodeScratch(const AttentionShape& shape, const DecodeLayout& layout, float* memory) {
@@ -51,6 +60,16 @@ struct DecodeScratch {
     mins = take(kBlockTokens);
     rescale = take(layout.rows);
     visible = reinterpret_cast<int64_t*>(take(2 * layout.rows));
+    integer_tile = reinterpret_cast<int32_t*>(take(kIntegerTileSize));
+    integer_sums = reinterpret_cast<int32_t*>(take(layout.rows * kBlockTokens));
+    const int64_t integer_floats = layout.rows * kBlockTokens / 2;
+    weights = reinterpret_cast<int16_t*>(take(integer_floats));
+    weight_factors = take(layout.rows);
+    for (IntegerQueries& queries : integer_q) {
+      queries.q = reinterpret_cast<int16_t*>(take(layout.rows * shape.head_dim / 2));
+      queries.factors = take(layout.rows * (shape.head_dim / shape.group));
+      queries.sums = take(layout.rows * (shape.head_dim / shape.group));
+    }
   }
   float* q;          // [R, D], times the attention scale.
   float* q_sums;     // [R, D / G], sums over groups of q.
@@ -63,6 +82,12 @@ struct DecodeScratch {
   float* mins;       // [128]
   float* rescale;    // [R]
   int64_t* visible;  // [R], tokens of the block that a row sees.
+  // Of the fast mode:
+  int32_t* integer_tile;
+  int32_t* integer_sums;        // [R, 128]
+  int16_t* weights;             // [R, 128], of rows that are summed up.
+  float* weight_factors;        // [R]
+  IntegerQueries integer_q[3];  // For keys of 8, 4 and 2 bits.
   int64_t num_floats = 0;
 };
 
@@ -85,7 +110,12 @@ struct Context {
   const DecodeLayout& layout;
   const DecodeScratch& scratch;
   Partial partial;
+  AttentionMode mode;
+  bool* queries_ready;  // [3], of scratch.integer_q.
   int64_t num_groups() const { return shape.head_dim / shape.group; }
+  bool UsesIntegers(int64_t columns, int bits) const {
+    return mode == AttentionMode::kFast && bits != 16 && HasIntegerProducts(columns, bits);
+  }
 };
 
 // Steps and minima of group g of `count` rows of packed codes, each of num_groups groups; zeros up
@@ -285,6 +315,71 @@ void AddRows(const Context& context, const SummedRows& x, const float* weights, 
   }
 }
 
+// out [R, columns] += integers of weights [R, 128] times codes.
+void AddRowsByIntegers(const Context& context, const SummedRows& x, const float* weights,
+                       float* out, int64_t out_stride) {
+  const hn::ScalableTag<float> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    s.weight_factors[r] = QuantizeToIntegers(
+        weights + r * kBlockTokens, RoundUpTo(x.count, kMaxLanes), s.weights + r * kBlockTokens);
+  }
+  SumPackedRows({x.rows.data, x.rows.row_bytes, x.count, x.columns, x.rows.bits}, s.weights, rows,
+                s.integer_tile, s.integer_sums);
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto factor = hn::Set(df, s.weight_factors[r]);
+    for (int64_t i = 0; i < x.columns; i += static_cast<int64_t>(hn::Lanes(df))) {
+      float* p = out + r * out_stride + i;
+      const auto sum = hn::ConvertTo(df, hn::LoadU(di, s.integer_sums + r * x.columns + i));
+      hn::StoreU(hn::MulAdd(sum, factor, hn::LoadU(df, p)), df, p);
+    }
+  }
+}
+
+// Integers of q in the order for keys of that width; made once for an item.
+const IntegerQueries& PrepareQueries(const Context& context, int bits) {
+  const DecodeScratch& s = context.scratch;
+  const int index = bits == 8 ? 0 : bits == 4 ? 1 : 2;
+  const IntegerQueries& out = s.integer_q[index];
+  if (context.queries_ready[index]) return out;
+  context.queries_ready[index] = true;
+  const int64_t group = context.shape.group;
+  int16_t integers[kMaxGroup];
+  for (int64_t i = 0; i < context.layout.rows * context.num_groups(); ++i) {
+    out.factors[i] = QuantizeToIntegers(s.q + i * group, group, integers);
+    int32_t sum = 0;
+    for (int64_t d = 0; d < group; ++d) sum += integers[d];
+    out.sums[i] = out.factors[i] * static_cast<float>(sum);
+    ArrangeForDots(bits, group, integers, out.q + i * group);
+  }
+  return out;
+}
+
+// scores [R, count] += group g of q times keys, by integers.
+void AddScoresByIntegers(const Context& context, const TensorRows& k, int64_t g, int64_t count) {
+  const hn::ScalableTag<float> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const DecodeScratch& s = context.scratch;
+  const int64_t rows = context.layout.rows;
+  const int64_t group = context.shape.group;
+  const IntegerQueries& queries = PrepareQueries(context, k.bits);
+  DotPackedRows({k.data + GroupOffset(context, k, g), k.row_bytes, count, group, k.bits},
+                queries.q + g * group, rows, context.shape.head_dim, s.integer_tile,
+                s.integer_sums);
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto factor = hn::Set(df, queries.factors[r * context.num_groups() + g]);
+    const auto q_sum = hn::Set(df, queries.sums[r * context.num_groups() + g]);
+    for (int64_t t = 0; t < RoundUpTo(count, kMaxLanes); t += static_cast<int64_t>(hn::Lanes(df))) {
+      float* score = s.scores + r * kBlockTokens + t;
+      const auto sum = hn::ConvertTo(df, hn::LoadU(di, s.integer_sums + r * kBlockTokens + t));
+      const auto offset = hn::MulAdd(q_sum, hn::Load(df, s.mins + t), hn::LoadU(df, score));
+      hn::StoreU(hn::MulAdd(sum, hn::Mul(factor, hn::Load(df, s.steps + t)), offset), df, score);
+    }
+  }
+}
+
 // scores [R, 128] of a page of keys per channel: the weighted sum of its channels.
 void ScoreChannels(const Context& context, const TensorRows& k) {
   const DecodeScratch& s = context.scratch;
@@ -301,7 +396,8 @@ void ScoreChannels(const Context& context, const TensorRows& k) {
     }
     LoadMetadata(context, channels.rows, 1, 0, channels.count);
     WeighCodes(context, channels, s.products, s.scores, kBlockTokens);
-    AddRows(context, channels, s.products, s.scores, kBlockTokens);
+    const auto add = context.UsesIntegers(kPageTokens, k.bits) ? AddRowsByIntegers : AddRows;
+    add(context, channels, s.products, s.scores, kBlockTokens);
   }
 }
 
@@ -320,6 +416,10 @@ void Score(const Context& context, const TensorRows& k, int64_t count) {
     if (k.bits != 16) {
       std::fill_n(s.products, rows * kBlockTokens, 0.0f);
       LoadMetadata(context, k, context.num_groups(), g, count);
+    }
+    if (context.UsesIntegers(context.shape.group, k.bits)) {
+      AddScoresByIntegers(context, k, g, count);
+      continue;
     }
     MulKeys(context, k, g, count, products);
     if (k.bits == 16) continue;
@@ -349,7 +449,9 @@ void AddValues(const Context& context, const TensorRows& v, int64_t count) {
       WeighCodes(context, values, weights, out, context.layout.row_stride);
       weights = s.products;
     }
-    AddRows(context, values, weights, out, context.layout.row_stride);
+    const auto add =
+        context.UsesIntegers(context.shape.group, v.bits) ? AddRowsByIntegers : AddRows;
+    add(context, values, weights, out, context.layout.row_stride);
   }
 }
 
@@ -391,7 +493,9 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
   const AttentionSequence& sequence = *item.sequence;
   const DecodeLayout layout(shape, sequence.num_rows);
   const DecodeScratch scratch(shape, layout, memory);
-  const Context context{shape, layout, scratch, Partial(layout, item.partial)};
+  bool queries_ready[3] = {};
+  const Context context{shape,     layout,       scratch, Partial(layout, item.partial),
+                        item.mode, queries_ready};
   LoadQueries(context, item);
   std::fill_n(context.partial.out, layout.rows * layout.row_stride, 0.0f);
   std::fill_n(context.partial.max, layout.rows, -std::numeric_limits<float>::infinity());

@@ -69,6 +69,7 @@ struct DecodeItem {
   int64_t first_page;
   int64_t num_pages;
   bool with_chunk;  // The chunk's own tokens too; the sequence's last item.
+  AttentionMode mode;
   float* partial;
 };
 

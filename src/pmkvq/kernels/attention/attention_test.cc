@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/attention/random_pages.h"
 #include "pmkvq/kernels/for_each_target.h"
 
@@ -53,28 +54,51 @@ float Tolerance(const AttentionShape& shape, RandomSequence& sequence) {
   return 2.0f * sequence.max_v() * score + 3.0f * sequence.max_v() * sums;
 }
 
-// The oracle once, then every target against it.
+// What rounding to 16 bits adds in the fast mode. An element of q moves by at most
+// max|q| / 65534, and so, per channel, does q_i step_i by that of the largest of them; with moves
+// that are independent, as above, a score moves by sqrt(D) max|q| scale 3 max|k| / 65534. A weight
+// times step moves by 1 / 65534 of the largest of its page, its code's share of the value is at
+// most a range, 3 max|v|, and the pages' largest weights sum up to at most 1: the output moves by
+// sqrt(128) 3 max|v| / 65534.
+float FastTolerance(const AttentionShape& shape, RandomSequence& sequence) {
+  constexpr float kHalfStep = 1.0f / 65534.0f;
+  float max_q = 0.0f;
+  for (const float q : sequence.q()) max_q = std::max(max_q, std::abs(q));
+  const float score = kHalfStep * std::sqrt(static_cast<float>(shape.head_dim)) * max_q *
+                      shape.scale * 3.0f * sequence.max_k();
+  return 2.0f * sequence.max_v() * score +
+         kHalfStep * std::sqrt(static_cast<float>(kPageTokens)) * 3.0f * sequence.max_v();
+}
+
+std::vector<float> Attended(const AttentionShape& shape, RandomSequence& sequence, int threads,
+                            AttentionMode mode = AttentionMode::kAccurate) {
+  const AttentionSequence view = sequence.view();
+  std::fill(sequence.out().begin(), sequence.out().end(), NAN);
+  AttentionScratch scratch;
+  Attend(shape, {&view, 1}, threads, scratch, mode);
+  return sequence.out();
+}
+
+void ExpectNear(const std::vector<float>& actual, const std::vector<float>& expected,
+                float tolerance) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_NEAR(actual[i], expected[i], tolerance) << "value " << i;
+  }
+}
+
+// The oracle once, then every target and mode against it.
 void ExpectMatchesOracle(const AttentionShape& shape, RandomSequence& sequence, int threads = 1) {
   const AttentionSequence view = sequence.view();
   ref::Attend(shape, {&view, 1});
   const std::vector<float> expected = sequence.out();
   const float tolerance = Tolerance(shape, sequence);
+  const float fast_tolerance = tolerance + FastTolerance(shape, sequence);
   ForEachTarget(internal::AttentionTarget, [&] {
-    std::fill(sequence.out().begin(), sequence.out().end(), NAN);
-    AttentionScratch scratch;
-    Attend(shape, {&view, 1}, threads, scratch);
-    for (size_t i = 0; i < expected.size(); ++i) {
-      ASSERT_NEAR(sequence.out()[i], expected[i], tolerance) << "value " << i;
-    }
+    ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads), expected, tolerance));
+    SCOPED_TRACE("fast");
+    ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads, AttentionMode::kFast),
+                                       expected, fast_tolerance));
   });
-}
-
-std::vector<float> Attended(const AttentionShape& shape, RandomSequence& sequence, int threads) {
-  const AttentionSequence view = sequence.view();
-  std::fill(sequence.out().begin(), sequence.out().end(), NAN);
-  AttentionScratch scratch;
-  Attend(shape, {&view, 1}, threads, scratch);
-  return sequence.out();
 }
 
 // A sink, closed pages of all widths (K and V apart), and an open page.
@@ -244,9 +268,11 @@ TEST(Attention, BitsDoNotDependOnThreads) {
   for (const int64_t num_rows : {1, 3, 70}) {
     const AttentionShape shape = MakeShape(64, 3);
     RandomSequence sequence(shape, ManyPages(), num_rows);
-    const std::vector<float> one = Attended(shape, sequence, 1);
-    EXPECT_EQ(Attended(shape, sequence, 2), one);
-    EXPECT_EQ(Attended(shape, sequence, 5), one);
+    for (const AttentionMode mode : {AttentionMode::kAccurate, AttentionMode::kFast}) {
+      const std::vector<float> one = Attended(shape, sequence, 1, mode);
+      EXPECT_EQ(Attended(shape, sequence, 2, mode), one);
+      EXPECT_EQ(Attended(shape, sequence, 5, mode), one);
+    }
   }
 }
 
@@ -258,16 +284,62 @@ TEST(Attention, BitsDoNotDependOnOtherSequences) {
   RandomSequence d(shape, MixedPages(), 0, /*seed=*/4);
   RandomSequence e(shape, {{2, 2, 100}}, 1, /*seed=*/5);
   RandomSequence* const all[] = {&a, &b, &c, &d, &e};
-  std::vector<std::vector<float>> alone;
-  for (RandomSequence* sequence : all) alone.push_back(Attended(shape, *sequence, 1));
-  for (RandomSequence* sequence : all) {
-    std::fill(sequence->out().begin(), sequence->out().end(), NAN);
+  for (const AttentionMode mode : {AttentionMode::kAccurate, AttentionMode::kFast}) {
+    std::vector<std::vector<float>> alone;
+    for (RandomSequence* sequence : all) alone.push_back(Attended(shape, *sequence, 1, mode));
+    for (RandomSequence* sequence : all) {
+      std::fill(sequence->out().begin(), sequence->out().end(), NAN);
+    }
+    std::vector<AttentionSequence> batch;
+    for (RandomSequence* sequence : all) batch.push_back(sequence->view());
+    AttentionScratch scratch;
+    Attend(shape, batch, 2, scratch, mode);
+    for (size_t i = 0; i < std::size(all); ++i) EXPECT_EQ(all[i]->out(), alone[i]) << i;
   }
-  std::vector<AttentionSequence> batch;
-  for (RandomSequence* sequence : all) batch.push_back(sequence->view());
-  AttentionScratch scratch;
-  Attend(shape, batch, 2, scratch);
-  for (size_t i = 0; i < std::size(all); ++i) EXPECT_EQ(all[i]->out(), alone[i]) << i;
+}
+
+// With queries that 16 bits hold exactly, and values that are not packed, nothing is rounded more
+// than in the accurate mode: the error stays below that mode's bound.
+TEST(Attention, FastModeRoundsQueriesOnly) {
+  for (const int bits : {8, 4, 2}) {
+    const AttentionShape shape = MakeShape(128, 3);
+    RandomSequence sequence(shape, {{bits, 16}, {bits, 16, 77}}, 1);
+    std::vector<float> rounded = sequence.q();
+    std::vector<int16_t> integers(rounded.size());
+    for (size_t first = 0; first < rounded.size(); first += 128) {
+      const float factor =
+          internal::ref::QuantizeToIntegers(rounded.data() + first, 128, integers.data() + first);
+      for (size_t i = first; i < first + 128; ++i) {
+        rounded[i] = factor * static_cast<float>(integers[i]);
+      }
+    }
+    sequence.q() = rounded;
+    const AttentionSequence view = sequence.view();
+    ref::Attend(shape, {&view, 1});
+    const std::vector<float> expected = sequence.out();
+    const float tolerance = Tolerance(shape, sequence);
+    ForEachTarget(internal::AttentionTarget, [&] {
+      ASSERT_NO_FATAL_FAILURE(
+          ExpectNear(Attended(shape, sequence, 1, AttentionMode::kFast), expected, tolerance));
+    });
+  }
+}
+
+// The modes differ where packed pages are decoded, and only there.
+TEST(Attention, ModesDifferInDecodeOfPackedPagesOnly) {
+  const auto same = [](const AttentionShape& shape, PageSpec page, int64_t num_rows) {
+    RandomSequence sequence(shape, {page}, num_rows);
+    return Attended(shape, sequence, 1) == Attended(shape, sequence, 1, AttentionMode::kFast);
+  };
+  for (const int64_t heads : {1, 2, 7}) {
+    const AttentionShape shape = MakeShape(128, heads);
+    EXPECT_FALSE(same(shape, {4, 16}, 1));
+    EXPECT_FALSE(same(shape, {16, 4}, 1));
+    EXPECT_FALSE(same(shape, {4, 16, 128, 128, QuantAxis::kChannel}, 1));
+    EXPECT_TRUE(same(shape, {16, 16}, 1));
+    EXPECT_TRUE(same(shape, {4, 4}, internal::kMaxDecodeTokens + 1));
+  }
+  EXPECT_TRUE(same(MakeShape(24, 2), {4, 4}, 1));  // Rows of 12 bytes.
 }
 
 // The scratch is bounded by the chunk and the threads: it must not grow with the stored tokens but
