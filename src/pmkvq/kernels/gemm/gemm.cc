@@ -10,6 +10,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "pmkvq/kernels/gemm/weight_q8.h"
 
 namespace pmkvq {
 namespace {
@@ -23,6 +24,7 @@ constexpr int64_t kTileCols = 1024;
 // MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
 constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
+static_assert(kTileCols % kQ8Group == 0 && kGradTileCols % kQ8Group == 0);
 // Multiplications (about 30 us of them) below which a second thread costs more than it brings:
 // waking one takes some 10 us on an idle machine, and a turn of the scheduler on a busy one.
 constexpr int64_t kMinParallelWork = int64_t{1} << 19;
@@ -33,18 +35,26 @@ constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int UsefulThreads(int num_threads, int64_t num_rows, const WeightView& weight) {
-  const bool worth_it = num_rows * weight.rows * weight.cols >= kMinParallelWork;
-  return worth_it ? num_threads : 1;
+int UsefulThreads(int num_threads, int64_t multiplications) {
+  return multiplications >= kMinParallelWork ? num_threads : 1;
 }
 
 void CheckWeight(const WeightView& weight) {
-  PMKVQ_CHECK_MSG(IsFloat16Or32(weight.dtype), "weights are F32, F16 or BF16");
+  PMKVQ_CHECK_MSG(IsFloat16Or32(weight.dtype) || weight.dtype == DType::kI8,
+                  "weights are F32, F16, BF16 or I8 groups");
   PMKVQ_CHECK(weight.rows >= 0 && weight.cols >= 0);
 }
 
+// Bytes before element `col` of a row; in quantised weights `col` begins a group.
+size_t BytesBefore(DType dtype, int64_t col) {
+  if (dtype == DType::kI8) return static_cast<size_t>(col / kQ8Group * kQ8GroupBytes);
+  return static_cast<size_t>(col) * SizeOf(dtype);
+}
+
 const std::byte* ElementAt(const WeightView& weight, int64_t row, int64_t col) {
-  return weight.data + static_cast<size_t>(row * weight.cols + col) * SizeOf(weight.dtype);
+  const size_t row_bytes = weight.dtype == DType::kI8 ? static_cast<size_t>(Q8RowBytes(weight.cols))
+                                                      : BytesBefore(weight.dtype, weight.cols);
+  return weight.data + static_cast<size_t>(row) * row_bytes + BytesBefore(weight.dtype, col);
 }
 
 void ExpandElements(const std::byte* data, DType dtype, int64_t count, float* out) {
@@ -56,7 +66,7 @@ void ExpandElements(const std::byte* data, DType dtype, int64_t count, double* o
   float piece[kPiece];
   for (int64_t begin = 0; begin < count; begin += kPiece) {
     const int64_t size = std::min(kPiece, count - begin);
-    internal::ExpandToFloat(data + static_cast<size_t>(begin) * SizeOf(dtype), dtype, size, piece);
+    internal::ExpandToFloat(data + BytesBefore(dtype, begin), dtype, size, piece);
     for (int64_t i = 0; i < size; ++i) out[begin + i] = static_cast<double>(piece[i]);
   }
 }
@@ -122,20 +132,63 @@ const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weig
   return packed.data();
 }
 
-void DecodeRows(const float* x, int64_t num_rows, const WeightView& weight, const float* bias,
-                float* y, int num_threads) {
-  const float* packed = PackSlices(x, num_rows, weight);
-  const int threads = UsefulThreads(num_threads, num_rows, weight);
-  const int64_t grain_work = num_rows * std::max<int64_t>(1, weight.cols) * kDecodeGrain;
-  const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
-  ParallelForRanges(threads, weight.rows, item_outs, [&](int64_t begin, int64_t end) {
-    DecodeSlices(packed, num_rows, weight, bias, begin, end, y);
+// Pieces of `grain` outputs of all projections in one loop over threads: body(projection, begin,
+// end).
+template <class Real, class Body>
+void ForOutputs(int num_threads, std::span<const Projection<Real>> projections, int64_t grain,
+                const Body& body) {
+  int64_t num_pieces = 0;
+  for (const auto& projection : projections) num_pieces += CeilDiv(projection.weight->rows, grain);
+  ParallelFor(num_threads, num_pieces, [&](int64_t piece, int /*worker*/) {
+    size_t which = 0;
+    for (; piece >= CeilDiv(projections[which].weight->rows, grain); ++which) {
+      piece -= CeilDiv(projections[which].weight->rows, grain);
+    }
+    const int64_t begin = piece * grain;
+    body(projections[which], begin, std::min(projections[which].weight->rows, begin + grain));
   });
 }
 
-void DecodeRows(const double* x, int64_t num_rows, const WeightView& weight, const float* bias,
-                double* y, int /*num_threads*/) {
-  ref::MatMul(x, num_rows, weight, bias, y);
+template <class Real>
+int64_t Multiplications(int64_t num_rows, std::span<const Projection<Real>> projections) {
+  int64_t count = 0;
+  for (const auto& projection : projections) {
+    count += num_rows * projection.weight->rows * projection.weight->cols;
+  }
+  return count;
+}
+
+// All weights are of one type, so that one packed x serves them.
+void DecodeRowsOfType(const float* x, int64_t num_rows,
+                      std::span<const Projection<float>> projections, int num_threads) {
+  const WeightView& first = *projections.front().weight;
+  const float* packed = PackSlices(x, num_rows, first);
+  const int threads = UsefulThreads(num_threads, Multiplications(num_rows, projections));
+  const int64_t grain_work = num_rows * std::max<int64_t>(1, first.cols) * kDecodeGrain;
+  const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
+  ForOutputs(threads, projections, item_outs,
+             [&](const Projection<float>& projection, int64_t begin, int64_t end) {
+               DecodeSlices(packed, num_rows, *projection.weight, projection.bias, begin, end,
+                            projection.y);
+             });
+}
+
+void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<float>> projections,
+                int num_threads) {
+  while (!projections.empty()) {
+    size_t count = 1;
+    const DType dtype = projections.front().weight->dtype;
+    while (count < projections.size() && projections[count].weight->dtype == dtype) ++count;
+    DecodeRowsOfType(x, num_rows, projections.first(count), num_threads);
+    projections = projections.subspan(count);
+  }
+}
+
+void DecodeRows(const double* x, int64_t num_rows, std::span<const Projection<double>> projections,
+                int /*num_threads*/) {
+  for (const auto& projection : projections) {
+    ref::MatMul(x, num_rows, *projection.weight, projection.bias, projection.y);
+  }
 }
 
 // Outputs [begin, end) of many rows.
@@ -184,20 +237,34 @@ CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : 
 }  // namespace
 
 template <class Real>
-void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
-            int num_threads) {
-  CheckWeight(weight);
-  if (num_rows == 0 || weight.rows == 0) return;
+void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
+                  int num_threads) {
+  if (projections.empty()) return;
+  const int64_t cols = projections.front().weight->cols;
+  for (const auto& projection : projections) {
+    CheckWeight(*projection.weight);
+    PMKVQ_CHECK_MSG(projection.weight->cols == cols, "shared products have the same inputs");
+  }
+  if (num_rows == 0) return;
   constexpr bool kHasVectorKernel = std::is_same_v<Real, float>;
-  if (num_rows <= (kHasVectorKernel ? kDecodeRows : kSliceRows) || weight.cols == 0) {
-    DecodeRows(x, num_rows, weight, bias, y, num_threads);
+  if (num_rows <= (kHasVectorKernel ? kDecodeRows : kSliceRows) || cols == 0) {
+    DecodeRows(x, num_rows, projections, num_threads);
     return;
   }
   UseOneBlasThread();
-  const int threads = UsefulThreads(num_threads, num_rows, weight);
-  ParallelForRanges(threads, weight.rows, kTileOuts, [&](int64_t begin, int64_t end) {
-    MatMulTile(x, num_rows, weight, bias, begin, end, y);
-  });
+  const int threads = UsefulThreads(num_threads, Multiplications(num_rows, projections));
+  ForOutputs(threads, projections, kTileOuts,
+             [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
+               MatMulTile(x, num_rows, *projection.weight, projection.bias, begin, end,
+                          projection.y);
+             });
+}
+
+template <class Real>
+void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
+            int num_threads) {
+  const Projection<Real> projection{&weight, bias, y};
+  MatMulShared<Real>(x, num_rows, {&projection, 1}, num_threads);
 }
 
 template <class Real>
@@ -210,7 +277,7 @@ void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight,
     return;
   }
   UseOneBlasThread();
-  const int threads = UsefulThreads(num_threads, num_rows, weight);
+  const int threads = UsefulThreads(num_threads, num_rows * weight.rows * weight.cols);
   ParallelForRanges(threads, weight.cols, kGradTileCols, [&](int64_t begin, int64_t end) {
     GradInputTile(dy, num_rows, weight, accumulate, begin, end, dx);
   });
@@ -240,6 +307,7 @@ void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
 
 #define PMKVQ_INSTANTIATE(Real)                                                                   \
   template void MatMul<Real>(const Real*, int64_t, const WeightView&, const float*, Real*, int);  \
+  template void MatMulShared<Real>(const Real*, int64_t, std::span<const Projection<Real>>, int); \
   template void MatMulGradInput<Real>(const Real*, int64_t, const WeightView&, Real*, bool, int); \
   template void ExpandRow<Real>(const WeightView&, int64_t, Real*);                               \
   template void BlasGemm<Real>(bool, bool, int64_t, int64_t, int64_t, Real, const Real*, int64_t, \

@@ -4,7 +4,8 @@
 //   MatMulGradInput: dx[t, k] = sum_n dy[t, n] * W[n, k]
 //
 // W [N, K] is F32, F16 or BF16 as in the checkpoint (nn.Linear's layout), any alignment of its
-// element type. x, y, dx, dy are row-major floats (or doubles).
+// element type, or quantised (dtype kI8, weight_q8.h). x, y, dx, dy are row-major floats (or
+// doubles).
 //
 // Up to kDecodeRows rows: own vector kernels; the weight is read from memory once for all rows. A
 // row's bits depend neither on its neighbours, nor on the number of rows, nor on the thread count.
@@ -14,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "pmkvq/tensor/tensor.h"
 
@@ -35,6 +37,20 @@ struct WeightView {
 template <class Real>
 void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
             int num_threads);
+
+// One of several products with the same x: as the arguments of MatMul.
+template <class Real>
+struct Projection {
+  const WeightView* weight = nullptr;
+  const float* bias = nullptr;
+  Real* y = nullptr;
+};
+
+// MatMul of x with each of `projections`, which have the same K: the same bits, but x is prepared
+// and threads are started once. For the projections to q, k and v, and to gate and up.
+template <class Real>
+void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
+                  int num_threads);
 
 // dx [num_rows, K] is overwritten, or added to when `accumulate`.
 template <class Real>

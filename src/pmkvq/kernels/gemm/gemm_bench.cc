@@ -10,10 +10,12 @@
 #include <numeric>
 
 #include "pmkvq/base/aligned.h"
+#include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/kernels/gemm/weight_q8.h"
 
 namespace pmkvq {
 namespace {
@@ -58,25 +60,87 @@ void ReadBandwidth(benchmark::State& state) {
 }
 BENCHMARK(ReadBandwidth)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
 
-void DecodeBf16(benchmark::State& state) {
+Q8Weight RandomQ8(int64_t rows, int64_t cols) {
+  const AlignedVector<uint16_t> weights = RandomBf16(rows * cols);
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, rows,
+                        cols};
+  Q8Weight quantized;
+  PMKVQ_CHECK(QuantizeWeight(view, 2, quantized));
+  return quantized;
+}
+
+void Decode(benchmark::State& state, const WeightView& weight, int64_t weight_bytes) {
   const int64_t rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
-  const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kIntermediate);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16,
-                        kIntermediate, kHidden};
   const AlignedVector<float> x = RandomFloats(rows * kHidden);
   AlignedVector<float> y(static_cast<size_t>(rows * kIntermediate));
   for (auto _ : state) {
-    MatMul(x.data(), rows, view, nullptr, y.data(), threads);
+    MatMul(x.data(), rows, weight, nullptr, y.data(), threads);
     benchmark::DoNotOptimize(y.data());
   }
-  state.SetBytesProcessed(state.iterations() * kHidden * kIntermediate * 2);
+  state.SetBytesProcessed(state.iterations() * weight_bytes);
   SetFlops(state, rows, kIntermediate, kHidden);
 }
-BENCHMARK(DecodeBf16)
-    ->ArgNames({"rows", "threads"})
-    ->ArgsProduct({{1, 4, 16}, {1, 2}})
-    ->UseRealTime();
+
+void DecodeBf16(benchmark::State& state) {
+  const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kIntermediate);
+  Decode(state,
+         {reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kIntermediate, kHidden},
+         kHidden * kIntermediate * 2);
+}
+
+void DecodeQ8(benchmark::State& state) {
+  const Q8Weight weight = RandomQ8(kIntermediate, kHidden);
+  Decode(state, weight.view(), kIntermediate * Q8RowBytes(kHidden));
+}
+
+void DecodeShapes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"rows", "threads"})->ArgsProduct({{1, 2, 4, 8, 16}, {1, 2}})->UseRealTime();
+}
+BENCHMARK(DecodeBf16)->Apply(DecodeShapes);
+BENCHMARK(DecodeQ8)->Apply(DecodeShapes);
+
+// Products of the width of k and v in grouped attention: so short that starting threads shows.
+void SmallProducts(benchmark::State& state, bool shared) {
+  constexpr int64_t kOuts = 512;
+  constexpr size_t kProducts = 2;
+  const int threads = static_cast<int>(state.range(0));
+  const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kOuts);
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kOuts,
+                        kHidden};
+  const AlignedVector<float> x = RandomFloats(kHidden);
+  AlignedVector<float> y(kProducts * kOuts);
+  Projection<float> projections[kProducts];
+  for (size_t i = 0; i < kProducts; ++i) projections[i] = {&view, nullptr, y.data() + i * kOuts};
+  for (auto _ : state) {
+    if (shared) {
+      MatMulShared<float>(x.data(), 1, projections, threads);
+    } else {
+      for (const auto& p : projections) MatMul(x.data(), 1, view, nullptr, p.y, threads);
+    }
+    benchmark::DoNotOptimize(y.data());
+  }
+  SetFlops(state, kProducts, kOuts, kHidden);
+}
+void SmallSeparate(benchmark::State& state) { SmallProducts(state, false); }
+void SmallShared(benchmark::State& state) { SmallProducts(state, true); }
+BENCHMARK(SmallSeparate)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+BENCHMARK(SmallShared)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+
+// Quantising at load.
+void Quantize(benchmark::State& state) {
+  const int threads = static_cast<int>(state.range(0));
+  const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kHidden);
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kHidden,
+                        kHidden};
+  Q8Weight quantized;
+  for (auto _ : state) {
+    PMKVQ_CHECK(QuantizeWeight(view, threads, quantized));
+    benchmark::DoNotOptimize(quantized.data.data());
+  }
+  state.SetBytesProcessed(state.iterations() * kHidden * kHidden * 2);
+}
+BENCHMARK(Quantize)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
 
 void PrefillBf16(benchmark::State& state) {
   const int64_t rows = state.range(0);

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "pmkvq/kernels/gemm/weight_q8.h"
+
 // Largest chunk of any instruction set: two AVX-512 vectors of floats. (HWY_MAX_BYTES would be the
 // baseline's outside of the per-target code.)
 #ifndef PMKVQ_GEMM_DECODE_ONCE
@@ -9,7 +11,9 @@
 namespace pmkvq::internal {
 namespace {
 constexpr size_t kMaxChunk = 32;
-}
+// A chunk never straddles two groups of quantised weights.
+static_assert(kQ8Group % kMaxChunk == 0);
+}  // namespace
 }  // namespace pmkvq::internal
 #endif
 
@@ -32,20 +36,29 @@ using V = hn::Vec<D>;
 HWY_INLINE size_t ChunkSize() { return 2 * hn::Lanes(D()); }
 static_assert(2 * hn::MaxLanes(D()) <= kMaxChunk);
 
-// How a chunk of each weight type becomes two vectors. The order of elements over the two is free
-// as long as PackRow arranges x alike.
-struct WeightF32 {
-  using Raw = float;
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+// Where a weight type keeps the elements of a row, in units of Raw.
+template <class T>
+struct PlainLayout {
+  using Raw = T;
+  // Rows end with their last element, not with a chunk.
+  static constexpr bool kPadded = false;
+  static HWY_INLINE size_t RowStride(size_t cols) { return cols; }
+  static HWY_INLINE size_t OffsetOf(size_t col) { return col; }
+};
+
+// How a chunk of each weight type becomes two vectors; `p` points to its first element, which is
+// that of column `col`. The order of elements over the two is free as long as PackRow arranges x
+// alike.
+struct WeightF32 : PlainLayout<float> {
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
     const D d;
     w0 = hn::LoadU(d, p);
     w1 = hn::LoadU(d, p + hn::Lanes(d));
   }
 };
 
-struct WeightF16 {
-  using Raw = uint16_t;
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+struct WeightF16 : PlainLayout<uint16_t> {
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
     const D d;
     const hn::Rebind<hwy::float16_t, D> d16;
     const auto* half = reinterpret_cast<const hwy::float16_t*>(p);
@@ -54,9 +67,8 @@ struct WeightF16 {
   }
 };
 
-struct WeightBF16InOrder {
-  using Raw = uint16_t;
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+struct WeightBF16InOrder : PlainLayout<uint16_t> {
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
     const D d;
     const hn::RebindToUnsigned<D> d32;
     const hn::Rebind<uint16_t, D> d16;
@@ -69,9 +81,8 @@ struct WeightBF16InOrder {
 using WeightBF16 = WeightBF16InOrder;
 #else
 // Even elements, then odd ones: a shift and a mask expand a whole vector of BF16.
-struct WeightBF16 {
-  using Raw = uint16_t;
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, V& w0, V& w1) {
+struct WeightBF16 : PlainLayout<uint16_t> {
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
     const D d;
     const hn::RebindToUnsigned<D> d32;
     const hn::Repartition<uint16_t, D> d16;
@@ -81,6 +92,32 @@ struct WeightBF16 {
   }
 };
 #endif
+
+// Codes times the scale of their group; the product is exact (weight_q8.h).
+struct WeightQ8 {
+  using Raw = int8_t;
+  static constexpr bool kPadded = true;
+  static HWY_INLINE size_t RowStride(size_t cols) {
+    return static_cast<size_t>(Q8RowBytes(static_cast<int64_t>(cols)));
+  }
+  static HWY_INLINE size_t OffsetOf(size_t col) {
+    return col / kQ8Group * kQ8GroupBytes + col % kQ8Group;
+  }
+  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t col, V& w0, V& w1) {
+    const D d;
+    const hn::RebindToSigned<D> d32;
+    const hn::RebindToUnsigned<D> du32;
+    const hn::Rebind<int8_t, D> d8;
+    // The last two codes and the scale: a load of four bytes that needs only a mask to be a float.
+    uint32_t bits;
+    std::memcpy(&bits, p + kQ8Group - 2 - col % kQ8Group, sizeof(bits));
+    const V scale = hn::BitCast(d, hn::And(hn::Set(du32, bits), hn::Set(du32, 0xffff0000u)));
+    const auto c0 = hn::PromoteTo(d32, hn::LoadU(d8, p));
+    const auto c1 = hn::PromoteTo(d32, hn::LoadU(d8, p + hn::Lanes(d)));
+    w0 = hn::Mul(hn::ConvertTo(d, c0), scale);
+    w1 = hn::Mul(hn::ConvertTo(d, c1), scale);
+  }
+};
 
 // x of one chunk in the order of Weight::Load.
 HWY_INLINE void PackChunk(const float* HWY_RESTRICT x, bool even_odd, float* HWY_RESTRICT packed) {
@@ -124,15 +161,17 @@ void PackRows(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, DType
 }
 
 // Adds one chunk of kRows rows of x times kOuts rows of W to the accumulators.
+// `w` point to the rows' first elements.
 template <class Weight, int kRows, int kOuts>
 HWY_INLINE void AddChunk(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
-                         size_t offset, V (&acc)[kRows][kOuts]) {
+                         size_t col, V (&acc)[kRows][kOuts]) {
   const D d;
   const size_t lanes = hn::Lanes(d);
+  const size_t offset = Weight::OffsetOf(col);
   V w0[kOuts];
   V w1[kOuts];
 #pragma GCC unroll 8
-  for (int o = 0; o < kOuts; ++o) Weight::Load(w[o] + offset, w0[o], w1[o]);
+  for (int o = 0; o < kOuts; ++o) Weight::Load(w[o] + offset, col, w0[o], w1[o]);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const V x0 = hn::Load(d, x + 2 * lanes * static_cast<size_t>(r));
@@ -176,12 +215,14 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const size_t full = cols / chunk * chunk;
   // While a block is multiplied, the next one comes into the cache: the hardware's prefetcher
   // alone leaves arithmetic and memory waiting for each other.
-  const bool prefetch = kOuts != kOutsOfOneRow && row == 0 && out + 2 * kOuts <= num_outs;
-  const size_t ahead = kOuts * cols;
+  const bool prefetch = row == 0 && out + 2 * kOuts <= num_outs;
+  const size_t row_stride = Weight::RowStride(cols);
+  const size_t ahead = kOuts * row_stride;
 
   const Raw* w[kOuts];
   for (int o = 0; o < kOuts; ++o) {
-    w[o] = reinterpret_cast<const Raw*>(args.weight->data) + (out + static_cast<size_t>(o)) * cols;
+    w[o] = reinterpret_cast<const Raw*>(args.weight->data) +
+           (out + static_cast<size_t>(o)) * row_stride;
   }
   V acc[kRows][kOuts];
 #pragma GCC unroll 8
@@ -193,11 +234,13 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
   for (size_t k = 0; k < full; k += chunk) {
     if (prefetch) {
-      for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + k);
+      for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
     }
     AddChunk<Weight, kRows, kOuts>(x + k * x_stride, w, k, acc);
   }
-  if (full != cols) {
+  if (full != cols && Weight::kPadded) {
+    AddChunk<Weight, kRows, kOuts>(x + full * x_stride, w, full, acc);
+  } else if (full != cols) {
     HWY_ALIGN Raw padded[kOuts][2 * hn::MaxLanes(D())] = {};
     const Raw* tail[kOuts];
     for (int o = 0; o < kOuts; ++o) {
@@ -254,6 +297,7 @@ void DecodeRange(const float* packed, int64_t num_rows, const WeightView& weight
   const size_t last = static_cast<size_t>(end);
   if (weight.dtype == DType::kBF16) return OutputRange<WeightBF16>(args, first, last);
   if (weight.dtype == DType::kF16) return OutputRange<WeightF16>(args, first, last);
+  if (weight.dtype == DType::kI8) return OutputRange<WeightQ8>(args, first, last);
   return OutputRange<WeightF32>(args, first, last);
 }
 
@@ -268,15 +312,19 @@ HWY_INLINE void ExpandNatural(const std::byte* data, size_t count, float* HWY_RE
   V v1;
   size_t i = 0;
   for (; i + chunk <= count; i += chunk) {
-    Weight::Load(raw + i, v0, v1);
+    Weight::Load(raw + Weight::OffsetOf(i), i, v0, v1);
     hn::StoreU(v0, d, out + i);
     hn::StoreU(v1, d, out + i + lanes);
   }
   if (i == count) return;
-  HWY_ALIGN Raw padded[2 * hn::MaxLanes(D())] = {};
   HWY_ALIGN float expanded[2 * hn::MaxLanes(D())];
-  std::memcpy(padded, raw + i, (count - i) * sizeof(Raw));
-  Weight::Load(padded, v0, v1);
+  if constexpr (Weight::kPadded) {
+    Weight::Load(raw + Weight::OffsetOf(i), i, v0, v1);
+  } else {
+    HWY_ALIGN Raw padded[2 * hn::MaxLanes(D())] = {};
+    std::memcpy(padded, raw + i, (count - i) * sizeof(Raw));
+    Weight::Load(padded, 0, v0, v1);
+  }
   hn::Store(v0, d, expanded);
   hn::Store(v1, d, expanded + lanes);
   std::memcpy(out + i, expanded, (count - i) * sizeof(float));
@@ -286,6 +334,7 @@ void Expand(const std::byte* data, DType dtype, int64_t count, float* out) {
   const size_t size = static_cast<size_t>(count);
   if (dtype == DType::kBF16) return ExpandNatural<WeightBF16InOrder>(data, size, out);
   if (dtype == DType::kF16) return ExpandNatural<WeightF16>(data, size, out);
+  if (dtype == DType::kI8) return ExpandNatural<WeightQ8>(data, size, out);
   std::memcpy(out, data, size * sizeof(float));
 }
 

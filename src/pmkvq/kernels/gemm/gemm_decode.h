@@ -24,7 +24,8 @@ void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype,
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y);
 
-// out [count] = floats of `count` consecutive weight elements.
+// out [count] = floats of `count` consecutive elements of one row; of quantised weights (kI8) from
+// the beginning of a group on.
 void ExpandToFloat(const std::byte* data, DType dtype, int64_t count, float* out);
 
 // The HWY_TARGET that the functions above run now (tests prove with it what they tested).

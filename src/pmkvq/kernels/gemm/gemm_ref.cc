@@ -1,8 +1,23 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/kernels/gemm/weight_q8.h"
 
 namespace pmkvq::ref {
 namespace {
+
+double Q8At(const WeightView& weight, int64_t row, int64_t col) {
+  const std::byte* group =
+      weight.data + row * Q8RowBytes(weight.cols) + col / kQ8Group * kQ8GroupBytes;
+  int8_t code;
+  BF16 scale;
+  std::memcpy(&code, group + col % kQ8Group, sizeof(code));
+  std::memcpy(&scale, group + kQ8Group, sizeof(scale));
+  return static_cast<double>(code) * static_cast<double>(ToFloat(scale));
+}
 
 double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
   const size_t index = static_cast<size_t>(row * weight.cols + col);
@@ -11,12 +26,57 @@ double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
       return ToFloat(reinterpret_cast<const BF16*>(weight.data)[index]);
     case DType::kF16:
       return ToFloat(reinterpret_cast<const F16*>(weight.data)[index]);
+    case DType::kI8:
+      return Q8At(weight, row, col);
     default:
       return reinterpret_cast<const float*>(weight.data)[index];
   }
 }
 
+// The smallest BF16 that is not below `value` >= 0.
+BF16 RoundUpToBf16(float value) {
+  BF16 nearest = ToBF16(value);
+  if (ToFloat(nearest) < value) ++nearest.bits;
+  return nearest;
+}
+
+// `count` weights of `row` from `col` on, the rest of the group is zero. False: one is not finite.
+bool QuantizeGroup(const WeightView& weight, int64_t row, int64_t col, int64_t count,
+                   std::byte* out) {
+  float largest = 0.0f;
+  for (int64_t k = 0; k < count; ++k) {
+    const auto value = static_cast<float>(WeightAt(weight, row, col + k));
+    if (!std::isfinite(value)) return false;
+    largest = std::max(largest, std::abs(value));
+  }
+  const BF16 scale = RoundUpToBf16(largest / 127.0f);
+  std::memset(out, 0, kQ8Group);
+  std::memcpy(out + kQ8Group, &scale, sizeof(scale));
+  if (scale.bits == 0) return true;
+  for (int64_t k = 0; k < count; ++k) {
+    const auto value = static_cast<float>(WeightAt(weight, row, col + k));
+    const auto code = static_cast<int8_t>(std::nearbyint(value / ToFloat(scale)));
+    std::memcpy(out + k, &code, sizeof(code));
+  }
+  return true;
+}
+
 }  // namespace
+
+bool QuantizeWeight(const WeightView& weight, Q8Weight& out) {
+  out.rows = weight.rows;
+  out.cols = weight.cols;
+  out.data.assign(static_cast<size_t>(weight.rows * Q8RowBytes(weight.cols)), std::byte{0});
+  std::byte* group = out.data.data();
+  bool finite = true;
+  for (int64_t row = 0; row < weight.rows; ++row) {
+    for (int64_t col = 0; col < weight.cols; col += kQ8Group, group += kQ8GroupBytes) {
+      const int64_t count = std::min(kQ8Group, weight.cols - col);
+      finite = QuantizeGroup(weight, row, col, count, group) && finite;
+    }
+  }
+  return finite;
+}
 
 template <class Real>
 void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y) {

@@ -350,8 +350,8 @@ TEST(GemmTest, BlasGemmTransposes) {
 TEST(GemmDeathTest, RefusesOtherTypesAndRows) {
   const std::byte data[8] = {};
   float out[8] = {};
-  EXPECT_DEATH(MatMul<float>(out, 1, {data, DType::kI8, 1, 4}, nullptr, out + 4, 1),
-               "weights are F32, F16 or BF16");
+  EXPECT_DEATH(MatMul<float>(out, 1, {data, DType::kU8, 1, 4}, nullptr, out + 4, 1),
+               "weights are F32, F16, BF16 or I8 groups");
   EXPECT_DEATH(ExpandRow<float>({data, DType::kBF16, 1, 4}, 1, out), "row < weight.rows");
 }
 

@@ -1,0 +1,55 @@
+// Weights as int8 codes with one scale per group, made once when a model is loaded.
+//
+// A row of K inputs is cut into groups of kQ8Group; the last one is filled up with zero codes. A
+// group is stored as 34 bytes, groups and rows follow each other without gaps:
+//
+//   bytes 0..31   codes, int8, -127..127
+//   bytes 32..33  scale, BF16, little endian, >= 0
+//
+// and stands for the weights code * scale: 1.0625 bytes for each. The scale is max|w| / 127,
+// rounded up to BF16, and codes are rounded (half to even) against the stored scale, so a weight
+// errs by at most half a scale. A code has 7 bits and a scale 8, so code * scale is exact in a
+// float: every path that expands a group sees the same weights.
+//
+// A WeightView of such data has dtype kI8, and `rows` and `cols` count weights as ever.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/kernels/gemm/gemm.h"
+
+namespace pmkvq {
+
+inline constexpr int64_t kQ8Group = 32;
+inline constexpr int64_t kQ8GroupBytes = kQ8Group + 2;
+
+constexpr int64_t Q8RowBytes(int64_t cols) {
+  return (cols + kQ8Group - 1) / kQ8Group * kQ8GroupBytes;
+}
+
+// Owns the groups of one matrix.
+struct Q8Weight {
+  AlignedVector<std::byte> data;
+  int64_t rows = 0;
+  int64_t cols = 0;
+
+  WeightView view() const { return {data.data(), DType::kI8, rows, cols}; }
+};
+
+// `weight` is F32, F16 or BF16. Returns false when it holds an infinity or NaN, for which there are
+// no codes; `out` is then of no use. The same on every instruction set and for every thread count.
+[[nodiscard]] bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out);
+
+namespace internal {
+// The HWY_TARGET that QuantizeWeight runs now.
+int64_t Q8KernelTarget();
+}  // namespace internal
+
+namespace ref {
+// Scalar oracle: bit-equal.
+bool QuantizeWeight(const WeightView& weight, Q8Weight& out);
+}  // namespace ref
+
+}  // namespace pmkvq
