@@ -145,9 +145,10 @@ void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
       const Partial partial(layout, run.partial);
       const float factor = std::exp(partial.max[r] - max);
       sum += factor * partial.sum[r];
-      for (int64_t i = 0; i < shape.head_dim; ++i) {
-        const int64_t column = i / shape.group * layout.padded_group + i % shape.group;
-        out[i] += factor * partial.out[r * layout.row_stride + column];
+      for (int64_t g = 0; g < shape.head_dim / shape.group; ++g) {
+        const float* from = partial.out + r * layout.row_stride + g * layout.padded_group;
+        float* to = out + g * shape.group;
+        for (int64_t i = 0; i < shape.group; ++i) to[i] += factor * from[i];
       }
     }
     for (int64_t i = 0; i < shape.head_dim; ++i) out[i] /= sum;

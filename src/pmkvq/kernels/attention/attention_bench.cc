@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "hwy/highway.h"
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kernels/attention/random_pages.h"
 
@@ -54,6 +55,22 @@ BENCHMARK(AttentionDecodeFast)
     ->ArgsProduct({{8, 4, 2}, {1, 2, 7}})
     ->ArgNames({"bits", "heads"})
     ->Unit(benchmark::kMicrosecond);
+
+#if HWY_ARCH_X86
+// What processors without AVX-512 run, on those that have it.
+void AttentionDecodeFastAvx2(benchmark::State& state) {
+  if ((hwy::SupportedTargets() & HWY_AVX2) == 0) return state.SkipWithError("no AVX2");
+  hwy::SetSupportedTargetsForTest(HWY_AVX2);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kToken, AttentionMode::kFast);
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+BENCHMARK(AttentionDecodeFastAvx2)
+    ->ArgsProduct({{8, 4, 2}, {1, 7}})
+    ->ArgNames({"bits", "heads"})
+    ->Unit(benchmark::kMicrosecond);
+#endif
 
 void AttentionDecodeFastKeysPerChannel(benchmark::State& state) {
   Run(state, /*num_pages=*/32, /*num_rows=*/1, QuantAxis::kChannel, AttentionMode::kFast);

@@ -411,16 +411,14 @@ void Score(const Context& context, const TensorRows& k, int64_t count) {
   const int64_t width = RoundUpTo(count, kMaxLanes);
   std::fill_n(s.scores, rows * kBlockTokens, 0.0f);
   for (int64_t g = 0; g < context.num_groups(); ++g) {
-    // Float rows add up in place; codes need their group's step first.
-    float* products = k.bits == 16 ? s.scores : s.products;
-    if (k.bits != 16) {
-      std::fill_n(s.products, rows * kBlockTokens, 0.0f);
-      LoadMetadata(context, k, context.num_groups(), g, count);
-    }
+    if (k.bits != 16) LoadMetadata(context, k, context.num_groups(), g, count);
     if (context.UsesIntegers(context.shape.group, k.bits)) {
       AddScoresByIntegers(context, k, g, count);
       continue;
     }
+    // Float rows add up in place; codes need their group's step first.
+    float* products = k.bits == 16 ? s.scores : s.products;
+    if (k.bits != 16) std::fill_n(s.products, rows * kBlockTokens, 0.0f);
     MulKeys(context, k, g, count, products);
     if (k.bits == 16) continue;
     for (int64_t r = 0; r < rows; ++r) {
