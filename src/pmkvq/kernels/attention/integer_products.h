@@ -45,8 +45,8 @@ float QuantizeToIntegers(const float* x, int64_t count, int16_t* integers);
 void ArrangeForDots(int bits, int64_t columns, const int16_t* in, int16_t* out);
 
 // sums[r, t] = sum_d x[r, d] code[t, d], r < num_x. x is arranged, rows `x_stride` apart; `sums`
-// has rows of kMaxIntegerRows, written up to the next multiple of 16 tokens (those beyond num_rows
-// repeat the last). `tile`: kIntegerTileSize, aligned to kAlignment, as `sums`.
+// has rows of kMaxIntegerRows, written up to the next multiple of 4 tokens or more (those beyond
+// num_rows mean nothing). `tile`: kIntegerTileSize, aligned to kAlignment, as `sums`.
 void DotPackedRows(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride,
                    int32_t* tile, int32_t* sums);
 
