@@ -119,6 +119,13 @@ void KvCommandOptions::Register(CLI::App& command) {
       .add_flag("--reference-accounting", reference_accounting,
                 "count payload bytes only, as the Python reference does")
       ->group(group);
+  command
+      .add_option("--attention", attention,
+                  "how new tokens attend to quantised pages: accurate (floats) or fast (16-bit "
+                  "integers)")
+      ->check(CLI::IsMember({"accurate", "fast"}))
+      ->capture_default_str()
+      ->group(group);
   command.add_option("--max-len", max_len, "longest sequence, prompt and output (0: the model's)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
@@ -151,6 +158,7 @@ EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   options.kv.init_kv_bits = init_kv_bits;
   options.kv.kv_dtype = ParseKvDtype(kv_dtype);
   options.kv.reference_accounting = reference_accounting;
+  options.kv.attention = attention == "fast" ? AttentionMode::kFast : AttentionMode::kAccurate;
   options.kv = ApplySpecKeys(options.kv);
   options.max_sequences = max_sequences;
   options.max_len = max_len;

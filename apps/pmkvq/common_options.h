@@ -18,7 +18,7 @@ namespace pmkvq::cli {
 
 // --kv, --recipe, --plan, --kv-budget, --policy, --n-sink-token, --n-window-token,
 // --n-init-kv-bits,
-// --kv-dtype, --reference-accounting, --chunk, --max-len, --threads.
+// --kv-dtype, --reference-accounting, --attention, --chunk, --max-len, --threads.
 struct KvCommandOptions {
   std::string spec = "fp16";
   std::string plan_path;
@@ -29,6 +29,7 @@ struct KvCommandOptions {
   int64_t window_tokens = -1;
   int init_kv_bits = 16;
   bool reference_accounting = false;
+  std::string attention = "accurate";
   int64_t chunk = 512;
   int64_t max_len = 0;
   int threads = 0;

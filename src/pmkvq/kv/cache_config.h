@@ -68,6 +68,7 @@ struct CacheConfig {
   // window of 128. Real bytes may exceed the budget meanwhile; the arena is sized for the tokens
   // that fit at the floor, stored at 16 bits.
   bool reference_accounting = false;
+  AttentionMode attention = AttentionMode::kAccurate;  // Of decode over packed pages.
   int num_threads = 1;
 };
 

@@ -213,7 +213,8 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
                                     q + chunk.first_row * q_dim, k + chunk.first_row * kv_dim,
                                     v + chunk.first_row * kv_dim, out + chunk.first_row * q_dim});
   }
-  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
+  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_,
+         config_.attention);
   if (config_.rotate_values) {
     RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
   }

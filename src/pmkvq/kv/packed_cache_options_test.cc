@@ -241,6 +241,24 @@ TEST(OptionsTogetherTest, AttentionSeesWhatIsRead) {
   }
 }
 
+// Keys per channel of 4 bits: the fast mode is in effect, and moves outputs by little. Weights q x
+// step of 16 channels move by at most 1 / 65534 of the largest each, so with |q| <= 4, range <= 8
+// and codes that are at most a range, a score by scale 16 (4 x 8) / 65534 = 2e-3; values span 4.
+TEST(FastAttentionTest, MovesOutputsByLittle) {
+  CacheConfig config = ChannelConfig(300, 4, 4);
+  std::vector<float> outputs[2];
+  for (const AttentionMode mode : {AttentionMode::kAccurate, AttentionMode::kFast}) {
+    config.attention = mode;
+    CacheDriver driver(config);
+    const SequenceId seq = *driver.cache().Open();
+    ASSERT_EQ(driver.Append(seq, 299, 1), ReserveResult::kReserved);
+    ASSERT_EQ(driver.Append(seq, 1, 1), ReserveResult::kReserved);
+    outputs[mode == AttentionMode::kFast ? 1 : 0] = driver.outputs()[1];
+  }
+  EXPECT_NE(outputs[0], outputs[1]);
+  EXPECT_LE(LargestDifference(outputs[0], outputs[1]), 2 * 2e-3f * 4);
+}
+
 struct RotationCase {
   bool keys;
   bool values;

@@ -24,6 +24,7 @@ struct KvOptions {
   int init_kv_bits = 16;         // --n-init-kv-bits (pm-kvq): width at which pages close at first
   DType kv_dtype = DType::kF16;  // --kv-dtype
   bool reference_accounting = false;
+  AttentionMode attention = AttentionMode::kAccurate;  // --attention; of packed caches
 };
 
 // What the engine knows about its needs.

@@ -262,6 +262,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.policy = options.policy;
   config.num_threads = requirements.num_threads;
   config.reference_accounting = options.reference_accounting;
+  config.attention = options.attention;
   config.k_axis = choice.k_axis;
   config.rotate_keys = choice.rotate_keys;
   config.rotate_values = choice.rotate_values;

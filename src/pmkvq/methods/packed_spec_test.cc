@@ -217,6 +217,13 @@ TEST(PackedSpec, RecipesAreSpecsThatResolve) {
   EXPECT_STREQ(KvRecipes()[0].spec, "pm-kvq") << "the defaults are the paper's";
 }
 
+TEST(PackedSpec, AttentionModeReachesTheCache) {
+  KvOptions options = OptionsFor("static-4");
+  EXPECT_EQ(Resolve(options).attention, AttentionMode::kAccurate);
+  options.attention = AttentionMode::kFast;
+  EXPECT_EQ(Resolve(options).attention, AttentionMode::kFast);
+}
+
 TEST(PackedSpec, WrongKeysAreNamed) {
   const auto expect = [](const std::string& spec, std::initializer_list<std::string> parts) {
     ExpectError<InvalidInput>([&] { Resolve(spec); }, parts);
