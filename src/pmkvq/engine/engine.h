@@ -136,7 +136,8 @@ struct PerplexityResult {
   double loss = 0;         // Mean cross entropy, nats.
   double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
 };
-// Sets the model's key scales. Several sequences run as one batch, which changes no bit of the
+// KL is to `reference_model` where one is given: the same checkpoint, with other weights in memory.
+// Sets both models' key scales. Several sequences run as one batch, which changes no bit of the
 // result; memory is that of the batch in both caches. Reports to `progress` (may be null) at least
 // every `chunk` predictions, in predictions.
 // Throws InvalidInput naming the sequence (none, shorter than 2 tokens, longer than the model's
@@ -145,6 +146,7 @@ struct PerplexityResult {
 PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& kv, int64_t chunk, int num_threads,
-                                   ProgressSink* progress, const CancelFlag* cancel);
+                                   ProgressSink* progress, const CancelFlag* cancel,
+                                   Model* reference_model = nullptr);
 
 }  // namespace pmkvq

@@ -82,8 +82,13 @@ struct Sums {
 
 class Measurement {
  public:
-  Measurement(const Model& model, Runner& tested, Runner& reference, int num_threads)
-      : model_(model), tested_(tested), reference_(reference), num_threads_(num_threads) {}
+  Measurement(const Model& model, const Model& reference_model, Runner& tested, Runner& reference,
+              int num_threads)
+      : model_(model),
+        reference_model_(reference_model),
+        tested_(tested),
+        reference_(reference),
+        num_threads_(num_threads) {}
 
   // `batch` from longest to shortest. `on_step(n)` follows each step of n predictions. Returns the
   // sums per sequence, so that a total does not depend on which sequences ran together.
@@ -101,7 +106,7 @@ class Measurement {
       while (static_cast<int64_t>(batch[live - 1]->size()) <= pos + 1) --live;
       const std::span<const std::vector<int32_t>* const> running(batch.data(), live);
       tested_.Step(model_, running, {tested_ids.data(), live}, pos, num_threads_);
-      reference_.Step(model_, running, {reference_ids.data(), live}, pos, num_threads_);
+      reference_.Step(reference_model_, running, {reference_ids.data(), live}, pos, num_threads_);
       for (size_t i = 0; i < live; ++i) {
         AddRow(i, (*batch[i])[static_cast<size_t>(pos) + 1], sums[i]);
       }
@@ -122,6 +127,7 @@ class Measurement {
   }
 
   const Model& model_;
+  const Model& reference_model_;
   Runner& tested_;
   Runner& reference_;
   int num_threads_;
@@ -159,8 +165,11 @@ class ProgressCounter {
 PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& given_kv, int64_t chunk, int num_threads,
-                                   ProgressSink* progress, const CancelFlag* cancel) {
+                                   ProgressSink* progress, const CancelFlag* cancel,
+                                   Model* reference_model) {
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
+  if (reference_model == nullptr) reference_model = model.get();
+  PMKVQ_CHECK(reference_model->checkpoint().Identity() == model->checkpoint().Identity());
   const KvOptions kv = ApplySpecKeys(given_kv);
   if (kv.plan != nullptr) {
     CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), kv.plan_path);
@@ -184,9 +193,10 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
       std::min(std::clamp(kMaxBatchBytes / bytes_per_sequence, int64_t{1}, kMaxBatch),
                static_cast<int64_t>(sequences.size()));
   model->SetKeyScales(KeyScalesOf(kv));
+  reference_model->SetKeyScales(KeyScalesOf(kv));
   Runner tested{MakeKvStore(kv, needs), {}};
   Runner reference{MakeKvStore(reference_kv, needs), {}};
-  Measurement measurement(*model, tested, reference, threads);
+  Measurement measurement(*model, *reference_model, tested, reference, threads);
 
   std::vector<const std::vector<int32_t>*> order;  // Equal lengths together.
   for (const auto& sequence : sequences) order.push_back(&sequence);

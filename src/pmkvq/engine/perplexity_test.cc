@@ -121,6 +121,22 @@ TEST(Perplexity, DoesNotDependOnBatchingOrderOrThreads) {
   EXPECT_EQ(threaded.kl_to_fp16, single.kl_to_fp16);
 }
 
+// With an unquantised cache on both sides, what is left is the error of the weights.
+TEST(Perplexity, QuantisedWeightsAreComparedWithTheModelAsStored) {
+  const std::shared_ptr<Model> model = LoadTinyLlama();
+  const std::shared_ptr<Model> quantised =
+      Model::Load(model->checkpoint().folder(), {WeightMode::kQ8, 1});
+  const std::vector<std::vector<int32_t>> sequences = {RandomPrompt(40, 3)};
+  const KvOptions options = OptionsFor("fp16");
+  const PerplexityResult alone = Measure(quantised, sequences, options);
+  EXPECT_EQ(alone.kl_to_fp16, 0.0);
+  const PerplexityResult compared =
+      MeasurePerplexity(quantised, sequences, options, 512, 1, nullptr, nullptr, model.get());
+  EXPECT_EQ(compared.loss, alone.loss);
+  EXPECT_GT(compared.kl_to_fp16, 0.0);
+  EXPECT_LT(compared.kl_to_fp16, 1e-2);
+}
+
 TEST(Perplexity, KeyScalesChangeNothingUnquantised) {
   const auto model = LoadTinyLlama();
   const std::vector<std::vector<int32_t>> sequences = {RandomPrompt(300, 3)};

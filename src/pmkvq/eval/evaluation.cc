@@ -168,6 +168,8 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   for (const auto& [key, value] : ParseMethodSpec(kv.spec).keys) {
     if (FileExists(value)) settings.options.emplace_back("--kv " + key, HashOfFile(value));
   }
+  // Left out for the default, so that runs made before there was a choice can go on.
+  if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
   add("--kv-budget", kv.budget_bytes);
   add("--policy", NameOf(kv.policy));
   add("--n-sink-token", number_or_default(kv.sink_tokens));

@@ -150,6 +150,10 @@ bool Checkpoint::Has(const std::string& name) const {
                      [&](const SafetensorsFile& file) { return file.Find(name) != nullptr; });
 }
 
+void Checkpoint::DropPages(const TensorView& tensor) const {
+  for (const SafetensorsFile& file : files_) file.DropPages(tensor);
+}
+
 std::string Checkpoint::Identity() const {
   std::map<std::string, const TensorView*> tensors;
   for (const SafetensorsFile& file : files_) {

@@ -31,6 +31,8 @@ class Checkpoint {
   // Throws InvalidInput naming file, tensor, found and expected.
   const TensorView& Get(const std::string& name, const Shape& shape) const;
   bool Has(const std::string& name) const;
+  // SafetensorsFile::DropPages of the file that holds it.
+  void DropPages(const TensorView& tensor) const;
 
   // 128-bit xxHash, as 32 hex digits, over the architecture fields and, in order of name, each
   // weight tensor's name, dtype, shape and first 64 KiB. Identifies the model in plans.

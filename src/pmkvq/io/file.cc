@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <utility>
 
 #include "pmkvq/base/check.h"
@@ -101,6 +102,17 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::DropPages(const std::byte* begin, size_t num_bytes) const {
+  const std::less<const std::byte*> before;  // Defined for pointers to different objects, too.
+  if (before(begin, data_) || before(data_ + size_, begin + num_bytes)) return;
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto offset = static_cast<size_t>(begin - data_);
+  const size_t first = (offset + page - 1) / page * page;
+  const size_t last = (offset + num_bytes) / page * page;
+  // A refusal only keeps memory in use.
+  if (first < last) madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
 }
 
 std::string ReadFile(const std::string& path) {

@@ -19,6 +19,10 @@ class MappedFile {
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
+  // Gives the memory of whole pages within [begin, begin + num_bytes) back to the system; reading
+  // them again reads the file. Bytes outside of the mapping are left alone.
+  void DropPages(const std::byte* begin, size_t num_bytes) const;
+
  private:
   MappedFile() = default;
   const std::byte* data_ = nullptr;

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <utility>
@@ -121,6 +122,30 @@ TEST(CommitFile, WorksInTheCurrentFolder) {
   WriteFileAtomically("plain", "x");
   std::filesystem::current_path(before);
   EXPECT_EQ(ReadFile(folder.File("plain")), "x");
+}
+
+// Pages of this process that hold file content.
+size_t SharedPages() {
+  const std::string statm = ReadFile("/proc/self/statm");  // "size resident shared ..."
+  const size_t shared = statm.find(' ', statm.find(' ') + 1);
+  return std::stoul(statm.substr(shared));
+}
+
+TEST(MappedFile, DropsPagesWithoutLosingTheirContent) {
+  constexpr size_t kBytes = size_t{16} << 20;
+  std::string content(kBytes, 'x');
+  for (size_t i = 0; i < kBytes; i += 1000) content[i] = static_cast<char>('a' + i / 1000 % 26);
+  const TempFolder folder;
+  const MappedFile file = MappedFile::Open(folder.Write("big", content));
+  EXPECT_EQ(std::memcmp(file.data(), content.data(), kBytes), 0);
+  const size_t before = SharedPages();
+  file.DropPages(file.data() + 100, kBytes - 200);
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  EXPECT_LT(SharedPages() + kBytes / page / 2, before);
+  EXPECT_EQ(std::memcmp(file.data(), content.data(), kBytes), 0);
+  // Nothing of this mapping.
+  file.DropPages(reinterpret_cast<const std::byte*>(content.data()), content.size());
+  EXPECT_EQ(content[1000], 'b');
 }
 
 TEST(JoinPath, JoinsWithOneSlash) {

@@ -223,6 +223,10 @@ SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
 SafetensorsFile::~SafetensorsFile() = default;
 
+void SafetensorsFile::DropPages(const TensorView& tensor) const {
+  if (impl_->file.has_value()) impl_->file->DropPages(tensor.data, tensor.num_bytes());
+}
+
 const std::string& SafetensorsFile::path() const { return impl_->path; }
 
 const std::map<std::string, TensorView>& SafetensorsFile::tensors() const {

@@ -36,6 +36,10 @@ class SafetensorsFile {
   const std::map<std::string, TensorView>& tensors() const;
   const std::map<std::string, std::string>& metadata() const;
 
+  // Gives the memory of a mapped tensor back; its data is read from the file when next used.
+  // Tensors in memory stay.
+  void DropPages(const TensorView& tensor) const;
+
   // Null when there is no such tensor.
   const TensorView* Find(const std::string& name) const;
   // As Find, but throws InvalidInput naming the file when missing, or when dtype or shape differ.

@@ -166,9 +166,10 @@ class ForwardPass {
     float* k = k_ + slice.first_row * config_.kv_dim();
     float* v = v_ + slice.first_row * config_.kv_dim();
     const int64_t rows = slice.num_rows;
-    MatMul(normed_, rows, block.q_proj, DataOrNull(block.q_bias), q, num_threads_);
-    MatMul(normed_, rows, block.k_proj, DataOrNull(block.k_bias), k, num_threads_);
-    MatMul(normed_, rows, block.v_proj, DataOrNull(block.v_bias), v, num_threads_);
+    const Projection<float> projections[] = {{&block.q_proj, DataOrNull(block.q_bias), q},
+                                             {&block.k_proj, DataOrNull(block.k_bias), k},
+                                             {&block.v_proj, DataOrNull(block.v_bias), v}};
+    MatMulShared<float>(normed_, rows, projections, num_threads_);
     if (!config_.qk_norm) return;
     RmsNorm(q, rows * config_.num_heads, config_.head_dim, block.q_norm.data(),
             config_.rms_norm_eps, q, num_threads_);
@@ -205,8 +206,9 @@ class ForwardPass {
     const int64_t rows = slice.num_rows;
     RmsNorm(x, rows, config_.hidden_size, block.mlp_norm.data(), config_.rms_norm_eps, normed_,
             num_threads_);
-    MatMul(normed_, rows, block.gate_proj, nullptr, gate_, num_threads_);
-    MatMul(normed_, rows, block.up_proj, nullptr, up_, num_threads_);
+    const Projection<float> projections[] = {{&block.gate_proj, nullptr, gate_},
+                                             {&block.up_proj, nullptr, up_}};
+    MatMulShared<float>(normed_, rows, projections, num_threads_);
     SiluMul(gate_, up_, rows * config_.intermediate_size, gate_, num_threads_);
     MatMul(gate_, rows, block.down_proj, nullptr, normed_, num_threads_);
     AddTo(x, normed_, rows * config_.hidden_size);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 
+#include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/kv/packed_cache.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/profile.h"
@@ -120,6 +121,53 @@ TEST_P(ForwardOfEach, LogitsAreThoseOfTheOracle) {
       ExpectNear(logits, expected.data(), kLogitTolerance);
       EXPECT_EQ(runner.store().NumTokens(seq), 45);
     }
+  }
+}
+
+// The weights that a quantised model multiplies with, worked out by the oracle of the format.
+TinyWeights Dequantized(const TinyModel& tiny, const TinyWeights& weights) {
+  TinyWeights result = weights;
+  if (tiny.tied) result["lm_head.weight"] = result.at("model.embed_tokens.weight");
+  for (auto& [name, tensor] : result) {
+    if (!name.ends_with("proj.weight") && name != "lm_head.weight") continue;
+    const int64_t rows = tensor.shape()[0];
+    const int64_t cols = tensor.shape()[1];
+    Q8Weight codes;
+    EXPECT_TRUE(ref::QuantizeWeight({tensor.view().data, tensor.dtype(), rows, cols}, codes));
+    tensor = Tensor(DType::kF32, {rows, cols});
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t k = 0; k < cols; ++k) {
+        std::vector<float> unit(static_cast<size_t>(cols), 0.0f);
+        unit[static_cast<size_t>(k)] = 1.0f;
+        const WeightView row{codes.data.data() + n * Q8RowBytes(cols), DType::kI8, 1, cols};
+        ref::MatMul(unit.data(), 1, row, nullptr, tensor.As<float>() + n * cols + k);
+      }
+    }
+  }
+  return result;
+}
+
+TEST_P(ForwardOfEach, QuantisedWeightsAreThoseOfTheOracle) {
+  TempFolder folder;
+  WriteTinyModel(tiny_, weights_, folder);
+  const std::shared_ptr<Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
+  EXPECT_EQ(model->weights(), WeightMode::kQ8);
+  TinyModel untied = tiny_;
+  untied.tied = false;
+  const TinyWeights dequantized = Dequantized(tiny_, weights_);
+  const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 70, 9);
+  const std::vector<double> expected = TinyModelOracle(untied, dequantized).Logits(tokens);
+  for (const size_t step : {70u, 1u}) {
+    Runner runner(*model, std::make_unique<DenseKvStore>(model->kv_geometry()), 2);
+    const SequenceId seq = runner.Open();
+    std::vector<float> logits;
+    for (size_t begin = 0; begin < tokens.size(); begin += step) {
+      const std::vector<float> part =
+          runner.Run({runner.Chunk(seq, std::span(tokens).subspan(begin, step), Logits::kAll)});
+      logits.insert(logits.end(), part.begin(), part.end());
+    }
+    ASSERT_EQ(logits.size(), expected.size());
+    ExpectNear(logits, expected.data(), kLogitTolerance);
   }
 }
 

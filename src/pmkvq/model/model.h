@@ -1,4 +1,4 @@
-// A llama-family decoder from a checkpoint: weights as stored, one batched Forward.
+// A llama-family decoder from a checkpoint: weights as stored or quantised, one batched Forward.
 //
 // The graph, for block i with input x (residual stream, float):
 //   h = RmsNorm(x); q, k, v = h Wq + bq, h Wk + bk, h Wv + bv   (biases, q/k norm by config)
@@ -20,8 +20,23 @@
 
 namespace pmkvq {
 
-// Weights of one block. Matrices are views into the mapped checkpoint; norms and biases are small
-// and kept as floats (empty when the architecture has none).
+// How the matrices of a model are kept in memory.
+enum class WeightMode : uint8_t {
+  kAsStored,  // Mapped, in the checkpoint's types.
+  kQ8,        // Int8 codes in groups (weight_q8.h), made when the model is loaded.
+};
+// "as-stored", "q8".
+std::string NameOf(WeightMode mode);
+// Throws InvalidInput naming what there is.
+WeightMode ParseWeightMode(const std::string& name);
+
+struct ModelOptions {
+  WeightMode weights = WeightMode::kAsStored;
+  int num_threads = 1;  // For quantising.
+};
+
+// Weights of one block. Matrices are views into the mapped checkpoint, or into quantised copies;
+// norms and biases are small and kept as floats (empty when the architecture has none).
 struct BlockWeights {
   std::vector<float> attention_norm;  // [E]
   WeightView q_proj, k_proj, v_proj;  // [H*D, E], [Hkv*D, E], [Hkv*D, E]
@@ -76,13 +91,19 @@ class Model {
   // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing
   // tensors, wrong shapes (file, tensor, found, expected), and for tensors of a block that the
   // config does not announce (a bias, a block too many): the graph would be another one.
-  static std::shared_ptr<Model> Load(const std::string& folder);
-  // The same from a checkpoint that is open, or was made in memory.
-  static std::shared_ptr<Model> FromCheckpoint(Checkpoint checkpoint);
+  //
+  // kQ8 quantises every matrix of the blocks and the output head, and gives the memory of their
+  // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
+  // a quantised copy of the embedding. InvalidInput for weights that are not finite.
+  static std::shared_ptr<Model> Load(const std::string& folder, const ModelOptions& options = {});
+  // The same from a checkpoint that is open, or was made in memory (where originals stay).
+  static std::shared_ptr<Model> FromCheckpoint(Checkpoint checkpoint,
+                                               const ModelOptions& options = {});
   ~Model();
 
   const ModelConfig& config() const;
   const Checkpoint& checkpoint() const;
+  WeightMode weights() const;
   KvGeometry kv_geometry() const;
   const RopeTable& rope() const;
   const BlockWeights& block(int64_t layer) const;

@@ -131,7 +131,7 @@ void CheckKeyScales(const Tensor& scales, size_t layer, const Shape& expected) {
 
 }  // namespace
 
-Model::Impl::Impl(Checkpoint opened)
+Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
     : checkpoint(std::move(opened)), rope(RopeParamsOf(checkpoint.config())) {
   const ModelConfig& config = checkpoint.config();
   Binder binder(checkpoint);
@@ -145,23 +145,59 @@ Model::Impl::Impl(Checkpoint opened)
     blocks.push_back(BindBlock(config, layer, binder));
   }
   binder.CheckNothingLeft();
+  if (options.weights == WeightMode::kQ8) QuantizeWeights(options.num_threads);
+  weights = options.weights;
+}
+
+void Model::Impl::QuantizeWeights(int num_threads) {
+  const auto quantize = [&](WeightView& weight, const std::string& what) {
+    Q8Weight& made = quantized.emplace_back();
+    if (!QuantizeWeight(weight, num_threads, made)) {
+      throw InvalidInput(checkpoint.folder(),
+                         what + ": found a value that is not finite, expected finite weights");
+    }
+    checkpoint.DropPages({weight.data, weight.dtype, {weight.rows, weight.cols}});
+    weight = made.view();
+  };
+  for (size_t layer = 0; layer < blocks.size(); ++layer) {
+    const std::string block = fmt::format("block {} ", layer);
+    BlockWeights& own = blocks[layer];
+    quantize(own.q_proj, block + "q_proj");
+    quantize(own.k_proj, block + "k_proj");
+    quantize(own.v_proj, block + "v_proj");
+    quantize(own.o_proj, block + "o_proj");
+    quantize(own.gate_proj, block + "gate_proj");
+    quantize(own.up_proj, block + "up_proj");
+    quantize(own.down_proj, block + "down_proj");
+  }
+  quantize(output_head, "output head");
 }
 
 Model::Model() = default;
 Model::~Model() = default;
 
-std::shared_ptr<Model> Model::Load(const std::string& folder) {
-  return FromCheckpoint(Checkpoint::Open(folder));
+std::string NameOf(WeightMode mode) { return mode == WeightMode::kQ8 ? "q8" : "as-stored"; }
+
+WeightMode ParseWeightMode(const std::string& name) {
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+    if (name == NameOf(mode)) return mode;
+  }
+  throw InvalidInput("--weights", fmt::format("found '{}', expected as-stored or q8", name));
 }
 
-std::shared_ptr<Model> Model::FromCheckpoint(Checkpoint checkpoint) {
+std::shared_ptr<Model> Model::Load(const std::string& folder, const ModelOptions& options) {
+  return FromCheckpoint(Checkpoint::Open(folder), options);
+}
+
+std::shared_ptr<Model> Model::FromCheckpoint(Checkpoint checkpoint, const ModelOptions& options) {
   std::shared_ptr<Model> model(new Model());
-  model->impl_ = std::make_unique<Impl>(std::move(checkpoint));
+  model->impl_ = std::make_unique<Impl>(std::move(checkpoint), options);
   return model;
 }
 
 const ModelConfig& Model::config() const { return impl_->checkpoint.config(); }
 const Checkpoint& Model::checkpoint() const { return impl_->checkpoint; }
+WeightMode Model::weights() const { return impl_->weights; }
 const RopeTable& Model::rope() const { return impl_->rope; }
 const WeightView& Model::embedding() const { return impl_->embedding; }
 const WeightView& Model::output_head() const { return impl_->output_head; }

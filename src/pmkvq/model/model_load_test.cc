@@ -79,6 +79,47 @@ TEST(ModelLoad, FromMemoryIsThatOfTheFolder) {
       {"(memory)", "model.norm.weight"});
 }
 
+TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
+  for (const auto& [name, tiny] : TinyModels()) {
+    SCOPED_TRACE(name);
+    TempFolder folder;
+    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+    const std::shared_ptr<Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
+    const std::shared_ptr<Model> stored = Model::Load(folder.path());
+    EXPECT_EQ(stored->weights(), WeightMode::kAsStored);
+    EXPECT_EQ(model->embedding().dtype, tiny.dtype);
+    EXPECT_EQ(model->output_head().dtype, DType::kI8);
+    EXPECT_EQ(model->output_head().rows, tiny.vocab);
+    const BlockWeights& block = model->block(tiny.layers - 1);
+    for (const WeightView* view : {&block.q_proj, &block.k_proj, &block.v_proj, &block.o_proj,
+                                   &block.gate_proj, &block.up_proj, &block.down_proj}) {
+      EXPECT_EQ(view->dtype, DType::kI8);
+    }
+    // What was given back to the system is read again: plans still know the model.
+    EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
+  }
+}
+
+TEST(ModelLoad, NamesAMatrixThatCannotBeQuantised) {
+  TinyWeights weights = MakeTinyWeights({});
+  weights.at("model.layers.1.mlp.up_proj.weight").As<float>()[5] =
+      std::numeric_limits<float>::quiet_NaN();
+  TempFolder folder;
+  WriteTinyModel({}, weights, folder);
+  ExpectError<InvalidInput>(
+      [&] {
+        Model::Load(folder.path(), {WeightMode::kQ8, 1});
+      },
+      {folder.path(), "block 1 up_proj", "not finite"});
+}
+
+TEST(ModelLoad, WeightModesByName) {
+  EXPECT_EQ(ParseWeightMode("as-stored"), WeightMode::kAsStored);
+  EXPECT_EQ(ParseWeightMode("q8"), WeightMode::kQ8);
+  EXPECT_EQ(NameOf(WeightMode::kQ8), "q8");
+  ExpectError<InvalidInput>([] { ParseWeightMode("q4"); }, {"--weights", "q4", "as-stored", "q8"});
+}
+
 TEST(ModelLoad, NamesAMissingTensor) {
   const TinyModel tiny = TinyModels().at("qwen3_f32");
   for (const char* name : {"model.layers.1.self_attn.k_norm.weight", "model.norm.weight",

@@ -46,34 +46,35 @@ struct PlainLayout {
   static HWY_INLINE size_t OffsetOf(size_t col) { return col; }
 };
 
-// How a chunk of each weight type becomes two vectors; `p` points to its first element, which is
-// that of column `col`. The order of elements over the two is free as long as PackRow arranges x
-// alike.
+// How a chunk of each weight type becomes two vectors, kHalf 0 and 1; `p` points to its first
+// element, which is that of column `col`. The order of elements over the two is free as long as
+// PackRow arranges x alike.
 struct WeightF32 : PlainLayout<float> {
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
-    w0 = hn::LoadU(d, p);
-    w1 = hn::LoadU(d, p + hn::Lanes(d));
+    return hn::LoadU(d, p + kHalf * hn::Lanes(d));
   }
 };
 
 struct WeightF16 : PlainLayout<uint16_t> {
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
     const hn::Rebind<hwy::float16_t, D> d16;
     const auto* half = reinterpret_cast<const hwy::float16_t*>(p);
-    w0 = hn::PromoteTo(d, hn::LoadU(d16, half));
-    w1 = hn::PromoteTo(d, hn::LoadU(d16, half + hn::Lanes(d)));
+    return hn::PromoteTo(d, hn::LoadU(d16, half + kHalf * hn::Lanes(d)));
   }
 };
 
 struct WeightBF16InOrder : PlainLayout<uint16_t> {
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
     const hn::RebindToUnsigned<D> d32;
     const hn::Rebind<uint16_t, D> d16;
-    w0 = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
-    w1 = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p + hn::Lanes(d)))));
+    const auto half = hn::LoadU(d16, p + kHalf * hn::Lanes(d));
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, half)));
   }
 };
 
@@ -82,13 +83,14 @@ using WeightBF16 = WeightBF16InOrder;
 #else
 // Even elements, then odd ones: a shift and a mask expand a whole vector of BF16.
 struct WeightBF16 : PlainLayout<uint16_t> {
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t /*col*/, V& w0, V& w1) {
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
     const hn::RebindToUnsigned<D> d32;
     const hn::Repartition<uint16_t, D> d16;
     const auto pairs = hn::BitCast(d32, hn::LoadU(d16, p));
-    w0 = hn::BitCast(d, hn::ShiftLeft<16>(pairs));
-    w1 = hn::BitCast(d, hn::And(pairs, hn::Set(d32, 0xffff0000u)));
+    return hn::BitCast(
+        d, kHalf == 0 ? hn::ShiftLeft<16>(pairs) : hn::And(pairs, hn::Set(d32, 0xffff0000u)));
   }
 };
 #endif
@@ -103,7 +105,8 @@ struct WeightQ8 {
   static HWY_INLINE size_t OffsetOf(size_t col) {
     return col / kQ8Group * kQ8GroupBytes + col % kQ8Group;
   }
-  static HWY_INLINE void Load(const Raw* HWY_RESTRICT p, size_t col, V& w0, V& w1) {
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t col) {
     const D d;
     const hn::RebindToSigned<D> d32;
     const hn::RebindToUnsigned<D> du32;
@@ -112,10 +115,8 @@ struct WeightQ8 {
     uint32_t bits;
     std::memcpy(&bits, p + kQ8Group - 2 - col % kQ8Group, sizeof(bits));
     const V scale = hn::BitCast(d, hn::And(hn::Set(du32, bits), hn::Set(du32, 0xffff0000u)));
-    const auto c0 = hn::PromoteTo(d32, hn::LoadU(d8, p));
-    const auto c1 = hn::PromoteTo(d32, hn::LoadU(d8, p + hn::Lanes(d)));
-    w0 = hn::Mul(hn::ConvertTo(d, c0), scale);
-    w1 = hn::Mul(hn::ConvertTo(d, c1), scale);
+    const auto codes = hn::PromoteTo(d32, hn::LoadU(d8, p + kHalf * hn::Lanes(d)));
+    return hn::Mul(hn::ConvertTo(d, codes), scale);
   }
 };
 
@@ -160,30 +161,31 @@ void PackRows(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, DType
   }
 }
 
-// Adds one chunk of kRows rows of x times kOuts rows of W to the accumulators.
-// `w` point to the rows' first elements.
-template <class Weight, int kRows, int kOuts>
-HWY_INLINE void AddChunk(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
-                         size_t col, V (&acc)[kRows][kOuts]) {
+// Adds half a chunk of kRows rows of x times kOuts rows of W to the accumulators. One half's
+// weights at a time, so that they fit the registers beside the accumulators.
+template <class Weight, size_t kHalf, int kRows, int kOuts>
+HWY_INLINE void AddHalf(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
+                        size_t col, V (&acc)[kRows][kOuts]) {
   const D d;
   const size_t lanes = hn::Lanes(d);
   const size_t offset = Weight::OffsetOf(col);
-  V w0[kOuts];
-  V w1[kOuts];
+  V weights[kOuts];
 #pragma GCC unroll 8
-  for (int o = 0; o < kOuts; ++o) Weight::Load(w[o] + offset, col, w0[o], w1[o]);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const V x0 = hn::Load(d, x + 2 * lanes * static_cast<size_t>(r));
-#pragma GCC unroll 8
-    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(x0, w0[o], acc[r][o]);
-  }
+  for (int o = 0; o < kOuts; ++o) weights[o] = Weight::template Load<kHalf>(w[o] + offset, col);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    const V x1 = hn::Load(d, x + 2 * lanes * static_cast<size_t>(r) + lanes);
+    const V values = hn::Load(d, x + (2 * static_cast<size_t>(r) + kHalf) * lanes);
 #pragma GCC unroll 8
-    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(x1, w1[o], acc[r][o]);
+    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(values, weights[o], acc[r][o]);
   }
+}
+
+// The whole chunk; `w` point to the rows' first elements.
+template <class Weight, int kRows, int kOuts>
+HWY_INLINE void AddChunk(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
+                         size_t col, V (&acc)[kRows][kOuts]) {
+  AddHalf<Weight, 0>(x, w, col, acc);
+  AddHalf<Weight, 1>(x, w, col, acc);
 }
 
 struct DecodeArgs {
@@ -308,25 +310,25 @@ HWY_INLINE void ExpandNatural(const std::byte* data, size_t count, float* HWY_RE
   const size_t lanes = hn::Lanes(d);
   const size_t chunk = ChunkSize();
   const Raw* raw = reinterpret_cast<const Raw*>(data);
-  V v0;
-  V v1;
   size_t i = 0;
   for (; i + chunk <= count; i += chunk) {
-    Weight::Load(raw + Weight::OffsetOf(i), i, v0, v1);
-    hn::StoreU(v0, d, out + i);
-    hn::StoreU(v1, d, out + i + lanes);
+    const Raw* p = raw + Weight::OffsetOf(i);
+    hn::StoreU(Weight::template Load<0>(p, i), d, out + i);
+    hn::StoreU(Weight::template Load<1>(p, i), d, out + i + lanes);
   }
   if (i == count) return;
+  // The rest of a row that does not end with a chunk.
+  HWY_ALIGN Raw padded[2 * hn::MaxLanes(D())] = {};
   HWY_ALIGN float expanded[2 * hn::MaxLanes(D())];
-  if constexpr (Weight::kPadded) {
-    Weight::Load(raw + Weight::OffsetOf(i), i, v0, v1);
-  } else {
-    HWY_ALIGN Raw padded[2 * hn::MaxLanes(D())] = {};
-    std::memcpy(padded, raw + i, (count - i) * sizeof(Raw));
-    Weight::Load(padded, 0, v0, v1);
+  const Raw* p = raw + Weight::OffsetOf(i);
+  size_t col = i;
+  if constexpr (!Weight::kPadded) {
+    std::memcpy(padded, p, (count - i) * sizeof(Raw));
+    p = padded;
+    col = 0;
   }
-  hn::Store(v0, d, expanded);
-  hn::Store(v1, d, expanded + lanes);
+  hn::Store(Weight::template Load<0>(p, col), d, expanded);
+  hn::Store(Weight::template Load<1>(p, col), d, expanded + lanes);
   std::memcpy(out + i, expanded, (count - i) * sizeof(float));
 }
 
