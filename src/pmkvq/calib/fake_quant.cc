@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "pmkvq/base/parallel.h"
@@ -53,14 +54,16 @@ double QuantizationDamage(int64_t group, int bits, const float* x, const float* 
   });
 }
 
-double SquaredDistance(const float* a, const float* b, int64_t count, int num_threads) {
+double SumOfSquares(const float* x, int64_t count, int num_threads) {
   return SumOverRuns(count, kRun, num_threads, [&](int64_t begin, int64_t end) {
-    double sum = 0;
+    // Several sums, so that an addition need not wait for the one before.
+    constexpr int64_t kSums = 16;
+    double sums[kSums] = {};
     for (int64_t i = begin; i < end; ++i) {
-      const double difference = static_cast<double>(a[i] - b[i]);
-      sum += difference * difference;
+      const auto value = static_cast<double>(x[i]);
+      sums[i % kSums] += value * value;
     }
-    return sum;
+    return std::accumulate(sums, sums + kSums, 0.0);
   });
 }
 

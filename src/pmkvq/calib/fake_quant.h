@@ -15,7 +15,7 @@ void FakeQuantizeParallel(int64_t group, int bits, const float* x, int64_t num_g
 double QuantizationDamage(int64_t group, int bits, const float* x, const float* gradient,
                           int64_t num_groups, int num_threads);
 
-// Sum of (a - b)^2 in double.
-double SquaredDistance(const float* a, const float* b, int64_t count, int num_threads);
+// Sum of x^2 in double.
+double SumOfSquares(const float* x, int64_t count, int num_threads);
 
 }  // namespace pmkvq

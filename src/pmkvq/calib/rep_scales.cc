@@ -8,11 +8,11 @@
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/base/parallel.h"
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/calib/fake_quant.h"
 #include "pmkvq/calib/sample_loop.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/kernels/attention/scaled_key_attention.h"
 #include "pmkvq/model/profile.h"
 
 namespace pmkvq {
@@ -47,22 +47,26 @@ class BlockSearch {
         hidden_size_(context.model->config().hidden_size) {}
 
   // Mean squared error per grid point; `max_keys` [Hkv, D/2] of this block.
+  //
+  // The projection is linear: only the difference of the two attentions goes through it.
   void Run(const BlockStates<float>& states, const Tensor& max_keys, double* loss) {
     const int64_t num_tokens = states.num_tokens;
     const int64_t kv_count = num_tokens * geometry_.kv_dim();
     const int64_t out_count = num_tokens * hidden_size_;
+    const CausalAttentionShape shape{num_tokens, geometry_.num_heads, geometry_.num_kv_heads,
+                                     geometry_.head_dim, context_.model->attention_scale()};
     Resize(num_tokens);
-    profile_.AttentionOutput(states.layer, num_tokens, states.q, states.k, states.v, exact_.data());
+    CausalAttention(shape, states.q, states.k, states.v, exact_.data(), context_.num_threads);
     FakeQuantizeParallel(geometry_.group(), options_.v_bits, states.v, kv_count / geometry_.group(),
                          v_.data(), context_.num_threads);
+    attention_.SetSequence(shape, geometry_.group(), states.k, v_.data(), context_.num_threads);
     for (int n = 0; n < options_.grid; ++n) {
       ThrowIfCancelled(context_.cancel, kTask);
-      ScaleQueriesAndKeys(states, ScalesAt(max_keys, AlphaAt(n, options_.grid)));
-      FakeQuantizeParallel(geometry_.group(), options_.k_bits, k_.data(),
-                           kv_count / geometry_.group(), k_.data(), context_.num_threads);
-      profile_.AttentionOutput(states.layer, num_tokens, q_.data(), k_.data(), v_.data(),
-                               out_.data());
-      loss[n] = SquaredDistance(out_.data(), exact_.data(), out_count, context_.num_threads) /
+      const Tensor scales = ScalesAt(max_keys, AlphaAt(n, options_.grid));
+      attention_.Run(states.q, scales.As<float>(), options_.k_bits, exact_.data(), error_.data(),
+                     context_.num_threads);
+      profile_.ProjectAttention(states.layer, num_tokens, error_.data(), out_.data());
+      loss[n] = SumOfSquares(out_.data(), out_count, context_.num_threads) /
                 static_cast<double>(out_count);
     }
   }
@@ -70,42 +74,10 @@ class BlockSearch {
  private:
   void Resize(int64_t num_tokens) {
     const auto rows = static_cast<size_t>(num_tokens);
-    q_.resize(rows * static_cast<size_t>(geometry_.num_heads * geometry_.head_dim));
-    k_.resize(rows * static_cast<size_t>(geometry_.kv_dim()));
-    v_.resize(k_.size());
-    exact_.resize(rows * static_cast<size_t>(hidden_size_));
-    out_.resize(exact_.size());
-  }
-
-  // q * s and k / s (eq. 9); query head h uses the scales of its KV head.
-  void ScaleQueriesAndKeys(const BlockStates<float>& states, const Tensor& scales) {
-    constexpr int64_t kGrainTokens = 16;
-    ParallelForRanges(
-        context_.num_threads, states.num_tokens, kGrainTokens,
-        [&](int64_t begin, int64_t end) { ScaleTokens(states, scales.As<float>(), begin, end); });
-  }
-
-  void ScaleTokens(const BlockStates<float>& states, const float* all_scales, int64_t begin,
-                   int64_t end) {
-    const int64_t dim = geometry_.head_dim;
-    const int64_t half = dim / 2;
-    const int64_t queries_per_kv = geometry_.num_heads / geometry_.num_kv_heads;
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t head = 0; head < geometry_.num_heads; ++head) {
-        const float* s = all_scales + head / queries_per_kv * half;
-        const int64_t offset = (t * geometry_.num_heads + head) * dim;
-        for (int64_t i = 0; i < dim; ++i) {
-          q_[static_cast<size_t>(offset + i)] = states.q[offset + i] * s[i % half];
-        }
-      }
-      for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
-        const float* s = all_scales + head * half;
-        const int64_t offset = (t * geometry_.num_kv_heads + head) * dim;
-        for (int64_t i = 0; i < dim; ++i) {
-          k_[static_cast<size_t>(offset + i)] = states.k[offset + i] / s[i % half];
-        }
-      }
-    }
+    v_.resize(rows * static_cast<size_t>(geometry_.kv_dim()));
+    exact_.resize(rows * static_cast<size_t>(geometry_.num_heads * geometry_.head_dim));
+    error_.resize(exact_.size());
+    out_.resize(rows * static_cast<size_t>(hidden_size_));
   }
 
   const CalibrationContext& context_;
@@ -113,7 +85,10 @@ class BlockSearch {
   Profile<float>& profile_;
   KvGeometry geometry_;
   int64_t hidden_size_;
-  AlignedVector<float> q_, k_, v_, exact_, out_;
+  ScaledKeyAttention attention_;
+  AlignedVector<float> v_;              // Quantised, [N, Hkv, D]
+  AlignedVector<float> exact_, error_;  // Attention, and what quantisation changes in it, [N, H, D]
+  AlignedVector<float> out_;            // The error after o_proj, [N, E]
 };
 
 void CheckArguments(const KvGeometry& geometry, const std::vector<Tensor>& max_keys,

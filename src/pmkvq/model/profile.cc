@@ -228,9 +228,10 @@ double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
 }
 
 template <class Real>
-void Profile<Real>::AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q, const Real* k,
-                                    const Real* v, Real* out) {
-  impl_->block.AttentionOutput(layer, num_tokens, q, k, v, /*bias=*/nullptr, out);
+void Profile<Real>::ProjectAttention(int64_t layer, int64_t num_tokens, const Real* attention,
+                                     Real* out) {
+  MatMul(attention, num_tokens, impl_->model.block(layer).o_proj, /*bias=*/nullptr, out,
+         impl_->num_threads);
 }
 
 template class Profile<float>;

@@ -69,9 +69,8 @@ class Profile {
   double PerturbedLoss(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                        int64_t layer, const Real* delta_k, const Real* delta_v);
 
-  // The attention output of a block after o_proj (without bias): out [N, E], for given q, k, v.
-  void AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q, const Real* k,
-                       const Real* v, Real* out);
+  // out [N, E] = attention Wo^T of a block, without bias; attention [N, H, D].
+  void ProjectAttention(int64_t layer, int64_t num_tokens, const Real* attention, Real* out);
 
  private:
   struct Impl;

@@ -69,20 +69,13 @@ void ProfileBlock<Real>::AddToStates(const Real* delta_k, const Real* delta_v) {
 
 template <class Real>
 void ProfileBlock<Real>::AddAttention(int64_t layer, Real* x) {
-  AttentionOutput(layer, num_tokens_, q_.data(), k_.data(), v_.data(),
-                  DataOrNull(model_.block(layer).o_bias), normed_.data());
-  AddTo(x, normed_.data(), num_tokens_ * config_.hidden_size);
-}
-
-template <class Real>
-void ProfileBlock<Real>::AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q,
-                                         const Real* k, const Real* v, const float* bias,
-                                         Real* out) {
-  GrowTo(attention_, num_tokens * config_.q_dim());
-  const CausalAttentionShape shape{num_tokens, config_.num_heads, config_.num_kv_heads,
+  const BlockWeights& block = model_.block(layer);
+  const CausalAttentionShape shape{num_tokens_, config_.num_heads, config_.num_kv_heads,
                                    config_.head_dim, model_.attention_scale()};
-  CausalAttention(shape, q, k, v, attention_.data(), num_threads_);
-  MatMul(attention_.data(), num_tokens, model_.block(layer).o_proj, bias, out, num_threads_);
+  CausalAttention(shape, q_.data(), k_.data(), v_.data(), attention_.data(), num_threads_);
+  MatMul(attention_.data(), num_tokens_, block.o_proj, DataOrNull(block.o_bias), normed_.data(),
+         num_threads_);
+  AddTo(x, normed_.data(), num_tokens_ * config_.hidden_size);
 }
 
 template <class Real>

@@ -29,9 +29,6 @@ class ProfileBlock {
   void AddAttention(int64_t layer, Real* x);
   // x += SiluMul(h Wgate, h Wup) Wdown, h = RmsNorm(x).
   void AddMlp(int64_t layer, Real* x);
-  // out = Attention(q, k, v) Wo for any q, k, v of `num_tokens` rows (needs no Resize).
-  void AttentionOutput(int64_t layer, int64_t num_tokens, const Real* q, const Real* k,
-                       const Real* v, const float* bias, Real* out);
 
   // dx: dL/d(AddMlp's result) becomes dL/d(its argument), `x`.
   void MlpGrad(int64_t layer, const Real* x, Real* dx);

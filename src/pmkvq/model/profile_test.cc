@@ -307,23 +307,16 @@ TEST(Profile, KeyScalesOfTheModelAreNotUsed) {
   EXPECT_EQ(keys(), before);
 }
 
-// With every value vector equal, attention gives that vector whatever the weights are.
-TEST(Profile, AttentionOutputIsAttentionThenProjectionWithoutBias) {
+TEST(Profile, ProjectAttentionIsTheProductWithoutBias) {
   LoadedTinyModel loaded{TinyModels().at("llama_bias_bf16")};
   const TinyModel& tiny = loaded.spec;
   const int64_t n = 5;
   Random random(4);
-  std::vector<double> q(static_cast<size_t>(n * tiny.q_dim()));
-  std::vector<double> k(static_cast<size_t>(n * tiny.kv_dim()));
-  for (double& value : q) value = testing_support::NormalDraw(random);
-  for (double& value : k) value = testing_support::NormalDraw(random);
-  std::vector<double> row(static_cast<size_t>(tiny.kv_dim()));
-  for (double& value : row) value = testing_support::NormalDraw(random);
-  std::vector<double> v;
-  for (int64_t t = 0; t < n; ++t) v.insert(v.end(), row.begin(), row.end());
+  std::vector<double> attention(static_cast<size_t>(n * tiny.q_dim()));
+  for (double& value : attention) value = testing_support::NormalDraw(random);
   std::vector<double> out(static_cast<size_t>(n * tiny.hidden));
   Profile<double> profile(*loaded.model, 1);
-  profile.AttentionOutput(1, n, q.data(), k.data(), v.data(), out.data());
+  profile.ProjectAttention(1, n, attention.data(), out.data());
 
   const std::vector<double> weight =
       testing_support::Values(loaded.weights.at("model.layers.1.self_attn.o_proj.weight"));
@@ -331,9 +324,8 @@ TEST(Profile, AttentionOutputIsAttentionThenProjectionWithoutBias) {
     for (int64_t e = 0; e < tiny.hidden; ++e) {
       double expected = 0.0;
       for (int64_t i = 0; i < tiny.q_dim(); ++i) {
-        const int64_t kv_head = i / tiny.head_dim / (tiny.heads / tiny.kv_heads);
         expected += weight[static_cast<size_t>(e * tiny.q_dim() + i)] *
-                    row[static_cast<size_t>(kv_head * tiny.head_dim + i % tiny.head_dim)];
+                    attention[static_cast<size_t>(t * tiny.q_dim() + i)];
       }
       EXPECT_NEAR(out[static_cast<size_t>(t * tiny.hidden + e)], expected, 1e-12);
     }

@@ -8,6 +8,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
+#include "pmkvq/kernels/attention/packed_sequence.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 
 namespace pmkvq {
@@ -131,26 +132,43 @@ void SumHeads(const CausalAttentionShape& shape, const Real* parts, Real* out) {
   }
 }
 
+void Attend(const CausalAttentionShape& shape, const float* q, const float* k, const float* v,
+            float* out, int num_threads) {
+  AlignedVector<float> keys;
+  AlignedVector<float> values;
+  AlignedVector<float> scratch;
+  internal::PackKeys(shape, k, keys, num_threads);
+  internal::PackValues(shape, v, values, num_threads);
+  internal::AttendPacked(
+      {.shape = shape, .q = q, .keys = keys.data(), .values = values.data(), .out = out}, scratch,
+      num_threads);
+}
+
+void Attend(const CausalAttentionShape& shape, const double* q, const double* k, const double* v,
+            double* out, int num_threads) {
+  const int64_t num_items = NumBlocks(shape) * shape.num_heads;
+  const int64_t p_size = kQueryBlock * shape.num_tokens;
+  const int threads = std::max(num_threads, 1);
+  AlignedVector<double> scratch(static_cast<size_t>(threads * p_size));
+  ParallelFor(threads, num_items, [&](int64_t i, int worker) {
+    const int64_t item = num_items - 1 - i;  // Longest blocks first.
+    const Block<double> block =
+        MakeBlock<double>(shape, item % shape.num_heads, item / shape.num_heads);
+    double* p = scratch.data() + worker * p_size;
+    block.Probabilities(q, k, p);
+    BlasGemm<double>(false, false, block.rows, shape.head_dim, block.visible(), double{1}, p,
+                     block.visible(), v + block.kv_offset(), block.kv_stride(), double{0},
+                     out + block.q_offset(), block.q_stride());
+  });
+}
+
 }  // namespace
 
 template <class Real>
 void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k, const Real* v,
                      Real* out, int num_threads) {
   CheckShape(shape);
-  const int64_t num_items = NumBlocks(shape) * shape.num_heads;
-  const int64_t p_size = kQueryBlock * shape.num_tokens;
-  const int threads = std::max(num_threads, 1);
-  AlignedVector<Real> scratch(static_cast<size_t>(threads * p_size));
-  ParallelFor(threads, num_items, [&](int64_t i, int worker) {
-    const int64_t item = num_items - 1 - i;  // Longest blocks first.
-    const Block<Real> block =
-        MakeBlock<Real>(shape, item % shape.num_heads, item / shape.num_heads);
-    Real* p = scratch.data() + worker * p_size;
-    block.Probabilities(q, k, p);
-    BlasGemm<Real>(false, false, block.rows, shape.head_dim, block.visible(), Real{1}, p,
-                   block.visible(), v + block.kv_offset(), block.kv_stride(), Real{0},
-                   out + block.q_offset(), block.q_stride());
-  });
+  Attend(shape, q, k, v, out, num_threads);
 }
 
 template <class Real>

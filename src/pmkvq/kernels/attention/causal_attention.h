@@ -2,10 +2,11 @@
 //
 //   P = softmax(scale * Q K^T + causal mask),  O = P V, per head; KV head g serves H / Hkv heads.
 //
-// Real is float (BLAS) or double (BLAS too; used by the finite-difference tests). Query rows are
-// processed in blocks, so scratch is O(block * N) a thread (and [H, N, D] twice for the gradient),
-// not O(N^2). q, out, dq, dout: [N, H, D]; k, v, dk, dv: [N, Hkv, D]. Deterministic for any number
-// of threads.
+// Real is float or double (used by the finite-difference tests). Query rows are processed in
+// blocks, so scratch is O(block * N) a thread, not O(N^2); besides, float takes packed copies of k
+// and v, and the gradient [H, N, D] twice. The float forward pass skips what the mask hides, in
+// vector kernels of its own; the rest goes through BLAS. q, out, dq, dout: [N, H, D]; k, v, dk, dv:
+// [N, Hkv, D]. Deterministic for any number of threads.
 #pragma once
 
 #include <cstdint>
