@@ -17,7 +17,7 @@ const OPTIONS = {
     pmkvq: {type: "string"},
     "pmkvq-args": {type: "string", default: ""},
     bits: {type: "string", default: "16,8,4,2"},
-    kv: {type: "string", default: "f16,q8_0,q4_0"},
+    kv: {type: "string", default: "f16,f16-noflash,q8_0,q4_0"},
     depths: {type: "string", default: "0,4096,16384,32768"},
     rounds: {type: "string", default: "3"},
     tokens: {type: "string", default: "30"},
@@ -34,7 +34,7 @@ const USAGE = `usage: run.sh [options]
   --pmkvq FILE       the program to alternate with, built for release; none: llama.cpp alone
   --pmkvq-args TEXT  more options for its \`bench decode\`, such as "--attention fast"
   --bits LIST        its widths (${OPTIONS.bits.default})
-  --kv LIST          llama.cpp's cache types (${OPTIONS.kv.default}; also f16-noflash)
+  --kv LIST          llama.cpp's cache types (${OPTIONS.kv.default})
   --depths LIST      tokens stored before decoding (${OPTIONS.depths.default})
   --rounds N         rounds of both engines, the order changing each time (${OPTIONS.rounds.default})
   --tokens N         decodes timed per round, type and depth (${OPTIONS.tokens.default})

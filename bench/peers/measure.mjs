@@ -48,7 +48,7 @@ function parseOptions() {
     try {
         ({values} = parseArgs({options: {
             modules: {type: "string"}, model: {type: "string"}, work: {type: "string"},
-            kv: {type: "string", default: "f16,q8_0,q4_0"},
+            kv: {type: "string", default: "f16,f16-noflash,q8_0,q4_0"},
             depths: {type: "string", default: "0,4096,16384,32768"},
             tokens: {type: "string", default: "30"}, prefills: {type: "string", default: "5"},
             threads: {type: "string", default: "2"}, fill: {type: "string", default: "tile"},
