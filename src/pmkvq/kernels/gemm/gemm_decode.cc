@@ -205,6 +205,7 @@ constexpr int kOutsOfManyRows = 6;
 constexpr int kOutsOfManyRows = 3;
 #endif
 constexpr int kOutsOfOneRow = 8;
+constexpr int kRowsOfBlock = 4;
 
 // kRows rows of x from `row` on, kOuts outputs from `out` on.
 template <class Weight, int kRows, int kOuts>
@@ -217,7 +218,10 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const size_t full = cols / chunk * chunk;
   // While a block is multiplied, the next one comes into the cache: the hardware's prefetcher
   // alone leaves arithmetic and memory waiting for each other.
-  const bool prefetch = row == 0 && out + 2 * kOuts <= num_outs;
+  const bool prefetch = out + 2 * kOuts <= num_outs;
+  // Every block of rows fetches its share of the outputs, so that memory is never idle.
+  const size_t num_shares = (args.num_rows + kRowsOfBlock - 1) / kRowsOfBlock;
+  const size_t share = row / kRowsOfBlock;
   const size_t row_stride = Weight::RowStride(cols);
   const size_t ahead = kOuts * row_stride;
 
@@ -236,7 +240,13 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
   const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
   for (size_t k = 0; k < full; k += chunk) {
     if (prefetch) {
-      for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
+      if (num_shares == 1) {
+        for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
+      } else {
+        for (size_t o = share; o < kOuts; o += num_shares) {
+          hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
+        }
+      }
     }
     AddChunk<Weight, kRows, kOuts>(x + k * x_stride, w, k, acc);
   }
@@ -264,7 +274,9 @@ HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
 template <class Weight, int kOuts>
 HWY_INLINE void AllRows(const DecodeArgs& args, size_t out) {
   size_t row = 0;
-  for (; row + 4 <= args.num_rows; row += 4) DotBlock<Weight, 4, kOuts>(args, row, out);
+  for (; row + kRowsOfBlock <= args.num_rows; row += kRowsOfBlock) {
+    DotBlock<Weight, kRowsOfBlock, kOuts>(args, row, out);
+  }
   switch (args.num_rows - row) {
     case 3:
       return DotBlock<Weight, 3, kOuts>(args, row, out);
