@@ -59,10 +59,15 @@ double SumOfSquares(const float* x, int64_t count, int num_threads) {
     // Several sums, so that an addition need not wait for the one before.
     constexpr int64_t kSums = 16;
     double sums[kSums] = {};
-    for (int64_t i = begin; i < end; ++i) {
+    const auto add = [&](int64_t i, int64_t lane) {
       const auto value = static_cast<double>(x[i]);
-      sums[i % kSums] += value * value;
+      sums[lane] += value * value;
+    };
+    int64_t i = begin;
+    for (; i + kSums <= end; i += kSums) {
+      for (int64_t lane = 0; lane < kSums; ++lane) add(i + lane, lane);
     }
+    for (; i < end; ++i) add(i, i % kSums);
     return std::accumulate(sums, sums + kSums, 0.0);
   });
 }
