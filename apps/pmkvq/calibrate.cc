@@ -9,6 +9,7 @@
 #include "pmkvq/methods/registry.h"
 #include "pmkvq/methods/spec.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -160,6 +161,7 @@ void AddCalibrate(CLI::App& app) {
                                    "take the measurements of this plan and only allocate anew");
   from->excludes(model);
   options->data.Register(*command);
+  RefuseQuantizedWeights(*command);
   command->get_option("--dataset")->required(false);
   options->allocation.Register(*command);
   command->get_option("--memory-budget")->required(false);

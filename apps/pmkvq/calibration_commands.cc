@@ -11,6 +11,7 @@
 #include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -30,6 +31,7 @@ struct StepOptions {
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     data.Register(command);
+    RefuseQuantizedWeights(command);
   }
 };
 

@@ -16,6 +16,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/methods/packed_spec.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -23,6 +24,7 @@ namespace {
 struct Options {
   BenchmarkCommandOptions run;
   std::vector<std::string> specs;
+  WeightCommandOptions weights;
   KvCommandOptions kv;  // Its spec is not used, its budget is a list.
   std::vector<std::string> from;
   std::string against;
@@ -277,7 +279,7 @@ void CompareRuns(const Options& options) {
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
-  const std::shared_ptr<Model> model = Model::Load(options.run.model);
+  const std::shared_ptr<Model> model = options.weights.Load(options.run.model, options.kv.threads);
   const Plans plans = MakePlans(options, *model);
   const EvaluationOptions evaluation = options.run.Resolve(plans.baseline.engine, *model);
   AnnounceMisfits(plans, options.allow_partial);
@@ -356,6 +358,7 @@ void AddCompare(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("compare", "several cache methods at equal real bytes, one table");
   options->run.Register(*command);
+  options->weights.Register(*command);
   RegisterKv(*command, *options);
   const std::string group = "Comparison";
   command

@@ -11,6 +11,7 @@
 #include "pmkvq/io/json.h"
 #include "solve_table.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -19,6 +20,7 @@ struct Options {
   BenchmarkCommandOptions run;
   std::string out;
   std::string json;
+  WeightCommandOptions weights;
   KvCommandOptions kv;
 };
 
@@ -93,7 +95,7 @@ void Run(const Options& options) {
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
-  const std::shared_ptr<Model> model = Model::Load(options.run.model);
+  const std::shared_ptr<Model> model = options.weights.Load(options.run.model, options.kv.threads);
   const auto tokenizer = Tokenizer::Load(options.run.model);
   const EngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.
@@ -147,6 +149,7 @@ void AddEval(CLI::App& app) {
                    "folder for the responses; the same command again goes on with what is missing")
       ->type_name("DIR");
   command->add_option("--json", options->json, "write the summary as JSON (- for stdout)");
+  options->weights.Register(*command);
   options->kv.Register(*command);
   command->callback([options] { Run(*options); });
 }

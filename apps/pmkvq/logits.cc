@@ -5,6 +5,7 @@
 #include "common_options.h"
 #include "pmkvq/io/safetensors.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -13,12 +14,13 @@ struct Options {
   std::string model;
   std::string prompt_ids;
   std::string out;
+  WeightCommandOptions weights;
   KvCommandOptions kv;
 };
 
 void ComputeLogits(const Options& options) {
   CheckWritable(options.out);
-  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
   const EngineOptions engine = options.kv.Resolve(1);
   const auto num_tokens = static_cast<int64_t>(ids.size());
@@ -65,6 +67,7 @@ void AddLogits(CLI::App& app) {
   command->add_option("--model", options->model, "model folder")->required();
   command->add_option("--prompt-ids", options->prompt_ids, "token ids: 1,2,3")->required();
   command->add_option("--out", options->out, "safetensors file: logits [T, V] f32")->required();
+  options->weights.Register(*command);
   options->kv.Register(*command);
   command->callback([options] { ComputeLogits(*options); });
 }

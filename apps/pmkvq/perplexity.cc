@@ -8,6 +8,7 @@
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -18,6 +19,7 @@ struct Options {
   std::string json;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
+  WeightCommandOptions weights;
   KvCommandOptions kv;
 };
 
@@ -51,19 +53,24 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
 
 void Perplexity(const Options& options) {
   CheckWritable(options.json);
-  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
   const EngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
+  // Quantised weights are compared with the model as stored: KL has the error of both in it.
+  const std::shared_ptr<Model> as_stored =
+      model->weights() == WeightMode::kAsStored ? nullptr : Model::Load(options.model);
   ProgressBar progress;
-  const PerplexityResult result = MeasurePerplexity(model, sequences, engine.kv, engine.chunk,
-                                                    engine.num_threads, &progress, InterruptFlag());
+  const PerplexityResult result =
+      MeasurePerplexity(model, sequences, engine.kv, engine.chunk, engine.num_threads, &progress,
+                        InterruptFlag(), as_stored.get());
   JsonWriter json;
   json.BeginObject();
   json.Key("tokens").Int(result.num_tokens);
   json.Key("loss").Number(result.loss);
   json.Key("kl_to_fp16").Number(result.kl_to_fp16);
   json.Key("kv").String(options.kv.spec);
+  json.Key("weights").String(NameOf(model->weights()));
   json.EndObject();
   WriteJson(options.json, json.text());
   if (options.json != "-") {
@@ -88,6 +95,7 @@ void AddPerplexity(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
+  options->weights.Register(*command);
   options->kv.Register(*command);
   command->callback([options] { Perplexity(*options); });
 }

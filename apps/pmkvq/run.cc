@@ -15,6 +15,7 @@
 #include "sampling_options.h"
 #include "stats_file.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -36,6 +37,7 @@ struct Options {
   int64_t max_tokens = 0;
   std::vector<std::string> stop;
   SamplingCommandOptions sampling;
+  WeightCommandOptions weights;
   KvCommandOptions kv;
 };
 
@@ -250,7 +252,7 @@ void Run(const Options& options) {
   CheckFileName(options.stats, "--stats");
   CheckWritable(options.stats);
   CheckWritable(options.json);
-  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const auto tokenizer =
       options.ids_given ? LoadTokenizerIfPresent(options.model) : Tokenizer::Load(options.model);
   if (options.ids_given) {
@@ -305,6 +307,7 @@ void AddRun(CLI::App& app) {
                       "write the result as JSON (- for stdout, nothing else there)");
   command->add_option("--stats", options->stats,
                       "file for the history of the cache, as JSON lines");
+  options->weights.Register(*command);
   options->kv.Register(*command);
   command->callback([options, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
