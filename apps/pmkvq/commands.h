@@ -22,5 +22,6 @@ void AddDemo(CLI::App& app);
 // The arguments are shown on the pages that they made.
 void AddAnalyze(CLI::App& app, int argc, const char* const* argv);
 void AddInspect(CLI::App& app);
+void AddBench(CLI::App& app);
 
 }  // namespace pmkvq::cli

@@ -36,6 +36,7 @@ int Run(int argc, char** argv) {
   pmkvq::cli::AddLogits(app);
   pmkvq::cli::AddTokenize(app);
   pmkvq::cli::AddInspect(app);
+  pmkvq::cli::AddBench(app);
   pmkvq::cli::AddDemo(app);
   try {
     app.parse(argc, argv);

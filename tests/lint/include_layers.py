@@ -10,7 +10,7 @@ import sys
 
 LEVELS = {
     "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
-    "calib": 5, "methods": 6, "engine": 7, "eval": 8,
+    "calib": 5, "methods": 6, "engine": 7, "eval": 8, "bench": 8,
 }
 # header prefix -> folders (below the root) whose .cc files may include it; headers never may.
 OWNERS = {

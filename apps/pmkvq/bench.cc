@@ -1,0 +1,223 @@
+// pmkvq bench: speeds against the ceilings of this machine. docs/performance.md says what each
+// figure means.
+#include "pmkvq/bench/bench.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <functional>
+
+#include "commands.h"
+#include "common_options.h"
+#include "pmkvq/bench/shapes.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+// What all benchmarks share, and what some have besides.
+struct Options {
+  BenchOptions bench;
+  std::string attention = "accurate";
+  std::string weights = "as-stored";
+  std::string json;
+  int threads = 0;
+
+  bool per_matrix = false;       // gemv
+  int64_t tokens = 512;          // prefill
+  int64_t chunk = 512;           // prefill
+  int64_t budget_tokens = 2048;  // halve
+  CalibrationBenchOptions calibration;
+};
+
+class Command {
+ public:
+  Command(CLI::App& parent, const char* name, const std::string& text)
+      : options_(std::make_shared<Options>()), command_(parent.add_subcommand(name, text)) {
+    command_->add_option("--threads", options_->threads, "worker threads (0: all processors)")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    command_
+        ->add_option("--repeat", options_->bench.repeat,
+                     "rounds; each measures every row and every ceiling once")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command_->add_option("--json", options_->json, "write the result as JSON (- for stdout)");
+  }
+
+  Options& options() { return *options_; }
+  CLI::App& app() { return *command_; }
+
+  void AddShape(const std::string& layers_text) {
+    command_
+        ->add_option("--shape", options_->bench.shape,
+                     fmt::format("shape of the model: {}", fmt::join(ShapeNames(), ", ")))
+        ->capture_default_str();
+    command_->add_option("--layers", options_->bench.layers, "blocks " + layers_text)
+        ->check(CLI::NonNegativeNumber);
+  }
+
+  void AddDepths(std::vector<int64_t> defaults, const std::string& text) {
+    options_->bench.depths = std::move(defaults);
+    command_->add_option("--depth", options_->bench.depths, text)
+        ->delimiter(',')
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+  }
+
+  void AddBits(std::vector<int> defaults) {
+    options_->bench.bits = std::move(defaults);
+    command_->add_option("--bits", options_->bench.bits, "widths of the stored pages, 16,8,4,2")
+        ->delimiter(',')
+        ->check(CLI::IsMember({16, 8, 4, 2}))
+        ->capture_default_str();
+  }
+
+  void AddBatches(std::vector<int64_t> defaults, const std::string& text) {
+    options_->bench.batches = std::move(defaults);
+    command_->add_option("--batch", options_->bench.batches, text)
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+  }
+
+  void AddAttention() {
+    command_
+        ->add_option("--attention", options_->attention,
+                     "how a new token attends to packed pages: fast or accurate")
+        ->capture_default_str();
+  }
+
+  void AddWeights() {
+    command_
+        ->add_option("--weights", options_->weights,
+                     "as-stored (bf16), or q8: int8 groups, made from it at the start")
+        ->capture_default_str();
+  }
+
+  // Runs `measure` after parsing and shows what it found.
+  void OnRun(std::function<BenchReport(const Options&)> measure) {
+    command_->callback([options = options_, measure = std::move(measure)] {
+      CheckWritable(options->json);
+      ProgressBar progress;
+      options->bench.num_threads = ResolveThreads(options->threads);
+      options->bench.attention = ParseAttentionMode(options->attention);
+      options->bench.weights = ParseWeightMode(options->weights);
+      options->bench.progress = &progress;
+      options->bench.cancel = InterruptFlag();
+      const BenchReport report = measure(*options);
+      WriteJson(options->json, ToJson(report));
+      if (options->json != "-") Print(FormatReport(report));
+    });
+  }
+
+ private:
+  std::shared_ptr<Options> options_;
+  CLI::App* command_;
+};
+
+constexpr char kLayersTwo[] =
+    "(0: 2); two blocks of qwen2-7b take 0.9 GiB of memory, and the cache comes on top";
+
+void AddAttentionBench(CLI::App& bench) {
+  Command command(bench, "attention", "one token's attention over a cache, from memory");
+  command.AddShape("(0: 1)");
+  command.AddDepths({4096, 16384, 32768}, "stored tokens, one or more");
+  command.AddBits({16, 8, 4, 2});
+  command.AddAttention();
+  command.OnRun([](const Options& options) { return BenchAttention(options.bench); });
+}
+
+void AddGemvBench(CLI::App& bench) {
+  Command command(bench, "gemv", "weight products of a block with few rows, bf16");
+  command.AddShape("(0: as many as hold 256 MiB of weights)");
+  command.AddBatches({1, 2, 4, 8, 16}, "rows at a time, one or more");
+  command.app().add_flag("--per-matrix", command.options().per_matrix,
+                         "a line for each matrix, too");
+  command.OnRun(
+      [](const Options& options) { return BenchGemv(options.bench, options.per_matrix); });
+}
+
+void AddPrefillBench(CLI::App& bench) {
+  Command command(bench, "prefill", "prefill of a synthetic model, against OpenBLAS");
+  command.AddShape(kLayersTwo);
+  command.AddDepths({0}, "tokens stored before, one or more");
+  command.AddBits({16});
+  command.AddAttention();
+  command.AddWeights();
+  command.options().bench.batches = {1};
+  command.app()
+      .add_option("--tokens", command.options().tokens, "tokens to prefill")
+      ->check(CLI::Range(2, 65536))
+      ->capture_default_str();
+  command.app()
+      .add_option("--chunk", command.options().chunk, "tokens per forward pass")
+      ->check(CLI::Range(2, 65536))
+      ->capture_default_str();
+  command.OnRun([](const Options& options) {
+    return BenchPrefill(options.bench, options.tokens, options.chunk);
+  });
+}
+
+void AddDecodeBench(CLI::App& bench) {
+  Command command(bench, "decode", "decoding steps of a synthetic model over a synthetic cache");
+  command.AddShape(kLayersTwo);
+  command.AddDepths({0, 4096, 16384, 32768}, "stored tokens, one or more");
+  command.AddBits({16, 8, 4, 2});
+  command.AddBatches({1}, "sequences at a time, one or more");
+  command.AddAttention();
+  command.AddWeights();
+  command.OnRun([](const Options& options) { return BenchDecode(options.bench); });
+}
+
+void AddHalveBench(CLI::App& bench) {
+  Command command(bench, "halve", "halving of stored pages, and how long a token waits for it");
+  command.AddShape("(0: 4 for the speed, all of the shape for the wait)");
+  command.AddDepths({16384}, "stored tokens whose pages are halved");
+  command.app().get_option("--depth")->expected(1);
+  command.app()
+      .add_option("--budget-tokens", command.options().budget_tokens,
+                  "the wait: tokens that the budget holds at 16 bits")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.OnRun(
+      [](const Options& options) { return BenchHalving(options.bench, options.budget_tokens); });
+}
+
+void AddCalibrateBench(CLI::App& bench) {
+  Command command(bench, "calibrate", "the steps of calibration of a model, one by one");
+  Options& options = command.options();
+  options.bench.repeat = 1;
+  options.calibration.model = "models/longcot-10m";
+  command.app()
+      .add_option("--model", options.calibration.model, "model folder")
+      ->capture_default_str();
+  command.app().add_option("--dataset", options.calibration.dataset,
+                           "texts (default: calibration.jsonl in the model's folder)");
+  command.app()
+      .add_option("--n-samples", options.calibration.num_samples, "samples")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.app()
+      .add_option("--seq-len", options.calibration.seq_len, "tokens per sample")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  command.OnRun(
+      [](const Options& given) { return BenchCalibration(given.bench, given.calibration); });
+}
+
+}  // namespace
+
+void AddBench(CLI::App& app) {
+  CLI::App* bench = app.add_subcommand(
+      "bench", "speed of kernels and of whole steps, against this machine's measured ceilings");
+  bench->require_subcommand(1);
+  AddAttentionBench(*bench);
+  AddGemvBench(*bench);
+  AddPrefillBench(*bench);
+  AddDecodeBench(*bench);
+  AddHalveBench(*bench);
+  AddCalibrateBench(*bench);
+}
+
+}  // namespace pmkvq::cli

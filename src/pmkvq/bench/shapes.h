@@ -1,0 +1,33 @@
+// Shapes of known models by name, without their weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/io/model_config.h"
+
+namespace pmkvq {
+
+// Vocabulary of synthetic models: an output layer that costs nothing to speak of, as in the
+// measurements of other engines that ours are compared with.
+inline constexpr int64_t kBenchVocabulary = 1024;
+
+// "qwen2-7b", "llama3-8b", "llama2-7b" (one query head per KV head), "qwen2-1.5b", "longcot" (the
+// shape of the shipped model).
+std::vector<std::string> ShapeNames();
+
+// The configuration of a shape with `layers` blocks (0: as many as the model has) and
+// kBenchVocabulary. Throws InvalidInput for another name.
+ModelConfig NamedShape(std::string_view name, int64_t layers);
+
+// Weights of one block, and bytes of a synthetic model (BF16).
+int64_t BlockParameters(const ModelConfig& config);
+int64_t SyntheticModelBytes(const ModelConfig& config);
+
+// Throws InvalidInput when this machine has less than `bytes` of memory to give now. `remedy` says
+// which option makes it less.
+void CheckMemory(int64_t bytes, const std::string& remedy);
+
+}  // namespace pmkvq

@@ -1,0 +1,48 @@
+// Models and caches with made-up content: for speed only shapes count, and a cache of any depth is
+// there without prefill.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pmkvq/base/random.h"
+#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/model/model.h"
+
+namespace pmkvq {
+
+// BF16 weights [rows, cols], uniform in sign and mantissa and of a size that keeps the scale of
+// what they are multiplied with. The same for every number of threads.
+Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_threads);
+
+// A model of that configuration in memory (SyntheticModelBytes).
+std::shared_ptr<Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
+                                      int num_threads);
+
+// Rows of normally distributed values, drawn from a table: far faster than drawing each.
+class SyntheticRows {
+ public:
+  explicit SyntheticRows(uint64_t seed);
+  void Fill(int64_t count, float* out);
+
+ private:
+  std::vector<float> table_;
+  Random random_;
+};
+
+// A cache in which every page closes at once at `bits` (16: fp16), with room for `max_tokens` in
+// each of `max_sequences` sequences.
+CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
+                               int64_t max_sequences, int num_threads,
+                               AttentionMode attention = AttentionMode::kAccurate);
+
+// Appends `num_tokens` synthetic tokens to `seq` without attending to anything. The budget must
+// hold them.
+void FillCache(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq, int64_t num_tokens,
+               SyntheticRows& rows);
+
+// Bytes of stored keys and values of one sequence, as allocated.
+int64_t StoredBytes(const PackedKvCache& cache, SequenceId seq);
+
+}  // namespace pmkvq

@@ -1,0 +1,116 @@
+// pmkvq bench as its user runs it, in sizes that take a moment.
+#include <gtest/gtest.h>
+
+#include "pmkvq/io/json.h"
+#include "support/run_program.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ProgramResult;
+using testing_support::RunProgram;
+
+JsonValue RunBench(std::vector<std::string> args) {
+  args.insert(args.begin(), "bench");
+  args.insert(args.end(), {"--json", "-", "--repeat", "2", "--threads", "2"});
+  const ProgramResult result = RunProgram(args);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return JsonValue::Parse(result.out, "bench.json");
+}
+
+// Ceilings are there, and no percentage hides a unit that is wrong by a thousand.
+void ExpectCeilings(const JsonValue& json) {
+  for (const char* name : {"read_gb_per_s", "copy_gb_per_s"}) {
+    EXPECT_GT(json.At(name).AsDouble(), 0.01);
+    EXPECT_LT(json.At(name).AsDouble(), 20000.0);
+  }
+  EXPECT_EQ(json.At("threads").AsInt(), 2);
+}
+
+void ExpectPositive(const JsonValue& row, const std::vector<std::string>& names) {
+  for (const std::string& name : names) EXPECT_GT(row.At(name).AsDouble(), 0.0) << name;
+}
+
+TEST(Bench, AttentionOfOneCaseIsFlat) {
+  for (const std::string mode : {"fast", "accurate"}) {
+    const JsonValue json = RunBench(
+        {"attention", "--shape", "longcot", "--bits", "4", "--depth", "1024", "--attention", mode});
+    ExpectCeilings(json);
+    ExpectPositive(json, {"ns_per_token_head", "gb_per_s", "percent_of_read"});
+    EXPECT_EQ(json.At("attention").AsString(), mode);
+    ASSERT_EQ(json.At("rows").size(), 1u);
+    // One KV head, one block: bytes over time, two ways.
+    const double from_time =
+        json.At("stored_bytes").AsDouble() / 1024.0 / json.At("ns_per_token_head").AsDouble();
+    EXPECT_NEAR(json.At("gb_per_s").AsDouble(), from_time, 1e-6 * from_time);
+  }
+}
+
+TEST(Bench, DecodeHasARowPerDepthAndWidth) {
+  const JsonValue json = RunBench({"decode", "--shape", "longcot", "--layers", "2", "--bits",
+                                   "16,2", "--depth", "0,512", "--batch", "2"});
+  ExpectCeilings(json);
+  const JsonValue rows = json.At("rows");
+  ASSERT_EQ(rows.size(), 4u);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const JsonValue row = rows.At(i);
+    EXPECT_EQ(row.At("depth").AsInt(), i < 2 ? 0 : 512);
+    EXPECT_EQ(row.At("bits").AsInt(), i % 2 == 0 ? 16 : 2);
+    ExpectPositive(row, {"tokens_per_s", "attention_ms", "gb_per_s"});
+    EXPECT_LT(row.At("attention_ms").AsDouble(), row.At("ms_per_step").AsDouble());
+    EXPECT_NEAR(row.At("tokens_per_s").AsDouble() * row.At("ms_per_step").AsDouble(), 2000.0, 1e-3);
+  }
+}
+
+TEST(Bench, GemvPrefillHalveAndCalibrate) {
+  const JsonValue gemv =
+      RunBench({"gemv", "--shape", "longcot", "--layers", "2", "--batch", "1,4"});
+  ASSERT_EQ(gemv.At("rows").size(), 2u);
+  ExpectPositive(gemv.At("rows").At(size_t{1}), {"ms", "gb_per_s", "times_batch_1", "times_bound"});
+
+  const JsonValue prefill = RunBench({"prefill", "--shape", "longcot", "--tokens", "96", "--chunk",
+                                      "64", "--depth", "256", "--bits", "4"});
+  ExpectPositive(prefill, {"tokens_per_s", "percent_of_sgemm", "sgemm_gflop_per_s"});
+
+  const JsonValue halve = RunBench({"halve", "--shape", "longcot", "--layers", "2", "--depth",
+                                    "1024", "--budget-tokens", "1024"});
+  ASSERT_EQ(halve.At("rows").size(), 3u);
+  for (size_t i = 0; i < 3; ++i) ExpectPositive(halve.At("rows").At(i), {"gb_per_s"});
+  ASSERT_EQ(halve.At("pauses").size(), 2u);
+  EXPECT_EQ(halve.At("pauses").At(size_t{0}).At("policy").AsString(), "oldest-first");
+  ExpectPositive(halve.At("pauses").At(size_t{0}), {"longest_ms", "halved_pages"});
+
+  const JsonValue calibrate =
+      RunBench({"calibrate", "--model", PMKVQ_SOURCE_DIR "/models/longcot-10m", "--n-samples", "2",
+                "--seq-len", "32"});
+  ASSERT_EQ(calibrate.At("rows").size(), 6u);
+  EXPECT_EQ(calibrate.At("tokens").AsInt(), 64);
+  ExpectPositive(calibrate, {"total_seconds"});
+}
+
+TEST(Bench, TypicalMistakesAreNamed) {
+  const struct {
+    std::vector<std::string> args;
+    std::string part;
+  } mistakes[] = {
+      {{"attention", "--shape", "gpt-9"}, "expected one of qwen2-7b"},
+      {{"attention", "--depth", "0", "--bits", "4"}, "--depth"},
+      {{"attention", "--attention", "quick"}, "expected fast or accurate"},
+      {{"decode", "--weights", "q3"}, "expected as-stored or q8"},
+      {{"decode", "--bits", "3"}, "--bits"},
+      {{"decode", "--layers", "1000"}, "--layers"},
+      {{"halve", "--depth", "100"}, "--depth"},
+      {{"decode", "--json", "/nowhere/out.json"}, "/nowhere"},
+  };
+  for (const auto& mistake : mistakes) {
+    std::vector<std::string> args = mistake.args;
+    args.insert(args.begin(), "bench");
+    const ProgramResult result = RunProgram(args);
+    EXPECT_NE(result.exit_code, 0) << mistake.part;
+    EXPECT_NE(result.err.find(mistake.part), std::string::npos) << result.err;
+    EXPECT_EQ(result.out, "");
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq
