@@ -62,7 +62,7 @@ class Command {
     command_->add_option("--depth", options_->bench.depths, text)
         ->delimiter(',')
         ->check(CLI::NonNegativeNumber)
-        ->capture_default_str();
+        ->default_str(fmt::format("{}", fmt::join(options_->bench.depths, ",")));
   }
 
   void AddBits(std::vector<int> defaults) {
@@ -70,7 +70,7 @@ class Command {
     command_->add_option("--bits", options_->bench.bits, "widths of the stored pages, 16,8,4,2")
         ->delimiter(',')
         ->check(CLI::IsMember({16, 8, 4, 2}))
-        ->capture_default_str();
+        ->default_str(fmt::format("{}", fmt::join(options_->bench.bits, ",")));
   }
 
   void AddBatches(std::vector<int64_t> defaults, const std::string& text) {
@@ -78,7 +78,7 @@ class Command {
     command_->add_option("--batch", options_->bench.batches, text)
         ->delimiter(',')
         ->check(CLI::PositiveNumber)
-        ->capture_default_str();
+        ->default_str(fmt::format("{}", fmt::join(options_->bench.batches, ",")));
   }
 
   void AddAttention() {
