@@ -159,7 +159,11 @@ void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
 constexpr int64_t kMinParallelWork = int64_t{1} << 19;
 
 float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
-  if (scratch.bytes.size() < num_bytes) scratch.bytes.resize(num_bytes);
+  if (scratch.bytes.size() < num_bytes) {
+    scratch.bytes.clear();
+    scratch.bytes.reserve(num_bytes);  // No more than that: growing alone might double it.
+    scratch.bytes.resize(num_bytes);
+  }
   return reinterpret_cast<float*>(scratch.bytes.data());
 }
 
@@ -185,8 +189,9 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
   const int threads = work < kMinParallelWork
                           ? 1
                           : static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
-  float* partials = GrowScratch(
-      scratch, static_cast<size_t>(total_floats + threads * thread_floats) * sizeof(float));
+  // For all threads, also where one is enough: the scratch must not grow with the stored tokens.
+  const int64_t all_floats = total_floats + std::max(num_threads, 1) * thread_floats;
+  float* partials = GrowScratch(scratch, static_cast<size_t>(all_floats) * sizeof(float));
   float* thread_memory = partials + total_floats;
   for (size_t i = 0; i < items.size(); ++i) items[i].partial = partials + partial_offsets[i];
 
