@@ -37,7 +37,6 @@ class ProblemSet:
 ALL = ProblemSet("all", "levels 1 to 5, 400 problems, 4,096 tokens", 16, 1, 5, 4096, 400)
 HARD = ProblemSet("hard", "levels 3 to 5, 105 problems, 4,096 tokens", 7, 3, 5, 4096, 105)
 LONG = ProblemSet("long", "level 6, 120 problems, 8,192 tokens", 30, 6, 6, 8192, 120)
-SETS = {s.name: s for s in (ALL, HARD, LONG)}
 
 
 @functools.cache

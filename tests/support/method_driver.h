@@ -94,4 +94,21 @@ class MethodDriver {
   SequenceId seq_ = 0;
 };
 
+// Appends chunks of these sizes; after each one, what is stored is what `expected` makes of the n
+// rows that were given: KeysAndValues expected(const Rows& given, int64_t n).
+template <class Expected>
+void ExpectAfterEachAppend(MethodDriver& driver, const std::vector<int64_t>& chunks,
+                           float tolerance, const Expected& expected) {
+  for (const int64_t chunk : chunks) {
+    driver.Append(chunk);
+    const int64_t n = driver.store().NumTokens(driver.seq());
+    const KeysAndValues wanted = expected(driver.Given(n), n);
+    const KeysAndValues stored = driver.Stored();
+    for (size_t i = 0; i < wanted.first.size(); ++i) {
+      ASSERT_NEAR(stored.first[i], wanted.first[i], tolerance) << n << " " << i;
+      ASSERT_NEAR(stored.second[i], wanted.second[i], tolerance) << n << " " << i;
+    }
+  }
+}
+
 }  // namespace pmkvq::testing_support

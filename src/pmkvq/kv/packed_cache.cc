@@ -26,18 +26,6 @@ const CacheConfig& Validated(const CacheConfig& config) {
   return config;
 }
 
-AttentionShape ShapeOf(const CacheConfig& config) {
-  AttentionShape shape;
-  shape.num_heads = config.geometry.num_heads;
-  shape.num_kv_heads = config.geometry.num_kv_heads;
-  shape.head_dim = config.geometry.head_dim;
-  shape.group = config.geometry.group();
-  shape.float_type = config.float_type;
-  shape.metadata_type = config.float_type;
-  shape.scale = 1.0f / std::sqrt(static_cast<float>(config.geometry.head_dim));
-  return shape;
-}
-
 // Copies tokens of a page's values [Hkv, capacity, D] to rows [T, Hkv, D].
 void CopyTokens(const KvGeometry& geometry, const float* values, int64_t capacity,
                 int64_t num_tokens, float* rows) {
@@ -57,7 +45,7 @@ std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config) {
 
 PackedKvCache::PackedKvCache(const CacheConfig& config)
     : config_(Validated(config)),
-      attention_shape_(ShapeOf(config)),
+      attention_shape_(AttentionShapeOf(config.geometry, config.float_type)),
       store_(config),
       sequences_(static_cast<size_t>(config.max_sequences)),
       decided_(static_cast<size_t>(config.geometry.num_layers)) {}

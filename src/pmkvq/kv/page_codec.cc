@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
@@ -52,6 +53,18 @@ uint32_t OverflowBits(DType dtype) {
 }
 
 }  // namespace
+
+AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type) {
+  AttentionShape shape;
+  shape.num_heads = geometry.num_heads;
+  shape.num_kv_heads = geometry.num_kv_heads;
+  shape.head_dim = geometry.head_dim;
+  shape.group = geometry.group();
+  shape.float_type = float_type;
+  shape.metadata_type = float_type;
+  shape.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
+  return shape;
+}
 
 PageCodec::PageCodec(const KvGeometry& geometry, DType float_type)
     : geometry_(geometry), float_type_(float_type) {}

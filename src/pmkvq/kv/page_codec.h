@@ -12,6 +12,9 @@
 
 namespace pmkvq {
 
+// What attention has to know of pages of this geometry, with metadata in the float type.
+AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type);
+
 class PageCodec {
  public:
   PageCodec(const KvGeometry& geometry, DType float_type);

@@ -15,18 +15,6 @@
 namespace pmkvq {
 namespace {
 
-AttentionShape ShapeOf(const SimulatedConfig& config) {
-  AttentionShape shape;
-  shape.num_heads = config.geometry.num_heads;
-  shape.num_kv_heads = config.geometry.num_kv_heads;
-  shape.head_dim = config.geometry.head_dim;
-  shape.group = config.geometry.group();
-  shape.float_type = config.float_type;
-  shape.metadata_type = config.float_type;
-  shape.scale = 1.0f / std::sqrt(static_cast<float>(config.geometry.head_dim));
-  return shape;
-}
-
 float RoundTo(DType type, float x) {
   switch (type) {
     case DType::kF16:
@@ -109,7 +97,7 @@ SimulatedKvCache::SimulatedKvCache(const SimulatedConfig& config,
     : config_(config),
       method_(std::move(method)),
       needs_(method_->needs()),
-      attention_shape_(ShapeOf(config)),
+      attention_shape_(AttentionShapeOf(config.geometry, config.float_type)),
       sequences_(static_cast<size_t>(config.max_sequences)),
       most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}),
       codec_(config.geometry, config.float_type) {

@@ -13,6 +13,7 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectAfterEachAppend;
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
@@ -68,16 +69,11 @@ class KittyTest : public testing::TestWithParam<Case> {};
 TEST_P(KittyTest, PrefillAndDecodeFollowTheRule) {
   const auto& [spec, sink, num_boosted] = GetParam();
   MethodDriver driver(spec);
-  for (const int64_t chunk : {20, 139, 1, 1, 126, 1, 1, 250, 1}) {
-    driver.Append(chunk);
-    const int64_t n = driver.store().NumTokens(driver.seq());
-    const KeysAndValues expected = Expected(driver.Given(n), n, sink, num_boosted);
-    const KeysAndValues stored = driver.Stored();
-    for (size_t i = 0; i < expected.first.size(); ++i) {
-      ASSERT_NEAR(stored.first[i], expected.first[i], 1e-5f) << n << " " << i;
-      ASSERT_NEAR(stored.second[i], expected.second[i], 1e-5f) << n << " " << i;
-    }
-  }
+  ExpectAfterEachAppend(
+      driver, {20, 139, 1, 1, 126, 1, 1, 250, 1}, 1e-5f,
+      [sink = sink, num_boosted = num_boosted](const testing_support::Rows& given, int64_t n) {
+        return Expected(given, n, sink, num_boosted);
+      });
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, KittyTest,

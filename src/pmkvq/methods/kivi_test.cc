@@ -11,6 +11,7 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectAfterEachAppend;
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
@@ -57,16 +58,10 @@ class KiviTest : public testing::TestWithParam<Case> {};
 TEST_P(KiviTest, PrefillAndDecodeFollowTheRule) {
   const auto& [spec, rule] = GetParam();
   MethodDriver driver(spec);
-  for (const int64_t chunk : {1, 30, 1, 95, 1, 1, 128, 1, 200, 1, 1}) {
-    driver.Append(chunk);
-    const int64_t n = driver.store().NumTokens(driver.seq());
-    const KeysAndValues expected = Expected(driver.Given(n), n, rule);
-    const KeysAndValues stored = driver.Stored();
-    for (size_t i = 0; i < expected.first.size(); ++i) {
-      ASSERT_NEAR(stored.first[i], expected.first[i], 1e-5f) << n << " " << i;
-      ASSERT_NEAR(stored.second[i], expected.second[i], 1e-5f) << n << " " << i;
-    }
-  }
+  ExpectAfterEachAppend(driver, {1, 30, 1, 95, 1, 1, 128, 1, 200, 1, 1}, 1e-5f,
+                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
+                          return Expected(given, n, rule);
+                        });
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, KiviTest,

@@ -15,6 +15,7 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectAfterEachAppend;
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
@@ -97,16 +98,10 @@ TEST_P(KvMixTest, PrefillAndDecodeFollowTheRecursion) {
   MethodDriver driver(spec);
   std::vector<int64_t> chunks(50, 1);
   chunks.insert(chunks.end(), {70, 1, 1, 128, 1, 9});
-  for (const int64_t chunk : chunks) {
-    driver.Append(chunk);
-    const int64_t n = driver.store().NumTokens(driver.seq());
-    const KeysAndValues expected = Expected(driver.Given(n), n, rule);
-    const KeysAndValues stored = driver.Stored();
-    for (size_t i = 0; i < expected.first.size(); ++i) {
-      ASSERT_NEAR(stored.first[i], expected.first[i], 1e-5f) << n << " " << i;
-      ASSERT_NEAR(stored.second[i], expected.second[i], 1e-5f) << n << " " << i;
-    }
-  }
+  ExpectAfterEachAppend(driver, chunks, 1e-5f,
+                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
+                          return Expected(given, n, rule);
+                        });
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, KvMixTest,

@@ -12,6 +12,7 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectAfterEachAppend;
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
@@ -88,16 +89,10 @@ class MixKvqTest : public testing::TestWithParam<Case> {};
 TEST_P(MixKvqTest, PrefillAndDecodeFollowTheRule) {
   const auto& [spec, rule] = GetParam();
   MethodDriver driver(spec);
-  for (const int64_t chunk : {5, 90, 1, 31, 1, 300, 1, 82, 1}) {
-    driver.Append(chunk);
-    const int64_t n = driver.store().NumTokens(driver.seq());
-    const KeysAndValues expected = Expected(driver.Given(n), n, rule);
-    const KeysAndValues stored = driver.Stored();
-    for (size_t i = 0; i < expected.first.size(); ++i) {
-      ASSERT_NEAR(stored.first[i], expected.first[i], 1e-5f) << n << " " << i;
-      ASSERT_NEAR(stored.second[i], expected.second[i], 1e-5f) << n << " " << i;
-    }
-  }
+  ExpectAfterEachAppend(driver, {5, 90, 1, 31, 1, 300, 1, 82, 1}, 1e-5f,
+                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
+                          return Expected(given, n, rule);
+                        });
 }
 
 // The driver's queries have a mean |q| of 1.06 and its keys a range of 4, so that A_d is about 1.4
