@@ -5,13 +5,14 @@
 // for values), the others 2; keys and values are ranked apart.
 //
 // Keys after RoPE are quantised per channel, in groups of 32 tokens, at 3 bits of 11: ten codes of
-// 3 bits and one of 2 in a 32-bit word, so that the eleventh code is cut at 3. Values are quantised
-// per token, in groups of 32 channels. With F tokens at full precision, of which the newest
+// 3 bits and one of 2 in a 32-bit word. The eleventh key has four codes over the same range; with
+// the word `reference` it has the first four of the eight, as in the authors' code, which cuts it at
+// 3 and so moves half of all eleventh keys far off. Values are quantised per token, in groups of 32 channels. With F tokens at full precision, of which the newest
 // floor(r F) stay (the recent pivotal context), F - floor(r F) are quantised in whole groups after
 // every token: as soon as that is a group, it goes, and F falls by a group. So F runs from W to
 // W + group - 1, where W + group is the least F with F - floor(r F) >= group.
 //
-// The word `reference` takes the ratios r of the authors' code, which go by the width.
+// The word `reference` also takes the ratios r of the authors' code, which go by the width.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -32,7 +33,7 @@ constexpr char kKeyImportance[] = "k_importance";    // [L]
 constexpr char kValueImportance[] = "v_importance";  // [L]
 constexpr int64_t kGroup = 32;
 constexpr int64_t kWordGroup = 11;    // Tokens that share a 32-bit word at 3 bits.
-constexpr float kLastCodeOfWord = 3;  // The eleventh has 2 bits.
+constexpr int kLastBitsOfWord = 2;    // Of the eleventh.
 constexpr int64_t kWordBytes = 4;
 
 void CheckNames(const MethodSpec& spec) {
@@ -70,6 +71,7 @@ class KvMix final : public CacheMethod {
               : fmt::format("'{}': no importance of blocks, expected {}, or k= and v=", spec.text,
                             ExpectedMethodData(spec.name)));
     }
+    cut_last_ = spec.words.contains("reference");
     keys_ = Sides(spec, kKeyImportance, 3, spec.OneOf("k", 2, {4, 3, 2}), /*of_keys=*/true);
     values_ = Sides(spec, kValueImportance, 4, spec.OneOf("v", 2, {4, 2}), /*of_keys=*/false);
   }
@@ -79,7 +81,7 @@ class KvMix final : public CacheMethod {
     const Side& keys = keys_[static_cast<size_t>(layer)];
     const Side& values = values_[static_cast<size_t>(layer)];
     if (keys.format.bits == 3) {
-      DamageWords(keys, tokens.first, block);
+      DamageWords(keys, cut_last_, tokens.first, block);
     } else {
       DamageKeyChannels(keys.format, keys.group, keys.window, tokens.first, block);
     }
@@ -141,7 +143,9 @@ class KvMix final : public CacheMethod {
     return order;
   }
 
-  static void DamageWords(const Side& keys, int64_t num_before, SimulatedBlock& block) {
+  static void DamageWords(const Side& keys, bool cut_last, int64_t num_before,
+                          SimulatedBlock& block) {
+    const AffineFormat last_format{kLastBitsOfWord, keys.format.metadata_type};
     const int64_t end = keys.window.QuantizedEnd(block.num_tokens());
     std::vector<float> word(kWordGroup);
     for (int64_t token = keys.window.QuantizedEnd(num_before); token < end; token += kWordGroup) {
@@ -152,15 +156,17 @@ class KvMix final : public CacheMethod {
           };
           for (size_t i = 0; i < word.size(); ++i) word[i] = at(i);
           const AffineGrid grid = GridOf(keys.format, kWordGroup, 1, word.data());
-          for (size_t i = 0; i < word.size(); ++i) {
-            at(i) = grid.Read(word[i], i + 1 < word.size() ? grid.max_code : kLastCodeOfWord);
-          }
+          const AffineGrid coarse = GridOf(last_format, kWordGroup, 1, word.data());
+          const AffineGrid& last = cut_last ? grid : coarse;
+          for (size_t i = 0; i + 1 < word.size(); ++i) at(i) = grid.Read(word[i], grid.max_code);
+          at(word.size() - 1) = last.Read(word.back(), coarse.max_code);
         }
       }
     }
   }
 
   MethodContext context_;
+  bool cut_last_ = false;     // The eleventh code of a word, at 3.
   std::vector<Side> keys_;    // Per block.
   std::vector<Side> values_;  // Per block.
 };
@@ -212,7 +218,7 @@ SimulatedMethod KvMixMethod() {
           "keys per channel at 3 or 2 bits, values per token at 4 or 2, by the gradients of a "
           "block's projections; from=FILE (made by calibrate) or k=4|3|2 and v=4|2 for all blocks, "
           "share of important blocks (0.2), recent-high (0.2) and recent-low (0.1) of what is at "
-          "full precision, reference: the ratios of the authors' code",
+          "full precision, reference: the ratios and the cut eleventh code of the authors' code",
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<KvMix>(spec, context);

@@ -44,16 +44,18 @@ int64_t NumQuantized(int64_t n, double ratio, int64_t group) {
   return quantized;
 }
 
-// Eleven tokens of a channel at 3 bits; the last one's code is at most 3.
-void QuantizeWord(std::vector<float>& x, int64_t first, int64_t head, int64_t channel) {
+// Eleven tokens of a channel at 3 bits. The last one has four codes: over the same range, or, when
+// it is cut, the first four of the eight.
+void QuantizeWord(std::vector<float>& x, int64_t first, int64_t head, int64_t channel, bool cut) {
   float low = INFINITY;
   float high = -INFINITY;
   for (int64_t i = 0; i < 11; ++i) {
     low = std::min(low, x[kShape.At(first + i, head, channel)]);
     high = std::max(high, x[kShape.At(first + i, head, channel)]);
   }
-  const float step = ToFloat(RoundUp<F16>(high - low)) / 7.0f;
+  const float range = ToFloat(RoundUp<F16>(high - low));
   for (int64_t i = 0; i < 11; ++i) {
+    const float step = range / (i == 10 && !cut ? 3.0f : 7.0f);
     float& value = x[kShape.At(first + i, head, channel)];
     value = std::min(std::nearbyint((value - low) / step), i == 10 ? 3.0f : 7.0f) * step + low;
   }
@@ -64,6 +66,7 @@ struct Rule {
   int v_bits = 2;
   double k_ratio = 0.1;
   double v_ratio = 0.1;
+  bool cut = false;  // The eleventh code of a word, at 3.
 };
 
 KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule& rule) {
@@ -73,7 +76,7 @@ KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule
     for (int64_t head = 0; head < kShape.heads; ++head) {
       for (int64_t channel = 0; channel < kShape.dim; ++channel) {
         if (rule.k_bits == 3) {
-          QuantizeWord(expected.first, token, head, channel);
+          QuantizeWord(expected.first, token, head, channel, rule.cut);
         } else {
           QuantizeChannel(expected.first, kShape, token, group, head, channel, rule.k_bits);
         }
@@ -109,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(Specs, KvMixTest,
                                          Case{"kvmix:k=3+v=4", {3, 4, 0.2, 0.2}},
                                          Case{"kvmix:k=4+recent-high=0.5+recent-low=0",
                                               {4, 2, 0.5, 0.0}},
-                                         Case{"kvmix:k=3+v=4+reference", {3, 4, 0.2, 0.3}},
+                                         Case{"kvmix:k=3+v=4+reference", {3, 4, 0.2, 0.3, true}},
                                          Case{"kvmix:v=2+reference", {2, 2, 0.2, 0.2}}));
 
 TEST(KvMix, BytesByHand) {
