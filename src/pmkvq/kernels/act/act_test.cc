@@ -9,10 +9,12 @@
 
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/act/act_vector.h"
-#include "pmkvq/kernels/for_each_target.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(ActTest, internal::ActKernelTarget, "kernels/act/act_vector.cc");
 
 // Rounding of the float kernels relative to the exact value: the vector exponential is good to
 // about 1 ulp (2 half-ulps of 2^-24); sum, quotient and two products add half an ulp each: 6. The
@@ -31,87 +33,79 @@ std::vector<Real> RandomReals(int64_t count, double bound, uint64_t seed) {
 
 double Sigmoid(double z) { return 1.0 / (1.0 + std::exp(-z)); }
 
-TEST(ActTest, SiluMulMatchesFormulaOnEveryTarget) {
-  ForEachTarget(internal::ActKernelTarget, [] {
-    for (const double bound : {1.0, 10.0, 80.0}) {
-      for (const int64_t count : {1, 3, 8, 15, 16, 17, 33, 1000}) {
-        const auto gate = RandomReals<float>(count, bound, 1);
-        const auto up = RandomReals<float>(count, 3.0, 2);
-        std::vector<float> y(gate.size(), 9.0f);
-        SiluMul(gate.data(), up.data(), count, y.data(), 1);
-        for (size_t i = 0; i < y.size(); ++i) {
-          const double z = static_cast<double>(gate[i]);
-          const double expected = z * Sigmoid(z) * static_cast<double>(up[i]);
-          ASSERT_NEAR(static_cast<double>(y[i]), expected, kTolerance * std::abs(expected)) << z;
-        }
+TEST_P(ActTest, SiluMulMatchesFormula) {
+  for (const double bound : {1.0, 10.0, 80.0}) {
+    for (const int64_t count : {1, 3, 8, 15, 16, 17, 33, 1000}) {
+      const auto gate = RandomReals<float>(count, bound, 1);
+      const auto up = RandomReals<float>(count, 3.0, 2);
+      std::vector<float> y(gate.size(), 9.0f);
+      SiluMul(gate.data(), up.data(), count, y.data(), 1);
+      for (size_t i = 0; i < y.size(); ++i) {
+        const double z = static_cast<double>(gate[i]);
+        const double expected = z * Sigmoid(z) * static_cast<double>(up[i]);
+        ASSERT_NEAR(static_cast<double>(y[i]), expected, kTolerance * std::abs(expected)) << z;
       }
     }
-  });
+  }
 }
 
-TEST(ActTest, ExtremeGates) {
-  ForEachTarget(internal::ActKernelTarget, [] {
-    const float inf = std::numeric_limits<float>::infinity();
-    const float gate[] = {-1000.0f, 1000.0f, 0.0f, -0.0f, inf, std::nanf(""), -120.0f, 88.8f};
-    const std::vector<float> up(8, 2.0f);
-    float y[8];
-    SiluMul(gate, up.data(), 8, y, 1);
-    EXPECT_EQ(y[0], 0.0f);
-    EXPECT_EQ(y[1], 2000.0f);
-    EXPECT_EQ(y[2], 0.0f);
-    EXPECT_EQ(y[3], 0.0f);
-    EXPECT_EQ(y[4], inf);
-    EXPECT_TRUE(std::isnan(y[5]));
-    EXPECT_NEAR(y[6], 0.0f, 1e-30f);
-    EXPECT_EQ(y[7], 2.0f * 88.8f);
-  });
+TEST_P(ActTest, ExtremeGates) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float gate[] = {-1000.0f, 1000.0f, 0.0f, -0.0f, inf, std::nanf(""), -120.0f, 88.8f};
+  const std::vector<float> up(8, 2.0f);
+  float y[8];
+  SiluMul(gate, up.data(), 8, y, 1);
+  EXPECT_EQ(y[0], 0.0f);
+  EXPECT_EQ(y[1], 2000.0f);
+  EXPECT_EQ(y[2], 0.0f);
+  EXPECT_EQ(y[3], 0.0f);
+  EXPECT_EQ(y[4], inf);
+  EXPECT_TRUE(std::isnan(y[5]));
+  EXPECT_NEAR(y[6], 0.0f, 1e-30f);
+  EXPECT_EQ(y[7], 2.0f * 88.8f);
 }
 
-TEST(ActTest, BitsDependNeitherOnPlaceNorOnThreads) {
+TEST_P(ActTest, BitsDependNeitherOnPlaceNorOnThreads) {
   constexpr int64_t kCount = 70001;
   const auto gate = RandomReals<float>(kCount, 9.0, 3);
   const auto up = RandomReals<float>(kCount, 3.0, 4);
-  ForEachTarget(internal::ActKernelTarget, [&] {
-    std::vector<float> y(gate.size());
-    SiluMul(gate.data(), up.data(), kCount, y.data(), 1);
-    for (int64_t i = 0; i < kCount; i += 997) {
-      float alone;
-      SiluMul(gate.data() + i, up.data() + i, 1, &alone, 1);
-      ASSERT_EQ(alone, y[static_cast<size_t>(i)]) << i;
-    }
-    for (const int threads : {2, 3}) {
-      std::vector<float> in_place = gate;
-      SiluMul(in_place.data(), up.data(), kCount, in_place.data(), threads);
-      ASSERT_EQ(std::memcmp(y.data(), in_place.data(), y.size() * sizeof(float)), 0);
-    }
-  });
+  std::vector<float> y(gate.size());
+  SiluMul(gate.data(), up.data(), kCount, y.data(), 1);
+  for (int64_t i = 0; i < kCount; i += 997) {
+    float alone;
+    SiluMul(gate.data() + i, up.data() + i, 1, &alone, 1);
+    ASSERT_EQ(alone, y[static_cast<size_t>(i)]) << i;
+  }
+  for (const int threads : {2, 3}) {
+    std::vector<float> in_place = gate;
+    SiluMul(in_place.data(), up.data(), kCount, in_place.data(), threads);
+    ASSERT_EQ(std::memcmp(y.data(), in_place.data(), y.size() * sizeof(float)), 0);
+  }
 }
 
-TEST(ActTest, FloatGradientMatchesDoubleOnEveryTarget) {
-  ForEachTarget(internal::ActKernelTarget, [] {
-    for (const int64_t count : {1, 13, 257}) {
-      auto gate = RandomReals<float>(count, 20.0, 5);
-      auto up = RandomReals<float>(count, 3.0, 6);
-      const auto dy = RandomReals<float>(count, 1.0, 7);
-      const std::vector<double> gate_wide(gate.begin(), gate.end());
-      const std::vector<double> up_wide(up.begin(), up.end());
-      const std::vector<double> dy_wide(dy.begin(), dy.end());
-      std::vector<double> dgate(gate.size());
-      std::vector<double> dup(gate.size());
-      SiluMulGrad(gate_wide.data(), up_wide.data(), dy_wide.data(), count, dgate.data(), dup.data(),
-                  1);
-      // In place, as the backward pass uses it.
-      SiluMulGrad(gate.data(), up.data(), dy.data(), count, gate.data(), up.data(), 2);
-      for (size_t i = 0; i < dgate.size(); ++i) {
-        const double z = gate_wide[i];
-        const double slope_scale = Sigmoid(z) * (1.0 + std::abs(z) * (1.0 - Sigmoid(z)));
-        ASSERT_NEAR(static_cast<double>(gate[i]), dgate[i],
-                    kTolerance * slope_scale * std::abs(dy_wide[i] * up_wide[i]) * 2.0)
-            << z;
-        ASSERT_NEAR(static_cast<double>(up[i]), dup[i], kTolerance * std::abs(dup[i])) << z;
-      }
+TEST_P(ActTest, FloatGradientMatchesDouble) {
+  for (const int64_t count : {1, 13, 257}) {
+    auto gate = RandomReals<float>(count, 20.0, 5);
+    auto up = RandomReals<float>(count, 3.0, 6);
+    const auto dy = RandomReals<float>(count, 1.0, 7);
+    const std::vector<double> gate_wide(gate.begin(), gate.end());
+    const std::vector<double> up_wide(up.begin(), up.end());
+    const std::vector<double> dy_wide(dy.begin(), dy.end());
+    std::vector<double> dgate(gate.size());
+    std::vector<double> dup(gate.size());
+    SiluMulGrad(gate_wide.data(), up_wide.data(), dy_wide.data(), count, dgate.data(), dup.data(),
+                1);
+    // In place, as the backward pass uses it.
+    SiluMulGrad(gate.data(), up.data(), dy.data(), count, gate.data(), up.data(), 2);
+    for (size_t i = 0; i < dgate.size(); ++i) {
+      const double z = gate_wide[i];
+      const double slope_scale = Sigmoid(z) * (1.0 + std::abs(z) * (1.0 - Sigmoid(z)));
+      ASSERT_NEAR(static_cast<double>(gate[i]), dgate[i],
+                  kTolerance * slope_scale * std::abs(dy_wide[i] * up_wide[i]) * 2.0)
+          << z;
+      ASSERT_NEAR(static_cast<double>(up[i]), dup[i], kTolerance * std::abs(dup[i])) << z;
     }
-  });
+  }
 }
 
 TEST(ActTest, GradientMatchesFiniteDifferences) {

@@ -9,10 +9,14 @@
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/attention/random_pages.h"
-#include "pmkvq/kernels/for_each_target.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(AttentionTest, internal::AttentionTarget,
+                   "kernels/attention/attention_decode.cc",
+                   "kernels/attention/attention_softmax.cc");
 
 AttentionShape MakeShape(int64_t head_dim, int64_t heads_per_kv, int64_t num_kv_heads = 2,
                          DType float_type = DType::kF16, DType metadata_type = DType::kF16) {
@@ -93,12 +97,10 @@ void ExpectMatchesOracle(const AttentionShape& shape, RandomSequence& sequence, 
   const std::vector<float> expected = sequence.out();
   const float tolerance = Tolerance(shape, sequence);
   const float fast_tolerance = tolerance + FastTolerance(shape, sequence);
-  ForEachTarget(internal::AttentionTarget, [&] {
-    ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads), expected, tolerance));
-    SCOPED_TRACE("fast");
-    ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads, AttentionMode::kFast),
-                                       expected, fast_tolerance));
-  });
+  ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads), expected, tolerance));
+  SCOPED_TRACE("fast");
+  ASSERT_NO_FATAL_FAILURE(ExpectNear(Attended(shape, sequence, threads, AttentionMode::kFast),
+                                     expected, fast_tolerance));
 }
 
 // A sink, closed pages of all widths (K and V apart), and an open page.
@@ -115,7 +117,7 @@ std::vector<PageSpec> ManyPages() {
   return pages;
 }
 
-TEST(Attention, EveryShapeMatchesTheOracle) {
+TEST_P(AttentionTest, EveryShapeMatchesTheOracle) {
   for (const int64_t head_dim : {8, 16, 24, 64, 80, 128, 256}) {
     for (const int64_t heads_per_kv : {1, 2, 7, 8}) {
       for (const int64_t num_rows : {1, 3, 7}) {
@@ -138,7 +140,7 @@ std::vector<PageSpec> ChannelPages() {
           {2, 8, 1, 128, axis},   {16, 16, 37}};
 }
 
-TEST(Attention, KeysPerChannelMatchTheOracleInEveryShape) {
+TEST_P(AttentionTest, KeysPerChannelMatchTheOracleInEveryShape) {
   for (const int64_t head_dim : {8, 16, 24, 64, 80, 128, 256}) {
     for (const int64_t heads_per_kv : {1, 2, 7, 8}) {
       for (const int64_t num_rows : {1, 3, 7}) {
@@ -152,7 +154,7 @@ TEST(Attention, KeysPerChannelMatchTheOracleInEveryShape) {
   }
 }
 
-TEST(Attention, KeysPerChannelMatchTheOracleInEveryDtypeMisaligned) {
+TEST_P(AttentionTest, KeysPerChannelMatchTheOracleInEveryDtypeMisaligned) {
   const DType types[] = {DType::kF16, DType::kBF16, DType::kF32};
   for (const DType metadata_type : types) {
     for (const int64_t num_rows : {1, 2, 4, 6}) {
@@ -166,7 +168,7 @@ TEST(Attention, KeysPerChannelMatchTheOracleInEveryDtypeMisaligned) {
 
 // A page by hand: one head, D = 8, channel d of token t is d + (t is odd), so that min = d, range 1
 // and the codes of odd tokens are the largest. q picks channel 3.
-TEST(Attention, KeysPerChannelByHand) {
+TEST_P(AttentionTest, KeysPerChannelByHand) {
   AttentionShape shape = MakeShape(8, 1, 1, DType::kF32, DType::kF32);
   shape.scale = 1.0f;
   std::vector<uint8_t> codes(8 * 128 / 4);
@@ -193,14 +195,12 @@ TEST(Attention, KeysPerChannelByHand) {
   const float expected = std::exp(1.0f) / (1.0f + std::exp(1.0f));
   ref::Attend(shape, {&sequence, 1});
   EXPECT_NEAR(out[0], expected, 1e-6f);
-  ForEachTarget(internal::AttentionTarget, [&] {
-    AttentionScratch scratch;
-    Attend(shape, {&sequence, 1}, 1, scratch);
-    EXPECT_NEAR(out[0], expected, 1e-6f);
-  });
+  AttentionScratch scratch;
+  Attend(shape, {&sequence, 1}, 1, scratch);
+  EXPECT_NEAR(out[0], expected, 1e-6f);
 }
 
-TEST(Attention, EveryDtypeMatchesTheOracleMisaligned) {
+TEST_P(AttentionTest, EveryDtypeMatchesTheOracleMisaligned) {
   const DType types[] = {DType::kF16, DType::kBF16, DType::kF32};
   for (const DType float_type : types) {
     for (const DType metadata_type : types) {
@@ -216,7 +216,7 @@ TEST(Attention, EveryDtypeMatchesTheOracleMisaligned) {
 }
 
 // Each width alone, so that an error in one does not hide among others.
-TEST(Attention, EveryWidthAndTokenCountMatchesTheOracle) {
+TEST_P(AttentionTest, EveryWidthAndTokenCountMatchesTheOracle) {
   for (const int bits : {16, 8, 4, 2}) {
     for (const int32_t tokens : {1, 2, 7, 8, 9, 15, 31, 33, 63, 100, 127, 128}) {
       SCOPED_TRACE(testing::Message() << bits << " bits, " << tokens << " tokens");
@@ -229,7 +229,7 @@ TEST(Attention, EveryWidthAndTokenCountMatchesTheOracle) {
   }
 }
 
-TEST(Attention, FirstTokensWithoutPages) {
+TEST_P(AttentionTest, FirstTokensWithoutPages) {
   for (const int64_t num_rows : {1, 2, 4, 5, 130, 300}) {
     const AttentionShape shape = MakeShape(32, 2);
     RandomSequence sequence(shape, {}, num_rows);
@@ -237,7 +237,7 @@ TEST(Attention, FirstTokensWithoutPages) {
   }
 }
 
-TEST(Attention, LargeSinksAndEmptyPages) {
+TEST_P(AttentionTest, LargeSinksAndEmptyPages) {
   for (const int64_t num_rows : {1, 9}) {
     const AttentionShape shape = MakeShape(16, 2);
     RandomSequence sequence(shape, {{16, 16, 300, 300}, {16, 16, 0}, {4, 4, 0}, {4, 2, 5}},
@@ -246,7 +246,7 @@ TEST(Attention, LargeSinksAndEmptyPages) {
   }
 }
 
-TEST(Attention, LongSequencesOverSeveralRunsOfPages) {
+TEST_P(AttentionTest, LongSequencesOverSeveralRunsOfPages) {
   for (const int64_t num_rows : {1, 4, 40}) {
     const AttentionShape shape = MakeShape(64, 2);
     RandomSequence sequence(shape, ManyPages(), num_rows);
@@ -255,7 +255,7 @@ TEST(Attention, LongSequencesOverSeveralRunsOfPages) {
 }
 
 // Scores of several hundreds: exp of anything but differences to the maximum would overflow.
-TEST(Attention, LargeScoresStayFinite) {
+TEST_P(AttentionTest, LargeScoresStayFinite) {
   for (const int64_t num_rows : {1, 8}) {
     const AttentionShape shape = MakeShape(64, 2);
     RandomSequence sequence(shape, MixedPages(), num_rows);
@@ -264,7 +264,7 @@ TEST(Attention, LargeScoresStayFinite) {
   }
 }
 
-TEST(Attention, BitsDoNotDependOnThreads) {
+TEST_P(AttentionTest, BitsDoNotDependOnThreads) {
   for (const int64_t num_rows : {1, 3, 70}) {
     const AttentionShape shape = MakeShape(64, 3);
     RandomSequence sequence(shape, ManyPages(), num_rows);
@@ -276,7 +276,7 @@ TEST(Attention, BitsDoNotDependOnThreads) {
   }
 }
 
-TEST(Attention, BitsDoNotDependOnOtherSequences) {
+TEST_P(AttentionTest, BitsDoNotDependOnOtherSequences) {
   const AttentionShape shape = MakeShape(64, 2);
   RandomSequence a(shape, ManyPages(), 1, /*seed=*/1);
   RandomSequence b(shape, MixedPages(), 4, /*seed=*/2);
@@ -300,7 +300,7 @@ TEST(Attention, BitsDoNotDependOnOtherSequences) {
 
 // With queries that 16 bits hold exactly, and values that are not packed, nothing is rounded more
 // than in the accurate mode: the error stays below that mode's bound.
-TEST(Attention, FastModeRoundsQueriesOnly) {
+TEST_P(AttentionTest, FastModeRoundsQueriesOnly) {
   for (const int bits : {8, 4, 2}) {
     const AttentionShape shape = MakeShape(128, 3);
     RandomSequence sequence(shape, {{bits, 16}, {bits, 16, 77}}, 1);
@@ -318,16 +318,14 @@ TEST(Attention, FastModeRoundsQueriesOnly) {
     ref::Attend(shape, {&view, 1});
     const std::vector<float> expected = sequence.out();
     const float tolerance = Tolerance(shape, sequence);
-    ForEachTarget(internal::AttentionTarget, [&] {
-      ASSERT_NO_FATAL_FAILURE(
-          ExpectNear(Attended(shape, sequence, 1, AttentionMode::kFast), expected, tolerance));
-    });
+    ASSERT_NO_FATAL_FAILURE(
+        ExpectNear(Attended(shape, sequence, 1, AttentionMode::kFast), expected, tolerance));
   }
 }
 
 // What docs/numerics.md says: over 8,192 tokens the error of the fast mode, relative to the root
 // mean square of the output, stays below what rounding to f16 costs, 2^-11.
-TEST(Attention, FastModeErrsLessThanHalfPrecision) {
+TEST_P(AttentionTest, FastModeErrsLessThanHalfPrecision) {
   for (const int bits : {8, 4, 2}) {
     for (const QuantAxis axis : {QuantAxis::kToken, QuantAxis::kChannel}) {
       const AttentionShape shape = MakeShape(128, 2, 1);
@@ -349,7 +347,7 @@ TEST(Attention, FastModeErrsLessThanHalfPrecision) {
 }
 
 // The modes differ where packed pages are decoded, and only there.
-TEST(Attention, ModesDifferInDecodeOfPackedPagesOnly) {
+TEST_P(AttentionTest, ModesDifferInDecodeOfPackedPagesOnly) {
   const auto same = [](const AttentionShape& shape, PageSpec page, int64_t num_rows) {
     RandomSequence sequence(shape, {page}, num_rows);
     return Attended(shape, sequence, 1) == Attended(shape, sequence, 1, AttentionMode::kFast);
@@ -367,7 +365,7 @@ TEST(Attention, ModesDifferInDecodeOfPackedPagesOnly) {
 
 // The scratch is bounded by the chunk and the threads: it must not grow with the stored tokens but
 // for the partial results of decode, a few kilobytes per run of pages.
-TEST(Attention, ScratchDoesNotGrowWithStoredTokens) {
+TEST_P(AttentionTest, ScratchDoesNotGrowWithStoredTokens) {
   const AttentionShape shape = MakeShape(64, 2);
   RandomSequence small(shape, {{4, 4}}, 64);
   RandomSequence large(shape, ManyPages(), 64);

@@ -7,10 +7,14 @@
 #include <vector>
 
 #include "pmkvq/kernels/attention/causal_tiles.h"
-#include "pmkvq/kernels/for_each_target.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(CausalAttentionTest, internal::CausalTilesTarget,
+                   "kernels/attention/causal_tiles.cc");
+PMKVQ_TARGET_SUITE(CausalAttentionGradTest, internal::CausalTilesTarget);
 
 template <class Real>
 struct Problem {
@@ -88,18 +92,16 @@ double LargestDifference(const std::vector<Real>& a, const std::vector<double>& 
 constexpr double kDoubleTolerance = 1e-12;
 constexpr double kFloatTolerance = 1e-4;
 
-TEST(CausalAttention, MatchesTheDefinition) {
+TEST_P(CausalAttentionTest, MatchesTheDefinition) {
   for (const int64_t tokens : {1, 2, 127, 128, 129, 300}) {
     Problem<double> p(tokens, 4, 2, 8);
     p.Forward();
     const std::vector<double> expected = Naive(p);
     EXPECT_LE(LargestDifference(p.out, expected), kDoubleTolerance) << tokens;
 
-    ForEachTarget(internal::CausalTilesTarget, [&] {
-      Problem<float> f(tokens, 4, 2, 8);
-      f.Forward();
-      EXPECT_LE(LargestDifference(f.out, expected), kFloatTolerance) << tokens;
-    });
+    Problem<float> f(tokens, 4, 2, 8);
+    f.Forward();
+    EXPECT_LE(LargestDifference(f.out, expected), kFloatTolerance) << tokens;
   }
 }
 
@@ -119,7 +121,7 @@ void ExpectFiniteDifferences(Problem<double>& p, std::vector<double>& x,
   }
 }
 
-TEST(CausalAttentionGrad, MatchesFiniteDifferences) {
+TEST(CausalAttentionGradTest, MatchesFiniteDifferences) {
   Problem<double> p(9, 6, 2, 4);
   p.Backward();
   ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.q, p.dq));
@@ -128,7 +130,7 @@ TEST(CausalAttentionGrad, MatchesFiniteDifferences) {
 }
 
 // Across block edges: a directional derivative over all inputs at once.
-TEST(CausalAttentionGrad, MatchesDirectionalDerivativeOverSeveralBlocks) {
+TEST(CausalAttentionGradTest, MatchesDirectionalDerivativeOverSeveralBlocks) {
   Problem<double> p(270, 2, 1, 8);
   p.Backward();
   const std::vector<double> directions[] = {p.Random(2), p.Random(1), p.Random(1)};
@@ -154,7 +156,7 @@ TEST(CausalAttentionGrad, MatchesDirectionalDerivativeOverSeveralBlocks) {
   }
 }
 
-TEST(CausalAttentionGrad, FloatAgreesWithDouble) {
+TEST_P(CausalAttentionGradTest, FloatAgreesWithDouble) {
   Problem<double> d(200, 4, 2, 16);
   Problem<float> f(200, 4, 2, 16);
   d.Backward();
@@ -164,7 +166,7 @@ TEST(CausalAttentionGrad, FloatAgreesWithDouble) {
   EXPECT_LE(LargestDifference(f.dv, d.dv), kFloatTolerance);
 }
 
-TEST(CausalAttention, BitsDoNotDependOnThreads) {
+TEST_P(CausalAttentionTest, BitsDoNotDependOnThreads) {
   Problem<float> p(300, 4, 2, 16);
   p.Forward(1);
   p.Backward(1);

@@ -8,10 +8,13 @@
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
-#include "pmkvq/kernels/for_each_target.h"
+#include "support/target_suite.h"
 
 namespace pmkvq::internal {
 namespace {
+
+PMKVQ_TARGET_SUITE(IntegerProductsTest, IntegerProductsTarget,
+                   "kernels/attention/integer_products.cc");
 
 // Random rows of codes in memory that is aligned to nothing, among them a row of the largest codes.
 struct RandomRows {
@@ -51,7 +54,7 @@ void ForShapes(const Check& check) {
   }
 }
 
-TEST(IntegerProducts, DotsEqualTheOracleOnEveryTarget) {
+TEST_P(IntegerProductsTest, DotsEqualTheOracle) {
   AlignedVector<int32_t> tile(kIntegerTileSize);
   ForShapes([&](int64_t columns, int bits, int64_t num_rows, int64_t num_x) {
     RandomRows data(columns, bits, num_rows, /*gap=*/num_x % 2 * 5, /*seed=*/7);
@@ -65,20 +68,18 @@ TEST(IntegerProducts, DotsEqualTheOracleOnEveryTarget) {
     for (int64_t r = 0; r < num_x; ++r) {
       ArrangeForDots(bits, columns, x.data() + r * columns, arranged.data() + r * columns);
     }
-    ForEachTarget(IntegerProductsTarget, [&] {
-      std::fill(sums.begin(), sums.end(), -1);
-      DotPackedRows(data.rows, arranged.data(), num_x, columns, tile.data(), sums.data());
-      for (int64_t r = 0; r < num_x; ++r) {
-        for (int64_t t = 0; t < num_rows; ++t) {
-          const auto i = static_cast<size_t>(r * kMaxIntegerRows + t);
-          ASSERT_EQ(sums[i], expected[i]) << "x " << r << " row " << t;
-        }
+    std::fill(sums.begin(), sums.end(), -1);
+    DotPackedRows(data.rows, arranged.data(), num_x, columns, tile.data(), sums.data());
+    for (int64_t r = 0; r < num_x; ++r) {
+      for (int64_t t = 0; t < num_rows; ++t) {
+        const auto i = static_cast<size_t>(r * kMaxIntegerRows + t);
+        ASSERT_EQ(sums[i], expected[i]) << "x " << r << " row " << t;
       }
-    });
+    }
   });
 }
 
-TEST(IntegerProducts, SumsEqualTheOracleOnEveryTarget) {
+TEST_P(IntegerProductsTest, SumsEqualTheOracle) {
   AlignedVector<int32_t> tile(kIntegerTileSize);
   ForShapes([&](int64_t columns, int bits, int64_t num_rows, int64_t num_x) {
     RandomRows data(columns, bits, num_rows, /*gap=*/num_x % 2 * 5, /*seed=*/8);
@@ -90,32 +91,28 @@ TEST(IntegerProducts, SumsEqualTheOracleOnEveryTarget) {
     AlignedVector<int32_t> expected(static_cast<size_t>(num_x * columns));
     AlignedVector<int32_t> sums(expected.size());
     ref::SumPackedRows(data.rows, weights.data(), num_x, expected.data());
-    ForEachTarget(IntegerProductsTarget, [&] {
-      std::fill(sums.begin(), sums.end(), -1);
-      SumPackedRows(data.rows, weights.data(), num_x, tile.data(), sums.data());
-      ASSERT_EQ(sums, expected);
-    });
+    std::fill(sums.begin(), sums.end(), -1);
+    SumPackedRows(data.rows, weights.data(), num_x, tile.data(), sums.data());
+    ASSERT_EQ(sums, expected);
   });
 }
 
 // Largest sum that 128 rows of 8 bits can have, of either sign.
-TEST(IntegerProducts, LargestSumsDoNotOverflow) {
+TEST_P(IntegerProductsTest, LargestSumsDoNotOverflow) {
   const std::vector<std::byte> ones(128 * 128, std::byte{0xff});
   const PackedRows rows{ones.data(), 128, 128, 128, 8};
   std::vector<int16_t> weights(2 * 128, 32767);
   std::fill(weights.begin() + 128, weights.end(), int16_t{-32767});
   AlignedVector<int32_t> tile(kIntegerTileSize);
   AlignedVector<int32_t> sums(2 * 128);
-  ForEachTarget(IntegerProductsTarget, [&] {
-    SumPackedRows(rows, weights.data(), 2, tile.data(), sums.data());
-    for (size_t i = 0; i < 128; ++i) {
-      ASSERT_EQ(sums[i], 1'069'514'880);  // 128 * 255 * 32767
-      ASSERT_EQ(sums[128 + i], -1'069'514'880);
-    }
-  });
+  SumPackedRows(rows, weights.data(), 2, tile.data(), sums.data());
+  for (size_t i = 0; i < 128; ++i) {
+    ASSERT_EQ(sums[i], 1'069'514'880);  // 128 * 255 * 32767
+    ASSERT_EQ(sums[128 + i], -1'069'514'880);
+  }
 }
 
-TEST(IntegerProducts, QuantizingEqualsTheOracleAndMovesNothingByMoreThanHalfAFactor) {
+TEST_P(IntegerProductsTest, QuantizingEqualsTheOracleAndMovesNothingByMoreThanHalfAFactor) {
   std::mt19937 random(5);
   std::normal_distribution<float> normal;
   for (const int64_t count : {1, 3, 8, 31, 64, 128}) {
@@ -129,32 +126,26 @@ TEST(IntegerProducts, QuantizingEqualsTheOracleAndMovesNothingByMoreThanHalfAFac
         const double error = std::abs(static_cast<double>(x[i]) - double{factor} * expected[i]);
         EXPECT_LE(error, factor * (0.5 + 3 * 32767 * 0x1p-24)) << count << " " << scale;
       }
-      ForEachTarget(IntegerProductsTarget, [&] {
-        std::vector<int16_t> integers(x.size(), 1);
-        EXPECT_EQ(QuantizeToIntegers(x.data(), count, integers.data()), factor);
-        EXPECT_EQ(integers, expected);
-      });
+      std::vector<int16_t> integers(x.size(), 1);
+      EXPECT_EQ(QuantizeToIntegers(x.data(), count, integers.data()), factor);
+      EXPECT_EQ(integers, expected);
     }
   }
 }
 
-TEST(IntegerProducts, QuantizingByHand) {
+TEST_P(IntegerProductsTest, QuantizingByHand) {
   const float x[] = {1.0f, -2.0f, 0.5f, 0.0f, 2.0f, 1.5f / 32767.0f};
   const std::vector<int16_t> expected = {16384, -32767, 8192, 0, 32767, 1};
-  ForEachTarget(IntegerProductsTarget, [&] {
-    std::vector<int16_t> integers(6);
-    EXPECT_EQ(QuantizeToIntegers(x, 6, integers.data()), 2.0f / 32767.0f);
-    EXPECT_EQ(integers, expected);  // 16383.5 is half way: to even.
-  });
+  std::vector<int16_t> integers(6);
+  EXPECT_EQ(QuantizeToIntegers(x, 6, integers.data()), 2.0f / 32767.0f);
+  EXPECT_EQ(integers, expected);  // 16383.5 is half way: to even.
 }
 
-TEST(IntegerProducts, TinyValuesAreZero) {
+TEST_P(IntegerProductsTest, TinyValuesAreZero) {
   const float x[] = {1e-31f, -1e-38f, 0.0f, std::numeric_limits<float>::denorm_min()};
-  ForEachTarget(IntegerProductsTarget, [&] {
-    std::vector<int16_t> integers(4, 1);
-    EXPECT_EQ(QuantizeToIntegers(x, 4, integers.data()), 0.0f);
-    EXPECT_EQ(integers, std::vector<int16_t>(4));
-  });
+  std::vector<int16_t> integers(4, 1);
+  EXPECT_EQ(QuantizeToIntegers(x, 4, integers.data()), 0.0f);
+  EXPECT_EQ(integers, std::vector<int16_t>(4));
 }
 
 }  // namespace

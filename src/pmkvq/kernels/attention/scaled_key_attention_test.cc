@@ -7,11 +7,14 @@
 #include <vector>
 
 #include "pmkvq/kernels/attention/causal_tiles.h"
-#include "pmkvq/kernels/for_each_target.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(ScaledKeyAttentionTest, internal::CausalTilesTarget,
+                   "kernels/attention/causal_tiles.cc", "kernels/kv_quant/fake_quant_columns.cc");
 
 struct Sequence {
   Sequence(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim)
@@ -73,27 +76,25 @@ std::vector<double> Expected(const Sequence& s, int64_t group, int bits) {
 // hundred, so that it is off by about 1e-5, and a weight by that share of itself.
 constexpr double kTolerance = 2e-4;
 
-TEST(ScaledKeyAttention, MatchesTheDefinitionOnEveryTarget) {
+TEST_P(ScaledKeyAttentionTest, MatchesTheDefinition) {
   struct Case {
     int64_t tokens, heads, kv_heads, dim, group;
   };
-  ForEachTarget(internal::CausalTilesTarget, [] {
-    for (const Case& c : {Case{1, 1, 1, 8, 8}, Case{33, 4, 2, 24, 24}, Case{129, 6, 2, 40, 40},
-                          Case{70, 2, 1, 256, 128}}) {
-      const Sequence sequence(c.tokens, c.heads, c.kv_heads, c.dim);
-      for (const int bits : {16, 8, 4, 2}) {
-        const std::vector<float> found = sequence.Run(c.group, bits, 1);
-        const std::vector<double> expected = Expected(sequence, c.group, bits);
-        for (size_t i = 0; i < found.size(); ++i) {
-          ASSERT_NEAR(found[i], expected[i], kTolerance)
-              << c.tokens << " tokens, D " << c.dim << ", " << bits << " bits, at " << i;
-        }
+  for (const Case& c : {Case{1, 1, 1, 8, 8}, Case{33, 4, 2, 24, 24}, Case{129, 6, 2, 40, 40},
+                        Case{70, 2, 1, 256, 128}}) {
+    const Sequence sequence(c.tokens, c.heads, c.kv_heads, c.dim);
+    for (const int bits : {16, 8, 4, 2}) {
+      const std::vector<float> found = sequence.Run(c.group, bits, 1);
+      const std::vector<double> expected = Expected(sequence, c.group, bits);
+      for (size_t i = 0; i < found.size(); ++i) {
+        ASSERT_NEAR(found[i], expected[i], kTolerance)
+            << c.tokens << " tokens, D " << c.dim << ", " << bits << " bits, at " << i;
       }
     }
-  });
+  }
 }
 
-TEST(ScaledKeyAttention, BitsDoNotDependOnThreads) {
+TEST_P(ScaledKeyAttentionTest, BitsDoNotDependOnThreads) {
   const Sequence sequence(150, 4, 2, 32);
   EXPECT_EQ(sequence.Run(32, 4, 1), sequence.Run(32, 4, 3));
 }

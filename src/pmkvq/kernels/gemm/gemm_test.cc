@@ -11,11 +11,13 @@
 
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
-#include "pmkvq/kernels/for_each_target.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(GemmTest, internal::DecodeKernelTarget, "kernels/gemm/gemm_decode.cc");
 
 constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
@@ -113,29 +115,26 @@ void CheckMatMul(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, size
   ExpectProduct(x, num_rows, weight, with_bias ? bias.data() : nullptr, y);
 }
 
-TEST(GemmTest, DecodeMatchesOracleOnEveryTarget) {
-  ForEachTarget(internal::DecodeKernelTarget, [] {
-    for (const DType dtype : kWeightTypes) {
-      for (const int64_t rows : {1, 2, 3, 4, 5, 7, 16, 17, 63, 64}) {
-        for (const int64_t cols : {1, 8, 15, 32, 33, 97}) {
-          for (const int64_t outs : {1, 7, 8, 29}) {
-            CheckMatMul<float>(dtype, rows, outs, cols, static_cast<size_t>(cols % 3),
-                               outs % 2 == 1);
-          }
+TEST_P(GemmTest, DecodeMatchesOracle) {
+  for (const DType dtype : kWeightTypes) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 7, 16, 17, 63, 64}) {
+      for (const int64_t cols : {1, 8, 15, 32, 33, 97}) {
+        for (const int64_t outs : {1, 7, 8, 29}) {
+          CheckMatMul<float>(dtype, rows, outs, cols, static_cast<size_t>(cols % 3), outs % 2 == 1);
         }
       }
     }
-  });
+  }
 }
 
-TEST(GemmTest, DecodeMatchesOracleWithThreads) {
+TEST_P(GemmTest, DecodeMatchesOracleWithThreads) {
   for (const DType dtype : kWeightTypes) {
     CheckMatMul<float>(dtype, 1, 211, 1031, 1, true);
     CheckMatMul<float>(dtype, 19, 101, 515, 1, false);
   }
 }
 
-TEST(GemmTest, ManyRowsMatchOracle) {
+TEST_P(GemmTest, ManyRowsMatchOracle) {
   for (const DType dtype : kWeightTypes) {
     CheckMatMul<float>(dtype, 65, 1, 1, 0, true);
     CheckMatMul<float>(dtype, 66, 129, 37, 1, true);
@@ -150,7 +149,7 @@ TEST(GemmTest, DoubleMatchesOracle) {
   }
 }
 
-TEST(GemmTest, NoColumnsLeaveTheBias) {
+TEST_P(GemmTest, NoColumnsLeaveTheBias) {
   const Weight weight(DType::kBF16, 3, 0);
   const float bias[] = {1.0f, 2.0f, 3.0f};
   for (const int64_t rows : {1, 100}) {
@@ -177,34 +176,32 @@ TEST(GemmTest, OracleOnAHandMadeExample) {
 }
 
 // A row has the same bits alone, among any number of others, and with any number of threads.
-TEST(GemmTest, DecodeBitsDependOnlyOnTheRow) {
+TEST_P(GemmTest, DecodeBitsDependOnlyOnTheRow) {
   constexpr int64_t kOuts = 157;
   constexpr int64_t kCols = 1403;
-  ForEachTarget(internal::DecodeKernelTarget, [] {
-    for (const DType dtype : kWeightTypes) {
-      const Weight weight(dtype, kOuts, kCols, 1);
-      const auto x = RandomReals<float>(kDecodeRows * kCols, 5);
-      std::vector<float> alone(static_cast<size_t>(kDecodeRows * kOuts));
-      for (int64_t t = 0; t < kDecodeRows; ++t) {
-        MatMul(x.data() + t * kCols, 1, weight.view(), nullptr, alone.data() + t * kOuts, 1);
-      }
-      for (const int64_t rows : {2, 3, 4, 7, 16, 18, 64}) {
-        for (const int threads : {1, 2, 3}) {
-          std::vector<float> y(static_cast<size_t>(rows * kOuts));
-          MatMul(x.data(), rows, weight.view(), nullptr, y.data(), threads);
-          ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * sizeof(float)), 0)
-              << rows << " rows, " << threads << " threads, " << NameOf(dtype);
-        }
-      }
-      // Another place in the batch.
-      std::vector<float> y(3 * kOuts);
-      MatMul(x.data() + 5 * kCols, 3, weight.view(), nullptr, y.data(), 2);
-      ASSERT_EQ(std::memcmp(y.data(), alone.data() + 5 * kOuts, y.size() * sizeof(float)), 0);
+  for (const DType dtype : kWeightTypes) {
+    const Weight weight(dtype, kOuts, kCols, 1);
+    const auto x = RandomReals<float>(kDecodeRows * kCols, 5);
+    std::vector<float> alone(static_cast<size_t>(kDecodeRows * kOuts));
+    for (int64_t t = 0; t < kDecodeRows; ++t) {
+      MatMul(x.data() + t * kCols, 1, weight.view(), nullptr, alone.data() + t * kOuts, 1);
     }
-  });
+    for (const int64_t rows : {2, 3, 4, 7, 16, 18, 64}) {
+      for (const int threads : {1, 2, 3}) {
+        std::vector<float> y(static_cast<size_t>(rows * kOuts));
+        MatMul(x.data(), rows, weight.view(), nullptr, y.data(), threads);
+        ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * sizeof(float)), 0)
+            << rows << " rows, " << threads << " threads, " << NameOf(dtype);
+      }
+    }
+    // Another place in the batch.
+    std::vector<float> y(3 * kOuts);
+    MatMul(x.data() + 5 * kCols, 3, weight.view(), nullptr, y.data(), 2);
+    ASSERT_EQ(std::memcmp(y.data(), alone.data() + 5 * kOuts, y.size() * sizeof(float)), 0);
+  }
 }
 
-TEST(GemmTest, ManyRowsBitsDoNotDependOnThreads) {
+TEST_P(GemmTest, ManyRowsBitsDoNotDependOnThreads) {
   constexpr int64_t kRows = 70;
   const Weight weight(DType::kBF16, 300, 1100, 1);
   const auto x = RandomReals<float>(kRows * 1100, 6);
@@ -248,7 +245,7 @@ void CheckGradInput(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, b
   }
 }
 
-TEST(GemmTest, GradInputMatchesOracle) {
+TEST_P(GemmTest, GradInputMatchesOracle) {
   for (const DType dtype : kWeightTypes) {
     for (const bool accumulate : {false, true}) {
       CheckGradInput<float>(dtype, 1, 1, 1, accumulate);
@@ -269,7 +266,7 @@ TEST(GemmTest, GradInputOfNoOutputsIsZero) {
 }
 
 // All patterns of both 16-bit types, bit by bit.
-TEST(GemmTest, ExpandRowIsExact) {
+TEST_P(GemmTest, ExpandRowIsExact) {
   constexpr int64_t kSize = 0x8000;
   std::vector<uint16_t> patterns(2 * kSize);
   std::iota(patterns.begin(), patterns.end(), uint16_t{0});
@@ -290,12 +287,10 @@ TEST(GemmTest, ExpandRowIsExact) {
       }
     }
   };
-  ForEachTarget(internal::DecodeKernelTarget, [&] {
-    for (const int64_t row : {0, 1}) {
-      check(DType::kF16, row);
-      check(DType::kBF16, row);
-    }
-  });
+  for (const int64_t row : {0, 1}) {
+    check(DType::kF16, row);
+    check(DType::kBF16, row);
+  }
 }
 
 TEST(GemmTest, ExpandRowCopiesFloats) {

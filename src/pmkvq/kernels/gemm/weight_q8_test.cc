@@ -12,11 +12,15 @@
 
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
-#include "pmkvq/kernels/for_each_target.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(WeightQ8Test, internal::Q8KernelTarget, "kernels/gemm/weight_q8.cc",
+                   "kernels/gemm/gemm_decode.cc");
+PMKVQ_TARGET_SUITE(SharedProductTest, internal::DecodeKernelTarget, "kernels/gemm/gemm_decode.cc");
 
 std::vector<float> RandomFloats(int64_t count, uint64_t seed) {
   Random random(seed);
@@ -97,34 +101,32 @@ std::vector<float> DifficultWeights(int64_t rows, int64_t cols) {
   return values;
 }
 
-TEST(WeightQ8Test, QuantizerEqualsOracleOnEveryTarget) {
-  ForEachTarget(internal::Q8KernelTarget, [] {
-    for (const int64_t cols : {1, 31, 32, 33, 100, 1056}) {
-      constexpr int64_t kRows = 67;
-      const std::vector<float> values = DifficultWeights(kRows, cols);
-      std::vector<uint16_t> halves(values.size());
-      for (size_t i = 0; i < values.size(); ++i) halves[i] = ToBF16(values[i]).bits;
-      std::vector<uint16_t> f16(values.size());
-      for (size_t i = 0; i < values.size(); ++i) {
-        f16[i] = ToF16(std::clamp(values[i], -60000.0f, 60000.0f)).bits;
-      }
-      const WeightView views[] = {
-          ViewOf(values, kRows, cols),
-          {reinterpret_cast<const std::byte*>(halves.data()), DType::kBF16, kRows, cols},
-          {reinterpret_cast<const std::byte*>(f16.data()), DType::kF16, kRows, cols}};
-      for (const WeightView& view : views) {
-        const Q8Weight expected = Quantized(view);
-        for (const int threads : {1, 2}) {
-          Q8Weight made;
-          ASSERT_TRUE(QuantizeWeight(view, threads, made));
-          EXPECT_EQ(made.data, expected.data) << NameOf(view.dtype) << " " << cols;
-        }
+TEST_P(WeightQ8Test, QuantizerEqualsOracle) {
+  for (const int64_t cols : {1, 31, 32, 33, 100, 1056}) {
+    constexpr int64_t kRows = 67;
+    const std::vector<float> values = DifficultWeights(kRows, cols);
+    std::vector<uint16_t> halves(values.size());
+    for (size_t i = 0; i < values.size(); ++i) halves[i] = ToBF16(values[i]).bits;
+    std::vector<uint16_t> f16(values.size());
+    for (size_t i = 0; i < values.size(); ++i) {
+      f16[i] = ToF16(std::clamp(values[i], -60000.0f, 60000.0f)).bits;
+    }
+    const WeightView views[] = {
+        ViewOf(values, kRows, cols),
+        {reinterpret_cast<const std::byte*>(halves.data()), DType::kBF16, kRows, cols},
+        {reinterpret_cast<const std::byte*>(f16.data()), DType::kF16, kRows, cols}};
+    for (const WeightView& view : views) {
+      const Q8Weight expected = Quantized(view);
+      for (const int threads : {1, 2}) {
+        Q8Weight made;
+        ASSERT_TRUE(QuantizeWeight(view, threads, made));
+        EXPECT_EQ(made.data, expected.data) << NameOf(view.dtype) << " " << cols;
       }
     }
-  });
+  }
 }
 
-TEST(WeightQ8Test, RefusesValuesThatAreNotFinite) {
+TEST_P(WeightQ8Test, RefusesValuesThatAreNotFinite) {
   for (const float bad :
        {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
         std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN()}) {
@@ -136,7 +138,7 @@ TEST(WeightQ8Test, RefusesValuesThatAreNotFinite) {
   }
 }
 
-TEST(WeightQ8Test, ErrorIsAtMostHalfAScale) {
+TEST_P(WeightQ8Test, ErrorIsAtMostHalfAScale) {
   constexpr int64_t kCols = 320;
   const std::vector<float> values = RandomFloats(kCols, 5);
   const Q8Weight weight = Quantized(ViewOf(values, 1, kCols));
@@ -187,24 +189,22 @@ TEST(WeightQ8Test, OracleOfTheProductByHand) {
   EXPECT_EQ(y, 127.0f + 30.0f - 254.0f + 0.5f);
 }
 
-TEST(WeightQ8Test, DecodeMatchesOracleOnEveryTarget) {
-  ForEachTarget(internal::DecodeKernelTarget, [] {
-    for (const int64_t rows : {1, 2, 3, 4, 5, 16, 17, 64}) {
-      for (const int64_t cols : {1, 15, 17, 32, 33, 97}) {
-        for (const int64_t outs : {1, 7, 8, 29}) {
-          const ExactlySized weight(outs, cols, 1);
-          const auto x = RandomFloats(rows * cols, 2);
-          const auto bias = RandomFloats(outs, 3);
-          std::vector<float> y(static_cast<size_t>(rows * outs), 777.0f);
-          MatMul(x.data(), rows, weight.view(), bias.data(), y.data(), 2);
-          ExpectProduct(x, rows, weight.view(), bias.data(), y);
-        }
+TEST_P(WeightQ8Test, DecodeMatchesOracle) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 16, 17, 64}) {
+    for (const int64_t cols : {1, 15, 17, 32, 33, 97}) {
+      for (const int64_t outs : {1, 7, 8, 29}) {
+        const ExactlySized weight(outs, cols, 1);
+        const auto x = RandomFloats(rows * cols, 2);
+        const auto bias = RandomFloats(outs, 3);
+        std::vector<float> y(static_cast<size_t>(rows * outs), 777.0f);
+        MatMul(x.data(), rows, weight.view(), bias.data(), y.data(), 2);
+        ExpectProduct(x, rows, weight.view(), bias.data(), y);
       }
     }
-  });
+  }
 }
 
-TEST(WeightQ8Test, ManyRowsAndGradientsMatchOracle) {
+TEST_P(WeightQ8Test, ManyRowsAndGradientsMatchOracle) {
   constexpr int64_t kRows = 66;
   constexpr int64_t kOuts = 130;
   constexpr int64_t kCols = 1041;
@@ -224,29 +224,27 @@ TEST(WeightQ8Test, ManyRowsAndGradientsMatchOracle) {
   EXPECT_EQ(dx, row);
 }
 
-TEST(WeightQ8Test, DecodeBitsDependOnlyOnTheRow) {
+TEST_P(WeightQ8Test, DecodeBitsDependOnlyOnTheRow) {
   constexpr int64_t kOuts = 157;
   constexpr int64_t kCols = 1403;
-  ForEachTarget(internal::DecodeKernelTarget, [] {
-    const ExactlySized weight(kOuts, kCols, 1);
-    const auto x = RandomFloats(kDecodeRows * kCols, 5);
-    std::vector<float> alone(static_cast<size_t>(kDecodeRows * kOuts));
-    for (int64_t t = 0; t < kDecodeRows; ++t) {
-      MatMul<float>(x.data() + t * kCols, 1, weight.view(), nullptr, alone.data() + t * kOuts, 1);
+  const ExactlySized weight(kOuts, kCols, 1);
+  const auto x = RandomFloats(kDecodeRows * kCols, 5);
+  std::vector<float> alone(static_cast<size_t>(kDecodeRows * kOuts));
+  for (int64_t t = 0; t < kDecodeRows; ++t) {
+    MatMul<float>(x.data() + t * kCols, 1, weight.view(), nullptr, alone.data() + t * kOuts, 1);
+  }
+  for (const int64_t rows : {2, 3, 4, 7, 16, 18, 64}) {
+    for (const int threads : {1, 2, 3}) {
+      std::vector<float> y(static_cast<size_t>(rows * kOuts));
+      MatMul<float>(x.data(), rows, weight.view(), nullptr, y.data(), threads);
+      ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * sizeof(float)), 0)
+          << rows << " rows, " << threads << " threads";
     }
-    for (const int64_t rows : {2, 3, 4, 7, 16, 18, 64}) {
-      for (const int threads : {1, 2, 3}) {
-        std::vector<float> y(static_cast<size_t>(rows * kOuts));
-        MatMul<float>(x.data(), rows, weight.view(), nullptr, y.data(), threads);
-        ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * sizeof(float)), 0)
-            << rows << " rows, " << threads << " threads";
-      }
-    }
-  });
+  }
 }
 
 // Several products in one loop have the bits of each alone, whatever the types.
-TEST(SharedProductTest, EqualsSeparateProducts) {
+TEST_P(SharedProductTest, EqualsSeparateProducts) {
   constexpr int64_t kCols = 300;
   const auto floats = RandomFloats(41 * kCols, 7);
   const ExactlySized codes(157, kCols, 8);

@@ -9,12 +9,17 @@
 #include <vector>
 
 #include "pmkvq/base/float16.h"
-#include "pmkvq/kernels/for_each_target.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_internal.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(KvQuantTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
+PMKVQ_TARGET_SUITE(HalvingTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
+PMKVQ_TARGET_SUITE(FakeQuantizeTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
+PMKVQ_TARGET_SUITE(PackingTest, internal::KvQuantTarget);
 
 constexpr int kWidths[] = {8, 4, 2};
 constexpr DType kFloatTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
@@ -97,29 +102,27 @@ std::vector<float> Samples(int64_t group, int64_t num_groups) {
   return x;
 }
 
-TEST(KvQuant, VectorKernelsEqualTheOracleBitForBit) {
-  ForEachTarget(internal::KvQuantTarget, [] {
-    for (int64_t group = 8; group <= kMaxGroup; group += 8) {
-      const std::vector<float> x = Samples(group, 27);
-      for (const int bits : kWidths) {
-        for (const DType metadata : kFloatTypes) {
-          SCOPED_TRACE(testing::Message()
-                       << "G " << group << " bits " << bits << " metadata " << NameOf(metadata));
-          const GroupFormat format{group, bits, metadata};
-          const Quantized expected = Quantize(ref::QuantizeGroups, format, x);
-          ASSERT_EQ(Quantize(QuantizeGroups, format, x), expected);
-          ASSERT_EQ(Quantize(QuantizeGroups, format, x, /*offset=*/1), expected);
-          const auto values = Dequantize(DequantizeGroups, format, expected, 27);
-          const auto expected_values = Dequantize(ref::DequantizeGroups, format, expected, 27);
-          ASSERT_EQ(
-              std::memcmp(values.data(), expected_values.data(), values.size() * sizeof(float)), 0);
-        }
+TEST_P(KvQuantTest, VectorKernelsEqualTheOracleBitForBit) {
+  for (int64_t group = 8; group <= kMaxGroup; group += 8) {
+    const std::vector<float> x = Samples(group, 27);
+    for (const int bits : kWidths) {
+      for (const DType metadata : kFloatTypes) {
+        SCOPED_TRACE(testing::Message()
+                     << "G " << group << " bits " << bits << " metadata " << NameOf(metadata));
+        const GroupFormat format{group, bits, metadata};
+        const Quantized expected = Quantize(ref::QuantizeGroups, format, x);
+        ASSERT_EQ(Quantize(QuantizeGroups, format, x), expected);
+        ASSERT_EQ(Quantize(QuantizeGroups, format, x, /*offset=*/1), expected);
+        const auto values = Dequantize(DequantizeGroups, format, expected, 27);
+        const auto expected_values = Dequantize(ref::DequantizeGroups, format, expected, 27);
+        ASSERT_EQ(std::memcmp(values.data(), expected_values.data(), values.size() * sizeof(float)),
+                  0);
       }
     }
-  });
+  }
 }
 
-TEST(KvQuant, ErrorIsAtMostHalfAStep) {
+TEST_P(KvQuantTest, ErrorIsAtMostHalfAStep) {
   for (const int64_t group : {8, 16, 64, 128}) {
     const std::vector<float> x = Samples(group, 27);
     for (const int bits : kWidths) {
@@ -148,7 +151,7 @@ TEST(KvQuant, ErrorIsAtMostHalfAStep) {
   }
 }
 
-TEST(KvQuant, ConstantGroupHasRangeZeroAndReproducesStoredValue) {
+TEST_P(KvQuantTest, ConstantGroupHasRangeZeroAndReproducesStoredValue) {
   for (const DType metadata : kFloatTypes) {
     for (const int bits : kWidths) {
       const GroupFormat format{16, bits, metadata};
@@ -161,7 +164,7 @@ TEST(KvQuant, ConstantGroupHasRangeZeroAndReproducesStoredValue) {
   }
 }
 
-TEST(KvQuant, RangeBeyondF16SaturatesAndStaysFinite) {
+TEST_P(KvQuantTest, RangeBeyondF16SaturatesAndStaysFinite) {
   std::vector<float> x(8, 0.0f);
   x[0] = -kMaxF16;
   x[1] = kMaxF16;
@@ -174,7 +177,7 @@ TEST(KvQuant, RangeBeyondF16SaturatesAndStaysFinite) {
 }
 
 // Eq. 3 against its meaning, round(q / (2^b + 1)), for every code of every width.
-TEST(Halving, IsNearestForEveryCode) {
+TEST(HalvingTest, IsNearestForEveryCode) {
   for (const int bits : {8, 4, 2}) {
     const uint32_t divisor = (1u << bits) + 1;
     for (uint32_t code = 0; code < (1u << (2 * bits)); ++code) {
@@ -183,7 +186,7 @@ TEST(Halving, IsNearestForEveryCode) {
   }
 }
 
-TEST(Halving, ChainEqualsRoundingStraightToTheNarrowWidth) {
+TEST(HalvingTest, ChainEqualsRoundingStraightToTheNarrowWidth) {
   std::vector<uint16_t> codes16(65536);
   for (size_t i = 0; i < codes16.size(); ++i) codes16[i] = static_cast<uint16_t>(i);
   std::vector<uint8_t> codes8(codes16.size());
@@ -203,29 +206,27 @@ std::vector<uint8_t> AllBytes(size_t count) {
   return bytes;
 }
 
-TEST(Halving, PackedVectorsEqualTheOracleInPlaceToo) {
-  ForEachTarget(internal::KvQuantTarget, [] {
-    for (int64_t group = 8; group <= kMaxGroup; group += 8) {
-      for (const int from_bits : {8, 4}) {
-        SCOPED_TRACE(testing::Message() << "G " << group << " from " << from_bits);
-        const int64_t num_groups = 41;
-        const auto in = AllBytes(static_cast<size_t>(num_groups * group * from_bits / 8));
-        std::vector<uint8_t> expected(in.size() / 2);
-        ref::HalvePackedCodes(group, from_bits, in.data(), num_groups, expected.data());
-        std::vector<uint8_t> out(in.size() / 2 + 1);
-        HalvePackedCodes(group, from_bits, in.data(), num_groups, out.data() + 1);
-        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), out.begin() + 1));
-        std::vector<uint8_t> in_place = in;
-        HalvePackedCodes(group, from_bits, in_place.data(), num_groups, in_place.data());
-        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), in_place.begin()));
-      }
+TEST_P(HalvingTest, PackedVectorsEqualTheOracleInPlaceToo) {
+  for (int64_t group = 8; group <= kMaxGroup; group += 8) {
+    for (const int from_bits : {8, 4}) {
+      SCOPED_TRACE(testing::Message() << "G " << group << " from " << from_bits);
+      const int64_t num_groups = 41;
+      const auto in = AllBytes(static_cast<size_t>(num_groups * group * from_bits / 8));
+      std::vector<uint8_t> expected(in.size() / 2);
+      ref::HalvePackedCodes(group, from_bits, in.data(), num_groups, expected.data());
+      std::vector<uint8_t> out(in.size() / 2 + 1);
+      HalvePackedCodes(group, from_bits, in.data(), num_groups, out.data() + 1);
+      ASSERT_TRUE(std::equal(expected.begin(), expected.end(), out.begin() + 1));
+      std::vector<uint8_t> in_place = in;
+      HalvePackedCodes(group, from_bits, in_place.data(), num_groups, in_place.data());
+      ASSERT_TRUE(std::equal(expected.begin(), expected.end(), in_place.begin()));
     }
-  });
+  }
 }
 
 // What the whole cache rests on: 8 -> 4 -> 2 of a group is what quantising it straight to 4 or 2
 // bits gives, except where the 8-bit rounding itself crossed a bin edge (at most 1 code).
-TEST(Halving, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect) {
+TEST_P(HalvingTest, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect) {
   const int64_t num_groups = 90;
   const std::vector<float> x = Samples(64, num_groups);
   Quantized q = Quantize(QuantizeGroups, {64, 8, DType::kF16}, x);
@@ -247,7 +248,7 @@ TEST(Halving, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect) {
   }
 }
 
-RC_GTEST_PROP(Packing, UnpackInvertsPack, ()) {
+RC_GTEST_PROP(PackingTest, UnpackInvertsPack, ()) {
   const int64_t group = 8 * *rc::gen::inRange<int64_t>(1, 17);
   const int bits = *rc::gen::element(8, 4, 2);
   const int64_t num_groups = *rc::gen::inRange<int64_t>(1, 5);
@@ -265,7 +266,7 @@ RC_GTEST_PROP(Packing, UnpackInvertsPack, ()) {
 
 // The byte example of docs/formats.md: eight values at three widths, each row the halving of the
 // one before.
-TEST(Packing, BytesAreAsDocumented) {
+TEST_P(PackingTest, BytesAreAsDocumented) {
   const std::vector<float> x = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 2.5f, 3.0f, -0.5f};
   const std::vector<std::vector<uint8_t>> expected = {
       {0x24, 0x49, 0x6d, 0x92, 0xb6, 0xdb, 0xff, 0x00}, {0xb2, 0xd4, 0xf6, 0x09}, {0xe4, 0x39}};
@@ -285,7 +286,7 @@ TEST(Packing, BytesAreAsDocumented) {
 }
 
 // Byte j holds dim j and dim j + 8.
-TEST(Packing, PlanesAreInOrderOfDims) {
+TEST(PackingTest, PlanesAreInOrderOfDims) {
   std::vector<uint8_t> codes(16);
   for (size_t i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(i);
   uint8_t packed[16];
@@ -297,40 +298,36 @@ TEST(Packing, PlanesAreInOrderOfDims) {
   EXPECT_EQ(packed[1], 0b01010101);
 }
 
-TEST(FakeQuantize, AtSixteenBitsGivesBfloat16CloseToTheValue) {
-  ForEachTarget(internal::KvQuantTarget, [] {
-    const std::vector<float> x = Samples(16, 9);
-    std::vector<float> out(x.size());
-    FakeQuantize({16, 16, false}, x.data(), 9, out.data());
-    for (size_t i = 0; i < x.size(); ++i) {
-      EXPECT_EQ(out[i], ToFloat(ToBF16(out[i])));
-      const auto group = x.begin() + static_cast<std::ptrdiff_t>(i / 16 * 16);
-      const auto [lowest, highest] = std::minmax_element(group, group + 16);
-      // Half a step of 16 bits, half a unit of bfloat16 (2^-9), and the float roundings.
-      const float tolerance = (*highest - *lowest) / 65535 / 2 + std::abs(x[i]) * 0x1p-8f +
-                              (std::abs(*lowest) + *highest - *lowest) * 0x1p-22f;
-      EXPECT_LE(std::abs(out[i] - x[i]), tolerance + 1e-38f) << x[i];
-    }
-  });
+TEST_P(FakeQuantizeTest, AtSixteenBitsGivesBfloat16CloseToTheValue) {
+  const std::vector<float> x = Samples(16, 9);
+  std::vector<float> out(x.size());
+  FakeQuantize({16, 16, false}, x.data(), 9, out.data());
+  for (size_t i = 0; i < x.size(); ++i) {
+    EXPECT_EQ(out[i], ToFloat(ToBF16(out[i])));
+    const auto group = x.begin() + static_cast<std::ptrdiff_t>(i / 16 * 16);
+    const auto [lowest, highest] = std::minmax_element(group, group + 16);
+    // Half a step of 16 bits, half a unit of bfloat16 (2^-9), and the float roundings.
+    const float tolerance = (*highest - *lowest) / 65535 / 2 + std::abs(x[i]) * 0x1p-8f +
+                            (std::abs(*lowest) + *highest - *lowest) * 0x1p-22f;
+    EXPECT_LE(std::abs(out[i] - x[i]), tolerance + 1e-38f) << x[i];
+  }
 }
 
-TEST(FakeQuantize, EqualsQuantiseThenDequantiseWithFloatMetadata) {
-  ForEachTarget(internal::KvQuantTarget, [] {
-    for (const int64_t group : {8, 24, 128}) {
-      const std::vector<float> x = Samples(group, 27);
-      for (const int bits : kWidths) {
-        const GroupFormat format{group, bits, DType::kF32};
-        const Quantized q = Quantize(ref::QuantizeGroups, format, x);
-        const auto expected = Dequantize(ref::DequantizeGroups, format, q, 27);
-        std::vector<float> out = x;
-        FakeQuantize({group, bits, false}, out.data(), 27, out.data());
-        ASSERT_EQ(out, expected);
-      }
+TEST_P(FakeQuantizeTest, EqualsQuantiseThenDequantiseWithFloatMetadata) {
+  for (const int64_t group : {8, 24, 128}) {
+    const std::vector<float> x = Samples(group, 27);
+    for (const int bits : kWidths) {
+      const GroupFormat format{group, bits, DType::kF32};
+      const Quantized q = Quantize(ref::QuantizeGroups, format, x);
+      const auto expected = Dequantize(ref::DequantizeGroups, format, q, 27);
+      std::vector<float> out = x;
+      FakeQuantize({group, bits, false}, out.data(), 27, out.data());
+      ASSERT_EQ(out, expected);
     }
-  });
+  }
 }
 
-TEST(FakeQuantize, ReferenceClampBoundsSteps) {
+TEST_P(FakeQuantizeTest, ReferenceClampBoundsSteps) {
   std::vector<float> x(8, 0.0f);
   x[0] = 1e-6f;
   x[1] = 8e-6f;  // Step 8e-6 / 3 is raised to 1e-5: 1e-6 -> code 0, 8e-6 -> code 1.

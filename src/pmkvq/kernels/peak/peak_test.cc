@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "pmkvq/base/random.h"
-#include "pmkvq/kernels/for_each_target.h"
 #include "pmkvq/kernels/peak/peak_vector.h"
+#include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+PMKVQ_TARGET_SUITE(PeakTest, internal::PeakKernelTarget, "kernels/peak/peak_vector.cc");
 
 std::vector<uint64_t> RandomWords(size_t count) {
   Random random(5);
@@ -20,25 +22,23 @@ std::vector<uint64_t> RandomWords(size_t count) {
   return words;
 }
 
-TEST(Peak, ReadsEveryWordOnceOnEveryTarget) {
+TEST_P(PeakTest, ReadsEveryWordOnce) {
   const std::vector<uint64_t> words = RandomWords(1003);
-  ForEachTarget(internal::PeakKernelTarget, [&] {
-    for (const size_t count : {0u, 1u, 7u, 31u, 32u, 33u, 1003u}) {
-      EXPECT_EQ(
-          internal::SumWordsVector(words.data(), count),
-          std::accumulate(words.begin(), words.begin() + static_cast<int64_t>(count), uint64_t{0}));
-    }
-  });
+  for (const size_t count : {0u, 1u, 7u, 31u, 32u, 33u, 1003u}) {
+    EXPECT_EQ(
+        internal::SumWordsVector(words.data(), count),
+        std::accumulate(words.begin(), words.begin() + static_cast<int64_t>(count), uint64_t{0}));
+  }
 }
 
-TEST(Peak, ReadsTheSameOnAnyNumberOfThreads) {
+TEST(PeakTest, ReadsTheSameOnAnyNumberOfThreads) {
   const std::vector<uint64_t> words = RandomWords((size_t{3} << 17) + 11);
   const uint64_t expected = std::accumulate(words.begin(), words.end(), uint64_t{0});
   EXPECT_EQ(SumWords(words, 1), expected);
   EXPECT_EQ(SumWords(words, 3), expected);
 }
 
-TEST(Peak, CopyCopiesAll) {
+TEST(PeakTest, CopyCopiesAll) {
   const std::vector<uint64_t> source = RandomWords((size_t{2} << 17) + 5);
   std::vector<uint64_t> target(source.size());
   EXPECT_GT(MeasureCopyBandwidth(source, target, 2), 1e6);
@@ -46,29 +46,25 @@ TEST(Peak, CopyCopiesAll) {
 }
 
 // The chain x -> x / 2 + 1 ends at 2 from any start.
-TEST(Peak, FloatChainsDoTheirSteps) {
-  ForEachTarget(internal::PeakKernelTarget, [] {
-    const internal::PeakWork one = internal::RunFloatChains(1, 1.0f);
-    // Sum over chains i = 1 .. 12 of i / 2 + 1.
-    EXPECT_EQ(one.result, 12.0 * 13.0 / 4.0 + 12.0);
-    const internal::PeakWork many = internal::RunFloatChains(100, 1.0f);
-    EXPECT_NEAR(many.result, 24.0, 1e-4);
-    EXPECT_EQ(many.operations, 100 * one.operations);
-  });
+TEST_P(PeakTest, FloatChainsDoTheirSteps) {
+  const internal::PeakWork one = internal::RunFloatChains(1, 1.0f);
+  // Sum over chains i = 1 .. 12 of i / 2 + 1.
+  EXPECT_EQ(one.result, 12.0 * 13.0 / 4.0 + 12.0);
+  const internal::PeakWork many = internal::RunFloatChains(100, 1.0f);
+  EXPECT_NEAR(many.result, 24.0, 1e-4);
+  EXPECT_EQ(many.operations, 100 * one.operations);
 }
 
-TEST(Peak, Int8ChainsDependOnEveryStep) {
-  ForEachTarget(internal::PeakKernelTarget, [] {
-    const internal::PeakWork two = internal::RunInt8Chains(2, 3);
-    EXPECT_NE(two.result, internal::RunInt8Chains(3, 3).result);
-    EXPECT_NE(two.result, internal::RunInt8Chains(2, 5).result);
-    EXPECT_EQ(internal::RunInt8Chains(20, 3).operations, 10 * two.operations);
-  });
+TEST_P(PeakTest, Int8ChainsDependOnEveryStep) {
+  const internal::PeakWork two = internal::RunInt8Chains(2, 3);
+  EXPECT_NE(two.result, internal::RunInt8Chains(3, 3).result);
+  EXPECT_NE(two.result, internal::RunInt8Chains(2, 5).result);
+  EXPECT_EQ(internal::RunInt8Chains(20, 3).operations, 10 * two.operations);
 }
 
 // No processor does fewer than one operation in a thousand cycles, nor more than 4096 a cycle: a
 // loop that the compiler removed, or a wrong unit, lies far outside.
-TEST(Peak, RatesArePlausible) {
+TEST(PeakTest, RatesArePlausible) {
   const std::vector<uint64_t> words = RandomWords(size_t{1} << 21);
   for (const int threads : {1, 2}) {
     const double float_peak = MeasureFloatPeak(threads);
