@@ -1,17 +1,45 @@
 #!/usr/bin/env python3
 """Renders docs/results.md from the result files that tools/make_results.py made.
 
-Usage: tools/render_results.py [RESULTS] > docs/results.md      (RESULTS: results/runs)
-Every number on the page comes from those files; a table row whose file is missing says so."""
+Usage: tools/render_results.py [--program build/release/bin/pmkvq] [RESULTS] > docs/results.md   (RESULTS: results/runs)
+Every number on the page comes from those files; intervals and P of their counts come from the program (./run build makes
+it). A table row whose file is missing says so."""
+import argparse
+import functools
 import json
 import pathlib
 import statistics
+import subprocess
 import sys
 
 import results_settings as rs
-from paired_statistics import mcnemar_exact, paired_difference, wilson
 
 SIGNIFICANT = 0.05
+
+
+class Figures:
+    """What the program says of counts (`pmkvq compare --counts`): one process for the whole page."""
+
+    def start(self, program):
+        try:
+            self.process = subprocess.Popen([program, "compare", "--counts", "-"], text=True, bufsize=1,
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            sys.exit(f"render_results.py: {error}; make the program with ./run build, or name another with --program")
+
+    @functools.cache
+    def of(self, **counts):
+        try:
+            self.process.stdin.write(json.dumps(counts) + "\n")
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            sys.exit("render_results.py: the program gave no figures; make it anew with ./run build")
+        return json.loads(line)
+
+
+FIGURES = Figures()
 
 
 class Result:
@@ -52,14 +80,15 @@ class Pair:
         self.only_a = sum(bool(a.rows[k]["correct"] and not b.rows[k]["correct"]) for k in keys)
         self.only_b = sum(bool(b.rows[k]["correct"] and not a.rows[k]["correct"]) for k in keys)
         self.n = len(keys)
-        self.p = mcnemar_exact(self.only_a, self.only_b)
+        self.figures = FIGURES.of(both=self.both, only_method=self.only_a, only_other=self.only_b,
+                                  neither=self.n - self.both - self.only_a - self.only_b)
+        self.p = self.figures["p_value"]
 
     def difference(self):
-        return (self.only_a - self.only_b) / self.n
+        return self.figures["difference"]
 
     def cells(self):
-        low, high = paired_difference(self.both, self.only_a, self.only_b,
-                                      self.n - self.both - self.only_a - self.only_b)
+        low, high = self.figures["interval"]
         return f"{100 * self.difference():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) | {format_p(self.p)}"
 
 
@@ -68,7 +97,7 @@ def format_p(p):
 
 
 def share(result):
-    low, high = wilson(result.solved(), result.total())
+    low, high = FIGURES.of(solved=result.solved(), responses=result.total())["interval"]
     return f"{result.solved()}/{result.total()} | {100 * low:.1f} to {100 * high:.1f}"
 
 
@@ -279,7 +308,12 @@ listed in `tools/results_settings.py`. Simulated methods ([methods.md](methods.m
 
 
 def main():
-    page = Page(sys.argv[1] if len(sys.argv) > 1 else "results/runs")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", default="results/runs")
+    parser.add_argument("--program", default="build/release/bin/pmkvq")
+    args = parser.parse_args()
+    FIGURES.start(args.program)
+    page = Page(args.results)
     print(INTRO)
     missing = page.missing_runs()
     if missing:

@@ -8,6 +8,7 @@
 #include "benchmark_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "compare_counts.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/compare_files.h"
@@ -27,6 +28,7 @@ struct Options {
   WeightCommandOptions weights;
   KvCommandOptions kv;  // Its spec is not used, its budget is a list.
   std::vector<std::string> from;
+  std::string counts;
   std::string against;
   std::string out;
   std::string json;
@@ -319,7 +321,11 @@ void CompareFiles(const Options& options) {
   Report(options, comparison);
 }
 
-void Compare(const Options& options) {
+void Compare(const Options& options, const CLI::App& command) {
+  if (!options.counts.empty()) {
+    CompareCounts(options.counts, command);
+    return;
+  }
   CheckOptions(options);
   if (options.from.empty()) {
     CompareRuns(options);
@@ -368,6 +374,13 @@ void AddCompare(CLI::App& app) {
       ->type_name("DIR")
       ->group(group);
   command
+      ->add_option(kCountsOption, options->counts,
+                   "intervals and p-values of counts, nothing else: a line of JSON for each line "
+                   "{\"solved\",\"responses\"} or "
+                   "{\"both\",\"only_other\",\"only_method\",\"neither\"} (- for stdin)")
+      ->type_name("FILE")
+      ->group(group);
+  command
       ->add_option("--against", options->against,
                    "pair every method with this one of the --kv, too")
       ->type_name("SPEC")
@@ -390,7 +403,7 @@ void AddCompare(CLI::App& app) {
   command->add_option("--markdown", options->markdown, "write the tables as Markdown")
       ->type_name("FILE")
       ->group(group);
-  command->callback([options] { Compare(*options); });
+  command->callback([options, command] { Compare(*options, *command); });
 }
 
 }  // namespace pmkvq::cli

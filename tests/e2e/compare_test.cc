@@ -157,6 +157,8 @@ TEST(Compare, SaysWhatIsWrong) {
            {with_model({"--kv", "pm-kvq:bits=2", "--kv-budget", "2MiB"}), 1,
             "expected one of them"},
            {{"--from", "x", "--kv", "rtn"}, 2, "--from: found --kv"},
+           {{"--counts", "x", "--kv", "rtn"}, 2, "--counts: found --kv"},
+           {{"--counts", "/nothing"}, 1, "[/nothing]"},
            {{"--from", "/nothing"}, 1, "[/nothing] no such file or folder"}}) {
     std::vector<std::string> args = {"compare"};
     args.insert(args.end(), c.args.begin(), c.args.end());
@@ -165,6 +167,26 @@ TEST(Compare, SaysWhatIsWrong) {
     EXPECT_NE(result.err.find(c.message), std::string::npos) << c.message << ": " << result.err;
     EXPECT_EQ(result.out, "");
   }
+}
+
+TEST(CompareCommand, FiguresOfCountsLineByLine) {
+  const ProgramResult result = RunProgram({"compare", "--counts", "-"},
+                                          "{\"solved\":3,\"responses\":4}\n"
+                                          "{\"both\":4,\"only_other\":3,\"only_method\":0,"
+                                          "\"neither\":1}\n");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  std::stringstream lines(result.out);
+  std::string share, pair;
+  ASSERT_TRUE(std::getline(lines, share) && std::getline(lines, pair));
+  EXPECT_EQ(JsonValue::Parse(share, "share").At("share").AsDouble(), 0.75);
+  EXPECT_EQ(JsonValue::Parse(pair, "pair").At("difference").AsDouble(), -0.375);
+  EXPECT_EQ(JsonValue::Parse(pair, "pair").At("p_value").AsDouble(), 0.25);
+
+  const ProgramResult wrong =
+      RunProgram({"compare", "--counts", "-"},
+                 "{\"solved\":3,\"responses\":4}\n{\"solved\":5,\"responses\":4}\n");
+  EXPECT_EQ(wrong.exit_code, 1);
+  EXPECT_NE(wrong.err.find("stdin:2"), std::string::npos) << wrong.err;
 }
 
 }  // namespace

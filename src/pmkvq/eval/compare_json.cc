@@ -1,4 +1,8 @@
 // The JSON form of a comparison (docs/formats.md).
+#include <limits>
+#include <set>
+#include <string>
+
 #include "pmkvq/eval/compare_report.h"
 #include "pmkvq/io/json.h"
 
@@ -7,6 +11,18 @@ namespace {
 
 void WriteInterval(JsonWriter& json, const char* key, const Interval& interval) {
   json.Key(key).Array(std::vector<double>{interval.low, interval.high});
+}
+
+// Members of an object that is open.
+void WriteShare(JsonWriter& json, const Score& score) {
+  json.Key("share").Number(score.share());
+  WriteInterval(json, "interval", score.interval);
+}
+
+void WriteDifference(JsonWriter& json, const PairedResult& pair) {
+  json.Key("difference").Number(pair.difference);
+  WriteInterval(json, "interval", pair.interval);
+  json.Key("p_value").Number(pair.p_value);
 }
 
 void WritePair(JsonWriter& json, const char* key, const std::optional<PairedResult>& pair) {
@@ -20,9 +36,7 @@ void WritePair(JsonWriter& json, const char* key, const std::optional<PairedResu
   json.Key("only_other").Int(pair->only_other);
   json.Key("only_method").Int(pair->only_method);
   json.Key("neither").Int(pair->neither);
-  json.Key("difference").Number(pair->difference);
-  WriteInterval(json, "interval", pair->interval);
-  json.Key("p_value").Number(pair->p_value);
+  WriteDifference(json, *pair);
   json.EndObject();
 }
 
@@ -30,8 +44,7 @@ void WritePair(JsonWriter& json, const char* key, const std::optional<PairedResu
 void WriteScore(JsonWriter& json, const Score& score) {
   json.Key("responses").Int(score.num_responses);
   json.Key("solved").Int(score.num_correct);
-  json.Key("share").Number(score.share());
-  WriteInterval(json, "interval", score.interval);
+  WriteShare(json, score);
   WritePair(json, "to_baseline", score.baseline);
   WritePair(json, "to_against", score.against);
 }
@@ -77,6 +90,16 @@ void WriteMethod(JsonWriter& json, const Comparison& comparison, const Compariso
   json.EndObject();
 }
 
+void CheckMembers(const JsonValue& json, const std::set<std::string>& expected) {
+  for (const std::string& key : json.Keys()) {
+    if (!expected.contains(key)) {
+      json.Fail(
+          "{\"solved\",\"responses\"} or "
+          "{\"both\",\"only_other\",\"only_method\",\"neither\"}");
+    }
+  }
+}
+
 }  // namespace
 
 std::string FormatComparisonJson(const Comparison& comparison) {
@@ -105,6 +128,29 @@ std::string FormatComparisonJson(const Comparison& comparison) {
   }
   json.EndArray().EndObject();
   return json.text();
+}
+
+std::string FormatFiguresOf(std::string_view counts, const std::string& source) {
+  const JsonValue json = JsonValue::Parse(counts, source);
+  // Sums of four still fit.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const auto count = [&](const char* key) { return json.At(key).AsInt(0, kMost); };
+  JsonWriter figures;
+  figures.BeginObject();
+  if (json.Has("both")) {
+    CheckMembers(json, {"both", "only_other", "only_method", "neither"});
+    WriteDifference(figures, MakePairedResult(count("both"), count("only_other"),
+                                              count("only_method"), count("neither")));
+  } else {
+    CheckMembers(json, {"solved", "responses"});
+    Score score;
+    score.num_responses = count("responses");
+    score.num_correct = json.At("solved").AsInt(0, score.num_responses);
+    score.interval = WilsonInterval(score.num_correct, score.num_responses);
+    WriteShare(figures, score);
+  }
+  figures.EndObject();
+  return figures.text();
 }
 
 }  // namespace pmkvq

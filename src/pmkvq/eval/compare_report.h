@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "pmkvq/eval/compare.h"
 
@@ -16,5 +17,12 @@ std::string FormatComparisonMarkdown(const Comparison& comparison);
 
 // Everything: settings, counts, intervals, p-values, levels (docs/formats.md). One line.
 std::string FormatComparisonJson(const Comparison& comparison);
+
+// The figures of counts that were made elsewhere, so that nobody has to compute them a second time.
+// Both are JSON on one line, with the members of a comparison:
+//   {"solved","responses"} gives {"share","interval"},
+//   {"both","only_other","only_method","neither"} gives {"difference","interval","p_value"}.
+// Throws InvalidInput naming `source`: anything else, or counts that no outcomes have.
+std::string FormatFiguresOf(std::string_view counts, const std::string& source);
 
 }  // namespace pmkvq

@@ -255,5 +255,42 @@ TEST(ComparisonReport, JsonHasEveryCount) {
   EXPECT_FALSE(methods.At(3).Has("solved"));
 }
 
+// The members of a report are those of its counts, to the last bit.
+TEST(FiguresOfCounts, AreThoseOfAComparison) {
+  const JsonValue report = JsonValue::Parse(FormatComparisonJson(ExampleComparison()), "report");
+  const JsonValue method = report.At("budgets").At(size_t{0}).At("methods").At(1);
+  const auto figures = [](const std::string& counts) {
+    return JsonValue::Parse(FormatFiguresOf(counts, "counts:1"), "figures");
+  };
+  const auto text = [](const JsonValue& value, const char* key) {
+    return std::to_string(value.At(key).AsInt());
+  };
+  const JsonValue share = figures("{\"solved\":" + text(method, "solved") +
+                                  ",\"responses\":" + text(method, "responses") + "}");
+  EXPECT_EQ(share.At("share").AsDouble(), method.At("share").AsDouble());
+  EXPECT_EQ(share.At("interval").Dump(), method.At("interval").Dump());
+  const JsonValue pair = method.At("to_baseline");
+  std::string counts;
+  for (const char* key : {"both", "only_other", "only_method", "neither"}) {
+    counts += std::string(counts.empty() ? "{" : ",") + '"' + key + "\":" + text(pair, key);
+  }
+  const JsonValue paired = figures(counts + "}");
+  EXPECT_EQ(paired.At("difference").AsDouble(), pair.At("difference").AsDouble());
+  EXPECT_EQ(paired.At("interval").Dump(), pair.At("interval").Dump());
+  EXPECT_EQ(paired.At("p_value").AsDouble(), 0.25);
+}
+
+TEST(FiguresOfCounts, RefusesWhatCannotBe) {
+  const auto refused = [](const std::string& counts, std::initializer_list<std::string> words) {
+    ExpectError<InvalidInput>([&] { FormatFiguresOf(counts, "counts:7"); }, words);
+  };
+  refused("3 4", {"counts:7"});
+  refused(R"({"solved":3})", {"counts:7", "responses"});
+  refused(R"({"solved":5,"responses":4})", {"counts:7", "solved", "5", "4"});
+  refused(R"({"solved":-1,"responses":4})", {"solved", "-1"});
+  refused(R"({"both":1,"only_other":2,"only_method":3})", {"counts:7", "neither"});
+  refused(R"({"solved":1,"responses":4,"neither":0})", {"counts:7", "expected"});
+}
+
 }  // namespace
 }  // namespace pmkvq
