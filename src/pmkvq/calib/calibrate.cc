@@ -35,8 +35,9 @@ CalibrationContext StepContext(const CalibrateOptions& options, const Model& mod
   return context;
 }
 
-void SetAllocation(const AllocationOptions& options, Plan& plan) {
-  Allocation allocation = Allocate(plan.sensitivity, options);
+}  // namespace
+
+void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan& plan) {
   plan.sink_tokens = options.cache.sink_tokens;
   plan.window_tokens = options.cache.window_tokens;
   plan.float_type = options.cache.float_type;
@@ -48,8 +49,6 @@ void SetAllocation(const AllocationOptions& options, Plan& plan) {
   plan.v_bits = std::move(allocation.v_bits);
   plan.budget_bytes = std::move(allocation.budget_bytes);
 }
-
-}  // namespace
 
 CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples) {
   CalibrationRecord record;
@@ -90,7 +89,7 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
     plan.rep_v_bits = options.rep_scales.v_bits;
   }
   plan.sensitivity = MeasureSensitivity(StepContext(options, model, samples, kSensitivityStep));
-  SetAllocation(allocation, plan);
+  SetAllocation(allocation, Allocate(plan.sensitivity, allocation), plan);
 
   if (!options.plan_path.empty()) {
     SavePlan(plan, options.plan_path);
@@ -128,7 +127,7 @@ Plan Reallocate(const Plan& plan, AllocationOptions options) {
   }
   options.cache.geometry = plan.geometry;
   Plan result = plan;
-  SetAllocation(options, result);
+  SetAllocation(options, Allocate(result.sensitivity, options), result);
   return result;
 }
 

@@ -33,6 +33,10 @@ struct CalibrateOptions {
 // Throws InvalidInput and IoError as the steps do.
 Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokenizer* tokenizer);
 
+// Puts `allocation`, and the options that it was made with, into a plan: sink, window, float type,
+// max_len, budget, and each block's widths and bytes. Identity and geometry are the caller's.
+void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan& plan);
+
 // How `samples` were drawn.
 CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples);
 

@@ -3,23 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "pmkvq/calib/calibrate.h"
+
 namespace pmkvq {
-namespace {
-
-Plan BasePlan(const Model& model, const AllocationOptions& options) {
-  Plan plan;
-  plan.model_identity = model.checkpoint().Identity();
-  plan.geometry = model.kv_geometry();
-  plan.sink_tokens = options.cache.sink_tokens;
-  plan.window_tokens = options.cache.window_tokens;
-  plan.float_type = options.cache.float_type;
-  plan.max_len = options.max_len;
-  plan.memory_budget_bytes = options.memory_budget_bytes;
-  plan.reference_accounting = options.reference_accounting;
-  return plan;
-}
-
-}  // namespace
 
 int64_t ChoosingBudget(const AllocationOptions& options) {
   const auto [narrow, wide] =
@@ -36,18 +22,20 @@ int64_t ChoosingBudget(const AllocationOptions& options) {
 
 Plan PlacementPlan(const Model& model, const AllocationOptions& options,
                    const Allocation& allocation) {
-  Plan plan = BasePlan(model, options);
-  plan.k_bits = allocation.k_bits;
-  plan.v_bits = allocation.v_bits;
-  plan.budget_bytes = allocation.budget_bytes;
+  Plan plan;
+  plan.model_identity = model.checkpoint().Identity();
+  plan.geometry = model.kv_geometry();
+  SetAllocation(options, allocation, plan);
   return plan;
 }
 
 Plan UniformPlan(const Model& model, const AllocationOptions& options,
                  const Allocation& allocation) {
-  Plan plan = BasePlan(model, options);
-  plan.budget_bytes = SplitBudget(allocation.total_bytes, plan.geometry.num_layers, {});
-  return plan;
+  Allocation even = allocation;
+  even.k_bits.clear();
+  even.v_bits.clear();
+  even.budget_bytes = SplitBudget(allocation.total_bytes, model.kv_geometry().num_layers, {});
+  return PlacementPlan(model, options, even);
 }
 
 KvOptions PlacementCache(std::shared_ptr<const Plan> plan, DType kv_dtype, bool use_scales) {
