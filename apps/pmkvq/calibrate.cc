@@ -2,6 +2,7 @@
 // method's own calibration, one file for the key from= of its SPEC.
 #include <fmt/format.h>
 
+#include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/calib/calibrate.h"
@@ -68,29 +69,18 @@ void RunMethod(const Options& options) {
   CheckIsCalibrated(options.kv);
   CheckWritable(options.out);
   CheckFileName(options.out, "--out");
-  const std::shared_ptr<Model> model = Model::Load(options.model);
-  const auto tokenizer = LoadTokenizerIfPresent(options.model);
-  StderrLog log;
-  ProgressBar progress;
-  const SampleOptions sample_options = options.data.Resolve();
-  const Samples samples = DrawSamples(sample_options, model->config(), tokenizer.get(), &log);
-  CalibrationContext calibration;
-  calibration.model = model.get();
-  calibration.samples = &samples;
-  calibration.effective_len = sample_options.effective_len;
-  calibration.num_threads = ResolveThreads(options.threads);
-  calibration.progress = &progress;
-  calibration.log = &log;
-  calibration.cancel = InterruptFlag();
-  calibration.checkpoint_path = options.out + ".partial.json";
-  calibration.fingerprint = options.kv;
+  const CalibrationRun run({.model = options.model,
+                            .samples = options.data.Resolve(),
+                            .threads = options.threads,
+                            .checkpoint = options.out + ".partial.json",
+                            .fingerprint = options.kv});
   try {
     const MethodData data = CalibrateMethod(options.kv, ParseKvDtype(options.allocation.kv_dtype),
-                                            calibration, RecordOf(sample_options, samples));
+                                            run.context(), run.Record());
     SaveMethodData(data, options.out);
   } catch (const Cancelled&) {
     throw Cancelled("calibrate",
-                    FileExists(calibration.checkpoint_path)
+                    FileExists(run.context().checkpoint_path)
                         ? "interrupted; what was measured is kept beside --out, the same command "
                           "goes on from there"
                         : "interrupted; nothing was written");

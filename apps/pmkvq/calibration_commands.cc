@@ -1,8 +1,7 @@
 // pmkvq sensitivity, max-keys, rep-scales: the measuring steps of calibration one by one.
 #include <fmt/format.h>
 
-#include <functional>
-
+#include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/calib/calibrate.h"
@@ -33,44 +32,10 @@ struct StepOptions {
     data.Register(command);
     RefuseQuantizedWeights(command);
   }
-};
-
-// Model, samples and sinks of one step, and the context made of them.
-class Step {
- public:
-  explicit Step(const StepOptions& options) : sample_options_(options.data.Resolve()) {
-    model_ = Model::Load(options.model);
-    identity_ = model_->checkpoint().Identity();
-    const auto tokenizer = LoadTokenizerIfPresent(options.model);
-    samples_ = DrawSamples(sample_options_, model_->config(), tokenizer.get(), &log_);
-    context_.model = model_.get();
-    context_.samples = &samples_;
-    context_.effective_len = sample_options_.effective_len;
-    context_.num_threads = ResolveThreads(options.threads);
-    context_.progress = &progress_;
-    context_.log = &log_;
-    context_.cancel = InterruptFlag();
-    context_.checkpoint_path = options.checkpoint;
-    context_.fingerprint =
-        fmt::format("{} {} {} {} {} {} {}", identity_, sample_options_.dataset,
-                    NameOf(sample_options_.packing), sample_options_.num_samples,
-                    sample_options_.seq_len, sample_options_.effective_len, sample_options_.seed);
+  // The samples decide what a checkpoint belongs to; nothing else has to.
+  CalibrationRunOptions Resolve() const {
+    return {model, data.Resolve(), threads, checkpoint, /*fingerprint=*/""};
   }
-
-  const CalibrationContext& context() const { return context_; }
-  const Model& model() const { return *model_; }
-  const std::string& identity() const { return identity_; }
-
-  CalibrationRecord Record() const { return RecordOf(sample_options_, samples_); }
-
- private:
-  SampleOptions sample_options_;
-  std::shared_ptr<Model> model_;
-  std::string identity_;
-  StderrLog log_;
-  ProgressBar progress_;
-  Samples samples_;
-  CalibrationContext context_;
 };
 
 struct SensitivityOptions {
@@ -80,12 +45,12 @@ struct SensitivityOptions {
 
 void RunSensitivity(const SensitivityOptions& options) {
   CheckWritable(options.json);
-  const Step step(options.step);
+  const CalibrationRun run(options.step.Resolve());
   SensitivityFile file;
-  file.sensitivity = MeasureSensitivity(step.context());
-  file.num_blocks = step.model().config().num_layers;
-  file.model_identity = step.identity();
-  file.record = step.Record();
+  file.sensitivity = MeasureSensitivity(run.context());
+  file.num_blocks = run.model().config().num_layers;
+  file.model_identity = run.model().checkpoint().Identity();
+  file.record = run.Record();
   std::string text = SensitivityJson(file);
   text.pop_back();  // WriteJson ends the text with a newline itself.
   WriteJson(options.json, text);
@@ -98,9 +63,9 @@ struct MaxKeysOptions {
 
 void RunMaxKeys(const MaxKeysOptions& options) {
   CheckWritable(options.out);
-  const Step step(options.step);
-  WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(step.context()), step.identity(),
-                 options.out);
+  const CalibrationRun run(options.step.Resolve());
+  WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(run.context()),
+                 run.model().checkpoint().Identity(), options.out);
 }
 
 struct RepScalesOptions {
@@ -114,12 +79,14 @@ struct RepScalesOptions {
 void RunRepScales(const RepScalesOptions& options) {
   CheckWritable(options.out);
   CheckWritable(options.json);
-  const Step step(options.step);
-  const std::vector<Tensor> max_keys = ReadScaleFile(
-      ScaleFileKind::kMaxKeys, step.model().kv_geometry(), step.identity(), options.max_keys);
-  const RepScales result = SearchRepScales(step.context(), max_keys, options.search);
+  const CalibrationRun run(options.step.Resolve());
+  const std::vector<Tensor> max_keys =
+      ReadScaleFile(ScaleFileKind::kMaxKeys, run.model().kv_geometry(),
+                    run.model().checkpoint().Identity(), options.max_keys);
+  const RepScales result = SearchRepScales(run.context(), max_keys, options.search);
   if (!options.out.empty()) {
-    WriteScaleFile(ScaleFileKind::kRepScales, result.scales, step.identity(), options.out);
+    WriteScaleFile(ScaleFileKind::kRepScales, result.scales, run.model().checkpoint().Identity(),
+                   options.out);
   }
   JsonWriter json;
   json.BeginObject();

@@ -1,0 +1,44 @@
+// What every command that measures for calibration sets up: model, samples, sinks, context.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "pmkvq/calib/calibrate.h"
+#include "pmkvq/calib/calibration.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+
+// The model folder, the data and how a step runs over them.
+struct CalibrationRunOptions {
+  std::string model;
+  SampleOptions samples;
+  int threads = 0;          // 0: all processors.
+  std::string checkpoint;   // File for partial results; "": none.
+  std::string fingerprint;  // What else than model and samples a checkpoint depends on.
+};
+
+// Reads the model, draws the samples, shows progress on stderr, and is cancelled by Ctrl-C. Must
+// outlive what uses context().
+class CalibrationRun {
+ public:
+  // Throws what Model::Load and DrawSamples throw.
+  explicit CalibrationRun(const CalibrationRunOptions& options);
+  CalibrationRun(const CalibrationRun&) = delete;
+  CalibrationRun& operator=(const CalibrationRun&) = delete;
+
+  const CalibrationContext& context() const { return context_; }
+  const Model& model() const { return *model_; }
+  CalibrationRecord Record() const { return RecordOf(sample_options_, samples_); }
+
+ private:
+  SampleOptions sample_options_;
+  std::shared_ptr<Model> model_;
+  StderrLog log_;
+  ProgressBar progress_;
+  Samples samples_;
+  CalibrationContext context_;
+};
+
+}  // namespace pmkvq::cli
