@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -286,6 +287,39 @@ TEST(EvalRun, MistakesAreNamed) {
   expect({"--start", "870"}, 1, "expected a number from 0 to 869");
   expect({"--n-responses", "0"}, 2, "--n-responses");
   expect({"--top-p", "0", "--end", "1"}, 1, "top_p");
+}
+
+// Code is judged by running it. Without an interpreter that shows before the first response, not
+// after hours; and a run that has all responses needs none.
+TEST(EvalRun, CodeWithoutPythonIsRefusedBeforeAnythingIsGenerated) {
+  const TempFolder folder;
+  const std::string data = folder.Write(
+      "code.jsonl",
+      R"({"question_id":"a","question_content":"Add.","difficulty":"easy","platform":"atcoder",)"
+      R"("question_title":"Sum","metadata":"{}","starter_code":"","public_test_cases":)"
+      R"("[{\"input\":\"1 2\",\"output\":\"3\",\"testtype\":\"stdin\"}]","private_test_cases":"[]"})"
+      "\n");
+  const Args args = {"eval",        "--model",       kModel,
+                     "--benchmark", "livecodebench", "-n",
+                     "1",           "--data",        data,
+                     "--max-len",   "512",           "--max-tokens",
+                     "8",           "--out",         folder.File("run")};
+  const std::string path = getenv("PATH");
+  setenv("PATH", folder.path().c_str(), 1);
+  const ProgramResult without = RunProgram(args);
+  setenv("PATH", path.c_str(), 1);
+  EXPECT_EQ(without.exit_code, 1);
+  EXPECT_NE(without.err.find("install the package python3"), std::string::npos) << without.err;
+  EXPECT_EQ(without.out, "");
+  EXPECT_EQ(Slurp(folder.File("run/responses.jsonl")), "");
+
+  const ProgramResult with = RunProgram(args);
+  ASSERT_EQ(with.exit_code, 0) << with.err;
+  EXPECT_EQ(Responses(folder.File("run")).size(), 1u);
+  setenv("PATH", folder.path().c_str(), 1);
+  const ProgramResult again = RunProgram(args);
+  setenv("PATH", path.c_str(), 1);
+  EXPECT_EQ(again.exit_code, 0) << again.err;
 }
 
 }  // namespace

@@ -227,6 +227,10 @@ ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
   return summary;
 }
 
+void CheckCanGrade(Grading grading) {
+  if (grading == Grading::kCode) PythonSandbox::Shared();
+}
+
 double Evaluate(const std::shared_ptr<Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
@@ -235,6 +239,7 @@ double Evaluate(const std::shared_ptr<Model>& model,
   const auto start = std::chrono::steady_clock::now();
   const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
   if (pending.empty()) return 0;
+  CheckCanGrade(grading);
   Engine engine(model, tokenizer, options.engine);
   GradingObserver grader(grading, log, observer, on_response);
   const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.

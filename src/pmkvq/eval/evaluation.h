@@ -122,13 +122,17 @@ struct ResponseSummary {
 };
 ResponseSummary SummarizeResponses(const std::vector<Response>& responses);
 
+// Throws Unsupported where this machine cannot grade such responses: code needs an interpreter and
+// a sandbox (eval/code_sandbox.h). To be called before anything is generated.
+void CheckCanGrade(Grading grading);
+
 // Called after each response is in the log.
 using ResponseCallback = std::function<void(const Response&)>;
 
 // Generates and grades what `log` lacks of `problems` x num_responses. Stops early with `cancel`;
 // unfinished responses are then not in the log. `observer` (may be null) sees tokens as they come.
-// Returns the wall time in seconds. Throws what Engine and ResponseLog throw; a prompt that is
-// refused is named by its problem.
+// Returns the wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade
+// before the first response is made; a prompt that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
