@@ -25,6 +25,12 @@ endif()
 
 set(PMKVQ_MODULES "" CACHE INTERNAL "")
 
+if(PMKVQ_BUILD_TESTS)
+  # PMKVQ_TARGET=SSE4 chooses the instruction set of a test program.
+  add_library(pmkvq_process_target OBJECT ${PROJECT_SOURCE_DIR}/tests/support/process_target.cc)
+  target_link_libraries(pmkvq_process_target PUBLIC pmkvq_options GTest::gtest PkgConfig::HWY)
+endif()
+
 function(pmkvq_add_module name)
   cmake_parse_arguments(ARG "" "" "DEPENDS;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
@@ -48,6 +54,9 @@ function(pmkvq_add_module name)
 
   if(PMKVQ_BUILD_TESTS AND tests)
     add_executable(pmkvq_${name}_test ${tests})
+    if(TARGET pmkvq_kernels)
+      target_link_libraries(pmkvq_${name}_test PRIVATE pmkvq_process_target)
+    endif()
     target_link_libraries(pmkvq_${name}_test PRIVATE
       pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES})
     target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
