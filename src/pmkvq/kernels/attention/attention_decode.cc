@@ -14,6 +14,7 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/integer_products.h"
+#include "pmkvq/kernels/attention/read_ahead.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -60,7 +61,7 @@ struct DecodeScratch {
     mins = take(kBlockTokens);
     rescale = take(layout.rows);
     visible = reinterpret_cast<int64_t*>(take(2 * layout.rows));
-    integer_tile = reinterpret_cast<int32_t*>(take(kIntegerTileSize));
+    integer_tile = reinterpret_cast<uint32_t*>(take(kIntegerTileSize));
     integer_sums = reinterpret_cast<int32_t*>(take(layout.rows * kBlockTokens));
     const int64_t integer_floats = layout.rows * kBlockTokens / 2;
     weights = reinterpret_cast<int16_t*>(take(integer_floats));
@@ -83,7 +84,7 @@ struct DecodeScratch {
   float* rescale;    // [R]
   int64_t* visible;  // [R], tokens of the block that a row sees.
   // Of the fast mode:
-  int32_t* integer_tile;
+  uint32_t* integer_tile;
   int32_t* integer_sums;        // [R, 128]
   int16_t* weights;             // [R, 128], of rows that are summed up.
   float* weight_factors;        // [R]
@@ -112,6 +113,7 @@ struct Context {
   Partial partial;
   AttentionMode mode;
   bool* queries_ready;  // [3], of scratch.integer_q.
+  ReadAhead* ahead;     // What is read after the current product.
   int64_t num_groups() const { return shape.head_dim / shape.group; }
   bool UsesIntegers(int64_t columns, int bits) const {
     return mode == AttentionMode::kFast && bits != 16 && HasIntegerProducts(columns, bits);
@@ -236,7 +238,9 @@ void MulKeysDirect(const Context& context, const TensorRows& k, int64_t g, int64
                    float* products) {
   const int64_t group = context.shape.group;
   const std::byte* data = k.data + GroupOffset(context, k, g);
+  const int64_t row_lines = ReadAhead::Lines(k.row_bytes);
   for (int64_t t = 0; t < count; ++t) {
+    context.ahead->Next(row_lines);
     DotGroup<Format, kRows>(reinterpret_cast<const typename Format::Raw*>(data + t * k.row_bytes),
                             group, context.scratch.q + g * group, context.shape.head_dim,
                             products + t, kBlockTokens);
@@ -261,6 +265,7 @@ void MulKeys(const Context& context, const TensorRows& k, int64_t g, int64_t cou
   for (int64_t t0 = 0; t0 < width; t0 += kTileTokens) {
     const int64_t tile_width = std::min(kTileTokens, width - t0);
     LoadKeyTile(context, k, g, t0, count, tile_width);
+    context.ahead->Next(ReadAhead::Lines(tile_width * k.row_bytes));
     MulTile(rows, s.q + g * group, context.shape.head_dim, s.tile, kTileTokens, group, tile_width,
             products + t0, kBlockTokens);
   }
@@ -289,9 +294,10 @@ void WeighCodes(const Context& context, const SummedRows& x, const float* weight
 }
 
 template <class Format, int kRows>
-void AddRowsDirect(const SummedRows& x, const float* weights, float* out, int64_t out_stride) {
+void AddRowsDirect(const Context& context, const SummedRows& x, const float* weights, float* out,
+                   int64_t out_stride) {
   AddWeightedRows<Format, kRows>(x.rows.data, x.rows.row_bytes, x.count, x.columns, weights,
-                                 kBlockTokens, out, out_stride);
+                                 kBlockTokens, out, out_stride, *context.ahead);
 }
 
 // out [R, padded_columns] += weights [R, 128] times the elements of the rows, codes as they are.
@@ -302,7 +308,7 @@ void AddRows(const Context& context, const SummedRows& x, const float* weights, 
     VisitFormat(x.rows, [&](auto format) HWY_ATTR {
       const auto function =
           rows == 1 ? AddRowsDirect<decltype(format), 1> : AddRowsDirect<decltype(format), 2>;
-      function(x, weights, out, out_stride);
+      function(context, x, weights, out, out_stride);
     });
     return;
   }
@@ -310,6 +316,7 @@ void AddRows(const Context& context, const SummedRows& x, const float* weights, 
   for (int64_t t0 = 0; t0 < x.count; t0 += tile_rows) {
     const int64_t num_rows = std::min(tile_rows, x.count - t0);
     LoadRowTile(context, x, t0, num_rows);
+    context.ahead->Next(ReadAhead::Lines(num_rows * x.rows.row_bytes));
     MulTile(rows, weights + t0, kBlockTokens, context.scratch.tile, x.padded_columns, num_rows,
             x.padded_columns, out, out_stride);
   }
@@ -327,7 +334,7 @@ void AddRowsByIntegers(const Context& context, const SummedRows& x, const float*
         weights + r * kBlockTokens, RoundUpTo(x.count, kMaxLanes), s.weights + r * kBlockTokens);
   }
   SumPackedRows({x.rows.data, x.rows.row_bytes, x.count, x.columns, x.rows.bits}, s.weights, rows,
-                s.integer_tile, s.integer_sums);
+                s.integer_tile, s.integer_sums, context.ahead);
   for (int64_t r = 0; r < rows; ++r) {
     const auto factor = hn::Set(df, s.weight_factors[r]);
     for (int64_t i = 0; i < x.columns; i += static_cast<int64_t>(hn::Lanes(df))) {
@@ -366,8 +373,8 @@ void AddScoresByIntegers(const Context& context, const TensorRows& k, int64_t g,
   const int64_t group = context.shape.group;
   const IntegerQueries& queries = PrepareQueries(context, k.bits);
   DotPackedRows({k.data + GroupOffset(context, k, g), k.row_bytes, count, group, k.bits},
-                queries.q + g * group, rows, context.shape.head_dim, s.integer_tile,
-                s.integer_sums);
+                queries.q + g * group, rows, context.shape.head_dim, s.integer_tile, s.integer_sums,
+                context.ahead);
   for (int64_t r = 0; r < rows; ++r) {
     const auto factor = hn::Set(df, queries.factors[r * context.num_groups() + g]);
     const auto q_sum = hn::Set(df, queries.sums[r * context.num_groups() + g]);
@@ -453,13 +460,22 @@ void AddValues(const Context& context, const TensorRows& v, int64_t count) {
   }
 }
 
-// Attends at most kBlockTokens tokens. When `causal`, row (t, j) sees the first t + 1 only.
+// The memory of `num_tokens` tokens of one head, which lie side by side.
+ReadAhead MemoryOf(const AttentionShape& shape, const TensorRows& rows, int64_t num_tokens) {
+  const bool by_channel = rows.axis == QuantAxis::kChannel;
+  return {rows.data, rows.row_bytes * (by_channel ? shape.head_dim : num_tokens)};
+}
+
+// Attends at most kBlockTokens tokens. When `causal`, row (t, j) sees the first t + 1 only. `next`
+// is read after it.
 void AttendBlock(const Context& context, const TensorRows& k, const TensorRows& v, int64_t count,
-                 bool causal) {
+                 bool causal, const ReadAhead& next) {
   const DecodeScratch& s = context.scratch;
   const int64_t rows = context.layout.rows;
   const int64_t heads = context.shape.num_heads / context.shape.num_kv_heads;
+  *context.ahead = MemoryOf(context.shape, v, count);
   Score(context, k, count);
+  *context.ahead = next;
   for (int64_t r = 0; r < rows; ++r) s.visible[r] = causal ? r / heads + 1 : count;
   OnlineSoftmax(rows, RoundUpTo(count, kMaxLanes), kBlockTokens, s.visible, s.scores,
                 context.partial.max, context.partial.sum, s.rescale);
@@ -492,25 +508,37 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
   const DecodeLayout layout(shape, sequence.num_rows);
   const DecodeScratch scratch(shape, layout, memory);
   bool queries_ready[3] = {};
-  const Context context{shape,     layout,       scratch, Partial(layout, item.partial),
-                        item.mode, queries_ready};
+  ReadAhead ahead;
+  const Context context{shape,     layout,        scratch, Partial(layout, item.partial),
+                        item.mode, queries_ready, &ahead};
   LoadQueries(context, item);
   std::fill_n(context.partial.out, layout.rows * layout.row_stride, 0.0f);
   std::fill_n(context.partial.max, layout.rows, -std::numeric_limits<float>::infinity());
   std::fill_n(context.partial.sum, layout.rows, 0.0f);
 
-  for (int64_t p = item.first_page; p < item.first_page + item.num_pages; ++p) {
+  const int64_t end = item.first_page + item.num_pages;
+  for (int64_t p = item.first_page; p < end; ++p) {
     const KvPageView& page = sequence.pages[static_cast<size_t>(p)];
     const TensorRows k = PageRows(shape, page.k, page.capacity, item.kv_head);
     const TensorRows v = PageRows(shape, page.v, page.capacity, item.kv_head);
     for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
-      AttendBlock(context, k.From(t, shape), v.From(t, shape),
-                  std::min(kBlockTokens, page.num_tokens - t), /*causal=*/false);
+      const int64_t count = std::min(kBlockTokens, page.num_tokens - t);
+      ReadAhead next;
+      if (t + count < page.num_tokens) {
+        next = MemoryOf(shape, k.From(t + count, shape),
+                        std::min(kBlockTokens, page.num_tokens - t - count));
+      } else if (p + 1 < end) {
+        const KvPageView& after = sequence.pages[static_cast<size_t>(p + 1)];
+        next = MemoryOf(shape, PageRows(shape, after.k, after.capacity, item.kv_head),
+                        std::min(kBlockTokens, int64_t{after.num_tokens}));
+      }
+      AttendBlock(context, k.From(t, shape), v.From(t, shape), count, /*causal=*/false, next);
     }
   }
   if (item.with_chunk) {
     AttendBlock(context, ChunkRows(shape, sequence.k_new, item.kv_head),
-                ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, /*causal=*/true);
+                ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, /*causal=*/true,
+                ReadAhead());
   }
 }
 

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pmkvq/kernels/attention/read_ahead.h"
 #include "pmkvq/kernels/kv_quant/codes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -93,12 +94,14 @@ HWY_INLINE void DotGroup(const typename Format::Raw* HWY_RESTRICT x, int64_t gro
 // For kRows rows r and every dim of one group:
 // out[r * out_stride + dim] += sum_t weights[r * weight_stride + t] * value of row t.
 // Columns are taken kChunks vectors at a time, all tokens in turn, so that sums stay in registers.
+// Meanwhile as many lines of `ahead` are asked for as rows have.
 template <class Format, int kRows>
 HWY_INLINE void AddWeightedRows(const std::byte* HWY_RESTRICT data, int64_t row_bytes,
                                 int64_t count, int64_t group, const float* HWY_RESTRICT weights,
-                                int64_t weight_stride, float* HWY_RESTRICT out,
-                                int64_t out_stride) {
+                                int64_t weight_stride, float* HWY_RESTRICT out, int64_t out_stride,
+                                ReadAhead& ahead) {
   constexpr int kPlanes = Format::kPlanes;
+  const int64_t row_lines = ReadAhead::Lines(row_bytes);
   const int64_t plane_size = group / kPlanes;
   int64_t j = 0;
   const auto run = [&]<int kChunks>(auto df) HWY_ATTR {
@@ -117,6 +120,7 @@ HWY_INLINE void AddWeightedRows(const std::byte* HWY_RESTRICT data, int64_t row_
       };
       for_each_sum([df](V& s, const float* memory) HWY_ATTR { s = hn::LoadU(df, memory); });
       for (int64_t t = 0; t < count; ++t) {
+        ahead.Next(row_lines);
         const auto* row = reinterpret_cast<const typename Format::Raw*>(data + t * row_bytes) + j;
         V weight[kRows];
         HWY_UNROLL(2) for (int r = 0; r < kRows; ++r) {

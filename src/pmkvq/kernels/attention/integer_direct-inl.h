@@ -72,11 +72,12 @@ HWY_INLINE hn::Vec<hn::FixedTag<int32_t, 4>> SumLanesOfFour(D32 d32, const hn::V
 // Dots without a tile: with one or two x to share it, a tile costs more than it saves.
 template <int kBits, int kX, class D32>
 HWY_INLINE void DotDirect(D32 d32, const PackedRows& rows, const int16_t* x, int64_t x_stride,
-                          int32_t* sums) {
+                          int32_t* sums, ReadAhead& ahead) {
   const hn::RebindToSigned<D32> di32;
   constexpr auto kBytes = static_cast<int64_t>(4 * hn::MaxLanes(D32()));
   const int64_t num_bytes = PackedGroupBytes(rows.columns, kBits);
   for (int64_t t = 0; t < rows.num_rows; t += 4) {
+    ahead.Next(ReadAhead::Lines(4 * rows.row_bytes));
     hn::Vec<decltype(di32)> sum[kX][4];
     for (auto& of_x : sum) {
       for (auto& of_row : of_x) of_row = hn::Zero(di32);
@@ -98,12 +99,12 @@ HWY_INLINE void DotDirect(D32 d32, const PackedRows& rows, const int16_t* x, int
 }
 
 // Registers for the sums of SumDirect; with more, a tile is faster.
-constexpr int kMaxDirectSums = kRowBlock == 8 ? 16 : 8;
+constexpr int kMaxDirectSums = kMaxSums;
 
 // Sums without a tile, from byte j of the rows on as far as full vectors reach.
 template <int kBits, int kX, class D8>
 HWY_INLINE int64_t SumDirect(D8 d8, const PackedRows& rows, const int16_t* weights, int64_t j,
-                             int32_t* sums) {
+                             int32_t* sums, ReadAhead& ahead) {
   const hn::Repartition<uint32_t, D8> d32;
   const hn::RebindToSigned<decltype(d32)> di32;
   const hn::Repartition<int16_t, D8> d16;
@@ -118,6 +119,7 @@ HWY_INLINE int64_t SumDirect(D8 d8, const PackedRows& rows, const int16_t* weigh
       }
     }
     for (int64_t t = 0; t < rows.num_rows; t += 4) {
+      ahead.Next(ReadAhead::Lines(4 * rows.row_bytes));
       const std::byte* from[4];
       HWY_UNROLL(4) for (int i = 0; i < 4; ++i) {
         from[i] = rows.data + std::min(t + i, rows.num_rows - 1) * rows.row_bytes;
@@ -148,42 +150,46 @@ HWY_INLINE int64_t SumDirect(D8 d8, const PackedRows& rows, const int16_t* weigh
 
 template <int kBits, int kX>
 HWY_NOINLINE void DotWithoutTile(const PackedRows& rows, const int16_t* x, int64_t x_stride,
-                                 int32_t* sums) {
+                                 int32_t* sums, ReadAhead& ahead) {
   const hn::ScalableTag<uint32_t> full;
   const hn::CappedTag<uint32_t, 8> eight;
   const int64_t num_words = PackedGroupBytes(rows.columns, kBits) / 4;
   if (num_words % static_cast<int64_t>(hn::Lanes(full)) == 0) {
-    DotDirect<kBits, kX>(full, rows, x, x_stride, sums);
+    DotDirect<kBits, kX>(full, rows, x, x_stride, sums, ahead);
   } else if (num_words % static_cast<int64_t>(hn::Lanes(eight)) == 0) {
-    DotDirect<kBits, kX>(eight, rows, x, x_stride, sums);
+    DotDirect<kBits, kX>(eight, rows, x, x_stride, sums, ahead);
   } else {
-    DotDirect<kBits, kX>(hn::CappedTag<uint32_t, 4>(), rows, x, x_stride, sums);
+    DotDirect<kBits, kX>(hn::CappedTag<uint32_t, 4>(), rows, x, x_stride, sums, ahead);
   }
 }
 
 template <int kBits, int kX>
-HWY_NOINLINE void SumWithoutTile(const PackedRows& rows, const int16_t* weights, int32_t* sums) {
-  int64_t j = SumDirect<kBits, kX>(hn::ScalableTag<uint8_t>(), rows, weights, 0, sums);
-  j = SumDirect<kBits, kX>(hn::CappedTag<uint8_t, 32>(), rows, weights, j, sums);
-  SumDirect<kBits, kX>(hn::CappedTag<uint8_t, 16>(), rows, weights, j, sums);
+HWY_NOINLINE void SumWithoutTile(const PackedRows& rows, const int16_t* weights, int32_t* sums,
+                                 ReadAhead& ahead) {
+  int64_t j = SumDirect<kBits, kX>(hn::ScalableTag<uint8_t>(), rows, weights, 0, sums, ahead);
+  j = SumDirect<kBits, kX>(hn::CappedTag<uint8_t, 32>(), rows, weights, j, sums, ahead);
+  SumDirect<kBits, kX>(hn::CappedTag<uint8_t, 16>(), rows, weights, j, sums, ahead);
 }
 
-// Both give whether they did it: only for one or two x.
+// Both give whether they did it: only for one or two x. They ask for as many lines of `ahead` as
+// their rows have.
 template <int kBits>
 bool TryDotDirect(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride,
-                  int32_t* sums) {
+                  int32_t* sums, ReadAhead& ahead) {
   if (num_x > 2) return false;
-  (num_x == 1 ? DotWithoutTile<kBits, 1> : DotWithoutTile<kBits, 2>)(rows, x, x_stride, sums);
+  (num_x == 1 ? DotWithoutTile<kBits, 1> : DotWithoutTile<kBits, 2>)(rows, x, x_stride, sums,
+                                                                     ahead);
   return true;
 }
 template <int kBits>
-bool TrySumDirect(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t* sums) {
+bool TrySumDirect(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t* sums,
+                  ReadAhead& ahead) {
   constexpr int kSums = 4 * 8 / kBits;  // Of one x.
   if constexpr (kSums <= kMaxDirectSums) {
-    if (num_x == 1) return SumWithoutTile<kBits, 1>(rows, weights, sums), true;
+    if (num_x == 1) return SumWithoutTile<kBits, 1>(rows, weights, sums, ahead), true;
   }
   if constexpr (2 * kSums <= kMaxDirectSums) {
-    if (num_x == 2) return SumWithoutTile<kBits, 2>(rows, weights, sums), true;
+    if (num_x == 2) return SumWithoutTile<kBits, 2>(rows, weights, sums, ahead), true;
   }
   return false;
 }

@@ -20,61 +20,63 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET != HWY_SCALAR
 
-void Dot(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride, int32_t* tile,
-         int32_t* sums) {
+void Dot(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride, uint32_t* tile,
+         int32_t* sums, ReadAhead* ahead) {
   const auto try_direct = rows.bits == 8   ? TryDotDirect<8>
                           : rows.bits == 4 ? TryDotDirect<4>
                                            : TryDotDirect<2>;
-  if (try_direct(rows, x, num_x, x_stride, sums)) return;
-  const auto load = rows.bits == 8   ? LoadDotTile<8>
-                    : rows.bits == 4 ? LoadDotTile<4>
-                                     : LoadDotTile<2>;
+  if (try_direct(rows, x, num_x, x_stride, sums, *ahead)) return;
+  const int64_t num_bytes = PackedGroupBytes(rows.columns, rows.bits);
   const int64_t padded = (rows.num_rows + 15) / 16 * 16;
-  for (int64_t r = 0; r < num_x; ++r) std::fill_n(sums + r * kMaxIntegerRows, padded, 0);
   for (int64_t t = 0; t < padded; t += kIntegerTileRows) {
     const int64_t width = std::min(kIntegerTileRows, padded - t);
-    load(rows, t, width, tile);
-    MulTile({.x = x,
-             .x_stride = x_stride,
-             .tile = tile,
-             .depth = rows.columns / 2,
-             .columns = width,
-             .sums = sums + t,
-             .stride = kMaxIntegerRows},
-            num_x);
+    LoadDotTile(rows, num_bytes, t, width, tile);
+    MulTile<Dots>({.x = x,
+                   .x_stride = x_stride,
+                   .tile = tile,
+                   .depth = num_bytes / 4,
+                   .columns = width,
+                   .bits = rows.bits,
+                   .sums = sums + t,
+                   .stride = kMaxIntegerRows,
+                   .ahead = ahead},
+                  num_x);
   }
 }
 
-void Sum(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t* tile,
-         int32_t* sums) {
+void Sum(const PackedRows& rows, const int16_t* weights, int64_t num_x, uint32_t* tile,
+         int32_t* sums, ReadAhead* ahead) {
   const auto try_direct = rows.bits == 8   ? TrySumDirect<8>
                           : rows.bits == 4 ? TrySumDirect<4>
                                            : TrySumDirect<2>;
-  if (try_direct(rows, weights, num_x, sums)) return;
-  const auto load = rows.bits == 8   ? LoadSumTile<8>
-                    : rows.bits == 4 ? LoadSumTile<4>
-                                     : LoadSumTile<2>;
+  if (try_direct(rows, weights, num_x, sums, *ahead)) return;
+  const auto multiply = rows.bits == 8   ? MulTile<Sums<8>>
+                        : rows.bits == 4 ? MulTile<Sums<4>>
+                                         : MulTile<Sums<2>>;
+  const int64_t num_bytes = PackedGroupBytes(rows.columns, rows.bits);
   std::fill_n(sums, num_x * rows.columns, 0);
   const int64_t padded = (rows.num_rows + 3) / 4 * 4;
   for (int64_t t = 0; t < padded; t += kIntegerTileRows) {
     const int64_t count = std::min(kIntegerTileRows, padded - t);
-    load(rows, t, count, tile);
-    MulTile({.x = weights + t,
-             .x_stride = kMaxIntegerRows,
-             .tile = tile,
-             .depth = count / 2,
-             .columns = rows.columns,
-             .sums = sums,
-             .stride = rows.columns},
-            num_x);
+    LoadSumTile(rows, num_bytes, t, count, tile);
+    multiply({.x = weights + t,
+              .x_stride = kMaxIntegerRows,
+              .tile = tile,
+              .depth = count / 4,
+              .columns = num_bytes,
+              .bits = rows.bits,
+              .sums = sums,
+              .stride = rows.columns,
+              .ahead = ahead},
+             num_x);
   }
 }
 
 #else  // One-lane vectors have no pairs.
 
 // The inverse of ArrangeForDots is needed by nobody else.
-void Dot(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride, int32_t*,
-         int32_t* sums) {
+void Dot(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride, uint32_t*,
+         int32_t* sums, ReadAhead*) {
   int16_t plain[kMaxGroup];
   int16_t index[kMaxGroup];
   int16_t order[kMaxGroup];
@@ -89,7 +91,8 @@ void Dot(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stri
   }
 }
 
-void Sum(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t*, int32_t* sums) {
+void Sum(const PackedRows& rows, const int16_t* weights, int64_t num_x, uint32_t*, int32_t* sums,
+         ReadAhead*) {
   ref::SumPackedRows(rows, weights, num_x, sums);
 }
 
@@ -157,15 +160,15 @@ void ArrangeForDots(int bits, int64_t columns, const int16_t* in, int16_t* out) 
 }
 
 void DotPackedRows(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride,
-                   int32_t* tile, int32_t* sums) {
+                   uint32_t* tile, int32_t* sums, ReadAhead* ahead) {
   CheckRows(rows);
-  HWY_DYNAMIC_DISPATCH(Dot)(rows, x, num_x, x_stride, tile, sums);
+  HWY_DYNAMIC_DISPATCH(Dot)(rows, x, num_x, x_stride, tile, sums, ahead);
 }
 
-void SumPackedRows(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t* tile,
-                   int32_t* sums) {
+void SumPackedRows(const PackedRows& rows, const int16_t* weights, int64_t num_x, uint32_t* tile,
+                   int32_t* sums, ReadAhead* ahead) {
   CheckRows(rows);
-  HWY_DYNAMIC_DISPATCH(Sum)(rows, weights, num_x, tile, sums);
+  HWY_DYNAMIC_DISPATCH(Sum)(rows, weights, num_x, tile, sums, ahead);
 }
 
 int64_t IntegerProductsTarget() { return HWY_DYNAMIC_DISPATCH(Target)(); }

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pmkvq/kernels/attention/read_ahead.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
 namespace pmkvq::internal {
@@ -20,9 +21,9 @@ inline constexpr float kMaxInteger = 32767.0f;
 inline constexpr float kMinMagnitude = 1e-30f;
 // Rows of codes in one product, and their columns: at most this many.
 inline constexpr int64_t kMaxIntegerRows = 128;
-// Rows expanded at a time: 128 columns take 16 KiB of first-level cache.
+// Rows in a tile at a time: at 128 bytes each it takes 8 KiB of first-level cache.
 inline constexpr int64_t kIntegerTileRows = 64;
-inline constexpr int64_t kIntegerTileSize = kIntegerTileRows / 2 * kMaxGroup;
+inline constexpr int64_t kIntegerTileSize = kIntegerTileRows / 4 * kMaxGroup;  // Words.
 
 // Rows of packed codes, one group each (layout: kv_quant.h).
 struct PackedRows {
@@ -47,13 +48,14 @@ void ArrangeForDots(int bits, int64_t columns, const int16_t* in, int16_t* out);
 // sums[r, t] = sum_d x[r, d] code[t, d], r < num_x. x is arranged, rows `x_stride` apart; `sums`
 // has rows of kMaxIntegerRows, written up to the next multiple of 4 tokens or more (those beyond
 // num_rows mean nothing). `tile`: kIntegerTileSize, aligned to kAlignment, as `sums`.
+// Memory of `ahead` is asked for meanwhile, about as much as the rows take.
 void DotPackedRows(const PackedRows& rows, const int16_t* x, int64_t num_x, int64_t x_stride,
-                   int32_t* tile, int32_t* sums);
+                   uint32_t* tile, int32_t* sums, ReadAhead* ahead);
 
 // sums[r, d] = sum_t weights[r, t] code[t, d], r < num_x. `weights` has rows of kMaxIntegerRows,
 // zeros from num_rows up to the next multiple of 4; `sums` has rows of `columns`.
-void SumPackedRows(const PackedRows& rows, const int16_t* weights, int64_t num_x, int32_t* tile,
-                   int32_t* sums);
+void SumPackedRows(const PackedRows& rows, const int16_t* weights, int64_t num_x, uint32_t* tile,
+                   int32_t* sums, ReadAhead* ahead);
 
 // The Highway target whose code the functions above would run now (for tests).
 int64_t IntegerProductsTarget();

@@ -55,7 +55,7 @@ void ForShapes(const Check& check) {
 }
 
 TEST_P(IntegerProductsTest, DotsEqualTheOracle) {
-  AlignedVector<int32_t> tile(kIntegerTileSize);
+  AlignedVector<uint32_t> tile(kIntegerTileSize);
   ForShapes([&](int64_t columns, int bits, int64_t num_rows, int64_t num_x) {
     RandomRows data(columns, bits, num_rows, /*gap=*/num_x % 2 * 5, /*seed=*/7);
     std::vector<int16_t> x = data.Integers(num_x * columns);
@@ -69,7 +69,8 @@ TEST_P(IntegerProductsTest, DotsEqualTheOracle) {
       ArrangeForDots(bits, columns, x.data() + r * columns, arranged.data() + r * columns);
     }
     std::fill(sums.begin(), sums.end(), -1);
-    DotPackedRows(data.rows, arranged.data(), num_x, columns, tile.data(), sums.data());
+    ReadAhead ahead{data.memory.data(), std::ssize(data.memory)};
+    DotPackedRows(data.rows, arranged.data(), num_x, columns, tile.data(), sums.data(), &ahead);
     for (int64_t r = 0; r < num_x; ++r) {
       for (int64_t t = 0; t < num_rows; ++t) {
         const auto i = static_cast<size_t>(r * kMaxIntegerRows + t);
@@ -80,7 +81,7 @@ TEST_P(IntegerProductsTest, DotsEqualTheOracle) {
 }
 
 TEST_P(IntegerProductsTest, SumsEqualTheOracle) {
-  AlignedVector<int32_t> tile(kIntegerTileSize);
+  AlignedVector<uint32_t> tile(kIntegerTileSize);
   ForShapes([&](int64_t columns, int bits, int64_t num_rows, int64_t num_x) {
     RandomRows data(columns, bits, num_rows, /*gap=*/num_x % 2 * 5, /*seed=*/8);
     std::vector<int16_t> weights = data.Integers(num_x * kMaxIntegerRows);
@@ -92,7 +93,8 @@ TEST_P(IntegerProductsTest, SumsEqualTheOracle) {
     AlignedVector<int32_t> sums(expected.size());
     ref::SumPackedRows(data.rows, weights.data(), num_x, expected.data());
     std::fill(sums.begin(), sums.end(), -1);
-    SumPackedRows(data.rows, weights.data(), num_x, tile.data(), sums.data());
+    ReadAhead ahead{data.memory.data(), std::ssize(data.memory)};
+    SumPackedRows(data.rows, weights.data(), num_x, tile.data(), sums.data(), &ahead);
     ASSERT_EQ(sums, expected);
   });
 }
@@ -103,9 +105,10 @@ TEST_P(IntegerProductsTest, LargestSumsDoNotOverflow) {
   const PackedRows rows{ones.data(), 128, 128, 128, 8};
   std::vector<int16_t> weights(2 * 128, 32767);
   std::fill(weights.begin() + 128, weights.end(), int16_t{-32767});
-  AlignedVector<int32_t> tile(kIntegerTileSize);
+  AlignedVector<uint32_t> tile(kIntegerTileSize);
   AlignedVector<int32_t> sums(2 * 128);
-  SumPackedRows(rows, weights.data(), 2, tile.data(), sums.data());
+  ReadAhead nothing;
+  SumPackedRows(rows, weights.data(), 2, tile.data(), sums.data(), &nothing);
   for (size_t i = 0; i < 128; ++i) {
     ASSERT_EQ(sums[i], 1'069'514'880);  // 128 * 255 * 32767
     ASSERT_EQ(sums[128 + i], -1'069'514'880);
