@@ -15,11 +15,11 @@
 namespace pmkvq {
 namespace {
 
-// Rows of one call of the decode kernel: their packed copy should stay in the L2 cache.
-constexpr int64_t kSliceRows = 16;
-// Tiles of the BLAS path. 128 outputs by 1024 inputs make 512 KiB of floats: they stay in the L2
-// cache between expansion and product, and a 3584-wide layer still gives 28 tiles to share out.
-constexpr int64_t kTileOuts = 128;
+constexpr int64_t kSliceRows = internal::kMaxPackedRows;
+// Tiles of the BLAS path. 256 outputs by 1024 inputs make 1 MiB of floats: still near the L2 cache
+// between expansion and product, while BLAS, which copies x for every tile, does so half as often
+// as with 128; a 3584-wide layer still gives 14 tiles to share out.
+constexpr int64_t kTileOuts = 256;
 constexpr int64_t kTileCols = 1024;
 // MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
 constexpr int64_t kGradTileCols = 256;
@@ -28,9 +28,8 @@ static_assert(kTileCols % kQ8Group == 0 && kGradTileCols % kQ8Group == 0);
 // Multiplications (about 30 us of them) below which a second thread costs more than it brings:
 // waking one takes some 10 us on an idle machine, and a turn of the scheduler on a busy one.
 constexpr int64_t kMinParallelWork = int64_t{1} << 19;
-// Whole blocks of the decode kernel (8, 6 or 3 outputs); threads get multiples of it, with about
-// this many multiplications (15 us).
-constexpr int64_t kDecodeGrain = 24;
+// Threads get whole grains of outputs, with about this many multiplications (15 us).
+using internal::kDecodeGrain;
 constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,7 +1,9 @@
 #include "pmkvq/kernels/gemm/gemm_decode.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "pmkvq/base/check.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 
 // Largest chunk of any instruction set: two AVX-512 vectors of floats. (HWY_MAX_BYTES would be the
@@ -180,7 +182,7 @@ HWY_INLINE void AddHalf(const float* HWY_RESTRICT x, const typename Weight::Raw*
   }
 }
 
-// The whole chunk; `w` point to the rows' first elements.
+// The whole chunk; `w` point to elements of each row from which `col` counts.
 template <class Weight, int kRows, int kOuts>
 HWY_INLINE void AddChunk(const float* HWY_RESTRICT x, const typename Weight::Raw* const (&w)[kOuts],
                          size_t col, V (&acc)[kRows][kOuts]) {
@@ -194,98 +196,215 @@ struct DecodeArgs {
   const WeightView* weight;
   const float* bias;
   float* y;
+
+  size_t cols() const { return static_cast<size_t>(weight->cols); }
+  size_t num_outs() const { return static_cast<size_t>(weight->rows); }
 };
 
-// Four rows by three outputs: 12 accumulators, three weights and one x fill the 16 registers of
-// AVX2; with 32 registers it is six outputs. A single row needs more outputs to hide the latency of
-// its additions.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
-constexpr int kOutsOfManyRows = 6;
-#else
-constexpr int kOutsOfManyRows = 3;
-#endif
-constexpr int kOutsOfOneRow = 8;
-constexpr int kRowsOfBlock = 4;
+constexpr size_t kLineBytes = 64;
 
-// kRows rows of x from `row` on, kOuts outputs from `out` on.
-template <class Weight, int kRows, int kOuts>
-HWY_INLINE void DotBlock(const DecodeArgs& args, size_t row, size_t out) {
+template <class Weight>
+constexpr size_t ChunkBytes() {
+  return 2 * hn::MaxLanes(D()) * sizeof(typename Weight::Raw);
+}
+
+// What comes into the cache while a tile is multiplied: for each of its chunks, that of kOuts
+// others.
+template <class Weight, int kOuts>
+struct Fetch {
+  using Raw = typename Weight::Raw;
+  const Raw* next = nullptr;  // Null: nothing.
+  size_t spacing = 0;         // Between the outputs' chunks.
+  size_t advance = 1;         // How much faster than its column a chunk's place moves.
+
+  // `col` counts from the tile's first.
+  HWY_INLINE void operator()(size_t col) const {
+    if (next == nullptr) return;
+    const Raw* place = next + advance * Weight::OffsetOf(col);
+    for (int o = 0; o < kOuts; ++o, place += spacing) {
+      const char* bytes = reinterpret_cast<const char*>(place);
+      for (size_t b = 0; b < ChunkBytes<Weight>(); b += kLineBytes) hwy::Prefetch(bytes + b);
+    }
+  }
+};
+
+// Part of a product: kRows rows of x from `row` on, kOuts outputs from `out` on, columns
+// [begin, end). `begin` starts a group of quantised weights, and `end` does or is the last.
+struct TilePlace {
+  size_t row;
+  size_t out;
+  size_t begin;
+  size_t end;
+};
+
+// Sums of a tile stay in registers; between tiles of the same outputs they are kept in `sums`,
+// unrounded, so that cutting the columns into tiles changes no bit. The last tile writes y.
+// kWhole: the tile has all columns, and `sums` are not used.
+template <bool kWhole, class Weight, int kRows, int kOuts>
+HWY_INLINE void DotTile(const DecodeArgs& args, const TilePlace& place, float* HWY_RESTRICT sums,
+                        const Fetch<Weight, kOuts>& fetch) {
   using Raw = typename Weight::Raw;
   const D d;
+  const size_t lanes = hn::Lanes(d);
   const size_t chunk = ChunkSize();
-  const size_t cols = static_cast<size_t>(args.weight->cols);
-  const size_t num_outs = static_cast<size_t>(args.weight->rows);
-  const size_t full = cols / chunk * chunk;
-  // While a block is multiplied, the next one comes into the cache: the hardware's prefetcher
-  // alone leaves arithmetic and memory waiting for each other.
-  const bool prefetch = out + 2 * kOuts <= num_outs;
-  // Every block of rows fetches its share of the outputs, so that memory is never idle.
-  const size_t num_shares = (args.num_rows + kRowsOfBlock - 1) / kRowsOfBlock;
-  const size_t share = row / kRowsOfBlock;
-  const size_t row_stride = Weight::RowStride(cols);
-  const size_t ahead = kOuts * row_stride;
+  const size_t row_stride = Weight::RowStride(args.cols());
+  const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
+  const size_t num_cols = place.end - place.begin;
+  const size_t full = num_cols / chunk * chunk;
+  const float* x = args.packed + place.begin * x_stride + place.row * chunk;
 
   const Raw* w[kOuts];
   for (int o = 0; o < kOuts; ++o) {
     w[o] = reinterpret_cast<const Raw*>(args.weight->data) +
-           (out + static_cast<size_t>(o)) * row_stride;
+           (place.out + static_cast<size_t>(o)) * row_stride + Weight::OffsetOf(place.begin);
   }
   V acc[kRows][kOuts];
+  if (kWhole || place.begin == 0) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::Zero(d);
-  }
-  const float* x = args.packed + row * chunk;
-  const size_t x_stride = args.num_rows;  // In floats per column: all rows lie side by side.
-  for (size_t k = 0; k < full; k += chunk) {
-    if (prefetch) {
-      if (num_shares == 1) {
-        for (int o = 0; o < kOuts; ++o) hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
-      } else {
-        for (size_t o = share; o < kOuts; o += num_shares) {
-          hwy::Prefetch(w[o] + ahead + Weight::OffsetOf(k));
-        }
+      for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::Zero(d);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int o = 0; o < kOuts; ++o) {
+        acc[r][o] = hn::Load(d, sums + static_cast<size_t>(r * kOuts + o) * lanes);
       }
     }
+  }
+  for (size_t k = 0; k < full; k += chunk) {
+    fetch(k);
     AddChunk<Weight, kRows, kOuts>(x + k * x_stride, w, k, acc);
   }
-  if (full != cols && Weight::kPadded) {
+  if (full != num_cols && Weight::kPadded) {
     AddChunk<Weight, kRows, kOuts>(x + full * x_stride, w, full, acc);
-  } else if (full != cols) {
+  } else if (full != num_cols) {
     HWY_ALIGN Raw padded[kOuts][2 * hn::MaxLanes(D())] = {};
     const Raw* tail[kOuts];
     for (int o = 0; o < kOuts; ++o) {
-      std::memcpy(padded[o], w[o] + full, (cols - full) * sizeof(Raw));
+      std::memcpy(padded[o], w[o] + full, (num_cols - full) * sizeof(Raw));
       tail[o] = padded[o];
     }
     AddChunk<Weight, kRows, kOuts>(x + full * x_stride, tail, 0, acc);
   }
+  if (!kWhole && place.end != args.cols()) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int o = 0; o < kOuts; ++o) {
+        hn::Store(acc[r][o], d, sums + static_cast<size_t>(r * kOuts + o) * lanes);
+      }
+    }
+    return;
+  }
+  // Unrolled like all loops over `acc`: an index that the compiler does not know would put it into
+  // memory for the whole function.
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    float* y = args.y + (row + static_cast<size_t>(r)) * num_outs + out;
+    float* y = args.y + (place.row + static_cast<size_t>(r)) * args.num_outs() + place.out;
+#pragma GCC unroll 8
     for (int o = 0; o < kOuts; ++o) {
       const float sum = hn::GetLane(hn::SumOfLanes(d, acc[r][o]));
-      y[o] = args.bias == nullptr ? sum : sum + args.bias[out + static_cast<size_t>(o)];
+      y[o] = args.bias == nullptr ? sum : sum + args.bias[place.out + static_cast<size_t>(o)];
     }
   }
 }
 
-// All rows of x for kOuts outputs: blocks of four rows, then what is left.
+// One row of x is bound by memory, which is fastest when it is read as one stream in the order of
+// addresses: as few outputs at a time as the latency of their additions allows (two of 4 cycles
+// for a chunk; one cache line in that time is faster than memory), and a prefetch that runs ahead
+// in that order, whatever the number of outputs.
+template <class Weight>
+constexpr int OutsOfOneRow() {
+  constexpr size_t kOuts = kLineBytes / ChunkBytes<Weight>();
+  return kOuts < 1 ? 1 : kOuts > 4 ? 4 : static_cast<int>(kOuts);
+}
+// Further ahead than memory takes to answer, and little enough to be in the first cache still.
+constexpr size_t kStreamAheadBytes = 8192;
+
 template <class Weight, int kOuts>
-HWY_INLINE void AllRows(const DecodeArgs& args, size_t out) {
-  size_t row = 0;
-  for (; row + kRowsOfBlock <= args.num_rows; row += kRowsOfBlock) {
-    DotBlock<Weight, kRowsOfBlock, kOuts>(args, row, out);
+HWY_INLINE void OneRow(const DecodeArgs& args, size_t out) {
+  using Raw = typename Weight::Raw;
+  const size_t row_stride = Weight::RowStride(args.cols());
+  // The last output of the next block is needed that much before its turn in the stream.
+  const size_t ahead = kStreamAheadBytes / sizeof(Raw) + (kOuts - 1) * row_stride;
+  const Raw* w = reinterpret_cast<const Raw*>(args.weight->data) + out * row_stride;
+  Fetch<Weight, kOuts> fetch;
+  if (ahead + kOuts * row_stride < (args.num_outs() - out) * row_stride) {
+    fetch = {w + ahead, ChunkSize(), kOuts};
   }
-  switch (args.num_rows - row) {
+  DotTile<true, Weight, 1, kOuts>(args, {0, out, 0, args.cols()}, nullptr, fetch);
+}
+
+// Four rows by three outputs: 12 accumulators, three weights and one x fill the 16 registers of
+// AVX2. With 32 registers it is five outputs: six would leave none to spare, and the compiler then
+// keeps a sum in memory. Panels are outputs that share the columns of x in the first cache.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
+constexpr int kOutsOfManyRows = 5;
+constexpr size_t kPanelOuts = 20;
+#else
+constexpr int kOutsOfManyRows = 3;
+constexpr size_t kPanelOuts = 30;
+#endif
+constexpr size_t kRowsOfBlock = 4;
+static_assert(kPanelOuts % kOutsOfManyRows == 0 && kDecodeGrain % kPanelOuts == 0);
+
+// All rows of x for kOuts outputs: blocks of four rows, then what is left. The first block fetches
+// for all: later ones find their weights in the cache and should not wait for memory.
+template <class Weight, int kOuts>
+HWY_INLINE void AllRows(const DecodeArgs& args, TilePlace place, float* sums,
+                        Fetch<Weight, kOuts> fetch) {
+  const size_t sums_of_row = kOuts * hn::Lanes(D());
+  for (; place.row + kRowsOfBlock <= args.num_rows; place.row += kRowsOfBlock) {
+    DotTile<false, Weight, kRowsOfBlock, kOuts>(args, place, sums + place.row * sums_of_row, fetch);
+    fetch.next = nullptr;
+  }
+  float* rest = sums + place.row * sums_of_row;
+  switch (args.num_rows - place.row) {
     case 3:
-      return DotBlock<Weight, 3, kOuts>(args, row, out);
+      return DotTile<false, Weight, 3, kOuts>(args, place, rest, fetch);
     case 2:
-      return DotBlock<Weight, 2, kOuts>(args, row, out);
+      return DotTile<false, Weight, 2, kOuts>(args, place, rest, fetch);
     case 1:
-      return DotBlock<Weight, 1, kOuts>(args, row, out);
+      return DotTile<false, Weight, 1, kOuts>(args, place, rest, fetch);
     default:
       return;
+  }
+}
+
+// Outputs [begin, end), a multiple of kOuts and at most kPanelOuts, in tiles of columns: those of
+// x stay in the first cache for all outputs.
+template <class Weight, int kOuts>
+HWY_INLINE void Panel(const DecodeArgs& args, size_t begin, size_t end) {
+  using Raw = typename Weight::Raw;
+  HWY_ALIGN float sums[kPanelOuts * kMaxPackedRows * hn::MaxLanes(D())];
+  const size_t lanes = hn::Lanes(D());
+  const size_t cols = args.cols();
+  const size_t row_stride = Weight::RowStride(cols);
+  // About 6 KiB of BF16 weights ahead, and 8 to 16 KiB of x.
+  const bool few_rows = args.num_rows <= kRowsOfBlock;
+  const size_t tile_cols = few_rows ? 512 : 256;
+  const size_t tiles_ahead = few_rows ? 1 : 2;
+  const size_t num_groups = (end - begin) / kOuts;
+  const size_t num_tiles = num_groups * (cols == 0 ? 1 : (cols + tile_cols - 1) / tile_cols);
+  for (size_t tile = 0; tile < num_tiles; ++tile) {
+    const size_t group = tile % num_groups;
+    const size_t col = tile / num_groups * tile_cols;
+    // Behind the last tile comes the next panel.
+    const size_t next = tile + tiles_ahead;
+    const size_t next_group = next < num_tiles ? next % num_groups : num_groups + next - num_tiles;
+    const size_t next_out = begin + next_group * kOuts;
+    const size_t next_col = next < num_tiles ? next / num_groups * tile_cols : 0;
+    Fetch<Weight, kOuts> fetch;
+    if (next_out + kOuts < args.num_outs()) {
+      fetch.next = reinterpret_cast<const Raw*>(args.weight->data) + next_out * row_stride +
+                   Weight::OffsetOf(next_col);
+      fetch.spacing = row_stride;
+    }
+    const TilePlace place{0, begin + group * kOuts, col, std::min(cols, col + tile_cols)};
+    AllRows<Weight, kOuts>(args, place, sums + group * kOuts * args.num_rows * lanes, fetch);
   }
 }
 
@@ -293,15 +412,17 @@ template <class Weight>
 void OutputRange(const DecodeArgs& args, size_t begin, size_t end) {
   size_t out = begin;
   if (args.num_rows == 1) {
-    for (; out + kOutsOfOneRow <= end; out += kOutsOfOneRow) {
-      DotBlock<Weight, 1, kOutsOfOneRow>(args, 0, out);
-    }
-  } else {
-    for (; out + kOutsOfManyRows <= end; out += kOutsOfManyRows) {
-      AllRows<Weight, kOutsOfManyRows>(args, out);
-    }
+    constexpr int kOuts = OutsOfOneRow<Weight>();
+    for (; out + kOuts <= end; out += kOuts) OneRow<Weight, kOuts>(args, out);
+    for (; out < end; ++out) OneRow<Weight, 1>(args, out);
+    return;
   }
-  for (; out < end; ++out) AllRows<Weight, 1>(args, out);
+  while (out + kOutsOfManyRows <= end) {
+    const size_t outs = std::min(kPanelOuts, (end - out) / kOutsOfManyRows * kOutsOfManyRows);
+    Panel<Weight, kOutsOfManyRows>(args, out, out + outs);
+    out += outs;
+  }
+  for (; out < end; ++out) Panel<Weight, 1>(args, out, out + 1);
 }
 
 void DecodeRange(const float* packed, int64_t num_rows, const WeightView& weight, const float* bias,
@@ -377,6 +498,7 @@ void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype,
 
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y) {
+  PMKVQ_DCHECK(num_rows <= kMaxPackedRows);
   HWY_DYNAMIC_DISPATCH(DecodeRange)(packed, num_rows, weight, bias, begin, end, y);
 }
 

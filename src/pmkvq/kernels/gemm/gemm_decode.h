@@ -2,8 +2,9 @@
 //
 // The dot product of one row of x with one row of W adds its terms in one fixed order: lane j of a
 // single vector accumulator takes the elements of its lane chunk by chunk, then lanes are summed.
-// Register blocking shares loads between rows but never touches that order, so the result's bits
-// depend only on the two rows, the weight's type and the instruction set.
+// Blocking for registers and caches shares loads between rows but never touches that order (sums
+// that leave the registers do so unrounded), so the result's bits depend only on the two rows, the
+// weight's type and the instruction set.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +14,20 @@
 
 namespace pmkvq::internal {
 
+// Rows of one call of the kernel: their packed copy should stay in the L2 cache.
+inline constexpr int64_t kMaxPackedRows = 16;
+
+// Ranges of outputs that begin at a multiple of it and have that many suit the kernel best.
+inline constexpr int64_t kDecodeGrain = 60;
+
 // Floats needed by PackDecodeRows.
 size_t PackedDecodeFloats(int64_t num_rows, int64_t cols);
 
 // Copies x [num_rows, cols] to the order in which the kernel for `dtype` reads it, zero-padded.
 void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed);
 
-// Outputs [begin, end) of all rows: y [num_rows, weight.rows], `packed` as PackDecodeRows made it.
-// Takes any number of rows, but from about 16 on they crowd each other out of the cache.
+// Outputs [begin, end) of all rows: y [num_rows, weight.rows], `packed` as PackDecodeRows made it,
+// with at most kMaxPackedRows rows.
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y);
 

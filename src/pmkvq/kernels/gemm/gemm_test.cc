@@ -127,6 +127,18 @@ TEST_P(GemmTest, DecodeMatchesOracle) {
   }
 }
 
+// Around the widths at which columns are cut into tiles, and outputs into panels.
+TEST_P(GemmTest, DecodeInTilesMatchesOracle) {
+  for (const DType dtype : kWeightTypes) {
+    for (const int64_t rows : {1, 2, 4, 5, 11, 16, 17}) {
+      for (const int64_t cols : {255, 256, 257, 512, 513, 1100}) {
+        CheckMatMul<float>(dtype, rows, rows == 5 ? 2 * internal::kDecodeGrain + 1 : 64, cols,
+                           static_cast<size_t>(cols % 3), rows % 2 == 1);
+      }
+    }
+  }
+}
+
 TEST_P(GemmTest, DecodeMatchesOracleWithThreads) {
   for (const DType dtype : kWeightTypes) {
     CheckMatMul<float>(dtype, 1, 211, 1031, 1, true);

@@ -204,6 +204,20 @@ TEST_P(WeightQ8Test, DecodeMatchesOracle) {
   }
 }
 
+// Around the widths at which columns are cut into tiles, and outputs into panels.
+TEST_P(WeightQ8Test, DecodeInTilesMatchesOracle) {
+  for (const int64_t rows : {1, 2, 5, 16}) {
+    for (const int64_t cols : {255, 257, 512, 545}) {
+      const int64_t outs = internal::kDecodeGrain + 1;
+      const ExactlySized weight(outs, cols, 1);
+      const auto x = RandomFloats(rows * cols, 2);
+      std::vector<float> y(static_cast<size_t>(rows * outs), 777.0f);
+      MatMul<float>(x.data(), rows, weight.view(), nullptr, y.data(), 2);
+      ExpectProduct(x, rows, weight.view(), nullptr, y);
+    }
+  }
+}
+
 TEST_P(WeightQ8Test, ManyRowsAndGradientsMatchOracle) {
   constexpr int64_t kRows = 66;
   constexpr int64_t kOuts = 130;
