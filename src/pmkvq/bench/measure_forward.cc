@@ -183,9 +183,14 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
   const Spread time = InMilliseconds(item.seconds);
   const Spread attention = InMilliseconds(item.attention_seconds);
   const auto tokens = static_cast<double>(num_tokens);
-  // Weights; then QK and PV of every token over all that it sees.
+  // Weights, of which the last block needs those behind its attention for one token only; then QK
+  // and PV of every token over all that it sees.
+  const int64_t before_attention = shape.hidden_size * (shape.q_dim() + 2 * shape.kv_dim());
+  const int64_t behind_attention = BlockParameters(shape) - before_attention;
   const double weight_flops =
-      2.0 * tokens * static_cast<double>(shape.num_layers * BlockParameters(shape));
+      2.0 * (tokens * static_cast<double>((shape.num_layers - 1) * BlockParameters(shape) +
+                                          before_attention) +
+             static_cast<double>(behind_attention));
   const double pairs = tokens * (static_cast<double>(item.depth) + (tokens + 1.0) / 2.0);
   const double attention_flops =
       4.0 * pairs * static_cast<double>(shape.q_dim() * shape.num_layers);
@@ -265,6 +270,9 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
     table.rows.push_back(DescribePrefill(*item, num_tokens, shape, options, ceilings));
   }
   report.tables.push_back(std::move(table));
+  report.notes.push_back(
+      "logits of the last token: the last block's output projection and MLP are computed, and "
+      "counted, for it alone");
   return report;
 }
 

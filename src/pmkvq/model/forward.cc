@@ -33,6 +33,8 @@ int64_t NumLogitRows(const ForwardChunk& chunk) {
 //
 // Rows with one token per sequence share the linear layers in slices of at most kDecodeRows, where
 // MatMul's bits do not depend on the number of rows; every longer chunk is a slice of its own.
+// Behind the attention of the last block only rows that asked for logits are left; one row of a
+// longer chunk is then like a row with one token.
 class ForwardPass {
  public:
   ForwardPass(const Model& model, std::span<const ForwardChunk> chunks, ForwardWorkspace& workspace,
@@ -71,7 +73,8 @@ class ForwardPass {
     }
     OfferExtras(layer, store);
     store.AppendAndAttend(layer, q_, k_, v_, attention_);
-    for (const RowSlice& slice : workspace_.slices) {
+    const bool is_last = layer + 1 == config_.num_layers;
+    for (const RowSlice& slice : is_last ? workspace_.last_slices : workspace_.slices) {
       AddAttentionOutput(block, slice);
       AddMlp(block, slice);
     }
@@ -103,6 +106,7 @@ class ForwardPass {
     workspace_.batch.clear();
     workspace_.positions.clear();
     workspace_.slices.clear();
+    workspace_.last_slices.clear();
     workspace_.chunk_first_rows.resize(chunks_.size());
     for (const bool decode : {true, false}) {
       for (size_t i = 0; i < chunks_.size(); ++i) {
@@ -119,11 +123,22 @@ class ForwardPass {
     workspace_.chunk_first_rows[index] = first_row;
     workspace_.batch.push_back({chunk.seq, num_tokens});
     for (int64_t t = 0; t < num_tokens; ++t) workspace_.positions.push_back(chunk.start_pos + t);
-    std::vector<RowSlice>& slices = workspace_.slices;
-    if (IsDecode(chunk) && !slices.empty() && slices.back().num_rows < kDecodeRows) {
+    AddSlice(first_row, num_tokens, workspace_.slices);
+    // Nothing reads what the last block makes of the other rows.
+    const int64_t num_logit_rows = NumLogitRows(chunk);
+    if (num_logit_rows > 0) {
+      AddSlice(first_row + num_tokens - num_logit_rows, num_logit_rows, workspace_.last_slices);
+    }
+  }
+
+  // Rows with one token of a sequence join the slice before them where they follow it.
+  static void AddSlice(int64_t first_row, int64_t num_rows, std::vector<RowSlice>& slices) {
+    if (num_rows == 1 && !slices.empty() && slices.back().joinable &&
+        slices.back().first_row + slices.back().num_rows == first_row &&
+        slices.back().num_rows < kDecodeRows) {
       ++slices.back().num_rows;
     } else {
-      slices.push_back({first_row, num_tokens});
+      slices.push_back({first_row, num_rows, num_rows == 1});
     }
   }
 

@@ -305,6 +305,10 @@ TEST_F(Forward, LogitsComeInTheOrderOfChunksForEveryMixture) {
     begin += count;
   }
   EXPECT_EQ(begin, logits.size());
+  // The end of the last block was computed for these rows alone.
+  int64_t last_rows = 0;
+  for (const RowSlice& slice : runner.workspace().last_slices) last_rows += slice.num_rows;
+  EXPECT_EQ(last_rows * tiny_.vocab, std::ssize(logits));
   EXPECT_EQ(store->num_open_forwards(), 0);
   EXPECT_EQ(store->last_batch().size(), parts.size());
 }

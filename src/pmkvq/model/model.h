@@ -62,6 +62,7 @@ struct ForwardChunk {
 struct RowSlice {
   int64_t first_row = 0;
   int64_t num_rows = 0;
+  bool joinable = false;  // Made of single rows, so that another one may follow.
 };
 
 // Activations and bookkeeping of a Forward, reused between calls: everything grows to the largest
@@ -76,10 +77,12 @@ struct ForwardWorkspace {
   std::vector<int64_t> positions;         // Per row.
   std::vector<int64_t> chunk_first_rows;  // Per chunk, in the caller's order.
   std::vector<RowSlice> slices;
+  std::vector<RowSlice> last_slices;  // Of the last block behind its attention: rows with logits.
 
   size_t num_bytes() const {
     return (buffer.capacity() + logits.capacity()) * sizeof(float) +
-           batch.capacity() * sizeof(BatchChunk) + slices.capacity() * sizeof(RowSlice) +
+           batch.capacity() * sizeof(BatchChunk) +
+           (slices.capacity() + last_slices.capacity()) * sizeof(RowSlice) +
            (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);
   }
 };
@@ -117,7 +120,8 @@ class Model {
   // removes them. Throws InvalidInput for wrong shapes. Not while a Forward runs.
   void SetKeyScales(const std::vector<Tensor>& scales);
 
-  // Runs all blocks on the chunks and leaves logits in `workspace`. `store` must have room
+  // Runs all blocks on the chunks and leaves logits in `workspace`. In the last block the output
+  // projection and the MLP are left out for rows that want no logits. `store` must have room
   // reserved for every chunk; its BeginForward / EndForward are called here. Token ids must be in
   // [0, V) (check; callers validate requests). Throws what KvStore::AppendAndAttend throws.
   //
