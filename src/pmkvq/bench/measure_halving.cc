@@ -8,6 +8,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/bench/rounds.h"
 #include "pmkvq/bench/shapes.h"
@@ -25,7 +26,7 @@ constexpr int64_t kDefaultLayers = 4;
 struct StepCase {
   int from_bits;
   Measurements cache_gb_per_s;
-  Measurements kernel_gb_per_s;  // Codes to codes only.
+  Measurements kernel_gb_per_s;
 };
 
 // All pages of a cache that holds `depth` tokens step from `from_bits` to half of it, as
@@ -70,11 +71,45 @@ double HalveCodes(int from_bits, std::vector<uint8_t>& codes, int num_threads) {
   return 1.5 * static_cast<double>(num_pages * page_bytes) / seconds / 1e9;
 }
 
+// The same for the first halving: stored floats to codes of 8 bits, which go to memory that stays
+// in a cache, as what a page becomes does in the cache.
+double HalveFloats(const std::vector<F16>& values, int num_threads) {
+  constexpr int64_t kPageValues = kPageTokens * kMaxGroup;
+  constexpr int64_t kGrain = 16;  // Pages.
+  const int64_t num_pages = std::ssize(values) / kPageValues;
+  std::vector<uint8_t> codes(static_cast<size_t>(num_threads * kPageValues));
+  std::vector<F16> bounds(static_cast<size_t>(num_threads * 2 * kPageTokens));
+  const double seconds = TimeSeconds([&] {
+    ParallelFor(num_threads, (num_pages + kGrain - 1) / kGrain, [&](int64_t piece, int worker) {
+      uint8_t* out = codes.data() + worker * kPageValues;
+      F16* mins = bounds.data() + worker * 2 * kPageTokens;
+      const int64_t end = std::min(num_pages, (piece + 1) * kGrain);
+      for (int64_t page = piece * kGrain; page < end; ++page) {
+        QuantizeStoredGroups({kMaxGroup, 8, DType::kF16}, values.data() + page * kPageValues,
+                             kPageTokens, out, mins, mins + kPageTokens);
+      }
+    });
+  });
+  return 3.0 * static_cast<double>(num_pages * kPageValues) / seconds / 1e9;
+}
+
+std::vector<F16> SyntheticHalves(int64_t count) {
+  SyntheticRows rows(5);
+  std::vector<float> some(size_t{1} << 20);
+  rows.Fill(std::ssize(some), some.data());
+  std::vector<F16> halves(static_cast<size_t>(count));
+  for (size_t i = 0; i < halves.size(); ++i) {
+    halves[i] = i < some.size() ? ToF16(some[i]) : halves[i - some.size()];
+  }
+  return halves;
+}
+
 // What single tokens waited for the cache while it stepped down.
 struct Waits {
   std::string policy;
   double longest_ms = 0;
   double median_ms = 0;
+  int64_t most_bytes = 0;  // Of pages that one token halved, as read.
   double seconds_in_reserve = 0;
   int64_t num_tokens = 0;
   int64_t halved_pages = 0;
@@ -98,6 +133,7 @@ Waits StepDown(const KvGeometry& geometry, PolicyKind policy, int64_t budget_tok
   Waits waits;
   waits.policy = NameOf(policy);
   Measurements samples;
+  int64_t bytes_before = cache.SequenceStats(seq).narrowed_bytes;
   for (bool has_room = true; has_room; ++waits.num_tokens) {
     ThrowIfCancelled(options.cancel, "bench");
     const double reserving =
@@ -111,6 +147,9 @@ Waits StepDown(const KvGeometry& geometry, PolicyKind policy, int64_t budget_tok
       cache.EndForward();
     });
     samples.Add((reserving + storing) * 1e3);
+    const int64_t narrowed_bytes = cache.SequenceStats(seq).narrowed_bytes;
+    waits.most_bytes = std::max(waits.most_bytes, narrowed_bytes - bytes_before);
+    bytes_before = narrowed_bytes;
     waits.seconds_in_reserve += reserving;
   }
   for (const HalvingEvent& event : cache.TakeHalvingEvents()) {
@@ -144,11 +183,13 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
   const auto bytes_of = [](const KvGeometry& g, int64_t tokens) {
     return UniformCacheConfig(g, 16, tokens, 1, 1).budget_bytes[0] * g.num_layers;
   };
-  CheckMemory(kKernelBytes + bytes_of(geometry, depth) + bytes_of(whole_geometry, budget_tokens),
-              "give a smaller --depth, --budget-tokens or --layers");
+  CheckMemory(
+      2 * kKernelBytes + bytes_of(geometry, depth) + bytes_of(whole_geometry, budget_tokens),
+      "give a smaller --depth, --budget-tokens or --layers");
 
   std::vector<uint8_t> codes(static_cast<size_t>(kKernelBytes));
   std::iota(codes.begin(), codes.end(), uint8_t{1});
+  const std::vector<F16> values = SyntheticHalves(kKernelBytes / static_cast<int64_t>(sizeof(F16)));
   std::array<StepCase, 3> steps = {{{16, {}, {}}, {8, {}, {}}, {4, {}, {}}}};
   std::array<Measurements, 2> longest;  // By policy.
   constexpr std::array<PolicyKind, 2> kPolicies = {PolicyKind::kOldestFirst,
@@ -162,9 +203,10 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
       const double in_cache =
           HalveCache(geometry, step.from_bits, depth, options.num_threads, rows);
       if (measured) step.cache_gb_per_s.Add(in_cache);
-      if (step.from_bits == 16) continue;
       ceilings.EvictCaches();
-      const double alone = HalveCodes(step.from_bits, codes, options.num_threads);
+      const double alone = step.from_bits == 16
+                               ? HalveFloats(values, options.num_threads)
+                               : HalveCodes(step.from_bits, codes, options.num_threads);
       if (measured) step.kernel_gb_per_s.Add(alone);
     }
     for (size_t i = 0; i < kPolicies.size(); ++i) {
@@ -185,16 +227,9 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
     row.Add("to_bits", int64_t{step.from_bits / 2}, "to");
     row.AddSpread("gb_per_s", speed, "GB/s");
     row.Add("percent_of_copy", 100.0 * speed.median / ceilings.copy_gb_per_s(), "% of copy", 1);
-    const bool has_kernel = !step.kernel_gb_per_s.empty();
-    const double kernel = has_kernel ? step.kernel_gb_per_s.Median() : 0.0;
-    if (has_kernel) {
-      row.Add("kernel_gb_per_s", kernel);
-      row.Add("kernel_percent_of_copy", 100.0 * kernel / ceilings.copy_gb_per_s());
-    }
-    row.AddText("kernel alone GB/s", has_kernel ? fmt::format("{:.2f}", kernel) : "-");
-    row.AddText("% of copy", has_kernel
-                                 ? fmt::format("{:.1f}", 100.0 * kernel / ceilings.copy_gb_per_s())
-                                 : "-");
+    const double kernel = step.kernel_gb_per_s.Median();
+    row.Add("kernel_gb_per_s", kernel, "kernel alone GB/s");
+    row.Add("kernel_percent_of_copy", 100.0 * kernel / ceilings.copy_gb_per_s(), "% of copy", 1);
     table.rows.push_back(row);
   }
   report.tables.push_back(std::move(table));
@@ -208,6 +243,8 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
     row.Add("policy", waits[i].policy, "policy");
     row.Add("tokens", waits[i].num_tokens, "tokens");
     row.Add("halved_pages", waits[i].halved_pages, "halved pages");
+    row.Add("most_mib_per_token", static_cast<double>(waits[i].most_bytes) / 0x1p20,
+            "most MiB per token", 1);
     row.Add("median_ms", waits[i].median_ms, "median ms", 3);
     row.AddSpread("longest_ms", longest[i].ToSpread(), "longest ms", 3);
     pauses.rows.push_back(row);

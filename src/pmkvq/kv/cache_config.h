@@ -43,6 +43,10 @@ struct CacheConfig {
   int close_bits = 16;  // Width at which a page closes at first: 16 (pm-kvq, fp16) or b (static-b).
   int floor_bits = 2;   // Never halved below: 2 (pm-kvq), 16 (fp16), b (static-b).
   PolicyKind policy = PolicyKind::kLayerBudget;
+  // kOldestFirst: what one token may read, over all blocks, of pages that are halved to make room
+  // for a page, as far as other tokens can do the rest (policy/oldest_first.h). Read plus written
+  // is 1.5 times that: at 10 GB/s 8 MiB take 1.3 ms.
+  int64_t most_bytes_per_token = int64_t{8} << 20;
 
   std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
   // Widths per block that the plan chose (size L), or empty. Where K and V have different widths

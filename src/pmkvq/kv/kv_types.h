@@ -48,9 +48,10 @@ struct KvLayerStats {
 struct KvSequenceStats {
   int64_t num_tokens = 0;
   int64_t bytes = 0;
-  int64_t peak_bytes = 0;    // Largest `bytes` since Open, transient states included.
-  int64_t budget_bytes = 0;  // Sum over blocks.
-  PagesPerWidth pages{};     // K and V pages of all blocks.
+  int64_t peak_bytes = 0;      // Largest `bytes` since Open, transient states included.
+  int64_t budget_bytes = 0;    // Sum over blocks.
+  PagesPerWidth pages{};       // K and V pages of all blocks.
+  int64_t narrowed_bytes = 0;  // Of pages that were brought to lower widths since Open, as read.
 };
 
 // Closed pages of one block stepped from one width to half of it.

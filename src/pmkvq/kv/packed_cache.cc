@@ -259,7 +259,8 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
         const PageWidths& present = block.present;
         const int close_bits = side == kKeys ? present.k : present.v;
         if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
-          store_.Narrow(*chunk.seq, layer, page, side, close_bits);
+          NarrowStep step{page, side, close_bits, nullptr};
+          store_.Narrow(*chunk.seq, layer, {&step, 1});
         }
       } else {
         StoreClosingPage(block, page, side, rows, num_rows, first);
@@ -305,6 +306,7 @@ KvSequenceStats PackedKvCache::SequenceStats(SequenceId id) const {
   stats.num_tokens = seq.num_tokens;
   stats.bytes = seq.bytes;
   stats.peak_bytes = seq.peak_bytes;
+  stats.narrowed_bytes = seq.narrowed_bytes;
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     stats.budget_bytes += config_.budget_bytes[layer];
     for (const Side side : kSides) {

@@ -21,7 +21,8 @@ std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
 
 // What MakePackedKvCache makes. All blocks of a sequence have the same pages, only the widths
 // differ, so a token that opens no page costs O(1) in Reserve and O(1) per block around Attend,
-// without heap allocation.
+// without heap allocation. OldestFirst decides the widths for the next page, O(pages), with the
+// token after the one that opened a page.
 class PackedKvCache final : public KvStore {
  public:
   explicit PackedKvCache(const CacheConfig& config);
@@ -52,10 +53,23 @@ class PackedKvCache final : public KvStore {
   void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
 
  private:
+  // What OldestFirst does before a sequence opens its next page, and when (packed_cache_ahead.cc).
+  struct AheadStep {
+    size_t layer = 0;
+    NarrowStep narrow;
+    int64_t tokens_before = 0;  // How many tokens before the one that opens the page.
+  };
+  struct NextPage {
+    bool is_planned = false;
+    std::vector<std::vector<PageWidths>> widths;  // Of all pages then; empty: there is no room.
+    std::vector<AheadStep> steps;                 // In the order in which they are done.
+    size_t num_done = 0;
+  };
   struct Sequence : SequencePages {
     bool is_open = false;
     int64_t num_tokens = 0;       // Stored.
     int64_t reserved_tokens = 0;  // Made room for, not stored yet.
+    NextPage next;
   };
   struct Chunk {
     Sequence* seq = nullptr;
@@ -79,9 +93,11 @@ class PackedKvCache final : public KvStore {
 
   // packed_cache_reserve.cc: everything that changes page tables.
   ReserveResult ReserveReference(Sequence& seq, int64_t num_tokens);
+  bool DecideAllWidths(const Sequence& seq, int64_t pages_after);
   bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
   void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
-  void NarrowToDecided(Sequence& seq, size_t layer, size_t page, PageWidths closed_at);
+  void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+                      const PageWidths& closed_at);
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
   void CountSteps(Side side, int from_bits, int to_bits);
   void EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us);
@@ -90,6 +106,10 @@ class PackedKvCache final : public KvStore {
   void CutPages(Sequence& seq, int64_t num_tokens);
   void UpdatePresentWidths(BlockPages& block, size_t layer) const;
   BlockLimits LimitsOf(size_t layer) const;
+
+  // packed_cache_ahead.cc: halving before a page is opened.
+  void NarrowAhead(Sequence& seq, int64_t num_tokens);
+  void PlanNextPage(Sequence& seq, int64_t tokens_before);
 
   CacheConfig config_;
   AttentionShape attention_shape_;
@@ -104,6 +124,7 @@ class PackedKvCache final : public KvStore {
 
   std::vector<std::vector<PageWidths>> decided_;   // Per block: widths of all pages after Reserve.
   std::vector<PageWidths> closed_pages_;           // A policy's working copy.
+  std::vector<NarrowStep> narrow_steps_;           // Of a block.
   std::array<std::array<int64_t, 4>, 2> steps_{};  // Pages stepped in a block: [side][from width].
   std::vector<HalvingEvent> halving_events_;
 };

@@ -33,6 +33,7 @@ CacheConfig RandomConfig() {
   config.window_tokens = *rc::gen::element<int64_t>(128, 128, 256);
   config.max_sequences = *rc::gen::inRange<int64_t>(1, 4);
   config.policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
+  config.most_bytes_per_token = *rc::gen::element<int64_t>(8 << 20, 1, 10'000, 50'000);
   config.k_axis = *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel);
   if (std::has_single_bit(static_cast<uint64_t>(config.geometry.head_dim))) {
     config.rotate_keys = *rc::gen::arbitrary<bool>();
@@ -167,6 +168,67 @@ RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
   for (size_t i = 0; i < rows.k.size(); ++i) {
     RC_ASSERT(std::abs(stored.first[i] - rows.k[i]) <= k_tolerance);
     RC_ASSERT(std::abs(stored.second[i] - rows.v[i]) <= v_tolerance);
+  }
+}
+
+// One token of constant rows.
+ReserveResult DecodeOne(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq) {
+  const ReserveResult result = cache.Reserve(seq, 1);
+  if (result == ReserveResult::kBudgetExhausted) return result;
+  const std::vector<float> row(static_cast<size_t>(geometry.kv_dim()), 0.5f);
+  cache.BeginForward({{seq, 1}});
+  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+    cache.Append(layer, row.data(), row.data());
+  }
+  cache.EndForward();
+  return result;
+}
+
+// OldestFirst with a limit beside one without: the same widths whenever a page is opened; between,
+// no token converts more than the limit, nor anything that could wait.
+RC_GTEST_PROP(PackedCacheProperty, HalvingsAreSpreadAndNoneIsEarlierThanNeeded, ()) {
+  CacheConfig config = RandomConfig();
+  config.policy = PolicyKind::kOldestFirst;
+  config.max_sequences = 1;
+  config.rotate_keys = config.rotate_values = false;
+  const KvGeometry& geometry = config.geometry;
+  const int64_t largest = PageCodeBytes(geometry, config.float_type, 16);
+  // Tokens have to suffice: at most 2 blocks x 7 pages x K and V, 127 tokens.
+  config.most_bytes_per_token = *rc::gen::inRange<int64_t>(largest, 8 * largest);
+  PackedKvCache spread(config);
+  const SequenceId seq = *spread.Open();
+  CacheConfig at_once_config = config;
+  at_once_config.most_bytes_per_token = int64_t{1} << 40;
+  PackedKvCache at_once(at_once_config);
+  RC_ASSERT(at_once.Open() == seq);
+
+  int64_t ahead_bytes = 0;  // Of the token before, when it opened no page.
+  for (int64_t n = 1; n <= 900; ++n) {
+    const int64_t read_before = spread.SequenceStats(seq).narrowed_bytes;
+    const ReserveResult result = DecodeOne(spread, geometry, seq);
+    const ReserveResult result_at_once = DecodeOne(at_once, geometry, seq);
+    RC_ASSERT((result == ReserveResult::kBudgetExhausted) ==
+              (result_at_once == ReserveResult::kBudgetExhausted));
+    if (result == ReserveResult::kBudgetExhausted) break;
+    const KvSequenceStats stats = spread.SequenceStats(seq);
+    RC_ASSERT(stats.peak_bytes <= stats.budget_bytes);
+    RC_ASSERT(stats.bytes <= at_once.SequenceStats(seq).bytes);
+    const int64_t read_bytes = stats.narrowed_bytes - read_before;
+    const bool opens = NumPages(config, n) > NumPages(config, n - 1);
+    // What was done one token ago would not have fitted this one.
+    if (ahead_bytes > 0) RC_ASSERT(read_bytes + largest > config.most_bytes_per_token);
+    ahead_bytes = opens ? 0 : read_bytes;
+    if (!opens) {
+      RC_ASSERT(read_bytes <= config.most_bytes_per_token);
+      continue;
+    }
+    // The pages that close now could not be halved before.
+    RC_ASSERT(read_bytes <=
+              std::max(config.most_bytes_per_token, 2 * geometry.num_layers * largest));
+    for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+      RC_ASSERT(spread.LayerStats(seq, layer).k_pages == at_once.LayerStats(seq, layer).k_pages);
+      RC_ASSERT(spread.LayerStats(seq, layer).v_pages == at_once.LayerStats(seq, layer).v_pages);
+    }
   }
 }
 

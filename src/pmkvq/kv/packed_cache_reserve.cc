@@ -51,19 +51,33 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   const int64_t pages_after = NumPages(config_, seq.num_tokens + num_tokens);
   const bool is_first = seq.num_tokens == 0 && num_tokens > 0;
   const auto pages_before = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const size_t events_before = halving_events_.size();
   if (is_first || pages_after != pages_before) {
-    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-      if (!DecideWidths(seq, layer, pages_after)) return ReserveResult::kBudgetExhausted;
-    }
-    const size_t events_before = halving_events_.size();
+    if (!DecideAllWidths(seq, pages_after)) return ReserveResult::kBudgetExhausted;
     for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
       ApplyWidths(seq, layer, pages_after);
     }
-    seq.reserved_tokens = num_tokens;
-    if (halving_events_.size() > events_before) return ReserveResult::kReservedAfterHalving;
+    seq.next.is_planned = false;
+  } else if (config_.policy == PolicyKind::kOldestFirst && pages_before > 0) {
+    NarrowAhead(seq, num_tokens);
   }
   seq.reserved_tokens = num_tokens;
-  return ReserveResult::kReserved;
+  return halving_events_.size() > events_before ? ReserveResult::kReservedAfterHalving
+                                                : ReserveResult::kReserved;
+}
+
+// Fills decided_ for all blocks: as planned when this is the page that was planned for.
+bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t pages_after) {
+  const NextPage& next = seq.next;
+  if (next.is_planned && !next.widths.empty() &&
+      static_cast<int64_t>(next.widths[0].size()) == pages_after) {
+    decided_ = next.widths;
+    return true;
+  }
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    if (!DecideWidths(seq, layer, pages_after)) return false;
+  }
+  return true;
 }
 
 // Fills decided_[layer] with the widths of all pages once there are `pages_after` of them.
@@ -103,11 +117,11 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
 
   const auto start = Clock::now();
   steps_ = {};
+  narrow_steps_.clear();
   for (size_t page = 0; page < num_full; ++page) {
-    if (WidthsOf(block.pages[page]) != decided[page]) {
-      NarrowToDecided(seq, layer, page, block.present);
-    }
+    AddNarrowSteps(block, page, decided[page], block.present);
   }
+  store_.Narrow(seq, layer, narrow_steps_);
   EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
 
   if (block.sink.empty()) store_.AllocateSink(seq, layer);
@@ -115,15 +129,16 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
   UpdatePresentWidths(block, layer);
 }
 
-void PackedKvCache::NarrowToDecided(Sequence& seq, size_t layer, size_t page,
-                                    PageWidths closed_at) {
+// Adds to narrow_steps_ what brings a page to `widths`, and counts its halvings.
+void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+                                   const PageWidths& closed_at) {
   for (const Side side : kSides) {
-    const int bits = WidthOf(decided_[layer][page], side);
-    const int old_bits = seq.blocks[layer].pages[page][side].bits;
+    const int bits = WidthOf(widths, side);
+    const int old_bits = block.pages[page][side].bits;
     if (bits == old_bits) continue;
     // Closing at the block's present width is not a halving; what goes beyond it is.
     CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
-    store_.Narrow(seq, layer, page, side, bits);
+    narrow_steps_.push_back({page, side, bits, nullptr});
   }
 }
 
@@ -210,17 +225,13 @@ void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
   const auto start = Clock::now();
   block.present = NextLayerWidths(LimitsOf(layer), block.present);
   steps_ = {};
+  narrow_steps_.clear();
   const int64_t num_closed =
       std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
   for (size_t page = 0; page < static_cast<size_t>(num_closed); ++page) {
-    for (const Side side : kSides) {
-      const int old_bits = block.pages[page][side].bits;
-      const int bits = WidthOf(block.present, side);
-      if (bits >= old_bits) continue;
-      CountSteps(side, old_bits, bits);
-      store_.Narrow(seq, layer, page, side, bits);
-    }
+    AddNarrowSteps(block, page, Narrower(WidthsOf(block.pages[page]), block.present), {16, 16});
   }
+  store_.Narrow(seq, layer, narrow_steps_);
   EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
 }
 
@@ -270,6 +281,7 @@ void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
     if (num_tokens == 0) store_.ReleaseSink(seq, layer);
     UpdatePresentWidths(block, layer);
   }
+  seq.next.is_planned = false;
   ++seq.layout;
 }
 

@@ -100,7 +100,8 @@ void PageCodec::GatherRows(const float* rows, int64_t num_rows, int64_t first, i
 }
 
 // Channels are taken kChannelBatch at a time through a transposed copy on the stack.
-void PageCodec::EncodeChannels(const float* values, int bits, uint8_t* codes,
+template <class T>
+void PageCodec::EncodeChannels(const T* values, int bits, uint8_t* codes,
                                std::byte* metadata) const {
   const GroupFormat format{kPageTokens, bits, float_type_};
   const int64_t dim = geometry_.head_dim;
@@ -110,7 +111,7 @@ void PageCodec::EncodeChannels(const float* values, int bits, uint8_t* codes,
     for (int64_t d = 0; d < dim; d += kChannelBatch) {
       for (int64_t t = 0; t < kPageTokens; ++t) {
         for (int64_t i = 0; i < kChannelBatch; ++i) {
-          batch[i * kPageTokens + t] = values[t * dim + d + i];
+          batch[i * kPageTokens + t] = ToFloat(values[t * dim + d + i]);
         }
       }
       QuantizeGroups(format, batch, kChannelBatch, codes, metadata + d * size,
@@ -160,6 +161,25 @@ void PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte*
   for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
     QuantizeGroups(format, values, groups, codes, metadata, metadata + bounds_bytes);
     values += groups * geometry_.group();
+    codes += groups * PackedGroupBytes(geometry_.group(), bits);
+    metadata += 2 * bounds_bytes;
+  }
+}
+
+void PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
+                       std::byte* metadata) const {
+  auto* codes = reinterpret_cast<uint8_t*>(data);
+  if (axis == QuantAxis::kChannel) {
+    return Visit(float_type_, [&]<class T>(T) {
+      EncodeChannels(reinterpret_cast<const T*>(page), bits, codes, metadata);
+    });
+  }
+  const GroupFormat format{geometry_.group(), bits, float_type_};
+  const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    QuantizeStoredGroups(format, page, groups, codes, metadata, metadata + bounds_bytes);
+    page += static_cast<size_t>(groups * geometry_.group()) * SizeOf(float_type_);
     codes += groups * PackedGroupBytes(geometry_.group(), bits);
     metadata += 2 * bounds_bytes;
   }

@@ -32,6 +32,9 @@ class PageCodec {
   // quantised pages.
   void Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
               std::byte* metadata) const;
+  // A whole 16-bit page straight to codes of 8, 4 or 2 bits.
+  void Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
+              std::byte* metadata) const;
   // The values of a page of any width, out [Hkv, capacity, D].
   void Decode(const KvTensorView& page, int64_t capacity, float* values) const;
 
@@ -42,7 +45,8 @@ class PageCodec {
   int64_t num_values() const { return geometry_.kv_dim() * kPageTokens; }
 
  private:
-  void EncodeChannels(const float* values, int bits, uint8_t* codes, std::byte* metadata) const;
+  template <class T>  // F16, BF16 or float.
+  void EncodeChannels(const T* values, int bits, uint8_t* codes, std::byte* metadata) const;
   void DecodeChannels(const KvTensorView& page, float* values) const;
 
   KvGeometry geometry_;

@@ -1,5 +1,6 @@
 #include "pmkvq/kv/page_pool.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -46,14 +47,21 @@ SlotHandle PagePool::Allocate(int slot_class) {
   if (partial < 0) {
     partial = TakeFreeExtent();
     if (partial < 0) return kNoSlot;
-    extents_[static_cast<size_t>(partial)].slot_class = slot_class;
+    Extent& fresh = extents_[static_cast<size_t>(partial)];
+    fresh.slot_class = slot_class;
+    fresh.slots.assign(static_cast<size_t>(slots_per_extent(slot_class)), kNoSlot);
+    fresh.holes.clear();
+    for (int64_t i = slots_per_extent(slot_class); i > 0; --i) {
+      fresh.holes.push_back(static_cast<int16_t>(i - 1));
+    }
   }
   Extent& extent = extents_[static_cast<size_t>(partial)];
   const SlotHandle handle = NewHandle();
-  slots_[handle] = {partial, static_cast<int16_t>(extent.used.size()),
-                    static_cast<int16_t>(slot_class), 1};
-  extent.used.push_back(handle);
-  if (IsFull(extent)) partial = -1;
+  const int16_t index = extent.holes.back();
+  extent.holes.pop_back();
+  slots_[handle] = {partial, index, static_cast<int16_t>(slot_class), 1};
+  extent.slots[static_cast<size_t>(index)] = handle;
+  if (extent.holes.empty()) partial = -1;
   ++live_slots_[static_cast<size_t>(slot_class)];
   return handle;
 }
@@ -63,21 +71,23 @@ void PagePool::AddReference(SlotHandle handle) {
   ++slots_[handle].num_references;
 }
 
-void PagePool::MoveLastSlot(int32_t from, int32_t to, int16_t index) {
+void PagePool::MoveSomeSlot(int32_t from, int32_t to, int16_t index) {
   Extent& source = extents_[static_cast<size_t>(from)];
-  const SlotHandle moved = source.used.back();
-  source.used.pop_back();
+  const auto last = std::find_if(source.slots.rbegin(), source.slots.rend(),
+                                 [](SlotHandle slot) { return slot != kNoSlot; });
+  const SlotHandle moved = std::exchange(*last, kNoSlot);
+  source.holes.push_back(slots_[moved].index);
   const std::byte* old_data = Data(moved);
   slots_[moved].extent = to;
   slots_[moved].index = index;
-  extents_[static_cast<size_t>(to)].used[static_cast<size_t>(index)] = moved;
+  extents_[static_cast<size_t>(to)].slots[static_cast<size_t>(index)] = moved;
   std::memcpy(Data(moved), old_data, slot_bytes(source.slot_class));
   ++generation_;
 }
 
 void PagePool::FreeExtentIfEmpty(int32_t extent_idx) {
   Extent& extent = extents_[static_cast<size_t>(extent_idx)];
-  if (!extent.used.empty()) return;
+  if (extent.holes.size() < extent.slots.size()) return;
   partial_extents_[static_cast<size_t>(extent.slot_class)] = -1;
   extent.slot_class = -1;
   free_extents_.push_back(extent_idx);
@@ -89,13 +99,14 @@ void PagePool::Release(SlotHandle handle) {
   if (--slot.num_references > 0) return;
 
   int32_t& partial = partial_extents_[static_cast<size_t>(slot.slot_class)];
-  // The hole is filled from the partly filled extent, which is this one if there is no other.
-  if (partial < 0) partial = slot.extent;
-  Extent& source = extents_[static_cast<size_t>(partial)];
-  if (source.used.back() == handle) {
-    source.used.pop_back();
+  // The hole stays where no other extent of the class has one.
+  if (partial < 0 || partial == slot.extent) {
+    partial = slot.extent;
+    Extent& extent = extents_[static_cast<size_t>(partial)];
+    extent.slots[static_cast<size_t>(slot.index)] = kNoSlot;
+    extent.holes.push_back(slot.index);
   } else {
-    MoveLastSlot(partial, slot.extent, slot.index);
+    MoveSomeSlot(partial, slot.extent, slot.index);
   }
   --live_slots_[static_cast<size_t>(slot.slot_class)];
   FreeExtentIfEmpty(partial);
@@ -109,21 +120,28 @@ void PagePool::CheckInvariants() const {
   for (size_t i = 0; i < extents_.size(); ++i) {
     const Extent& extent = extents_[i];
     if (extent.slot_class < 0) {
-      PMKVQ_CHECK(extent.used.empty());
       ++num_free;
       continue;
     }
     const auto slot_class = static_cast<size_t>(extent.slot_class);
-    PMKVQ_CHECK(!extent.used.empty());
-    PMKVQ_CHECK_MSG(IsFull(extent) || partial_extents_[slot_class] == static_cast<int32_t>(i),
+    PMKVQ_CHECK(static_cast<int64_t>(extent.slots.size()) == slots_per_extent(extent.slot_class));
+    PMKVQ_CHECK(extent.holes.size() < extent.slots.size());
+    PMKVQ_CHECK_MSG(extent.holes.empty() || partial_extents_[slot_class] == static_cast<int32_t>(i),
                     "a second partly filled extent of one class");
-    live[slot_class] += static_cast<int64_t>(extent.used.size());
-    for (size_t index = 0; index < extent.used.size(); ++index) {
-      const Slot& slot = slots_[extent.used[index]];
+    for (const int16_t hole : extent.holes) {
+      PMKVQ_CHECK(extent.slots[static_cast<size_t>(hole)] == kNoSlot);
+    }
+    size_t num_used = 0;
+    for (size_t index = 0; index < extent.slots.size(); ++index) {
+      if (extent.slots[index] == kNoSlot) continue;
+      ++num_used;
+      const Slot& slot = slots_[extent.slots[index]];
       PMKVQ_CHECK(slot.extent == static_cast<int32_t>(i));
       PMKVQ_CHECK(slot.index == static_cast<int16_t>(index));
       PMKVQ_CHECK(slot.slot_class == extent.slot_class && slot.num_references > 0);
     }
+    PMKVQ_CHECK(num_used + extent.holes.size() == extent.slots.size());
+    live[slot_class] += static_cast<int64_t>(num_used);
   }
   PMKVQ_CHECK(num_free == static_cast<int64_t>(free_extents_.size()));
   PMKVQ_CHECK(live == live_slots_);

@@ -45,8 +45,9 @@ class PagePool {
   [[nodiscard]] SlotHandle Allocate(int slot_class);
   // One more owner.
   void AddReference(SlotHandle handle);
-  // One owner less; the last one frees the slot. May move another slot of the same class (one copy
-  // of slot_bytes).
+  // One owner less; the last one frees the slot. Moves another slot of the same class (one copy of
+  // slot_bytes) when this one's extent was full and another one is partly filled: slots that are
+  // released extent by extent, in order of their addresses, hardly move any.
   void Release(SlotHandle handle);
 
   std::byte* Data(SlotHandle handle) const {
@@ -84,17 +85,14 @@ class PagePool {
     int32_t num_references = 0;
   };
   struct Extent {
-    int slot_class = -1;  // -1: free.
-    // Slots 0 .. used.size() - 1 are in use, by these handles: an extent has no holes.
-    std::vector<SlotHandle> used;
+    int slot_class = -1;            // -1: free.
+    std::vector<SlotHandle> slots;  // By index; kNoSlot where there is a hole.
+    std::vector<int16_t> holes;     // Their indices; the last one is filled first.
   };
 
-  bool IsFull(const Extent& extent) const {
-    return static_cast<int64_t>(extent.used.size()) == slots_per_extent(extent.slot_class);
-  }
   SlotHandle NewHandle();
-  // Moves the last slot of `from` to place `index` of `to` and drops it from `from`.
-  void MoveLastSlot(int32_t from, int32_t to, int16_t index);
+  // Moves some slot of `from` to the hole `index` of `to`; it leaves a hole behind.
+  void MoveSomeSlot(int32_t from, int32_t to, int16_t index);
   void FreeExtentIfEmpty(int32_t extent);
   // A free extent, or -1.
   int32_t TakeFreeExtent();

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "pmkvq/base/float16.h"
+#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
 namespace pmkvq {
@@ -14,6 +15,10 @@ constexpr int k16BitClass = 0;
 constexpr int kMetadataClass = 4;
 constexpr int kSinkClass = 5;
 constexpr int kChannelMetadataClass = 6;  // Only where keys are quantised per channel.
+
+// Pages that are narrowed before they are given their new slots. Enough to share out to threads,
+// and few enough that what they become is still in a cache of the second level then.
+constexpr size_t kNarrowBatch = 8;
 
 // 8, 4, 2 bits and metadata of either kind: the classes that may leave an extent partly filled.
 int64_t PartialExtents(const CacheConfig& config) {
@@ -100,14 +105,17 @@ PageStore::PageStore(const CacheConfig& config)
     : config_(config),
       pool_(static_cast<size_t>(ExtentBytes(config)), NumExtents(config), SlotBytes(config)),
       codec_(config.geometry, config.float_type),
-      values_(static_cast<size_t>(codec_.num_values())),
-      codes_(static_cast<size_t>(codec_.num_values())) {
+      values_(static_cast<size_t>(codec_.num_values())) {
   for (const Side side : kSides) {
     for (const int bits : kWidths) {
       page_bytes_[side][WidthIndex(bits)] =
           PageBytes(config.geometry, config.float_type, bits, AxisOf(config, side));
     }
+    narrowed_stride_ =
+        std::max(narrowed_stride_, static_cast<size_t>(page_bytes_[side][WidthIndex(8)]));
   }
+  narrowed_stride_ = (narrowed_stride_ + kAlignment - 1) / kAlignment * kAlignment;
+  narrowed_.resize(kNarrowBatch * narrowed_stride_);
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -168,35 +176,113 @@ void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
   Account(seq, layer, -SinkBytes(config_));
 }
 
-void PageStore::Narrow(SequencePages& seq, size_t layer, size_t page, Side side, int bits) {
-  BlockPages& block = seq.blocks[layer];
-  StoredPage& stored = block.pages[page][side];
-  PMKVQ_DCHECK(bits < stored.bits);
-  if (stored.bits == 16) {
-    codec_.Decode(View(stored), kPageTokens, values_.data());
-    Release(seq, layer, page, side);
-    Allocate(seq, layer, page, side, bits);
-    codec_.Encode(values_.data(), bits, stored.axis, Data(stored), Metadata(stored));
-    return;
+// In order of where the pages lie: extents become free one after the other, so that the pool need
+// not move what is left of them.
+void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps) {
+  const std::vector<PagePair>& pages = seq.blocks[layer].pages;
+  for (NarrowStep& step : steps) step.data = Data(pages[step.page][step.side]);
+  std::sort(steps.begin(), steps.end(),
+            [](const NarrowStep& a, const NarrowStep& b) { return a.data < b.data; });
+  for (size_t first = 0; first < steps.size(); first += kNarrowBatch) {
+    NarrowBatch(seq, layer, steps.subspan(first, std::min(kNarrowBatch, steps.size() - first)));
   }
+}
 
-  // Codes only: (min, range) do not depend on the width.
+// Straight to new slots as long as the pool has some left over, otherwise by way of scratch.
+void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps) {
+  std::vector<PagePair>& pages = seq.blocks[layer].pages;
+  const auto num_steps = static_cast<int64_t>(steps.size());
+  std::array<StoredPage, kNarrowBatch> narrowed;  // Slots of what pages become, where there are.
+  for (size_t i = 0; i < steps.size(); ++i) {
+    narrowed[i] = TrySlotsFor(pages[steps[i].page][steps[i].side], steps[i]);
+  }
+  const auto scratch = [&](size_t i) { return narrowed_.data() + i * narrowed_stride_; };
+  ParallelFor(config_.num_threads, num_steps, [&](int64_t item, int /*worker*/) {
+    const auto i = static_cast<size_t>(item);
+    const StoredPage& stored = pages[steps[i].page][steps[i].side];
+    if (narrowed[i].data != kNoSlot) {
+      NarrowInto(stored, narrowed[i], Data(narrowed[i]), Metadata(narrowed[i]));
+    } else {
+      NarrowInto(stored, narrowed[i], scratch(i),
+                 scratch(i) + pool_.slot_bytes(static_cast<int>(WidthIndex(steps[i].bits))));
+    }
+  });
+  // What has its slots goes first: then no more is in use than before this batch.
+  std::array<bool, kNarrowBatch> has_slots{};
+  for (size_t i = 0; i < steps.size(); ++i) has_slots[i] = narrowed[i].data != kNoSlot;
+  for (const bool direct : {true, false}) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (has_slots[i] != direct) continue;
+      StoredPage& stored = pages[steps[i].page][steps[i].side];
+      pool_.Release(stored.data);
+      AccountNarrowed(seq, layer, steps[i].side, stored.bits, steps[i].bits);
+      stored = direct ? narrowed[i] : FromScratch(narrowed[i], scratch(i));
+    }
+  }
+}
+
+// Gives a page its slots, and what Narrow has left for it in scratch.
+StoredPage PageStore::FromScratch(StoredPage page, const std::byte* scratch) {
+  const auto width_class = static_cast<int>(WidthIndex(page.bits));
+  page.data = AllocateSlot(width_class);
+  std::memcpy(Data(page), scratch, pool_.slot_bytes(width_class));
+  if (page.metadata == kNoSlot) {
+    const int metadata_class = MetadataClass(page.axis);
+    page.metadata = AllocateSlot(metadata_class);
+    std::memcpy(Metadata(page), scratch + pool_.slot_bytes(width_class),
+                pool_.slot_bytes(metadata_class));
+  }
+  return page;
+}
+
+// The page that `stored` becomes; without a slot for its codes when the pool lacks one of those
+// that it needs. Metadata stays where it is.
+StoredPage PageStore::TrySlotsFor(const StoredPage& stored, const NarrowStep& step) {
+  PMKVQ_DCHECK(step.bits < stored.bits);
+  StoredPage narrowed;
+  narrowed.bits = step.bits;
+  narrowed.axis = AxisOf(config_, step.side);
+  narrowed.metadata = stored.metadata;
+  narrowed.data = pool_.Allocate(static_cast<int>(WidthIndex(step.bits)));
+  if (narrowed.data == kNoSlot || stored.metadata != kNoSlot) return narrowed;
+  narrowed.metadata = pool_.Allocate(MetadataClass(narrowed.axis));
+  if (narrowed.metadata == kNoSlot) {
+    pool_.Release(narrowed.data);
+    narrowed.data = kNoSlot;
+  }
+  return narrowed;
+}
+
+// Codes of a page at the width of `narrowed`, and metadata where it has none yet: (min, range) do
+// not depend on the width.
+void PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
+                           std::byte* metadata) const {
+  if (stored.bits == 16) {
+    return codec_.Narrow(Data(stored), narrowed.bits, narrowed.axis, codes, metadata);
+  }
   const int64_t group = stored.axis == QuantAxis::kChannel ? kPageTokens : config_.geometry.group();
   const int64_t num_groups = codec_.num_values() / group;
-  std::memcpy(codes_.data(), Data(stored),
-              pool_.slot_bytes(static_cast<int>(WidthIndex(stored.bits))));
-  pool_.Release(stored.data);
-  --block.page_counts[side][WidthIndex(stored.bits)];
-  Account(seq, layer,
-          -page_bytes_[side][WidthIndex(stored.bits)] + page_bytes_[side][WidthIndex(bits)]);
-  for (; stored.bits > 2 * bits; stored.bits /= 2) {
-    HalvePackedCodes(group, stored.bits, codes_.data(), num_groups, codes_.data());
+  auto* out = reinterpret_cast<uint8_t*>(codes);
+  if (stored.bits == 2 * narrowed.bits) {
+    HalvePackedCodes(group, stored.bits, reinterpret_cast<const uint8_t*>(Data(stored)), num_groups,
+                     out);
+    return;
   }
-  stored.data = AllocateSlot(static_cast<int>(WidthIndex(bits)));
-  HalvePackedCodes(group, stored.bits, codes_.data(), num_groups,
-                   reinterpret_cast<uint8_t*>(pool_.Data(stored.data)));
-  stored.bits = bits;
-  ++block.page_counts[side][WidthIndex(bits)];
+  // 8 to 2 bits, in place: the page goes away anyway.
+  auto* wide = reinterpret_cast<uint8_t*>(Data(stored));
+  HalvePackedCodes(group, 8, wide, num_groups, wide);
+  HalvePackedCodes(group, 4, wide, num_groups, out);
+}
+
+void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits,
+                                int to_bits) {
+  PagesPerWidth& counts = seq.blocks[layer].page_counts[side];
+  --counts[WidthIndex(from_bits)];
+  ++counts[WidthIndex(to_bits)];
+  seq.narrowed_bytes +=
+      static_cast<int64_t>(pool_.slot_bytes(static_cast<int>(WidthIndex(from_bits))));
+  Account(seq, layer,
+          page_bytes_[side][WidthIndex(to_bits)] - page_bytes_[side][WidthIndex(from_bits)]);
 }
 
 void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side) {

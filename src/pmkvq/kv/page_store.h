@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
@@ -58,8 +59,17 @@ struct BlockPages {
 struct SequencePages {
   int64_t bytes = 0;
   int64_t peak_bytes = 0;
-  uint64_t layout = 1;  // Rises whenever a page table changes.
+  int64_t narrowed_bytes = 0;  // Codes or floats that Narrow has read.
+  uint64_t layout = 1;         // Rises whenever a page table changes.
   std::vector<BlockPages> blocks;
+};
+
+// A page and the width that it is to have.
+struct NarrowStep {
+  size_t page = 0;
+  Side side = kKeys;
+  int bits = 8;
+  const std::byte* data = nullptr;  // Where it lies: Narrow's own.
 };
 
 class PageStore {
@@ -74,9 +84,11 @@ class PageStore {
   void AllocateSink(SequencePages& seq, size_t layer);
   void ReleaseSink(SequencePages& seq, size_t layer);
 
-  // Brings a full page to a lower width: floats are quantised straight to it, codes halved. Bytes
-  // only fall: the content waits in scratch while the old slots go and the new ones come.
-  void Narrow(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
+  // Brings full pages to lower widths: floats are quantised straight to them, codes halved. Bytes
+  // only fall: where the pool has no room left over for both at once, what a few pages become waits
+  // in scratch while their old slots go and the new ones come. Uses the configuration's threads.
+  // Reorders `steps`.
+  void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps);
   // Brings a quantised page back to 16 bits with its values as they read now.
   void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
 
@@ -103,9 +115,16 @@ class PageStore {
   const PageCodec& codec() const { return codec_; }
   const PagePool& pool() const { return pool_; }
   float* values() { return values_.data(); }  // Scratch, [Hkv, 128, D].
-  size_t scratch_bytes() const { return values_.size() * sizeof(float) + codes_.size(); }
+  size_t scratch_bytes() const { return values_.size() * sizeof(float) + narrowed_.size(); }
 
  private:
+  void NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps);
+  StoredPage TrySlotsFor(const StoredPage& stored, const NarrowStep& step);
+  StoredPage FromScratch(StoredPage page, const std::byte* scratch);
+  void NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
+                  std::byte* metadata) const;
+  void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
+
   SlotHandle AllocateSlot(int slot_class);
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
 
@@ -114,7 +133,8 @@ class PageStore {
   PagePool pool_;
   PageCodec codec_;
   AlignedVector<float> values_;
-  AlignedVector<uint8_t> codes_;  // One page at 8 bits.
+  size_t narrowed_stride_ = 0;         // One page at 8 bits, then metadata.
+  AlignedVector<std::byte> narrowed_;  // Scratch of Narrow, [kNarrowBatch, stride].
 };
 
 }  // namespace pmkvq

@@ -46,6 +46,11 @@ struct GroupFormat {
 void QuantizeGroups(const GroupFormat& format, const float* x, int64_t num_groups, uint8_t* codes,
                     void* mins, void* ranges);
 
+// The same for values that are stored as `format.metadata`, x [num_groups, G] of that type: codes
+// and bounds are those of QuantizeGroups on these values as floats. The first halving of a page.
+void QuantizeStoredGroups(const GroupFormat& format, const void* x, int64_t num_groups,
+                          uint8_t* codes, void* mins, void* ranges);
+
 // The values of packed groups, out [num_groups, G].
 void DequantizeGroups(const GroupFormat& format, const uint8_t* codes, const void* mins,
                       const void* ranges, int64_t num_groups, float* out);

@@ -18,6 +18,8 @@ namespace {
 
 PMKVQ_TARGET_SUITE(KvQuantTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
 PMKVQ_TARGET_SUITE(HalvingTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
+PMKVQ_TARGET_SUITE(QuantizeStoredTest, internal::QuantizeStoredTarget,
+                   "kernels/kv_quant/quantize_stored.cc");
 PMKVQ_TARGET_SUITE(FakeQuantizeTest, internal::KvQuantTarget, "kernels/kv_quant/kv_quant_cpu.cc");
 PMKVQ_TARGET_SUITE(PackingTest, internal::KvQuantTarget);
 
@@ -118,6 +120,94 @@ TEST_P(KvQuantTest, VectorKernelsEqualTheOracleBitForBit) {
         ASSERT_EQ(std::memcmp(values.data(), expected_values.data(), values.size() * sizeof(float)),
                   0);
       }
+    }
+  }
+}
+
+// x in the type, and the same values as floats. What would not be finite is left at the largest.
+template <class T>
+std::pair<std::vector<T>, std::vector<float>> Stored(const std::vector<float>& x) {
+  std::vector<T> stored;
+  std::vector<float> floats;
+  for (const float value : x) {
+    const float most = internal::MaxFinite<T>();
+    stored.push_back(FromFloat<T>(std::clamp(value, -most, most)));
+    floats.push_back(ToFloat(stored.back()));
+  }
+  return {stored, floats};
+}
+
+// Codes and bounds of stored values are those of the oracle on the values as floats.
+void ExpectStoredEqualsTheOracle(const GroupFormat& format, const std::vector<float>& x) {
+  internal::VisitFloatType(format.metadata, [&]<class T>(T) {
+    const auto [stored, floats] = Stored<T>(x);
+    const auto num_groups = static_cast<int64_t>(x.size()) / format.group;
+    const Quantized expected = Quantize(ref::QuantizeGroups, format, floats);
+    // One value, one byte in front: nothing is aligned.
+    std::vector<T> moved(1);
+    moved.insert(moved.end(), stored.begin(), stored.end());
+    std::vector<uint8_t> codes(expected.codes.size() + 1);
+    Quantized found = expected;
+    std::fill(found.mins.begin(), found.mins.end(), std::byte{0x55});
+    std::fill(found.ranges.begin(), found.ranges.end(), std::byte{0x55});
+    QuantizeStoredGroups(format, moved.data() + 1, num_groups, codes.data() + 1, found.mins.data(),
+                         found.ranges.data());
+    found.codes.assign(codes.begin() + 1, codes.end());
+    ASSERT_EQ(found.mins, expected.mins);
+    ASSERT_EQ(found.ranges, expected.ranges);
+    ASSERT_EQ(found.codes, expected.codes);
+  });
+}
+
+TEST_P(QuantizeStoredTest, EqualsTheOracleBitForBit) {
+  for (int64_t group = 8; group <= kMaxGroup; group += 8) {
+    for (const int bits : kWidths) {
+      for (const DType type : kFloatTypes) {
+        SCOPED_TRACE(testing::Message()
+                     << "G " << group << " bits " << bits << " type " << NameOf(type));
+        ExpectStoredEqualsTheOracle({group, bits, type}, Samples(group, 45));
+      }
+    }
+  }
+}
+
+// Every value of F16 stands in some group, and every pair of neighbouring exponents as bounds:
+// ranges that are rounded up, subnormal ones among them.
+TEST_P(QuantizeStoredTest, EqualsTheOracleOverTheWholeOfF16) {
+  std::vector<float> x;
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = ToFloat(F16{static_cast<uint16_t>(bits)});
+    x.push_back(std::isfinite(value) ? value : 1.0f);
+  }
+  std::mt19937 random(3);
+  for (const bool shuffled : {false, true}) {
+    if (shuffled) std::shuffle(x.begin(), x.end(), random);
+    for (const int bits : kWidths) {
+      for (const DType type : kFloatTypes) ExpectStoredEqualsTheOracle({128, bits, type}, x);
+    }
+  }
+}
+
+// Values at, and one unit beside, the middle between two codes: where a product with 1 / step and
+// the quotient may round to different codes.
+TEST_P(QuantizeStoredTest, EqualsTheOracleNextToTies) {
+  for (const float step : {1.0f, 0.1f, 0.7f, 3.0f / 255.0f, 1e-3f, 77.7f}) {
+    for (const int bits : kWidths) {
+      std::vector<float> x;
+      const float max_code = internal::MaxCode(bits);
+      for (int code = 0; code < (1 << bits) - 1; ++code) {
+        const float tie = (static_cast<float>(code) + 0.5f) * step;
+        const float around[] = {0.0f,
+                                std::nextafter(tie, 0.0f),
+                                tie,
+                                std::nextafter(tie, 1e9f),
+                                tie * (1.0f + 3e-7f),
+                                tie * (1.0f - 3e-7f),
+                                0.3f * step,
+                                max_code * step};
+        x.insert(x.end(), std::begin(around), std::end(around));
+      }
+      ExpectStoredEqualsTheOracle({8, bits, DType::kF32}, x);
     }
   }
 }

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
+
 #include "pmkvq/kv/policy/layer_budget.h"
 #include "pmkvq/kv/policy/oldest_first.h"
+#include "pmkvq/kv/policy/spread.h"
 
 namespace pmkvq {
 namespace {
@@ -116,6 +119,59 @@ TEST(OldestFirstTest, BelowTheFloorNothingChanges) {
   const Pages before = pages;
   EXPECT_FALSE(FitOldestFirst(Limits(128 + 4 * 9 - 1), pages));
   EXPECT_EQ(pages, before);
+}
+
+using Tokens = std::vector<int64_t>;
+
+TEST(SpreadTest, WhatFitsTheEventIsDoneThen) {
+  EXPECT_EQ(SpreadBackwards(Tokens{4, 3, 3}, 0, 10, 127), (Tokens{0, 0, 0}));
+  EXPECT_EQ(SpreadBackwards(Tokens{4, 2, 2}, 2, 10, 127), (Tokens{0, 0, 0}));
+  EXPECT_EQ(SpreadBackwards(Tokens{}, 50, 10, 127), Tokens{});
+}
+
+TEST(SpreadTest, TheRestIsLaidOutBackwards) {
+  // 4 + 5 with the event, 6 alone, since 6 + 5 is more than 10, 5 + 5 before that, 3 first.
+  EXPECT_EQ(SpreadBackwards(Tokens{3, 5, 5, 6, 5, 4}, 0, 10, 127), (Tokens{3, 2, 2, 1, 0, 0}));
+  // With 2 at the event the 5 has to go before it, and every other one with it.
+  EXPECT_EQ(SpreadBackwards(Tokens{3, 5, 5, 6, 5, 4}, 2, 10, 127), (Tokens{4, 3, 3, 2, 1, 0}));
+  // An event that passes the limit by itself takes nothing more.
+  EXPECT_EQ(SpreadBackwards(Tokens{5, 5, 5}, 11, 10, 127), (Tokens{2, 1, 1}));
+}
+
+TEST(SpreadTest, APieceBeyondTheLimitHasATokenOfItsOwn) {
+  EXPECT_EQ(SpreadBackwards(Tokens{1, 20, 1}, 0, 10, 127), (Tokens{2, 1, 0}));
+  EXPECT_EQ(SpreadBackwards(Tokens{20}, 0, 10, 127), (Tokens{0}));
+}
+
+TEST(SpreadTest, TooFewTokensShareEvenly) {
+  // Eight pieces of 5 and 10 at the event, one token before it: (40 + 10) / 2 + 5 each at most.
+  EXPECT_EQ(SpreadBackwards(Tokens(8, 5), 10, 10, 1), (Tokens{1, 1, 1, 1, 0, 0, 0, 0}));
+  EXPECT_EQ(SpreadBackwards(Tokens(3, 5), 0, 10, 0), (Tokens{0, 0, 0}));
+}
+
+RC_GTEST_PROP(SpreadProperty, NoTokenDoesMoreThanTheLimitNorAnythingEarlierThanNeeded, ()) {
+  const auto pieces = *rc::gen::container<Tokens>(rc::gen::inRange<int64_t>(1, 100));
+  const auto at_event = *rc::gen::inRange<int64_t>(0, 300);
+  const auto limit = *rc::gen::inRange<int64_t>(1, 300);
+  const auto available = *rc::gen::inRange<int64_t>(0, 30);
+  const Tokens tokens = SpreadBackwards(pieces, at_event, limit, available);
+  RC_ASSERT(tokens.size() == pieces.size());
+  if (pieces.empty()) return;
+  RC_ASSERT(std::is_sorted(tokens.rbegin(), tokens.rend()));
+  RC_ASSERT(tokens.back() >= 0 && tokens.front() <= available);
+  std::vector<int64_t> done(static_cast<size_t>(tokens.front()) + 1);
+  done[0] = at_event;
+  for (size_t i = 0; i < pieces.size(); ++i) done[static_cast<size_t>(tokens[i])] += pieces[i];
+  const int64_t largest = *std::max_element(pieces.begin(), pieces.end());
+  int64_t sum = at_event;
+  for (const int64_t piece : pieces) sum += piece;
+  const int64_t most = std::max({limit, largest, at_event, sum / (available + 1) + largest});
+  for (const int64_t bytes : done) RC_ASSERT(bytes <= most);
+  // The last piece of each token would not have fitted the token after it.
+  for (size_t i = 0; i + 1 < pieces.size(); ++i) {
+    if (tokens[i] == tokens[i + 1]) continue;
+    RC_ASSERT(done[static_cast<size_t>(tokens[i + 1])] + pieces[i] > limit);
+  }
 }
 
 // Both policies fit whenever the floor does, and OldestFirst keeps at least as many bytes.
