@@ -460,22 +460,37 @@ void AddValues(const Context& context, const TensorRows& v, int64_t count) {
   }
 }
 
-// The memory of `num_tokens` tokens of one head, which lie side by side.
-ReadAhead MemoryOf(const AttentionShape& shape, const TensorRows& rows, int64_t num_tokens) {
+// `num_tokens` tokens of one head, K or V, which are read after what is being read now.
+struct Upcoming {
+  TensorRows rows;
+  int64_t num_tokens = 0;
+};
+
+// Has the next products ask for it. Minima and ranges are a few lines, asked for at once.
+void AskFor(const Context& context, const Upcoming& next) {
+  const AttentionShape& shape = context.shape;
+  const TensorRows& rows = next.rows;
   const bool by_channel = rows.axis == QuantAxis::kChannel;
-  return {rows.data, rows.row_bytes * (by_channel ? shape.head_dim : num_tokens)};
+  const int64_t num_rows = by_channel && next.num_tokens > 0 ? shape.head_dim : next.num_tokens;
+  *context.ahead = {rows.data, num_rows * rows.row_bytes};
+  if (rows.bits == 16) return;
+  const int64_t num_groups = by_channel ? num_rows : num_rows * context.num_groups();
+  const int64_t num_bytes = num_groups * static_cast<int64_t>(SizeOf(shape.metadata_type));
+  for (const std::byte* metadata : {rows.mins, rows.ranges}) {
+    ReadAhead{metadata, num_bytes}.Next(ReadAhead::Lines(num_bytes));
+  }
 }
 
 // Attends at most kBlockTokens tokens. When `causal`, row (t, j) sees the first t + 1 only. `next`
 // is read after it.
 void AttendBlock(const Context& context, const TensorRows& k, const TensorRows& v, int64_t count,
-                 bool causal, const ReadAhead& next) {
+                 bool causal, const Upcoming& next) {
   const DecodeScratch& s = context.scratch;
   const int64_t rows = context.layout.rows;
   const int64_t heads = context.shape.num_heads / context.shape.num_kv_heads;
-  *context.ahead = MemoryOf(context.shape, v, count);
+  AskFor(context, {v, count});
   Score(context, k, count);
-  *context.ahead = next;
+  AskFor(context, next);
   for (int64_t r = 0; r < rows; ++r) s.visible[r] = causal ? r / heads + 1 : count;
   OnlineSoftmax(rows, RoundUpTo(count, kMaxLanes), kBlockTokens, s.visible, s.scores,
                 context.partial.max, context.partial.sum, s.rescale);
@@ -523,14 +538,13 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
     const TensorRows v = PageRows(shape, page.v, page.capacity, item.kv_head);
     for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
       const int64_t count = std::min(kBlockTokens, page.num_tokens - t);
-      ReadAhead next;
+      Upcoming next;
       if (t + count < page.num_tokens) {
-        next = MemoryOf(shape, k.From(t + count, shape),
-                        std::min(kBlockTokens, page.num_tokens - t - count));
+        next = {k.From(t + count, shape), std::min(kBlockTokens, page.num_tokens - t - count)};
       } else if (p + 1 < end) {
         const KvPageView& after = sequence.pages[static_cast<size_t>(p + 1)];
-        next = MemoryOf(shape, PageRows(shape, after.k, after.capacity, item.kv_head),
-                        std::min(kBlockTokens, int64_t{after.num_tokens}));
+        next = {PageRows(shape, after.k, after.capacity, item.kv_head),
+                std::min(kBlockTokens, int64_t{after.num_tokens})};
       }
       AttendBlock(context, k.From(t, shape), v.From(t, shape), count, /*causal=*/false, next);
     }
@@ -538,7 +552,7 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
   if (item.with_chunk) {
     AttendBlock(context, ChunkRows(shape, sequence.k_new, item.kv_head),
                 ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, /*causal=*/true,
-                ReadAhead());
+                Upcoming());
   }
 }
 
