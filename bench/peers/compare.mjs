@@ -32,7 +32,7 @@ const OPTIONS = {
 const USAGE = `usage: run.sh [options]
   --out DIR          packages, model (950 MB) and results (build/peers)
   --pmkvq FILE       the program to alternate with, built for release; none: llama.cpp alone
-  --pmkvq-args TEXT  more options for its \`bench decode\`, such as "--attention fast"
+  --pmkvq-args=TEXT  more options for its \`bench decode\`, such as "--pmkvq-args=--attention fast"
   --bits LIST        its widths (${OPTIONS.bits.default})
   --kv LIST          llama.cpp's cache types (${OPTIONS.kv.default})
   --depths LIST      tokens stored before decoding (${OPTIONS.depths.default})
