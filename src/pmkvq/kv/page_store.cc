@@ -16,9 +16,13 @@ constexpr int kMetadataClass = 4;
 constexpr int kSinkClass = 5;
 constexpr int kChannelMetadataClass = 6;  // Only where keys are quantised per channel.
 
-// Pages that are narrowed before they are given their new slots. Enough to share out to threads,
-// and few enough that what they become is still in a cache of the second level then.
-constexpr size_t kNarrowBatch = 8;
+// Pages are narrowed in batches before they are given their new slots: at most so many, and as many
+// as fit the scratch, which holds kScratchPages at 8 bits. Enough to share out to threads, and few
+// enough that what they become is still in a cache of the second level then.
+constexpr size_t kMostBatchPages = 32;
+constexpr size_t kScratchPages = 8;
+// A thread takes pages of so many bytes at a time: sharing out costs more than a small page.
+constexpr size_t kSharedBytes = size_t{64} << 10;
 
 // 8, 4, 2 bits and metadata of either kind: the classes that may leave an extent partly filled.
 int64_t PartialExtents(const CacheConfig& config) {
@@ -115,7 +119,7 @@ PageStore::PageStore(const CacheConfig& config)
         std::max(narrowed_stride_, static_cast<size_t>(page_bytes_[side][WidthIndex(8)]));
   }
   narrowed_stride_ = (narrowed_stride_ + kAlignment - 1) / kAlignment * kAlignment;
-  narrowed_.resize(kNarrowBatch * narrowed_stride_);
+  narrowed_.resize(kScratchPages * narrowed_stride_);
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -183,32 +187,62 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
   for (NarrowStep& step : steps) step.data = Data(pages[step.page][step.side]);
   std::sort(steps.begin(), steps.end(),
             [](const NarrowStep& a, const NarrowStep& b) { return a.data < b.data; });
-  for (size_t first = 0; first < steps.size(); first += kNarrowBatch) {
-    NarrowBatch(seq, layer, steps.subspan(first, std::min(kNarrowBatch, steps.size() - first)));
+  for (size_t first = 0; first < steps.size();) {
+    size_t count = 0;
+    for (size_t bytes = 0; first + count < steps.size() && count < kMostBatchPages; ++count) {
+      const NarrowStep& step = steps[first + count];
+      bytes += ScratchBytes(pages[step.page][step.side], step);
+      if (bytes > narrowed_.size()) break;
+    }
+    NarrowBatch(seq, layer, steps.subspan(first, count));
+    first += count;
   }
+}
+
+// What a page becomes: codes, then metadata where it has none yet.
+size_t PageStore::ScratchBytes(const StoredPage& stored, const NarrowStep& step) const {
+  size_t bytes = pool_.slot_bytes(static_cast<int>(WidthIndex(step.bits)));
+  if (stored.metadata == kNoSlot) {
+    bytes += pool_.slot_bytes(MetadataClass(AxisOf(config_, step.side)));
+  }
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 // Straight to new slots as long as the pool has some left over, otherwise by way of scratch.
 void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps) {
   std::vector<PagePair>& pages = seq.blocks[layer].pages;
-  const auto num_steps = static_cast<int64_t>(steps.size());
-  std::array<StoredPage, kNarrowBatch> narrowed;  // Slots of what pages become, where there are.
+  std::array<StoredPage, kMostBatchPages> narrowed;  // Slots of what pages become, where there are.
+  std::array<std::byte*, kMostBatchPages> scratch{};
+  std::array<size_t, kMostBatchPages + 1> item_begin{};  // A thread takes an item at a time.
+  size_t num_items = 0;
+  size_t item_bytes = kSharedBytes;
+  std::byte* free_scratch = narrowed_.data();
   for (size_t i = 0; i < steps.size(); ++i) {
-    narrowed[i] = TrySlotsFor(pages[steps[i].page][steps[i].side], steps[i]);
-  }
-  const auto scratch = [&](size_t i) { return narrowed_.data() + i * narrowed_stride_; };
-  ParallelFor(config_.num_threads, num_steps, [&](int64_t item, int /*worker*/) {
-    const auto i = static_cast<size_t>(item);
     const StoredPage& stored = pages[steps[i].page][steps[i].side];
-    if (narrowed[i].data != kNoSlot) {
-      NarrowInto(stored, narrowed[i], Data(narrowed[i]), Metadata(narrowed[i]));
-    } else {
-      NarrowInto(stored, narrowed[i], scratch(i),
-                 scratch(i) + pool_.slot_bytes(static_cast<int>(WidthIndex(steps[i].bits))));
+    narrowed[i] = TrySlotsFor(stored, steps[i]);
+    scratch[i] = free_scratch;
+    free_scratch += ScratchBytes(stored, steps[i]);
+    if (item_bytes >= kSharedBytes) {
+      item_begin[num_items++] = i;
+      item_bytes = 0;
+    }
+    item_bytes += pool_.slot_bytes(static_cast<int>(WidthIndex(stored.bits)));
+  }
+  item_begin[num_items] = steps.size();
+  ParallelFor(config_.num_threads, static_cast<int64_t>(num_items), [&](int64_t item, int) {
+    const auto index = static_cast<size_t>(item);
+    for (size_t i = item_begin[index]; i < item_begin[index + 1]; ++i) {
+      const StoredPage& stored = pages[steps[i].page][steps[i].side];
+      if (narrowed[i].data != kNoSlot) {
+        NarrowInto(stored, narrowed[i], Data(narrowed[i]), Metadata(narrowed[i]));
+      } else {
+        NarrowInto(stored, narrowed[i], scratch[i],
+                   scratch[i] + pool_.slot_bytes(static_cast<int>(WidthIndex(steps[i].bits))));
+      }
     }
   });
   // What has its slots goes first: then no more is in use than before this batch.
-  std::array<bool, kNarrowBatch> has_slots{};
+  std::array<bool, kMostBatchPages> has_slots{};
   for (size_t i = 0; i < steps.size(); ++i) has_slots[i] = narrowed[i].data != kNoSlot;
   for (const bool direct : {true, false}) {
     for (size_t i = 0; i < steps.size(); ++i) {
@@ -216,7 +250,7 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
       StoredPage& stored = pages[steps[i].page][steps[i].side];
       pool_.Release(stored.data);
       AccountNarrowed(seq, layer, steps[i].side, stored.bits, steps[i].bits);
-      stored = direct ? narrowed[i] : FromScratch(narrowed[i], scratch(i));
+      stored = direct ? narrowed[i] : FromScratch(narrowed[i], scratch[i]);
     }
   }
 }

@@ -119,6 +119,7 @@ class PageStore {
 
  private:
   void NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps);
+  size_t ScratchBytes(const StoredPage& stored, const NarrowStep& step) const;
   StoredPage TrySlotsFor(const StoredPage& stored, const NarrowStep& step);
   StoredPage FromScratch(StoredPage page, const std::byte* scratch);
   void NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
@@ -133,8 +134,8 @@ class PageStore {
   PagePool pool_;
   PageCodec codec_;
   AlignedVector<float> values_;
-  size_t narrowed_stride_ = 0;         // One page at 8 bits, then metadata.
-  AlignedVector<std::byte> narrowed_;  // Scratch of Narrow, [kNarrowBatch, stride].
+  size_t narrowed_stride_ = 0;         // Of one page at 8 bits, then metadata.
+  AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.
 };
 
 }  // namespace pmkvq

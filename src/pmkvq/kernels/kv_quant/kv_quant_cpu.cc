@@ -213,12 +213,14 @@ void Halve(int64_t group, int from_bits, const uint8_t* codes, int64_t num_group
     int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
     const hn::ScalableTag<uint8_t> full;
+    const hn::CappedTag<uint8_t, 32> half;  // A group of 128 at 2 bits.
     const hn::CappedTag<uint8_t, 16> block;
     if (from_bits == 8) {
       j = HalveGroup8(full, j, plane_bytes, codes, out);
       j = HalveGroup8(block, j, plane_bytes, codes, out);
     } else {
       j = HalveGroup4(full, j, plane_bytes, codes, out);
+      j = HalveGroup4(half, j, plane_bytes, codes, out);
       j = HalveGroup4(block, j, plane_bytes, codes, out);
     }
 #endif
