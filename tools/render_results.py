@@ -158,7 +158,8 @@ class Page:
         print("""## All problems
 
 Levels 1 to 5 with 4,096 tokens, level 6 with 8,192. Peak: the most real bytes that any sequence took, as bits per value
-of the whole length. Differences to fp16 in points with 95 % intervals (Newcombe, paired) and exact McNemar P.
+of the whole length. Differences to fp16 in points with 95 % intervals (Newcombe, paired) and exact McNemar P. The two
+rivals of a budget are those that solved most of the hard problems below; of equal ones, those that also lead at 3.25 bits.
 """)
         for bits in rs.BUDGETS:
             print(f"### {bits:g} effective bits\n")
