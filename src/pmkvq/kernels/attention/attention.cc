@@ -100,9 +100,15 @@ void CheckCall(const AttentionShape& shape, std::span<const AttentionSequence> s
   }
 }
 
+// Pages of one item: it depends on the sequence alone, as its sums do.
+int64_t RunPages(const AttentionSequence& sequence) {
+  const bool is_deep = std::ssize(sequence.pages) >= internal::kDeepPages;
+  return is_deep ? internal::kDeepRunPages : internal::kRunPages;
+}
+
 int64_t NumRuns(const AttentionSequence& sequence) {
-  const auto num_pages = static_cast<int64_t>(sequence.pages.size());
-  return std::max<int64_t>(1, (num_pages + internal::kRunPages - 1) / internal::kRunPages);
+  const int64_t run_pages = RunPages(sequence);
+  return std::max<int64_t>(1, (std::ssize(sequence.pages) + run_pages - 1) / run_pages);
 }
 
 // All items of decode, in the order (sequence, KV head, run); partials are placed later.
@@ -113,13 +119,14 @@ std::vector<DecodeItem> PlanDecode(const AttentionShape& shape,
   for (const AttentionSequence* sequence : sequences) {
     const auto num_pages = static_cast<int64_t>(sequence->pages.size());
     const int64_t num_runs = NumRuns(*sequence);
+    const int64_t run_pages = RunPages(*sequence);
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
       for (int64_t run = 0; run < num_runs; ++run) {
-        const int64_t first = run * internal::kRunPages;
+        const int64_t first = run * run_pages;
         items.push_back({.sequence = sequence,
                          .kv_head = head,
                          .first_page = first,
-                         .num_pages = std::min(internal::kRunPages, num_pages - first),
+                         .num_pages = std::min(run_pages, num_pages - first),
                          .with_chunk = run + 1 == num_runs,
                          .mode = mode,
                          .partial = nullptr});

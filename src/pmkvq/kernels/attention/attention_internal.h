@@ -14,8 +14,11 @@ inline constexpr int64_t kMaxDecodeTokens = 4;
 inline constexpr int64_t kBlockTokens = 128;
 // Tokens of a tile: with a group of 128 dims as floats, 16 KiB of first-level cache.
 inline constexpr int64_t kTileTokens = 32;
-// Pages of one work item of decode.
+// Pages of one work item of decode; of a deep sequence more: the first slice of an item is not
+// asked for ahead, and there are items enough.
 inline constexpr int64_t kRunPages = 8;
+inline constexpr int64_t kDeepRunPages = 32;
+inline constexpr int64_t kDeepPages = 128;
 
 constexpr int64_t RoundUpTo(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

@@ -254,6 +254,20 @@ TEST_P(AttentionTest, LongSequencesOverSeveralRunsOfPages) {
   }
 }
 
+// So many pages that the items of decode are larger, and a last item that is not full.
+TEST_P(AttentionTest, DeepSequencesOverLargerRunsOfPages) {
+  const AttentionShape shape = MakeShape(64, 2);
+  for (const int64_t num_pages : {internal::kDeepPages - 1, internal::kDeepPages,
+                                  internal::kDeepPages + internal::kDeepRunPages + 1}) {
+    RandomSequence sequence(
+        shape, std::vector<PageSpec>(static_cast<size_t>(num_pages), {4, 2, 128, 128}), 1);
+    ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence, /*threads=*/2));
+    for (const AttentionMode mode : {AttentionMode::kAccurate, AttentionMode::kFast}) {
+      EXPECT_EQ(Attended(shape, sequence, 1, mode), Attended(shape, sequence, 2, mode));
+    }
+  }
+}
+
 // Scores of several hundreds: exp of anything but differences to the maximum would overflow.
 TEST_P(AttentionTest, LargeScoresStayFinite) {
   for (const int64_t num_rows : {1, 8}) {
