@@ -256,8 +256,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
       const StoredPage& stored = block.pages[page][side];
       if (stored.bits == 16) {
         store_.codec().WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
-        const PageWidths& present = block.present;
-        const int close_bits = side == kKeys ? present.k : present.v;
+        const int close_bits = WidthOf(block.present, side);
         if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
           NarrowStep step{page, side, close_bits, nullptr};
           store_.Narrow(*chunk.seq, layer, {&step, 1});

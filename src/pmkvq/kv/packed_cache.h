@@ -1,6 +1,7 @@
 // The product: a cache of real packed codes in one fixed arena. Runs pm-kvq, static-8|4|2, fp16.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -96,6 +97,9 @@ class PackedKvCache final : public KvStore {
   bool DecideAllWidths(const Sequence& seq, int64_t pages_after);
   bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
   void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
+  using NarrowingStart = std::chrono::steady_clock::time_point;
+  NarrowingStart StartNarrowing();
+  void FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start);
   void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
                       const PageWidths& closed_at);
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);

@@ -5,8 +5,6 @@
 // ahead is part of that decision, and the rest follows when the page is opened: so the widths are
 // then what they would be had all been done at once. A Truncate drops the decision; what was halved
 // for it stays halved.
-#include <chrono>
-
 #include "pmkvq/kv/packed_cache.h"
 #include "pmkvq/kv/policy/spread.h"
 
@@ -24,9 +22,7 @@ void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
   while (next.num_done < next.steps.size() &&
          next.steps[next.num_done].tokens_before >= tokens_before) {
     const size_t layer = next.steps[next.num_done].layer;
-    const auto start = std::chrono::steady_clock::now();
-    steps_ = {};
-    narrow_steps_.clear();
+    const NarrowingStart start = StartNarrowing();
     for (; next.num_done < next.steps.size(); ++next.num_done) {
       const AheadStep& step = next.steps[next.num_done];
       if (step.layer != layer || step.tokens_before < tokens_before) break;
@@ -34,10 +30,7 @@ void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
       CountSteps(step.narrow.side, page.bits, step.narrow.bits);
       narrow_steps_.push_back(step.narrow);
     }
-    store_.Narrow(seq, layer, narrow_steps_);
-    const std::chrono::duration<double, std::micro> duration =
-        std::chrono::steady_clock::now() - start;
-    EmitHalvingEvents(seq, layer, duration.count());
+    FinishNarrowing(seq, layer, start);
   }
 }
 
@@ -60,8 +53,7 @@ void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     for (size_t page = 0; page < num_pages; ++page) {
       for (const Side side : kSides) {
-        const PageWidths& decided = next.widths[layer][page];
-        const int bits = side == kKeys ? decided.k : decided.v;
+        const int bits = WidthOf(next.widths[layer][page], side);
         const int old_bits = seq.blocks[layer].pages[page][side].bits;
         if (bits == old_bits) continue;
         const int64_t bytes = PageCodeBytes(config_.geometry, config_.float_type, old_bits);

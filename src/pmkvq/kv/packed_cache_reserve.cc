@@ -6,7 +6,6 @@
 // there; its 16-bit slot becomes that of the new open page at once (BlockPages::open_rows_moved),
 // so that no moment needs a slot more than the decided total.
 #include <algorithm>
-#include <chrono>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kv/packed_cache.h"
@@ -15,14 +14,6 @@
 
 namespace pmkvq {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double MicrosecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
-}
-
-int WidthOf(const PageWidths& widths, Side side) { return side == kKeys ? widths.k : widths.v; }
 
 PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
 
@@ -115,18 +106,29 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
       pages_before > 0 && (seq.num_tokens - config_.sink_tokens) % kPageTokens != 0;
   const size_t num_full = pages_before - (last_is_partial ? 1 : 0);
 
-  const auto start = Clock::now();
-  steps_ = {};
-  narrow_steps_.clear();
+  const NarrowingStart start = StartNarrowing();
   for (size_t page = 0; page < num_full; ++page) {
     AddNarrowSteps(block, page, decided[page], block.present);
   }
-  store_.Narrow(seq, layer, narrow_steps_);
-  EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
+  FinishNarrowing(seq, layer, start);
 
   if (block.sink.empty()) store_.AllocateSink(seq, layer);
   MakeNewPages(seq, layer, static_cast<size_t>(pages_after));
   UpdatePresentWidths(block, layer);
+}
+
+// Between the two, steps of one block are added to narrow_steps_ and counted.
+PackedKvCache::NarrowingStart PackedKvCache::StartNarrowing() {
+  steps_ = {};
+  narrow_steps_.clear();
+  return std::chrono::steady_clock::now();
+}
+
+void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start) {
+  store_.Narrow(seq, layer, narrow_steps_);
+  const std::chrono::duration<double, std::micro> duration =
+      std::chrono::steady_clock::now() - start;
+  EmitHalvingEvents(seq, layer, duration.count());
 }
 
 // Adds to narrow_steps_ what brings a page to `widths`, and counts its halvings.
@@ -222,17 +224,14 @@ void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
       config_.budget_bytes[layer]) {
     return;
   }
-  const auto start = Clock::now();
+  const NarrowingStart start = StartNarrowing();
   block.present = NextLayerWidths(LimitsOf(layer), block.present);
-  steps_ = {};
-  narrow_steps_.clear();
   const int64_t num_closed =
       std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
   for (size_t page = 0; page < static_cast<size_t>(num_closed); ++page) {
     AddNarrowSteps(block, page, Narrower(WidthsOf(block.pages[page]), block.present), {16, 16});
   }
-  store_.Narrow(seq, layer, narrow_steps_);
-  EmitHalvingEvents(seq, layer, MicrosecondsSince(start));
+  FinishNarrowing(seq, layer, start);
 }
 
 void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {

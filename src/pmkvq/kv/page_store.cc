@@ -53,11 +53,12 @@ int NumSinkSlots(const CacheConfig& config) {
   return 2 * SinkRestBytes(config) > ExtentBytes(config) ? 2 : 1;
 }
 
+// Whole cache lines, which extents are multiples of.
+size_t WholeLines(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
 size_t SinkSlotBytes(const CacheConfig& config) {
   if (SinkRestBytes(config) == 0) return static_cast<size_t>(ExtentBytes(config));  // Never used.
-  const auto bytes = static_cast<size_t>(2 * SinkRestBytes(config) / NumSinkSlots(config));
-  // Whole cache lines, which extents are multiples of.
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return WholeLines(static_cast<size_t>(2 * SinkRestBytes(config) / NumSinkSlots(config)));
 }
 
 std::vector<size_t> SlotBytes(const CacheConfig& config) {
@@ -110,16 +111,15 @@ PageStore::PageStore(const CacheConfig& config)
       pool_(static_cast<size_t>(ExtentBytes(config)), NumExtents(config), SlotBytes(config)),
       codec_(config.geometry, config.float_type),
       values_(static_cast<size_t>(codec_.num_values())) {
+  size_t scratch_page = 0;  // At 8 bits, with metadata.
   for (const Side side : kSides) {
     for (const int bits : kWidths) {
       page_bytes_[side][WidthIndex(bits)] =
           PageBytes(config.geometry, config.float_type, bits, AxisOf(config, side));
     }
-    narrowed_stride_ =
-        std::max(narrowed_stride_, static_cast<size_t>(page_bytes_[side][WidthIndex(8)]));
+    scratch_page = std::max(scratch_page, static_cast<size_t>(page_bytes_[side][WidthIndex(8)]));
   }
-  narrowed_stride_ = (narrowed_stride_ + kAlignment - 1) / kAlignment * kAlignment;
-  narrowed_.resize(kScratchPages * narrowed_stride_);
+  narrowed_.resize(kScratchPages * WholeLines(scratch_page));
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -205,7 +205,7 @@ size_t PageStore::ScratchBytes(const StoredPage& stored, const NarrowStep& step)
   if (stored.metadata == kNoSlot) {
     bytes += pool_.slot_bytes(MetadataClass(AxisOf(config_, step.side)));
   }
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return WholeLines(bytes);
 }
 
 // Straight to new slots as long as the pool has some left over, otherwise by way of scratch.

@@ -19,6 +19,9 @@ namespace pmkvq {
 
 enum Side : size_t { kKeys = 0, kValues = 1 };
 inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
+inline int WidthOf(const PageWidths& widths, Side side) {
+  return side == kKeys ? widths.k : widths.v;
+}
 
 // K, or V, of 128 tokens of one block.
 struct StoredPage {
@@ -134,7 +137,6 @@ class PageStore {
   PagePool pool_;
   PageCodec codec_;
   AlignedVector<float> values_;
-  size_t narrowed_stride_ = 0;         // Of one page at 8 bits, then metadata.
   AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.
 };
 
