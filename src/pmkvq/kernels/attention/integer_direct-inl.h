@@ -8,10 +8,8 @@
 #define PMKVQ_KERNELS_ATTENTION_INTEGER_DIRECT_INL_H_
 #endif
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/attention/integer_tile-inl.h"
@@ -84,7 +82,7 @@ HWY_INLINE void DotDirect(D32 d32, const PackedRows& rows, const int16_t* x, int
     }
     for (int64_t j = 0; j < num_bytes; j += kBytes) {
       HWY_UNROLL(4) for (int i = 0; i < 4; ++i) {
-        const std::byte* row = rows.data + std::min(t + i, rows.num_rows - 1) * rows.row_bytes;
+        const std::byte* row = rows.RowOrLast(t + i);
         const auto words = hn::LoadU(d32, reinterpret_cast<const uint32_t*>(row + j));
         HWY_UNROLL(2) for (int r = 0; r < kX; ++r) {
           AddDots<kBits>(d32, words, x + r * x_stride + j / 2, num_bytes / 2, sum[r][i]);
@@ -121,16 +119,12 @@ HWY_INLINE int64_t SumDirect(D8 d8, const PackedRows& rows, const int16_t* weigh
     for (int64_t t = 0; t < rows.num_rows; t += 4) {
       ahead.Next(ReadAhead::Lines(4 * rows.row_bytes));
       const std::byte* from[4];
-      HWY_UNROLL(4) for (int i = 0; i < 4; ++i) {
-        from[i] = rows.data + std::min(t + i, rows.num_rows - 1) * rows.row_bytes;
-      }
+      HWY_UNROLL(4) for (int i = 0; i < 4; ++i) { from[i] = rows.RowOrLast(t + i); }
       hn::Vec<decltype(d32)> words[4];
       InterleaveFourRows(d8, from, j, words);
       HWY_UNROLL(2) for (int r = 0; r < kX; ++r) {
-        int32_t pairs[2];
-        std::memcpy(pairs, weights + r * kMaxIntegerRows + t, sizeof(pairs));
-        const auto factors0 = hn::BitCast(d16, hn::Set(di32, pairs[0]));
-        const auto factors1 = hn::BitCast(d16, hn::Set(di32, pairs[1]));
+        const auto factors0 = PairAt(d16, weights + r * kMaxIntegerRows + t);
+        const auto factors1 = PairAt(d16, weights + r * kMaxIntegerRows + t + 2);
         HWY_UNROLL(4) for (int k = 0; k < 4; ++k) {
           AddPlanes<kBits>(d32, words[k], factors0, factors1, sum[r][k]);
         }

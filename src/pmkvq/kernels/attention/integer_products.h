@@ -32,6 +32,10 @@ struct PackedRows {
   int64_t num_rows = 0;  // 1 to kMaxIntegerRows.
   int64_t columns = 0;   // Codes of a row, G.
   int bits = 8;
+  // Row t, or the last one beyond it: blocks of rows are filled up with that.
+  const std::byte* RowOrLast(int64_t t) const {
+    return data + (t < num_rows ? t : num_rows - 1) * row_bytes;
+  }
 };
 
 // Whether the functions below take such rows: a row must fill vectors of 16 bytes.

@@ -15,7 +15,6 @@
 #define PMKVQ_KERNELS_ATTENTION_INTEGER_TILE_INL_H_
 #endif
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -55,6 +54,14 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<D32>> PairsOf(D32 d32, hn::Vec<D32> words)
   return hn::BitCast(hn::RebindToSigned<D32>(), codes);
 }
 
+// The pair of 16-bit factors at x, in every lane.
+template <class D16>
+HWY_INLINE hn::Vec<D16> PairAt(D16 d16, const int16_t* x) {
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof(pair));
+  return hn::BitCast(d16, hn::Set(hn::Repartition<int32_t, D16>(), pair));
+}
+
 // One vector whose blocks of 16 bytes are rows[0], rows[4], ... from byte `offset` on.
 template <class D32>
 HWY_INLINE hn::Vec<D32> LoadBlocks(D32 d32, const std::byte* const* rows, int64_t offset) {
@@ -76,9 +83,7 @@ HWY_NOINLINE void LoadDotTile(const PackedRows& rows, int64_t num_bytes, int64_t
   constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(hn::ScalableTag<uint32_t>()));
   for (int64_t t = 0; t < width; t += kLanes) {
     const std::byte* from[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-      from[i] = rows.data + std::min(t0 + t + i, rows.num_rows - 1) * rows.row_bytes;
-    }
+    for (int64_t i = 0; i < kLanes; ++i) from[i] = rows.RowOrLast(t0 + t + i);
     for (int64_t j = 0; j < num_bytes; j += 16) {
       const auto a0 = LoadBlocks(d32, from + 0, j);
       const auto a1 = LoadBlocks(d32, from + 1, j);
@@ -151,9 +156,7 @@ HWY_NOINLINE void LoadSumTile(const PackedRows& rows, int64_t num_bytes, int64_t
                               uint32_t* tile) {
   for (int64_t t = 0; t < count; t += 4) {
     const std::byte* from[4];
-    for (int64_t i = 0; i < 4; ++i) {
-      from[i] = rows.data + std::min(t0 + t + i, rows.num_rows - 1) * rows.row_bytes;
-    }
+    for (int64_t i = 0; i < 4; ++i) from[i] = rows.RowOrLast(t0 + t + i);
     uint32_t* out = tile + t / 4 * num_bytes;
     int64_t j = StoreFourRows(hn::ScalableTag<uint8_t>(), from, num_bytes, 0, out);
     j = StoreFourRows(hn::CappedTag<uint8_t, 32>(), from, num_bytes, j, out);
@@ -177,13 +180,6 @@ struct TileProduct {
   int64_t stride;
   ReadAhead* ahead;
 };
-
-// The pair of 16-bit factors at x, in every lane.
-HWY_INLINE hn::Vec<hn::ScalableTag<int16_t>> PairAt(const int16_t* x) {
-  int32_t pair;
-  std::memcpy(&pair, x, sizeof(pair));
-  return hn::BitCast(hn::ScalableTag<int16_t>(), hn::Set(hn::ScalableTag<int32_t>(), pair));
-}
 
 // Sums of kRows rows of x and kVecs vectors of tokens, from column n on. Parts of a word are the
 // codes of a plane in bytes 0 and 2, or in 1 and 3. They are taken out in a loop, not unrolled: the
@@ -215,7 +211,7 @@ HWY_INLINE void DotColumns(const TileProduct& p, int64_t row, int64_t n) {
         codes[v] = hn::BitCast(d16, hn::And(hn::ShiftRightSame(words[v], shift), mask));
       }
       HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-        const auto factors = PairAt(x + r * p.x_stride);
+        const auto factors = PairAt(d16, x + r * p.x_stride);
         HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
           sum[r][v] = hn::Add(sum[r][v], MulPairs(codes[v], factors));
         }
@@ -265,6 +261,7 @@ HWY_INLINE void SumColumns(const TileProduct& p, int64_t row, int64_t n) {
   constexpr int kPlanes = 8 / kBits;
   const hn::ScalableTag<uint32_t> d32;
   const hn::ScalableTag<int32_t> di32;
+  const hn::ScalableTag<int16_t> d16;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d32));
   const int16_t* x = p.x + row * p.x_stride;
   int32_t* sums = p.sums + row * p.stride + n;
@@ -282,11 +279,12 @@ HWY_INLINE void SumColumns(const TileProduct& p, int64_t row, int64_t n) {
     HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
       words[v] = hn::Load(d32, p.tile + k * p.columns + n + v * lanes);
     }
-    hn::Vec<hn::ScalableTag<int16_t>> factors[kRows];
-    HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) factors[r] = PairAt(x + r * p.x_stride + 4 * k);
+    hn::Vec<decltype(d16)> factors[kRows];
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) factors[r] = PairAt(d16, x + r * p.x_stride + 4 * k);
     AddWordSums<kBits, kRows, kVecs, 0>(words, factors, sum);
     HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-      factors[r] = PairAt(x + r * p.x_stride + 4 * k + 2);
+      factors[r] = PairAt(d16, x + r * p.x_stride + 4 * k + 2);
     }
     AddWordSums<kBits, kRows, kVecs, 1>(words, factors, sum);
   }
