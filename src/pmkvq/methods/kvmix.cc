@@ -6,11 +6,12 @@
 //
 // Keys after RoPE are quantised per channel, in groups of 32 tokens, at 3 bits of 11: ten codes of
 // 3 bits and one of 2 in a 32-bit word. The eleventh key has four codes over the same range; with
-// the word `reference` it has the first four of the eight, as in the authors' code, which cuts it at
-// 3 and so moves half of all eleventh keys far off. Values are quantised per token, in groups of 32 channels. With F tokens at full precision, of which the newest
-// floor(r F) stay (the recent pivotal context), F - floor(r F) are quantised in whole groups after
-// every token: as soon as that is a group, it goes, and F falls by a group. So F runs from W to
-// W + group - 1, where W + group is the least F with F - floor(r F) >= group.
+// the word `reference` it has the first four of the eight, as in the authors' code, which cuts it
+// at 3 and so moves half of all eleventh keys far off. Values are quantised per token, in groups of
+// 32 channels. With F tokens at full precision, of which the newest floor(r F) stay (the recent
+// pivotal context), F - floor(r F) are quantised in whole groups after every token: as soon as that
+// is a group, it goes, and F falls by a group. So F runs from W to W + group - 1, where W + group
+// is the least F with F - floor(r F) >= group.
 //
 // The word `reference` also takes the ratios r of the authors' code, which go by the width.
 #include <fmt/format.h>
@@ -32,8 +33,9 @@ namespace {
 constexpr char kKeyImportance[] = "k_importance";    // [L]
 constexpr char kValueImportance[] = "v_importance";  // [L]
 constexpr int64_t kGroup = 32;
-constexpr int64_t kWordGroup = 11;    // Tokens that share a 32-bit word at 3 bits.
-constexpr int kLastBitsOfWord = 2;    // Of the eleventh.
+constexpr int64_t kWordGroup = 11;  // Tokens that share a 32-bit word at 3 bits.
+constexpr int kLastBitsOfWord = 2;  // Of the eleventh.
+constexpr float kLastCodeOfWord = (1 << kLastBitsOfWord) - 1;
 constexpr int64_t kWordBytes = 4;
 
 void CheckNames(const MethodSpec& spec) {
@@ -156,10 +158,9 @@ class KvMix final : public CacheMethod {
           };
           for (size_t i = 0; i < word.size(); ++i) word[i] = at(i);
           const AffineGrid grid = GridOf(keys.format, kWordGroup, 1, word.data());
-          const AffineGrid coarse = GridOf(last_format, kWordGroup, 1, word.data());
-          const AffineGrid& last = cut_last ? grid : coarse;
+          const AffineGrid last = cut_last ? grid : GridOf(last_format, kWordGroup, 1, word.data());
           for (size_t i = 0; i + 1 < word.size(); ++i) at(i) = grid.Read(word[i], grid.max_code);
-          at(word.size() - 1) = last.Read(word.back(), coarse.max_code);
+          at(word.size() - 1) = last.Read(word.back(), kLastCodeOfWord);
         }
       }
     }
