@@ -87,6 +87,10 @@ class Pair:
     def difference(self):
         return self.figures["difference"]
 
+    def sign(self):
+        """1 where a is shown to be better, -1 where it is shown to be worse, else 0."""
+        return 0 if self.p >= SIGNIFICANT else 1 if self.only_a > self.only_b else -1
+
     def cells(self):
         low, high = self.figures["interval"]
         return f"{100 * self.difference():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) | {format_p(self.p)}"
@@ -269,25 +273,23 @@ Several changes together, on the same problems.
     def verdicts(self):
         print("## What it says\n")
         for bits in rs.BUDGETS:
-            better, worse, equal = [], [], []
+            groups = {1: [], 0: [], -1: []}
             paper = self.get(rs.HARD, bits, rs.PAPER)
             for setting in rs.method_settings(bits):
                 result = self.get(rs.HARD, bits, setting)
                 if setting is rs.PAPER or paper is None or result is None or not result.fits:
                     continue
                 pair = Pair(result, paper)
-                group = equal if pair.p >= SIGNIFICANT else better if pair.only_a > pair.only_b else worse
-                group.append(f"{setting.name} ({100 * pair.difference():+.1f})")
-            print(f"* {bits:g} bits, levels 3 to 5: better than pm-kvq (P < {SIGNIFICANT}): {', '.join(better) or 'none'}. "
-                  f"No difference shown: {', '.join(equal) or 'none'}. Worse: {', '.join(worse) or 'none'}.")
+                groups[pair.sign()].append(f"{setting.name} ({100 * pair.difference():+.1f})")
+            print(f"* {bits:g} bits, levels 3 to 5: better than pm-kvq (P < {SIGNIFICANT}): {', '.join(groups[1]) or 'none'}. "
+                  f"No difference shown: {', '.join(groups[0]) or 'none'}. Worse: {', '.join(groups[-1]) or 'none'}.")
         for bits in rs.BUDGETS:
             for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6")):
                 best, paper = self.get(problem_set, bits, rs.BEST), self.get(problem_set, bits, rs.PAPER)
                 if best is None or paper is None:
                     continue
                 pair = Pair(best, paper)
-                word = "no difference shown" if pair.p >= SIGNIFICANT else \
-                    "better" if pair.only_a > pair.only_b else "worse"
+                word = {1: "better", 0: "no difference shown", -1: "worse"}[pair.sign()]
                 print(f"* {bits:g} bits, {name}: `best` {best.solved()}/{best.total()}, pm-kvq {paper.solved()}/{paper.total()}: "
                       f"{word} (P {format_p(pair.p)}).")
         print("\nWhere PM-KVQ loses:\n")
@@ -304,15 +306,15 @@ Several changes together, on the same problems.
             if result is None or fp16 is None:
                 continue
             pair = Pair(result, fp16)
-            if pair.p < SIGNIFICANT and pair.only_a < pair.only_b:
+            if pair.sign() < 0:
                 print(f"* {bits:g} bits, {name}: {setting.name} solves {result.solved()}, fp16 {fp16.solved()} of "
                       f"{fp16.total()} (P {format_p(pair.p)}).")
-        for setting in rs.main_settings(bits)[2:]:
+        for setting in rs.best_rivals(bits):
             rival = self.get(problem_set, bits, setting)
             if rival is None or best is None or not rival.fits:
                 continue
             pair, peaks = Pair(rival, best), (rival.peak_bits(problem_set), best.peak_bits(problem_set))
-            if (pair.p >= SIGNIFICANT or pair.only_a > pair.only_b) and peaks[0] < peaks[1]:
+            if pair.sign() >= 0 and peaks[0] < peaks[1]:
                 print(f"* {bits:g} bits, {name}: {setting.name} solves {rival.solved()} with a peak of {peaks[0]:.2f} bits, `best` "
                       f"{best.solved()} with {peaks[1]:.2f} (P {format_p(pair.p)}): PM-KVQ keeps whatever the budget has room for.")
 

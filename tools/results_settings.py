@@ -244,13 +244,16 @@ def all_runs():
     runs += [Run(s, bits, setting) for bits in order for setting in (PAPER, BEST) for s in (ALL, LONG)]
     for bits in order:
         runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
-    runs += [Run(s, bits, setting) for bits in order for setting in RIVALS[bits] if setting.name in BEST_RIVALS[bits]
-             for s in (ALL, LONG)]
+    runs += [Run(s, bits, setting) for bits in order for setting in best_rivals(bits) for s in (ALL, LONG)]
     return runs
 
 
+def best_rivals(bits):
+    return tuple(s for s in RIVALS[bits] if s.name in BEST_RIVALS[bits])
+
+
 def main_settings(bits):
-    return (PAPER, BEST, *(s for s in RIVALS[bits] if s.name in BEST_RIVALS[bits]))
+    return (PAPER, BEST, *best_rivals(bits))
 
 
 def method_settings(bits):
