@@ -292,31 +292,37 @@ Several changes together, on the same problems.
                 word = {1: "better", 0: "no difference shown", -1: "worse"}[pair.sign()]
                 print(f"* {bits:g} bits, {name}: `best` {best.solved()}/{best.total()}, pm-kvq {paper.solved()}/{paper.total()}: "
                       f"{word} (P {format_p(pair.p)}).")
-        print("\nWhere PM-KVQ loses:\n")
-        for bits in rs.BUDGETS:
-            for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6")):
-                self.losses(bits, problem_set, name)
+        self.losses()
         print(f"\n`--recipe best` is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`.\n")
 
-    def losses(self, bits, problem_set, name):
+    def losses(self):
         """What pm-kvq and `best` lose to fp16, and rivals that do as well as `best` with fewer bytes."""
-        fp16, best = self.get(problem_set, 16, rs.FP16), self.get(problem_set, bits, rs.BEST)
-        for setting in (rs.PAPER, rs.BEST):
-            result = self.get(problem_set, bits, setting)
-            if result is None or fp16 is None:
-                continue
-            pair = Pair(result, fp16)
-            if pair.sign() < 0:
-                print(f"* {bits:g} bits, {name}: {setting.name} solves {result.solved()}, fp16 {fp16.solved()} of "
-                      f"{fp16.total()} (P {format_p(pair.p)}).")
-        for setting in rs.best_rivals(bits):
-            rival = self.get(problem_set, bits, setting)
-            if rival is None or best is None or not rival.fits:
-                continue
-            pair, peaks = Pair(rival, best), (rival.peak_bits(problem_set), best.peak_bits(problem_set))
-            if pair.sign() >= 0 and peaks[0] < peaks[1]:
-                print(f"* {bits:g} bits, {name}: {setting.name} solves {rival.solved()} with a peak of {peaks[0]:.2f} bits, `best` "
-                      f"{best.solved()} with {peaks[1]:.2f} (P {format_p(pair.p)}): PM-KVQ keeps whatever the budget has room for.")
+        whole_sets = [(bits, problem_set, name) for bits in rs.BUDGETS
+                      for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6"))]
+        print("\nWhere PM-KVQ loses to fp16:\n")
+        for bits, problem_set, name in whole_sets:
+            fp16 = self.get(problem_set, 16, rs.FP16)
+            for setting in (rs.PAPER, rs.BEST):
+                result = self.get(problem_set, bits, setting)
+                if result is None or fp16 is None:
+                    continue
+                pair = Pair(result, fp16)
+                if pair.sign() < 0:
+                    print(f"* {bits:g} bits, {name}: {setting.name} solves {result.solved()}, fp16 {fp16.solved()} of "
+                          f"{fp16.total()} (P {format_p(pair.p)}).")
+        print("\nWhere a rival does as well with fewer bytes (no worse by the test; `best` keeps whatever the budget has room for):\n")
+        print("| effective bits | problems | rival | its peak | it solves | peak of `best` | `best` solves | P |")
+        print("|---|---|---|---|---|---|---|---|")
+        for bits, problem_set, name in whole_sets:
+            best = self.get(problem_set, bits, rs.BEST)
+            for setting in rs.best_rivals(bits):
+                rival = self.get(problem_set, bits, setting)
+                if rival is None or best is None or not rival.fits:
+                    continue
+                pair, peaks = Pair(rival, best), (rival.peak_bits(problem_set), best.peak_bits(problem_set))
+                if pair.sign() >= 0 and peaks[0] < peaks[1]:
+                    print(f"| {bits:g} | {name} | {setting.name} | {peaks[0]:.2f} | {rival.solved()}/{rival.total()} | "
+                          f"{peaks[1]:.2f} | {best.solved()}/{best.total()} | {format_p(pair.p)} |")
 
 
 INTRO = """# Results
