@@ -1,10 +1,10 @@
 // Stored floats straight to codes: the first halving of a page, at the speed of memory.
 //
-// Bit-identical to the scalar oracle. What is saved against QuantizeGroups: values are widened in
-// registers, bounds of 16 groups are rounded at once, and codes come from a product with 1 / step
-// instead of a division. The product may round to another code than the quotient only next to the
-// middle between two codes: both ends of an interval that holds the quotient are rounded, and a
-// group in which they differ anywhere is done again with divisions.
+// Bit-identical to the scalar oracle. What is saved against QuantizeGroups: bounds of 16-bit floats
+// are found among integers, bounds of 16 groups are rounded at once, and codes come from a product
+// with 1 / step instead of a division. The product may round to another code than the quotient only
+// next to the middle between two codes: codes are found with 15 more bits, which tell how near a
+// middle is, and a group in which one is too near is done again with divisions.
 #include <algorithm>
 #include <bit>
 #include <type_traits>
@@ -36,16 +36,22 @@ constexpr float kMostStep = 0x1p+100f;
 constexpr float kMostMargin = 0x1p-10f;
 // Its unit is 1: adding it rounds to a whole number, half to even, which the low bits then hold.
 constexpr float kRounder = 0x1.8p23f;
+// Adding it to a value of [0, 256) leaves the whole number and kFractionBits more in the mantissa.
+constexpr float kFixedPoint = 256.0f;
+constexpr int kFractionBits = 15;
 
-// Stored values as floats: `lanes` of them, and one.
+// Highway's name of a 16-bit type.
+template <class T>
+using HwyFloat = std::conditional_t<std::is_same_v<T, F16>, hwy::float16_t, hwy::bfloat16_t>;
+
+// Stored values as floats, as many as there are lanes.
 template <class T, class DF>
 HWY_INLINE hn::Vec<DF> Widen(DF df, const T* HWY_RESTRICT p) {
   if constexpr (std::is_same_v<T, float>) {
     return hn::LoadU(df, p);
   } else {
-    using HwyType = std::conditional_t<std::is_same_v<T, F16>, hwy::float16_t, hwy::bfloat16_t>;
-    const hn::Rebind<HwyType, DF> d16;
-    return hn::PromoteTo(df, hn::LoadU(d16, reinterpret_cast<const HwyType*>(p)));
+    const hn::Rebind<HwyFloat<T>, DF> d16;
+    return hn::PromoteTo(df, hn::LoadU(d16, reinterpret_cast<const HwyFloat<T>*>(p)));
   }
 }
 
@@ -63,6 +69,110 @@ HWY_INLINE void FindBounds(DF df, const T* HWY_RESTRICT x, int64_t group, float*
   }
   *lowest = hn::GetLane(hn::MinOfLanes(df, low));
   *highest = hn::GetLane(hn::MaxOfLanes(df, high));
+}
+
+#if HWY_TARGET != HWY_SCALAR  // One-lane vectors have no halves.
+
+// Bits of 16-bit floats as integers of the same order, and back. -0 comes before 0.
+template <class DI, class V>
+HWY_INLINE V Ordered(DI di, V bits) {
+  return hn::Xor(bits, hn::And(hn::ShiftRight<15>(bits), hn::Set(di, int16_t{0x7fff})));
+}
+
+struct Lesser {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Min(a, b);
+  }
+};
+struct Greater {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
+
+// Halves of the vector against each other until kFoldedLanes are left.
+constexpr size_t kFoldedLanes = 8;
+template <class Best, class DI, class V>
+HWY_INLINE void StoreFolded(DI di, V v, int16_t* HWY_RESTRICT out) {
+  if constexpr (hn::MaxLanes(di) > kFoldedLanes) {
+    const hn::Half<DI> half;
+    StoreFolded<Best>(half, Best()(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), out);
+  } else {
+    hn::StoreU(v, di, out);
+  }
+}
+
+// The best of each kFoldedLanes, at the front of the same memory.
+template <class Best>
+HWY_INLINE void FoldLanes(int16_t* HWY_RESTRICT folded) {
+  const hn::CappedTag<int16_t, kBatch> di;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(di));
+  for (int64_t count = kBatch * kFoldedLanes / 2; count >= kBatch; count /= 2) {
+    for (int64_t i = 0; i < count; i += lanes) {
+      const auto a = hn::Load(di, folded + 2 * i);
+      const auto b = hn::Load(di, folded + 2 * i + lanes);
+      hn::Store(Best()(hn::ConcatEven(di, b, a), hn::ConcatOdd(di, b, a)), di, folded + i);
+    }
+  }
+}
+
+// FindBounds of up to kBatch groups of 16-bit floats, among integers: what is left of each group is
+// reduced for all at once.
+template <class T, class DI>
+HWY_INLINE void FindOrderedBounds(DI di, const T* HWY_RESTRICT x, int64_t group, int64_t count,
+                                  float* HWY_RESTRICT lowest, float* HWY_RESTRICT highest) {
+  HWY_ALIGN int16_t low_lanes[kBatch * kFoldedLanes] = {};
+  HWY_ALIGN int16_t high_lanes[kBatch * kFoldedLanes] = {};
+  const auto lanes = static_cast<int64_t>(hn::Lanes(di));
+  const auto* bits = reinterpret_cast<const int16_t*>(x);
+  for (int64_t g = 0; g < count; ++g, bits += group) {
+    auto low = Ordered(di, hn::LoadU(di, bits));
+    auto high = low;
+    for (int64_t i = lanes; i < group; i += lanes) {
+      const auto v = Ordered(di, hn::LoadU(di, bits + i));
+      low = hn::Min(low, v);
+      high = hn::Max(high, v);
+    }
+    StoreFolded<Lesser>(di, low, low_lanes + g * kFoldedLanes);
+    StoreFolded<Greater>(di, high, high_lanes + g * kFoldedLanes);
+  }
+  FoldLanes<Lesser>(low_lanes);
+  FoldLanes<Greater>(high_lanes);
+  const hn::CappedTag<float, kBatch> df;
+  const hn::Rebind<int16_t, decltype(df)> d16;
+  for (int64_t i = 0; i < kBatch; i += static_cast<int64_t>(hn::Lanes(df))) {
+    const auto widen = [&](const int16_t* ordered) HWY_ATTR {
+      const hn::Rebind<HwyFloat<T>, decltype(df)> stored;
+      return hn::PromoteTo(df, hn::BitCast(stored, Ordered(d16, hn::Load(d16, ordered))));
+    };
+    hn::Store(widen(low_lanes + i), df, lowest + i);
+    hn::Store(widen(high_lanes + i), df, highest + i);
+  }
+}
+
+#endif  // HWY_TARGET != HWY_SCALAR
+
+// Bounds of `count` groups, at most kBatch.
+template <class T>
+HWY_INLINE void FindAllBounds(const T* HWY_RESTRICT x, int64_t group, int64_t count,
+                              float* HWY_RESTRICT lowest, float* HWY_RESTRICT highest) {
+  const auto run = [&](auto full, auto eight, const auto& find) HWY_ATTR {
+    if (group % static_cast<int64_t>(hn::Lanes(full)) == 0) return find(full);
+    find(eight);
+  };
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (sizeof(T) == 2) {
+    return run(hn::ScalableTag<int16_t>(), hn::CappedTag<int16_t, 8>(),
+               [&](auto di) HWY_ATTR { FindOrderedBounds(di, x, group, count, lowest, highest); });
+  }
+#endif
+  run(hn::ScalableTag<float>(), hn::CappedTag<float, 8>(), [&](auto df) HWY_ATTR {
+    for (int64_t i = 0; i < count; ++i) {
+      FindBounds(df, x + i * group, group, lowest + i, highest + i);
+    }
+  });
 }
 
 // Bits of the smallest value of T that is not below x; 0 <= x <= the largest finite T.
@@ -110,36 +220,42 @@ struct Batch {
   HWY_ALIGN float lowest[kBatch] = {};
   HWY_ALIGN float highest[kBatch] = {};
   HWY_ALIGN float step[kBatch];
-  // x * reciprocal + below <= (x - lowest) / step <= x * reciprocal + above, as computed. The
-  // reciprocal is 0 where that is not so, or says little.
+  // x * reciprocal + offset, as computed, less kFixedPoint is above the quotient (x - lowest) /
+  // step and a half by at most `margin` of the last of kFractionBits. The reciprocal is 0 where
+  // that is not so, or says little.
   HWY_ALIGN float reciprocal[kBatch];
-  HWY_ALIGN float below[kBatch];
-  HWY_ALIGN float above[kBatch];
+  HWY_ALIGN float offset[kBatch];
+  HWY_ALIGN int32_t margin[kBatch];
   HWY_ALIGN uint32_t min_bits[kBatch];
   HWY_ALIGN uint32_t range_bits[kBatch];
 };
 
 // `range`: before it is rounded up to a multiple of the step.
 //
-// Errors in units of u = 2^-24, with r = 1 / step, m = |lowest| r and codes of at most 256: of r
-// 256; of lowest * r, of x * r where it is rounded (no FMA), and of their sum m, m + 256, 256; of
-// adding the margin m; of x - lowest and of the quotient, which the oracle rounds as well, 256
-// each. The margin is above their sum, (3 m + 1280) u.
+// Errors in units of u = 2^-24, with r = 1 / step, m = |lowest| r, and quotients of at most 255: of
+// x - lowest and of the quotient, which the oracle rounds as well, 255 each; of r 255; of lowest *
+// r m; of x * r where it is rounded (no FMA) m + 255; of adding the offset to it 256; of the first
+// sum of the offset 256, of the second 256 or, where that is more, m + 257. Together at most 3 m +
+// 1789. The shift, above that, keeps what is computed from falling short.
 template <class T, class DF, class V>
 HWY_INLINE void FindReciprocals(DF df, size_t i, V range, V step, Batch& batch) {
+  const hn::Rebind<int32_t, DF> di;
   const auto lowest = hn::Load(df, batch.lowest + i);
   const auto reciprocal = hn::Div(hn::Set(df, 1.0f), step);
-  const auto offset = hn::Mul(lowest, reciprocal);
-  const auto margin = hn::Mul(hn::Set(df, 0x1p-22f), hn::Add(hn::Abs(offset), hn::Set(df, 350.0f)));
+  const auto product = hn::Mul(lowest, reciprocal);
+  const auto shift =
+      hn::Mul(hn::Set(df, 3 * 0x1p-24f), hn::Add(hn::Abs(product), hn::Set(df, 600.0f)));
   const auto is_normal =
       hn::And(hn::Ge(step, hn::Set(df, kLeastStep)), hn::Le(step, hn::Set(df, kMostStep)));
   // A range beyond the type saturates: codes of values above it are clamped.
   const auto is_whole = hn::Le(range, hn::Set(df, internal::MaxFinite<T>()));
-  const auto is_close = hn::Le(margin, hn::Set(df, kMostMargin));
+  const auto is_close = hn::Le(shift, hn::Set(df, kMostMargin));
   const auto is_good = hn::And(is_normal, hn::And(is_whole, is_close));
+  const auto offset = hn::Sub(hn::Add(shift, hn::Set(df, kFixedPoint + 0.5f)), product);
+  const auto margin = hn::Mul(shift, hn::Set(df, 2.0f * (1 << kFractionBits)));
   hn::Store(hn::IfThenElseZero(is_good, reciprocal), df, batch.reciprocal + i);
-  hn::Store(hn::Neg(hn::Add(offset, margin)), df, batch.below + i);
-  hn::Store(hn::Sub(margin, offset), df, batch.above + i);
+  hn::Store(offset, df, batch.offset + i);
+  hn::Store(hn::ConvertTo(di, hn::IfThenElseZero(is_good, margin)), di, batch.margin + i);
 }
 
 // internal::RoundBounds of each. The lowest value is one of T, so it is stored as it is.
@@ -187,23 +303,22 @@ HWY_INLINE int64_t PackByProducts(DF df, int64_t j, int64_t plane_bytes, const T
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   if (j + lanes > plane_bytes) return j;
   const hn::Rebind<uint8_t, DF> d8;
+  const hn::Rebind<int32_t, DF> di;
   const hn::Rebind<uint32_t, DF> du;
   const auto reciprocal = hn::Set(df, batch.reciprocal[i]);
-  const auto below = hn::Set(df, batch.below[i]);
-  const auto above = hn::Set(df, batch.above[i]);
-  const auto rounder = hn::Set(df, kRounder);
-  auto difference = hn::Zero(du);
+  const auto offset = hn::Set(df, batch.offset[i]);
+  const auto fraction_mask = hn::Set(di, (1 << kFractionBits) - 1);
+  auto least_fraction = fraction_mask;
   for (; j + lanes <= plane_bytes; j += lanes) {
     const auto plane = [&](int p) HWY_ATTR {
       const auto value = Widen(df, x + j + p * plane_bytes);
-      const auto low = hn::BitCast(du, hn::Add(hn::MulAdd(value, reciprocal, below), rounder));
-      const auto high = hn::BitCast(du, hn::Add(hn::MulAdd(value, reciprocal, above), rounder));
-      difference = hn::Or(difference, hn::Xor(low, high));
-      return low;
+      const auto bits = hn::BitCast(di, hn::MulAdd(value, reciprocal, offset));
+      least_fraction = hn::Min(least_fraction, hn::And(bits, fraction_mask));
+      return hn::ShiftRight<kFractionBits>(hn::BitCast(du, bits));
     };
     hn::StoreU(PackedBytes<kBits>(d8, plane), d8, packed + j);
   }
-  is_certain = is_certain && hn::AllTrue(du, hn::Eq(difference, hn::Zero(du)));
+  is_certain = is_certain && hn::AllTrue(di, hn::Gt(least_fraction, hn::Set(di, batch.margin[i])));
   return j;
 }
 
@@ -278,16 +393,7 @@ void QuantizeStoredTyped(int64_t any_group, const T* x, int64_t num_groups, uint
   Batch batch;
   for (int64_t first = 0; first < num_groups; first += kBatch) {
     const int64_t count = std::min(kBatch, num_groups - first);
-    const hn::ScalableTag<float> full;
-    const bool is_whole = group % static_cast<int64_t>(hn::Lanes(full)) == 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (is_whole) {
-        FindBounds(full, x + i * group, group, batch.lowest + i, batch.highest + i);
-      } else {
-        const hn::CappedTag<float, 8> eight;
-        FindBounds(eight, x + i * group, group, batch.lowest + i, batch.highest + i);
-      }
-    }
+    FindAllBounds(x, group, count, batch.lowest, batch.highest);
     RoundAllBounds<T>(internal::MaxCode(kBits), batch);
     for (int64_t i = 0; i < count; ++i, x += group, codes += group_bytes) {
       PrefetchAhead(x, group);
