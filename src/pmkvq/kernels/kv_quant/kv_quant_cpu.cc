@@ -7,6 +7,7 @@
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_internal.h"
+#include "pmkvq/kernels/kv_quant/prefetch_ahead.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "pmkvq/kernels/kv_quant/kv_quant_cpu.cc"
@@ -210,6 +211,7 @@ void Halve(int64_t group, int from_bits, const uint8_t* codes, int64_t num_group
   const int bits = from_bits / 2;
   const int64_t plane_bytes = PackedGroupBytes(group, bits);
   for (int64_t r = 0; r < num_groups; ++r, codes += 2 * plane_bytes, out += plane_bytes) {
+    internal::PrefetchAhead(codes, 2 * plane_bytes);
     int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
     const hn::ScalableTag<uint8_t> full;

@@ -9,14 +9,13 @@
 #include <bit>
 #include <type_traits>
 
-#include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_internal.h"
+#include "pmkvq/kernels/kv_quant/prefetch_ahead.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "pmkvq/kernels/kv_quant/quantize_stored.cc"
-#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
@@ -372,18 +371,6 @@ HWY_INLINE void PackGroup(const T* HWY_RESTRICT x, int64_t group, const Batch& b
   }
 }
 
-// Asks for the cache lines of the group that stands a batch further on: hardware looks ahead only
-// within a page of memory, which is as much as a batch. Beyond the last group that is what the
-// caller most likely has next (the next head); asking for lines that do not exist does nothing.
-template <class T>
-HWY_INLINE void PrefetchAhead(const T* x, int64_t group) {
-  const auto bytes = static_cast<uintptr_t>(group) * sizeof(T);
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(x) + static_cast<uintptr_t>(kBatch) * bytes;
-  for (uintptr_t i = 0; i < bytes; i += kAlignment) {
-    hwy::Prefetch(reinterpret_cast<const T*>(begin + i));
-  }
-}
-
 // kGroup: the size of a group where it is worth code of its own, or 0.
 template <int kBits, int64_t kGroup, class T>
 void QuantizeStoredTyped(int64_t any_group, const T* x, int64_t num_groups, uint8_t* codes, T* mins,
@@ -396,7 +383,7 @@ void QuantizeStoredTyped(int64_t any_group, const T* x, int64_t num_groups, uint
     FindAllBounds(x, group, count, batch.lowest, batch.highest);
     RoundAllBounds<T>(internal::MaxCode(kBits), batch);
     for (int64_t i = 0; i < count; ++i, x += group, codes += group_bytes) {
-      PrefetchAhead(x, group);
+      internal::PrefetchAhead(x, group * static_cast<int64_t>(sizeof(T)));
       using Bits = std::conditional_t<std::is_same_v<T, float>, uint32_t, uint16_t>;
       mins[first + i] = std::bit_cast<T>(static_cast<Bits>(batch.min_bits[i]));
       ranges[first + i] = std::bit_cast<T>(static_cast<Bits>(batch.range_bits[i]));
