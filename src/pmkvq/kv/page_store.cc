@@ -16,11 +16,15 @@ constexpr int kMetadataClass = 4;
 constexpr int kSinkClass = 5;
 constexpr int kChannelMetadataClass = 6;  // Only where keys are quantised per channel.
 
-// Pages are narrowed in batches before they are given their new slots: at most so many, and as many
-// as fit the scratch, which holds kScratchPages at 8 bits. Enough to share out to threads, and few
-// enough that what they become is still in a cache of the second level then.
+// Pages are narrowed in batches before they are given their new slots: enough to share out to
+// threads, and few enough that what they become is still in a cache of the second level then, and
+// that little memory is used that never was before. At most as many as fit the scratch, which holds
+// kScratchPages at 8 bits.
 constexpr size_t kMostBatchPages = 32;
 constexpr size_t kScratchPages = 8;
+size_t BatchPages(int num_threads) {
+  return std::clamp<size_t>(8 * static_cast<size_t>(num_threads), 8, kMostBatchPages);
+}
 // A thread takes pages of so many bytes at a time: sharing out costs more than a small page.
 constexpr size_t kSharedBytes = size_t{64} << 10;
 
@@ -187,9 +191,10 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
   for (NarrowStep& step : steps) step.data = Data(pages[step.page][step.side]);
   std::sort(steps.begin(), steps.end(),
             [](const NarrowStep& a, const NarrowStep& b) { return a.data < b.data; });
+  const size_t most_pages = BatchPages(config_.num_threads);
   for (size_t first = 0; first < steps.size();) {
     size_t count = 0;
-    for (size_t bytes = 0; first + count < steps.size() && count < kMostBatchPages; ++count) {
+    for (size_t bytes = 0; first + count < steps.size() && count < most_pages; ++count) {
       const NarrowStep& step = steps[first + count];
       bytes += ScratchBytes(pages[step.page][step.side], step);
       if (bytes > narrowed_.size()) break;
