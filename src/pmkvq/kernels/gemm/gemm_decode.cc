@@ -1,6 +1,7 @@
 #include "pmkvq/kernels/gemm/gemm_decode.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "pmkvq/base/check.h"
@@ -163,6 +164,16 @@ void PackRows(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, DType
   }
 }
 
+// Makes the compiler load a value once, where it would rather load it for each product that it is
+// in: loads, not products, then bound the loop.
+HWY_INLINE void KeepInRegister(V& v) {
+#if HWY_ARCH_X86
+  __asm__("" : "+v"(v.raw));
+#else
+  (void)v;
+#endif
+}
+
 // Adds half a chunk of kRows rows of x times kOuts rows of W to the accumulators. One half's
 // weights at a time, so that they fit the registers beside the accumulators.
 template <class Weight, size_t kHalf, int kRows, int kOuts>
@@ -176,7 +187,8 @@ HWY_INLINE void AddHalf(const float* HWY_RESTRICT x, const typename Weight::Raw*
   for (int o = 0; o < kOuts; ++o) weights[o] = Weight::template Load<kHalf>(w[o] + offset, col);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    const V values = hn::Load(d, x + (2 * static_cast<size_t>(r) + kHalf) * lanes);
+    V values = hn::Load(d, x + (2 * static_cast<size_t>(r) + kHalf) * lanes);
+    KeepInRegister(values);
 #pragma GCC unroll 8
     for (int o = 0; o < kOuts; ++o) acc[r][o] = hn::MulAdd(values, weights[o], acc[r][o]);
   }
@@ -209,18 +221,20 @@ constexpr size_t ChunkBytes() {
 }
 
 // What comes into the cache while a tile is multiplied: for each of its chunks, that of kOuts
-// others.
+// others. Where several blocks of rows use the tile one after the other, each fetches its share.
 template <class Weight, int kOuts>
 struct Fetch {
   using Raw = typename Weight::Raw;
   const Raw* next = nullptr;  // Null: nothing.
   size_t spacing = 0;         // Between the outputs' chunks.
   size_t advance = 1;         // How much faster than its column a chunk's place moves.
+  size_t log_shares = 0;      // Of 2^log_shares chunks one fetches.
+  size_t first_col = 0;       // What it fetches starts there.
 
   // `col` counts from the tile's first.
   HWY_INLINE void operator()(size_t col) const {
-    if (next == nullptr) return;
-    const Raw* place = next + advance * Weight::OffsetOf(col);
+    if (next == nullptr || (col & ((ChunkSize() << log_shares) - 1)) != 0) return;
+    const Raw* place = next + advance * Weight::OffsetOf(first_col + (col >> log_shares));
     for (int o = 0; o < kOuts; ++o, place += spacing) {
       const char* bytes = reinterpret_cast<const char*>(place);
       for (size_t b = 0; b < ChunkBytes<Weight>(); b += kLineBytes) hwy::Prefetch(bytes + b);
@@ -351,15 +365,16 @@ constexpr size_t kPanelOuts = 30;
 constexpr size_t kRowsOfBlock = 4;
 static_assert(kPanelOuts % kOutsOfManyRows == 0 && kDecodeGrain % kPanelOuts == 0);
 
-// All rows of x for kOuts outputs: blocks of four rows, then what is left. The first block fetches
-// for all: later ones find their weights in the cache and should not wait for memory.
+// All rows of x for kOuts outputs: blocks of four rows, then what is left. `tile_cols`: columns of
+// a whole tile, of which the last may have fewer.
 template <class Weight, int kOuts>
-HWY_INLINE void AllRows(const DecodeArgs& args, TilePlace place, float* sums,
+HWY_INLINE void AllRows(const DecodeArgs& args, TilePlace place, size_t tile_cols, float* sums,
                         Fetch<Weight, kOuts> fetch) {
   const size_t sums_of_row = kOuts * hn::Lanes(D());
   for (; place.row + kRowsOfBlock <= args.num_rows; place.row += kRowsOfBlock) {
     DotTile<false, Weight, kRowsOfBlock, kOuts>(args, place, sums + place.row * sums_of_row, fetch);
-    fetch.next = nullptr;
+    fetch.first_col += tile_cols >> fetch.log_shares;
+    if (fetch.first_col == tile_cols) fetch.next = nullptr;
   }
   float* rest = sums + place.row * sums_of_row;
   switch (args.num_rows - place.row) {
@@ -383,10 +398,10 @@ HWY_INLINE void Panel(const DecodeArgs& args, size_t begin, size_t end) {
   const size_t lanes = hn::Lanes(D());
   const size_t cols = args.cols();
   const size_t row_stride = Weight::RowStride(cols);
-  // About 6 KiB of BF16 weights ahead, and 8 to 16 KiB of x.
+  // 5 to 10 KiB of BF16 weights ahead, and 8 to 16 KiB of x.
   const bool few_rows = args.num_rows <= kRowsOfBlock;
   const size_t tile_cols = few_rows ? 512 : 256;
-  const size_t tiles_ahead = few_rows ? 1 : 2;
+  const size_t tiles_ahead = few_rows ? 1 : 4;
   const size_t num_groups = (end - begin) / kOuts;
   const size_t num_tiles = num_groups * (cols == 0 ? 1 : (cols + tile_cols - 1) / tile_cols);
   for (size_t tile = 0; tile < num_tiles; ++tile) {
@@ -402,9 +417,12 @@ HWY_INLINE void Panel(const DecodeArgs& args, size_t begin, size_t end) {
       fetch.next = reinterpret_cast<const Raw*>(args.weight->data) + next_out * row_stride +
                    Weight::OffsetOf(next_col);
       fetch.spacing = row_stride;
+      fetch.log_shares =
+          few_rows ? 0 : static_cast<size_t>(std::bit_width(args.num_rows / kRowsOfBlock)) - 1;
     }
     const TilePlace place{0, begin + group * kOuts, col, std::min(cols, col + tile_cols)};
-    AllRows<Weight, kOuts>(args, place, sums + group * kOuts * args.num_rows * lanes, fetch);
+    AllRows<Weight, kOuts>(args, place, tile_cols, sums + group * kOuts * args.num_rows * lanes,
+                           fetch);
   }
 }
 
