@@ -11,6 +11,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/eval/code_problem.h"
+#include "pmkvq/eval/grader.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/methods/spec.h"
@@ -53,16 +54,11 @@ std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
   return pending;
 }
 
-JudgedText Grade(Grading grading, const std::string& text, const std::string& gold) {
-  return grading == Grading::kCode ? JudgeCode(text, gold) : JudgeText(text, gold);
-}
-
-// Grades responses as they finish, keeps them, and passes everything on to the caller's observer.
+// Hands responses to the grader as they finish, and everything to the caller's observer.
 class GradingObserver : public EngineObserver {
  public:
-  GradingObserver(Grading grading, ResponseLog& log, EngineObserver* next,
-                  const ResponseCallback& on_response)
-      : grading_(grading), log_(log), next_(next), on_response_(on_response) {}
+  GradingObserver(Grading grading, Grader& grader, EngineObserver* next)
+      : grading_(grading), grader_(grader), next_(next) {}
 
   void Expect(RequestId id, const Pending& pending) { pending_[id] = pending; }
 
@@ -76,16 +72,13 @@ class GradingObserver : public EngineObserver {
     if (next_ != nullptr) next_->OnFinished(completion);
     if (completion.finish_reason == FinishReason::kCancelled) return;
     const Pending& pending = pending_.at(completion.id);
-    const Response response = MakeResponse(pending, completion);
+    grader_.Add(MakeResponse(pending, completion), pending.problem->answer);
     pending_.erase(completion.id);
-    log_.Append(response);
-    if (on_response_) on_response_(response);
   }
 
  private:
   Response MakeResponse(const Pending& pending, const Completion& completion) const {
     const ProblemRow& problem = *pending.problem;
-    JudgedText judged = Grade(grading_, completion.text, problem.answer);
     Response response;
     response.id = problem.id;
     response.task = problem.task;
@@ -93,8 +86,6 @@ class GradingObserver : public EngineObserver {
     response.response = pending.response;
     response.grading = grading_;
     if (grading_ == Grading::kAnswer) response.answer = problem.answer;
-    response.extracted = std::move(judged.extracted);
-    response.correct = judged.correct;
     response.finish_reason = NameOf(completion.finish_reason);
     response.prompt_tokens = static_cast<int64_t>(completion.prompt_ids.size());
     response.output_tokens = static_cast<int64_t>(completion.output_ids.size());
@@ -108,9 +99,8 @@ class GradingObserver : public EngineObserver {
   }
 
   Grading grading_;
-  ResponseLog& log_;
+  Grader& grader_;
   EngineObserver* next_;
-  const ResponseCallback& on_response_;
   std::map<RequestId, Pending> pending_;
 };
 
@@ -241,7 +231,15 @@ double Evaluate(const std::shared_ptr<Model>& model,
   if (pending.empty()) return 0;
   CheckCanGrade(grading);
   Engine engine(model, tokenizer, options.engine);
-  GradingObserver grader(grading, log, observer, on_response);
+  Grader grader(grading);
+  GradingObserver finished(grading, grader, observer);
+  const auto keep = [&](const std::vector<Response>& responses) {
+    for (const Response& response : responses) {
+      log.Append(response);
+      if (on_response) on_response(response);
+    }
+    return !responses.empty();
+  };
   const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.
   std::vector<int32_t> prompt_ids;
   for (const Pending& one : pending) {
@@ -256,14 +254,15 @@ double Evaluate(const std::shared_ptr<Model>& model,
       request.sampling = options.sampling;
       request.seed = ResponseSeed(options.seed, one.problem->id, one.response);
       request.max_tokens = one.max_tokens;
-      grader.Expect(engine.Submit(std::move(request)), one);
+      finished.Expect(engine.Submit(std::move(request)), one);
     } catch (const InvalidInput& error) {
       throw InvalidInput("problem " + one.problem->id, error.what());
     }
   }
-  while (!IsCancelled(cancel) && engine.Step(&grader)) {
+  while (!IsCancelled(cancel) && engine.Step(&finished)) keep(grader.TakeGraded());
+  if (IsCancelled(cancel)) engine.CancelAll(&finished);
+  while (keep(grader.WaitForAll())) {
   }
-  if (IsCancelled(cancel)) engine.CancelAll(&grader);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

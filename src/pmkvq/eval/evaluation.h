@@ -129,8 +129,9 @@ void CheckCanGrade(Grading grading);
 // Called after each response is in the log.
 using ResponseCallback = std::function<void(const Response&)>;
 
-// Generates and grades what `log` lacks of `problems` x num_responses. Stops early with `cancel`;
-// unfinished responses are then not in the log. `observer` (may be null) sees tokens as they come.
+// Generates and grades what `log` lacks of `problems` x num_responses; code is tested while other
+// responses are generated (eval/grader.h). Stops early with `cancel`; unfinished responses are then
+// not in the log. `observer` (may be null) sees tokens as they come.
 // Returns the wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade
 // before the first response is made; a prompt that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<Model>& model,
