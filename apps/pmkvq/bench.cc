@@ -1,6 +1,7 @@
 // pmkvq bench: speeds against the ceilings of this machine. docs/performance.md says what each
 // figure means.
 #include "pmkvq/bench/bench.h"
+#include "pmkvq/kv/cache_config.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

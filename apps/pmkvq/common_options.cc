@@ -158,7 +158,7 @@ EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   options.kv.init_kv_bits = init_kv_bits;
   options.kv.kv_dtype = ParseKvDtype(kv_dtype);
   options.kv.reference_accounting = reference_accounting;
-  options.kv.attention = attention == "fast" ? AttentionMode::kFast : AttentionMode::kAccurate;
+  options.kv.attention = ParseAttentionMode(attention);
   options.kv = ApplySpecKeys(options.kv);
   options.max_sequences = max_sequences;
   options.max_len = max_len;

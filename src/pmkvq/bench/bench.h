@@ -34,10 +34,6 @@ struct BenchOptions {
   const CancelFlag* cancel = nullptr;
 };
 
-// "fast", "accurate"; throws InvalidInput for another name.
-AttentionMode ParseAttentionMode(const std::string& name);
-std::string NameOf(AttentionMode mode);
-
 // One decoding token's attention in one block, all KV heads, from DRAM: a row per depth and width.
 BenchReport BenchAttention(const BenchOptions& options);
 

@@ -77,7 +77,7 @@ BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilin
   BenchFields row;
   row.Add("depth", item.depth, "depth");
   row.Add("bits", int64_t{item.bits}, "bits");
-  row.Add("attention", NameOf(options.attention), "attention");
+  row.Add("attention", std::string(NameOf(options.attention)), "attention");
   row.Add("ms", time.median * 1e3, "ms", 3);
   row.AddSpread("ns_per_token_head", {time.median * to_ns, time.p10 * to_ns, time.p90 * to_ns},
                 "ns/token-head", 1);

@@ -162,7 +162,7 @@ BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const Ben
   row.Add("depth", item.depth, "depth");
   row.Add("bits", int64_t{item.bits}, "bits");
   row.Add("batch", item.batch, "batch");
-  row.Add("attention", NameOf(options.attention));
+  row.Add("attention", std::string(NameOf(options.attention)));
   row.Add("tokens_per_s", static_cast<double>(item.batch) / step.median * 1e3, "tokens/s");
   row.AddSpread("ms_per_step", step, "ms/step", 2);
   row.AddSpread("attention_ms", attention);
@@ -200,7 +200,7 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
   BenchFields row;
   row.Add("depth", item.depth, "depth");
   row.Add("bits", int64_t{item.bits}, "bits");
-  row.Add("attention", NameOf(options.attention));
+  row.Add("attention", std::string(NameOf(options.attention)));
   row.Add("tokens", num_tokens, "tokens");
   row.Add("tokens_per_s", tokens / time.median * 1e3, "tokens/s", 1);
   row.AddSpread("ms", time, "ms", 1);

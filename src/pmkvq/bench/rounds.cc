@@ -9,16 +9,6 @@
 
 namespace pmkvq {
 
-AttentionMode ParseAttentionMode(const std::string& name) {
-  if (name == "fast") return AttentionMode::kFast;
-  if (name == "accurate") return AttentionMode::kAccurate;
-  throw InvalidInput("--attention", fmt::format("found '{}', expected fast or accurate", name));
-}
-
-std::string NameOf(AttentionMode mode) {
-  return mode == AttentionMode::kFast ? "fast" : "accurate";
-}
-
 namespace internal {
 namespace {
 

@@ -168,7 +168,7 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   add("--kv-dtype", NameOf(kv.kv_dtype));
   add("--reference-accounting", kv.reference_accounting);
   // Left out for the default, so that runs made before there was a choice can go on.
-  if (kv.attention == AttentionMode::kFast) add("--attention", "fast");
+  if (kv.attention != AttentionMode::kAccurate) add("--attention", NameOf(kv.attention));
   add("--max-len", options.engine.max_len == 0 ? model.config().max_position_embeddings
                                                : options.engine.max_len);
   add("--chunk", options.engine.chunk);

@@ -96,6 +96,16 @@ DType ParseKvDtype(std::string_view name) {
   throw InvalidInput("--kv-dtype", fmt::format("found \"{}\", expected f16, bf16 or f32", name));
 }
 
+AttentionMode ParseAttentionMode(std::string_view name) {
+  if (name == NameOf(AttentionMode::kFast)) return AttentionMode::kFast;
+  if (name == NameOf(AttentionMode::kAccurate)) return AttentionMode::kAccurate;
+  throw InvalidInput("--attention", fmt::format("found \"{}\", expected fast or accurate", name));
+}
+
+std::string_view NameOf(AttentionMode mode) {
+  return mode == AttentionMode::kFast ? "fast" : "accurate";
+}
+
 PageWidths CloseWidths(const CacheConfig& config, size_t layer) {
   if (config.static_widths) return {config.k_bits[layer], config.v_bits[layer]};
   return {config.close_bits, config.close_bits};

@@ -26,6 +26,9 @@ PolicyKind ParsePolicyKind(std::string_view name);
 std::string_view NameOf(PolicyKind kind);
 // "f16", "bf16", "f32"; throws InvalidInput for another name.
 DType ParseKvDtype(std::string_view name);
+// "fast", "accurate"; throws InvalidInput for another name.
+AttentionMode ParseAttentionMode(std::string_view name);
+std::string_view NameOf(AttentionMode mode);
 
 // Longest sink. A sink is never narrowed, so no one wants more than a small part of a sequence.
 inline constexpr int64_t kMaxSinkTokens = 65536;

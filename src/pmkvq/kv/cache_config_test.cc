@@ -26,6 +26,9 @@ TEST(CacheConfigTest, NamesAreParsed) {
   EXPECT_EQ(ParseKvDtype("bf16"), DType::kBF16);
   EXPECT_EQ(ParseKvDtype("f32"), DType::kF32);
   EXPECT_THROW(ParseKvDtype("f64"), InvalidInput);
+  EXPECT_EQ(ParseAttentionMode("fast"), AttentionMode::kFast);
+  EXPECT_EQ(ParseAttentionMode("accurate"), AttentionMode::kAccurate);
+  EXPECT_THROW(ParseAttentionMode("slow"), InvalidInput);
 }
 
 TEST(CacheConfigTest, PageBytesCountCodesAndMetadata) {
