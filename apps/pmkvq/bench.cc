@@ -1,7 +1,6 @@
 // pmkvq bench: speeds against the ceilings of this machine. docs/performance.md says what each
 // figure means.
 #include "pmkvq/bench/bench.h"
-#include "pmkvq/kv/cache_config.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,6 +10,7 @@
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/bench/shapes.h"
+#include "pmkvq/kv/cache_config.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
