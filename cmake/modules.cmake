@@ -28,6 +28,7 @@ set(PMKVQ_MODULES "" CACHE INTERNAL "")
 if(PMKVQ_BUILD_TESTS)
   # PMKVQ_TARGET=SSE4 chooses the instruction set of a test program.
   add_library(pmkvq_process_target OBJECT ${PROJECT_SOURCE_DIR}/tests/support/process_target.cc)
+  target_include_directories(pmkvq_process_target PRIVATE ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(pmkvq_process_target PUBLIC pmkvq_options GTest::gtest PkgConfig::HWY)
 endif()
 

@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "help_format.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/kernels/process_target.h"
 #include "terminal.h"
 
 namespace {
@@ -52,6 +53,7 @@ int Run(int argc, char** argv) {
 int main(int argc, char** argv) {
   pmkvq::cli::InstallInterruptHandler();
   try {
+    pmkvq::UseTargetOfEnvironment();
     return Run(argc, argv);
   } catch (const pmkvq::Cancelled& error) {
     return Fail(error.what(), 130);

@@ -1,6 +1,8 @@
 // pmkvq bench as its user runs it, in sizes that take a moment.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "pmkvq/io/json.h"
 #include "support/run_program.h"
 
@@ -44,6 +46,21 @@ TEST(Bench, AttentionOfOneCaseIsFlat) {
         json.At("stored_bytes").AsDouble() / 1024.0 / json.At("ns_per_token_head").AsDouble();
     EXPECT_NEAR(json.At("gb_per_s").AsDouble(), from_time, 1e-6 * from_time);
   }
+}
+
+// PMKVQ_TARGET chooses the instruction set; every build for this processor has the plain one.
+TEST(Bench, RunsOnTheInstructionSetOfTheEnvironment) {
+  const std::vector<std::string> args = {"attention", "--shape", "longcot", "--bits",
+                                         "4",         "--depth", "1024"};
+  setenv("PMKVQ_TARGET", "SCALAR", 1);
+  const JsonValue json = RunBench(args);
+  setenv("PMKVQ_TARGET", "PDP11", 1);
+  const ProgramResult unknown = RunProgram({"bench", "attention"});
+  unsetenv("PMKVQ_TARGET");
+  EXPECT_NE(json.At("machine").AsString().find("SCALAR"), std::string::npos);
+  EXPECT_EQ(unknown.exit_code, 1);
+  EXPECT_NE(unknown.err.find("PMKVQ_TARGET"), std::string::npos) << unknown.err;
+  EXPECT_NE(unknown.err.find("SCALAR"), std::string::npos) << unknown.err;
 }
 
 TEST(Bench, DecodeHasARowPerDepthAndWidth) {
