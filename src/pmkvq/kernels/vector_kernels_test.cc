@@ -102,12 +102,14 @@ TEST(VectorKernels, NoFileChoosesItsOwnTargets) {
   }
 }
 
-TEST(VectorKernels, ScalarAndTheTargetsOfTheArchitectureAreCompiled) {
+TEST(VectorKernels, TheTargetsOfTheArchitectureAreCompiled) {
 #if HWY_ARCH_X86
   EXPECT_EQ(HWY_TARGETS, HWY_SCALAR | HWY_SSE4 | HWY_AVX2 | HWY_AVX3);
-#endif
   const std::vector<int64_t> targets = RunnableTargets();
   EXPECT_NE(std::find(targets.begin(), targets.end(), HWY_SCALAR), targets.end());
+#elif HWY_ARCH_ARM_A64
+  EXPECT_EQ(HWY_TARGETS, HWY_NEON);  // Every such processor has it.
+#endif
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ constexpr int kMaxRowsAtOnce = 4;
 // The codes of plane kPlane of words of four packed bytes, in pairs: of bytes (0, 2) for half 0, of
 // bytes (1, 3) for half 1.
 template <int kBits, int kPlane, int kHalf, class D32>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D32>> PairsOf(D32 d32, hn::Vec<D32> words) {
+HWY_INLINE hn::Vec<hn::RebindToSigned<D32>> PairsOf(D32 /*d32*/, hn::Vec<D32> words) {
   const hn::Repartition<uint16_t, D32> d16;
   constexpr int kShift = kPlane * kBits + kHalf * 8;
   auto codes = hn::BitCast(d16, words);
