@@ -206,7 +206,7 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
 
 // What a page becomes: codes, then metadata where it has none yet.
 size_t PageStore::ScratchBytes(const StoredPage& stored, const NarrowStep& step) const {
-  size_t bytes = pool_.slot_bytes(static_cast<int>(WidthIndex(step.bits)));
+  size_t bytes = CodeBytes(step.bits);
   if (stored.metadata == kNoSlot) {
     bytes += pool_.slot_bytes(MetadataClass(AxisOf(config_, step.side)));
   }
@@ -231,7 +231,7 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
       item_begin[num_items++] = i;
       item_bytes = 0;
     }
-    item_bytes += pool_.slot_bytes(static_cast<int>(WidthIndex(stored.bits)));
+    item_bytes += CodeBytes(stored.bits);
   }
   item_begin[num_items] = steps.size();
   ParallelFor(config_.num_threads, static_cast<int64_t>(num_items), [&](int64_t item, int) {
@@ -241,17 +241,14 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
       if (narrowed[i].data != kNoSlot) {
         NarrowInto(stored, narrowed[i], Data(narrowed[i]), Metadata(narrowed[i]));
       } else {
-        NarrowInto(stored, narrowed[i], scratch[i],
-                   scratch[i] + pool_.slot_bytes(static_cast<int>(WidthIndex(steps[i].bits))));
+        NarrowInto(stored, narrowed[i], scratch[i], scratch[i] + CodeBytes(steps[i].bits));
       }
     }
   });
   // What has its slots goes first: then no more is in use than before this batch.
-  std::array<bool, kMostBatchPages> has_slots{};
-  for (size_t i = 0; i < steps.size(); ++i) has_slots[i] = narrowed[i].data != kNoSlot;
   for (const bool direct : {true, false}) {
     for (size_t i = 0; i < steps.size(); ++i) {
-      if (has_slots[i] != direct) continue;
+      if ((narrowed[i].data != kNoSlot) != direct) continue;
       StoredPage& stored = pages[steps[i].page][steps[i].side];
       pool_.Release(stored.data);
       AccountNarrowed(seq, layer, steps[i].side, stored.bits, steps[i].bits);
@@ -318,8 +315,7 @@ void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int
   PagesPerWidth& counts = seq.blocks[layer].page_counts[side];
   --counts[WidthIndex(from_bits)];
   ++counts[WidthIndex(to_bits)];
-  seq.narrowed_bytes +=
-      static_cast<int64_t>(pool_.slot_bytes(static_cast<int>(WidthIndex(from_bits))));
+  seq.narrowed_bytes += static_cast<int64_t>(CodeBytes(from_bits));
   Account(seq, layer,
           page_bytes_[side][WidthIndex(to_bits)] - page_bytes_[side][WidthIndex(from_bits)]);
 }

@@ -129,6 +129,8 @@ class PageStore {
                   std::byte* metadata) const;
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 
+  // Of a page's slot at that width, without metadata.
+  size_t CodeBytes(int bits) const { return pool_.slot_bytes(static_cast<int>(WidthIndex(bits))); }
   SlotHandle AllocateSlot(int slot_class);
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
 
