@@ -32,7 +32,7 @@ constexpr int64_t kBatch = 16;
 constexpr float kLeastStep = 0x1p-100f;
 constexpr float kMostStep = 0x1p+100f;
 // Beyond it, a group is hardly ever without a value next to a middle.
-constexpr float kMostMargin = 0x1p-10f;
+constexpr float kMostShift = 0x1p-10f;
 // Its unit is 1: adding it rounds to a whole number, half to even, which the low bits then hold.
 constexpr float kRounder = 0x1.8p23f;
 // Adding it to a value of [0, 256) leaves the whole number and kFractionBits more in the mantissa.
@@ -248,7 +248,7 @@ HWY_INLINE void FindReciprocals(DF df, size_t i, V range, V step, Batch& batch) 
       hn::And(hn::Ge(step, hn::Set(df, kLeastStep)), hn::Le(step, hn::Set(df, kMostStep)));
   // A range beyond the type saturates: codes of values above it are clamped.
   const auto is_whole = hn::Le(range, hn::Set(df, internal::MaxFinite<T>()));
-  const auto is_close = hn::Le(shift, hn::Set(df, kMostMargin));
+  const auto is_close = hn::Le(shift, hn::Set(df, kMostShift));
   const auto is_good = hn::And(is_normal, hn::And(is_whole, is_close));
   const auto offset = hn::Sub(hn::Add(shift, hn::Set(df, kFixedPoint + 0.5f)), product);
   const auto margin = hn::Mul(shift, hn::Set(df, 2.0f * (1 << kFractionBits)));
