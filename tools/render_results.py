@@ -15,6 +15,9 @@ import sys
 import results_settings as rs
 
 SIGNIFICANT = 0.05
+# The sets of all problems, at each budget.
+WHOLE_SETS = [(bits, problem_set, name) for bits in rs.BUDGETS
+              for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6"))]
 
 
 class Figures:
@@ -283,24 +286,21 @@ Several changes together, on the same problems.
                 groups[pair.sign()].append(f"{setting.name} ({100 * pair.difference():+.1f})")
             print(f"* {bits:g} bits, levels 3 to 5: better than pm-kvq (P < {SIGNIFICANT}): {', '.join(groups[1]) or 'none'}. "
                   f"No difference shown: {', '.join(groups[0]) or 'none'}. Worse: {', '.join(groups[-1]) or 'none'}.")
-        for bits in rs.BUDGETS:
-            for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6")):
-                best, paper = self.get(problem_set, bits, rs.BEST), self.get(problem_set, bits, rs.PAPER)
-                if best is None or paper is None:
-                    continue
-                pair = Pair(best, paper)
-                word = {1: "better", 0: "no difference shown", -1: "worse"}[pair.sign()]
-                print(f"* {bits:g} bits, {name}: `best` {best.solved()}/{best.total()}, pm-kvq {paper.solved()}/{paper.total()}: "
-                      f"{word} (P {format_p(pair.p)}).")
+        for bits, problem_set, name in WHOLE_SETS:
+            best, paper = self.get(problem_set, bits, rs.BEST), self.get(problem_set, bits, rs.PAPER)
+            if best is None or paper is None:
+                continue
+            pair = Pair(best, paper)
+            word = {1: "better", 0: "no difference shown", -1: "worse"}[pair.sign()]
+            print(f"* {bits:g} bits, {name}: `best` {best.solved()}/{best.total()}, pm-kvq {paper.solved()}/{paper.total()}: "
+                  f"{word} (P {format_p(pair.p)}).")
         self.losses()
         print(f"\n`--recipe best` is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`.\n")
 
     def losses(self):
         """What pm-kvq and `best` lose to fp16, and rivals that do as well as `best` with fewer bytes."""
-        whole_sets = [(bits, problem_set, name) for bits in rs.BUDGETS
-                      for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6"))]
         print("\nWhere PM-KVQ loses to fp16:\n")
-        for bits, problem_set, name in whole_sets:
+        for bits, problem_set, name in WHOLE_SETS:
             fp16 = self.get(problem_set, 16, rs.FP16)
             for setting in (rs.PAPER, rs.BEST):
                 result = self.get(problem_set, bits, setting)
@@ -313,7 +313,7 @@ Several changes together, on the same problems.
         print("\nWhere a rival does as well with fewer bytes (no worse by the test; `best` keeps whatever the budget has room for):\n")
         print("| effective bits | problems | rival | its peak | it solves | peak of `best` | `best` solves | P |")
         print("|---|---|---|---|---|---|---|---|")
-        for bits, problem_set, name in whole_sets:
+        for bits, problem_set, name in WHOLE_SETS:
             best = self.get(problem_set, bits, rs.BEST)
             for setting in rs.best_rivals(bits):
                 rival = self.get(problem_set, bits, setting)
