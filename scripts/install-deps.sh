@@ -15,7 +15,7 @@ for group in "$@"; do
     test) packages+=(libgtest-dev librapidcheck-dev python3 chromium) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
-    fuzz) packages+=(clang libclang-rt-14-dev) ;;
+    fuzz) packages+=(clang libclang-rt-dev) ;;
     format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev python3) ;;
     *)
       echo "install-deps.sh: unknown group '$group'; known: build test bench coverage fuzz format" >&2

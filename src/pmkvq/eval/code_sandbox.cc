@@ -165,13 +165,14 @@ std::optional<SandboxEnd> Attend(Child* child, Streams* streams, const WorkFolde
   }
 }
 
-// The last line of a traceback names the exception.
+// The last line of a traceback names the exception. Python 3.13 may be unable to write the
+// traceback where memory has run out; it then writes "lost sys.stderr" instead.
 bool EndsInMemoryError(std::string_view errors) {
   const size_t end = errors.find_last_not_of("\r\n");
   if (end == std::string_view::npos) return false;
   errors = errors.substr(0, end + 1);
-  const size_t line = errors.rfind('\n');
-  return errors.substr(line + 1).rfind("MemoryError", 0) == 0;
+  const std::string_view last = errors.substr(errors.rfind('\n') + 1);
+  return last.starts_with("MemoryError") || last == "lost sys.stderr";
 }
 
 void Classify(const Child& child, const SandboxLimits& limits, SandboxResult* result) {

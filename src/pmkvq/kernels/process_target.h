@@ -15,7 +15,7 @@ namespace pmkvq {
 // or that this processor does not have.
 inline void UseTargetOfEnvironment() {
   const char* const wanted = std::getenv("PMKVQ_TARGET");
-  if (wanted == nullptr) return;
+  if (wanted == nullptr || *wanted == '\0') return;  // An empty value means unset.
   std::string names;
   for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
     const std::string name = hwy::TargetName(target);
