@@ -1,17 +1,13 @@
 // pmkvq run: generate or chat in the terminal, with live cache statistics.
 #include <fmt/format.h>
 
-#include <chrono>
-#include <iostream>
-#include <limits>
-#include <map>
-
+#include "chat.h"
 #include "commands.h"
 #include "common_options.h"
-#include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "run_observer.h"
 #include "sampling_options.h"
 #include "stats_file.h"
 #include "terminal.h"
@@ -39,81 +35,6 @@ struct Options {
   SamplingCommandOptions sampling;
   WeightCommandOptions weights;
   KvCommandOptions kv;
-};
-
-// Prints text as it comes (one sample) or when a sample is done (several), keeps the status line
-// and writes --stats.
-class RunObserver : public EngineObserver {
- public:
-  RunObserver(const Engine& engine, const Options& options, StatsFile* stats)
-      : engine_(engine), options_(options), stats_(stats) {}
-
-  void OnToken(RequestId id, int32_t, const std::string& text) override {
-    ++num_tokens_;
-    if (stats_ != nullptr) stats_->WriteToken(engine_, id);
-    if (streams() && !text.empty()) Print(text);
-    num_printed_ += text.size();
-    if (status_.active()) status_.Update(StatusText(id));
-  }
-  void OnHalving(RequestId id, const HalvingEvent& event) override {
-    if (stats_ != nullptr) stats_->WriteHalving(id, event);
-  }
-  void OnFinished(const Completion& completion) override {
-    if (stats_ != nullptr) stats_->WriteFinish(engine_, completion);
-    if (streams()) {
-      // With the end of what was held back where the request ended between two tokens.
-      Print(completion.text.substr(num_printed_) + "\n");
-    } else if (options_.json != "-") {
-      Print(fmt::format("--- sample {} ({})\n{}\n", completion.id, NameOf(completion.finish_reason),
-                        completion.text));
-    }
-    Report(completion);
-  }
-
- private:
-  bool streams() const { return options_.num_samples == 1 && options_.json != "-"; }
-
-  double TokensPerSecond() const {
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-    return static_cast<double>(num_tokens_) / seconds;
-  }
-
-  std::string StatusText(RequestId id) const {
-    const std::optional<SequenceId> seq = engine_.SequenceOf(id);
-    if (!seq) return "";
-    const KvSequenceStats kv = engine_.store().SequenceStats(*seq);
-    const std::string sample = options_.num_samples > 1 ? fmt::format(" sample {} |", id) : "";
-    return fmt::format("{} {} tokens | {:.1f} tok/s | KV {} / {} | pages {}", sample, kv.num_tokens,
-                       TokensPerSecond(), FormatByteSize(kv.bytes), FormatByteSize(kv.budget_bytes),
-                       FormatPages(kv.pages));
-  }
-
-  // One line per sample on stderr when it is done.
-  void Report(const Completion& completion) const {
-    if (options_.json == "-" && completion.finish_reason != FinishReason::kKvBudget) return;
-    const auto num_output = static_cast<int64_t>(completion.output_ids.size());
-    const double rate = completion.decode_seconds > 0
-                            ? static_cast<double>(num_output) / completion.decode_seconds
-                            : 0;
-    PrintError(fmt::format(
-        "[{}] {} prompt + {} output tokens, {:.1f} tok/s, KV peak {} of {}, pages {}, longest "
-        "halving pause {:.2f} ms{}",
-        NameOf(completion.finish_reason), completion.prompt_ids.size(), num_output, rate,
-        FormatByteSize(completion.kv.peak_bytes), FormatByteSize(completion.kv.budget_bytes),
-        FormatPages(completion.kv.pages), completion.longest_pause_us / 1000,
-        completion.finish_reason == FinishReason::kKvBudget
-            ? "; the KV budget is spent at the floor width, raise --kv-budget for longer output"
-            : ""));
-  }
-
-  const Engine& engine_;
-  const Options& options_;
-  StatsFile* stats_;
-  StatusLine status_;
-  int64_t num_tokens_ = 0;
-  size_t num_printed_ = 0;  // Bytes of the one sample's text.
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 void WriteResult(const Options& options, const std::vector<Completion>& completions) {
@@ -198,48 +119,28 @@ void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
   }
   std::vector<Completion> completions;
   {
-    RunObserver observer(engine, options, stats);
+    RunOutput output;
+    output.streams = options.num_samples == 1 && options.json != "-";
+    output.prints = output.reports_all = options.json != "-";
+    output.several = options.num_samples > 1;
+    output.in_thinking = tokenizer != nullptr && EndsInThinking(*tokenizer, prompt_ids);
+    RunObserver observer(engine, output, stats);
     completions = engine.Generate(std::move(requests), &observer, InterruptFlag());
   }
   WriteResult(options, completions);
 }
 
-void Chat(const Options& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats) {
-  const ChatTemplate chat_template = ResolveChatTemplate(options.chat_template, options.model);
-  if (chat_template.format == ChatFormat::kNone) {
+void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats) {
+  ChatOptions chat;
+  chat.system = options.system;
+  chat.chat_template = ResolveChatTemplate(options.chat_template, options.model);
+  if (chat.chat_template.format == ChatFormat::kNone) {
     throw InvalidInput("--chat-template", "chat needs a chat template, and " + options.model +
                                               " has none; name one with --chat-template");
   }
-  std::vector<ChatMessage> messages;
-  const auto reset = [&] {
-    messages.clear();
-    if (!options.system.empty()) messages.push_back({"system", options.system});
-  };
-  reset();
-  PrintError("type a message; /reset starts over, /exit or Ctrl-D ends");
-  std::string line;
-  for (int64_t turn = 0;; ++turn) {
-    if (StdoutIsTerminal()) Print("> ");
-    if (!std::getline(std::cin, line) || line == "/exit") return;
-    if (line == "/reset") reset();
-    if (line.empty() || line == "/reset") continue;
-    messages.push_back({"user", line});
-    std::vector<Completion> completions;
-    try {
-      CheckUtf8(line, "stdin");
-      Request request =
-          MakeRequest(options, tokenizer.Encode(chat_template.Render(messages, true)), turn);
-      request.session = 0;
-      RunObserver observer(engine, options, stats);
-      completions = engine.Generate({std::move(request)}, &observer, InterruptFlag());
-    } catch (const InvalidInput& error) {  // Too long for the budget, say: the chat goes on.
-      PrintError(std::string(error.what()) + "; the message is dropped, /reset starts over");
-      messages.pop_back();
-      continue;
-    }
-    messages.push_back({"assistant", completions.front().text});
-    if (IsCancelled(InterruptFlag())) return;
-  }
+  chat.request = MakeRequest(options, {}, 0);
+  chat.request.seed = options.sampling.seed;
+  Chat(chat, engine, tokenizer, stats);
 }
 
 void Run(const Options& options) {
@@ -264,7 +165,7 @@ void Run(const Options& options) {
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
   if (chat) {
-    Chat(options, engine, *tokenizer, stats.get());
+    RunChat(options, engine, *tokenizer, stats.get());
   } else {
     RunOnce(options, engine, tokenizer.get(), stats.get());
   }

@@ -8,12 +8,15 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
+#include <string_view>
 
 namespace pmkvq::cli {
 namespace {
 
 CancelFlag g_interrupted{false};
+CancelFlag g_terminated{false};
 
 // The terminal's state, for a handler that must leave it as it was.
 volatile std::sig_atomic_t g_status_line_active = 0;
@@ -27,8 +30,9 @@ int64_t NowMs() {
 
 // A launcher and the terminal may both send the signal of a single Ctrl-C, so a second one counts
 // from a moment later. Calls async-signal-safe functions only.
-extern "C" void HandleInterrupt(int) {
+extern "C" void HandleInterrupt(int signal) {
   constexpr int64_t kSameKeyMs = 300;
+  if (signal == SIGTERM) g_terminated = true;
   const int64_t now_ms = NowMs();
   if (!g_interrupted.exchange(true)) {
     g_first_interrupt_ms = now_ms;
@@ -46,6 +50,12 @@ extern "C" void HandleInterrupt(int) {
 
 bool StderrIsTerminal() { return isatty(STDERR_FILENO) == 1; }
 
+// Cursor movement and the like; TERM=dumb says that control sequences would show as text.
+bool TerminalTakesControls() {
+  const char* const term = std::getenv("TERM");
+  return term != nullptr && *term != '\0' && std::string_view(term) != "dumb";
+}
+
 std::string FormatSeconds(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
   if (whole < 60) return fmt::format("{} s", whole);
@@ -56,6 +66,12 @@ std::string FormatSeconds(double seconds) {
 }  // namespace
 
 const CancelFlag* InterruptFlag() { return &g_interrupted; }
+
+void ClearInterrupt() {
+  if (!g_terminated) g_interrupted = false;
+}
+
+bool TerminationRequested() { return IsCancelled(&g_terminated); }
 
 void InstallInterruptHandler() {
   struct sigaction action = {};
@@ -126,7 +142,7 @@ void ProgressBar::Draw(bool last) {
 
 StatusLine::StatusLine() {
   winsize size = {};
-  if (!StdoutIsTerminal() || !StderrIsTerminal()) return;
+  if (!StdoutIsTerminal() || !StderrIsTerminal() || !TerminalTakesControls()) return;
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_row < 4) return;
   active_ = true;
   rows_ = size.ws_row;
@@ -159,6 +175,12 @@ void StatusLine::Update(const std::string& text, bool force) {
 
 bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }
 bool StdoutIsTerminal() { return isatty(STDOUT_FILENO) == 1; }
+
+bool StdoutTakesStyle() {
+  const char* const no_color = std::getenv("NO_COLOR");
+  return StdoutIsTerminal() && (no_color == nullptr || *no_color == '\0') &&
+         TerminalTakesControls();
+}
 
 void Print(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {

@@ -14,6 +14,10 @@ namespace pmkvq::cli {
 // Set by the first Ctrl-C; one more, 0.3 s later or after, ends the process at once.
 const CancelFlag* InterruptFlag();
 void InstallInterruptHandler();
+// For a chat, where Ctrl-C ends an answer and not the program: forgets a Ctrl-C, but not a SIGTERM.
+void ClearInterrupt();
+// SIGTERM has come: the program should end, whatever Ctrl-C means at the moment.
+bool TerminationRequested();
 // Ends the program as interrupted (exit code 130) if Ctrl-C was pressed. `where` names the command.
 void ExitIfInterrupted(const char* where);
 
@@ -73,6 +77,8 @@ class StatusLine {
 
 bool StdinIsTerminal();
 bool StdoutIsTerminal();
+// Stdout is a terminal that takes colours: TERM is not dumb, NO_COLOR is unset or empty.
+bool StdoutTakesStyle();
 
 // Writes to stdout at once.
 void Print(const std::string& text);

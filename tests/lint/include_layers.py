@@ -16,6 +16,7 @@ LEVELS = {
 OWNERS = {
     "nlohmann/": ["src/pmkvq/io/"],
     "CLI/": ["apps/"],
+    "histedit": ["apps/"],
     "pcre2": ["src/pmkvq/text/"],
     "utf8proc": ["src/pmkvq/text/"],
     "cblas": ["src/pmkvq/kernels/gemm/"],

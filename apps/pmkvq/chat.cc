@@ -1,0 +1,274 @@
+#include "chat.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "chat_settings.h"
+#include "common_options.h"
+#include "line_editor.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/random.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "run_observer.h"
+#include "terminal.h"
+
+namespace pmkvq::cli {
+namespace {
+
+constexpr int64_t kSession = 0;
+
+class ChatLoop {
+ public:
+  ChatLoop(const ChatOptions& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats)
+      : options_(options),
+        engine_(engine),
+        tokenizer_(tokenizer),
+        stats_(stats),
+        settings_{options.request.sampling, options.request.seed, options.request.max_tokens},
+        system_(options.system),
+        editor_(DefaultHistoryPath()) {
+    Clear();
+  }
+
+  void Run();
+
+ private:
+  struct Command {
+    const char* name;
+    const char* argument;  // As /help shows it; "" for none.
+    const char* help;
+    void (ChatLoop::*run)(const std::string& argument);
+  };
+  static const std::vector<Command>& Commands();
+
+  std::string Prompt() const;
+  void RunCommand(const std::string& line);
+  // Answers the messages so far; false when there is no answer, and the last message is dropped.
+  bool Answer();
+  void Clear();
+
+  void Help(const std::string&);
+  void ClearAll(const std::string&) {
+    Clear();
+    PrintError("the conversation is empty");
+  }
+  void Set(const std::string& argument) {
+    PrintError(argument.empty() ? settings_.Describe() : settings_.Set(argument));
+  }
+  void Show(const std::string&);
+  void Save(const std::string& path);
+  void Load(const std::string& path);
+  void Regenerate(const std::string&);
+  void System(const std::string& text);
+  void Quit(const std::string&) { ended_ = true; }
+
+  const ChatOptions& options_;
+  Engine& engine_;
+  const Tokenizer& tokenizer_;
+  StatsFile* stats_;
+  ChatSettings settings_;
+  std::string system_;
+  LineEditor editor_;
+  std::vector<ChatMessage> messages_;
+  std::optional<KvSequenceStats> kv_;  // After the last answer; empty: nothing is cached.
+  uint64_t num_answers_ = 0;
+  bool ended_ = false;
+};
+
+const std::vector<ChatLoop::Command>& ChatLoop::Commands() {
+  static const std::vector<Command> commands = {
+      {"help", "", "this list", &ChatLoop::Help},
+      {"clear", "", "start over with an empty conversation", &ChatLoop::ClearAll},
+      {"regen", "", "answer the last message again, with another seed", &ChatLoop::Regenerate},
+      {"system", "TEXT", "another system message (none without TEXT); starts over",
+       &ChatLoop::System},
+      {"set", "NAME VALUE", "change how tokens are drawn; without arguments: the values",
+       &ChatLoop::Set},
+      {"show", "", "settings, conversation and cache", &ChatLoop::Show},
+      {"save", "FILE", "write the conversation as JSON", &ChatLoop::Save},
+      {"load", "FILE", "go on with a conversation that /save wrote", &ChatLoop::Load},
+      {"quit", "", "end (also /exit, Ctrl-D, Ctrl-C at an empty prompt)", &ChatLoop::Quit},
+  };
+  return commands;
+}
+
+void ChatLoop::Clear() {
+  messages_.clear();
+  if (!system_.empty()) messages_.push_back({"system", system_});
+  engine_.CloseSession(kSession);
+  kv_.reset();
+}
+
+std::string ChatLoop::Prompt() const {
+  if (!editor_.edits() || !kv_) return "> ";
+  return fmt::format("[{} of {}] > ", FormatByteSize(kv_->bytes),
+                     FormatByteSize(kv_->budget_bytes));
+}
+
+void ChatLoop::Run() {
+  PrintError("type a message; /help lists commands, Ctrl-C ends an answer, Ctrl-D ends the chat");
+  while (!ended_) {
+    std::string message;
+    const LineEnd end = ReadMessage(editor_, Prompt(), &message);
+    if (end == LineEnd::kEndOfInput) return;
+    if (end == LineEnd::kInterrupted) {
+      // On a terminal Ctrl-C at the prompt is a usual way out; elsewhere the run was interrupted.
+      if (editor_.edits() && !TerminationRequested()) ClearInterrupt();
+      return;
+    }
+    if (message.find_first_not_of(" \t\r\n") == std::string::npos) continue;
+    editor_.Remember(message);
+    if (message[0] == '/' && message.find('\n') == std::string::npos) {
+      try {
+        RunCommand(message);
+      } catch (const Error& error) {
+        PrintError(error.what());
+      }
+    } else {
+      messages_.push_back({"user", message});
+      Answer();
+    }
+    if (IsCancelled(InterruptFlag())) return;  // Not ended by Answer: SIGTERM, or no terminal.
+  }
+}
+
+void ChatLoop::RunCommand(const std::string& line) {
+  const size_t blank = std::min(line.find_first_of(" \t"), line.size());
+  std::string name = line.substr(1, blank - 1);
+  if (name == "exit" || name == "bye") name = "quit";
+  if (name == "reset") name = "clear";
+  const size_t begin = line.find_first_not_of(" \t", blank);
+  std::string argument = begin == std::string::npos ? "" : line.substr(begin);
+  argument.erase(argument.find_last_not_of(" \t") + 1);
+  for (const Command& command : Commands()) {
+    if (name != command.name) continue;
+    if (*command.argument == '\0' && !argument.empty()) {
+      PrintError(fmt::format("/{} takes no argument, found \"{}\"", name, argument));
+      return;
+    }
+    (this->*command.run)(argument);
+    return;
+  }
+  std::string names;
+  for (const Command& command : Commands()) names += fmt::format(" /{}", command.name);
+  PrintError(
+      fmt::format("unknown command /{}; there are{}. A message that begins with / needs a "
+                  "blank before it",
+                  name, names));
+}
+
+bool ChatLoop::Answer() {
+  Completion answer;
+  try {
+    CheckUtf8(messages_.back().content, "message");
+    Request request = options_.request;
+    request.sampling = settings_.sampling;
+    request.max_tokens = settings_.max_tokens;
+    request.seed = StreamSeed(settings_.seed, num_answers_);
+    request.prompt_ids = tokenizer_.Encode(options_.chat_template.Render(messages_, true));
+    request.session = kSession;
+    RunOutput output;
+    output.in_thinking = EndsInThinking(tokenizer_, request.prompt_ids);
+    RunObserver observer(engine_, output, stats_);
+    answer = engine_.Generate({std::move(request)}, &observer, InterruptFlag()).front();
+  } catch (const InvalidInput& error) {  // Too long for the budget, say: the chat goes on.
+    PrintError(fmt::format("{}; the message is dropped, /clear starts over", error.what()));
+    messages_.pop_back();
+    return false;
+  }
+  ++num_answers_;
+  kv_ = answer.kv;
+  messages_.push_back({"assistant", answer.text});
+  if (IsCancelled(InterruptFlag()) && editor_.edits() && !TerminationRequested()) ClearInterrupt();
+  return true;
+}
+
+void ChatLoop::Help(const std::string&) {
+  for (const Command& command : Commands()) {
+    PrintError(fmt::format("  {:<18} {}", fmt::format("/{} {}", command.name, command.argument),
+                           command.help));
+  }
+  PrintError(
+      "  Several lines: paste them, end a line with \\, or write them between \"\"\" lines.");
+}
+
+void ChatLoop::Show(const std::string&) {
+  PrintError(settings_.Describe());
+  PrintError(fmt::format("system: {}", system_.empty() ? "none" : system_));
+  PrintError(fmt::format("messages: {}", messages_.size() - (system_.empty() ? 0 : 1)));
+  if (!kv_) {
+    PrintError("cache: empty");
+    return;
+  }
+  PrintError(fmt::format("cache: {} tokens, {} of {}, pages {}", kv_->num_tokens,
+                         FormatByteSize(kv_->bytes), FormatByteSize(kv_->budget_bytes),
+                         FormatPages(kv_->pages)));
+}
+
+void ChatLoop::Save(const std::string& path) {
+  if (path.empty()) throw InvalidInput("/save", "found no file name, expected /save FILE");
+  JsonWriter json(2);
+  json.BeginObject().Key("messages").BeginArray();
+  for (const ChatMessage& message : messages_) {
+    json.BeginObject();
+    json.Key("role").String(message.role).Key("content").String(message.content);
+    json.EndObject();
+  }
+  json.EndArray().EndObject();
+  WriteFileAtomically(path, json.text() + "\n");
+  PrintError(fmt::format("{} messages are in {}", messages_.size(), path));
+}
+
+void ChatLoop::Load(const std::string& path) {
+  if (path.empty()) throw InvalidInput("/load", "found no file name, expected /load FILE");
+  const JsonValue list = JsonValue::ParseFile(path).At("messages");
+  std::vector<ChatMessage> messages;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonValue role = list.At(i).At("role");
+    const std::string name = role.AsString();
+    if (name != "user" && name != "assistant" && (name != "system" || i > 0)) {
+      role.Fail("\"user\" or \"assistant\", or \"system\" for the first message");
+    }
+    messages.push_back({name, list.At(i).At("content").AsString()});
+  }
+  const bool has_system = !messages.empty() && messages.front().role == "system";
+  system_ = has_system ? messages.front().content : "";
+  Clear();
+  messages_ = std::move(messages);
+  PrintError(fmt::format("{} messages from {}", messages_.size(), path));
+  if (!messages_.empty() && messages_.back().role == "user") Answer();
+}
+
+void ChatLoop::Regenerate(const std::string&) {
+  const bool answered = !messages_.empty() && messages_.back().role == "assistant";
+  if (!answered) {
+    PrintError("there is no answer yet");
+    return;
+  }
+  const ChatMessage before = messages_.back();
+  messages_.pop_back();
+  const ChatMessage question = messages_.back();
+  if (!Answer()) {
+    messages_.push_back(question);
+    messages_.push_back(before);
+  }
+}
+
+void ChatLoop::System(const std::string& text) {
+  system_ = text;
+  Clear();
+  PrintError(text.empty() ? "no system message; the conversation is empty"
+                          : "the system message is set; the conversation is empty");
+}
+
+}  // namespace
+
+void Chat(const ChatOptions& options, Engine& engine, const Tokenizer& tokenizer,
+          StatsFile* stats) {
+  ChatLoop(options, engine, tokenizer, stats).Run();
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,74 @@
+#include "run_observer.h"
+
+#include <fmt/format.h>
+
+#include "common_options.h"
+#include "pmkvq/base/byte_size.h"
+
+namespace pmkvq::cli {
+
+RunObserver::RunObserver(const Engine& engine, const RunOutput& output, StatsFile* stats)
+    : engine_(engine),
+      output_(output),
+      stats_(stats),
+      style_(output.in_thinking, output.streams && StdoutTakesStyle()) {}
+
+void RunObserver::OnToken(RequestId id, int32_t, const std::string& text) {
+  ++num_tokens_;
+  if (stats_ != nullptr) stats_->WriteToken(engine_, id);
+  if (output_.streams && !text.empty()) Print(style_.Push(text));
+  num_printed_ += text.size();
+  if (status_.active()) status_.Update(StatusText(id));
+}
+
+void RunObserver::OnHalving(RequestId id, const HalvingEvent& event) {
+  if (stats_ != nullptr) stats_->WriteHalving(id, event);
+}
+
+void RunObserver::OnFinished(const Completion& completion) {
+  if (stats_ != nullptr) stats_->WriteFinish(engine_, completion);
+  if (output_.streams) {
+    // With the end of what was held back where the request ended between two tokens.
+    Print(style_.Push(completion.text.substr(num_printed_)) + style_.Finish() + "\n");
+  } else if (output_.prints) {
+    Print(fmt::format("--- sample {} ({})\n{}\n", completion.id, NameOf(completion.finish_reason),
+                      completion.text));
+  }
+  Report(completion);
+}
+
+double RunObserver::TokensPerSecond() const {
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  return static_cast<double>(num_tokens_) / seconds;
+}
+
+std::string RunObserver::StatusText(RequestId id) const {
+  const std::optional<SequenceId> seq = engine_.SequenceOf(id);
+  if (!seq) return "";
+  const KvSequenceStats kv = engine_.store().SequenceStats(*seq);
+  const std::string sample = output_.several ? fmt::format(" sample {} |", id) : "";
+  return fmt::format("{} {} tokens | {:.1f} tok/s | KV {} / {} | pages {}", sample, kv.num_tokens,
+                     TokensPerSecond(), FormatByteSize(kv.bytes), FormatByteSize(kv.budget_bytes),
+                     FormatPages(kv.pages));
+}
+
+// One line per sample on stderr when it is done.
+void RunObserver::Report(const Completion& completion) const {
+  if (!output_.reports_all && completion.finish_reason != FinishReason::kKvBudget) return;
+  const auto num_output = static_cast<int64_t>(completion.output_ids.size());
+  const double rate = completion.decode_seconds > 0
+                          ? static_cast<double>(num_output) / completion.decode_seconds
+                          : 0;
+  PrintError(fmt::format(
+      "[{}] {} prompt + {} output tokens, {:.1f} tok/s, KV peak {} of {}, pages {}, longest "
+      "halving pause {:.2f} ms{}",
+      NameOf(completion.finish_reason), completion.prompt_ids.size(), num_output, rate,
+      FormatByteSize(completion.kv.peak_bytes), FormatByteSize(completion.kv.budget_bytes),
+      FormatPages(completion.kv.pages), completion.longest_pause_us / 1000,
+      completion.finish_reason == FinishReason::kKvBudget
+          ? "; the KV budget is spent at the floor width, raise --kv-budget for longer output"
+          : ""));
+}
+
+}  // namespace pmkvq::cli
