@@ -37,6 +37,8 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("responses").Int(summary.judged.num_responses);
   json.Key("correct").Int(summary.num_correct);
   json.Key("pass_at_1").Number(summary.judged.pass_at_1);
+  json.Key("interval")
+      .Array(std::vector<double>{summary.judged.interval.low, summary.judged.interval.high});
   json.Key("std").Number(summary.judged.standard_deviation);
   json.Key("voting").Number(summary.judged.voting);
   json.Key("output_tokens").Int(summary.output_tokens);
@@ -67,9 +69,10 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
 
 std::string Describe(const ResponseSummary& summary) {
   return fmt::format(
-      "pass@1 {:.2f} +- {:.2f} %, majority vote {:.2f} %, {:.1f} output tokens on "
-      "average, cut by length {}, by budget {}\n",
+      "pass@1 {:.2f} +- {:.2f} % (95 %: {:.1f} to {:.1f}), majority vote {:.2f} %, {:.1f} output "
+      "tokens on average, cut by length {}, by budget {}\n",
       100 * summary.judged.pass_at_1, 100 * summary.judged.standard_deviation,
+      100 * summary.judged.interval.low, 100 * summary.judged.interval.high,
       100 * summary.judged.voting, summary.judged.mean_output_tokens, summary.num_cut_by_length,
       summary.num_cut_by_budget);
 }

@@ -46,39 +46,59 @@ void CheckNoneMissing(const std::string& run, const Outcomes& outcomes, const st
                        missing, expected.size(), other, names, missing > kNamed ? ", ..." : ""));
 }
 
-// Counts of a 2 x 2 table.
-struct PairCounts {
-  int64_t both = 0;
-  int64_t only_other = 0;
-  int64_t only_method = 0;
-  int64_t neither = 0;
-
-  void Add(bool method, bool other) {
-    (method ? (other ? both : only_method) : (other ? only_other : neither)) += 1;
+PairedResult PairedResultOf(const std::vector<PairCluster>& problems) {
+  PairedResult result;
+  for (const PairCluster& problem : problems) {
+    result.both += problem.both;
+    result.only_method += problem.only_a;
+    result.only_other += problem.only_b;
+    result.neither += problem.neither;
   }
-  PairedResult Result() const { return MakePairedResult(both, only_other, only_method, neither); }
-};
+  const int64_t pairs = result.both + result.only_other + result.only_method + result.neither;
+  if (pairs > 0) {
+    result.difference =
+        static_cast<double>(result.only_method - result.only_other) / static_cast<double>(pairs);
+  }
+  result.interval = ClusteredDifferenceInterval(problems);
+  result.p_value = ClusteredMcNemar(problems);
+  return result;
+}
 
-// One score being counted.
+template <class Value>
+std::vector<Value> ValuesOf(const std::map<std::string, Value>& by_problem) {
+  std::vector<Value> values;
+  for (const auto& [id, value] : by_problem) values.push_back(value);
+  return values;
+}
+
+void AddPair(bool method, bool other, PairCluster& pairs) {
+  (method ? (other ? pairs.both : pairs.only_a) : (other ? pairs.only_b : pairs.neither)) += 1;
+}
+
+// One score being counted, problem by problem.
 struct Tally {
-  int64_t num_responses = 0;
-  int64_t num_correct = 0;
-  PairCounts baseline;
-  PairCounts against;
+  std::map<std::string, ResponseCluster> responses;
+  std::map<std::string, PairCluster> baseline;
+  std::map<std::string, PairCluster> against;
 
-  void Add(bool correct, const Outcome* of_baseline, const Outcome* of_against) {
-    ++num_responses;
-    num_correct += correct ? 1 : 0;
-    if (of_baseline != nullptr) baseline.Add(correct, of_baseline->correct);
-    if (of_against != nullptr) against.Add(correct, of_against->correct);
+  void Add(const Outcome& outcome, const Outcome* of_baseline, const Outcome* of_against) {
+    ResponseCluster& problem = responses[outcome.id];
+    ++problem.responses;
+    problem.correct += outcome.correct ? 1 : 0;
+    if (of_baseline != nullptr) {
+      AddPair(outcome.correct, of_baseline->correct, baseline[outcome.id]);
+    }
+    if (of_against != nullptr) AddPair(outcome.correct, of_against->correct, against[outcome.id]);
   }
   Score Result(bool has_baseline, bool has_against) const {
     Score score;
-    score.num_responses = num_responses;
-    score.num_correct = num_correct;
-    score.interval = WilsonInterval(num_correct, num_responses);
-    if (has_baseline) score.baseline = baseline.Result();
-    if (has_against) score.against = against.Result();
+    for (const auto& [id, problem] : responses) {
+      score.num_responses += problem.responses;
+      score.num_correct += problem.correct;
+    }
+    score.interval = ClusteredShareInterval(ValuesOf(responses));
+    if (has_baseline) score.baseline = PairedResultOf(ValuesOf(baseline));
+    if (has_against) score.against = PairedResultOf(ValuesOf(against));
     return score;
   }
 };
@@ -94,8 +114,8 @@ void Count(const MethodRun& run, const Outcomes* baseline, const Outcomes* again
     const Key key = {outcome.id, outcome.response};
     const Outcome* of_baseline = baseline != nullptr ? baseline->at(key) : nullptr;
     const Outcome* of_against = against != nullptr ? against->at(key) : nullptr;
-    total.Add(outcome.correct, of_baseline, of_against);
-    levels[outcome.level].Add(outcome.correct, of_baseline, of_against);
+    total.Add(outcome, of_baseline, of_against);
+    levels[outcome.level].Add(outcome, of_baseline, of_against);
     result.output_tokens += outcome.output_tokens;
     result.num_cut_by_length += outcome.finish_reason == "length" ? 1 : 0;
     result.num_cut_by_budget += outcome.finish_reason == "kv_budget" ? 1 : 0;

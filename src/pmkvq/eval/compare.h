@@ -55,9 +55,10 @@ struct PairedResult {
   int64_t only_method = 0;
   int64_t neither = 0;
   double difference = 0;  // Share of the method minus that of the other, in [-1, 1].
-  Interval interval;      // Of the difference, 95 %: PairedDifferenceInterval.
-  double p_value = 1;     // McNemarExact.
+  Interval interval;      // Of the difference, 95 %: ClusteredDifferenceInterval.
+  double p_value = 1;     // ClusteredMcNemar.
 };
+// One response to each problem.
 PairedResult MakePairedResult(int64_t both, int64_t only_other, int64_t only_method,
                               int64_t neither);
 
@@ -65,7 +66,7 @@ PairedResult MakePairedResult(int64_t both, int64_t only_other, int64_t only_met
 struct Score {
   int64_t num_responses = 0;
   int64_t num_correct = 0;
-  Interval interval;                     // Of the share, 95 %: WilsonInterval.
+  Interval interval;                     // Of the share, 95 %: ClusteredShareInterval.
   std::optional<PairedResult> baseline;  // Against the baseline; none for itself.
   std::optional<PairedResult> against;   // Against a second method, where there is one.
   double share() const;                  // pass@1; 0 for no responses.
@@ -91,9 +92,9 @@ struct MethodResult {
 // Results in the order of `runs`. `baseline` and `against` are indices; runs that are not kDone
 // have no scores, and where the baseline or `against` is not, nothing is paired with it.
 //
-// Pairs are (problem, response): with several responses to a problem they are treated as
-// independent. Throws InvalidInput when a run lacks responses that another has, or has one twice:
-// names both methods and the first few.
+// Pairs are (problem, response); the responses to one problem are a cluster. Throws InvalidInput
+// when a run lacks responses that another has, or has one twice: names both methods and the first
+// few.
 std::vector<MethodResult> CompareMethods(const std::vector<MethodRun>& runs, size_t baseline,
                                          std::optional<size_t> against);
 

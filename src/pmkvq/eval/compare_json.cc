@@ -113,7 +113,7 @@ std::string FormatComparisonJson(const Comparison& comparison) {
   json.Key("responses_per_problem").Int(comparison.num_responses);
   json.Key("max_len").Int(comparison.max_len);
   json.Key("confidence").Number(0.95);
-  json.Key("pairs").String("(problem, response), treated as independent");
+  json.Key("pairs").String("(problem, response); the responses to one problem are a cluster");
   json.Key("settings").BeginObject();
   for (const auto& [option, value] : comparison.settings) json.Key(option).String(value);
   json.EndObject();

@@ -140,8 +140,8 @@ std::vector<std::string> Notes(const Comparison& comparison) {
         "one response index;",
         comparison.num_responses));
     notes.emplace_back(
-        "test and intervals treat the responses to one problem as independent, which they are not "
-        "quite.");
+        "the responses to one problem count together: intervals by their design effect, the test "
+        "problem by problem.");
   }
   notes.emplace_back(
       comparison.max_len > 0 && comparison.geometry

@@ -198,11 +198,36 @@ TEST(ComparisonReport, TextFitsIn120Columns) {
   EXPECT_EQ(plain.find("independent"), std::string::npos);
 }
 
-TEST(ComparisonReport, SeveralResponsesAreSaidToCountAsIndependent) {
+TEST(ComparisonReport, SeveralResponsesAreSaidToCountTogether) {
   Comparison comparison = ExampleComparison();
   comparison.num_responses = 4;
-  EXPECT_NE(FormatComparisonText(comparison, false).find("as independent"), std::string::npos);
-  EXPECT_NE(FormatComparisonMarkdown(comparison).find("as independent"), std::string::npos);
+  EXPECT_NE(FormatComparisonText(comparison, false).find("count together"), std::string::npos);
+  EXPECT_NE(FormatComparisonMarkdown(comparison).find("count together"), std::string::npos);
+}
+
+// Ten equal responses to each of eight problems are no surer than one to each.
+TEST(CompareMethods, ResponsesToOneProblemCountTogether) {
+  std::vector<MethodRun> runs(2);
+  runs[0].method = "fp16";
+  runs[1].method = "kivi";
+  for (int problem = 0; problem < 8; ++problem) {
+    for (int64_t response = 0; response < 10; ++response) {
+      Outcome outcome;
+      outcome.id = "p" + std::to_string(problem);
+      outcome.response = response;
+      outcome.correct = problem < 7;
+      runs[0].outcomes.push_back(outcome);
+      outcome.correct = problem < 2;
+      runs[1].outcomes.push_back(outcome);
+    }
+  }
+  const MethodResult kivi = CompareMethods(runs, 0, std::nullopt)[1];
+  EXPECT_EQ(kivi.total.num_correct, 20);
+  EXPECT_NEAR(kivi.total.interval.high, WilsonInterval(2, 8).high, 1e-12);
+  ASSERT_TRUE(kivi.total.baseline);
+  EXPECT_EQ(kivi.total.baseline->only_other, 50);
+  EXPECT_NEAR(kivi.total.baseline->interval.low, PairedDifferenceInterval(2, 0, 5, 1).low, 1e-12);
+  EXPECT_NEAR(kivi.total.baseline->p_value, McNemarExact(0, 5), 1e-12);
 }
 
 TEST(ComparisonReport, MarkdownTablesHaveEqualColumns) {

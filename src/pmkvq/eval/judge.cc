@@ -179,11 +179,20 @@ JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses) {
     by_problem[row.id].emplace(row.response, &row);
   }
   int64_t votes_right = 0;
-  for (const auto& [id, answers] : by_problem) votes_right += VoteIsRight(answers) ? 1 : 0;
+  std::vector<ResponseCluster> problems;
+  for (const auto& [id, answers] : by_problem) {
+    votes_right += VoteIsRight(answers) ? 1 : 0;
+    ResponseCluster& problem = problems.emplace_back();
+    for (const auto& [response, row] : answers) {
+      ++problem.responses;
+      problem.correct += row->correct ? 1 : 0;
+    }
+  }
   const double share = 1.0 / static_cast<double>(responses.size());
   summary.num_problems = static_cast<int64_t>(by_problem.size());
   summary.num_responses = all.total;
   summary.pass_at_1 = all.share();
+  summary.interval = ClusteredShareInterval(problems);
   summary.standard_deviation = StandardDeviation(by_response);
   summary.voting = static_cast<double>(votes_right) / static_cast<double>(by_problem.size());
   summary.mean_output_tokens = static_cast<double>(output_tokens) * share;

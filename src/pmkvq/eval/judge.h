@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "pmkvq/eval/statistics.h"
+
 namespace pmkvq {
 
 struct JudgedText {
@@ -48,6 +50,7 @@ struct JudgeSummary {
   int64_t num_responses = 0;
   // Shares in [0, 1].
   double pass_at_1 = 0;  // Of all responses.
+  Interval interval;     // Of pass_at_1, 95 %: ClusteredShareInterval.
   // Between responses: the population standard deviation of the accuracy of response 0 of all
   // problems, of response 1, and so on. The paper's "+-" is this: its values (LiveCodeBench, 4
   // responses to 175 problems) are reachable with n, not with n - 1, below the root.
@@ -69,7 +72,7 @@ struct GradedResponse {
   std::string finish_reason;
   int64_t output_tokens = 0;
 };
-// Throws nothing; no responses give all zeros.
+// Throws nothing; no responses give all zeros and the interval [0, 1].
 JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses);
 // Grades and summarises. Every row needs its index (LoadResponses).
 JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows);

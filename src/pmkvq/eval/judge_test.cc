@@ -152,5 +152,20 @@ TEST(LoadJudgeCases, ReadsRowsAndRefusesBadOnes) {
   ExpectError<InvalidInput>([&] { LoadJudgeCases(folder.Write("e.jsonl", "\n")); }, {"found none"});
 }
 
+// Four equal responses to each of three problems: the interval of three, not of twelve.
+TEST(SummarizeGraded, IntervalTakesTheResponsesToAProblemTogether) {
+  std::vector<GradedResponse> responses;
+  for (const char* id : {"a", "b", "c"}) {
+    for (int64_t response = 0; response < 4; ++response) {
+      GradedResponse row;
+      row.id = id;
+      row.response = response;
+      row.correct = true;
+      responses.push_back(row);
+    }
+  }
+  EXPECT_NEAR(SummarizeGraded(responses).interval.low, WilsonInterval(3, 3).low, 1e-12);
+}
+
 }  // namespace
 }  // namespace pmkvq

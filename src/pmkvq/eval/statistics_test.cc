@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 namespace pmkvq {
@@ -120,6 +121,117 @@ TEST(PairedDifferenceInterval, EndsOfTheRange) {
   const Interval same = PairedDifferenceInterval(54, 0, 0, 0);
   EXPECT_NEAR(same.low, -0.066413588091, 1e-9);
   EXPECT_NEAR(same.high, 0.066413588091, 1e-9);
+}
+
+// Each response one problem: nothing but the plain figures, to the last bit.
+TEST(Clusters, OfOneResponseChangeNothing) {
+  std::vector<ResponseCluster> responses;
+  std::vector<PairCluster> pairs;
+  const auto add = [&](int64_t count, const PairCluster& pair) {
+    for (int64_t i = 0; i < count; ++i) {
+      pairs.push_back(pair);
+      responses.push_back({1, pair.both + pair.only_a});
+    }
+  };
+  add(53, {1, 0, 0, 0});
+  add(16, {0, 1, 0, 0});
+  add(8, {0, 0, 1, 0});
+  add(9, {0, 0, 0, 1});
+  const Interval share = ClusteredShareInterval(responses);
+  EXPECT_EQ(share.low, WilsonInterval(69, 86).low);
+  EXPECT_EQ(share.high, WilsonInterval(69, 86).high);
+  const Interval difference = ClusteredDifferenceInterval(pairs);
+  EXPECT_EQ(difference.low, PairedDifferenceInterval(53, 16, 8, 9).low);
+  EXPECT_EQ(difference.high, PairedDifferenceInterval(53, 16, 8, 9).high);
+  EXPECT_EQ(ClusteredMcNemar(pairs), McNemarExact(16, 8));
+}
+
+// Equal responses to a problem are worth one: 40 problems with 16 equal responses each have nearly
+// the interval of 40 responses (the factor 40 / 39 is that of an estimated variance).
+TEST(Clusters, EqualResponsesAreWorthOne) {
+  std::vector<ResponseCluster> problems(30, {16, 16});
+  problems.resize(40, {16, 0});
+  const Interval interval = ClusteredShareInterval(problems);
+  EXPECT_NEAR(interval.low, WilsonInterval(30, 40).low, 1e-12);
+  EXPECT_NEAR(interval.high, WilsonInterval(30, 40).high, 1e-12);
+  // All right: no variance to be seen, and still not surer than the problems are many.
+  const Interval all = ClusteredShareInterval(std::vector<ResponseCluster>(40, {16, 16}));
+  EXPECT_NEAR(all.low, WilsonInterval(40, 40).low, 1e-12);
+  EXPECT_EQ(all.high, 1);
+
+  std::vector<PairCluster> pairs(20, {16, 0, 0, 0});
+  pairs.resize(32, {0, 16, 0, 0});
+  pairs.resize(34, {0, 0, 16, 0});
+  pairs.resize(50, {0, 0, 0, 16});
+  const Interval difference = ClusteredDifferenceInterval(pairs);
+  EXPECT_NEAR(difference.low, PairedDifferenceInterval(20, 12, 2, 16).low, 1e-12);
+  EXPECT_NEAR(difference.high, PairedDifferenceInterval(20, 12, 2, 16).high, 1e-12);
+  EXPECT_NEAR(ClusteredMcNemar(pairs), McNemarExact(12, 2), 1e-12);
+}
+
+// Problems that are all alike, with responses that differ: as good as independent ones.
+TEST(Clusters, ResponsesThatVaryWithinProblemsCountFully) {
+  const Interval interval = ClusteredShareInterval(std::vector<ResponseCluster>(50, {4, 3}));
+  EXPECT_EQ(interval.low, WilsonInterval(150, 200).low);
+  EXPECT_EQ(interval.high, WilsonInterval(150, 200).high);
+  const Interval difference =
+      ClusteredDifferenceInterval(std::vector<PairCluster>(50, {1, 1, 1, 1}));
+  EXPECT_EQ(difference.low, PairedDifferenceInterval(50, 50, 50, 50).low);
+}
+
+// By hand: 2 problems of 4 responses with 4 and 1 right. Mean 5/8, deviations 1.5 and -1.5:
+// between 2 x 4.5 = 9, independent 8 x 15/64 = 15/8, design effect 4.8, and the two problems are
+// the least that the effective number may be.
+TEST(Clusters, EffectiveNumberByHand) {
+  const Interval few = ClusteredShareInterval({{4, 4}, {4, 1}});
+  const double z2 = 1.959963984540054 * 1.959963984540054;
+  const double n = 2;
+  const double p = 0.625;
+  const double half = std::sqrt(z2) * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
+  EXPECT_NEAR(few.low, (p + z2 / (2 * n) - half) / (1 + z2 / n), 1e-12);
+  EXPECT_NEAR(few.high, (p + z2 / (2 * n) + half) / (1 + z2 / n), 1e-12);
+}
+
+// All 2^n signs, for random small problems.
+TEST(ClusteredMcNemar, EqualsTheSumOverAllSigns) {
+  uint32_t state = 1;
+  const auto draw = [&](uint32_t below) {
+    state = state * 1664525 + 1013904223;
+    return static_cast<int64_t>((state >> 16) % below);
+  };
+  for (int round = 0; round < 50; ++round) {
+    std::vector<PairCluster> problems;
+    std::vector<int64_t> differences;
+    int64_t observed = 0;
+    for (int i = 0; i < 10; ++i) {
+      const PairCluster problem = {draw(3), draw(4), draw(4), draw(3)};
+      problems.push_back(problem);
+      differences.push_back(problem.only_a - problem.only_b);
+      observed += differences.back();
+    }
+    int64_t at_least = 0;
+    for (unsigned signs = 0; signs < 1024; ++signs) {
+      int64_t sum = 0;
+      for (size_t i = 0; i < 10; ++i)
+        sum += ((signs >> i) & 1) != 0 ? differences[i] : -differences[i];
+      at_least += std::abs(sum) >= std::abs(observed) ? 1 : 0;
+    }
+    EXPECT_NEAR(ClusteredMcNemar(problems), static_cast<double>(at_least) / 1024, 1e-12);
+  }
+}
+
+// Past the limit of the exact sum: 20,000 problems of d = 2, sum 600, variance 80,000.
+TEST(ClusteredMcNemar, ManyProblemsTakeTheNormalDistribution) {
+  std::vector<PairCluster> problems(10150, {0, 2, 0, 0});
+  problems.resize(20000, {0, 0, 2, 0});
+  EXPECT_NEAR(ClusteredMcNemar(problems), std::erfc(600 / std::sqrt(2 * 80000.0)), 1e-12);
+}
+
+TEST(Clusters, NothingSaysNothing) {
+  EXPECT_EQ(ClusteredShareInterval({}).low, 0);
+  EXPECT_EQ(ClusteredShareInterval({}).high, 1);
+  EXPECT_EQ(ClusteredDifferenceInterval({}).low, -1);
+  EXPECT_EQ(ClusteredMcNemar({}), 1);
 }
 
 }  // namespace
