@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Draws how a KV cache stepped down: an SVG from the file that `pmkvq run --stats FILE` wrote.
 
-Usage: plot_ladder.py STATS.jsonl OUT.svg [TITLE]
+Usage: tools/plot_ladder.py STATS.jsonl [OUT.svg] [TITLE]      (OUT.svg: STATS.svg beside the file)
 
 The height of the stack is the bytes in use after every token; its colours share that height among
 the pages at 16, 8, 4 and 2 bits in proportion to their bits. The dashed line is the budget.
 """
+import html
 import json
+import pathlib
 import sys
 
 WIDTHS = (16, 8, 4, 2)
@@ -14,14 +16,48 @@ COLOURS = ("#3b6fb6", "#4aa3a2", "#e0a030", "#c8553d")
 W, H, LEFT, RIGHT, TOP, BOTTOM = 860, 380, 70, 20, 44, 70
 
 
-def main() -> None:
-    stats, out = sys.argv[1], sys.argv[2]
-    title = sys.argv[3] if len(sys.argv) > 3 else "KV cache of one sequence"
+def fail(words):
+    sys.exit(f"plot_ladder.py: {words}")
+
+
+def read_points(path):
+    """(position, bytes, budget, pages by width) of every token."""
     points = []
-    for line in open(stats, encoding="utf-8"):
-        row = json.loads(line)
-        if row["event"] == "token":
-            points.append((row["position"], row["bytes"], row["budget_bytes"], row["pages"]))
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    if row["event"] == "token":
+                        point = (int(row["position"]), int(row["bytes"]), int(row["budget_bytes"]), row["pages"])
+                        if len(point[3]) != len(WIDTHS):
+                            raise ValueError
+                        points.append(point)
+                except (ValueError, KeyError, TypeError):
+                    fail(f"[{path}:{number}] found no line of `pmkvq run --stats`, expected event, position, bytes, budget_bytes, "
+                         "pages; name the file that --stats wrote")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"[{path}] cannot read: {getattr(error, 'strerror', None) or 'not a text file'}; name the file that `pmkvq run "
+             "--stats` wrote")
+    if not points or points[-1][0] <= 0:
+        fail(f"[{path}] found no token, expected at least one generated token; generate more")
+    return points
+
+
+def main() -> None:
+    if any(a in ("-h", "--help") for a in sys.argv[1:]):
+        print(__doc__)
+        return
+    if not 2 <= len(sys.argv) <= 4:
+        print(f"usage: tools/plot_ladder.py STATS.jsonl [OUT.svg] [TITLE]; found {len(sys.argv) - 1} arguments, expected 1 to 3",
+              file=sys.stderr)
+        sys.exit(2)
+    stats = sys.argv[1]
+    out = sys.argv[2] if len(sys.argv) > 2 else str(pathlib.Path(stats).with_suffix(".svg"))
+    if pathlib.Path(out) == pathlib.Path(stats):
+        fail(f"[{out}] is the file of figures itself; name another file after STATS.jsonl")
+    title = html.escape(sys.argv[3] if len(sys.argv) > 3 else "KV cache of one sequence")
+    points = read_points(stats)
     last, budget = points[-1][0], points[-1][2]
     top = max(budget, max(p[1] for p in points)) * 1.08
 
@@ -64,8 +100,11 @@ def main() -> None:
         svg.append(f'<rect x="{LEFT + i * 110}" y="{H - 22}" width="14" height="14" fill="{colour}"/>')
         svg.append(f'<text x="{LEFT + 20 + i * 110}" y="{H - 10}" fill="#222">{bits} bit</text>')
     svg.append("</svg>\n")
-    with open(out, "w", encoding="utf-8") as file:
-        file.write("\n".join(svg))
+    try:
+        pathlib.Path(out).write_text("\n".join(svg), encoding="utf-8")
+    except OSError as error:
+        fail(f"[{out}] cannot write: {error.strerror}; name another file after STATS.jsonl")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

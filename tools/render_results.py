@@ -1,362 +1,341 @@
 #!/usr/bin/env python3
-"""Renders docs/results.md from the result files that tools/make_results.py made.
+"""Renders the result files of tools/make_results.py: docs/results.md, its picture docs/images/results.svg, and the table of
+README.md.
 
-Usage: tools/render_results.py [--program build/release/bin/pmkvq] [RESULTS] > docs/results.md   (RESULTS: results/runs)
-Every number on the page comes from those files; intervals and P of their counts come from the program (./run build makes
-it). A table row whose file is missing says so."""
+Usage: tools/render_results.py [--program build/release/bin/pmkvq] [--results results/runs] [--root .] [--check]
+Every number comes from the result files; intervals and P of their counts come from the program (./run build makes it).
+With --check nothing is written: exit code 1 where a file differs from what would be written."""
 import argparse
-import functools
-import json
 import pathlib
-import statistics
-import subprocess
 import sys
 
+import plot_results
 import results_settings as rs
+from results_data import FIGURES, SIGNIFICANT, Pair, Results
 
-SIGNIFICANT = 0.05
-# The sets of all problems, at each budget.
-WHOLE_SETS = [(bits, problem_set, name) for bits in rs.BUDGETS
-              for problem_set, name in ((rs.ALL, "levels 1 to 5"), (rs.LONG, "level 6"))]
-
-
-class Figures:
-    """What the program says of counts (`pmkvq compare --counts`): one process for the whole page."""
-
-    def start(self, program):
-        try:
-            self.process = subprocess.Popen([program, "compare", "--counts", "-"], text=True, bufsize=1,
-                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        except OSError as error:
-            sys.exit(f"render_results.py: {error}; make the program with ./run build, or name another with --program")
-
-    @functools.cache
-    def of(self, **counts):
-        try:
-            self.process.stdin.write(json.dumps(counts) + "\n")
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            sys.exit("render_results.py: the program gave no figures; make it anew with ./run build")
-        return json.loads(line)
-
-
-FIGURES = Figures()
-
-
-class Result:
-    """One result file: a setting on a problem set."""
-
-    def __init__(self, data):
-        self.data = data
-        self.fits = data["fits"]
-        columns = data.get("columns", {})
-        keys = list(zip(columns.get("id", []), columns.get("response", [])))
-        self.rows = {key: dict(zip(columns, values)) for key, values in zip(keys, zip(*columns.values()))} if keys else {}
-
-    def subset(self, keep):
-        part = Result({"fits": self.fits})
-        part.data, part.rows = self.data, {key: row for key, row in self.rows.items() if keep(key, row)}
-        return part
-
-    def solved(self):
-        return sum(bool(row["correct"]) for row in self.rows.values())
-
-    def total(self):
-        return len(self.rows)
-
-    def peak_bits(self, problem_set):
-        """Real peak of any sequence, as bits per value of max_len tokens: comparable to the budget."""
-        return max(row["peak_bytes"] for row in self.rows.values()) * 8 / (rs.VALUES_PER_TOKEN * problem_set.max_len)
-
-    def mean_tokens(self):
-        return statistics.mean(row["output_tokens"] for row in self.rows.values())
-
-
-class Pair:
-    """Outcomes of two results on the problems that both have: a against b."""
-
-    def __init__(self, a, b):
-        keys = a.rows.keys() & b.rows.keys()
-        self.both = sum(bool(a.rows[k]["correct"] and b.rows[k]["correct"]) for k in keys)
-        self.only_a = sum(bool(a.rows[k]["correct"] and not b.rows[k]["correct"]) for k in keys)
-        self.only_b = sum(bool(b.rows[k]["correct"] and not a.rows[k]["correct"]) for k in keys)
-        self.n = len(keys)
-        self.figures = FIGURES.of(both=self.both, only_method=self.only_a, only_other=self.only_b,
-                                  neither=self.n - self.both - self.only_a - self.only_b)
-        self.p = self.figures["p_value"]
-
-    def difference(self):
-        return self.figures["difference"]
-
-    def sign(self):
-        """1 where a is shown to be better, -1 where it is shown to be worse, else 0."""
-        return 0 if self.p >= SIGNIFICANT else 1 if self.only_a > self.only_b else -1
-
-    def cells(self):
-        low, high = self.figures["interval"]
-        return f"{100 * self.difference():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) | {format_p(self.p)}"
+README_BEGIN = "<!-- Accuracy: made by tools/render_results.py -->"
+README_END = "<!-- end -->"
+CARRIED = "†"
+CEILING = 0.99  # Rows that solve more say nothing about the method.
 
 
 def format_p(p):
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def score(result):
+    return f"{result.solved()} of {result.total()}"
+
+
 def share(result):
-    low, high = FIGURES.of(solved=result.solved(), responses=result.total())["interval"]
+    low, high = result.interval()
     return f"{result.solved()}/{result.total()} | {100 * low:.1f} to {100 * high:.1f}"
 
 
+def mib(num_bytes):
+    return f"{num_bytes / 2**20:.2f}"
+
+
+def memory(result, bits):
+    """Cells: budget and peak in MiB, peak in bits."""
+    budget = mib(result.set.budget_bytes(bits)) if bits < 16 else "none"
+    return f"{budget} | {mib(result.peak_bytes())} | {result.bits_of(result.peak_bytes()):.2f}"
+
+
+MEMORY_HEADER = "budget MiB | peak MiB | peak bits"
+
+
+def against(pair):
+    """Cells: difference with interval, P, verdict."""
+    low, high = pair.interval
+    return (f"{100 * pair.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) | {format_p(pair.p)} | "
+            f"{pair.verdict()}")
+
+
+NO_PAIR = " | | "
+
+
+def table(header):
+    return [f"| {header} |", "|" + "---|" * (header.count("|") + 1)]
+
+
+def names(settings):
+    return ", ".join(settings)
+
+
 class Page:
-    def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
-        self.cache = {}
+    def __init__(self, results):
+        self.results = results
+        self.ceiling = []  # Tables of the appendix.
 
     def get(self, problem_set, bits, setting):
-        """The result, also from a larger set of the same levels; None where no file is there."""
-        key = (problem_set.name, bits, setting.name)
-        if key not in self.cache:
-            self.cache[key] = self.load(problem_set, bits, setting)
-        return self.cache[key]
+        return self.results.get(problem_set, bits, setting)
 
-    def load(self, problem_set, bits, setting):
-        path = self.folder / problem_set.name / f"{bits:g}" / f"{setting.name}.json"
-        if path.exists():
-            return Result(json.loads(path.read_text()))
-        if problem_set is rs.HARD:
-            whole = self.get(rs.ALL, bits, setting)
-            return whole and whole.subset(self.in_hard)
-        return None
+    def reporting(self, problem_set, bits, setting):
+        result = self.get(problem_set, bits, setting)
+        return result.reporting() if result and result.fits else result
 
-    @staticmethod
-    def in_hard(key, _row):
-        task_level, number = key[0].rsplit("-", 1)
-        level = int(task_level.rsplit("-", 1)[1])
-        return rs.HARD.min_level <= level <= rs.HARD.max_level and int(number) < rs.HARD.per_cell
+    def best_rival(self, bits):
+        return rs.best_rivals(bits)[0]
 
-    def missing_runs(self):
-        return [r for r in rs.all_runs() if self.get(r.set, r.bits, r.setting) is None]
+    # The answer.
 
-    def missing(self, setting, columns):
-        return f"| {setting.name} | " + " | ".join(["no result file"] + ["" for _ in range(columns - 1)]) + " |"
+    def answer(self):
+        low, long_low = min(rs.BUDGETS), min(rs.LONG_BUDGETS)
+        fp16, long_fp16 = self.reporting(rs.ALL, 16, rs.FP16), self.get(rs.LONG, 16, rs.FP16)
 
-    def too_big(self, setting, result, problem_set, columns):
-        bits = result.data["needs_bytes"] * 8 / (rs.VALUES_PER_TOKEN * problem_set.max_len)
-        return f"| {setting.name} | " + " | ".join([f"cannot be that small: at least {bits:.2f} bits"] +
-                                                   ["" for _ in range(columns - 1)]) + " |"
+        def at(bits):
+            """Solved by `best`, by the paper and by the best rival, in words."""
+            rival = self.best_rival(bits)
+            best, paper, other = (self.reporting(rs.ALL, bits, s).solved() for s in (rs.BEST, rs.PAPER, rival))
+            return f"`best` {best}, PM-KVQ as in the paper {paper}, the best rival ({rival.name}) {other}"
+
+        def beside(problem_set, bits, one, two):
+            """Two settings with their bytes, and what the pair shows of the first."""
+            a, b = self.get(problem_set, bits, one), self.get(problem_set, bits, two)
+            return (f"{a.solved()} in {mib(a.peak_bytes())} MiB against {b.solved()} in {mib(b.peak_bytes())} MiB "
+                    f"({Pair(a, b).verdict()})")
+
+        wide = [bits for bits in rs.BUDGETS if bits > 4]
+        least = min(self.reporting(rs.ALL, bits, s).solved() for bits in wide for s in rs.main_settings(bits))
+        rival = rs.LONG_RIVALS[3][0]
+        channel, best = (self.get(rs.HARD, low, s) for s in (rs.CHANNEL, rs.BEST))
+        return [
+            "# Results", "",
+            f"Does a small cache cost right answers? On the shipped model, {fp16.total()} held-out problems of up to 4,096 tokens, "
+            f"of which fp16 solves {fp16.solved()}:",
+            f"at {min(wide):g} bits a value and more, every byte counted, pm-kvq, `best` and the two best rivals all solve at "
+            f"least {least};",
+            f"at 3.25 bits: {at(3.25)};",
+            f"at {low:g} bits: {at(low)}.",
+            f"On chains of up to 6,656 tokens ({long_fp16.total()} problems, fp16 solves {long_fp16.solved()}) `best` is not ahead "
+            f"of every rival: at 3 bits {rival.name} solves {beside(rs.LONG, 3, rival, rs.BEST)};",
+            f"at {long_low:g} bits `best` against the paper is {beside(rs.LONG, long_low, rs.BEST, rs.PAPER)}. Keys quantised per "
+            f"channel may be what `best` lacks there: at {long_low:g} bits",
+            f"{beside(rs.LONG, long_low, rs.CHANNEL, rs.BEST)}; on the choosing half at levels 3 to 5 they do not help "
+            f"({channel.solved()} against {best.solved()} of {best.total()}).", "",
+            "![Solved problems against real bytes, all methods, with 95 % intervals](images/results.svg)", "",
+        ]
+
+    def how(self):
+        return [
+            "## How it was measured", "",
+            "Model: longcot-10m, in this repository. Greedy decoding, one response to each problem, graded by value. *Bits* are the "
+            "bytes of a sequence of the full length (4,096 tokens at levels 1 to 5, 6,656 at level 6, whose longest chain has "
+            "6,223 tokens and a prompt), divided by its stored values. Every byte counts: codes, metadata, sink, windows, open "
+            "pages, tags. *Budget* is what one sequence may take, *peak* the most that any sequence took.", "",
+            "* **Two halves.** The problems of each task and level are cut in two by their number (`HALF` in "
+            "`tools/results_settings.py`). Rivals and candidates for `best` were compared on the first half, at levels 3 to 5; every "
+            "headline figure is of the second half. Two limits: the halves were cut after levels 1 to 5 had been run whole and "
+            "read, and `best` was named before the first recorded run, on evidence that is not in this repository.",
+            f"* **Margin.** Two settings are *as good* when the whole 95 % interval of their difference lies within "
+            f"{100 * rs.MARGIN:g} points. The margin was fixed before the runs of level 6, and after those of levels 1 to 5. *Better* "
+            f"and *worse* need P < {SIGNIFICANT}; all else is *not shown*. With the {rs.LONG.num_problems} problems of level 6 the interval is wider than "
+            "the margin even for equal outcomes, so nothing there can be shown to be as good.",
+            "* **Statistics.** Wilson intervals for shares, Newcombe's paired intervals for differences, exact two-sided McNemar "
+            "test. No correction for the number of tests: of twenty true nulls, one shows P < 0.05. Where `pmkvq compare` and "
+            "`eval` have several responses to a problem, these count together (`eval/statistics.h`).",
+            f"* **Ceiling.** Rows and tables where more than {100 * CEILING:g} % are solved are in the appendix.",
+            "* **Simulated methods** ([methods.md](methods.md)) are as exact in bytes as the packed ones. Their outcomes do not "
+            "depend on the budget, so one run serves all budgets that it fits.",
+            f"* **{CARRIED} Carried over.** Rows of level 6 with this mark are simulated methods that were run with 8,192 tokens, not "
+            "again with 6,656. Their state depends on the tokens stored, not on the limit, so the outcomes should be the same; for "
+            "MixKVQ, which was run with both, they were, problem by problem. These rows themselves were not run again.",
+            "* **Forms at level 6.** MixKVQ takes the richest form that fits by its size; that form was not compared on a choosing "
+            "half, and the choosing half of level 6 was not run.", "",
+            "Made by `tools/make_results.py`, rendered by `tools/render_results.py`; the outcome of every problem is in "
+            "`results/runs`, the list of runs in `tools/results_settings.py`. `tools/make_results.py --verify 20 --seed 1` runs 20 "
+            "settings again and compares every recorded column of every problem.", "",
+        ]
 
     # Tables.
 
-    def main_row(self, setting, bits):
-        cells = []
-        for problem_set in (rs.ALL, rs.LONG):
-            result, fp16 = self.get(problem_set, bits, setting), self.get(problem_set, 16, rs.FP16)
-            if result is None or fp16 is None:
-                cells.append("no result file | | | |")
-            elif not result.fits:
-                needs = result.data["needs_bytes"] * 8 / (rs.VALUES_PER_TOKEN * problem_set.max_len)
-                cells.append(f"needs {needs:.2f} bits | | | |")
-            else:
-                cells.append(f"{result.peak_bits(problem_set):.2f} | {share(result)} | {Pair(result, fp16).cells()}")
-        return f"| {setting.name} | " + " | ".join(cells) + " |"
+    def main_rows(self, problem_set, bits, settings):
+        """Rows of one set and budget on the reporting half, fp16 first; None where results are missing."""
+        fp16 = self.reporting(problem_set, 16, rs.FP16)
+        best = self.reporting(problem_set, bits, rs.BEST)
+        rows, solved = [f"| fp16 | {memory(fp16, 16)} | {share(fp16)} | {NO_PAIR} | {NO_PAIR} |"], []
+        for setting in settings:
+            result = self.reporting(problem_set, bits, setting)
+            if result is None:
+                rows.append(f"| {setting.name} | no result file" + " |" * 11)
+                continue
+            if not result.fits:
+                needs = result.bits_of(result.data["needs_bytes"])
+                rows.append(f"| {setting.name} | needs {needs:.2f} bits" + " |" * 11)
+                continue
+            solved.append(result.share())
+            other = NO_PAIR if setting is rs.BEST else against(Pair(result, best))
+            name = setting.name + (f" {CARRIED}" if result.carried() else "")
+            rows.append(f"| {name} | {memory(result, bits)} | {share(result)} | {against(Pair(result, fp16))} | {other} |")
+        return rows, solved
 
-    def main_table(self):
-        print("""## All problems
+    def main_tables(self):
+        out = ["## The reporting half", "",
+               "Differences in points. `of+split+channel` is `best` with keys per channel. It was run here because another "
+               "measurement at level 6 had favoured it, not because it won on the choosing half: its rows are a lead for the next "
+               "`best`, not a claim.", ""]
+        header = (f"setting | {MEMORY_HEADER} | solved | 95 % | against fp16 | P | verdict | against `best` | P | verdict")
+        plans = [(rs.ALL, "levels 1 to 5", rs.BUDGETS, rs.main_settings),
+                 (rs.LATE, "levels 3 to 5", (3.25, 2.7), lambda bits: (rs.PAPER, rs.BEST, rs.CHANNEL, *rs.best_rivals(bits))),
+                 (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.long_settings)]
+        for problem_set, words, budgets, settings_of in plans:
+            for bits in budgets:
+                rows, solved = self.main_rows(problem_set, bits, settings_of(bits))
+                lines = [f"### {bits:g} bits, {words}", "", *table(header), *rows, ""]
+                if solved and min(solved) > CEILING:
+                    self.ceiling += lines
+                else:
+                    out += lines
+        return out
 
-Levels 1 to 5 with 4,096 tokens, level 6 with 8,192. Peak: the most real bytes that any sequence took, as bits per value
-of the whole length. Differences to fp16 in points with 95 % intervals (Newcombe, paired) and exact McNemar P. The two
-rivals of a budget are those that solved most of the hard problems below; of equal ones, those that also lead at 3.25 bits.
-""")
-        for bits in rs.BUDGETS:
-            print(f"### {bits:g} effective bits\n")
-            print("| setting | peak | levels 1-5 | 95 % | against fp16 | P | peak | level 6 | 95 % | against fp16 | P |")
-            print("|---|---|---|---|---|---|---|---|---|---|---|")
-            fp16 = [self.get(s, 16, rs.FP16) for s in (rs.ALL, rs.LONG)]
-            if all(fp16):
-                print(f"| fp16 (16 bits) | {fp16[0].peak_bits(rs.ALL):.2f} | {share(fp16[0])} | | | "
-                      f"{fp16[1].peak_bits(rs.LONG):.2f} | {share(fp16[1])} | | |")
-            for setting in rs.main_settings(bits):
-                print(self.main_row(setting, bits))
-            print()
-
-    def long_table(self):
-        print("""## Problems past the floor
-
-Levels 1 to 5 hold short chains too, which no budget touches. Here are those problems of both sets alone in whose run
-under pm-kvq (paper) some page reached the narrowest width that its block was planned for: after that, nothing is left
-to step down to but the floor.
-""")
-        print("| effective bits | setting | problems | solved | 95 % | against fp16 | P | against pm-kvq | P |\n"
-              "|---|---|---|---|---|---|---|---|---|")
-        for bits in rs.BUDGETS:
-            for problem_set in (rs.ALL, rs.LONG):
-                paper, fp16 = self.get(problem_set, bits, rs.PAPER), self.get(problem_set, 16, rs.FP16)
-                if paper is None or fp16 is None:
-                    continue
-                floor = rs.narrowest_width(bits)
-                past = {key for key, row in paper.rows.items() if row["least_bits"] <= floor}
-                if not past:
-                    continue
-                kept = lambda key, _row: key in past  # noqa: E731
-                for setting in rs.main_settings(bits):
-                    result = self.get(problem_set, bits, setting)
-                    if result is None or not result.fits:
+    def rivals_with_fewer_bytes(self):
+        out = ["### Rivals with fewer bytes", "",
+               "Rivals that are as good as `best`, or better, and take fewer real bytes (`best` uses whatever the budget has "
+               "room for). \"Not shown\" rivals with fewer bytes are listed too.", "",
+               *table("bits | problems | rival | its peak MiB | it solves | peak MiB of `best` | `best` solves | difference | P | "
+                      "verdict")]
+        plans = [(rs.ALL, "levels 1 to 5", rs.BUDGETS, rs.best_rivals), (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.LONG_RIVALS.get)]
+        for problem_set, words, budgets, rivals_of in plans:
+            for bits in budgets:
+                best = self.reporting(problem_set, bits, rs.BEST)
+                for setting in rivals_of(bits):
+                    rival = self.reporting(problem_set, bits, setting)
+                    if rival is None or not rival.fits or rival.peak_bytes() >= best.peak_bytes():
                         continue
-                    part = result.subset(kept)
-                    other = " | " if setting is rs.PAPER else Pair(part, paper).cells()
-                    name = "levels 1-5" if problem_set is rs.ALL else "level 6"
-                    print(f"| {bits:g}, {name} | {setting.name} | {len(past)} | {share(part)} | "
-                          f"{Pair(part, fp16).cells()} | {other} |")
-        print()
+                    pair = Pair(rival, best)
+                    if pair.verdict() != "worse":
+                        out.append(f"| {bits:g} | {words} | {setting.name} | {mib(rival.peak_bytes())} | {score(rival)} | "
+                                   f"{mib(best.peak_bytes())} | {score(best)} | {against(pair)} |")
+        return out + [""]
+
+    def past_the_floor(self):
+        out = ["### Problems past the floor", "",
+               "Levels 1 to 5 hold short chains too, which no budget touches. Here are those problems of the reporting half alone "
+               "in whose run under pm-kvq (paper) some page reached the narrowest width that its block was planned for.", "",
+               *table("bits | setting | solved | 95 % | against fp16 | P | verdict | against pm-kvq | P | verdict")]
+        plans = [(rs.ALL, "levels 1 to 5", (3.25, 2.7), rs.main_settings), (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.long_settings)]
+        for problem_set, words, budgets, settings_of in plans:
+            for bits in budgets:
+                paper, fp16 = self.reporting(problem_set, bits, rs.PAPER), self.reporting(problem_set, 16, rs.FP16)
+                past = {key[0] for key, row in paper.rows.items() if row["least_bits"] <= rs.narrowest_width(bits)}
+                for setting in settings_of(bits):
+                    result = self.reporting(problem_set, bits, setting)
+                    if not past or result is None or not result.fits:
+                        continue
+                    part = result.subset(past.__contains__)
+                    other = NO_PAIR if setting is rs.PAPER else against(Pair(part, paper))
+                    out.append(f"| {bits:g}, {words} | {setting.name} | {share(part)} | {against(Pair(part, fp16))} | {other} |")
+        return out + [""]
 
     def method_tables(self):
-        print(f"""## Every method
-
-Levels 3 to 5, {rs.HARD.per_cell} problems of each task and level, 4,096 tokens. Each method in the richest form that fits the
-budget, or in its smallest where none does.
-""")
+        out = ["## Every method, on the choosing half", "",
+               f"{rs.HARD.num_problems} problems of levels 3 to 5. Each method in the richest form that fits the budget, or in its "
+               "smallest where none does. The two rivals of the tables above were chosen here: those that solved most; of equal "
+               "ones, those that solved most at 3.25 bits, then those with the smaller peak.", ""]
+        header = f"setting | SPEC | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict | mean tokens"
         for bits in rs.BUDGETS:
-            print(f"### {bits:g} effective bits\n")
-            print("| setting | SPEC | peak | solved | 95 % | against fp16 | P | against pm-kvq | P | mean tokens |\n"
-                  "|---|---|---|---|---|---|---|---|---|---|")
-            fp16, paper = self.get(rs.HARD, 16, rs.FP16), self.get(rs.HARD, bits, rs.PAPER)
-            if fp16 is not None:
-                print(f"| fp16 (16 bits) | `fp16` | {fp16.peak_bits(rs.HARD):.2f} | {share(fp16)} | | | | | "
-                      f"{fp16.mean_tokens():,.0f} |")
+            paper = self.get(rs.HARD, bits, rs.PAPER)
+            below, above = [], []
             for setting in rs.method_settings(bits):
                 result = self.get(rs.HARD, bits, setting)
                 if result is None:
-                    print(self.missing(setting, 9))
-                elif not result.fits:
-                    print(self.too_big(setting, result, rs.HARD, 9))
-                else:
-                    against = " | " if setting is rs.PAPER else Pair(result, paper).cells()
-                    spec = setting.spec.replace("{data}/", "")
-                    print(f"| {setting.name} | `{spec}` | {result.peak_bits(rs.HARD):.2f} | {share(result)} | "
-                          f"{Pair(result, fp16).cells()} | {against} | {result.mean_tokens():,.0f} |")
-            print()
+                    below.append(f"| {setting.name} | no result file" + " |" * 10)
+                    continue
+                if not result.fits:
+                    below.append(f"| {setting.name} | cannot be that small: at least "
+                                 f"{result.bits_of(result.data['needs_bytes']):.2f} bits" + " |" * 10)
+                    continue
+                pair = NO_PAIR if setting is rs.PAPER else against(Pair(result, paper))
+                spec = setting.spec.replace("{data}/", "")
+                row = (f"| {setting.name} | `{spec}` | {memory(result, bits)} | {share(result)} | {pair} | "
+                       f"{result.mean_tokens():,.0f} |")
+                (above if result.share() > CEILING else below).append(row)
+            if below:
+                out += [f"### {bits:g} bits", "", *table(header), *below, ""]
+            if above:
+                self.ceiling += [f"### {bits:g} bits, every method, choosing half", "", *table(header), *above, ""]
+        return out
 
-    def ablations(self):
-        print(f"""## One change at a time
-
-pm-kvq as in the paper against the same with one thing changed, at equal bytes: levels 3 to 5,
-{rs.HARD.per_cell} problems of each task and level; level 6 where it was run. Positive: the change helps.
-""")
-        self.change_tables({bits: (rs.PAPER, *settings) for bits, settings in rs.ABLATIONS.items()})
-
-    def candidates(self):
-        print("""## What was tried for `best`
-
-Several changes together, on the same problems.
-""")
-        self.change_tables({bits: (rs.PAPER, *settings) for bits, settings in rs.CANDIDATES.items()})
-
-    def change_tables(self, tables):
+    def change_tables(self, title, words, tables):
+        out = [f"## {title}", "", words, ""]
+        header = f"change | what it is | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict"
         for bits, settings in tables.items():
-            print(f"### {bits:g} effective bits\n")
-            print("| change | what it is | problems | solved | 95 % | against pm-kvq | P |\n|---|---|---|---|---|---|---|")
-            for setting in settings:
-                for problem_set in (rs.HARD, rs.LONG):
-                    result, paper = self.get(problem_set, bits, setting), self.get(problem_set, bits, rs.PAPER)
-                    if result is None or paper is None:
-                        if problem_set is rs.HARD:
-                            print(self.missing(setting, 6))
-                        continue
-                    if not result.fits:
-                        print(self.too_big(setting, result, problem_set, 6))
-                        continue
-                    name = "levels 3-5" if problem_set is rs.HARD else "level 6"
-                    against = " | " if setting is rs.PAPER else Pair(result, paper).cells()
-                    print(f"| {setting.name} | {rs.MEANINGS.get(setting.name, '')} | {name} | {share(result)} | {against} |")
-            print()
-
-    # Words that follow from the numbers.
-
-    def verdicts(self):
-        print("## What it says\n")
-        for bits in rs.BUDGETS:
-            groups = {1: [], 0: [], -1: []}
+            out += [f"### {bits:g} bits", "", *table(header)]
             paper = self.get(rs.HARD, bits, rs.PAPER)
-            for setting in rs.method_settings(bits):
+            for setting in (rs.PAPER, *settings):
                 result = self.get(rs.HARD, bits, setting)
-                if setting is rs.PAPER or paper is None or result is None or not result.fits:
+                if result is None or not result.fits:
+                    out.append(f"| {setting.name} | no result file" + " |" * 9)
                     continue
-                pair = Pair(result, paper)
-                groups[pair.sign()].append(f"{setting.name} ({100 * pair.difference():+.1f})")
-            print(f"* {bits:g} bits, levels 3 to 5: better than pm-kvq (P < {SIGNIFICANT}): {', '.join(groups[1]) or 'none'}. "
-                  f"No difference shown: {', '.join(groups[0]) or 'none'}. Worse: {', '.join(groups[-1]) or 'none'}.")
-        for bits, problem_set, name in WHOLE_SETS:
-            best, paper = self.get(problem_set, bits, rs.BEST), self.get(problem_set, bits, rs.PAPER)
-            if best is None or paper is None:
-                continue
-            pair = Pair(best, paper)
-            word = {1: "better", 0: "no difference shown", -1: "worse"}[pair.sign()]
-            print(f"* {bits:g} bits, {name}: `best` {best.solved()}/{best.total()}, pm-kvq {paper.solved()}/{paper.total()}: "
-                  f"{word} (P {format_p(pair.p)}).")
-        self.losses()
-        print(f"\n`--recipe best` is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`.\n")
+                pair = NO_PAIR if setting is rs.PAPER else against(Pair(result, paper))
+                out.append(f"| {setting.name} | {rs.MEANINGS.get(setting.name, '')} | {memory(result, bits)} | {share(result)} | "
+                           f"{pair} |")
+            out.append("")
+        return out
 
-    def losses(self):
-        """What pm-kvq and `best` lose to fp16, and rivals that do as well as `best` with fewer bytes."""
-        print("\nWhere PM-KVQ loses to fp16:\n")
-        for bits, problem_set, name in WHOLE_SETS:
-            fp16 = self.get(problem_set, 16, rs.FP16)
-            for setting in (rs.PAPER, rs.BEST):
-                result = self.get(problem_set, bits, setting)
-                if result is None or fp16 is None:
-                    continue
-                pair = Pair(result, fp16)
-                if pair.sign() < 0:
-                    print(f"* {bits:g} bits, {name}: {setting.name} solves {result.solved()}, fp16 {fp16.solved()} of "
-                          f"{fp16.total()} (P {format_p(pair.p)}).")
-        print("\nWhere a rival does as well with fewer bytes (no worse by the test; `best` keeps whatever the budget has room for):\n")
-        print("| effective bits | problems | rival | its peak | it solves | peak of `best` | `best` solves | P |")
-        print("|---|---|---|---|---|---|---|---|")
-        for bits, problem_set, name in WHOLE_SETS:
-            best = self.get(problem_set, bits, rs.BEST)
-            for setting in rs.best_rivals(bits):
-                rival = self.get(problem_set, bits, setting)
-                if rival is None or best is None or not rival.fits:
-                    continue
-                pair, peaks = Pair(rival, best), (rival.peak_bits(problem_set), best.peak_bits(problem_set))
-                if pair.sign() >= 0 and peaks[0] < peaks[1]:
-                    print(f"| {bits:g} | {name} | {setting.name} | {peaks[0]:.2f} | {rival.solved()}/{rival.total()} | "
-                          f"{peaks[1]:.2f} | {best.solved()}/{best.total()} | {format_p(pair.p)} |")
+    def text(self):
+        missing = self.results.missing_runs()
+        lines = self.answer() + self.how()
+        if missing:
+            lines += [f"**{len(missing)} of {len(rs.all_runs())} runs are not made yet**; their rows say \"no result file\".", ""]
+        lines += self.main_tables() + self.rivals_with_fewer_bytes() + self.past_the_floor() + self.method_tables()
+        lines += self.change_tables("One change at a time, on the choosing half", "pm-kvq as in the paper against the same with one "
+                                    "thing changed, at equal bytes. Positive: the change helps.", rs.ABLATIONS)
+        lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `--recipe best` "
+                                    f"is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`.", rs.CANDIDATES)
+        lines += ["## Appendix: at the ceiling", "", f"Tables and rows where more than {100 * CEILING:g} % are solved: they show that "
+                  "so many bits are enough, and nothing about which method is better.", "", *self.ceiling]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def readme_table(self):
+        """Four lines, one for each budget."""
+        fp16 = self.reporting(rs.ALL, 16, rs.FP16)
+        lines = table("bits per value (MiB at 4,096 tokens) | fp16 | pm-kvq | best | best rival")
+        for bits in rs.BUDGETS:
+            rival = self.best_rival(bits)
+            cells = [score(self.reporting(rs.ALL, bits, s)) for s in (rs.PAPER, rs.BEST, rival)]
+            lines.append(f"| {bits:g} ({mib(rs.ALL.budget_bytes(bits))}) | {score(fp16)} | {cells[0]} | {cells[1]} | {cells[2]} "
+                         f"({rival.name}) |")
+        return "\n".join(lines) + "\n"
 
 
-INTRO = """# Results
+def replace_table(readme, new_table, path):
+    begin, end = readme.find(README_BEGIN), readme.find(README_END)
+    if begin < 0 or end < begin:
+        sys.exit(f"render_results.py: [{path}] found no lines '{README_BEGIN}' and '{README_END}', expected them around the table")
+    return readme[:begin] + README_BEGIN + "\n" + new_table + readme[end:]
 
-Cache methods beside each other at equal real bytes, on longcot-10m, the model in this repository: greedy decoding of
-held-out problems, one response each, graded by value. Effective bits are the bytes of a sequence of the set's full length,
-divided by its stored values: 4,096 tokens for levels 1 to 5, 8,192 for level 6. Every byte counts: codes, metadata, sink,
-windows, open pages, tags. Shares in per cent with 95 % Wilson intervals; differences in points with Newcombe's paired
-intervals; P is the exact two-sided McNemar test. No correction for the number of tests: of twenty true nulls, one shows
-P < 0.05.
 
-Made by `tools/make_results.py` (resumable; first prints how many hours are left) and rendered by
-`tools/render_results.py > docs/results.md`; the outcome of every problem is in `results/runs`. Which runs there are is
-listed in `tools/results_settings.py`. Simulated methods ([methods.md](methods.md)) are as exact in bytes as the packed ones.
-"""
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results/runs"))
+    parser.add_argument("--program", default="build/release/bin/pmkvq")
+    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path("."), help="where docs/ and README.md are")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file would change")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", default="results/runs")
-    parser.add_argument("--program", default="build/release/bin/pmkvq")
-    args = parser.parse_args()
+    args = parse()
+    if not args.results.is_dir():
+        sys.exit(f"render_results.py: --results: found no folder {args.results}; start it in the root of the repository")
     FIGURES.start(args.program)
-    page = Page(args.results)
-    print(INTRO)
-    missing = page.missing_runs()
-    if missing:
-        print(f"**{len(missing)} of {len(rs.all_runs())} runs are not made yet**; their rows say \"no result file\".\n")
-    page.verdicts()
-    page.main_table()
-    page.long_table()
-    page.method_tables()
-    page.ablations()
-    page.candidates()
+    results = Results(args.results)
+    results.check_choices()
+    page = Page(results)
+    readme = args.root / "README.md"
+    files = {args.root / "docs/results.md": page.text(), args.root / "docs/images/results.svg": plot_results.picture(results),
+             readme: replace_table(readme.read_text(), page.readme_table(), readme)}
+    changed = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    if args.check:
+        if changed:
+            sys.exit(f"render_results.py: {names(map(str, changed))}: found other text than the results give; run "
+                     "tools/render_results.py")
+        return
+    for path in changed:
+        path.write_text(files[path])
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

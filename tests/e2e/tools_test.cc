@@ -1,0 +1,167 @@
+// The scripts of tools/ as their user runs them.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "support/run_program.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ProgramResult;
+using testing_support::Slurp;
+using testing_support::TempFolder;
+
+// `command` in the root of the repository.
+ProgramResult RunTool(const std::string& command) {
+  const TempFolder streams;
+  const std::string line = "cd '" PMKVQ_SOURCE_DIR "' && " + command + " >'" + streams.File("out") +
+                           "' 2>'" + streams.File("err") + "' </dev/null";
+  const int status = std::system(line.c_str());
+  ProgramResult result;
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+  result.out = Slurp(streams.File("out"));
+  result.err = Slurp(streams.File("err"));
+  return result;
+}
+
+const char* const kRender = "tools/render_results.py --program '" PMKVQ_PROGRAM "' ";
+
+// README's table, docs/results.md and its picture are what the result files give.
+TEST(RenderResults, PagesOfTheRepositoryAreWhatItRenders) {
+  const ProgramResult result = RunTool(std::string(kRender) + "--check");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+}
+
+TEST(RenderResults, CheckFindsAChangedNumber) {
+  const TempFolder folder;
+  const std::string source = PMKVQ_SOURCE_DIR;
+  std::filesystem::create_directories(folder.File("docs/images"));
+  for (const char* file : {"README.md", "docs/results.md", "docs/images/results.svg"}) {
+    std::filesystem::copy_file(source + "/" + file, folder.File(file));
+  }
+  const std::string command = std::string(kRender) + "--check --root '" + folder.path() + "'";
+  ASSERT_EQ(RunTool(command).exit_code, 0);
+  std::string readme = Slurp(folder.File("README.md"));
+  const size_t cell = readme.find(" of 200 |");
+  ASSERT_NE(cell, std::string::npos);
+  readme[cell - 1] = readme[cell - 1] == '9' ? '8' : '9';
+  folder.Write("README.md", readme);
+  const ProgramResult result = RunTool(command);
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_NE(result.err.find("README.md"), std::string::npos) << result.err;
+  EXPECT_EQ(result.err.find("results.svg"), std::string::npos) << result.err;
+}
+
+// What is compared to choose lies in one half, what is reported in the other, in every cell.
+TEST(ResultsSettings, HalvesAreDisjointInEveryCell) {
+  const ProgramResult result = RunTool(
+      "python3 -c \"import sys; sys.path.insert(0, 'tools'); import results_settings as rs\n"
+      "ids = [r['id'] for r in rs.problem_rows()]\n"
+      "assert not any(rs.is_reporting(i) for i in ids if rs.HARD.holds(i))\n"
+      "assert all(rs.is_reporting(i) for i in ids if rs.LATE.holds(i) or rs.LONG.holds(i))\n"
+      "cells = {rs.cell_of(i)[:2] for i in ids if rs.ALL.holds(i)}\n"
+      "for cell in cells:\n"
+      "  half = [rs.is_reporting(i) for i in ids if rs.ALL.holds(i) and rs.cell_of(i)[:2] == "
+      "cell]\n"
+      "  assert sum(half) * 2 == len(half), cell\n"
+      "for s in (rs.ALL, rs.HARD, rs.LATE, rs.LONG): assert sum(map(s.holds, ids)) == "
+      "s.num_problems\n"
+      "print(len(cells))\"");
+  EXPECT_EQ(result.out, "25\n") << result.err;
+}
+
+TEST(PlotLadder, DrawsBesideItsInputByDefault) {
+  const TempFolder folder;
+  std::string rows;
+  for (int position = 1; position <= 3; ++position) {
+    rows += "{\"event\":\"token\",\"position\":" + std::to_string(position) +
+            ",\"bytes\":1048576,\"budget_bytes\":2097152,\"pages\":[1,1,0,0]}\n";
+  }
+  const std::string stats = folder.Write("stats.jsonl", rows);
+  const ProgramResult result = RunTool("tools/plot_ladder.py '" + stats + "'");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(Slurp(folder.File("stats.svg")).find("budget 2.00 MiB"), std::string::npos);
+}
+
+TEST(Tools, ErrorsAreOneLine) {
+  const TempFolder folder;
+  const std::string empty = folder.Write("empty.jsonl", "");
+  const std::string words = folder.Write("words.jsonl", "not JSON\n");
+  const std::string list = folder.Write("list.jsonl", "[1]\n");
+  for (const std::string& command :
+       {std::string("tools/plot_ladder.py"), "tools/plot_ladder.py '" + empty + "'",
+        "tools/plot_ladder.py '" + words + "'", "tools/plot_ladder.py '" + list + "'",
+        std::string("tools/plot_ladder.py nowhere.jsonl"), "tools/plot_ladder.py a b c d",
+        std::string("tools/pick_problems.py"), "tools/pick_problems.py '" + words + "'",
+        "tools/pick_problems.py '" + list + "'", std::string("tools/pick_problems.py nowhere"),
+        std::string("tools/make_results.py --program nowhere"),
+        std::string("tools/render_results.py --results nowhere"),
+        std::string("tools/render_results.py --program nowhere")}) {
+    const ProgramResult result = RunTool(command);
+    EXPECT_NE(result.exit_code, 0) << command;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << command << result.err;
+    EXPECT_EQ(result.err.find("Traceback"), std::string::npos) << command << result.err;
+  }
+  for (const char* arguments : {"--jobs four", "--verify 0", "--only '('"}) {
+    const ProgramResult result = RunTool(std::string("tools/make_results.py ") + arguments);
+    EXPECT_EQ(result.exit_code, 2) << arguments;
+    EXPECT_NE(result.err.find("found '"), std::string::npos) << result.err;
+  }
+}
+
+// Stands for the program: every problem is solved, with as many tokens as its id has letters.
+constexpr const char* kStandIn = R"(#!/usr/bin/env python3
+import json, pathlib, sys
+a = sys.argv[1:]
+opt = lambda name: a[a.index(name) + 1]
+if a[0] == "calibrate":
+    plan = pathlib.Path(opt("--plan"))
+    plan.write_text("{}")
+    plan.with_suffix(".safetensors").write_text("")
+elif a[0] == "inspect":
+    print(json.dumps({"needs_bytes": 5, "holds": True}))
+else:
+    rows = [json.loads(l) for l in open(opt("--data"))][int(opt("--start")):int(opt("--end"))]
+    ids, n = [r["id"] for r in rows], len(rows)
+    (pathlib.Path(opt("--out")) / "responses.jsonl").write_text("".join(
+        json.dumps({"id": i, "response": 0, "final_pages": [0, 0, 0, 1], "text": i}) + "\n" for i in ids))
+    pathlib.Path(opt("--json")).write_text(json.dumps({"budget_bytes": 9, "longest_pause_us": 1.0, "columns": {
+        "id": ids, "response": [0] * n, "correct": [True] * n, "output_tokens": [len(i) for i in ids],
+        "finish_reason": ["stop"] * n, "peak_bytes": [7] * n}}))
+)";
+
+TEST(MakeResults, VerifyRunsSettingsAgainAndNamesWhatDiffers) {
+  const TempFolder folder;
+  const std::string program = folder.Write("stand_in", kStandIn);
+  std::filesystem::permissions(program, std::filesystem::perms::owner_all);
+  const std::string results = folder.File("results");
+  const std::string base = "tools/make_results.py --program '" + program + "' --results '" +
+                           results + "' --work '" + folder.File("work") +
+                           "' --only late/2.7/of --jobs 2 ";
+  ASSERT_EQ(RunTool(base + "--no-estimate").exit_code, 0);
+  const std::string path = results + "/late/2.7/of+split+channel.json";
+  std::string text = Slurp(path);
+  EXPECT_NE(text.find("\"text_sha256\""), std::string::npos);
+
+  const ProgramResult equal = RunTool(base + "--verify 20 --seed 1 --problems 120");
+  EXPECT_EQ(equal.exit_code, 0) << equal.out << equal.err;
+  EXPECT_NE(equal.out.find("all equal: 1 settings"), std::string::npos) << equal.out;
+
+  const size_t tokens = text.find("\"output_tokens\":[11");
+  ASSERT_NE(tokens, std::string::npos);
+  text.replace(tokens, 19, "\"output_tokens\":[12");
+  std::ofstream(path) << text;
+  const ProgramResult different = RunTool(base + "--verify 20 --seed 1 --problems 120");
+  EXPECT_EQ(different.exit_code, 1) << different.out;
+  EXPECT_NE(different.out.find("chain-3-008: output_tokens was 12, is 11"), std::string::npos)
+      << different.out;
+}
+
+}  // namespace
+}  // namespace pmkvq
