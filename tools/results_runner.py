@@ -162,8 +162,11 @@ def draw(runs, count, seed):
     return random.Random(seed).sample(runs, min(count, len(runs)))
 
 
-def compare_columns(expected, found):
-    """What differs first, in words; "" when every problem of `found` has the same row in `expected`."""
+def compare_columns(expected, found, wanted):
+    """What differs first, in words; "" when `found` has every problem of `wanted`, with the same row as in `expected`."""
+    missing = sorted(wanted - set(found["id"]))
+    if missing:
+        return f"{missing[0]}: not run"
     names = [name for name in expected if name in found]
     rows = {row[:2]: row for row in zip(*(expected[name] for name in ["id", "response", *names]))}
     for row in zip(*(found[name] for name in ["id", "response", *names])):
@@ -196,6 +199,6 @@ def verification(runner, pool, run, result, args):
                 found = runner.evaluate(run, runner.write_problems(name, part.__contains__), 0, len(part), out)
             except Failed as error:
                 return str(error)
-            return compare_columns(result["columns"], found["columns"])
+            return compare_columns(result["columns"], found["columns"], part)
         started.append((run, f"problems {start} to {start + len(part) - 1}", pool.submit(check)))
     return started
