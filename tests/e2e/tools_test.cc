@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "support/run_program.h"
 
@@ -94,15 +95,22 @@ TEST(Tools, ErrorsAreOneLine) {
   const std::string empty = folder.Write("empty.jsonl", "");
   const std::string words = folder.Write("words.jsonl", "not JSON\n");
   const std::string list = folder.Write("list.jsonl", "[1]\n");
-  for (const std::string& command :
-       {std::string("tools/plot_ladder.py"), "tools/plot_ladder.py '" + empty + "'",
-        "tools/plot_ladder.py '" + words + "'", "tools/plot_ladder.py '" + list + "'",
-        std::string("tools/plot_ladder.py nowhere.jsonl"), "tools/plot_ladder.py a b c d",
-        std::string("tools/pick_problems.py"), "tools/pick_problems.py '" + words + "'",
-        "tools/pick_problems.py '" + list + "'", std::string("tools/pick_problems.py nowhere"),
-        std::string("tools/make_results.py --program nowhere"),
-        std::string("tools/render_results.py --results nowhere"),
-        std::string("tools/render_results.py --program nowhere")}) {
+  const std::vector<std::string> commands = {
+      "tools/plot_ladder.py",
+      "tools/plot_ladder.py '" + empty + "'",
+      "tools/plot_ladder.py '" + words + "'",
+      "tools/plot_ladder.py '" + list + "'",
+      "tools/plot_ladder.py nowhere.jsonl",
+      "tools/plot_ladder.py a b c d",
+      "tools/pick_problems.py",
+      "tools/pick_problems.py '" + words + "'",
+      "tools/pick_problems.py '" + list + "'",
+      "tools/pick_problems.py nowhere",
+      "tools/make_results.py --program nowhere",
+      "tools/render_results.py --results nowhere",
+      "tools/render_results.py --program nowhere",
+  };
+  for (const std::string& command : commands) {
     const ProgramResult result = RunTool(command);
     EXPECT_NE(result.exit_code, 0) << command;
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << command << result.err;
