@@ -21,6 +21,9 @@ OWNERS = {
     "utf8proc": ["src/pmkvq/text/"],
     "cblas": ["src/pmkvq/kernels/gemm/"],
     "xxhash": ["src/pmkvq/io/"],
+    "gmp": ["src/pmkvq/eval/"],
+    "mpfr": ["src/pmkvq/eval/"],
+    "mpc": ["src/pmkvq/eval/"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 

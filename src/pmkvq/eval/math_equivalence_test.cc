@@ -285,6 +285,26 @@ TEST(EquivalentAnswers, DifferentNumbers) {
   ExpectAll(kDifferent, false);
 }
 
+TEST(EquivalentAnswers, ErrorsFollowTheValue) {
+  constexpr Pair kSame[] = {
+      {"\\log_2(2^{64})", "64"},   {"\\frac{\\ln(2^{60})}{\\ln 2}", "60"},
+      {"\\sin(\\pi)", "0"},        {"\\sin(10^{15})", "\\sin(1000000000000000)"},
+      {"0.1\\overline{6}", "1/6"}, {"\\lfloor -3.7 \\rfloor", "-4"},
+  };
+  ExpectAll(kSame, true);
+  constexpr Pair kDifferent[] = {
+      {"\\log_2(2^{64})", "65"},
+      {"\\log(10^{20})", "7"},
+      {"\\sin(10^{15})", "100"},
+      {"\\sin(10^{-20})", "0"},
+      {"\\arctan(10^{30})", "\\pi/2"},
+      {"\\sqrt{10^{30}+1}", "10^{15}"},
+      {"10^{40}", "10000000000000000000002305843009213693951"},
+      {"2^{100000}+1", "2^{100000}"},
+  };
+  ExpectAll(kDifferent, false);
+}
+
 TEST(EquivalentAnswers, DifferentCollections) {
   constexpr Pair kDifferent[] = {
       {"(1,2)", "[1,2]"},

@@ -1,44 +1,55 @@
 #include "pmkvq/eval/math_expression.h"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
-#include <charconv>
-#include <numbers>
 #include <string>
+
+#include "pmkvq/eval/math_number.h"
 
 namespace pmkvq {
 namespace {
-
-using Complex = MathValue::Complex;
-using Function = Complex (*)(const Complex&);
 
 constexpr int kMaxDepth = 64;
 constexpr size_t kMaxLength = 4096;
 constexpr int64_t kMaxFactorial = 1000;
 
+using Function = MathValue (*)(const MathValue&);
+
+template <MathFunction function>
+MathValue Plain(const MathValue& x) {
+  return x.Apply(function);
+}
+template <MathFunction function>
+MathValue Reciprocal(const MathValue& x) {
+  return MathValue::Integer(1) / x.Apply(function);
+}
+
 struct NamedFunction {
   std::string_view name;
   Function function;
+  Function inverse;  // Of \sin^{-1}; may be null.
 };
 
 constexpr NamedFunction kFunctions[] = {
-    {"sin", [](const Complex& x) { return std::sin(x); }},
-    {"cos", [](const Complex& x) { return std::cos(x); }},
-    {"tan", [](const Complex& x) { return std::tan(x); }},
-    {"cot", [](const Complex& x) { return Complex(1) / std::tan(x); }},
-    {"sec", [](const Complex& x) { return Complex(1) / std::cos(x); }},
-    {"csc", [](const Complex& x) { return Complex(1) / std::sin(x); }},
-    {"arcsin", [](const Complex& x) { return std::asin(x); }},
-    {"arccos", [](const Complex& x) { return std::acos(x); }},
-    {"arctan", [](const Complex& x) { return std::atan(x); }},
-    {"sinh", [](const Complex& x) { return std::sinh(x); }},
-    {"cosh", [](const Complex& x) { return std::cosh(x); }},
-    {"tanh", [](const Complex& x) { return std::tanh(x); }},
-    {"exp", [](const Complex& x) { return std::exp(x); }},
-    {"ln", [](const Complex& x) { return std::log(x); }},
-    {"lg", [](const Complex& x) { return std::log10(x); }},
-    {"log", [](const Complex& x) { return std::log10(x); }},
+    {"sin", Plain<MathFunction::kSin>, Plain<MathFunction::kArcsin>},
+    {"cos", Plain<MathFunction::kCos>, Plain<MathFunction::kArccos>},
+    {"tan", Plain<MathFunction::kTan>, Plain<MathFunction::kArctan>},
+    {"tg", Plain<MathFunction::kTan>, Plain<MathFunction::kArctan>},
+    {"cot",
+     [](const MathValue& x) { return x.Apply(MathFunction::kCos) / x.Apply(MathFunction::kSin); },
+     nullptr},
+    {"sec", Reciprocal<MathFunction::kCos>, nullptr},
+    {"csc", Reciprocal<MathFunction::kSin>, nullptr},
+    {"arcsin", Plain<MathFunction::kArcsin>, nullptr},
+    {"arccos", Plain<MathFunction::kArccos>, nullptr},
+    {"arctan", Plain<MathFunction::kArctan>, nullptr},
+    {"sinh", Plain<MathFunction::kSinh>, nullptr},
+    {"cosh", Plain<MathFunction::kCosh>, nullptr},
+    {"tanh", Plain<MathFunction::kTanh>, nullptr},
+    {"exp", Plain<MathFunction::kExp>, nullptr},
+    {"ln", Plain<MathFunction::kLn>, nullptr},
+    {"lg", Plain<MathFunction::kLog10>, nullptr},
+    {"log", Plain<MathFunction::kLog10>, nullptr},
 };
 
 constexpr std::string_view kSymbols[] = {
@@ -46,6 +57,14 @@ constexpr std::string_view kSymbols[] = {
     "iota",  "kappa",  "lambda", "mu",    "nu",      "xi",         "rho",   "sigma", "tau",
     "phi",   "varphi", "chi",    "psi",   "omega",   "Gamma",      "Delta", "Theta", "Lambda",
     "Xi",    "Pi",     "Sigma",  "Phi",   "Psi",     "Omega",      "ell",   "hbar",  "infty"};
+
+// Commands that end a factor.
+constexpr std::string_view kClosing[] = {"rfloor", "rceil", "degree"};
+
+template <class Range>
+bool Contains(const Range& range, std::string_view value) {
+  return std::find(std::begin(range), std::end(range), value) != std::end(range);
+}
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
@@ -158,7 +177,8 @@ class Parser {
   bool StartsFactor() const {
     const char c = Peek();
     if (IsDigit(c) || c == '.') return at_ > 0 && !IsDigit(text_[at_ - 1]);
-    return IsLetter(c) || c == '(' || c == '{' || c == '[' || (c == '\\' && !PeekName().empty());
+    return IsLetter(c) || c == '(' || c == '{' || c == '[' ||
+           (c == '\\' && !PeekName().empty() && !Contains(kClosing, PeekName()));
   }
 
   MathValue Power() {
@@ -166,7 +186,11 @@ class Parser {
     MathValue value = Primary();
     while (true) {
       if (Take('!')) {
+        if (Peek() == '!') throw NotAnExpression();  // A double factorial.
         value = Factorial(value);
+      } else if (Peek() == '\\' && PeekName() == "degree") {
+        TakeName();
+        value = value * MathValue::Approximate(MathBall::Pi()) / MathValue::Integer(180);
       } else if (Take('^')) {
         value = value.Power(Exponent());
       } else {
@@ -186,9 +210,13 @@ class Parser {
   static MathValue Factorial(const MathValue& value) {
     const std::optional<int64_t> n = value.integer();
     if (!n || *n < 0 || *n > kMaxFactorial) throw NotAnExpression();
-    MathValue product = MathValue::Integer(1);
-    for (int64_t i = 2; i <= *n; ++i) product = product * MathValue::Integer(i);
-    return product;
+    return Exactly(MathRational::Factorial(*n));
+  }
+
+  // Within the limit of exact numbers.
+  static MathValue Exactly(const std::optional<MathRational>& value) {
+    if (!value) throw NotAnExpression();
+    return MathValue::Rational(*value);
   }
 
   MathValue Primary() {
@@ -210,53 +238,44 @@ class Parser {
     return value;
   }
 
+  // Behind the command of an opening bracket, up to that of the closing one.
+  MathValue Bracketed(std::string_view close) {
+    TakeName();
+    const MathValue value = Sum();
+    if (Peek() != '\\' || PeekName() != close) throw NotAnExpression();
+    TakeName();
+    return value;
+  }
+
   std::string_view Digits() {
     const size_t begin = at_;
     while (IsDigit(Peek())) ++at_;
     return text_.substr(begin, at_ - begin);
   }
 
-  // Digits, point and decimal exponent; the exponent's e must be followed by a digit or sign.
-  MathValue Number() {
-    const size_t begin = at_;
-    Digits();
-    if (Take('.')) Digits();
-    const std::string_view digits = text_.substr(begin, at_ - begin);
-    if (digits == ".") throw NotAnExpression();
-    int64_t exponent = 0;
-    if (Peek() == 'e' || Peek() == 'E') {
-      size_t i = at_ + 1;
-      if (i < text_.size() && (text_[i] == '-' || text_[i] == '+')) ++i;
-      if (i < text_.size() && IsDigit(text_[i])) exponent = DecimalExponent(i);
-    }
-    return MathValue::Decimal(digits, exponent);
-  }
+  MathValue Number() { return TakeNumeral().value; }
 
-  int64_t DecimalExponent(size_t digits_begin) {
-    const bool negative = text_[digits_begin - 1] == '-';
-    at_ = digits_begin;
-    int32_t exponent = 0;
-    const std::string_view digits = Digits();
-    const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), exponent);
-    if (result.ec != std::errc()) throw NotAnExpression();
-    return negative ? -exponent : exponent;
+  Numeral TakeNumeral() {
+    const std::optional<Numeral> numeral = ReadNumeral(text_.substr(at_));
+    if (!numeral) throw NotAnExpression();
+    at_ += numeral->length;
+    return *numeral;
   }
 
   MathValue NumberOrMixed() {
     const size_t begin = at_;
-    const MathValue number = Number();
-    const std::string_view digits = text_.substr(begin, at_ - begin);
-    if (Peek() == '_') return MathValueOfBase(digits);
-    const bool whole = std::all_of(digits.begin(), digits.end(), IsDigit);
-    if (const std::optional<MathValue> part = whole ? FractionOfMixed() : std::nullopt) {
-      return number + *part;
+    const Numeral number = TakeNumeral();
+    if (Peek() == '_') return MathValueOfBase(text_.substr(begin, at_ - begin));
+    if (const std::optional<MathValue> part = number.whole ? FractionOfMixed() : std::nullopt) {
+      return number.value + *part;
     }
-    return number;
+    return number.value;
   }
 
   // "52_8": a name of its own, as nothing says which base a plain number stands for.
   MathValue MathValueOfBase(std::string_view digits) {
     const std::string base = Subscript();
+    if (!std::all_of(digits.begin(), digits.end(), IsDigit)) throw NotAnExpression();
     if (base == "10") return MathValue::Decimal(digits, 0);
     return MathValue::Variable(std::string(digits) + "_" + base, point_);
   }
@@ -326,16 +345,16 @@ class Parser {
       return numerator / Argument();
     }
     if (name == "binom" && command) return Binomial();
+    if (name == "lfloor" && command) return Bracketed("rfloor").Floor();
+    if (name == "lceil" && command) return -(-Bracketed("rceil")).Floor();
     if (name == "sqrt") return SquareRoot();
     if (name == "pi") {
       TakeName();
-      return MathValue::Approximate(std::numbers::pi_v<long double>);
+      return MathValue::Approximate(MathBall::Pi());
     }
     if (const NamedFunction* function = FindFunction(name)) return Call(*function);
     if (command) {
-      if (std::find(std::begin(kSymbols), std::end(kSymbols), name) == std::end(kSymbols)) {
-        throw NotAnExpression();
-      }
+      if (!Contains(kSymbols, name)) throw NotAnExpression();
       TakeName();
       return VariableNamed("\\" + std::string(name));
     }
@@ -347,9 +366,9 @@ class Parser {
     if (run.size() > 2) throw NotAnExpression();
     const char letter = text_[at_++];
     if (letter == 'e' && Peek() != '_') {
-      return MathValue::Approximate(std::numbers::e_v<long double>);
+      return MathValue::Approximate(MathBall::E());
     }
-    if (letter == 'i' && Peek() != '_') return MathValue::Approximate(Complex(0, 1));
+    if (letter == 'i' && Peek() != '_') return MathValue::Approximate(MathBall::I());
     return VariableNamed(std::string(1, letter));
   }
 
@@ -363,13 +382,8 @@ class Parser {
     const std::optional<int64_t> n = Argument().integer();
     const std::optional<int64_t> k = Argument().integer();
     if (!n || !k || *k < 0 || *k > *n) throw NotAnExpression();
-    const int64_t steps = std::min(*k, *n - *k);
-    if (steps > kMaxFactorial) throw NotAnExpression();
-    MathValue value = MathValue::Integer(1);
-    for (int64_t i = 1; i <= steps; ++i) {
-      value = value * MathValue::Integer(*n - steps + i) / MathValue::Integer(i);
-    }
-    return value;
+    if (std::min(*k, *n - *k) > kMaxFactorial) throw NotAnExpression();
+    return Exactly(MathRational::Binomial(*n, *k));
   }
 
   MathValue SquareRoot() {
@@ -390,11 +404,14 @@ class Parser {
     if (function.name == "log" && Take('_')) base = Argument();
     if (Take('^')) exponent = Exponent();
     const MathValue argument = FunctionArgument();
-    MathValue value = argument.Apply(function.function);
-    if (base) value = value / base->Apply(function.function);
-    if (!exponent) return value;
     // \sin^{-1} is the inverse, not the reciprocal.
-    if (exponent->integer() == -1) throw NotAnExpression();
+    if (exponent && exponent->integer() == -1) {
+      if (function.inverse == nullptr) throw NotAnExpression();
+      return function.inverse(argument);
+    }
+    MathValue value = function.function(argument);
+    if (base) value = value / function.function(*base);
+    if (!exponent) return value;
     return value.Power(*exponent);
   }
 
@@ -426,6 +443,39 @@ std::optional<MathValue> EvaluateExpression(std::string_view normalized, int poi
   } catch (const NotAnExpression&) {
     return std::nullopt;
   }
+}
+
+const std::optional<MathValue>& ExpressionCache::At(std::string_view normalized, int point) {
+  static const std::optional<MathValue> kNothing;
+  const auto at = static_cast<size_t>(point);
+  Entry& entry = entries_[std::string(normalized)];
+  if (!entry.known[at]) {
+    work_ += normalized.size() + 1;
+    if (work_ > kMaxWork) return kNothing;
+    entry.values[at] = EvaluateExpression(normalized, point);
+    entry.known[at] = true;
+  }
+  return entry.values[at];
+}
+
+bool ExpressionCache::SameValue(std::string_view a, std::string_view b) {
+  for (int point = 0; point < kNumPoints; ++point) {
+    const std::optional<MathValue>& x = At(a, point);
+    if (!x) return false;
+    const std::optional<MathValue>& y = At(b, point);
+    if (!y || !Agree(*x, *y)) return false;
+  }
+  return true;
+}
+
+std::optional<MathValue> ExpressionCache::Constant(std::string_view normalized) {
+  const std::optional<MathValue> first = At(normalized, 0);
+  if (!first) return std::nullopt;
+  for (int point = 1; point < kNumPoints; ++point) {
+    const std::optional<MathValue>& other = At(normalized, point);
+    if (!other || !Agree(*first, *other)) return std::nullopt;
+  }
+  return first;
 }
 
 }  // namespace pmkvq

@@ -1,7 +1,6 @@
 #include "pmkvq/eval/math_value.h"
 
-#include <algorithm>
-#include <cmath>
+#include <functional>
 
 #include "pmkvq/base/random.h"
 
@@ -10,234 +9,208 @@ namespace {
 
 __extension__ using Wide = unsigned __int128;
 
-constexpr uint64_t kPrime = (uint64_t{1} << 61) - 1;
-constexpr long double kTolerance = 1e-13L;
+// The two largest primes below 2^61.
+constexpr std::array<uint64_t, 2> kPrimes = {(uint64_t{1} << 61) - 1, (uint64_t{1} << 61) - 31};
 
-uint64_t AddMod(uint64_t a, uint64_t b) { return (a + b) % kPrime; }
-uint64_t NegateMod(uint64_t a) { return a == 0 ? 0 : kPrime - a; }
-uint64_t MultiplyMod(uint64_t a, uint64_t b) {
-  return static_cast<uint64_t>(static_cast<Wide>(a) * b % kPrime);
+uint64_t MultiplyMod(uint64_t a, uint64_t b, uint64_t prime) {
+  return static_cast<uint64_t>(static_cast<Wide>(a) * b % prime);
 }
-uint64_t PowerMod(uint64_t base, uint64_t exponent) {
+uint64_t PowerMod(uint64_t base, uint64_t exponent, uint64_t prime) {
   uint64_t result = 1;
   for (; exponent > 0; exponent >>= 1) {
-    if ((exponent & 1) != 0) result = MultiplyMod(result, base);
-    base = MultiplyMod(base, base);
+    if ((exponent & 1) != 0) result = MultiplyMod(result, base, prime);
+    base = MultiplyMod(base, base, prime);
   }
   return result;
 }
-uint64_t InverseMod(uint64_t a) { return PowerMod(a, kPrime - 2); }
+uint64_t InverseMod(uint64_t a, uint64_t prime) { return PowerMod(a, prime - 2, prime); }
 
 uint64_t Magnitude(int64_t value) {
   return value < 0 ? uint64_t{0} - static_cast<uint64_t>(value) : static_cast<uint64_t>(value);
 }
 
-bool IsFinite(const MathValue::Complex& value) {
-  return std::isfinite(value.real()) && std::isfinite(value.imag());
-}
-
-// A negative zero behind the number would pick the other side of a branch cut: sqrt(-4) is 2i.
-MathValue::Complex OnBranch(const MathValue::Complex& value) {
-  return value.imag() == 0 ? MathValue::Complex(value.real()) : value;
-}
-
-// By squaring: the pow of <complex> goes through a logarithm and loses digits.
-MathValue::Complex IntegerPower(MathValue::Complex base, int64_t exponent) {
-  if (base.imag() == 0) return std::pow(base.real(), static_cast<long double>(exponent));
-  MathValue::Complex result = 1;
-  for (uint64_t n = Magnitude(exponent); n > 0; n >>= 1) {
-    if ((n & 1) != 0) result *= base;
-    base *= base;
-  }
-  return exponent < 0 ? MathValue::Complex(1) / result : result;
-}
-
-// How much larger the rounding errors of `value` are than those of a number of its size.
-long double Amplification(long double scale, const MathValue::Complex& value) {
-  const long double size = std::abs(value);
-  return size > 0 ? std::max(1.0L, scale / size) : 1.0L;
+// f(a, b, prime) for both primes.
+template <class Residues, class Function>
+Residues Combine(const Residues& a, const Residues& b, const Function& f) {
+  return {f(a[0], b[0], kPrimes[0]), f(a[1], b[1], kPrimes[1])};
 }
 
 }  // namespace
 
-MathValue MathValue::Integer(int64_t value) {
-  MathValue result;
-  result.approximation_ = static_cast<long double>(value);
-  result.scale_ = std::abs(result.approximation_);
+MathValue MathValue::Integer(int64_t value) { return Rational(MathRational(value)); }
+
+MathValue MathValue::Rational(const MathRational& value) {
+  MathValue result = MathValue(MathBall(value));
+  result.rational_ = value;
+  const std::optional<uint64_t> first = value.Residue(kPrimes[0]);
+  const std::optional<uint64_t> second = value.Residue(kPrimes[1]);
   result.exact_ = true;
-  result.residue_ = Magnitude(value) % kPrime;
-  if (value < 0) result.residue_ = NegateMod(result.residue_);
-  result.integer_ = value;
+  // A denominator that a prime divides: 1 in 2^61. Such a number just never meets another one.
+  result.residues_ = {first.value_or(0), second.value_or(0)};
+  return result;
+}
+
+MathValue MathValue::Exact(const std::optional<MathRational>& rational, const Residues& residues,
+                           const MathBall& ball) {
+  if (rational) return Rational(*rational);
+  MathValue result(ball);
+  result.exact_ = true;
+  result.residues_ = residues;
   return result;
 }
 
 MathValue MathValue::Decimal(std::string_view digits, int64_t exponent10) {
-  MathValue result = Integer(0);
-  const MathValue ten = Integer(10);
+  std::string whole;
   bool after_point = false;
   for (const char digit : digits) {
     if (digit == '.') {
       after_point = true;
       continue;
     }
-    result = result * ten + Integer(digit - '0');
+    whole += digit;
     if (after_point) --exponent10;
   }
-  return exponent10 == 0 ? result : result * ten.Power(Integer(exponent10));
+  if (whole.empty()) whole = "0";
+  const std::optional<MathRational> number = MathRational::FromDigits(whole);
+  if (!number) return Undefined();
+  const MathValue value = Rational(*number);
+  if (exponent10 == 0 || number->Sign() == 0) return value;
+  return value * Integer(10).Power(Integer(exponent10));
 }
 
-MathValue MathValue::Approximate(Complex value) {
-  MathValue result;
-  result.approximation_ = value;
-  result.scale_ = std::abs(value);
-  return result;
-}
+MathValue MathValue::Approximate(const MathBall& value) { return MathValue(value); }
 
 MathValue MathValue::Variable(std::string_view name, int point) {
   uint64_t hash = 1469598103934665603ull;  // FNV-1a, then mixed by StreamSeed.
   for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ull;
   const uint64_t bits = StreamSeed(hash, static_cast<uint64_t>(point));
-  MathValue result;
   // Of size [0.5, 2.5): all positive at point 0, all negative at point 1, then mixed, so that |x|
   // and sqrt(x^2) are told from x.
-  const long double size = 0.5L + static_cast<long double>(bits >> 11) * 0x1p-52L;
+  constexpr int64_t kOne = int64_t{1} << 31;
+  const int64_t size = kOne / 2 + static_cast<int64_t>(bits >> 32);
   const bool negative = point == 1 || (point > 1 && (bits & 1) != 0);
-  result.approximation_ = negative ? -size : size;
-  result.scale_ = size;
-  result.exact_ = true;
-  result.residue_ = bits % kPrime;
-  return result;
+  return Integer(negative ? -size : size) / Integer(kOne);
 }
 
 MathValue MathValue::operator+(const MathValue& other) const {
-  MathValue result;
-  result.approximation_ = approximation_ + other.approximation_;
-  result.scale_ = std::max(scale_, other.scale_);
-  result.exact_ = exact_ && other.exact_;
-  if (result.exact_) result.residue_ = AddMod(residue_, other.residue_);
-  int64_t sum = 0;
-  if (integer_ && other.integer_ && !__builtin_add_overflow(*integer_, *other.integer_, &sum)) {
-    result.integer_ = sum;
-  }
-  return result;
+  if (!exact_ || !other.exact_) return MathValue(ball_ + other.ball_);
+  const std::optional<MathRational> sum =
+      rational_ && other.rational_ ? rational_->Plus(*other.rational_) : std::nullopt;
+  if (sum) return Rational(*sum);
+  const Residues residues = Combine(residues_, other.residues_,
+                                    [](uint64_t a, uint64_t b, uint64_t p) { return (a + b) % p; });
+  return Exact(sum, residues, ball_ + other.ball_);
 }
 
 MathValue MathValue::operator-() const {
-  MathValue result = *this;
-  result.approximation_ = -approximation_;
-  if (exact_) result.residue_ = NegateMod(residue_);
-  result.integer_.reset();
-  if (integer_ && *integer_ != INT64_MIN) result.integer_ = -*integer_;
-  return result;
+  if (!exact_) return MathValue(-ball_);
+  if (rational_) return Rational(rational_->Negative());
+  const Residues residues = Combine(
+      residues_, residues_, [](uint64_t a, uint64_t, uint64_t p) { return a == 0 ? 0 : p - a; });
+  return Exact(std::nullopt, residues, -ball_);
 }
 
 MathValue MathValue::operator-(const MathValue& other) const { return *this + -other; }
 
 MathValue MathValue::operator*(const MathValue& other) const {
-  MathValue result;
-  result.approximation_ = approximation_ * other.approximation_;
-  result.scale_ = scale_ * other.scale_;
-  result.exact_ = exact_ && other.exact_;
-  if (result.exact_) result.residue_ = MultiplyMod(residue_, other.residue_);
-  int64_t product = 0;
-  if (integer_ && other.integer_ && !__builtin_mul_overflow(*integer_, *other.integer_, &product)) {
-    result.integer_ = product;
-  }
-  return result;
+  if (!exact_ || !other.exact_) return MathValue(ball_ * other.ball_);
+  const std::optional<MathRational> product =
+      rational_ && other.rational_ ? rational_->Times(*other.rational_) : std::nullopt;
+  if (product) return Rational(*product);
+  return Exact(product, Combine(residues_, other.residues_, MultiplyMod), ball_ * other.ball_);
 }
 
 MathValue MathValue::operator/(const MathValue& other) const {
-  MathValue result;
-  if (other.IsZero()) return Approximate(std::nanl(""));
-  result.approximation_ = approximation_ / other.approximation_;
-  result.scale_ =
-      scale_ / std::abs(other.approximation_) * Amplification(other.scale_, other.approximation_);
-  result.exact_ = exact_ && other.exact_ && other.residue_ != 0;
-  if (result.exact_) result.residue_ = MultiplyMod(residue_, InverseMod(other.residue_));
-  if (integer_ && other.integer_ && *other.integer_ != -1 && *integer_ % *other.integer_ == 0) {
-    result.integer_ = *integer_ / *other.integer_;
-  }
-  return result;
+  if (other.IsZero()) return Undefined();
+  if (!exact_ || !other.exact_) return MathValue(ball_ / other.ball_);
+  const std::optional<MathRational> quotient =
+      rational_ && other.rational_ ? rational_->Over(*other.rational_) : std::nullopt;
+  if (quotient) return Rational(*quotient);
+  if (other.residues_[0] == 0 || other.residues_[1] == 0) return MathValue(ball_ / other.ball_);
+  const Residues residues = Combine(
+      residues_, other.residues_,
+      [](uint64_t a, uint64_t b, uint64_t p) { return MultiplyMod(a, InverseMod(b, p), p); });
+  return Exact(quotient, residues, ball_ / other.ball_);
 }
 
 MathValue MathValue::Power(const MathValue& exponent) const {
-  MathValue result;
-  const long double amplification = Amplification(scale_, approximation_);
-  if (!exponent.integer_) {
-    const Complex power = exponent.approximation_;
-    const bool real = approximation_.imag() == 0 && power.imag() == 0 && approximation_.real() >= 0;
-    result.approximation_ = real ? Complex(std::pow(approximation_.real(), power.real()))
-                                 : std::pow(OnBranch(approximation_), power);
-    result.scale_ =
-        std::abs(result.approximation_) * amplification * std::max(1.0L, std::abs(power));
-    return result;
+  const std::optional<int64_t> n = exponent.integer();
+  if (!n) {
+    // (4/9)^{1/2} and 4^{0.5} are rational.
+    if (rational_ && exponent.rational_ && rational_->Sign() > 0) {
+      const MathValue two_times = exponent + exponent;
+      if (two_times.integer()) return Root(2).Power(two_times);
+    }
+    return MathValue(ball_.Power(exponent.ball_));
   }
-  const int64_t n = *exponent.integer_;
-  if (n <= 0 && IsZero()) return Approximate(std::nanl(""));  // 0^0 as well.
-  result.approximation_ = IntegerPower(approximation_, n);
-  result.scale_ = std::abs(result.approximation_) * amplification *
-                  std::max(1.0L, static_cast<long double>(Magnitude(n)));
-  result.exact_ = exact_ && (n >= 0 || residue_ != 0);
-  if (result.exact_) {
-    result.residue_ = PowerMod(residue_, Magnitude(n));
-    if (n < 0) result.residue_ = InverseMod(result.residue_);
-  }
-  if (integer_ && n >= 0) {
-    const long double size = std::abs(result.approximation_);
-    if (size < 0x1p62L) result.integer_ = std::llround(result.approximation_.real());
-  }
-  return result;
+  if (*n <= 0 && IsZero()) return Undefined();
+  if (!exact_) return MathValue(ball_.IntegerPower(*n));
+  const std::optional<MathRational> power = rational_ ? rational_->Power(*n) : std::nullopt;
+  if (power) return Rational(*power);
+  Residues residues = Combine(residues_, residues_, [&](uint64_t a, uint64_t, uint64_t p) {
+    const uint64_t positive = PowerMod(a, Magnitude(*n), p);
+    return *n < 0 ? InverseMod(positive, p) : positive;
+  });
+  return Exact(power, residues, ball_.IntegerPower(*n));
 }
 
 MathValue MathValue::Root(int64_t degree) const {
-  if (degree == 0) return Approximate(std::nanl(""));
-  const auto n = static_cast<long double>(degree);
-  MathValue result;
-  const long double real = approximation_.real();
-  const bool is_real = approximation_.imag() == 0;
-  if (degree == 2) {
-    result.approximation_ = std::sqrt(OnBranch(approximation_));
-  } else if (is_real && (real >= 0 || degree % 2 != 0)) {
-    result.approximation_ = std::copysign(std::pow(std::abs(real), 1 / n), real);
-  } else {
-    result.approximation_ = std::pow(OnBranch(approximation_), 1 / n);
+  if (degree == 0) return Undefined();
+  if (degree < 0) {
+    if (degree == INT64_MIN) return Undefined();
+    return Integer(1) / Root(-degree);
   }
-  result.scale_ = std::abs(result.approximation_) * Amplification(scale_, approximation_);
-  return result;
+  if (rational_) {
+    if (const std::optional<MathRational> root = rational_->Root(degree)) return Rational(*root);
+  }
+  return MathValue(ball_.Root(degree));
 }
 
 MathValue MathValue::Absolute() const {
-  if (approximation_.imag() == 0) return approximation_.real() < 0 ? -*this : *this;
-  MathValue result = Approximate(std::abs(approximation_));
-  result.scale_ = scale_;
-  return result;
+  if (rational_) return rational_->Sign() < 0 ? -*this : *this;
+  if (exact_ && ball_.IsReal()) {
+    const std::optional<int> sign = Order(ball_, MathBall(MathRational(0)));
+    return sign && *sign < 0 ? -*this : *this;
+  }
+  return MathValue(ball_.Absolute());
 }
 
-MathValue MathValue::Apply(Complex (*function)(const Complex&)) const {
-  MathValue result = Approximate(function(OnBranch(approximation_)));
-  // Zeros of functions lie at inexact arguments, such as sin(pi).
-  result.scale_ = std::max({std::abs(result.approximation_), 1.0L, scale_});
-  return result;
+MathValue MathValue::Floor() const {
+  if (rational_) return Rational(rational_->Floor());
+  const std::optional<MathRational> floor = ball_.Floor();
+  return floor ? Rational(*floor) : Undefined();
+}
+
+MathValue MathValue::Apply(MathFunction function) const { return MathValue(ball_.Apply(function)); }
+
+std::optional<int64_t> MathValue::integer() const {
+  return rational_ ? rational_->ToInteger() : std::nullopt;
 }
 
 bool MathValue::IsZero() const {
-  if (exact_ && residue_ != 0) return false;
-  if (integer_) return *integer_ == 0;
-  return std::abs(approximation_) <= kTolerance * scale_;
+  if (rational_) return rational_->Sign() == 0;
+  if (exact_ && (residues_[0] != 0 || residues_[1] != 0)) return false;
+  return ball_.ContainsZero();
 }
-
-bool MathValue::IsUndefined() const { return !exact_ && !IsFinite(approximation_); }
 
 bool Agree(const MathValue& a, const MathValue& b) {
   if (a.IsUndefined() || b.IsUndefined()) return false;
+  if (a.rational_ && b.rational_) return a.rational_->Compare(*b.rational_) == 0;
   if (a.exact_ && b.exact_) {
-    if (a.residue_ != b.residue_) return false;
+    if (a.residues_ != b.residues_) return false;
     // Beyond the range of the approximation the residues alone decide.
-    if (!IsFinite(a.approximation_) || !IsFinite(b.approximation_)) return true;
+    if (a.ball_.IsUndefined() || b.ball_.IsUndefined()) {
+      return a.ball_.IsUndefined() && b.ball_.IsUndefined();
+    }
   }
-  if (!IsFinite(a.approximation_) || !IsFinite(b.approximation_)) return false;
-  const long double error = std::abs(a.approximation_ - b.approximation_);
-  return error <= kTolerance * std::max(a.scale_, b.scale_);
+  return Overlap(a.ball_, b.ball_);
+}
+
+std::optional<int> Order(const MathValue& a, const MathValue& b) {
+  if (a.IsUndefined() || b.IsUndefined()) return std::nullopt;
+  if (a.rational_ && b.rational_) return a.rational_->Compare(*b.rational_);
+  if (Agree(a, b)) return 0;
+  return Order(a.ball_, b.ball_);
 }
 
 }  // namespace pmkvq

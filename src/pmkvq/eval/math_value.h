@@ -1,28 +1,30 @@
-// Numbers for comparing formulas: exact for everything rational, approximate for the rest.
+// Numbers for comparing formulas: exact for everything rational, known to an error for the rest.
 #pragma once
 
-#include <complex>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
+
+#include "pmkvq/eval/math_ball.h"
+#include "pmkvq/eval/math_rational.h"
 
 namespace pmkvq {
 
 // A value of a formula at one point (an assignment of its variables).
 //
-// A rational number of any size is kept as its residue modulo the prime 2^61 - 1, which never
-// overflows: two rationals are the same when their residues and their approximations agree (for
-// different ones a chance of 2^-61). Variables get fixed pseudo-random residues, so that the same
-// holds for rational functions (Schwartz-Zippel). What is not rational (roots, pi, functions, i)
-// has only its approximation.
+// A rational number is kept exactly up to MathRational::kMaxBits. A larger one is kept as its
+// residues modulo two primes near 2^61 and its approximation: two of them are the same when all
+// of these agree (for different ones a chance of 2^-122). Variables get fixed pseudo-random
+// rational values, so that the same holds for rational functions (Schwartz-Zippel). What is not
+// rational (roots, pi, functions, i) is a MathBall.
 class MathValue {
  public:
-  using Complex = std::complex<long double>;
-
   static MathValue Integer(int64_t value);
+  static MathValue Rational(const MathRational& value);
   // Digits with at most one point; `exponent10` is that of scientific notation.
   static MathValue Decimal(std::string_view digits, int64_t exponent10);
-  static MathValue Approximate(Complex value);
+  static MathValue Approximate(const MathBall& value);
   // The value of a named variable at a point: the same for the same arguments.
   static MathValue Variable(std::string_view name, int point);
 
@@ -30,30 +32,39 @@ class MathValue {
   MathValue operator-(const MathValue& other) const;
   MathValue operator-() const;
   MathValue operator*(const MathValue& other) const;
-  MathValue operator/(const MathValue& other) const;  // By zero: not finite.
-  MathValue Power(const MathValue& exponent) const;
+  MathValue operator/(const MathValue& other) const;  // By zero: undefined.
+  MathValue Power(const MathValue& exponent) const;   // 0^0 is undefined, too.
   // Real for a real radicand that has a real root, else the principal one.
   MathValue Root(int64_t degree) const;
   MathValue Absolute() const;
-  // A function of the approximation.
-  MathValue Apply(Complex (*function)(const Complex&)) const;
+  MathValue Floor() const;  // Undefined where it is not known.
+  MathValue Apply(MathFunction function) const;
 
-  // The value as an integer, where it was made from integers without overflow.
-  std::optional<int64_t> integer() const { return integer_; }
+  // The value where it is a rational number that is kept exactly, and where it is an integer.
+  const std::optional<MathRational>& rational() const { return rational_; }
+  std::optional<int64_t> integer() const;
   bool IsZero() const;
-  // Neither exact nor a finite approximation: nothing can be said about it.
-  bool IsUndefined() const;
+  // Neither exact nor a known approximation: nothing can be said about it.
+  bool IsUndefined() const { return !exact_ && ball_.IsUndefined(); }
 
-  // Exact where both are rational, otherwise up to 1e-13 of the largest term that went into them
-  // (long double has 19 digits). False for undefined values.
+  // Exact where both are rational, otherwise whether the two cannot be told apart (MathBall).
+  // False for undefined values.
   friend bool Agree(const MathValue& a, const MathValue& b);
+  // Sign of a - b for real numbers; 0 where they agree; nothing where it is not known.
+  friend std::optional<int> Order(const MathValue& a, const MathValue& b);
 
  private:
-  Complex approximation_ = 0;
-  long double scale_ = 0;  // Size of the largest term of a sum: what rounding errors come from.
+  using Residues = std::array<uint64_t, 2>;
+
+  explicit MathValue(const MathBall& ball) : ball_(ball) {}
+  static MathValue Undefined() { return MathValue(MathBall::Undefined()); }
+  static MathValue Exact(const std::optional<MathRational>& rational, const Residues& residues,
+                         const MathBall& ball);
+
+  MathBall ball_;
   bool exact_ = false;
-  uint64_t residue_ = 0;  // Modulo 2^61 - 1, if exact.
-  std::optional<int64_t> integer_;
+  std::optional<MathRational> rational_;  // Only if exact.
+  Residues residues_ = {};                // If exact.
 };
 
 }  // namespace pmkvq
