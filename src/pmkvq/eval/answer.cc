@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
+
+#include "pmkvq/eval/answer_stated.h"
+#include "pmkvq/eval/math_equivalence.h"
 
 namespace pmkvq {
 namespace {
 
 constexpr std::string_view kBlanks = " \t\r\n";
+constexpr size_t kMaxBoxes = 64;
 
 std::string_view Trim(std::string_view text, std::string_view characters = kBlanks) {
   const size_t begin = text.find_first_not_of(characters);
@@ -30,90 +35,127 @@ std::optional<std::string_view> GroupAt(std::string_view text, size_t open) {
   return std::nullopt;
 }
 
-// The start of the last `command` that has a group; its brace is put into `open`.
-bool FindLastCommand(std::string_view text, std::string_view command, size_t* open) {
-  size_t end = std::string_view::npos;
-  while (true) {
-    const size_t at = text.rfind(command, end);
-    if (at == std::string_view::npos) return false;
-    *open = text.find_first_not_of(kBlanks, at + command.size());
-    if (*open != std::string_view::npos && text[*open] == '{') return true;
-    if (at == 0) return false;
-    end = at - 1;
+struct Box {
+  size_t begin = 0;  // Of its command.
+  size_t end = 0;    // Behind it.
+  std::string_view content;
+};
+
+// What "\boxed 5" takes without braces: a number, a letter or a command with its groups.
+std::string_view BareContent(std::string_view text, size_t at) {
+  size_t end = at;
+  if (text[end] == '-' || text[end] == '+') ++end;
+  const size_t begin = end;
+  while (end < text.size() && (std::isdigit(static_cast<unsigned char>(text[end])) != 0 ||
+                               text[end] == '.' || text[end] == ',')) {
+    ++end;
   }
+  if (end == begin && end < text.size() && text[end] == '\\') {
+    ++end;
+    while (end < text.size() && std::isalpha(static_cast<unsigned char>(text[end])) != 0) ++end;
+    while (end < text.size() && text[end] == '{') {
+      const std::optional<std::string_view> group = GroupAt(text, end);
+      if (!group) return {};
+      end += group->size() + 2;
+    }
+    while (end < text.size() && std::isdigit(static_cast<unsigned char>(text[end])) != 0) ++end;
+    return text.substr(at, end - at);
+  }
+  while (end > begin && (text[end - 1] == '.' || text[end - 1] == ',')) --end;
+  if (end > begin) return text.substr(at, end - at);
+  // One letter, if no word follows.
+  const bool letter =
+      std::isupper(static_cast<unsigned char>(text[at])) != 0 &&
+      (at + 1 == text.size() || std::isalpha(static_cast<unsigned char>(text[at + 1])) == 0);
+  return letter ? text.substr(at, 1) : std::string_view();
 }
 
-std::string LowerCase(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lower;
-}
-
-// The end of the phrase "answer is", "answer:" or "answer =" that starts at `at`; npos when what
-// stands there is another use of the word.
-size_t PhraseEnd(std::string_view lower, size_t at) {
-  constexpr std::string_view kDecoration = " \t*_";
-  size_t i = lower.find_first_not_of(kDecoration, at + std::string_view("answer").size());
-  if (i == std::string_view::npos) return i;
-  const bool is = lower.substr(i, 2) == "is" && i + 2 < lower.size() &&
-                  std::isalnum(static_cast<unsigned char>(lower[i + 2])) == 0;
-  if (!is && lower[i] != ':' && lower[i] != '=') return std::string_view::npos;
-  i = lower.find_first_not_of(kDecoration, i + (is ? 2 : 1));
-  if (is && i != std::string_view::npos && lower[i] == ':') ++i;
-  return i;
-}
-
-// The formula that `text` starts with, without its delimiters; nothing when it starts otherwise.
-std::optional<std::string_view> LeadingFormula(std::string_view text) {
-  constexpr std::string_view kDelimiters[][2] = {
-      {"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
-  for (const auto& [open, close] : kDelimiters) {
-    if (text.substr(0, open.size()) != open) continue;
-    const size_t end = text.find(close, open.size());
-    if (end == std::string_view::npos) continue;
-    return text.substr(open.size(), end - open.size());
+// The last box of `command` that begins before `limit` and has a content; an open group has none.
+std::optional<Box> LastBox(std::string_view text, std::string_view command, size_t limit) {
+  while (limit > 0) {
+    const size_t at = text.rfind(command, limit - 1);
+    if (at == std::string_view::npos) return std::nullopt;
+    limit = at;
+    const size_t behind = at + command.size();
+    const size_t open = text.find_first_not_of(kBlanks, behind);
+    if (open == std::string_view::npos) continue;
+    if (text[open] == '{') {
+      const std::optional<std::string_view> content = GroupAt(text, open);
+      return Box{at, content ? open + content->size() + 2 : std::string_view::npos,
+                 content.value_or(std::string_view())};
+    }
+    const std::string_view content = BareContent(text, open);
+    const bool other_command = std::isalpha(static_cast<unsigned char>(text[behind])) != 0;
+    if (!content.empty() && !other_command) return Box{at, open + content.size(), content};
   }
   return std::nullopt;
 }
 
-// `text` up to the end of its first line or sentence. A point inside a number ends none.
-std::string_view FirstSentence(std::string_view text) {
-  for (size_t i = 0; i < text.size(); ++i) {
-    const bool last = i + 1 == text.size() || kBlanks.find(text[i + 1]) != std::string_view::npos;
-    if (text[i] == '\n' || (text[i] == '.' && last)) return text.substr(0, i);
+// Whether `between` joins two boxes to one list: blanks, commas, "and", "or", math delimiters,
+// "x =".
+bool JoinsBoxes(std::string_view between) {
+  constexpr size_t kLongest = 60;
+  constexpr std::string_view kJoining[] = {"and", "or",  "\\text",   "\\quad",  "\\qquad", "\\\\",
+                                           "\\,", "\\;", "\\ ",      "\\(",     "\\)",     "\\[",
+                                           "\\]", "\\!", "\\mathrm", "\\textbf"};
+  if (between.size() > kLongest) return false;
+  // The name in front of an equals sign.
+  const size_t equals = between.rfind('=');
+  if (equals != std::string_view::npos) {
+    if (Trim(between.substr(equals + 1), " \t\r\n$").size() > 0) return false;
+    std::string_view head = between.substr(0, equals);
+    const size_t begin = head.find_last_of(" \t\n$,(;");
+    const std::string_view name = Trim(
+        begin == std::string_view::npos ? head
+        : Trim(head).size() == 0        ? std::string_view()
+                                 : Trim(head).substr(Trim(head).find_last_of(" \t\n$,(;") + 1));
+    if (name.empty() || name.size() > 8) return false;
+    const size_t at = head.rfind(name);
+    return JoinsBoxes(head.substr(0, at));
   }
-  return text;
-}
-
-std::optional<std::string> ExtractStatedAnswer(std::string_view text) {
-  const std::string lower = LowerCase(text);
-  size_t end = std::string::npos;
-  while (true) {
-    const size_t at = lower.rfind("answer", end);
-    if (at == std::string::npos) return std::nullopt;
-    const size_t begin = PhraseEnd(lower, at);
-    if (begin != std::string::npos) {
-      const std::string_view rest = Trim(text.substr(begin), " \t\r\n*_");
-      const std::optional<std::string_view> formula = LeadingFormula(rest);
-      const std::string_view answer =
-          formula ? Trim(*formula) : Trim(FirstSentence(rest), " \t\r\n*");
-      if (!answer.empty()) return std::string(answer);
+  for (size_t i = 0; i < between.size();) {
+    const auto* word =
+        std::find_if(std::begin(kJoining), std::end(kJoining),
+                     [&](std::string_view w) { return between.substr(i, w.size()) == w; });
+    if (word != std::end(kJoining)) {
+      i += word->size();
+    } else if (std::string_view(" \t\r\n,;$&{}*()").find(between[i]) != std::string_view::npos) {
+      ++i;
+    } else {
+      return false;
     }
-    if (at == 0) return std::nullopt;
-    end = at - 1;
   }
+  return true;
 }
 
 }  // namespace
 
 std::optional<std::string> ExtractBoxedAnswer(std::string_view text) {
-  size_t open = 0;
-  if (!FindLastCommand(text, "\\boxed", &open) && !FindLastCommand(text, "\\fbox", &open)) {
-    return std::nullopt;
+  std::string_view command = "\\boxed";
+  std::optional<Box> box = LastBox(text, command, text.size());
+  if (!box) {
+    for (const std::string_view other : {"\\fbox", "\\framebox"}) {
+      command = other;
+      box = LastBox(text, command, text.size());
+      if (box) break;
+    }
   }
-  const std::optional<std::string_view> content = GroupAt(text, open);
-  if (!content) return std::nullopt;
-  return std::string(Trim(*content));
+  if (!box || box->end == std::string_view::npos) return std::nullopt;
+  std::string answer(Trim(box->content));
+  size_t num_boxes = 1;
+  while (num_boxes < kMaxBoxes) {
+    const std::optional<Box> before = LastBox(text, command, box->begin);
+    if (!before || before->end == std::string_view::npos || before->end > box->begin) break;
+    if (!JoinsBoxes(text.substr(before->end, box->begin - before->end))) break;
+    const std::string_view content = Trim(before->content);
+    // The same answer may be given twice.
+    if (num_boxes > 1 || !EquivalentAnswers(content, answer)) {
+      answer = std::string(content) + ", " + answer;
+      ++num_boxes;
+    }
+    box = before;
+  }
+  return answer;
 }
 
 std::optional<std::string> ExtractAnswer(std::string_view text) {

@@ -9,12 +9,12 @@ namespace pmkvq {
 
 // The content of the last \boxed{...} or, without any \boxed, of the last \fbox{...} in `text`,
 // braces balanced, white space trimmed; nothing when there is none or the last is not closed.
-// White space before the brace is allowed.
+// "\boxed 5" needs no braces. Boxes that make one list with it, joined by nothing but commas,
+// "and", "or" and names ("x = \boxed{3} or x = \boxed{5}"), are joined to a list ("3, 5"); an
+// answer that is given twice counts once.
 std::optional<std::string> ExtractBoxedAnswer(std::string_view text);
 
-// The final answer of a response: the last box; without one what follows the last "answer is",
-// "answer:" or "answer =" (any case, bold or not), up to the end of that sentence or line, the
-// formula alone where it starts with one in $...$ or \(...\). Nothing otherwise.
+// The final answer of a response: its box; without one the stated answer (answer_stated.h).
 //
 // As in the Python reference, a bare last number is no answer: a chain that was cut off would be
 // graded by whatever number it happened to stop at. Unlike the reference, the first sentence of the

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <utility>
 #include <vector>
 
-#include "pmkvq/eval/math_units.h"
+#include "pmkvq/eval/math_markup.h"
 
 namespace pmkvq {
 namespace {
@@ -13,38 +14,6 @@ namespace {
 constexpr int kMaxTextDepth = 8;
 
 using Renaming = std::pair<std::string_view, std::string_view>;
-
-constexpr Renaming kUnicode[] = {{"\u2212", "-"},
-                                 {"\u2013", "-"},
-                                 {"\u00d7", "*"},
-                                 {"\u00b7", "*"},
-                                 {"\u22c5", "*"},
-                                 {"\u00f7", "/"},
-                                 {"\u2044", "/"},
-                                 {"\u03c0", "\\pi "},
-                                 {"\u221a", "\\sqrt "},
-                                 {"\u221e", "\\infty "},
-                                 {"\u00b0", ""},
-                                 {"\u222a", "\\cup "},
-                                 {"\u2229", "\\cap "},
-                                 {"\u2264", "\\le "},
-                                 {"\u2265", "\\ge "},
-                                 {"\u2260", "\\ne "},
-                                 {"\u00b1", "\\pm "},
-                                 {"\u2248", "\\approx "},
-                                 {"\u2208", "\\in "},
-                                 {"\u03b8", "\\theta "},
-                                 {"\u00b2", "^2"},
-                                 {"\u00b3", "^3"},
-                                 {"\u00a0", " "},
-                                 {"\u2009", " "},
-                                 {"\u202f", " "},
-                                 {"\u2205", "\\emptyset "},
-                                 {"\u20ac", ""},
-                                 {"\u00a3", ""},
-                                 {"\u00bd", "\\frac{1}{2}"},
-                                 {"\u00bc", "\\frac{1}{4}"},
-                                 {"\u00be", "\\frac{3}{4}"}};
 
 constexpr Renaming kCommands[] = {{"dfrac", "\\frac"},   {"tfrac", "\\frac"},
                                   {"cfrac", "\\frac"},   {"dbinom", "\\binom"},
@@ -60,14 +29,30 @@ constexpr Renaming kCommands[] = {{"dfrac", "\\frac"},   {"tfrac", "\\frac"},
                                   {"rvert", "|"},        {"mid", "|"},
                                   {"colon", ":"},        {"varnothing", "\\emptyset"},
                                   {"ldots", "\\dots"},   {"cdots", "\\dots"},
-                                  {"simeq", "\\approx"}};
+                                  {"simeq", "\\approx"}, {"vee", "\\lor"},
+                                  {"wedge", "\\land"},   {"backslash", "\\setminus"},
+                                  {"infin", "\\infty"},  {"Vert", "|"},
+                                  {"lVert", "|"},        {"rVert", "|"}};
 
 constexpr std::string_view kDropped[] = {
-    "left",   "right",  "big",          "Big",       "bigg",   "Bigg",  "bigl",
-    "bigr",   "Bigl",   "Bigr",         "biggl",     "biggr",  "Biggl", "Biggr",
-    "quad",   "qquad",  "displaystyle", "textstyle", "limits", "rm",    "bf",
-    "mathbf", "mathit", "boldsymbol",   "bm",        "boxed",  "fbox",  "thinspace",
-    "mathop", "degree", "mathsf",       "euro",      "pounds"};
+    "left",   "right",  "big",          "Big",        "bigg",         "Bigg",     "bigl",
+    "bigr",   "Bigl",   "Bigr",         "biggl",      "biggr",        "Biggl",    "Biggr",
+    "quad",   "qquad",  "displaystyle", "textstyle",  "limits",       "rm",       "bf",
+    "mathbf", "mathit", "boldsymbol",   "bm",         "boxed",        "fbox",     "thinspace",
+    "mathop", "mathsf", "tiny",         "scriptsize", "footnotesize", "small",    "normalsize",
+    "large",  "Large",  "LARGE",        "huge",       "Huge",         "enspace",  "enskip",
+    "space",  "hfill",  "noindent",     "allowbreak", "negthinspace", "medspace", "thickspace",
+    "strut",  "middle", "scriptstyle",  "it",         "tt",           "sf",       "sc",
+    "cal",    "mathtt", "mathnormal",   "pmb",        "nonumber",     "hline",    "par"};
+
+constexpr std::string_view kTrigonometric[] = {"sin", "cos", "tan", "cot", "sec", "csc", "tg"};
+
+// Command and canonical name of the unit.
+constexpr Renaming kCurrencies[] = {
+    {"euro", "euro"},          {"pounds", "pound"},      {"yen", "yen sign"},
+    {"rupee", "rupee"},        {"won", "won"},           {"rouble", "rouble"},
+    {"dollar", "dollar"},      {"textdollar", "dollar"}, {"texteuro", "euro"},
+    {"textsterling", "pound"}, {"textyen", "yen sign"},  {"franc", "franc"}};
 
 constexpr std::string_view kTextCommands[] = {
     "text", "textbf", "textit", "textrm", "texttt",       "textsf",   "textnormal",
@@ -82,38 +67,19 @@ bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0;
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsBlank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == '~'; }
 
-std::string ReplaceUnicode(std::string_view text) {
-  std::string result;
-  for (size_t i = 0; i < text.size();) {
-    if (static_cast<unsigned char>(text[i]) < 0x80) {
-      result += text[i++];
-      continue;
-    }
-    const auto* found = std::find_if(
-        std::begin(kUnicode), std::end(kUnicode),
-        [&](const Renaming& entry) { return text.substr(i, entry.first.size()) == entry.first; });
-    if (found == std::end(kUnicode)) {
-      result += text[i++];
-    } else {
-      result += found->second;
-      i += found->first.size();
-    }
-  }
-  return result;
-}
-
 struct Token {
   std::string text;
   bool blank_before = false;
   bool tight = false;  // A comma that its author marked as a thousands separator.
+  char joins = '\0';   // 'o' and 'a' for a comma that was "or" and "and".
 
   bool IsDigit() const { return text.size() == 1 && pmkvq::IsDigit(text[0]); }
 };
 
 class Lexer {
  public:
-  Lexer(std::string_view text, int depth, std::vector<Token>* tokens, bool* dollar)
-      : text_(text), depth_(depth), tokens_(*tokens), dollar_(*dollar) {}
+  Lexer(std::string_view text, int depth, std::vector<Token>* tokens, std::string_view* currency)
+      : text_(text), depth_(depth), tokens_(*tokens), currency_(*currency) {}
 
   void Run() {
     while (at_ < text_.size()) {
@@ -137,12 +103,14 @@ class Lexer {
 
  private:
   void Emit(std::string_view text) {
-    tokens_.push_back({std::string(text), blank_, false});
+    tokens_.push_back({std::string(text), blank_, false, '\0'});
     blank_ = false;
   }
 
-  void EmitComma() {
+  // The comma for a word that joins; "1, and 2" has one already.
+  void EmitComma(char joins) {
     if (tokens_.empty() || tokens_.back().text != ",") Emit(",");
+    tokens_.back().joins = joins;
     blank_ = true;  // No thousands separator.
   }
 
@@ -152,7 +120,7 @@ class Lexer {
       const size_t end = at_ + word.size();
       if (blank_ && text_.substr(at_, word.size()) == word && end < text_.size() &&
           IsBlank(text_[end])) {
-        EmitComma();
+        EmitComma(word[0]);
         at_ = end;
         return true;
       }
@@ -172,7 +140,7 @@ class Lexer {
 
   void Escaped(char c) {
     if (c == '!' && !tokens_.empty() && tokens_.back().text == ",") tokens_.back().tight = true;
-    if (c == '$') dollar_ = true;
+    if (c == '$') currency_ = "dollar";
     if (c == '\\') Emit("\\\\");
     if (c == '{' || c == '}') Emit(c == '{' ? "\\{" : "\\}");
     if (c == '|') Emit("|");
@@ -183,11 +151,18 @@ class Lexer {
   void Command(std::string_view name) {
     if (name == "left" || name == "right") {
       if (at_ < text_.size() && text_[at_] == '.') ++at_;  // An invisible bracket.
-    } else if (name == "circ") {
+    } else if (name == "circ" || name == "degree") {
       DropDegree();
+      if (trigonometric_) Emit("\\degree");
     } else if (Contains(kTextCommands, name)) {
       Text(name);
+    } else if (const auto* sign =
+                   std::find_if(std::begin(kCurrencies), std::end(kCurrencies),
+                                [&](const Renaming& entry) { return entry.first == name; });
+               sign != std::end(kCurrencies)) {
+      currency_ = sign->second;
     } else if (!Contains(kDropped, name)) {
+      trigonometric_ = trigonometric_ || Contains(kTrigonometric, name);
       const auto* found = std::find_if(std::begin(kCommands), std::end(kCommands),
                                        [&](const Renaming& entry) { return entry.first == name; });
       Emit(found == std::end(kCommands) ? "\\" + std::string(name) : std::string(found->second));
@@ -204,8 +179,8 @@ class Lexer {
       if (at_ < text_.size()) ++at_;
     } else if (!tokens_.empty() && tokens_.back().text == "^") {
       tokens_.pop_back();
-    } else {
-      Emit("\\circ");
+    } else if (tokens_.empty() || !(IsDigit(tokens_.back().text[0]) || trigonometric_)) {
+      Emit("\\circ");  // A composition of functions.
     }
   }
 
@@ -226,15 +201,15 @@ class Lexer {
     const std::string_view content = text_.substr(begin, end - begin);
     at_ = end + 1;
     const std::string_view word = Trim(content);
-    if (word == "and" || word == "or" || word == ", and" || word == ",and") {
-      EmitComma();
+    if (word == "and" || word == "or" || word == ", and" || word == ",and" || word == ", or") {
+      EmitComma(word.back() == 'r' ? 'o' : 'a');
       return;
     }
     if (name == "operatorname") {
       Emit("\\" + std::string(word));
       return;
     }
-    Lexer(content, depth_ + 1, &tokens_, &dollar_).Run();
+    Lexer(content, depth_ + 1, &tokens_, &currency_).Run();
     blank_ = true;
   }
 
@@ -247,7 +222,8 @@ class Lexer {
   std::string_view text_;
   int depth_;
   std::vector<Token>& tokens_;
-  bool& dollar_;
+  std::string_view& currency_;
+  bool trigonometric_ = false;  // A function of an angle came before.
   size_t at_ = 0;
   bool blank_ = false;
 };
@@ -288,7 +264,7 @@ void JoinBracedCommas(std::vector<Token>* tokens) {
       joined.push_back((*tokens)[i]);
       continue;
     }
-    joined.push_back({",", false, true});
+    joined.push_back({",", false, true, '\0'});
     i += 2;
   }
   *tokens = std::move(joined);
@@ -334,6 +310,18 @@ bool JoinsThousands(const std::vector<Token>& tokens, size_t at) {
   return before >= 1 && before <= 3 && DigitRun(tokens, at, 1) == 3;
 }
 
+// "or" and "and" between inequalities are more than commas: they join and intersect.
+void MarkJunctions(std::vector<Token>* tokens) {
+  const bool inequalities = std::any_of(tokens->begin(), tokens->end(), [](const Token& token) {
+    return token.text == "<" || token.text == ">" || token.text == "\\le" || token.text == "\\ge" ||
+           token.text == "\\ne";
+  });
+  if (!inequalities) return;
+  for (Token& token : *tokens) {
+    if (token.joins != '\0') token.text = token.joins == 'o' ? "\\lor" : "\\land";
+  }
+}
+
 std::string Write(const std::vector<Token>& tokens) {
   std::string text;
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -358,26 +346,51 @@ bool TakeAround(std::string_view* text, std::string_view mark) {
   return both;
 }
 
+// "]2,3[" is (2,3).
+void WriteOpenEnds(std::string* text) {
+  const bool interval = text->size() > 4 && text->find(',') != text->npos &&
+                        (text->front() == ']' || text->front() == '[') &&
+                        (text->back() == ']' || text->back() == '[');
+  if (!interval) return;
+  if (text->front() == ']') text->front() = '(';
+  if (text->back() == '[') text->back() = ')';
+}
+
+// Whether the whole is one \text{...} of letters.
+bool IsTextWord(std::string_view text) {
+  while (TakeAround(&text, "$")) {
+  }
+  const size_t open = text.find('{');
+  if (open == std::string_view::npos || open < 2 || text[0] != '\\' || text.back() != '}') {
+    return false;
+  }
+  const std::string_view word = text.substr(open + 1, text.size() - open - 2);
+  return Contains(kTextCommands, text.substr(1, open - 1)) &&
+         std::all_of(word.begin(), word.end(), IsLetter);
+}
+
 }  // namespace
 
 NormalizedAnswer NormalizeAnswer(std::string_view answer) {
-  const std::string plain = ReplaceUnicode(answer.substr(0, kMaxNormalizedLength));
+  const std::string plain = PlainMarkup(answer.substr(0, kMaxNormalizedLength));
   std::string_view text = plain;
   while (!text.empty() && IsBlank(text.front())) text.remove_prefix(1);
   while (!text.empty() && IsBlank(text.back())) text.remove_suffix(1);
   while (TakeAround(&text, "**")) {
   }
-  const TrailingUnit trailing = TakeTrailingUnit(text);
+  TrailingUnit trailing = TakeTrailingUnit(text);
   NormalizedAnswer result;
-  result.percent = trailing.percent;
-  result.unit = trailing.unit;
+  result.quantity = std::move(trailing.quantity);
+  result.is_word = IsTextWord(text);
   std::vector<Token> tokens;
-  bool dollar = false;
-  Lexer(trailing.rest, 0, &tokens, &dollar).Run();
-  if (dollar && result.unit.empty()) result.unit = "dollar";
+  std::string_view currency;
+  Lexer(trailing.rest, 0, &tokens, &currency).Run();
+  if (!currency.empty()) result.quantity.unit = WithCurrency(currency, result.quantity.unit);
   JoinBracedCommas(&tokens);
   RemoveThousandsSeparators(&tokens);
+  MarkJunctions(&tokens);
   result.text = Write(tokens);
+  WriteOpenEnds(&result.text);
   return result;
 }
 

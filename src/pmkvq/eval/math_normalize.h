@@ -5,22 +5,24 @@
 #include <string>
 #include <string_view>
 
+#include "pmkvq/eval/math_units.h"
+
 namespace pmkvq {
 
 struct NormalizedAnswer {
   std::string text;
-  // The unit behind the answer in its canonical name ("cm", "cm^2", "dollar"); "" when there is
-  // none or it is not in the table of units ("apples").
-  std::string unit;
-  bool percent = false;  // A percent sign or the word was removed.
+  QuantityWords quantity;  // What was taken off behind the value, and currency signs.
+  bool is_word = false;    // Nothing but \text{letters}: no product of variables.
 };
 
-// Removes what carries no meaning (math delimiters, \left and \right, fonts, spacing, degree and
-// dollar signs, units, a full stop), and gives synonyms one name (\dfrac and \frac, \leq and \le,
-// x and \cdot and *, Unicode signs and their commands, \text{and} and the comma). Thousands
-// separators go: "1,234", "1{,}234", "1,\!234", "1 234", but never inside brackets ("(1,234)" is a
-// pair) nor with a blank behind the comma. A blank stays only between two numbers ("1 1/2") and
-// behind a command that a letter follows ("\pi r").
+// Removes what carries no meaning (markup of math_markup.h, math delimiters, \left and \right,
+// fonts, sizes, spacing, degree and currency signs, units and words behind the value, a full stop;
+// degrees behind a function of an angle stay, as \degree), and gives synonyms one name (\dfrac and
+// \frac, \leq and \le, x and \cdot and *, Unicode signs and their commands, \text{and} and the
+// comma; between inequalities they are \land and \lor). Thousands separators go: "1,234",
+// "1{,}234", "1,\!234", "1 234", but never inside brackets ("(1,234)" is a pair) nor with a blank
+// behind the comma. A blank stays only between two numbers ("1 1/2") and behind a command that a
+// letter follows ("\pi r").
 //
 // Equal results mean the same answer; the reverse is EquivalentAnswers' task. Linear in the text,
 // which is cut at kMaxNormalizedLength bytes. Never throws.

@@ -36,15 +36,15 @@ TEST(NormalizeAnswer, ThousandsSeparators) {
 TEST(NormalizeAnswer, UnitsAreKeptApart) {
   const NormalizedAnswer area = NormalizeAnswer("864 \\mbox{ inches}^2");
   EXPECT_EQ(area.text, "864");
-  EXPECT_EQ(area.unit, "in^2");
-  EXPECT_EQ(NormalizeAnswer("30 miles per hour").unit, "mi/h");
-  EXPECT_EQ(NormalizeAnswer("5 cubic meters").unit, "m^3");
-  EXPECT_EQ(NormalizeAnswer("5 apples").unit, "");
-  EXPECT_EQ(NormalizeAnswer("\\$5").unit, "dollar");
-  EXPECT_EQ(NormalizeAnswer("$5$").unit, "");
-  EXPECT_TRUE(NormalizeAnswer("40\\%").percent);
-  EXPECT_TRUE(NormalizeAnswer("40 percent").percent);
-  EXPECT_FALSE(NormalizeAnswer("40").percent);
+  EXPECT_EQ(area.quantity.unit, "in^2");
+  EXPECT_EQ(NormalizeAnswer("30 miles per hour").quantity.unit, "mi/h");
+  EXPECT_EQ(NormalizeAnswer("5 cubic meters").quantity.unit, "m^3");
+  EXPECT_EQ(NormalizeAnswer("5 apples").quantity.unit, "");
+  EXPECT_EQ(NormalizeAnswer("\\$5").quantity.unit, "dollar");
+  EXPECT_EQ(NormalizeAnswer("$5$").quantity.unit, "");
+  EXPECT_TRUE(NormalizeAnswer("40\\%").quantity.percent);
+  EXPECT_TRUE(NormalizeAnswer("40 percent").quantity.percent);
+  EXPECT_FALSE(NormalizeAnswer("40").quantity.percent);
   // Words alone, and words that are part of the number, are no units.
   EXPECT_EQ(Text("\\text{inches}"), "inches");
   EXPECT_EQ(Text("5 million"), "5million");
