@@ -57,16 +57,17 @@ class CacheDriver {
   PackedKvCache& cache() { return cache_; }
   const CacheConfig& config() const { return config_; }
 
-  // One Forward over several sequences. Each part: sequence, tokens, seed of its values. All must
-  // have been reserved.
+  // One Forward over several sequences. Each part: sequence, tokens, seed of its values, and
+  // whether they are stored one by one. All must have been reserved.
   struct Part {
     SequenceId seq;
     int64_t num_tokens;
     uint64_t seed;
+    bool one_by_one = false;
   };
   void Forward(const std::vector<Part>& parts) {
     Batch batch;
-    for (const Part& part : parts) batch.push_back({part.seq, part.num_tokens});
+    for (const Part& part : parts) batch.push_back({part.seq, part.num_tokens, part.one_by_one});
     cache_.BeginForward(batch);
     outputs_.assign(static_cast<size_t>(config_.geometry.num_layers), {});
     for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {

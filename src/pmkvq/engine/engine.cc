@@ -7,6 +7,7 @@
 #include <cmath>
 #include <deque>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "pmkvq/base/check.h"
@@ -41,6 +42,11 @@ struct Task {
         text(tokenizer, request.stop) {}
 
   int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
+  // Of the tokens, those that lie before the newest one and are not stored yet, `stored` being the
+  // length of the sequence: 0 but for prompts and replayed tokens.
+  int64_t num_waiting(int64_t stored) const {
+    return static_cast<int64_t>(tokens.size()) - 1 - stored;
+  }
   int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
 
   RequestId id;
@@ -51,6 +57,7 @@ struct Task {
   int64_t max_drawn = 0;
   std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
   std::optional<FinishReason> finish;
+  std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;
@@ -124,6 +131,11 @@ struct Engine::Impl {
   // Passes events on; returns the time that each running request's halvings took.
   std::map<RequestId, double> ReportHalvings(EngineObserver* observer);
   void Draw(Task& task, const float* logits, EngineObserver* observer);
+  // Adds a drawn token. Returns the text that it completes; `end`: how it ends the request, if so.
+  std::string Push(Task& task, int32_t token, std::optional<FinishReason>& end);
+  void PushReplayed(Task& task);
+  // Adds a chunk of replayed tokens, or ends the task where the budget does not hold one.
+  void AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks);
   // Ends a request that is in neither queue any more.
   void Finish(Task& task, FinishReason reason, EngineObserver* observer);
   void RemoveFinished(EngineObserver* observer);
@@ -164,8 +176,17 @@ RequestId Engine::Impl::Submit(Request request) {
   const int64_t room = max_len - task->prompt_len();
   const int64_t asked = task->request.max_tokens;
   task->max_drawn = asked == 0 ? room : std::min(asked, room);
+  if (task->max_drawn > 0) PushReplayed(*task);
   waiting.push_back(std::move(task));
   return next_id++;
+}
+
+void Engine::Impl::PushReplayed(Task& task) {
+  for (const int32_t token : task.request.replay_ids) {
+    if (task.finish_after_replay) break;
+    Push(task, token, task.finish_after_replay);
+  }
+  SkipSamples(task.request.sampling, task.num_drawn(), task.random);
 }
 
 void Engine::Impl::Admit(EngineObserver* observer) {
@@ -237,11 +258,12 @@ void Engine::Impl::Prefill(Task& task, EngineObserver* observer) {
   if (Reserve(task, end - begin, &pause_us)) {
     const std::span<const int32_t> tokens(task.tokens.data() + begin,
                                           static_cast<size_t>(end - begin));
+    const bool draws = last && task.num_drawn() == 0;
     const ForwardChunk chunk{*task.seq, tokens, begin,
-                             last ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+                             draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
     model->Forward({&chunk, 1}, *store, workspace, num_threads);
     ReportHalvings(observer);
-    if (last) Draw(task, workspace.logits.data(), observer);
+    if (draws) Draw(task, workspace.logits.data(), observer);
   }
   task.prefill_seconds += SecondsSince(start);
 }
@@ -251,14 +273,24 @@ void Engine::Impl::Decode(EngineObserver* observer) {
   std::vector<ForwardChunk> chunks;
   std::vector<Task*> batch;
   std::map<RequestId, double> pauses_us;
+  std::set<RequestId> replaying;
   for (const auto& task : running) {
-    if (!Reserve(*task, 1, &pauses_us[task->id])) continue;
-    const auto pos = static_cast<int64_t>(task->tokens.size()) - 1;
-    chunks.push_back({*task->seq, {&task->tokens.back(), 1}, pos, ForwardChunk::Logits::kLast});
-    batch.push_back(task.get());
+    const int64_t stored = store->NumTokens(*task->seq);
+    if (task->num_waiting(stored) > 0) {
+      AddReplayed(*task, stored, chunks);
+      replaying.insert(task->id);
+    } else if (task->finish_after_replay) {
+      task->finish = task->finish_after_replay;
+    } else if (Reserve(*task, 1, &pauses_us[task->id])) {
+      chunks.push_back(
+          {*task->seq, {&task->tokens.back(), 1}, stored, ForwardChunk::Logits::kLast});
+      batch.push_back(task.get());
+    }
   }
-  ReportHalvings(observer);
-  if (!batch.empty()) model->Forward(chunks, *store, workspace, num_threads);
+  for (const auto& [id, duration_us] : ReportHalvings(observer)) {
+    if (replaying.contains(id)) pauses_us[id] = duration_us;
+  }
+  if (!chunks.empty()) model->Forward(chunks, *store, workspace, num_threads);
   // Pages that were halved while storing (closed at less than 16 bits, reference accounting).
   for (const auto& [id, duration_us] : ReportHalvings(observer)) pauses_us[id] += duration_us;
 
@@ -268,33 +300,52 @@ void Engine::Impl::Decode(EngineObserver* observer) {
   }
   const double seconds = SecondsSince(start);
   for (const auto& task : running) {
-    task->decode_seconds += seconds;
+    if (!replaying.contains(task->id)) task->decode_seconds += seconds;
     task->longest_pause_us = std::max(task->longest_pause_us, pauses_us[task->id]);
   }
 }
 
+void Engine::Impl::AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks) {
+  // All replays of a step together have the rows of a prefill chunk.
+  const int64_t share = std::max<int64_t>(1, options.chunk / std::ssize(running));
+  const int64_t count =
+      store->ReserveOneByOne(*task.seq, std::min(share, task.num_waiting(stored)));
+  if (count == 0) {
+    task.finish = FinishReason::kKvBudget;
+    return;
+  }
+  chunks.push_back({*task.seq,
+                    {task.tokens.data() + stored, static_cast<size_t>(count)},
+                    stored,
+                    ForwardChunk::Logits::kNone,
+                    count > 1});
+}
+
 void Engine::Impl::Draw(Task& task, const float* logits, EngineObserver* observer) {
-  const ModelConfig& model_config = model->config();
-  const int64_t vocab_size = model_config.vocab_size;
+  const int64_t vocab_size = model->config().vocab_size;
   if (!std::all_of(logits, logits + vocab_size, [](float x) { return !std::isnan(x); })) {
     throw InvalidInput("engine", fmt::format("{}: logits are NaN at position {}, expected numbers: "
                                              "weights are not finite, or values overflowed",
                                              model->checkpoint().folder(), task.tokens.size() - 1));
   }
   const int32_t token = SampleToken(task.request.sampling, logits, vocab_size, task.random);
-  task.tokens.push_back(token);
+  std::string text = Push(task, token, task.finish);
+  if (task.finish) text += task.text.Finish();
+  if (observer != nullptr) observer->OnToken(task.id, token, text);
+}
 
-  const std::vector<int64_t>& ends = model_config.eos_token_ids;
+std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
+  task.tokens.push_back(token);
+  const std::vector<int64_t>& ends = model->config().eos_token_ids;
   const bool is_end =
       !task.request.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
   std::string text = is_end ? "" : task.text.Push(token);
   if (is_end || task.text.stopped()) {
-    task.finish = FinishReason::kStop;
+    end = FinishReason::kStop;
   } else if (task.num_drawn() == task.max_drawn) {
-    task.finish = FinishReason::kLength;
+    end = FinishReason::kLength;
   }
-  if (task.finish) text += task.text.Finish();
-  if (observer != nullptr) observer->OnToken(task.id, token, text);
+  return text;
 }
 
 void Engine::Impl::Finish(Task& task, FinishReason reason, EngineObserver* observer) {

@@ -46,6 +46,12 @@ struct Request {
   int64_t max_tokens = 0;         // 0: up to max_len, which bounds it in any case.
   std::vector<std::string> stop;  // Stop strings; cut from the text. Need a tokenizer.
   bool ignore_eos = false;
+  // Tokens that the same request drew earlier, in a run that was interrupted: taken as drawn, with
+  // the bits of the cache and of what follows as if they had been drawn anew. Costs less than
+  // drawing them, as far as the cache allows (KvStore::ReserveOneByOne). What stands behind an end
+  // (stop, max_tokens) is dropped. Observers are not told of them; output_ids and text begin with
+  // them.
+  std::vector<int32_t> replay_ids;
   // Keeps the sequence after the request for the next one of the same session, which reuses the
   // longest common prefix of tokens (Truncate) and prefills the rest. -1: none.
   int64_t session = -1;

@@ -66,6 +66,7 @@ void CheckRequest(const Request& request, const ModelConfig& model, const KvBudg
   const auto prompt_len = static_cast<int64_t>(request.prompt_ids.size());
   if (prompt_len == 0) throw InvalidInput("prompt", "empty, expected at least one token");
   CheckTokenIds(request.prompt_ids, model.vocab_size, "prompt");
+  CheckTokenIds(request.replay_ids, model.vocab_size, "replay_ids");
   if (prompt_len > max_len) {
     throw InvalidInput(
         "prompt",

@@ -45,6 +45,14 @@ class KvStore {
   // Errors: an unknown sequence is a caller bug (check). Never throws.
   [[nodiscard]] virtual ReserveResult Reserve(SequenceId seq, int64_t num_tokens) = 0;
 
+  // Reserve for tokens that are known beforehand and are to leave the cache as decoding leaves it:
+  // one Forward with BatchChunk::one_by_one gives the bits of one Forward per token. Makes room for
+  // the first tokens of `num_tokens` (1 or more) between which no page is opened or halved.
+  // Returns how many they are, 0 where the budget is exhausted (nothing was changed then).
+  [[nodiscard]] virtual int64_t ReserveOneByOne(SequenceId seq, int64_t /*num_tokens*/) {
+    return Reserve(seq, 1) == ReserveResult::kBudgetExhausted ? 0 : 1;
+  }
+
   // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
   virtual void BeginForward(const Batch& batch) = 0;
 
@@ -55,8 +63,9 @@ class KvStore {
 
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the
-  // chunk's K and V. q, out [rows, H, D]; k, v [rows, Hkv, D], post-RoPE, key scales applied.
-  // Throws InvalidInput when a value does not fit the cache's float type (names --kv-dtype bf16).
+  // chunk's K and V; of a chunk with one_by_one, row after row. q, out [rows, H, D]; k, v [rows,
+  // Hkv, D], post-RoPE, key scales applied. Throws InvalidInput when a value does not fit the
+  // cache's float type (names --kv-dtype bf16).
   virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                float* out) = 0;
 

@@ -95,7 +95,7 @@ void PackedKvCache::BeginForward(const Batch& batch) {
     PMKVQ_CHECK_MSG(part.num_tokens == seq.reserved_tokens, "Reserve is missing");
     if (part.num_tokens == 0) continue;
     for (const Chunk& other : forward_) PMKVQ_CHECK(other.seq != &seq);
-    forward_.push_back({&seq, part.num_tokens, first_row});
+    forward_.push_back({&seq, part.num_tokens, first_row, part.one_by_one});
     first_row += part.num_tokens;
   }
   in_forward_ = true;
@@ -194,22 +194,42 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
   CheckValues(layer, k, v, num_rows);
 
-  attention_sequences_.clear();
-  for (const Chunk& chunk : forward_) {
-    BlockPages& block = chunk.seq->blocks[static_cast<size_t>(layer)];
-    attention_sequences_.push_back({CurrentViews(*chunk.seq, block), chunk.num_tokens,
-                                    q + chunk.first_row * q_dim, k + chunk.first_row * kv_dim,
-                                    v + chunk.first_row * kv_dim, out + chunk.first_row * q_dim});
+  const Rows rows = {q, k, v, out};
+  for (int64_t token = 0; AttendAndStore(static_cast<size_t>(layer), rows, token); ++token) {
   }
-  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_,
-         config_.attention);
+  for (const Chunk& chunk : forward_) {
+    if (chunk.one_by_one) chunk.seq->num_tokens -= chunk.num_tokens - 1;
+  }
   if (config_.rotate_values) {
     RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
   }
+}
+
+// token 0: all chunks, but of those that are stored one by one only the first row. Then row `token`
+// of these, whose sequences count their earlier rows as stored meanwhile. Returns whether there was
+// any row.
+bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token) {
+  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  parts_.clear();
+  attention_sequences_.clear();
   for (const Chunk& chunk : forward_) {
-    StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
-               v + chunk.first_row * kv_dim);
+    if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
+    if (token > 0) ++chunk.seq->num_tokens;
+    const int64_t row = chunk.first_row + token;
+    const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
+    parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one});
+    attention_sequences_.push_back({CurrentViews(*chunk.seq, chunk.seq->blocks[layer]), num_rows,
+                                    rows.q + row * q_dim, rows.k + row * kv_dim,
+                                    rows.v + row * kv_dim, rows.out + row * q_dim});
   }
+  if (parts_.empty()) return false;
+  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_,
+         config_.attention);
+  for (const Chunk& part : parts_) {
+    StoreChunk(part, layer, rows.k + part.first_row * kv_dim, rows.v + part.first_row * kv_dim);
+  }
+  return true;
 }
 
 void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {

@@ -31,6 +31,7 @@ class PackedKvCache final : public KvStore {
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
+  [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
   // After a throw the Forward is over: the tokens of its chunks do not count as stored, and values
   // of an open page may have been rounded to codes.
@@ -76,6 +77,14 @@ class PackedKvCache final : public KvStore {
     Sequence* seq = nullptr;
     int64_t num_tokens = 0;
     int64_t first_row = 0;  // In the batch's rows.
+    bool one_by_one = false;
+  };
+  // Rows of one AppendAndAttend.
+  struct Rows {
+    const float* q = nullptr;
+    const float* k = nullptr;
+    const float* v = nullptr;
+    float* out = nullptr;
   };
 
   Sequence& At(SequenceId id);
@@ -87,6 +96,7 @@ class PackedKvCache final : public KvStore {
   void CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows);
   void RebuildViews(Sequence& seq, BlockPages& block) const;
   std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
+  bool AttendAndStore(size_t layer, const Rows& rows, int64_t token);
   void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
   void StoreClosingPage(const BlockPages& block, size_t page, Side side, const float* rows,
@@ -114,12 +124,14 @@ class PackedKvCache final : public KvStore {
   // packed_cache_ahead.cc: halving before a page is opened.
   void NarrowAhead(Sequence& seq, int64_t num_tokens);
   void PlanNextPage(Sequence& seq, int64_t tokens_before);
+  int64_t TokensToNextStep(const Sequence& seq) const;
 
   CacheConfig config_;
   AttentionShape attention_shape_;
   PageStore store_;
   std::vector<Sequence> sequences_;
   std::vector<Chunk> forward_;  // Chunks of the Forward under way.
+  std::vector<Chunk> parts_;    // What AttendAndStore works on.
   bool in_forward_ = false;
 
   std::vector<AttentionSequence> attention_sequences_;

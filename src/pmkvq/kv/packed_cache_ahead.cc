@@ -34,6 +34,17 @@ void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
   }
 }
 
+// How many tokens, the one reserved now included, come before the next one that halves ahead, or
+// that decides what to halve.
+int64_t PackedKvCache::TokensToNextStep(const Sequence& seq) const {
+  const NextPage& next = seq.next;
+  if (!next.is_planned) return 1;
+  const auto num_pages = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const int64_t to_page = config_.sink_tokens + num_pages * kPageTokens - seq.num_tokens;
+  if (next.num_done == next.steps.size()) return to_page;
+  return to_page - next.steps[next.num_done].tokens_before;
+}
+
 // tokens_before: how many tokens before the one that opens the page come after those reserved now,
 // and the last of these; all of them can take part in the work.
 void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {

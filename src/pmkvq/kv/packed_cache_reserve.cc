@@ -57,6 +57,23 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
                                                 : ReserveResult::kReserved;
 }
 
+int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(num_tokens >= 1);
+  if (Reserve(id, 1) == ReserveResult::kBudgetExhausted) return 0;
+  Sequence& seq = At(id);
+  // Reference accounting halves after every token.
+  if (config_.reference_accounting) return 1;
+  const int64_t sink = config_.sink_tokens;
+  const int64_t end =
+      seq.num_tokens < sink ? sink : sink + NumPages(config_, seq.num_tokens + 1) * kPageTokens;
+  int64_t count = end - seq.num_tokens;
+  if (config_.policy == PolicyKind::kOldestFirst && seq.num_tokens >= sink) {
+    count = std::min(count, TokensToNextStep(seq));
+  }
+  seq.reserved_tokens = std::min(count, num_tokens);
+  return seq.reserved_tokens;
+}
+
 // Fills decided_ for all blocks: as planned when this is the page that was planned for.
 bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t pages_after) {
   const NextPage& next = seq.next;

@@ -13,7 +13,8 @@ using model_detail::AddTo;
 using model_detail::DataOrNull;
 using model_detail::GrowTo;
 
-bool IsDecode(const ForwardChunk& chunk) { return chunk.tokens.size() == 1; }
+// Its rows are computed as those of chunks of one token.
+bool IsDecode(const ForwardChunk& chunk) { return chunk.tokens.size() == 1 || chunk.one_by_one; }
 
 int64_t NumTokens(const ForwardChunk& chunk) { return static_cast<int64_t>(chunk.tokens.size()); }
 
@@ -121,11 +122,15 @@ class ForwardPass {
     PMKVQ_CHECK_MSG(num_tokens > 0, "empty chunk");
     const auto first_row = static_cast<int64_t>(workspace_.positions.size());
     workspace_.chunk_first_rows[index] = first_row;
-    workspace_.batch.push_back({chunk.seq, num_tokens});
+    workspace_.batch.push_back({chunk.seq, num_tokens, chunk.one_by_one});
     for (int64_t t = 0; t < num_tokens; ++t) workspace_.positions.push_back(chunk.start_pos + t);
-    AddSlice(first_row, num_tokens, workspace_.slices);
+    const int64_t piece = IsDecode(chunk) ? 1 : num_tokens;
+    for (int64_t t = 0; t < num_tokens; t += piece) {
+      AddSlice(first_row + t, piece, workspace_.slices);
+    }
     // Nothing reads what the last block makes of the other rows.
     const int64_t num_logit_rows = NumLogitRows(chunk);
+    PMKVQ_CHECK(!chunk.one_by_one || num_logit_rows <= 1);
     if (num_logit_rows > 0) {
       AddSlice(first_row + num_tokens - num_logit_rows, num_logit_rows, workspace_.last_slices);
     }

@@ -56,6 +56,9 @@ struct ForwardChunk {
   std::span<const int32_t> tokens;
   int64_t start_pos = 0;  // Position of tokens[0]: the sequence's length so far.
   Logits logits = Logits::kLast;
+  // The tokens get the bits that Forwards of one token each would give (KvStore::ReserveOneByOne
+  // made the room), while weights are read once for many. Not with kAll (check).
+  bool one_by_one = false;
 };
 
 // Rows that go through the linear layers in one call.
@@ -72,7 +75,7 @@ struct ForwardWorkspace {
   AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
   int64_t num_logit_rows = 0;
 
-  // Inside, chunks of one token come first, then the others, each in the caller's order.
+  // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the caller's order.
   Batch batch;
   std::vector<int64_t> positions;         // Per row.
   std::vector<int64_t> chunk_first_rows;  // Per chunk, in the caller's order.
@@ -126,7 +129,8 @@ class Model {
   // [0, V) (check; callers validate requests). Throws what KvStore::AppendAndAttend throws.
   //
   // Batch invariance: with chunks of one token a row's logits do not depend on the other chunks,
-  // nor on the thread count. Chunks of more than one token are computed one sequence at a time.
+  // nor on the thread count. Other chunks, but those with one_by_one, are computed one sequence at
+  // a time.
   void Forward(std::span<const ForwardChunk> chunks, KvStore& store, ForwardWorkspace& workspace,
                int num_threads) const;
 

@@ -112,4 +112,9 @@ int32_t SampleToken(const SamplingParams& params, const float* logits, int64_t v
   return Draw(candidates, random.Uniform());
 }
 
+void SkipSamples(const SamplingParams& params, int64_t count, Random& random) {
+  if (params.temperature == 0.0) return;
+  for (int64_t i = 0; i < count; ++i) random.Uniform();
+}
+
 }  // namespace pmkvq

@@ -21,6 +21,9 @@ struct SamplingParams {
 int32_t SampleToken(const SamplingParams& params, const float* logits, int64_t vocab_size,
                     Random& random);
 
+// Takes from `random` what `count` calls of SampleToken take.
+void SkipSamples(const SamplingParams& params, int64_t count, Random& random);
+
 // Index of the largest value, the lowest on a tie.
 int32_t ArgMax(const float* values, int64_t count);
 
