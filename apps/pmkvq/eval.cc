@@ -47,6 +47,7 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("budget_bytes").Int(summary.budget_bytes);
   json.Key("cut_by_length").Int(summary.num_cut_by_length);
   json.Key("cut_by_budget").Int(summary.num_cut_by_budget);
+  json.Key("prompts_too_long").Int(summary.num_prompts_too_long);
   json.Key("longest_pause_us").Number(summary.longest_pause_us);
   json.Key("seconds").Number(seconds);
   json.Key("columns").BeginObject();
@@ -70,11 +71,16 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
 std::string Describe(const ResponseSummary& summary) {
   return fmt::format(
       "pass@1 {:.2f} +- {:.2f} % (95 %: {:.1f} to {:.1f}), majority vote {:.2f} %, {:.1f} output "
-      "tokens on average, cut by length {}, by budget {}\n",
+      "tokens on average, cut by length {}, by budget {}\n{}",
       100 * summary.judged.pass_at_1, 100 * summary.judged.standard_deviation,
       100 * summary.judged.interval.low, 100 * summary.judged.interval.high,
       100 * summary.judged.voting, summary.judged.mean_output_tokens, summary.num_cut_by_length,
-      summary.num_cut_by_budget);
+      summary.num_cut_by_budget,
+      summary.num_prompts_too_long > 0
+          ? fmt::format("of these, {} whose prompt left no room for an answer (--max-len, "
+                        "--kv-budget): unsolved\n",
+                        summary.num_prompts_too_long)
+          : "");
 }
 
 void Report(const Options& options, const std::vector<Response>& responses, int64_t num_new_tokens,
@@ -90,6 +96,17 @@ void Report(const Options& options, const std::vector<Response>& responses, int6
   if (options.json == "-") return;
   const double rate = seconds > 0 ? static_cast<double>(num_new_tokens) / seconds : 0;
   Print(FormatSolveTable({{options.kv.spec, summary, rate}}) + Describe(summary));
+}
+
+// "3 of 20 responses are there, 5 more begun (2310 tokens)"
+std::string Progress(int64_t num_present, int64_t total, const UnfinishedResponses& unfinished) {
+  std::string text = fmt::format("{} of {} responses are there", num_present, total);
+  int64_t num_tokens = 0;
+  for (const auto& [key, begun] : unfinished.begun()) num_tokens += std::ssize(begun.tokens);
+  if (num_tokens > 0) {
+    text += fmt::format(", {} more begun ({} tokens)", unfinished.begun().size(), num_tokens);
+  }
+  return text;
 }
 
 void Run(const Options& options) {
@@ -115,8 +132,9 @@ void Run(const Options& options) {
                                 engine.kv.plan != nullptr ? engine.kv.plan_path : std::string()));
   }
   const std::vector<Response> present = ResponsesTo(*log, problems, evaluation.num_responses);
-  if (!present.empty()) {
-    PrintError(fmt::format("{}: {} of {} responses are there{}", options.out, present.size(), total,
+  if (!present.empty() || !log->unfinished().begun().empty()) {
+    PrintError(fmt::format("{}: {}{}", options.out,
+                           Progress(std::ssize(present), total, log->unfinished()),
                            std::ssize(present) == total ? "" : ", going on"));
   }
   double seconds = 0;
@@ -131,9 +149,11 @@ void Run(const Options& options) {
   }
   const std::vector<Response> responses = ResponsesTo(*log, problems, evaluation.num_responses);
   if (std::ssize(responses) < total) {
-    if (!options.out.empty()) {
-      PrintError(fmt::format("{}: {} of {} responses are there; the same command goes on",
-                             options.out, responses.size(), total));
+    if (options.out.empty()) {
+      PrintError("nothing is kept; with --out DIR the same command goes on after a Ctrl-C");
+    } else {
+      PrintError(fmt::format("{}: {}; the same command goes on", options.out,
+                             Progress(std::ssize(responses), total, log->unfinished())));
     }
     ExitIfInterrupted("eval");
   }

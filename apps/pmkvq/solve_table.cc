@@ -14,9 +14,10 @@ std::string FormatShares(const PagesPerWidth& pages) {
   const int64_t total = std::accumulate(pages.begin(), pages.end(), int64_t{0});
   std::string text;
   for (size_t i = 0; i < kWidths.size(); ++i) {
-    const double share =
-        total > 0 ? 100.0 * static_cast<double>(pages[i]) / static_cast<double>(total) : 0;
-    text += fmt::format("{:>6.0f}%", share);
+    // Simulated methods have no pages.
+    text += total > 0 ? fmt::format("{:>6.0f}%", 100.0 * static_cast<double>(pages[i]) /
+                                                     static_cast<double>(total))
+                      : fmt::format("{:>7}", "-");
   }
   return text;
 }
@@ -27,10 +28,10 @@ std::string FormatSolveTable(const std::vector<SolveRow>& rows) {
   size_t width = 6;
   for (const SolveRow& row : rows) width = std::max(width, row.method.size());
   std::string text = fmt::format("{:<{}}  {:>28}  {:>11}  {:>11}  {:>9}  {:>7}\n", "", width,
-                                 "final pages at", "peak KV", "budget", "", "");
+                                 "final pages at", "peak KV", "budget", "", "tok/s");
   text +=
       fmt::format("{:<{}}  {:>7}{:>7}{:>7}{:>7}  {:>11}  {:>11}  {:>9}  {:>7}\n", "method", width,
-                  "16", "8", "4", "2 bit", "of one seq.", "of one seq.", "solved", "tok/s");
+                  "16", "8", "4", "2 bit", "of one seq.", "of one seq.", "solved", "of all");
   for (const SolveRow& row : rows) {
     const ResponseSummary& s = row.summary;
     const std::string rate =

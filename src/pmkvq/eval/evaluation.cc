@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
@@ -54,15 +55,36 @@ std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
   return pending;
 }
 
-// Hands responses to the grader as they finish, and everything to the caller's observer.
+Response DescribeResponse(const Pending& pending, Grading grading) {
+  const ProblemRow& problem = *pending.problem;
+  Response response;
+  response.id = problem.id;
+  response.task = problem.task;
+  response.level = problem.level;
+  response.response = pending.response;
+  response.grading = grading;
+  if (grading == Grading::kAnswer) response.answer = problem.answer;
+  return response;
+}
+
+// Hands responses to the grader as they finish, everything to the caller's observer, and tokens to
+// the log of what is unfinished.
 class GradingObserver : public EngineObserver {
  public:
-  GradingObserver(Grading grading, Grader& grader, EngineObserver* next)
-      : grading_(grading), grader_(grader), next_(next) {}
+  GradingObserver(Grading grading, Grader& grader, UnfinishedResponses& unfinished,
+                  EngineObserver* next)
+      : grading_(grading), grader_(grader), unfinished_(unfinished), next_(next) {}
 
-  void Expect(RequestId id, const Pending& pending) { pending_[id] = pending; }
+  void Expect(RequestId id, const Pending& pending, double seconds_before) {
+    Running& running = running_[id];
+    running.pending = pending;
+    running.seconds_before = seconds_before;
+  }
 
   void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    Running& running = running_.at(id);
+    if (!running.first_token) running.first_token = Clock::now();
+    running.tokens.push_back(token);
     if (next_ != nullptr) next_->OnToken(id, token, text);
   }
   void OnHalving(RequestId id, const HalvingEvent& event) override {
@@ -70,22 +92,42 @@ class GradingObserver : public EngineObserver {
   }
   void OnFinished(const Completion& completion) override {
     if (next_ != nullptr) next_->OnFinished(completion);
+    Running& running = running_.at(completion.id);
+    // Also of what is finished: grading may take longer than the process lives.
+    Keep(running);
     if (completion.finish_reason == FinishReason::kCancelled) return;
-    const Pending& pending = pending_.at(completion.id);
-    grader_.Add(MakeResponse(pending, completion), pending.problem->answer);
-    pending_.erase(completion.id);
+    grader_.Add(MakeResponse(running, completion), running.pending.problem->answer);
+    running_.erase(completion.id);
+  }
+
+  // Writes the tokens that were drawn since the last time, twice a second.
+  void KeepUnfinished() {
+    constexpr std::chrono::milliseconds kInterval(500);
+    if (Clock::now() - last_kept_ < kInterval) return;
+    for (auto& [id, running] : running_) Keep(running);
+    last_kept_ = Clock::now();
   }
 
  private:
-  Response MakeResponse(const Pending& pending, const Completion& completion) const {
-    const ProblemRow& problem = *pending.problem;
-    Response response;
-    response.id = problem.id;
-    response.task = problem.task;
-    response.level = problem.level;
-    response.response = pending.response;
-    response.grading = grading_;
-    if (grading_ == Grading::kAnswer) response.answer = problem.answer;
+  using Clock = std::chrono::steady_clock;
+
+  struct Running {
+    Pending pending;
+    double seconds_before = 0;  // Of decoding, in earlier runs.
+    std::optional<Clock::time_point> first_token;
+    std::vector<int32_t> tokens;  // Not kept yet.
+  };
+
+  void Keep(Running& running) {
+    if (running.tokens.empty()) return;
+    const std::chrono::duration<double> seconds = Clock::now() - *running.first_token;
+    unfinished_.Append({running.pending.problem->id, running.pending.response}, running.tokens,
+                       running.seconds_before + seconds.count());
+    running.tokens.clear();
+  }
+
+  Response MakeResponse(const Running& running, const Completion& completion) const {
+    Response response = DescribeResponse(running.pending, grading_);
     response.finish_reason = NameOf(completion.finish_reason);
     response.prompt_tokens = static_cast<int64_t>(completion.prompt_ids.size());
     response.output_tokens = static_cast<int64_t>(completion.output_ids.size());
@@ -93,16 +135,26 @@ class GradingObserver : public EngineObserver {
     response.budget_bytes = completion.kv.budget_bytes;
     response.final_pages = completion.kv.pages;
     response.longest_pause_us = completion.longest_pause_us;
-    response.decode_seconds = completion.decode_seconds;
+    response.decode_seconds = running.seconds_before + completion.decode_seconds;
     response.text = completion.text;
     return response;
   }
 
   Grading grading_;
   Grader& grader_;
+  UnfinishedResponses& unfinished_;
   EngineObserver* next_;
-  std::map<RequestId, Pending> pending_;
+  std::map<RequestId, Running> running_;
+  Clock::time_point last_kept_ = Clock::now();
 };
+
+// Why no token can follow a prompt of so many tokens, if so.
+std::optional<FinishReason> WhyPromptIsTooLong(const Engine& engine, int64_t prompt_tokens,
+                                               int64_t max_len) {
+  if (prompt_tokens >= max_len) return FinishReason::kLength;
+  if (!engine.kv_budget().Holds(prompt_tokens)) return FinishReason::kKvBudget;
+  return std::nullopt;
+}
 
 std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
                                   const ProblemRow& problem) {
@@ -210,6 +262,8 @@ ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
     summary.budget_bytes = std::max(summary.budget_bytes, row.budget_bytes);
     summary.num_cut_by_length += row.finish_reason == "length" ? 1 : 0;
     summary.num_cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
+    const bool is_cut = row.finish_reason == "length" || row.finish_reason == "kv_budget";
+    summary.num_prompts_too_long += is_cut && row.output_tokens == 0 ? 1 : 0;
     for (size_t i = 0; i < kWidths.size(); ++i) summary.final_pages[i] += row.final_pages[i];
     summary.longest_pause_us = std::max(summary.longest_pause_us, row.longest_pause_us);
   }
@@ -231,8 +285,10 @@ double Evaluate(const std::shared_ptr<Model>& model,
   if (pending.empty()) return 0;
   CheckCanGrade(grading);
   Engine engine(model, tokenizer, options.engine);
+  const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
   Grader grader(grading);
-  GradingObserver finished(grading, grader, observer);
+  UnfinishedResponses& unfinished = log.unfinished();
+  GradingObserver finished(grading, grader, unfinished, observer);
   const auto keep = [&](const std::vector<Response>& responses) {
     for (const Response& response : responses) {
       log.Append(response);
@@ -249,20 +305,36 @@ double Evaluate(const std::shared_ptr<Model>& model,
         prompt_ids = EncodePrompt(*tokenizer, options.chat_template, *one.problem);
         encoded = one.problem;
       }
+      const auto reason = WhyPromptIsTooLong(engine, std::ssize(prompt_ids), max_len);
+      if (reason) {
+        Response response = DescribeResponse(one, grading);
+        response.finish_reason = NameOf(*reason);
+        response.prompt_tokens = std::ssize(prompt_ids);
+        response.budget_bytes = engine.kv_budget().total_bytes();
+        keep({response});
+        continue;
+      }
       Request request;
       request.prompt_ids = prompt_ids;
       request.sampling = options.sampling;
       request.seed = ResponseSeed(options.seed, one.problem->id, one.response);
       request.max_tokens = one.max_tokens;
-      finished.Expect(engine.Submit(std::move(request)), one);
+      const auto begun = unfinished.begun().find({one.problem->id, one.response});
+      const bool goes_on = begun != unfinished.begun().end();
+      if (goes_on) request.replay_ids = begun->second.tokens;
+      finished.Expect(engine.Submit(std::move(request)), one, goes_on ? begun->second.seconds : 0);
     } catch (const InvalidInput& error) {
       throw InvalidInput("problem " + one.problem->id, error.what());
     }
   }
-  while (!IsCancelled(cancel) && engine.Step(&finished)) keep(grader.TakeGraded());
+  while (!IsCancelled(cancel) && engine.Step(&finished)) {
+    keep(grader.TakeGraded());
+    finished.KeepUnfinished();
+  }
   if (IsCancelled(cancel)) engine.CancelAll(&finished);
   while (keep(grader.WaitForAll())) {
   }
+  unfinished.Compact();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

@@ -2,8 +2,9 @@
 //
 // With a folder, each response is one line of DIR/responses.jsonl (docs/formats.md), written whole
 // and at once as it finishes. A later run with the same settings (DIR/run.json) does what is
-// missing and nothing twice: a last line that a kill cut short is dropped and done again. The
-// folder is locked while a run writes to it.
+// missing and nothing twice: a last line that a kill cut short is dropped and done again. Tokens of
+// responses that are not finished are kept, too (eval/unfinished.h), at least once a second; a
+// later run goes on with them. The folder is locked while a run writes to it.
 //
 // A response depends on the settings, the problem and its index alone: its seed is drawn from
 // (seed, problem id, response index), so batch, order, selection and resumption change nothing.
@@ -21,6 +22,7 @@
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/eval/benchmark.h"
 #include "pmkvq/eval/judge.h"
+#include "pmkvq/eval/unfinished.h"
 #include "pmkvq/text/chat_template.h"
 
 namespace pmkvq {
@@ -88,6 +90,7 @@ class ResponseLog {
   // Opens or makes the folder, takes its lock, reads what is there. Throws InvalidInput when the
   // folder was made with other settings (names the first that differs, both values) or its files
   // are not a run's; IoError, also when another process writes to it.
+  // Unfinished responses are read, too.
   ResponseLog(const std::string& folder, const RunSettings& settings);
   ~ResponseLog();
   ResponseLog(const ResponseLog&) = delete;
@@ -99,6 +102,7 @@ class ResponseLog {
   // the file); nothing of the line is then left.
   void Append(const Response& response);
   const std::vector<Response>& responses() const;  // In the order in which they finished.
+  UnfinishedResponses& unfinished();
 
  private:
   struct Impl;
@@ -114,6 +118,8 @@ struct ResponseSummary {
   int64_t num_correct = 0;
   int64_t num_cut_by_length = 0;
   int64_t num_cut_by_budget = 0;
+  // Of these two, prompts that left no room for a token (max_len, the KV budget).
+  int64_t num_prompts_too_long = 0;
   int64_t output_tokens = 0;
   int64_t peak_bytes = 0;       // Largest of any sequence.
   int64_t budget_bytes = 0;     // Of one sequence.
@@ -130,8 +136,10 @@ void CheckCanGrade(Grading grading);
 using ResponseCallback = std::function<void(const Response&)>;
 
 // Generates and grades what `log` lacks of `problems` x num_responses; code is tested while other
-// responses are generated (eval/grader.h). Stops early with `cancel`; unfinished responses are then
-// not in the log. `observer` (may be null) sees tokens as they come.
+// responses are generated (eval/grader.h). A prompt longer than max_len ("length") or than the KV
+// budget holds ("kv_budget") is an unsolved response without output. Stops early with `cancel`;
+// what has been begun is then in log.unfinished(), with which the next call goes on. `observer`
+// (may be null) sees tokens as they are drawn.
 // Returns the wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade
 // before the first response is made; a prompt that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<Model>& model,

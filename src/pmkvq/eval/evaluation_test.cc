@@ -166,12 +166,49 @@ TEST_F(EvaluationTest, TheReferenceChainLimitsTheReplyAndTheLongestComesFirst) {
   EXPECT_EQ(log.responses()[2].output_tokens, 59);
 }
 
-TEST_F(EvaluationTest, NamesTheProblemWhosePromptDoesNotFit) {
-  std::vector<ProblemRow> problems = MakeProblems(2);
-  problems[1].problem = std::string(200, 'x');
+TEST_F(EvaluationTest, PromptsThatDoNotFitAreUnsolvedResponses) {
+  std::vector<ProblemRow> problems = MakeProblems(4);
+  problems[0].problem = std::string(200, 'x');  // More than --max-len.
+  problems[2].problem = std::string(128, 'x');  // No room for a token.
+  EvaluationOptions options = MakeOptions(2);
+  options.num_responses = 2;
   ResponseLog log;
-  ExpectError<InvalidInput>([&] { Run(problems, MakeOptions(1), log); },
-                            {"problem p1", "200 tokens", "128"});
+  int64_t num_called = 0;
+  Run(problems, options, log, [&](const Response&) { ++num_called; });
+  EXPECT_EQ(num_called, 8);
+  const std::vector<Response> responses = ResponsesTo(log, problems, 2);
+  ASSERT_EQ(responses.size(), 8u);
+  for (const Response& response : responses) {
+    const bool fits = response.id == "p1" || response.id == "p3";
+    EXPECT_EQ(response.output_tokens > 0, fits) << response.id;
+    if (!fits) {
+      EXPECT_EQ(response.finish_reason, "length");
+    }
+    EXPECT_GT(response.budget_bytes, 0);
+    EXPECT_EQ(response.text.empty(), !fits);
+    EXPECT_FALSE(response.correct && !fits);
+    EXPECT_EQ(ResponseLine(ParseResponse(ResponseLine(response), "line")), ResponseLine(response));
+  }
+  EXPECT_EQ(responses[0].prompt_tokens, 200);
+  const ResponseSummary summary = SummarizeResponses(responses);
+  EXPECT_EQ(summary.num_prompts_too_long, 4);
+  EXPECT_GE(summary.num_cut_by_length, 4);
+
+  // A budget that holds the other prompts, but not this one even at 2 bits.
+  options.engine.max_len = 3000;
+  options.engine.kv.spec = "pm-kvq";
+  options.engine.kv.budget_bytes = 50000;
+  problems[0].problem = std::string(2500, 'x');
+  ResponseLog budgeted;
+  Run(problems, options, budgeted);
+  const std::vector<Response> rows = ResponsesTo(budgeted, problems, 2);
+  ASSERT_EQ(rows.size(), 8u);
+  EXPECT_EQ(rows[0].finish_reason, "kv_budget");
+  EXPECT_EQ(rows[0].output_tokens, 0);
+  EXPECT_EQ(rows[0].budget_bytes, 50000);
+  EXPECT_EQ(rows[2].finish_reason, "length");
+  EXPECT_EQ(rows[2].output_tokens, 20);
+  EXPECT_EQ(SummarizeResponses(rows).num_prompts_too_long, 2);
 }
 
 TEST_F(EvaluationTest, SettingsHoldWhatChangesResponses) {

@@ -1,45 +1,21 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <set>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/evaluation.h"
+#include "pmkvq/eval/line_file.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json_lines.h"
 
 namespace pmkvq {
 namespace {
-
-IoError SystemError(const std::string& path, const char* action) {
-  return IoError(path, fmt::format("cannot {}: {}", action, std::strerror(errno)));
-}
-
-// A descriptor that closes itself; -1: none.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(value_, other.value_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (value_ >= 0) close(value_);
-  }
-  int get() const { return value_; }
-
- private:
-  int value_ = -1;
-};
 
 void MakeFolder(const std::string& folder) {
   std::error_code error;
@@ -122,42 +98,11 @@ struct ResponseLog::Impl {
     responses.push_back(std::move(response));
   }
 
-  void WriteLine(const std::string& line) {
-    // As a rule one call writes it all, so that other readers see whole lines.
-    for (size_t done = 0; done < line.size();) {
-      const ssize_t written = write(file.get(), line.data() + done, line.size() - done);
-      if (written >= 0) {
-        done += static_cast<size_t>(written);
-      } else if (errno != EINTR) {
-        const IoError error = SystemError(path, "write");
-        // Where even this fails, the part of a line is dropped when the folder is opened again.
-        [[maybe_unused]] const int ignored = ftruncate(file.get(), size);
-        throw error;
-      }
-    }
-    size += static_cast<off_t>(line.size());
-  }
-
-  // Reads responses.jsonl and drops a last line without its end.
-  void Read() {
-    const std::string content = ReadFile(path);
-    const size_t whole = content.rfind('\n') + 1;  // 0 for none.
-    if (whole < content.size() && ftruncate(file.get(), static_cast<off_t>(whole)) != 0) {
-      throw SystemError(path, "shorten");
-    }
-    size = static_cast<off_t>(whole);
-    ForEachLineOf(std::string_view(content).substr(0, whole), path,
-                  [&](std::string_view line, const std::string& source, int64_t) {
-                    Add(ParseResponse(line, source), source);
-                  });
-  }
-
   std::vector<Response> responses;
   std::set<std::pair<std::string, int64_t>> keys;
-  std::string path;  // Of responses.jsonl, "" without a folder.
   Descriptor lock;
-  Descriptor file;
-  off_t size = 0;
+  LineFile file;  // responses.jsonl; none without a folder.
+  UnfinishedResponses unfinished;
 };
 
 ResponseLog::ResponseLog() : impl_(std::make_unique<Impl>()) {}
@@ -166,25 +111,29 @@ ResponseLog::ResponseLog(const std::string& folder, const RunSettings& settings)
     : impl_(std::make_unique<Impl>()) {
   MakeFolder(folder);
   impl_->lock = Lock(folder);
-  impl_->path = JoinPath(folder, "responses.jsonl");
+  const std::string path = JoinPath(folder, "responses.jsonl");
   const std::string run = JoinPath(folder, "run.json");
   if (FileExists(run)) {
     CheckSame(run, ParseRunSettings(ReadFile(run), run), settings);
-  } else if (FileExists(impl_->path)) {
+  } else if (FileExists(path)) {
     throw InvalidInput(folder,
                        "found responses.jsonl but no run.json with its settings, expected "
                        "a folder that eval made, or a new one");
   } else {
     WriteFileAtomically(run, RunSettingsJson(settings) + "\n");
   }
-  impl_->file =
-      Descriptor(open(impl_->path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
-  if (impl_->file.get() < 0) throw SystemError(impl_->path, "open");
-  impl_->Read();
+  impl_->file = LineFile(path);
+  ForEachLineOf(impl_->file.Read(), path,
+                [&](std::string_view line, const std::string& source, int64_t) {
+                  impl_->Add(ParseResponse(line, source), source);
+                });
+  impl_->unfinished =
+      UnfinishedResponses(JoinPath(folder, "unfinished.jsonl"),
+                          [&](const auto& key) { return Has(key.first, key.second); });
 }
 
 ResponseLog::~ResponseLog() {
-  if (impl_->file.get() >= 0) fsync(impl_->file.get());
+  if (impl_->file.is_open()) impl_->file.Flush();
 }
 
 bool ResponseLog::Has(const std::string& id, int64_t response) const {
@@ -193,10 +142,13 @@ bool ResponseLog::Has(const std::string& id, int64_t response) const {
 
 void ResponseLog::Append(const Response& response) {
   PMKVQ_CHECK(!Has(response.id, response.response));
-  if (!impl_->path.empty()) impl_->WriteLine(ResponseLine(response) + "\n");
-  impl_->Add(response, impl_->path);
+  if (impl_->file.is_open()) impl_->file.Append(ResponseLine(response) + "\n");
+  impl_->Add(response, impl_->file.path());
+  impl_->unfinished.Finish({response.id, response.response});
 }
 
 const std::vector<Response>& ResponseLog::responses() const { return impl_->responses; }
+
+UnfinishedResponses& ResponseLog::unfinished() { return impl_->unfinished; }
 
 }  // namespace pmkvq
