@@ -122,8 +122,9 @@ void EvalProgress::Add(const Response& response) {
 
 void EvalProgress::Update(int64_t units) {
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-  bar_.SetNote(fmt::format("solved {}/{}  {:.0f} tok/s", num_correct_, num_done_,
-                           static_cast<double>(num_tokens_) / seconds));
+  const std::string solved =
+      num_done_ > 0 ? fmt::format("solved {} of {}", num_correct_, num_done_) : "none finished yet";
+  bar_.SetNote(fmt::format("{}  {:.0f} tok/s", solved, static_cast<double>(num_tokens_) / seconds));
   bar_.Advance(units);
 }
 

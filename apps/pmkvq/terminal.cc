@@ -48,7 +48,42 @@ extern "C" void HandleInterrupt(int signal) {
   _exit(130);
 }
 
-bool StderrIsTerminal() { return isatty(STDERR_FILENO) == 1; }
+// A progress or status line stands on stderr, without a line break behind it.
+bool g_line_is_drawn = false;
+
+// The size of the terminal behind stderr; 24 x 80 where it does not say.
+winsize StderrSize() {
+  winsize size = {};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0 || size.ws_row == 0) {
+    size.ws_row = 24;
+    size.ws_col = 80;
+  }
+  return size;
+}
+
+bool WantsStyle() {
+  const char* no_color = std::getenv("NO_COLOR");
+  return no_color == nullptr || *no_color == '\0';
+}
+
+// Characters of UTF-8: columns, but for wide ones, which no text here has.
+int CountColumns(std::string_view text) {
+  return static_cast<int>(std::count_if(
+      text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) >> 6) != 2; }));
+}
+
+// At most so many columns; what is cut off shows as "..".
+std::string FitColumns(const std::string& text, int columns) {
+  if (CountColumns(text) <= columns) return text;
+  std::string shown;
+  int used = 0;
+  for (const char c : text) {
+    used += (static_cast<unsigned char>(c) >> 6) != 2 ? 1 : 0;
+    if (used > std::max(columns - 2, 0)) break;
+    shown += c;
+  }
+  return columns >= 2 ? shown + ".." : shown;
+}
 
 // Cursor movement and the like; TERM=dumb says that control sequences would show as text.
 bool TerminalTakesControls() {
@@ -89,7 +124,7 @@ void StderrLog::Warning(const std::string& message) { PrintError("warning: " + m
 
 // Where an error ends the work, its message gets a line of its own.
 ProgressBar::~ProgressBar() {
-  if (line_is_open_) std::fputc('\n', stderr);
+  if (shown_columns_ > 0 && g_line_is_drawn) std::fputc('\n', stderr);
 }
 
 void ProgressBar::Begin(const std::string& task, int64_t total, int64_t done) {
@@ -104,47 +139,77 @@ void ProgressBar::Begin(const std::string& task, int64_t total, int64_t done) {
 void ProgressBar::Advance(int64_t units) {
   done_ += units;
   const auto interval =
-      StderrIsTerminal() ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000);
+      StderrIsLive() ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000);
   if (Clock::now() - last_draw_ >= interval) Draw(false);
 }
 
 void ProgressBar::End() { Draw(true); }
 
-void ProgressBar::Draw(bool last) {
-  last_draw_ = Clock::now();
+// The widest of these that fits: all parts, a shorter bar, no bar, no speed, a cut name, a cut
+// line.
+std::string ProgressBar::Text(bool last, int columns) const {
   const double elapsed = std::chrono::duration<double>(last_draw_ - start_).count();
   const auto fresh = static_cast<double>(done_ - resumed_);
   const double rate = elapsed > 0 ? fresh / elapsed : 0;
-  std::string line = fmt::format("{:<12}", task_);
-  if (StderrIsTerminal()) {
-    constexpr int64_t kCells = 24;
-    const int64_t filled = total_ > 0 ? kCells * done_ / total_ : kCells;
-    line += fmt::format(" [{}{}]", std::string(static_cast<size_t>(filled), '#'),
-                        std::string(static_cast<size_t>(kCells - filled), '-'));
-  }
-  line += fmt::format(" {}/{}", done_, total_);
-  if (resumed_ > 0) line += fmt::format(" ({} resumed)", resumed_);
-  if (rate > 0) line += fmt::format("  {:.3g}/s", rate);
+  const auto bar = [&](int64_t cells) {
+    if (cells == 0) return std::string();
+    const int64_t filled = total_ > 0 ? cells * done_ / total_ : cells;
+    return fmt::format(" [{}{}]", std::string(static_cast<size_t>(filled), '#'),
+                       std::string(static_cast<size_t>(cells - filled), '-'));
+  };
+  std::string counts = fmt::format(" {}/{}", done_, total_);
+  if (resumed_ > 0) counts += fmt::format(" ({} resumed)", resumed_);
+  const std::string speed = rate > 0 ? fmt::format("  {:.3g}/s", rate) : "";
+  std::string rest;
   if (last) {
-    line += fmt::format("  {} in all", FormatSeconds(elapsed));
+    rest = done_ < total_ ? fmt::format("  stopped after {}", FormatSeconds(elapsed))
+                          : fmt::format("  {} in all", FormatSeconds(elapsed));
   } else if (rate > 0) {
-    line += fmt::format("  {} left", FormatSeconds(static_cast<double>(total_ - done_) / rate));
+    rest = fmt::format("  {} left", FormatSeconds(static_cast<double>(total_ - done_) / rate));
   }
-  if (!note_.empty()) line += "  " + note_;
-  if (StderrIsTerminal()) {
-    std::fprintf(stderr, "\r%s\033[K%s", line.c_str(), last ? "\n" : "");
-    line_is_open_ = !last;
-  } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
+  if (!note_.empty()) rest += "  " + note_;
+  const std::string name = fmt::format("{:<12}", task_);
+  if (columns == 0) return name + counts + speed + rest;
+  const std::string texts[] = {name + bar(24) + counts + speed + rest,
+                               name + bar(10) + counts + speed + rest, name + counts + speed + rest,
+                               name + counts + rest};
+  for (const std::string& text : texts) {
+    if (CountColumns(text) <= columns) return text;
   }
+  constexpr int kShortestName = 8;
+  const int room = columns - CountColumns(counts + rest);
+  return FitColumns(FitColumns(task_, std::max(room, kShortestName)) + counts + rest, columns);
+}
+
+void ProgressBar::Draw(bool last) {
+  last_draw_ = Clock::now();
+  if (!StderrIsLive()) {
+    std::fprintf(stderr, "%s\n", Text(last, 0).c_str());
+    std::fflush(stderr);
+    return;
+  }
+  // The last column stays free: a character in it would move the cursor on some terminals.
+  const int columns = std::max(StderrSize().ws_col - 1, 1);
+  const std::string line = Text(last, columns);
+  // After the terminal became narrower, the line that is there takes several rows.
+  const int rows_above = shown_columns_ > 0 ? (shown_columns_ - 1) / (columns + 1) : 0;
+  const std::string up = rows_above > 0 ? fmt::format("\033[{}A", rows_above) : "";
+  std::fprintf(stderr, "%s\r%s%s%s", up.c_str(), line.c_str(), rows_above > 0 ? "\033[J" : "\033[K",
+               last ? "\n" : "");
+  shown_columns_ = last ? 0 : CountColumns(line);
+  g_line_is_drawn = !last;
   std::fflush(stderr);
 }
 
 StatusLine::StatusLine() {
-  winsize size = {};
-  if (!StdoutIsTerminal() || !StderrIsTerminal() || !TerminalTakesControls()) return;
-  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_row < 4) return;
-  active_ = true;
+  if (!StderrIsLive()) return;
+  if (!StdoutIsTerminal()) {
+    mode_ = Mode::kLine;
+    return;
+  }
+  const winsize size = StderrSize();
+  if (size.ws_row < 4) return;
+  mode_ = Mode::kBottom;
   rows_ = size.ws_row;
   columns_ = size.ws_col;
   std::fflush(stdout);
@@ -155,32 +220,53 @@ StatusLine::StatusLine() {
 }
 
 StatusLine::~StatusLine() {
-  if (!active_) return;
   std::fflush(stdout);
-  std::fprintf(stderr, "\0337\033[%d;1H\033[K\033[r\0338", rows_);
+  if (mode_ == Mode::kLine && g_line_is_drawn) {
+    std::fprintf(stderr, "\r\033[K");
+    g_line_is_drawn = false;
+  }
+  if (mode_ == Mode::kBottom) {
+    std::fprintf(stderr, "\0337\033[%d;1H\033[K\033[r\0338", rows_);
+    g_status_line_active = 0;
+  }
   std::fflush(stderr);
-  g_status_line_active = 0;
+}
+
+void StatusLine::FollowSize() {
+  const winsize size = StderrSize();
+  columns_ = size.ws_col;
+  if (mode_ != Mode::kBottom || size.ws_row == rows_ || size.ws_row < 4) return;
+  // A taller terminal shows the old line in its middle; a shorter one has dropped it.
+  if (size.ws_row > rows_) std::fprintf(stderr, "\0337\033[%d;1H\033[K\0338", rows_);
+  rows_ = size.ws_row;
+  std::fprintf(stderr, "\0337\033[1;%dr\0338", rows_ - 1);
 }
 
 void StatusLine::Update(const std::string& text, bool force) {
-  if (!active_) return;
+  if (mode_ == Mode::kNone) return;
   const auto now = std::chrono::steady_clock::now();
   if (!force && now - last_draw_ < std::chrono::milliseconds(100)) return;
   last_draw_ = now;
   std::fflush(stdout);
-  const std::string shown = text.substr(0, static_cast<size_t>(std::max(columns_ - 1, 1)));
-  std::fprintf(stderr, "\0337\033[%d;1H\033[7m%s\033[0m\033[K\0338", rows_, shown.c_str());
+  FollowSize();
+  const std::string shown = FitColumns(text, std::max(columns_ - 1, 1));
+  if (mode_ == Mode::kLine) {
+    std::fprintf(stderr, "\r%s\033[K", shown.c_str());
+    g_line_is_drawn = true;
+  } else {
+    const bool style = WantsStyle();
+    std::fprintf(stderr, "\0337\033[%d;1H%s%s%s\033[K\0338", rows_, style ? "\033[7m" : "",
+                 shown.c_str(), style ? "\033[0m" : "");
+  }
   std::fflush(stderr);
 }
+
+bool StderrIsLive() { return isatty(STDERR_FILENO) == 1 && TerminalTakesControls(); }
 
 bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }
 bool StdoutIsTerminal() { return isatty(STDOUT_FILENO) == 1; }
 
-bool StdoutTakesStyle() {
-  const char* const no_color = std::getenv("NO_COLOR");
-  return StdoutIsTerminal() && (no_color == nullptr || *no_color == '\0') &&
-         TerminalTakesControls();
-}
+bool StdoutTakesStyle() { return StdoutIsTerminal() && WantsStyle() && TerminalTakesControls(); }
 
 void Print(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
@@ -188,6 +274,9 @@ void Print(const std::string& text) {
   }
 }
 
-void PrintError(const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); }
+void PrintError(const std::string& line) {
+  std::fprintf(stderr, "%s%s\n", g_line_is_drawn ? "\r\033[K" : "", line.c_str());
+  g_line_is_drawn = false;
+}
 
 }  // namespace pmkvq::cli

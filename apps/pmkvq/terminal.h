@@ -1,5 +1,5 @@
 // What the program shows a person: messages and progress on stderr, live when stderr is a
-// terminal, plain lines otherwise; and Ctrl-C.
+// terminal, plain lines otherwise (and with TERM=dumb); and Ctrl-C.
 #pragma once
 
 #include <chrono>
@@ -27,8 +27,9 @@ class StderrLog : public LogSink {
   void Warning(const std::string& message) override;
 };
 
-// "sensitivity  [#######-------] 14/32  1.9/s  9 s left". On a terminal one line that is redrawn;
-// otherwise a line at the start, at most one every 10 s, and one at the end.
+// "sensitivity  [#######-------] 14/32  1.9/s  9 s left". On a terminal one line that is redrawn
+// and fits its width, also after a change of size; otherwise a line at the start, at most one every
+// 10 s, and one at the end ("4 s in all", or "stopped after 4 s" where units are left).
 class ProgressBar : public ProgressSink {
  public:
   ProgressBar() = default;
@@ -44,19 +45,21 @@ class ProgressBar : public ProgressSink {
  private:
   using Clock = std::chrono::steady_clock;
   void Draw(bool last);
+  std::string Text(bool last, int columns) const;
 
   std::string task_;
   std::string note_;
   int64_t total_ = 0;
   int64_t done_ = 0;
   int64_t resumed_ = 0;
-  bool line_is_open_ = false;  // Drawn on a terminal and not ended.
+  int shown_columns_ = 0;  // Of the line that is drawn on a terminal and not ended; else 0.
   Clock::time_point start_;
   Clock::time_point last_draw_;
 };
 
-// A status line kept at the bottom of the terminal while text scrolls above it. Does nothing
-// unless both stdout and stderr are terminals.
+// A status line kept at the bottom of the terminal while text scrolls above it; where only stderr
+// is a terminal, a line there that is redrawn and erased at the end. Does nothing where stderr is
+// none, or TERM is dumb.
 class StatusLine {
  public:
   StatusLine();
@@ -64,17 +67,24 @@ class StatusLine {
   StatusLine(const StatusLine&) = delete;
   StatusLine& operator=(const StatusLine&) = delete;
 
-  bool active() const { return active_; }
+  bool active() const { return mode_ != Mode::kNone; }
   // At most ten redraws a second; `force` draws in any case.
   void Update(const std::string& text, bool force = false);
 
  private:
-  bool active_ = false;
+  enum class Mode : uint8_t { kNone, kBottom, kLine };
+
+  // Keeps the last row apart, also after a change of size.
+  void FollowSize();
+
+  Mode mode_ = Mode::kNone;
   int rows_ = 0;
   int columns_ = 0;
   std::chrono::steady_clock::time_point last_draw_;
 };
 
+// stderr is a terminal that moves its cursor.
+bool StderrIsLive();
 bool StdinIsTerminal();
 bool StdoutIsTerminal();
 // Stdout is a terminal that takes colours: TERM is not dumb, NO_COLOR is unset or empty.
@@ -82,7 +92,7 @@ bool StdoutTakesStyle();
 
 // Writes to stdout at once.
 void Print(const std::string& text);
-// One line on stderr.
+// One line on stderr, in place of a progress or status line that stands there.
 void PrintError(const std::string& line);
 
 }  // namespace pmkvq::cli
