@@ -415,7 +415,12 @@ std::string ReadStdin() {
 }
 
 std::string FormatPages(const PagesPerWidth& pages) {
-  return fmt::format("16:{} 8:{} 4:{} 2:{}", pages[0], pages[1], pages[2], pages[3]);
+  std::string text;
+  for (size_t i = 0; i < kWidths.size(); ++i) {
+    if (pages[i] == 0) continue;
+    text += fmt::format("{}{}:{}", text.empty() ? "" : " ", kWidths[i], pages[i]);
+  }
+  return text.empty() ? "none" : text;
 }
 
 }  // namespace pmkvq::cli

@@ -109,7 +109,7 @@ void WriteJson(const std::string& path, const std::string& json);
 // All of standard input.
 std::string ReadStdin();
 
-// "16:4 8:20 4:0 2:96"
+// "16:4 8:20 2:96"; widths without pages are left out, "none" for no pages.
 std::string FormatPages(const PagesPerWidth& pages);
 
 }  // namespace pmkvq::cli

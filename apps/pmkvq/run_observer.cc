@@ -47,10 +47,13 @@ std::string RunObserver::StatusText(RequestId id) const {
   const std::optional<SequenceId> seq = engine_.SequenceOf(id);
   if (!seq) return "";
   const KvSequenceStats kv = engine_.store().SequenceStats(*seq);
-  const std::string sample = output_.several ? fmt::format(" sample {} |", id) : "";
-  return fmt::format("{} {} tokens | {:.1f} tok/s | KV {} / {} | pages {}", sample, kv.num_tokens,
-                     TokensPerSecond(), FormatByteSize(kv.bytes), FormatByteSize(kv.budget_bytes),
-                     FormatPages(kv.pages));
+  const std::string cache = fmt::format("KV {} / {} | pages {}", FormatByteSize(kv.bytes),
+                                        FormatByteSize(kv.budget_bytes), FormatPages(kv.pages));
+  if (output_.several) {  // The speed is that of all; the cache is one sample's.
+    return fmt::format(" {} tokens of all samples | {:.1f} tok/s | sample {}: {}", num_tokens_,
+                       TokensPerSecond(), id, cache);
+  }
+  return fmt::format(" {} tokens | {:.1f} tok/s | {}", kv.num_tokens, TokensPerSecond(), cache);
 }
 
 // One line per sample on stderr when it is done.
@@ -60,12 +63,15 @@ void RunObserver::Report(const Completion& completion) const {
   const double rate = completion.decode_seconds > 0
                           ? static_cast<double>(num_output) / completion.decode_seconds
                           : 0;
+  const std::string pause =
+      completion.longest_pause_us > 0
+          ? fmt::format(", longest pause {:.2f} ms", completion.longest_pause_us / 1000)
+          : "";
   PrintError(fmt::format(
-      "[{}] {} prompt + {} output tokens, {:.1f} tok/s, KV peak {} of {}, pages {}, longest "
-      "halving pause {:.2f} ms{}",
+      "[{}] {} + {} tokens, {:.1f} tok/s, KV peak {} of {}, pages {}{}{}",
       NameOf(completion.finish_reason), completion.prompt_ids.size(), num_output, rate,
       FormatByteSize(completion.kv.peak_bytes), FormatByteSize(completion.kv.budget_bytes),
-      FormatPages(completion.kv.pages), completion.longest_pause_us / 1000,
+      FormatPages(completion.kv.pages), pause,
       completion.finish_reason == FinishReason::kKvBudget
           ? "; the KV budget is spent at the floor width, raise --kv-budget for longer output"
           : ""));
