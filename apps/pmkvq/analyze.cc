@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "commands.h"
+#include "page_origin.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/analysis/placement.h"
 #include "pmkvq/io/file.h"
@@ -27,9 +28,21 @@ void AnalysisOptions::CheckOutputs() const {
   CheckWritable(html);
 }
 
-void AnalysisOptions::Write(const std::string& json_text, const HtmlPage& page) const {
+PageOrigin AnalysisOptions::Origin(const std::string& plan) const {
+  return MakePageOrigin(command_line, model, plan);
+}
+
+void AnalysisOptions::Write(const std::string& json_text, HtmlPage page) const {
   WriteJson(json, json_text);
+  if (quick && json != "-") {
+    Print("--quick: sizes are small, so these numbers show that it works, not what is true\n");
+  }
   if (html.empty()) return;
+  if (quick) {
+    page.SetWarning(
+        "Made with --quick: a few short texts, so these numbers show that the analysis works and "
+        "mean little else. Run it without --quick before you conclude anything.");
+  }
   WriteFileAtomically(html, page.Render());
   if (json != "-") Print(fmt::format("page: {}\n", html));
 }
@@ -86,9 +99,7 @@ void AddAnalyze(CLI::App& app, int argc, const char* const* argv) {
   CLI::App* analyze = app.add_subcommand(
       "analyze", "experiments: error growth along a chain, transfer between tasks, interpolation");
   analyze->require_subcommand(1);
-  std::vector<std::string> arguments = {"pmkvq"};
-  for (int i = 1; i < argc; ++i) arguments.emplace_back(argv[i]);
-  const std::string command_line = ShellCommand(arguments);
+  const std::string command_line = CommandLineOf(argc, argv);
   AddErrorGrowth(*analyze, command_line);
   AddTransfer(*analyze, command_line);
   AddInterpolation(*analyze, command_line);

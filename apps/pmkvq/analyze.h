@@ -30,8 +30,10 @@ struct AnalysisOptions {
   void Register(CLI::App& command, const std::string& data_text);
   // Refuses outputs that cannot be written, and wrong usage when there is neither.
   void CheckOutputs() const;
-  // Writes both, says where the page is.
-  void Write(const std::string& json_text, const HtmlPage& page) const;
+  // For the head of the page. `plan`: its file, or "".
+  PageOrigin Origin(const std::string& plan) const;
+  // Writes both, says where the page is. With --quick both page and terminal say so.
+  void Write(const std::string& json_text, HtmlPage page) const;
   // `path`, or MODEL/name where that is empty. Throws InvalidInput naming `option` when there is no
   // such file either.
   std::string DataPath(const std::string& path, const char* name, const char* option) const;

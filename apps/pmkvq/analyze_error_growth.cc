@@ -4,7 +4,9 @@
 #include <algorithm>
 
 #include "analyze.h"
+#include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/eval/analysis/equal_bytes.h"
 #include "pmkvq/eval/analysis/error_growth.h"
 #include "pmkvq/eval/analysis/texts.h"
 #include "pmkvq/io/file.h"
@@ -94,13 +96,22 @@ Chain MakeChain(const Options& options, const std::shared_ptr<Model>& model,
   return chain;
 }
 
-// The methods that were asked for, or some that show the field.
-std::vector<std::string> SpecsOf(const Options& options) {
-  if (!options.specs.empty()) return options.specs;
-  const bool has_budget = !options.kv.plan_path.empty() || !options.kv.budget.empty();
-  const std::string progressive = has_budget ? "pm-kvq" : "pm-kvq:bits=2";
-  if (options.common.quick) return {"static-2", progressive};
-  return {"static-4", "static-2", "kivi", "rtn:bits=3", progressive};
+void PrintTable(const ErrorGrowth& growth, const KvGeometry& geometry) {
+  std::string text =
+      fmt::format("{}: {} + {} tokens\n{:<20} {:>6} {:>10} {:>14} {:>12} {:>9}\n",
+                  growth.chain.problem, growth.chain.prompt_tokens, growth.chain.chain_tokens(),
+                  "cache", "bits", "mean KL", "attention KL", "late/early", "differs");
+  for (const CacheGrowth& cache : growth.caches) {
+    text += fmt::format("{:<20} {:>6.2f} {:>10} {:>14} {:>12} {:>9}\n", cache.spec,
+                        EffectiveBitsOf(growth, cache, geometry), FormatNumber(cache.mean_kl),
+                        FormatNumber(cache.mean_attention), FormatLateOverEarly(cache),
+                        cache.disagreements.size());
+  }
+  text +=
+      "bits: per stored value, at the largest size; KL in nats from fp16; late/early: mean KL of "
+      "the last quarter\nof the chain over that of the first; differs: tokens that are not fp16's "
+      "choice\n";
+  Print(text + ErrorGrowthVerdict(growth, geometry) + "\n");
 }
 
 void Run(Options options) {
@@ -115,38 +126,40 @@ void Run(Options options) {
   const EngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
 
+  const auto requirements = [&](int64_t num_tokens) {
+    return KvRequirements{model->kv_geometry(), 1, num_tokens, engine.num_threads, &model->rope(),
+                          &model->checkpoint()};
+  };
   ErrorGrowthOptions growth_options;
-  for (const std::string& spec : SpecsOf(options)) {
+  for (const std::string& spec : options.specs) {
     growth_options.caches.push_back(engine.kv);
     growth_options.caches.back().spec = spec;
     // A mistake in a SPEC must not wait until the chain is there.
-    ResolveKvBudget(growth_options.caches.back(),
-                    {model->kv_geometry(), 1, max_len, engine.num_threads, &model->rope(),
-                     &model->checkpoint()});
+    ResolveKvBudget(growth_options.caches.back(), requirements(max_len));
   }
   growth_options.attention_stride = options.stride;
   growth_options.num_bins = options.bins;
-  growth_options.max_len = max_len;
   growth_options.num_threads = engine.num_threads;
   ProgressBar progress;
   growth_options.progress = &progress;
   growth_options.cancel = InterruptFlag();
   const Chain chain = MakeChain(options, model, *tokenizer, max_len, engine.num_threads);
+  // Budgets by width are for the chain, so that caches of one width take equal bytes in the end.
+  growth_options.max_len = options.kv.max_len > 0 ? max_len : std::ssize(chain.tokens);
+  if (options.specs.empty()) {
+    EqualBytes equal =
+        CachesAtEqualBytes(engine.kv, requirements(growth_options.max_len), options.common.quick);
+    StderrLog().Info(fmt::format("each cache may take {}", FormatByteSize(equal.budget_bytes)));
+    growth_options.caches = std::move(equal.caches);
+  }
   const ErrorGrowth growth = MeasureErrorGrowth(model, chain, growth_options);
 
   if (options.common.json != "-") {
-    Print(fmt::format("{}: {} + {} tokens\n{:<20} {:>10} {:>14} {:>12} {:>9}\n", chain.problem,
-                      chain.prompt_tokens, chain.chain_tokens(), "cache", "mean KL", "attention KL",
-                      "late/early", "differs"));
-    for (const CacheGrowth& cache : growth.caches) {
-      Print(fmt::format("{:<20} {:>10} {:>14} {:>12} {:>9}\n", cache.spec,
-                        FormatNumber(cache.mean_kl), FormatNumber(cache.mean_attention),
-                        FormatNumber(cache.late_over_early), cache.disagreements.size()));
-    }
+    PrintTable(growth, model->kv_geometry());
   }
-  options.common.Write(
-      ErrorGrowthJson(growth, options.common.command_line),
-      ErrorGrowthPage(growth, model->kv_geometry(), tokenizer.get(), options.common.command_line));
+  options.common.Write(ErrorGrowthJson(growth, options.common.command_line),
+                       ErrorGrowthPage(growth, model->kv_geometry(), tokenizer.get(),
+                                       options.common.Origin(options.kv.plan_path)));
 }
 
 }  // namespace
@@ -186,16 +199,19 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line) {
   command->remove_option(command->get_option("--kv"));
   command->remove_option(command->get_option("--recipe"));
   command
-      ->add_option("--kv", options->specs,
-                   "may be given several times; default: static-4, static-2, kivi, rtn:bits=3, "
-                   "and pm-kvq with --plan or --kv-budget, else pm-kvq:bits=2\n" +
-                       methods)
+      ->add_option(
+          "--kv", options->specs,
+          "may be given several times; default: static widths, kivi, rtn and pm-kvq inside "
+          "the same bytes, those of --kv-budget or --plan, else what 2 bits take\n" +
+              methods)
       ->group("KV cache");
   // After --kv, whose values replace the list.
   AddRecipe(*command, [options](const std::string& spec) { options->specs.push_back(spec); });
   command->get_option("--max-len")
-      ->description(fmt::format("tokens that budgets by width are for; the chain must fit (0: {})",
-                                kFullMaxLen));
+      ->description(
+          fmt::format("the chain must fit, and budgets by width are for so many tokens (0: the "
+                      "chain fits {}, budgets are for its length)",
+                      kFullMaxLen));
   command->callback([options] { Run(*options); });
 }
 

@@ -147,9 +147,13 @@ void Run(const Options& options) {
                       analysis.allocation.max_len);
   if (quick) analysis.texts.resize(1);
   const Interpolation interpolation = MeasureInterpolation(model, analysis);
-  if (options.common.json != "-") PrintTable(interpolation);
+  if (options.common.json != "-") {
+    PrintTable(interpolation);
+    Print("bits: final widths are digits, one a block, from the first\n" +
+          InterpolationVerdict(interpolation) + "\n");
+  }
   options.common.Write(InterpolationJson(interpolation, options.common.command_line),
-                       InterpolationPage(interpolation, options.common.command_line));
+                       InterpolationPage(interpolation, options.common.Origin("")));
 }
 
 }  // namespace

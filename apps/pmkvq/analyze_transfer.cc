@@ -135,9 +135,13 @@ void Run(const Options& options) {
     tasks.push_back(SplitTask(name, ids, texts));
   }
   const Transfer transfer = MeasureTransfer(model, std::move(tasks), transfer_options);
-  if (options.common.json != "-") PrintMatrix(transfer);
+  if (options.common.json != "-") {
+    PrintMatrix(transfer);
+    Print("final widths are digits, one a block, from the first\n" + TransferVerdict(transfer) +
+          "\n");
+  }
   options.common.Write(TransferJson(transfer, options.common.command_line),
-                       TransferPage(transfer, options.common.command_line));
+                       TransferPage(transfer, options.common.Origin(options.plan)));
 }
 
 }  // namespace

@@ -1,54 +1,23 @@
 // pmkvq analyze as its user runs it, and its pages in headless Chromium.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "pmkvq/io/json.h"
+#include "support/open_page.h"
 #include "support/run_program.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectDrawn;
+using testing_support::Open;
+using testing_support::OpenedPage;
 using testing_support::ProgramResult;
+using testing_support::RootTag;
 using testing_support::RunProgram;
 using testing_support::Slurp;
 using testing_support::TempFolder;
 
 const std::string kModel = PMKVQ_SOURCE_DIR "/models/longcot-10m";
-
-// A page as the browser has it after its scripts ran, and what it said meanwhile.
-struct OpenedPage {
-  std::string dom;
-  std::string log;
-};
-
-OpenedPage Open(const std::string& path) {
-  const TempFolder folder;
-  const std::string command =
-      "timeout 90 chromium --headless --no-sandbox --disable-gpu --no-first-run "
-      "--disable-background-networking --disable-component-update --enable-logging=stderr --v=0 "
-      "--user-data-dir=" +
-      folder.File("profile") + " --dump-dom file://" + path + " >" + folder.File("dom") + " 2>" +
-      folder.File("log") + " </dev/null";
-  const int status = std::system(command.c_str());
-  EXPECT_EQ(status, 0) << "chromium (scripts/install-deps.sh test) failed: "
-                       << Slurp(folder.File("log"));
-  return {Slurp(folder.File("dom")), Slurp(folder.File("log"))};
-}
-
-// The opening <html ...> tag, where the page's scripts leave their marks.
-std::string RootTag(const OpenedPage& page) {
-  const size_t begin = page.dom.find("<html");
-  return page.dom.substr(begin, page.dom.find('>', begin) - begin);
-}
-
-void ExpectDrawn(const std::string& path) {
-  const OpenedPage page = Open(path);
-  EXPECT_NE(RootTag(page).find("data-rendered=\"true\""), std::string::npos) << RootTag(page);
-  EXPECT_EQ(RootTag(page).find("data-error"), std::string::npos) << RootTag(page);
-  // Scripts that fail and loads that are refused show up here.
-  EXPECT_EQ(page.log.find("CONSOLE"), std::string::npos) << page.log;
-}
 
 // Runs one analysis in its small size, opens its page and returns its JSON.
 JsonValue RunAnalysis(const std::string& name, const std::vector<std::string>& more = {}) {
@@ -69,6 +38,12 @@ JsonValue RunAnalysis(const std::string& name, const std::vector<std::string>& m
   ExpectDrawn(folder.File("page.html"));
   const std::string page = Slurp(folder.File("page.html"));
   EXPECT_NE(page.find("analyze " + name + " --model"), std::string::npos);
+  // The result, what it is worth, and where it comes from.
+  EXPECT_NE(page.find("<p class=\"verdict\">"), std::string::npos);
+  EXPECT_NE(page.find("Made with --quick"), std::string::npos);
+  EXPECT_NE(page.find("<dt>model</dt><dd>" + kModel), std::string::npos);
+  EXPECT_NE(page.find("<dt>made</dt><dd>20"), std::string::npos);
+  EXPECT_NE(page.find("<dt>pmkvq</dt><dd>"), std::string::npos);
   return JsonValue::Parse(Slurp(folder.File("out.json")), "out.json");
 }
 
@@ -76,6 +51,12 @@ TEST(Analyze, ErrorGrowth) {
   const JsonValue json = RunAnalysis("error-growth", {"--max-tokens", "260"});
   EXPECT_EQ(json.At("chain_tokens").AsInt(), 260);
   ASSERT_EQ(json.At("caches").size(), 2u);
+  // Both inside the same bytes, which pm-kvq may not have needed for so short a chain.
+  const JsonValue progressive = json.At("caches").At(size_t{1});
+  EXPECT_EQ(progressive.At("kv").AsString(), "pm-kvq");
+  EXPECT_EQ(progressive.At("budget_bytes").AsInt(),
+            json.At("caches").At(size_t{0}).At("budget_bytes").AsInt());
+  EXPECT_LE(progressive.At("peak_bytes").AsInt(), progressive.At("budget_bytes").AsInt());
   const JsonValue cache = json.At("caches").At(size_t{0});
   EXPECT_EQ(cache.At("kv").AsString(), "static-2");
   EXPECT_EQ(cache.At("kl").size(), 260u);

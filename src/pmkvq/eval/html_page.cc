@@ -69,10 +69,24 @@ std::string ChartJson(const Chart& chart) {
     json.Key("x").Array(series.x);
     json.Key("y").Array(series.y);
     json.Key("dashed").Bool(series.dashed);
+    if (!series.low.empty()) {
+      json.Key("low").Array(series.low);
+      json.Key("high").Array(series.high);
+    }
     json.EndObject();
   }
   json.EndArray().EndObject();
   return json.text();
+}
+
+// Facts without a value are left out.
+std::string FormatFacts(const std::vector<std::pair<std::string, std::string>>& facts) {
+  std::string text = "<dl>\n";
+  for (const auto& [name, value] : facts) {
+    if (value.empty()) continue;
+    text += fmt::format("<dt>{}</dt><dd>{}</dd>\n", EscapeHtml(name), EscapeHtml(value));
+  }
+  return text + "</dl>\n";
 }
 
 void CheckChart(const Chart& chart) {
@@ -80,6 +94,8 @@ void CheckChart(const Chart& chart) {
     const size_t expected =
         chart.kind == Chart::Kind::kBar ? chart.categories.size() : series.x.size();
     PMKVQ_CHECK_MSG(series.y.size() == expected, "a chart's series has another length");
+    PMKVQ_CHECK(series.low.size() == series.high.size() &&
+                (series.low.empty() || series.low.size() == series.y.size()));
   }
 }
 
@@ -169,8 +185,12 @@ std::vector<std::vector<TableCell>> HeatRows(const std::vector<std::string>& nam
   return rows;
 }
 
-HtmlPage::HtmlPage(std::string title, std::string command)
-    : title_(std::move(title)), command_(std::move(command)) {}
+HtmlPage::HtmlPage(std::string title, PageOrigin origin)
+    : title_(std::move(title)), origin_(std::move(origin)) {}
+
+void HtmlPage::SetVerdict(std::string text) { verdict_ = std::move(text); }
+
+void HtmlPage::SetWarning(std::string text) { warning_ = std::move(text); }
 
 void HtmlPage::AddHeading(const std::string& text) {
   body_ += fmt::format("<h2>{}</h2>\n", EscapeHtml(text));
@@ -181,11 +201,7 @@ void HtmlPage::AddParagraph(const std::string& text) {
 }
 
 void HtmlPage::AddFacts(const std::vector<std::pair<std::string, std::string>>& facts) {
-  body_ += "<dl>\n";
-  for (const auto& [name, value] : facts) {
-    body_ += fmt::format("<dt>{}</dt><dd>{}</dd>\n", EscapeHtml(name), EscapeHtml(value));
-  }
-  body_ += "</dl>\n";
+  body_ += FormatFacts(facts);
 }
 
 void HtmlPage::AddChart(const Chart& chart) {
@@ -235,8 +251,14 @@ std::string HtmlPage::Render() const {
   page += std::string("<script>") + kErrorScript + "</script>\n";
   page += "<style>\n" + std::string(embedded::kPageCss) + "</style>\n</head>\n<body>\n";
   page += "<h1>" + EscapeHtml(title_) + "</h1>\n<p id=\"error\" class=\"error\"></p>\n";
+  if (!verdict_.empty()) page += "<p class=\"verdict\">" + EscapeHtml(verdict_) + "</p>\n";
+  if (!warning_.empty()) page += "<p class=\"warning\">" + EscapeHtml(warning_) + "</p>\n";
+  page += FormatFacts({{"model", origin_.model},
+                       {"plan", origin_.plan},
+                       {"made", origin_.date},
+                       {"pmkvq", origin_.version}});
+  page += "<pre>" + EscapeHtml(origin_.command) + "</pre>\n";
   page += body_;
-  page += "<h2>Command</h2>\n<pre>" + EscapeHtml(command_) + "</pre>\n";
   page += "<script id=\"charts\" type=\"application/json\">[";
   for (size_t i = 0; i < charts_.size(); ++i) {
     page += (i > 0 ? ",\n" : "\n") + EscapeScriptJson(charts_[i]);

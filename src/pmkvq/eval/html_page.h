@@ -30,6 +30,9 @@ struct ChartSeries {
   std::vector<double> x;
   std::vector<double> y;
   bool dashed = false;
+  // Ends of an interval around each y, drawn as a bar: kLine only, both empty for none.
+  std::vector<double> low = {};
+  std::vector<double> high = {};
 };
 
 struct Chart {
@@ -38,7 +41,8 @@ struct Chart {
   std::string title;
   std::string x_label;  // With its unit in brackets, as y_label.
   std::string y_label;
-  bool log_x = false;  // kLine only; with base 2 ticks at the x values of the first series.
+  // kLine only; ticks at the x values of the first series, or round ones where it has intervals.
+  bool log_x = false;
   bool log_y = false;
   bool stepped = false;                 // kLine: a value holds until the next one.
   std::vector<std::string> categories;  // kBar.
@@ -67,10 +71,23 @@ struct Table {
 std::vector<std::vector<TableCell>> HeatRows(const std::vector<std::string>& names,
                                              const std::vector<std::vector<double>>& values);
 
+// Where a page comes from, shown in its head. Fields that are empty are left out.
+struct PageOrigin {
+  std::string command;  // That made the page.
+  std::string model;    // Its folder.
+  std::string plan;     // Its file.
+  std::string version;  // Of pmkvq.
+  std::string date;
+};
+
 class HtmlPage {
  public:
-  // `command` made the page and is shown on it.
-  HtmlPage(std::string title, std::string command);
+  HtmlPage(std::string title, PageOrigin origin);
+
+  // Both stand at the top, above the origin: what the page says in a sentence or two; and what its
+  // numbers are not good for.
+  void SetVerdict(std::string text);
+  void SetWarning(std::string text);
 
   // In the order in which they are added. Text is plain text.
   void AddHeading(const std::string& text);
@@ -83,7 +100,9 @@ class HtmlPage {
 
  private:
   std::string title_;
-  std::string command_;
+  PageOrigin origin_;
+  std::string verdict_;
+  std::string warning_;
   std::string body_;
   std::vector<std::string> charts_;  // JSON, see html_page.js
 };

@@ -1,5 +1,6 @@
 // Draws the charts that the page describes in <script id="charts" type="application/json">: a list
-// of {kind, title, xLabel, yLabel, logX, logY, stepped, categories, series: [{name, x, y, dashed}]}.
+// of {kind, title, xLabel, yLabel, logX, logY, stepped, categories, series: [{name, x, y, dashed}]};
+// a series may have low and high, the ends of an interval around each y.
 (function () {
   "use strict";
   const root = document.documentElement;
@@ -39,15 +40,53 @@
     return series.x.map((x, i) => ({ x: x, y: usable(series.y[i]) ? series.y[i] : null }));
   }
 
+  // A bar with ends from low to high through each point.
+  const intervals = {
+    id: "intervals",
+    beforeDatasetsDraw(chart) {
+      const draw = chart.ctx;
+      chart.data.datasets.forEach((set, index) => {
+        if (!set.low || !chart.isDatasetVisible(index)) return;
+        draw.save();
+        draw.strokeStyle = set.borderColor;
+        draw.globalAlpha = 0.75;
+        draw.lineWidth = 1.5;
+        chart.getDatasetMeta(index).data.forEach((point, i) => {
+          const top = chart.scales.y.getPixelForValue(set.high[i]);
+          const bottom = chart.scales.y.getPixelForValue(set.low[i]);
+          draw.beginPath();
+          draw.moveTo(point.x, top);
+          draw.lineTo(point.x, bottom);
+          for (const y of [top, bottom]) {
+            draw.moveTo(point.x - 4, y);
+            draw.lineTo(point.x + 4, y);
+          }
+          draw.stroke();
+        });
+        draw.restore();
+      });
+    },
+  };
+
+  function tooltipText(item) {
+    const set = item.dataset;
+    const text = set.label + ": " + Number(item.parsed.y).toPrecision(4);
+    if (!set.low) return text;
+    const ends = [set.low, set.high].map((list) => Number(list[item.dataIndex]).toPrecision(4));
+    return text + " [" + ends.join(", ") + "] at " + shortNumber(item.parsed.x);
+  }
+
   function dataset(chart, series, index) {
     const many = chart.kind === "line" && series.y.length > 80;
     return {
       label: series.name,
+      low: series.low,
+      high: series.high,
       data: points(chart, series),
       borderWidth: chart.kind === "line" ? 2 : 0,
       borderDash: series.dashed ? [6, 4] : [],
       pointStyle: chart.kind === "bar" ? "rect" : shapes[index % shapes.length],
-      pointRadius: many ? 0 : 3,
+      pointRadius: many ? 0 : series.low ? 5 : 3,
       stepped: chart.stepped ? "before" : false,
       tension: 0,
     };
@@ -64,7 +103,7 @@
     if (name === "x" && chart.kind === "bar") return Object.assign(result, { type: "category" });
     result.type = log ? "logarithmic" : "linear";
     result.ticks.callback = shortNumber;
-    if (name === "x" && log) {
+    if (name === "x" && log && !chart.series[0].low) {
       // One tick at each measured value: they are few and far apart.
       const values = chart.series[0].x;
       result.afterBuildTicks = (scale) => (scale.ticks = values.map((value) => ({ value: value })));
@@ -78,9 +117,34 @@
     return result;
   }
 
+  // Lines of a title that fit a narrow screen.
+  function wrap(title) {
+    const most = Math.max(24, Math.floor(root.clientWidth / 9));
+    const lines = [""];
+    for (const word of title.split(" ")) {
+      const last = lines[lines.length - 1];
+      if (last !== "" && last.length + 1 + word.length > most) lines.push(word);
+      else lines[lines.length - 1] = last === "" ? word : last + " " + word;
+    }
+    return lines;
+  }
+
+  // Long names lose their middle in the legend, not their ends.
+  function legendLabels(chart) {
+    const most = Math.max(24, Math.floor(root.clientWidth / 9));
+    const labels = window.Chart.defaults.plugins.legend.labels.generateLabels(chart);
+    for (const label of labels) {
+      if (label.text.length <= most) continue;
+      const half = Math.floor((most - 1) / 2);
+      label.text = label.text.slice(0, half) + "\u2026" + label.text.slice(-half);
+    }
+    return labels;
+  }
+
   function config(chart) {
     return {
       type: chart.kind,
+      plugins: [intervals],
       data: {
         labels: chart.kind === "bar" ? chart.categories : undefined,
         datasets: chart.series.map((series, index) => dataset(chart, series, index)),
@@ -91,11 +155,14 @@
         interaction: { mode: "nearest", axis: "x", intersect: false },
         scales: { x: axis(chart, "x"), y: axis(chart, "y") },
         plugins: {
-          title: { display: true, text: chart.title, font: { size: 15 } },
-          legend: { position: "bottom", labels: { usePointStyle: true } },
+          title: { display: true, text: wrap(chart.title), font: { size: 15 } },
+          legend: {
+            position: "bottom",
+            labels: { usePointStyle: true, generateLabels: legendLabels },
+          },
           tooltip: {
             callbacks: {
-              label: (item) => item.dataset.label + ": " + Number(item.parsed.y).toPrecision(4),
+              label: tooltipText,
             },
           },
         },

@@ -62,7 +62,9 @@ TEST(HeatRows, ShadesByTheLogarithm) {
 }
 
 TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
-  HtmlPage page("Title <1>", "pmkvq 'x' & y");
+  HtmlPage page("Title <1>", {"pmkvq 'x' & y", "models/<m>", "", "1.2", "today"});
+  page.SetVerdict("b > a");
+  page.SetWarning("a & b");
   page.AddHeading("First");
   page.AddParagraph("a < b");
   page.AddFacts({{"name", "<value>"}});
@@ -72,6 +74,7 @@ TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
   chart.y_label = "y (nats)";
   chart.log_y = true;
   chart.series.push_back({"one", {1, 2}, {0.5, kNaN}});
+  chart.series.push_back({"two", {1}, {5}, false, {4}, {7}});
   page.AddChart(chart);
   page.AddTable({"caption", {"head", "h2"}, {{"row", TableCell("7", 0.5)}}});
   const std::string html = page.Render();
@@ -81,6 +84,14 @@ TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
   EXPECT_EQ(Count(html, "<dd>&lt;value&gt;</dd>"), 1u);
   EXPECT_EQ(Count(html, "aria-label=\"A &quot;chart&quot;\""), 1u);
   EXPECT_EQ(Count(html, "<td class=\"heat\" style=\"--h:0.300\">7</td>"), 1u);
+  // Verdict, warning and origin come first; there is no plan.
+  EXPECT_EQ(Count(html, "<p class=\"verdict\">b &gt; a</p>"), 1u);
+  EXPECT_EQ(Count(html, "<p class=\"warning\">a &amp; b</p>"), 1u);
+  EXPECT_EQ(Count(html, "<dt>model</dt><dd>models/&lt;m&gt;</dd>"), 1u);
+  EXPECT_EQ(Count(html, "<dt>made</dt><dd>today</dd>"), 1u);
+  EXPECT_EQ(Count(html, "<dt>plan</dt>"), 0u);
+  EXPECT_LT(html.find("b &gt; a"), html.find("<pre>"));
+  EXPECT_LT(html.find("<pre>"), html.find("<h2>First</h2>"));
   EXPECT_LT(html.find("<h2>First</h2>"), html.find("<canvas"));
   EXPECT_LT(html.find("<canvas"), html.find("<table>"));
 
@@ -96,10 +107,14 @@ TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
   EXPECT_EQ(series.At("x").AsDoubleArray(), (std::vector<double>{1, 2}));
   EXPECT_EQ(series.At("y").At(size_t{0}).AsDouble(), 0.5);
   EXPECT_TRUE(series.At("y").At(size_t{1}).IsNull());
+  EXPECT_FALSE(series.Has("low"));
+  const JsonValue second = first.At("series").At(size_t{1});
+  EXPECT_EQ(second.At("low").AsDoubleArray(), (std::vector<double>{4}));
+  EXPECT_EQ(second.At("high").AsDoubleArray(), (std::vector<double>{7}));
 }
 
 TEST(HtmlPage, ANameCannotEndTheScript) {
-  HtmlPage page("t", "c");
+  HtmlPage page("t", {});
   Chart chart;
   chart.kind = Chart::Kind::kBar;
   chart.categories = {"</script><b>", "<!--"};
@@ -113,7 +128,7 @@ TEST(HtmlPage, ANameCannotEndTheScript) {
 }
 
 TEST(HtmlPage, LoadsNothing) {
-  HtmlPage page("t", "c");
+  HtmlPage page("t", {});
   const std::string html = page.Render();
   EXPECT_EQ(html.find(" src="), std::string::npos);
   EXPECT_EQ(html.find("href=\"http"), std::string::npos);

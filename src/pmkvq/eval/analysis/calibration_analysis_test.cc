@@ -188,7 +188,7 @@ TEST(Transfer, JsonAndPageHoldTheMatrix) {
   EXPECT_EQ(on.At("kl").AsDouble(), transfer.rows[0].on_task[1].kl);
   EXPECT_DOUBLE_EQ(on.At("loss_increase").AsDouble(),
                    on.At("loss").AsDouble() - on.At("fp16_loss").AsDouble());
-  const std::string html = TransferPage(transfer, "the command").Render();
+  const std::string html = TransferPage(transfer, {"the command", "", "", "", ""}).Render();
   EXPECT_NE(html.find("calibrated on b"), std::string::npos);
   EXPECT_NE(html.find("chart-2"), std::string::npos);
 }
@@ -250,7 +250,7 @@ TEST(Interpolation, JsonAndPageHoldThePoints) {
   const JsonValue last = json.At("points").At(size_t{3});
   EXPECT_EQ(last.At("effective_len").AsInt(), 256);
   EXPECT_EQ(last.At("cache").At("kl").AsDouble(), result.points[3].cache.kl);
-  const std::string html = InterpolationPage(result, "c").Render();
+  const std::string html = InterpolationPage(result, {"c", "", "", "", ""}).Render();
   EXPECT_NE(html.find("64 tokens, s = 4"), std::string::npos);
   EXPECT_NE(html.find("chart-3"), std::string::npos);
 }

@@ -61,6 +61,8 @@ CacheGrowth Summarise(const ErrorGrowth& growth, std::string spec, CacheTrace tr
   cache.kl_law = FitPowerLaw(growth.bins.Centres(), cache.kl);
   cache.attention_law = FitPowerLaw(growth.bins.Centres(), cache.attention);
   cache.late_over_early = LateOverEarly(kl.values);
+  const auto quarter = static_cast<std::ptrdiff_t>(kl.values.size() / 4);
+  cache.early_kl = MeanOf({kl.values.begin(), kl.values.begin() + quarter});
   cache.mean_kl = MeanOf(kl.values);
   cache.mean_attention = MeanOf(attention.values);
   for (size_t i = 0; i < trace.predictions.size(); ++i) {

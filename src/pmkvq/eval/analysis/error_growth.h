@@ -47,6 +47,7 @@ struct CacheGrowth {
   PowerLaw kl_law;                                   // Of the bin means, against the position.
   PowerLaw attention_law;
   double late_over_early = 0;  // Mean KL of the last quarter over that of the first; may be NaN.
+  double early_kl = 0;         // Of the first quarter; NaN for fewer than four positions.
   double mean_kl = 0;
   double mean_attention = 0;
   std::vector<int64_t> disagreements;  // Positions where the most likely token is not fp16's.
@@ -67,9 +68,19 @@ struct ErrorGrowth {
 ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<Model>& model, const Chain& chain,
                                const ErrorGrowthOptions& options);
 
+// Bits per stored value at the cache's largest size.
+double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
+                       const KvGeometry& geometry);
+// late_over_early for a table: "from 0" where the first quarter has no damage but of rounding.
+std::string FormatLateOverEarly(const CacheGrowth& cache);
+// The exponent, "-" where the bin means do not follow a power law (R2 below 0.5).
+std::string FormatExponent(const PowerLaw& law);
+// The result in a sentence or two: which caches changed tokens, and whether their bytes are equal.
+std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const KvGeometry& geometry);
+
 // `tokenizer` (may be null) shows tokens as text on the page.
 std::string ErrorGrowthJson(const ErrorGrowth& growth, const std::string& command);
 HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const KvGeometry& geometry,
-                         const Tokenizer* tokenizer, const std::string& command);
+                         const Tokenizer* tokenizer, const PageOrigin& origin);
 
 }  // namespace pmkvq

@@ -84,14 +84,15 @@ std::vector<double> Coarse(const std::vector<double>& values, size_t count) {
 class Page {
  public:
   Page(const ErrorGrowth& growth, const KvGeometry& geometry, const Tokenizer* tokenizer,
-       const std::string& command)
+       const PageOrigin& origin)
       : growth_(growth),
         geometry_(geometry),
         tokenizer_(tokenizer),
         columns_(std::min<size_t>(growth.bins.size(), 8)),
-        page_("Error growth along one chain of thought", command) {}
+        page_("Error growth along one chain of thought", origin) {}
 
   HtmlPage Make() {
+    page_.SetVerdict(ErrorGrowthVerdict(growth_, geometry_));
     AddIntroduction();
     AddSummary();
     AddKl();
@@ -143,12 +144,18 @@ class Page {
                        TokenText(growth_.unquantised[index].top));
   }
 
+  // With its bits, since caches of other sizes are not to be compared.
+  std::string Name(const CacheGrowth& cache) const {
+    return fmt::format("{} ({:.2f} bits)", cache.spec, EffectiveBitsOf(growth_, cache, geometry_));
+  }
+
   void AddSummary() {
     page_.AddHeading("Summary");
     page_.AddParagraph(
         "Growth: KL ~ position^exponent, fitted to the bin means that are not 0 (R2 says how well "
-        "that describes them; a cache that steps down has stairs, not a power law). Late / early: "
-        "mean KL of the last quarter over that of the first. Gold lost: the chain's next token is "
+        "that describes them; a cache that steps down has stairs, not a power law; below 0.5 no "
+        "exponent is given). Late / early: mean KL of the last quarter over that of the first, "
+        "\"from 0\" where nothing was damaged in the first. Gold lost: the chain's next token is "
         "not the most likely one.");
     Table table;
     table.header = {"cache",     "mean KL",           "late / early",     "growth exponent",
@@ -156,24 +163,19 @@ class Page {
                     "gold lost", "first at position", "peak bytes",       "effective bits"};
     for (const CacheGrowth& cache : growth_.caches) {
       const size_t num = std::max<size_t>(cache.trace.predictions.size(), 1);
-      const double stored =
-          static_cast<double>(growth_.chain.prompt_tokens - 1 + static_cast<int64_t>(num));
-      const double bits = static_cast<double>(cache.trace.peak_bytes) * 8 /
-                          (stored * 2 * static_cast<double>(geometry_.num_layers) *
-                           static_cast<double>(geometry_.kv_dim()));
       std::string name = cache.spec;
       if (cache.trace.spent_at >= 0) {
         name += fmt::format(" (budget spent at {})", cache.trace.spent_at);
       }
-      table.rows.push_back(
-          {name, FormatNumber(cache.mean_kl), FormatNumber(cache.late_over_early),
-           FormatNumber(cache.kl_law.exponent), FormatNumber(cache.kl_law.r_squared),
-           FormatNumber(cache.mean_attention), FormatNumber(cache.attention_law.exponent),
-           fmt::format(
-               "{} ({:.2f} %)", cache.disagreements.size(),
-               100.0 * static_cast<double>(cache.disagreements.size()) / static_cast<double>(num)),
-           std::to_string(cache.gold_lost.size()), FirstDisagreement(cache),
-           FormatByteSize(cache.trace.peak_bytes), FormatNumber(bits)});
+      table.rows.push_back({name, FormatNumber(cache.mean_kl), FormatLateOverEarly(cache),
+                            FormatExponent(cache.kl_law), FormatNumber(cache.kl_law.r_squared),
+                            FormatNumber(cache.mean_attention), FormatExponent(cache.attention_law),
+                            fmt::format("{} ({:.2f} %)", cache.disagreements.size(),
+                                        100.0 * static_cast<double>(cache.disagreements.size()) /
+                                            static_cast<double>(num)),
+                            std::to_string(cache.gold_lost.size()), FirstDisagreement(cache),
+                            FormatByteSize(cache.trace.peak_bytes),
+                            FormatNumber(EffectiveBitsOf(growth_, cache, geometry_))});
     }
     page_.AddTable(table);
   }
@@ -189,8 +191,8 @@ class Page {
     std::vector<std::string> names;
     std::vector<std::vector<double>> rows;
     for (const CacheGrowth& cache : growth_.caches) {
-      chart.series.push_back({cache.spec, growth_.bins.Centres(), cache.*values});
-      names.push_back(cache.spec);
+      chart.series.push_back({Name(cache), growth_.bins.Centres(), cache.*values});
+      names.push_back(Name(cache));
       rows.push_back(Coarse(cache.*values, columns_));
     }
     page_.AddChart(chart);
@@ -240,7 +242,7 @@ class Page {
       for (const std::vector<double>& block : cache.block_attention) {
         means.push_back(Coarse(block, 1).front());
       }
-      chart.series.push_back({cache.spec, {}, means});
+      chart.series.push_back({Name(cache), {}, means});
     }
     page_.AddChart(chart);
     for (const CacheGrowth& cache : growth_.caches) {
@@ -250,7 +252,7 @@ class Page {
         names.push_back(fmt::format("block {}", layer));
         rows.push_back(Coarse(cache.block_attention[layer], columns_));
       }
-      page_.AddTable({cache.spec + ": attention KL (nats) by block and position",
+      page_.AddTable({Name(cache) + ": attention KL (nats) by block and position",
                       ColumnHeader("block"), HeatRows(names, rows)});
     }
   }
@@ -267,13 +269,13 @@ class Page {
     chart.stepped = true;
     Table table{"Positions so far", ColumnHeader("cache"), {}};
     for (const CacheGrowth& cache : growth_.caches) {
-      ChartSeries series{cache.spec, {}, {}};
+      ChartSeries series{Name(cache), {}, {}};
       for (const int64_t edge : growth_.bins.edges) {
         series.x.push_back(static_cast<double>(edge));
         series.y.push_back(static_cast<double>(CountBefore(cache, edge)));
       }
       chart.series.push_back(series);
-      table.rows.push_back({cache.spec});
+      table.rows.push_back({Name(cache)});
       for (size_t i = 0; i < columns_; ++i) {
         const size_t end = growth_.bins.size() * (i + 1) / columns_;
         table.rows.back().push_back(std::to_string(CountBefore(cache, growth_.bins.edges[end])));
@@ -299,14 +301,14 @@ class Page {
     chart.y_label = "bytes (MiB)";
     Table table{"MiB, means", ColumnHeader("cache"), {}};
     for (const CacheGrowth& cache : growth_.caches) {
-      ChartSeries series{cache.spec, {}, {}};
+      ChartSeries series{Name(cache), {}, {}};
       std::vector<int64_t> positions;
       for (const AttentionSample& sample : cache.trace.attention) {
         positions.push_back(sample.position);
         series.x.push_back(static_cast<double>(sample.position));
         series.y.push_back(static_cast<double>(sample.bytes) / (1 << 20));
       }
-      table.rows.push_back({cache.spec});
+      table.rows.push_back({Name(cache)});
       for (const double mean : Coarse(BinMeans(growth_.bins, positions, series.y), columns_)) {
         table.rows.back().push_back(FormatNumber(mean));
       }
@@ -323,7 +325,79 @@ class Page {
   HtmlPage page_;
 };
 
+// Damage so small that only the rounding of key scales makes it (docs/analysis.md).
+constexpr double kRoundingKl = 1e-7;
+
+// "pm-kvq, kivi and rtn:bits=2"
+std::string ListOf(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < names.size(); ++i) {
+    text += (i == 0 ? "" : i + 1 == names.size() ? " and " : ", ") + names[i];
+  }
+  return text;
+}
+
 }  // namespace
+
+double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
+                       const KvGeometry& geometry) {
+  const int64_t num = std::max<int64_t>(std::ssize(cache.trace.predictions), 1);
+  const auto stored = static_cast<double>(growth.chain.prompt_tokens - 1 + num);
+  return static_cast<double>(cache.trace.peak_bytes) * 8 /
+         (stored * 2 * static_cast<double>(geometry.num_layers) *
+          static_cast<double>(geometry.kv_dim()));
+}
+
+std::string FormatLateOverEarly(const CacheGrowth& cache) {
+  if (!std::isfinite(cache.late_over_early)) return "-";
+  const double late = cache.late_over_early * cache.early_kl;
+  if (cache.early_kl < kRoundingKl) return late < kRoundingKl ? "-" : "from 0";
+  return FormatNumber(cache.late_over_early);
+}
+
+std::string FormatExponent(const PowerLaw& law) {
+  return law.r_squared >= 0.5 ? FormatNumber(law.exponent) : "-";
+}
+
+std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const KvGeometry& geometry) {
+  std::vector<std::string> unharmed;
+  std::vector<const CacheGrowth*> harmed;
+  double least = std::numeric_limits<double>::infinity();
+  double most = 0;
+  for (const CacheGrowth& cache : growth.caches) {
+    const double bits = EffectiveBitsOf(growth, cache, geometry);
+    least = std::min(least, bits);
+    most = std::max(most, bits);
+    cache.disagreements.empty() ? unharmed.push_back(cache.spec) : harmed.push_back(&cache);
+  }
+  std::stable_sort(harmed.begin(), harmed.end(), [](const CacheGrowth* a, const CacheGrowth* b) {
+    return a->disagreements.size() < b->disagreements.size();
+  });
+  std::string text;
+  if (harmed.empty()) {
+    text = fmt::format("No cache changed a token of the {} that fp16 chose.",
+                       growth.chain.chain_tokens());
+  } else {
+    if (!unharmed.empty()) {
+      text = fmt::format("{} changed no token of the {} that fp16 chose. ", ListOf(unharmed),
+                         growth.chain.chain_tokens());
+    }
+    std::vector<std::string> parts;
+    for (const CacheGrowth* cache : harmed) {
+      parts.push_back(fmt::format("{} changed {} (first at position {})", cache->spec,
+                                  cache->disagreements.size(), cache->disagreements.front() + 1));
+    }
+    text += ListOf(parts) + ".";
+  }
+  if (growth.caches.size() > 1) {
+    text += most > 1.15 * least
+                ? fmt::format(" They do not take equal bytes: {:.2f} to {:.2f} bits per value.",
+                              least, most)
+                : fmt::format(" All take about the same bytes: {:.2f} to {:.2f} bits per value.",
+                              least, most);
+  }
+  return text;
+}
 
 std::string ErrorGrowthJson(const ErrorGrowth& growth, const std::string& command) {
   JsonWriter json(2);
@@ -345,8 +419,8 @@ std::string ErrorGrowthJson(const ErrorGrowth& growth, const std::string& comman
 }
 
 HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const KvGeometry& geometry,
-                         const Tokenizer* tokenizer, const std::string& command) {
-  return Page(growth, geometry, tokenizer, command).Make();
+                         const Tokenizer* tokenizer, const PageOrigin& origin) {
+  return Page(growth, geometry, tokenizer, origin).Make();
 }
 
 }  // namespace pmkvq

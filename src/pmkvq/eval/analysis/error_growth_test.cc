@@ -110,10 +110,54 @@ TEST(ErrorGrowth, PageNamesEveryCacheAndEscapesTexts) {
   ErrorGrowth growth = TinyGrowth();
   growth.chain.problem = "<script>x</script>";
   const std::string html =
-      ErrorGrowthPage(growth, LoadTinyLlama()->kv_geometry(), nullptr, "c").Render();
-  EXPECT_NE(html.find("static-2: attention KL (nats) by block and position"), std::string::npos);
+      ErrorGrowthPage(growth, LoadTinyLlama()->kv_geometry(), nullptr, {"c", "", "", "", ""})
+          .Render();
+  EXPECT_NE(html.find("bits): attention KL (nats) by block and position"), std::string::npos);
+  EXPECT_NE(html.find("\"name\":\"static-2 ("), std::string::npos);
   EXPECT_EQ(html.find("<script>x"), std::string::npos);
   EXPECT_NE(html.find("chart-4"), std::string::npos);
+}
+
+TEST(ErrorGrowth, VerdictByHand) {
+  ErrorGrowth growth;
+  growth.chain = TinyChain(10, 100);
+  const KvGeometry geometry = {1, 1, 1, 8};
+  const auto add = [&](const std::string& spec, std::vector<int64_t> disagreements, int64_t bytes) {
+    CacheGrowth& cache = growth.caches.emplace_back();
+    cache.spec = spec;
+    cache.disagreements = std::move(disagreements);
+    cache.trace.predictions.resize(91);  // 9 + 91 = 100 tokens of 16 values.
+    cache.trace.peak_bytes = bytes;
+  };
+  add("a", {}, 400);
+  EXPECT_EQ(EffectiveBitsOf(growth, growth.caches[0], geometry), 2);
+  EXPECT_EQ(ErrorGrowthVerdict(growth, geometry),
+            "No cache changed a token of the 90 that fp16 chose.");
+  add("b", {40, 50, 60}, 420);
+  add("c", {70}, 400);
+  EXPECT_EQ(
+      ErrorGrowthVerdict(growth, geometry),
+      "a changed no token of the 90 that fp16 chose. c changed 1 (first at position 71) and b "
+      "changed 3 (first at position 41). All take about the same bytes: 2.00 to 2.10 bits per "
+      "value.");
+  add("d", {20}, 800);
+  EXPECT_NE(ErrorGrowthVerdict(growth, geometry)
+                .find("They do not take equal bytes: 2.00 to 4.00 bits per value."),
+            std::string::npos);
+}
+
+TEST(ErrorGrowth, QuotientsAndExponentsThatMeanNothingAreNotShown) {
+  CacheGrowth cache;
+  cache.early_kl = 0.5;
+  cache.late_over_early = 4;
+  EXPECT_EQ(FormatLateOverEarly(cache), "4");
+  cache.early_kl = 1e-10;
+  cache.late_over_early = 4.66e9;
+  EXPECT_EQ(FormatLateOverEarly(cache), "from 0");
+  cache.late_over_early = 2;
+  EXPECT_EQ(FormatLateOverEarly(cache), "-") << "rounding only";
+  EXPECT_EQ(FormatExponent({20, 1.5, 1, 0.9}), "1.5");
+  EXPECT_EQ(FormatExponent({20, 1.5, 1, 1e-5}), "-");
 }
 
 TEST(ErrorGrowth, NeedsAPromptAndAChain) {

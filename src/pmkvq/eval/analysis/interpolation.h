@@ -60,6 +60,9 @@ Interpolation MeasureInterpolation(const std::shared_ptr<Model>& model,
                                    const InterpolationOptions& options);
 
 std::string InterpolationJson(const Interpolation& interpolation, const std::string& command);
-HtmlPage InterpolationPage(const Interpolation& interpolation, const std::string& command);
+// The result in a sentence per context length: the factor with the least KL, and where the model no
+// longer understands the stretched text.
+std::string InterpolationVerdict(const Interpolation& interpolation);
+HtmlPage InterpolationPage(const Interpolation& interpolation, const PageOrigin& origin);
 
 }  // namespace pmkvq

@@ -183,8 +183,41 @@ std::string InterpolationJson(const Interpolation& interpolation, const std::str
   return json.text();
 }
 
-HtmlPage InterpolationPage(const Interpolation& interpolation, const std::string& command) {
-  HtmlPage page("Positional interpolation in calibration", command);
+std::string InterpolationVerdict(const Interpolation& interpolation) {
+  std::string text;
+  for (size_t begin = 0; begin < interpolation.points.size();) {
+    const InterpolationPoint& first = interpolation.points[begin];
+    const InterpolationPoint* best = &first;
+    const InterpolationPoint* confused = nullptr;
+    size_t end = begin;
+    for (; end < interpolation.points.size(); ++end) {
+      const InterpolationPoint& point = interpolation.points[end];
+      if (point.seq_len != first.seq_len) break;
+      if (point.cache.kl < best->cache.kl) best = &point;
+      // A tenth of the loss is more than samples differ by.
+      if (confused == nullptr && point.calibration_loss > 1.1 * first.calibration_loss) {
+        confused = &point;
+      }
+    }
+    text += fmt::format("{}{} of context: ", text.empty() ? "" : " ", LengthName(first.seq_len));
+    text += best == &first ? fmt::format("no stretching is best (KL {} with s = {})",
+                                         FormatNumber(first.cache.kl), first.factor)
+                           : fmt::format("KL is least with s = {} ({}; {} with s = {})",
+                                         best->factor, FormatNumber(best->cache.kl),
+                                         FormatNumber(first.cache.kl), first.factor);
+    text += confused == nullptr
+                ? "; the model understands all stretched texts."
+                : fmt::format("; the model loses the text at s = {} (loss {} instead of {}).",
+                              confused->factor, FormatNumber(confused->calibration_loss),
+                              FormatNumber(first.calibration_loss));
+    begin = end;
+  }
+  return text;
+}
+
+HtmlPage InterpolationPage(const Interpolation& interpolation, const PageOrigin& origin) {
+  HtmlPage page("Positional interpolation in calibration", origin);
+  page.SetVerdict(InterpolationVerdict(interpolation));
   AddIntroduction(interpolation, page);
   AddCalibration(interpolation, page);
   AddCache(interpolation, page);

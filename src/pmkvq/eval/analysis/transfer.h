@@ -50,6 +50,9 @@ Transfer MeasureTransfer(const std::shared_ptr<Model>& model, std::vector<TaskTe
                          const TransferOptions& options);
 
 std::string TransferJson(const Transfer& transfer, const std::string& command);
-HtmlPage TransferPage(const Transfer& transfer, const std::string& command);
+// The result in a sentence: what placement by another task's sensitivities costs, beside the rows
+// to compare with.
+std::string TransferVerdict(const Transfer& transfer);
+HtmlPage TransferPage(const Transfer& transfer, const PageOrigin& origin);
 
 }  // namespace pmkvq

@@ -1,6 +1,9 @@
 // Transfer as JSON and as a page.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/eval/analysis/placement.h"
 #include "pmkvq/eval/analysis/transfer.h"
@@ -8,6 +11,9 @@
 
 namespace pmkvq {
 namespace {
+
+// In place of a KL of 0, which has no logarithm.
+constexpr double kLeastKl = 1e-12;
 
 double LossIncrease(const CacheMeans& means) { return means.loss - means.fp16_loss; }
 
@@ -190,8 +196,44 @@ std::string TransferJson(const Transfer& transfer, const std::string& command) {
   return json.text();
 }
 
-HtmlPage TransferPage(const Transfer& transfer, const std::string& command) {
-  HtmlPage page("Transfer of sensitivities between tasks", command);
+std::string TransferVerdict(const Transfer& transfer) {
+  // Means over tasks of the logarithm: a task with large KL does not decide alone.
+  double own = 0, other = 0;
+  int64_t num_own = 0, num_other = 0;
+  std::string references;
+  for (const TransferRow& row : transfer.rows) {
+    double sum = 0;
+    for (size_t task = 0; task < row.on_task.size(); ++task) {
+      const double log_kl = std::log(std::max(row.on_task[task].kl, kLeastKl));
+      sum += log_kl;
+      if (row.is_reference) continue;
+      const bool is_own = row.name == transfer.tasks[task].name;
+      (is_own ? own : other) += log_kl;
+      (is_own ? num_own : num_other) += 1;
+    }
+    if (row.is_reference) {
+      references +=
+          fmt::format(", {}: {}", row.name,
+                      FormatNumber(std::exp(sum / static_cast<double>(row.on_task.size()))));
+    }
+  }
+  const auto mean = [](double sum, int64_t count) {
+    return count > 0 ? std::exp(sum / static_cast<double>(count)) : 0;
+  };
+  const double of_own = mean(own, num_own);
+  std::string text = fmt::format("Mean KL to fp16 (geometric) with a task's own sensitivities: {}",
+                                 FormatNumber(of_own));
+  if (num_other > 0) {
+    const double of_other = mean(other, num_other);
+    text += fmt::format(", with another task's: {} ({:+.0f} %)", FormatNumber(of_other),
+                        100 * (of_other / of_own - 1));
+  }
+  return text + references + ".";
+}
+
+HtmlPage TransferPage(const Transfer& transfer, const PageOrigin& origin) {
+  HtmlPage page("Transfer of sensitivities between tasks", origin);
+  page.SetVerdict(TransferVerdict(transfer));
   AddIntroduction(transfer, page);
   page.AddHeading("Damage on every task");
   page.AddParagraph(

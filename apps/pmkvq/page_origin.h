@@ -1,0 +1,17 @@
+// Where a page comes from, for its head.
+#pragma once
+
+#include <string>
+
+#include "pmkvq/eval/html_page.h"
+
+namespace pmkvq::cli {
+
+// The arguments as they would be typed.
+std::string CommandLineOf(int argc, const char* const* argv);
+
+// With the present date and this program's version. `model` and `plan` may be "".
+PageOrigin MakePageOrigin(const std::string& command_line, const std::string& model,
+                          const std::string& plan);
+
+}  // namespace pmkvq::cli
