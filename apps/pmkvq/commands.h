@@ -16,10 +16,10 @@ void AddRepScales(CLI::App& app);
 void AddAllocate(CLI::App& app);
 void AddCalibrate(CLI::App& app);
 void AddEval(CLI::App& app);
-void AddCompare(CLI::App& app);
+// Of this one and AddAnalyze the arguments are shown on the pages that they made.
+void AddCompare(CLI::App& app, int argc, const char* const* argv);
 void AddJudge(CLI::App& app);
 void AddDemo(CLI::App& app);
-// The arguments are shown on the pages that they made.
 void AddAnalyze(CLI::App& app, int argc, const char* const* argv);
 void AddInspect(CLI::App& app);
 void AddBench(CLI::App& app);

@@ -9,10 +9,12 @@
 #include "commands.h"
 #include "common_options.h"
 #include "compare_counts.h"
+#include "page_origin.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/compare_files.h"
 #include "pmkvq/eval/compare_fit.h"
+#include "pmkvq/eval/compare_list.h"
 #include "pmkvq/eval/compare_report.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/methods/packed_spec.h"
@@ -33,6 +35,8 @@ struct Options {
   std::string out;
   std::string json;
   std::string markdown;
+  std::string html;
+  std::string command_line;  // Shown on the page.
   bool allow_partial = false;
   bool by_level = false;
 };
@@ -51,8 +55,10 @@ void CheckOptions(const Options& options) {
   };
   CheckFileName(options.out, "--out");
   CheckFileName(options.markdown, "--markdown");
+  CheckFileName(options.html, "--html");
   CheckWritable(options.json);
   CheckWritable(options.markdown);
+  CheckWritable(options.html);
   if (!options.from.empty()) {
     if (!options.specs.empty() || !options.kv.budget.empty() || !options.out.empty()) {
       refuse("--from", "found --kv, --kv-budget or --out beside it, expected finished runs only");
@@ -159,6 +165,29 @@ void AnnounceMisfits(const Plans& plans, bool allow_partial) {
   }
 }
 
+// So that --from can make the same table again.
+void SaveList(const Options& options, const Plans& plans, const Benchmark& benchmark,
+              const std::vector<ProblemRow>& problems, const Model& model, int64_t num_responses) {
+  ComparisonList list;
+  list.benchmark = benchmark.name;
+  list.model = model.checkpoint().Identity();
+  for (const ProblemRow& problem : problems) list.problems.push_back(problem.id);
+  list.num_responses = num_responses;
+  list.against = options.against;
+  list.geometry = model.kv_geometry();
+  list.runs.push_back({plans.baseline.spec, 0, true, 0, 0});
+  for (const BudgetJobs& jobs : plans.budgets) {
+    for (const Job& job : jobs.jobs) {
+      const bool is_run = job.fit.holds || (options.allow_partial && job.fit.starts);
+      list.runs.push_back({job.spec, job.budget_bytes, is_run, job.fit.needed_bytes,
+                           job.fit.needed_bytes > 0 ? plans.max_len : 0});
+    }
+  }
+  const std::string path = JoinPath(options.out, "comparison.json");
+  if (FileExists(path)) list = MergeLists(list, ParseComparisonList(ReadFile(path), path));
+  WriteFileAtomically(path, ComparisonListJson(list) + "\n");
+}
+
 // Runs the methods one after another.
 class Runner {
  public:
@@ -189,9 +218,6 @@ class Runner {
     const std::vector<Response> present = ResponsesTo(*log, problems_, num_responses);
     if (std::ssize(present) < run.num_expected) Evaluate(job, evaluation, present, *log);
     const std::vector<Response> responses = ResponsesTo(*log, problems_, num_responses);
-    for (const Response& response : responses) {
-      longest_prompt_ = std::max(longest_prompt_, response.prompt_tokens);
-    }
     run.outcomes = OutcomesOf(responses);
     if (std::ssize(run.outcomes) < run.num_expected) run.status = MethodStatus::kInterrupted;
     return run;
@@ -200,7 +226,7 @@ class Runner {
   // A method at a budget; the baseline has been run.
   MethodRun RunOrSay(const Job& job) {
     MethodRun run = Describe(job);
-    if (!job.fit.holds && !RunsPartly(job)) {
+    if (!job.fit.holds && !(options_.allow_partial && job.fit.starts)) {
       run.status = MethodStatus::kDoesNotFit;
       return run;
     }
@@ -226,12 +252,6 @@ class Runner {
     return job.engine.max_len > 0 ? job.engine.max_len : model_->config().max_position_embeddings;
   }
 
-  // With --allow-partial, a method whose budget holds every prompt and a token.
-  bool RunsPartly(const Job& job) const {
-    if (!options_.allow_partial || !job.fit.starts) return false;
-    return CheckKvOptions(*model_, job.engine).Holds(longest_prompt_ + 1);
-  }
-
   void Evaluate(const Job& job, const EvaluationOptions& evaluation,
                 const std::vector<Response>& present, ResponseLog& log) const {
     std::string title = job.spec;
@@ -249,7 +269,6 @@ class Runner {
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   EvaluationOptions evaluation_;
-  int64_t longest_prompt_ = 0;
 };
 
 void Report(const Options& options, const Comparison& comparison) {
@@ -257,7 +276,16 @@ void Report(const Options& options, const Comparison& comparison) {
   if (!options.markdown.empty()) {
     WriteFileAtomically(options.markdown, FormatComparisonMarkdown(comparison));
   }
-  if (options.json != "-") Print(FormatComparisonText(comparison, options.by_level));
+  if (!options.html.empty()) {
+    WriteFileAtomically(
+        options.html,
+        ComparisonPage(comparison, MakePageOrigin(options.command_line, options.run.model,
+                                                  options.kv.plan_path))
+            .Render());
+  }
+  if (options.json == "-") return;
+  Print(FormatComparisonText(comparison, options.by_level));
+  if (!options.html.empty()) Print(fmt::format("page: {}\n", options.html));
 }
 
 // What the whole comparison has in common; sampling and limits are those of the baseline.
@@ -288,6 +316,9 @@ void CompareRuns(const Options& options) {
 
   Runner runner(options, benchmark, problems, model, evaluation);
   const MethodRun baseline = runner.Run(plans.baseline);
+  if (!options.out.empty()) {
+    SaveList(options, plans, benchmark, problems, *model, evaluation.num_responses);
+  }
   if (baseline.status == MethodStatus::kInterrupted) ExitIfInterrupted("compare");
   std::vector<BudgetRuns> budgets;
   for (const BudgetJobs& jobs : plans.budgets) {
@@ -359,8 +390,9 @@ void RegisterKv(CLI::App& command, Options& options) {
 
 }  // namespace
 
-void AddCompare(CLI::App& app) {
+void AddCompare(CLI::App& app, int argc, const char* const* argv) {
   auto options = std::make_shared<Options>();
+  options->command_line = CommandLineOf(argc, argv);
   CLI::App* command =
       app.add_subcommand("compare", "several cache methods at equal real bytes, one table");
   options->run.Register(*command);
@@ -401,6 +433,11 @@ void AddCompare(CLI::App& app) {
       ->type_name("FILE")
       ->group(group);
   command->add_option("--markdown", options->markdown, "write the tables as Markdown")
+      ->type_name("FILE")
+      ->group(group);
+  command
+      ->add_option("--html", options->html,
+                   "write one self-contained page: right answers against bytes, and the tables")
       ->type_name("FILE")
       ->group(group);
   command->callback([options, command] { Compare(*options, *command); });

@@ -30,7 +30,7 @@ int Run(int argc, char** argv) {
   pmkvq::cli::AddRepScales(app);
   pmkvq::cli::AddAllocate(app);
   pmkvq::cli::AddEval(app);
-  pmkvq::cli::AddCompare(app);
+  pmkvq::cli::AddCompare(app, argc, argv);
   pmkvq::cli::AddJudge(app);
   pmkvq::cli::AddPerplexity(app);
   pmkvq::cli::AddAnalyze(app, argc, argv);

@@ -119,6 +119,8 @@ void Count(const MethodRun& run, const Outcomes* baseline, const Outcomes* again
     result.output_tokens += outcome.output_tokens;
     result.num_cut_by_length += outcome.finish_reason == "length" ? 1 : 0;
     result.num_cut_by_budget += outcome.finish_reason == "kv_budget" ? 1 : 0;
+    const bool is_cut = outcome.finish_reason == "length" || outcome.finish_reason == "kv_budget";
+    result.num_prompts_too_long += is_cut && outcome.output_tokens == 0 ? 1 : 0;
     result.peak_bytes = std::max(result.peak_bytes, outcome.peak_bytes);
     if (outcome.decode_seconds > 0) {
       seconds += outcome.decode_seconds;

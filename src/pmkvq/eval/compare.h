@@ -84,6 +84,7 @@ struct MethodResult {
   int64_t output_tokens = 0;
   int64_t num_cut_by_length = 0;
   int64_t num_cut_by_budget = 0;
+  int64_t num_prompts_too_long = 0;   // Of those cut, without room for a token behind the prompt.
   int64_t peak_bytes = 0;             // Largest of any sequence.
   double tokens_per_second = 0;       // Of one sequence while it is decoded; 0: unknown.
   double mean_output_tokens() const;  // 0 for no responses.

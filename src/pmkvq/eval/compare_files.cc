@@ -9,6 +9,7 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/eval/compare_list.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/json_lines.h"
@@ -106,6 +107,36 @@ SavedRun LoadSummary(const std::string& path) {
   return saved;
 }
 
+// The runs of a list with the responses that it names, and what it says of those that were not run.
+void LoadListedRuns(const std::string& folder, const ComparisonList& list,
+                    std::vector<SavedRun>& runs) {
+  const std::set<std::string> problems(list.problems.begin(), list.problems.end());
+  for (const ListedRun& listed : list.runs) {
+    const std::string path = JoinPath(folder, RunFolder(listed.method, listed.budget_bytes));
+    SavedRun saved;
+    if (listed.is_run && FileExists(JoinPath(path, "run.json"))) saved = LoadRunFolder(path);
+    saved.path = path;
+    saved.benchmark = list.benchmark;
+    saved.model = list.model;
+    saved.budget_bytes = listed.budget_bytes;
+    saved.against = list.against;
+    saved.geometry = list.geometry;
+    saved.run.method = listed.method;
+    saved.run.needed_bytes = listed.needed_bytes;
+    saved.run.needed_tokens = listed.needed_tokens;
+    saved.run.num_expected = std::ssize(problems) * list.num_responses;
+    std::erase_if(saved.run.outcomes, [&](const Outcome& outcome) {
+      return !problems.contains(outcome.id) || outcome.response >= list.num_responses;
+    });
+    if (!listed.is_run) {
+      saved.run.status = MethodStatus::kDoesNotFit;
+    } else if (std::ssize(saved.run.outcomes) < saved.run.num_expected) {
+      saved.run.status = MethodStatus::kInterrupted;
+    }
+    runs.push_back(std::move(saved));
+  }
+}
+
 void LoadPath(const std::string& path, std::vector<SavedRun>& runs) {
   namespace fs = std::filesystem;
   if (!FileExists(path)) throw IoError(path, "no such file or folder");
@@ -115,6 +146,11 @@ void LoadPath(const std::string& path, std::vector<SavedRun>& runs) {
   }
   if (FileExists(JoinPath(path, "run.json"))) {
     runs.push_back(LoadRunFolder(path));
+    return;
+  }
+  const std::string list = JoinPath(path, "comparison.json");
+  if (FileExists(list)) {
+    LoadListedRuns(path, ParseComparisonList(ReadFile(list), list), runs);
     return;
   }
   std::vector<std::string> folders;
@@ -127,7 +163,11 @@ void LoadPath(const std::string& path, std::vector<SavedRun>& runs) {
                        "compare made with --out");
   }
   std::sort(folders.begin(), folders.end());
+  const auto first = std::ssize(runs);
   for (const std::string& folder : folders) runs.push_back(LoadRunFolder(folder));
+  std::stable_sort(runs.begin() + first, runs.end(), [](const SavedRun& a, const SavedRun& b) {
+    return a.budget_bytes < b.budget_bytes;
+  });
 }
 
 void CheckSameSettings(const SavedRun& run, const SavedRun& first) {
@@ -194,7 +234,7 @@ std::vector<SavedRun> LoadRuns(const std::vector<std::string>& paths) {
   for (const std::string& path : paths) LoadPath(path, runs);
   for (SavedRun& saved : runs) {
     saved.run.is_simulated = IsSimulatedMethod(saved.run.method);
-    saved.run.num_expected = std::ssize(saved.run.outcomes);
+    if (!saved.geometry) saved.run.num_expected = std::ssize(saved.run.outcomes);
   }
   return runs;
 }
@@ -215,8 +255,13 @@ std::vector<ComparisonTable> MakeTables(const MethodRun& baseline,
   return tables;
 }
 
-Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs, const std::string& against) {
+Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs,
+                            const std::string& asked_against) {
   std::vector<SavedRun> runs = saved_runs;
+  std::string against = asked_against;
+  for (const SavedRun& saved : runs) {
+    if (against.empty()) against = saved.against;
+  }
   const auto baseline = std::find_if(runs.begin(), runs.end(), [](const SavedRun& saved) {
     return IsBaselineMethod(saved.run.method);
   });
@@ -230,12 +275,14 @@ Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs, const std::
   for (const SavedRun& saved : runs) CheckSameSettings(saved, first);
   runs.erase(runs.begin());
   NameApart(runs);
-  std::map<int64_t, BudgetRuns> by_budget;
+  std::vector<BudgetRuns> budgets;
   bool knows_against = against.empty();
   for (const SavedRun& saved : runs) {
-    BudgetRuns& budget = by_budget[saved.budget_bytes];
-    budget.budget_bytes = saved.budget_bytes;
-    budget.runs.push_back(saved.run);
+    auto budget = std::find_if(budgets.begin(), budgets.end(), [&](const BudgetRuns& one) {
+      return one.budget_bytes == saved.budget_bytes;
+    });
+    if (budget == budgets.end()) budget = budgets.insert(budget, {saved.budget_bytes, {}});
+    budget->runs.push_back(saved.run);
     knows_against |= saved.run.method == against;
   }
   if (!knows_against) {
@@ -244,9 +291,7 @@ Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs, const std::
                                    "not the baseline",
                                    against));
   }
-  if (by_budget.empty()) by_budget[0] = {};
-  std::vector<BudgetRuns> budgets;
-  for (auto& [unused, budget] : by_budget) budgets.push_back(std::move(budget));
+  if (budgets.empty()) budgets.emplace_back();
 
   Comparison comparison;
   comparison.benchmark = first.benchmark;
@@ -254,6 +299,7 @@ Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs, const std::
   comparison.baseline = first.run.method;
   comparison.against = against;
   comparison.max_len = first.max_len;
+  comparison.geometry = first.geometry;
   for (const char* option : kSharedOptions) {
     const std::string value = FindOption(first, option);
     if (!value.empty()) comparison.settings.emplace_back(option, value);

@@ -1,10 +1,13 @@
 // Comparisons on disk: the folders that `pmkvq compare --out` makes, and finished runs to compare.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pmkvq/eval/compare.h"
+#include "pmkvq/kv/kv_types.h"
 
 namespace pmkvq {
 
@@ -22,17 +25,22 @@ struct SavedRun {
   int64_t max_len = 0;                                        // 0: unknown.
   std::vector<std::pair<std::string, std::string>> settings;  // Of run.json.
   MethodRun run;
+  // Of the list that named it; empty without one.
+  std::string against;
+  std::optional<KvGeometry> geometry;
 };
 
 // Each path is a folder of eval (run.json, responses.jsonl; a last line without its end is left
-// out), a folder with such folders in it, which are taken in the order of their paths, or a file
+// out), a folder of compare (comparison.json says which runs and responses count), another folder
+// with folders of eval in it, which are taken in the order of their budgets and paths, or a file
 // that eval wrote with --json. Throws InvalidInput naming file and field, IoError.
 std::vector<SavedRun> LoadRuns(const std::vector<std::string>& paths);
 
-// One table per --kv-budget, the first fp16 run in each. A SPEC that occurs twice in a table gets
-// its path beside it. `against`: a SPEC, or "". Effective bits need `geometry`, which the caller
-// sets. Throws InvalidInput naming the runs: no fp16, other problems, seeds or lengths, missing
-// responses (CompareMethods), an unknown `against`.
+// One table per --kv-budget in the order of the runs, the first fp16 run in each. A SPEC that
+// occurs twice in a table gets its path beside it. `against`: a SPEC, or "": that of the runs'
+// list. Effective bits need `geometry`, which the caller sets where no list did. Throws
+// InvalidInput naming the runs: no fp16, other problems, seeds or lengths, missing responses
+// (CompareMethods), an unknown `against`.
 Comparison CompareSavedRuns(const std::vector<SavedRun>& runs, const std::string& against);
 
 // Tables from runs of one process: `baseline` in each, then the others. `against`: a SPEC or "".

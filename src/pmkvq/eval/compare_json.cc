@@ -78,6 +78,7 @@ void WriteMethod(JsonWriter& json, const Comparison& comparison, const Compariso
     json.Key("mean_output_tokens").Number(row.mean_output_tokens());
     json.Key("cut_by_length").Int(row.num_cut_by_length);
     json.Key("cut_by_budget").Int(row.num_cut_by_budget);
+    json.Key("prompts_too_long").Int(row.num_prompts_too_long);
     json.Key("tokens_per_second").Number(row.tokens_per_second);
     json.Key("levels").BeginArray();
     for (const auto& [level, score] : row.levels) {

@@ -61,7 +61,7 @@ Cells PairCells(const std::optional<PairedResult>& pair) {
 }
 
 Cells PairHeader(const std::string& other) {
-  return {"difference to " + other, "only " + other, "only it", "p"};
+  return {"difference to " + other, "only " + other, "only this", "p"};
 }
 
 Cells AccuracyCells(const Score& score) {
@@ -82,8 +82,8 @@ Cells MemoryCells(const Comparison& comparison, const ComparisonTable& table,
           FormatSpeed(row)};
 }
 
-const Cells kMemoryHeader = {"bits by budget", "by peak",   "peak bytes", "mean tokens",
-                             "cut by length",  "by budget", "tok/s"};
+const Cells kMemoryHeader = {"bits by budget", "by peak",   "peak bytes",  "mean tokens",
+                             "cut by length",  "by budget", "tok/s (seq.)"};
 
 Cells Join(Cells first, const Cells& second) {
   first.insert(first.end(), second.begin(), second.end());
@@ -149,7 +149,21 @@ std::vector<std::string> Notes(const Comparison& comparison) {
                         "that any sequence really took.",
                         comparison.max_len)
           : std::string("peak: the most that any sequence really took, every byte counted."));
-  notes.emplace_back("tok/s: of one sequence, while it is decoded in its batch.");
+  notes.emplace_back("tok/s (seq.): of one sequence, while it is decoded in its batch.");
+  if (AnyRow(comparison, [](const MethodResult& row) { return row.num_prompts_too_long > 0; })) {
+    notes.emplace_back("Of those cut, without room for a token behind the prompt (unsolved, too):");
+  }
+  for (const ComparisonTable& table : comparison.tables) {
+    for (const MethodResult& row : table.methods) {
+      const bool is_baseline = row.method == comparison.baseline;
+      if (row.num_prompts_too_long == 0) continue;
+      if (is_baseline && &table != &comparison.tables.front()) continue;
+      const bool has_budget = table.budget_bytes > 0 && !is_baseline;
+      notes.push_back(fmt::format("{}{}: {}", row.method,
+                                  has_budget ? " at " + FormatByteSize(table.budget_bytes) : "",
+                                  row.num_prompts_too_long));
+    }
+  }
   if (AnyRow(comparison, [](const MethodResult& row) { return row.is_simulated; })) {
     notes.emplace_back("~: the speed of a simulation, which says nothing about the method's.");
   }
@@ -270,20 +284,30 @@ std::string MarkdownHeader(const Cells& header) {
   return text + "\n";
 }
 
-std::string MarkdownTable(const Comparison& comparison, const ComparisonTable& table) {
+// Of one wide table: Markdown, HTML.
+Cells WideHeader(const Comparison& comparison) {
   Cells header = Join({"method", "solved", "share"}, PairHeader(comparison.baseline));
   if (!comparison.against.empty()) header = Join(header, PairHeader(comparison.against));
-  header = Join(header, {"bits by budget", "bits by peak", "peak bytes", "mean tokens",
-                         "cut by length", "cut by budget", "tok/s"});
+  return Join(header, {"bits by budget", "bits by peak", "peak bytes", "mean tokens",
+                       "cut by length", "cut by budget", "tok/s (seq.)"});
+}
+
+// Without the name.
+Cells WideCells(const Comparison& comparison, const ComparisonTable& table,
+                const MethodResult& row) {
+  Cells cells = Join(AccuracyCells(row.total), PairCells(row.total.baseline));
+  if (!comparison.against.empty()) cells = Join(cells, PairCells(row.total.against));
+  return Join(cells, MemoryCells(comparison, table, row));
+}
+
+std::string MarkdownTable(const Comparison& comparison, const ComparisonTable& table) {
+  const Cells header = WideHeader(comparison);
   std::string text = MarkdownHeader(header);
   for (const MethodResult& row : table.methods) {
     const std::string why = WhyNoNumbers(row);
     Cells cells = {"`" + row.method + "`" + (NameCell(row) != row.method ? " *" : "")};
     if (why.empty()) {
-      cells = Join(cells, AccuracyCells(row.total));
-      cells = Join(cells, PairCells(row.total.baseline));
-      if (!comparison.against.empty()) cells = Join(cells, PairCells(row.total.against));
-      cells = Join(cells, MemoryCells(comparison, table, row));
+      cells = Join(cells, WideCells(comparison, table, row));
     } else {
       cells.push_back(why);
       cells.resize(header.size());
@@ -318,7 +342,121 @@ std::string MarkdownLevels(const ComparisonTable& table) {
   return text;
 }
 
+// --- Page -------------------------------------------------------------------------------------
+
+// "28 of 32 (87.5 %, 95 % interval 71.9 to 95.0)"
+std::string SolvedInWords(const Score& score) {
+  return fmt::format("{} of {} ({:.1f} %, 95 % interval {:.1f} to {:.1f})", score.num_correct,
+                     score.num_responses, 100 * score.share(), 100 * score.interval.low,
+                     100 * score.interval.high);
+}
+
+// Who solved most at this budget, and how far that is from the baseline.
+std::string VerdictOf(const Comparison& comparison, const ComparisonTable& table) {
+  const MethodResult* best = nullptr;
+  std::string names;
+  for (const MethodResult& row : table.methods) {
+    if (row.method == comparison.baseline || row.status != MethodStatus::kDone) continue;
+    if (best != nullptr && row.total.num_correct < best->total.num_correct) continue;
+    const bool ties = best != nullptr && row.total.num_correct == best->total.num_correct;
+    names = ties ? names + " and " + row.method : row.method;
+    best = &row;
+  }
+  const std::string place = table.budget_bytes > 0
+                                ? "At " + FormatByteSize(table.budget_bytes) + " for one sequence"
+                                : "Without a budget";
+  if (best == nullptr) return place + " no method has a result.";
+  std::string text =
+      fmt::format("{}, {} solved most: {}", place, names, SolvedInWords(best->total));
+  if (best->total.baseline) {
+    text += fmt::format("; {} points from {}", FormatDifference(*best->total.baseline),
+                        comparison.baseline);
+  }
+  return text + ".";
+}
+
+// A point per method and budget, at the bytes that a sequence really took.
+Chart AccuracyChart(const Comparison& comparison) {
+  constexpr double kMib = 1 << 20;
+  Chart chart;
+  chart.title = "Right answers against the bytes that one sequence really took";
+  chart.x_label = "peak bytes of a sequence (MiB)";
+  chart.y_label = "right answers (%), with 95 % intervals";
+  chart.log_x = true;
+  for (const ComparisonTable& table : comparison.tables) {
+    for (const MethodResult& row : table.methods) {
+      if (row.status != MethodStatus::kDone) continue;
+      auto series = std::find_if(chart.series.begin(), chart.series.end(),
+                                 [&](const ChartSeries& one) { return one.name == row.method; });
+      if (series != chart.series.end() && row.method == comparison.baseline) continue;
+      if (series == chart.series.end()) {
+        series = chart.series.insert(series, ChartSeries{row.method, {}, {}});
+      }
+      const double x = static_cast<double>(row.peak_bytes) / kMib;
+      const auto at = std::upper_bound(series->x.begin(), series->x.end(), x) - series->x.begin();
+      const auto insert = [&](std::vector<double>& list, double value) {
+        list.insert(list.begin() + at, value);
+      };
+      insert(series->x, x);
+      insert(series->y, 100 * row.total.share());
+      insert(series->low, 100 * row.total.interval.low);
+      insert(series->high, 100 * row.total.interval.high);
+    }
+  }
+  return chart;
+}
+
+Table PageTable(const Comparison& comparison, const ComparisonTable& table) {
+  Table result{"", WideHeader(comparison), {}};
+  for (const MethodResult& row : table.methods) {
+    const std::string why = WhyNoNumbers(row);
+    std::vector<TableCell>& cells = result.rows.emplace_back();
+    cells.emplace_back(why.empty() ? NameCell(row) : row.method + " (" + why + ")");
+    if (why.empty()) {
+      for (const std::string& cell : WideCells(comparison, table, row)) cells.emplace_back(cell);
+    } else {
+      cells.resize(result.header.size(), "");
+    }
+  }
+  return result;
+}
+
+Table PageLevels(const ComparisonTable& table) {
+  Table result{"Share of right answers by level (%, 95 % interval)", {"method"}, {}};
+  const std::set<int64_t> levels = LevelsOf(table);
+  for (const int64_t level : levels) result.header.push_back(fmt::format("level {}", level));
+  for (const MethodResult& row : table.methods) {
+    if (row.status != MethodStatus::kDone) continue;
+    std::vector<TableCell>& cells = result.rows.emplace_back();
+    cells.emplace_back(row.method);
+    for (const int64_t level : levels) {
+      const auto found = row.levels.find(level);
+      cells.emplace_back(found == row.levels.end() ? "-" : FormatShare(found->second));
+    }
+  }
+  return result;
+}
+
 }  // namespace
+
+HtmlPage ComparisonPage(const Comparison& comparison, const PageOrigin& origin) {
+  HtmlPage page("Cache methods at equal bytes", origin);
+  std::string verdict;
+  for (const ComparisonTable& table : comparison.tables) {
+    verdict += (verdict.empty() ? "" : " ") + VerdictOf(comparison, table);
+  }
+  page.SetVerdict(verdict);
+  page.AddFacts({{"benchmark", Headline(comparison)}, {"settings", SettingsLine(comparison, "")}});
+  page.AddChart(AccuracyChart(comparison));
+  for (const ComparisonTable& table : comparison.tables) {
+    page.AddHeading(TableTitle(comparison, table));
+    page.AddTable(PageTable(comparison, table));
+    if (LevelsOf(table).size() > 1) page.AddTable(PageLevels(table));
+  }
+  page.AddHeading("What the numbers mean");
+  for (const std::string& note : Notes(comparison)) page.AddParagraph(note);
+  return page;
+}
 
 std::string FormatComparisonText(const Comparison& comparison, bool by_level) {
   std::string text = Headline(comparison) + "\n";

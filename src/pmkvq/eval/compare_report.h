@@ -1,10 +1,11 @@
-// A comparison as text for a terminal, as Markdown and as JSON.
+// A comparison as text for a terminal, as Markdown, as a page and as JSON.
 #pragma once
 
 #include <string>
 #include <string_view>
 
 #include "pmkvq/eval/compare.h"
+#include "pmkvq/eval/html_page.h"
 
 namespace pmkvq {
 
@@ -14,6 +15,10 @@ std::string FormatComparisonText(const Comparison& comparison, bool by_level);
 
 // One table per budget, one per budget and level, and the notes.
 std::string FormatComparisonMarkdown(const Comparison& comparison);
+
+// Accuracy against bytes as a chart with intervals, the tables beneath it, and the notes; begins
+// with who solved most at each budget.
+HtmlPage ComparisonPage(const Comparison& comparison, const PageOrigin& origin);
 
 // Everything: settings, counts, intervals, p-values, levels (docs/formats.md). One line.
 std::string FormatComparisonJson(const Comparison& comparison);

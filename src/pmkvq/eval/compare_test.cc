@@ -1,5 +1,6 @@
 #include "pmkvq/eval/compare.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "pmkvq/eval/compare_report.h"
@@ -173,6 +174,30 @@ Comparison ExampleComparison() {
   comparison.tables = {
       {6 << 20, CompareMethods({fp16, method, simulated, misfit}, 0, std::nullopt)}};
   return comparison;
+}
+
+TEST(ComparisonReport, PageShowsSharesWithIntervalsAtTheBytesTaken) {
+  const Comparison comparison = ExampleComparison();
+  const HtmlPage page = ComparisonPage(comparison, {"pmkvq compare", "m", "p.json", "1", "today"});
+  const std::string html = page.Render();
+  const MethodResult& row = comparison.tables[0].methods[1];
+  for (const std::string& part :
+       {std::string("<p class=\"verdict\">At 6 MiB for one sequence, "),
+        "\"name\":\"" + row.method + "\"", fmt::format("\"y\":[{}", 100 * row.total.share()),
+        std::string("\"low\":["), std::string("does not fit: needs 13 MiB at 4096 tokens"),
+        std::string("<dt>plan</dt><dd>p.json"), std::string("Wilson")}) {
+    EXPECT_NE(html.find(part), std::string::npos) << part;
+  }
+}
+
+TEST(ComparisonReport, SaysHowManyPromptsWereTooLong) {
+  Comparison comparison = ExampleComparison();
+  EXPECT_EQ(FormatComparisonText(comparison, false).find("without room"), std::string::npos);
+  comparison.tables[0].methods[1].num_prompts_too_long = 3;
+  const std::string text = FormatComparisonText(comparison, false);
+  EXPECT_NE(text.find("without room for a token behind the prompt"), std::string::npos) << text;
+  EXPECT_NE(text.find(std::string(kLongSpec) + " at 6 MiB: 3\n"), std::string::npos) << text;
+  EXPECT_NE(FormatComparisonJson(comparison).find("\"prompts_too_long\":3"), std::string::npos);
 }
 
 TEST(ComparisonReport, TextFitsIn120Columns) {

@@ -1,0 +1,37 @@
+// DIR/comparison.json: what `pmkvq compare --out DIR` compares (docs/formats.md), so that its table
+// can be made again from DIR alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/kv/kv_types.h"
+
+namespace pmkvq {
+
+struct ListedRun {
+  std::string method;        // SPEC
+  int64_t budget_bytes = 0;  // 0: the baseline.
+  bool is_run = true;        // False: the budget does not hold what it must.
+  int64_t needed_bytes = 0;  // As in MethodRun.
+  int64_t needed_tokens = 0;
+};
+struct ComparisonList {
+  std::string benchmark;
+  std::string model;                  // Identity.
+  std::vector<std::string> problems;  // Ids.
+  int64_t num_responses = 1;          // To each problem.
+  std::string against;                // SPEC or "".
+  KvGeometry geometry;
+  std::vector<ListedRun> runs;  // In the order of the tables, the baseline first.
+};
+std::string ComparisonListJson(const ComparisonList& list);
+// Throws InvalidInput naming `source` and the field.
+ComparisonList ParseComparisonList(std::string_view text, const std::string& source);
+// `list` and, behind its runs, those of an earlier one that it lacks, where both compare the same
+// responses; otherwise `list` alone.
+ComparisonList MergeLists(const ComparisonList& list, const ComparisonList& earlier);
+
+}  // namespace pmkvq
