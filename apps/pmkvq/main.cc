@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "help_format.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/kernels/process_target.h"
 #include "terminal.h"
 
@@ -52,6 +53,7 @@ int Run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   pmkvq::cli::InstallInterruptHandler();
+  const pmkvq::CancelScope interruptible(pmkvq::cli::InterruptFlag(), argc > 1 ? argv[1] : "pmkvq");
   try {
     pmkvq::UseTargetOfEnvironment();
     return Run(argc, argv);

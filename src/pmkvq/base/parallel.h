@@ -1,19 +1,16 @@
-// Loops shared out to worker threads.
-//
-// A process-wide set of threads, started when first needed and kept. The calling thread takes part
-// and can finish a loop alone: it waits only for items that a worker has begun, never for a worker
-// that has not shown up. A worker that the scheduler keeps from running therefore costs nothing.
+// Loops shared out to the threads of the process's pool (base/thread_pool.h).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/thread_pool.h"
+
 namespace pmkvq {
 
 namespace internal {
-
-using ParallelBody = void (*)(const void* context, int64_t item, int worker);
 
 // See ParallelFor; num_threads and num_items are at least 2.
 void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const void* context);
@@ -29,10 +26,14 @@ void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const vo
 // Threads: a call from inside a body, or while another thread's call runs, is an ordinary loop in
 // the caller, with worker 0.
 // Errors: after an exception no further item is begun; the first one is rethrown in the caller.
+// Each item begins with a CancelPoint (base/interrupt.h) of the caller's scopes: throws Cancelled.
 template <class Body>
 void ParallelFor(int num_threads, int64_t num_items, const Body& body) {
   if (num_threads <= 1 || num_items <= 1) {
-    for (int64_t item = 0; item < num_items; ++item) body(item, 0);
+    for (int64_t item = 0; item < num_items; ++item) {
+      CancelPoint();
+      body(item, 0);
+    }
     return;
   }
   const auto call = [](const void* context, int64_t item, int worker) {

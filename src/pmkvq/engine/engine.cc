@@ -12,6 +12,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/engine/output_text.h"
 #include "pmkvq/engine/request_check.h"
@@ -215,6 +216,7 @@ void Engine::Impl::Admit(EngineObserver* observer) {
 }
 
 bool Engine::Impl::Step(EngineObserver* observer) {
+  const UncancelledScope whole;  // Requests are cancelled between steps.
   Admit(observer);
   const auto prefilling = std::find_if(running.begin(), running.end(), [&](const auto& task) {
     return store->NumTokens(*task->seq) < task->prompt_len();

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "pmkvq/base/float16.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
@@ -234,6 +235,7 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
     item_bytes += CodeBytes(stored.bits);
   }
   item_begin[num_items] = steps.size();
+  const UncancelledScope whole;  // Narrowed pages and their accounts go together.
   ParallelFor(config_.num_threads, static_cast<int64_t>(num_items), [&](int64_t item, int) {
     const auto index = static_cast<size_t>(item);
     for (size_t i = item_begin[index]; i < item_begin[index + 1]; ++i) {

@@ -1,5 +1,6 @@
-#include "pmkvq/base/parallel.h"
+#include "pmkvq/base/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -13,8 +14,10 @@
 #include <vector>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/parallel.h"
 
-namespace pmkvq::internal {
+namespace pmkvq {
 namespace {
 
 // How long a thread waits awake before it sleeps. Longer than the gaps between the loops of one
@@ -83,6 +86,29 @@ class Sleeper {
   std::atomic<int> asleep_{0};
 };
 
+// How often this process is the child of a fork.
+std::atomic<uint32_t> num_forks{0};
+
+void CountForks() {
+  [[maybe_unused]] static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { num_forks.fetch_add(1, std::memory_order_relaxed); });
+}
+
+// Lends a scope to this thread; by hand, since the scope changes from item to item.
+class LentScope {
+ public:
+  LentScope() : own_(internal::open_cancel_link) {}
+  ~LentScope() { internal::open_cancel_link = own_; }
+  LentScope(const LentScope&) = delete;
+  LentScope& operator=(const LentScope&) = delete;
+  void Set(const internal::CancelLink* scope) { internal::open_cancel_link = scope; }
+
+ private:
+  const internal::CancelLink* own_;
+};
+
+}  // namespace
+
 // The threads and the one loop that they may be running.
 //
 // claims_ holds (threads of the loop, items not begun yet). A thread begins an item by taking one
@@ -96,28 +122,22 @@ class Sleeper {
 // so it continues the release sequence) acquires them. A worker's addition to finished_ releases
 // its items' results, and the caller's load acquires them. `busy_` hands the fields from one caller
 // to the next in the same way.
-class Pool {
+struct ThreadPool::Impl {
  public:
-  // Never destroyed: its threads wait on it until the process ends, whatever order statics die in.
-  static Pool& Instance() {
-    static Pool* const pool = new Pool;
-    return *pool;
-  }
-
-  // False, with nothing done, if a loop is running.
   bool TryRun(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
-    if (busy_.exchange(true, std::memory_order_acquire)) return false;
+    if (IsForked() || busy_.exchange(true, std::memory_order_acquire)) return false;
     const Release release{busy_};
     StartThreads(num_threads - 1);
     body_ = body;
     context_ = context;
     num_items_ = num_items;
+    scope_ = internal::open_cancel_link;
     finished_.store(0, std::memory_order_relaxed);
     claims_.store(
         (static_cast<uint64_t>(num_threads) << kItemBits) | static_cast<uint64_t>(num_items),
         std::memory_order_seq_cst);
-    for (int i = 0; i + 1 < num_threads && i < std::ssize(workers_); ++i) {
-      workers_[static_cast<size_t>(i)]->Wake();
+    for (int i = 0; i + 1 < num_threads && i < std::ssize(*workers_); ++i) {
+      (*workers_)[static_cast<size_t>(i)]->sleeper.Wake();
     }
     const int64_t others = num_items - RunItems(0);
     caller_.WaitUntil([&] { return finished_.load(std::memory_order_seq_cst) == others; });
@@ -125,32 +145,65 @@ class Pool {
     return true;
   }
 
+  bool Join(std::chrono::milliseconds patience) {
+    if (IsForked()) return true;
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    while (busy_.exchange(true, std::memory_order_acquire)) {  // And stays so: no loop begins.
+      if (joined_) return true;
+      if (std::chrono::steady_clock::now() >= deadline) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    joined_ = true;
+    ends_.store(true, std::memory_order_seq_cst);
+    for (const std::unique_ptr<Worker>& worker : *workers_) worker->sleeper.Wake();
+    for (const std::unique_ptr<Worker>& worker : *workers_) worker->thread.join();
+    workers_->clear();
+    return true;
+  }
+
+  // Neither joined nor destroyed: they are threads of the parent, if any.
+  void AbandonForkedThreads() {
+    if (IsForked()) (void)workers_.release();
+  }
+
  private:
+  struct Worker {
+    Sleeper sleeper;
+    std::thread thread;
+  };
   struct Release {
     std::atomic<bool>& flag;
     ~Release() { flag.store(false, std::memory_order_release); }
   };
 
+  bool IsForked() const { return num_forks.load(std::memory_order_relaxed) != forks_before_; }
+
   // Fewer threads than wanted are enough.
   void StartThreads(int count) {
-    while (std::ssize(workers_) < count) {
-      auto sleeper = std::make_unique<Sleeper>();
-      const auto worker = static_cast<int>(workers_.size()) + 1;
-      workers_.reserve(workers_.size() + 1);
+    while (std::ssize(*workers_) < count) {
+      auto made = std::make_unique<Worker>();
+      const auto index = static_cast<int>(workers_->size()) + 1;
+      workers_->reserve(workers_->size() + 1);
       try {
-        std::thread([this, worker, own = sleeper.get()] { Work(worker, *own); }).detach();
+        made->thread = std::thread([this, index, own = &made->sleeper] { Work(index, *own); });
       } catch (const std::system_error&) {
         return;
       }
-      workers_.push_back(std::move(sleeper));
+      workers_->push_back(std::move(made));
     }
   }
 
-  [[noreturn]] void Work(int worker, Sleeper& sleeper) {
+  void Work(int worker, Sleeper& sleeper) {
     for (;;) {
-      sleeper.WaitUntil([&] { return HasItems(claims_.load(std::memory_order_seq_cst), worker); });
+      sleeper.WaitUntil([&] {
+        return HasItems(claims_.load(std::memory_order_seq_cst), worker) ||
+               ends_.load(std::memory_order_seq_cst);
+      });
       const int64_t count = RunItems(worker);
-      if (count == 0) continue;
+      if (count == 0) {
+        if (ends_.load(std::memory_order_relaxed)) return;
+        continue;
+      }
       finished_.fetch_add(count, std::memory_order_seq_cst);
       caller_.Wake();
     }
@@ -163,6 +216,7 @@ class Pool {
   // Runs items until none is left to begin. The number of items it accounts for: those it ran and,
   // after an exception, those that nobody will run.
   int64_t RunItems(int worker) noexcept {
+    LentScope lent;
     int64_t count = 0;
     uint64_t claims = claims_.load(std::memory_order_relaxed);
     while (HasItems(claims, worker)) {
@@ -172,6 +226,8 @@ class Pool {
       }
       ++count;
       try {
+        lent.Set(scope_);
+        CancelPoint();
         body_(context_, num_items_ - static_cast<int64_t>(claims & kItemMask), worker);
       } catch (...) {
         if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
@@ -192,24 +248,59 @@ class Pool {
   alignas(kCacheLine) std::atomic<uint64_t> claims_{0};
   alignas(kCacheLine) std::atomic<int64_t> finished_{0};
   alignas(kCacheLine) std::atomic<bool> busy_{false};
+  std::atomic<bool> ends_{false};
+  std::atomic<bool> joined_{false};
+  const uint32_t forks_before_ = num_forks.load(std::memory_order_relaxed);
   Sleeper caller_;
-  std::vector<std::unique_ptr<Sleeper>> workers_;  // Worker i + 1 at i.
+  std::unique_ptr<std::vector<std::unique_ptr<Worker>>> workers_ =  // Worker i + 1 at i.
+      std::make_unique<std::vector<std::unique_ptr<Worker>>>();
   // The loop.
   ParallelBody body_ = nullptr;
   const void* context_ = nullptr;
   int64_t num_items_ = 0;
+  const internal::CancelLink* scope_ = nullptr;  // The caller's.
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 };
 
-}  // namespace
-
-void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
-  PMKVQ_CHECK(static_cast<uint64_t>(num_items) <= kItemMask);
-  const auto threads =
-      static_cast<int>(std::min<int64_t>(std::min(num_threads, kMaxThreads), num_items));
-  if (Pool::Instance().TryRun(threads, num_items, body, context)) return;
-  for (int64_t item = 0; item < num_items; ++item) body(context, item, 0);
+ThreadPool::ThreadPool() {
+  CountForks();
+  impl_ = std::make_unique<Impl>();
 }
 
-}  // namespace pmkvq::internal
+ThreadPool::~ThreadPool() {
+  PMKVQ_CHECK_MSG(impl_->Join(std::chrono::milliseconds(0)), "a loop runs on a pool that ends");
+  impl_->AbandonForkedThreads();
+}
+
+bool ThreadPool::TryRun(int num_threads, int64_t num_items, ParallelBody body,
+                        const void* context) {
+  PMKVQ_CHECK(static_cast<uint64_t>(num_items) <= kItemMask);
+  return impl_->TryRun(std::min(num_threads, kMaxThreads), num_items, body, context);
+}
+
+bool ThreadPool::Join(std::chrono::milliseconds patience) { return impl_->Join(patience); }
+
+ThreadPool& ThreadPool::OfProcess() {
+  // The pool itself is never destroyed: loops of other statics' destructors still ask it.
+  static ThreadPool* const pool = new ThreadPool;
+  // A loop of a thread that outlives main may never end; its workers then end with the process.
+  static const struct AtExit {
+    ~AtExit() { (void)pool->Join(std::chrono::seconds(1)); }
+  } at_exit;
+  return *pool;
+}
+
+namespace internal {
+
+void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
+  const auto threads = static_cast<int>(std::min<int64_t>(num_threads, num_items));
+  if (ThreadPool::OfProcess().TryRun(threads, num_items, body, context)) return;
+  for (int64_t item = 0; item < num_items; ++item) {
+    CancelPoint();
+    body(context, item, 0);
+  }
+}
+
+}  // namespace internal
+}  // namespace pmkvq
