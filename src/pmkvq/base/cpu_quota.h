@@ -1,0 +1,18 @@
+// How much processor time the control groups of this process allow (Linux, versions 1 and 2).
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace pmkvq {
+
+// Processors that the tightest CPU quota of this process's control group and the groups around it
+// allows, a fraction in general (quota / period); nothing where there is no quota, or where /proc
+// or the control group file systems cannot be read.
+//
+// Read from `root`/proc/self/cgroup, `root`/proc/self/mountinfo and, below the mount points named
+// there, cpu.max (version 2) or cpu.cfs_quota_us and cpu.cfs_period_us (version 1). Groups outside
+// of the container's own view cannot be seen.
+std::optional<double> CpuQuota(const std::string& root = "");
+
+}  // namespace pmkvq
