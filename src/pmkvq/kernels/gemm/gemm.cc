@@ -8,7 +8,9 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
+#include "pmkvq/kernels/gemm/blas_threads.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 
@@ -197,6 +199,7 @@ void MatMulTile(const Real* x, int64_t num_rows, const WeightView& weight, const
   AlignedVector<Real>& scratch = ThreadScratch<Real>();
   const int64_t outs = end - begin;
   for (int64_t col = 0; col < weight.cols; col += kTileCols) {
+    CancelPoint();  // With 100,000 rows a tile takes a second.
     const int64_t cols = std::min(kTileCols, weight.cols - col);
     const Tile<Real> tile = ExpandTile(weight, begin, outs, col, cols, scratch);
     BlasGemm<Real>(false, true, num_rows, outs, cols, Real{1}, x + col, weight.cols, tile.data,
@@ -215,20 +218,13 @@ void GradInputTile(const Real* dy, int64_t num_rows, const WeightView& weight, b
   AlignedVector<Real>& scratch = ThreadScratch<Real>();
   const int64_t cols = end - begin;
   for (int64_t row = 0; row < weight.rows; row += kGradTileRows) {
+    CancelPoint();
     const int64_t rows = std::min(kGradTileRows, weight.rows - row);
     const Tile<Real> tile = ExpandTile(weight, row, rows, begin, cols, scratch);
     const Real beta = row == 0 && !accumulate ? Real{0} : Real{1};
     BlasGemm<Real>(false, false, num_rows, cols, rows, Real{1}, dy + row, weight.rows, tile.data,
                    tile.stride, beta, dx + begin, weight.cols);
   }
-}
-
-// BLAS must not start threads of its own: parallelism is over tiles.
-void UseOneBlasThread() {
-  [[maybe_unused]] static const bool done = [] {
-    openblas_set_num_threads(1);
-    return true;
-  }();
 }
 
 CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
@@ -250,7 +246,7 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
     DecodeRows(x, num_rows, projections, num_threads);
     return;
   }
-  UseOneBlasThread();
+  const internal::OneBlasThread one_thread;
   const int threads = UsefulThreads(num_threads, Multiplications(num_rows, projections));
   ForOutputs(threads, projections, kTileOuts,
              [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
@@ -275,7 +271,7 @@ void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight,
     if (!accumulate) std::fill(dx, dx + num_rows * weight.cols, Real{0});
     return;
   }
-  UseOneBlasThread();
+  const internal::OneBlasThread one_thread;
   const int threads = UsefulThreads(num_threads, num_rows * weight.rows * weight.cols);
   ParallelForRanges(threads, weight.cols, kGradTileCols, [&](int64_t begin, int64_t end) {
     GradInputTile(dy, num_rows, weight, accumulate, begin, end, dx);
@@ -293,7 +289,7 @@ template <class Real>
 void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, Real alpha,
               const Real* a, int64_t lda, const Real* b, int64_t ldb, Real beta, Real* c,
               int64_t ldc) {
-  UseOneBlasThread();
+  const internal::OneBlasThread one_thread;
   const auto size = [](int64_t value) { return static_cast<blasint>(value); };
   if constexpr (std::is_same_v<Real, float>) {
     cblas_sgemm(CblasRowMajor, BlasTranspose(transpose_a), BlasTranspose(transpose_b), size(m),

@@ -1,0 +1,20 @@
+// Keeps BLAS from starting threads inside our loops, without changing the host process's setting.
+#pragma once
+
+namespace pmkvq::internal {
+
+// While at least one of these lives, OpenBLAS works on one thread: our loops share out the work,
+// and the bits of a product must not depend on BLAS's threads.
+//
+// The setting is one of the whole process. The first of them stores it and the last one puts it
+// back, so several engines may compute at once. Meanwhile the host's own calls to BLAS use one
+// thread, too, and what the host sets is undone.
+class OneBlasThread {
+ public:
+  OneBlasThread();
+  ~OneBlasThread();
+  OneBlasThread(const OneBlasThread&) = delete;
+  OneBlasThread& operator=(const OneBlasThread&) = delete;
+};
+
+}  // namespace pmkvq::internal
