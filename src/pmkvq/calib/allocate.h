@@ -31,7 +31,7 @@ struct KnapsackResult {
 // divisor of the differences between one item's choices, so there are at most
 // (budget - smallest bytes) / gcd + 1 states: for blocks of one geometry the gcd is one page's
 // metadata times the pages per block, and 128 blocks with K and V apart (16 choices) keep some
-// 10^4 states. Memory: 16 bytes x states x items.
+// 10^4 states. Memory: 16 bytes x states x items. Throws Cancelled (base/interrupt.h).
 KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t budget_bytes);
 
 struct AllocationOptions {

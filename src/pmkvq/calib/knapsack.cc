@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/calib/allocate.h"
 
 namespace pmkvq {
@@ -16,6 +17,9 @@ struct State {
 };
 using Front = std::vector<State>;
 
+// A CancelPoint stands at each 65,536th state, every millisecond or so.
+constexpr size_t kCancelMask = 0xffff;
+
 // Both fronts in order of bytes, without states that another one beats or equals.
 Front Merge(const Front& a, const Front& b) {
   Front merged;
@@ -23,6 +27,7 @@ Front Merge(const Front& a, const Front& b) {
   size_t i = 0;
   size_t j = 0;
   while (i < a.size() || j < b.size()) {
+    if (((i + j) & kCancelMask) == 0) CancelPoint();
     const bool take_a =
         j == b.size() || (i < a.size() && (a[i].bytes < b[j].bytes ||
                                            (a[i].bytes == b[j].bytes && a[i].cost <= b[j].cost)));
@@ -38,7 +43,9 @@ Front Extend(const Front& suffix, const KnapsackItem& item, int64_t limit_bytes)
   Front shifted;
   for (size_t c = 0; c < item.cost.size(); ++c) {
     shifted.clear();
-    for (const State& state : suffix) {
+    for (size_t s = 0; s < suffix.size(); ++s) {
+      if ((s & kCancelMask) == 0) CancelPoint();
+      const State& state = suffix[s];
       // Compared by difference: sums near a huge budget must not overflow.
       if (state.bytes > limit_bytes - item.bytes[c]) break;
       const State next{state.bytes + item.bytes[c], item.cost[c] + state.cost};

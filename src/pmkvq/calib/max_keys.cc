@@ -38,7 +38,6 @@ std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context) {
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     std::vector<double> values(step.num_values);
     profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
-      ThrowIfCancelled(context.cancel, "max-keys");
       MaxOverTokens(geometry, states, values.data() + states.layer * block_values);
     });
     return values;

@@ -61,7 +61,6 @@ class BlockSearch {
                          v_.data(), context_.num_threads);
     attention_.SetSequence(shape, geometry_.group(), states.k, v_.data(), context_.num_threads);
     for (int n = 0; n < options_.grid; ++n) {
-      ThrowIfCancelled(context_.cancel, kTask);
       const Tensor scales = ScalesAt(max_keys, AlphaAt(n, options_.grid));
       attention_.Run(states.q, scales.As<float>(), options_.k_bits, exact_.data(), error_.data(),
                      context_.num_threads);

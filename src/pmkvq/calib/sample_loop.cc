@@ -150,9 +150,10 @@ std::vector<double> LoopOverSamples(const CalibrationContext& context, const Sam
   LoopState state = checkpoint.Load(num_samples, step.num_values, context.log)
                         .value_or(LoopState{0, std::vector<double>(step.num_values, 0.0)});
   ProgressScope progress(context.progress, step.task, num_samples, state.samples_done);
+  const CancelScope scope(context.cancel, step.task.c_str());
   try {
     while (state.samples_done < num_samples) {
-      ThrowIfCancelled(context.cancel, step.task.c_str());
+      CancelPoint();
       const std::vector<int64_t> positions =
           samples.Positions(state.samples_done, context.effective_len);
       const std::vector<double> values =

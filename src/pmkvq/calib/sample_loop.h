@@ -18,7 +18,8 @@ struct SampleLoopStep {
   std::string options;  // What else its values depend on.
   Combine combine = Combine::kSum;
   size_t num_values = 0;  // >= 0 each when combined by kMax.
-  // The values of one sample. May throw Cancelled in its midst: the sample is then done again.
+  // The values of one sample. Runs in a CancelScope (base/interrupt.h) of the context's flag, so
+  // that each ParallelFor and CancelPoint in it may throw Cancelled: the sample is then done again.
   std::function<std::vector<double>(std::span<const int32_t> tokens,
                                     std::span<const int64_t> positions)>
       process;

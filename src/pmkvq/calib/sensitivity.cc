@@ -49,7 +49,6 @@ Sensitivity MeasureSensitivity(const CalibrationContext& context) {
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     std::vector<double> values(step.num_values);
     profile.ForwardBackward(tokens, positions, [&](const BlockStates<float>& states) {
-      ThrowIfCancelled(context.cancel, "sensitivity");
       for (const size_t side : {0, 1}) {
         AddDamage(geometry, states, side, context.num_threads, values);
       }

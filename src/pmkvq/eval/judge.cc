@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/eval/answer.h"
 #include "pmkvq/eval/math_equivalence.h"
 #include "pmkvq/io/file.h"
@@ -78,6 +79,7 @@ bool VoteIsRight(const std::map<int64_t, const GradedResponse*>& answers) {
   for (const auto& [index, graded] : answers) {
     const GradedResponse& answer = *graded;
     if (answer.extracted.empty()) continue;
+    CancelPoint();  // Each new answer is compared with all others.
     const auto found = std::find_if(classes.begin(), classes.end(), [&](const AnswerClass& known) {
       return known.representative == answer.extracted ||
              (!answer.is_code && known.correct == answer.correct &&
@@ -117,6 +119,7 @@ double StandardDeviation(const std::map<int64_t, Tally>& by_response) {
 }  // namespace
 
 JudgedText JudgeText(std::string_view response, std::string_view gold) {
+  CancelPoint();
   JudgedText judged;
   judged.extracted = ExtractAnswer(response).value_or("");
   judged.correct = EquivalentAnswers(judged.extracted, ExtractGold(gold));

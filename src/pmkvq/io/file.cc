@@ -16,12 +16,22 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 
 namespace pmkvq {
 namespace {
 
 IoError SystemError(const std::string& path, const char* action) {
   return {path, fmt::format("cannot {}: {}", action, std::strerror(errno))};
+}
+
+// Opens for reading; a pipe waits here for its writer. -1 with errno.
+int OpenToRead(const std::string& path) {
+  while (true) {
+    const int opened = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (opened >= 0 || errno != EINTR) return opened;
+    CancelPoint();
+  }
 }
 
 // A file descriptor that closes itself.
@@ -116,9 +126,10 @@ void MappedFile::DropPages(const std::byte* begin, size_t num_bytes) const {
 }
 
 std::string ReadFile(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file(OpenToRead(path));
   if (file.get() < 0) throw SystemError(path, "open");
   constexpr size_t kChunkBytes = 1 << 20;
+  constexpr size_t kMostBytesAtOnce = size_t{16} << 20;  // Between CancelPoints.
   std::string content;
   size_t used = 0;
   // The size that stat reports is a hint only: pipes and /proc have none.
@@ -127,8 +138,10 @@ std::string ReadFile(const std::string& path) {
     content.resize(static_cast<size_t>(info.st_size) + 1);
   }
   while (true) {
+    CancelPoint();
     if (used == content.size()) content.resize(used + std::max(kChunkBytes, used));
-    const ssize_t got = read(file.get(), content.data() + used, content.size() - used);
+    const ssize_t got =
+        read(file.get(), content.data() + used, std::min(content.size() - used, kMostBytesAtOnce));
     if (got < 0) {
       if (errno == EINTR) continue;
       throw SystemError(path, "read");

@@ -16,6 +16,7 @@ class Hash128 {
   Hash128(const Hash128&) = delete;
   Hash128& operator=(const Hash128&) = delete;
 
+  // Has a CancelPoint (base/interrupt.h) every 8 MiB.
   void Update(const void* bytes, size_t num_bytes);
   void Update(std::string_view text) { Update(text.data(), text.size()); }
 

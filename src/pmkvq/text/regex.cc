@@ -9,6 +9,7 @@
 #include <new>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/text/utf8.h"
 
 namespace pmkvq {
@@ -155,6 +156,7 @@ std::vector<Span> Regex::FindAll(std::string_view text) const {
   Span match{};
   int error = 0;
   while (start <= text.size() && matcher.Next(start, &match, &error)) {
+    CancelPoint();
     const bool repeats_empty =
         match.begin == match.end && !matches.empty() && matches.back().end == match.end;
     if (!repeats_empty) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/text/added_tokens.h"
@@ -142,7 +143,10 @@ struct Tokenizer::Impl {
 
   void EncodePieces(std::string_view text, std::vector<int32_t>* ids) const {
     const Pieces pieces = pre_tokenizer.Split(text);
-    for (const std::string_view piece : pieces.views) bpe.Encode(piece, ids);
+    for (const std::string_view piece : pieces.views) {
+      CancelPoint();
+      bpe.Encode(piece, ids);
+    }
   }
 
   [[noreturn]] void FailUnknown(int32_t id) const {

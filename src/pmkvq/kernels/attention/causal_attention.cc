@@ -6,6 +6,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/packed_sequence.h"
@@ -187,6 +188,7 @@ void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const
     const HeadGradient<Real> sum{dk_parts.data() + head * head_size,
                                  dv_parts.data() + head * head_size};
     for (int64_t index = 0; index < NumBlocks(shape); ++index) {
+      CancelPoint();  // One head of a long sequence takes minutes.
       AddBlockGradient(MakeBlock<Real>(shape, head, index), q, k, v, dout, dq, sum, p, p + p_size);
     }
   });
