@@ -110,6 +110,14 @@ class MethodState {
   virtual void Truncate(int64_t num_tokens) = 0;
 };
 
+// How the bytes of a block grow with its tokens: for every n >= `from`,
+// BlockBytes(n + period) >= BlockBytes(n). From one token to the next they may fall, when a window
+// is flushed. {1, 1}: they never fall.
+struct ByteGrowth {
+  int64_t from = 1;    // Tokens, >= 1.
+  int64_t period = 1;  // Tokens, >= 1.
+};
+
 // Immutable: one object serves all blocks and sequences of a cache.
 class CacheMethod {
  public:
@@ -127,6 +135,8 @@ class CacheMethod {
   // Everything that the method keeps of a block with `num_tokens` tokens: codes, metadata, values
   // at full precision, tags, scores. 0 for no tokens; need not grow with every token.
   virtual int64_t BlockBytes(int64_t layer, int64_t num_tokens) const = 0;
+  // Of BlockBytes. Budgets are found by looking at `from` + `period` lengths, so both are small.
+  virtual ByteGrowth Growth(int64_t layer) const = 0;
 };
 
 }  // namespace pmkvq

@@ -66,8 +66,16 @@ void SimulatedBlock::Resize(int64_t num_tokens, size_t float_bytes) {
 }
 
 int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens) {
+  const ByteGrowth growth = method.Growth(layer);
+  PMKVQ_DCHECK(growth.from >= 1 && growth.period >= 1);
   int64_t most = 0;
-  for (int64_t n = 1; n <= num_tokens; ++n) most = std::max(most, method.BlockBytes(layer, n));
+  const auto look = [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) most = std::max(most, method.BlockBytes(layer, n));
+  };
+  // From each length >= from, steps of a period lead up into the last period without ever falling.
+  const int64_t early_end = std::min(growth.from, num_tokens + 1);
+  look(1, early_end);
+  look(std::max(early_end, num_tokens - growth.period + 1), num_tokens + 1);
   return most;
 }
 

@@ -25,7 +25,8 @@ struct SimulatedConfig {
 };
 
 // Most bytes that a block takes at any length of 1 .. num_tokens tokens. What the block needs
-// may shrink with a token (a window that is flushed), but a sequence has to get there.
+// may shrink with a token (a window that is flushed), but a sequence has to get there. Costs
+// from + period calls of BlockBytes (ByteGrowth), whatever the number of tokens.
 int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens);
 
 // Throws InvalidInput naming the option: head_dim or a budget that does not hold one token.

@@ -54,6 +54,7 @@ class Probe : public CacheMethod {
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     return num_tokens / 4 * 100 + num_tokens % 4 * 150;
   }
+  ByteGrowth Growth(int64_t) const override { return {1, 4}; }
 
   bool negates_first_key = false;
   mutable ProbeState* first_state = nullptr;

@@ -60,6 +60,7 @@ class Kitty final : public CacheMethod {
     return keys_.NumQuantized(num_tokens) / kKittyPage * key_page +
            values_.NumQuantized(num_tokens) / kKittyPage * value_page + buffers;
   }
+  ByteGrowth Growth(int64_t) const override { return {}; }
 
  private:
   void DamagePage(int64_t page, int64_t head, SimulatedBlock& block) const {

@@ -41,6 +41,7 @@ class Kivi final : public CacheMethod {
     return WindowedBytes(context_, format_, key_group_, keys_, num_tokens) +
            WindowedBytes(context_, format_, value_group_, values_, num_tokens);
   }
+  ByteGrowth Growth(int64_t) const override { return GrowthOf(keys_, values_); }
 
  private:
   MethodContext context_;

@@ -14,6 +14,7 @@ class TwoRates final : public CacheMethod {
   int64_t BlockBytes(int64_t layer, int64_t num_tokens) const override {
     return num_tokens * (layer == 0 ? 40 : 16);
   }
+  ByteGrowth Growth(int64_t) const override { return {}; }
 };
 
 // Budgets are split as 40 to 16, so 20 tokens need 20 * 56 bytes, not twice what block 0 needs;

@@ -104,6 +104,10 @@ class KvMix final : public CacheMethod {
     return quantized / kWordGroup * context_.geometry.kv_dim() * (kWordBytes + metadata_bytes) +
            context_.FloatBytes(num_tokens - quantized) + value_bytes;
   }
+  ByteGrowth Growth(int64_t layer) const override {
+    const auto i = static_cast<size_t>(layer);
+    return GrowthOf(keys_[i].window, values_[i].window);
+  }
 
  private:
   // Per block. Without a file all blocks have `uniform_bits`, and the window of important ones
@@ -192,7 +196,6 @@ std::map<std::string, Tensor> CalibrateImportance(const MethodSpec& spec,
     std::vector<double> norms(step.num_values);
     profile.ProjectionBackward(
         tokens, positions, [&](const Profile<float>::ProjectionGradients& gradients) {
-          ThrowIfCancelled(calibration.cancel, "kvmix");
           norms[static_cast<size_t>(gradients.layer)] = Norm(gradients.k, count);
           norms[static_cast<size_t>(num_layers + gradients.layer)] = Norm(gradients.v, count);
         });

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/calib/allocate.h"
 #include "pmkvq/calib/sample_loop.h"
 #include "pmkvq/methods/affine.h"
@@ -133,6 +134,9 @@ class KvTuner final : public CacheMethod {
     return WindowedBytes(context_, keys_[i], form_.key_group, form_.key_window, num_tokens) +
            WindowedBytes(context_, values_[i], form_.value_group, form_.value_window, num_tokens);
   }
+  ByteGrowth Growth(int64_t) const override {
+    return GrowthOf(form_.key_window, form_.value_window);
+  }
 
  private:
   std::vector<WidthPair> ReadPairs(const MethodSpec& spec) const {
@@ -195,6 +199,7 @@ class LayerError {
                     std::vector<float>& rows) const {
     // Groups divide head_dim, so that all heads of a token are one row.
     for (int64_t token = 0; token < end; ++token) {
+      CancelPoint();
       DamageRow(format, group, geometry_.kv_dim(), rows.data() + token * geometry_.kv_dim());
     }
   }
@@ -215,8 +220,8 @@ class LayerError {
 // the loss, so it is the distance that counts. All tokens that have left the window at the sample's
 // end are quantised from the start, so that one pass measures all positions. Cost: L * 5 passes.
 std::vector<double> LossChanges(const Form& form, const MethodContext& context,
-                                const CancelFlag* cancel, std::span<const int32_t> tokens,
-                                std::span<const int64_t> positions, Profile<float>& profile) {
+                                std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                                Profile<float>& profile) {
   std::vector<LayerError> layers;
   const double exact = profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
     layers.emplace_back(form, context.geometry, states);
@@ -224,7 +229,6 @@ std::vector<double> LossChanges(const Form& form, const MethodContext& context,
   std::vector<double> changes;
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     for (const WidthPair& pair : kPairs) {
-      ThrowIfCancelled(cancel, "kvtuner");
       const std::vector<float> of_k = layers[layer].OfKeys({pair.k_bits, context.float_type});
       const std::vector<float> of_v = layers[layer].OfValues({pair.v_bits, context.float_type});
       const double loss = profile.PerturbedLoss(tokens, positions, static_cast<int64_t>(layer),
@@ -253,7 +257,7 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   step.options = fmt::format("{} {}", Form::Describe(form.Numbers()), NameOf(context.float_type));
   step.num_values = static_cast<size_t>(context.geometry.num_layers * kNumPairs);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
-    return LossChanges(form, context, calibration.cancel, tokens, positions, profile);
+    return LossChanges(form, context, tokens, positions, profile);
   };
   const std::vector<double> sums = LoopOverSamples(calibration, step);
 

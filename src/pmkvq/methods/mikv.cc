@@ -111,6 +111,7 @@ class Mikv final : public CacheMethod {
     const int64_t balancer = context_.FloatBytes(balanced ? 1 : 2);
     return 2 * (low + high) + tags + scores + balancer;
   }
+  ByteGrowth Growth(int64_t) const override { return {kBalancerTokens, 1}; }
 
  private:
   int64_t NumChoices() const { return reference_ ? 1 : context_.geometry.num_kv_heads; }

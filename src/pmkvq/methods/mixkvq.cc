@@ -88,6 +88,7 @@ class MixKvq final : public CacheMethod {
     return quantized / block * keys + context_.FloatBytes(num_tokens - quantized) +
            WindowedBytes(context_, low_, value_group_, window_, num_tokens) + channels * 4;
   }
+  ByteGrowth Growth(int64_t) const override { return GrowthOf(window_, window_); }
 
  private:
   void ReadShares(const MethodSpec& spec) {

@@ -142,6 +142,7 @@ class Oscar final : public CacheMethod {
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     return 2 * WindowedBytes(context_, format_, context_.geometry.group(), window_, num_tokens);
   }
+  ByteGrowth Growth(int64_t) const override { return GrowthOf(window_, window_); }
 
  private:
   static const MethodContext& Checked(const MethodSpec& spec, const MethodContext& context) {
@@ -211,10 +212,8 @@ Covariances OverSamples(const CalibrationContext& calibration, const char* task,
                                         geometry.head_dim * geometry.head_dim);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     Covariances sums(step.num_values);
-    profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
-      ThrowIfCancelled(calibration.cancel, task);
-      add(states, sums);
-    });
+    profile.Forward(tokens, positions,
+                    [&](const BlockStates<float>& states) { add(states, sums); });
     return sums;
   };
   return LoopOverSamples(calibration, step);

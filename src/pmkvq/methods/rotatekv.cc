@@ -150,6 +150,7 @@ class RotateKv final : public CacheMethod {
            2 * (num_tokens - pivots) * (kv_dim / geometry.group()) * group_bytes +
            (orders_.empty() ? 2 * kv_dim : 0);
   }
+  ByteGrowth Growth(int64_t) const override { return {kFirstTokens, 1}; }
 
  private:
   // The key of a token, all heads, rotated: [Hkv * D].
@@ -253,7 +254,6 @@ std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const Metho
     std::vector<double> sums(step.num_values);
     std::vector<float> keys;
     profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
-      ThrowIfCancelled(calibration.cancel, "rotatekv");
       keys.assign(states.k, states.k + states.num_tokens * kv_dim);
       // The rotation back; times the square of yarn's factor, which changes no order.
       ApplyRopeGrad(calibration.model->rope(), positions.data(), states.num_tokens,

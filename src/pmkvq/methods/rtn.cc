@@ -32,6 +32,7 @@ class Rtn final : public CacheMethod {
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     return 2 * AffineBytes(format_, num_tokens * context_.geometry.kv_dim(), group_);
   }
+  ByteGrowth Growth(int64_t) const override { return {}; }
 
  private:
   MethodContext context_;

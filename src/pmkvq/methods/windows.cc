@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
 #include <vector>
 
 #include "pmkvq/base/check.h"
@@ -62,6 +63,10 @@ int64_t WindowedBytes(const MethodContext& context, const AffineFormat& format, 
   const int64_t quantized = window.NumQuantized(num_tokens);
   return AffineBytes(format, quantized * context.geometry.kv_dim(), group) +
          context.FloatBytes(num_tokens - quantized);
+}
+
+ByteGrowth GrowthOf(const TokenWindow& keys, const TokenWindow& values) {
+  return {1, std::lcm(keys.block, values.block)};
 }
 
 int64_t ReadResidual(const MethodSpec& spec, int64_t otherwise, int64_t group) {

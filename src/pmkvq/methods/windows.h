@@ -45,6 +45,10 @@ void DamageValueTokens(const AffineFormat& format, int64_t group, const TokenWin
 int64_t WindowedBytes(const MethodContext& context, const AffineFormat& format, int64_t group,
                       const TokenWindow& window, int64_t num_tokens);
 
+// Of bytes that are a sum of WindowedBytes with these windows. (n + block tokens have as many
+// quantised tokens as n and a block more, or none as well; so no part has fewer bytes.)
+ByteGrowth GrowthOf(const TokenWindow& keys, const TokenWindow& values);
+
 // The key `residual` of a SPEC: tokens at full precision, a multiple of `group` up to 4096. Throws
 // InvalidInput naming --kv.
 int64_t ReadResidual(const MethodSpec& spec, int64_t otherwise, int64_t group);

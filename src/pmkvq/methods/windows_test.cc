@@ -50,6 +50,7 @@ class Straddling final : public CacheMethod {
     DamageKeyChannels(format, 24, window, tokens.first, block);
   }
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override { return num_tokens; }
+  ByteGrowth Growth(int64_t) const override { return {}; }
 
   AffineFormat format{4, DType::kF16};
   TokenWindow window{.sink = 120, .recent = 0, .block = 24};
