@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/eval/code_problem.h"
 #include "pmkvq/io/json.h"
 
@@ -194,6 +195,7 @@ CodeOutcome Outcome(const SandboxResult& result, const CodeTest& test) {
       return CodeOutcome::kOutputLimit;
     case SandboxEnd::kSignal:
     case SandboxEnd::kFolderLimit:
+    case SandboxEnd::kThreadLimit:
       return CodeOutcome::kRuntimeError;
     case SandboxEnd::kExited:
       break;
@@ -207,6 +209,7 @@ CodeOutcome Outcome(const SandboxResult& result, const CodeTest& test) {
 std::string Detail(const SandboxResult& result) {
   if (result.end == SandboxEnd::kSignal) return fmt::format("signal {}", result.signal);
   if (result.end == SandboxEnd::kFolderLimit) return "too many or too large files";
+  if (result.end == SandboxEnd::kThreadLimit) return "too many threads";
   const std::string last = LastLine(result.errors);
   return last.empty() ? fmt::format("exit code {}", result.exit_code) : last;
 }
@@ -217,6 +220,7 @@ bool SameOutput(std::string_view actual, std::string_view expected) {
   actual = Trim(actual);
   expected = Trim(expected);
   while (!actual.empty() || !expected.empty()) {
+    CancelPoint();
     // Both end together: after Trim the last line of neither is empty.
     if (actual.empty() || expected.empty()) return false;
     if (!SameLine(Next(&actual, "\n"), Next(&expected, "\n"))) return false;

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <optional>
 #include <thread>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/eval/sandbox_child.h"
 #include "pmkvq/eval/sandbox_filter.h"
 #include "pmkvq/eval/sandbox_landlock.h"
@@ -32,6 +34,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kFolderLook(100);
+constexpr std::chrono::milliseconds kThreadLook(10);
 
 // The program's own folder. It holds files only: the rules allow no folders in it.
 class WorkFolder {
@@ -114,6 +117,18 @@ class Child {
   // There are only threads to end with it.
   void Kill() const { kill(pid_, SIGKILL); }
 
+  // Of the running program.
+  int64_t NumThreads() const {
+    constexpr std::string_view kField = "\nThreads:";
+    const std::string path = fmt::format("/proc/{}/status", pid_);
+    const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (file.get() < 0) FailSandbox("count threads in " + path);
+    const std::string status = ReadUntilEnd(file.get());
+    const size_t field = status.find(kField);
+    if (field == std::string::npos) return 0;  // It has just ended.
+    return std::strtoll(status.c_str() + field + kField.size(), nullptr, 10);
+  }
+
   // False: it runs on.
   bool HasEnded(bool wait) {
     while (!status_) {
@@ -139,29 +154,48 @@ class Child {
   rusage usage_ = {};
 };
 
+// A look that is taken from time to time.
+class Regularly {
+ public:
+  explicit Regularly(Clock::duration interval) : interval_(interval) {}
+  Clock::time_point next() const { return next_; }
+  bool IsDue() {
+    const Clock::time_point now = Clock::now();
+    if (now < next_) return false;
+    next_ = now + interval_;
+    return true;
+  }
+
+ private:
+  Clock::duration interval_;
+  Clock::time_point next_ = Clock::now();
+};
+
 // Reads until the program ends or breaks a limit; then which one.
 std::optional<SandboxEnd> Attend(Child* child, Streams* streams, const WorkFolder& folder,
                                  const SandboxLimits& limits) {
   const Clock::time_point deadline = Clock::now() + std::chrono::milliseconds(limits.wall_ms);
-  Clock::time_point next_look = Clock::now() + kFolderLook;
+  Regularly folder_look(kFolderLook);
+  Regularly thread_look(kThreadLook);
   while (true) {
+    CancelPoint();
     if (!streams->AnyOpen()) {  // As a rule it is about to end.
       if (child->HasEnded(false)) return std::nullopt;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     } else {
-      const Clock::duration left = std::min(next_look, deadline) - Clock::now();
-      const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();
-      streams->Read(static_cast<int>(std::max<int64_t>(ms, 0)) + 1);
+      const Clock::time_point next = std::min({folder_look.next(), thread_look.next(), deadline});
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(next - Clock::now());
+      streams->Read(static_cast<int>(std::max<int64_t>(left.count(), 0)) + 1);
     }
     if (streams->output.text.size() > limits.output_bytes ||
         streams->report.text.size() > limits.output_bytes) {
       return SandboxEnd::kOutputLimit;
     }
     if (Clock::now() >= deadline) return SandboxEnd::kTimeOut;
-    if (Clock::now() >= next_look) {
-      if (folder.IsTooLarge(limits)) return SandboxEnd::kFolderLimit;
-      next_look = Clock::now() + kFolderLook;
+    if (thread_look.IsDue() && child->NumThreads() > limits.threads) {
+      return SandboxEnd::kThreadLimit;
     }
+    if (folder_look.IsDue() && folder.IsTooLarge(limits)) return SandboxEnd::kFolderLimit;
   }
 }
 
@@ -205,15 +239,18 @@ void WaitForExec(int status) {
 }  // namespace
 
 struct PythonSandbox::Impl {
-  explicit Impl(bool use_landlock) : landlock(use_landlock && LandlockVersion() >= 1) {}
+  explicit Impl(const SandboxFeatures& features)
+      : landlock(features.landlock && LandlockVersion() >= 1), namespaces(features.namespaces) {}
 
   PythonInterpreter interpreter = FindPython();
   bool landlock;
+  bool namespaces;
   std::vector<sock_filter> filter = MakeSandboxFilter(
       interpreter.program.c_str(), landlock ? FilterWrites::kByOtherMeans : FilterWrites::kNone);
 };
 
-PythonSandbox::PythonSandbox(bool use_landlock) : impl_(std::make_unique<Impl>(use_landlock)) {
+PythonSandbox::PythonSandbox(const SandboxFeatures& features)
+    : impl_(std::make_unique<Impl>(features)) {
   const SandboxResult first = Run({"print(open('solution.py').read())", "x = 1", ""}, {});
   if (first.end != SandboxEnd::kExited || first.exit_code != 0 || first.output != "x = 1\n") {
     std::string errors = first.errors.substr(0, first.errors.find_last_not_of('\n') + 1);
@@ -262,6 +299,7 @@ SandboxResult PythonSandbox::Run(const SandboxJob& job, const SandboxLimits& lim
   setup.streams[3] = report.write_end.get();
   setup.status = status.write_end.get();
   setup.landlock = rules.get();
+  setup.namespaces = impl_->namespaces;
   setup.filter = {static_cast<unsigned short>(impl_->filter.size()), impl_->filter.data()};
   setup.limits = &limits;
   setup.parent = getpid();

@@ -1,10 +1,14 @@
 // Runs one Python program that nobody has read, in a child process that can do no harm.
 //
 // What holds on every system, or nothing is run: no network, no other processes (only threads), no
-// signals to others, no new rights, CPU time, address space and file sizes limited, nothing kept
-// open from this process, environment and working folder of its own, its own session; the kernel
-// ends it when this thread ends. After the wall time it is killed; since it cannot start
+// signals to others, no new rights, CPU time, address space, threads and file sizes limited,
+// nothing kept open from this process, environment and working folder of its own, its own session;
+// the kernel ends it when this thread ends. After the wall time it is killed; since it cannot start
 // processes, nothing stays behind. The folder is removed afterwards.
+//
+// Threads are counted in /proc, a hundred times a second, and a program with too many is killed:
+// that works for any user and in any container. Where there are user name spaces, the kernel itself
+// refuses to start more, except for root (RLIMIT_NPROC).
 //
 // What depends on the kernel: with Landlock (Linux 5.13) it may read only the interpreter and the
 // system's libraries, and make files in its folder; without, it may read what the user
@@ -31,6 +35,7 @@ struct SandboxLimits {
   // All files in the folder together, looked at ten times a second.
   size_t folder_bytes = size_t{64} << 20;
   int64_t folder_files = 1000;
+  int64_t threads = 1024;
 };
 
 struct SandboxJob {
@@ -46,6 +51,7 @@ enum class SandboxEnd : uint8_t {
   kMemoryLimit,  // An uncaught MemoryError.
   kOutputLimit,
   kFolderLimit,
+  kThreadLimit,
 };
 
 struct SandboxResult {
@@ -57,13 +63,19 @@ struct SandboxResult {
   std::string errors;  // The last 4 KiB of standard error.
 };
 
+// What the kernel offers beyond what every system must. False: as on a system without it (for
+// tests).
+struct SandboxFeatures {
+  bool landlock = true;
+  bool namespaces = true;
+};
+
 // An interpreter and what it has to read. Runs may come from several threads at once.
 class PythonSandbox {
  public:
   // Finds python3 on PATH, and runs a first program. Throws Unsupported when there is none (names
   // the package), when it is too old, or when this system cannot confine it.
-  // `use_landlock` false: as on a kernel without it (for tests).
-  explicit PythonSandbox(bool use_landlock = true);
+  explicit PythonSandbox(const SandboxFeatures& features = {});
   ~PythonSandbox();
   PythonSandbox(const PythonSandbox&) = delete;
   PythonSandbox& operator=(const PythonSandbox&) = delete;
@@ -72,7 +84,8 @@ class PythonSandbox {
   static const PythonSandbox& Shared();
 
   // Throws IoError when the system refuses what a run needs (folder, pipes, process): that says
-  // nothing about the program.
+  // nothing about the program. Has a CancelPoint (base/interrupt.h) ten times a second: Cancelled
+  // then leaves nothing behind.
   SandboxResult Run(const SandboxJob& job, const SandboxLimits& limits) const;
 
   // Whether programs may write files in their working folder (Landlock is there).

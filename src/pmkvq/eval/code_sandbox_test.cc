@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -203,6 +204,82 @@ print(sorted(done))
                "[0, 1, 2, 3]\n");
 }
 
+// Starts 20,000 threads that sleep, or as many as it can; prints a byte for each.
+constexpr const char* kThreadBomb = R"(
+import os, threading, time
+threading.stack_size(32768)
+try:
+    for i in range(20000):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        os.write(1, b".")
+except RuntimeError: pass
+os._exit(0)
+)";
+
+// The same beneath Python and the C library: threads on one stack that only wait.
+constexpr const char* kRawThreadBomb = R"(
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+stack = ctypes.create_string_buffer(1 << 20)
+top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 19) & ~15)
+flags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000  # VM, FS, FILES, SIGHAND, THREAD
+for i in range(20000):
+    if libc.clone(pause, top, flags, None) < 0: break
+    os.write(1, b".")
+    if i % 100 == 0: time.sleep(0.001)
+time.sleep(60)
+)";
+
+TEST(PythonSandboxTest, ThreadBombsOfUsersAreRefusedInANameSpace) {
+  const SandboxResult result = RunCode(kThreadBomb);
+  // Elsewhere the program was killed, as the next test says.
+  if (result.end == SandboxEnd::kThreadLimit) GTEST_SKIP() << "root, or no user name spaces";
+  EXPECT_EQ(result.end, SandboxEnd::kExited) << result.errors;
+  EXPECT_LE(result.output.size(), 1024u);
+}
+
+TEST(PythonSandboxTest, ThreadBombsAreKilledWithoutNameSpaces) {
+  const PythonSandbox plain({.namespaces = false});
+  SandboxLimits limits = ShortLimits();
+  limits.cpu_seconds = 10;
+  for (const char* bomb : {kThreadBomb, kRawThreadBomb}) {
+    const SandboxResult result = plain.Run({kRunCode, bomb, ""}, limits);
+    EXPECT_EQ(result.end, SandboxEnd::kThreadLimit) << result.errors;
+    // What starts between two looks comes on top: far from all, also on a busy machine.
+    EXPECT_GT(result.output.size(), 1000u);
+    EXPECT_LT(result.output.size(), 15000u);
+  }
+}
+
+TEST(PythonSandboxTest, ForkBombsDoNotStart) {
+  const PythonSandbox plain({.namespaces = false});
+  const char* const bomb = R"(
+import os
+while True:
+    try: os.fork()
+    except OSError as error: print(error.errno); break
+)";
+  const SandboxResult result = plain.Run({kRunCode, bomb, ""}, ShortLimits());
+  EXPECT_EQ(result.end, SandboxEnd::kExited);
+  EXPECT_EQ(result.output, "1\n");  // EPERM
+}
+
+TEST(PythonSandboxTest, CancelledRunsEndAtOnce) {
+  CancelFlag flag = false;
+  std::thread signal([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    flag = true;
+  });
+  const auto start = std::chrono::steady_clock::now();
+  {
+    const CancelScope scope(&flag, "grading");
+    EXPECT_THROW(RunCode("import time\ntime.sleep(25)"), Cancelled);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+  signal.join();
+}
+
 TEST(PythonSandboxTest, NoNetwork) {
   ExpectOutput(std::string(kTry) + R"(
 import socket
@@ -302,7 +379,7 @@ void ExpectOutsideIsSafe(const PythonSandbox& sandbox) {
 TEST(PythonSandboxTest, FilesOutsideStayAsTheyAre) { ExpectOutsideIsSafe(PythonSandbox::Shared()); }
 
 TEST(PythonSandboxTest, WithoutLandlockNothingIsWritten) {
-  const PythonSandbox sandbox(false);
+  const PythonSandbox sandbox({.landlock = false});
   EXPECT_FALSE(sandbox.CanWriteFiles());
   ExpectOutsideIsSafe(sandbox);
   const SandboxResult result = sandbox.Run(

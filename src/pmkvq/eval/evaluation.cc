@@ -11,6 +11,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
+#include "pmkvq/base/threads.h"
 #include "pmkvq/eval/code_problem.h"
 #include "pmkvq/eval/grader.h"
 #include "pmkvq/io/file.h"
@@ -286,7 +287,8 @@ double Evaluate(const std::shared_ptr<Model>& model,
   CheckCanGrade(grading);
   Engine engine(model, tokenizer, options.engine);
   const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
-  Grader grader(grading);
+  const int num_threads = options.engine.num_threads;
+  Grader grader(grading, num_threads > 0 ? num_threads : DefaultThreads(), cancel);
   UnfinishedResponses& unfinished = log.unfinished();
   GradingObserver finished(grading, grader, unfinished, observer);
   const auto keep = [&](const std::vector<Response>& responses) {

@@ -35,7 +35,7 @@ std::string PrintsOne() {
 }
 
 TEST(GraderTest, AnswersAreThereAtOnce) {
-  Grader grader(Grading::kAnswer);
+  Grader grader(Grading::kAnswer, 1, nullptr);
   grader.Add(Saying("a", "So \\boxed{0.5}."), "\\frac{1}{2}");
   grader.Add(Saying("b", "So \\boxed{3}."), "4");
   const std::vector<Response> graded = grader.TakeGraded();
@@ -50,7 +50,7 @@ TEST(GraderTest, AnswersAreThereAtOnce) {
 
 TEST(GraderTest, CodeIsTestedMeanwhileAndInOrder) {
   const std::string gold = PrintsOne();
-  Grader grader(Grading::kCode);
+  Grader grader(Grading::kCode, 2, nullptr);
   const auto start = std::chrono::steady_clock::now();
   grader.Add(Saying("slow", Fenced("import time\ntime.sleep(1)\nprint(1)")), gold);
   grader.Add(Saying("wrong", Fenced("print(2)")), gold);
@@ -69,7 +69,7 @@ TEST(GraderTest, CodeIsTestedMeanwhileAndInOrder) {
 }
 
 TEST(GraderTest, WhatWasJudgedComesBeforeAnError) {
-  Grader grader(Grading::kCode);
+  Grader grader(Grading::kCode, 2, nullptr);
   grader.Add(Saying("good", Fenced("print(1)")), PrintsOne());
   grader.Add(Saying("bad", Fenced("print(1)")), "42");  // No tests.
   grader.Add(Saying("behind", Fenced("print(1)")), PrintsOne());
@@ -80,11 +80,78 @@ TEST(GraderTest, WhatWasJudgedComesBeforeAnError) {
   EXPECT_TRUE(grader.WaitForAll().empty());
 }
 
+std::vector<std::string> Ids(const std::vector<Response>& responses) {
+  std::vector<std::string> ids;
+  for (const Response& response : responses) ids.push_back(response.id);
+  return ids;
+}
+
+// Programs that meet in time can only do so if they run at once.
+TEST(GraderTest, WorkersJudgeAtTheSameTimeAndResultsKeepTheirOrder) {
+  const std::string gold = PrintsOne();
+  constexpr int kResponses = 6;
+  Grader grader(Grading::kCode, 3, nullptr);
+  std::vector<std::string> expected;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kResponses; ++i) {
+    // The first of three takes longest, so that the others are done before it.
+    const std::string seconds = i % 3 == 0 ? "3" : "1";
+    expected.push_back(std::to_string(i));
+    grader.Add(
+        Saying(expected.back(), Fenced("import time\ntime.sleep(" + seconds + ")\nprint(1)")),
+        gold);
+  }
+  std::vector<std::string> ids;
+  while (ids.size() < kResponses) {
+    for (const Response& response : grader.TakeGraded()) {
+      EXPECT_TRUE(response.correct) << response.id;
+      ids.push_back(response.id);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(ids, expected);
+  EXPECT_TRUE(grader.WaitForAll().empty());
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));  // 10 one by one.
+}
+
+TEST(GraderTest, CancellingDropsTheBacklogAndKeepsWhatIsJudged) {
+  const std::string gold = PrintsOne();
+  CancelFlag cancel = false;
+  Grader grader(Grading::kCode, 2, &cancel);
+  grader.Add(Saying("done", Fenced("print(1)")), gold);
+  while (true) {  // Of one worker, so that nothing else has been begun.
+    const std::vector<Response> graded = grader.TakeGraded();
+    if (!graded.empty()) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  grader.Add(Saying("long", Fenced("import time\ntime.sleep(19)\nprint(1)")), gold);
+  grader.Add(Saying("quick", Fenced("print(1)")), gold);
+  for (int i = 0; i < 50; ++i) {
+    grader.Add(Saying("waits", Fenced("import time\ntime.sleep(19)\nprint(1)")), gold);
+  }
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  EXPECT_TRUE(grader.TakeGraded().empty()) << "the long one comes first";
+  const auto cancelled = std::chrono::steady_clock::now();
+  cancel = true;
+  EXPECT_EQ(Ids(grader.WaitForAll()), std::vector<std::string>{"quick"});
+  EXPECT_LT(std::chrono::steady_clock::now() - cancelled, std::chrono::seconds(5));
+  EXPECT_TRUE(grader.WaitForAll().empty());
+  grader.Add(Saying("late", Fenced("print(1)")), gold);
+  EXPECT_TRUE(grader.WaitForAll().empty());
+}
+
+TEST(GraderTest, CancelledAnswersGetNoGrade) {
+  const CancelFlag cancel = true;
+  Grader grader(Grading::kAnswer, 1, &cancel);
+  grader.Add(Saying("a", "So \\boxed{1}."), "1");
+  EXPECT_TRUE(grader.WaitForAll().empty());
+}
+
 TEST(GraderTest, CanBeGivenUp) {
   const std::string gold = PrintsOne();
   const auto start = std::chrono::steady_clock::now();
   {
-    Grader grader(Grading::kCode);
+    Grader grader(Grading::kCode, 2, nullptr);
     grader.Add(Saying("begun", Fenced("import time\ntime.sleep(0.5)\nprint(1)")), gold);
     grader.Add(Saying("waits", Fenced("import time\ntime.sleep(5)\nprint(1)")), gold);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));

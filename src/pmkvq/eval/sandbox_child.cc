@@ -86,9 +86,10 @@ void SetLimits(const SandboxLimits& limits, bool own_user_namespace) {
   done = done && Limit(RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes);
   done = done && Limit(RLIMIT_NOFILE, 64, 64);
   done = done && Limit(RLIMIT_CORE, 0, 0) && Limit(RLIMIT_MEMLOCK, 0, 0);
-  // Threads. In a name space of its own only they count; elsewhere all that the user runs, and
-  // the address space is the limit.
-  if (own_user_namespace) done = done && Limit(RLIMIT_NPROC, 1024, 1024);
+  // In a name space of its own only the program's threads count, elsewhere all that the user runs.
+  // It never limits root. The parent counts threads in any case.
+  const auto threads = static_cast<rlim_t>(limits.threads);
+  if (own_user_namespace) done = done && Limit(RLIMIT_NPROC, threads, threads);
   Check(done, ChildStep::kLimits);
 }
 
@@ -134,7 +135,8 @@ void BecomeSandboxed(const SandboxChild& child) {
   Check(chdir(child.folder) == 0, ChildStep::kFolder);
   // Where this is forbidden, the filter alone keeps the network away. User numbers are not mapped:
   // the name space is not for being root in.
-  const bool namespaces = unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0;
+  const bool namespaces =
+      child.namespaces && unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0;
   DropRights(child.parent);
   SetLimits(*child.limits, namespaces);
   if (child.landlock >= 0) Check(EnterLandlock(kLandlock), ChildStep::kLandlock);

@@ -16,9 +16,10 @@ struct SandboxChild {
   char* const* environment;
   const char* folder;  // Working folder.
   // Descriptors, all at least kFirstOwnDescriptor.
-  int streams[4];  // Become 0, 1, 2 and 3.
-  int status;      // A pipe: ChildFailure, or closed by exec.
-  int landlock;    // Rule set, or -1.
+  int streams[4];   // Become 0, 1, 2 and 3.
+  int status;       // A pipe: ChildFailure, or closed by exec.
+  int landlock;     // Rule set, or -1.
+  bool namespaces;  // Enter own name spaces where the system allows.
   sock_fprog filter;
   const SandboxLimits* limits;
   pid_t parent;
