@@ -23,7 +23,8 @@ struct ProgramResult {
   int exit_code = -1;  // 128 + signal when a signal ended it.
   std::string out;
   std::string err;
-  int64_t peak_rss_kib = 0;  // Largest resident set of the process.
+  int64_t peak_rss_kib = 0;     // Largest resident set of the process.
+  int64_t ms_after_signal = 0;  // From the first signal to the end; 0 without one.
 };
 
 // How a run ends early.
@@ -60,8 +61,10 @@ inline ProgramResult RunProgram(const std::vector<std::string>& args, const std:
     execv(PMKVQ_PROGRAM, argv.data());
     _exit(127);
   }
+  std::chrono::steady_clock::time_point signalled;
   if (interrupt.after_ms >= 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(interrupt.after_ms));
+    signalled = std::chrono::steady_clock::now();
     kill(child, interrupt.signal);
     if (interrupt.doubled) {
       std::this_thread::sleep_for(std::chrono::microseconds(500));
@@ -72,6 +75,11 @@ inline ProgramResult RunProgram(const std::vector<std::string>& args, const std:
   rusage usage = {};
   if (wait4(child, &status, 0, &usage) != child) throw std::runtime_error("wait4 failed");
   ProgramResult result;
+  if (interrupt.after_ms >= 0) {
+    result.ms_after_signal = std::chrono::duration_cast<std::chrono::milliseconds>(
+                                 std::chrono::steady_clock::now() - signalled)
+                                 .count();
+  }
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   result.out = Slurp(streams.File("out"));
   result.err = Slurp(streams.File("err"));
