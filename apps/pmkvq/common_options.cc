@@ -15,6 +15,7 @@
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/methods/packed_spec.h"
@@ -321,6 +322,7 @@ std::vector<int32_t> ParseIds(const std::string& text, const std::string& what) 
       ++p;
       continue;
     }
+    CancelPoint();
     int32_t id = 0;
     const auto [next, error] = std::from_chars(p, end, id);
     if (error != std::errc() || (next != end && !is_separator(*next))) {
@@ -411,7 +413,9 @@ void WriteJson(const std::string& path, const std::string& json) {
 }
 
 std::string ReadStdin() {
-  return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  std::string text{std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  CancelPoint();  // A signal ends reading as the end of the input does.
+  return text;
 }
 
 std::string FormatPages(const PagesPerWidth& pages) {

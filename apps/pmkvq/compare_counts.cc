@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/eval/compare_report.h"
 #include "terminal.h"
 
@@ -27,8 +28,10 @@ void CompareCounts(const std::string& path, const CLI::App& command) {
   const std::string name = path == "-" ? "stdin" : path;
   std::string line;
   for (int64_t number = 1; std::getline(lines, line); ++number) {
+    CancelPoint();
     Print(FormatFiguresOf(line, fmt::format("{}:{}", name, number)) + "\n");
   }
+  CancelPoint();  // A signal ends reading as the end of the input does.
 }
 
 }  // namespace pmkvq::cli

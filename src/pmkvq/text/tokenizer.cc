@@ -212,6 +212,7 @@ const std::vector<int32_t>& Tokenizer::prefix_ids() const { return impl_->prefix
 std::string Tokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special) const {
   std::string text;
   for (const int32_t id : ids) {
+    CancelPoint();
     if (!impl_->vocabulary.IsValid(id)) impl_->FailUnknown(id);
     if (!skip_special || !impl_->vocabulary.IsSpecial(id)) text += impl_->vocabulary.Bytes(id);
   }
