@@ -86,7 +86,7 @@ std::vector<std::string> Ids(const std::vector<Response>& responses) {
   return ids;
 }
 
-// Programs that meet in time can only do so if they run at once.
+// Six programs that sleep for 20 s together, and for 8 s with three workers.
 TEST(GraderTest, WorkersJudgeAtTheSameTimeAndResultsKeepTheirOrder) {
   const std::string gold = PrintsOne();
   constexpr int kResponses = 6;
@@ -95,7 +95,7 @@ TEST(GraderTest, WorkersJudgeAtTheSameTimeAndResultsKeepTheirOrder) {
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < kResponses; ++i) {
     // The first of three takes longest, so that the others are done before it.
-    const std::string seconds = i % 3 == 0 ? "3" : "1";
+    const std::string seconds = i % 3 == 0 ? "4" : "3";
     expected.push_back(std::to_string(i));
     grader.Add(
         Saying(expected.back(), Fenced("import time\ntime.sleep(" + seconds + ")\nprint(1)")),
@@ -111,7 +111,7 @@ TEST(GraderTest, WorkersJudgeAtTheSameTimeAndResultsKeepTheirOrder) {
   }
   EXPECT_EQ(ids, expected);
   EXPECT_TRUE(grader.WaitForAll().empty());
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));  // 10 one by one.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(19));
 }
 
 TEST(GraderTest, CancellingDropsTheBacklogAndKeepsWhatIsJudged) {
@@ -119,11 +119,7 @@ TEST(GraderTest, CancellingDropsTheBacklogAndKeepsWhatIsJudged) {
   CancelFlag cancel = false;
   Grader grader(Grading::kCode, 2, &cancel);
   grader.Add(Saying("done", Fenced("print(1)")), gold);
-  while (true) {  // Of one worker, so that nothing else has been begun.
-    const std::vector<Response> graded = grader.TakeGraded();
-    if (!graded.empty()) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
+  while (grader.TakeGraded().empty()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   grader.Add(Saying("long", Fenced("import time\ntime.sleep(19)\nprint(1)")), gold);
   grader.Add(Saying("quick", Fenced("print(1)")), gold);
   for (int i = 0; i < 50; ++i) {
