@@ -12,6 +12,7 @@
 #include "page_origin.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/eval/compare_files.h"
 #include "pmkvq/eval/compare_fit.h"
 #include "pmkvq/eval/compare_list.h"
@@ -326,6 +327,7 @@ void CompareRuns(const Options& options) {
     budget.budget_bytes = jobs.budget_bytes;
     for (const Job& job : jobs.jobs) budget.runs.push_back(runner.RunOrSay(job));
   }
+  const UncancelledScope whole;  // After Ctrl-C the table of what is finished is still written.
   Comparison comparison = DescribeComparison(options, benchmark, *model, evaluation);
   comparison.baseline = baseline.method;
   comparison.num_problems = std::ssize(problems);
