@@ -86,20 +86,42 @@ int32_t AddedTokenMatcher::LongestAt(std::string_view text, size_t offset) const
 }
 
 std::vector<Segment> AddedTokenMatcher::Split(std::string_view text, bool parse_special) const {
+  if (parse_special || text.empty()) return Split(text, std::vector<ByteRange>{});
+  return Split(text, std::vector<ByteRange>{{0, text.size()}});
+}
+
+std::vector<Segment> AddedTokenMatcher::Split(std::string_view text,
+                                              const std::vector<ByteRange>& literal) const {
   std::vector<Segment> segments;
   size_t done = 0;  // Everything before is in segments.
+  auto range = literal.begin();
   for (size_t offset = 0; offset < text.size();) {
     const bool may_start = starts_[static_cast<unsigned char>(text[offset])];
-    const int32_t index = may_start ? LongestAt(text, offset) : kNone;
+    int32_t index = may_start ? LongestAt(text, offset) : kNone;
     if (index == kNone) {
       ++offset;
       continue;
     }
-    const AddedToken& token = tokens_[static_cast<size_t>(index)];
     size_t begin = offset;
-    size_t end = offset + token.content.size();
+    size_t end = offset + tokens_[static_cast<size_t>(index)].content.size();
+    while (range != literal.end() && range->end <= begin) ++range;
+    if (tokens_[static_cast<size_t>(index)].special && range != literal.end() &&
+        range->begin < end) {
+      if (range->begin <= begin) {
+        // A token that is text hides others inside of it, unless it leaves the literal range.
+        offset = end <= range->end ? end : offset + 1;
+        continue;
+      }
+      // It would reach into the literal range; a shorter one may end before.
+      index = LongestAt(text.substr(0, range->begin), offset);
+      if (index == kNone) {
+        ++offset;
+        continue;
+      }
+      end = offset + tokens_[static_cast<size_t>(index)].content.size();
+    }
+    const AddedToken& token = tokens_[static_cast<size_t>(index)];
     offset = end;
-    if (token.special && !parse_special) continue;
     if (token.single_word && TouchesWord(text, begin, end)) continue;
     if (token.lstrip) begin = SkipSpaceBefore(text, begin, done);
     if (token.rstrip) end = SkipSpaceAfter(text, end);

@@ -7,6 +7,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "pmkvq/text/marked_text.h"
+
 namespace pmkvq {
 
 struct AddedToken {
@@ -34,11 +36,15 @@ class AddedTokenMatcher {
   // Segments of `text` (valid UTF-8) in order, without empty stretches. With `parse_special` off,
   // special tokens are found but left as text (and hide other tokens inside them).
   std::vector<Segment> Split(std::string_view text, bool parse_special) const;
+  // The same with special tokens parsed outside of `literal` only (as MarkedText::input): a special
+  // token that has one byte in there is text.
+  std::vector<Segment> Split(std::string_view text, const std::vector<ByteRange>& literal) const;
 
  private:
   static constexpr int32_t kNone = -1;
 
-  // Index into tokens_ of the longest token that starts at text[offset], or kNone.
+  // Index into tokens_ of the longest token that starts at text[offset] and lies inside of `text`,
+  // or kNone.
   int32_t LongestAt(std::string_view text, size_t offset) const;
 
   std::vector<AddedToken> tokens_;

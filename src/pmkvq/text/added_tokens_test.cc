@@ -20,11 +20,12 @@ AddedTokenMatcher Matcher(const std::vector<AddedToken>& tokens) {
   return matcher;
 }
 
-// Segments as "text" or "id:text".
+// Segments as "text" or "id:text". `which` is parse_special, or the literal ranges.
+template <class Which = bool>
 Strings Split(const AddedTokenMatcher& matcher, const std::string& text,
-              bool parse_special = true) {
+              const Which& which = true) {
   Strings result;
-  for (const Segment& segment : matcher.Split(text, parse_special)) {
+  for (const Segment& segment : matcher.Split(text, which)) {
     const std::string prefix = segment.id < 0 ? "" : std::to_string(segment.id) + ":";
     result.push_back(prefix + std::string(segment.text));
   }
@@ -56,6 +57,23 @@ TEST(AddedTokenMatcher, SpecialTokensAreTextWhenNotParsed) {
   EXPECT_EQ(Split(matcher, "a<|x|>|", true), (Strings{"a", "1:<|x|>", "2:|"}));
   // The special token still hides the ordinary ones inside it.
   EXPECT_EQ(Split(matcher, "a<|x|>|", false), (Strings{"a<|x|>", "2:|"}));
+}
+
+TEST(AddedTokenMatcher, SpecialTokensWithALiteralByteAreText) {
+  std::vector<AddedToken> tokens = {Token(1, "<s>"), Token(2, "<s>x>"), Token(3, "<t>")};
+  tokens[0].special = true;
+  tokens[1].special = true;
+  const auto matcher = Matcher(tokens);
+  using Ranges = std::vector<ByteRange>;
+  EXPECT_EQ(Split(matcher, "<s><s><t>", Ranges{{3, 9}}), (Strings{"1:<s>", "<s>", "3:<t>"}));
+  for (size_t byte = 0; byte < 3; ++byte) {  // One byte is enough.
+    EXPECT_EQ(Split(matcher, "<s>", Ranges{{byte, byte + 1}}), Strings{"<s>"}) << byte;
+  }
+  EXPECT_EQ(Split(matcher, "<s>x><s>", Ranges{{3, 5}}), (Strings{"1:<s>", "x>", "1:<s>"}));
+  // A literal beginning does not hide the token that the template wrote after it.
+  EXPECT_EQ(Split(matcher, "<<s>", Ranges{{0, 1}}), (Strings{"<", "1:<s>"}));
+  EXPECT_EQ(Split(matcher, "<s><s>a<s>", Ranges{{0, 3}, {6, 7}}),
+            (Strings{"<s>", "1:<s>", "a", "1:<s>"}));
 }
 
 TEST(AddedTokenMatcher, StripTakesWhiteSpace) {

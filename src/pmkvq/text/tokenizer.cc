@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <unordered_set>
 #include <utility>
@@ -104,6 +105,18 @@ std::vector<int32_t> PrefixOf(const JsonValue& json) {
   return prefix;
 }
 
+// The parts of `ranges` inside of `window`, counted from its begin.
+std::vector<ByteRange> RangesWithin(const std::vector<ByteRange>& ranges, const ByteRange& window) {
+  std::vector<ByteRange> inside;
+  auto range = std::partition_point(ranges.begin(), ranges.end(),
+                                    [&](const ByteRange& r) { return r.end <= window.begin; });
+  for (; range != ranges.end() && range->begin < window.end; ++range) {
+    inside.push_back({std::max(range->begin, window.begin) - window.begin,
+                      std::min(range->end, window.end) - window.begin});
+  }
+  return inside;
+}
+
 }  // namespace
 
 struct Tokenizer::Impl {
@@ -139,6 +152,53 @@ struct Tokenizer::Impl {
       }
       normalized_matcher.Add(token);
     }
+  }
+
+  std::vector<int32_t> Encode(std::string_view text, const std::vector<ByteRange>& literal) const {
+    const size_t invalid = FindInvalidUtf8(text);
+    if (invalid != std::string_view::npos) {
+      throw InvalidInput("text", fmt::format("byte {} is 0x{:02X}, expected valid UTF-8", invalid,
+                                             static_cast<unsigned char>(text[invalid])));
+    }
+    std::vector<int32_t> ids;
+    for (const Segment& segment : raw_matcher.Split(text, literal)) {
+      if (segment.id >= 0) {
+        ids.push_back(segment.id);
+        continue;
+      }
+      const std::string normalized = normalizer.Normalize(segment.text);
+      const auto begin = static_cast<size_t>(segment.text.data() - text.data());
+      const std::vector<ByteRange> ranges = NormalizedRanges(
+          segment.text, normalized, RangesWithin(literal, {begin, begin + segment.text.size()}));
+      for (const Segment& part : normalized_matcher.Split(normalized, ranges)) {
+        if (part.id >= 0) {
+          ids.push_back(part.id);
+        } else {
+          EncodePieces(part.text, &ids);
+        }
+      }
+    }
+    return ids;
+  }
+
+  // Where `ranges` of `text` lie in `normalized`. Characters that are composed across the border of
+  // a range belong to both sides: the whole text counts as written by the user then.
+  std::vector<ByteRange> NormalizedRanges(std::string_view text, const std::string& normalized,
+                                          const std::vector<ByteRange>& ranges) const {
+    if (normalized == text) return ranges;
+    std::vector<ByteRange> result;
+    std::string joined;
+    size_t done = 0;
+    for (const ByteRange& range : ranges) {
+      joined += normalizer.Normalize(text.substr(done, range.begin - done));
+      const size_t begin = joined.size();
+      joined += normalizer.Normalize(text.substr(range.begin, range.end - range.begin));
+      if (joined.size() > begin) result.push_back({begin, joined.size()});
+      done = range.end;
+    }
+    joined += normalizer.Normalize(text.substr(done));
+    if (joined == normalized || ranges.empty()) return result;
+    return {{0, normalized.size()}};
   }
 
   void EncodePieces(std::string_view text, std::vector<int32_t>* ids) const {
@@ -184,27 +244,12 @@ std::shared_ptr<const Tokenizer> Tokenizer::Parse(std::string_view json,
 }
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special) const {
-  const size_t invalid = FindInvalidUtf8(text);
-  if (invalid != std::string_view::npos) {
-    throw InvalidInput("text", fmt::format("byte {} is 0x{:02X}, expected valid UTF-8", invalid,
-                                           static_cast<unsigned char>(text[invalid])));
-  }
-  std::vector<int32_t> ids;
-  for (const Segment& segment : impl_->raw_matcher.Split(text, parse_special)) {
-    if (segment.id >= 0) {
-      ids.push_back(segment.id);
-      continue;
-    }
-    const std::string normalized = impl_->normalizer.Normalize(segment.text);
-    for (const Segment& part : impl_->normalized_matcher.Split(normalized, parse_special)) {
-      if (part.id >= 0) {
-        ids.push_back(part.id);
-      } else {
-        impl_->EncodePieces(part.text, &ids);
-      }
-    }
-  }
-  return ids;
+  if (parse_special || text.empty()) return impl_->Encode(text, {});
+  return impl_->Encode(text, {{0, text.size()}});
+}
+
+std::vector<int32_t> Tokenizer::Encode(const MarkedText& text) const {
+  return impl_->Encode(text.text, text.input);
 }
 
 const std::vector<int32_t>& Tokenizer::prefix_ids() const { return impl_->prefix_ids; }

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "pmkvq/text/marked_text.h"
+
 namespace pmkvq {
 
 // Immutable after loading; all methods may be called from several threads.
@@ -28,6 +30,9 @@ class Tokenizer {
   // otherwise special ones are ordinary text. Nothing is put before or after.
   // Throws InvalidInput when the text is not valid UTF-8 (with the byte offset).
   std::vector<int32_t> Encode(std::string_view text, bool parse_special = true) const;
+  // The same, but special tokens stay ordinary text where a user wrote one of their bytes. Other
+  // added tokens are found everywhere. Tokens may reach across the borders of the ranges.
+  std::vector<int32_t> Encode(const MarkedText& text) const;
 
   // The ids that the tokenizer's own post-processor (TemplateProcessing) puts in front of a single
   // sequence, e.g. the BOS of Llama-3. Empty for most.

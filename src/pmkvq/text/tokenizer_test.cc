@@ -71,6 +71,25 @@ TEST(Tokenizer, NormalisesBeforeMerging) {
   EXPECT_EQ(Parse(raw)->Decode(Parse(raw)->Encode("e\u0301")), "e\u0301");
 }
 
+TEST(Tokenizer, SpecialTokensOfUsersStayText) {
+  SmallTokenizer parts = WithMerges();
+  parts.added_tokens = "[" + Added(260, "<s>", R"(,"special":true)") + "," +
+                       Added(261, "<é>", R"(,"special":true,"normalized":true)") + "," +
+                       Added(262, "<t>") + "]";
+  const auto tokenizer = Parse(parts);
+  EXPECT_EQ(tokenizer->Encode(MarkedText{"<s><s><t>", {{3, 9}}}), (Ids{260, '<', 's', '>', 262}));
+  // Merges reach across the border.
+  EXPECT_EQ(tokenizer->Encode(MarkedText{"<s>ab", {{4, 5}}}), (Ids{260, 256}));
+  // Tokens in normalised text: decomposed in the input, behind text that gets shorter.
+  const std::string text = "e\u0301<e\u0301>e\u0301<e\u0301>";
+  const size_t half = text.size() / 2;
+  const Ids ids = tokenizer->Encode(MarkedText{text, {{half, text.size()}}});
+  EXPECT_EQ(ids, (Ids{0xC3, 0xA9, 261, 0xC3, 0xA9, '<', 0xC3, 0xA9, '>'}));
+  // The accent is the user's, the letter is not: composed, they are the user's.
+  EXPECT_EQ(tokenizer->Encode(MarkedText{"<e\u0301>", {{2, 4}}}), (Ids{'<', 0xC3, 0xA9, '>'}));
+  EXPECT_EQ(tokenizer->Encode(MarkedText{"<s>ab<t>", {}}), tokenizer->Encode("<s>ab<t>"));
+}
+
 TEST(Tokenizer, AddedTokensAreLiteralTextWithIds) {
   SmallTokenizer parts = WithMerges();
   parts.added_tokens =
