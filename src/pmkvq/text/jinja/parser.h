@@ -1,0 +1,16 @@
+// Templates to trees. Internal to text/jinja.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "pmkvq/text/jinja/ast.h"
+#include "pmkvq/text/jinja/limits.h"
+
+namespace pmkvq::jinja {
+
+// Throws InvalidInput for what is no template, and Unsupported for statements, filters, tests,
+// functions and methods that are not known here; both name the line and the construct.
+Tree ParseTree(std::string_view text, const std::string& source, const Limits& limits);
+
+}  // namespace pmkvq::jinja
