@@ -15,7 +15,7 @@ namespace pmkvq::cli {
 void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) {
   command.add_option("--model", model, "model folder")->required();
   command.add_option("--data", data, data_text);
-  command.add_option("--chat-template", chat_template, "see pmkvq run --help");
+  chat_template.Register(command);
   command.add_flag("--quick", quick, "small sizes: shows that it works, not what is true");
   command.add_option("--json", json, "write the result as JSON (- for stdout)");
   command.add_option("--html", html, "write one self-contained page with charts");

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "chat_template_options.h"
 #include "common_options.h"
 #include "pmkvq/eval/html_page.h"
 #include "pmkvq/io/dataset.h"
@@ -21,7 +22,7 @@ void AddInterpolation(CLI::App& analyze, const std::string& command_line);
 struct AnalysisOptions {
   std::string model;
   std::string data;
-  std::string chat_template;
+  ChatTemplateCommandOptions chat_template;
   std::string json;
   std::string html;
   bool quick = false;

@@ -51,7 +51,7 @@ void BenchmarkCommandOptions::Register(CLI::App& command) {
   command.add_option("--batch", batch, "responses decoded together")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command.add_option("--chat-template", chat_template, "see pmkvq run --help");
+  chat_template.Register(command);
   RegisterSelection(command, selection);
   const std::string group = "Sampling";
   command.add_option("-n,--n-responses", num_responses, "responses to each problem")

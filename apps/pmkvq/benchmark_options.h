@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "chat_template_options.h"
 #include "pmkvq/eval/benchmark.h"
 #include "pmkvq/eval/evaluation.h"
 #include "sampling_options.h"
@@ -22,7 +23,7 @@ struct BenchmarkCommandOptions {
   std::string model;
   std::string benchmark = "longcot";
   std::string data;
-  std::string chat_template;
+  ChatTemplateCommandOptions chat_template;
   ProblemSelection selection;
   int64_t batch = 16;
   std::optional<int64_t> num_responses;  // Empty: as the benchmark has it.

@@ -363,20 +363,6 @@ std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model
   return Tokenizer::Load(model);
 }
 
-ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model) {
-  if (name.empty()) return DetectChatTemplate(model);
-  ChatTemplate chat_template;
-  chat_template.format = ParseChatFormat(name);
-  if (chat_template.format == ChatFormat::kNone) return chat_template;
-  // The BOS text is the model's own, whatever the family of the template.
-  try {
-    chat_template.bos_token = DetectChatTemplate(model).bos_token;
-  } catch (const Unsupported&) {
-    // The folder's template is unknown, which is why a name was given: no BOS text from it.
-  }
-  return chat_template;
-}
-
 void CheckWritable(const std::string& path) {
   if (path.empty() || path == "-") return;
   std::error_code error;

@@ -12,7 +12,6 @@
 #include "pmkvq/calib/allocate.h"
 #include "pmkvq/calib/samples.h"
 #include "pmkvq/engine/engine.h"
-#include "pmkvq/text/chat_template.h"
 
 namespace pmkvq::cli {
 
@@ -89,9 +88,6 @@ void CheckPlan(const EngineOptions& engine, const Model& model);
 
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
-
-// --chat-template NAME, or by the model folder when empty.
-ChatTemplate ResolveChatTemplate(const std::string& name, const std::string& model);
 
 // Throws IoError naming `path` when it cannot become a file: its folder is missing or not writable,
 // or it is a folder. Checked before the work, so that hours of it are not lost at the end. "" and

@@ -109,7 +109,7 @@ EvaluationOptions MakeEvaluationOptions(const Options& options, const std::strin
   evaluation.engine.max_sequences = batch;
   evaluation.engine.max_len = kMaxLen;
   evaluation.engine.num_threads = ResolveThreads(options.threads);
-  evaluation.chat_template = DetectChatTemplate(options.model);
+  evaluation.chat_template = LoadChatTemplate(options.model);
   return evaluation;
 }
 

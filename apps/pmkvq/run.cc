@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "chat.h"
+#include "chat_template_options.h"
 #include "commands.h"
 #include "common_options.h"
 #include "pmkvq/base/random.h"
@@ -22,7 +23,7 @@ struct Options {
   std::string prompt_ids;
   std::string file;
   std::string system;
-  std::string chat_template;
+  ChatTemplateCommandOptions chat_template;
   std::string json;
   std::string stats;
   bool prompt_given = false;
@@ -89,7 +90,7 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   CheckUtf8(text, source);
   const ChatTemplate chat_template = ResolveChatTemplate(options.chat_template, options.model);
   std::vector<int32_t> ids;
-  if (chat_template.format == ChatFormat::kNone) {
+  if (chat_template.IsNone()) {
     ids = tokenizer.prefix_ids();
     const std::vector<int32_t> text_ids = tokenizer.Encode(text);
     ids.insert(ids.end(), text_ids.begin(), text_ids.end());
@@ -134,7 +135,7 @@ void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer,
   ChatOptions chat;
   chat.system = options.system;
   chat.chat_template = ResolveChatTemplate(options.chat_template, options.model);
-  if (chat.chat_template.format == ChatFormat::kNone) {
+  if (chat.chat_template.IsNone()) {
     throw InvalidInput("--chat-template", "chat needs a chat template, and " + options.model +
                                               " has none; name one with --chat-template");
   }
@@ -192,9 +193,7 @@ void AddRun(CLI::App& app) {
       ->excludes(file)
       ->excludes(ids);
   command->add_option("--system", options->system, "system message");
-  command->add_option("--chat-template", options->chat_template,
-                      "none, chatml, qwen2.5, qwq, qwen3, deepseek-r1, llama3, longcot "
-                      "(default: by the model's tokenizer_config.json)");
+  options->chat_template.Register(*command);
   command->add_option("-n,--n-samples", options->num_samples, "samples decoded as one batch")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();

@@ -161,7 +161,7 @@ std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const ChatTemplate
                                   const ProblemRow& problem) {
   std::vector<int32_t> ids =
       tokenizer.Encode(chat_template.Render({{"user", problem.problem}}, true));
-  if (chat_template.format == ChatFormat::kNone) {
+  if (chat_template.IsNone()) {
     ids.insert(ids.begin(), tokenizer.prefix_ids().begin(), tokenizer.prefix_ids().end());
   }
   return ids;
@@ -225,7 +225,7 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   add("--max-len", options.engine.max_len == 0 ? model.config().max_position_embeddings
                                                : options.engine.max_len);
   add("--chunk", options.engine.chunk);
-  add("--chat-template", NameOf(options.chat_template.format));
+  add("--chat-template", options.chat_template.Identity());
   add("--temperature", options.sampling.temperature);
   add("--top-k", options.sampling.top_k);
   add("--top-p", options.sampling.top_p);

@@ -1,61 +1,82 @@
-// Chat prompts of the supported model families.
-//
-// Templates are Jinja programs in the wild; these are native renderings of the families that the
-// runtime supports, each tested against its published template's output (tools and tool calls are
-// not supported).
+// Chat prompts: what a model's own Jinja template makes of a conversation (text/jinja/template.h
+// says which part of Jinja is known).
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "pmkvq/io/json.h"
+#include "pmkvq/text/marked_text.h"
 
 namespace pmkvq {
 
+namespace jinja {
+class Template;
+struct Date;
+}  // namespace jinja
+
 struct ChatMessage {
-  std::string role;  // "system", "user" or "assistant"
+  std::string role;  // "system", "user", "assistant", or what else the template knows.
   std::string content;
 };
 
-enum class ChatFormat {
-  kNone,        // The prompt as it is.
-  kChatml,      // <|im_start|>role\n...<|im_end|>\n, no default system turn.
-  kQwen25,      // ChatML with Qwen2.5's default system turn.
-  kQwq,         // ChatML, generation prompt ends in <think>\n, earlier thinking dropped.
-  kQwen3,       // ChatML, earlier thinking dropped after the last user turn.
-  kDeepseekR1,  // <|User|>...<|Assistant|><think>\n, earlier thinking dropped.
-  kLlama3,      // <|start_header_id|>role<|end_header_id|>\n\n...<|eot_id|>
-  kLlama31,     // The same, and always a system turn that begins with the dates of Llama 3.1.
-  kLongcot,     // ChatML as the shipped model uses it: generation prompt ends in <think>\n.
+// Immutable but for its setters; cheap to copy. Render may be called from several threads.
+class ChatTemplate {
+ public:
+  // No template: the prompt is the contents of the messages, one after the other.
+  ChatTemplate() = default;
+  // From Jinja text; `source` names it in errors. Throws InvalidInput or Unsupported with the line.
+  static ChatTemplate FromJinja(std::string_view jinja, const std::string& source);
+  // A template that comes with this library: chatml, qwen2.5, qwq, qwen3, deepseek-r1, llama3,
+  // llama3.1, longcot. They have no tools. Throws InvalidInput listing the names for others.
+  static ChatTemplate BuiltIn(std::string_view name);
+  static bool IsBuiltIn(std::string_view name);
+  static std::string BuiltInNames();
+
+  bool IsNone() const { return template_ == nullptr; }
+
+  // A special token that templates know as a variable: "bos_token", "eos_token", ...
+  void SetSpecialToken(const std::string& name, const std::string& text);
+  // More variables of the template, e.g. {"enable_thinking": false}. Throws InvalidInput for what
+  // is no JSON object, and for the names "messages" and "add_generation_prompt".
+  void SetVariables(const JsonValue& object);
+  // What strftime_now says: a day as "2026-01-31", or "today". Default: 2026-01-01, because a
+  // prompt must not depend on the day. Throws InvalidInput.
+  void SetDate(const std::string& date);
+
+  // The prompt for `messages`, ready for the assistant's turn when `add_generation_prompt`. It
+  // contains the BOS token where the template writes one: encode it with Tokenizer::Encode, without
+  // prefix_ids(), except when IsNone(). What messages and variables brought is marked as input, but
+  // for the tags around thinking and tool calls in what the assistant wrote.
+  // Throws InvalidInput for no messages, for text that is not UTF-8, and for what the template
+  // refuses (naming its line).
+  MarkedText Render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
+
+  // Tells templates apart in records of runs: "none", the name of a built-in one (also of a model's
+  // template with the same text), or a hash; and variables and date where they were set.
+  std::string Identity() const;
+
+ private:
+  std::shared_ptr<const jinja::Template> template_;
+  std::string name_ = "none";  // First part of the identity.
+  std::vector<std::pair<std::string, std::string>> special_tokens_;
+  std::shared_ptr<const JsonValue> variables_;
+  std::shared_ptr<const jinja::Date> date_;
+  std::string date_text_;
 };
 
-// Names for --chat-template: none, chatml, qwen2.5, qwq, qwen3, deepseek-r1, llama3, llama3.1,
-// longcot. Throws InvalidInput listing the names for anything else.
-ChatFormat ParseChatFormat(std::string_view name);
-std::string_view NameOf(ChatFormat format);
-
-struct ChatTemplate {
-  ChatFormat format = ChatFormat::kNone;
-  std::string bos_token;  // Text of the BOS token where the family's template writes it; or "".
-
-  // The prompt for `messages`, ready for the assistant's turn when `add_generation_prompt`.
-  // Thinking is on where a template lets one choose. It contains the BOS token's text where the
-  // template writes one: encode it without Tokenizer::prefix_ids(), except for kNone, which is the
-  // contents of the messages one after the other.
-  // Throws InvalidInput for an unknown role or no messages.
-  std::string Render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
-};
-
-// Recognises the family from the Jinja text in `folder`: the file chat_template.jinja, or else
-// chat_template in tokenizer_config.json (a string, or the one named "default" of a list).
-// bos_token comes from tokenizer_config.json. No template there: kNone.
-// A template of an unknown family: throws Unsupported naming --chat-template.
-ChatTemplate DetectChatTemplate(const std::string& folder);
-// The same from texts (for tests): the Jinja source and the BOS token.
-ChatTemplate RecogniseChatTemplate(std::string_view jinja, const std::string& bos_token,
-                                   const std::string& source);
-
-// Text of bos_token in `folder`/tokenizer_config.json (a string or an AddedToken object); "" when
-// there is none. For a ChatTemplate whose format the user has chosen.
-std::string ReadBosToken(const std::string& folder);
+// The template of a model: the file chat_template.jinja in `folder`, or else chat_template in
+// tokenizer_config.json (a string, or the one named "default" of a list). `name`: another one of
+// that list, or the file additional_chat_templates/NAME.jinja. Special tokens come from
+// tokenizer_config.json and special_tokens_map.json. No template there: none.
+// Throws InvalidInput and Unsupported naming chat_template, and InvalidInput for an unknown name.
+ChatTemplate LoadChatTemplate(const std::string& folder, const std::string& name = "");
+// True when the folder has a template of this name.
+bool HasChatTemplate(const std::string& folder, const std::string& name);
+// The special tokens of `folder` for a template that does not come from there.
+void SetSpecialTokensOf(const std::string& folder, ChatTemplate* chat_template);
 
 }  // namespace pmkvq

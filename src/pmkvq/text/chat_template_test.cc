@@ -2,11 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <set>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/json_lines.h"
+#include "pmkvq/text/chat_template_builtin.h"
+#include "pmkvq/text/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -18,195 +23,230 @@ using testing_support::TempFolder;
 
 const std::string kRoot = PMKVQ_SOURCE_DIR;
 
-constexpr ChatFormat kAllFormats[] = {
-    ChatFormat::kNone,   ChatFormat::kChatml,  ChatFormat::kQwen25,
-    ChatFormat::kQwq,    ChatFormat::kQwen3,   ChatFormat::kDeepseekR1,
-    ChatFormat::kLlama3, ChatFormat::kLlama31, ChatFormat::kLongcot,
-};
-
 std::string TemplateText(const std::string& file) {
   const std::string text = ReadFile(kRoot + "/" + file);
   return file.ends_with(".json") ? JsonValue::Parse(text, file).At("chat_template").AsString()
                                  : text;
 }
 
+std::vector<ChatMessage> MessagesOf(const JsonValue& json) {
+  std::vector<ChatMessage> messages;
+  for (size_t k = 0; k < json.size(); ++k) {
+    messages.push_back({json.At(k).At("role").AsString(), json.At(k).At("content").AsString()});
+  }
+  return messages;
+}
+
 // tools/render_chat_goldens.py renders the published templates into expected.json.
-TEST(ChatTemplate, RecognisesAndRendersThePublishedTemplates) {
+TEST(ChatTemplate, PublishedTemplatesAndBuiltInOnesGiveTheSamePrompts) {
   const JsonValue cases =
       JsonValue::ParseFile(kRoot + "/tests/golden/chat_templates/expected.json");
   std::set<std::string> files;
   for (size_t i = 0; i < cases.size(); ++i) {
     const JsonValue c = cases.At(i);
     const std::string file = c.At("template").AsString();
-    const ChatTemplate chat =
-        RecogniseChatTemplate(TemplateText(file), c.At("bos_token").AsString(), file);
-    ASSERT_EQ(NameOf(chat.format), c.At("format").AsString()) << file;
-    std::vector<ChatMessage> messages;
-    for (size_t k = 0; k < c.At("messages").size(); ++k) {
-      const JsonValue message = c.At("messages").At(k);
-      messages.push_back({message.At("role").AsString(), message.At("content").AsString()});
+    const std::string name = c.At("format").AsString();
+    for (ChatTemplate chat :
+         {ChatTemplate::FromJinja(TemplateText(file), file), ChatTemplate::BuiltIn(name)}) {
+      chat.SetSpecialToken("bos_token", c.At("bos_token").AsString());
+      chat.SetVariables(JsonValue::Parse(R"({"enable_thinking":true})", "kwargs"));
+      const std::vector<ChatMessage> messages = MessagesOf(c.At("messages"));
+      EXPECT_EQ(chat.Render(messages, c.At("add_generation_prompt").AsBool()).text,
+                c.At("text").AsString())
+          << file << " case " << i << " as " << chat.Identity();
     }
-    EXPECT_EQ(chat.Render(messages, c.At("add_generation_prompt").AsBool()),
-              c.At("text").AsString())
-        << file << " case " << i;
     files.insert(file);
   }
   EXPECT_EQ(files.size(), 7u);
   EXPECT_GE(cases.size(), 7u * 2 * 4);
 }
 
-TEST(ChatTemplate, ReasoningFamiliesOpenTheThinking) {
-  for (const ChatFormat format :
-       {ChatFormat::kQwq, ChatFormat::kDeepseekR1, ChatFormat::kLongcot}) {
-    EXPECT_TRUE(ChatTemplate({format, ""}).Render({{"user", "x"}}, true).ends_with("<think>\n"));
-  }
+std::string Rendered(const ChatTemplate& chat, const std::vector<ChatMessage>& messages) {
+  return chat.Render(messages, true).text;
 }
 
-TEST(ChatTemplate, FamiliesWithoutAPublishedFileHere) {
-  EXPECT_EQ(
-      ChatTemplate({ChatFormat::kNone, "<s>"}).Render({{"system", "a "}, {"user", "b"}}, true),
-      "a b");
-  EXPECT_EQ(ChatTemplate({ChatFormat::kChatml, ""}).Render({{"user", "b"}}, true),
+// Each was once taken for the family it looks like.
+TEST(ChatTemplate, LookAlikesGiveTheirOwnPrompts) {
+  const int64_t cases = ForEachLine(
+      kRoot + "/tests/golden/jinja/look_alikes.jsonl",
+      [](std::string_view line, const std::string& where, int64_t) {
+        const JsonValue c = JsonValue::Parse(line, where);
+        ChatTemplate chat = ChatTemplate::FromJinja(c.At("chat_template").AsString(), where);
+        chat.SetSpecialToken("bos_token", c.At("bos_token").AsString());
+        std::vector<ChatMessage> messages;
+        if (c.Has("system")) messages.push_back({"system", c.At("system").AsString()});
+        messages.push_back({"user", c.At("user").AsString()});
+        EXPECT_EQ(chat.Render(messages, true).text, c.At("prompt").AsString())
+            << c.At("name").AsString();
+      });
+  EXPECT_EQ(cases, 8);
+}
+
+TEST(ChatTemplate, BuiltInOnesWithoutAPublishedFileHere) {
+  EXPECT_EQ(Rendered(ChatTemplate(), {{"system", "a "}, {"user", "b"}}), "a b");
+  EXPECT_EQ(Rendered(ChatTemplate::BuiltIn("chatml"), {{"user", "b"}}),
             "<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n");
-  EXPECT_EQ(
-      ChatTemplate({ChatFormat::kLlama3, "<s>"}).Render({{"system", " a "}, {"user", "b\n"}}, true),
-      "<s><|start_header_id|>system<|end_header_id|>\n\na<|eot_id|>"
+  ChatTemplate llama3 = ChatTemplate::BuiltIn("llama3");
+  const std::vector<ChatMessage> messages = {{"system", " a "}, {"user", "b\n"}};
+  const std::string turns =
+      "<|start_header_id|>system<|end_header_id|>\n\na<|eot_id|>"
       "<|start_header_id|>user<|end_header_id|>\n\nb<|eot_id|>"
-      "<|start_header_id|>assistant<|end_header_id|>\n\n");
+      "<|start_header_id|>assistant<|end_header_id|>\n\n";
+  EXPECT_EQ(Rendered(llama3, messages), turns);
+  llama3.SetSpecialToken("bos_token", "<s>");
+  EXPECT_EQ(Rendered(llama3, messages), "<s>" + turns);
 }
 
-TEST(ChatTemplate, LlamaTrimsWhatPythonCallsWhiteSpace) {
-  const ChatTemplate llama{ChatFormat::kLlama3, ""};
-  const auto trimmed = [&](const std::string& content) {
-    const std::string text = llama.Render({{"user", content}}, false);
-    const std::string head = "<|start_header_id|>user<|end_header_id|>\n\n";
-    return text.substr(head.size(), text.size() - head.size() - 10);
-  };
-  EXPECT_EQ(trimmed("\x1c\u3000 a b\u2028\x85"), "a b\u2028\x85");  // An invalid byte stays.
-  EXPECT_EQ(trimmed("\u00a0é\u00a0"), "é");
-  EXPECT_EQ(trimmed(" \u2003\n"), "");
-}
-
-TEST(ChatTemplate, WrongMessagesAreNamed) {
-  for (const ChatFormat format : kAllFormats) {
-    const ChatTemplate chat{format, ""};
-    ExpectError<InvalidInput>([&] { (void)chat.Render({}, true); }, {"messages"});
-    ExpectError<InvalidInput>(
-        [&] {
-          (void)chat.Render({{"user", "a"}, {"tool", "b"}}, true);
-        },
-        {"messages[1].role", "tool", "assistant"});
+TEST(ChatTemplate, ReasoningModelsOpenTheThinking) {
+  for (const char* name : {"qwq", "deepseek-r1", "longcot"}) {
+    EXPECT_TRUE(Rendered(ChatTemplate::BuiltIn(name), {{"user", "x"}}).ends_with("<think>\n"));
   }
 }
 
-TEST(ChatFormat, NamesRoundTrip) {
-  std::set<std::string_view> names;
-  for (const ChatFormat format : kAllFormats) {
-    EXPECT_EQ(ParseChatFormat(NameOf(format)), format);
-    names.insert(NameOf(format));
+TEST(ChatTemplate, NamesOfBuiltInOnes) {
+  for (const BuiltInTemplate& built_in : BuiltInTemplates()) {
+    EXPECT_TRUE(ChatTemplate::IsBuiltIn(built_in.name));
+    EXPECT_EQ(ChatTemplate::BuiltIn(built_in.name).Identity(), built_in.name);
   }
-  EXPECT_EQ(names.size(), std::size(kAllFormats));
-  ExpectError<InvalidInput>([] { ParseChatFormat("qwen"); },
+  EXPECT_FALSE(ChatTemplate::IsBuiltIn("qwen"));
+  ExpectError<InvalidInput>([] { ChatTemplate::BuiltIn("qwen"); },
                             {"--chat-template", "qwen", "none, chatml, qwen2.5"});
 }
 
-constexpr const char* kPlainChatml =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-constexpr const char* kLlama3 =
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | "
-    "trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' "
-    "}}";
-
-std::string Replaced(std::string text, const std::string& from, const std::string& to) {
-  const size_t at = text.find(from);
-  EXPECT_NE(at, std::string::npos) << from;
-  return text.replace(at, from.size(), to);
+TEST(ChatTemplate, IdentityFollowsWhatChangesThePrompt) {
+  EXPECT_EQ(ChatTemplate().Identity(), "none");
+  ChatTemplate chat = ChatTemplate::FromJinja("{{ messages }}", "t");
+  const std::string plain = chat.Identity();
+  EXPECT_EQ(plain.size(), 32u);
+  EXPECT_NE(ChatTemplate::FromJinja("{{- messages }}", "t").Identity(), plain);
+  chat.SetVariables(JsonValue::Parse(R"({"a":1})", "kwargs"));
+  EXPECT_EQ(chat.Identity(), plain + " {\"a\":1}");
+  chat.SetDate("2026-02-03");
+  EXPECT_EQ(chat.Identity(), plain + " {\"a\":1} 2026-02-03");
 }
 
-TEST(RecogniseChatTemplate, PlainFamilies) {
-  EXPECT_EQ(RecogniseChatTemplate(kPlainChatml, "", "t").format, ChatFormat::kChatml);
-  EXPECT_EQ(RecogniseChatTemplate(kLlama3, "<s>", "t").format, ChatFormat::kLlama3);
-  EXPECT_EQ(RecogniseChatTemplate(kLlama3, "<s>", "t").bos_token, "<s>");
-}
-
-TEST(RecogniseChatTemplate, RelativesWithAnotherOutputAreRefused) {
-  const std::string qwen3 = TemplateText("tests/golden/chat_templates/Qwen-Qwen3-0.6B.jinja");
-  const std::string qwq = TemplateText("tests/golden/chat_templates/Qwen-QwQ-32B.jinja");
-  const std::string r1 =
-      TemplateText("tests/golden/chat_templates/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja");
-  const std::vector<std::string> strangers = {
-      "",
-      "[INST] {{ message }} [/INST]",
-      // Qwen3 that always thinks, and that never does.
-      Replaced(qwen3, R"(assistant\n' }})", R"(assistant\n<think>\n' }})"),
-      Replaced(qwen3, "enable_thinking is false", "false"),
-      // Other default system turns.
-      std::string("You are a helpful assistant.") + kPlainChatml,
-      Replaced(qwq, "{{- '' }}", "{{- 'You are a helpful and harmless assistant.' }}"),
-      std::string("system") + kPlainChatml,
-      std::string("You are ") + kLlama3,
-      // ChatML that drops thinking but does not open it.
-      Replaced(qwq, R"(<think>\n)", ""),
-      // DeepSeek without thinking, and with thinking as an option.
-      Replaced(r1, "split('</think>')[-1]", "strip()"),
-      "{% if not thinking is defined %}{% set thinking = false %}{% endif %}" + r1,
-  };
-  for (const std::string& jinja : strangers) {
-    ExpectError<Unsupported>([&] { RecogniseChatTemplate(jinja, "", "t/tokenizer_config.json"); },
-                             {"t/tokenizer_config.json", "--chat-template"});
+TEST(ChatTemplate, VariablesAndDateReachTheTemplate) {
+  ChatTemplate chat = ChatTemplate::FromJinja(
+      "{{ strftime_now('%Y-%m-%d') }}|{{ enable_thinking }}|{{ tools is none }}|{{ bos_token }}",
+      "t");
+  EXPECT_EQ(Rendered(chat, {{"user", "x"}}), "2026-01-01||True|");
+  chat.SetVariables(JsonValue::Parse(R"({"enable_thinking":false,"tools":[]})", "kwargs"));
+  chat.SetDate("2024-02-29");
+  chat.SetSpecialToken("bos_token", "<s>");
+  EXPECT_EQ(Rendered(chat, {{"user", "x"}}), "2024-02-29|False|False|<s>");
+  for (const char* date : {"2023-02-29", "2024-13-01", "2024-1-1", "24-01-001", "now", ""}) {
+    ExpectError<InvalidInput>([&] { chat.SetDate(date); }, {"--template-date", date});
   }
+  chat.SetDate("today");
+  EXPECT_NE(Rendered(chat, {{"user", "x"}}).substr(0, 2), "19");
+  ExpectError<InvalidInput>([&] { chat.SetVariables(JsonValue::Parse("[]", "kwargs")); },
+                            {"kwargs", "object"});
+  ExpectError<InvalidInput>(
+      [&] { chat.SetVariables(JsonValue::Parse(R"({"messages":[]})", "kwargs")); },
+      {"kwargs", "messages"});
 }
 
-TEST(DetectChatTemplate, ReadsTheFormsOfTokenizerConfigs) {
+TEST(ChatTemplate, WrongMessagesAreNamed) {
+  const ChatTemplate chat = ChatTemplate::BuiltIn("chatml");
+  ExpectError<InvalidInput>([&] { (void)chat.Render({}, true); }, {"messages"});
+  ExpectError<InvalidInput>(
+      [&] {
+        (void)chat.Render({{"user", "a"}, {"user", "b\xff"}}, true);
+      },
+      {"messages[1]", "byte 1", "UTF-8"});
+  const ChatTemplate strict =
+      ChatTemplate::FromJinja("{{ raise_exception('no ' ~ messages[0].role) }}", "t");
+  ExpectError<InvalidInput>(
+      [&] {
+        (void)strict.Render({{"tool", "a"}}, true);
+      },
+      {"[t] line 1", "no tool"});
+}
+
+std::string MarkedParts(const MarkedText& text) {
+  std::string result;
+  for (const ByteRange& range : text.input) {
+    result += "[" + text.text.substr(range.begin, range.end - range.begin) + "]";
+  }
+  return result;
+}
+
+TEST(ChatTemplate, WhatUsersWroteIsMarked) {
+  const ChatTemplate chat = ChatTemplate::BuiltIn("chatml");
+  EXPECT_EQ(MarkedParts(chat.Render({{"user", "a<|im_end|>"}}, true)), "[user][a<|im_end|>]");
+  // Tags of thinking in what the assistant wrote are meant, others are not.
+  EXPECT_EQ(MarkedParts(chat.Render({{"assistant", "<think>a</think><|im_end|>[x"}}, true)),
+            "[assistant][a][<|im_end|>[x]");
+  EXPECT_EQ(MarkedParts(ChatTemplate().Render({{"user", "<think>"}}, true)), "[<think>]");
+}
+
+TEST(ChatTemplate, ShippedModel) {
+  const std::string folder = kRoot + "/models/longcot-10m";
+  const ChatTemplate chat = LoadChatTemplate(folder);
+  EXPECT_EQ(chat.Identity(), "longcot");
+  const MarkedText prompt = chat.Render({{"user", "x<|im_end|>\n"}}, true);
+  EXPECT_EQ(prompt.text,
+            "<|im_start|>user\nx<|im_end|>\n<|im_end|>\n<|im_start|>assistant\n<think>\n");
+  const auto tokenizer = Tokenizer::Load(folder);
+  const auto count = [&](const std::vector<int32_t>& ids) {
+    return std::count(ids.begin(), ids.end(), tokenizer->TokenId("<|im_end|>"));
+  };
+  EXPECT_EQ(count(tokenizer->Encode(prompt)), 1);       // The template's.
+  EXPECT_EQ(count(tokenizer->Encode(prompt.text)), 2);  // And the user's.
+  // Ordinary prompts are the same whichever way.
+  const MarkedText plain =
+      chat.Render({{"system", "Be brief.\n"}, {"user", "\n1 + 1 = ?\n"}}, true);
+  EXPECT_EQ(tokenizer->Encode(plain), tokenizer->Encode(plain.text));
+}
+
+TEST(LoadChatTemplate, ReadsTheFormsOfModelFolders) {
   const TempFolder folder;
-  EXPECT_EQ(DetectChatTemplate(folder.path()).format, ChatFormat::kNone);
-  EXPECT_EQ(ReadBosToken(folder.path()), "");
+  const auto rendered = [&](const std::string& name = "") {
+    return Rendered(LoadChatTemplate(folder.path(), name), {{"user", "x"}});
+  };
+  EXPECT_TRUE(LoadChatTemplate(folder.path()).IsNone());
+  folder.Write("tokenizer_config.json", R"({"bos_token":null,"chat_template":null})");
+  EXPECT_TRUE(LoadChatTemplate(folder.path()).IsNone());
+  EXPECT_FALSE(HasChatTemplate(folder.path(), "tool_use"));
 
-  folder.Write("tokenizer_config.json", R"({"bos_token":null})");
-  EXPECT_EQ(DetectChatTemplate(folder.path()).format, ChatFormat::kNone);
-
-  folder.Write("tokenizer_config.json", R"({"bos_token":{"content":"<b>","lstrip":false}})");
-  EXPECT_EQ(ReadBosToken(folder.path()), "<b>");
-  EXPECT_EQ(DetectChatTemplate(folder.path()).bos_token, "<b>");
+  folder.Write("tokenizer_config.json",
+               R"({"bos_token":{"content":"<b>","lstrip":false},"eos_token":"<e>",)"
+               R"("chat_template":"{{ bos_token ~ eos_token ~ pad_token ~ unk_token }}"})");
+  folder.Write("special_tokens_map.json", R"({"bos_token":"<not>","pad_token":"<p>"})");
+  EXPECT_EQ(rendered(), "<b><e><p>");
 
   JsonWriter list;
-  list.BeginObject().Key("bos_token").String("<c>").Key("chat_template").BeginArray();
-  list.BeginObject().Key("name").String("tool_use").Key("template").String("?").EndObject();
-  list.BeginObject().Key("name").String("default").Key("template").String(kPlainChatml).EndObject();
+  list.BeginObject().Key("chat_template").BeginArray();
+  for (const char* name : {"tool_use", "default"}) {
+    list.BeginObject().Key("name").String(name).Key("template").String(name).EndObject();
+  }
   list.EndArray().EndObject();
   folder.Write("tokenizer_config.json", list.text());
-  EXPECT_EQ(DetectChatTemplate(folder.path()).format, ChatFormat::kChatml);
-  EXPECT_EQ(DetectChatTemplate(folder.path()).bos_token, "<c>");
+  EXPECT_EQ(rendered(), "default");
+  EXPECT_EQ(rendered("tool_use"), "tool_use");
+  EXPECT_TRUE(HasChatTemplate(folder.path(), "tool_use"));
+  ExpectError<InvalidInput>([&] { rendered("rag"); }, {"chat_template", "rag"});
 
-  folder.Write("chat_template.jinja", kLlama3);  // Goes before the config's.
-  EXPECT_EQ(DetectChatTemplate(folder.path()).format, ChatFormat::kLlama3);
-  EXPECT_EQ(DetectChatTemplate(folder.path()).bos_token, "<c>");
+  folder.Write("chat_template.jinja", "file");  // Goes before the config's.
+  EXPECT_EQ(rendered(), "file");
+  std::filesystem::create_directory(folder.path() + "/additional_chat_templates");
+  folder.Write("additional_chat_templates/rag.jinja", "rag");
+  EXPECT_EQ(rendered("rag"), "rag");
+  EXPECT_FALSE(HasChatTemplate(folder.path(), "../chat_template"));
 }
 
-TEST(DetectChatTemplate, WrongConfigsAreNamed) {
+TEST(LoadChatTemplate, WrongFoldersAreNamed) {
   const TempFolder folder;
   const auto refused = [&](const std::string& config, std::initializer_list<std::string> words) {
     folder.Write("tokenizer_config.json", config);
-    ExpectError<InvalidInput>([&] { DetectChatTemplate(folder.path()); }, words);
+    ExpectError<Error>([&] { LoadChatTemplate(folder.path()); }, words);
   };
   refused(R"({"chat_template":3})", {"tokenizer_config.json", "chat_template", "3"});
   refused(R"({"chat_template":[{"name":"rag","template":"x"}]})", {"chat_template", "default"});
   refused(R"({"bos_token":7})", {"bos_token", "7"});
-  folder.Write("tokenizer_config.json", R"({"chat_template":"who knows"})");
-  ExpectError<Unsupported>([&] { DetectChatTemplate(folder.path()); },
-                           {"tokenizer_config.json", "--chat-template"});
-}
-
-TEST(DetectChatTemplate, ShippedModel) {
-  const ChatTemplate chat = DetectChatTemplate(kRoot + "/models/longcot-10m");
-  EXPECT_EQ(chat.format, ChatFormat::kLongcot);
-  EXPECT_EQ(chat.Render({{"user", "x"}}, true),
-            "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>\n");
+  refused(R"({"chat_template":"\n{{ x|nosuch }}"})",
+          {"tokenizer_config.json", "chat_template", "line 2", "nosuch", "--chat-template"});
+  refused(R"({"chat_template":"{% if %}"})", {"tokenizer_config.json", "chat_template", "line 1"});
 }
 
 }  // namespace

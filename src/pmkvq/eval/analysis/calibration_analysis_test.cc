@@ -67,8 +67,7 @@ TEST(ProblemText, IsThePromptAndTheChain) {
   ProblemRow row;
   row.problem = "What?";
   row.reference_chain = "That.";
-  ChatTemplate chat_template;
-  chat_template.format = ChatFormat::kLongcot;
+  const ChatTemplate chat_template = ChatTemplate::BuiltIn("longcot");
   EXPECT_EQ(ProblemText(row, chat_template),
             "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n<think>\nThat.");
 }

@@ -9,7 +9,7 @@
 namespace pmkvq {
 
 std::string ProblemText(const ProblemRow& problem, const ChatTemplate& chat_template) {
-  return chat_template.Render({{"user", problem.problem}}, true) + problem.reference_chain;
+  return chat_template.Render({{"user", problem.problem}}, true).text + problem.reference_chain;
 }
 
 TaskTexts SplitTask(const std::string& name, const std::vector<std::vector<int32_t>>& texts,

@@ -1,0 +1,92 @@
+// Where a model folder keeps its templates and special tokens.
+#include <fmt/format.h>
+
+#include <array>
+#include <optional>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "pmkvq/text/chat_template.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr std::array<const char*, 7> kSpecialTokens = {
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
+
+std::optional<JsonValue> ReadJson(const std::string& folder, const std::string& file) {
+  const std::string path = JoinPath(folder, file);
+  if (!FileExists(path)) return std::nullopt;
+  return JsonValue::ParseFile(path);
+}
+
+struct Source {
+  std::string jinja;
+  std::string name;  // For errors.
+};
+
+std::optional<Source> FromFile(const std::string& path) {
+  if (!FileExists(path)) return std::nullopt;
+  return Source{ReadFile(path), path};
+}
+
+// A template of tokenizer_config.json; `name` empty for its default one.
+std::optional<Source> FromConfig(const std::string& folder, const std::string& name) {
+  const std::optional<JsonValue> config = ReadJson(folder, "tokenizer_config.json");
+  if (!config || !config->Has("chat_template")) return std::nullopt;
+  const JsonValue value = config->At("chat_template");
+  if (!value.IsArray()) {
+    if (!name.empty()) return std::nullopt;
+    return Source{value.AsString(), value.Where()};
+  }
+  for (size_t i = 0; i < value.size(); ++i) {
+    const JsonValue item = value.At(i);
+    if (item.At("name").AsString() != (name.empty() ? "default" : name)) continue;
+    return Source{item.At("template").AsString(), item.At("template").Where()};
+  }
+  if (name.empty()) value.Fail("a template named \"default\"");
+  return std::nullopt;
+}
+
+std::optional<Source> FindSource(const std::string& folder, const std::string& name) {
+  // A name is one part of a path, never a way out of the folder.
+  if (name.find('/') != std::string::npos || name.starts_with('.')) return std::nullopt;
+  const std::string file =
+      name.empty() ? "chat_template.jinja" : "additional_chat_templates/" + name + ".jinja";
+  const std::optional<Source> own = FromFile(JoinPath(folder, file));
+  return own ? own : FromConfig(folder, name);
+}
+
+}  // namespace
+
+void SetSpecialTokensOf(const std::string& folder, ChatTemplate* chat_template) {
+  const std::optional<JsonValue> config = ReadJson(folder, "tokenizer_config.json");
+  const std::optional<JsonValue> map = ReadJson(folder, "special_tokens_map.json");
+  for (const char* name : kSpecialTokens) {
+    for (const std::optional<JsonValue>& json : {config, map}) {
+      if (!json || !json->Has(name)) continue;
+      const JsonValue token = json->At(name);
+      chat_template->SetSpecialToken(
+          name, token.IsObject() ? token.At("content").AsString() : token.AsString());
+      break;
+    }
+  }
+}
+
+bool HasChatTemplate(const std::string& folder, const std::string& name) {
+  return FindSource(folder, name).has_value();
+}
+
+ChatTemplate LoadChatTemplate(const std::string& folder, const std::string& name) {
+  const std::optional<Source> source = FindSource(folder, name);
+  if (!source && !name.empty()) {
+    throw InvalidInput(folder, fmt::format("has no chat_template named \"{}\"", name));
+  }
+  ChatTemplate result;
+  if (source) result = ChatTemplate::FromJinja(source->jinja, source->name);
+  SetSpecialTokensOf(folder, &result);
+  return result;
+}
+
+}  // namespace pmkvq
