@@ -7,6 +7,7 @@
 namespace pmkvq::cli {
 
 void AddTokenize(CLI::App& app);
+void AddTemplate(CLI::App& app);
 void AddRun(CLI::App& app);
 void AddLogits(CLI::App& app);
 void AddPerplexity(CLI::App& app);

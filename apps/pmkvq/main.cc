@@ -37,6 +37,7 @@ int Run(int argc, char** argv) {
   pmkvq::cli::AddAnalyze(app, argc, argv);
   pmkvq::cli::AddLogits(app);
   pmkvq::cli::AddTokenize(app);
+  pmkvq::cli::AddTemplate(app);
   pmkvq::cli::AddInspect(app);
   pmkvq::cli::AddBench(app);
   pmkvq::cli::AddDemo(app);
