@@ -6,7 +6,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
-  libhwy-dev libopenblas-pthread-dev nlohmann-json3-dev libcli11-dev libfmt-dev
+  libhwy-dev libopenblas-pthread-dev rapidjson-dev libcli11-dev libfmt-dev
   libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev libgmp-dev libmpfr-dev libmpc-dev)
 for group in "$@"; do
   case "$group" in

@@ -14,7 +14,7 @@ LEVELS = {
 }
 # header prefix -> folders (below the root) whose .cc files may include it; headers never may.
 OWNERS = {
-    "nlohmann/": ["src/pmkvq/io/"],
+    "rapidjson/": ["src/pmkvq/io/"],
     "CLI/": ["apps/"],
     "histedit": ["apps/"],
     "pcre2": ["src/pmkvq/text/"],

@@ -35,7 +35,7 @@ TEST(TextRows, ATextFileIsOneRow) {
   const TempFolder folder;
   const std::vector<TextRow> rows = LoadTextRows(folder.Write("a.txt", "two\nlines\n"));
   ASSERT_EQ(rows.size(), 1u);
-  EXPECT_EQ(rows[0].text, "two\nlines\n");
+  EXPECT_EQ(rows[0].text, "two\nlines");
   ExpectError<InvalidInput>([&] { LoadTextRows(folder.Write("b.txt", "ab\xff")); },
                             {"b.txt] byte 2: found 0xff, expected UTF-8"});
   ExpectError<InvalidInput>([&] { LoadTextRows(folder.Write("c.txt", "")); }, {"an empty file"});

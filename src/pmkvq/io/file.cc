@@ -17,6 +17,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/io/utf8.h"
 
 namespace pmkvq {
 namespace {
@@ -76,12 +77,27 @@ std::string FollowLink(const std::string& path) {
   return error ? path : target.string();
 }
 
+[[noreturn]] void FailTooLarge(const std::string& path, uint64_t max_bytes) {
+  throw InvalidInput(
+      path, fmt::format("file size: found more than {} bytes, expected at most that", max_bytes));
+}
+
 std::string FolderOf(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();
   return folder.empty() ? "." : folder;
 }
 
 }  // namespace
+
+void RefuseLfsPointer(std::string_view content, const std::string& path) {
+  constexpr size_t kMaxPointerBytes = 1024;  // By the specification of the pointer.
+  if (content.size() < kMaxPointerBytes &&
+      content.starts_with("version https://git-lfs.github.com/spec/")) {
+    throw InvalidInput(path,
+                       "found a Git LFS pointer, expected the file that it stands for: run "
+                       "git lfs pull in its repository");
+  }
+}
 
 MappedFile MappedFile::Open(const std::string& path) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -98,6 +114,7 @@ MappedFile MappedFile::Open(const std::string& path) {
     throw SystemError(path, "map");
   }
   mapped.data_ = static_cast<const std::byte*>(memory);
+  RefuseLfsPointer({static_cast<const char*>(memory), mapped.size_}, path);
   return mapped;
 }
 
@@ -125,7 +142,7 @@ void MappedFile::DropPages(const std::byte* begin, size_t num_bytes) const {
   if (first < last) madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
 }
 
-std::string ReadFile(const std::string& path) {
+std::string ReadFile(const std::string& path, uint64_t max_bytes) {
   const Descriptor file(OpenToRead(path));
   if (file.get() < 0) throw SystemError(path, "open");
   constexpr size_t kChunkBytes = 1 << 20;
@@ -135,6 +152,7 @@ std::string ReadFile(const std::string& path) {
   // The size that stat reports is a hint only: pipes and /proc have none.
   struct stat info {};
   if (fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode)) {
+    if (static_cast<uint64_t>(info.st_size) > max_bytes) FailTooLarge(path, max_bytes);
     content.resize(static_cast<size_t>(info.st_size) + 1);
   }
   while (true) {
@@ -148,10 +166,40 @@ std::string ReadFile(const std::string& path) {
     }
     if (got == 0) break;
     used += static_cast<size_t>(got);
+    if (used > max_bytes) FailTooLarge(path, max_bytes);
   }
   content.resize(used);
+  RefuseLfsPointer(content, path);
   return content;
 }
+
+std::string PlainText(std::string content, const std::string& source) {
+  constexpr std::string_view kUtf8Mark = "\xef\xbb\xbf";
+  const std::string_view text = content;
+  if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff") ||
+      text.starts_with(std::string_view("\0\0\xfe\xff", 4))) {
+    throw InvalidInput(source, "text: found UTF-16 or UTF-32, expected UTF-8: convert it first");
+  }
+  const size_t valid = ValidUtf8Prefix(text);
+  if (valid != text.size()) {
+    throw InvalidInput(source, fmt::format("byte {}: found 0x{:02x}, expected UTF-8 text", valid,
+                                           static_cast<unsigned char>(text[valid])));
+  }
+  // Half of the bytes of ASCII in UTF-16 without a mark are NUL.
+  if (text.size() >= 2 && (text[0] == '\0' || text[1] == '\0')) {
+    throw InvalidInput(source, "text: found NUL bytes as in UTF-16, expected UTF-8: convert it");
+  }
+  if (content.ends_with('\n')) {
+    content.pop_back();
+    if (content.ends_with('\r')) content.pop_back();
+  } else if (content.ends_with('\r')) {
+    content.pop_back();
+  }
+  if (content.starts_with(kUtf8Mark)) content.erase(0, kUtf8Mark.size());
+  return content;
+}
+
+std::string PlainTextFile(const std::string& path) { return PlainText(ReadFile(path), path); }
 
 void WriteFileAtomically(const std::string& path, std::string_view content) {
   if (path == "-") {

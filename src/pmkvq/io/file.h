@@ -5,12 +5,15 @@
 #include <string>
 #include <string_view>
 
+#include "pmkvq/io/limits.h"
+
 namespace pmkvq {
 
 // A read-only memory mapping. Move-only; unmapped on destruction.
 class MappedFile {
  public:
-  // Throws IoError naming the path and the system's reason. An empty file gives size 0.
+  // Throws IoError naming the path and the system's reason, InvalidInput for a Git LFS pointer. An
+  // empty file gives size 0.
   static MappedFile Open(const std::string& path);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
@@ -29,8 +32,20 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Throws IoError naming the path.
-std::string ReadFile(const std::string& path);
+// A repository that was cloned without Git LFS holds small text files in place of its large ones.
+// Throws InvalidInput naming `path` when `content`, the beginning of a file, is one.
+void RefuseLfsPointer(std::string_view content, const std::string& path);
+
+// Throws IoError naming the path; InvalidInput for more than `max_bytes`, and for a Git LFS
+// pointer.
+std::string ReadFile(const std::string& path, uint64_t max_bytes = limits::kFileBytes);
+
+// A prompt or another text that a person wrote, as the model is to see it: without a byte order
+// mark at the start and without the one line break at the end, which may be LF, CRLF or CR (editors
+// add them). Throws InvalidInput naming `source` for UTF-16 and UTF-32, and for bytes that are not
+// UTF-8. PlainTextFile reads a file first (errors of ReadFile).
+std::string PlainText(std::string content, const std::string& source);
+std::string PlainTextFile(const std::string& path);
 
 // Writes to a temporary file in the same folder, flushes it to disk, renames it over `path`.
 // Either the old or the new content is there at any time; nothing half-written is left behind

@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/io/json_lines.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -48,6 +50,74 @@ TEST(ReadFile, ReadsRegularFilesAndFilesWithoutASize) {
   EXPECT_NE(ReadFile("/proc/self/status").find("Name:"), std::string::npos);
   ExpectError<IoError>([&] { ReadFile(folder.path()); }, {"cannot read"});
   ExpectError<IoError>([&] { ReadFile(folder.File("none")); }, {"cannot open"});
+}
+
+TEST(ReadFile, GitLfsPointersAreNamed) {
+  const TempFolder folder;
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n";
+  const std::string path = folder.Write("model.safetensors", pointer);
+  const std::string expected = path + "] found a Git LFS pointer";
+  ExpectError<InvalidInput>([&] { ReadFile(path); }, {expected, "git lfs pull"});
+  ExpectError<InvalidInput>([&] { MappedFile::Open(path); }, {expected});
+  ExpectError<InvalidInput>(
+      [&] {
+        LineReader reader(path);
+        std::string line;
+        reader.Next(&line);
+      },
+      {expected});
+  EXPECT_EQ(ReadFile(folder.Write("long", pointer + std::string(2000, 'x'))).size(),
+            2000 + pointer.size());
+}
+
+TEST(ReadFile, LargeFilesAreRefused) {
+  const TempFolder folder;
+  const std::string path = folder.Write("a", "12345");
+  EXPECT_EQ(ReadFile(path, 5), "12345");
+  ExpectError<InvalidInput>([&] { ReadFile(path, 4); }, {"more than 4 bytes"});
+}
+
+TEST(PlainText, OnePromptInEveryKindOfFile) {
+  for (const std::string text : {"one\ntwo", "one\ntwo\n", "one\ntwo\r\n", "one\ntwo\r",
+                                 "\xef\xbb\xbfone\ntwo", "\xef\xbb\xbfone\ntwo\r\n"}) {
+    EXPECT_EQ(PlainText(text, "f"), "one\ntwo") << text;
+  }
+  EXPECT_EQ(PlainText("a\n\n", "f"), "a\n");
+  EXPECT_EQ(PlainText("a\r\n\r\n", "f"), "a\r\n");
+  EXPECT_EQ(PlainText("\n", "f"), "");
+  EXPECT_EQ(PlainText("\xef\xbb\xbf", "f"), "");
+  EXPECT_EQ(PlainText("", "f"), "");
+  for (const std::string& utf16 :
+       {std::string("\xff\xfe"
+                    "a\0",
+                    4),
+        std::string("\xfe\xff\0a", 4), std::string("a\0b\0", 4), std::string("\0a\0b", 4)}) {
+    ExpectError<InvalidInput>([&] { PlainText(utf16, "f"); }, {"[f] text: found", "UTF-16"});
+  }
+  ExpectError<InvalidInput>([] { PlainText("ab\xff", "f"); }, {"[f] byte 2: found 0xff"});
+}
+
+TEST(LineReader, ReadsLines) {
+  const TempFolder folder;
+  const auto lines = [&](const std::string& content) {
+    LineReader reader(folder.Write("a", content));
+    std::vector<std::string> result;
+    for (std::string line; reader.Next(&line);) result.push_back(line);
+    return result;
+  };
+  using Lines = std::vector<std::string>;
+  EXPECT_EQ(lines(""), Lines{});
+  EXPECT_EQ(lines("a"), Lines{"a"});
+  EXPECT_EQ(lines("a\n\nb\n"), (Lines{"a", "", "b"}));
+  EXPECT_EQ(lines("\xef\xbb\xbf"
+                  "a\nb"),
+            (Lines{"a", "b"}));
+  const std::string half(200'000, 'x');  // Longer than half a block.
+  EXPECT_EQ(lines(half + "\n" + half + "\n" + half), (Lines{half, half, half}));
+  EXPECT_EQ(CountLines(folder.Write("b", "a\nb\nc"), 1), 3u);
+  LineReader reader(folder.Write("c", "12345\n"), 4);
+  std::string line;
+  ExpectError<InvalidInput>([&] { reader.Next(&line); }, {"line: found more than 4 bytes"});
 }
 
 TEST(WriteFileAtomically, ReplacesAndLeavesNothingElse) {

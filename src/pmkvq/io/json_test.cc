@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include "pmkvq/base/error.h"
@@ -111,8 +112,74 @@ TEST(Json, RefusesWhatIsNotJson) {
         "[1] 2", "\"\xff\"", "\"\xed\xa0\x80\"", "[01]", "\"a\nb\"", "{\"a\" 1}", "\"\\ud800\""}) {
     ExpectError<InvalidInput>([&] { Parse(text); }, {"[file.json] not valid JSON at byte "});
   }
-  ExpectError<InvalidInput>([] { Parse(std::string("{}\0{}", 5)); }, {"at byte 2: NUL byte"});
-  ExpectError<InvalidInput>([] { Parse("[1, x]"); }, {"at byte 5: ", "invalid literal"});
+  ExpectError<InvalidInput>([] { Parse(std::string("{}\0{}", 5)); }, {"at byte 3: NUL byte"});
+  ExpectError<InvalidInput>([] { Parse("[1, x]"); }, {"at byte 5: ", "Invalid value"});
+}
+
+TEST(Json, NumbersKeepTheirSpelling) {
+  for (const std::string number :
+       {"12345678901234567890", "-9223372036854775809", "18446744073709551617", "1.50", "1e3",
+        "-0.10", "1E+2", "0.1234567890123456789012345", "123456789012345678901234567890", "-0"}) {
+    const JsonValue json = Parse("{\"a\":[" + number + " ]}").At("a").At(0);
+    EXPECT_EQ(json.AsTextOrNumber(), number);
+    EXPECT_EQ(json.Dump(), number);
+    EXPECT_EQ(json.AsDouble(), std::strtod(number.c_str(), nullptr)) << number;
+  }
+  EXPECT_EQ(Parse(R"(["1.50"])").At(0).AsTextOrNumber(), "1.50");
+  EXPECT_EQ(Parse("-7").AsTextOrNumber(), "-7");
+  ExpectError<InvalidInput>([] { Parse("[true]").At(0).AsTextOrNumber(); },
+                            {"[0]: found true, expected a string or a number"});
+}
+
+TEST(Json, StringsOfEveryLengthAndEscape) {
+  for (const size_t length : {0, 1, 254, 255, 256, 300, 70000}) {
+    const std::string text(length, 'x');
+    const JsonValue json = Parse("{\"" + text + "\":[\"" + text + "\", 7]}");
+    EXPECT_EQ(json.At(text).At(0).AsStringView(), text);
+    EXPECT_EQ(json.At(text).At(1).AsInt(), 7);
+    EXPECT_EQ(json.Keys(), std::vector<std::string>{text});
+  }
+  EXPECT_EQ(Parse(R"(["\u0000\/\ud83d\ude00\"\\"])").At(0).AsString(),
+            std::string("\0/\xf0\x9f\x98\x80\"\\", 8));
+  for (const char* half : {R"("\ud800")", R"("\udc00")", R"("\ud800\u0041")"}) {
+    ExpectError<InvalidInput>([&] { Parse(half); }, {"not valid JSON at byte"});
+  }
+  ExpectError<InvalidInput>([] { Parse(R"({"a":1,"\u0061":2})"); }, {"a: found twice"});
+}
+
+TEST(Json, ReadsInAnyOrder) {
+  const JsonValue json = Parse(R"({"a":[0,[1,2],3],"b":{"c":4},"d":5})");
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(json.At("d").AsInt(), 5);
+    EXPECT_EQ(json.At("b").At("c").AsInt(), 4);
+    EXPECT_EQ(json.At("b").At("c").Where(), "file.json: b.c");
+    const JsonValue a = json.At("a");
+    for (const size_t index : {2, 0, 1, 2, 1, 0}) {
+      EXPECT_EQ(a.At(index).Where(), "file.json: a[" + std::to_string(index) + "]");
+    }
+    EXPECT_FALSE(json.Has("e"));
+  }
+  EXPECT_TRUE(json.Find("e").IsMissing());
+  EXPECT_FALSE(Parse(R"({"e":null})").Find("e").IsMissing());
+}
+
+TEST(Json, LimitsAreNamed) {
+  const auto parse = [](const std::string& text, const JsonLimits& limits) {
+    JsonValue::Parse(text, "file.json", limits);
+  };
+  JsonLimits limits;
+  limits.max_nodes = 3;
+  parse("[1,{\"a\":2}]", JsonLimits());
+  parse("[1,2]", limits);
+  ExpectError<InvalidInput>([&] { parse("[1,2,3]", limits); },
+                            {"[file.json] JSON: found more than 3 values"});
+  limits = {};
+  limits.max_bytes = 4;
+  ExpectError<InvalidInput>([&] { parse("[1,2]", limits); }, {"found 5 bytes, expected at most 4"});
+  limits = {};
+  limits.max_depth = 1;
+  parse("[1]", limits);
+  ExpectError<InvalidInput>([&] { parse("[[]]", limits); }, {"deeper than the 1 levels"});
 }
 
 TEST(Json, DuplicateKeysAreErrors) {
