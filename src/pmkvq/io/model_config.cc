@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/limits.h"
 #include "pmkvq/io/rope_config.h"
 
 namespace pmkvq {
@@ -16,31 +18,32 @@ constexpr int64_t kMaxHidden = int64_t{1} << 20;
 constexpr int64_t kMaxIntermediate = int64_t{1} << 22;
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxHeads = 4096;
-constexpr int64_t kMaxPositions = int64_t{1} << 30;
 constexpr int64_t kMaxHeadDim = 256;
 
 // What transformers assumes where a config does not say.
-constexpr int64_t kDefaultSlidingWindow = 4096;
-constexpr int64_t kDefaultMaxWindowLayers = 28;
+constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral; Qwen with use_sliding_window.
+constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen.
+constexpr int64_t kNone = -1;
 
 struct Architecture {
   const char* name;
   const char* model_type;
+  // Values of absent keys.
+  int64_t num_kv_heads;  // kNone: as many as heads.
+  int64_t head_dim;      // kNone: hidden_size / heads.
+  int64_t bos_token_id;
+  int64_t eos_token_id;
 };
-constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", "llama"},
-                                           {"MistralForCausalLM", "mistral"},
-                                           {"Qwen2ForCausalLM", "qwen2"},
-                                           {"Qwen3ForCausalLM", "qwen3"}};
+constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", "llama", kNone, kNone, 1, 2},
+                                           {"MistralForCausalLM", "mistral", 8, kNone, 1, 2},
+                                           {"Qwen2ForCausalLM", "qwen2", 32, kNone, kNone, kNone},
+                                           {"Qwen3ForCausalLM", "qwen3", 32, 128, kNone, kNone}};
 
 bool BoolOr(const JsonValue& json, const char* key, bool fallback) {
   return json.Has(key) ? json.At(key).AsBool() : fallback;
 }
 
-int64_t IntOr(const JsonValue& json, const char* key, int64_t fallback) {
-  return json.Has(key) ? json.At(key).AsInt() : fallback;
-}
-
-void ParseArchitecture(const JsonValue& json, ModelConfig& config) {
+const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
   for (const Architecture& each : kArchitectures) {
     known += fmt::format("{}{}", known.empty() ? "" : ", ", each.name);
@@ -57,11 +60,17 @@ void ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   if (!type.IsNull() && type.AsString() != config.model_type) {
     type.Fail(fmt::format("\"{}\" for {}", config.model_type, config.architecture));
   }
+  return *found;
 }
 
-void ParseHeadDim(const JsonValue& json, ModelConfig& config) {
+void ParseHeadDim(const JsonValue& json, const Architecture& architecture, ModelConfig& config) {
   const JsonValue value = json.Find("head_dim");
-  if (value.IsNull()) {
+  if (architecture.head_dim != kNone && value.IsMissing()) {
+    config.head_dim = architecture.head_dim;
+    return;
+  }
+  // An architecture with a fixed default takes no null.
+  if (value.IsNull() && architecture.head_dim == kNone) {
     if (config.hidden_size % config.num_heads != 0) {
       json.At("hidden_size")
           .Fail(fmt::format("a multiple of num_attention_heads ({}), or a head_dim",
@@ -83,52 +92,66 @@ void ParseHeadDim(const JsonValue& json, ModelConfig& config) {
   value.Refuse(expected);
 }
 
-void ParseSizes(const JsonValue& json, ModelConfig& config) {
+void ParseSizes(const JsonValue& json, const Architecture& architecture, ModelConfig& config) {
   config.vocab_size = json.At("vocab_size").AsInt(1, kMaxVocab);
   config.hidden_size = json.At("hidden_size").AsInt(1, kMaxHidden);
   config.intermediate_size = json.At("intermediate_size").AsInt(1, kMaxIntermediate);
   config.num_layers = json.At("num_hidden_layers").AsInt(1, kMaxLayers);
   config.num_heads = json.At("num_attention_heads").AsInt(1, kMaxHeads);
+  const JsonValue kv_heads = json.Find("num_key_value_heads");
   config.num_kv_heads = config.num_heads;
-  if (json.Has("num_key_value_heads")) {
-    const JsonValue value = json.At("num_key_value_heads");
-    config.num_kv_heads = value.AsInt(1, kMaxHeads);
-    if (config.num_heads % config.num_kv_heads != 0) {
-      value.Fail(fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
-    }
+  if (!kv_heads.IsNull()) {
+    config.num_kv_heads = kv_heads.AsInt(1, kMaxHeads);
+  } else if (kv_heads.IsMissing() && architecture.num_kv_heads != kNone) {
+    config.num_kv_heads = architecture.num_kv_heads;
   }
-  ParseHeadDim(json, config);
-  config.max_position_embeddings = json.At("max_position_embeddings").AsInt(1, kMaxPositions);
+  if (config.num_heads % config.num_kv_heads != 0) {
+    kv_heads.Fail(fmt::format(
+        "a divisor of num_attention_heads ({}){}", config.num_heads,
+        kv_heads.IsMissing() ? fmt::format("; absent means {}", config.num_kv_heads) : ""));
+  }
+  ParseHeadDim(json, architecture, config);
+  config.max_position_embeddings = json.At("max_position_embeddings").AsInt(1, limits::kPositions);
 }
 
 void ParseBiases(const JsonValue& json, ModelConfig& config) {
   const bool attention_bias = BoolOr(json, "attention_bias", false);
-  if (config.model_type == "qwen2") {  // Its graph is fixed; it has no such field.
-    config.qkv_bias = true;
-    return;
-  }
+  // The graphs of these two are fixed; transformers ignores the field.
+  if (config.model_type == "qwen2") config.qkv_bias = true;
+  if (config.model_type == "qwen2" || config.model_type == "mistral") return;
   config.qkv_bias = attention_bias;
   config.o_bias = attention_bias;
   config.qk_norm = config.model_type == "qwen3";
 }
 
-// Windows that end before max_position_embeddings would drop keys this cache keeps.
-void RefuseSlidingWindow(const JsonValue& json, const ModelConfig& config) {
+// The window of the layers that have one; kNone where no layer has.
+int64_t SlidingWindow(const JsonValue& json, const ModelConfig& config) {
   const JsonValue window = json.Find("sliding_window");
   if (!window.IsNull() && window.AsInt() < 1) window.Fail("null or an integer above 0");
-  const std::string expected = fmt::format(
-      "null or at least max_position_embeddings ({}): sliding windows are not supported",
-      config.max_position_embeddings);
-  if (config.model_type == "mistral") {
-    if (!window.IsNull() && window.AsInt() < config.max_position_embeddings) {
-      window.Refuse(expected);
+  if (config.model_type != "mistral") {
+    if (!BoolOr(json, "use_sliding_window", false)) return kNone;
+    const JsonValue full_layers = json.Find("max_window_layers");
+    if (config.num_layers <=
+        (full_layers.IsMissing() ? kDefaultMaxWindowLayers : full_layers.AsInt())) {
+      return kNone;
     }
-  } else if (BoolOr(json, "use_sliding_window", false)) {
-    const int64_t size = IntOr(json, "sliding_window", kDefaultSlidingWindow);
-    const int64_t full_layers = IntOr(json, "max_window_layers", kDefaultMaxWindowLayers);
-    if (size < config.max_position_embeddings && full_layers < config.num_layers) {
+  }
+  if (window.IsMissing()) return kDefaultSlidingWindow;
+  return window.IsNull() ? kNone : window.AsInt();
+}
+
+// Windows that end before max_position_embeddings would drop keys this cache keeps.
+void RefuseSlidingWindow(const JsonValue& json, const ModelConfig& config) {
+  const int64_t size = SlidingWindow(json, config);
+  if (size != kNone && size < config.max_position_embeddings) {
+    if (config.model_type != "mistral") {
       json.At("use_sliding_window").Refuse("false: sliding windows are not supported");
     }
+    const JsonValue window = json.Find("sliding_window");
+    window.Refuse(fmt::format(
+        "null or at least the number of positions ({}){}: sliding windows are not supported",
+        config.max_position_embeddings,
+        window.IsMissing() ? fmt::format("; absent means {}", kDefaultSlidingWindow) : ""));
   }
   const JsonValue types = json.Find("layer_types");
   if (types.IsNull()) return;
@@ -160,6 +183,18 @@ int64_t ParseTokenId(const JsonValue& value, const ModelConfig& config) {
   return value.AsInt(0, config.vocab_size - 1);
 }
 
+// Ids of absent keys; a smaller vocabulary has no such tokens.
+void AssumeSpecialTokens(const JsonValue& json, const Architecture& architecture,
+                         ModelConfig& config) {
+  if (json.Find("bos_token_id").IsMissing() && architecture.bos_token_id < config.vocab_size) {
+    config.bos_token_id = architecture.bos_token_id;
+  }
+  if (json.Find("eos_token_id").IsMissing() && architecture.eos_token_id != kNone &&
+      architecture.eos_token_id < config.vocab_size) {
+    config.eos_token_ids = {architecture.eos_token_id};
+  }
+}
+
 void ParseSpecialTokens(const JsonValue& json, ModelConfig& config) {
   const JsonValue bos = json.Find("bos_token_id");
   if (!bos.IsNull()) config.bos_token_id = ParseTokenId(bos, config);
@@ -175,15 +210,32 @@ void ParseSpecialTokens(const JsonValue& json, ModelConfig& config) {
   }
 }
 
+void ParseRope(const JsonValue& json, ModelConfig& config) {
+  const internal::RopeConfig rope = internal::ParseRopeConfig(json, config.max_position_embeddings);
+  config.rope_theta = rope.theta;
+  config.rope_scaling = rope.scaling;
+  if (rope.scaling.type != RopeScaling::Type::kYarn) return;
+  // Model cards add YaRN to a config and leave max_position_embeddings at the original length.
+  const double stretched = std::floor(
+      static_cast<double>(rope.scaling.original_max_position_embeddings) * rope.scaling.factor);
+  if (stretched > static_cast<double>(limits::kPositions)) {
+    json.Fail(fmt::format("original_max_position_embeddings x factor of RoPE to be at most {}",
+                          limits::kPositions));
+  }
+  config.max_position_embeddings =
+      std::max(config.max_position_embeddings, static_cast<int64_t>(stretched));
+}
+
 }  // namespace
 
 ModelConfig ParseModelConfig(const JsonValue& json) {
   if (!json.IsObject()) json.Fail("an object");
   ModelConfig config;
-  ParseArchitecture(json, config);
+  const Architecture& architecture = ParseArchitecture(json, config);
   RefuseOtherGraphs(json);
-  ParseSizes(json, config);
+  ParseSizes(json, architecture, config);
   ParseBiases(json, config);
+  ParseRope(json, config);
   RefuseSlidingWindow(json, config);
   if (json.Has("rms_norm_eps")) {
     const JsonValue eps = json.At("rms_norm_eps");
@@ -193,10 +245,8 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
       eps.Fail("a number above 0 and at most 1");
     }
   }
-  const internal::RopeConfig rope = internal::ParseRopeConfig(json, config.max_position_embeddings);
-  config.rope_theta = rope.theta;
-  config.rope_scaling = rope.scaling;
   config.tie_word_embeddings = BoolOr(json, "tie_word_embeddings", false);
+  AssumeSpecialTokens(json, architecture, config);
   ParseSpecialTokens(json, config);
   return config;
 }

@@ -38,6 +38,8 @@ struct ModelConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
+  // Positions that the model can use: that of the config, or original length x factor of YaRN
+  // where that is more.
   int64_t max_position_embeddings = 0;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
@@ -47,7 +49,8 @@ struct ModelConfig {
   bool o_bias = false;    // o_proj has one.
   bool qk_norm = false;   // Qwen3: RMSNorm over each head of q and k before RoPE.
 
-  // From config.json, overridden by generation_config.json where that is present.
+  // From config.json (what transformers assumes where a key is absent), overridden by
+  // generation_config.json where that is present.
   int64_t bos_token_id = -1;  // -1: none.
   std::vector<int64_t> eos_token_ids;
 

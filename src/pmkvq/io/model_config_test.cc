@@ -80,8 +80,37 @@ TEST(ModelConfig, Llama) {
   EXPECT_EQ(config.rope_theta, 500000.0);
   EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kDefault);
   EXPECT_FALSE(config.tie_word_embeddings || config.qkv_bias || config.o_bias || config.qk_norm);
-  EXPECT_EQ(config.bos_token_id, -1);
-  EXPECT_TRUE(config.eos_token_ids.empty());
+  EXPECT_EQ(config.bos_token_id, 1);  // LlamaConfig's, where the keys are absent.
+  EXPECT_EQ(config.eos_token_ids, std::vector<int64_t>{2});
+}
+
+TEST(ModelConfig, AbsentKeysAreWhatTransformersAssumes) {
+  const Fields none = {{"num_key_value_heads", ""},
+                       {"num_attention_heads", "32"},
+                       {"sliding_window", "null"},
+                       {"hidden_size", "1024"}};
+  EXPECT_EQ(Parse("LlamaForCausalLM", none).num_kv_heads, 32);
+  EXPECT_EQ(Parse("MistralForCausalLM", none).num_kv_heads, 8);
+  EXPECT_EQ(Parse("Qwen2ForCausalLM", none).num_kv_heads, 32);
+  ExpectBad<InvalidInput>("Qwen2ForCausalLM", {{"num_key_value_heads", ""}},
+                          {"num_key_value_heads: found nothing, expected a divisor of "
+                           "num_attention_heads (8); absent means 32"});
+  Fields null_heads = none;
+  null_heads["num_key_value_heads"] = "null";
+  EXPECT_EQ(Parse("MistralForCausalLM", null_heads).num_kv_heads, 32);
+  EXPECT_EQ(Parse("Qwen3ForCausalLM").head_dim, 128);
+  EXPECT_EQ(Parse("Qwen2ForCausalLM").head_dim, 64);
+  ExpectBad<InvalidInput>("Qwen3ForCausalLM", {{"head_dim", "null"}}, {"head_dim: found null"});
+  for (const char* architecture : {"Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+    EXPECT_EQ(Parse(architecture).bos_token_id, -1);
+    EXPECT_TRUE(Parse(architecture).eos_token_ids.empty());
+  }
+  const ModelConfig null_ids = Llama({{"bos_token_id", "null"}, {"eos_token_id", "null"}});
+  EXPECT_EQ(null_ids.bos_token_id, -1);
+  EXPECT_TRUE(null_ids.eos_token_ids.empty());
+  EXPECT_TRUE(Llama({{"vocab_size", "2"}}).eos_token_ids.empty());
+  EXPECT_FALSE(Parse("MistralForCausalLM", {{"attention_bias", "true"}, {"sliding_window", "null"}})
+                   .qkv_bias);
 }
 
 TEST(ModelConfig, DefaultsOfMissingFields) {
@@ -103,7 +132,8 @@ TEST(ModelConfig, BiasesAndNormsOfTheArchitectures) {
   };
   const Fields bias = {{"attention_bias", "true"}};
   EXPECT_EQ(flags("LlamaForCausalLM", bias), (std::vector<bool>{true, true, false}));
-  EXPECT_EQ(flags("MistralForCausalLM", {}), (std::vector<bool>{false, false, false}));
+  EXPECT_EQ(flags("MistralForCausalLM", {{"sliding_window", "null"}}),
+            (std::vector<bool>{false, false, false}));
   EXPECT_EQ(flags("Qwen2ForCausalLM", {}), (std::vector<bool>{true, false, false}));
   EXPECT_EQ(flags("Qwen3ForCausalLM", {}), (std::vector<bool>{false, false, true}));
   EXPECT_EQ(flags("Qwen3ForCausalLM", bias), (std::vector<bool>{true, true, true}));
@@ -196,9 +226,12 @@ TEST(ModelConfig, OtherGraphsAreRefused) {
 }
 
 TEST(ModelConfig, SlidingWindowsInEffectAreRefused) {
-  for (const char* window : {"null", "32768", "40000", ""}) {
+  for (const char* window : {"null", "32768", "40000"}) {
     EXPECT_EQ(Parse("MistralForCausalLM", {{"sliding_window", window}}).model_type, "mistral");
   }
+  ExpectBad<Unsupported>("MistralForCausalLM", {}, {"sliding_window: found nothing", "4096"});
+  EXPECT_EQ(Parse("MistralForCausalLM", {{"max_position_embeddings", "4096"}}).model_type,
+            "mistral");
   ExpectBad<Unsupported>("MistralForCausalLM", {{"sliding_window", "4096"}},
                          {"sliding_window: found 4096, expected null or at least "
                           "max_position_embeddings (32768)"});
@@ -214,6 +247,7 @@ TEST(ModelConfig, SlidingWindowsInEffectAreRefused) {
     EXPECT_EQ(Parse(architecture, qwen("true", "4096", "4")).num_layers, 4);
     EXPECT_EQ(Parse(architecture, qwen("true", "32768", "2")).num_layers, 4);
     EXPECT_EQ(Parse(architecture, qwen("true", "4096", "")).num_layers, 4);  // 28 by default.
+    EXPECT_EQ(Parse(architecture, qwen("true", "null", "2")).num_layers, 4);
     ExpectBad<Unsupported>(architecture, qwen("true", "4096", "3"),
                            {"use_sliding_window: found true, expected false"});
     ExpectBad<Unsupported>(architecture, qwen("true", "", "3"), {"use_sliding_window: found true"});
@@ -275,8 +309,10 @@ TEST(RopeConfig, Llama3) {
     EXPECT_EQ(scaling.original_max_position_embeddings, 8192);
     EXPECT_EQ(scaling.attention_factor, 1.0);
   }
-  for (const char* field :
-       {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}) {
+  EXPECT_EQ(Llama(Spellings("llama3", R"("factor":8,"low_freq_factor":1,"high_freq_factor":4)")[1])
+                .rope_scaling.original_max_position_embeddings,
+            32768);  // max_position_embeddings.
+  for (const char* field : {"factor", "low_freq_factor", "high_freq_factor"}) {
     const size_t at = rest.find(fmt::format("\"{}\"", field));
     std::string without = rest;
     without[at + 1] = 'X';  // Renames the field.
@@ -313,6 +349,81 @@ TEST(RopeConfig, Yarn) {
   EXPECT_EQ(other.beta_fast, 16.0);
   EXPECT_EQ(other.beta_slow, 2.0);
   EXPECT_FALSE(other.truncate);
+}
+
+TEST(RopeConfig, PositionsOfYarn) {
+  const auto positions = [](const Fields& fields) { return Llama(fields).max_position_embeddings; };
+  for (const Fields& fields : Spellings("yarn", R"("factor":4.0)")) {
+    EXPECT_EQ(positions(fields), 131072);  // 4 x max_position_embeddings, the default.
+  }
+  for (const Fields& fields :
+       Spellings("yarn", R"("factor":2.5,"original_max_position_embeddings":8192)")) {
+    EXPECT_EQ(positions(fields), 32768);  // 20480 is less.
+  }
+  EXPECT_EQ(positions(Spellings("linear", R"("factor":4.0)")[0]), 32768);
+  ExpectBad<InvalidInput>("LlamaForCausalLM", Spellings("yarn", R"("factor":1e9)")[0],
+                          {"at most 1073741824"});
+}
+
+TEST(RopeConfig, WhichOfTwoPlacesCounts) {
+  const std::string yarn = R"({"rope_type":"yarn","factor":4})";
+  const std::string plain = R"({"rope_type":"default","rope_theta":10000.0})";
+  const auto type = [](const Fields& fields) { return Llama(fields).rope_scaling.type; };
+  EXPECT_EQ(type({{"rope_scaling", yarn}, {"rope_parameters", plain}}), RopeScaling::Type::kYarn);
+  EXPECT_EQ(type({{"rope_scaling", "{}"}, {"rope_parameters", yarn}}), RopeScaling::Type::kYarn);
+  EXPECT_EQ(type({{"rope_scaling", "null"}, {"rope_parameters", yarn}}), RopeScaling::Type::kYarn);
+  EXPECT_EQ(type({{"rope_scaling", plain}, {"rope_parameters", yarn}}),
+            RopeScaling::Type::kDefault);
+  EXPECT_EQ(type({{"rope_parameters", R"({"rope_type":"default","type":"yarn"})"}}),
+            RopeScaling::Type::kDefault);
+  EXPECT_EQ(type({{"rope_parameters", "{}"}}), RopeScaling::Type::kDefault);
+  // rope_theta: inside, beside, default.
+  EXPECT_EQ(Llama({{"rope_scaling", R"({"rope_theta":7})"}}).rope_theta, 7.0);
+  EXPECT_EQ(Llama({{"rope_theta", ""}, {"rope_scaling", yarn}}).rope_theta, 10000.0);
+  ExpectBad<Unsupported>(
+      "LlamaForCausalLM",
+      {{"rope_theta", ""}, {"rope_scaling", yarn}, {"rope_parameters", R"({"rope_theta":1e6})"}},
+      {"rope_parameters.rope_theta: found 1e6", "rope_scaling"});
+  ExpectBad<InvalidInput>("LlamaForCausalLM", {{"rope_theta", "null"}},
+                          {"rope_theta: found null, expected a number above 0"});
+  // Original positions: beside the set before inside.
+  EXPECT_EQ(Llama({{"original_max_position_embeddings", "4096"},
+                   {"rope_scaling",
+                    R"({"type":"yarn","factor":4,"original_max_position_embeddings":8192})"}})
+                .rope_scaling.original_max_position_embeddings,
+            4096);
+  ExpectBad<InvalidInput>(
+      "LlamaForCausalLM",
+      {{"rope_scaling", R"({"type":"yarn","factor":4,"original_max_position_embeddings":null})"}},
+      {"original_max_position_embeddings: found null"});
+  // A factor of null is the ratio of the lengths.
+  EXPECT_EQ(Llama({{"rope_scaling",
+                    R"({"type":"yarn","factor":null,"original_max_position_embeddings":8192})"}})
+                .rope_scaling.factor,
+            4.0);
+}
+
+TEST(RopeConfig, ValuesByLayerType) {
+  const auto nested = [](const std::string& values) {
+    return Fields{{"rope_theta", ""}, {"rope_parameters", "{\"full_attention\":" + values + "}"}};
+  };
+  EXPECT_EQ(Llama(nested(R"({"rope_type":"default","rope_theta":1e6})")).rope_theta, 1e6);
+  const ModelConfig yarn = Llama(nested(R"({"rope_type":"yarn","factor":4})"));
+  EXPECT_EQ(yarn.rope_scaling.type, RopeScaling::Type::kYarn);
+  EXPECT_EQ(yarn.max_position_embeddings, 131072);
+  EXPECT_EQ(yarn.rope_theta, 10000.0);
+  ExpectBad<Unsupported>("LlamaForCausalLM", nested(R"({"partial_rotary_factor":0.5})"),
+                         {"rope_parameters.full_attention.partial_rotary_factor: found 0.5"});
+  ExpectBad<Unsupported>("LlamaForCausalLM",
+                         nested(R"({"type":"yarn","factor":2,"truncate":false})"),
+                         {"full_attention.truncate: found false"});
+  ExpectBad<Unsupported>(
+      "LlamaForCausalLM",
+      {{"rope_parameters", R"({"full_attention":{"rope_theta":5},"rope_theta":6})"}},
+      {"rope_parameters.rope_theta: found 6"});
+  ExpectBad<Unsupported>("LlamaForCausalLM",
+                         {{"rope_parameters", R"({"sliding_attention":{"rope_theta":5}})"}},
+                         {"rope_parameters.sliding_attention: found {"});
 }
 
 TEST(RopeConfig, YarnAttentionFactorAsInTransformers) {

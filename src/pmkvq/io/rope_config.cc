@@ -2,18 +2,28 @@
 
 #include <cmath>
 
+#include "pmkvq/io/limits.h"
+
 namespace pmkvq::internal {
 namespace {
 
-constexpr int64_t kMaxOriginalPositions = int64_t{1} << 30;
+// One set of RoPE values and what stands beside it in the config.
+struct RopeSet {
+  JsonValue config;
+  JsonValue values;
+  bool nested;            // `values` is that of a layer type.
+  int64_t max_positions;  // max_position_embeddings of the config.
+};
 
+// Absent is the default; null is not, as in transformers.
 double PositiveNumber(const JsonValue& value) {
   if (!value.IsNumber() || value.AsDouble() <= 0) value.Fail("a number above 0");
   return value.AsDouble();
 }
 
 double PositiveNumberOr(const JsonValue& json, const char* key, double fallback) {
-  return json.Has(key) ? PositiveNumber(json.At(key)) : fallback;
+  const JsonValue value = json.Find(key);
+  return value.IsMissing() ? fallback : PositiveNumber(value);
 }
 
 // The factor by which the context is stretched.
@@ -23,15 +33,23 @@ double Factor(const JsonValue& json) {
   return value.AsDouble();
 }
 
-void ParseLlama3(const JsonValue& json, RopeScaling& scaling) {
+// The context before stretching.
+int64_t OriginalPositions(const RopeSet& set) {
+  constexpr char kKey[] = "original_max_position_embeddings";
+  const JsonValue beside = set.config.Find(kKey);
+  const JsonValue value = set.nested || beside.IsMissing() ? set.values.Find(kKey) : beside;
+  return value.IsMissing() ? set.max_positions : value.AsInt(1, limits::kPositions);
+}
+
+void ParseLlama3(const RopeSet& set, RopeScaling& scaling) {
+  const JsonValue& json = set.values;
   scaling.factor = Factor(json);
   scaling.low_freq_factor = PositiveNumber(json.Find("low_freq_factor"));
   scaling.high_freq_factor = PositiveNumber(json.Find("high_freq_factor"));
   if (scaling.high_freq_factor <= scaling.low_freq_factor) {
     json.At("high_freq_factor").Fail("a number above low_freq_factor");
   }
-  scaling.original_max_position_embeddings =
-      json.Find("original_max_position_embeddings").AsInt(1, kMaxOriginalPositions);
+  scaling.original_max_position_embeddings = OriginalPositions(set);
 }
 
 // YaRN's temperature correction (arXiv:2309.00071, section 3.4), with DeepSeek's two weights.
@@ -50,36 +68,48 @@ double YarnAttentionFactor(const JsonValue& json, double factor) {
   return Mscale(factor, mscale) / Mscale(factor, all_dim);
 }
 
-void ParseYarn(const JsonValue& json, int64_t max_positions, RopeScaling& scaling) {
-  scaling.original_max_position_embeddings = max_positions;
-  if (json.Has("original_max_position_embeddings")) {
-    scaling.original_max_position_embeddings =
-        json.At("original_max_position_embeddings").AsInt(1, kMaxOriginalPositions);
+void ParseYarn(const RopeSet& set, RopeScaling& scaling) {
+  const JsonValue& json = set.values;
+  scaling.original_max_position_embeddings = OriginalPositions(set);
+  const JsonValue factor = json.Find("factor");
+  if (factor.IsNull() && !factor.IsMissing()) {
+    scaling.factor = static_cast<double>(set.max_positions) /
+                     static_cast<double>(scaling.original_max_position_embeddings);
+    if (scaling.factor < 1) {
+      factor.Fail(
+          "a number, where max_position_embeddings is below "
+          "original_max_position_embeddings");
+    }
+  } else {
+    scaling.factor = Factor(json);
   }
-  scaling.factor = Factor(json);
   scaling.beta_fast = PositiveNumberOr(json, "beta_fast", scaling.beta_fast);
   scaling.beta_slow = PositiveNumberOr(json, "beta_slow", scaling.beta_slow);
   if (scaling.beta_fast < scaling.beta_slow) {
     json.Find("beta_fast").Fail("a number of at least beta_slow");
   }
   scaling.attention_factor = YarnAttentionFactor(json, scaling.factor);
-  if (json.Has("truncate")) scaling.truncate = json.At("truncate").AsBool();
+  const JsonValue truncate = json.Find("truncate");
+  if (truncate.IsMissing()) return;
+  scaling.truncate = truncate.AsBool();
+  // transformers looks for it beside the layer types only.
+  if (set.nested && !scaling.truncate) truncate.Refuse("true inside of a layer type's values");
 }
 
-RopeScaling ParseScaling(const JsonValue& json, const JsonValue& type, int64_t max_positions) {
+RopeScaling ParseScaling(const RopeSet& set, const JsonValue& type) {
   RopeScaling scaling;
   const std::string name = type.AsString();
   if (name == "default") {
     scaling.type = RopeScaling::Type::kDefault;
   } else if (name == "linear") {
     scaling.type = RopeScaling::Type::kLinear;
-    scaling.factor = Factor(json);
+    scaling.factor = Factor(set.values);
   } else if (name == "llama3") {
     scaling.type = RopeScaling::Type::kLlama3;
-    ParseLlama3(json, scaling);
+    ParseLlama3(set, scaling);
   } else if (name == "yarn") {
     scaling.type = RopeScaling::Type::kYarn;
-    ParseYarn(json, max_positions, scaling);
+    ParseYarn(set, scaling);
   } else {
     type.Refuse("default, linear, llama3 or yarn");
   }
@@ -92,28 +122,67 @@ void RefusePartialRotary(const JsonValue& json) {
   if (value.AsDouble() != 1) value.Refuse("1 (all of head_dim is rotated)");
 }
 
+// Without a type, transformers would ignore these.
+void CheckTypeIsNotForgotten(const JsonValue& values, const JsonValue& type) {
+  for (const char* key :
+       {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+        "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+        "short_factor", "long_factor"}) {
+    if (values.Has(key)) type.Fail("default, linear, llama3 or yarn");
+  }
+}
+
+// The values of the layer type that all our layers have, where `values` holds one set for each.
+JsonValue FullAttentionValues(const JsonValue& values, bool* nested) {
+  *nested = false;
+  if (!values.IsObject()) return values;
+  values.ForEachMember(
+      [&](std::string_view, const JsonValue& value) { *nested = *nested || value.IsObject(); });
+  if (!*nested) return values;
+  constexpr std::string_view kFull = "full_attention";
+  values.ForEachMember([&](std::string_view name, const JsonValue& value) {
+    if (name == kFull && value.IsObject()) return;
+    if (!value.IsNull()) value.Refuse("values of full_attention only beside other layer types");
+  });
+  const JsonValue full = values.Find(kFull);
+  if (!full.IsObject()) full.Fail("an object");
+  return full;
+}
+
 }  // namespace
 
 RopeConfig ParseRopeConfig(const JsonValue& json, int64_t max_position_embeddings) {
   const JsonValue parameters = json.Find("rope_parameters");
-  const JsonValue old_scaling = json.Find("rope_scaling");
-  const bool is_new = !parameters.IsNull();
-  const JsonValue& scaling = is_new ? parameters : old_scaling;
-  if (!scaling.IsNull() && !scaling.IsObject()) scaling.Fail("an object or null");
+  const JsonValue scaling = json.Find("rope_scaling");
+  for (const JsonValue& value : {parameters, scaling}) {
+    if (!value.IsNull() && !value.IsObject()) value.Fail("an object or null");
+  }
+  const bool scaling_rules = scaling.size() > 0;
+  RopeSet set{json, json, false, max_position_embeddings};
+  set.values = FullAttentionValues(scaling_rules ? scaling : parameters, &set.nested);
   RefusePartialRotary(json);
-  RefusePartialRotary(scaling);
+  RefusePartialRotary(set.values);
 
   RopeConfig config;
-  const JsonValue theta =
-      scaling.Has("rope_theta") ? scaling.At("rope_theta") : json.Find("rope_theta");
-  if (!theta.IsNull()) config.theta = PositiveNumber(theta);
-  if (scaling.IsNull()) return config;
+  const JsonValue inside = set.values.Find("rope_theta");
+  const JsonValue theta = inside.IsMissing() ? json.Find("rope_theta") : inside;
+  if (!theta.IsMissing()) config.theta = PositiveNumber(theta);
+  const JsonValue replaced = parameters.Find("rope_theta");
+  if (scaling_rules && theta.IsMissing() && !replaced.IsNull() &&
+      PositiveNumber(replaced) != config.theta) {
+    replaced.Refuse(
+        "it in rope_scaling, too (rope_scaling replaces rope_parameters, and transformers would "
+        "take 10000)");
+  }
 
-  const JsonValue type = scaling.Has("rope_type") || !scaling.Has("type")
-                             ? scaling.Find("rope_type")
-                             : scaling.Find("type");
-  if (!is_new && type.IsNull()) type.Fail("default, linear, llama3 or yarn");
-  if (!type.IsNull()) config.scaling = ParseScaling(scaling, type, max_position_embeddings);
+  const JsonValue old_type = set.values.Find("type");
+  JsonValue type = set.values.Find("rope_type");
+  if (type.IsMissing() && !old_type.IsMissing()) type = old_type;
+  if (type.IsMissing()) {
+    CheckTypeIsNotForgotten(set.values, type);
+  } else {
+    config.scaling = ParseScaling(set, type);
+  }
   return config;
 }
 
