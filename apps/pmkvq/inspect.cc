@@ -61,13 +61,18 @@ void InspectModel(const Options& options) {
   const ModelConfig& config = checkpoint.config();
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;
+  int64_t num_foreign = 0;
   for (const SafetensorsFile& file : checkpoint.files()) {
     for (const auto& [name, tensor] : file.tensors()) {
       num_parameters += tensor.num_elements();
       weight_bytes += static_cast<int64_t>(tensor.num_bytes());
     }
+    for (const auto& [name, tensor] : file.foreign_tensors()) {
+      num_foreign += 1;
+      weight_bytes += static_cast<int64_t>(tensor.num_bytes);
+    }
   }
-  const std::vector<Field> fields = {
+  std::vector<Field> fields = {
       Text("kind", "model"),
       Text("architecture", config.architecture),
       Number("parameters", num_parameters),
@@ -84,6 +89,7 @@ void InspectModel(const Options& options) {
       Number("kv_bytes_per_token_at_16_bit", 4 * config.num_layers * config.kv_dim()),
       Text("identity", checkpoint.Identity()),
   };
+  if (num_foreign > 0) fields.push_back(Number("tensors_of_types_not_computed_with", num_foreign));
   if (!options.json.empty()) {
     JsonWriter json;
     json.BeginObject();
@@ -178,13 +184,15 @@ void InspectTensors(const Options& options) {
   json.BeginObject();
   json.Key("kind").String("tensors");
   json.Key("tensors").BeginObject();
-  for (const auto& [name, tensor] : file.tensors()) {
-    text += fmt::format("{:<56} {:>5}  {}\n", name, NameOf(tensor.dtype), ToString(tensor.shape));
+  const auto add = [&](const std::string& name, std::string_view dtype, const Shape& shape) {
+    text += fmt::format("{:<56} {:>5}  {}\n", name, dtype, ToString(shape));
     json.Key(name).BeginObject();
-    json.Key("dtype").String(NameOf(tensor.dtype));
-    json.Key("shape").Array(tensor.shape);
+    json.Key("dtype").String(dtype);
+    json.Key("shape").Array(shape);
     json.EndObject();
-  }
+  };
+  for (const auto& [name, tensor] : file.tensors()) add(name, NameOf(tensor.dtype), tensor.shape);
+  for (const auto& [name, tensor] : file.foreign_tensors()) add(name, tensor.dtype, tensor.shape);
   json.EndObject().EndObject();
   WriteJson(options.json, json.text());
   if (options.json != "-") Print(text);

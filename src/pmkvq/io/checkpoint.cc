@@ -4,13 +4,17 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <map>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/io/json_text.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
@@ -19,51 +23,67 @@ constexpr const char* kWeightsName = "model.safetensors";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr size_t kIdentityBytesPerTensor = 64 * 1024;
 
+bool Holds(const SafetensorsFile& file, const std::string& name) {
+  return file.Find(name) != nullptr || file.foreign_tensors().contains(name);
+}
+
+// Names of the shards, sorted. Throws InvalidInput for one that is not a plain file name.
+std::set<std::string, std::less<>> ShardNames(const JsonValue& weight_map) {
+  std::set<std::string, std::less<>> shards;
+  if (weight_map.size() > limits::kTensors) {
+    weight_map.Fail(fmt::format("at most {} tensors", limits::kTensors));
+  }
+  weight_map.ForEachMember([&](std::string_view, const JsonValue& value) {
+    const std::string_view shard = value.AsStringView();
+    if (shard.empty() || shard.find('/') != std::string_view::npos || shard.front() == '.') {
+      value.Fail("the name of a file in the same folder");
+    }
+    if (shards.find(shard) == shards.end()) shards.emplace(shard);
+    if (shards.size() > limits::kShards)
+      value.Fail(fmt::format("at most {} shards", limits::kShards));
+  });
+  if (shards.empty()) weight_map.Fail("at least one tensor");
+  return shards;
+}
+
 // The files of a sharded checkpoint, in order of name, each holding what the index says.
 std::vector<SafetensorsFile> OpenShards(const std::string& folder, const std::string& index_path) {
   const JsonValue weight_map = JsonValue::ParseFile(index_path).At("weight_map");
-  std::map<std::string, std::vector<std::string>> tensors_of_shard;
-  for (const std::string& tensor : weight_map.Keys()) {
-    const JsonValue value = weight_map.At(tensor);
-    const std::string shard = value.AsString();
-    if (shard.empty() || shard.find('/') != std::string::npos || shard.front() == '.') {
-      value.Fail("the name of a file in the same folder");
-    }
-    tensors_of_shard[shard].push_back(tensor);
+  const std::set<std::string, std::less<>> shards = ShardNames(weight_map);
+  for (const std::string& shard : shards) {
+    if (FileExists(JoinPath(folder, shard))) continue;
+    throw InvalidInput(index_path, fmt::format("weight_map: shard '{}' is missing in {}, expected "
+                                               "every shard that the index names",
+                                               shard, folder));
   }
-  if (tensors_of_shard.empty()) weight_map.Fail("at least one tensor");
-
   std::vector<SafetensorsFile> files;
-  for (const auto& [shard, tensors] : tensors_of_shard) {
-    const std::string path = JoinPath(folder, shard);
-    if (!FileExists(path)) {
-      throw InvalidInput(index_path,
-                         fmt::format("weight_map: shard '{}' is missing in {}, expected "
-                                     "every shard that the index names",
-                                     shard, folder));
-    }
-    files.push_back(SafetensorsFile::Open(path));
-    for (const std::string& tensor : tensors) {
-      if (files.back().Find(tensor) == nullptr) {
-        throw InvalidInput(path, fmt::format("tensor '{}': found nothing, expected it here because "
-                                             "{} says so",
-                                             tensor, kIndexName));
-      }
-    }
+  std::map<std::string_view, const SafetensorsFile*> file_of_shard;
+  files.reserve(shards.size());
+  for (const std::string& shard : shards) {
+    files.push_back(SafetensorsFile::Open(JoinPath(folder, shard)));
+    file_of_shard[shard] = &files.back();
   }
+  weight_map.ForEachMember([&](std::string_view tensor, const JsonValue& value) {
+    const SafetensorsFile& file = *file_of_shard.at(value.AsStringView());
+    if (Holds(file, std::string(tensor))) return;
+    throw InvalidInput(file.path(), fmt::format("tensor '{}': found nothing, expected it here "
+                                                "because {} says so",
+                                                tensor, kIndexName));
+  });
   return files;
 }
 
 void CheckDistinct(const std::vector<SafetensorsFile>& files) {
-  std::map<std::string, std::string> path_of_tensor;
-  for (const SafetensorsFile& file : files) {
-    for (const auto& [name, view] : file.tensors()) {
-      const auto [it, inserted] = path_of_tensor.emplace(name, file.path());
-      if (!inserted) {
-        throw InvalidInput(file.path(), fmt::format("tensor '{}': found here and in {}, expected "
-                                                    "it once",
-                                                    name, it->second));
-      }
+  for (size_t i = 0; i < files.size(); ++i) {
+    for (size_t before = 0; before < i; ++before) {
+      const auto check = [&](const std::string& name) {
+        if (!Holds(files[before], name)) return;
+        throw InvalidInput(files[i].path(), fmt::format("tensor '{}': found here and in {}, "
+                                                        "expected it once",
+                                                        name, files[before].path()));
+      };
+      for (const auto& [name, view] : files[i].tensors()) check(name);
+      for (const auto& [name, tensor] : files[i].foreign_tensors()) check(name);
     }
   }
 }
@@ -98,6 +118,12 @@ std::string ArchitectureText(const ModelConfig& config) {
 
 Checkpoint Checkpoint::Open(const std::string& folder) {
   std::error_code error;
+  if (std::filesystem::is_regular_file(folder, error)) {
+    throw Unsupported(folder,
+                      fmt::format("model folder: found a file, expected a folder with "
+                                  "config.json and *.safetensors{}",
+                                  folder.ends_with(".gguf") ? " (GGUF is not supported)" : ""));
+  }
   if (!std::filesystem::is_directory(folder, error)) {
     throw IoError(folder,
                   "model folder: found no such folder, expected one with config.json and "
@@ -131,6 +157,7 @@ Checkpoint Checkpoint::FromMemory(const std::string& name, const ModelConfig& co
 
 const TensorView& Checkpoint::Get(const std::string& name, const Shape& shape) const {
   for (const SafetensorsFile& file : files_) {
+    file.RefuseForeign(name);
     const TensorView* view = file.Find(name);
     if (view == nullptr) continue;
     if (!IsFloat16Or32(view->dtype) || view->shape != shape) {
@@ -147,7 +174,7 @@ const TensorView& Checkpoint::Get(const std::string& name, const Shape& shape) c
 
 bool Checkpoint::Has(const std::string& name) const {
   return std::any_of(files_.begin(), files_.end(),
-                     [&](const SafetensorsFile& file) { return file.Find(name) != nullptr; });
+                     [&](const SafetensorsFile& file) { return Holds(file, name); });
 }
 
 void Checkpoint::DropPages(const TensorView& tensor) const {

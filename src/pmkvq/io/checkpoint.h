@@ -15,7 +15,7 @@ namespace pmkvq {
 class Checkpoint {
  public:
   // Throws IoError / InvalidInput / Unsupported: no folder, no weights, a shard missing, a tensor
-  // that the index promises and the shard lacks, the same tensor twice.
+  // that the index promises and the shard lacks, the same tensor twice, a file instead of a folder.
   static Checkpoint Open(const std::string& folder);
 
   // A model that exists in memory only: `name` stands for the folder, `config` is taken as valid.
@@ -28,7 +28,8 @@ class Checkpoint {
   const std::vector<SafetensorsFile>& files() const { return files_; }
 
   // The tensor of that name, which must have that shape and be F32, F16 or BF16.
-  // Throws InvalidInput naming file, tensor, found and expected.
+  // Throws InvalidInput naming file, tensor, found and expected; Unsupported for a dtype that we do
+  // not compute with.
   const TensorView& Get(const std::string& name, const Shape& shape) const;
   bool Has(const std::string& name) const;
   // SafetensorsFile::DropPages of the file that holds it.

@@ -12,6 +12,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
@@ -19,7 +20,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
 
 constexpr uint64_t kPrefixBytes = 8;
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // The limit of the reference implementation.
 constexpr const char* kMetadataKey = "__metadata__";
 
 constexpr DType kAllDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kI8,
@@ -33,11 +33,29 @@ std::optional<DType> FindDType(std::string_view name) {
   return std::nullopt;
 }
 
+// Bits of one value of the types that we do not compute with; 0 for a type that is not known here.
+int64_t ForeignBits(std::string_view name) {
+  if (name == "C64") return 64;
+  if (name.starts_with("F8_")) return 8;
+  if (name.starts_with("F6_")) return 6;
+  if (name == "F4") return 4;
+  return 0;
+}
+
+// A name that the format may get one day: "I4", "BF8_X", ...
+bool LooksLikeDType(std::string_view name) {
+  constexpr size_t kMaxNameBytes = 16;
+  if (name.empty() || name.size() > kMaxNameBytes || name[0] < 'A' || name[0] > 'Z') return false;
+  return std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+  });
+}
+
 // Where one tensor lies, in bytes from the start of the data.
 struct Extent {
   uint64_t begin = 0;
   uint64_t end = 0;
-  std::string name;
+  const std::string* name = nullptr;  // In the header that is being made.
 };
 
 class HeaderParser {
@@ -46,15 +64,22 @@ class HeaderParser {
       : path_(path), data_(data), data_bytes_(data_bytes) {}
 
   SafetensorsHeader Parse(std::string_view text) {
-    const JsonValue json = JsonValue::Parse(text, path_);
+    JsonLimits json_limits;
+    json_limits.max_bytes = limits::kHeaderBytes;
+    const JsonValue json = JsonValue::Parse(text, path_, json_limits);
     if (!json.IsObject()) json.Fail("an object");
-    for (const std::string& name : json.Keys()) {
-      if (name == kMetadataKey) {
-        ParseMetadata(json.At(name));
-      } else {
-        ParseTensor(name, json.At(name));
-      }
+    if (json.size() > limits::kTensors) {
+      throw InvalidInput(path_, fmt::format("tensors: found {}, expected at most {}", json.size(),
+                                            limits::kTensors));
     }
+    extents_.reserve(json.size());
+    json.ForEachMember([&](std::string_view name, const JsonValue& value) {
+      if (name == kMetadataKey) {
+        ParseMetadata(value);
+      } else {
+        ParseTensor(std::string(name), value);
+      }
+    });
     CheckCoverage();
     return std::move(header_);
   }
@@ -67,59 +92,91 @@ class HeaderParser {
   }
 
   void ParseMetadata(const JsonValue& json) {
-    for (const std::string& key : json.Keys()) header_.metadata[key] = json.At(key).AsString();
+    if (json.size() > limits::kMetadataEntries) {
+      json.Fail(fmt::format("at most {} entries", limits::kMetadataEntries));
+    }
+    json.ForEachMember([&](std::string_view key, const JsonValue& value) {
+      header_.metadata.emplace(key, value.AsStringView());
+    });
   }
 
   void ParseTensor(const std::string& name, const JsonValue& json) {
-    if (!json.IsObject()) Fail(name, "entry", json.Dump(), "an object");
-    TensorView view;
-    view.dtype = ParseDType(name, json.Find("dtype"));
-    const uint64_t num_bytes = ParseShape(name, json.Find("shape"), view);
-    const Extent extent = ParseOffsets(name, json.Find("data_offsets"));
-    if (extent.end - extent.begin != num_bytes) {
-      Fail(name, "data_offsets", fmt::format("{} bytes", extent.end - extent.begin),
-           fmt::format("{} bytes for {} {}", num_bytes, NameOf(view.dtype), ToString(view.shape)));
+    if (name.size() > limits::kTensorNameBytes) {
+      throw InvalidInput(path_, fmt::format("tensor name: found {} bytes, expected at most {}",
+                                            name.size(), limits::kTensorNameBytes));
     }
-    // Integer arithmetic because `data_` may be null.
-    view.data = reinterpret_cast<const std::byte*>(reinterpret_cast<uintptr_t>(data_) +
-                                                   static_cast<uintptr_t>(extent.begin));
-    header_.tensors.emplace(name, std::move(view));
+    if (!json.IsObject()) Fail(name, "entry", Quoted(json), "an object");
+    const JsonValue type = json.Find("dtype");
+    const std::string_view type_name = type.IsString() ? type.AsStringView() : "";
+    const std::optional<DType> dtype = FindDType(type_name);
+    if (!dtype && !LooksLikeDType(type_name)) FailDType(name, type);
+    Extent extent = ParseOffsets(name, json.Find("data_offsets"));
+    const uint64_t found = extent.end - extent.begin;
+    Shape shape;
+    const int64_t bits = dtype ? static_cast<int64_t>(8 * SizeOf(*dtype)) : ForeignBits(type_name);
+    const uint64_t num_bytes = ParseShape(name, json.Find("shape"), bits, found, &shape);
+    if (found != num_bytes) {
+      Fail(name, "data_offsets", fmt::format("{} bytes", found),
+           fmt::format("{} bytes for {} {}", num_bytes, type_name, ToString(shape)));
+    }
+    if (dtype) {
+      TensorView view;
+      view.dtype = *dtype;
+      view.shape = std::move(shape);
+      // Integer arithmetic because `data_` may be null.
+      view.data = reinterpret_cast<const std::byte*>(reinterpret_cast<uintptr_t>(data_) +
+                                                     static_cast<uintptr_t>(extent.begin));
+      extent.name = &header_.tensors.emplace(name, std::move(view)).first->first;
+    } else {
+      ForeignTensor tensor{std::string(type_name), std::move(shape), found};
+      extent.name = &header_.foreign_tensors.emplace(name, std::move(tensor)).first->first;
+    }
     extents_.push_back(extent);
   }
 
-  DType ParseDType(const std::string& name, const JsonValue& json) const {
-    const std::optional<DType> dtype = json.IsString() ? FindDType(json.AsString()) : std::nullopt;
-    if (!dtype) {
-      std::string known;
-      for (const DType each : kAllDTypes) known += fmt::format(" {}", NameOf(each));
-      Fail(name, "dtype", json.Dump(), "one of" + known);
-    }
-    return *dtype;
+  static std::string Quoted(const JsonValue& json) {
+    constexpr size_t kMaxQuotedBytes = 80;
+    if (json.size() > kMaxQuotedBytes) return fmt::format("{} elements", json.size());
+    std::string text = json.Dump();
+    return text.size() <= kMaxQuotedBytes ? text : fmt::format("{} bytes of JSON", text.size());
   }
 
-  // Returns the number of bytes.
-  uint64_t ParseShape(const std::string& name, const JsonValue& json, TensorView& view) const {
+  [[noreturn]] void FailDType(const std::string& name, const JsonValue& json) const {
+    std::string known;
+    for (const DType each : kAllDTypes) known += fmt::format(" {}", NameOf(each));
+    Fail(name, "dtype", Quoted(json), "one of" + known);
+  }
+
+  // Returns the number of bytes by `bits` a value; `found_bytes` where `bits` is 0 (not known).
+  uint64_t ParseShape(const std::string& name, const JsonValue& json, int64_t bits,
+                      uint64_t found_bytes, Shape* shape) const {
     const auto fail = [&] {
-      Fail(name, "shape", json.Dump(), "an array of sizes >= 0 whose product fits the file");
+      Fail(name, "shape", Quoted(json),
+           fmt::format("an array of at most {} sizes >= 0 whose product fits the file",
+                       limits::kTensorRank));
     };
-    if (!json.IsArray()) fail();
+    if (!json.IsArray() || json.size() > limits::kTensorRank) fail();
     // A dimension of 0 must not hide an overflow of the others: it is left out of this product.
-    int64_t product = static_cast<int64_t>(SizeOf(view.dtype));
+    int64_t product = std::max<int64_t>(bits, 1);
     bool empty = false;
+    shape->reserve(json.size());
     for (size_t i = 0; i < json.size(); ++i) {
       const JsonValue element = json.At(i);
       if (!element.IsInteger() || element.AsInt() < 0) fail();
       const int64_t dim = element.AsInt();
-      view.shape.push_back(dim);
+      shape->push_back(dim);
       empty = empty || dim == 0;
       if (dim != 0 && __builtin_mul_overflow(product, dim, &product)) fail();
     }
-    return empty ? 0 : static_cast<uint64_t>(product);
+    if (bits == 0) return found_bytes;
+    if (empty) return 0;
+    if (product % 8 != 0) fail();
+    return static_cast<uint64_t>(product / 8);
   }
 
   Extent ParseOffsets(const std::string& name, const JsonValue& json) const {
     const auto fail = [&] {
-      Fail(name, "data_offsets", json.Dump(),
+      Fail(name, "data_offsets", Quoted(json),
            fmt::format("[begin, end] with 0 <= begin <= end <= {} (data bytes in the file)",
                        data_bytes_));
     };
@@ -128,18 +185,18 @@ class HeaderParser {
     const int64_t begin = json.At(0).AsInt();
     const int64_t end = json.At(1).AsInt();
     if (begin < 0 || end < begin || static_cast<uint64_t>(end) > data_bytes_) fail();
-    return {static_cast<uint64_t>(begin), static_cast<uint64_t>(end), name};
+    return {static_cast<uint64_t>(begin), static_cast<uint64_t>(end), nullptr};
   }
 
   // Every data byte belongs to exactly one tensor.
   void CheckCoverage() {
     std::sort(extents_.begin(), extents_.end(), [](const Extent& a, const Extent& b) {
-      return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+      return std::tie(a.begin, a.end, *a.name) < std::tie(b.begin, b.end, *b.name);
     });
     uint64_t covered = 0;
     for (const Extent& extent : extents_) {
       if (extent.begin != covered) {
-        Fail(extent.name, "data_offsets", fmt::format("begin {}", extent.begin),
+        Fail(*extent.name, "data_offsets", fmt::format("begin {}", extent.begin),
              fmt::format("{} ({})", covered,
                          extent.begin < covered ? "it overlaps the tensor before it"
                                                 : "there is a gap before it"));
@@ -191,7 +248,7 @@ SafetensorsFile SafetensorsFile::Open(const std::string& path) {
   }
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data(), kPrefixBytes);
-  const uint64_t limit = std::min(size - kPrefixBytes, kMaxHeaderBytes);
+  const uint64_t limit = std::min(size - kPrefixBytes, limits::kHeaderBytes);
   if (header_bytes > limit) {
     throw InvalidInput(path, fmt::format("header length: found {} bytes, expected at most {} in a "
                                          "file of {} bytes",
@@ -201,6 +258,7 @@ SafetensorsFile SafetensorsFile::Open(const std::string& path) {
                               static_cast<size_t>(header_bytes));
   SafetensorsHeader header = ParseSafetensorsHeader(
       path, text, file.data() + kPrefixBytes + header_bytes, size - kPrefixBytes - header_bytes);
+  file.DropPages(file.data(), kPrefixBytes + header_bytes);
   auto impl = std::unique_ptr<Impl>(new Impl{path, std::move(file), std::move(header), {}});
   impl->CopyMisaligned();
   return SafetensorsFile(std::move(impl));
@@ -237,6 +295,18 @@ const std::map<std::string, std::string>& SafetensorsFile::metadata() const {
   return impl_->header.metadata;
 }
 
+const std::map<std::string, ForeignTensor>& SafetensorsFile::foreign_tensors() const {
+  return impl_->header.foreign_tensors;
+}
+
+void SafetensorsFile::RefuseForeign(const std::string& name) const {
+  const auto it = foreign_tensors().find(name);
+  if (it == foreign_tensors().end()) return;
+  throw Unsupported(path(), fmt::format("tensor '{}': found {} {}, expected F32, F16 or BF16: "
+                                        "weights of this type are not supported",
+                                        name, it->second.dtype, ToString(it->second.shape)));
+}
+
 const TensorView* SafetensorsFile::Find(const std::string& name) const {
   const auto it = tensors().find(name);
   return it == tensors().end() ? nullptr : &it->second;
@@ -244,6 +314,7 @@ const TensorView* SafetensorsFile::Find(const std::string& name) const {
 
 const TensorView& SafetensorsFile::Get(const std::string& name, DType dtype,
                                        const Shape& shape) const {
+  RefuseForeign(name);
   const TensorView* view = Find(name);
   const std::string found = view == nullptr
                                 ? "nothing"

@@ -14,6 +14,14 @@
 
 namespace pmkvq {
 
+// A tensor of a dtype that the format has, or will have, and that no computation here takes:
+// F8_E4M3, F8_E5M2, F8_E8M0, F6_E2M3, F4, C64, ... It can be listed; its bytes stay unread.
+struct ForeignTensor {
+  std::string dtype;
+  Shape shape;
+  uint64_t num_bytes = 0;
+};
+
 // One mapped file. Views stay valid while this object lives and move with it. Their data is
 // aligned to the element size: a tensor that a foreign file stores misaligned is copied.
 class SafetensorsFile {
@@ -21,6 +29,7 @@ class SafetensorsFile {
   // Maps `path` and validates the whole header before anything else is used: length prefix,
   // JSON, dtypes, shapes (no negative or overflowing products), offsets in range, in order,
   // without overlap or gap, byte length equal to shape x dtype.
+  // Within limits::kHeaderBytes, kTensors, kTensorRank, kTensorNameBytes, kMetadataEntries.
   // Throws IoError (cannot open) or InvalidInput naming file, tensor, field, value, expectation.
   static SafetensorsFile Open(const std::string& path);
 
@@ -35,6 +44,8 @@ class SafetensorsFile {
   // Sorted by name.
   const std::map<std::string, TensorView>& tensors() const;
   const std::map<std::string, std::string>& metadata() const;
+  // Tensors of types that this program does not compute with. Not among tensors().
+  const std::map<std::string, ForeignTensor>& foreign_tensors() const;
 
   // Gives the memory of a mapped tensor back; its data is read from the file when next used.
   // Tensors in memory stay.
@@ -42,8 +53,11 @@ class SafetensorsFile {
 
   // Null when there is no such tensor.
   const TensorView* Find(const std::string& name) const;
-  // As Find, but throws InvalidInput naming the file when missing, or when dtype or shape differ.
+  // As Find, but throws InvalidInput naming the file when missing, or when dtype or shape differ;
+  // Unsupported for a foreign tensor.
   const TensorView& Get(const std::string& name, DType dtype, const Shape& shape) const;
+  // Throws Unsupported naming file, tensor and dtype when it is a foreign tensor.
+  void RefuseForeign(const std::string& name) const;
 
  private:
   struct Impl;
@@ -56,6 +70,7 @@ class SafetensorsFile {
 // The entry point of the fuzz target; SafetensorsFile::Open calls it.
 struct SafetensorsHeader {
   std::map<std::string, TensorView> tensors;
+  std::map<std::string, ForeignTensor> foreign_tensors;
   std::map<std::string, std::string> metadata;
 };
 SafetensorsHeader ParseSafetensorsHeader(const std::string& path, std::string_view header,

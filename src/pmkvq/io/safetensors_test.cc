@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <tuple>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
@@ -209,13 +210,46 @@ TEST(SafetensorsHeader, NotWhatItShouldBe) {
 }
 
 TEST(SafetensorsHeader, BadDTypes) {
-  for (const char* dtype : {"F8_E4M3", "F8_E5M2", "F4", "C64", "f32", ""}) {
+  for (const char* dtype : {"f32", "", "BF 16", "8", "ATYPEOFSEVENTEENB"}) {
     ExpectRefused(
         Entry(dtype, "[4]", "[0,16]"),
         {fmt::format("tensor 'w.x', dtype: found \"{}\", expected one of F32 F16", dtype)});
   }
   ExpectRefused(R"({"dtype":1,"shape":[4],"data_offsets":[0,16]})", {"dtype: found 1"});
   ExpectRefused(R"({"shape":[4],"data_offsets":[0,16]})", {"'w.x', dtype: found null"});
+}
+
+TEST(SafetensorsHeader, TypesWithoutArithmeticAreListed) {
+  const auto parse = [](const char* dtype, const char* shape, int num_bytes) {
+    return ParseHeader("{\"w\":" + Entry(dtype, shape, fmt::format("[0,{}]", num_bytes)) + "}",
+                       static_cast<uint64_t>(num_bytes));
+  };
+  const std::tuple<const char*, const char*, int> cases[] = {
+      {"F8_E4M3", "[4,2]", 8}, {"F8_E5M2", "[3]", 3}, {"F8_E8M0", "[]", 1}, {"F4", "[4]", 2},
+      {"F6_E2M3", "[4]", 3},   {"C64", "[2]", 16},    {"I4", "[5]", 3},     {"BF8_NEW", "[9]", 2}};
+  for (const auto& [dtype, shape, num_bytes] : cases) {
+    const SafetensorsHeader header = parse(dtype, shape, num_bytes);
+    EXPECT_TRUE(header.tensors.empty());
+    ASSERT_EQ(header.foreign_tensors.size(), 1u) << dtype;
+    EXPECT_EQ(header.foreign_tensors.at("w").dtype, dtype);
+    EXPECT_EQ(ToString(header.foreign_tensors.at("w").shape), shape);
+    EXPECT_EQ(header.foreign_tensors.at("w").num_bytes, static_cast<uint64_t>(num_bytes));
+  }
+  ExpectRefused(Entry("F8_E4M3", "[4]", "[0,16]"),
+                {"found 16 bytes, expected 4 bytes for F8_E4M3"});
+  ExpectRefused(Entry("F4", "[31]", "[0,16]"), {"shape: found [31]"});
+}
+
+TEST(Safetensors, ForeignTensorsAreRefusedWhenNeeded) {
+  const TempFolder folder;
+  const std::string header =
+      "{\"a\":" + Entry("F8_E4M3", "[2]", "[0,2]") + ",\"b\":" + Entry("U8", "[1]", "[2,3]") + "}";
+  const SafetensorsFile file =
+      SafetensorsFile::Open(folder.Write("t.safetensors", Image(header, 3)));
+  EXPECT_EQ(file.Get("b", DType::kU8, {1}).num_bytes(), 1u);
+  EXPECT_EQ(file.Find("a"), nullptr);
+  ExpectError<Unsupported>([&] { (void)file.Get("a", DType::kF32, {2}); },
+                           {"t.safetensors] tensor 'a': found F8_E4M3 [2]"});
 }
 
 TEST(SafetensorsHeader, BadShapes) {
