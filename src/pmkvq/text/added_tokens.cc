@@ -57,6 +57,12 @@ size_t SkipSpaceAfter(std::string_view text, size_t end) {
 
 }  // namespace
 
+bool IsControlToken(const AddedToken& token) {
+  const std::string_view text = token.content;
+  return token.special || (text.starts_with("<|") && text.ends_with("|>")) ||
+         (text.starts_with("<｜") && text.ends_with("｜>"));
+}
+
 void AddedTokenMatcher::Add(const AddedToken& token) {
   PMKVQ_CHECK(!token.content.empty());
   uint32_t node = 0;
@@ -105,7 +111,7 @@ std::vector<Segment> AddedTokenMatcher::Split(std::string_view text,
     size_t begin = offset;
     size_t end = offset + tokens_[static_cast<size_t>(index)].content.size();
     while (range != literal.end() && range->end <= begin) ++range;
-    if (tokens_[static_cast<size_t>(index)].special && range != literal.end() &&
+    if (IsControlToken(tokens_[static_cast<size_t>(index)]) && range != literal.end() &&
         range->begin < end) {
       if (range->begin <= begin) {
         // A token that is text hides others inside of it, unless it leaves the literal range.

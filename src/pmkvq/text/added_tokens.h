@@ -21,6 +21,10 @@ struct AddedToken {
   bool rstrip = false;       // Takes white space after it with it.
 };
 
+// Special, or of a form that only chat templates use: DeepSeek's tokenizers list <｜User｜> and
+// <｜Assistant｜> among the tokens that are not special.
+bool IsControlToken(const AddedToken& token);
+
 // A stretch of text, or an added token when id >= 0.
 struct Segment {
   std::string_view text;
@@ -34,9 +38,9 @@ class AddedTokenMatcher {
   void Add(const AddedToken& token);
 
   // Segments of `text` (valid UTF-8) in order, without empty stretches. With `parse_special` off,
-  // special tokens are found but left as text (and hide other tokens inside them).
+  // control tokens are found but left as text (and hide other tokens inside them).
   std::vector<Segment> Split(std::string_view text, bool parse_special) const;
-  // The same with special tokens parsed outside of `literal` only (as MarkedText::input): a special
+  // The same with control tokens parsed outside of `literal` only (as MarkedText::input): a control
   // token that has one byte in there is text.
   std::vector<Segment> Split(std::string_view text, const std::vector<ByteRange>& literal) const;
 

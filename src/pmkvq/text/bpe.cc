@@ -3,50 +3,55 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <functional>
 #include <limits>
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/limits.h"
 #include "pmkvq/text/byte_alphabet.h"
 
 namespace pmkvq {
 
-MergeTable::MergeTable(size_t num_merges) : slots_(std::bit_ceil(num_merges * 2 + 1)) {}
+MergeTable::MergeTable(size_t num_merges)
+    : slots_(num_merges * 10 / 7 + 1), merged_ids_(num_merges) {}
 
-size_t MergeTable::SlotOf(uint64_t key) const {
-  const size_t mask = slots_.size() - 1;
+size_t MergeTable::SlotOf(int32_t left, int32_t right) const {
+  const uint64_t key = uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
   // Fibonacci hashing; the high bits are the well mixed ones.
-  size_t slot = static_cast<size_t>((key * 0x9e3779b97f4a7c15ull) >> 32) & mask;
-  while (slots_[slot].key != kEmpty && slots_[slot].key != key) slot = (slot + 1) & mask;
+  const uint64_t hash = (key * 0x9e3779b97f4a7c15ull) >> 32;
+  auto slot = static_cast<size_t>((hash * slots_.size()) >> 32);
+  while (slots_[slot].left >= 0 && (slots_[slot].left != left || slots_[slot].right != right)) {
+    slot = slot + 1 == slots_.size() ? 0 : slot + 1;
+  }
   return slot;
+}
+
+void MergeTable::Set(int32_t left, int32_t right, int32_t rank, int32_t merged_id) {
+  slots_[SlotOf(left, right)] = {left, right, rank};
+  merged_ids_[static_cast<size_t>(rank)] = merged_id;
+}
+
+int32_t MergeTable::FindRank(int32_t left, int32_t right) const {
+  return slots_[SlotOf(left, right)].rank;
 }
 
 namespace {
 
-uint64_t PairKey(int32_t left, int32_t right) {
-  return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
+size_t NumMerges(const JsonValue& merges) {
+  if (!merges.IsArray()) merges.Fail("an array");
+  const size_t count = merges.size();
+  if (count > limits::kMerges) merges.Fail(fmt::format("at most {} merges", limits::kMerges));
+  return count;
 }
 
 }  // namespace
-
-void MergeTable::Set(int32_t left, int32_t right, Merge merge) {
-  const uint64_t key = PairKey(left, right);
-  slots_[SlotOf(key)] = {key, merge};
-}
-
-const MergeTable::Merge* MergeTable::Find(int32_t left, int32_t right) const {
-  const uint64_t key = PairKey(left, right);
-  const Slot& slot = slots_[SlotOf(key)];
-  return slot.key == key ? &slot.merge : nullptr;
-}
 
 BpeModel::BpeModel(const JsonValue& model, const Vocabulary* vocabulary)
     : vocabulary_(vocabulary),
       where_(model.At("vocab").Where()),
       ignore_merges_(model.Has("ignore_merges") && model.At("ignore_merges").AsBool()),
-      merges_(model.At("merges").size()) {
+      merges_(NumMerges(model.At("merges"))) {
   for (size_t byte = 0; byte < 256; ++byte) {
     const char character = static_cast<char>(byte);
     byte_ids_[byte] = vocabulary_->FindInModel(BytesToAlphabet({&character, 1}));
@@ -65,7 +70,7 @@ void BpeModel::CheckSupported(const JsonValue& model) const {
     if (model.Has(key) && !model.At(key).AsString().empty()) refuse(model.At(key), "\"\"");
   }
   if (model.Has("byte_fallback") && model.At("byte_fallback").AsBool()) {
-    refuse(model.At("byte_fallback"), "false");
+    refuse(model.At("byte_fallback"), "false: SentencePiece-style tokenizers are not supported");
   }
   // With a token for each byte there is nothing unknown, and unk_token has no meaning.
   const bool has_all_bytes =
@@ -76,13 +81,13 @@ void BpeModel::CheckSupported(const JsonValue& model) const {
 namespace {
 
 // The two tokens of a merge, "a b" or ["a", "b"].
-std::pair<std::string, std::string> MergePair(const JsonValue& merge) {
+std::pair<std::string_view, std::string_view> MergePair(const JsonValue& merge) {
   if (merge.IsArray() && merge.size() == 2) {
-    return {merge.At(size_t{0}).AsString(), merge.At(size_t{1}).AsString()};
+    return {merge.At(size_t{0}).AsStringView(), merge.At(size_t{1}).AsStringView()};
   }
-  const std::string text = merge.IsString() ? merge.AsString() : "";
+  const std::string_view text = merge.IsString() ? merge.AsStringView() : "";
   const size_t space = text.find(' ');
-  if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
+  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) {
     merge.Fail("\"a b\" or [\"a\", \"b\"]");
   }
   return {text.substr(0, space), text.substr(space + 1)};
@@ -91,17 +96,19 @@ std::pair<std::string, std::string> MergePair(const JsonValue& merge) {
 }  // namespace
 
 void BpeModel::LoadMerges(const JsonValue& merges) {
-  if (!merges.IsArray()) merges.Fail("an array");
-  for (size_t i = 0; i < merges.size(); ++i) {
+  const size_t count = merges.size();
+  std::string joined;
+  for (size_t i = 0; i < count; ++i) {
     const JsonValue merge = merges.At(i);
     const auto [left, right] = MergePair(merge);
+    joined.assign(left).append(right);
     const int32_t left_id = vocabulary_->FindInModel(left);
     const int32_t right_id = vocabulary_->FindInModel(right);
-    const int32_t merged_id = vocabulary_->FindInModel(left + right);
+    const int32_t merged_id = vocabulary_->FindInModel(joined);
     if (left_id < 0 || right_id < 0 || merged_id < 0) {
       merge.Fail("tokens that are in model.vocab, with the merged one");
     }
-    merges_.Set(left_id, right_id, {static_cast<int32_t>(i), merged_id});
+    merges_.Set(left_id, right_id, static_cast<int32_t>(i), merged_id);
   }
 }
 
@@ -122,8 +129,9 @@ class MergeLoop {
   MergeLoop(const MergeTable& table, std::vector<Symbol> symbols)
       : table_(table), symbols_(std::move(symbols)) {
     for (size_t i = 0; i + 1 < symbols_.size(); ++i) {
-      if (const auto* merge = MergeAt(static_cast<int32_t>(i))) {
-        queue_.push_back(Candidate(merge->rank, static_cast<int32_t>(i)));
+      const int32_t rank = RankAt(static_cast<int32_t>(i));
+      if (rank != MergeTable::kNoMerge) {
+        queue_.push_back(Candidate(rank, static_cast<int32_t>(i)));
       }
     }
     std::make_heap(queue_.begin(), queue_.end(), std::greater<>());
@@ -136,10 +144,10 @@ class MergeLoop {
       const uint64_t candidate = queue_.back();
       queue_.pop_back();
       const auto position = static_cast<int32_t>(candidate & 0xffffffffu);
-      const MergeTable::Merge* merge = MergeAt(position);
+      const int32_t rank = RankAt(position);
       // Candidates are not taken out when one of their tokens changes.
-      if (merge == nullptr || Candidate(merge->rank, position) != candidate) continue;
-      Apply(position, merge->id);
+      if (rank == MergeTable::kNoMerge || Candidate(rank, position) != candidate) continue;
+      Apply(position, table_.MergedId(rank));
     }
   }
 
@@ -156,11 +164,11 @@ class MergeLoop {
 
   Symbol& At(int32_t position) { return symbols_[static_cast<size_t>(position)]; }
 
-  // The merge of the token at `position` with the next; null for none.
-  const MergeTable::Merge* MergeAt(int32_t position) {
+  // The rank of the merge of the token at `position` with the next; kNoMerge for none.
+  int32_t RankAt(int32_t position) {
     const Symbol& symbol = At(position);
-    if (symbol.id == kNone || symbol.next == kNone) return nullptr;
-    return table_.Find(symbol.id, At(symbol.next).id);
+    if (symbol.id == kNone || symbol.next == kNone) return MergeTable::kNoMerge;
+    return table_.FindRank(symbol.id, At(symbol.next).id);
   }
 
   void Apply(int32_t position, int32_t merged_id) {
@@ -175,8 +183,9 @@ class MergeLoop {
   }
 
   void Push(int32_t position) {
-    if (const auto* merge = MergeAt(position)) {
-      queue_.push_back(Candidate(merge->rank, position));
+    const int32_t rank = RankAt(position);
+    if (rank != MergeTable::kNoMerge) {
+      queue_.push_back(Candidate(rank, position));
       std::push_heap(queue_.begin(), queue_.end(), std::greater<>());
     }
   }

@@ -15,25 +15,25 @@ namespace pmkvq {
 // (left id, right id) -> rank and id of the merged token. Open addressing, filled once.
 class MergeTable {
  public:
-  struct Merge {
-    int32_t rank;  // Lower merges first.
-    int32_t id;
-  };
+  static constexpr int32_t kNoMerge = -1;
 
   explicit MergeTable(size_t num_merges);
-  void Set(int32_t left, int32_t right, Merge merge);
-  // Null when the pair does not merge.
-  const Merge* Find(int32_t left, int32_t right) const;
+  // `rank` is below num_merges; lower ones merge first.
+  void Set(int32_t left, int32_t right, int32_t rank, int32_t merged_id);
+  // kNoMerge when the pair does not merge.
+  int32_t FindRank(int32_t left, int32_t right) const;
+  int32_t MergedId(int32_t rank) const { return merged_ids_[static_cast<size_t>(rank)]; }
 
  private:
   struct Slot {
-    uint64_t key = kEmpty;
-    Merge merge{};
+    int32_t left = -1;  // -1: empty. Ids are not negative.
+    int32_t right = -1;
+    int32_t rank = kNoMerge;
   };
-  static constexpr uint64_t kEmpty = ~uint64_t{0};  // No pair of ids: they are not negative.
 
-  size_t SlotOf(uint64_t key) const;
-  std::vector<Slot> slots_;  // A power of two, at most half full.
+  size_t SlotOf(int32_t left, int32_t right) const;
+  std::vector<Slot> slots_;  // At most 7 of 10 are taken.
+  std::vector<int32_t> merged_ids_;
 };
 
 // The "model" of a tokenizer.json. Keeps a pointer to the vocabulary.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 // ByteLevel's own pattern, GPT-2's.
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+constexpr size_t kMaxSplits = 64;  // A compiled pattern takes some kilobytes, a part some 60 bytes.
 
 SplitBehavior ParseBehavior(const JsonValue& json) {
   const std::string name = json.AsString();
@@ -133,6 +136,10 @@ void PreTokenizer::AddSplit(const JsonValue& json) {
   const JsonValue pattern = json.At("pattern");
   const bool literal = pattern.Has("String");
   const JsonValue source = literal ? pattern.At("String") : pattern.At("Regex");
+  if (stages_.size() == kMaxSplits) json.Fail(fmt::format("at most {} splits", kMaxSplits));
+  if (source.AsStringView().size() > limits::kPatternBytes) {
+    source.Fail(fmt::format("at most {} bytes", limits::kPatternBytes));
+  }
   Regex regex(source.AsString(), literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern,
               source.Where());
   const bool invert = json.Has("invert") && json.At("invert").AsBool();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <unordered_set>
 #include <utility>
 
@@ -15,10 +16,13 @@
 #include "pmkvq/text/bpe.h"
 #include "pmkvq/text/normalizer.h"
 #include "pmkvq/text/pre_tokenizer.h"
+#include "pmkvq/text/tokenizer_config.h"
 #include "pmkvq/text/vocabulary.h"
 
 namespace pmkvq {
 namespace {
+
+constexpr size_t kMaxEndTokens = 64;  // Before or after a text.
 
 bool BoolOr(const JsonValue& json, const char* key, bool otherwise) {
   return json.Has(key) ? json.At(key).AsBool() : otherwise;
@@ -58,37 +62,45 @@ void CheckDecoder(const JsonValue& json) {
   throw Unsupported(json.Where(), fmt::format("found \"{}\", expected ByteLevel", type));
 }
 
-// Ids that a TemplateProcessing puts before its sequence "A".
-std::vector<int32_t> TemplatePrefix(const JsonValue& json) {
+// Ids that are put before and after a text.
+struct Ends {
+  std::vector<int32_t> prefix;
+  std::vector<int32_t> suffix;
+};
+
+// Those of a TemplateProcessing, around its sequence "A".
+Ends TemplateEnds(const JsonValue& json) {
   const JsonValue parts = json.At("single");
   if (!parts.IsArray()) parts.Fail("an array");
-  std::vector<int32_t> prefix;
+  Ends ends;
   bool has_sequence = false;
   for (size_t i = 0; i < parts.size(); ++i) {
     const JsonValue part = parts.At(i);
     if (part.Has("Sequence") && !has_sequence) {
       has_sequence = true;
-    } else if (part.Has("SpecialToken") && !has_sequence) {
+    } else if (part.Has("SpecialToken")) {
       const std::string name = part.At("SpecialToken").At("id").AsString();
       const JsonValue ids = json.At("special_tokens").At(name).At("ids");
       if (!ids.IsArray()) ids.Fail("an array of ids");
+      std::vector<int32_t>& side = has_sequence ? ends.suffix : ends.prefix;
       for (size_t k = 0; k < ids.size(); ++k) {
-        prefix.push_back(static_cast<int32_t>(ids.At(k).AsInt(0, Vocabulary::kMaxId)));
+        side.push_back(static_cast<int32_t>(ids.At(k).AsInt(0, Vocabulary::kMaxId)));
       }
+      if (side.size() > kMaxEndTokens) ids.Fail(fmt::format("at most {} ids", kMaxEndTokens));
     } else {
-      throw Unsupported(part.Where(), fmt::format("found {}, expected special tokens and then one "
+      throw Unsupported(part.Where(), fmt::format("found {}, expected special tokens around one "
                                                   "sequence",
-                                                  part.Dump()));
+                                                  part.Dump().substr(0, 80)));
     }
   }
-  return prefix;
+  return ends;
 }
 
-std::vector<int32_t> PrefixOf(const JsonValue& json) {
+Ends EndsOf(const JsonValue& json) {
   if (json.IsNull()) return {};
   const std::string type = json.At("type").AsString();
   if (type == "ByteLevel") return {};  // Changes offsets only.
-  if (type == "TemplateProcessing") return TemplatePrefix(json);
+  if (type == "TemplateProcessing") return TemplateEnds(json);
   if (type != "Sequence") {
     throw Unsupported(
         json.Where(),
@@ -96,13 +108,25 @@ std::vector<int32_t> PrefixOf(const JsonValue& json) {
   }
   const JsonValue parts = json.At("processors");
   if (!parts.IsArray()) parts.Fail("an array");
-  std::vector<int32_t> prefix;
+  Ends ends;
   for (size_t i = 0; i < parts.size(); ++i) {
     // A later processor puts its tokens around what the earlier ones made.
-    std::vector<int32_t> outer = PrefixOf(parts.At(i));
-    prefix.insert(prefix.begin(), outer.begin(), outer.end());
+    const Ends outer = EndsOf(parts.At(i));
+    ends.prefix.insert(ends.prefix.begin(), outer.prefix.begin(), outer.prefix.end());
+    ends.suffix.insert(ends.suffix.end(), outer.suffix.begin(), outer.suffix.end());
+    if (ends.prefix.size() + ends.suffix.size() > kMaxEndTokens) {
+      parts.Fail(fmt::format("at most {} special tokens", kMaxEndTokens));
+    }
   }
-  return prefix;
+  return ends;
+}
+
+bool StartsWith(const std::vector<int32_t>& ids, const std::vector<int32_t>& prefix) {
+  return ids.size() >= prefix.size() && std::equal(prefix.begin(), prefix.end(), ids.begin());
+}
+
+bool EndsWith(const std::vector<int32_t>& ids, const std::vector<int32_t>& suffix) {
+  return ids.size() >= suffix.size() && std::equal(suffix.rbegin(), suffix.rend(), ids.rbegin());
 }
 
 // The parts of `ranges` inside of `window`, counted from its begin.
@@ -126,19 +150,43 @@ struct Tokenizer::Impl {
         bpe(root.At("model"), &vocabulary),
         normalizer(root.Find("normalizer")),
         pre_tokenizer(root.Find("pre_tokenizer")),
-        prefix_ids(PrefixOf(root.Find("post_processor"))) {
+        ends(EndsOf(root.Find("post_processor"))) {
     CheckVersion(root);
     CheckDecoder(root.At("decoder"));
     if (root.Has("added_tokens")) LoadAddedTokens(root.At("added_tokens"));
-    for (const int32_t id : prefix_ids) {
-      if (!vocabulary.IsValid(id))
-        root.At("post_processor").Fail(fmt::format("no unknown id {}", id));
+    for (const std::vector<int32_t>* side : {&ends.prefix, &ends.suffix}) {
+      for (const int32_t id : *side) {
+        if (!vocabulary.IsValid(id)) {
+          root.At("post_processor").Fail(fmt::format("no unknown id {}", id));
+        }
+      }
     }
+  }
+
+  // Replaces what tokenizer.json puts around a text.
+  void SetEnds(const TextEnds& given) {
+    const auto set = [&](const std::string& token, const std::optional<JsonValue>& from,
+                         std::vector<int32_t>* side) {
+      const int32_t id = token.empty() ? Vocabulary::kNoToken : vocabulary.Find(token);
+      if (id == Vocabulary::kNoToken && !token.empty()) {
+        // A default of the class that this vocabulary does not have.
+        if (!from.has_value()) return;
+        from->Fail("a token of tokenizer.json");
+      }
+      side->clear();
+      if (id != Vocabulary::kNoToken) side->push_back(id);
+    };
+    set(given.bos, given.bos_value, &ends.prefix);
+    set(given.eos, given.eos_value, &ends.suffix);
   }
 
   void LoadAddedTokens(const JsonValue& tokens) {
     if (!tokens.IsArray()) tokens.Fail("an array");
-    for (size_t i = 0; i < tokens.size(); ++i) {
+    const size_t count = tokens.size();
+    if (count > limits::kAddedTokens) {
+      tokens.Fail(fmt::format("at most {} added tokens", limits::kAddedTokens));
+    }
+    for (size_t i = 0; i < count; ++i) {
       const JsonValue json = tokens.At(i);
       AddedToken token = ParseAddedToken(json);
       vocabulary.Add(token, json);
@@ -219,7 +267,7 @@ struct Tokenizer::Impl {
   BpeModel bpe;
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
-  std::vector<int32_t> prefix_ids;
+  Ends ends;
   std::unordered_set<std::string> normalized_contents;
   AddedTokenMatcher raw_matcher;         // Looks at the text as given, ...
   AddedTokenMatcher normalized_matcher;  // ... at what is left after normalisation.
@@ -229,17 +277,26 @@ Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
 
 std::shared_ptr<const Tokenizer> Tokenizer::Load(const std::string& path) {
-  const std::string file =
-      std::filesystem::is_directory(path) ? JoinPath(path, "tokenizer.json") : path;
-  return Parse(ReadFile(file), file);
+  const bool is_folder = std::filesystem::is_directory(path);
+  const std::string file = is_folder ? JoinPath(path, "tokenizer.json") : path;
+  const std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
+  tokenizer->impl_ = MakeImpl(JsonValue::ParseFile(file));
+  if (is_folder) {
+    const std::optional<TextEnds> ends = ReadTextEnds(path);
+    if (ends.has_value()) tokenizer->impl_->SetEnds(*ends);
+  }
+  return tokenizer;
+}
+
+std::unique_ptr<Tokenizer::Impl> Tokenizer::MakeImpl(const JsonValue& root) {
+  if (!root.IsObject()) root.Fail("an object");
+  return std::make_unique<Impl>(root);
 }
 
 std::shared_ptr<const Tokenizer> Tokenizer::Parse(std::string_view json,
                                                   const std::string& source) {
-  const JsonValue root = JsonValue::Parse(json, source);
-  if (!root.IsObject()) root.Fail("an object");
   const std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
-  tokenizer->impl_ = std::make_unique<Impl>(root);
+  tokenizer->impl_ = MakeImpl(JsonValue::Parse(json, source));
   return tokenizer;
 }
 
@@ -252,7 +309,20 @@ std::vector<int32_t> Tokenizer::Encode(const MarkedText& text) const {
   return impl_->Encode(text.text, text.input);
 }
 
-const std::vector<int32_t>& Tokenizer::prefix_ids() const { return impl_->prefix_ids; }
+std::vector<int32_t> Tokenizer::EncodeWhole(std::string_view text, bool parse_special) const {
+  std::vector<int32_t> ids = Encode(text, parse_special);
+  const Ends& ends = impl_->ends;
+  if (!StartsWith(ids, ends.prefix)) {
+    ids.insert(ids.begin(), ends.prefix.begin(), ends.prefix.end());
+  }
+  if (!EndsWith(ids, ends.suffix)) {
+    ids.insert(ids.end(), ends.suffix.begin(), ends.suffix.end());
+  }
+  return ids;
+}
+
+const std::vector<int32_t>& Tokenizer::prefix_ids() const { return impl_->ends.prefix; }
+const std::vector<int32_t>& Tokenizer::suffix_ids() const { return impl_->ends.suffix; }
 
 std::string Tokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special) const {
   std::string text;
@@ -266,7 +336,7 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special
 
 std::string Tokenizer::TokenBytes(int32_t id) const {
   if (!impl_->vocabulary.IsValid(id)) impl_->FailUnknown(id);
-  return impl_->vocabulary.Bytes(id);
+  return std::string(impl_->vocabulary.Bytes(id));
 }
 
 bool Tokenizer::IsSpecial(int32_t id) const {

@@ -11,6 +11,8 @@
 
 namespace pmkvq {
 
+class JsonValue;
+
 // Immutable after loading; all methods may be called from several threads.
 //
 // Supported: model BPE (merges as "a b" strings or as pairs, ignore_merges), normalizer null / NFC
@@ -19,24 +21,31 @@ namespace pmkvq {
 // not, lstrip / rstrip / single_word / normalized). Anything else is refused by name.
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a folder that holds one. Throws IoError, InvalidInput,
-  // Unsupported.
+  // `path`: a tokenizer.json, or a folder that holds one. In a folder, tokenizer_config.json
+  // decides about the ends of a text where its tokenizer_class does so in transformers
+  // (tokenizer_config.h). Throws IoError, InvalidInput, Unsupported.
   static std::shared_ptr<const Tokenizer> Load(const std::string& path);
   // From the text of a tokenizer.json; `source` names it in errors. The fuzz entry point.
   static std::shared_ptr<const Tokenizer> Parse(std::string_view json, const std::string& source);
   ~Tokenizer();
 
   // Text to ids. Added tokens that occur in the text become their ids when `parse_special`;
-  // otherwise special ones are ordinary text. Nothing is put before or after.
+  // otherwise control tokens (special ones, and those that look like <|this|>) are ordinary text:
+  // what a user typed must not end a turn. Nothing is put before or after.
   // Throws InvalidInput when the text is not valid UTF-8 (with the byte offset).
   std::vector<int32_t> Encode(std::string_view text, bool parse_special = true) const;
   // The same, but special tokens stay ordinary text where a user wrote one of their bytes. Other
   // added tokens are found everywhere. Tokens may reach across the borders of the ranges.
   std::vector<int32_t> Encode(const MarkedText& text) const;
 
-  // The ids that the tokenizer's own post-processor (TemplateProcessing) puts in front of a single
-  // sequence, e.g. the BOS of Llama-3. Empty for most.
+  // A text that no chat template has written: prefix_ids(), Encode(text), suffix_ids(). Ends that
+  // the text has already are not put there twice.
+  std::vector<int32_t> EncodeWhole(std::string_view text, bool parse_special) const;
+
+  // The ids in front of and behind a single text, e.g. the BOS of Llama 3: by the post_processor of
+  // tokenizer.json, or by tokenizer_config.json (see Load). Empty for most.
   const std::vector<int32_t>& prefix_ids() const;
+  const std::vector<int32_t>& suffix_ids() const;
 
   // Ids to bytes. Usually valid UTF-8 as a whole; not for arbitrary cuts, see StreamDecoder.
   // Special added tokens are left out when `skip_special`. Throws InvalidInput for an unknown id.
@@ -54,6 +63,7 @@ class Tokenizer {
  private:
   Tokenizer();
   struct Impl;
+  static std::unique_ptr<Impl> MakeImpl(const JsonValue& root);
   std::unique_ptr<Impl> impl_;
   friend class StreamDecoder;
 };

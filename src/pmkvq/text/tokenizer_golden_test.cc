@@ -70,7 +70,12 @@ TEST(TokenizerGolden, R1DistillTokens) {
   EXPECT_FALSE(tokenizer.IsSpecial(151648));
   EXPECT_EQ(tokenizer.Encode("<｜User｜>a<think>\n"),
             (std::vector<int32_t>{151644, 64, 151648, 198}));
-  EXPECT_EQ(tokenizer.prefix_ids(), std::vector<int32_t>{});
+  // add_bos_token of tokenizer_config.json; the post_processor has none.
+  EXPECT_EQ(tokenizer.prefix_ids(), std::vector<int32_t>{151646});
+  EXPECT_EQ(tokenizer.EncodeWhole("a", false), (std::vector<int32_t>{151646, 64}));
+  // Not special in the file, but only a template may write them.
+  EXPECT_EQ(tokenizer.Decode(tokenizer.Encode("<｜User｜>", false)), "<｜User｜>");
+  EXPECT_GT(tokenizer.Encode("<｜User｜>", false).size(), 1u);
 }
 
 TEST(TokenizerGolden, CalibrationTextRoundTrips) {

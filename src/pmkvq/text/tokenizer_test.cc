@@ -160,6 +160,70 @@ TEST(Tokenizer, PrefixIdsComeFromTheTemplate) {
   EXPECT_EQ(Parse(parts)->prefix_ids(), Ids{65});
 }
 
+TEST(Tokenizer, SuffixIdsComeFromTheTemplate) {
+  SmallTokenizer parts;
+  parts.post_processor =
+      R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"b"}},{"Sequence":{"id":"A"}},
+          {"SpecialToken":{"id":"e"}}],"special_tokens":{"b":{"ids":[65]},"e":{"ids":[66]}}})";
+  const auto tokenizer = Parse(parts);
+  EXPECT_EQ(tokenizer->prefix_ids(), Ids{65});
+  EXPECT_EQ(tokenizer->suffix_ids(), Ids{66});
+  EXPECT_EQ(tokenizer->EncodeWhole("x", true), (Ids{65, 'x', 66}));
+  EXPECT_EQ(tokenizer->EncodeWhole("", true), (Ids{65, 66}));
+  EXPECT_EQ(tokenizer->EncodeWhole("AxB", true), (Ids{65, 'x', 66}));  // One of each.
+}
+
+// The ids of "x" in a folder with these files.
+Ids WholeText(const std::string& tokenizer_config, const std::string& config = "") {
+  SmallTokenizer parts;
+  parts.tokens = {"<s>", "</s>"};
+  parts.post_processor =
+      R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"b"}},{"Sequence":{"id":"A"}}],
+          "special_tokens":{"b":{"ids":[90]}}})";
+  const TempFolder folder;
+  folder.Write("tokenizer.json", parts.Json());
+  if (!tokenizer_config.empty()) folder.Write("tokenizer_config.json", tokenizer_config);
+  if (!config.empty()) folder.Write("config.json", config);
+  return Tokenizer::Load(folder.path())->EncodeWhole("x", true);
+}
+
+TEST(Tokenizer, TokenizerConfigDecidesAboutTheEnds) {
+  const Ids by_file = {90, 'x'};
+  const Ids bos = {256, 'x'};
+  const Ids none = {'x'};
+  EXPECT_EQ(WholeText(""), by_file);
+  EXPECT_EQ(WholeText("{}"), by_file);
+  EXPECT_EQ(WholeText(R"({"add_bos_token":false,"tokenizer_class":"PreTrainedTokenizerFast"})"),
+            by_file);
+  EXPECT_EQ(WholeText(R"({"add_bos_token":false,"tokenizer_class":"Qwen2Tokenizer"})"), by_file);
+  for (const std::string name : {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer"}) {
+    const auto with = [&](const std::string& rest) {
+      return WholeText(R"({"tokenizer_class":")" + name + "\"" + rest + "}");
+    };
+    EXPECT_EQ(with(""), bos);  // add_bos_token is true, bos_token is <s>.
+    EXPECT_EQ(with(R"(,"add_bos_token":true)"), bos);
+    EXPECT_EQ(with(R"(,"add_bos_token":false)"), none);
+    EXPECT_EQ(with(R"(,"bos_token":"</s>")"), (Ids{257, 'x'}));
+    EXPECT_EQ(with(R"(,"bos_token":{"content":"</s>"})"), (Ids{257, 'x'}));
+    EXPECT_EQ(with(R"(,"bos_token":null)"), none);
+    EXPECT_EQ(with(R"(,"add_eos_token":true)"), (Ids{256, 'x', 257}));
+    EXPECT_EQ(with(R"(,"add_eos_token":true,"eos_token":{"content":"a"})"), (Ids{256, 'x', 'a'}));
+  }
+  EXPECT_EQ(WholeText(R"({"tokenizer_class":"GPTNeoXTokenizerFast"})"), none);
+  EXPECT_EQ(WholeText(R"({"tokenizer_class":"GemmaTokenizer"})"), by_file);  // No <bos> there.
+  EXPECT_EQ(WholeText("{}", R"({"model_type":"llama"})"), bos);
+  EXPECT_EQ(WholeText("{}", R"({"model_type":"qwen2"})"), by_file);
+  EXPECT_EQ(WholeText("", R"({"model_type":"llama"})"), by_file);
+  const auto refused = [](const std::string& fields, std::initializer_list<std::string> words) {
+    ExpectError<InvalidInput>(
+        [&] { WholeText(R"({"tokenizer_class":"LlamaTokenizer",)" + fields + "}"); }, words);
+  };
+  refused(R"("bos_token":"<none>")", {"tokenizer_config.json", "bos_token", "<none>"});
+  refused(R"("bos_token":7)", {"tokenizer_config.json", "bos_token", "7"});
+  refused(R"("add_bos_token":true,"bos_token":null)", {"bos_token", "null"});
+  refused(R"("add_bos_token":"yes")", {"add_bos_token", "yes"});
+}
+
 TEST(Tokenizer, InvalidTextAndIdsAreNamed) {
   const auto tokenizer = Parse({});
   ExpectError<InvalidInput>([&] { (void)tokenizer->Encode("ab\xC3("); },
@@ -227,9 +291,9 @@ TEST(TokenizerErrors, UnsupportedProcessing) {
   parts.post_processor = R"({"type":"BertProcessing"})";
   ExpectRefused<Unsupported>(parts, {"post_processor", "BertProcessing"});
   parts.post_processor =
-      R"({"type":"TemplateProcessing","single":[{"Sequence":{"id":"A"}},{"SpecialToken":{"id":"e"}}],
-          "special_tokens":{"e":{"ids":[1]}}})";
-  ExpectRefused<Unsupported>(parts, {"post_processor.single[1]", "SpecialToken"});
+      R"({"type":"TemplateProcessing","single":[{"Sequence":{"id":"A"}},{"Sequence":{"id":"B"}}],
+          "special_tokens":{}})";
+  ExpectRefused<Unsupported>(parts, {"post_processor.single[1]", "Sequence"});
   parts.post_processor =
       R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"e"}}],
           "special_tokens":{"e":{"ids":[999]}}})";

@@ -15,11 +15,13 @@ namespace pmkvq {
 class Vocabulary {
  public:
   static constexpr int32_t kNoToken = -1;
-  // Ids index arrays, so a wrong file must not be able to ask for gigabytes.
+  // Ids index arrays, so a wrong file must not be able to ask for gigabytes: besides this bound,
+  // an id is below 4 x the number of tokens + 65536.
   static constexpr int32_t kMaxId = (1 << 22) - 1;
 
   // `model_vocab`: the object "model.vocab", token string -> id, strings in the byte alphabet.
-  // Throws InvalidInput for ids that are out of range or used twice.
+  // Throws InvalidInput for ids that are out of range or used twice, and for more than
+  // limits::kTokens.
   explicit Vocabulary(const JsonValue& model_vocab);
 
   // An added token, whose content is literal text. It may have the id of the equal token string of
@@ -33,17 +35,21 @@ class Vocabulary {
 
   bool IsValid(int32_t id) const;
   // The following need a valid id.
-  const std::string& Bytes(int32_t id) const { return entries_[static_cast<size_t>(id)].bytes; }
+  std::string_view Bytes(int32_t id) const;  // Valid as long as the vocabulary.
   bool IsSpecial(int32_t id) const { return entries_[static_cast<size_t>(id)].special; }
 
   // Largest id + 1.
   int32_t size() const { return static_cast<int32_t>(entries_.size()); }
 
  private:
+  // Where the bytes of a token lie in bytes_.
   struct Entry {
-    std::string bytes;
+    uint32_t offset = 0;
+    uint32_t length = 0;
     bool present = false;
     bool special = false;
+    bool added = false;    // Its bytes are in added_bytes_.
+    bool literal = false;  // Its string in the file was not of the byte alphabet.
   };
   struct Hash {
     using is_transparent = void;
@@ -51,11 +57,19 @@ class Vocabulary {
   };
   using Ids = std::unordered_map<std::string, int32_t, Hash, std::equal_to<>>;
 
-  Entry& EntryOf(int32_t id);
+  // `value` is named in the InvalidInput for an id far beyond the number of tokens.
+  Entry& EntryOf(int32_t id, const JsonValue& value);
+  std::string_view ModelBytes(const Entry& entry) const;
+  // The slot of a token of the model's vocabulary, or the empty one where it belongs.
+  size_t SlotOf(std::string_view bytes, bool literal) const;
 
-  Ids model_ids_;
-  Ids added_ids_;
+  std::string bytes_;
   std::vector<Entry> entries_;
+  std::vector<int32_t>
+      slots_;  // Ids of the model's tokens by hash of their bytes; kNoToken: empty.
+  size_t num_tokens_ = 0;
+  Ids added_ids_;
+  std::unordered_map<int32_t, std::string> added_bytes_;
 };
 
 }  // namespace pmkvq
