@@ -11,13 +11,12 @@
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
 
 constexpr const char* kWhere = "allocate";
-// Longer than any model's, and no byte count of it overflows.
-constexpr int64_t kMaxTokens = int64_t{1} << 40;
 
 struct WidthPair {
   int k_bits;
@@ -65,9 +64,9 @@ void CheckSizes(const AllocationOptions& options) {
   if (options.cache.geometry.num_layers < 1 || options.cache.geometry.kv_dim() < 1) {
     throw InvalidInput(kWhere, "model geometry: found no blocks or no KV heads, expected some");
   }
-  if (options.max_len < 1 || options.max_len > kMaxTokens) {
-    throw InvalidInput(
-        kWhere, fmt::format("max-len: found {}, expected 1 to {}", options.max_len, kMaxTokens));
+  if (options.max_len < 1 || options.max_len > limits::kSequenceTokens) {
+    throw InvalidInput(kWhere, fmt::format("max-len: found {}, expected 1 to {}", options.max_len,
+                                           limits::kSequenceTokens));
   }
   const CacheConfig& cache = options.cache;
   if (cache.sink_tokens < 0 || cache.sink_tokens > kMaxSinkTokens) {
@@ -148,8 +147,8 @@ Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& opt
 
 void CheckAllocationOptions(const AllocationOptions& options) {
   CheckSizes(options);
-  const int64_t smallest_bytes =
-      WidthPairs(options).front().bytes * options.cache.geometry.num_layers;
+  const int64_t smallest_bytes = CheckedProduct(
+      kWhere, {WidthPairs(options).front().bytes, options.cache.geometry.num_layers});
   if (smallest_bytes > options.memory_budget_bytes) FailBudget(options, smallest_bytes);
 }
 

@@ -6,6 +6,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/calib/allocate.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
@@ -100,7 +101,7 @@ KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t bud
     PMKVQ_CHECK(!item.cost.empty() && item.cost.size() == item.bytes.size());
     for (const double cost : item.cost) PMKVQ_CHECK(std::isfinite(cost));
     PMKVQ_CHECK(SmallestBytes(item) >= 0);
-    result.smallest_bytes += SmallestBytes(item);
+    result.smallest_bytes = CheckedSum("allocate", {result.smallest_bytes, SmallestBytes(item)});
   }
   if (result.smallest_bytes > budget_bytes) return result;
   result.feasible = true;

@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 namespace {
@@ -117,8 +118,11 @@ PageWidths FloorWidths(const CacheConfig& config, size_t layer) {
 }
 
 int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits) {
-  const int64_t values = kPageTokens * geometry.kv_dim();
-  return bits == 16 ? values * static_cast<int64_t>(SizeOf(float_type)) : values * bits / 8;
+  if (bits == 16) {
+    return CheckedProduct(
+        kWhere, {kPageTokens, geometry.kv_dim(), static_cast<int64_t>(SizeOf(float_type))});
+  }
+  return CheckedProduct(kWhere, {kPageTokens / 8, geometry.kv_dim(), bits});
 }
 
 int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits, QuantAxis axis) {
@@ -139,8 +143,8 @@ int64_t NumPages(const CacheConfig& config, int64_t num_tokens) {
 }
 
 int64_t SinkBytes(const CacheConfig& config) {
-  return 2 * config.sink_tokens * config.geometry.kv_dim() *
-         static_cast<int64_t>(SizeOf(config.float_type));
+  return CheckedProduct(kWhere, {2, config.sink_tokens, config.geometry.kv_dim(),
+                                 static_cast<int64_t>(SizeOf(config.float_type))});
 }
 
 int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, int v_bits) {
@@ -150,12 +154,14 @@ int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, in
   };
   const int64_t pages = NumPages(config, num_tokens);
   const int64_t float_pages = std::min(pages, config.window_tokens / kPageTokens);
-  return SinkBytes(config) + float_pages * 2 * page_bytes(16) +
-         (pages - float_pages) * (page_bytes(k_bits, config.k_axis) + page_bytes(v_bits));
+  const int64_t pair = page_bytes(k_bits, config.k_axis) + page_bytes(v_bits);
+  return CheckedSum(kWhere,
+                    {SinkBytes(config), CheckedProduct(kWhere, {float_pages, 2, page_bytes(16)}),
+                     CheckedProduct(kWhere, {pages - float_pages, pair})});
 }
 
 int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits) {
-  return (k_bits + v_bits) * geometry.kv_dim() * max_len / 8;
+  return CheckedProduct(kWhere, {k_bits + v_bits, geometry.kv_dim(), max_len}) / 8;
 }
 
 int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int k_bits,
@@ -163,7 +169,9 @@ int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int
   const int64_t paged = std::max<int64_t>(0, num_tokens - config.sink_tokens);
   const int64_t closed = paged / kPageTokens * kPageTokens;
   const int64_t float_tokens = num_tokens - closed;
-  return config.geometry.kv_dim() * (2 * 16 * float_tokens + (k_bits + v_bits) * closed) / 8;
+  const int64_t bits = CheckedSum(kWhere, {CheckedProduct(kWhere, {2 * 16, float_tokens}),
+                                           CheckedProduct(kWhere, {k_bits + v_bits, closed})});
+  return CheckedProduct(kWhere, {config.geometry.kv_dim(), bits}) / 8;
 }
 
 double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens) {
@@ -182,7 +190,7 @@ int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens) {
   for (size_t layer = 0; layer < static_cast<size_t>(config.geometry.num_layers); ++layer) {
     needed = std::max(needed, FloorBytes(config, layer, num_tokens));
   }
-  return config.geometry.num_layers * needed;
+  return CheckedProduct(kWhere, {config.geometry.num_layers, needed});
 }
 
 std::vector<int64_t> SplitBudget(int64_t total_bytes, int64_t num_layers,

@@ -79,6 +79,8 @@ struct CacheConfig {
   int num_threads = 1;
 };
 
+// The functions below that return bytes throw InvalidInput for counts beyond int64_t.
+
 // Widths at which pages of a block close at first, and below which they never go.
 PageWidths CloseWidths(const CacheConfig& config, size_t layer);
 PageWidths FloorWidths(const CacheConfig& config, size_t layer);
