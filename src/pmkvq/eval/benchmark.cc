@@ -39,6 +39,8 @@ std::string WithInstruction(const std::string& problem) {
   return fmt::format("{}\n{}", problem, kInstruction);
 }
 
+constexpr size_t kMaxRows = size_t{1} << 15;  // GSM8K has 7,473, MATH 12,500.
+
 // Rows of a file with a parser of their own; rows without an id become PREFIX.LINE.
 template <class ParseRow>
 std::vector<ProblemRow> LoadRows(const std::string& path, const std::string& prefix,
@@ -46,6 +48,10 @@ std::vector<ProblemRow> LoadRows(const std::string& path, const std::string& pre
   std::vector<ProblemRow> rows;
   std::set<std::string> ids;
   ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t number) {
+    if (rows.size() == kMaxRows) {
+      throw InvalidInput(source,
+                         fmt::format("rows: found more than {}, expected at most that", kMaxRows));
+    }
     ProblemRow row = parse_row(line, source);
     row.problem = WithInstruction(row.problem);
     if (row.id.empty()) row.id = fmt::format("{}.{}", prefix, number);

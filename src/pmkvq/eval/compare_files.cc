@@ -54,7 +54,7 @@ SavedRun LoadRunFolder(const std::string& folder) {
   saved.budget_bytes = CountOption(saved, "--kv-budget");
   saved.max_len = CountOption(saved, "--max-len");
   saved.run.method = settings.kv;
-  const std::string content = ReadFile(responses_path);
+  const std::string content = ReadFile(responses_path, limits::kLogBytes);
   const size_t whole = content.rfind('\n') + 1;  // 0 for none.
   std::vector<Response> responses;
   ForEachLineOf(std::string_view(content).substr(0, whole), responses_path,

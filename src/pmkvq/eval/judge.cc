@@ -6,7 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <set>
+#include <numeric>
 #include <utility>
 
 #include "pmkvq/base/error.h"
@@ -19,13 +19,6 @@
 
 namespace pmkvq {
 namespace {
-
-// A string, or a number as it is spelled in JSON.
-std::string TextOrNumber(const JsonValue& value) {
-  if (value.IsString()) return value.AsString();
-  if (!value.IsNumber()) value.Fail("a string or a number");
-  return value.Dump();
-}
 
 std::vector<std::string> ResponseFiles(const std::string& path) {
   std::error_code error;
@@ -41,31 +34,72 @@ std::vector<std::string> ResponseFiles(const std::string& path) {
   return files;
 }
 
-// Numbers responses and refuses what contradicts earlier rows.
-class RowCheck {
- public:
-  void Add(ResponseRow* row, const std::string& source) {
-    Seen& seen = seen_[row->id];
-    if (seen.responses.empty()) seen.answer = row->answer;
-    if (row->answer != seen.answer) {
-      throw InvalidInput(source, fmt::format("answer: found \"{}\" for problem \"{}\", expected "
-                                             "\"{}\" as in an earlier line",
-                                             row->answer, row->id, seen.answer));
-    }
-    if (!row->response) row->response = static_cast<int64_t>(seen.responses.size());
-    if (!seen.responses.insert(*row->response).second) {
-      throw InvalidInput(source, fmt::format("response: found {} of problem \"{}\" a second time",
-                                             *row->response, row->id));
+constexpr size_t kMaxRows = size_t{1} << 18;
+constexpr size_t kMinRowBytes = 34;  // {"id":"","answer":"","text":""} and LF.
+
+// Rows and the lines that they stand on.
+struct LoadedRows {
+  std::vector<ResponseRow> rows;
+  std::vector<std::pair<uint32_t, uint32_t>> origins;  // Index of the file, line.
+
+  void Load(const std::string& path, uint32_t file, bool is_run) {
+    const size_t count = std::min(rows.size() + CountLines(path, kMinRowBytes), kMaxRows);
+    rows.reserve(count);
+    origins.reserve(count);
+    LineReader reader(path);
+    std::string line;
+    for (uint32_t number = 1; reader.Next(&line); ++number) {
+      if (is_run && !reader.whole()) break;
+      if (IsBlankLine(line)) continue;
+      const std::string source = fmt::format("{}:{}", path, number);
+      if (rows.size() == kMaxRows) {
+        throw InvalidInput(
+            source, fmt::format("rows: found more than {}, expected at most that", kMaxRows));
+      }
+      rows.push_back(ParseResponseRow(line, source));
+      origins.emplace_back(file, number);
     }
   }
-
- private:
-  struct Seen {
-    std::string answer;
-    std::set<int64_t> responses;
-  };
-  std::map<std::string, Seen> seen_;
 };
+
+// Numbers responses and refuses what contradicts earlier rows.
+void NumberResponses(const std::vector<std::string>& files, LoadedRows* loaded) {
+  std::vector<ResponseRow>& rows = loaded->rows;
+  const auto where = [&](size_t row) {
+    const auto& [file, line] = loaded->origins[row];
+    return fmt::format("{}:{}", files[file], line);
+  };
+  std::vector<uint32_t> order(rows.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return rows[a].id < rows[b].id; });
+  std::vector<uint32_t> group;  // The rows of one problem.
+  for (size_t begin = 0; begin < order.size(); begin += group.size()) {
+    const ResponseRow& first = rows[order[begin]];
+    group.clear();
+    for (size_t i = begin; i < order.size() && rows[order[i]].id == first.id; ++i) {
+      ResponseRow& row = rows[order[i]];
+      if (row.answer != first.answer) {
+        throw InvalidInput(where(order[i]),
+                           fmt::format("answer: found \"{}\" for problem \"{}\", expected "
+                                       "\"{}\" as in an earlier line",
+                                       row.answer, row.id, first.answer));
+      }
+      if (!row.response) row.response = static_cast<int64_t>(group.size());
+      group.push_back(order[i]);
+    }
+    std::stable_sort(group.begin(), group.end(),
+                     [&](uint32_t a, uint32_t b) { return *rows[a].response < *rows[b].response; });
+    const auto twice = std::adjacent_find(group.begin(), group.end(), [&](uint32_t a, uint32_t b) {
+      return rows[a].response == rows[b].response;
+    });
+    if (twice == group.end()) continue;
+    const uint32_t second = *(twice + 1);
+    throw InvalidInput(where(second),
+                       fmt::format("response: found {} of problem \"{}\" a second time",
+                                   *rows[second].response, rows[second].id));
+  }
+}
 
 struct AnswerClass {
   std::string representative;
@@ -130,8 +164,8 @@ ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
   const JsonValue json = JsonValue::Parse(line, source);
   if (!json.IsObject()) json.Fail("an object with \"id\", \"answer\" and \"text\"");
   ResponseRow row;
-  row.id = TextOrNumber(json.Find("id"));
-  row.answer = TextOrNumber(json.Find("answer"));
+  row.id = json.Find("id").AsTextOrNumber();
+  row.answer = json.Find("answer").AsTextOrNumber();
   row.text = json.Find("text").AsString();
   if (json.Has("grading") && json.At("grading").AsString() == "code") {
     row.is_code = true;
@@ -146,19 +180,16 @@ ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
 
 std::vector<ResponseRow> LoadResponses(const std::string& path) {
   const bool is_run = FileExists(JoinPath(path, "run.json"));
-  std::vector<ResponseRow> rows;
-  RowCheck check;
-  for (const std::string& file : ResponseFiles(path)) {
-    const std::string content = ReadFile(file);
-    const size_t size = is_run ? content.rfind('\n') + 1 : content.size();
-    ForEachLineOf(std::string_view(content).substr(0, size), file,
-                  [&](std::string_view line, const std::string& source, int64_t) {
-                    rows.push_back(ParseResponseRow(line, source));
-                    check.Add(&rows.back(), source);
-                  });
+  const std::vector<std::string> files = ResponseFiles(path);
+  LoadedRows loaded;
+  for (size_t i = 0; i < files.size(); ++i) {
+    loaded.Load(files[i], static_cast<uint32_t>(i), is_run);
   }
-  if (rows.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
-  return rows;
+  if (loaded.rows.empty()) {
+    throw InvalidInput(path, "rows: found none, expected at least one JSON line");
+  }
+  NumberResponses(files, &loaded);
+  return std::move(loaded.rows);
 }
 
 JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses) {
@@ -217,10 +248,15 @@ JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
 
 std::vector<JudgeCase> LoadJudgeCases(const std::string& path) {
   std::vector<JudgeCase> cases;
+  constexpr size_t kMinCaseBytes = 26;  // {"response":"","gold":""} and LF.
+  cases.reserve(std::min(CountLines(path, kMinCaseBytes), kMaxRows));
   ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t) {
     const JsonValue json = JsonValue::Parse(line, source);
     if (!json.IsObject()) json.Fail("an object with \"response\" and \"gold\"");
-    cases.push_back({json.Find("response").AsString(), TextOrNumber(json.Find("gold"))});
+    if (cases.size() == kMaxRows) {
+      throw InvalidInput(source, fmt::format("rows: found more than {}", kMaxRows));
+    }
+    cases.push_back({json.Find("response").AsString(), json.Find("gold").AsTextOrNumber()});
   });
   if (cases.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
   return cases;

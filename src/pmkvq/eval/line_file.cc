@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/limits.h"
 
 namespace pmkvq {
 
@@ -30,14 +31,14 @@ Descriptor::~Descriptor() {
 LineFile::LineFile(const std::string& path)
     : path_(path), file_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
   if (!is_open()) throw SystemError(path_, "open");
-  const std::string content = ReadFile(path_);
+  const std::string content = ReadFile(path_, limits::kLogBytes);
   size_ = static_cast<off_t>(content.rfind('\n') + 1);  // 0 for none.
   if (size_ < static_cast<off_t>(content.size()) && ftruncate(file_.get(), size_) != 0) {
     throw SystemError(path_, "shorten");
   }
 }
 
-std::string LineFile::Read() const { return ReadFile(path_); }
+std::string LineFile::Read() const { return ReadFile(path_, limits::kLogBytes); }
 
 void LineFile::Append(const std::string& line) {
   for (size_t done = 0; done < line.size();) {

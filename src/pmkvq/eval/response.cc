@@ -118,9 +118,11 @@ RunSettings ParseRunSettings(std::string_view text, const std::string& source) {
   settings.plan_hash = json.Find("plan").AsString();
   const JsonValue options = json.Find("options");
   if (!options.IsObject()) options.Fail("an object");
-  for (const std::string& option : options.Keys()) {
-    settings.options.emplace_back(option, options.At(option).AsString());
-  }
+  constexpr size_t kMaxOptions = 4096;
+  if (options.size() > kMaxOptions) options.Fail(fmt::format("at most {} options", kMaxOptions));
+  options.ForEachMember([&](std::string_view option, const JsonValue& value) {
+    settings.options.emplace_back(option, value.AsString());
+  });
   return settings;
 }
 
