@@ -89,10 +89,7 @@ AllocationOptions PlacementOptions::Resolve(const Model& model, int64_t default_
 }
 
 std::vector<int32_t> TextIds(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<int32_t> ids = tokenizer.prefix_ids();
-  const std::vector<int32_t> rest = tokenizer.Encode(text);
-  ids.insert(ids.end(), rest.begin(), rest.end());
-  return ids;
+  return tokenizer.EncodeWhole(text, /*parse_special=*/true);
 }
 
 void AddAnalyze(CLI::App& app, int argc, const char* const* argv) {

@@ -70,8 +70,7 @@ Chain MakeChain(const Options& options, const std::shared_ptr<Model>& model,
   if (options.prompt.empty()) {
     problem = ChooseProblem(options, tokenizer, chat_template, max_len);
   } else {
-    const std::string text = ReadFile(options.prompt);
-    CheckUtf8(text, options.prompt);
+    const std::string text = PlainTextFile(options.prompt);
     problem = {options.prompt, tokenizer.Encode(chat_template.Render({{"user", text}}, true))};
   }
   CheckPrompt(problem.prompt, model->config(), problem.name);
@@ -81,8 +80,7 @@ Chain MakeChain(const Options& options, const std::shared_ptr<Model>& model,
     chain = GenerateChain(model, problem.prompt, max_len, options.max_tokens, num_threads,
                           InterruptFlag());
   } else {
-    const std::string text = ReadFile(options.chain);
-    CheckUtf8(text, options.chain);
+    const std::string text = PlainTextFile(options.chain);
     chain.origin = options.chain;
     chain.tokens = problem.prompt;
     chain.prompt_tokens = std::ssize(problem.prompt);

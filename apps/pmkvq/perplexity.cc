@@ -38,7 +38,7 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
         throw InvalidInput(options.dataset, "a row has text, and " + options.model +
                                                 " has no tokenizer.json; expected input_ids");
       }
-      ids = tokenizer->Encode(row.text);
+      ids = tokenizer->EncodeWhole(row.text, /*parse_special=*/true);
     }
     if (ids.size() > limit) ids.resize(limit);
     if (ids.size() < 2) continue;

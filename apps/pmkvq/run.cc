@@ -27,6 +27,7 @@ struct Options {
   std::string json;
   std::string stats;
   bool prompt_given = false;
+  bool parse_special = false;
   bool ids_given = false;
   bool chat = false;
   bool ignore_eos = false;
@@ -80,7 +81,7 @@ std::string ReadPrompt(const Options& options, std::string* source) {
   *source = "--prompt";
   if (options.prompt_given) return options.prompt;
   *source = options.file.empty() || options.file == "-" ? "stdin" : options.file;
-  return *source == "stdin" ? ReadStdin() : ReadFile(options.file);
+  return PlainText(*source == "stdin" ? ReadStdin() : ReadFile(options.file), *source);
 }
 
 std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& tokenizer) {
@@ -89,18 +90,12 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   if (text.empty()) throw InvalidInput(source, "the prompt is empty; expected some text");
   CheckUtf8(text, source);
   const ChatTemplate chat_template = ResolveChatTemplate(options.chat_template, options.model);
-  std::vector<int32_t> ids;
   if (chat_template.IsNone()) {
-    ids = tokenizer.prefix_ids();
-    const std::vector<int32_t> text_ids = tokenizer.Encode(text);
-    ids.insert(ids.end(), text_ids.begin(), text_ids.end());
-    return ids;
+    return tokenizer.EncodeWhole(text, options.parse_special);
   }
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
-  // The newline that ends a file or what echo writes is no part of the message.
-  const bool drop_newline = !options.prompt_given && text.ends_with('\n');
-  messages.push_back({"user", text.substr(0, text.size() - (drop_newline ? 1 : 0))});
+  messages.push_back({"user", text});
   return tokenizer.Encode(chat_template.Render(messages, true));
 }
 
@@ -188,6 +183,10 @@ void AddRun(CLI::App& app) {
       command->add_option("--prompt-ids", options->prompt_ids, "prompt as token ids: 1,2,3");
   prompt->excludes(file)->excludes(ids);
   file->excludes(ids);
+  command->add_flag(
+      "--parse-special", options->parse_special,
+      "control tokens that are typed in a prompt (<|im_end|>) act as such; without it "
+      "they are plain text");
   command->add_flag("--chat", options->chat, "chat loop (default without a prompt, in a terminal)")
       ->excludes(prompt)
       ->excludes(file)

@@ -14,6 +14,7 @@ struct Options {
   std::string model;
   std::string file;
   bool no_special = false;
+  bool parse_special = false;
   bool decode = false;
 };
 
@@ -27,10 +28,9 @@ void Tokenize(const Options& options) {
     return;
   }
   CheckUtf8(input, source);
-  std::vector<int32_t> ids;
-  if (!options.no_special) ids = tokenizer->prefix_ids();
-  const std::vector<int32_t> text_ids = tokenizer->Encode(input, !options.no_special);
-  ids.insert(ids.end(), text_ids.begin(), text_ids.end());
+  const std::vector<int32_t> ids = options.no_special
+                                       ? tokenizer->Encode(input, options.parse_special)
+                                       : tokenizer->EncodeWhole(input, options.parse_special);
   Print(fmt::format("{}\n", fmt::join(ids, " ")));
 }
 
@@ -42,8 +42,10 @@ void AddTokenize(CLI::App& app) {
   command->add_option("--model", options->model, "folder with tokenizer.json")->required();
   command->add_option("--file", options->file, "text to read (default: standard input)");
   command->add_flag("--no-special", options->no_special,
-                    "put no BOS in front and treat special tokens in the text as plain text; "
-                    "with --decode, leave special tokens out");
+                    "put no BOS in front and no EOS behind; with --decode, leave special tokens out");
+  command->add_flag("--parse-special", options->parse_special,
+                    "control tokens in the text (<|im_end|>) become their ids; without it they are "
+                    "plain text");
   command->add_flag("--decode", options->decode, "the reverse: ids to text");
   command->callback([options] { Tokenize(*options); });
 }

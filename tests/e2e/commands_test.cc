@@ -58,10 +58,10 @@ TEST(Tokenize, PrintsIdsAndReadsThemBack) {
   EXPECT_EQ(back.out, text);
 }
 
-TEST(Tokenize, NoSpecialTreatsSpecialTokensAsText) {
+TEST(Tokenize, SpecialTokensAreTextUnlessAskedFor) {
   const std::string text = "<|im_start|>";
-  EXPECT_EQ(RunProgram({"tokenize", "--model", kModel}, text).out, "543\n");
-  EXPECT_NE(RunProgram({"tokenize", "--model", kModel, "--no-special"}, text).out, "543\n");
+  EXPECT_EQ(RunProgram({"tokenize", "--model", kModel, "--parse-special"}, text).out, "543\n");
+  EXPECT_NE(RunProgram({"tokenize", "--model", kModel}, text).out, "543\n");
 }
 
 TEST(Run, GreedyJsonEqualsTheReference) {

@@ -103,9 +103,7 @@ class Drawing {
   }
 
   std::vector<int32_t> Tokenize(size_t row) const {
-    std::vector<int32_t> ids = tokenizer_->prefix_ids();
-    const std::vector<int32_t> text = tokenizer_->Encode(rows_[row].text, /*parse_special=*/true);
-    ids.insert(ids.end(), text.begin(), text.end());
+    std::vector<int32_t> ids = tokenizer_->EncodeWhole(rows_[row].text, /*parse_special=*/true);
     CheckIds(ids, row);
     return ids;
   }

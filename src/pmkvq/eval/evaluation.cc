@@ -14,6 +14,7 @@
 #include "pmkvq/base/threads.h"
 #include "pmkvq/eval/code_problem.h"
 #include "pmkvq/eval/grader.h"
+#include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/methods/spec.h"
@@ -159,18 +160,10 @@ std::optional<FinishReason> WhyPromptIsTooLong(const Engine& engine, int64_t pro
 
 std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
                                   const ProblemRow& problem) {
-  std::vector<int32_t> ids =
-      tokenizer.Encode(chat_template.Render({{"user", problem.problem}}, true));
   if (chat_template.IsNone()) {
-    ids.insert(ids.begin(), tokenizer.prefix_ids().begin(), tokenizer.prefix_ids().end());
+    return tokenizer.EncodeWhole(problem.problem, /*parse_special=*/false);
   }
-  return ids;
-}
-
-std::string HashOfFile(const std::string& path) {
-  Hash128 hash;
-  hash.Update(ReadFile(path));
-  return hash.HexDigest();
+  return tokenizer.Encode(chat_template.Render({{"user", problem.problem}}, true));
 }
 
 std::string HashOf(const std::vector<ProblemRow>& problems) {
@@ -199,7 +192,7 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   settings.benchmark = benchmark.name;
   settings.model_identity = model.checkpoint().Identity();
   settings.kv = kv.spec;
-  if (!plan_path.empty()) settings.plan_hash = HashOfFile(plan_path);
+  if (!plan_path.empty()) settings.plan_hash = HashFile(plan_path);
   const auto add = [&](const char* option, const auto& value) {
     settings.options.emplace_back(option, fmt::format("{}", value));
   };
@@ -209,7 +202,7 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   add("--data", HashOf(benchmark.problems));
   // Files that the SPEC names may change under the same name.
   for (const auto& [key, value] : ParseMethodSpec(kv.spec).keys) {
-    if (FileExists(value)) settings.options.emplace_back("--kv " + key, HashOfFile(value));
+    if (FileExists(value)) settings.options.emplace_back("--kv " + key, HashFile(value));
   }
   // Left out for the default, so that runs made before there was a choice can go on.
   if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
