@@ -12,6 +12,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/nearest_name.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/base/threads.h"
 #include "support/expect_error.h"
@@ -35,16 +36,72 @@ TEST(ByteSize, ParsesWhatPeopleWrite) {
       {"2MB", 2'000'000},
       {"0.5GB", 500'000'000},
       {"1e3", 1000},
+      {"1e1 KiB", 10240},
+      {"10 ", 10},
+      {"6MiB ", 6 << 20},
+      {"1TiB", 1ll << 40},
+      {"0.5t", 1ll << 39},
+      {"2 tb", 2'000'000'000'000},
+      {"1024TiB", kMaxByteSize},
+      {"010", 10},
   };
   for (const auto& [text, bytes] : cases) EXPECT_EQ(ParseByteSize(text, "size"), bytes) << text;
 }
 
 TEST(ByteSize, NamesTheOptionAndTheText) {
-  for (const char* text : {"", "x", "-1", "-1MiB", "6TiB", "6MiBx", "inf", "nan", "1e999", "0.5",
-                           "1.5B", "9e18k", "MiB", " 6", "0x10"}) {
+  for (const char* text :
+       {"",    "x",      "-1",    "-1MiB",       "-0",      "6PiB",     "6MiBx", "inf",
+        "nan", "1e999",  "0.5",   "1.5B",        "9e18k",   "MiB",      " 6",    "0x10",
+        "1e",  "1,5MiB", "+6MiB", "9000000000G", "1025TiB", "1e-400MiB"}) {
     ExpectError<InvalidInput>([&] { ParseByteSize(text, "--kv-budget"); },
                               {"[--kv-budget]", std::string("'") + text + "'", "MiB"});
   }
+}
+
+TEST(ByteSize, BareNumbersCountWhatTheCallerSays) {
+  for (const auto& [text, bytes] : std::vector<std::pair<const char*, int64_t>>{{"10", 10 << 20},
+                                                                                {"1e1", 10 << 20},
+                                                                                {"10.0", 10 << 20},
+                                                                                {"10 ", 10 << 20},
+                                                                                {"0.5", 1 << 19},
+                                                                                {"10B", 10},
+                                                                                {"10KiB", 10240}}) {
+    EXPECT_EQ(ParseByteSize(text, "size", BareSize::kMib), bytes) << text;
+  }
+}
+
+TEST(ByteSize, SaysThatASizeIsTooLarge) {
+  for (const char* text : {"9000000000G", "1e999", "1025TiB", "99999999999999999999"}) {
+    ExpectError<InvalidInput>([&] { ParseByteSize(text, "--kv-budget"); }, {"too large"});
+  }
+}
+
+TEST(ByteSize, KnowsUnits) {
+  for (const char* text : {"6B", "6MiB", "6 k", "1e3T"}) EXPECT_TRUE(HasByteUnit(text)) << text;
+  for (const char* text : {"6", "1e1", "1E1", "6.5 "}) EXPECT_FALSE(HasByteUnit(text)) << text;
+}
+
+TEST(NearestName, FindsMisspellings) {
+  const std::vector<std::string> names = {"--temperature", "--model", "--max-len", "--max-tokens",
+                                          "--kv",          "pm-kvq",  "static-4",  "attention"};
+  for (const auto& [found, expected] :
+       std::vector<std::pair<const char*, const char*>>{{"--tempurature", "--temperature"},
+                                                        {"--modle", "--model"},
+                                                        {"--max_tokens", "--max-tokens"},
+                                                        {"--MaxLen", "--max-len"},
+                                                        {"PM-KVQ", "pm-kvq"},
+                                                        {"pmkvq", "pm-kvq"},
+                                                        {"static4", "static-4"},
+                                                        {"attn", "attention"},
+                                                        {"zzz", ""},
+                                                        {"--gpu-memory-utilization", ""},
+                                                        {"", ""},
+                                                        {"--", ""}}) {
+    EXPECT_EQ(NearestName(found, names), expected) << found;
+  }
+  EXPECT_EQ(NearestName(std::string(100000, 'x'), names), "");
+  EXPECT_EQ(DidYouMean("pmkvq", names), ": did you mean pm-kvq?");
+  EXPECT_EQ(DidYouMean("zzz", names), "");
 }
 
 TEST(ByteSize, Formats) {
