@@ -3,6 +3,9 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/allocate.h"
 #include "pmkvq/calib/sensitivity_file.h"
@@ -20,10 +23,20 @@ struct Options {
   std::string json;
 };
 
+// A plan is what people take for it: both are JSON files of calibration.
+SensitivityFile LoadSensitivityOnly(const std::string& path) {
+  if (IsPlanFile(path)) {
+    throw InvalidInput(path,
+                       "is a plan, expected the file of pmkvq sensitivity --json; to allocate anew "
+                       "from a plan: pmkvq calibrate --from " +
+                           path);
+  }
+  return LoadSensitivity(path);
+}
+
 void AllocateBits(const Options& options) {
-  CheckWritable(options.json);
   AllocationOptions allocation = options.allocation.Resolve();
-  const SensitivityFile file = LoadSensitivity(options.sensitivity);
+  const SensitivityFile file = LoadSensitivityOnly(options.sensitivity);
   KvGeometry& geometry = allocation.cache.geometry;
   if (!options.model.empty()) {
     const ModelConfig config = LoadModelConfig(options.model);
@@ -73,21 +86,28 @@ void AddAllocate(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("allocate", "choose bit widths per block under a memory budget, exactly");
-  auto* model = command->add_option("--model", options->model, "model folder");
+  auto* model =
+      NamesFile(command->add_option("--model", options->model, "model folder"), FileKind::kModel);
   command->add_option("--kv-dim", options->kv_dim, "KV heads x head_dim, instead of a model")
-      ->check(CLI::Range(1, 1 << 20))
+      ->transform(WholeNumber(1, 1 << 20))
       ->excludes(model);
-  command
-      ->add_option("--sensitivity", options->sensitivity, "file made by pmkvq sensitivity --json")
-      ->required();
+  NamesFile(command
+                ->add_option("--sensitivity", options->sensitivity,
+                             "file made by pmkvq sensitivity --json")
+                ->required(),
+            FileKind::kInput);
   options->allocation.Register(*command);
-  command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
-  command->callback([options] {
+  AddJson(*command, options->json, "write the result as JSON");
+  AddExamples(*command, {"pmkvq allocate --model models/longcot-10m --sensitivity s.json "
+                         "--memory-budget 5MiB --max-len 4096",
+                         "pmkvq allocate --kv-dim 1024 --reference-accounting --sensitivity s.json "
+                         "--memory-budget 1024 --json -"});
+  command->parse_complete_callback([options] {
     if (options->model.empty() && options->kv_dim == 0) {
       throw CLI::RequiredError("--model or --kv-dim");
     }
-    AllocateBits(*options);
   });
+  command->callback([options] { AllocateBits(*options); });
 }
 
 }  // namespace pmkvq::cli

@@ -4,6 +4,9 @@
 #include <fmt/format.h>
 
 #include "commands.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "page_origin.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/analysis/placement.h"
@@ -13,19 +16,17 @@
 namespace pmkvq::cli {
 
 void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) {
-  command.add_option("--model", model, "model folder")->required();
-  command.add_option("--data", data, data_text);
+  NamesFile(command.add_option("--model", model, "model folder")->required(), FileKind::kModel);
+  NamesFile(command.add_option("--data", data, data_text), FileKind::kInput);
   chat_template.Register(command);
   command.add_flag("--quick", quick, "small sizes: shows that it works, not what is true");
-  command.add_option("--json", json, "write the result as JSON (- for stdout)");
-  command.add_option("--html", html, "write one self-contained page with charts");
+  AddJson(command, json, "write the result as JSON");
+  NamesFile(command.add_option("--html", html, "write one self-contained page with charts"),
+            FileKind::kOutput);
 }
 
 void AnalysisOptions::CheckOutputs() const {
   if (json.empty() && html.empty()) throw CLI::RequiredError("--json or --html");
-  CheckFileName(html, "--html");
-  CheckWritable(json);
-  CheckWritable(html);
 }
 
 PageOrigin AnalysisOptions::Origin(const std::string& plan) const {
@@ -62,18 +63,16 @@ void PlacementOptions::Register(CLI::App& command, const std::string& max_len_te
   command
       .add_option("--chunk", chunk,
                   "tokens per step of the evaluation; 1 is exactly what decoding does")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();
-  command.add_option("--threads", threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  AddThreads(command, threads);
   allocation.allocation.max_len = 0;
   allocation.Register(command);
   command.get_option("--memory-budget")
       ->required(false)
       ->description(
-          "for one sequence, all blocks: MiB, or a size with its unit (default: a quarter of the "
-          "blocks at the widest choice, the others at the narrowest)");
+          "for one sequence, all blocks: 4.75MiB, 512KiB; without a unit: MiB (default: a quarter "
+          "of the blocks at the widest choice, the others at the narrowest)");
   command.get_option("--max-len")->description(max_len_text)->default_str("");
 }
 
@@ -96,6 +95,9 @@ void AddAnalyze(CLI::App& app, int argc, const char* const* argv) {
   CLI::App* analyze = app.add_subcommand(
       "analyze", "experiments: error growth along a chain, transfer between tasks, interpolation");
   analyze->require_subcommand(1);
+  AddExamples(*analyze,
+              {"pmkvq analyze error-growth --model models/longcot-10m --quick --html growth.html",
+               "pmkvq analyze transfer --help"});
   const std::string command_line = CommandLineOf(argc, argv);
   AddErrorGrowth(*analyze, command_line);
   AddTransfer(*analyze, command_line);

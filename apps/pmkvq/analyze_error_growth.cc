@@ -4,6 +4,9 @@
 #include <algorithm>
 
 #include "analyze.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/analysis/equal_bytes.h"
@@ -121,7 +124,7 @@ void Run(Options options) {
                       std::min(kFullMaxLen, model->config().max_position_embeddings), kQuickMaxLen);
   // One group of options for all methods; some leave a part of it unused, and say so in --help.
   options.kv.spec = "pm-kvq";
-  const EngineOptions engine = options.kv.Resolve(1);
+  const EngineOptions engine = options.kv.Resolve(1, options.specs);
   CheckPlan(engine, *model);
 
   const auto requirements = [&](int64_t num_tokens) {
@@ -173,35 +176,37 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line) {
                            "problems, .jsonl (default: problems.jsonl in the model folder)");
   command->add_option("--problem", options->problem,
                       "id of a problem (default: the longest whose chain fits --max-len)");
-  CLI::Option* prompt =
-      command->add_option("--prompt", options->prompt, "text file with the problem, instead");
+  CLI::Option* prompt = NamesFile(
+      command->add_option("--prompt", options->prompt, "text file with the problem, instead"),
+      FileKind::kInput);
   prompt->excludes("--problem");
-  command->add_option("--chain", options->chain,
-                      "text file with the chain (default: what fp16 answers, greedily)");
+  NamesFile(command->add_option("--chain", options->chain,
+                                "text file with the chain (default: what fp16 answers, greedily)"),
+            FileKind::kInput);
   command
       ->add_option("--max-tokens", options->max_tokens,
                    "tokens of the chain (0: all that fit --max-len)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str();
   command
       ->add_option("--stride", options->stride,
                    "compare attention every so many tokens (reads all stored keys)")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();
   command->add_option("--bins", options->bins, "means over position, for charts and fits")
-      ->check(CLI::Range(1, 1000))
+      ->transform(WholeNumber(1, 1000))
       ->capture_default_str();
   options->kv.Register(*command);
   // The group is for one method; here there are several.
-  const std::string methods = command->get_option("--kv")->get_description();
   command->remove_option(command->get_option("--kv"));
   command->remove_option(command->get_option("--recipe"));
   command
-      ->add_option(
-          "--kv", options->specs,
-          "may be given several times; default: static widths, kivi, rtn and pm-kvq inside "
-          "the same bytes, those of --kv-budget or --plan, else what 2 bits take\n" +
-              methods)
+      ->add_option("--kv", options->specs,
+                   "may be given several times; default: static widths, kivi, rtn and pm-kvq "
+                   "inside the same bytes, those of --kv-budget or --plan, else what 2 bits take; " +
+                       KvHelp())
+      ->type_name("SPEC")
+      ->transform(KnownMethod())
       ->group("KV cache");
   // After --kv, whose values replace the list.
   AddRecipe(*command, [options](const std::string& spec) { options->specs.push_back(spec); });
@@ -210,6 +215,9 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line) {
           fmt::format("the chain must fit, and budgets by width are for so many tokens (0: the "
                       "chain fits {}, budgets are for its length)",
                       kFullMaxLen));
+  AddExamples(*command,
+              {"pmkvq analyze error-growth --model models/longcot-10m --quick --html growth.html",
+               "pmkvq analyze error-growth --model MODEL --kv static-4 --kv kivi --json -"});
   command->callback([options] { Run(*options); });
 }
 

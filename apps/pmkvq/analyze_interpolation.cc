@@ -5,6 +5,9 @@
 #include <map>
 
 #include "analyze.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/analysis/interpolation.h"
 #include "pmkvq/eval/analysis/placement.h"
@@ -33,16 +36,7 @@ struct Options {
 
 // Distinct positive numbers, ascending.
 std::vector<int64_t> ParseList(const std::string& text, const char* option, int64_t least) {
-  std::vector<int64_t> values;
-  for (const int32_t value : ParseIds(text, option)) {
-    if (value < least) {
-      throw InvalidInput(option, fmt::format("found {}, expected {} or more", value, least));
-    }
-    values.push_back(value);
-  }
-  if (values.empty()) {
-    throw InvalidInput(option, fmt::format("found '{}', expected numbers like 1,2,4", text));
-  }
+  std::vector<int64_t> values = ParseWholeNumbers(text, option, least, kMostTokens);
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());
   return values;
@@ -166,30 +160,35 @@ void AddInterpolation(CLI::App& analyze, const std::string& command_line) {
   options->common.Register(*command,
                            "problems with reference_chain to evaluate on, .jsonl (default: "
                            "problems.jsonl in the model folder)");
-  command->add_option("--dataset", options->dataset,
-                      "calibration texts: .jsonl (text or input_ids) or .txt (default: "
-                      "calibration.jsonl in the model folder)");
+  NamesFile(command->add_option("--dataset", options->dataset,
+                                "calibration texts: .jsonl (text or input_ids) or .txt (default: "
+                                "calibration.jsonl in the model folder)"),
+            FileKind::kInput);
   command
       ->add_option("--pack", options->pack,
                    "concat: cut the joined texts; single: one text per sample")
-      ->check(CLI::IsMember({"concat", "single"}))
+      ->transform(OneOf({"concat", "single"}))
       ->capture_default_str();
   command->add_option("--factors", options->factors,
                       "position distances between tokens (default: 1,2,4,8,16,32)");
   command->add_option("--seq-len", options->seq_lens,
                       "tokens per calibration sequence, one or more (default: 1024,2048)");
   command->add_option("--n-samples", options->num_samples, "sequences of each length (0: 2)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(WholeNumber(0));
   command
       ->add_option("--n-texts", options->num_texts,
                    "texts to evaluate on, per task: the longest that fit --max-len (0: 1)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(WholeNumber(0));
   command->add_option("--grid", options->grid, "grid points of the scale search (0: 20)")
-      ->check(CLI::Range(0, 1000));
+      ->transform(WholeNumber(0, 1000));
   command->add_option("--seed", options->seed, "seed of the shuffle of calibration texts")
       ->capture_default_str();
   options->placement.Register(
       *command, "tokens that the budget is for, and of the longest text (default: 4096)");
+  AddExamples(
+      *command,
+      {"pmkvq analyze interpolation --model models/longcot-10m --quick --html page.html",
+       "pmkvq analyze interpolation --model MODEL --factors 1,2,4 --seq-len 1024 --json -"});
   command->callback([options] { Run(*options); });
 }
 

@@ -5,6 +5,9 @@
 #include <map>
 
 #include "analyze.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/analysis/placement.h"
 #include "pmkvq/eval/analysis/transfer.h"
@@ -162,17 +165,23 @@ void AddTransfer(CLI::App& analyze, const std::string& command_line) {
   command->add_option("--max-level", options->max_level, "of --data: greatest level")
       ->capture_default_str();
   command->add_option("--n-samples", options->num_samples, "calibration sequences per task (0: 8)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(WholeNumber(0));
   command
       ->add_option("--n-texts", options->num_texts,
                    "evaluation texts per task, of other rows (0: 4)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(WholeNumber(0));
   command
       ->add_option("--seq-len", options->seq_len,
                    "tokens per calibration sequence; evaluation texts are cut here, too (0: 2048)")
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--plan", options->plan, "use this plan's key scales in every cache");
+      ->transform(WholeNumber(0, kMostTokens));
+  NamesFile(
+      command->add_option("--plan", options->plan, "use this plan's key scales in every cache"),
+      FileKind::kInput);
   options->placement.Register(*command, "tokens that the budget is for (default: --seq-len)");
+  AddExamples(
+      *command,
+      {"pmkvq analyze transfer --model models/longcot-10m --quick --html transfer.html",
+       "pmkvq analyze transfer --model MODEL --task maths=a.jsonl --task code=b.jsonl --json -"});
   command->callback([options] { Run(*options); });
 }
 

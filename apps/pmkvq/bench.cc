@@ -9,6 +9,9 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/bench/shapes.h"
 #include "pmkvq/kv/cache_config.h"
 #include "terminal.h"
@@ -35,15 +38,13 @@ class Command {
  public:
   Command(CLI::App& parent, const char* name, const std::string& text)
       : options_(std::make_shared<Options>()), command_(parent.add_subcommand(name, text)) {
-    command_->add_option("--threads", options_->threads, "worker threads (0: all processors)")
-        ->check(CLI::NonNegativeNumber)
-        ->capture_default_str();
+    AddThreads(*command_, options_->threads);
     command_
         ->add_option("--repeat", options_->bench.repeat,
                      "rounds; each measures every row and every ceiling once")
-        ->check(CLI::PositiveNumber)
+        ->transform(WholeNumber(1, 1 << 20))
         ->capture_default_str();
-    command_->add_option("--json", options_->json, "write the result as JSON (- for stdout)");
+    AddJson(*command_, options_->json, "write the result as JSON");
   }
 
   Options& options() { return *options_; }
@@ -53,39 +54,42 @@ class Command {
     command_
         ->add_option("--shape", options_->bench.shape,
                      fmt::format("shape of the model: {}", fmt::join(ShapeNames(), ", ")))
+        ->transform(OneOf(ShapeNames()).description(""))
         ->capture_default_str();
     command_->add_option("--layers", options_->bench.layers, "blocks " + layers_text)
-        ->check(CLI::NonNegativeNumber);
+        ->transform(WholeNumber(0, 1 << 16));
   }
 
   void AddDepths(std::vector<int64_t> defaults, const std::string& text) {
     options_->bench.depths = std::move(defaults);
-    command_->add_option("--depth", options_->bench.depths, text)
-        ->delimiter(',')
-        ->check(CLI::NonNegativeNumber)
-        ->default_str(fmt::format("{}", fmt::join(options_->bench.depths, ",")));
+    AddWholeNumbers(*command_, "--depth", options_->bench.depths, text, 0, kMostTokens);
   }
 
   void AddBits(std::vector<int> defaults) {
     options_->bench.bits = std::move(defaults);
-    command_->add_option("--bits", options_->bench.bits, "widths of the stored pages, 16,8,4,2")
-        ->delimiter(',')
-        ->check(CLI::IsMember({16, 8, 4, 2}))
+    const auto read = [options = options_.get()](const std::vector<std::string>& texts) {
+      options->bench.bits.clear();
+      for (const std::string& text : texts) {
+        const std::vector<int> widths = ParseWidths(text, "--bits");
+        options->bench.bits.insert(options->bench.bits.end(), widths.begin(), widths.end());
+      }
+    };
+    command_
+        ->add_option_function<std::vector<std::string>>("--bits", read,
+                                                        "widths of the stored pages, 16,8,4,2")
+        ->type_name("INT,...")
         ->default_str(fmt::format("{}", fmt::join(options_->bench.bits, ",")));
   }
 
   void AddBatches(std::vector<int64_t> defaults, const std::string& text) {
     options_->bench.batches = std::move(defaults);
-    command_->add_option("--batch", options_->bench.batches, text)
-        ->delimiter(',')
-        ->check(CLI::PositiveNumber)
-        ->default_str(fmt::format("{}", fmt::join(options_->bench.batches, ",")));
+    AddWholeNumbers(*command_, "--batch", options_->bench.batches, text, 1, kMostBatch);
   }
 
   void AddAttention() {
     command_
-        ->add_option("--attention", options_->attention,
-                     "how a new token attends to packed pages: fast or accurate")
+        ->add_option("--attention", options_->attention, "how a new token attends to packed pages")
+        ->transform(OneOf({"accurate", "fast"}))
         ->capture_default_str();
   }
 
@@ -93,13 +97,16 @@ class Command {
     command_
         ->add_option("--weights", options_->weights,
                      "as-stored (bf16), or q8: int8 groups, made from it at the start")
+        ->transform(OneOf({"as-stored", "q8"}))
         ->capture_default_str();
   }
 
   // Runs `measure` after parsing and shows what it found.
   void OnRun(std::function<BenchReport(const Options&)> measure) {
+    AddExamples(*command_, {fmt::format("pmkvq bench {}", command_->get_name()),
+                            fmt::format("pmkvq bench {} --repeat 3 --threads 1 --json -",
+                                        command_->get_name())});
     command_->callback([options = options_, measure = std::move(measure)] {
-      CheckWritable(options->json);
       ProgressBar progress;
       options->bench.num_threads = ResolveThreads(options->threads);
       options->bench.attention = ParseAttentionMode(options->attention);
@@ -149,11 +156,11 @@ void AddPrefillBench(CLI::App& bench) {
   command.options().bench.batches = {1};
   command.app()
       .add_option("--tokens", command.options().tokens, "tokens to prefill")
-      ->check(CLI::Range(2, 65536))
+      ->transform(WholeNumber(2, 65536))
       ->capture_default_str();
   command.app()
       .add_option("--chunk", command.options().chunk, "tokens per forward pass")
-      ->check(CLI::Range(2, 65536))
+      ->transform(WholeNumber(2, 65536))
       ->capture_default_str();
   command.OnRun([](const Options& options) {
     return BenchPrefill(options.bench, options.tokens, options.chunk);
@@ -175,11 +182,11 @@ void AddHalveBench(CLI::App& bench) {
   Command command(bench, "halve", "halving of stored pages, and how long a token waits for it");
   command.AddShape("(0: 4 for the speed, all of the shape for the wait)");
   command.AddDepths({16384}, "stored tokens whose pages are halved");
-  command.app().get_option("--depth")->expected(1);
+  command.app().get_option("--depth")->expected(1)->transform(WholeNumber(0, kMostTokens));
   command.app()
       .add_option("--budget-tokens", command.options().budget_tokens,
                   "the wait: tokens that the budget holds at 16 bits")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();
   command.OnRun(
       [](const Options& options) { return BenchHalving(options.bench, options.budget_tokens); });
@@ -190,18 +197,20 @@ void AddCalibrateBench(CLI::App& bench) {
   Options& options = command.options();
   options.bench.repeat = 1;
   options.calibration.model = "models/longcot-10m";
-  command.app()
-      .add_option("--model", options.calibration.model, "model folder")
-      ->capture_default_str();
-  command.app().add_option("--dataset", options.calibration.dataset,
-                           "texts (default: calibration.jsonl in the model's folder)");
+  NamesFile(command.app()
+                .add_option("--model", options.calibration.model, "model folder")
+                ->capture_default_str(),
+            FileKind::kModel);
+  NamesFile(command.app().add_option("--dataset", options.calibration.dataset,
+                                     "texts (default: calibration.jsonl in the model's folder)"),
+            FileKind::kInput);
   command.app()
       .add_option("--n-samples", options.calibration.num_samples, "samples")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1))
       ->capture_default_str();
   command.app()
       .add_option("--seq-len", options.calibration.seq_len, "tokens per sample")
-      ->check(CLI::Range(2, 1 << 20))
+      ->transform(WholeNumber(2, 1 << 20))
       ->capture_default_str();
   command.OnRun(
       [](const Options& given) { return BenchCalibration(given.bench, given.calibration); });
@@ -213,6 +222,8 @@ void AddBench(CLI::App& app) {
   CLI::App* bench = app.add_subcommand(
       "bench", "speed of kernels and of whole steps, against this machine's measured ceilings");
   bench->require_subcommand(1);
+  AddExamples(*bench, {"pmkvq bench attention --depth 4096,16384 --bits 16,4",
+                       "pmkvq bench decode --shape qwen2-7b --attention fast --json -"});
   AddAttentionBench(*bench);
   AddGemvBench(*bench);
   AddPrefillBench(*bench);

@@ -1,8 +1,11 @@
 #include "benchmark_options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "common_options.h"
+#include "file_options.h"
+#include "option_values.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -10,28 +13,26 @@ namespace {
 // Long chains finish rarely; the bar moves on with their tokens.
 constexpr int64_t kTokensPerUpdate = 16;
 
-std::string BenchmarkHelp() {
-  std::string text = "what to solve:";
-  for (const BenchmarkInfo& info : ListBenchmarks()) {
-    text += "\n  " + info.name + ": " + info.description;
-  }
-  return text;
+std::vector<std::string> BenchmarkNames() {
+  std::vector<std::string> names;
+  for (const BenchmarkInfo& info : ListBenchmarks()) names.push_back(info.name);
+  return names;
 }
 
 void RegisterSelection(CLI::App& command, ProblemSelection& selection) {
   const std::string group = "Problems";
   command.add_option("--start", selection.start, "first problem, counted from 0")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0))
       ->capture_default_str()
       ->group(group);
   command.add_option("--end", selection.end, "one past the last problem")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0))
       ->default_str("all")
       ->group(group);
   command
       .add_option("--per-cell", selection.per_cell,
                   "only so many of each task and level (0: all); --start and --end count these")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0))
       ->capture_default_str()
       ->group(group);
   command.add_option("--min-level", selection.min_level, "least level")
@@ -45,23 +46,30 @@ void RegisterSelection(CLI::App& command, ProblemSelection& selection) {
 }  // namespace
 
 void BenchmarkCommandOptions::Register(CLI::App& command) {
-  command.add_option("--model", model, "model folder");
-  command.add_option("--benchmark", benchmark, BenchmarkHelp())->capture_default_str();
-  command.add_option("--data", data, "file or folder of the benchmark");
+  NamesFile(command.add_option("--model", model, "model folder"), FileKind::kModel);
+  const std::vector<std::string> names = BenchmarkNames();
+  command
+      .add_option("--benchmark", benchmark,
+                  fmt::format("what to solve: {} (docs/formats.md)", fmt::join(names, ", ")))
+      ->type_name("NAME")
+      ->transform(OneOf(names).description(""))
+      ->capture_default_str();
+  NamesFile(command.add_option("--data", data, "file or folder of the benchmark"),
+            FileKind::kInputs);
   command.add_option("--batch", batch, "responses decoded together")
-      ->check(CLI::Range(1, 4096))
+      ->transform(WholeNumber(1, kMostBatch))
       ->capture_default_str();
   chat_template.Register(command);
   RegisterSelection(command, selection);
   const std::string group = "Sampling";
   command.add_option("-n,--n-responses", num_responses, "responses to each problem")
-      ->check(CLI::Range(1, 4096))
+      ->transform(WholeNumber(1, kMostBatch))
       ->default_str("16; longcot, jsonl: 1")
       ->group(group);
   command
       .add_option("--max-tokens", max_tokens,
                   "output tokens (0: by the reference chain, or as many as fit)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->default_str("32768; longcot, jsonl: 0")
       ->group(group);
   sampling.Register(command, "0.6; longcot, jsonl: 0", "0.95; longcot, jsonl: 1",
@@ -84,6 +92,7 @@ EvaluationOptions BenchmarkCommandOptions::Resolve(const EngineOptions& engine,
   evaluation.engine = engine;
   evaluation.chat_template = ResolveChatTemplate(chat_template, model);
   evaluation.sampling = sampling.Resolve(protocol.temperature, protocol.top_p);
+  sampling.WarnOfUnused(protocol.temperature);
   evaluation.seed = sampling.seed;
   evaluation.num_responses = num_responses.value_or(protocol.num_responses);
   evaluation.max_tokens = max_tokens.value_or(protocol.max_tokens);

@@ -5,6 +5,10 @@
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "kv_effects.h"
+#include "option_values.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/methods/registry.h"
@@ -32,9 +36,10 @@ struct Options {
 
 void RunPlan(const Options& options) {
   if (!options.plan.ends_with(".json")) {
-    throw InvalidInput("--plan", "found '" + options.plan + "', expected a name ending in .json");
+    throw CLI::ValidationError("--plan",
+                               "found '" + options.plan + "', expected a name ending in .json");
   }
-  CheckWritable(options.plan);
+  const bool replaces = FileExists(options.plan);
   Plan plan;
   if (!options.from.empty()) {
     plan = Reallocate(LoadPlan(options.from), options.allocation.Resolve());
@@ -62,13 +67,11 @@ void RunPlan(const Options& options) {
                       "goes on from there");
     }
   }
-  PrintError(FormatPlan(plan) + "wrote " + options.plan);
+  PrintError(FormatPlan(plan) + (replaces ? "replaced " : "wrote ") + options.plan);
 }
 
 void RunMethod(const Options& options) {
   CheckIsCalibrated(options.kv);
-  CheckWritable(options.out);
-  CheckFileName(options.out, "--out");
   const CalibrationRun run({.model = options.model,
                             .samples = options.data.Resolve(),
                             .threads = options.threads,
@@ -98,8 +101,8 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
   };
   const auto refuse = [&](const char* name) {
     if (command.count(name) == 0) return;
-    throw InvalidInput(name, fmt::format("does not go with --kv {}, expected {}", options.kv,
-                                         makes_plan ? "--plan" : "--out"));
+    throw CLI::ValidationError(name, fmt::format("does not go with --kv {}, expected {}",
+                                                 options.kv, makes_plan ? "--plan" : "--out"));
   };
   if (options.from.empty()) {
     require(makes_plan ? "--model (or --from)" : "--model", !options.model.empty());
@@ -110,6 +113,12 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
     refuse("--out");
     require("--plan", !options.plan.empty());
     require("--memory-budget", !options.allocation.memory_budget.empty());
+    if (!options.from.empty()) {
+      WarnWithoutEffect(command,
+                        {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len",
+                         "--seed", "--k-bits", "--v-bits", "--no-key-scales", "--threads"},
+                        "--from takes the measurements of a plan");
+    }
     RunPlan(options);
   } else {
     for (const char* name : {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len",
@@ -138,17 +147,25 @@ void AddCalibrate(CLI::App& app) {
       "calibrate",
       "measure, search and allocate in one go, and write a plan (or, with --kv of another method, "
       "what that method is calibrated with); a rerun resumes");
-  auto* model = command->add_option("--model", options->model, "model folder");
+  auto* model =
+      NamesFile(command->add_option("--model", options->model, "model folder"), FileKind::kModel);
   command
       ->add_option("--kv", options->kv,
                    "what is calibrated, NAME[:key=value[+key=value]]: pm-kvq makes a plan; a file "
                    "for the key from= is made for" +
                        CalibratedMethods().substr(1))
+      ->type_name("SPEC")
+      ->transform(KnownMethod())
       ->capture_default_str();
-  command->add_option("--out", options->out, "with --kv of another method: file to write");
-  command->add_option("--plan", options->plan, "plan file to write (.json)");
-  auto* from = command->add_option("--from", options->from,
-                                   "take the measurements of this plan and only allocate anew");
+  NamesFile(
+      command->add_option("--out", options->out, "with --kv of another method: file to write"),
+      FileKind::kOutput);
+  NamesFile(command->add_option("--plan", options->plan, "plan file to write (.json)"),
+            FileKind::kOutput);
+  auto* from =
+      NamesFile(command->add_option("--from", options->from,
+                                    "take the measurements of this plan and only allocate anew"),
+                FileKind::kInput);
   from->excludes(model);
   options->data.Register(*command);
   RefuseQuantizedWeights(*command);
@@ -156,15 +173,19 @@ void AddCalibrate(CLI::App& app) {
   options->allocation.Register(*command);
   command->get_option("--memory-budget")->required(false);
   command->add_option("--k-bits", options->rep_scales.k_bits, "width of keys in the scale search")
-      ->check(CLI::IsMember({8, 4, 2}))
+      ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_option("--v-bits", options->rep_scales.v_bits, "width of values in the scale search")
-      ->check(CLI::IsMember({8, 4, 2}))
+      ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_flag("--no-key-scales", options->no_key_scales, "do not search key scales");
-  command->add_option("--threads", options->threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  AddThreads(*command, options->threads);
+  AddExamples(
+      *command,
+      {"pmkvq calibrate --model models/longcot-10m --dataset models/longcot-10m/calibration.jsonl "
+       "--n-samples 4 --seq-len 512 --memory-budget 5MiB --max-len 4096 --plan plan.json",
+       "pmkvq calibrate --from models/longcot-10m/plan.json --separate-kv "
+       "--memory-budget 5MiB --max-len 4096 --plan split.json"});
   command->callback([options, command] { RunCalibrate(*options, *command); });
 }
 

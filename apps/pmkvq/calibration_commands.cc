@@ -4,6 +4,9 @@
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/calib/scale_files.h"
@@ -23,12 +26,12 @@ struct StepOptions {
   int threads = 0;
 
   void Register(CLI::App& command) {
-    command.add_option("--model", model, "model folder")->required();
-    command.add_option("--checkpoint", checkpoint,
-                       "file for partial results; a rerun after an interrupt resumes from it");
-    command.add_option("--threads", threads, "worker threads (0: all processors)")
-        ->check(CLI::NonNegativeNumber)
-        ->capture_default_str();
+    NamesFile(command.add_option("--model", model, "model folder")->required(), FileKind::kModel);
+    NamesFile(
+        command.add_option("--checkpoint", checkpoint,
+                           "file for partial results; a rerun after an interrupt resumes from it"),
+        FileKind::kOutput);
+    AddThreads(command, threads);
     data.Register(command);
     RefuseQuantizedWeights(command);
   }
@@ -44,7 +47,6 @@ struct SensitivityOptions {
 };
 
 void RunSensitivity(const SensitivityOptions& options) {
-  CheckWritable(options.json);
   const CalibrationRun run(options.step.Resolve());
   SensitivityFile file;
   file.sensitivity = MeasureSensitivity(run.context());
@@ -62,7 +64,6 @@ struct MaxKeysOptions {
 };
 
 void RunMaxKeys(const MaxKeysOptions& options) {
-  CheckWritable(options.out);
   const CalibrationRun run(options.step.Resolve());
   WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(run.context()),
                  run.model().checkpoint().Identity(), options.out);
@@ -77,8 +78,6 @@ struct RepScalesOptions {
 };
 
 void RunRepScales(const RepScalesOptions& options) {
-  CheckWritable(options.out);
-  CheckWritable(options.json);
   const CalibrationRun run(options.step.Resolve());
   const std::vector<Tensor> max_keys =
       ReadScaleFile(ScaleFileKind::kMaxKeys, run.model().kv_geometry(),
@@ -108,7 +107,11 @@ void AddSensitivity(CLI::App& app) {
       "sensitivity",
       "first-order sensitivity of the loss to K and V quantisation, per block and width");
   options->step.Register(*command);
-  command->add_option("--json", options->json, "output file (- for stdout)")->required();
+  AddJson(*command, options->json, "output file")->required();
+  AddExamples(*command, {"pmkvq sensitivity --model models/longcot-10m --n-samples 2 --seq-len 256 "
+                         "--dataset models/longcot-10m/calibration.jsonl --json s.json",
+                         "pmkvq sensitivity --model MODEL --dataset texts.jsonl --n-samples 32 "
+                         "--seq-len 2048 --checkpoint s.partial --json s.json"});
   command->callback([options] { RunSensitivity(*options); });
 }
 
@@ -117,7 +120,14 @@ void AddMaxKeys(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("max-keys", "largest key magnitude per block, KV head and channel pair");
   options->step.Register(*command);
-  command->add_option("--out", options->out, "safetensors file: max_keys.{block}")->required();
+  NamesFile(
+      command->add_option("--out", options->out, "safetensors file: max_keys.{block}")->required(),
+      FileKind::kOutput);
+  AddExamples(*command,
+              {"pmkvq max-keys --model models/longcot-10m --n-samples 2 --seq-len 256 "
+               "--dataset models/longcot-10m/calibration.jsonl --out max_keys.safetensors",
+               "pmkvq max-keys --model MODEL --dataset texts.jsonl --effective-len 8192 "
+               "--out max_keys.safetensors"});
   command->callback([options] { RunMaxKeys(*options); });
 }
 
@@ -126,24 +136,32 @@ void AddRepScales(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("rep-scales", "search the key reparameterisation exponent of every block");
   options->step.Register(*command);
-  command->add_option("--max-keys", options->max_keys, "file made by pmkvq max-keys")->required();
+  NamesFile(command->add_option("--max-keys", options->max_keys, "file made by pmkvq max-keys")
+                ->required(),
+            FileKind::kInput);
   command->add_option("--k-bits", options->search.k_bits, "width of keys in the search")
-      ->check(CLI::IsMember({8, 4, 2}))
+      ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_option("--v-bits", options->search.v_bits, "width of values in the search")
-      ->check(CLI::IsMember({8, 4, 2}))
+      ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_option("--grid", options->search.grid, "grid points: alpha = 1 - n / grid")
-      ->check(CLI::Range(1, 1000))
+      ->transform(WholeNumber(1, 1000))
       ->capture_default_str();
-  command->add_option("--out", options->out, "safetensors file: rep_scales.{block}");
-  command->add_option("--json", options->json, "alpha and losses as JSON (- for stdout)");
-  command->callback([options] {
+  NamesFile(command->add_option("--out", options->out, "safetensors file: rep_scales.{block}"),
+            FileKind::kOutput);
+  AddJson(*command, options->json, "alpha and losses as JSON");
+  AddExamples(*command, {"pmkvq rep-scales --model models/longcot-10m --n-samples 2 --seq-len 256 "
+                         "--dataset models/longcot-10m/calibration.jsonl "
+                         "--max-keys max_keys.safetensors --out scales.safetensors",
+                         "pmkvq rep-scales --model MODEL --dataset texts.jsonl --grid 10 "
+                         "--max-keys max_keys.safetensors --json -"});
+  command->parse_complete_callback([options] {
     if (options->out.empty() && options->json.empty()) {
       throw CLI::RequiredError("--out or --json");
     }
-    RunRepScales(*options);
   });
+  command->callback([options] { RunRepScales(*options); });
 }
 
 }  // namespace pmkvq::cli

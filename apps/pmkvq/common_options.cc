@@ -1,6 +1,7 @@
 #include "common_options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,59 +12,53 @@
 #include <filesystem>
 #include <iostream>
 #include <iterator>
+#include <limits>
 #include <utility>
 
+#include "file_options.h"
+#include "kv_effects.h"
+#include "option_values.h"
+#include "plan_hints.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/nearest_name.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
 #include "pmkvq/methods/packed_spec.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
-namespace {
-
-// A budget that does not do what its user most likely wants: only pm-kvq steps down inside it.
-void WarnOfUnusedBudget(const KvCommandOptions& options) {
-  const std::string method = options.spec.substr(0, options.spec.find(':'));
-  const std::vector<MethodInfo> methods = ListMethods();
-  const auto info = std::find_if(methods.begin(), methods.end(), [&](const MethodInfo& candidate) {
-    return candidate.name == method;
-  });
-  // Of unknown ones there will be an error.
-  if (info == methods.end() || method == "pm-kvq") return;
-  if (!options.budget.empty()) {
-    PrintError(
-        fmt::format("warning: --kv {} does not step down: output ends where --kv-budget is "
-                    "reached; --kv pm-kvq steps down inside it",
-                    method));
-  } else if (!options.plan_path.empty()) {
-    PrintError(fmt::format("warning: --kv {} takes {}; --kv pm-kvq steps down inside its budgets",
-                           method,
-                           info->is_simulated ? "nothing from --plan"
-                                              : "the key scales of --plan only, not its budgets"));
-  }
+std::string KvHelp() {
+  std::string names;
+  for (const MethodInfo& method : ListMethods()) names += ", " + method.name;
+  return fmt::format(
+      "cache method, NAME[:key=value[+key=value]]: {}; pmkvq methods says what they "
+      "are and take",
+      names.substr(2));
 }
 
-// "4.75" (MiB) or a size with its unit, "512KiB".
-int64_t ParseMemoryBudget(const std::string& text) {
-  const bool has_unit = text.find_first_not_of("0123456789.") != std::string::npos;
-  const int64_t bytes = ParseByteSize(has_unit ? text : text + "MiB", "--memory-budget");
-  if (bytes == 0) {
-    throw InvalidInput("--memory-budget",
-                       fmt::format("found '{}', expected more than 0 bytes", text));
-  }
-  return bytes;
+CLI::Validator KnownMethod() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        std::vector<std::string> names;
+        for (const MethodInfo& method : ListMethods()) names.push_back(method.name);
+        const std::string name = text.substr(0, text.find(':'));
+        if (std::find(names.begin(), names.end(), name) != names.end()) return "";
+        const std::string guess = DidYouMean(name, names);
+        return fmt::format("unknown method '{}'", name) +
+               (guess.empty() ? fmt::format(", expected one of {}", fmt::join(names, ", "))
+                              : guess);
+      },
+      "", "method");
 }
-
-}  // namespace
 
 CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string&)> use) {
   std::string help = "a named SPEC of --kv:";
   std::vector<std::string> names;
   for (const KvRecipe& recipe : KvRecipes()) {
-    help += fmt::format("\n  {}: {}, {}", recipe.name, recipe.spec, recipe.description);
+    help += fmt::format("{} {} ({})", names.empty() ? "" : ",", recipe.name, recipe.spec);
     names.emplace_back(recipe.name);
   }
   const auto find = [use = std::move(use)](const std::string& name) {
@@ -72,48 +67,54 @@ CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string&)
     }
   };
   return command.add_option_function<std::string>("--recipe", find, help)
-      ->check(CLI::IsMember(names))
+      ->transform(OneOf(names))
       ->group("KV cache");
 }
 
 void KvCommandOptions::Register(CLI::App& command) {
-  std::string methods = "cache method, NAME[:key=value[+key=value]] (docs/methods.md):";
-  for (const MethodInfo& method : ListMethods())
-    methods += "\n  " + method.name + ": " + method.description;
+  command_ = &command;
   const std::string group = "KV cache";
-  CLI::Option* kv = command.add_option("--kv", spec, methods)->capture_default_str()->group(group);
+  CLI::Option* kv = command.add_option("--kv", spec, KvHelp())
+                        ->type_name("SPEC")
+                        ->transform(KnownMethod())
+                        ->capture_default_str()
+                        ->group(group);
   AddRecipe(command, [this](const std::string& recipe_spec) { spec = recipe_spec; })->excludes(kv);
-  command
-      .add_option(
-          "--plan", plan_path,
-          "plan file made by calibrate: budgets for --kv pm-kvq, key scales for it, fp16 and "
-          "static-b")
-      ->group(group);
+  NamesFile(
+      command
+          .add_option(
+              "--plan", plan_path,
+              "plan file made by calibrate: budgets for --kv pm-kvq, key scales for it, fp16 and "
+              "static-b")
+          ->group(group),
+      FileKind::kInput);
   command
       .add_option("--kv-budget", budget,
-                  "bytes for one sequence, all blocks: 6MiB, 512k, ... (with --kv pm-kvq, "
-                  "instead of the plan's total)")
+                  "what one sequence may take, all blocks: 6MiB, 512k; without a unit: bytes "
+                  "(with --kv pm-kvq, instead of the plan's total)")
+      ->type_name("SIZE")
+      ->transform(KvBudgetSize())
       ->group(group);
   command.add_option("--policy", policy, "what is halved when the budget is reached")
-      ->check(CLI::IsMember({"layer-budget", "oldest-first"}))
+      ->transform(OneOf({"layer-budget", "oldest-first"}))
       ->capture_default_str()
       ->group(group);
   command
       .add_option("--n-sink-token", sink_tokens,
                   "first tokens that stay at 16 bit (default: the plan's, or 1)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->group(group);
   command
       .add_option("--n-window-token", window_tokens,
                   "newest tokens at 16 bit, a multiple of 128 (default: the plan's, or 128)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->group(group);
   command.add_option("--n-init-kv-bits", init_kv_bits, "width at which pm-kvq starts")
-      ->check(CLI::IsMember({16, 8, 4, 2}))
+      ->transform(OneOf({"16", "8", "4", "2"}))
       ->capture_default_str()
       ->group(group);
   command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->transform(OneOf({"f16", "bf16", "f32"}))
       ->capture_default_str()
       ->group(group);
   command
@@ -124,35 +125,39 @@ void KvCommandOptions::Register(CLI::App& command) {
       .add_option("--attention", attention,
                   "how new tokens attend to quantised pages: accurate (floats) or fast (16-bit "
                   "integers)")
-      ->check(CLI::IsMember({"accurate", "fast"}))
+      ->transform(OneOf({"accurate", "fast"}))
       ->capture_default_str()
       ->group(group);
   command.add_option("--max-len", max_len, "longest sequence, prompt and output (0: the model's)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str()
       ->group(group);
   command.add_option("--chunk", chunk, "prompt tokens per prefill step")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str()
       ->group(group);
-  command.add_option("--threads", threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  AddThreads(command, threads);
 }
 
-EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
+bool KvCommandOptions::IsBestRecipe() const {
+  const CLI::Option* const recipe = command_->get_option_no_throw("--recipe");
+  return recipe != nullptr && recipe->count() > 0 && recipe->results().back() == "best";
+}
+
+void KvCommandOptions::PrintPlanHint(const KvOptions& kv, const std::string& model) const {
+  const std::string hint = PlanHint(kv, model, IsBestRecipe());
+  if (!hint.empty()) PrintError(hint);
+}
+
+EngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
+                                        const std::vector<std::string>& specs) const {
   EngineOptions options;
   options.kv.spec = spec;
   if (!plan_path.empty()) {
     options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
     options.kv.plan_path = plan_path;
   }
-  if (!budget.empty()) {
-    options.kv.budget_bytes = ParseByteSize(budget, "--kv-budget");
-    if (options.kv.budget_bytes == 0) {
-      throw InvalidInput("--kv-budget", "found 0, expected a size like 6MiB");
-    }
-  }
+  if (!budget.empty()) options.kv.budget_bytes = ParseKvBudget(budget);
   options.kv.policy = ParsePolicyKind(policy);
   options.kv.sink_tokens = sink_tokens;
   options.kv.window_tokens = window_tokens;
@@ -165,34 +170,38 @@ EngineOptions KvCommandOptions::Resolve(int64_t max_sequences) const {
   options.max_len = max_len;
   options.chunk = chunk;
   options.num_threads = ResolveThreads(threads);
-  WarnOfUnusedBudget(*this);
+  if (specs.empty()) WarnOfUnusedBudget(*this);
+  WarnOfUnusedKvOptions(*command_, specs.empty() ? std::vector<std::string>{spec} : specs);
+  WarnOfMemory(options.kv.budget_bytes, max_sequences);
+  WarnOfShortPlan(options);
   return options;
 }
 
 void SampleCommandOptions::Register(CLI::App& command) {
   const std::string group = "Calibration data";
-  command
-      .add_option("--dataset", samples.dataset,
-                  "calibration texts: .jsonl (text or input_ids) or .txt")
-      ->required()
-      ->group(group);
+  NamesFile(command
+                .add_option("--dataset", samples.dataset,
+                            "calibration texts: .jsonl (text or input_ids) or .txt")
+                ->required()
+                ->group(group),
+            FileKind::kInput);
   command.add_option("--pack", pack, "concat: cut the joined texts; single: one text per sample")
-      ->check(CLI::IsMember({"concat", "single"}))
+      ->transform(OneOf({"concat", "single"}))
       ->capture_default_str()
       ->group(group);
   command.add_option("--n-samples", samples.num_samples, "sequences to use")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seq-len", samples.seq_len, "tokens per sequence")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
+      ->transform(WholeNumber(2, 1 << 24))
       ->capture_default_str()
       ->group(group);
   command
       .add_option(
           "--effective-len", samples.effective_len,
           "length that positions are stretched to, a multiple of --seq-len (0: not stretched)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seed", samples.seed, "seed of the shuffle")
@@ -210,14 +219,18 @@ void AllocationCommandOptions::Register(CLI::App& command) {
   const std::string group = "Allocation";
   command
       .add_option("--memory-budget", memory_budget,
-                  "for one sequence, all blocks: MiB, or a size with its unit (512KiB)")
+                  "for one sequence, all blocks: 4.75MiB, 512KiB; without a unit: MiB")
+      ->type_name("SIZE")
+      ->transform(MemoryBudgetSize())
       ->required()
       ->group(group);
-  command.add_option("--fbit-choices", fbit_choices, "final widths to choose from")
+  command
+      .add_option("--fbit-choices", fbit_choices, "final widths to choose from, out of 16, 8, 4, 2")
+      ->type_name("INT,...")
       ->capture_default_str()
       ->group(group);
   command.add_option("--max-len", allocation.max_len, "tokens that must fit")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str()
       ->group(group);
   command.add_flag("--separate-kv", allocation.separate_kv, "K and V of a block may differ")
@@ -230,17 +243,17 @@ void AllocationCommandOptions::Register(CLI::App& command) {
   command
       .add_option("--n-sink-token", allocation.cache.sink_tokens,
                   "first tokens that stay at 16 bit")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str()
       ->group(group);
   command
       .add_option("--n-window-token", allocation.cache.window_tokens,
                   "newest tokens at 16 bit, a multiple of 128")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str()
       ->group(group);
   command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised, and of metadata")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->transform(OneOf({"f16", "bf16", "f32"}))
       ->capture_default_str()
       ->group(group);
   command
@@ -252,19 +265,14 @@ void AllocationCommandOptions::Register(CLI::App& command) {
 AllocationOptions AllocationCommandOptions::Resolve() const {
   AllocationOptions resolved = allocation;
   resolved.memory_budget_bytes = ParseMemoryBudget(memory_budget);
-  resolved.fbit_choices.clear();
-  for (const int32_t bits : ParseIds(fbit_choices, "--fbit-choices")) {
-    if (bits != 16 && bits != 8 && bits != 4 && bits != 2) {
-      throw InvalidInput("--fbit-choices",
-                         fmt::format("found {}, expected widths out of 16, 8, 4, 2", bits));
-    }
-    resolved.fbit_choices.push_back(bits);
-  }
-  if (resolved.fbit_choices.empty()) {
-    throw InvalidInput("--fbit-choices", "found none, expected widths out of 16, 8, 4, 2");
-  }
+  resolved.fbit_choices = ParseWidths(fbit_choices, "--fbit-choices");
   resolved.cache.float_type = ParseKvDtype(kv_dtype);
   return resolved;
+}
+
+bool IsPlanFile(const std::string& path) {
+  const JsonValue json = JsonValue::ParseFile(path);
+  return json.IsObject() && json.Has("format");
 }
 
 std::string FormatAllocation(const Allocation& allocation) {
@@ -311,29 +319,28 @@ std::string FormatPlan(const Plan& plan) {
 int ResolveThreads(int threads) { return threads > 0 ? threads : DefaultThreads(); }
 
 std::vector<int32_t> ParseIds(const std::string& text, const std::string& what) {
+  constexpr char kBlanks[] = " \t\r\n";
+  constexpr int64_t kMostId = std::numeric_limits<int32_t>::max();
   std::vector<int32_t> ids;
-  const char* p = text.data();
-  const char* const end = p + text.size();
-  const auto is_separator = [](char c) {
-    return c == ',' || c == ' ' || c == '\n' || c == '\r' || c == '\t';
-  };
-  while (p != end) {
-    if (is_separator(*p)) {
-      ++p;
-      continue;
+  for (size_t begin = 0; begin < text.size();) {
+    begin = std::min(text.find_first_not_of(kBlanks, begin), text.size());
+    if (begin == text.size()) break;
+    const size_t end = std::min(text.find_first_of(", \t\r\n", begin), text.size());
+    int64_t id = -1;
+    const auto [next, error] = std::from_chars(text.data() + begin, text.data() + end, id);
+    if (error != std::errc() || next != text.data() + end || id < 0 || id > kMostId) {
+      throw InvalidInput(what, fmt::format("found '{}', expected token ids: whole numbers from 0, "
+                                           "commas or blanks between them",
+                                           text.substr(begin, end - begin)));
     }
     CancelPoint();
-    int32_t id = 0;
-    const auto [next, error] = std::from_chars(p, end, id);
-    if (error != std::errc() || (next != end && !is_separator(*next))) {
-      const char* item_end = p;
-      while (item_end != end && !is_separator(*item_end)) ++item_end;
-      throw InvalidInput(what, fmt::format("'{}' is not a token id; expected integers separated by "
-                                           "commas or spaces",
-                                           std::string_view(p, static_cast<size_t>(item_end - p))));
+    ids.push_back(static_cast<int32_t>(id));
+    begin = std::min(text.find_first_not_of(kBlanks, end), text.size());
+    if (begin == text.size() || text[begin] != ',') continue;
+    ++begin;
+    if (text.find_first_not_of(kBlanks, begin) == std::string::npos) {
+      throw InvalidInput(what, "found nothing behind the last comma, expected a token id");
     }
-    ids.push_back(id);
-    p = next;
   }
   return ids;
 }
@@ -361,26 +368,6 @@ void CheckPlan(const EngineOptions& engine, const Model& model) {
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model) {
   if (!FileExists(JoinPath(model, "tokenizer.json"))) return nullptr;
   return Tokenizer::Load(model);
-}
-
-void CheckWritable(const std::string& path) {
-  if (path.empty() || path == "-") return;
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) {
-    throw IoError(path, "is a folder, expected a file to write");
-  }
-  // A file is replaced in its folder; a device or a pipe is written in place.
-  const bool in_place =
-      std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error);
-  const std::string parent = std::filesystem::path(path).parent_path();
-  const std::string& target = in_place ? path : parent;
-  if (access(target.empty() ? "." : target.c_str(), W_OK) != 0) {
-    throw IoError(path, fmt::format("cannot write: {}", std::strerror(errno)));
-  }
-}
-
-void CheckFileName(const std::string& path, const std::string& option) {
-  if (path == "-") throw InvalidInput(option, "found '-', expected the name of a file");
 }
 
 void CheckUtf8(const std::string& text, const std::string& source) {

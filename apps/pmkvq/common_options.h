@@ -35,10 +35,23 @@ struct KvCommandOptions {
 
   // This must outlive the parsing of `command`.
   void Register(CLI::App& command);
-  // Loads the plan and parses the values. Warns on stderr where the method leaves a budget that was
-  // given unused. Throws InvalidInput, IoError.
-  EngineOptions Resolve(int64_t max_sequences) const;
+  // Loads the plan and parses the values. Warns on stderr of options without effect, of budgets
+  // beyond the machine's memory and of plans that are too short. `specs`: the methods of a command
+  // that has several; empty: `spec`. Throws InvalidInput, IoError.
+  EngineOptions Resolve(int64_t max_sequences, const std::vector<std::string>& specs = {}) const;
+  // Says on stderr which plan would serve `kv` better (plan_hints.h). For commands that run
+  // `model`, when nothing is wrong.
+  void PrintPlanHint(const KvOptions& kv, const std::string& model) const;
+
+ private:
+  bool IsBestRecipe() const;
+
+  const CLI::App* command_ = nullptr;
 };
+
+// Help and validator of --kv, for commands that take several.
+std::string KvHelp();
+CLI::Validator KnownMethod();
 
 // --recipe NAME: hands the SPEC of that name to `use`. Part of KvCommandOptions; a command that
 // takes several --kv replaces it by one that adds to its list.
@@ -67,6 +80,10 @@ struct AllocationCommandOptions {
   AllocationOptions Resolve() const;
 };
 
+// Whether the file looks like a plan: a JSON object with "format". Throws IoError, InvalidInput for
+// a file that is no JSON.
+bool IsPlanFile(const std::string& path);
+
 // One line: "block 0..5: 4 bits, 6..11: 2 bits" (K and V apart where they differ).
 std::string FormatAllocation(const Allocation& allocation);
 
@@ -89,13 +106,6 @@ void CheckPlan(const EngineOptions& engine, const Model& model);
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
 
-// Throws IoError naming `path` when it cannot become a file: its folder is missing or not writable,
-// or it is a folder. Checked before the work, so that hours of it are not lost at the end. "" and
-// "-" pass.
-void CheckWritable(const std::string& path);
-// Throws InvalidInput naming `option` for "-": a file that is written while the command runs and
-// put in place at its end has to have a name.
-void CheckFileName(const std::string& path, const std::string& option);
 // Throws InvalidInput naming `source` and the first bad byte when `text` is not UTF-8.
 void CheckUtf8(const std::string& text, const std::string& source);
 

@@ -9,6 +9,10 @@
 #include "commands.h"
 #include "common_options.h"
 #include "compare_counts.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "kv_effects.h"
+#include "option_values.h"
 #include "page_origin.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -50,17 +54,24 @@ struct Job {
   BudgetFit fit;
 };
 
-void CheckOptions(const Options& options) {
+// Runs that are there are shown as they were made.
+void WarnOfUnusedRunOptions(const CLI::App& command) {
+  static const std::set<std::string> kOfReports = {
+      "help", "from", "model", "max-len", "against", "json", "markdown", "html", "by-level"};
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->count() == 0 || option->get_lnames().empty()) continue;
+    const std::string& name = option->get_lnames().front();
+    if (kOfReports.contains(name)) continue;
+    WarnWithoutEffect(command, {"--" + name}, "--from shows runs as they were made");
+  }
+}
+
+void CheckOptions(const Options& options, const CLI::App& command) {
   const auto refuse = [](const char* option, const std::string& what) {
     throw CLI::ValidationError(option, what);
   };
-  CheckFileName(options.out, "--out");
-  CheckFileName(options.markdown, "--markdown");
-  CheckFileName(options.html, "--html");
-  CheckWritable(options.json);
-  CheckWritable(options.markdown);
-  CheckWritable(options.html);
   if (!options.from.empty()) {
+    WarnOfUnusedRunOptions(command);
     if (!options.specs.empty() || !options.kv.budget.empty() || !options.out.empty()) {
       refuse("--from", "found --kv, --kv-budget or --out beside it, expected finished runs only");
     }
@@ -86,10 +97,10 @@ std::vector<int64_t> ParseBudgets(const std::string& text) {
   std::vector<int64_t> budgets;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
-    const int64_t bytes = ParseByteSize(text.substr(begin, end - begin), "--kv-budget");
-    if (bytes == 0) throw InvalidInput("--kv-budget", "found 0, expected a size like 6MiB");
+    const int64_t bytes = ParseKvBudget(text.substr(begin, end - begin));
     if (std::find(budgets.begin(), budgets.end(), bytes) != budgets.end()) {
-      throw InvalidInput("--kv-budget", fmt::format("found {} bytes twice in '{}'", bytes, text));
+      throw CLI::ValidationError("--kv-budget",
+                                 fmt::format("found {} bytes twice in '{}'", bytes, text));
     }
     budgets.push_back(bytes);
     begin = end + 1;
@@ -135,7 +146,7 @@ Plans MakePlans(const Options& options, const Model& model) {
   KvCommandOptions common_options = options.kv;
   common_options.spec = "pm-kvq";
   common_options.budget.clear();
-  const EngineOptions common = common_options.Resolve(options.run.batch);
+  const EngineOptions common = common_options.Resolve(options.run.batch, options.specs);
   Plans plans;
   plans.max_len = common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
   const auto named = std::find_if(options.specs.begin(), options.specs.end(), IsBaselineMethod);
@@ -314,6 +325,9 @@ void CompareRuns(const Options& options) {
   const Plans plans = MakePlans(options, *model);
   const EvaluationOptions evaluation = options.run.Resolve(plans.baseline.engine, *model);
   AnnounceMisfits(plans, options.allow_partial);
+  for (const Job& job : plans.budgets.front().jobs) {
+    options.kv.PrintPlanHint(job.engine.kv, options.run.model);
+  }
 
   Runner runner(options, benchmark, problems, model, evaluation);
   const MethodRun baseline = runner.Run(plans.baseline);
@@ -359,7 +373,7 @@ void Compare(const Options& options, const CLI::App& command) {
     CompareCounts(options.counts, command);
     return;
   }
-  CheckOptions(options);
+  CheckOptions(options, command);
   if (options.from.empty()) {
     CompareRuns(options);
   } else {
@@ -370,23 +384,25 @@ void Compare(const Options& options, const CLI::App& command) {
 // The cache options as other commands have them, but for several methods and budgets.
 void RegisterKv(CLI::App& command, Options& options) {
   options.kv.Register(command);
-  const std::string kv_help = command.get_option("--kv")->get_description();
   const std::string group = command.get_option("--kv")->get_group();
   command.remove_option(command.get_option("--kv"));
   command.remove_option(command.get_option("--recipe"));
   command.remove_option(command.get_option("--kv-budget"));
   command
       .add_option("--kv", options.specs,
-                  "give one for each method; fp16 is run in any case\n" + kv_help)
+                  "give one for each method; fp16 is run in any case; " + KvHelp())
       ->allow_extra_args(false)
       ->type_name("SPEC")
+      ->transform(KnownMethod())
       ->group(group);
   // After --kv, whose values replace the list.
   AddRecipe(command, [&options](const std::string& spec) { options.specs.push_back(spec); });
   command
       .add_option("--kv-budget", options.kv.budget,
                   "bytes that one sequence may take, all blocks, of every method but fp16; "
-                  "several with commas give a table each: 4MiB,6MiB")
+                  "several with commas give a table each: 4MiB,6MiB; without a unit: bytes")
+      ->type_name("SIZE,...")
+      ->transform(KvBudgetSizes())
       ->group(group);
 }
 
@@ -401,19 +417,21 @@ void AddCompare(CLI::App& app, int argc, const char* const* argv) {
   options->weights.Register(*command);
   RegisterKv(*command, *options);
   const std::string group = "Comparison";
-  command
-      ->add_option("--from", options->from,
-                   "compare finished runs: folders of eval or compare, or --json files of eval "
-                   "(with --model: effective bits, too)")
-      ->type_name("DIR")
-      ->group(group);
-  command
-      ->add_option(kCountsOption, options->counts,
-                   "intervals and p-values of counts, nothing else: a line of JSON for each line "
-                   "{\"solved\",\"responses\"} or "
-                   "{\"both\",\"only_other\",\"only_method\",\"neither\"} (- for stdin)")
-      ->type_name("FILE")
-      ->group(group);
+  NamesFile(
+      command
+          ->add_option("--from", options->from,
+                       "compare finished runs: folders of eval or compare, or --json files of eval "
+                       "(with --model: effective bits, too)")
+          ->group(group),
+      FileKind::kInputs);
+  NamesFile(command
+                ->add_option(
+                    kCountsOption, options->counts,
+                    "intervals and p-values of counts, nothing else: a line of JSON for each line "
+                    "{\"solved\",\"responses\"} or "
+                    "{\"both\",\"only_other\",\"only_method\",\"neither\"} (- for stdin)")
+                ->group(group),
+            FileKind::kInputOrStdin);
   command
       ->add_option("--against", options->against,
                    "pair every method with this one of the --kv, too")
@@ -425,23 +443,30 @@ void AddCompare(CLI::App& app, int argc, const char* const* argv) {
                  "kv_budget")
       ->group(group);
   command->add_flag("--by-level", options->by_level, "print shares per level, too")->group(group);
-  command
-      ->add_option("--out", options->out,
-                   "folder for the responses; the same command again goes on with what is missing")
-      ->type_name("DIR")
-      ->group(group);
-  command
-      ->add_option("--json", options->json, "write all counts and intervals as JSON (- for stdout)")
-      ->type_name("FILE")
-      ->group(group);
-  command->add_option("--markdown", options->markdown, "write the tables as Markdown")
-      ->type_name("FILE")
-      ->group(group);
-  command
-      ->add_option("--html", options->html,
-                   "write one self-contained page: right answers against bytes, and the tables")
-      ->type_name("FILE")
-      ->group(group);
+  NamesFile(command
+                ->add_option(
+                    "--out", options->out,
+                    "folder for the responses; the same command again goes on with what is missing")
+                ->group(group),
+            FileKind::kOutputFolder);
+  NamesFile(command
+                ->add_option("--json", options->json,
+                             "write all counts and intervals as JSON (- for stdout)")
+                ->group(group),
+            FileKind::kOutputOrStdout);
+  NamesFile(command->add_option("--markdown", options->markdown, "write the tables as Markdown")
+                ->group(group),
+            FileKind::kOutput);
+  NamesFile(command
+                ->add_option("--html", options->html,
+                             "write one self-contained page: right answers against bytes, and the "
+                             "tables")
+                ->group(group),
+            FileKind::kOutput);
+  AddExamples(*command,
+              {"pmkvq compare --model models/longcot-10m --per-cell 1 --max-len 4096 "
+               "--kv pm-kvq --kv kivi --kv-budget 5.5MiB --out results/mine",
+               "pmkvq compare --from results/mine --model models/longcot-10m --by-level"});
   command->callback([options, command] { Compare(*options, *command); });
 }
 

@@ -3,6 +3,9 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/eval/evaluation.h"
@@ -141,6 +144,7 @@ void ShowOneProblem(const Options& options, const std::shared_ptr<Model>& model,
 void Demo(const Options& given) {
   Options options = given;
   if (options.plan.empty()) options.plan = JoinPath(options.model, "plan.json");
+  if (!FileExists(options.plan)) CheckWritable(options.plan);  // Before it is calibrated.
   const std::shared_ptr<Model> model = Model::Load(options.model);
   const auto tokenizer = Tokenizer::Load(options.model);
   CalibrateIfMissing(options, *model, *tokenizer);
@@ -198,17 +202,24 @@ void AddDemo(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "demo", "solve held-out problems with fp16 and pm-kvq and compare; calibrates when needed");
-  command->add_option("--model", options->model, "model folder with heldout-40.jsonl")
-      ->capture_default_str();
+  NamesFile(command->add_option("--model", options->model, "model folder with heldout-40.jsonl")
+                ->capture_default_str(),
+            FileKind::kModel);
   command->add_option("--plan", options->plan,
                       "plan file (default: plan.json of the model folder)");
   command->add_option("--problems", options->num_problems, "how many problems to solve")
-      ->check(CLI::Range(1, 40))
+      ->transform(WholeNumber(1, 40))
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "worker threads (0: all processors)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->callback([options] { Demo(*options); });
+  AddThreads(*command, options->threads);
+  AddExamples(*command, {"pmkvq demo", "pmkvq demo --problems 1 --plan plan.json"});
+  command->callback([options, command] {
+    // The default model is there in the repository only.
+    if (command->count("--model") == 0 && !FileExists(options->model)) {
+      throw IoError(options->model,
+                    "no such folder; run in the repository, or name the model with --model");
+    }
+    Demo(*options);
+  });
 }
 
 }  // namespace pmkvq::cli

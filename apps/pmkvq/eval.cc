@@ -6,6 +6,8 @@
 #include "benchmark_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
 #include "pmkvq/eval/evaluation.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -110,8 +112,6 @@ std::string Progress(int64_t num_present, int64_t total, const UnfinishedRespons
 }
 
 void Run(const Options& options) {
-  CheckFileName(options.out, "--out");
-  CheckWritable(options.json);
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
@@ -119,6 +119,7 @@ void Run(const Options& options) {
   const auto tokenizer = Tokenizer::Load(options.run.model);
   const EngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.
+  options.kv.PrintPlanHint(engine.kv, options.run.model);
   const EvaluationOptions evaluation = options.run.Resolve(engine, *model);
   const int64_t total = std::ssize(problems) * evaluation.num_responses;
 
@@ -167,13 +168,17 @@ void AddEval(CLI::App& app) {
   CLI::App* command = app.add_subcommand("eval", "solve a benchmark with one cache method");
   options->run.Register(*command);
   command->get_option("--model")->required();
-  command
-      ->add_option("--out", options->out,
-                   "folder for the responses; the same command again goes on with what is missing")
-      ->type_name("DIR");
-  command->add_option("--json", options->json, "write the summary as JSON (- for stdout)");
+  NamesFile(command->add_option(
+                "--out", options->out,
+                "folder for the responses; the same command again goes on with what is missing"),
+            FileKind::kOutputFolder);
+  AddJson(*command, options->json, "write the summary as JSON");
   options->weights.Register(*command);
   options->kv.Register(*command);
+  AddExamples(
+      *command,
+      {"pmkvq eval --model models/longcot-10m --per-cell 1 --kv static-4 --out results/mine",
+       "pmkvq eval --model MODEL --benchmark aime --data aime/ --kv pm-kvq --plan plan.json"});
   command->callback([options] { Run(*options); });
 }
 

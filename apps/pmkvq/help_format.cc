@@ -1,43 +1,141 @@
 #include "help_format.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <vector>
 
 namespace pmkvq::cli {
+namespace {
 
-std::string HelpFormatter::make_option_opts(const CLI::Option* option) const {
-  if (option->get_type_size() == 0) return "";  // A flag.
-  // "INT:{8,4,2}" of a choice shows the choices, "INT:NONNEGATIVE" only the type.
+constexpr size_t kLeftColumns = 24;
+constexpr int kLeastColumns = 40;
+constexpr int kMostColumns = 120;
+constexpr int kColumnsOfAPipe = 80;
+
+// `text` in lines of `columns` characters, broken at blanks; all but the first begin with `indent`
+// blanks. `used` characters of the first line are taken. A line break of the text is kept.
+std::string Wrap(const std::string& text, size_t columns, size_t indent, size_t used) {
+  std::string wrapped;
+  size_t column = used;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find_first_of(" \n", begin), text.size());
+    const size_t length = end - begin;
+    const bool is_first = column == indent || (wrapped.empty() && column == used);
+    if (!is_first && column + 1 + length > columns) {
+      wrapped += '\n' + std::string(indent, ' ');
+      column = indent;
+    } else if (!is_first) {
+      wrapped += ' ';
+      ++column;
+    }
+    wrapped += text.substr(begin, length);
+    column += length;
+    if (end < text.size() && text[end] == '\n') {
+      wrapped += '\n' + std::string(indent, ' ');
+      column = indent;
+    }
+    begin = end + 1;
+  }
+  return wrapped;
+}
+
+// A command line as a shell takes it in lines of 80 characters, broken before options.
+std::string WrapCommand(const std::string& command) {
+  constexpr size_t kRoom = kColumnsOfAPipe - 4;  // Without the indent of two and " \\".
+  std::string text;
+  size_t column = 0;
+  for (size_t begin = 0; begin < command.size();) {
+    const size_t end = std::min(command.find(" --", begin + 1), command.size());
+    if (column > 0 && column + end - begin > kRoom) {
+      text += " \\\n     ";
+      column = 5;
+    }
+    text += command.substr(begin, end - begin);
+    column += end - begin;
+    begin = end;
+  }
+  return text;
+}
+
+// "INT:{8,4,2}" of a choice shows the choices, "INT" only the type; flags have none.
+std::string ValueText(const CLI::Option* option) {
+  if (option->get_type_size() == 0) return "";
   const std::string type = option->get_type_name();
   const size_t colon = type.find(':');
   if (colon == std::string::npos) return " " + type;
   return " " + (type[colon + 1] == '{' ? type.substr(colon + 1) : type.substr(0, colon));
 }
 
-std::string HelpFormatter::make_option_desc(const CLI::Option* option) const {
-  std::string text = option->get_description();
-  std::string notes = option->get_required() ? "required" : "";
+std::string Description(const CLI::Option* option) {
+  const std::string text = option->get_description();
+  if (option->get_required()) return text + " [required]";
   const std::string value = option->get_default_str();
-  if (!value.empty()) notes = fmt::format("default: {}", value);
-  if (notes.empty()) return text;
-  // Behind the first line, where others follow.
-  return text.insert(std::min(text.find('\n'), text.size()), fmt::format(" [{}]", notes));
+  return value.empty() ? text : fmt::format("{} [{}]", text, value);
 }
 
-std::string FormatUsageError(const CLI::App* app, const CLI::Error& error) {
-  const CLI::App* command = app;
-  std::string path = "pmkvq";
-  while (!command->get_subcommands().empty()) {
-    command = command->get_subcommands().front();
-    path += " " + command->get_name();
+}  // namespace
+
+std::string HelpFormatter::Row(const std::string& left, const std::string& text) const {
+  std::string row = "  " + left.substr(0, left.find_last_not_of(' ') + 1);
+  if (row.size() + 2 > kLeftColumns + 2) {
+    row += '\n' + std::string(kLeftColumns + 2, ' ');
+  } else {
+    row.resize(kLeftColumns + 2, ' ');
   }
-  const std::vector<std::string> unknown = app->remaining();
-  const std::string what = command == app && !unknown.empty()
-                               ? fmt::format("there is no command '{}'", unknown.front())
-                               : error.what();
-  return fmt::format("pmkvq: {}; see {} --help\n", what, path);
+  return row + Wrap(text, static_cast<size_t>(columns_), kLeftColumns + 2, kLeftColumns + 2) + '\n';
+}
+
+std::string HelpFormatter::OptionRow(const CLI::Option* option) const {
+  std::string names;
+  for (const std::string& name : option->get_snames()) names += ",-" + name;
+  for (const std::string& name : option->get_lnames()) names += ",--" + name;
+  // Without such a name it is an argument that stands for itself.
+  if (names.empty()) return Row(option->get_name(true), Description(option));
+  return Row(names.substr(1) + ValueText(option), Description(option));
+}
+
+std::string HelpFormatter::make_help(const CLI::App* app, std::string name,
+                                     CLI::AppFormatMode) const {
+  const auto columns = static_cast<size_t>(columns_);
+  std::string usage = "Usage: " + name;
+  const std::vector<const CLI::App*> commands =
+      app->get_subcommands([](const CLI::App* command) { return !command->get_name().empty(); });
+  if (!commands.empty()) usage += " COMMAND";
+  usage += " [OPTIONS]";
+  for (const CLI::Option* option : app->get_options()) {
+    if (!option->get_positional()) continue;
+    const std::string value = option->get_name(true);
+    usage += option->get_required() ? " " + value : fmt::format(" [{}]", value);
+  }
+  std::string text =
+      Wrap(app->get_description(), columns, 0, 0) + "\n\n" + Wrap(usage, columns, 7, 0) + "\n";
+  if (!commands.empty()) text += "\nCommands:\n";
+  for (const CLI::App* command : commands) {
+    text += Row(command->get_name(), command->get_description());
+  }
+  for (const std::string& group : app->get_groups()) {
+    std::string rows;
+    for (const CLI::Option* option : app->get_options()) {
+      if (!group.empty() && option->get_group() == group) rows += OptionRow(option);
+    }
+    if (!rows.empty()) text += fmt::format("\n{}:\n{}", group, rows);
+  }
+  return app->get_footer().empty() ? text : text + "\n" + app->get_footer() + "\n";
+}
+
+int HelpColumns() {
+  winsize size = {};
+  const bool is_known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return is_known ? std::clamp(static_cast<int>(size.ws_col), kLeastColumns, kMostColumns)
+                  : kColumnsOfAPipe;
+}
+
+void AddExamples(CLI::App& command, const std::vector<std::string>& examples) {
+  std::string text = "Examples:";
+  for (const std::string& example : examples) text += "\n  " + WrapCommand(example);
+  command.footer(text);
 }
 
 }  // namespace pmkvq::cli

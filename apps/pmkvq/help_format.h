@@ -1,20 +1,34 @@
-// How --help and wrong usage read: the short value name beside the option, its default, whether it
-// is required and what it cannot go with in words behind the description.
+// How --help reads: wrapped to the terminal, the short value name beside the option, its default
+// and whether it is required in words behind the description, examples at the end.
 #pragma once
 
 #include <CLI/CLI.hpp>
 
 #include <string>
+#include <vector>
 
 namespace pmkvq::cli {
 
 class HelpFormatter : public CLI::Formatter {
  public:
-  std::string make_option_opts(const CLI::Option* option) const override;
-  std::string make_option_desc(const CLI::Option* option) const override;
+  // `columns`: width of the page.
+  explicit HelpFormatter(int columns) : columns_(columns) {}
+
+  std::string make_help(const CLI::App* app, std::string name,
+                        CLI::AppFormatMode mode) const override;
+
+ private:
+  std::string Row(const std::string& left, const std::string& text) const;
+  std::string OptionRow(const CLI::Option* option) const;
+
+  int columns_;
 };
 
-// One line for a usage error: what is wrong and where help is.
-std::string FormatUsageError(const CLI::App* app, const CLI::Error& error);
+// Columns of the terminal that stdout is, or 80: for a pipe, and where the terminal does not say.
+int HelpColumns();
+
+// Puts "Examples:" with these command lines, each given as one line, at the end of the help of
+// `command`.
+void AddExamples(CLI::App& command, const std::vector<std::string>& examples);
 
 }  // namespace pmkvq::cli

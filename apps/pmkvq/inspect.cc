@@ -5,6 +5,9 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "kv_effects.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/checkpoint.h"
@@ -41,7 +44,7 @@ Field Text(const std::string& name, const std::string& value) { return {name, va
 
 std::string FormatFields(const std::vector<Field>& fields) {
   std::string text;
-  for (const Field& field : fields) text += fmt::format("{:<26}{}\n", field.name, field.text);
+  for (const Field& field : fields) text += fmt::format("{:<29} {}\n", field.name, field.text);
   return text;
 }
 
@@ -231,10 +234,18 @@ void InspectCache(const Options& options) {
 }
 
 void Inspect(const Options& options) {
-  CheckWritable(options.json);
   const std::filesystem::path path(options.path);
-  if (!std::filesystem::exists(path)) throw IoError(options.path, "no such file or folder");
   if (options.inspects_cache) {
+    if (!std::filesystem::is_directory(path)) {
+      throw InvalidInput(
+          options.path,
+          fmt::format("is {}, expected a model folder: --kv asks what a cache of a "
+                      "model takes{}",
+                      path.extension() == ".json" ? "a plan or another file" : "a file",
+                      path.extension() == ".json"
+                          ? "; with a plan: pmkvq inspect MODEL --kv pm-kvq --plan " + options.path
+                          : ""));
+    }
     InspectCache(options);
   } else if (std::filesystem::is_directory(path)) {
     InspectModel(options);
@@ -249,24 +260,43 @@ void Inspect(const Options& options) {
   }
 }
 
+// Of the cache options only those that change bytes count, and only with a cache to look at.
+void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
+  if (options.inspects_cache) {
+    WarnWithoutEffect(command, {"--attention", "--chunk", "--threads"},
+                      "bytes do not depend on it");
+    return;
+  }
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_group() != "KV cache" || option->count() == 0) continue;
+    WarnWithoutEffect(command, {option->get_name()}, "there is no --kv to look at");
+  }
+}
+
 }  // namespace
 
 void AddInspect(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "inspect", "what is in a model, a plan or a tensor file; with --kv, what a cache takes");
-  command
-      ->add_option("path", options->path,
-                   "model folder, plan or sensitivities (.json), or .safetensors")
-      ->required();
-  auto* json =
+  NamesFile(command
+                ->add_option("path", options->path,
+                             "model folder, plan or sensitivities (.json), or .safetensors")
+                ->required(),
+            FileKind::kInputs);
+  auto* json = NamesFile(
       command->add_option("--json", options->json, "write as JSON (to stdout without a name, or -)")
-          ->expected(0, 1);
+          ->expected(0, 1),
+      FileKind::kOutputOrStdout);
   options->kv.Register(*command);
+  AddExamples(*command,
+              {"pmkvq inspect models/longcot-10m",
+               "pmkvq inspect models/longcot-10m --kv pm-kvq --kv-budget 6MiB --max-len 4096"});
   command->callback([options, command, json] {
     options->inspects_cache =
         command->get_option("--kv")->count() + command->get_option("--recipe")->count() > 0;
     if (json->count() > 0 && options->json.empty()) options->json = "-";
+    WarnOfUnusedOptions(*options, *command);
     Inspect(*options);
   });
 }

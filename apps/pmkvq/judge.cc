@@ -5,6 +5,8 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"
@@ -66,8 +68,9 @@ void JudgeRun(const Options& options) {
 
 void Judge(const Options& options) {
   if (options.cases.empty() == options.responses.empty()) {
-    throw InvalidInput("judge", fmt::format("found {} of DIR and --cases, expected exactly one",
-                                            options.cases.empty() ? "none" : "both"));
+    throw CLI::ValidationError("judge",
+                               fmt::format("found {} of DIR and --cases, expected exactly one",
+                                           options.cases.empty() ? "none" : "both"));
   }
   if (options.cases.empty()) {
     JudgeRun(options);
@@ -81,11 +84,16 @@ void Judge(const Options& options) {
 void AddJudge(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("judge", "grade responses against reference answers");
-  command->add_option("responses", options->responses,
-                      "response file of eval, or a folder of such .jsonl files");
-  command->add_option("--cases", options->cases,
-                      ".jsonl with response and gold: grade each row by itself");
-  command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
+  CLI::Option* responses =
+      NamesFile(command->add_option("responses", options->responses,
+                                    "response file of eval, or a folder of such .jsonl files"),
+                FileKind::kInputs);
+  NamesFile(command->add_option("--cases", options->cases,
+                                ".jsonl with response and gold: grade each row by itself"),
+            FileKind::kInput)
+      ->excludes(responses);
+  AddJson(*command, options->json, "write the result as JSON");
+  AddExamples(*command, {"pmkvq judge results/mine", "pmkvq judge --cases cases.jsonl --json -"});
   command->callback([options] { Judge(*options); });
 }
 

@@ -3,8 +3,11 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
 #include "pmkvq/io/safetensors.h"
 #include "terminal.h"
+#include "token_ids.h"
 #include "weight_options.h"
 
 namespace pmkvq::cli {
@@ -19,7 +22,6 @@ struct Options {
 };
 
 void ComputeLogits(const Options& options) {
-  CheckWritable(options.out);
   const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
   const EngineOptions engine = options.kv.Resolve(1);
@@ -64,11 +66,20 @@ void AddLogits(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->kv.kv_dtype = "f32";
   CLI::App* command = app.add_subcommand("logits", "write the logits of every prompt position");
-  command->add_option("--model", options->model, "model folder")->required();
-  command->add_option("--prompt-ids", options->prompt_ids, "token ids: 1,2,3")->required();
-  command->add_option("--out", options->out, "safetensors file: logits [T, V] f32")->required();
+  NamesFile(command->add_option("--model", options->model, "model folder")->required(),
+            FileKind::kModel);
+  command->add_option("--prompt-ids", options->prompt_ids, "token ids: 1,2,3")
+      ->transform(TokenIds())
+      ->required();
+  NamesFile(
+      command->add_option("--out", options->out, "safetensors file: logits [T, V] f32")->required(),
+      FileKind::kOutput);
   options->weights.Register(*command);
   options->kv.Register(*command);
+  AddExamples(
+      *command,
+      {"pmkvq logits --model models/longcot-10m --prompt-ids 39,68,508 --out logits.safetensors",
+       "pmkvq logits --model MODEL --prompt-ids 1,2,3 --kv static-4 --out logits.safetensors"});
   command->callback([options] { ComputeLogits(*options); });
 }
 

@@ -1,16 +1,23 @@
 // pmkvq: runs reasoning models inside a fixed KV-cache budget. Exit codes: 0 fine, 1 failed,
 // 2 wrong usage, 130 interrupted.
+#include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
 
 #include "commands.h"
+#include "file_options.h"
 #include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/kernels/process_target.h"
 #include "terminal.h"
+#include "usage_error.h"
+#include "version.h"
 
+namespace pmkvq::cli {
 namespace {
 
 int Fail(const char* message, int code) {
@@ -18,51 +25,113 @@ int Fail(const char* message, int code) {
   return code;
 }
 
+void AddCommands(CLI::App& app, int argc, char** argv) {
+  AddRun(app);
+  AddCalibrate(app);
+  AddSensitivity(app);
+  AddMaxKeys(app);
+  AddRepScales(app);
+  AddAllocate(app);
+  AddEval(app);
+  AddCompare(app, argc, argv);
+  AddJudge(app);
+  AddPerplexity(app);
+  AddAnalyze(app, argc, argv);
+  AddLogits(app);
+  AddTokenize(app);
+  AddTemplate(app);
+  AddInspect(app);
+  AddBench(app);
+  AddDemo(app);
+}
+
+// "pmkvq bench" of "pmkvq bench gemv", which CLI11 puts in front of a command's own name.
+std::string ParentOf(const std::string& path) {
+  const size_t last = path.rfind(' ');
+  return last == std::string::npos ? "" : path.substr(0, last);
+}
+
+// pmkvq help [COMMAND...]. Throws CLI::ValidationError for a command that does not exist.
+void PrintHelpOf(CLI::App& app, const std::vector<std::string>& names) {
+  CLI::App* command = &app;
+  std::string path = "pmkvq";
+  for (const std::string& name : names) {
+    const std::vector<CLI::App*> commands = command->get_subcommands({});
+    const auto next = std::find_if(commands.begin(), commands.end(), [&](const CLI::App* other) {
+      return other->get_name() == name;
+    });
+    if (next == commands.end()) {
+      throw CLI::ValidationError("help", DescribeUnknownCommand(*command, path, name));
+    }
+    command = *next;
+    path += " " + name;
+  }
+  Print(command->help(ParentOf(path)));
+}
+
 int Run(int argc, char** argv) {
-  CLI::App app("Runs long chain-of-thought models inside a fixed KV-cache budget (PM-KVQ).");
-  app.set_version_flag("--version", PMKVQ_VERSION);
+  CLI::App app("Runs long chain-of-thought models inside a fixed KV-cache budget (PM-KVQ).",
+               "pmkvq");
+  app.set_help_flag("-h,--help", "this text");
+  app.set_version_flag("--version", "", "version, commit, compiler, instruction sets");
   app.require_subcommand(1);
-  app.failure_message(pmkvq::cli::FormatUsageError);
-  app.formatter(std::make_shared<pmkvq::cli::HelpFormatter>());
-  pmkvq::cli::AddRun(app);
-  pmkvq::cli::AddCalibrate(app);
-  pmkvq::cli::AddSensitivity(app);
-  pmkvq::cli::AddMaxKeys(app);
-  pmkvq::cli::AddRepScales(app);
-  pmkvq::cli::AddAllocate(app);
-  pmkvq::cli::AddEval(app);
-  pmkvq::cli::AddCompare(app, argc, argv);
-  pmkvq::cli::AddJudge(app);
-  pmkvq::cli::AddPerplexity(app);
-  pmkvq::cli::AddAnalyze(app, argc, argv);
-  pmkvq::cli::AddLogits(app);
-  pmkvq::cli::AddTokenize(app);
-  pmkvq::cli::AddTemplate(app);
-  pmkvq::cli::AddInspect(app);
-  pmkvq::cli::AddBench(app);
-  pmkvq::cli::AddDemo(app);
+  app.formatter(std::make_shared<HelpFormatter>(HelpColumns()));
+  AddCommands(app, argc, argv);
+  ApplyValueRules(app);
+  app.footer(
+      "Examples:\n"
+      "  pmkvq run --model models/longcot-10m \"What is 17 + 25?\"\n"
+      "  pmkvq help run    # or pmkvq run --help\n\n"
+      "Sizes are a number and a unit: 6MiB, 512k, 1.5GB, 2TiB. Without a unit\n"
+      "--kv-budget counts bytes and --memory-budget counts MiB.");
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
   try {
+    if (!arguments.empty() && arguments.front() == "help") {
+      PrintHelpOf(app, {arguments.begin() + 1, arguments.end()});
+      return 0;
+    }
+    RefuseEmptyAssignments(app, arguments);
+    app.parse_complete_callback([&] { CheckFiles(*FindChosenCommand(app).app); });
     app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    const ChosenCommand command = FindChosenCommand(app);
+    Print(command.app->help(ParentOf(command.path)));
+  } catch (const CLI::CallForVersion&) {
+    Print(VersionText());
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? 0 : 2;
+    const ChosenCommand command = FindChosenCommand(app);
+    const bool is_group = command.app->get_require_subcommand_min() > 0;
+    if (is_group && command.app->remaining().empty() && error.get_name() == "RequiredError") {
+      Print(command.app->help(ParentOf(command.path)));
+      return 0;
+    }
+    std::fputs(DescribeUsageError(app, error, arguments).c_str(), stderr);
+    return 2;
   }
   return 0;
 }
 
 }  // namespace
+}  // namespace pmkvq::cli
 
 int main(int argc, char** argv) {
   pmkvq::cli::InstallInterruptHandler();
   const pmkvq::CancelScope interruptible(pmkvq::cli::InterruptFlag(), argc > 1 ? argv[1] : "pmkvq");
   try {
     pmkvq::UseTargetOfEnvironment();
-    return Run(argc, argv);
+    return pmkvq::cli::Run(argc, argv);
   } catch (const pmkvq::Cancelled& error) {
-    return Fail(error.what(), 130);
+    return pmkvq::cli::Fail(error.what(), 130);
+  } catch (const pmkvq::cli::ClosedPipe&) {
+    // As other tools end whose reader is gone: silently, by the signal.
+    std::signal(SIGPIPE, SIG_DFL);
+    std::raise(SIGPIPE);
+    return 1;
   } catch (const std::bad_alloc&) {
-    return Fail("out of memory", 1);
+    return pmkvq::cli::Fail("out of memory", 1);
+  } catch (const pmkvq::Error& error) {
+    return pmkvq::cli::Fail(error.what(), pmkvq::cli::IsWrongUsage(error) ? 2 : 1);
   } catch (const std::exception& error) {
-    return Fail(error.what(), 1);
+    return pmkvq::cli::Fail(error.what(), 1);
   }
 }

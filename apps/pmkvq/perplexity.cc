@@ -5,6 +5,9 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"
@@ -52,11 +55,11 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
 }
 
 void Perplexity(const Options& options) {
-  CheckWritable(options.json);
   const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
   const EngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
+  options.kv.PrintPlanHint(engine.kv, options.model);
   // Quantised weights are compared with the model as stored: KL has the error of both in it.
   const std::shared_ptr<Model> as_stored =
       model->weights() == WeightMode::kAsStored ? nullptr : Model::Load(options.model);
@@ -85,18 +88,26 @@ void AddPerplexity(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "perplexity", "teacher-forced loss of texts under a cache, token by token, and KL to fp16");
-  command->add_option("--model", options->model, "model folder")->required();
-  command->add_option("--dataset", options->dataset, "texts: .jsonl (text or input_ids) or .txt")
-      ->required();
+  NamesFile(command->add_option("--model", options->model, "model folder")->required(),
+            FileKind::kModel);
+  NamesFile(
+      command
+          ->add_option("--dataset", options->dataset, "texts: .jsonl (text or input_ids) or .txt")
+          ->required(),
+      FileKind::kInput);
   command->add_option("--n-samples", options->num_samples, "rows to use (0: all)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0))
       ->capture_default_str();
   command->add_option("--seq-len", options->seq_len, "cut rows at this length (0: the model's)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str();
-  command->add_option("--json", options->json, "write the result as JSON (- for stdout)");
+  AddJson(*command, options->json, "write the result as JSON");
   options->weights.Register(*command);
   options->kv.Register(*command);
+  AddExamples(*command,
+              {"pmkvq perplexity --model models/longcot-10m --kv static-4 --n-samples 4 "
+               "--dataset models/longcot-10m/calibration.jsonl",
+               "pmkvq perplexity --model MODEL --dataset texts.txt --kv kivi --seq-len 2048"});
   command->callback([options] { Perplexity(*options); });
 }
 

@@ -5,17 +5,29 @@
 #include "chat_template_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "kv_effects.h"
+#include "option_values.h"
+#include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/methods/kv_budget.h"
+#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/methods/spec.h"
 #include "run_observer.h"
 #include "sampling_options.h"
 #include "stats_file.h"
 #include "terminal.h"
+#include "token_ids.h"
 #include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
+
+constexpr double kDefaultTemperature = 0.6;
+constexpr double kDefaultTopP = 0.95;
 
 struct Options {
   std::string model;
@@ -68,7 +80,7 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
 Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids, int64_t sample) {
   Request request;
   request.prompt_ids = std::move(prompt_ids);
-  request.sampling = options.sampling.Resolve(0.6, 0.95);
+  request.sampling = options.sampling.Resolve(kDefaultTemperature, kDefaultTopP);
   request.seed = StreamSeed(options.sampling.seed, static_cast<uint64_t>(sample));
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;
@@ -99,16 +111,33 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   return tokenizer.Encode(chat_template.Render(messages, true));
 }
 
-void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer, StatsFile* stats) {
-  std::vector<int32_t> prompt_ids;
-  if (options.ids_given) {
-    prompt_ids = ParseIds(options.prompt_ids, "--prompt-ids");
-  } else {
-    if (tokenizer == nullptr) {
-      throw InvalidInput(options.model, "has no tokenizer.json; expected one, or --prompt-ids");
-    }
-    prompt_ids = EncodePrompt(options, *tokenizer);
+std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenizer) {
+  if (options.ids_given) return ParseIds(options.prompt_ids, "--prompt-ids");
+  if (tokenizer == nullptr) {
+    throw InvalidInput(options.model, "has no tokenizer.json; expected one, or --prompt-ids");
   }
+  return EncodePrompt(options, *tokenizer);
+}
+
+// The engine asks for room for a first page before it knows the prompt, and for the prompt later;
+// this says both at once, so that the budget that it names works.
+void CheckBudgetHoldsPrompt(const EngineOptions& engine, const Model& model, int64_t num_tokens) {
+  const KvOptions& kv = engine.kv;
+  const bool is_packed = FindPackedMethod(ParseMethodSpec(kv.spec).name) != nullptr;
+  if (!is_packed || kv.budget_bytes == 0 || kv.reference_accounting) return;
+  EngineOptions roomy = engine;
+  roomy.kv.budget_bytes = (int64_t{1} << 42) / engine.max_sequences;
+  const int64_t needed = CheckKvOptions(model, roomy).SmallestThatHolds(num_tokens);
+  if (kv.budget_bytes >= needed) return;
+  throw InvalidInput(
+      "--kv-budget",
+      fmt::format("found {}, expected at least {} bytes ({}KiB) for this prompt of {} "
+                  "tokens",
+                  FormatByteSize(kv.budget_bytes), needed, (needed + 1023) / 1024, num_tokens));
+}
+
+void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
+             const std::vector<int32_t>& prompt_ids, StatsFile* stats) {
   std::vector<Request> requests;
   for (int64_t i = 0; i < options.num_samples; ++i) {
     requests.push_back(MakeRequest(options, prompt_ids, i));
@@ -146,9 +175,6 @@ void Run(const Options& options) {
     throw CLI::ValidationError(options.json.empty() ? "--n-samples" : "--json",
                                "not for a chat, expected --prompt, --file or piped input with it");
   }
-  CheckFileName(options.stats, "--stats");
-  CheckWritable(options.stats);
-  CheckWritable(options.json);
   const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
   const auto tokenizer =
       options.ids_given ? LoadTokenizerIfPresent(options.model) : Tokenizer::Load(options.model);
@@ -157,16 +183,33 @@ void Run(const Options& options) {
   }
   const EngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
   CheckPlan(engine_options, *model);
+  std::vector<int32_t> prompt_ids;
+  if (!chat) {
+    prompt_ids = PromptIds(options, tokenizer.get());
+    CheckBudgetHoldsPrompt(engine_options, *model, std::ssize(prompt_ids));
+  }
   Engine engine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
   if (chat) {
     RunChat(options, engine, *tokenizer, stats.get());
   } else {
-    RunOnce(options, engine, tokenizer.get(), stats.get());
+    RunOnce(options, engine, tokenizer.get(), prompt_ids, stats.get());
   }
   if (stats != nullptr) stats->Commit();
+  options.kv.PrintPlanHint(engine_options.kv, options.model);
   ExitIfInterrupted("run");
+}
+
+// Warns on stderr: a prompt of ids is complete, and "none" has no place for a system message.
+void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
+  if (options.ids_given) {
+    WarnWithoutEffect(command, {"--system", "--chat-template"},
+                      "--prompt-ids are taken as they are");
+  } else if (options.chat_template == "none") {
+    WarnWithoutEffect(command, {"--system"}, "--chat-template none has no place for it");
+  }
+  options.sampling.WarnOfUnused(kDefaultTemperature);
 }
 
 }  // namespace
@@ -174,13 +217,17 @@ void Run(const Options& options) {
 void AddRun(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("run", "generate from a prompt, or chat");
-  command->add_option("--model", options->model, "model folder (Hugging Face layout)")->required();
+  NamesFile(command->add_option("--model", options->model, "model folder (Hugging Face layout)")
+                ->required(),
+            FileKind::kModel);
   auto* prompt =
-      command->add_option("--prompt,-p", options->prompt, "prompt text (default: standard input)");
-  auto* file =
-      command->add_option("--file,-f", options->file, "file with the prompt text (- for stdin)");
-  auto* ids =
-      command->add_option("--prompt-ids", options->prompt_ids, "prompt as token ids: 1,2,3");
+      command->add_option("text,--prompt,-p", options->prompt,
+                          "prompt text, with or without --prompt (default: standard input)");
+  auto* file = NamesFile(
+      command->add_option("--file,-f", options->file, "file with the prompt text (- for stdin)"),
+      FileKind::kInputOrStdin);
+  auto* ids = command->add_option("--prompt-ids", options->prompt_ids, "prompt as token ids: 1,2,3")
+                  ->transform(TokenIds());
   prompt->excludes(file)->excludes(ids);
   file->excludes(ids);
   command->add_flag(
@@ -194,23 +241,29 @@ void AddRun(CLI::App& app) {
   command->add_option("--system", options->system, "system message");
   options->chat_template.Register(*command);
   command->add_option("-n,--n-samples", options->num_samples, "samples decoded as one batch")
-      ->check(CLI::Range(1, 4096))
+      ->transform(WholeNumber(1, kMostBatch))
       ->capture_default_str();
   command->add_option("--max-tokens", options->max_tokens, "output tokens (0: as many as fit)")
-      ->check(CLI::NonNegativeNumber)
+      ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str();
-  command->add_option("--stop", options->stop, "stop string (may be repeated)")->take_all();
+  command->add_option("--stop", options->stop, "stop string (may be repeated)")
+      ->take_all()
+      ->allow_extra_args(false);
   command->add_flag("--ignore-eos", options->ignore_eos, "go on after end-of-sequence tokens");
   options->sampling.Register(*command, "0.6", "0.95", "seed of the first sample; each has its own");
-  command->add_option("--json", options->json,
-                      "write the result as JSON (- for stdout, nothing else there)");
-  command->add_option("--stats", options->stats,
-                      "file for the history of the cache, as JSON lines");
+  AddJson(*command, options->json, "write the result as JSON");
+  NamesFile(command->add_option("--stats", options->stats,
+                                "file for the history of the cache, as JSON lines"),
+            FileKind::kOutput);
   options->weights.Register(*command);
   options->kv.Register(*command);
-  command->callback([options, prompt, ids] {
+  AddExamples(*command, {"pmkvq run --model models/longcot-10m --kv static-4 \"What is 17 + 25?\"",
+                         "pmkvq run --model models/longcot-10m --file problem.txt --temperature 0 "
+                         "--kv pm-kvq --plan models/longcot-10m/plan.json --stats stats.jsonl"});
+  command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
     options->ids_given = ids->count() > 0;
+    WarnOfUnusedOptions(*options, *command);
     Run(*options);
   });
 }

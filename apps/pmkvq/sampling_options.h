@@ -25,6 +25,11 @@ struct SamplingCommandOptions {
                 const std::string& top_p_note, const std::string& seed_text);
   // What was given, else these defaults.
   SamplingParams Resolve(double default_temperature, double default_top_p) const;
+  // Says on stderr which options change nothing because the choice is greedy.
+  void WarnOfUnused(double default_temperature) const;
+
+ private:
+  const CLI::App* command_ = nullptr;
 };
 
 }  // namespace pmkvq::cli

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <string_view>
 
@@ -270,7 +272,10 @@ bool StdoutTakesStyle() { return StdoutIsTerminal() && WantsStyle() && TerminalT
 
 void Print(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-    throw IoError("stdout", "cannot write to standard output");
+    const int error = errno;
+    if (error == EPIPE) throw ClosedPipe();
+    throw IoError("stdout",
+                  fmt::format("cannot write to standard output: {}", std::strerror(error)));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
 
@@ -90,7 +91,13 @@ bool StdoutIsTerminal();
 // Stdout is a terminal that takes colours: TERM is not dumb, NO_COLOR is unset or empty.
 bool StdoutTakesStyle();
 
-// Writes to stdout at once.
+// The reader of stdout is gone. Caught in main().
+class ClosedPipe : public IoError {
+ public:
+  ClosedPipe() : IoError("stdout", "the reader of standard output is gone") {}
+};
+
+// Writes to stdout at once. Throws ClosedPipe, IoError.
 void Print(const std::string& text);
 // One line on stderr, in place of a progress or status line that stands there.
 void PrintError(const std::string& line);

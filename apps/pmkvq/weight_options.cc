@@ -1,6 +1,7 @@
 #include "weight_options.h"
 
 #include "common_options.h"
+#include "option_values.h"
 
 namespace pmkvq::cli {
 
@@ -10,7 +11,7 @@ void WeightCommandOptions::Register(CLI::App& command) {
           "--weights", weights,
           "as-stored, or q8: int8 codes in groups of 32, made while loading; decoding reads "
           "about half of BF16's bytes (docs/numerics.md)")
-      ->check(CLI::IsMember({NameOf(WeightMode::kAsStored), NameOf(WeightMode::kQ8)}))
+      ->transform(OneOf({NameOf(WeightMode::kAsStored), NameOf(WeightMode::kQ8)}))
       ->capture_default_str();
 }
 

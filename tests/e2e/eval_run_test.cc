@@ -153,7 +153,7 @@ TEST(EvalRun, OtherSettingsAreRefusedByName) {
   const TempFolder folder;
   const std::string run = folder.File("run");
   // A SPEC that cannot run leaves no folder that would refuse the right one.
-  EXPECT_EQ(RunProgram(Plus(ShortRun(run), {"--kv", "kivi:bit=2"})).exit_code, 1);
+  EXPECT_EQ(RunProgram(Plus(ShortRun(run), {"--kv", "kivi:bit=2"})).exit_code, 2);
   EXPECT_FALSE(std::filesystem::exists(run));
   ASSERT_EQ(RunProgram(Plus(ShortRun(run), {"--end", "1"})).exit_code, 0);
   const auto expect = [&](const Args& more, const Args& parts) {

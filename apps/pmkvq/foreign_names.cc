@@ -1,0 +1,172 @@
+#include "foreign_names.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace pmkvq::cli {
+namespace {
+
+constexpr std::string_view kWidthNote =
+    "static-8 and static-4, or k=8+v=4 of pm-kvq for K and V apart";
+constexpr std::string_view kNoGpu = "pmkvq runs on the CPU only, leave it out";
+constexpr std::string_view kOneMachine = "pmkvq runs on one machine without GPUs, leave it out";
+constexpr std::string_view kNoServer = "there is no server yet";
+constexpr std::string_view kSampling =
+    "not supported: sampling has --temperature, --top-k, --top-p and --min-p";
+constexpr std::string_view kNoGrammar = "output cannot be constrained yet";
+constexpr std::string_view kFromConfig = "it is read from the model's config.json";
+constexpr std::string_view kMapped = "weights are always mapped from their files";
+constexpr std::string_view kNoDraft = "there is no speculative decoding";
+
+constexpr ForeignName kOptions[] = {
+    // Context, output, batch.
+    {"-c", "--max-len", ""},
+    {"--ctx-size", "--max-len", ""},
+    {"--context-length", "--max-len", ""},
+    {"--max-model-len", "--max-len", ""},
+    {"--max-seq-len", "--max-len", ""},
+    {"--max-length", "--max-len", ""},
+    {"--n-predict", "--max-tokens", ""},
+    {"--predict", "--max-tokens", ""},
+    {"--max-new-tokens", "--max-tokens", ""},
+    {"-b", "--chunk", ""},
+    {"-ub", "--chunk", ""},
+    {"--ubatch-size", "--chunk", ""},
+    {"--max-num-batched-tokens", "--chunk", ""},
+    {"--enable-chunked-prefill", "--chunk", "prompts are always prefilled in chunks"},
+    {"--batch-size", "--batch", "prompt tokens per step are --chunk"},
+    {"--max-num-seqs", "--batch", ""},
+    {"-np", "--batch", ""},
+    {"--parallel", "--batch", ""},
+    {"--num-return-sequences", "--n-samples", ""},
+    // The cache.
+    {"-ctk", "--kv", kWidthNote},
+    {"-ctv", "--kv", kWidthNote},
+    {"--cache-type-k", "--kv", kWidthNote},
+    {"--cache-type-v", "--kv", kWidthNote},
+    {"--kv-bits", "--kv", kWidthNote},
+    {"--nbits", "--kv", kWidthNote},
+    {"--kv-cache-dtype", "--kv", "its float type is --kv-dtype"},
+    {"--cache-implementation", "--kv", ""},
+    {"--kv-group-size", "--kv", "the key group= of the methods that have one"},
+    {"--quantized-kv-start", "--kv", "pm-kvq quantises only when the budget is reached"},
+    {"--gpu-memory-utilization", "--kv-budget", "a size, 6MiB, say"},
+    {"--kv-cache-memory-bytes", "--kv-budget", ""},
+    {"--max-kv-size", "--kv-budget", "a size, 6MiB, say"},
+    {"--residual-length", "--n-window-token", ""},
+    {"--keep", "--n-sink-token", ""},
+    {"-fa", "--attention", "fast, say"},
+    {"--flash-attn", "--attention", "fast, say"},
+    // Model and weights.
+    {"-m", "--model", ""},
+    {"-hf", "--model", "a folder on this machine: download the model first"},
+    {"-hfr", "--model", "a folder on this machine: download the model first"},
+    {"--hf-repo", "--model", "a folder on this machine: download the model first"},
+    {"--model-path", "--model", ""},
+    {"--tokenizer", "--model", "the folder holds the tokenizer"},
+    {"-q", "--weights", "q8, say"},
+    {"--quantization", "--weights", "q8, say"},
+    {"--dtype", "--weights", "the float type of the cache is --kv-dtype"},
+    {"--trust-remote-code", "", "no code of a model is ever run, leave it out"},
+    {"--rope-scaling", "", kFromConfig},
+    {"--rope-freq-base", "", kFromConfig},
+    {"--rope-freq-scale", "", kFromConfig},
+    {"--rope-theta", "", kFromConfig},
+    {"--no-mmap", "", kMapped},
+    {"--mlock", "", kMapped},
+    {"--lora", "", "adapters are not supported: merge them into the weights first"},
+    // Prompt and chat.
+    {"-sys", "--system", ""},
+    {"--system-prompt", "--system", ""},
+    {"--jinja", "", "the model's chat template is always used, leave it out"},
+    {"--chat-template-file", "--chat-template", ""},
+    {"-cnv", "--chat", ""},
+    {"--conversation", "--chat", ""},
+    {"-i", "--chat", ""},
+    {"--interactive", "--chat", ""},
+    {"-no-cnv", "--chat-template", "none"},
+    {"--no-conversation", "--chat-template", "none"},
+    {"-r", "--stop", ""},
+    {"--reverse-prompt", "--stop", ""},
+    {"--prompt-file", "--file", ""},
+    {"--prompt-cache", "", "prompts are not kept in files"},
+    {"--no-display-prompt", "", "the prompt is never printed, leave it out"},
+    // Sampling.
+    {"--temp", "--temperature", ""},
+    {"-s", "--seed", ""},
+    {"--do-sample", "--temperature", "0 is greedy"},
+    {"--num-beams", "", "there is no beam search: sampling only"},
+    {"--repeat-penalty", "", kSampling},
+    {"--repetition-penalty", "", kSampling},
+    {"--presence-penalty", "", kSampling},
+    {"--frequency-penalty", "", kSampling},
+    {"--repeat-last-n", "", kSampling},
+    {"--typical", "", kSampling},
+    {"--mirostat", "", kSampling},
+    {"--logit-bias", "", kSampling},
+    {"--grammar", "", kNoGrammar},
+    {"--grammar-file", "", kNoGrammar},
+    {"--json-schema", "", kNoGrammar},
+    // Machine.
+    {"-t", "--threads", ""},
+    {"-tb", "--threads", ""},
+    {"--threads-batch", "--threads", ""},
+    {"--num-threads", "--threads", ""},
+    {"-ngl", "", kNoGpu},
+    {"--gpu-layers", "", kNoGpu},
+    {"--n-gpu-layers", "", kNoGpu},
+    {"-dev", "", kNoGpu},
+    {"--device", "", kNoGpu},
+    {"--main-gpu", "", kNoGpu},
+    {"--tensor-split", "", kNoGpu},
+    {"--cpu-offload-gb", "", kNoGpu},
+    {"--enforce-eager", "", kNoGpu},
+    {"-tp", "", kOneMachine},
+    {"--tensor-parallel-size", "", kOneMachine},
+    {"-pp", "", kOneMachine},
+    {"--pipeline-parallel-size", "", kOneMachine},
+    {"--data-parallel-size", "", kOneMachine},
+    {"-md", "", kNoDraft},
+    {"--model-draft", "", kNoDraft},
+    {"--draft-max", "", kNoDraft},
+    {"--speculative-config", "", kNoDraft},
+    {"--host", "", kNoServer},
+    {"--port", "", kNoServer},
+    {"--api-key", "", kNoServer},
+    {"--served-model-name", "", kNoServer},
+    {"--enable-prefix-caching", "", "prompts share nothing yet"},
+    {"--kl-divergence", "", "pmkvq perplexity always prints the KL to fp16, leave it out"},
+};
+
+constexpr ForeignName kCommands[] = {
+    {"chat", "run", "without a prompt"},
+    {"generate", "run", ""},
+    {"complete", "run", ""},
+    {"cli", "run", ""},
+    {"serve", "", kNoServer},
+    {"server", "", kNoServer},
+    {"evaluate", "eval", ""},
+    {"benchmark", "eval", "for speed: bench"},
+    {"ppl", "perplexity", ""},
+    {"kld", "perplexity", ""},
+    {"imatrix", "calibrate", ""},
+    {"quantize", "run --weights q8", "for the cache: calibrate"},
+    {"info", "inspect", ""},
+    {"show", "inspect", ""},
+    {"list", "methods", "cache methods; models are folders"},
+    {"version", "--version", ""},
+};
+
+template <size_t n>
+const ForeignName* Find(const ForeignName (&table)[n], std::string_view name) {
+  const auto* const found = std::find_if(std::begin(table), std::end(table),
+                                         [&](const ForeignName& row) { return row.name == name; });
+  return found == std::end(table) ? nullptr : found;
+}
+
+}  // namespace
+
+const ForeignName* FindForeignOption(std::string_view name) { return Find(kOptions, name); }
+const ForeignName* FindForeignCommand(std::string_view name) { return Find(kCommands, name); }
+
+}  // namespace pmkvq::cli
