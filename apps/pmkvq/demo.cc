@@ -218,6 +218,9 @@ void AddDemo(CLI::App& app) {
       throw IoError(options->model,
                     "no such folder; run in the repository, or name the model with --model");
     }
+    if (options->plan == "-") {
+      throw CLI::ValidationError("--plan", "found '-', expected the name of a file");
+    }
     Demo(*options);
   });
 }

@@ -85,14 +85,14 @@ std::string InOurWords(const CLI::ParseError& error) {
   const std::string text = error.what();
   const std::string name = text.substr(0, text.find(':'));
   if (error.get_name() == "ArgumentMismatch") {
-    if (text.find("disallowed flag override") != std::string::npos) {
-      return text.substr(0, text.find(' ')) + ": found a value behind '=', expected none";
-    }
     const size_t to = text.find(" arguments to ");  // "Expected exactly 1 arguments to --x, got 2"
     if (to != std::string::npos) {
       const size_t begin = to + 14;
       return text.substr(begin, text.find(',', begin) - begin) +
              ": given more than once, expected it once";
+    }
+    if (text.find("At Most") != std::string::npos) {
+      return name + ": given more than once, expected it once";
     }
     return name + ": found nothing behind it, expected a value";
   }
@@ -112,15 +112,16 @@ std::string InOurWords(const CLI::ParseError& error) {
 std::optional<std::string> DescribeUnknown(CLI::App& app, const ChosenCommand& command,
                                            const std::vector<std::string>& arguments) {
   const std::vector<std::string> left = command.app->remaining();
+  const bool is_group = command.app->get_require_subcommand_min() > 0;
+  if (is_group && !left.empty() && !LooksLikeOption(left.front())) {
+    return DescribeUnknownCommand(*command.app, command.path, left.front());
+  }
   const auto unknown = std::find_if(left.begin(), left.end(), LooksLikeOption);
   if (unknown != left.end()) return DescribeUnknownOption(app, *command.app, *unknown);
   if (const ForeignName* foreign = FindForeignShortOption(arguments)) {
     return Answer(*foreign, app, *command.app);
   }
   if (left.empty()) return std::nullopt;
-  if (command.app->get_require_subcommand_min() > 0) {
-    return DescribeUnknownCommand(*command.app, command.path, left.front());
-  }
   return fmt::format("found '{}' behind the options, expected {}", left.front(),
                      HasOption(*command.app, "--prompt") ? "one text (put it in quotes)"
                                                          : "options only (they begin with --)");

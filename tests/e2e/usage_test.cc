@@ -103,7 +103,6 @@ TEST(UnknownNames, TextBehindTheOptions) {
                      {"--prompt"});
   ExpectOneLineError(RunProgram({"run", "--model", "a", "--model", "b"}), 2,
                      {"--model", "more than once"});
-  ExpectOneLineError(RunProgram({"run", "--chat=1"}), 2, {"--chat", "expected none"});
 }
 
 TEST(PositionalText, IsThePrompt) {
