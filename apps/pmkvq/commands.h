@@ -23,6 +23,7 @@ void AddJudge(CLI::App& app);
 void AddDemo(CLI::App& app);
 void AddAnalyze(CLI::App& app, int argc, const char* const* argv);
 void AddInspect(CLI::App& app);
+void AddMethods(CLI::App& app);
 void AddBench(CLI::App& app);
 
 }  // namespace pmkvq::cli

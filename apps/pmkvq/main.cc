@@ -41,6 +41,7 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddTokenize(app);
   AddTemplate(app);
   AddInspect(app);
+  AddMethods(app);
   AddBench(app);
   AddDemo(app);
 }

@@ -17,7 +17,6 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
-#include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
 namespace {
@@ -201,8 +200,8 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   };
   add("--data", HashOf(benchmark.problems));
   // Files that the SPEC names may change under the same name.
-  for (const auto& [key, value] : ParseMethodSpec(kv.spec).keys) {
-    if (FileExists(value)) settings.options.emplace_back("--kv " + key, HashFile(value));
+  for (const auto& [key, path] : FilesOfSpec(kv.spec)) {
+    settings.options.emplace_back("--kv " + key, HashFile(path));
   }
   // Left out for the default, so that runs made before there was a choice can go on.
   if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));

@@ -25,14 +25,13 @@ constexpr int64_t kKittyPage = 128;  // Tokens of a page, of a buffer and of the
 class Kitty final : public CacheMethod {
  public:
   Kitty(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"boost", "sink"});
     low_ = {2, context.float_type};
     high_ = {4, context.float_type};
-    const double boost = spec.Real("boost", 0.125, 0.0, 1.0);
+    const double boost = spec.Real("boost", 0.125);
     // Rounded down, but for the error of the product.
     const double boosted = boost * static_cast<double>(context.geometry.head_dim) + 1e-6;
     num_boosted_ = static_cast<int64_t>(boosted);
-    sink_ = spec.Integer("sink", 32, 0, 4096);
+    sink_ = spec.Integer("sink", 32);
     keys_ = {.sink = sink_, .recent = 0, .block = kKittyPage};
     values_ = {.sink = sink_, .recent = kKittyPage, .block = kKittyPage};
   }
@@ -96,8 +95,9 @@ class Kitty final : public CacheMethod {
 
 SimulatedMethod KittyMethod() {
   return {"kitty",
-          "2 bits, 4 for the largest key channels of each page; boost: share of those (0.125), "
-          "sink (32)",
+          "2 bits, 4 for the largest key channels of each page",
+          {RealKey("boost", 0, 1, "0.125", "share of the key channels at 4 bits"),
+           IntegerKey("sink", 0, 4096, "32", "first tokens at full precision")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<Kitty>(spec, context);

@@ -112,7 +112,7 @@ TEST(Kitty, NamesWhatIsWrong) {
     ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
   };
   expect("kitty:boost=12.5", "boost=12.5, expected a number in [0, 1]");
-  expect("kitty:sink=-1", "sink=-1, expected a number in [0, 4096]");
+  expect("kitty:sink=-1", "sink=-1, expected a whole number in [0, 4096]");
   expect("kitty:bits=2", "unknown key 'bits' for kitty, expected boost=, sink=");
 }
 

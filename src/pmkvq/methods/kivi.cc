@@ -19,11 +19,10 @@ namespace {
 class Kivi final : public CacheMethod {
  public:
   Kivi(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"bits", "group", "residual"}, {"reference"});
     const bool flushes_values = spec.words.contains("reference");
-    format_.bits = static_cast<int>(spec.OneOf("bits", 2, {4, 2}));
+    format_.bits = static_cast<int>(spec.Integer("bits", 2));
     format_.metadata_type = context.float_type;
-    key_group_ = spec.OneOf("group", flushes_values ? 128 : 32, {128, 64, 32});
+    key_group_ = spec.Integer("group", flushes_values ? 128 : 32);
     value_group_ = std::min(key_group_, context.geometry.head_dim);
     CheckGroup(spec.text, value_group_, context.geometry.head_dim);
     const int64_t residual = ReadResidual(spec, 128, key_group_);
@@ -56,8 +55,12 @@ class Kivi final : public CacheMethod {
 
 SimulatedMethod KiviMethod() {
   return {"kivi",
-          "keys per channel, values per token; bits=4|2 (2), group=128|64|32 (32), residual (128), "
-          "reference: as PM-KVQ's authors compared it (group 128, values flushed in blocks)",
+          "keys per channel, values per token",
+          {ChoiceKey("bits", {"4", "2"}, "2", "width of codes"),
+           ChoiceKey("group", {"128", "64", "32"}, "32", "tokens, or channels, of one range"),
+           ResidualKey("128"),
+           WordKey("reference",
+                   "as PM-KVQ's authors compared it: group 128, values flushed in blocks")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<Kivi>(spec, context);

@@ -111,7 +111,7 @@ TEST(Kivi, NamesWhatIsWrong) {
   };
   expect("kivi:bits=3", "bits=3, expected one of 4, 2");
   expect("kivi:group=16", "group=16, expected one of 128, 64, 32");
-  expect("kivi:residual=16", "residual=16, expected a number in [32, 4096]");
+  expect("kivi:residual=16", "residual=16, expected a whole number in [32, 4096]");
   expect("kivi:residual=80", "residual=80, expected a multiple of the group 32");
   expect("kivi:refrence",
          "unknown word 'refrence' for kivi, expected bits=, group=, residual=, "

@@ -38,10 +38,6 @@ constexpr int kLastBitsOfWord = 2;  // Of the eleventh.
 constexpr float kLastCodeOfWord = (1 << kLastBitsOfWord) - 1;
 constexpr int64_t kWordBytes = 4;
 
-void CheckNames(const MethodSpec& spec) {
-  spec.CheckNames({"from", "k", "v", "share", "recent-high", "recent-low"}, {"reference"});
-}
-
 // Keys, or values, of one block.
 struct Side {
   AffineFormat format;
@@ -59,7 +55,6 @@ int64_t TokensLeft(double ratio, int64_t block) {
 class KvMix final : public CacheMethod {
  public:
   KvMix(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    CheckNames(spec);
     if (context.geometry.head_dim % kGroup != 0) {
       throw InvalidInput("--kv", fmt::format("'{}': head_dim {}, expected a multiple of {}",
                                              spec.text, context.geometry.head_dim, kGroup));
@@ -74,8 +69,8 @@ class KvMix final : public CacheMethod {
                             ExpectedMethodData(spec.name)));
     }
     cut_last_ = spec.words.contains("reference");
-    keys_ = Sides(spec, kKeyImportance, 3, spec.OneOf("k", 2, {4, 3, 2}), /*of_keys=*/true);
-    values_ = Sides(spec, kValueImportance, 4, spec.OneOf("v", 2, {4, 2}), /*of_keys=*/false);
+    keys_ = Sides(spec, kKeyImportance, 3, spec.Integer("k", 2), /*of_keys=*/true);
+    values_ = Sides(spec, kValueImportance, 4, spec.Integer("v", 2), /*of_keys=*/false);
   }
 
   void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
@@ -115,9 +110,9 @@ class KvMix final : public CacheMethod {
   std::vector<Side> Sides(const MethodSpec& spec, const char* tensor, int64_t important_bits,
                           int64_t uniform_bits, bool of_keys) const {
     const auto num_layers = static_cast<size_t>(context_.geometry.num_layers);
-    const double high = spec.Real("recent-high", 0.2, 0.0, 0.9);
-    const double low = spec.Real("recent-low", 0.1, 0.0, 0.9);
-    const double share = spec.Real("share", 0.2, 0.0, 1.0);
+    const double high = spec.Real("recent-high", 0.2);
+    const double low = spec.Real("recent-low", 0.1);
+    const double share = spec.Real("share", 0.2);
     const bool reference = spec.words.contains("reference");
     std::vector<int64_t> widths(num_layers, uniform_bits);
     if (context_.data != nullptr) {
@@ -182,10 +177,8 @@ double Norm(const float* values, int64_t count) {
   return std::sqrt(sum);
 }
 
-std::map<std::string, Tensor> CalibrateImportance(const MethodSpec& spec,
-                                                  const MethodContext& context,
+std::map<std::string, Tensor> CalibrateImportance(const MethodSpec&, const MethodContext& context,
                                                   const CalibrationContext& calibration) {
-  CheckNames(spec);
   const int64_t num_layers = context.geometry.num_layers;
   const int64_t count = context.geometry.kv_dim() * calibration.model->config().hidden_size;
   Profile<float> profile(*calibration.model, calibration.num_threads);
@@ -220,9 +213,14 @@ std::map<std::string, Tensor> CalibrateImportance(const MethodSpec& spec,
 SimulatedMethod KvMixMethod() {
   return {"kvmix",
           "keys per channel at 3 or 2 bits, values per token at 4 or 2, by the gradients of a "
-          "block's projections; from=FILE (made by calibrate) or k=4|3|2 and v=4|2 for all blocks, "
-          "share of important blocks (0.2), recent-high (0.2) and recent-low (0.1) of what is at "
-          "full precision, reference: the ratios and the cut eleventh code of the authors' code",
+          "block's projections",
+          {FromKey("the importance of each block"),
+           ChoiceKey("k", {"4", "3", "2"}, "2", "width of keys in all blocks, in place of from="),
+           ChoiceKey("v", {"4", "2"}, "2", "width of values in all blocks, in place of from="),
+           RealKey("share", 0, 1, "0.2", "share of important blocks"),
+           RealKey("recent-high", 0, 0.9, "0.2", "newest tokens at full precision, important"),
+           RealKey("recent-low", 0, 0.9, "0.1", "newest tokens at full precision, other blocks"),
+           WordKey("reference", "the ratios and the cut eleventh code of the authors' code")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<KvMix>(spec, context);

@@ -42,10 +42,14 @@ constexpr char kFormName[] = "form";     // See Form::Numbers.
 // How a layer is quantised, but for its widths.
 struct Form {
   Form(const MethodSpec& spec, const KvGeometry& geometry) {
-    spec.CheckNames({"k", "v", "axis", "group", "residual", "bits", "from"});
-    per_channel = spec.NameOf("axis", "token", {"token", "channel"}) == "channel";
+    per_channel = spec.Text("axis", "token") == "channel";
     if (per_channel) {
-      key_group = spec.OneOf("group", 32, {128, 64, 32});
+      key_group = spec.Integer("group", 32);
+      if (key_group != 32 && key_group != 64 && key_group != 128) {
+        throw InvalidInput("--kv", fmt::format("'{}': group={}, expected 128, 64 or 32 with "
+                                               "axis=channel",
+                                               spec.text, key_group));
+      }
       value_group = std::min(key_group, geometry.head_dim);
       const int64_t residual = ReadResidual(spec, 32, key_group);
       key_window.block = residual;
@@ -55,7 +59,7 @@ struct Form {
         throw InvalidInput("--kv", fmt::format("'{}': residual={}, expected axis=channel with it",
                                                spec.text, spec.keys.at("residual")));
       }
-      key_group = spec.Integer("group", geometry.group(), 1, 256);
+      key_group = spec.Integer("group", geometry.group());
       value_group = key_group;
     }
     CheckGroup(spec.text, value_group, geometry.head_dim);
@@ -148,11 +152,11 @@ class KvTuner final : public CacheMethod {
     if (context_.data != nullptr) {
       refuse("k", "none with from=: the file says the widths");
       refuse("v", "none with from=: the file says the widths");
-      return ChoosePairs(*context_.data, form_, spec.Real("bits", kDefaultBits, 2.0, 8.0));
+      return ChoosePairs(*context_.data, form_, spec.Real("bits", kDefaultBits));
     }
     refuse("bits", "from= with it, or k= and v= in its place");
-    const WidthPair pair = {static_cast<int>(spec.OneOf("k", 4, {8, 4, 2})),
-                            static_cast<int>(spec.OneOf("v", 2, {8, 4, 2}))};
+    const WidthPair pair = {static_cast<int>(spec.Integer("k", 4)),
+                            static_cast<int>(spec.Integer("v", 2))};
     return std::vector<WidthPair>(static_cast<size_t>(context_.geometry.num_layers), pair);
   }
 
@@ -250,7 +254,6 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
                                              spec.text, key, spec.keys.at(key)));
     }
   }
-  spec.Real("bits", kDefaultBits, 2.0, 8.0);  // For `make`; refused here if wrong.
   Profile<float> profile(*calibration.model, calibration.num_threads);
   SampleLoopStep step;
   step.task = "kvtuner";
@@ -281,9 +284,15 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
 
 SimulatedMethod KvTunerMethod() {
   return {"kvtuner",
-          "widths of K and V fixed per layer; k=8|4|2 (4), v=8|4|2 (2), or from=FILE (made by "
-          "calibrate) and average bits (3.25); axis=token|channel (token), group (128, or "
-          "head_dim; channel: 32), residual (channel: 32)",
+          "widths of K and V fixed per layer",
+          {ChoiceKey("k", {"8", "4", "2"}, "4", "width of keys in all layers"),
+           ChoiceKey("v", {"8", "4", "2"}, "2", "width of values in all layers"),
+           FromKey("what each layer loses at each pair of widths"),
+           RealKey("bits", 2, 8, "3.25", "average of all widths; with from="),
+           ChoiceKey("axis", {"token", "channel"}, "token", "what a range of keys is for"),
+           IntegerKey("group", 1, 256, "128, or head_dim; 32 with axis=channel",
+                      "tokens, or channels, of one range"),
+           ResidualKey("32; with axis=channel only")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<KvTuner>(spec, context);

@@ -296,7 +296,7 @@ TEST(KvTuner, NamesWhatIsWrong) {
   expect("kvtuner:k=3", "k=3, expected one of 8, 4, 2");
   expect("kvtuner:axis=head", "axis=head, expected one of token, channel");
   expect("kvtuner:group=48", "group 48, expected a divisor of head_dim 64");
-  expect("kvtuner:axis=channel+group=16", "group=16, expected one of 128, 64, 32");
+  expect("kvtuner:axis=channel+group=16", "group=16, expected 128, 64 or 32 with axis=channel");
   expect("kvtuner:axis=channel+residual=40", "residual=40, expected a multiple of the group 32");
   expect("kvtuner:residual=32", "residual=32, expected axis=channel with it");
   expect("kvtuner:bits=4", "bits=4, expected from= with it, or k= and v= in its place");

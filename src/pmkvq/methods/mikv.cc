@@ -50,11 +50,10 @@ struct MikvState final : MethodState {
 class Mikv final : public CacheMethod {
  public:
   Mikv(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"bits", "high", "ratio"}, {"reference"});
     reference_ = spec.words.contains("reference");
-    low_ = {static_cast<int>(spec.OneOf("bits", 2, {4, 3, 2})), context.float_type};
-    high_ = {static_cast<int>(spec.OneOf("high", 16, {16, 8})), context.float_type};
-    ratio_ = spec.Real("ratio", reference_ ? 0.0 : 0.2, 0.0, 1.0);
+    low_ = {static_cast<int>(spec.Integer("bits", 2)), context.float_type};
+    high_ = {static_cast<int>(spec.Integer("high", 16)), context.float_type};
+    ratio_ = spec.Real("ratio", reference_ ? 0.0 : 0.2);
     group_ = reference_ ? context.geometry.group()
                         : std::min<int64_t>(128, context.geometry.head_dim / 2);
     CheckGroup(spec.text, group_, context.geometry.head_dim);
@@ -211,8 +210,11 @@ class Mikv final : public CacheMethod {
 
 SimulatedMethod MikvMethod() {
   return {"mikv",
-          "important tokens wide, the others narrow; bits=4|3|2 (2), high=16|8 (16), ratio of "
-          "important tokens (0.2), reference: as PM-KVQ's authors compared it",
+          "important tokens wide, the others narrow",
+          {ChoiceKey("bits", {"4", "3", "2"}, "2", "width of the other tokens"),
+           ChoiceKey("high", {"16", "8"}, "16", "width of important tokens"),
+           RealKey("ratio", 0, 1, "0.2", "share of important tokens"),
+           WordKey("reference", "as PM-KVQ's authors compared it")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<Mikv>(spec, context);

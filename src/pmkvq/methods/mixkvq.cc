@@ -39,16 +39,15 @@ struct MixKvqState final : MethodState {
 class MixKvq final : public CacheMethod {
  public:
   MixKvq(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"high", "mid", "tau16", "tau4", "group", "residual", "sink"});
     ReadShares(spec);
-    tau16_ = spec.Real("tau16", 0.0, 0.0, 1e6);
-    tau4_ = spec.Real("tau4", 0.0, 0.0, 1e6);
+    tau16_ = spec.Real("tau16", 0.0);
+    tau4_ = spec.Real("tau4", 0.0);
     low_ = {2, context.float_type};
     mid_ = {4, context.float_type};
-    key_group_ = spec.OneOf("group", 32, {128, 64, 32});
+    key_group_ = spec.Integer("group", 32);
     value_group_ = std::min(key_group_, context.geometry.head_dim);
     CheckGroup(spec.text, value_group_, context.geometry.head_dim);
-    window_.sink = spec.Integer("sink", 0, 0, 4096);
+    window_.sink = spec.Integer("sink", 0);
     window_.block = ReadResidual(spec, 128, key_group_);
   }
 
@@ -92,8 +91,8 @@ class MixKvq final : public CacheMethod {
 
  private:
   void ReadShares(const MethodSpec& spec) {
-    const double high = spec.Real("high", 0.0625, 0.0, 1.0);
-    const double mid = spec.Real("mid", 0.25, 0.0, 1.0);
+    const double high = spec.Real("high", 0.0625);
+    const double mid = spec.Real("mid", 0.25);
     const auto channels = static_cast<double>(context_.geometry.kv_dim());
     num_high_ = std::lround(high * channels);
     num_mid_ = std::lround(mid * channels);
@@ -179,8 +178,13 @@ class MixKvq final : public CacheMethod {
 
 SimulatedMethod MixKvqMethod() {
   return {"mixkvq",
-          "key channels at 16, 4 and 2 bits by range and queries; high (0.0625) and mid (0.25): "
-          "shares at 16 and 4, tau16 and tau4 (0), group=128|64|32 (32), residual (128), sink (0)",
+          "key channels at 16, 4 and 2 bits by range and queries",
+          {RealKey("high", 0, 1, "0.0625", "share of key channels with room at 16 bits"),
+           RealKey("mid", 0, 1, "0.25", "share of key channels with room at 4 bits"),
+           RealKey("tau16", 0, 1e6, "0", "threshold below which a channel leaves 16 bits"),
+           RealKey("tau4", 0, 1e6, "0", "threshold below which a channel leaves 4 bits"),
+           ChoiceKey("group", {"128", "64", "32"}, "32", "tokens, or channels, of one range"),
+           ResidualKey("128"), IntegerKey("sink", 0, 4096, "0", "first tokens at full precision")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<MixKvq>(spec, context);

@@ -37,7 +37,6 @@ constexpr char kValueRotation[] = "v_rotation";  // Likewise.
 constexpr float kOrthogonality = 1e-3f;
 
 void CheckSpec(const MethodSpec& spec, const KvGeometry& geometry) {
-  spec.CheckNames({"bits", "clip", "sink", "recent", "from"}, {"hadamard"});
   if (!std::has_single_bit(static_cast<uint64_t>(geometry.head_dim))) {
     throw InvalidInput("--kv", fmt::format("'{}': head_dim {}, expected a power of two", spec.text,
                                            geometry.head_dim));
@@ -118,12 +117,12 @@ class Oscar final : public CacheMethod {
       : context_(Checked(spec, context)),
         key_rotations_(context, kKeyRotation),
         value_rotations_(context, kValueRotation) {
-    format_.bits = static_cast<int>(spec.OneOf("bits", 2, {8, 4, 3, 2}));
+    format_.bits = static_cast<int>(spec.Integer("bits", 2));
     format_.metadata_type = context.float_type;
-    key_clip_ = ClipIndex(spec.Real("clip", format_.bits == 2 ? 0.96 : 1.0, 0.5, 1.0));
-    value_clip_ = ClipIndex(spec.Real("clip", format_.bits == 2 ? 0.92 : 1.0, 0.5, 1.0));
-    window_.sink = spec.Integer("sink", 64, 0, 4096);
-    window_.recent = spec.Integer("recent", 256, 0, 4096);
+    key_clip_ = ClipIndex(spec.Real("clip", format_.bits == 2 ? 0.96 : 1.0));
+    value_clip_ = ClipIndex(spec.Real("clip", format_.bits == 2 ? 0.92 : 1.0));
+    window_.sink = spec.Integer("sink", 64);
+    window_.recent = spec.Integer("recent", 256);
   }
 
   void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
@@ -331,9 +330,13 @@ std::map<std::string, Tensor> CalibrateRotations(const MethodSpec& spec,
 
 SimulatedMethod OscarMethod() {
   return {"oscar",
-          "keys (after RoPE) and values rotated by what attention sees, per token; from=FILE "
-          "(rotations, made by calibrate) or hadamard (without), bits=8|4|3|2 (2), clip (0.96 for "
-          "keys and 0.92 for values at 2 bits, else 1), sink (64), recent (256)",
+          "keys (after RoPE) and values rotated by what attention sees, per token",
+          {FromKey("rotations"), WordKey("hadamard", "no calibrated rotations, in place of from="),
+           ChoiceKey("bits", {"8", "4", "3", "2"}, "2", "width of codes"),
+           RealKey("clip", 0.5, 1, "0.96 for keys and 0.92 for values at 2 bits, else 1",
+                   "share of a range that is kept"),
+           IntegerKey("sink", 0, 4096, "64", "first tokens at full precision"),
+           IntegerKey("recent", 0, 4096, "256", "newest tokens at full precision")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<Oscar>(spec, context);

@@ -16,16 +16,37 @@ namespace {
 // More than any sequence has.
 constexpr int64_t kMaxWindowTokens = int64_t{1} << 24;
 
-constexpr PackedMethod kMethods[] = {
-    {"fp16", "nothing quantised (the float type of --kv-dtype)", false, 16},
-    {"static-8", "every closed page at once at 8 bits", false, 8},
-    {"static-4", "every closed page at once at 4 bits", false, 4},
-    {"static-2", "every closed page at once at 2 bits", false, 2},
-    {"pm-kvq",
-     "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached; bits=, k= and v=, static, "
-     "sink=, window=, policy=, plan=, axis=, rotate=, scales=",
-     true, 2},
-};
+SpecKeys PlanKeys() {
+  return {FileKey("plan", "--plan", "plan in place of --plan", {"none"}),
+          ChoiceKey("scales", {"on", "off"}, "on", "use the plan's key scales")};
+}
+
+SpecKeys PageKeys() {
+  SpecKeys keys = PlanKeys();
+  keys.push_back(IntegerKey("sink", 0, kMaxSinkTokens, "the plan's, or 1",
+                            "first tokens that stay at 16 bits (--n-sink-token)"));
+  keys.push_back(IntegerKey("window", kPageTokens, kMaxWindowTokens, "the plan's, or 128",
+                            "newest tokens that stay at 16 bits, a multiple of 128 "
+                            "(--n-window-token)"));
+  return keys;
+}
+
+SpecKeys ProgressiveKeys() {
+  const std::vector<std::string> widths = {"16", "8", "4", "2"};
+  SpecKeys keys = PageKeys();
+  keys.push_back(ChoiceKey("bits", widths, "the plan's budgets",
+                           "the budget of that width at --max-len in every block"));
+  keys.push_back(ChoiceKey("k", widths, "the plan's", "planned width of keys, with v="));
+  keys.push_back(ChoiceKey("v", widths, "the plan's", "planned width of values, with k="));
+  keys.push_back(ChoiceKey("policy", {"layer-budget", "oldest-first"}, "--policy",
+                           "which pages are halved first"));
+  keys.push_back(
+      ChoiceKey("axis", {"token", "channel"}, "token", "what a minimum and range of keys is for"));
+  keys.push_back(ChoiceKey("rotate", {"off", "keys", "values", "both"}, "off",
+                           "Walsh-Hadamard transform of each head before storing"));
+  keys.push_back(WordKey("static", "pages close at once at the planned widths and stay there"));
+  return keys;
+}
 
 constexpr KvRecipe kRecipes[] = {
     {"paper", "pm-kvq", "as published"},
@@ -53,32 +74,6 @@ struct Choice {
   bool has_widths() const { return widths.k != 0; }
 };
 
-InvalidInput WrongValue(const MethodSpec& spec, const std::string& key,
-                        const std::string& expected) {
-  return InvalidInput(
-      "--kv", fmt::format("'{}': {}={}, expected {}", spec.text, key, spec.keys.at(key), expected));
-}
-
-int ReadWidth(const MethodSpec& spec, const std::string& key) {
-  if (!spec.keys.contains(key)) return 0;
-  for (const int bits : kWidths) {
-    if (spec.keys.at(key) == std::to_string(bits)) return bits;
-  }
-  throw WrongValue(spec, key, "16, 8, 4 or 2");
-}
-
-void CheckKeyNames(const MethodSpec& spec, const PackedMethod& method) {
-  if (method.progressive) {
-    spec.CheckNames(
-        {"bits", "scales", "k", "v", "sink", "window", "policy", "plan", "axis", "rotate"},
-        {"static"});
-  } else if (method.bits < 16) {
-    spec.CheckNames({"scales", "plan", "sink", "window"});
-  } else {
-    spec.CheckNames({"scales", "plan"});
-  }
-}
-
 void CheckKeysAgree(const Choice& choice) {
   const auto fail = [&](const std::string& found, const std::string& expected) {
     return InvalidInput(
@@ -100,43 +95,25 @@ Choice Read(const std::string& spec_text) {
   const MethodSpec& spec = choice.spec;
   choice.method = FindPackedMethod(spec.name);
   PMKVQ_CHECK(choice.method != nullptr);
-  CheckKeyNames(spec, *choice.method);
-  choice.bits = ReadWidth(spec, "bits");
-  choice.widths = {ReadWidth(spec, "k"), ReadWidth(spec, "v")};
+  spec.Check(choice.method->keys);
+  choice.bits = static_cast<int>(spec.Integer("bits", 0));
+  choice.widths = {static_cast<int>(spec.Integer("k", 0)), static_cast<int>(spec.Integer("v", 0))};
   choice.is_static = spec.words.contains("static");
-  choice.sink_tokens = spec.Integer("sink", -1, 0, kMaxSinkTokens);
-  if (spec.keys.contains("window")) {
-    choice.window_tokens = spec.Integer("window", -1, kPageTokens, kMaxWindowTokens);
-    if (choice.window_tokens % kPageTokens != 0) {
-      throw WrongValue(spec, "window", fmt::format("a multiple of {}", kPageTokens));
-    }
+  choice.sink_tokens = spec.Integer("sink", -1);
+  choice.window_tokens = spec.Integer("window", -1);
+  if (choice.window_tokens % kPageTokens != 0 && spec.keys.contains("window")) {
+    throw InvalidInput("--kv", fmt::format("'{}': window={}, expected a multiple of {}", spec.text,
+                                           choice.window_tokens, kPageTokens));
   }
-  if (spec.keys.contains("scales")) {
-    const std::string& value = spec.keys.at("scales");
-    if (value != "on" && value != "off") throw WrongValue(spec, "scales", "on or off");
-    choice.use_scales = value == "on";
+  choice.use_scales = spec.Text("scales", "on") == "on";
+  for (const PolicyKind kind : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
+    if (spec.Text("policy", "") == NameOf(kind)) choice.policy = kind;
   }
-  if (spec.keys.contains("policy")) {
-    const std::string& value = spec.keys.at("policy");
-    for (const PolicyKind kind : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
-      if (value == NameOf(kind)) choice.policy = kind;
-    }
-    if (!choice.policy) throw WrongValue(spec, "policy", "layer-budget or oldest-first");
-  }
-  if (spec.keys.contains("axis")) {
-    const std::string& value = spec.keys.at("axis");
-    if (value != "token" && value != "channel") throw WrongValue(spec, "axis", "token or channel");
-    if (value == "channel") choice.k_axis = QuantAxis::kChannel;
-  }
-  if (spec.keys.contains("rotate")) {
-    const std::string& value = spec.keys.at("rotate");
-    choice.rotate_keys = value == "keys" || value == "both";
-    choice.rotate_values = value == "values" || value == "both";
-    if (!choice.rotate_keys && !choice.rotate_values && value != "off") {
-      throw WrongValue(spec, "rotate", "off, keys, values or both");
-    }
-  }
-  if (spec.keys.contains("plan")) choice.plan = spec.keys.at("plan");
+  if (spec.Text("axis", "token") == "channel") choice.k_axis = QuantAxis::kChannel;
+  const std::string rotate = spec.Text("rotate", "off");
+  choice.rotate_keys = rotate == "keys" || rotate == "both";
+  choice.rotate_values = rotate == "values" || rotate == "both";
+  choice.plan = spec.Text("plan", "");
   CheckKeysAgree(choice);
   return choice;
 }
@@ -197,12 +174,22 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const
 
 }  // namespace
 
-std::span<const PackedMethod> PackedMethods() { return kMethods; }
+const std::vector<PackedMethod>& PackedMethods() {
+  static const std::vector<PackedMethod> methods = {
+      {"fp16", "nothing quantised (the float type of --kv-dtype)", PlanKeys(), false, 16},
+      {"static-8", "every closed page at once at 8 bits", PageKeys(), false, 8},
+      {"static-4", "every closed page at once at 4 bits", PageKeys(), false, 4},
+      {"static-2", "every closed page at once at 2 bits", PageKeys(), false, 2},
+      {"pm-kvq", "progressive: 16 -> 8 -> 4 -> 2 bits when the budget is reached",
+       ProgressiveKeys(), true, 2},
+  };
+  return methods;
+}
 
 std::span<const KvRecipe> KvRecipes() { return kRecipes; }
 
 const PackedMethod* FindPackedMethod(std::string_view name) {
-  for (const PackedMethod& method : kMethods) {
+  for (const PackedMethod& method : PackedMethods()) {
     if (name == method.name) return &method;
   }
   return nullptr;

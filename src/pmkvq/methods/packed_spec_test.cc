@@ -232,12 +232,13 @@ TEST(PackedSpec, WrongKeysAreNamed) {
   expect("pm-kvq:bits=4+sink=-1", {"--kv", "sink=-1"});
   expect("pm-kvq:bits=4+window=200", {"--kv", "window=200", "a multiple of 128"});
   expect("pm-kvq:bits=4+window=0", {"--kv", "window=0"});
-  expect("pm-kvq:bits=4+policy=newest", {"--kv", "policy=newest", "layer-budget or oldest-first"});
-  expect("pm-kvq:bits=4+axis=head", {"--kv", "axis=head", "token or channel"});
-  expect("pm-kvq:bits=4+rotate=all", {"--kv", "rotate=all", "off, keys, values or both"});
+  expect("pm-kvq:bits=4+policy=newest",
+         {"--kv", "policy=newest", "one of layer-budget, oldest-first"});
+  expect("pm-kvq:bits=4+axis=head", {"--kv", "axis=head", "one of token, channel"});
+  expect("pm-kvq:bits=4+rotate=all", {"--kv", "rotate=all", "one of off, keys, values, both"});
   expect("pm-kvq:k=4", {"--kv", "k without v", "both or neither"});
   expect("pm-kvq:v=4", {"--kv", "v without k"});
-  expect("pm-kvq:k=4+v=3", {"--kv", "v=3", "16, 8, 4 or 2"});
+  expect("pm-kvq:k=4+v=3", {"--kv", "v=3", "one of 16, 8, 4, 2"});
   expect("pm-kvq:k=4+v=2+bits=2", {"--kv", "bits beside k and v", "one of them"});
   expect("pm-kvq:static", {"--kv", "static has no widths"});
   expect("pm-kvq:static+bits=4+policy=oldest-first", {"--kv", "policy beside static"});

@@ -44,20 +44,23 @@ const std::vector<SimulatedMethod>& SimulatedMethods() {
 struct Choice {
   MethodSpec spec;
   const SimulatedMethod* simulated = nullptr;  // Null: packed.
+  const SpecKeys* keys = nullptr;
 };
 
 void FindMethod(Choice& choice) {
   std::vector<std::string> names;
-  bool is_packed = false;
   for (const PackedMethod& method : PackedMethods()) {
-    is_packed |= choice.spec.name == method.name;
+    if (choice.spec.name == method.name) choice.keys = &method.keys;
     names.emplace_back(method.name);
   }
   for (const SimulatedMethod& method : SimulatedMethods()) {
-    if (choice.spec.name == method.name) choice.simulated = &method;
+    if (choice.spec.name == method.name) {
+      choice.simulated = &method;
+      choice.keys = &method.keys;
+    }
     names.push_back(method.name);
   }
-  if (is_packed || choice.simulated != nullptr) return;
+  if (choice.keys != nullptr) return;
   throw InvalidInput("--kv", fmt::format("unknown method '{}', expected one of {}",
                                          choice.spec.name, fmt::join(names, ", ")));
 }
@@ -66,6 +69,7 @@ Choice Resolve(const std::string& text) {
   Choice choice;
   choice.spec = ParseMethodSpec(text);
   FindMethod(choice);
+  choice.spec.Check(*choice.keys);
   return choice;
 }
 
@@ -74,10 +78,10 @@ std::string Describe(const KvGeometry& g) {
                      g.num_kv_heads, g.head_dim);
 }
 
-// The file of the key from=, or null. A method without a calibration refuses the key itself.
+// The file of the key from=, or null.
 std::shared_ptr<const MethodData> DataOf(const Choice& choice, const KvRequirements& requirements) {
   const auto found = choice.spec.keys.find("from");
-  if (found == choice.spec.keys.end() || choice.simulated->calibrate == nullptr) return nullptr;
+  if (found == choice.spec.keys.end()) return nullptr;
   const std::string& path = found->second;
   auto data = std::make_shared<const MethodData>(LoadMethodData(path));
   const auto check = [&](const char* what, const std::string& made_for, const std::string& wanted) {
@@ -160,12 +164,18 @@ const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
 std::vector<MethodInfo> ListMethods() {
   std::vector<MethodInfo> methods;
   for (const PackedMethod& method : PackedMethods()) {
-    methods.push_back({method.name, method.description});
+    methods.push_back({method.name, method.description, method.keys});
   }
   for (const SimulatedMethod& method : SimulatedMethods()) {
-    methods.push_back({method.name, method.description, true, method.calibrate != nullptr});
+    methods.push_back(
+        {method.name, method.description, method.keys, true, method.calibrate != nullptr});
   }
   return methods;
+}
+
+std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& spec) {
+  const Choice choice = Resolve(spec);
+  return choice.spec.Files(*choice.keys);
 }
 
 void CheckIsCalibrated(const std::string& spec) {

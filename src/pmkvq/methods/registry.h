@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/calib/calibration.h"
@@ -24,6 +25,7 @@
 #include "pmkvq/methods/kv_budget.h"
 #include "pmkvq/methods/kv_options.h"
 #include "pmkvq/methods/method_data.h"
+#include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
 
@@ -52,17 +54,22 @@ std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequireme
 // `options.plan` lives. Throws InvalidInput for a wrong SPEC.
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
 
-// Names and one-line descriptions, for --help.
+// Names, one-line descriptions and keys, for help.
 struct MethodInfo {
   std::string name;
   std::string description;
+  SpecKeys keys;
   bool is_simulated = false;   // Counts the method's bytes; takes nothing from a plan.
   bool is_calibrated = false;  // CalibrateMethod measures what its key from= names.
 };
 std::vector<MethodInfo> ListMethods();
 
-// Throws InvalidInput naming --kv for a SPEC that CalibrateMethod refuses: an unknown method or key,
-// a method with nothing to calibrate, the key from=.
+// Key and path of every file that the SPEC names, whether it is there or not. Throws InvalidInput
+// for a wrong SPEC.
+std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& spec);
+
+// Throws InvalidInput naming --kv for a SPEC that CalibrateMethod refuses: an unknown method or
+// key, a method with nothing to calibrate, the key from=.
 void CheckIsCalibrated(const std::string& spec);
 // Runs the calibration of a published method. `record` says how the samples were drawn.
 // Throws as CheckIsCalibrated, and what a step of calibration throws, Cancelled among it.

@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <numeric>
+#include <set>
 
 #include "pmkvq/base/error.h"
 #include "support/expect_error.h"
+#include "support/temp_folder.h"
 
 namespace pmkvq {
 namespace {
@@ -158,16 +161,48 @@ TEST(Registry, MakesAStoreOfTheseSizes) {
             std::accumulate(budgets.begin(), budgets.end(), int64_t{0}));
 }
 
-TEST(Registry, ListsEveryMethodWithADescription) {
-  std::vector<std::string> names;
+TEST(Registry, EveryMethodDeclaresItsKeys) {
+  std::set<std::string> names;
   for (const MethodInfo& method : ListMethods()) {
-    names.push_back(method.name);
+    SCOPED_TRACE(method.name);
+    EXPECT_TRUE(names.insert(method.name).second) << "two methods of one name";
     EXPECT_FALSE(method.description.empty());
-    EXPECT_EQ(method.is_simulated, names.size() > 5);
+    bool takes_file = false;
+    std::set<std::string> keys;
+    for (const SpecKey& key : method.keys) {
+      EXPECT_TRUE(keys.insert(key.name).second) << key.name << " is declared twice";
+      EXPECT_FALSE(key.help.empty()) << key.name;
+      takes_file |= key.name == "from" && key.kind == SpecKey::Kind::kFile;
+      const bool is_word = key.kind == SpecKey::Kind::kWord;
+      EXPECT_EQ(key.fallback.empty(), is_word) << key.name;
+      if (is_word || key.kind == SpecKey::Kind::kFile) continue;
+      ExpectError<InvalidInput>([&] { FilesOfSpec(method.name + ":" + key.name + "=wrong"); },
+                                {"--kv", key.name + "=wrong, expected " + key.Values()});
+      for (const std::string& choice : key.choices) {
+        MethodSpec spec;
+        spec.keys[key.name] = choice;
+        spec.Check(method.keys);
+      }
+    }
+    EXPECT_EQ(takes_file, method.is_calibrated);
   }
-  EXPECT_EQ(names, (std::vector<std::string>{"fp16", "static-8", "static-4", "static-2", "pm-kvq",
-                                             "rtn", "kivi", "mikv", "rotatekv", "mixkvq", "kitty",
-                                             "kvtuner", "oscar", "kvmix"}));
+  EXPECT_TRUE(names.contains("pm-kvq"));
+}
+
+// Which values are files is declared: the file system is not asked.
+TEST(Registry, FilesOfASpec) {
+  const testing_support::TempFolder folder;
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path());
+  std::filesystem::create_directory("2");
+  folder.Write("none", "");
+  EXPECT_TRUE(FilesOfSpec("kivi:bits=2").empty());
+  EXPECT_TRUE(FilesOfSpec("pm-kvq:plan=none+bits=2").empty());
+  const std::vector<std::pair<std::string, std::string>> plan = {{"plan", "missing.json"}};
+  EXPECT_EQ(FilesOfSpec("pm-kvq:plan=missing.json"), plan);
+  const std::vector<std::pair<std::string, std::string>> from = {{"from", "2"}};
+  EXPECT_EQ(FilesOfSpec("oscar:from=2"), from);
+  std::filesystem::current_path(before);
 }
 
 TEST(Registry, SimulatedMethodsTakeABudgetAndNoKeyScales) {
@@ -213,8 +248,8 @@ TEST(Registry, NamesWhatIsWrong) {
   expect(
       OptionsFor("int4"),
       {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi, mikv, rotatekv"});
-  expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected 16, 8, 4 or 2"});
-  expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected on or off"});
+  expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected one of 16, 8, 4, 2"});
+  expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected one of on, off"});
   expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected bits=, scales="});
   expect(OptionsFor("static-4:bits=4"), {"--kv", "'bits' for static-4", "expected scales="});
   expect(OptionsFor("fp16:reference"), {"--kv", "unknown word 'reference' for fp16"});

@@ -66,8 +66,6 @@ std::vector<int64_t> OrderBy(std::span<const Real> sums) {
   return order;
 }
 
-void CheckNames(const MethodSpec& spec) { spec.CheckNames({"bits", "clip", "pivots", "from"}); }
-
 struct RotateKvState final : MethodState {
   void Truncate(int64_t num_tokens) override {
     num_quantized = std::min(num_quantized, num_tokens);
@@ -87,10 +85,9 @@ struct RotateKvState final : MethodState {
 class RotateKv final : public CacheMethod {
  public:
   RotateKv(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    CheckNames(spec);
-    bits_ = static_cast<int>(spec.OneOf("bits", 2, {4, 3, 2}));
-    clip_ = static_cast<float>(spec.Real("clip", bits_ == 2 ? 0.8 : 1.0, 0.1, 1.0));
-    num_pivots_ = spec.Integer("pivots", 20, 0, 1024);
+    bits_ = static_cast<int>(spec.Integer("bits", 2));
+    clip_ = static_cast<float>(spec.Real("clip", bits_ == 2 ? 0.8 : 1.0));
+    num_pivots_ = spec.Integer("pivots", 20);
     const KvGeometry& geometry = context.geometry;
     width_ = RotatedHeads(spec, geometry) * geometry.head_dim;
     for (int64_t layer = 0; context.data != nullptr && layer < geometry.num_layers; ++layer) {
@@ -242,7 +239,6 @@ class RotateKv final : public CacheMethod {
 // number of tokens. The transform is linear, so it is applied to the sums.
 std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const MethodContext& context,
                                              const CalibrationContext& calibration) {
-  CheckNames(spec);
   const KvGeometry& geometry = context.geometry;
   const int64_t width = RotatedHeads(spec, geometry) * geometry.head_dim;
   const int64_t kv_dim = geometry.kv_dim();
@@ -287,16 +283,17 @@ std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const Metho
 }  // namespace
 
 SimulatedMethod RotateKvMethod() {
-  return {
-      "rotatekv",
-      "rotated keys (before RoPE) and values, per token; bits=4|3|2 (2), clip (0.8 at 2 bits, "
-      "else 1), pivots at full precision (20), from=FILE (channel order, made by calibrate; else "
-      "each sequence's own)",
-      [](const MethodSpec& spec,
-         const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
-        return std::make_shared<RotateKv>(spec, context);
-      },
-      CalibrateOrder};
+  return {"rotatekv",
+          "rotated keys (before RoPE) and values, per token",
+          {ChoiceKey("bits", {"4", "3", "2"}, "2", "width of codes"),
+           RealKey("clip", 0.1, 1, "0.8 at 2 bits, else 1", "share of a range that is kept"),
+           IntegerKey("pivots", 0, 1024, "20", "tokens of massive activations at full precision"),
+           FromKey("the order of channels; without it each sequence finds one")},
+          [](const MethodSpec& spec,
+             const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
+            return std::make_shared<RotateKv>(spec, context);
+          },
+          CalibrateOrder};
 }
 
 }  // namespace pmkvq

@@ -12,10 +12,9 @@ namespace {
 class Rtn final : public CacheMethod {
  public:
   Rtn(const MethodSpec& spec, const MethodContext& context) : context_(context) {
-    spec.CheckNames({"bits", "group"});
-    format_.bits = static_cast<int>(spec.OneOf("bits", 4, {8, 4, 3, 2}));
+    format_.bits = static_cast<int>(spec.Integer("bits", 4));
     format_.metadata_type = context.float_type;
-    group_ = spec.Integer("group", context.geometry.group(), 1, 256);
+    group_ = spec.Integer("group", context.geometry.group());
     CheckGroup(spec.text, group_, context.geometry.head_dim);
   }
 
@@ -43,7 +42,10 @@ class Rtn final : public CacheMethod {
 }  // namespace
 
 SimulatedMethod RtnMethod() {
-  return {"rtn", "per token, every token at once; bits=8|4|3|2 (4), group (128, or head_dim)",
+  return {"rtn",
+          "per token, every token at once",
+          {ChoiceKey("bits", {"8", "4", "3", "2"}, "4", "width of codes"),
+           IntegerKey("group", 1, 256, "128, or head_dim", "channels of one range")},
           [](const MethodSpec& spec,
              const MethodContext& context) -> std::shared_ptr<const CacheMethod> {
             return std::make_shared<Rtn>(spec, context);

@@ -77,7 +77,7 @@ TEST(Rtn, NamesWhatIsWrong) {
   };
   expect("rtn:bits=5", "bits=5, expected one of 8, 4, 3, 2");
   expect("rtn:group=48", "group 48, expected a divisor of head_dim 64");
-  expect("rtn:group=0", "group=0, expected a number in [1, 256]");
+  expect("rtn:group=0", "group=0, expected a whole number in [1, 256]");
   expect("rtn:window=128", "unknown key 'window' for rtn, expected bits=, group=");
   expect("rtn:reference", "unknown word 'reference'");
 }

@@ -29,9 +29,11 @@ struct MethodContext {
 
 struct SimulatedMethod {
   std::string name;
-  std::string description;  // One line for --help, with its keys.
-  // Throws InvalidInput naming --kv for keys, words or values that the method does not have. A
-  // method with a calibration knows the key "from", whose file is context.data.
+  std::string description;  // One line for --help, without keys.
+  // All keys and words of its SPEC; a method with a calibration declares FromKey.
+  SpecKeys keys;
+  // `spec` has passed MethodSpec::Check(keys). Throws InvalidInput naming --kv for values that do
+  // not go together or do not suit the geometry. The file of the key "from" is context.data.
   std::shared_ptr<const CacheMethod> (*make)(const MethodSpec& spec, const MethodContext& context);
   // Measures what `make` then finds as context.data->tensors: float32, names and shapes are the
   // method's own. `context.data` is null. Null: the method has nothing to calibrate.
@@ -39,5 +41,10 @@ struct SimulatedMethod {
   std::map<std::string, Tensor> (*calibrate)(const MethodSpec& spec, const MethodContext& context,
                                              const CalibrationContext& calibration) = nullptr;
 };
+
+// The key from=FILE of a method with a calibration; `help`: what the file holds.
+inline SpecKey FromKey(const std::string& help) {
+  return FileKey("from", "none", help + " (pmkvq calibrate --kv makes it)");
+}
 
 }  // namespace pmkvq

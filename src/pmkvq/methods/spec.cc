@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <vector>
 
+#include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 
 namespace pmkvq {
@@ -24,68 +24,139 @@ bool ReadNumber(const std::string& text, T& number) {
   return result.ec == std::errc() && result.ptr == end;
 }
 
-InvalidInput WrongValue(const MethodSpec& spec, const std::string& key,
-                        const std::string& expected) {
-  return InvalidInput(
-      "--kv", fmt::format("'{}': {}={}, expected {}", spec.text, key, spec.keys.at(key), expected));
+bool IsAllowed(const SpecKey& key, const std::string& value) {
+  if (std::find(key.choices.begin(), key.choices.end(), value) != key.choices.end()) return true;
+  switch (key.kind) {
+    case SpecKey::Kind::kInteger: {
+      int64_t number = 0;
+      return ReadNumber(value, number) && number >= static_cast<int64_t>(key.least) &&
+             number <= static_cast<int64_t>(key.most);
+    }
+    case SpecKey::Kind::kReal: {
+      double number = 0;  // Comparisons with NaN are false.
+      return ReadNumber(value, number) && number >= key.least && number <= key.most;
+    }
+    case SpecKey::Kind::kFile:
+      return true;  // Whoever reads the file says what is wrong with it.
+    case SpecKey::Kind::kWord:
+    case SpecKey::Kind::kChoice:
+      break;
+  }
+  return false;
 }
 
-template <class T>
-T NumberIn(const MethodSpec& spec, const std::string& key, T otherwise, T least, T most) {
-  if (!spec.keys.contains(key)) return otherwise;
-  T number{};
-  // Written so that NaN is refused.
-  if (!ReadNumber(spec.keys.at(key), number) || !(number >= least && number <= most)) {
-    throw WrongValue(spec, key, fmt::format("a number in [{}, {}]", least, most));
+const SpecKey* FindKey(const SpecKeys& declared, const std::string& name, bool is_word) {
+  for (const SpecKey& key : declared) {
+    if (key.name == name && (key.kind == SpecKey::Kind::kWord) == is_word) return &key;
   }
-  return number;
+  return nullptr;
 }
 
 }  // namespace
 
-int64_t MethodSpec::OneOf(const std::string& key, int64_t otherwise,
-                          std::initializer_list<int64_t> allowed) const {
-  if (!keys.contains(key)) return otherwise;
-  int64_t number = 0;
-  if (!ReadNumber(keys.at(key), number) ||
-      std::find(allowed.begin(), allowed.end(), number) == allowed.end()) {
-    throw WrongValue(*this, key, fmt::format("one of {}", fmt::join(allowed, ", ")));
+SpecKey WordKey(std::string name, std::string help) {
+  SpecKey key;
+  key.name = std::move(name);
+  key.help = std::move(help);
+  return key;
+}
+
+SpecKey IntegerKey(std::string name, int64_t least, int64_t most, std::string fallback,
+                   std::string help) {
+  return {std::move(name),
+          SpecKey::Kind::kInteger,
+          static_cast<double>(least),
+          static_cast<double>(most),
+          {},
+          std::move(fallback),
+          std::move(help)};
+}
+
+SpecKey RealKey(std::string name, double least, double most, std::string fallback,
+                std::string help) {
+  return {std::move(name),     SpecKey::Kind::kReal, least, most, {},
+          std::move(fallback), std::move(help)};
+}
+
+SpecKey ChoiceKey(std::string name, std::vector<std::string> choices, std::string fallback,
+                  std::string help) {
+  return {std::move(name),     SpecKey::Kind::kChoice, 0, 0, std::move(choices),
+          std::move(fallback), std::move(help)};
+}
+
+SpecKey FileKey(std::string name, std::string fallback, std::string help,
+                std::vector<std::string> choices) {
+  return {std::move(name),     SpecKey::Kind::kFile, 0, 0, std::move(choices),
+          std::move(fallback), std::move(help)};
+}
+
+std::string SpecKey::Values() const {
+  switch (kind) {
+    case Kind::kWord:
+      break;
+    case Kind::kInteger:
+      return fmt::format("a whole number in [{}, {}]", static_cast<int64_t>(least),
+                         static_cast<int64_t>(most));
+    case Kind::kReal:
+      return fmt::format("a number in [{}, {}]", least, most);
+    case Kind::kChoice:
+      return fmt::format("one of {}", fmt::join(choices, ", "));
+    case Kind::kFile:
+      return choices.empty() ? "a file" : fmt::format("a file or {}", fmt::join(choices, ", "));
   }
-  return number;
+  return "";
 }
 
-int64_t MethodSpec::Integer(const std::string& key, int64_t otherwise, int64_t least,
-                            int64_t most) const {
-  return NumberIn(*this, key, otherwise, least, most);
-}
-
-double MethodSpec::Real(const std::string& key, double otherwise, double least, double most) const {
-  return NumberIn(*this, key, otherwise, least, most);
-}
-
-std::string MethodSpec::NameOf(const std::string& key, const std::string& otherwise,
-                               std::initializer_list<const char*> allowed) const {
-  if (!keys.contains(key)) return otherwise;
-  const std::string& found = keys.at(key);
-  if (std::find(allowed.begin(), allowed.end(), found) == allowed.end()) {
-    throw WrongValue(*this, key, fmt::format("one of {}", fmt::join(allowed, ", ")));
-  }
-  return found;
-}
-
-void MethodSpec::CheckNames(std::initializer_list<const char*> known_keys,
-                            std::initializer_list<const char*> known_words) const {
-  std::vector<std::string> known;
-  for (const char* key : known_keys) known.push_back(std::string(key) + "=");
-  for (const char* word : known_words) known.emplace_back(word);
-  const auto check = [&](const char* kind, const std::string& found, const auto& names) {
-    if (std::find(names.begin(), names.end(), found) != names.end()) return;
-    throw InvalidInput(
+void MethodSpec::Check(const SpecKeys& declared) const {
+  const auto unknown = [&](const char* kind, const std::string& found) {
+    std::vector<std::string> known;
+    for (const SpecKey& key : declared) {
+      known.push_back(key.kind == SpecKey::Kind::kWord ? key.name : key.name + "=");
+    }
+    return InvalidInput(
         "--kv", fmt::format("'{}': unknown {} '{}' for {}, expected {}", text, kind, found, name,
                             known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", "))));
   };
-  for (const auto& [key, value] : keys) check("key", key, known_keys);
-  for (const std::string& word : words) check("word", word, known_words);
+  for (const auto& [found, value] : keys) {
+    const SpecKey* const key = FindKey(declared, found, false);
+    if (key == nullptr) throw unknown("key", found);
+    if (!IsAllowed(*key, value)) {
+      throw InvalidInput(
+          "--kv", fmt::format("'{}': {}={}, expected {}", text, found, value, key->Values()));
+    }
+  }
+  for (const std::string& word : words) {
+    if (FindKey(declared, word, true) == nullptr) throw unknown("word", word);
+  }
+}
+
+int64_t MethodSpec::Integer(const std::string& key, int64_t otherwise) const {
+  if (!keys.contains(key)) return otherwise;
+  int64_t number = 0;
+  PMKVQ_CHECK_MSG(ReadNumber(keys.at(key), number), "Check has let another value pass");
+  return number;
+}
+
+double MethodSpec::Real(const std::string& key, double otherwise) const {
+  if (!keys.contains(key)) return otherwise;
+  double number = 0;
+  PMKVQ_CHECK_MSG(ReadNumber(keys.at(key), number), "Check has let another value pass");
+  return number;
+}
+
+std::string MethodSpec::Text(const std::string& key, const std::string& otherwise) const {
+  return keys.contains(key) ? keys.at(key) : otherwise;
+}
+
+std::vector<std::pair<std::string, std::string>> MethodSpec::Files(const SpecKeys& declared) const {
+  std::vector<std::pair<std::string, std::string>> files;
+  for (const auto& [found, value] : keys) {
+    const SpecKey* const key = FindKey(declared, found, false);
+    if (key == nullptr || key->kind != SpecKey::Kind::kFile) continue;
+    if (std::find(key->choices.begin(), key->choices.end(), value) != key->choices.end()) continue;
+    files.emplace_back(found, value);
+  }
+  return files;
 }
 
 MethodSpec ParseMethodSpec(std::string_view text) {

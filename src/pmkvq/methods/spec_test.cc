@@ -28,40 +28,41 @@ TEST(MethodSpec, ReadsWords) {
   EXPECT_EQ(spec.text, "kivi:reference+bits=4");
 }
 
-TEST(MethodSpec, ReadsNumbersInTheirRange) {
-  const MethodSpec spec = ParseMethodSpec("x:a=4+b=0.25+c=4x+d=nan");
-  EXPECT_EQ(spec.OneOf("a", 2, {4, 2}), 4);
-  EXPECT_EQ(spec.OneOf("other", 2, {4, 2}), 2);
-  EXPECT_EQ(spec.Integer("a", 0, 4, 4), 4);
-  EXPECT_EQ(spec.Real("b", 0, 0, 1), 0.25);
-  EXPECT_EQ(spec.Real("other", 0.5, 0, 1), 0.5);
-  const auto expect = [](auto action, const std::string& part) {
-    ExpectError<InvalidInput>(action, {"--kv", "'x:a=4+b=0.25+c=4x+d=nan'", part});
+TEST(MethodSpec, ReadsDeclaredKeys) {
+  const SpecKeys declared = {
+      ChoiceKey("bits", {"4", "2"}, "2", ""), RealKey("share", 0, 1, "0", ""),
+      IntegerKey("sink", 0, 9, "0", ""),      ChoiceKey("axis", {"token", "channel"}, "token", ""),
+      FileKey("from", "none", "", {"none"}),  WordKey("reference", "")};
+  const MethodSpec spec =
+      ParseMethodSpec("x:bits=4+share=0.25+sink=9+axis=channel+reference+from=2");
+  spec.Check(declared);
+  EXPECT_EQ(spec.Integer("bits", 2), 4);
+  EXPECT_EQ(spec.Integer("other", 2), 2);
+  EXPECT_EQ(spec.Real("share", 0.5), 0.25);
+  EXPECT_EQ(spec.Real("other", 0.5), 0.5);
+  EXPECT_EQ(spec.Text("axis", "token"), "channel");
+  EXPECT_EQ(spec.Text("other", "token"), "token");
+  const std::vector<std::pair<std::string, std::string>> files = {{"from", "2"}};
+  EXPECT_EQ(spec.Files(declared), files);
+  EXPECT_TRUE(ParseMethodSpec("x:from=none").Files(declared).empty());
+
+  const auto refused = [&](const std::string& part, const std::string& message) {
+    ExpectError<InvalidInput>([&] { ParseMethodSpec("x:" + part).Check(declared); },
+                              {"--kv", "'x:" + part + "'", message});
   };
-  expect([&] { spec.OneOf("a", 2, {8, 2}); }, "a=4, expected one of 8, 2");
-  expect([&] { spec.Integer("a", 0, 5, 9); }, "a=4, expected a number in [5, 9]");
-  expect([&] { spec.Integer("b", 0, 0, 9); }, "b=0.25");
-  expect([&] { spec.Integer("c", 0, 0, 9); }, "c=4x");
-  expect([&] { spec.Real("d", 0, 0, 1); }, "d=nan");
-}
-
-TEST(MethodSpec, ReadsNames) {
-  const MethodSpec spec = ParseMethodSpec("x:axis=token");
-  EXPECT_EQ(spec.NameOf("axis", "channel", {"token", "channel"}), "token");
-  EXPECT_EQ(spec.NameOf("other", "channel", {"token", "channel"}), "channel");
-  ExpectError<InvalidInput>(
-      [&] {
-        spec.NameOf("axis", "a", {"a", "b"});
-      },
-      {"--kv", "'x:axis=token'", "axis=token, expected one of a, b"});
-}
-
-TEST(MethodSpec, NamesUnknownKeysAndWords) {
-  const MethodSpec spec = ParseMethodSpec("x:a=4+w");
-  spec.CheckNames({"a", "b"}, {"w"});
-  ExpectError<InvalidInput>([&] { spec.CheckNames({"b"}, {"w"}); },
-                            {"unknown key 'a' for x, expected b=, w"});
-  ExpectError<InvalidInput>([&] { spec.CheckNames({"a"}); }, {"unknown word 'w'", "expected a="});
+  refused("bits=8", "bits=8, expected one of 4, 2");
+  refused("bits=04", "bits=04");
+  refused("share=1.5", "share=1.5, expected a number in [0, 1]");
+  refused("share=nan", "share=nan");
+  refused("sink=10", "sink=10, expected a whole number in [0, 9]");
+  refused("sink=4x", "sink=4x");
+  refused("sink=0.5", "sink=0.5");
+  refused("axis=both", "axis=both, expected one of token, channel");
+  refused("top=1",
+          "unknown key 'top' for x, expected bits=, share=, sink=, axis=, from=, reference");
+  refused("paper", "unknown word 'paper'");
+  refused("bits", "unknown word 'bits'");
+  refused("reference=1", "unknown key 'reference'");
 }
 
 TEST(MethodSpec, KeepsWhatFollowsTheFirstEqualsSign) {

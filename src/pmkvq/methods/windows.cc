@@ -69,8 +69,13 @@ ByteGrowth GrowthOf(const TokenWindow& keys, const TokenWindow& values) {
   return {1, std::lcm(keys.block, values.block)};
 }
 
+SpecKey ResidualKey(std::string fallback) {
+  return IntegerKey("residual", 32, 4096, std::move(fallback),
+                    "newest tokens at full precision, a multiple of the group");
+}
+
 int64_t ReadResidual(const MethodSpec& spec, int64_t otherwise, int64_t group) {
-  const int64_t residual = spec.Integer("residual", otherwise, group, 4096);
+  const int64_t residual = spec.Integer("residual", otherwise);
   if (residual % group == 0) return residual;
   throw InvalidInput("--kv", fmt::format("'{}': residual={}, expected a multiple of the group {}",
                                          spec.text, residual, group));

@@ -49,8 +49,9 @@ int64_t WindowedBytes(const MethodContext& context, const AffineFormat& format, 
 // quantised tokens as n and a block more, or none as well; so no part has fewer bytes.)
 ByteGrowth GrowthOf(const TokenWindow& keys, const TokenWindow& values);
 
-// The key `residual` of a SPEC: tokens at full precision, a multiple of `group` up to 4096. Throws
-// InvalidInput naming --kv.
+// The key `residual` of a SPEC: tokens at full precision. Declared up to 4096; reading it throws
+// InvalidInput naming --kv for what is no multiple of `group`.
+SpecKey ResidualKey(std::string fallback);
 int64_t ReadResidual(const MethodSpec& spec, int64_t otherwise, int64_t group);
 
 }  // namespace pmkvq
