@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "commands.h"
+#include "help_format.h"
 #include "pmkvq/methods/packed_spec.h"
 #include "pmkvq/methods/registry.h"
 #include "terminal.h"
@@ -65,6 +66,7 @@ void AddMethods(CLI::App& app) {
   auto name = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("methods", "list the cache methods, or the keys of one");
   command->add_option("NAME", *name, "method whose keys are listed");
+  AddExamples(*command, {"pmkvq methods", "pmkvq methods pm-kvq"});
   command->callback([name] { Run(*name); });
 }
 
