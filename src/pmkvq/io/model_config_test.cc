@@ -234,7 +234,7 @@ TEST(ModelConfig, SlidingWindowsInEffectAreRefused) {
             "mistral");
   ExpectBad<Unsupported>("MistralForCausalLM", {{"sliding_window", "4096"}},
                          {"sliding_window: found 4096, expected null or at least "
-                          "max_position_embeddings (32768)"});
+                          "the number of positions (32768)"});
   ExpectBad<InvalidInput>("MistralForCausalLM", {{"sliding_window", "0"}},
                           {"sliding_window: found 0"});
 

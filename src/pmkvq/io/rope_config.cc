@@ -15,15 +15,13 @@ struct RopeSet {
   int64_t max_positions;  // max_position_embeddings of the config.
 };
 
-// Absent is the default; null is not, as in transformers.
 double PositiveNumber(const JsonValue& value) {
   if (!value.IsNumber() || value.AsDouble() <= 0) value.Fail("a number above 0");
   return value.AsDouble();
 }
 
 double PositiveNumberOr(const JsonValue& json, const char* key, double fallback) {
-  const JsonValue value = json.Find(key);
-  return value.IsMissing() ? fallback : PositiveNumber(value);
+  return json.Has(key) ? PositiveNumber(json.At(key)) : fallback;
 }
 
 // The factor by which the context is stretched.

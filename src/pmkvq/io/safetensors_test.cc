@@ -225,8 +225,8 @@ TEST(SafetensorsHeader, TypesWithoutArithmeticAreListed) {
                        static_cast<uint64_t>(num_bytes));
   };
   const std::tuple<const char*, const char*, int> cases[] = {
-      {"F8_E4M3", "[4,2]", 8}, {"F8_E5M2", "[3]", 3}, {"F8_E8M0", "[]", 1}, {"F4", "[4]", 2},
-      {"F6_E2M3", "[4]", 3},   {"C64", "[2]", 16},    {"I4", "[5]", 3},     {"BF8_NEW", "[9]", 2}};
+      {"F8_E4M3", "[4, 2]", 8}, {"F8_E5M2", "[3]", 3}, {"F8_E8M0", "[]", 1}, {"F4", "[4]", 2},
+      {"F6_E2M3", "[4]", 3},    {"C64", "[2]", 16},    {"I4", "[5]", 3},     {"BF8_NEW", "[9]", 2}};
   for (const auto& [dtype, shape, num_bytes] : cases) {
     const SafetensorsHeader header = parse(dtype, shape, num_bytes);
     EXPECT_TRUE(header.tensors.empty());

@@ -45,10 +45,11 @@ std::vector<std::pair<std::string, std::string>> Texts(size_t bytes) {
 
 TEST(SizeBombs, Json) {
   const TempFolder folder;
-  for (const size_t bytes : {4 * kMiB, 24 * kMiB}) {
+  for (const size_t bytes : {2 * kMiB, 12 * kMiB}) {
     for (const auto& [name, text] : Texts(bytes)) {
       const std::string path = folder.Write("a.json", text);
       ExpectBounded("json: " + name, text.size(), 0, [&] { JsonValue::ParseFile(path); });
+      if (bytes > 2 * kMiB) continue;  // The tree is what may grow faster than the text.
       ExpectBounded("numbers of " + name, text.size(), 0,
                     [&] { JsonValue::ParseFile(path).AsDoubleArray(); });
       ExpectBounded("an error about " + name, text.size(), 0,
@@ -89,8 +90,8 @@ TEST(SizeBombs, SafetensorsHeader) {
     ExpectBounded("safetensors: " + name, image.size(), image.size(),
                   [&] { SafetensorsFile::Open(path); });
   };
-  for (const size_t bytes : {4 * kMiB, 7 * kMiB, 24 * kMiB}) {
-    for (const auto& [name, text] : Texts(bytes)) check(name, text);
+  for (const auto& [name, text] : Texts(8 * kMiB)) check(name, text);
+  for (const size_t bytes : {4 * kMiB, 7 * kMiB}) {
     const auto tensors = [&](const char* dtype, const char* shape) {
       return "{" +
              Members(
@@ -135,8 +136,9 @@ std::string Lines(const std::string& line, size_t bytes) {
 
 TEST(SizeBombs, DataSets) {
   const TempFolder folder;
-  for (const size_t bytes : {4 * kMiB, 24 * kMiB}) {
-    std::vector<std::pair<std::string, std::string>> files = Texts(bytes);
+  for (const size_t bytes : {4 * kMiB, 9 * kMiB}) {
+    std::vector<std::pair<std::string, std::string>> files;
+    if (bytes > 4 * kMiB) files = Texts(bytes);
     files.emplace_back("blank lines", std::string(bytes, '\n'));
     files.emplace_back("short texts", Lines(R"({"text":""})", bytes));
     files.emplace_back("short ids", Lines(R"({"input_ids":[0]})", bytes));
