@@ -5,6 +5,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "terminal.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -53,6 +54,11 @@ ChatTemplate ResolveChatTemplate(const ChatTemplateCommandOptions& options,
                                  const std::string& model) {
   ChatTemplate result =
       options.name.empty() ? LoadChatTemplate(model) : NamedTemplate(options.name, model);
+  if (options.name.empty() && result.IsNone()) {
+    StderrLog().Warning(model +
+                        ": found no chat template (tokenizer_config.json, chat_template.jinja): "
+                        "prompts are given as they are; --chat-template none says so");
+  }
   if (!options.kwargs.empty()) {
     result.SetVariables(JsonValue::Parse(options.kwargs, "--chat-template-kwargs"));
   }
