@@ -108,7 +108,8 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", text});
-  return tokenizer.Encode(chat_template.Render(messages, true));
+  const MarkedText prompt = chat_template.Render(messages, true);
+  return options.parse_special ? tokenizer.Encode(prompt.text, true) : tokenizer.Encode(prompt);
 }
 
 std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenizer) {
