@@ -46,9 +46,8 @@ def raise_exception(message):
 
 
 def make_environment():
-    # Without the optimiser, which gives undefined where constants like 1[2:] raise in a program.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False,
+        trim_blocks=True, lstrip_blocks=True,
         extensions=[Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
@@ -205,7 +204,7 @@ VARIABLES = {
 }
 ATOMS = [*VARIABLES, "undef", "1", "0", "-1", "2", "3.0", "'a'", "'lo'", "\"x'y\"", "none", "true",
          "[]", "{}", "[1,2]", "(1,2)", "()", "(1,)", "{'a':1}", "'%s-%d'", "range(3)", "dict(a=1)",
-         "namespace(q=1)", "'\\n'", "' '", "','", "0.1", "1e100", "'a,b,,c'", "loop"]
+         "namespace(q=1)", "'\\n'", "' '", "','", "0.1", "1e100", "'a,b,,c'"]
 FILTERS = """abs;attr('x');batch(2)|list;batch(2,'-')|list;capitalize;center(9);count;default('D');
 d('D',true);dictsort;dictsort(true);dictsort(by='value');dictsort(reverse=true);e;first;float;
 float(1);forceescape;format(1);format('a','b');groupby('role');groupby('n',default=0);indent;
@@ -213,7 +212,7 @@ indent(2,true);indent('> ',blank=true);int;int(7);int(base=16);items|list;join;j
 join(', ','role');join('-',attribute='content');last;length;list;lower;map('upper')|list;
 map(attribute='role')|list;map(attribute='zz',default='q')|join(',');map('tojson')|join('|');max;
 min;max(attribute='n');reject|list;reject('string')|list;rejectattr('content')|list;
-rejectattr('role','equalto','user')|list;replace('l','L');replace('l','L',1);replace('','-');reverse;
+rejectattr('role','equalto','user')|list;replace('l','L');replace('l','L',1);replace('','-');
 reverse|list;round;round(1);round(1,'ceil');round(2,'floor');safe;select|list;
 select('string')|list;select('odd')|list;selectattr('role','equalto','user')|list;
 selectattr('n','defined')|list;selectattr('n')|list;slice(2)|list;slice(2,'f')|list;sort;
@@ -266,7 +265,10 @@ class Snippets:
         if kind < .5:
             return f"{self.operand(depth)}.{rng.choice(METHODS)}"
         if kind < .6:
-            return f"{self.operand(depth)}{rng.choice(SUBSCRIPTS)}"
+            subscript = rng.choice(SUBSCRIPTS)
+            # Slices of constants are folded, and then undefined where a program would raise.
+            operand = rng.choice(list(VARIABLES)) if ":" in subscript else self.operand(depth)
+            return f"{operand}{subscript}"
         if kind < .68:
             return f"{self.operand(depth)} is {rng.choice(TESTS)}"
         inner = [self.expression(depth + 1) for _ in range(3)]

@@ -38,7 +38,7 @@ void ExpectAsJinja(const std::string& source, const Variables& variables, const 
   std::string error;
   try {
     text = Template::Parse(source, "t")->Render(variables).text;
-  } catch (const InvalidInput& failure) {
+  } catch (const Error& failure) {
     error = failure.what();
   }
   if (expected.Has("error")) {

@@ -91,13 +91,19 @@ bool TestIn(Interpreter& interpreter, const Value& value, const Arguments& argum
   return Contains(interpreter, parameters.Required(0), value);
 }
 
+void CheckHashable(Interpreter& interpreter, const Value& value) {
+  if (!IsHashable(value)) interpreter.Fail(fmt::format("unhashable type: '{}'", TypeName(value)));
+}
+
 bool TestFilter(Interpreter& interpreter, const Value& value, const Arguments& arguments) {
   const Parameters none(interpreter, arguments, "filter", {});
+  CheckHashable(interpreter, value);
   return value.IsString() && FindFilter(value.string().view()) != nullptr;
 }
 
 bool TestTest(Interpreter& interpreter, const Value& value, const Arguments& arguments) {
   const Parameters none(interpreter, arguments, "test", {});
+  CheckHashable(interpreter, value);
   return value.IsString() && FindTest(value.string().view()) != nullptr;
 }
 
