@@ -11,14 +11,14 @@ target_compile_options(pmkvq_options INTERFACE
   # GCC 12 reports impossible overlaps inside std::string.
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -fno-math-errno -ffp-contract=off)
 # Highway compiles its kernels for these instruction sets and picks one at run time: plain C++, SSE4,
-# AVX2 and AVX-512 (or NEON). Highway 1.1 added targets and took EMU128 for plain C++; without the
-# second list the same program would run other instruction sets on Debian 13 than on Debian 12.
+# AVX2 and AVX-512 (or NEON). Newer compilers make Highway take EMU128 for plain C++, and Highway 1.1
+# added targets: without these settings the same program would run other instruction sets on Debian 13
+# than on Debian 12.
 set(PMKVQ_DISABLED_TARGETS "HWY_SSSE3|HWY_AVX3_DL|HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128")
 if(HWY_VERSION VERSION_GREATER_EQUAL 1.1)
   string(APPEND PMKVQ_DISABLED_TARGETS "|HWY_SSE2|HWY_AVX3_ZEN4|HWY_AVX3_SPR")
-  target_compile_definitions(pmkvq_options INTERFACE HWY_BROKEN_EMU128=1)
 endif()
-target_compile_definitions(pmkvq_options INTERFACE
+target_compile_definitions(pmkvq_options INTERFACE HWY_BROKEN_EMU128=1
   "HWY_DISABLED_TARGETS=(${PMKVQ_DISABLED_TARGETS})")
 if(PMKVQ_SANITIZE)
   target_compile_options(pmkvq_options INTERFACE

@@ -109,7 +109,7 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
     require("--dataset", !options.data.samples.dataset.empty());
   }
   if (makes_plan) {
-    spec.CheckNames({});
+    spec.Check({});
     refuse("--out");
     require("--plan", !options.plan.empty());
     require("--memory-budget", !options.allocation.memory_budget.empty());

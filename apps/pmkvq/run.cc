@@ -205,9 +205,9 @@ void Run(const Options& options) {
 // Warns on stderr: a prompt of ids is complete, and "none" has no place for a system message.
 void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
   if (options.ids_given) {
-    WarnWithoutEffect(command, {"--system", "--chat-template"},
+    WarnWithoutEffect(command, {"--system", "--chat-template", "--chat-template-kwargs"},
                       "--prompt-ids are taken as they are");
-  } else if (options.chat_template == "none") {
+  } else if (options.chat_template.name == "none") {
     WarnWithoutEffect(command, {"--system"}, "--chat-template none has no place for it");
   }
   options.sampling.WarnOfUnused(kDefaultTemperature);

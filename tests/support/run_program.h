@@ -34,13 +34,6 @@ struct Interrupt {
   int signal = SIGINT;
 };
 
-inline std::string Slurp(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
 // Standard streams are files in a folder of their own, so that no pipe can block.
 inline ProgramResult RunProgram(const std::vector<std::string>& args, const std::string& input = "",
                                 Interrupt interrupt = {}) {

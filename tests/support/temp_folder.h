@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -44,5 +45,13 @@ class TempFolder {
  private:
   std::string path_;
 };
+
+// The content of a file; "" when it cannot be read.
+inline std::string Slurp(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
 
 }  // namespace pmkvq::testing_support

@@ -10,7 +10,6 @@
 #include "pmkvq/eval/evaluation.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
-#include "support/run_program.h"
 #include "support/temp_folder.h"
 
 namespace pmkvq {

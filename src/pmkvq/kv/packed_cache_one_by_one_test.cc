@@ -27,8 +27,8 @@ std::vector<Case> Cases() {
   add("fp16", SmallConfig(1500, 16, 16));
   testing_support::SetUniform(*add("static-4", SmallConfig(1500, 4, 4)), 4);
   add("no sink")->sink_tokens = 0;
-  add("long sink")->sink_tokens = 300;
-  add("window")->window_tokens = 384;
+  add("long sink", SmallConfig(2900, 2, 4))->sink_tokens = 300;
+  add("window", SmallConfig(3200, 2, 4))->window_tokens = 384;
   add("oldest first")->policy = PolicyKind::kOldestFirst;
   CacheConfig* spread = add("oldest first, spread");
   spread->policy = PolicyKind::kOldestFirst;

@@ -301,7 +301,7 @@ TEST(KvTuner, NamesWhatIsWrong) {
   expect("kvtuner:residual=32", "residual=32, expected axis=channel with it");
   expect("kvtuner:bits=4", "bits=4, expected from= with it, or k= and v= in its place");
   expect("kvtuner:key=4",
-         "unknown key 'key' for kvtuner, expected k=, v=, axis=, group=, residual=, bits=, from=");
+         "unknown key 'key' for kvtuner, expected k=, v=, from=, bits=, axis=, group=, residual=");
 }
 
 }  // namespace

@@ -250,8 +250,8 @@ TEST(Registry, NamesWhatIsWrong) {
       {"--kv", "'int4'", "fp16, static-8, static-4, static-2, pm-kvq, rtn, kivi, mikv, rotatekv"});
   expect(OptionsFor("pm-kvq:bits=3"), {"--kv", "bits=3", "expected one of 16, 8, 4, 2"});
   expect(OptionsFor("pm-kvq:scales=maybe"), {"--kv", "scales=maybe", "expected one of on, off"});
-  expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected bits=, scales="});
-  expect(OptionsFor("static-4:bits=4"), {"--kv", "'bits' for static-4", "expected scales="});
+  expect(OptionsFor("pm-kvq:width=4"), {"--kv", "unknown key 'width'", "expected plan=, scales="});
+  expect(OptionsFor("static-4:bits=4"), {"--kv", "'bits' for static-4", "expected plan=, scales="});
   expect(OptionsFor("fp16:reference"), {"--kv", "unknown word 'reference' for fp16"});
   expect(OptionsFor("pm-kvq"), {"--kv", "pm-kvq has no budget", "--kv-budget"});
 

@@ -89,7 +89,7 @@ TEST(TokenWindow, ResidualIsAMultipleOfTheGroup) {
   ExpectError<InvalidInput>([] { ReadResidual(ParseMethodSpec("x:residual=100"), 128, 32); },
                             {"--kv", "residual=100, expected a multiple of the group 32"});
   ExpectError<InvalidInput>([] { ReadResidual(ParseMethodSpec("x:residual=8"), 128, 32); },
-                            {"--kv", "residual=8, expected a number in [32, 4096]"});
+                            {"--kv", "residual=8, expected a multiple of the group 32"});
 }
 
 }  // namespace
