@@ -1,10 +1,15 @@
 #include "line_editor.h"
 
 #include <histedit.h>
+#include <poll.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <clocale>
+#include <csignal>
 #include <cstdlib>
+#include <cwchar>
 #include <filesystem>
 #include <iostream>
 
@@ -40,6 +45,24 @@ std::wstring WithSymbols(std::wstring text) {
   return text;
 }
 
+// SIGINT and SIGTERM wait for as long as this lives. `before`: the mask that it found.
+class SignalBlock {
+ public:
+  explicit SignalBlock(sigset_t* before) : before_(before) {
+    sigset_t ending;
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGINT);
+    sigaddset(&ending, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &ending, before);
+  }
+  ~SignalBlock() { pthread_sigmask(SIG_SETMASK, before_, nullptr); }
+  SignalBlock(const SignalBlock&) = delete;
+  SignalBlock& operator=(const SignalBlock&) = delete;
+
+ private:
+  sigset_t* before_;
+};
+
 bool TerminalCanEdit() {
   const char* const term = std::getenv("TERM");
   return StdinIsTerminal() && StdoutIsTerminal() && term != nullptr && *term != '\0' &&
@@ -69,11 +92,13 @@ struct LineEditor::Impl {
     return self->prompt.c_str();
   }
   static unsigned char Paste(EditLine* editor, wint_t);
+  static int ReadCharacter(EditLine* editor, wchar_t* character);
 
   EditLine* editor = nullptr;  // Null where the terminal cannot edit.
   HistoryW* history = nullptr;
   std::string history_path;
   std::wstring prompt;
+  sigset_t unblocked = {};  // The signal mask outside of Read().
 };
 
 // Runs when the terminal says that a paste begins: everything up to its end is text, whatever the
@@ -102,6 +127,28 @@ unsigned char LineEditor::Impl::Paste(EditLine* editor, wint_t) {
   return CC_REFRESH;
 }
 
+// Read() blocks the signals that end an answer; they come through only while this waits for a key.
+// A signal between the prompt and the wait would otherwise be noticed at the next key only.
+int LineEditor::Impl::ReadCharacter(EditLine* editor, wchar_t* character) {
+  Impl* self = nullptr;
+  el_wget(editor, EL_CLIENTDATA, &self);
+  std::mbstate_t state = {};
+  while (true) {
+    pollfd input = {STDIN_FILENO, POLLIN, 0};
+    if (ppoll(&input, 1, nullptr, &self->unblocked) < 0) {
+      if (errno == EINTR && !IsCancelled(InterruptFlag())) continue;
+      return -1;
+    }
+    char byte = 0;
+    const ssize_t count = read(STDIN_FILENO, &byte, 1);
+    if (count <= 0) return static_cast<int>(count);
+    const size_t size = std::mbrtowc(character, &byte, 1, &state);
+    if (size == static_cast<size_t>(-2)) continue;  // A part of a character.
+    if (size != static_cast<size_t>(-1)) return 1;
+    state = {};  // Not UTF-8: the byte is dropped.
+  }
+}
+
 void LineEditor::Impl::Open(const std::string& path) {
   // libedit decodes what is typed by the locale; texts are UTF-8 here whatever the locale says.
   std::setlocale(LC_CTYPE, "C.UTF-8");
@@ -118,6 +165,7 @@ void LineEditor::Impl::Open(const std::string& path) {
   }
   el_wset(editor, EL_CLIENTDATA, this);
   el_wset(editor, EL_PROMPT, &Impl::Prompt);
+  el_wset(editor, EL_GETCFN, &Impl::ReadCharacter);
   el_wset(editor, EL_EDITOR, L"emacs");
   el_wset(editor, EL_HIST, &history_w, history);
   el_wset(editor, EL_ADDFN, L"pmkvq-paste", L"take a pasted text", &Impl::Paste);
@@ -151,7 +199,11 @@ LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   while (true) {
     Print("\x1b[?2004h");  // The terminal then marks where a paste begins and ends.
     int count = 0;
-    const wchar_t* const text = el_wgets(impl_->editor, &count);
+    const wchar_t* text = nullptr;
+    {
+      const SignalBlock block(&impl_->unblocked);
+      text = el_wgets(impl_->editor, &count);
+    }
     Print("\x1b[?2004l");
     if (text != nullptr && count > 0) {
       std::wstring read(text, static_cast<size_t>(count));

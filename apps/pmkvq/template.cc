@@ -7,6 +7,7 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "help_format.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -70,7 +71,8 @@ void RenderCases(const Options& options) {
         chat_template = jinja::Template::Parse(ReadFile(path), path);
       }
       const jinja::Variables variables = VariablesOf(line, {"template", "case", "text", "error"});
-      json.Key("text").String(chat_template->Render(variables).text);
+      const std::string rendered = chat_template->Render(variables).text;  // May throw.
+      json.Key("text").String(rendered);
     } catch (const InvalidInput& error) {
       json.Key("error").String(error.what());
     } catch (const Unsupported& error) {
@@ -98,6 +100,8 @@ void AddTemplate(CLI::App& app) {
   command->add_option("--json", options->json,
                       "write the result as JSON (- for stdout): {\"text\": ...}; a list of these, "
                       "or {\"error\": ...}, for --cases");
+  AddExamples(*command, {"pmkvq template --file chat_template.jinja --input variables.json",
+                         "pmkvq template --cases cases.jsonl --dir templates --json -"});
   file->needs(input);
   input->needs(file);
   cases->needs(dir)->excludes(file);

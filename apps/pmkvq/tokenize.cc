@@ -47,14 +47,15 @@ void AddTokenize(CLI::App& app) {
   CLI::App* command = app.add_subcommand("tokenize", "print the token ids of a text on one line");
   NamesFile(
       command->add_option("--model", options->model, "folder with tokenizer.json")->required(),
-      FileKind::kModel);
+      FileKind::kInputs);
   auto* text = command->add_option("text", options->text, "text (default: --file)");
   NamesFile(
       command->add_option("--file", options->file, "text to read (- or none: standard input)"),
       FileKind::kInputOrStdin)
       ->excludes(text);
-  command->add_flag("--no-special", options->no_special,
-                    "put no BOS in front and no EOS behind; with --decode, leave special tokens out");
+  command->add_flag(
+      "--no-special", options->no_special,
+      "put no BOS in front and no EOS behind; with --decode, leave special tokens out");
   command->add_flag("--parse-special", options->parse_special,
                     "control tokens in the text (<|im_end|>) become their ids; without it they are "
                     "plain text");

@@ -198,7 +198,7 @@ TEST(BadRequest, EmptyPrompt) {
 
 TEST(BadRequest, PromptIsNoUtf8) {
   ExpectOneLine(RunProgram({"run", "--model", kModel}, "abc\xff"), 1,
-                {"stdin", "UTF-8", "offset 3"});
+                {"stdin", "UTF-8", "byte 3"});
 }
 
 TEST(BadRequest, PromptLongerThanTheModel) {

@@ -118,8 +118,8 @@ TEST(Bench, TypicalMistakesAreNamed) {
   } mistakes[] = {
       {{"attention", "--shape", "gpt-9"}, "expected one of qwen2-7b"},
       {{"attention", "--depth", "0", "--bits", "4"}, "--depth"},
-      {{"attention", "--attention", "quick"}, "expected fast or accurate"},
-      {{"decode", "--weights", "q3"}, "expected as-stored or q8"},
+      {{"attention", "--attention", "quick"}, "expected one of accurate, fast"},
+      {{"decode", "--weights", "q3"}, "expected one of as-stored, q8"},
       {{"decode", "--bits", "3"}, "--bits"},
       {{"decode", "--layers", "1000"}, "--layers"},
       {{"halve", "--depth", "100"}, "--depth"},

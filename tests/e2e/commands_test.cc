@@ -185,7 +185,7 @@ TEST(Run, StatsShowTheLadderAndStayInsideTheBudget) {
 TEST(Run, SpentBudgetIsAFinishReason) {
   const ProgramResult result = RunProgram(
       {"run", "--model", kModel, "--prompt", "Hello", "--max-tokens", "3000", "--ignore-eos",
-       "--temperature", "0", "--kv", "pm-kvq", "--kv-budget", "1.6MiB", "--json", "-"});
+       "--temperature", "0", "--kv", "pm-kvq:plan=none", "--kv-budget", "1.6MiB", "--json", "-"});
   const JsonValue sequence = ParseOut(result).At("sequences").At(size_t{0});
   EXPECT_EQ(sequence.At("finish_reason").AsString(), "kv_budget");
   EXPECT_GT(sequence.At("output_ids").size(), 100u);

@@ -109,7 +109,7 @@ TEST(EvalResume, PromptsThatDoNotFitAreUnsolved) {
   EXPECT_EQ(columns.At("finish_reason").Dump(), R"(["length","length","length"])");
 
   const ProgramResult by_budget =
-      eval({"--kv", "pm-kvq", "--kv-budget", "700KiB", "--json", folder.File("s.json")});
+      eval({"--kv", "pm-kvq", "--kv-budget", "800KiB", "--json", folder.File("s.json")});
   ASSERT_EQ(by_budget.exit_code, 0) << by_budget.err;
   const JsonValue budgeted = JsonValue::ParseFile(folder.File("s.json"));
   EXPECT_EQ(budgeted.At("columns").At("finish_reason").Dump(),

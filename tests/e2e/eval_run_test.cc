@@ -280,7 +280,7 @@ TEST(EvalRun, MistakesAreNamed) {
     EXPECT_EQ(result.exit_code, exit_code) << result.err;
     EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
   };
-  expect({"--benchmark", "imo"}, 1, "expected one of longcot, aime");
+  expect({"--benchmark", "imo"}, 2, "expected one of longcot, aime");
   expect({"--benchmark", "aime"}, 2, "--data");
   expect({"--benchmark", "aime", "--data", folder.path()}, 1, "answers.csv");
   expect({"--out", file, "--end", "1"}, 1, "is a file, expected a folder");

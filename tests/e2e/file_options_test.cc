@@ -118,7 +118,9 @@ TEST_F(Outputs, NamesThatCannotBeWrittenAreRefused) {
     }
     if (is_plan) continue;
     const ProgramResult full = RunProgram(Plus(output.args, {output.option, "/dev/full"}));
-    if (output.option != "--checkpoint") EXPECT_EQ(full.exit_code, 1) << full.err;
+    if (output.option != "--checkpoint") {
+      EXPECT_EQ(full.exit_code, 1) << full.err;
+    }
     EXPECT_EQ(full.err.find("internal error"), std::string::npos) << full.err;
     EXPECT_NE(full.exit_code, 134);
   }
@@ -173,7 +175,7 @@ TEST(Inputs, FilesOfAnotherKindAreNamed) {
 TEST(Demo, LooksAtItsPlanFirst) {
   ExpectOneLineError(RunProgram({"demo", "--model", kModel, "--plan", "/nonexistent/plan.json"}), 1,
                      {"/nonexistent/plan.json", "cannot write"});
-  ExpectOneLineError(RunProgram({"demo", "--plan", "-"}), 2, {"--plan", "'-'"});
+  ExpectOneLineError(RunProgram({"demo", "--model", kModel, "--plan", "-"}), 2, {"--plan", "'-'"});
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ TEST(Interrupts, CalibrationOfMethods) {
 TEST(Interrupts, Tokenizing) {
   const TempFolder folder;
   std::string text;
-  for (int i = 0; text.size() < (size_t{300} << 20); ++i) text += "word" + std::to_string(i) + ' ';
+  for (int i = 0; text.size() < (size_t{240} << 20); ++i) text += "word" + std::to_string(i) + ' ';
   const std::string path = folder.Write("long.txt", text);
   ExpectSoonInterrupted({"tokenize", "--model", kModel, "--file", path}, 1500);
 }
@@ -80,7 +80,7 @@ TEST(Interrupts, Tokenizing) {
 TEST(Interrupts, JudgingManyResponses) {
   const TempFolder folder;
   std::string rows;
-  for (int i = 0; i < 300000; ++i) {
+  for (int i = 0; i < 250000; ++i) {
     rows += R"({"id":"p","answer":"\\frac{1}{)" + std::to_string(i % 7 + 2) +
             R"(}","text":"So \\boxed{\\sqrt{)" + std::to_string(i) + R"(}+x^2}."})" + "\n";
   }

@@ -58,15 +58,15 @@ TEST(MethodCalibration, SaysWhatIsWrong) {
     const char* message;
   };
   const Case cases[] = {
-      {Calibrate("rtn", {"--out", file}), 1,
+      {Calibrate("rtn", {"--out", file}), 2,
        "rtn has nothing to calibrate, expected one of pm-kvq"},
-      {Calibrate("oscra", {"--out", file}), 1, "unknown method 'oscra'"},
+      {Calibrate("oscra", {"--out", file}), 2, "unknown method 'oscra'"},
       {Calibrate("oscar", {}), 2, "--out"},
-      {Calibrate("oscar", {"--out", file, "--plan", "p.json"}), 1,
-       "[--plan] does not go with --kv oscar, expected --out"},
-      {Calibrate("pm-kvq", {"--out", file}), 1, "[--out] does not go with --kv pm-kvq"},
+      {Calibrate("oscar", {"--out", file, "--plan", "p.json"}), 2,
+       "--plan: does not go with --kv oscar, expected --out"},
+      {Calibrate("pm-kvq", {"--out", file}), 2, "--out: does not go with --kv pm-kvq"},
       {Calibrate("pm-kvq", {"--plan", folder.File("p.json")}), 2, "--memory-budget"},
-      {Calibrate("oscar", {"--out", "-"}), 1, "[--out] found '-', expected the name of a file"},
+      {Calibrate("oscar", {"--out", "-"}), 2, "found '-', expected the name of a file"},
       {Calibrate("oscar", {"--out", folder.File("no/such")}), 1, "cannot write"},
       {{"calibrate", "--kv", "kvmix", "--out", file}, 2, "--model"},
   };

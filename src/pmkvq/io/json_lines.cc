@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 
 namespace pmkvq {
 namespace {
@@ -26,15 +27,23 @@ using File = std::unique_ptr<std::FILE, CloseFile>;
 
 File OpenFile(const std::string& path) {
   File file(std::fopen(path.c_str(), "rbe"));
+  while (file == nullptr && errno == EINTR) {  // A pipe waits for its writer.
+    CancelPoint();
+    file.reset(std::fopen(path.c_str(), "rbe"));
+  }
   if (file == nullptr) FailSystem(path, "open");
   std::setvbuf(file.get(), nullptr, _IONBF, 0);  // Read in blocks of our own.
   return file;
 }
 
 size_t ReadBlock(std::FILE* file, const std::string& path, std::vector<char>* block) {
-  const size_t size = std::fread(block->data(), 1, block->size(), file);
-  if (size == 0 && std::ferror(file) != 0) FailSystem(path, "read");
-  return size;
+  while (true) {
+    const size_t size = std::fread(block->data(), 1, block->size(), file);
+    if (size > 0 || std::ferror(file) == 0) return size;
+    if (errno != EINTR) FailSystem(path, "read");
+    CancelPoint();
+    std::clearerr(file);
+  }
 }
 
 }  // namespace
