@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <optional>
 #include <string_view>
@@ -129,6 +130,18 @@ class ProgressScope {
   ProgressSink* sink_;
 };
 
+// Sums over weights or inputs that are not finite say nothing.
+void CheckFinite(const SampleLoopStep& step, size_t sample, const std::vector<double>& values) {
+  for (const double value : values) {
+    if (std::isfinite(value)) continue;
+    throw InvalidInput(step.task,
+                       fmt::format("sample {}: found {} among what it measured, expected "
+                                   "finite numbers: a weight of the model is not finite, "
+                                   "or values overflowed",
+                                   sample, value));
+  }
+}
+
 void Accumulate(SampleLoopStep::Combine combine, const std::vector<double>& sample,
                 std::vector<double>& values) {
   PMKVQ_CHECK(sample.size() == values.size());
@@ -158,6 +171,7 @@ std::vector<double> LoopOverSamples(const CalibrationContext& context, const Sam
           samples.Positions(state.samples_done, context.effective_len);
       const std::vector<double> values =
           step.process(samples.tokens[state.samples_done], positions);
+      CheckFinite(step, state.samples_done, values);
       Accumulate(step.combine, values, state.values);
       ++state.samples_done;
       progress.Advance();
