@@ -65,7 +65,7 @@ ChosenProblem ChooseProblem(const Options& options, const Tokenizer& tokenizer,
                                        max_len));
 }
 
-Chain MakeChain(const Options& options, const std::shared_ptr<Model>& model,
+Chain MakeChain(const Options& options, const std::shared_ptr<const Model>& model,
                 const Tokenizer& tokenizer, int64_t max_len, int num_threads) {
   const ChatTemplate chat_template =
       ResolveChatTemplate(options.common.chat_template, options.common.model);
@@ -117,7 +117,7 @@ void PrintTable(const ErrorGrowth& growth, const KvGeometry& geometry) {
 
 void Run(Options options) {
   options.common.CheckOutputs();
-  const std::shared_ptr<Model> model = Model::Load(options.common.model);
+  const std::shared_ptr<const Model> model = Model::Load(options.common.model);
   const auto tokenizer = Tokenizer::Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,

@@ -103,7 +103,7 @@ void PrintMatrix(const Transfer& transfer) {
 void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
-  const std::shared_ptr<Model> model = Model::Load(options.common.model);
+  const std::shared_ptr<const Model> model = Model::Load(options.common.model);
   TransferOptions transfer_options;
   TaskTextOptions texts;
   texts.seq_len = Chosen<int64_t>(options.seq_len, 0, quick, 2048, 320);

@@ -45,7 +45,7 @@ void RunPlan(const Options& options) {
     plan = Reallocate(LoadPlan(options.from), options.allocation.Resolve());
     SavePlan(plan, options.plan);
   } else {
-    const std::shared_ptr<Model> model = Model::Load(options.model);
+    const std::shared_ptr<const Model> model = Model::Load(options.model);
     const auto tokenizer = LoadTokenizerIfPresent(options.model);
     StderrLog log;
     ProgressBar progress;

@@ -34,7 +34,7 @@ class CalibrationRun {
 
  private:
   SampleOptions sample_options_;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   StderrLog log_;
   ProgressBar progress_;
   Samples samples_;

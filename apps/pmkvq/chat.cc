@@ -179,6 +179,12 @@ bool ChatLoop::Answer() {
     messages_.pop_back();
     return false;
   }
+  if (answer.finish_reason == FinishReason::kError) {
+    PrintError(fmt::format("{}; the message is dropped, /clear starts over", answer.error));
+    messages_.pop_back();
+    kv_.reset();  // The engine closed the sequence; the next answer stores the conversation anew.
+    return false;
+  }
   ++num_answers_;
   kv_ = answer.kv;
   messages_.push_back({"assistant", answer.text});

@@ -204,7 +204,7 @@ void SaveList(const Options& options, const Plans& plans, const Benchmark& bench
 class Runner {
  public:
   Runner(const Options& options, const Benchmark& benchmark,
-         const std::vector<ProblemRow>& problems, const std::shared_ptr<Model>& model,
+         const std::vector<ProblemRow>& problems, const std::shared_ptr<const Model>& model,
          const EvaluationOptions& evaluation)
       : options_(options),
         benchmark_(benchmark),
@@ -278,7 +278,7 @@ class Runner {
   const Options& options_;
   const Benchmark& benchmark_;
   const std::vector<ProblemRow>& problems_;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   EvaluationOptions evaluation_;
 };
@@ -321,7 +321,8 @@ void CompareRuns(const Options& options) {
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
-  const std::shared_ptr<Model> model = options.weights.Load(options.run.model, options.kv.threads);
+  const std::shared_ptr<const Model> model =
+      options.weights.Load(options.run.model, options.kv.threads);
   const Plans plans = MakePlans(options, *model);
   const EvaluationOptions evaluation = options.run.Resolve(plans.baseline.engine, *model);
   AnnounceMisfits(plans, options.allow_partial);
@@ -357,7 +358,7 @@ void CompareRuns(const Options& options) {
 void CompareFiles(const Options& options) {
   Comparison comparison = CompareSavedRuns(LoadRuns(options.from), options.against);
   if (!options.run.model.empty()) {
-    const std::shared_ptr<Model> model = Model::Load(options.run.model);
+    const std::shared_ptr<const Model> model = Model::Load(options.run.model);
     if (!comparison.model.empty() && comparison.model != model->checkpoint().Identity()) {
       throw InvalidInput("--model", fmt::format("found {}, but the runs are of another model ({})",
                                                 model->checkpoint().Identity(), comparison.model));

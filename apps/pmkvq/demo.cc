@@ -1,6 +1,8 @@
 // pmkvq demo: the shipped model solves problems while its KV cache steps down inside a budget.
 #include <fmt/format.h>
 
+#include <stdexcept>
+
 #include "commands.h"
 #include "common_options.h"
 #include "file_options.h"
@@ -117,7 +119,7 @@ EvaluationOptions MakeEvaluationOptions(const Options& options, const std::strin
 }
 
 // One problem, streamed, with the ladder of its cache.
-void ShowOneProblem(const Options& options, const std::shared_ptr<Model>& model,
+void ShowOneProblem(const Options& options, const std::shared_ptr<const Model>& model,
                     const std::shared_ptr<const Tokenizer>& tokenizer,
                     const std::shared_ptr<const Plan>& plan, const ProblemRow& problem) {
   Print(fmt::format("== One problem, pm-kvq\n\n{}\n\n", problem.problem));
@@ -133,6 +135,7 @@ void ShowOneProblem(const Options& options, const std::shared_ptr<Model>& model,
       engine.Generate({std::move(request)}, &observer, InterruptFlag());
   ExitIfInterrupted("demo");
   const Completion& completion = completions.front();
+  if (completion.finish_reason == FinishReason::kError) throw std::runtime_error(completion.error);
   Print(fmt::format("\nexpected answer: {}\n\n== Its KV cache\n\n{}\n", problem.answer,
                     observer.FormatLadder()));
   Print(fmt::format("peak {} of a budget of {}; longest pause caused by halving {:.2f} ms\n\n",
@@ -145,7 +148,7 @@ void Demo(const Options& given) {
   Options options = given;
   if (options.plan.empty()) options.plan = JoinPath(options.model, "plan.json");
   if (!FileExists(options.plan)) CheckWritable(options.plan);  // Before it is calibrated.
-  const std::shared_ptr<Model> model = Model::Load(options.model);
+  const std::shared_ptr<const Model> model = Model::Load(options.model);
   const auto tokenizer = Tokenizer::Load(options.model);
   CalibrateIfMissing(options, *model, *tokenizer);
   const auto plan = std::make_shared<const Plan>(LoadPlan(options.plan));

@@ -115,7 +115,8 @@ void Run(const Options& options) {
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
-  const std::shared_ptr<Model> model = options.weights.Load(options.run.model, options.kv.threads);
+  const std::shared_ptr<const Model> model =
+      options.weights.Load(options.run.model, options.kv.threads);
   const auto tokenizer = Tokenizer::Load(options.run.model);
   const EngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.

@@ -203,7 +203,7 @@ void InspectTensors(const Options& options) {
 
 // What a cache takes, without running anything.
 void InspectCache(const Options& options) {
-  const std::shared_ptr<Model> model = Model::Load(options.path);
+  const std::shared_ptr<const Model> model = Model::Load(options.path);
   const EngineOptions engine = options.kv.Resolve(1);
   const KvGeometry geometry = model->kv_geometry();
   const int64_t max_len = RequirementsOf(*model, engine).max_len;

@@ -22,7 +22,8 @@ struct Options {
 };
 
 void ComputeLogits(const Options& options) {
-  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
+  const std::shared_ptr<const Model> model =
+      options.weights.Load(options.model, options.kv.threads);
   const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
   const EngineOptions engine = options.kv.Resolve(1);
   const auto num_tokens = static_cast<int64_t>(ids.size());
@@ -34,7 +35,6 @@ void ComputeLogits(const Options& options) {
                                     engine.num_threads,
                                     &model->rope(),
                                     &model->checkpoint()};
-  model->SetKeyScales(KeyScalesOf(engine.kv));
   const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
   const SequenceId seq = store->Open().value();
   Tensor logits(DType::kF32, {num_tokens, model->config().vocab_size});
@@ -42,7 +42,9 @@ void ComputeLogits(const Options& options) {
   for (int64_t start = 0; start < num_tokens; start += engine.chunk) {
     ExitIfInterrupted("logits");
     const int64_t count = std::min(engine.chunk, num_tokens - start);
-    if (store->Reserve(seq, count) == ReserveResult::kBudgetExhausted) {
+    const ReserveResult reserved = store->Reserve(seq, count);
+    if (reserved == ReserveResult::kFailed) ThrowIfFailed({{0, *store->FailureOf(seq)}});
+    if (reserved == ReserveResult::kBudgetExhausted) {
       const KvBudget limits = ResolveKvBudget(engine.kv, requirements);
       throw InvalidInput(
           "--kv-budget",
@@ -53,7 +55,8 @@ void ComputeLogits(const Options& options) {
     const ForwardChunk chunk{
         seq, std::span(ids).subspan(static_cast<size_t>(start), static_cast<size_t>(count)), start,
         ForwardChunk::Logits::kAll};
-    model->Forward({&chunk, 1}, *store, workspace, engine.num_threads);
+    ThrowIfFailed(model->Forward({&chunk, 1}, *store, workspace, engine.num_threads));
+    ThrowIfFailed(model->FailuresOfLogits({&chunk, 1}, workspace));
     std::copy_n(workspace.logits.begin(), count * model->config().vocab_size,
                 logits.As<float>() + start * model->config().vocab_size);
   }

@@ -55,13 +55,14 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
 }
 
 void Perplexity(const Options& options) {
-  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
+  const std::shared_ptr<const Model> model =
+      options.weights.Load(options.model, options.kv.threads);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
   const EngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
   options.kv.PrintPlanHint(engine.kv, options.model);
   // Quantised weights are compared with the model as stored: KL has the error of both in it.
-  const std::shared_ptr<Model> as_stored =
+  const std::shared_ptr<const Model> as_stored =
       model->weights() == WeightMode::kAsStored ? nullptr : Model::Load(options.model);
   ProgressBar progress;
   const PerplexityResult result =

@@ -1,6 +1,8 @@
 // pmkvq run: generate or chat in the terminal, with live cache statistics.
 #include <fmt/format.h>
 
+#include <stdexcept>
+
 #include "chat.h"
 #include "chat_template_options.h"
 #include "commands.h"
@@ -61,6 +63,8 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
     json.Key("output_ids").Array(completion.output_ids);
     json.Key("text").String(completion.text);
     json.Key("finish_reason").String(NameOf(completion.finish_reason));
+    if (completion.finish_reason == FinishReason::kError)
+      json.Key("error").String(completion.error);
     json.Key("kv").BeginObject();
     json.Key("bytes").Int(completion.kv.bytes);
     json.Key("budget_bytes").Int(completion.kv.budget_bytes);
@@ -137,8 +141,9 @@ void CheckBudgetHoldsPrompt(const EngineOptions& engine, const Model& model, int
                   FormatByteSize(kv.budget_bytes), needed, (needed + 1023) / 1024, num_tokens));
 }
 
-void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
-             const std::vector<int32_t>& prompt_ids, StatsFile* stats) {
+// Returns why samples ended with an error; "" when none did.
+std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
+                    const std::vector<int32_t>& prompt_ids, StatsFile* stats) {
   std::vector<Request> requests;
   for (int64_t i = 0; i < options.num_samples; ++i) {
     requests.push_back(MakeRequest(options, prompt_ids, i));
@@ -154,6 +159,13 @@ void RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
     completions = engine.Generate(std::move(requests), &observer, InterruptFlag());
   }
   WriteResult(options, completions);
+  std::string error;
+  for (const Completion& completion : completions) {
+    if (completion.finish_reason != FinishReason::kError || completion.error == error) continue;
+    if (!error.empty()) PrintError(error);
+    error = completion.error;
+  }
+  return error;
 }
 
 void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats) {
@@ -176,7 +188,8 @@ void Run(const Options& options) {
     throw CLI::ValidationError(options.json.empty() ? "--n-samples" : "--json",
                                "not for a chat, expected --prompt, --file or piped input with it");
   }
-  const std::shared_ptr<Model> model = options.weights.Load(options.model, options.kv.threads);
+  const std::shared_ptr<const Model> model =
+      options.weights.Load(options.model, options.kv.threads);
   const auto tokenizer =
       options.ids_given ? LoadTokenizerIfPresent(options.model) : Tokenizer::Load(options.model);
   if (options.ids_given) {
@@ -192,13 +205,15 @@ void Run(const Options& options) {
   Engine engine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
+  std::string error;
   if (chat) {
     RunChat(options, engine, *tokenizer, stats.get());
   } else {
-    RunOnce(options, engine, tokenizer.get(), prompt_ids, stats.get());
+    error = RunOnce(options, engine, tokenizer.get(), prompt_ids, stats.get());
   }
   if (stats != nullptr) stats->Commit();
   options.kv.PrintPlanHint(engine_options.kv, options.model);
+  if (!error.empty()) throw std::runtime_error(error);
   ExitIfInterrupted("run");
 }
 

@@ -15,7 +15,8 @@ void WeightCommandOptions::Register(CLI::App& command) {
       ->capture_default_str();
 }
 
-std::shared_ptr<Model> WeightCommandOptions::Load(const std::string& folder, int threads) const {
+std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder,
+                                                        int threads) const {
   return Model::Load(folder, {mode(), ResolveThreads(threads)});
 }
 

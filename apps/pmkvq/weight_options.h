@@ -17,7 +17,7 @@ struct WeightCommandOptions {
   void Register(CLI::App& command);
   WeightMode mode() const { return ParseWeightMode(weights); }
   // Model::Load with these weights. `threads` as given to --threads.
-  std::shared_ptr<Model> Load(const std::string& folder, int threads) const;
+  std::shared_ptr<const Model> Load(const std::string& folder, int threads) const;
 };
 
 // For commands that measure the model as it is stored: --weights q8 is refused, with the reason.

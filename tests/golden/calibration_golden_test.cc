@@ -75,7 +75,7 @@ class CalibrationGolden : public ::testing::TestWithParam<GoldenCase> {
 
   std::string tag_;
   std::string mode_;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   SafetensorsFile tensors_;
   JsonValue json_;
   Samples samples_;

@@ -49,7 +49,7 @@ class ModelGolden : public testing::TestWithParam<GoldenModel> {
   const std::string prefix_ = kRoot + "/tests/golden/" + GetParam().fixture;
   const SafetensorsFile tensors_ = SafetensorsFile::Open(prefix_ + ".safetensors");
   const JsonValue scalars_ = JsonValue::ParseFile(prefix_ + ".json");
-  const std::shared_ptr<Model> model_ = Model::Load(kRoot + GetParam().folder);
+  const std::shared_ptr<const Model> model_ = Model::Load(kRoot + GetParam().folder);
 };
 
 std::unique_ptr<KvStore> PlainFloatStore(const Model& model, int threads) {
@@ -82,7 +82,7 @@ TEST_P(ModelGolden, LogitsAndGreedyTokens) {
     const auto forward = [&](std::span<const int32_t> tokens, ForwardChunk::Logits logits) {
       const ForwardChunk chunk{seq, tokens, store->NumTokens(seq), logits};
       ASSERT_EQ(store->Reserve(seq, static_cast<int64_t>(tokens.size())), ReserveResult::kReserved);
-      model_->Forward({&chunk, 1}, *store, workspace, threads);
+      ThrowIfFailed(model_->Forward({&chunk, 1}, *store, workspace, threads));
     };
     const int64_t vocab = model_->config().vocab_size;
     const std::vector<int32_t> prompt = Ids("prompt_ids");

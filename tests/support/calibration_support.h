@@ -22,7 +22,7 @@ class TinyFolder {
   TinyFolder(const TinyModel& model, const TinyWeights& weights) {
     WriteTinyModel(model, weights, folder_);
   }
-  std::shared_ptr<Model> Load() const { return Model::Load(folder_.path()); }
+  std::shared_ptr<const Model> Load() const { return Model::Load(folder_.path()); }
 
  private:
   TempFolder folder_;

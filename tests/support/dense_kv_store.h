@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/kv/kv_store.h"
@@ -14,7 +16,11 @@ namespace pmkvq::testing_support {
 
 class DenseKvStore : public KvStore {
  public:
-  explicit DenseKvStore(const KvGeometry& geometry) : geometry_(geometry) {}
+  explicit DenseKvStore(const KvGeometry& geometry,
+                        std::shared_ptr<const KeyScales> key_scales = nullptr)
+      : geometry_(geometry), key_scales_(std::move(key_scales)) {}
+
+  const KeyScales* key_scales() const override { return key_scales_.get(); }
 
   std::optional<SequenceId> Open() override {
     const auto id = static_cast<SequenceId>(sequences_.size());
@@ -27,7 +33,9 @@ class DenseKvStore : public KvStore {
     batch_ = batch;
     ++num_open_forwards_;
   }
+  const KvFailure* FailureOf(SequenceId) const override { return nullptr; }
   void EndForward() override { --num_open_forwards_; }
+  void AbandonForward() override { num_open_forwards_ = 0; }
 
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override {
@@ -95,6 +103,7 @@ class DenseKvStore : public KvStore {
   }
 
   KvGeometry geometry_;
+  std::shared_ptr<const KeyScales> key_scales_;
   std::map<SequenceId, std::vector<Layer>> sequences_;
   Batch batch_;
   int num_open_forwards_ = 0;

@@ -15,7 +15,7 @@
 
 namespace pmkvq::testing_support {
 
-inline std::shared_ptr<Model> LoadTinyLlama() {
+inline std::shared_ptr<const Model> LoadTinyLlama() {
   return Model::Load(PMKVQ_SOURCE_DIR "/tests/golden/tiny-llama");
 }
 

@@ -80,7 +80,7 @@ TEST(Synthetic, WeightsAreOfOneScaleAndDiffer) {
 
 // A model of made-up weights over a made-up cache computes finite logits, and time is counted.
 TEST(Synthetic, AModelDecodesOverAFilledCache) {
-  const std::shared_ptr<Model> model =
+  const std::shared_ptr<const Model> model =
       SyntheticModel(NamedShape("longcot", 2), WeightMode::kAsStored, 1);
   PackedKvCache cache(UniformCacheConfig(model->kv_geometry(), 4, 700, 1, 1));
   const SequenceId seq = cache.Open().value();
@@ -94,7 +94,7 @@ TEST(Synthetic, AModelDecodesOverAFilledCache) {
   const int32_t token = 7;
   const ForwardChunk chunk{seq, {&token, 1}, 650, ForwardChunk::Logits::kLast};
   ForwardWorkspace workspace;
-  model->Forward({&chunk, 1}, store, workspace, 1);
+  ThrowIfFailed(model->Forward({&chunk, 1}, store, workspace, 1));
   EXPECT_GT(store.TakeAttentionSeconds(), 0.0);
   EXPECT_EQ(store.TakeAttentionSeconds(), 0.0);
   EXPECT_EQ(store.NumTokens(seq), 651);

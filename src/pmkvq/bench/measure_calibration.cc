@@ -62,7 +62,7 @@ int64_t RunSteps(const BenchOptions& options, const SampleOptions& sample_option
 BenchReport BenchCalibration(const BenchOptions& options,
                              const CalibrationBenchOptions& calibration) {
   internal::CheckOptions(options);
-  const std::shared_ptr<Model> model = Model::Load(calibration.model);
+  const std::shared_ptr<const Model> model = Model::Load(calibration.model);
   SampleOptions sample_options;
   sample_options.dataset = calibration.dataset.empty()
                                ? JoinPath(calibration.model, "calibration.jsonl")

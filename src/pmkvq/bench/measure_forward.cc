@@ -85,7 +85,7 @@ class Case {
                done + count == num_tokens ? ForwardChunk::Logits::kLast
                                           : ForwardChunk::Logits::kNone});
         }
-        model_.Forward(chunks_, store_, workspace_, num_threads_);
+        ThrowIfFailed(model_.Forward(chunks_, store_, workspace_, num_threads_));
       }
     });
     const double attending = store_.TakeAttentionSeconds();
@@ -221,7 +221,8 @@ BenchReport BenchDecode(const BenchOptions& options) {
   internal::CheckOptions(options);
   const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
   CheckSizes(options, shape, 1);
-  const std::shared_ptr<Model> model = SyntheticModel(shape, options.weights, options.num_threads);
+  const std::shared_ptr<const Model> model =
+      SyntheticModel(shape, options.weights, options.num_threads);
   const Cases cases = MakeCases(options, *model, 1);
   Ceilings ceilings(options.num_threads);
   internal::RunRounds(options, "decode", ceilings, [&](bool measured) {
@@ -250,7 +251,8 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
   internal::CheckOptions(options);
   const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
   CheckSizes(options, shape, num_tokens);
-  const std::shared_ptr<Model> model = SyntheticModel(shape, options.weights, options.num_threads);
+  const std::shared_ptr<const Model> model =
+      SyntheticModel(shape, options.weights, options.num_threads);
   const Cases cases = MakeCases(options, *model, num_tokens);
   Ceilings ceilings(options.num_threads);
   internal::RunRounds(options, "prefill", ceilings, [&](bool measured) {

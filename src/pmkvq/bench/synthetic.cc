@@ -66,8 +66,8 @@ Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_thread
   return tensor;
 }
 
-std::shared_ptr<Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
-                                      int num_threads) {
+std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
+                                            int num_threads) {
   const int64_t hidden = config.hidden_size;
   const int64_t inner = config.intermediate_size;
   WeightMaker maker(num_threads);

@@ -17,8 +17,8 @@ namespace pmkvq {
 Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_threads);
 
 // A model of that configuration in memory (SyntheticModelBytes).
-std::shared_ptr<Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
-                                      int num_threads);
+std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
+                                            int num_threads);
 
 // Rows of normally distributed values, drawn from a table: far faster than drawing each.
 class SyntheticRows {

@@ -17,11 +17,13 @@ class TimedStore final : public KvStore {
   // Seconds since the last call.
   double TakeAttentionSeconds() { return std::exchange(attention_seconds_, 0.0); }
 
+  const KeyScales* key_scales() const override { return store_.key_scales(); }
   std::optional<SequenceId> Open() override { return store_.Open(); }
   void Close(SequenceId seq) override { store_.Close(seq); }
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override {
     return store_.Reserve(seq, num_tokens);
   }
+  const KvFailure* FailureOf(SequenceId seq) const override { return store_.FailureOf(seq); }
   void BeginForward(const Batch& batch) override { store_.BeginForward(batch); }
   KvExtraNeeds ExtraNeeds() const override { return store_.ExtraNeeds(); }
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
@@ -32,6 +34,7 @@ class TimedStore final : public KvStore {
     attention_seconds_ += TimeSeconds([&] { store_.AppendAndAttend(layer, q, k, v, out); });
   }
   void EndForward() override { store_.EndForward(); }
+  void AbandonForward() override { store_.AbandonForward(); }
   void Truncate(SequenceId seq, int64_t num_tokens) override { store_.Truncate(seq, num_tokens); }
   int64_t NumTokens(SequenceId seq) const override { return store_.NumTokens(seq); }
   KvSequenceStats SequenceStats(SequenceId seq) const override { return store_.SequenceStats(seq); }

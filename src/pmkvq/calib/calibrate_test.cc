@@ -70,7 +70,7 @@ class CalibrateTest : public ::testing::Test {
 
   testing_support::TinyModel tiny_;
   TinyFolder model_folder_;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   TempFolder data_;
   TempFolder output_;
   CalibrateOptions options_;

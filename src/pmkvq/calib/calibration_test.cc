@@ -79,7 +79,7 @@ class CalibrationTest : public ::testing::Test {
 
   testing_support::TinyModel tiny_;
   TinyFolder folder_;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   Samples samples_;
   CalibrationContext context_;
 };
@@ -191,7 +191,7 @@ TEST_F(CalibrationTest, RepScalesTameLargeKeyChannels) {
     std::memcpy(bias.data() + channel * 2, &large, sizeof(large));
   }
   const TinyFolder folder(tiny_, weights);
-  const std::shared_ptr<Model> model = folder.Load();
+  const std::shared_ptr<const Model> model = folder.Load();
   context_.model = model.get();
   const RepScales result = SearchRepScales(context_, MeasureMaxKeys(context_), {.v_bits = 16});
   const double chosen = *std::min_element(result.loss[1].begin(), result.loss[1].end());
@@ -328,7 +328,7 @@ TEST_F(CalibrationTest, NanInWeightsNamesTheBlock) {
     const BF16 nan = ToBF16(std::nanf(""));
     std::memcpy(weights.at(std::string("model.layers.1.") + tensor).data() + 10, &nan, sizeof(nan));
     const TinyFolder folder(tiny_, weights);
-    const std::shared_ptr<Model> model = folder.Load();
+    const std::shared_ptr<const Model> model = folder.Load();
     context_.model = model.get();
     for (const char* step : kSteps) {
       ExpectError<InvalidInput>([&] { Run(step); }, {"block 1", "nan", "expected finite"});

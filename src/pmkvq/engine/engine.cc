@@ -1,14 +1,12 @@
 #include "pmkvq/engine/engine.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <deque>
 #include <map>
 #include <set>
 #include <utility>
+#include <variant>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -59,10 +57,29 @@ struct Task {
   std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
   std::optional<FinishReason> finish;
   std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
+  std::string error;                                // With kError.
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;
 };
+
+// What a request is told, kept until the observer has taken it.
+struct TokenEvent {
+  RequestId id;
+  int32_t token;
+  std::string text;
+};
+using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
+
+void Tell(EngineObserver& observer, const Event& event) {
+  if (const auto* token = std::get_if<TokenEvent>(&event)) {
+    observer.OnToken(token->id, token->token, token->text);
+  } else if (const auto* halving = std::get_if<std::pair<RequestId, HalvingEvent>>(&event)) {
+    observer.OnHalving(halving->first, halving->second);
+  } else {
+    observer.OnFinished(std::get<Completion>(event));
+  }
+}
 
 // Passes everything on and keeps what finished.
 class CompletionCollector : public EngineObserver {
@@ -114,34 +131,42 @@ std::string_view NameOf(FinishReason reason) {
     case FinishReason::kKvBudget:
       return "kv_budget";
     case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
       break;
   }
-  return "cancelled";
+  return "error";
 }
 
 struct Engine::Impl {
-  Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t, const EngineOptions& o);
+  Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t, const EngineOptions& o);
 
   void Check(const Request& request) const;
   RequestId Submit(Request request);
   bool Step(EngineObserver* observer);
-  void Admit(EngineObserver* observer);
-  void Prefill(Task& task, EngineObserver* observer);
+  void Admit();
+  void Prefill(Task& task);
   void Decode(EngineObserver* observer);
   bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
-  // Passes events on; returns the time that each running request's halvings took.
-  std::map<RequestId, double> ReportHalvings(EngineObserver* observer);
-  void Draw(Task& task, const float* logits, EngineObserver* observer);
+  void Fail(Task& task, const KvFailure& failure);
+  // Queues the events; returns the time that each running request's halvings took.
+  std::map<RequestId, double> TakeHalvings();
+  void Draw(Task& task, const float* logits);
   // Adds a drawn token. Returns the text that it completes; `end`: how it ends the request, if so.
   std::string Push(Task& task, int32_t token, std::optional<FinishReason>& end);
   void PushReplayed(Task& task);
   // Adds a chunk of replayed tokens, or ends the task where the budget does not hold one.
-  void AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks);
+  bool AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks);
+  bool IsPrefilling(const Task& task) const {
+    return store->NumTokens(*task.seq) < task.prompt_len();
+  }
   // Ends a request that is in neither queue any more.
-  void Finish(Task& task, FinishReason reason, EngineObserver* observer);
-  void RemoveFinished(EngineObserver* observer);
+  void Finish(Task& task, FinishReason reason);
+  void RemoveFinished();
+  // Hands the observer the events. One that it throws at is not repeated.
+  void Report(EngineObserver* observer);
 
-  std::shared_ptr<Model> model;
+  std::shared_ptr<const Model> model;
   std::shared_ptr<const Tokenizer> tokenizer;
   EngineOptions options;
   int64_t max_len;
@@ -152,10 +177,11 @@ struct Engine::Impl {
   ForwardWorkspace workspace;
   std::deque<std::unique_ptr<Task>> waiting;
   std::vector<std::unique_ptr<Task>> running;  // In order of admission.
+  std::deque<Event> events;                    // Not reported yet.
   RequestId next_id = 1;
 };
 
-Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
+Engine::Impl::Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t,
                    const EngineOptions& o)
     : model(std::move(m)),
       tokenizer(std::move(t)),
@@ -164,9 +190,7 @@ Engine::Impl::Impl(std::shared_ptr<Model> m, std::shared_ptr<const Tokenizer> t,
       num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
       budget(CheckKvOptions(*model, options)),
       store(MakeKvStore(options.kv, RequirementsOf(*model, options))),
-      sequences(store.get()) {
-  model->SetKeyScales(KeyScalesOf(options.kv));
-}
+      sequences(store.get()) {}
 
 void Engine::Impl::Check(const Request& request) const {
   CheckRequest(request, model->config(), budget, max_len, tokenizer != nullptr);
@@ -190,13 +214,13 @@ void Engine::Impl::PushReplayed(Task& task) {
   SkipSamples(task.request.sampling, task.num_drawn(), task.random);
 }
 
-void Engine::Impl::Admit(EngineObserver* observer) {
+void Engine::Impl::Admit() {
   for (auto it = waiting.begin(); it != waiting.end();) {
     Task& task = **it;
     if (task.max_drawn == 0) {  // The prompt fills max_len.
       const std::unique_ptr<Task> ended = std::move(*it);
       it = waiting.erase(it);
-      Finish(*ended, FinishReason::kLength, observer);
+      Finish(*ended, FinishReason::kLength);
       continue;
     }
     const int64_t session = task.request.session;
@@ -217,123 +241,161 @@ void Engine::Impl::Admit(EngineObserver* observer) {
 
 bool Engine::Impl::Step(EngineObserver* observer) {
   const UncancelledScope whole;  // Requests are cancelled between steps.
-  Admit(observer);
-  const auto prefilling = std::find_if(running.begin(), running.end(), [&](const auto& task) {
-    return store->NumTokens(*task->seq) < task->prompt_len();
-  });
-  if (prefilling != running.end()) {
-    Prefill(**prefilling, observer);
+  // What a Step that the observer or a lack of memory ended has left.
+  Report(observer);
+  RemoveFinished();
+  Admit();
+  const Clock::time_point start = Clock::now();
+  std::vector<std::pair<Task*, double*>> clocks;
+  Task* prefilling = nullptr;
+  for (const auto& task : running) {
+    const bool is_prefilling = IsPrefilling(*task);
+    if (is_prefilling && prefilling == nullptr) prefilling = task.get();
+    // The time of replayed tokens was counted when they were drawn.
+    if (!is_prefilling && task->num_waiting(store->NumTokens(*task->seq)) > 0) continue;
+    clocks.emplace_back(task.get(), is_prefilling ? &task->prefill_seconds : &task->decode_seconds);
+  }
+  if (prefilling != nullptr) {
+    Prefill(*prefilling);
   } else if (!running.empty()) {
     Decode(observer);
   }
-  RemoveFinished(observer);
+  Report(observer);
+  const double seconds = SecondsSince(start);
+  for (const auto& [task, clock] : clocks) *clock += seconds;
+  RemoveFinished();
+  Report(observer);
   return !running.empty() || !waiting.empty();
+}
+
+void Engine::Impl::Fail(Task& task, const KvFailure& failure) {
+  task.finish = FinishReason::kError;
+  task.error = InvalidInput(failure.where, failure.what).what();
 }
 
 bool Engine::Impl::Reserve(Task& task, int64_t num_tokens, double* pause_us) {
   const Clock::time_point start = Clock::now();
-  const ReserveResult result = store->Reserve(*task.seq, num_tokens);
-  if (result == ReserveResult::kReservedAfterHalving) *pause_us = SecondsSince(start) * 1e6;
-  if (result == ReserveResult::kBudgetExhausted) task.finish = FinishReason::kKvBudget;
-  return result != ReserveResult::kBudgetExhausted;
+  switch (store->Reserve(*task.seq, num_tokens)) {
+    case ReserveResult::kReserved:
+      return true;
+    case ReserveResult::kReservedAfterHalving:
+      *pause_us = SecondsSince(start) * 1e6;
+      return true;
+    case ReserveResult::kBudgetExhausted:
+      task.finish = FinishReason::kKvBudget;
+      return false;
+    case ReserveResult::kFailed:
+      break;
+  }
+  Fail(task, *store->FailureOf(*task.seq));
+  return false;
 }
 
-std::map<RequestId, double> Engine::Impl::ReportHalvings(EngineObserver* observer) {
+std::map<RequestId, double> Engine::Impl::TakeHalvings() {
   std::map<RequestId, double> durations_us;
   for (const HalvingEvent& event : store->TakeHalvingEvents()) {
     for (const auto& task : running) {
       if (task->seq != event.seq) continue;
       durations_us[task->id] += event.duration_us;
-      if (observer != nullptr) observer->OnHalving(task->id, event);
+      events.emplace_back(std::pair(task->id, event));
     }
   }
   return durations_us;
 }
 
-void Engine::Impl::Prefill(Task& task, EngineObserver* observer) {
-  const Clock::time_point start = Clock::now();
+void Engine::Impl::Prefill(Task& task) {
   const int64_t begin = store->NumTokens(*task.seq);
   // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
   const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
   const bool last = end == task.prompt_len();
   double pause_us = 0;  // Of a whole chunk: no pause of a token.
-  if (Reserve(task, end - begin, &pause_us)) {
-    const std::span<const int32_t> tokens(task.tokens.data() + begin,
-                                          static_cast<size_t>(end - begin));
-    const bool draws = last && task.num_drawn() == 0;
-    const ForwardChunk chunk{*task.seq, tokens, begin,
-                             draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
-    model->Forward({&chunk, 1}, *store, workspace, num_threads);
-    ReportHalvings(observer);
-    if (draws) Draw(task, workspace.logits.data(), observer);
+  if (!Reserve(task, end - begin, &pause_us)) return;
+  const std::span<const int32_t> tokens(task.tokens.data() + begin,
+                                        static_cast<size_t>(end - begin));
+  const bool draws = last && task.num_drawn() == 0;
+  const ForwardChunk chunk{*task.seq, tokens, begin,
+                           draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+  const std::vector<ForwardFailure> failures =
+      model->Forward({&chunk, 1}, *store, workspace, num_threads);
+  TakeHalvings();
+  if (!failures.empty()) {
+    Fail(task, failures.front().failure);
+  } else if (draws) {
+    Draw(task, workspace.logits.data());
   }
-  task.prefill_seconds += SecondsSince(start);
 }
 
 void Engine::Impl::Decode(EngineObserver* observer) {
-  const Clock::time_point start = Clock::now();
   std::vector<ForwardChunk> chunks;
-  std::vector<Task*> batch;
+  std::vector<Task*> chunk_tasks;  // Of each chunk.
+  std::vector<Task*> drawing;      // Of each row of logits.
   std::map<RequestId, double> pauses_us;
   std::set<RequestId> replaying;
   for (const auto& task : running) {
     const int64_t stored = store->NumTokens(*task->seq);
     if (task->num_waiting(stored) > 0) {
-      AddReplayed(*task, stored, chunks);
       replaying.insert(task->id);
+      if (AddReplayed(*task, stored, chunks)) chunk_tasks.push_back(task.get());
     } else if (task->finish_after_replay) {
       task->finish = task->finish_after_replay;
     } else if (Reserve(*task, 1, &pauses_us[task->id])) {
       chunks.push_back(
           {*task->seq, {&task->tokens.back(), 1}, stored, ForwardChunk::Logits::kLast});
-      batch.push_back(task.get());
+      chunk_tasks.push_back(task.get());
+      drawing.push_back(task.get());
     }
   }
-  for (const auto& [id, duration_us] : ReportHalvings(observer)) {
+  for (const auto& [id, duration_us] : TakeHalvings()) {
     if (replaying.contains(id)) pauses_us[id] = duration_us;
   }
-  if (!chunks.empty()) model->Forward(chunks, *store, workspace, num_threads);
+  Report(observer);
+  std::vector<ForwardFailure> failures;
+  if (!chunks.empty()) failures = model->Forward(chunks, *store, workspace, num_threads);
   // Pages that were halved while storing (closed at less than 16 bits, reference accounting).
-  for (const auto& [id, duration_us] : ReportHalvings(observer)) pauses_us[id] += duration_us;
+  for (const auto& [id, duration_us] : TakeHalvings()) pauses_us[id] += duration_us;
+  for (const ForwardFailure& failed : failures) Fail(*chunk_tasks[failed.chunk], failed.failure);
 
   const int64_t vocab_size = model->config().vocab_size;
-  for (size_t row = 0; row < batch.size(); ++row) {
-    Draw(*batch[row], workspace.logits.data() + static_cast<int64_t>(row) * vocab_size, observer);
+  for (size_t row = 0; row < drawing.size(); ++row) {
+    if (drawing[row]->finish) continue;
+    Draw(*drawing[row], workspace.logits.data() + static_cast<int64_t>(row) * vocab_size);
   }
-  const double seconds = SecondsSince(start);
   for (const auto& task : running) {
-    if (!replaying.contains(task->id)) task->decode_seconds += seconds;
     task->longest_pause_us = std::max(task->longest_pause_us, pauses_us[task->id]);
   }
 }
 
-void Engine::Impl::AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks) {
+bool Engine::Impl::AddReplayed(Task& task, int64_t stored, std::vector<ForwardChunk>& chunks) {
   // All replays of a step together have the rows of a prefill chunk.
   const int64_t share = std::max<int64_t>(1, options.chunk / std::ssize(running));
   const int64_t count =
       store->ReserveOneByOne(*task.seq, std::min(share, task.num_waiting(stored)));
+  if (const KvFailure* const failure = store->FailureOf(*task.seq)) {
+    Fail(task, *failure);
+    return false;
+  }
   if (count == 0) {
     task.finish = FinishReason::kKvBudget;
-    return;
+    return false;
   }
   chunks.push_back({*task.seq,
                     {task.tokens.data() + stored, static_cast<size_t>(count)},
                     stored,
                     ForwardChunk::Logits::kNone,
                     count > 1});
+  return true;
 }
 
-void Engine::Impl::Draw(Task& task, const float* logits, EngineObserver* observer) {
-  const int64_t vocab_size = model->config().vocab_size;
-  if (!std::all_of(logits, logits + vocab_size, [](float x) { return !std::isnan(x); })) {
-    throw InvalidInput("engine", fmt::format("{}: logits are NaN at position {}, expected numbers: "
-                                             "weights are not finite, or values overflowed",
-                                             model->checkpoint().folder(), task.tokens.size() - 1));
+void Engine::Impl::Draw(Task& task, const float* logits) {
+  const auto position = static_cast<int64_t>(task.tokens.size()) - 1;
+  if (const std::optional<KvFailure> failure = model->FailureOfLogits(logits, position)) {
+    return Fail(task, *failure);
   }
-  const int32_t token = SampleToken(task.request.sampling, logits, vocab_size, task.random);
+  const int32_t token =
+      SampleToken(task.request.sampling, logits, model->config().vocab_size, task.random).value();
   std::string text = Push(task, token, task.finish);
   if (task.finish) text += task.text.Finish();
-  if (observer != nullptr) observer->OnToken(task.id, token, text);
+  events.emplace_back(TokenEvent{task.id, token, std::move(text)});
 }
 
 std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
@@ -350,7 +412,7 @@ std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishRe
   return text;
 }
 
-void Engine::Impl::Finish(Task& task, FinishReason reason, EngineObserver* observer) {
+void Engine::Impl::Finish(Task& task, FinishReason reason) {
   task.text.Finish();
   Completion completion;
   completion.id = task.id;
@@ -358,17 +420,20 @@ void Engine::Impl::Finish(Task& task, FinishReason reason, EngineObserver* obser
   completion.prompt_ids = std::move(task.request.prompt_ids);
   completion.text = task.text.text();
   completion.finish_reason = reason;
+  completion.error = std::move(task.error);
   completion.prefill_seconds = task.prefill_seconds;
   completion.decode_seconds = task.decode_seconds;
   completion.longest_pause_us = task.longest_pause_us;
   if (task.seq) {
     completion.kv = store->SequenceStats(*task.seq);
-    sequences.Release(*task.seq, task.request.session, std::move(task.tokens));
+    // A failed sequence is of no use to the next request of its session.
+    const int64_t session = reason == FinishReason::kError ? -1 : task.request.session;
+    sequences.Release(*task.seq, session, std::move(task.tokens));
   }
-  if (observer != nullptr) observer->OnFinished(completion);
+  events.emplace_back(std::move(completion));
 }
 
-void Engine::Impl::RemoveFinished(EngineObserver* observer) {
+void Engine::Impl::RemoveFinished() {
   for (auto it = running.begin(); it != running.end();) {
     if (!(*it)->finish) {
       ++it;
@@ -376,11 +441,19 @@ void Engine::Impl::RemoveFinished(EngineObserver* observer) {
     }
     const std::unique_ptr<Task> ended = std::move(*it);
     it = running.erase(it);
-    Finish(*ended, *ended->finish, observer);
+    Finish(*ended, *ended->finish);
   }
 }
 
-Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+void Engine::Impl::Report(EngineObserver* observer) {
+  while (!events.empty()) {
+    const Event event = std::move(events.front());
+    events.pop_front();
+    if (observer != nullptr) Tell(*observer, event);
+  }
+}
+
+Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
                const EngineOptions& options) {
   PMKVQ_CHECK(model != nullptr);
   impl_ = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options);
@@ -415,13 +488,16 @@ std::vector<Completion> Engine::Generate(std::vector<Request> requests, EngineOb
 }
 
 void Engine::CancelAll(EngineObserver* observer) {
-  for (const auto& task : impl_->running) task->finish = FinishReason::kCancelled;
-  impl_->RemoveFinished(observer);
+  for (const auto& task : impl_->running) {
+    if (!task->finish) task->finish = FinishReason::kCancelled;
+  }
+  impl_->RemoveFinished();
   while (!impl_->waiting.empty()) {
     const std::unique_ptr<Task> task = std::move(impl_->waiting.front());
     impl_->waiting.pop_front();
-    impl_->Finish(*task, FinishReason::kCancelled, observer);
+    impl_->Finish(*task, FinishReason::kCancelled);
   }
+  impl_->Report(observer);
 }
 
 void Engine::CloseSession(int64_t session) {

@@ -62,8 +62,10 @@ enum class FinishReason : uint8_t {
   kLength,     // max_tokens or max_len.
   kKvBudget,   // The KV budget is spent at the floor width.
   kCancelled,  // Interrupted.
+  kError,      // The model or the cache could not go on with it: Completion::error.
 };
-std::string_view NameOf(FinishReason reason);  // "stop", "length", "kv_budget", "cancelled"
+// "stop", "length", "kv_budget", "cancelled", "error"
+std::string_view NameOf(FinishReason reason);
 
 struct Completion {
   RequestId id = 0;
@@ -71,9 +73,13 @@ struct Completion {
   std::vector<int32_t> output_ids;  // End-of-sequence token included, where one was drawn.
   std::string text;  // Without special tokens and stop strings; "" without tokenizer.
   FinishReason finish_reason = FinishReason::kLength;
+  // kError: one line that names block or output head, position, what was found and what helps.
+  std::string error;
   KvSequenceStats kv;  // At the end of the request.
+  // Wall time from its admission until its prompt is stored, and from there to its end. Both count
+  // steps in which the engine worked on the prompts of other requests.
   double prefill_seconds = 0;
-  double decode_seconds = 0;    // Wall time while this request was being decoded.
+  double decode_seconds = 0;
   double longest_pause_us = 0;  // Longest halving work before a single decoded token.
 };
 
@@ -84,7 +90,8 @@ class EngineObserver {
   virtual ~EngineObserver() = default;
   // Text that became complete (may be empty) with a newly drawn token. What may still become a
   // stop string or the rest of a character is held back; the last token brings the rest, but
-  // where a request ends between tokens (kKvBudget, kCancelled) only Completion::text has it.
+  // where a request ends between tokens (kKvBudget, kCancelled, kError) only Completion::text has
+  // it.
   virtual void OnToken(RequestId id, int32_t token, const std::string& text) = 0;
   virtual void OnHalving(RequestId id, const HalvingEvent& event) = 0;
   virtual void OnFinished(const Completion& completion) = 0;
@@ -92,9 +99,9 @@ class EngineObserver {
 
 class Engine {
  public:
-  // Applies the plan's key scales to the model. `tokenizer` may be null.
+  // Engines with different options, plans among them, may share one model. `tokenizer` may be null.
   // Throws InvalidInput (options; a plan for another model), IoError (memory).
-  Engine(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+  Engine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
          const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -108,8 +115,12 @@ class Engine {
   // Admits waiting requests, runs one Forward (a prefill chunk of one request, else one decode
   // token of all running ones) and reports to `observer` (may be null). Returns false when nothing
   // is left to do.
-  // Throws InvalidInput for values that the cache's float type cannot hold and for NaN logits, and
-  // what the observer throws; the engine can then only be destroyed.
+  //
+  // Errors: what goes wrong with one request ends that request with kError, its session included;
+  // others go on with the bits that they have without it. Such are logits that are not finite, keys
+  // and values that the cache's float type cannot hold, and weights that lead to either.
+  // Passes on what the observer throws: the next Step begins with what was not reported yet. Where
+  // memory runs out, requests that were being computed end with kError in the next Step.
   bool Step(EngineObserver* observer);
 
   // Submits all, steps to the end or until `cancel` is set (unfinished requests then end with
@@ -143,16 +154,17 @@ struct PerplexityResult {
   double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
 };
 // KL is to `reference_model` where one is given: the same checkpoint, with other weights in memory.
-// Sets both models' key scales. Several sequences run as one batch, which changes no bit of the
+// Several sequences run as one batch, which changes no bit of the
 // result; memory is that of the batch in both caches. Reports to `progress` (may be null) at least
 // every `chunk` predictions, in predictions.
 // Throws InvalidInput naming the sequence (none, shorter than 2 tokens, longer than the model's
 // maximum, token id out of range, a budget that does not hold it at the floor width) or the option,
+// or block and position where a cache cannot hold what the model makes or logits are not finite;
 // and Cancelled.
-PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
+PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& kv, int64_t chunk, int num_threads,
                                    ProgressSink* progress, const CancelFlag* cancel,
-                                   Model* reference_model = nullptr);
+                                   const Model* reference_model = nullptr);
 
 }  // namespace pmkvq

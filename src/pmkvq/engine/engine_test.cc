@@ -352,6 +352,7 @@ TEST(Engine, NamesFinishReasons) {
   EXPECT_EQ(NameOf(FinishReason::kLength), "length");
   EXPECT_EQ(NameOf(FinishReason::kKvBudget), "kv_budget");
   EXPECT_EQ(NameOf(FinishReason::kCancelled), "cancelled");
+  EXPECT_EQ(NameOf(FinishReason::kError), "error");
 }
 
 }  // namespace

@@ -21,10 +21,10 @@ constexpr int64_t kMaxBatch = 8;
 // The unquantised caches of a batch stay below this, but for one sequence at least.
 constexpr int64_t kMaxBatchBytes = int64_t{1} << 30;
 
-// The same options, unquantised.
+// The same options, key scales among them, unquantised.
 KvOptions Fp16Options(const KvOptions& kv) {
   KvOptions options;
-  options.spec = "fp16";
+  options.spec = KeyScalesOf(kv).empty() ? "fp16:scales=off" : "fp16";
   options.plan = kv.plan;
   options.sink_tokens = kv.sink_tokens;
   options.kv_dtype = kv.kv_dtype;
@@ -62,15 +62,18 @@ struct Runner {
             std::span<const SequenceId> ids, int64_t position, int num_threads) {
     std::vector<ForwardChunk> chunks;
     for (size_t i = 0; i < sequences.size(); ++i) {
-      if (store->Reserve(ids[i], 1) == ReserveResult::kBudgetExhausted) {
+      const ReserveResult reserved = store->Reserve(ids[i], 1);
+      if (reserved == ReserveResult::kBudgetExhausted) {
         throw InvalidInput("--kv-budget", fmt::format("spent after {} of {} tokens, expected room "
                                                       "for the longest sequence",
                                                       position, sequences[i]->size()));
       }
+      if (reserved == ReserveResult::kFailed) ThrowIfFailed({{i, *store->FailureOf(ids[i])}});
       chunks.push_back(
           {ids[i], {sequences[i]->data() + position, 1}, position, ForwardChunk::Logits::kLast});
     }
-    model.Forward(chunks, *store, workspace, num_threads);
+    ThrowIfFailed(model.Forward(chunks, *store, workspace, num_threads));
+    ThrowIfFailed(model.FailuresOfLogits(chunks, workspace));
     store->TakeHalvingEvents();
   }
 };
@@ -162,14 +165,16 @@ class ProgressCounter {
 
 }  // namespace
 
-PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
+PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& given_kv, int64_t chunk, int num_threads,
                                    ProgressSink* progress, const CancelFlag* cancel,
-                                   Model* reference_model) {
+                                   const Model* reference_model) {
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
   if (reference_model == nullptr) reference_model = model.get();
-  PMKVQ_CHECK(reference_model->checkpoint().Identity() == model->checkpoint().Identity());
+  if (reference_model->checkpoint().Identity() != model->checkpoint().Identity()) {
+    throw InvalidInput("reference model", "found another checkpoint, expected the same one");
+  }
   const KvOptions kv = ApplySpecKeys(given_kv);
   if (kv.plan != nullptr) {
     CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), kv.plan_path);
@@ -192,8 +197,6 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<Model>& model,
   needs.max_sequences =
       std::min(std::clamp(kMaxBatchBytes / bytes_per_sequence, int64_t{1}, kMaxBatch),
                static_cast<int64_t>(sequences.size()));
-  model->SetKeyScales(KeyScalesOf(kv));
-  reference_model->SetKeyScales(KeyScalesOf(kv));
   Runner tested{MakeKvStore(kv, needs), {}};
   Runner reference{MakeKvStore(reference_kv, needs), {}};
   Measurement measurement(*model, *reference_model, tested, reference, threads);

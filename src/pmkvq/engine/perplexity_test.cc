@@ -37,7 +37,7 @@ KvOptions OptionsFor(const std::string& spec) {
   return options;
 }
 
-PerplexityResult Measure(const std::shared_ptr<Model>& model,
+PerplexityResult Measure(const std::shared_ptr<const Model>& model,
                          const std::vector<std::vector<int32_t>>& sequences,
                          const KvOptions& options, int threads = 1) {
   return MeasurePerplexity(model, sequences, options, 512, threads, nullptr, nullptr);
@@ -53,7 +53,7 @@ double WholeSequenceLoss(const Model& model, const std::vector<int32_t>& tokens)
   EXPECT_EQ(store->Reserve(seq, length), ReserveResult::kReserved);
   ForwardWorkspace workspace;
   const ForwardChunk chunk{seq, tokens, 0, ForwardChunk::Logits::kAll};
-  model.Forward({&chunk, 1}, *store, workspace, 1);
+  ThrowIfFailed(model.Forward({&chunk, 1}, *store, workspace, 1));
   const int64_t vocab = model.config().vocab_size;
   double sum = 0;
   for (size_t i = 0; i + 1 < tokens.size(); ++i) {
@@ -123,8 +123,8 @@ TEST(Perplexity, DoesNotDependOnBatchingOrderOrThreads) {
 
 // With an unquantised cache on both sides, what is left is the error of the weights.
 TEST(Perplexity, QuantisedWeightsAreComparedWithTheModelAsStored) {
-  const std::shared_ptr<Model> model = LoadTinyLlama();
-  const std::shared_ptr<Model> quantised =
+  const std::shared_ptr<const Model> model = LoadTinyLlama();
+  const std::shared_ptr<const Model> quantised =
       Model::Load(model->checkpoint().folder(), {WeightMode::kQ8, 1});
   const std::vector<std::vector<int32_t>> sequences = {RandomPrompt(40, 3)};
   const KvOptions options = OptionsFor("fp16");

@@ -130,6 +130,7 @@ class GradingObserver : public EngineObserver {
   Response MakeResponse(const Running& running, const Completion& completion) const {
     Response response = DescribeResponse(running.pending, grading_);
     response.finish_reason = NameOf(completion.finish_reason);
+    response.error = completion.error;
     response.prompt_tokens = static_cast<int64_t>(completion.prompt_ids.size());
     response.output_tokens = static_cast<int64_t>(completion.output_ids.size());
     response.peak_bytes = completion.kv.peak_bytes;
@@ -268,7 +269,7 @@ void CheckCanGrade(Grading grading) {
   if (grading == Grading::kCode) PythonSandbox::Shared();
 }
 
-double Evaluate(const std::shared_ptr<Model>& model,
+double Evaluate(const std::shared_ptr<const Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
                 ResponseLog& log, EngineObserver* observer, const ResponseCallback& on_response,

@@ -52,7 +52,8 @@ struct Response {
   std::string answer;  // Gold; "" for kCode, whose tests stay in the data file.
   std::string extracted;
   bool correct = false;
-  std::string finish_reason;  // "stop", "length", "kv_budget"
+  std::string finish_reason;  // "stop", "length", "kv_budget", "error"
+  std::string error;          // Of "error": Completion::error. Such a response is unsolved.
   int64_t prompt_tokens = 0;
   int64_t output_tokens = 0;
   int64_t peak_bytes = 0;
@@ -142,7 +143,7 @@ using ResponseCallback = std::function<void(const Response&)>;
 // (may be null) sees tokens as they are drawn.
 // Returns the wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade
 // before the first response is made; a prompt that is refused is named by its problem.
-double Evaluate(const std::shared_ptr<Model>& model,
+double Evaluate(const std::shared_ptr<const Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
                 ResponseLog& log, EngineObserver* observer, const ResponseCallback& on_response,

@@ -68,7 +68,7 @@ class EvaluationTest : public ::testing::Test {
     return texts;
   }
 
-  std::shared_ptr<Model> model_ = LoadTinyLlama();
+  std::shared_ptr<const Model> model_ = LoadTinyLlama();
   std::shared_ptr<const Tokenizer> tokenizer_ = ByteTokenizer();
 };
 

@@ -8,10 +8,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/key_scales.h"
 #include "pmkvq/kv/kv_types.h"
 #include "pmkvq/kv/policy/block_pages.h"
 
@@ -69,6 +71,8 @@ struct CacheConfig {
   // large channel is spread over its group before it is quantised.
   bool rotate_keys = false;
   bool rotate_values = false;
+
+  std::shared_ptr<const KeyScales> key_scales;  // Null: none.
 
   // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
   // after every append, one halving per call, pages close when full. Only with kLayerBudget and a

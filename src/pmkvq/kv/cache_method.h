@@ -128,7 +128,9 @@ class CacheMethod {
   virtual std::unique_ptr<MethodState> NewState(int64_t /*layer*/) const { return nullptr; }
 
   // Damages what the append has pushed out of full precision. What was cut off and stored again
-  // may have been damaged before.
+  // may have been damaged before. Everything it is given is finite.
+  // Throws UnfitValues (kv_failure.h) for values whose metadata the method cannot hold: the
+  // sequence ends then, and its block and state are not used any more.
   virtual void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
                         MethodState* state) const = 0;
 

@@ -2,6 +2,10 @@
 //
 // One Forward is:  Reserve(seq, n) for every chunk;  BeginForward(batch);
 //   AppendAndAttend(layer, ...) for layer 0 .. L-1;  EndForward().
+//
+// A sequence may fail, in Reserve or within a Forward: where a key, a value or the range of a group
+// of them is more than the cache's float type can hold. It is then left out of the rest of the
+// Forward and can only be closed; other sequences go on with the bits that they have without it.
 // Implementations: PackedKvCache (kv/packed_cache.h), the product, and SimulatedKvCache
 // (kv/simulated_cache.h), for published methods. They are made by the registry in methods/.
 //
@@ -12,6 +16,8 @@
 #include <optional>
 #include <vector>
 
+#include "pmkvq/kv/key_scales.h"
+#include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/kv_types.h"
 
 namespace pmkvq {
@@ -32,6 +38,10 @@ class KvStore {
  public:
   virtual ~KvStore() = default;
 
+  // What Forward multiplies queries and divides keys by, for all sequences; null: nothing. Does not
+  // change while the store lives.
+  virtual const KeyScales* key_scales() const { return nullptr; }
+
   // A new empty sequence, or nothing when max_sequences are open.
   virtual std::optional<SequenceId> Open() = 0;
   // Frees all pages of `seq`.
@@ -42,16 +52,24 @@ class KvStore {
   // Budget: where they do not fit, halves closed pages by the policy until they do. Halving cannot
   // be undone. Cost O(blocks), plus O(bytes halved). After kReserved* the following
   // AppendAndAttend for these tokens cannot run out of room. kBudgetExhausted changes nothing.
+  // kFailed: the sequence has failed, before or when its pages were halved.
   // Errors: an unknown sequence is a caller bug (check). Never throws.
   [[nodiscard]] virtual ReserveResult Reserve(SequenceId seq, int64_t num_tokens) = 0;
 
   // Reserve for tokens that are known beforehand and are to leave the cache as decoding leaves it:
   // one Forward with BatchChunk::one_by_one gives the bits of one Forward per token. Makes room for
   // the first tokens of `num_tokens` (1 or more) between which no page is opened or halved.
-  // Returns how many they are, 0 where the budget is exhausted (nothing was changed then).
+  // Returns how many they are, 0 where the budget is exhausted (nothing was changed then) or the
+  // sequence failed (FailureOf).
   [[nodiscard]] virtual int64_t ReserveOneByOne(SequenceId seq, int64_t /*num_tokens*/) {
-    return Reserve(seq, 1) == ReserveResult::kBudgetExhausted ? 0 : 1;
+    const ReserveResult result = Reserve(seq, 1);
+    const bool has_room =
+        result == ReserveResult::kReserved || result == ReserveResult::kReservedAfterHalving;
+    return has_room ? 1 : 0;
   }
+
+  // Why the sequence failed; null: it did not. Valid until the sequence is closed.
+  virtual const KvFailure* FailureOf(SequenceId seq) const = 0;
 
   // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
   virtual void BeginForward(const Batch& batch) = 0;
@@ -64,13 +82,16 @@ class KvStore {
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the
   // chunk's K and V; of a chunk with one_by_one, row after row. q, out [rows, H, D]; k, v [rows,
-  // Hkv, D], post-RoPE, key scales applied. Throws InvalidInput when a value does not fit the
-  // cache's float type (names --kv-dtype bf16).
+  // Hkv, D], post-RoPE, key scales applied. `out` is undefined for chunks whose sequence has failed.
   virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                float* out) = 0;
 
-  // Ends the Forward: the chunks' tokens count as stored.
+  // Ends the Forward: the tokens of chunks whose sequence has not failed count as stored.
   virtual void EndForward() = 0;
+
+  // Ends a Forward that cannot be finished (no memory): its sequences have failed. Nothing happens
+  // when none is under way.
+  virtual void AbandonForward() = 0;
 
   // Drops all tokens from `num_tokens` on (num_tokens <= current length). A quantised page that is
   // cut becomes the open page again, with its values as they read now.

@@ -89,43 +89,53 @@ void PackedKvCache::Close(SequenceId id) {
 void PackedKvCache::BeginForward(const Batch& batch) {
   PMKVQ_CHECK_MSG(!in_forward_, "EndForward is missing");
   forward_.clear();
+  has_failed_chunk_ = false;
   int64_t first_row = 0;
   for (const BatchChunk& part : batch) {
     Sequence& seq = At(part.seq);
-    PMKVQ_CHECK_MSG(part.num_tokens == seq.reserved_tokens, "Reserve is missing");
+    PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens == seq.reserved_tokens, "Reserve is missing");
     if (part.num_tokens == 0) continue;
     for (const Chunk& other : forward_) PMKVQ_CHECK(other.seq != &seq);
-    forward_.push_back({&seq, part.num_tokens, first_row, part.one_by_one});
+    forward_.push_back({&seq, part.num_tokens, first_row, part.one_by_one, seq.num_tokens});
     first_row += part.num_tokens;
   }
   in_forward_ = true;
 }
 
-void PackedKvCache::CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows) {
-  const int64_t count = num_rows * config_.geometry.kv_dim();
-  const bool keys_fit = store_.codec().AllFit(k, count);
-  if (keys_fit && store_.codec().AllFit(v, count)) return;
+const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
+  const Sequence& seq = At(id);
+  return seq.failure ? &*seq.failure : nullptr;
+}
 
-  in_forward_ = false;
-  const float* values = keys_fit ? v : k;
-  const char* name = keys_fit ? "value" : "key";
-  const std::string where = fmt::format("kv cache, block {}", layer);
-  const float* odd =
-      std::find_if(values, values + count, [](float x) { return !std::isfinite(x); });
-  if (odd != values + count) {
-    throw InvalidInput(where, fmt::format("the model produced a non-finite {}: found {}, expected "
-                                          "finite numbers",
-                                          name, *odd));
+// Fails the sequences of chunks with a value that does not fit. One pass over all rows while all is
+// well.
+void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* v) {
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t count = (forward_.back().first_row + forward_.back().num_tokens) * kv_dim;
+  if (!has_failed_chunk_ && store_.codec().AllFit(k, count) && store_.codec().AllFit(v, count)) {
+    return;
   }
-  const float* largest = std::max_element(
-      values, values + count, [](float a, float b) { return std::abs(a) < std::abs(b); });
-  if (config_.float_type == DType::kF16) {
-    throw InvalidInput(where,
-                       fmt::format("a {} does not fit f16: found {}, expected at most 65504; "
-                                   "--kv-dtype bf16 holds it",
-                                   name, *largest));
+  for (const Chunk& chunk : forward_) {
+    const int64_t begin = chunk.first_row * kv_dim;
+    if (chunk.seq->failure) continue;
+    if (HasUnfitValue(chunk, layer, kKeys, k + begin) ||
+        HasUnfitValue(chunk, layer, kValues, v + begin)) {
+      has_failed_chunk_ = true;
+    }
   }
-  throw InvalidInput(where, fmt::format("a {} does not fit bf16: found {}", name, *largest));
+}
+
+bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows) {
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t count = chunk.num_tokens * kv_dim;
+  if (store_.codec().AllFit(rows, count)) return false;
+  int64_t i = 0;
+  while (store_.codec().AllFit(rows + i, 1)) ++i;
+  const int64_t position = chunk.seq->num_tokens + i / kv_dim;
+  chunk.seq->failure =
+      KvFailure{KvWhere(layer, position, position),
+                UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
+  return true;
 }
 
 void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
@@ -192,13 +202,14 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
     k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
   }
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
-  CheckValues(layer, k, v, num_rows);
+  FindUnfitValues(layer, k, v);
 
   const Rows rows = {q, k, v, out};
   for (int64_t token = 0; AttendAndStore(static_cast<size_t>(layer), rows, token); ++token) {
   }
   for (const Chunk& chunk : forward_) {
-    if (chunk.one_by_one) chunk.seq->num_tokens -= chunk.num_tokens - 1;
+    if (chunk.one_by_one) chunk.seq->num_tokens = chunk.num_before;
+    has_failed_chunk_ |= chunk.seq->failure.has_value();
   }
   if (config_.rotate_values) {
     RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
@@ -214,11 +225,12 @@ bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token
   parts_.clear();
   attention_sequences_.clear();
   for (const Chunk& chunk : forward_) {
+    if (chunk.seq->failure) continue;
     if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
     if (token > 0) ++chunk.seq->num_tokens;
     const int64_t row = chunk.first_row + token;
     const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
-    parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one});
+    parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before});
     attention_sequences_.push_back({CurrentViews(*chunk.seq, chunk.seq->blocks[layer]), num_rows,
                                     rows.q + row * q_dim, rows.k + row * kv_dim,
                                     rows.v + row * kv_dim, rows.out + row * q_dim});
@@ -239,10 +251,12 @@ void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
   const int64_t kv_dim = config_.geometry.kv_dim();
   if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
-  CheckValues(layer, k, v, num_rows);
+  FindUnfitValues(layer, k, v);
   for (const Chunk& chunk : forward_) {
-    StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
-               v + chunk.first_row * kv_dim);
+    if (!chunk.seq->failure)
+      StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
+                 v + chunk.first_row * kv_dim);
+    has_failed_chunk_ |= chunk.seq->failure.has_value();
   }
 }
 
@@ -282,7 +296,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
           store_.Narrow(*chunk.seq, layer, {&step, 1});
         }
       } else {
-        StoreClosingPage(block, page, side, rows, num_rows, first);
+        StoreClosingPage(*chunk.seq, layer, page, side, rows, num_rows, first);
       }
     }
     rows += num_rows * kv_dim;
@@ -292,8 +306,9 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
 
 // Fills a page that closes at a lower width within the chunk. Rows that it held before the chunk
 // still lie in the slot of the last page, which is written later.
-void PackedKvCache::StoreClosingPage(const BlockPages& block, size_t page, Side side,
+void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side,
                                      const float* rows, int64_t num_rows, int64_t first) {
+  const BlockPages& block = seq.blocks[layer];
   PMKVQ_DCHECK(first + num_rows == kPageTokens);
   if (first > 0) {
     PMKVQ_DCHECK(block.open_rows_moved[side]);
@@ -301,8 +316,10 @@ void PackedKvCache::StoreClosingPage(const BlockPages& block, size_t page, Side 
   }
   store_.codec().GatherRows(rows, num_rows, first, kPageTokens, store_.values());
   const StoredPage& stored = block.pages[page][side];
-  store_.codec().Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
-                        store_.Metadata(stored));
+  if (!store_.codec().Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
+                             store_.Metadata(stored))) {
+    store_.SetRangeFailure(seq, layer, page, side, store_.values());
+  }
 }
 
 void PackedKvCache::EndForward() {
@@ -310,10 +327,19 @@ void PackedKvCache::EndForward() {
   in_forward_ = false;
   for (const Chunk& chunk : forward_) {
     Sequence& seq = *chunk.seq;
+    if (seq.failure) continue;
     seq.num_tokens += chunk.num_tokens;
     seq.reserved_tokens = 0;
     if (!config_.reference_accounting) continue;
     for (size_t layer = 0; layer < seq.blocks.size(); ++layer) HalveByReference(seq, layer);
+  }
+}
+
+void PackedKvCache::AbandonForward() {
+  if (!in_forward_) return;
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
   }
 }
 

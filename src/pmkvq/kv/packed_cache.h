@@ -28,19 +28,20 @@ class PackedKvCache final : public KvStore {
  public:
   explicit PackedKvCache(const CacheConfig& config);
 
+  const KeyScales* key_scales() const override { return config_.key_scales.get(); }
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
-  // After a throw the Forward is over: the tokens of its chunks do not count as stored, and values
-  // of an open page may have been rounded to codes.
+  const KvFailure* FailureOf(SequenceId seq) const override;
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
   // As AppendAndAttend, without attending: a cache of any depth in the time that storing takes, for
   // benchmarks and tests.
   void Append(int64_t layer, const float* k, const float* v);
   void EndForward() override;
+  void AbandonForward() override;
   // Also drops a reservation whose Forward has not begun.
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
@@ -78,6 +79,7 @@ class PackedKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t first_row = 0;  // In the batch's rows.
     bool one_by_one = false;
+    int64_t num_before = 0;  // Tokens of the sequence before this Forward.
   };
   // Rows of one AppendAndAttend.
   struct Rows {
@@ -93,13 +95,14 @@ class PackedKvCache final : public KvStore {
 
   // packed_cache.cc: Forward.
   std::span<float> Rotated(const float* x, int64_t count, AlignedVector<float>& memory) const;
-  void CheckValues(int64_t layer, const float* k, const float* v, int64_t num_rows);
+  void FindUnfitValues(int64_t layer, const float* k, const float* v);
+  bool HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows);
   void RebuildViews(Sequence& seq, BlockPages& block) const;
   std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
   bool AttendAndStore(size_t layer, const Rows& rows, int64_t token);
   void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
-  void StoreClosingPage(const BlockPages& block, size_t page, Side side, const float* rows,
+  void StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side, const float* rows,
                         int64_t num_rows, int64_t first);
 
   // packed_cache_reserve.cc: everything that changes page tables.
@@ -133,6 +136,7 @@ class PackedKvCache final : public KvStore {
   std::vector<Chunk> forward_;  // Chunks of the Forward under way.
   std::vector<Chunk> parts_;    // What AttendAndStore works on.
   bool in_forward_ = false;
+  bool has_failed_chunk_ = false;  // Of the Forward under way.
 
   std::vector<AttentionSequence> attention_sequences_;
   AttentionScratch attention_scratch_;

@@ -56,7 +56,11 @@ TEST(AppendTest, RefusesWhatTheFloatTypeCannotHold) {
   auto rows = MakeRows(driver.config().geometry, 1, 0, 0, 1);
   rows.v[3] = 1e6f;
   cache.BeginForward({{seq, 1}});
-  EXPECT_THROW(cache.Append(0, rows.k.data(), rows.v.data()), InvalidInput);
+  EXPECT_EQ(cache.FailureOf(seq), nullptr);
+  cache.Append(0, rows.k.data(), rows.v.data());
+  ASSERT_NE(cache.FailureOf(seq), nullptr);
+  cache.EndForward();
+  EXPECT_EQ(cache.NumTokens(seq), 0);
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
 ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(!in_forward_ && num_tokens >= 0);
   Sequence& seq = At(id);
+  if (seq.failure) return ReserveResult::kFailed;
   if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
   if (config_.reference_accounting) return ReserveReference(seq, num_tokens);
 
@@ -52,6 +53,7 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   } else if (config_.policy == PolicyKind::kOldestFirst && pages_before > 0) {
     NarrowAhead(seq, num_tokens);
   }
+  if (seq.failure) return ReserveResult::kFailed;
   seq.reserved_tokens = num_tokens;
   return halving_events_.size() > events_before ? ReserveResult::kReservedAfterHalving
                                                 : ReserveResult::kReserved;
@@ -59,7 +61,8 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
 
 int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(num_tokens >= 1);
-  if (Reserve(id, 1) == ReserveResult::kBudgetExhausted) return 0;
+  const ReserveResult room = Reserve(id, 1);
+  if (room == ReserveResult::kBudgetExhausted || room == ReserveResult::kFailed) return 0;
   Sequence& seq = At(id);
   // Reference accounting halves after every token.
   if (config_.reference_accounting) return 1;

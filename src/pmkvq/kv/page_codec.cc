@@ -3,17 +3,19 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <vector>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 namespace pmkvq {
 namespace {
 
 // Calls function(T{}) with the C++ type of `dtype`.
 template <class Function>
-void Visit(DType dtype, Function&& function) {
+decltype(auto) Visit(DType dtype, Function&& function) {
   switch (dtype) {
     case DType::kF16:
       return function(F16{});
@@ -146,43 +148,72 @@ void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
   }
 }
 
-void PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
-                       std::byte* metadata) const {
-  if (bits == 16) {
-    return WriteValues(values, num_values(), data);
-  }
-  if (axis == QuantAxis::kChannel) {
-    return EncodeChannels(values, bits, reinterpret_cast<uint8_t*>(data), metadata);
-  }
-  const GroupFormat format{geometry_.group(), bits, float_type_};
-  const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
-  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
-  auto* codes = reinterpret_cast<uint8_t*>(data);
-  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
-    QuantizeGroups(format, values, groups, codes, metadata, metadata + bounds_bytes);
-    values += groups * geometry_.group();
-    codes += groups * PackedGroupBytes(geometry_.group(), bits);
-    metadata += 2 * bounds_bytes;
-  }
+// Ranges that do not fit the type saturate (kv_quant.h): only pages with the largest one are looked
+// at again. Metadata is a small part of a page and in the cache of the first level now.
+bool PageCodec::MayHaveSaturated(const std::byte* metadata, QuantAxis axis) const {
+  const int64_t dim = geometry_.head_dim;
+  const int64_t groups =
+      axis == QuantAxis::kChannel ? dim : kPageTokens * dim / geometry_.group();  // Of one head.
+  return Visit(float_type_, [&]<class T>(T) {
+    const T largest = FromFloat<T>(internal::MaxFinite<T>());
+    bool found = false;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      const T* ranges = reinterpret_cast<const T*>(metadata) + (2 * head + 1) * groups;
+      for (int64_t i = 0; i < groups; ++i) found |= ToFloat(ranges[i]) == ToFloat(largest);
+    }
+    return found;
+  });
 }
 
-void PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
+bool PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
+                       std::byte* metadata) const {
+  if (bits == 16) {
+    WriteValues(values, num_values(), data);
+    return true;
+  }
+  auto* codes = reinterpret_cast<uint8_t*>(data);
+  if (axis == QuantAxis::kChannel) {
+    EncodeChannels(values, bits, codes, metadata);
+  } else {
+    const GroupFormat format{geometry_.group(), bits, float_type_};
+    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+    const float* head_values = values;
+    std::byte* bounds = metadata;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      QuantizeGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
+      head_values += groups * geometry_.group();
+      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      bounds += 2 * bounds_bytes;
+    }
+  }
+  return !MayHaveSaturated(metadata, axis) || !FindUnfitGroup(values, axis);
+}
+
+bool PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
                        std::byte* metadata) const {
   auto* codes = reinterpret_cast<uint8_t*>(data);
   if (axis == QuantAxis::kChannel) {
-    return Visit(float_type_, [&]<class T>(T) {
+    Visit(float_type_, [&]<class T>(T) {
       EncodeChannels(reinterpret_cast<const T*>(page), bits, codes, metadata);
     });
+  } else {
+    const GroupFormat format{geometry_.group(), bits, float_type_};
+    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+    const std::byte* head_values = page;
+    std::byte* bounds = metadata;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      QuantizeStoredGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
+      head_values += static_cast<size_t>(groups * geometry_.group()) * SizeOf(float_type_);
+      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      bounds += 2 * bounds_bytes;
+    }
   }
-  const GroupFormat format{geometry_.group(), bits, float_type_};
-  const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
-  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
-  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
-    QuantizeStoredGroups(format, page, groups, codes, metadata, metadata + bounds_bytes);
-    page += static_cast<size_t>(groups * geometry_.group()) * SizeOf(float_type_);
-    codes += groups * PackedGroupBytes(geometry_.group(), bits);
-    metadata += 2 * bounds_bytes;
-  }
+  if (!MayHaveSaturated(metadata, axis)) return true;
+  std::vector<float> values(static_cast<size_t>(num_values()));
+  Decode({page, nullptr, 16, QuantAxis::kToken}, kPageTokens, values.data());
+  return !FindUnfitGroup(values.data(), axis);
 }
 
 void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values) const {
@@ -217,6 +248,31 @@ bool PageCodec::AllFit(const float* values, int64_t count) const {
     largest = std::max(largest, std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu);
   }
   return largest < OverflowBits(float_type_);
+}
+
+std::optional<UnfitGroup> PageCodec::FindUnfitGroup(const float* values, QuantAxis axis) const {
+  const int64_t dim = geometry_.head_dim;
+  const bool by_channel = axis == QuantAxis::kChannel;
+  const int64_t size = by_channel ? kPageTokens : geometry_.group();
+  const int64_t stride = by_channel ? dim : 1;
+  const int64_t groups = kPageTokens * dim / size;  // Of one head.
+  const float largest = Visit(float_type_, []<class T>(T) { return internal::MaxFinite<T>(); });
+  std::optional<UnfitGroup> found;
+  for (int64_t i = 0; i < geometry_.num_kv_heads * groups; ++i) {
+    const int64_t group = i % groups;
+    const float* first =
+        values + i / groups * kPageTokens * dim + (by_channel ? group : group * size);
+    float lowest = first[0];
+    float highest = first[0];
+    for (int64_t j = 1; j < size; ++j) {
+      lowest = std::min(lowest, first[j * stride]);
+      highest = std::max(highest, first[j * stride]);
+    }
+    const int64_t token = by_channel ? 0 : group * size / dim;
+    if (highest - lowest <= largest || (found && found->first_token <= token)) continue;
+    found = UnfitGroup{token, by_channel ? kPageTokens : 1, lowest, highest};
+  }
+  return found;
 }
 
 }  // namespace pmkvq

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/kv_types.h"
@@ -14,6 +15,14 @@ namespace pmkvq {
 
 // What attention has to know of pages of this geometry, with metadata in the float type.
 AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type);
+
+// A group of values whose range the float type cannot hold.
+struct UnfitGroup {
+  int64_t first_token = 0;
+  int64_t num_tokens = 1;
+  float lowest = 0;
+  float highest = 0;
+};
 
 class PageCodec {
  public:
@@ -29,17 +38,20 @@ class PageCodec {
                   float* values) const;
 
   // Stores values [Hkv, 128, D] as a page of 16 bits (metadata unused), 8, 4 or 2. The axis is of
-  // quantised pages.
-  void Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
-              std::byte* metadata) const;
-  // A whole 16-bit page straight to codes of 8, 4 or 2 bits.
-  void Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
-              std::byte* metadata) const;
+  // quantised pages. False when the range of a group does not fit the float type: FindUnfitGroup.
+  [[nodiscard]] bool Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
+                            std::byte* metadata) const;
+  // A whole 16-bit page straight to codes of 8, 4 or 2 bits. False as Encode.
+  [[nodiscard]] bool Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
+                            std::byte* metadata) const;
   // The values of a page of any width, out [Hkv, capacity, D].
   void Decode(const KvTensorView& page, int64_t capacity, float* values) const;
 
   // False when some value, rounded, would not be finite in the float type.
   bool AllFit(const float* values, int64_t count) const;
+  // Of values [Hkv, 128, D], rounded to the float type: among groups whose range does not fit it,
+  // the one that begins first; nothing where all fit. For error messages: slow.
+  std::optional<UnfitGroup> FindUnfitGroup(const float* values, QuantAxis axis) const;
 
   // Values of a page [Hkv, 128, D].
   int64_t num_values() const { return geometry_.kv_dim() * kPageTokens; }
@@ -47,6 +59,7 @@ class PageCodec {
  private:
   template <class T>  // F16, BF16 or float.
   void EncodeChannels(const T* values, int bits, uint8_t* codes, std::byte* metadata) const;
+  bool MayHaveSaturated(const std::byte* metadata, QuantAxis axis) const;
   void DecodeChannels(const KvTensorView& page, float* values) const;
 
   KvGeometry geometry_;

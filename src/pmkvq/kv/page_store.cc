@@ -219,6 +219,7 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
   std::vector<PagePair>& pages = seq.blocks[layer].pages;
   std::array<StoredPage, kMostBatchPages> narrowed;  // Slots of what pages become, where there are.
   std::array<std::byte*, kMostBatchPages> scratch{};
+  std::array<bool, kMostBatchPages> fits{};
   std::array<size_t, kMostBatchPages + 1> item_begin{};  // A thread takes an item at a time.
   size_t num_items = 0;
   size_t item_bytes = kSharedBytes;
@@ -240,13 +241,16 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
     const auto index = static_cast<size_t>(item);
     for (size_t i = item_begin[index]; i < item_begin[index + 1]; ++i) {
       const StoredPage& stored = pages[steps[i].page][steps[i].side];
-      if (narrowed[i].data != kNoSlot) {
-        NarrowInto(stored, narrowed[i], Data(narrowed[i]), Metadata(narrowed[i]));
-      } else {
-        NarrowInto(stored, narrowed[i], scratch[i], scratch[i] + CodeBytes(steps[i].bits));
-      }
+      const bool direct = narrowed[i].data != kNoSlot;
+      fits[i] = NarrowInto(stored, narrowed[i], direct ? Data(narrowed[i]) : scratch[i],
+                           direct ? Metadata(narrowed[i]) : scratch[i] + CodeBytes(steps[i].bits));
     }
   });
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (fits[i]) continue;
+    codec_.Decode(View(pages[steps[i].page][steps[i].side]), kPageTokens, values_.data());
+    SetRangeFailure(seq, layer, steps[i].page, steps[i].side, values_.data());
+  }
   // What has its slots goes first: then no more is in use than before this batch.
   for (const bool direct : {true, false}) {
     for (size_t i = 0; i < steps.size(); ++i) {
@@ -292,8 +296,8 @@ StoredPage PageStore::TrySlotsFor(const StoredPage& stored, const NarrowStep& st
 }
 
 // Codes of a page at the width of `narrowed`, and metadata where it has none yet: (min, range) do
-// not depend on the width.
-void PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
+// not depend on the width. False when these do not fit the float type.
+bool PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
                            std::byte* metadata) const {
   if (stored.bits == 16) {
     return codec_.Narrow(Data(stored), narrowed.bits, narrowed.axis, codes, metadata);
@@ -304,12 +308,24 @@ void PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed,
   if (stored.bits == 2 * narrowed.bits) {
     HalvePackedCodes(group, stored.bits, reinterpret_cast<const uint8_t*>(Data(stored)), num_groups,
                      out);
-    return;
+    return true;
   }
   // 8 to 2 bits, in place: the page goes away anyway.
   auto* wide = reinterpret_cast<uint8_t*>(Data(stored));
   HalvePackedCodes(group, 8, wide, num_groups, wide);
   HalvePackedCodes(group, 4, wide, num_groups, out);
+  return true;
+}
+
+void PageStore::SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
+                                const float* values) const {
+  if (seq.failure) return;
+  const UnfitGroup group = codec_.FindUnfitGroup(values, AxisOf(config_, side)).value();
+  const int64_t first =
+      config_.sink_tokens + static_cast<int64_t>(page) * kPageTokens + group.first_token;
+  seq.failure = KvFailure{KvWhere(static_cast<int64_t>(layer), first, first + group.num_tokens - 1),
+                          UnfitRangeMessage(side == kKeys ? "key" : "value", group.lowest,
+                                            group.highest, config_.float_type)};
 }
 
 void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits,
@@ -331,7 +347,7 @@ void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side)
   }
   Release(seq, layer, page, side);
   Allocate(seq, layer, page, side, 16);
-  codec_.Encode(values_.data(), 16, QuantAxis::kToken, Data(stored), nullptr);
+  codec_.WriteValues(values_.data(), codec_.num_values(), Data(stored));
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {

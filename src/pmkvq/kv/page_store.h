@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/page_codec.h"
 #include "pmkvq/kv/page_pool.h"
 #include "pmkvq/kv/policy/block_pages.h"
@@ -64,6 +66,8 @@ struct SequencePages {
   int64_t peak_bytes = 0;
   int64_t narrowed_bytes = 0;  // Codes or floats that Narrow has read.
   uint64_t layout = 1;         // Rises whenever a page table changes.
+  // The first thing that the cache could not hold.
+  std::optional<KvFailure> failure;
   std::vector<BlockPages> blocks;
 };
 
@@ -90,7 +94,7 @@ class PageStore {
   // Brings full pages to lower widths: floats are quantised straight to them, codes halved. Bytes
   // only fall: where the pool has no room left over for both at once, what a few pages become waits
   // in scratch while their old slots go and the new ones come. Uses the configuration's threads.
-  // Reorders `steps`.
+  // Reorders `steps`. Sets seq.failure where the bounds of a group do not fit the float type.
   void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps);
   // Brings a quantised page back to 16 bits with its values as they read now.
   void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
@@ -112,6 +116,11 @@ class PageStore {
     return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
   }
 
+  // Sets seq.failure, unless it is set: a page with these values [Hkv, 128, D], rounded to the
+  // float type, has a group whose bounds do not fit it.
+  void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
+                       const float* values) const;
+
   // Of one page at each width, with metadata, by WidthIndex.
   const std::array<int64_t, 4>& page_bytes(Side side) const { return page_bytes_[side]; }
 
@@ -125,7 +134,7 @@ class PageStore {
   size_t ScratchBytes(const StoredPage& stored, const NarrowStep& step) const;
   StoredPage TrySlotsFor(const StoredPage& stored, const NarrowStep& step);
   StoredPage FromScratch(StoredPage page, const std::byte* scratch);
-  void NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
+  bool NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
                   std::byte* metadata) const;
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 

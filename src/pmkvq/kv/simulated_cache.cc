@@ -11,6 +11,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 namespace pmkvq {
 namespace {
@@ -24,6 +25,10 @@ float RoundTo(DType type, float x) {
     default:
       return x;
   }
+}
+
+float LargestOf(DType type) {
+  return internal::VisitFloatType(type, []<class T>(T) { return internal::MaxFinite<T>(); });
 }
 
 // Index of the first value that the type cannot hold, or `count`.
@@ -154,6 +159,7 @@ int64_t SimulatedKvCache::MostBytes(size_t layer, int64_t num_tokens) {
 ReserveResult SimulatedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(!in_forward_ && num_tokens >= 1);
   Sequence& seq = At(id);
+  if (seq.failure) return ReserveResult::kFailed;
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     if (MostBytes(layer, seq.num_tokens + num_tokens) > config_.budget_bytes[layer]) {
       return ReserveResult::kBudgetExhausted;
@@ -169,7 +175,7 @@ void SimulatedKvCache::BeginForward(const Batch& batch) {
   int64_t row = 0;
   for (const BatchChunk& part : batch) {
     Sequence& seq = At(part.seq);
-    PMKVQ_CHECK_MSG(part.num_tokens >= 1 && part.num_tokens <= seq.reserved_tokens,
+    PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens >= 1 && part.num_tokens <= seq.reserved_tokens,
                     "tokens were not reserved");
     forward_.push_back({&seq, part.num_tokens, row});
     row += part.num_tokens;
@@ -193,30 +199,71 @@ void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const floa
   PMKVQ_CHECK(!needs_.keys_before_rope || extras_.keys_before_rope != nullptr);
   PMKVQ_CHECK(!needs_.block_input || extras_.block_input != nullptr);
   if (forward_.empty()) return;
-  CheckValues(layer, "key", needs_.keys_before_rope ? extras_.keys_before_rope : k);
-  CheckValues(layer, "value", v);
+  for (const Chunk& chunk : forward_) {
+    if (!chunk.seq->failure) CheckRows(chunk, layer, RowsOf(chunk, q, k, v, out));
+  }
   if (!needs_.attention) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
   for (const Chunk& chunk : forward_) {
     const Rows rows = RowsOf(chunk, q, k, v, out);
-    if (needs_.attention) {
+    if (needs_.attention && !chunk.seq->failure) {
       AttendDense(chunk, chunk.seq->blocks[static_cast<size_t>(layer)], rows);
+      CheckAttention(chunk, layer);
     }
-    StoreRows(chunk, layer, rows);
+    if (!chunk.seq->failure) StoreRows(chunk, layer, rows);
   }
   extras_ = {};
 }
 
-void SimulatedKvCache::CheckValues(int64_t layer, const char* name, const float* values) {
-  const Chunk& last = forward_.back();
-  const int64_t count = (last.first_row + last.num_tokens) * config_.geometry.kv_dim();
+// Methods compute with all of these.
+void SimulatedKvCache::CheckRows(const Chunk& chunk, int64_t layer, const Rows& rows) const {
+  const KvGeometry& geometry = config_.geometry;
+  CheckFits(chunk, layer, "key", rows.k);
+  CheckFits(chunk, layer, "value", rows.v);
+  CheckFinite(chunk, layer, "query", rows.q, geometry.num_heads * geometry.head_dim);
+  if (needs_.keys_before_rope) {
+    CheckFits(chunk, layer, "key", extras_.keys_before_rope + chunk.first_row * geometry.kv_dim());
+  }
+  if (needs_.block_input) {
+    CheckFinite(chunk, layer, "block input",
+                extras_.block_input + chunk.first_row * extras_.input_width, extras_.input_width);
+  }
+}
+
+void SimulatedKvCache::CheckAttention(const Chunk& chunk, int64_t layer) const {
+  for (const double sum : attention_sums_) {
+    if (std::isfinite(sum)) continue;
+    return Fail(chunk, layer, chunk.num_tokens - 1,
+                UnfitValueMessage("attention weight", static_cast<float>(sum), DType::kF32));
+  }
+}
+
+const KvFailure* SimulatedKvCache::FailureOf(SequenceId id) const {
+  const Sequence& seq = At(id);
+  return seq.failure ? &*seq.failure : nullptr;
+}
+
+void SimulatedKvCache::Fail(const Chunk& chunk, int64_t layer, int64_t row,
+                            const std::string& message) const {
+  if (chunk.seq->failure) return;
+  const int64_t position = chunk.seq->num_tokens + row;
+  chunk.seq->failure = KvFailure{KvWhere(layer, position, position), message};
+}
+
+void SimulatedKvCache::CheckFinite(const Chunk& chunk, int64_t layer, const char* name,
+                                   const float* values, int64_t width) const {
+  const int64_t count = chunk.num_tokens * width;
+  const int64_t unfit = FirstUnfit(DType::kF32, values, count);
+  if (unfit == count) return;
+  Fail(chunk, layer, unfit / width, UnfitValueMessage(name, values[unfit], DType::kF32));
+}
+
+void SimulatedKvCache::CheckFits(const Chunk& chunk, int64_t layer, const char* name,
+                                 const float* values) const {
+  const int64_t width = config_.geometry.kv_dim();
+  const int64_t count = chunk.num_tokens * width;
   const int64_t unfit = FirstUnfit(config_.float_type, values, count);
   if (unfit == count) return;
-  in_forward_ = false;
-  const bool finite = std::isfinite(values[unfit]);
-  throw InvalidInput(fmt::format("kv cache, block {}", layer),
-                     fmt::format("found {} for a {}, expected {}", values[unfit], name,
-                                 finite ? "at most 65504; --kv-dtype bf16 holds it"
-                                        : "finite numbers from the model"));
+  Fail(chunk, layer, unfit / width, UnfitValueMessage(name, values[unfit], config_.float_type));
 }
 
 void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
@@ -224,6 +271,7 @@ void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k,
   attention_sequences_.clear();
   for (size_t i = 0; i < forward_.size(); ++i) {
     const Chunk& chunk = forward_[i];
+    if (chunk.seq->failure) continue;
     const SimulatedBlock& block = chunk.seq->blocks[layer];
     std::vector<KvPageView>& views = views_[i];
     views.clear();
@@ -239,6 +287,7 @@ void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k,
     const Rows rows = RowsOf(chunk, q, k, v, out);
     attention_sequences_.push_back({views, chunk.num_tokens, rows.q, rows.k, rows.v, rows.out});
   }
+  if (attention_sequences_.empty()) return;
   Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
 }
 
@@ -334,13 +383,20 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
     tokens.block_input = extras_.block_input + chunk.first_row * extras_.input_width;
     tokens.input_width = extras_.input_width;
   }
-  method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
+  try {
+    method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
+  } catch (const UnfitValues& error) {
+    chunk.seq->failure =
+        KvFailure{KvWhere(layer, first, first + chunk.num_tokens - 1), error.message()};
+    return;
+  }
   if (!needs_.attention) CopyForAttention(block);
 }
 
 void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
   const int64_t dim = block.head_dim();
   const size_t float_bytes = SizeOf(config_.float_type);
+  const float largest = LargestOf(config_.float_type);
   const auto copy = [&](SimulatedBlock::Pages& pages, SimulatedBlock::AttendedPages& attended,
                         std::vector<SimulatedBlock::Changes>& changes, bool rotate) {
     for (size_t page = 0; page < changes.size(); ++page) {
@@ -356,7 +412,10 @@ void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
           RotateKeys(first, count, rotated_);
           rows = rotated_.data();
         }
-        codec_.WriteValues(rows, count * dim,
+        read_.assign(rows, rows + count * dim);
+        // A value fits, but what stands for it may be beyond the type by a part of a step.
+        for (float& value : read_) value = std::clamp(value, -largest, largest);
+        codec_.WriteValues(read_.data(), count * dim,
                            attended[page].data() + block.Offset(first, head) * float_bytes);
       }
     }
@@ -377,9 +436,21 @@ void SimulatedKvCache::EndForward() {
   in_forward_ = false;
   for (const Chunk& chunk : forward_) {
     Sequence& seq = *chunk.seq;
-    seq.num_tokens += chunk.num_tokens;
+    if (seq.failure) continue;
+    // Of a chunk, the method holds each token in turn.
+    for (int64_t t = 0; t < chunk.num_tokens; ++t) {
+      ++seq.num_tokens;
+      seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
+    }
     seq.reserved_tokens = 0;
-    seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
+  }
+}
+
+void SimulatedKvCache::AbandonForward() {
+  if (!in_forward_) return;
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
   }
 }
 
@@ -438,7 +509,7 @@ KvStoreStats SimulatedKvCache::StoreStats() const {
     }
   }
   size_t scratch = attention_scratch_.num_bytes() + attention_sums_.capacity() * sizeof(double);
-  for (const auto* floats : {&queries_, &scores_, &chunk_rows_, &head_out_, &rotated_}) {
+  for (const auto* floats : {&queries_, &scores_, &chunk_rows_, &head_out_, &rotated_, &read_}) {
     scratch += floats->capacity() * sizeof(float);
   }
   return {bytes, scratch};

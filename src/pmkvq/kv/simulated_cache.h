@@ -46,10 +46,11 @@ class SimulatedKvCache final : public KvStore {
   void BeginForward(const Batch& batch) override;
   KvExtraNeeds ExtraNeeds() const override { return {needs_.keys_before_rope, needs_.block_input}; }
   void OfferExtras(int64_t layer, const KvExtras& extras) override;
-  // After a throw the sequences of the batch can only be truncated or closed.
+  const KvFailure* FailureOf(SequenceId seq) const override;
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
   void EndForward() override;
+  void AbandonForward() override;
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
   int64_t NumTokens(SequenceId seq) const override { return At(seq).num_tokens; }
@@ -68,6 +69,7 @@ class SimulatedKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t reserved_tokens = 0;
     int64_t peak_bytes = 0;
+    std::optional<KvFailure> failure;  // The first thing that the cache could not hold.
     std::vector<SimulatedBlock> blocks;
     std::vector<std::unique_ptr<MethodState>> states;
   };
@@ -89,7 +91,14 @@ class SimulatedKvCache final : public KvStore {
   int64_t BytesOf(const Sequence& seq) const;
   int64_t MostBytes(size_t layer, int64_t num_tokens);
   Rows RowsOf(const Chunk& chunk, const float* q, const float* k, const float* v, float* out) const;
-  void CheckValues(int64_t layer, const char* name, const float* values);
+  // The following set the failure of the chunk's sequence. The values of a chunk's rows, each
+  // [num_tokens, width], are finite, or fit the float type as well.
+  void CheckRows(const Chunk& chunk, int64_t layer, const Rows& rows) const;
+  void CheckAttention(const Chunk& chunk, int64_t layer) const;
+  void CheckFinite(const Chunk& chunk, int64_t layer, const char* name, const float* values,
+                   int64_t width) const;
+  void CheckFits(const Chunk& chunk, int64_t layer, const char* name, const float* values) const;
+  void Fail(const Chunk& chunk, int64_t layer, int64_t row, const std::string& message) const;
   void AttendPaged(size_t layer, const float* q, const float* k, const float* v, float* out);
   void AttendDense(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows);
   void AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows,
@@ -119,6 +128,7 @@ class SimulatedKvCache final : public KvStore {
   std::vector<float> chunk_rows_;  // [rows, D], the chunk's own keys or values.
   std::vector<float> head_out_;    // [R, D]
   std::vector<float> rotated_;
+  std::vector<float> read_;             // What attention is to read of one head and page.
   std::vector<double> attention_sums_;  // [Hkv, tokens] of the chunk under way.
 };
 

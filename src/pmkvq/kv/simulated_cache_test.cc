@@ -289,10 +289,68 @@ TEST(SimulatedCache, RefusesValuesThatDoNotFit) {
     rows.v[31] = bad;
     cache.BeginForward({{0, 1}});
     std::vector<float> out(rows.q.size());
-    ExpectError<InvalidInput>(
-        [&] { cache.AppendAndAttend(1, rows.q.data(), rows.k.data(), rows.v.data(), out.data()); },
-        {"kv cache, block 1", "value", bad > 0 ? "--kv-dtype bf16" : "finite numbers"});
-    cache.Truncate(0, 0);
+    cache.AppendAndAttend(1, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
+    cache.EndForward();
+    const KvFailure* failure = cache.FailureOf(0);
+    ASSERT_NE(failure, nullptr);
+    EXPECT_EQ(failure->where, "kv cache, block 1, position 0");
+    EXPECT_NE(failure->what.find("value"), std::string::npos) << failure->what;
+    EXPECT_NE(failure->what.find(bad > 0 ? "--kv-dtype bf16" : "finite numbers"), std::string::npos)
+        << failure->what;
+    EXPECT_EQ(cache.NumTokens(0), 0);
+    EXPECT_EQ(cache.Reserve(0, 1), ReserveResult::kFailed);
+    cache.Close(0);
+  }
+}
+
+// Methods compute with queries, inputs and attention weights; none of them meets one that is not
+// finite.
+TEST(SimulatedCache, RefusesWhatMethodsCannotComputeWith) {
+  MethodNeeds attention;
+  attention.attention = true;
+  MethodNeeds input;
+  input.block_input = true;
+  const float inf = std::numeric_limits<float>::infinity();
+  const auto fail = [&](const MethodNeeds& needs, float query, float in) {
+    const auto probe = std::make_shared<Probe>(needs);
+    SimulatedKvCache cache(ConfigOf(DType::kF32), probe);
+    EXPECT_EQ(cache.Open(), 0);
+    EXPECT_EQ(cache.Reserve(0, 2), ReserveResult::kReserved);
+    Rows rows = MakeRows(kGeometry, 1, 0, 0, 2);
+    std::fill(rows.q.begin() + 64, rows.q.begin() + 80, query);
+    std::fill(rows.k.begin() + 32, rows.k.begin() + 48, 1e4f);
+    std::vector<float> inputs(16, 1.0f);
+    inputs[8] = in;
+    cache.BeginForward({{0, 2}});
+    std::vector<float> out(rows.q.size());
+    cache.OfferExtras(0, {nullptr, inputs.data(), 8});
+    cache.AppendAndAttend(0, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
+    cache.EndForward();
+    const KvFailure* failure = cache.FailureOf(0);
+    EXPECT_EQ(probe->appended.second, failure == nullptr ? 2 : 0);
+    return failure == nullptr ? "" : failure->where + ": " + failure->what;
+  };
+  const std::string where = "kv cache, block 0, position 1: ";
+  EXPECT_EQ(fail({}, 1.0f, 1.0f), "");
+  EXPECT_EQ(fail({}, inf, 1.0f).find(where + "the model produced a non-finite query: found inf"),
+            0u);
+  EXPECT_EQ(fail(input, 1.0f, -inf).find(where + "the model produced a non-finite block input"),
+            0u);
+  EXPECT_EQ(fail(attention, 1.0f, 1.0f), "");
+  EXPECT_EQ(fail(attention, 1e38f, 1.0f).find(where + "the model produced a non-finite attention"),
+            0u);
+}
+
+// What the method holds between the tokens of a chunk counts.
+TEST(SimulatedCache, PeaksWithinAChunkCount) {
+  for (const int64_t chunk : {1, 3, 4, 11}) {
+    SimulatedKvCache cache(ConfigOf(DType::kF32), std::make_shared<Probe>(MethodNeeds{}));
+    ASSERT_EQ(cache.Open(), 0);
+    for (int64_t n = 0; n < 44; n += chunk) {
+      Forward(cache, {{0, std::min(chunk, 44 - n)}});
+    }
+    EXPECT_EQ(cache.SequenceStats(0).bytes, 2 * 1100) << chunk;
+    EXPECT_EQ(cache.SequenceStats(0).peak_bytes, 2 * (1000 + 450)) << chunk;
   }
 }
 

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/kv/kv_failure.h"
 
 namespace pmkvq {
 
@@ -19,13 +21,18 @@ AffineGrid GridOf(const AffineFormat& format, int64_t count, int64_t stride, con
   PMKVQ_DCHECK(count >= 1 && format.bits >= 1 && format.bits <= 8);
   float lowest = x[0];
   float highest = x[0];
-  for (int64_t i = 1; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
+    CheckFinite(x + i * stride, 1);
     lowest = std::min(lowest, x[i * stride]);
     highest = std::max(highest, x[i * stride]);
   }
   const float max_code = internal::MaxCode(format.bits);
   return internal::VisitFloatType(format.metadata_type, [&]<class T>(T) {
     const internal::StoredRange<T> stored = internal::RoundBounds<T>(lowest, highest);
+    constexpr float kLargest = internal::MaxFinite<T>();
+    if (lowest < -kLargest || highest - ToFloat(stored.min) > kLargest) {
+      throw UnfitValues(UnfitRangeMessage("value", lowest, highest, format.metadata_type));
+    }
     return AffineGrid{ToFloat(stored.min), ToFloat(stored.range) / max_code, max_code};
   });
 }
@@ -37,6 +44,12 @@ void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, floa
 
 void DamageRow(const AffineFormat& format, int64_t group, int64_t head_dim, float* row) {
   for (int64_t i = 0; i < head_dim; i += group) DamageGroup(format, group, 1, row + i);
+}
+
+void CheckFinite(const float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(x[i])) throw UnfitValues(UnfitValueMessage("value", x[i], DType::kF32));
+  }
 }
 
 int64_t AffineBytes(const AffineFormat& format, int64_t num_values, int64_t group) {

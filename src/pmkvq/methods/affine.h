@@ -26,18 +26,22 @@ struct AffineGrid {
 };
 
 // The grid of x[0], x[stride], ... x[(count - 1) * stride]; the bounds are rounded to the stored
-// type as DamageGroup says.
+// type as DamageGroup says. Throws UnfitValues where the type cannot hold them: values that are not
+// finite, a minimum or a range beyond its largest value.
 AffineGrid GridOf(const AffineFormat& format, int64_t count, int64_t stride, const float* x);
 
 // Replaces x[0], x[stride], ... x[(count - 1) * stride] by what their codes read back as:
 //   step = range / (2^bits - 1), code = round_half_even((x - min) / step), value = code * step +
 //   min
 // with min rounded down and range up to the stored type first. A group of range 0 keeps its value.
-// Values must be finite.
+// Throws as GridOf.
 void DamageGroup(const AffineFormat& format, int64_t count, int64_t stride, float* x);
 
 // Every group of `group` consecutive values of one row [D].
 void DamageRow(const AffineFormat& format, int64_t group, int64_t head_dim, float* row);
+
+// Throws UnfitValues when one of x [count] is not finite: sums of large values may overflow.
+void CheckFinite(const float* x, int64_t count);
 
 // Bytes of `num_values` values in groups of `group`: codes and metadata. Each group's codes take
 // whole bytes.

@@ -178,7 +178,7 @@ TEST(KvMix, TheMostImportantBlocksGetMoreBits) {
 TEST(KvMix, CalibrationIsTheMeanNormOfTheProjectionsGradients) {
   const TinyModel tiny;
   const TinyFolder folder(tiny);
-  const std::shared_ptr<Model> model = folder.Load();
+  const std::shared_ptr<const Model> model = folder.Load();
   const Samples samples = RandomSamples(tiny.vocab, {30, 30, 17}, 4);
   CalibrationContext calibration;
   calibration.model = model.get();

@@ -133,7 +133,7 @@ std::pair<std::vector<float>, std::vector<float>> ChannelErrors(const BlockState
 TEST(KvTuner, CalibrationMeasuresOneLayerAtATime) {
   const TinyModel tiny;  // 3 layers, 2 KV heads of 16.
   const TinyFolder folder(tiny);
-  const std::shared_ptr<Model> model = folder.Load();
+  const std::shared_ptr<const Model> model = folder.Load();
   const Samples samples = RandomSamples(tiny.vocab, {70, 70}, 9);
   CalibrationContext calibration;
   calibration.model = model.get();
@@ -276,7 +276,7 @@ TEST(KvTuner, NamesWhatDoesNotGoWithAFile) {
 
   const TinyModel tiny;
   const TinyFolder model_folder(tiny);
-  const std::shared_ptr<Model> model = model_folder.Load();
+  const std::shared_ptr<const Model> model = model_folder.Load();
   const Samples samples = RandomSamples(tiny.vocab, {20}, 9);
   CalibrationContext calibration;
   calibration.model = model.get();

@@ -38,7 +38,7 @@ class MethodCalibration : public testing::Test {
 
   const TinyModel tiny_;
   const TinyFolder folder_{tiny_};
-  const std::shared_ptr<Model> model_ = folder_.Load();
+  const std::shared_ptr<const Model> model_ = folder_.Load();
   const Samples samples_ = RandomSamples(tiny_.vocab, {20, 20, 20}, 7);
   const CalibrationRecord record_{"texts", "concat", 3, 20, 20, 42};
   const TempFolder files_;
@@ -63,7 +63,7 @@ TEST_F(MethodCalibration, FileIsUsedForItsModelAndMethodOnly) {
   TinyModel other = tiny_;
   other.seed = 2;
   const TinyFolder other_folder(other);
-  const std::shared_ptr<Model> other_model = other_folder.Load();
+  const std::shared_ptr<const Model> other_model = other_folder.Load();
   ExpectError<InvalidInput>([&] { Use("rotatekv", geometry, &other_model->checkpoint()); },
                             {path_, "made for model " + model_->checkpoint().Identity(),
                              "expected " + other_model->checkpoint().Identity()});

@@ -168,6 +168,7 @@ class Oscar final : public CacheMethod {
     const int64_t dim = context_.geometry.head_dim;
     std::vector<float> rotated(static_cast<size_t>(dim));
     rotations.Apply(index, row, rotated.data());
+    CheckFinite(rotated.data(), dim);
     std::vector<float> magnitudes(rotated.size());
     std::transform(rotated.begin(), rotated.end(), magnitudes.begin(),
                    [](float x) { return std::abs(x); });

@@ -237,7 +237,7 @@ void ExpectDiagonalises(const float* rotation, const Matrix& c) {
 TEST(Oscar, CalibrationDiagonalisesWhatAttentionSees) {
   const TinyModel tiny;  // Four query heads for two KV heads of 16.
   const TinyFolder folder(tiny);
-  const std::shared_ptr<Model> model = folder.Load();
+  const std::shared_ptr<const Model> model = folder.Load();
   const Samples samples = RandomSamples(tiny.vocab, {40, 40, 25}, 4);
   CalibrationContext calibration;
   calibration.model = model.get();

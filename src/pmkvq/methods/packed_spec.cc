@@ -267,6 +267,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
                                                {choice.method->bits, choice.method->bits});
   }
   ValidateCacheConfig(config);
+  config.key_scales = KeyScales::Make(config.geometry, PackedKeyScales(options));
   return config;
 }
 

@@ -157,6 +157,7 @@ class RotateKv final : public CacheMethod {
       std::copy_n(block.Key(token, head), dim, rotated.data() + head * dim);
     }
     RotateHeads(rotated, width_);
+    CheckFinite(rotated.data(), static_cast<int64_t>(rotated.size()));
   }
 
   // Keeps the num_pivots_ largest entries seen.
@@ -209,18 +210,28 @@ class RotateKv final : public CacheMethod {
     for (int64_t begin = 0; begin < count; begin += group) QuantizeGroup(x + begin, group);
   }
 
-  // code = round(x / scale) + zero. A group whose values are all equal keeps them.
+  // code = round(x / scale) + zero. A group whose values are all equal keeps them. Throws
+  // UnfitValues where the float type cannot hold the scale, or 16 bits the zero point.
   void QuantizeGroup(float* x, int64_t count) const {
+    CheckFinite(x, count);
     const auto [lowest, highest] = std::minmax_element(x, x + count);
     const float low = clip_ * *lowest;
     const float max_code = internal::MaxCode(bits_);
     const float step = (clip_ * *highest - low) / max_code;
-    const float scale = internal::VisitFloatType(context_.float_type, [&]<class T>(T) {
-      return ToFloat(FromFloat<T>(std::min(step, internal::MaxFinite<T>())));
-    });
+    const float scale = internal::VisitFloatType(
+        context_.float_type, [&]<class T>(T) { return ToFloat(FromFloat<T>(step)); });
+    if (!std::isfinite(scale)) {
+      throw UnfitValues(UnfitRangeMessage("value", *lowest, *highest, context_.float_type));
+    }
     if (scale <= 0.0f) return;
     constexpr float kLargestZero = std::numeric_limits<int16_t>::max();
-    const float zero = std::clamp(std::nearbyint(-low / scale), -kLargestZero, kLargestZero);
+    const float zero = std::nearbyint(-low / scale);
+    if (!(std::abs(zero) <= kLargestZero)) {
+      throw UnfitValues(
+          fmt::format("the zero point of a group does not fit 16 bits: found {} for "
+                      "values from {} to {}, expected at most {}",
+                      zero, *lowest, *highest, kLargestZero));
+    }
     for (int64_t i = 0; i < count; ++i) {
       const float code = std::clamp(std::nearbyint(x[i] / scale) + zero, 0.0f, max_code);
       x[i] = (code - zero) * scale;

@@ -199,7 +199,7 @@ TEST(RotateKv, CalibrationSumsKeysBeforeRope) {
   tiny.heads = tiny.kv_heads = 4;
   tiny.qkv_bias = tiny.o_bias = true;
   const TinyFolder folder(tiny);
-  const std::shared_ptr<Model> model = folder.Load();
+  const std::shared_ptr<const Model> model = folder.Load();
   const Samples samples = RandomSamples(tiny.vocab, {19, 30}, 4);
   CalibrationContext calibration;
   calibration.model = model.get();

@@ -1,6 +1,11 @@
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <bit>
+#include <cmath>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
 #include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
@@ -61,8 +66,8 @@ class ForwardPass {
     }
   }
 
-  // `query_scales` and `key_scales` may be null.
-  void RunBlock(int64_t layer, const float* query_scales, const float* key_scales, KvStore& store) {
+  void RunBlock(int64_t layer, KvStore& store) {
+    const KeyScales* scales = store.key_scales();
     const BlockWeights& block = model_.block(layer);
     for (const RowSlice& slice : workspace_.slices) {
       ProjectQkv(block, slice);
@@ -70,7 +75,8 @@ class ForwardPass {
         const int64_t begin = slice.first_row * config_.kv_dim();
         std::copy_n(k_ + begin, slice.num_rows * config_.kv_dim(), keys_before_rope_ + begin);
       }
-      Rotate(slice, query_scales, key_scales);
+      Rotate(slice, scales != nullptr ? scales->query_factors(layer) : nullptr,
+             scales != nullptr ? scales->key_factors(layer) : nullptr);
     }
     OfferExtras(layer, store);
     store.AppendAndAttend(layer, q_, k_, v_, attention_);
@@ -197,11 +203,12 @@ class ForwardPass {
             config_.rms_norm_eps, k, num_threads_);
   }
 
-  void Rotate(const RowSlice& slice, const float* query_scales, const float* key_scales) {
+  // The factors may be null.
+  void Rotate(const RowSlice& slice, const float* query_factors, const float* key_factors) {
     const int64_t* positions = workspace_.positions.data() + slice.first_row;
-    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_heads, query_scales,
+    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_heads, query_factors,
               q_ + slice.first_row * config_.q_dim(), num_threads_);
-    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_kv_heads, key_scales,
+    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_kv_heads, key_factors,
               k_ + slice.first_row * config_.kv_dim(), num_threads_);
   }
 
@@ -262,23 +269,76 @@ class ForwardPass {
   float* up_ = nullptr;
 };
 
+// Ends a Forward that an exception leaves; does nothing after EndForward.
+class OpenForward {
+ public:
+  explicit OpenForward(KvStore& store) : store_(store) {}
+  ~OpenForward() { store_.AbandonForward(); }
+  OpenForward(const OpenForward&) = delete;
+  OpenForward& operator=(const OpenForward&) = delete;
+
+ private:
+  KvStore& store_;
+};
+
 }  // namespace
 
-void Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
-                    ForwardWorkspace& workspace, int num_threads) const {
+void ThrowIfFailed(const std::vector<ForwardFailure>& failures) {
+  if (failures.empty()) return;
+  throw InvalidInput(failures.front().failure.where, failures.front().failure.what);
+}
+
+std::optional<KvFailure> Model::FailureOfLogits(const float* logits, int64_t position) const {
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  const auto magnitude = [](float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffffu; };
+  const int64_t count = config().vocab_size;
+  uint32_t largest = 0;  // Magnitudes order like their bits, NaN above all.
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude(logits[i]));
+  if (largest < kInfinity) return std::nullopt;
+  int64_t token = 0;
+  while (magnitude(logits[token]) < kInfinity) ++token;
+  // The sign of NaN says nothing.
+  const float odd = std::isnan(logits[token]) ? std::abs(logits[token]) : logits[token];
+  return KvFailure{
+      fmt::format("{}, output head, position {}", checkpoint().folder(), position),
+      fmt::format("logits are not finite: found {} for token {}, expected finite numbers: a weight "
+                  "is not finite, or values overflowed",
+                  odd, token)};
+}
+
+std::vector<ForwardFailure> Model::FailuresOfLogits(std::span<const ForwardChunk> chunks,
+                                                    const ForwardWorkspace& workspace) const {
+  std::vector<ForwardFailure> failures;
+  const float* logits = workspace.logits.data();
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const int64_t num_rows = NumLogitRows(chunks[i]);
+    int64_t position = chunks[i].start_pos + NumTokens(chunks[i]) - num_rows;
+    std::optional<KvFailure> failure;
+    for (int64_t row = 0; row < num_rows; ++row, ++position, logits += config().vocab_size) {
+      if (!failure) failure = FailureOfLogits(logits, position);
+    }
+    if (failure) failures.push_back({i, *failure});
+  }
+  return failures;
+}
+
+std::vector<ForwardFailure> Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
+                                           ForwardWorkspace& workspace, int num_threads) const {
   workspace.num_logit_rows = 0;
-  if (chunks.empty()) return;
+  if (chunks.empty()) return {};
   ForwardPass pass(*this, chunks, workspace, store.ExtraNeeds(), num_threads);
   pass.Embed();
   store.BeginForward(workspace.batch);
-  const bool scaled = !impl_->key_scales.empty();
-  for (int64_t layer = 0; layer < config().num_layers; ++layer) {
-    const auto index = static_cast<size_t>(layer);
-    pass.RunBlock(layer, scaled ? impl_->query_scales[index].data() : nullptr,
-                  scaled ? impl_->key_scales[index].data() : nullptr, store);
-  }
+  const OpenForward open(store);
+  for (int64_t layer = 0; layer < config().num_layers; ++layer) pass.RunBlock(layer, store);
+  pass.ComputeLogits();  // Before EndForward: when memory runs out here, nothing counts as stored.
   store.EndForward();
-  pass.ComputeLogits();
+  std::vector<ForwardFailure> failures;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const KvFailure* failure = store.FailureOf(chunks[i].seq);
+    if (failure != nullptr) failures.push_back({i, *failure});
+  }
+  return failures;
 }
 
 }  // namespace pmkvq

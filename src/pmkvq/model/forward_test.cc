@@ -30,7 +30,7 @@ using Logits = ForwardChunk::Logits;
 // is a hundred times the error seen.
 constexpr double kLogitTolerance = 1e-4;
 
-std::shared_ptr<Model> LoadTiny(const TinyModel& tiny, const TinyWeights& weights) {
+std::shared_ptr<const Model> LoadTiny(const TinyModel& tiny, const TinyWeights& weights) {
   TempFolder folder;
   WriteTinyModel(tiny, weights, folder);
   return Model::Load(folder.path());  // The mapping outlives the files.
@@ -67,7 +67,7 @@ class Runner {
       EXPECT_EQ(store_->Reserve(chunk.seq, static_cast<int64_t>(chunk.tokens.size())),
                 ReserveResult::kReserved);
     }
-    model_.Forward(chunks, *store_, workspace_, threads_);
+    ThrowIfFailed(model_.Forward(chunks, *store_, workspace_, threads_));
     const auto begin = workspace_.logits.begin();
     return {begin, begin + workspace_.num_logit_rows * model_.config().vocab_size};
   }
@@ -95,7 +95,7 @@ class ForwardOfEach : public testing::TestWithParam<std::string> {
  protected:
   const TinyModel tiny_ = TinyModels().at(GetParam());
   const TinyWeights weights_ = MakeTinyWeights(tiny_);
-  const std::shared_ptr<Model> model_ = LoadTiny(tiny_, weights_);
+  const std::shared_ptr<const Model> model_ = LoadTiny(tiny_, weights_);
 };
 
 // One chunk, several chunks, and token by token, through both stores.
@@ -150,7 +150,7 @@ TinyWeights Dequantized(const TinyModel& tiny, const TinyWeights& weights) {
 TEST_P(ForwardOfEach, QuantisedWeightsAreThoseOfTheOracle) {
   TempFolder folder;
   WriteTinyModel(tiny_, weights_, folder);
-  const std::shared_ptr<Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
+  const std::shared_ptr<const Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
   EXPECT_EQ(model->weights(), WeightMode::kQ8);
   TinyModel untied = tiny_;
   untied.tied = false;
@@ -174,8 +174,9 @@ TEST_P(ForwardOfEach, QuantisedWeightsAreThoseOfTheOracle) {
 // The rotation and the scales cancel in q . k; the stored keys are divided by the scales.
 TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
   const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 21, 4);
-  const auto run = [&](DenseKvStore** store) {
-    auto dense = std::make_unique<DenseKvStore>(model_->kv_geometry());
+  const auto run = [&](DenseKvStore** store, const std::vector<Tensor>& with_scales) {
+    auto dense = std::make_unique<DenseKvStore>(
+        model_->kv_geometry(), KeyScales::Make(model_->kv_geometry(), with_scales));
     *store = dense.get();
     auto runner = std::make_unique<Runner>(*model_, std::move(dense), 1);
     const SequenceId seq = runner->Open();
@@ -184,7 +185,7 @@ TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
   };
   DenseKvStore* plain_store;
   DenseKvStore* scaled_store;
-  const auto plain = run(&plain_store);
+  const auto plain = run(&plain_store, {});
   Random random(5);
   const int64_t half = tiny_.head_dim / 2;
   std::vector<Tensor> scales;
@@ -194,8 +195,7 @@ TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
       scales.back().As<float>()[i] = static_cast<float>(0.2 + 5.0 * random.Uniform());
     }
   }
-  model_->SetKeyScales(scales);
-  const auto scaled = run(&scaled_store);
+  const auto scaled = run(&scaled_store, scales);
   const std::vector<double> expected(plain.second.begin(), plain.second.end());
   ExpectNear(scaled.second, expected.data(), kLogitTolerance);
 
@@ -209,8 +209,8 @@ TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
       ASSERT_NEAR(keys[i] * scale, unscaled[i], 1e-4) << layer << " " << i;
     }
   }
-  model_->SetKeyScales({});
-  EXPECT_EQ(run(&plain_store).second, plain.second);
+  // They belong to the store: another one on the same model has none.
+  EXPECT_EQ(run(&plain_store, {}).second, plain.second);
 }
 
 // One sequence's rows in batches of 1, 7, 16 and 21 with other sequences, on 1 and 2 threads.
@@ -268,7 +268,7 @@ class Forward : public testing::Test {
 
   const TinyModel tiny_;
   const TinyWeights weights_ = MakeTinyWeights(tiny_);
-  const std::shared_ptr<Model> model_ = LoadTiny(tiny_, weights_);
+  const std::shared_ptr<const Model> model_ = LoadTiny(tiny_, weights_);
 };
 
 // Decode rows are computed first inside; logits come in the caller's order all the same.
@@ -317,7 +317,7 @@ TEST_F(Forward, OfNoChunksLeavesNoLogits) {
   DenseKvStore store(model_->kv_geometry());
   ForwardWorkspace workspace;
   workspace.num_logit_rows = 3;
-  model_->Forward({}, store, workspace, 1);
+  EXPECT_TRUE(model_->Forward({}, store, workspace, 1).empty());
   EXPECT_EQ(workspace.num_logit_rows, 0);
 }
 
@@ -414,10 +414,11 @@ TEST_F(ForwardDeath, ChecksTokens) {
   ForwardWorkspace workspace;
   for (const int32_t token : {-1, 48}) {
     const ForwardChunk chunk = {seq, {&token, 1}, 0, Logits::kLast};
-    EXPECT_DEATH(model_->Forward({&chunk, 1}, store, workspace, 1), "token id out of range");
+    EXPECT_DEATH(ThrowIfFailed(model_->Forward({&chunk, 1}, store, workspace, 1)),
+                 "token id out of range");
   }
   const ForwardChunk empty = {seq, {}, 0, Logits::kLast};
-  EXPECT_DEATH(model_->Forward({&empty, 1}, store, workspace, 1), "empty chunk");
+  EXPECT_DEATH(ThrowIfFailed(model_->Forward({&empty, 1}, store, workspace, 1)), "empty chunk");
 }
 
 }  // namespace

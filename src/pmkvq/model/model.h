@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,6 +62,15 @@ struct ForwardChunk {
   bool one_by_one = false;
 };
 
+// A chunk of a Forward whose sequence the store could not go on with. It can only be closed.
+struct ForwardFailure {
+  size_t chunk = 0;  // Index among the chunks of the call.
+  KvFailure failure;
+};
+
+// Throws the first one as InvalidInput, for callers that have no use for the other chunks then.
+void ThrowIfFailed(const std::vector<ForwardFailure>& failures);
+
 // Rows that go through the linear layers in one call.
 struct RowSlice {
   int64_t first_row = 0;
@@ -90,8 +100,8 @@ struct ForwardWorkspace {
   }
 };
 
-// Immutable but for SetKeyScales; Forward may run on several threads with separate workspaces
-// and stores.
+// Immutable: any number of engines and threads may share one model, each with workspaces and stores
+// of its own.
 class Model {
  public:
   // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing
@@ -101,10 +111,11 @@ class Model {
   // kQ8 quantises every matrix of the blocks and the output head, and gives the memory of their
   // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
   // a quantised copy of the embedding. InvalidInput for weights that are not finite.
-  static std::shared_ptr<Model> Load(const std::string& folder, const ModelOptions& options = {});
+  static std::shared_ptr<const Model> Load(const std::string& folder,
+                                           const ModelOptions& options = {});
   // The same from a checkpoint that is open, or was made in memory (where originals stay).
-  static std::shared_ptr<Model> FromCheckpoint(Checkpoint checkpoint,
-                                               const ModelOptions& options = {});
+  static std::shared_ptr<const Model> FromCheckpoint(Checkpoint checkpoint,
+                                                     const ModelOptions& options = {});
   ~Model();
 
   const ModelConfig& config() const;
@@ -119,20 +130,28 @@ class Model {
   // 1 / sqrt(D).
   double attention_scale() const;
 
-  // Key scales per block, each [Hkv, D/2] f32 with all values finite and > 0; an empty vector
-  // removes them. Throws InvalidInput for wrong shapes. Not while a Forward runs.
-  void SetKeyScales(const std::vector<Tensor>& scales);
+  // Why logits [V], which position `position` of a sequence gave, cannot be used: one is not
+  // finite. Nothing when all are.
+  std::optional<KvFailure> FailureOfLogits(const float* logits, int64_t position) const;
+  // The same of all rows that a Forward of these chunks has left: of each chunk the first one.
+  std::vector<ForwardFailure> FailuresOfLogits(std::span<const ForwardChunk> chunks,
+                                               const ForwardWorkspace& workspace) const;
 
-  // Runs all blocks on the chunks and leaves logits in `workspace`. In the last block the output
-  // projection and the MLP are left out for rows that want no logits. `store` must have room
-  // reserved for every chunk; its BeginForward / EndForward are called here. Token ids must be in
-  // [0, V) (check; callers validate requests). Throws what KvStore::AppendAndAttend throws.
+  // Runs all blocks, with the key scales of `store`, on the chunks and leaves logits in
+  // `workspace`. In the last block the output projection and the MLP are left out for rows that
+  // want no logits. `store` must have room reserved for every chunk; its BeginForward / EndForward
+  // are called here. Token ids must be in [0, V) (check; callers validate requests).
+  //
+  // Errors: returns the chunks whose sequence failed (kv_store.h), as a rule none. Their logits
+  // mean nothing; those of other chunks are as without them. Callers check logits
+  // (FailureOfLogits). Where memory runs out it throws, and all sequences of the call have failed.
   //
   // Batch invariance: with chunks of one token a row's logits do not depend on the other chunks,
   // nor on the thread count. Other chunks, but those with one_by_one, are computed one sequence at
   // a time.
-  void Forward(std::span<const ForwardChunk> chunks, KvStore& store, ForwardWorkspace& workspace,
-               int num_threads) const;
+  [[nodiscard]] std::vector<ForwardFailure> Forward(std::span<const ForwardChunk> chunks,
+                                                    KvStore& store, ForwardWorkspace& workspace,
+                                                    int num_threads) const;
 
  private:
   Model();

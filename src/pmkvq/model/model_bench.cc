@@ -17,7 +17,7 @@ namespace pmkvq {
 namespace {
 
 const Model& BenchModel() {
-  static const std::shared_ptr<Model> model = [] {
+  static const std::shared_ptr<const Model> model = [] {
     const char* folder = std::getenv("PMKVQ_MODEL");
     return Model::Load(folder != nullptr ? folder : "models/longcot-10m");
   }();
@@ -59,7 +59,7 @@ void RunForward(benchmark::State& state, int64_t batch, int64_t context, int64_t
         std::abort();
       }
     }
-    BenchModel().Forward(some, *store, workspace, threads);
+    ThrowIfFailed(BenchModel().Forward(some, *store, workspace, threads));
   };
   for (int64_t i = 0; i < batch; ++i) {
     const ForwardChunk filling{store->Open().value(), prompt, 0, ForwardChunk::Logits::kNone};

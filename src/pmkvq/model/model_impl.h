@@ -22,10 +22,6 @@ struct Model::Impl {
   WeightView embedding;
   WeightView output_head;
   std::vector<float> final_norm;
-
-  // Per block, empty without key scales: s expanded to [H, D/2] for q, 1 / s [Hkv, D/2] for k.
-  std::vector<std::vector<float>> query_scales;
-  std::vector<std::vector<float>> key_scales;
 };
 
 }  // namespace pmkvq

@@ -114,21 +114,6 @@ BlockWeights BindBlock(const ModelConfig& config, int64_t layer, Binder& binder)
   return weights;
 }
 
-void CheckKeyScales(const Tensor& scales, size_t layer, const Shape& expected) {
-  const std::string where = fmt::format("key scales of block {}", layer);
-  if (scales.dtype() != DType::kF32 || scales.shape() != expected) {
-    throw InvalidInput(where, fmt::format("found {} {}, expected F32 {}", NameOf(scales.dtype()),
-                                          ToString(scales.shape()), ToString(expected)));
-  }
-  const float* values = scales.As<float>();
-  for (int64_t i = 0; i < scales.num_elements(); ++i) {
-    if (!(std::isfinite(values[i]) && values[i] > 0.0f)) {
-      throw InvalidInput(
-          where, fmt::format("found {} at index {}, expected finite values above 0", values[i], i));
-    }
-  }
-}
-
 }  // namespace
 
 Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
@@ -185,12 +170,13 @@ WeightMode ParseWeightMode(const std::string& name) {
   throw InvalidInput("--weights", fmt::format("found '{}', expected as-stored or q8", name));
 }
 
-std::shared_ptr<Model> Model::Load(const std::string& folder, const ModelOptions& options) {
+std::shared_ptr<const Model> Model::Load(const std::string& folder, const ModelOptions& options) {
   return FromCheckpoint(Checkpoint::Open(folder), options);
 }
 
-std::shared_ptr<Model> Model::FromCheckpoint(Checkpoint checkpoint, const ModelOptions& options) {
-  std::shared_ptr<Model> model(new Model());
+std::shared_ptr<const Model> Model::FromCheckpoint(Checkpoint checkpoint,
+                                                   const ModelOptions& options) {
+  const std::shared_ptr<Model> model(new Model());
   model->impl_ = std::make_unique<Impl>(std::move(checkpoint), options);
   return model;
 }
@@ -214,31 +200,6 @@ const BlockWeights& Model::block(int64_t layer) const {
 
 double Model::attention_scale() const {
   return 1.0 / std::sqrt(static_cast<double>(config().head_dim));
-}
-
-void Model::SetKeyScales(const std::vector<Tensor>& scales) {
-  const int64_t kv_heads = config().num_kv_heads;
-  const int64_t heads_per_kv = config().num_heads / kv_heads;
-  const int64_t pairs = config().head_dim / 2;
-  if (!scales.empty() && static_cast<int64_t>(scales.size()) != config().num_layers) {
-    throw InvalidInput("key scales", fmt::format("found scales of {} blocks, expected {}",
-                                                 scales.size(), config().num_layers));
-  }
-  std::vector<std::vector<float>> query_scales(scales.size());
-  std::vector<std::vector<float>> key_scales(scales.size());
-  for (size_t layer = 0; layer < scales.size(); ++layer) {
-    CheckKeyScales(scales[layer], layer, {kv_heads, pairs});
-    const float* values = scales[layer].As<float>();
-    for (int64_t g = 0; g < kv_heads; ++g) {
-      const float* head = values + g * pairs;
-      for (int64_t i = 0; i < pairs; ++i) key_scales[layer].push_back(1.0f / head[i]);
-      for (int64_t h = 0; h < heads_per_kv; ++h) {
-        query_scales[layer].insert(query_scales[layer].end(), head, head + pairs);
-      }
-    }
-  }
-  impl_->query_scales = std::move(query_scales);
-  impl_->key_scales = std::move(key_scales);
 }
 
 }  // namespace pmkvq

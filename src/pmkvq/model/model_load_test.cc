@@ -27,7 +27,7 @@ TEST(ModelLoad, BindsEveryArchitecture) {
     TempFolder folder;
     const TinyWeights weights = MakeTinyWeights(tiny);
     WriteTinyModel(tiny, weights, folder);
-    const std::shared_ptr<Model> model = Model::Load(folder.path());
+    const std::shared_ptr<const Model> model = Model::Load(folder.path());
 
     EXPECT_EQ(model->config().architecture, tiny.architecture);
     EXPECT_EQ(model->kv_geometry().num_layers, tiny.layers);
@@ -59,8 +59,8 @@ TEST(ModelLoad, FromMemoryIsThatOfTheFolder) {
     TempFolder folder;
     const TinyWeights weights = MakeTinyWeights(tiny);
     WriteTinyModel(tiny, weights, folder);
-    const std::shared_ptr<Model> loaded = Model::Load(folder.path());
-    const std::shared_ptr<Model> made =
+    const std::shared_ptr<const Model> loaded = Model::Load(folder.path());
+    const std::shared_ptr<const Model> made =
         Model::FromCheckpoint(Checkpoint::FromMemory("(memory)", loaded->config(), weights));
     EXPECT_EQ(made->checkpoint().Identity(), loaded->checkpoint().Identity());
     const WeightView& a = made->block(tiny.layers - 1).down_proj;
@@ -84,8 +84,8 @@ TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
     SCOPED_TRACE(name);
     TempFolder folder;
     WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
-    const std::shared_ptr<Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
-    const std::shared_ptr<Model> stored = Model::Load(folder.path());
+    const std::shared_ptr<const Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
+    const std::shared_ptr<const Model> stored = Model::Load(folder.path());
     EXPECT_EQ(stored->weights(), WeightMode::kAsStored);
     EXPECT_EQ(model->embedding().dtype, tiny.dtype);
     EXPECT_EQ(model->output_head().dtype, DType::kI8);
@@ -166,7 +166,7 @@ TEST(ModelLoad, IgnoresStoredRopeFrequenciesAndATiedHead) {
   weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor(DType::kF32, {8});
   weights["lm_head.weight"] = Tensor(DType::kF32, {tiny.vocab, tiny.hidden});
   WriteTinyModel(tiny, weights, folder);
-  const std::shared_ptr<Model> model = Model::Load(folder.path());
+  const std::shared_ptr<const Model> model = Model::Load(folder.path());
   EXPECT_EQ(model->output_head().data, model->embedding().data);
 }
 
@@ -208,44 +208,11 @@ TEST(ModelLoad, PassesRopeScalingOn) {
     std::string config = testing_support::TinyConfigJson(tiny);
     config.insert(1, std::string("\"rope_scaling\": ") + each.json + ",\n");
     folder.Write("config.json", config);
-    const std::shared_ptr<Model> model = Model::Load(folder.path());
+    const std::shared_ptr<const Model> model = Model::Load(folder.path());
     const RopeTable expected(each.params);
     EXPECT_EQ(model->rope().frequencies(), expected.frequencies());
     EXPECT_EQ(model->rope().attention_factor(), expected.attention_factor());
     EXPECT_NE(model->rope().frequencies(), RopeTable(base).frequencies());
-  }
-}
-
-TEST(ModelLoad, ChecksKeyScales) {
-  const TinyModel tiny;
-  TempFolder folder;
-  WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
-  const std::shared_ptr<Model> model = Model::Load(folder.path());
-  const auto scales = [&](const Shape& shape, float last) {
-    std::vector<Tensor> result;
-    for (int64_t layer = 0; layer < tiny.layers; ++layer) {
-      result.emplace_back(DType::kF32, shape);
-      std::fill_n(result.back().As<float>(), result.back().num_elements(), 2.0f);
-    }
-    result.back().As<float>()[result.back().num_elements() - 1] = last;
-    return result;
-  };
-  EXPECT_NO_THROW(model->SetKeyScales(scales({2, 8}, 1.0f)));
-  EXPECT_NO_THROW(model->SetKeyScales({}));
-  ExpectError<InvalidInput>([&] { model->SetKeyScales(std::vector<Tensor>(2)); },
-                            {"key scales", "2 blocks", "expected 3"});
-  ExpectError<InvalidInput>(
-      [&] {
-        model->SetKeyScales(scales({2, 16}, 1.0f));
-      },
-      {"block 0", "[2, 16]", "[2, 8]"});
-  for (const float bad : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::quiet_NaN()}) {
-    ExpectError<InvalidInput>(
-        [&] {
-          model->SetKeyScales(scales({2, 8}, bad));
-        },
-        {"block 2", "index 15", "above 0"});
   }
 }
 

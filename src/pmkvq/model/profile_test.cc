@@ -37,7 +37,7 @@ struct LoadedTinyModel {
   TinyModel spec;
   TinyWeights weights;
   std::unique_ptr<TempFolder> folder;
-  std::shared_ptr<Model> model;
+  std::shared_ptr<const Model> model;
 };
 
 // Copies of one block's states.
@@ -285,28 +285,6 @@ TEST(Profile, IsReusableForOtherLengths) {
   EXPECT_EQ(gradients(used), gradients(fresh));
 }
 
-TEST(Profile, KeyScalesOfTheModelAreNotUsed) {
-  LoadedTinyModel loaded{TinyModel{}};
-  const std::vector<int32_t> tokens = RandomTokens(loaded.spec.vocab, 9, 2);
-  Profile<float> profile(*loaded.model, 1);
-  const auto keys = [&] {
-    std::vector<double> result;
-    profile.Forward(tokens, StretchedPositions(9, 9), [&](const auto& states) {
-      const Captured captured = Capture(*loaded.model, states);
-      result.insert(result.end(), captured.k.begin(), captured.k.end());
-    });
-    return result;
-  };
-  const std::vector<double> before = keys();
-  std::vector<Tensor> scales;
-  for (int64_t layer = 0; layer < loaded.spec.layers; ++layer) {
-    scales.emplace_back(DType::kF32, Shape{2, 8});
-    std::fill_n(scales.back().As<float>(), 16, 3.0f);
-  }
-  loaded.model->SetKeyScales(scales);
-  EXPECT_EQ(keys(), before);
-}
-
 TEST(Profile, ProjectAttentionIsTheProductWithoutBias) {
   LoadedTinyModel loaded{TinyModels().at("llama_bias_bf16")};
   const TinyModel& tiny = loaded.spec;
@@ -349,7 +327,7 @@ TEST(Profile, NamesThePlaceOfNotFiniteWeights) {
     weights[each.tensor].As<float>()[5] = std::numeric_limits<float>::quiet_NaN();
     TempFolder folder;
     WriteTinyModel(tiny, weights, folder);
-    const std::shared_ptr<Model> model = Model::Load(folder.path());
+    const std::shared_ptr<const Model> model = Model::Load(folder.path());
     Profile<float> profile(*model, 1);
     const std::vector<int32_t> tokens = {0, 1, 2, 0};
     const std::vector<int64_t> positions = StretchedPositions(4, 4);

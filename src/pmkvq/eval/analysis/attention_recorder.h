@@ -33,11 +33,13 @@ class AttentionRecorder final : public KvStore {
   // the stored tokens and itself.
   const std::vector<std::vector<float>>& log_weights() const { return log_weights_; }
 
+  const KeyScales* key_scales() const override { return store_->key_scales(); }
   std::optional<SequenceId> Open() override { return store_->Open(); }
   void Close(SequenceId seq) override { store_->Close(seq); }
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override {
     return store_->Reserve(seq, num_tokens);
   }
+  const KvFailure* FailureOf(SequenceId seq) const override { return store_->FailureOf(seq); }
   void BeginForward(const Batch& batch) override { store_->BeginForward(batch); }
   KvExtraNeeds ExtraNeeds() const override { return store_->ExtraNeeds(); }
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
@@ -46,6 +48,7 @@ class AttentionRecorder final : public KvStore {
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
   void EndForward() override;
+  void AbandonForward() override { store_->AbandonForward(); }
   void Truncate(SequenceId seq, int64_t num_tokens) override { store_->Truncate(seq, num_tokens); }
   int64_t NumTokens(SequenceId seq) const override { return store_->NumTokens(seq); }
   KvSequenceStats SequenceStats(SequenceId seq) const override {

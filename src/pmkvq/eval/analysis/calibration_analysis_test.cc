@@ -100,7 +100,7 @@ TEST(Placement, BlockSensitivitiesAreOfTheNarrowestChoice) {
   EXPECT_EQ(BlockSensitivities(sensitivity, {4, 2}), (std::vector<double>{400, 600}));
 }
 
-std::shared_ptr<Model> SixBlocks() {
+std::shared_ptr<const Model> SixBlocks() {
   TinyModel tiny;
   tiny.layers = 6;
   return TinyFolder(tiny).Load();
@@ -114,7 +114,7 @@ TaskTexts RandomTask(const std::string& name, uint64_t seed) {
   return task;
 }
 
-Transfer TinyTransfer(const std::shared_ptr<Model>& model) {
+Transfer TinyTransfer(const std::shared_ptr<const Model>& model) {
   TransferOptions options;
   options.allocation = TinyAllocation();
   options.allocation.memory_budget_bytes = ChoosingBudget(options.allocation);

@@ -79,7 +79,7 @@ CacheGrowth Summarise(const ErrorGrowth& growth, std::string spec, CacheTrace tr
 
 }  // namespace
 
-Chain GenerateChain(const std::shared_ptr<Model>& model, const std::vector<int32_t>& prompt,
+Chain GenerateChain(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& prompt,
                     int64_t max_len, int64_t max_tokens, int num_threads,
                     const CancelFlag* cancel) {
   EngineOptions options;
@@ -92,6 +92,9 @@ Chain GenerateChain(const std::shared_ptr<Model>& model, const std::vector<int32
   request.max_tokens = max_tokens;
   const Completion completion = engine.Generate({request}, nullptr, cancel).front();
   ThrowIfCancelled(cancel, "analyze");
+  if (completion.finish_reason == FinishReason::kError) {
+    throw InvalidInput("chain", completion.error);
+  }
   Chain chain;
   chain.origin = "fp16, greedy";
   chain.tokens = prompt;
@@ -101,7 +104,7 @@ Chain GenerateChain(const std::shared_ptr<Model>& model, const std::vector<int32
   return chain;
 }
 
-ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<Model>& model, const Chain& chain,
+ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<const Model>& model, const Chain& chain,
                                const ErrorGrowthOptions& options) {
   if (chain.prompt_tokens < 1 || chain.chain_tokens() < 1) {
     throw InvalidInput("chain",

@@ -25,7 +25,7 @@ struct Chain {
 
 // What fp16 answers to `prompt` with greedy decoding, up to max_len tokens in all and max_tokens
 // new ones (0: no other limit). Throws what Engine throws; Cancelled.
-Chain GenerateChain(const std::shared_ptr<Model>& model, const std::vector<int32_t>& prompt,
+Chain GenerateChain(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& prompt,
                     int64_t max_len, int64_t max_tokens, int num_threads, const CancelFlag* cancel);
 
 struct ErrorGrowthOptions {
@@ -65,7 +65,7 @@ struct ErrorGrowth {
 
 // Cost: one decode of the chain per cache and for fp16, and one reading of all keys of each cache
 // per attention sample. Throws what RunLockStep throws.
-ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<Model>& model, const Chain& chain,
+ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<const Model>& model, const Chain& chain,
                                const ErrorGrowthOptions& options);
 
 // Bits per stored value at the cache's largest size.

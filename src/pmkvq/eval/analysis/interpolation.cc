@@ -16,7 +16,7 @@ namespace {
 
 class Experiment {
  public:
-  Experiment(const std::shared_ptr<Model>& model, const InterpolationOptions& options)
+  Experiment(const std::shared_ptr<const Model>& model, const InterpolationOptions& options)
       : model_(model), options_(options) {
     result_.allocation = options.allocation;
     result_.allocation.cache.geometry = model->kv_geometry();
@@ -141,7 +141,7 @@ class Experiment {
     }
   }
 
-  const std::shared_ptr<Model>& model_;
+  const std::shared_ptr<const Model>& model_;
   const InterpolationOptions& options_;
   Interpolation result_;
   std::vector<std::shared_ptr<const Plan>> plans_;  // Per point.
@@ -149,7 +149,7 @@ class Experiment {
 
 }  // namespace
 
-Interpolation MeasureInterpolation(const std::shared_ptr<Model>& model,
+Interpolation MeasureInterpolation(const std::shared_ptr<const Model>& model,
                                    const InterpolationOptions& options) {
   return Experiment(model, options).Run();
 }

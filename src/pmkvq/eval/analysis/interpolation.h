@@ -56,7 +56,7 @@ struct Interpolation {
 // Cost: per context length and factor one calibration, scale search included; per distinct plan one
 // pass over the texts, with and without its scales, and one of fp16.
 // Throws what the steps throw; InvalidInput without factors, samples or texts.
-Interpolation MeasureInterpolation(const std::shared_ptr<Model>& model,
+Interpolation MeasureInterpolation(const std::shared_ptr<const Model>& model,
                                    const InterpolationOptions& options);
 
 std::string InterpolationJson(const Interpolation& interpolation, const std::string& command);

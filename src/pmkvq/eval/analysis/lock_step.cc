@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/engine/request_check.h"
 #include "pmkvq/eval/analysis/attention_recorder.h"
 #include "pmkvq/eval/analysis/series.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
@@ -17,11 +18,8 @@ namespace {
 // One cache with what its Forwards need.
 struct Lane {
   Lane(const KvOptions& kv, const KvRequirements& needs)
-      : options(kv),
-        store(MakeKvStore(kv, needs), needs.geometry, *needs.rope),
-        seq(store.Open().value()) {}
+      : store(MakeKvStore(kv, needs), needs.geometry, *needs.rope), seq(store.Open().value()) {}
 
-  KvOptions options;  // Keeps the plan, and so the key scales, alive.
   AttentionRecorder store;
   SequenceId seq;
   ForwardWorkspace workspace;
@@ -29,7 +27,7 @@ struct Lane {
 
 class LockStep {
  public:
-  LockStep(const std::shared_ptr<Model>& model, std::span<const int32_t> tokens,
+  LockStep(const std::shared_ptr<const Model>& model, std::span<const int32_t> tokens,
            const std::vector<KvOptions>& caches, const LockStepOptions& options)
       : model_(*model), tokens_(tokens), options_(options) {
     Check();
@@ -43,7 +41,6 @@ class LockStep {
     for (const KvOptions& kv : caches) lanes_.push_back(std::make_unique<Lane>(kv, needs));
     result_.caches.resize(caches.size());
   }
-  ~LockStep() { model_.SetKeyScales({}); }
 
   LockStepResult Run() {
     // The last token predicts nothing that is known.
@@ -78,6 +75,7 @@ class LockStep {
                                                "model's positions)",
                                                Length(), options_.first + 2, most));
     }
+    CheckTokenIds({tokens_.begin(), tokens_.end()}, model_.config().vocab_size, "tokens");
   }
 
   bool RecordsAttention(int64_t position, bool measured) const {
@@ -105,12 +103,14 @@ class LockStep {
   // False when the budget is spent.
   bool Advance(Lane& lane, int64_t start, int64_t count, bool measured, bool attention) {
     if (attention) lane.store.RecordNext(lane.seq);
-    if (lane.store.Reserve(lane.seq, count) == ReserveResult::kBudgetExhausted) return false;
+    const ReserveResult reserved = lane.store.Reserve(lane.seq, count);
+    if (reserved == ReserveResult::kBudgetExhausted) return false;
+    if (reserved == ReserveResult::kFailed) ThrowIfFailed({{0, *lane.store.FailureOf(lane.seq)}});
     const ForwardChunk chunk{
         lane.seq, tokens_.subspan(static_cast<size_t>(start), static_cast<size_t>(count)), start,
         measured ? ForwardChunk::Logits::kAll : ForwardChunk::Logits::kNone};
-    model_.SetKeyScales(KeyScalesOf(lane.options));
-    model_.Forward({&chunk, 1}, lane.store, lane.workspace, options_.num_threads);
+    ThrowIfFailed(model_.Forward({&chunk, 1}, lane.store, lane.workspace, options_.num_threads));
+    ThrowIfFailed(model_.FailuresOfLogits({&chunk, 1}, lane.workspace));
     lane.store.TakeHalvingEvents();
     return true;
   }
@@ -151,7 +151,7 @@ class LockStep {
     trace.attention.push_back(std::move(sample));
   }
 
-  Model& model_;
+  const Model& model_;
   std::span<const int32_t> tokens_;
   const LockStepOptions& options_;
   std::unique_ptr<Lane> reference_;
@@ -161,13 +161,14 @@ class LockStep {
 
 }  // namespace
 
-LockStepResult RunLockStep(const std::shared_ptr<Model>& model, std::span<const int32_t> tokens,
-                           const std::vector<KvOptions>& caches, const LockStepOptions& options) {
+LockStepResult RunLockStep(const std::shared_ptr<const Model>& model,
+                           std::span<const int32_t> tokens, const std::vector<KvOptions>& caches,
+                           const LockStepOptions& options) {
   LockStep lock_step(model, tokens, caches, options);
   return lock_step.Run();
 }
 
-std::vector<CacheMeans> MeasureMeans(const std::shared_ptr<Model>& model,
+std::vector<CacheMeans> MeasureMeans(const std::shared_ptr<const Model>& model,
                                      const std::vector<std::vector<int32_t>>& texts,
                                      const std::vector<KvOptions>& caches,
                                      const LockStepOptions& options) {

@@ -58,11 +58,12 @@ struct LockStepResult {
 
 // Runs `tokens` (2 or more) through all caches and through fp16 without key scales, of the float
 // type of the first cache. A cache whose budget is spent stops there (spent_at); the others go on.
-// Sets the model's key scales for each cache and removes them at the end.
-// Throws InvalidInput (an option of a cache, tokens longer than max_len or the model's positions),
+// Throws InvalidInput (an option of a cache, tokens longer than max_len or the model's positions,
+// an id out of range, a cache that cannot hold what the model makes, logits that are not finite),
 // Cancelled.
-LockStepResult RunLockStep(const std::shared_ptr<Model>& model, std::span<const int32_t> tokens,
-                           const std::vector<KvOptions>& caches, const LockStepOptions& options);
+LockStepResult RunLockStep(const std::shared_ptr<const Model>& model,
+                           std::span<const int32_t> tokens, const std::vector<KvOptions>& caches,
+                           const LockStepOptions& options);
 
 // Means over several texts, each prediction counting once.
 struct CacheMeans {
@@ -72,7 +73,7 @@ struct CacheMeans {
   double fp16_loss = 0;  // Of the same predictions.
 };
 // Adds up RunLockStep over texts. A text that a budget does not hold: throws InvalidInput.
-std::vector<CacheMeans> MeasureMeans(const std::shared_ptr<Model>& model,
+std::vector<CacheMeans> MeasureMeans(const std::shared_ptr<const Model>& model,
                                      const std::vector<std::vector<int32_t>>& texts,
                                      const std::vector<KvOptions>& caches,
                                      const LockStepOptions& options);

@@ -14,7 +14,7 @@ namespace {
 
 class Experiment {
  public:
-  Experiment(const std::shared_ptr<Model>& model, std::vector<TaskTexts> tasks,
+  Experiment(const std::shared_ptr<const Model>& model, std::vector<TaskTexts> tasks,
              const TransferOptions& options)
       : model_(model), options_(options) {
     if (tasks.empty()) throw InvalidInput("--task", "found none, expected at least one");
@@ -136,7 +136,7 @@ class Experiment {
     }
   }
 
-  const std::shared_ptr<Model>& model_;
+  const std::shared_ptr<const Model>& model_;
   const TransferOptions& options_;
   Transfer transfer_;
   std::vector<std::shared_ptr<const Plan>> plans_;  // Per row.
@@ -144,7 +144,7 @@ class Experiment {
 
 }  // namespace
 
-Transfer MeasureTransfer(const std::shared_ptr<Model>& model, std::vector<TaskTexts> tasks,
+Transfer MeasureTransfer(const std::shared_ptr<const Model>& model, std::vector<TaskTexts> tasks,
                          const TransferOptions& options) {
   return Experiment(model, std::move(tasks), options).Run();
 }

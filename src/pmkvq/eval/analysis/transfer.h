@@ -46,7 +46,7 @@ struct Transfer {
 
 // Cost: one backward pass per calibration sample; one pass per distinct placement, and one of fp16,
 // over the evaluation texts. Throws what the steps throw; InvalidInput without tasks.
-Transfer MeasureTransfer(const std::shared_ptr<Model>& model, std::vector<TaskTexts> tasks,
+Transfer MeasureTransfer(const std::shared_ptr<const Model>& model, std::vector<TaskTexts> tasks,
                          const TransferOptions& options);
 
 std::string TransferJson(const Transfer& transfer, const std::string& command);

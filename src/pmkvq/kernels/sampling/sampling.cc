@@ -91,19 +91,18 @@ int32_t ArgMax(const float* values, int64_t count) {
   return static_cast<int32_t>(best);
 }
 
-int32_t SampleToken(const SamplingParams& params, const float* logits, int64_t vocab_size,
-                    Random& random) {
+std::optional<int32_t> SampleToken(const SamplingParams& params, const float* logits,
+                                   int64_t vocab_size, Random& random) {
   PMKVQ_CHECK(vocab_size > 0);
   PMKVQ_CHECK(params.temperature >= 0.0 && params.top_k >= 0);
   PMKVQ_CHECK(params.top_p > 0.0 && params.top_p <= 1.0);
   PMKVQ_CHECK(params.min_p >= 0.0 && params.min_p <= 1.0);
   bool has_nan = false;
   for (int64_t i = 0; i < vocab_size; ++i) has_nan |= logits[i] != logits[i];
-  PMKVQ_CHECK_MSG(!has_nan, "NaN among the logits");
-
+  if (has_nan) return std::nullopt;
   const int32_t best = ArgMax(logits, vocab_size);
+  if (!std::isfinite(logits[best])) return std::nullopt;
   if (params.temperature == 0.0) return best;
-  PMKVQ_CHECK_MSG(std::isfinite(logits[best]), "the largest logit is infinite");
   std::vector<Candidate> candidates =
       TemperedWeights(logits, vocab_size, logits[best], params.temperature);
   if (params.top_k > 0) KeepTopK(params.top_k, candidates);

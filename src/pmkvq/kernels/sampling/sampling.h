@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "pmkvq/base/random.h"
@@ -17,9 +18,10 @@ struct SamplingParams {
 
 // Draws one token id. Filters act in the order top-k, top-p, min-p, on probabilities after
 // temperature, as Hugging Face does it. Bits do not depend on other rows. One draw from `random`
-// per call unless greedy. `logits` [vocab_size] must hold no NaN (check).
-int32_t SampleToken(const SamplingParams& params, const float* logits, int64_t vocab_size,
-                    Random& random);
+// per call unless greedy. A token whose logit is -inf is never drawn. Returns nothing, and draws
+// nothing from `random`, when one of `logits` [vocab_size] is NaN or +inf, or all are -inf.
+[[nodiscard]] std::optional<int32_t> SampleToken(const SamplingParams& params, const float* logits,
+                                                 int64_t vocab_size, Random& random);
 
 // Takes from `random` what `count` calls of SampleToken take.
 void SkipSamples(const SamplingParams& params, int64_t count, Random& random);

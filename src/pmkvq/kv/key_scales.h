@@ -1,0 +1,38 @@
+// Key scales of a cache: factors s per channel pair, by which keys are divided before they are
+// stored and queries multiplied. q . k stays what it is; keys with equal channels quantise better.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pmkvq/kv/kv_types.h"
+#include "pmkvq/tensor/tensor.h"
+
+namespace pmkvq {
+
+// Immutable, so that any number of stores and threads may share one object.
+class KeyScales {
+ public:
+  // `scales`: s of every block, [Hkv, D/2] f32, all values finite and above 0, as a plan holds
+  // them. Null where there are none.
+  // Throws InvalidInput naming the block: another number of blocks, shape or type, a wrong value.
+  static std::shared_ptr<const KeyScales> Make(const KvGeometry& geometry,
+                                               const std::vector<Tensor>& scales);
+
+  // Factors for ApplyRope: s for each query head, [H, D/2]; 1 / s, [Hkv, D/2].
+  const float* query_factors(int64_t layer) const {
+    return query_factors_[static_cast<size_t>(layer)].data();
+  }
+  const float* key_factors(int64_t layer) const {
+    return key_factors_[static_cast<size_t>(layer)].data();
+  }
+
+ private:
+  KeyScales() = default;
+
+  std::vector<std::vector<float>> query_factors_;
+  std::vector<std::vector<float>> key_factors_;
+};
+
+}  // namespace pmkvq
