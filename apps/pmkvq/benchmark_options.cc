@@ -126,6 +126,8 @@ void EvalProgress::OnToken(RequestId, int32_t, const std::string&) {
 void EvalProgress::Add(const Response& response) {
   ++num_done_;
   num_correct_ += response.correct ? 1 : 0;
+  if (!response.error.empty())
+    PrintError(fmt::format("problem {}: {}", response.id, response.error));
   Update(1);
 }
 

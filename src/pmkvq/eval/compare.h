@@ -21,7 +21,7 @@ struct Outcome {
   int64_t response = 0;
   int64_t level = 0;
   bool correct = false;
-  std::string finish_reason;  // "stop", "length", "kv_budget"
+  std::string finish_reason;  // "stop", "length", "kv_budget", "error"
   int64_t output_tokens = 0;
   int64_t peak_bytes = 0;
   double decode_seconds = 0;  // 0: unknown.

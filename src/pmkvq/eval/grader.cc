@@ -26,7 +26,10 @@ void Grader::Add(Response response, std::string gold) {
   auto job = std::make_unique<Job>();
   job->response = std::move(response);
   job->gold = std::move(gold);
-  if (grading_ == Grading::kAnswer) {
+  // An error leaves the problem unsolved, whatever the text begins with.
+  const bool is_error = job->response.finish_reason == kErrorReason;
+  if (is_error) job->state = JobState::kGraded;
+  if (grading_ == Grading::kAnswer && !is_error) {
     const CancelScope scope(cancel_, "grading");
     job->state = Judge(*job);
   }
@@ -34,7 +37,7 @@ void Grader::Add(Response response, std::string gold) {
     const std::lock_guard<std::mutex> lock(mutex_);
     jobs_.push_back(std::move(job));
   }
-  if (grading_ == Grading::kAnswer) return;
+  if (grading_ == Grading::kAnswer || is_error) return;
   StartWorkers();
   changed_.notify_all();
 }

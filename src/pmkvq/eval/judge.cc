@@ -238,8 +238,12 @@ JudgeSummary SummarizeGraded(const std::vector<GradedResponse>& responses) {
 JudgeSummary JudgeResponses(const std::vector<ResponseRow>& rows) {
   std::vector<GradedResponse> graded;
   for (const ResponseRow& row : rows) {
-    JudgedText judged =
-        row.is_code ? JudgedText{row.extracted, row.correct} : JudgeText(row.text, row.answer);
+    JudgedText judged;
+    if (row.is_code) {
+      judged = {row.extracted, row.correct};
+    } else if (row.finish_reason != kErrorReason) {
+      judged = JudgeText(row.text, row.answer);
+    }
     graded.push_back({row.id, row.response.value(), row.is_code, std::move(judged.extracted),
                       judged.correct, row.finish_reason, row.output_tokens});
   }

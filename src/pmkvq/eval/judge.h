@@ -17,6 +17,9 @@
 
 namespace pmkvq {
 
+// Finish reason of a response that the model or the cache could not go on with: never right.
+inline constexpr std::string_view kErrorReason = "error";
+
 struct JudgedText {
   std::string extracted;  // ExtractAnswer, "" when there is none.
   bool correct = false;   // EquivalentAnswers(extracted, ExtractGold(gold))
@@ -32,7 +35,7 @@ struct ResponseRow {
   bool correct = false;
   std::string extracted;
   std::optional<int64_t> response;  // From 0.
-  std::string finish_reason;        // "" when the row has none.
+  std::string finish_reason;        // "" when the row has none. "error": unsolved, not graded.
   int64_t output_tokens = 0;
 };
 // `source` names file and line in errors. Throws InvalidInput.

@@ -37,6 +37,7 @@ std::string ResponseLine(const Response& response) {
   json.Key("extracted").String(response.extracted);
   json.Key("correct").Bool(response.correct);
   json.Key("finish_reason").String(response.finish_reason);
+  if (!response.error.empty()) json.Key("error").String(response.error);
   json.Key("prompt_tokens").Int(response.prompt_tokens);
   json.Key("output_tokens").Int(response.output_tokens);
   json.Key("peak_bytes").Int(response.peak_bytes);
@@ -69,9 +70,10 @@ Response ParseResponse(std::string_view line, const std::string& source) {
   const JsonValue reason = json.Find("finish_reason");
   response.finish_reason = reason.AsString();
   if (response.finish_reason != "stop" && response.finish_reason != "length" &&
-      response.finish_reason != "kv_budget") {
-    reason.Fail("\"stop\", \"length\" or \"kv_budget\"");
+      response.finish_reason != "kv_budget" && response.finish_reason != kErrorReason) {
+    reason.Fail("\"stop\", \"length\", \"kv_budget\" or \"error\"");
   }
+  if (json.Has("error")) response.error = json.At("error").AsString();
   response.prompt_tokens = Count(json, "prompt_tokens");
   response.output_tokens = Count(json, "output_tokens");
   response.peak_bytes = Count(json, "peak_bytes");
