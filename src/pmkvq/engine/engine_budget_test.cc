@@ -56,7 +56,7 @@ std::shared_ptr<Plan> TinyPlan() {
 
 // Engines of different plans, and one without any, take turns on one model.
 TEST(EngineBudget, EnginesWithDifferentPlansShareAModel) {
-  std::vector<EngineOptions> options(3, Budgeted(60000));
+  std::vector<EngineOptions> options(3, Budgeted(85000));
   for (size_t i = 0; i < 2; ++i) {
     const std::shared_ptr<Plan> plan = TinyPlan();
     for (Tensor& scales : plan->key_scales) {
