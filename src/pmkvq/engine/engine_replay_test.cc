@@ -17,8 +17,8 @@ using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
 
-std::shared_ptr<Model> SharedTinyLlama() {
-  static const std::shared_ptr<Model> model = LoadTinyLlama();
+std::shared_ptr<const Model> SharedTinyLlama() {
+  static const std::shared_ptr<const Model> model = LoadTinyLlama();
   return model;
 }
 

@@ -137,7 +137,7 @@ class ContinuedRun : public ::testing::TestWithParam<std::string> {
     return lines;
   }
 
-  std::shared_ptr<Model> model_ = LoadTinyLlama();
+  std::shared_ptr<const Model> model_ = LoadTinyLlama();
   std::shared_ptr<const Tokenizer> tokenizer_ = ByteTokenizer();
 };
 

@@ -32,7 +32,7 @@ class EqualBytesTest : public ::testing::Test {
     return specs;
   }
 
-  std::shared_ptr<Model> model_ = testing_support::LoadTinyLlama();
+  std::shared_ptr<const Model> model_ = testing_support::LoadTinyLlama();
 };
 
 TEST_F(EqualBytesTest, WithoutABudgetTheLargestOfTheNarrowest) {
