@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <clocale>
-#include <csignal>
 #include <cstdlib>
 #include <cwchar>
 #include <filesystem>
@@ -45,24 +44,6 @@ std::wstring WithSymbols(std::wstring text) {
   return text;
 }
 
-// SIGINT and SIGTERM wait for as long as this lives. `before`: the mask that it found.
-class SignalBlock {
- public:
-  explicit SignalBlock(sigset_t* before) : before_(before) {
-    sigset_t ending;
-    sigemptyset(&ending);
-    sigaddset(&ending, SIGINT);
-    sigaddset(&ending, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &ending, before);
-  }
-  ~SignalBlock() { pthread_sigmask(SIG_SETMASK, before_, nullptr); }
-  SignalBlock(const SignalBlock&) = delete;
-  SignalBlock& operator=(const SignalBlock&) = delete;
-
- private:
-  sigset_t* before_;
-};
-
 bool TerminalCanEdit() {
   const char* const term = std::getenv("TERM");
   return StdinIsTerminal() && StdoutIsTerminal() && term != nullptr && *term != '\0' &&
@@ -98,7 +79,6 @@ struct LineEditor::Impl {
   HistoryW* history = nullptr;
   std::string history_path;
   std::wstring prompt;
-  sigset_t unblocked = {};  // The signal mask outside of Read().
 };
 
 // Runs when the terminal says that a paste begins: everything up to its end is text, whatever the
@@ -127,20 +107,21 @@ unsigned char LineEditor::Impl::Paste(EditLine* editor, wint_t) {
   return CC_REFRESH;
 }
 
-// Read() blocks the signals that end an answer; they come through only while this waits for a key.
-// A signal between the prompt and the wait would otherwise be noticed at the next key only.
-int LineEditor::Impl::ReadCharacter(EditLine* editor, wchar_t* character) {
-  Impl* self = nullptr;
-  el_wget(editor, EL_CLIENTDATA, &self);
+// A signal may come between the prompt and the wait for a key, and any thread may take it. So the
+// flag is looked at between waits of 50 ms.
+int LineEditor::Impl::ReadCharacter(EditLine*, wchar_t* character) {
+  constexpr int kWaitMs = 50;
   std::mbstate_t state = {};
   while (true) {
     pollfd input = {STDIN_FILENO, POLLIN, 0};
-    if (ppoll(&input, 1, nullptr, &self->unblocked) < 0) {
-      if (errno == EINTR && !IsCancelled(InterruptFlag())) continue;
+    const int ready = poll(&input, 1, kWaitMs);
+    if (IsCancelled(InterruptFlag())) {
+      errno = EINTR;
       return -1;
     }
+    if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
     char byte = 0;
-    const ssize_t count = read(STDIN_FILENO, &byte, 1);
+    const ssize_t count = ready < 0 ? ready : read(STDIN_FILENO, &byte, 1);
     if (count <= 0) return static_cast<int>(count);
     const size_t size = std::mbrtowc(character, &byte, 1, &state);
     if (size == static_cast<size_t>(-2)) continue;  // A part of a character.
@@ -199,11 +180,7 @@ LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   while (true) {
     Print("\x1b[?2004h");  // The terminal then marks where a paste begins and ends.
     int count = 0;
-    const wchar_t* text = nullptr;
-    {
-      const SignalBlock block(&impl_->unblocked);
-      text = el_wgets(impl_->editor, &count);
-    }
+    const wchar_t* const text = el_wgets(impl_->editor, &count);
     Print("\x1b[?2004l");
     if (text != nullptr && count > 0) {
       std::wstring read(text, static_cast<size_t>(count));

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <numeric>
 #include <set>
@@ -34,7 +35,10 @@ std::shared_ptr<Plan> MakePlan() {
   plan->k_bits = {4, 2, 4};
   plan->v_bits = {2, 2, 4};
   plan->budget_bytes = {60000, 50000, 70000};
-  for (int i = 0; i < 3; ++i) plan->key_scales.emplace_back(DType::kF32, Shape{2, 8});
+  for (int i = 0; i < 3; ++i) {
+    plan->key_scales.emplace_back(DType::kF32, Shape{2, 8});
+    std::fill_n(plan->key_scales.back().As<float>(), 16, 2.0f);
+  }
   return plan;
 }
 
