@@ -117,8 +117,8 @@ TEST(Analyze, WrongUsageIsSaidAtOnce) {
   fails({"error-growth", "--model", kModel}, 2, "--json or --html");
   fails({"error-growth", "--model", kModel, "--json", "-", "--kv", "nothing"}, 2, "nothing");
   fails({"error-growth", "--model", kModel, "--json", "-", "--problem", "x-1"}, 1, "--problem");
-  fails({"transfer", "--model", kModel, "--json", "-", "--task", "x"}, 1, "NAME=FILE");
-  fails({"interpolation", "--model", kModel, "--json", "-", "--factors", "0"}, 1, "--factors");
+  fails({"transfer", "--model", kModel, "--json", "-", "--task", "x"}, 2, "NAME=FILE");
+  fails({"interpolation", "--model", kModel, "--json", "-", "--factors", "0"}, 2, "--factors");
   fails({"interpolation", "--model", kModel, "--json", "-", "--seq-len", "9000"}, 1, "8192");
 }
 

@@ -171,8 +171,8 @@ TEST(Compare, SaysWhatIsWrong) {
            {with_model({"--kv", "nothing", "--kv-budget", "2MiB"}), 2, "unknown method 'nothing'"},
            {with_model({"--kv", "pm-kvq:bits=2", "--kv-budget", "2MiB"}), 2,
             "expected one of them"},
-           {{"--from", "x", "--kv", "rtn"}, 2, "--from: found --kv"},
-           {{"--counts", "x", "--kv", "rtn"}, 2, "--counts: found --kv"},
+           {{"--from", kModel, "--kv", "rtn"}, 2, "--from: found --kv"},
+           {{"--counts", kModel + "/config.json", "--kv", "rtn"}, 2, "--counts: found --kv"},
            {{"--counts", "/nothing"}, 1, "[/nothing]"},
            {{"--from", "/nothing"}, 1, "[/nothing] no such file or folder"}}) {
     std::vector<std::string> args = {"compare"};

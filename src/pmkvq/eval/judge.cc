@@ -35,7 +35,7 @@ std::vector<std::string> ResponseFiles(const std::string& path) {
 }
 
 constexpr size_t kMaxRows = size_t{1} << 18;
-constexpr size_t kMinRowBytes = 34;  // {"id":"","answer":"","text":""} and LF.
+constexpr size_t kMinRowBytes = 29;  // {"id":1,"answer":1,"text":""} and LF.
 
 // Rows and the lines that they stand on.
 struct LoadedRows {
