@@ -38,7 +38,10 @@ TEST(FileOptions, NoNameMakesAnyCommandAbort) {
     for (const HelpOption& option : OptionsOf(command)) {
       if (!NamesFile(option)) continue;
       ++count;
+      // These need no more options: with a name that can be written they would run for minutes.
+      const bool runs = command.front() == "bench" || command.front() == "demo";
       for (const std::string& name : names) {
+        if (runs && (name == "-" || name == "/dev/full")) continue;
         const ProgramResult result = RunProgram(Plus(command, {option.name, name}));
         EXPECT_TRUE(result.exit_code == 0 || result.exit_code == 1 || result.exit_code == 2)
             << command.back() << ' ' << option.name << ' ' << name << ": " << result.exit_code;
