@@ -49,7 +49,8 @@ std::vector<Value> SplitBySpace(Runtime& runtime, const String& text, int64_t ma
   size_t at = LeadingSpace(view);
   while (at < view.size()) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) >= max_splits) {
-      parts.push_back(Substring(runtime, text, at, view.size() - TrailingSpace(view.substr(at))));
+      // The rest keeps the white space at its end.
+      parts.push_back(Substring(runtime, text, at, view.size()));
       break;
     }
     size_t end = at;
@@ -68,8 +69,7 @@ std::vector<Value> SplitBySpaceFromRight(Runtime& runtime, const String& text, i
   size_t end = view.size() - TrailingSpace(view);
   while (end > 0) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) >= max_splits) {
-      const size_t begin = LeadingSpace(view.substr(0, end));
-      if (begin < end) parts.push_back(Substring(runtime, text, begin, end));
+      parts.push_back(Substring(runtime, text, 0, end));
       break;
     }
     size_t begin = end;

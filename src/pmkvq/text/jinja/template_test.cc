@@ -167,6 +167,12 @@ TEST(JinjaParse, WrongSyntaxIsNamedWithItsLine) {
   ExpectError<InvalidInput>([] { Template::Parse("\xff", "t"); }, {"0xff", "UTF-8"});
 }
 
+TEST(JinjaRender, SplitsKeepTheWhiteSpaceOfTheRest) {
+  EXPECT_EQ(Rendered("{{ '  a b  c '.split(none, 1) }}"), "['a', 'b  c ']");
+  EXPECT_EQ(Rendered("{{ '  a b  c '.rsplit(none, 1) }}"), "['  a b', 'c']");
+  EXPECT_EQ(Rendered("{{ '  '.split(none, 0) }}{{ '  '.rsplit(none, 0) }}"), "[][]");
+}
+
 TEST(JinjaRender, ErrorsNameTheLine) {
   const auto fails = [](const std::string& source, std::initializer_list<std::string> words) {
     ExpectError<InvalidInput>([&] { Rendered("a\n" + source); }, words);
