@@ -201,10 +201,11 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line) {
   command->remove_option(command->get_option("--kv"));
   command->remove_option(command->get_option("--recipe"));
   command
-      ->add_option("--kv", options->specs,
-                   "may be given several times; default: static widths, kivi, rtn and pm-kvq "
-                   "inside the same bytes, those of --kv-budget or --plan, else what 2 bits take; " +
-                       KvHelp())
+      ->add_option(
+          "--kv", options->specs,
+          "may be given several times; default: static widths, kivi, rtn and pm-kvq "
+          "inside the same bytes, those of --kv-budget or --plan, else what 2 bits take; " +
+              KvHelp())
       ->type_name("SPEC")
       ->transform(KnownMethod())
       ->group("KV cache");

@@ -1,6 +1,8 @@
 // pmkvq sensitivity, max-keys, rep-scales: the measuring steps of calibration one by one.
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
@@ -37,6 +39,13 @@ struct StepOptions {
   }
   // The samples decide what a checkpoint belongs to; nothing else has to.
   CalibrationRunOptions Resolve() const {
+    std::error_code error;
+    if (std::filesystem::exists(checkpoint, error) &&
+        !std::filesystem::is_regular_file(checkpoint, error)) {
+      throw InvalidInput("--checkpoint", "found '" + checkpoint +
+                                             "', expected a file: it is replaced, and removed at "
+                                             "the end of the step");
+    }
     return {model, data.Resolve(), threads, checkpoint, /*fingerprint=*/""};
   }
 };

@@ -197,8 +197,7 @@ TEST(BadRequest, EmptyPrompt) {
 }
 
 TEST(BadRequest, PromptIsNoUtf8) {
-  ExpectOneLine(RunProgram({"run", "--model", kModel}, "abc\xff"), 1,
-                {"stdin", "UTF-8", "byte 3"});
+  ExpectOneLine(RunProgram({"run", "--model", kModel}, "abc\xff"), 1, {"stdin", "UTF-8", "byte 3"});
 }
 
 TEST(BadRequest, PromptLongerThanTheModel) {

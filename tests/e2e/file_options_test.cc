@@ -74,7 +74,7 @@ class Outputs : public testing::Test {
     const Args ppl = {"perplexity", "--model", kTiny, "--dataset", rows_};
     const Args allocate = {
         "allocate",   "--kv-dim",        "128", "--reference-accounting", "--sensitivity",
-        sensitivity_, "--memory-budget", "1"};
+        sensitivity_, "--memory-budget", "8"};
     const Args calibrate =
         Plus(Plus({"calibrate"}, data), {"--memory-budget", "1", "--max-len", "256"});
     outputs_ = {

@@ -201,7 +201,7 @@ TEST_F(RequestErrorTest, MeasurementsEndWithOneLine) {
                                        folder_.File("plan.json")})),
                 {"finite"});
   for (const std::string method : {"oscar", "kvtuner", "kvmix", "rotatekv"}) {
-    ExpectOneLine(Run("calibrate", with({"--kv", method, "--plan", folder_.File("x.json")})),
+    ExpectOneLine(Run("calibrate", with({"--kv", method, "--out", folder_.File("x.safetensors")})),
                   {"expected"});
   }
 }

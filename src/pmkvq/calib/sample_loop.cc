@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -98,7 +99,9 @@ class LoopCheckpoint {
   }
 
   void Remove() const {
-    if (!path_.empty()) std::remove(path_.c_str());
+    // A device or pipe of that name is not ours to remove.
+    std::error_code error;
+    if (std::filesystem::is_regular_file(path_, error)) std::filesystem::remove(path_, error);
   }
 
  private:

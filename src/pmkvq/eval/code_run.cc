@@ -17,7 +17,8 @@ constexpr std::string_view kBlanks = " \t\r\n\v\f";
 // Runs solution.py as contest code expects it: the usual names imported, deep recursion, long
 // integers in decimal. Python 3.12 and 3.13 end recursion through C code, such as the memoising
 // wrapper of functools, at a fixed depth that setrecursionlimit does not change; there the wrapper
-// written in Python is used, which takes two frames a call. {0}: name of the module; {1}: what follows, with `module` at hand.
+// written in Python is used, which takes two frames a call. {0}: name of the module; {1}: what
+// follows, with `module` at hand.
 constexpr const char* kScript = R"(
 import _thread, sys, types
 _thread.stack_size(64 << 20)

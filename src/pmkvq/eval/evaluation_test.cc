@@ -236,7 +236,8 @@ TEST_F(EvaluationTest, SettingsHoldWhatChangesResponses) {
   EXPECT_TRUE(differs([](EvaluationOptions& o) { o.engine.kv.budget_bytes = 9; }));
   EXPECT_TRUE(differs([](EvaluationOptions& o) { o.engine.kv.sink_tokens = 4; }));
   EXPECT_TRUE(differs([](EvaluationOptions& o) { o.engine.kv.kv_dtype = DType::kBF16; }));
-  EXPECT_TRUE(differs([](EvaluationOptions& o) { o.chat_template = ChatTemplate::BuiltIn("chatml"); }));
+  EXPECT_TRUE(
+      differs([](EvaluationOptions& o) { o.chat_template = ChatTemplate::BuiltIn("chatml"); }));
   std::vector<ProblemRow> edited = problems;
   edited[1].answer = "2";
   EXPECT_NE(RunSettingsJson(Settings(edited, options)), base);

@@ -82,7 +82,8 @@ class KvStore {
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the
   // chunk's K and V; of a chunk with one_by_one, row after row. q, out [rows, H, D]; k, v [rows,
-  // Hkv, D], post-RoPE, key scales applied. `out` is undefined for chunks whose sequence has failed.
+  // Hkv, D], post-RoPE, key scales applied. `out` is undefined for chunks whose sequence has
+  // failed.
   virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                float* out) = 0;
 

@@ -85,7 +85,8 @@ struct ForwardWorkspace {
   AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
   int64_t num_logit_rows = 0;
 
-  // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the caller's order.
+  // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the
+  // caller's order.
   Batch batch;
   std::vector<int64_t> positions;         // Per row.
   std::vector<int64_t> chunk_first_rows;  // Per chunk, in the caller's order.

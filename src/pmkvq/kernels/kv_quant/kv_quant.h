@@ -1,7 +1,8 @@
 // Group quantisation of keys and values, and halving of packed codes.
 //
 // A group is G values of one token and one head (G = min(128, head_dim), a multiple of 8), or, of
-// keys per channel, the G = 128 tokens of one channel. At width b in {8, 4, 2} a group is G codes of b bits plus `min` and `range`:
+// keys per channel, the G = 128 tokens of one channel. At width b in {8, 4, 2} a group is G codes
+// of b bits plus `min` and `range`:
 //
 //   step = range / (2^b - 1)              value = code * step + min        (eq. 1 and 2)
 //   code = clamp(round_half_even((x - min) / step), 0, 2^b - 1)
