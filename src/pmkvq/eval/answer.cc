@@ -141,6 +141,7 @@ std::optional<std::string> ExtractBoxedAnswer(std::string_view text) {
     }
   }
   if (!box || box->end == std::string_view::npos) return std::nullopt;
+  const size_t end = box->end;
   std::string answer(Trim(box->content));
   size_t num_boxes = 1;
   while (num_boxes < kMaxBoxes) {
@@ -155,7 +156,12 @@ std::optional<std::string> ExtractBoxedAnswer(std::string_view text) {
     }
     box = before;
   }
-  return answer;
+  // "(\\boxed{1}, \\boxed{2})" is a tuple.
+  const std::string_view head = Trim(text.substr(0, box->begin), kBlanks);
+  const std::string_view tail = Trim(text.substr(end), kBlanks);
+  const bool tuple =
+      num_boxes > 1 && !head.empty() && !tail.empty() && head.back() == '(' && tail.front() == ')';
+  return tuple ? "(" + answer + ")" : answer;
 }
 
 std::optional<std::string> ExtractAnswer(std::string_view text) {

@@ -300,8 +300,13 @@ bool TakePlainWords(TrailingUnit* answer) {
   bool quotient = false;  // "km/h": short names are safe there.
   while (begin > 0) {
     const char c = text[begin - 1];
-    const bool slash = c == '/' && begin > 1 && begin < text.size() && IsLetter(text[begin]) &&
-                       IsLetter(text[begin - 2]);
+    const bool ratio = c == '/' && begin > 1 && begin < text.size() && IsLetter(text[begin]);
+    const bool slash = ratio && IsLetter(text[begin - 2]);
+    if (ratio && IsDigit(text[begin - 2])) {
+      // "5.00/hour"
+      --begin;
+      break;
+    }
     const bool apostrophe = c == '\'' && begin < text.size() && IsLetter(text[begin]);
     if (!IsLetter(c) && c != ' ' && !slash && !apostrophe) break;
     quotient = quotient || slash;
