@@ -45,9 +45,7 @@ std::wstring WithSymbols(std::wstring text) {
 }
 
 bool TerminalCanEdit() {
-  const char* const term = std::getenv("TERM");
-  return StdinIsTerminal() && StdoutIsTerminal() && term != nullptr && *term != '\0' &&
-         std::string(term) != "dumb";
+  return StdinIsTerminal() && StdoutIsTerminal() && TerminalTakesControls();
 }
 
 }  // namespace

@@ -87,12 +87,6 @@ std::string FitColumns(const std::string& text, int columns) {
   return columns >= 2 ? shown + ".." : shown;
 }
 
-// Cursor movement and the like; TERM=dumb says that control sequences would show as text.
-bool TerminalTakesControls() {
-  const char* const term = std::getenv("TERM");
-  return term != nullptr && *term != '\0' && std::string_view(term) != "dumb";
-}
-
 std::string FormatSeconds(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
   if (whole < 60) return fmt::format("{} s", whole);
@@ -267,6 +261,11 @@ bool StderrIsLive() { return isatty(STDERR_FILENO) == 1 && TerminalTakesControls
 
 bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }
 bool StdoutIsTerminal() { return isatty(STDOUT_FILENO) == 1; }
+
+bool TerminalTakesControls() {
+  const char* const term = std::getenv("TERM");
+  return term != nullptr && *term != '\0' && std::string_view(term) != "dumb";
+}
 
 bool StdoutTakesStyle() { return StdoutIsTerminal() && WantsStyle() && TerminalTakesControls(); }
 

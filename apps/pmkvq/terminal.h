@@ -88,6 +88,8 @@ class StatusLine {
 bool StderrIsLive();
 bool StdinIsTerminal();
 bool StdoutIsTerminal();
+// Cursor movement and the like; TERM=dumb says that control sequences would show as text.
+bool TerminalTakesControls();
 // Stdout is a terminal that takes colours: TERM is not dumb, NO_COLOR is unset or empty.
 bool StdoutTakesStyle();
 

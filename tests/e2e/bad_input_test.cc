@@ -7,11 +7,13 @@
 #include <functional>
 
 #include "pmkvq/io/safetensors.h"
+#include "support/command_help.h"
 #include "support/run_program.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectOneLineError;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
 using testing_support::Slurp;
@@ -19,17 +21,6 @@ using testing_support::TempFolder;
 
 const std::string kModel = PMKVQ_SOURCE_DIR "/models/longcot-10m";
 const std::string kTiny = PMKVQ_SOURCE_DIR "/tests/golden/tiny-llama";
-
-void ExpectOneLine(const ProgramResult& result, int exit_code,
-                   const std::vector<std::string>& parts) {
-  EXPECT_EQ(result.exit_code, exit_code) << result.err;
-  EXPECT_EQ(result.out, "");
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  for (const std::string& part : parts) {
-    EXPECT_NE(result.err.find(part), std::string::npos)
-        << "'" << part << "' is not in: " << result.err;
-  }
-}
 
 // A copy of the tiny model to damage.
 class DamagedModel : public testing::Test {
@@ -62,17 +53,17 @@ class DamagedModel : public testing::Test {
 
 TEST_F(DamagedModel, TruncatedWeights) {
   ChangeWeights([](std::string& bytes) { bytes.resize(bytes.size() / 2); });
-  ExpectOneLine(Run(), 1, {"model.safetensors"});
+  ExpectOneLineError(Run(), 1, {"model.safetensors"});
 }
 
 TEST_F(DamagedModel, HugeHeaderLength) {
   ChangeWeights([](std::string& bytes) { std::fill_n(bytes.begin(), 8, '\xff'); });
-  ExpectOneLine(Run(), 1, {"model.safetensors", "header"});
+  ExpectOneLineError(Run(), 1, {"model.safetensors", "header"});
 }
 
 TEST_F(DamagedModel, HeaderIsNoJson) {
   ChangeWeights([](std::string& bytes) { bytes[8] = '!'; });
-  ExpectOneLine(Run(), 1, {"model.safetensors"});
+  ExpectOneLineError(Run(), 1, {"model.safetensors"});
 }
 
 TEST_F(DamagedModel, WrongDtype) {
@@ -80,49 +71,49 @@ TEST_F(DamagedModel, WrongDtype) {
     const size_t at = bytes.find("\"F32\"");
     bytes.replace(at, 5, "\"Q99\"");
   });
-  ExpectOneLine(Run(), 1, {"model.safetensors", "Q99"});
+  ExpectOneLineError(Run(), 1, {"model.safetensors", "Q99"});
 }
 
 TEST_F(DamagedModel, WrongShape) {
   ReplaceInConfig("\"intermediate_size\": 128", "\"intermediate_size\": 120");
-  ExpectOneLine(Run(), 1, {"model.safetensors", "mlp", "128", "120"});
+  ExpectOneLineError(Run(), 1, {"model.safetensors", "mlp", "128", "120"});
 }
 
 TEST_F(DamagedModel, NoWeights) {
   std::filesystem::remove(weights());
-  ExpectOneLine(Run(), 1, {folder_.path(), "model.safetensors"});
+  ExpectOneLineError(Run(), 1, {folder_.path(), "model.safetensors"});
 }
 
 TEST_F(DamagedModel, MissingShard) {
   std::filesystem::remove(weights());
   folder_.Write("model.safetensors.index.json",
                 R"({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}})");
-  ExpectOneLine(Run(), 1, {"model-00001-of-00002.safetensors"});
+  ExpectOneLineError(Run(), 1, {"model-00001-of-00002.safetensors"});
 }
 
 TEST_F(DamagedModel, HeadsNotDivisible) {
   ReplaceInConfig("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3");
-  ExpectOneLine(Run(), 1, {"config.json", "num_key_value_heads", "3"});
+  ExpectOneLineError(Run(), 1, {"config.json", "num_key_value_heads", "3"});
 }
 
 TEST_F(DamagedModel, OddHeadDim) {
   ReplaceInConfig("\"head_dim\": 16", "\"head_dim\": 15");
-  ExpectOneLine(Run(), 1, {"config.json", "head_dim", "15"});
+  ExpectOneLineError(Run(), 1, {"config.json", "head_dim", "15"});
 }
 
 TEST_F(DamagedModel, ZeroLayers) {
   ReplaceInConfig("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 0");
-  ExpectOneLine(Run(), 1, {"config.json", "num_hidden_layers", "0"});
+  ExpectOneLineError(Run(), 1, {"config.json", "num_hidden_layers", "0"});
 }
 
 TEST_F(DamagedModel, UnknownArchitecture) {
   ReplaceInConfig("LlamaForCausalLM", "MambaForCausalLM");
-  ExpectOneLine(Run(), 1, {"config.json", "architectures", "MambaForCausalLM"});
+  ExpectOneLineError(Run(), 1, {"config.json", "architectures", "MambaForCausalLM"});
 }
 
 TEST_F(DamagedModel, ConfigIsNoJson) {
   folder_.Write("config.json", "{");
-  ExpectOneLine(Run(), 1, {"config.json"});
+  ExpectOneLineError(Run(), 1, {"config.json"});
 }
 
 TEST_F(DamagedModel, NanInWeightsIsFoundAtCalibration) {
@@ -152,58 +143,62 @@ TEST_F(DamagedModel, UnknownTokenizerPart) {
   const size_t at = text.find("\"NFC\"");
   ASSERT_NE(at, std::string::npos);
   folder_.Write("tokenizer.json", text.replace(at, 5, "\"Precompiled\""));
-  ExpectOneLine(RunProgram({"tokenize", "--model", folder_.path()}, "x"), 1,
-                {"tokenizer.json", "normalizer", "Precompiled"});
+  ExpectOneLineError(RunProgram({"tokenize", "--model", folder_.path()}, "x"), 1,
+                     {"tokenizer.json", "normalizer", "Precompiled"});
 }
 
 TEST_F(DamagedModel, PlanOfAnotherModel) {
-  ExpectOneLine(Run({"--kv", "pm-kvq", "--plan", kModel + "/plan.json"}), 1,
-                {"plan.json", "model"});
+  ExpectOneLineError(Run({"--kv", "pm-kvq", "--plan", kModel + "/plan.json"}), 1,
+                     {"plan.json", "model"});
 }
 
 TEST(BadRequest, TokenIdOutOfRange) {
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1,256"}), 1,
-                {"--prompt-ids", "256", "255"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1,256"}), 1,
+                     {"--prompt-ids", "256", "255"});
 }
 
 TEST(BadRequest, NoIds) {
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", ""}, "text"), 2,
-                {"--prompt-ids", "empty"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", ""}, "text"), 2,
+                     {"--prompt-ids", "empty"});
 }
 
 TEST(BadRequest, TextToTokenizeIsNoUtf8) {
-  ExpectOneLine(RunProgram({"tokenize", "--model", kModel}, "ab\xff"), 1,
-                {"stdin", "offset 2", "UTF-8"});
+  ExpectOneLineError(RunProgram({"tokenize", "--model", kModel}, "ab\xff"), 1,
+                     {"stdin", "offset 2", "UTF-8"});
 }
 
 TEST(BadRequest, InspectedFileIsSomethingElse) {
-  ExpectOneLine(RunProgram({"inspect", kModel + "/config.json"}), 1, {"config.json", "folder"});
+  ExpectOneLineError(RunProgram({"inspect", kModel + "/config.json"}), 1,
+                     {"config.json", "folder"});
 }
 
 TEST(BadRequest, PlanIsSomethingElse) {
-  ExpectOneLine(RunProgram({"run", "--model", kModel, "--prompt", "a", "--kv", "pm-kvq", "--plan",
-                            kModel + "/config.json"}),
-                1, {"config.json", "format", "pmkvq-plan"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel, "--prompt", "a", "--kv", "pm-kvq",
+                                 "--plan", kModel + "/config.json"}),
+                     1, {"config.json", "format", "pmkvq-plan"});
 }
 
 TEST(BadRequest, NotANumberInIds) {
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1,x"}), 2,
-                {"--prompt-ids", "'x'"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1,x"}), 2,
+                     {"--prompt-ids", "'x'"});
 }
 
 TEST(BadRequest, EmptyPrompt) {
-  ExpectOneLine(RunProgram({"run", "--model", kModel, "--prompt", ""}), 2, {"--prompt", "empty"});
-  ExpectOneLine(RunProgram({"run", "--model", kModel}, ""), 1, {"stdin", "empty"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel, "--prompt", ""}), 2,
+                     {"--prompt", "empty"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel}, ""), 1, {"stdin", "empty"});
 }
 
 TEST(BadRequest, PromptIsNoUtf8) {
-  ExpectOneLine(RunProgram({"run", "--model", kModel}, "abc\xff"), 1, {"stdin", "UTF-8", "byte 3"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel}, "abc\xff"), 1,
+                     {"stdin", "UTF-8", "byte 3"});
 }
 
 TEST(BadRequest, PromptLongerThanTheModel) {
   std::string ids = "1";
   for (int i = 0; i < 4096; ++i) ids += ",2";
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", ids}), 1, {"4097", "4096"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", ids}), 1,
+                     {"4097", "4096"});
 }
 
 TEST(BadRequest, BudgetTooSmallForThePromptNamesTheSmallest) {
@@ -215,7 +210,7 @@ TEST(BadRequest, BudgetTooSmallForThePromptNamesTheSmallest) {
   std::vector<std::string> small = base;
   small.push_back("900KiB");
   const ProgramResult result = RunProgram(small);
-  ExpectOneLine(result, 1, {"--kv-budget", "at least"});
+  ExpectOneLineError(result, 1, {"--kv-budget", "at least"});
   // The size it names works, and one byte less does not.
   const size_t at = result.err.find("at least");
   ASSERT_NE(at, std::string::npos);
@@ -229,36 +224,37 @@ TEST(BadRequest, BudgetTooSmallForThePromptNamesTheSmallest) {
 }
 
 TEST(BadRequest, BudgetIsNoSize) {
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--kv-budget", "lots"}),
-                2, {"--kv-budget", "lots"});
+  ExpectOneLineError(
+      RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--kv-budget", "lots"}), 2,
+      {"--kv-budget", "lots"});
 }
 
 TEST(BadRequest, UnknownMethodListsTheKnownOnes) {
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--kv", "magic"}), 2,
-                {"magic", "pm-kvq", "static-4"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--kv", "magic"}), 2,
+                     {"magic", "pm-kvq", "static-4"});
 }
 
 TEST(BadRequest, UnwritableOutput) {
-  ExpectOneLine(RunProgram({"logits", "--model", kTiny, "--prompt-ids", "1", "--out",
-                            "/nonexistent/logits.safetensors"}),
-                1, {"/nonexistent/logits.safetensors"});
-  ExpectOneLine(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--max-tokens", "1",
-                            "--json", "-", "--stats", "/nonexistent/stats"}),
-                1, {"/nonexistent/stats"});
+  ExpectOneLineError(RunProgram({"logits", "--model", kTiny, "--prompt-ids", "1", "--out",
+                                 "/nonexistent/logits.safetensors"}),
+                     1, {"/nonexistent/logits.safetensors"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--max-tokens", "1",
+                                 "--json", "-", "--stats", "/nonexistent/stats"}),
+                     1, {"/nonexistent/stats"});
   // Said before the work is done, not after it.
-  ExpectOneLine(
+  ExpectOneLineError(
       RunProgram({"run", "--model", kModel, "--prompt", "a", "--json", "/nonexistent/result.json"}),
       1, {"/nonexistent/result.json", "cannot write"});
-  ExpectOneLine(
+  ExpectOneLineError(
       RunProgram({"calibrate", "--model", kModel, "--dataset", kModel + "/calibration.jsonl",
                   "--memory-budget", "64", "--plan", "/nonexistent/plan.json"}),
       1, {"/nonexistent/plan.json", "cannot write"});
-  ExpectOneLine(
+  ExpectOneLineError(
       RunProgram({"calibrate", "--model", kModel, "--dataset", kModel + "/calibration.jsonl",
                   "--memory-budget", "64", "--plan", "plan"}),
       2, {"--plan", "'plan'", ".json"});
-  ExpectOneLine(RunProgram({"run", "--model", kModel, "--prompt", "a", "--stats", "-"}), 2,
-                {"--stats", "'-'"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel, "--prompt", "a", "--stats", "-"}), 2,
+                     {"--stats", "'-'"});
 }
 
 TEST(BadRequest, ImpossibleAllocationNamesTheSmallestBudget) {
@@ -270,16 +266,16 @@ TEST(BadRequest, ImpossibleAllocationNamesTheSmallestBudget) {
       sensitivity, "--max-len", "4096", "--memory-budget"};
   std::vector<std::string> small = base;
   small.push_back("0.49");
-  ExpectOneLine(RunProgram(small), 1, {"524288"});
+  ExpectOneLineError(RunProgram(small), 1, {"524288"});
   std::vector<std::string> enough = base;
   enough.push_back("0.5");
   EXPECT_EQ(RunProgram(enough).exit_code, 0);
   enough.back() = "512KiB";
   EXPECT_EQ(RunProgram(enough).exit_code, 0);
   enough.back() = "511KiB";
-  ExpectOneLine(RunProgram(enough), 1, {"0.500 MiB"});
+  ExpectOneLineError(RunProgram(enough), 1, {"0.500 MiB"});
   enough.back() = "much";
-  ExpectOneLine(RunProgram(enough), 2, {"--memory-budget", "'much'"});
+  ExpectOneLineError(RunProgram(enough), 2, {"--memory-budget", "'much'"});
 }
 
 TEST(BadUsage, ExitsWithTwo) {
@@ -293,11 +289,11 @@ TEST(BadUsage, ExitsWithTwo) {
            {"run", "--model", kTiny, "--chat", "-n", "2"},
            {"run", "--model", kTiny, "--chat", "--json", "-"},
            {"allocate", "--sensitivity", "x", "--memory-budget", "1"}}) {
-    ExpectOneLine(RunProgram(args), 2, {"--help"});
+    ExpectOneLineError(RunProgram(args), 2, {"--help"});
   }
 }
 
-TEST(BadUsage, NamesTheUnknownCommand) { ExpectOneLine(RunProgram({"fly"}), 2, {"'fly'"}); }
+TEST(BadUsage, NamesTheUnknownCommand) { ExpectOneLineError(RunProgram({"fly"}), 2, {"'fly'"}); }
 
 TEST(BadUsage, HelpIsNoError) {
   const ProgramResult result = RunProgram({"run", "--help"});

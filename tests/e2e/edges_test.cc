@@ -6,11 +6,13 @@
 #include <filesystem>
 
 #include "pmkvq/io/json.h"
+#include "support/command_help.h"
 #include "support/run_program.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectOneLineError;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
 using testing_support::Slurp;
@@ -20,14 +22,6 @@ using Args = std::vector<std::string>;
 const std::string kModel = PMKVQ_SOURCE_DIR "/models/longcot-10m";
 const std::string kTiny = PMKVQ_SOURCE_DIR "/tests/golden/tiny-llama";
 const std::string kTokenizers = PMKVQ_SOURCE_DIR "/tests/golden/tokenizers";
-
-void ExpectOneLine(const ProgramResult& result, int exit_code, const Args& parts) {
-  EXPECT_EQ(result.exit_code, exit_code) << result.err;
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  for (const std::string& part : parts) {
-    EXPECT_NE(result.err.find(part), std::string::npos) << part << " is not in: " << result.err;
-  }
-}
 
 std::string PromptIds(const Args& args, const std::string& input = "") {
   Args all = {"run", "--model", kModel, "--max-tokens", "1", "--temperature", "0", "--json", "-"};
@@ -54,7 +48,8 @@ TEST(Prompts, TheLineBreakAtTheEndIsNoPartOfThem) {
     }
   }
   const std::string utf16 = folder.Write("u.txt", std::string("\xff\xfeS\0o\0", 6));
-  ExpectOneLine(RunProgram({"run", "--model", kModel, "--file", utf16}), 1, {"u.txt", "UTF-16"});
+  ExpectOneLineError(RunProgram({"run", "--model", kModel, "--file", utf16}), 1,
+                     {"u.txt", "UTF-16"});
 }
 
 TEST(Prompts, ControlTokensThatAUserTypesAreText) {
@@ -104,14 +99,15 @@ TEST(Checkpoints, GitLfsPointersAreNamed) {
     const TempFolder folder;
     std::filesystem::copy(kTiny, folder.path(), std::filesystem::copy_options::recursive);
     folder.Write(name, pointer);
-    ExpectOneLine(RunProgram({"run", "--model", folder.path(), "--prompt-ids", "1,2"}), 1,
-                  {name, "Git LFS pointer", "git lfs pull"});
+    ExpectOneLineError(RunProgram({"run", "--model", folder.path(), "--prompt-ids", "1,2"}), 1,
+                       {name, "Git LFS pointer", "git lfs pull"});
   }
   const TempFolder folder;
-  ExpectOneLine(RunProgram({"tokenize", "--model", folder.Write("tokenizer.json", pointer)}, "a"),
-                1, {"tokenizer.json", "Git LFS pointer"});
-  ExpectOneLine(RunProgram({"inspect", folder.Write("plan.json", pointer)}), 1,
-                {"plan.json", "Git LFS pointer"});
+  ExpectOneLineError(
+      RunProgram({"tokenize", "--model", folder.Write("tokenizer.json", pointer)}, "a"), 1,
+      {"tokenizer.json", "Git LFS pointer"});
+  ExpectOneLineError(RunProgram({"inspect", folder.Write("plan.json", pointer)}), 1,
+                     {"plan.json", "Git LFS pointer"});
 }
 
 TEST(Sizes, ByteCountsDoNotOverflow) {

@@ -1,8 +1,10 @@
 // Runs the program under test in a pseudo terminal, as a person at a keyboard does.
 #pragma once
 
+#include <fcntl.h>
 #include <poll.h>
 #include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,15 +23,18 @@ class TerminalProgram {
     unsigned short columns = 80;
     unsigned short rows = 24;
     std::vector<std::pair<std::string, std::string>> environment = {{"TERM", "xterm"}};
+    std::string stdout_path = {};  // Standard output goes to this file; "": to the terminal.
   };
 
   TerminalProgram(const std::vector<std::string>& args, const Terminal& terminal) {
-    winsize size = {};
-    size.ws_col = terminal.columns;
-    size.ws_row = terminal.rows;
-    child_ = forkpty(&terminal_, nullptr, nullptr, &size);
+    size_.ws_col = terminal.columns;
+    size_.ws_row = terminal.rows;
+    child_ = forkpty(&terminal_, nullptr, nullptr, &size_);
     if (child_ < 0) throw std::runtime_error("forkpty failed");
     if (child_ == 0) {
+      if (!terminal.stdout_path.empty()) {
+        dup2(open(terminal.stdout_path.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
+      }
       unsetenv("NO_COLOR");
       for (const auto& [name, value] : terminal.environment) {
         setenv(name.c_str(), value.c_str(), 1);
@@ -55,6 +60,22 @@ class TerminalProgram {
     if (write(terminal_, keys.data(), keys.size()) != static_cast<ssize_t>(keys.size())) {
       throw std::runtime_error("cannot write to the terminal");
     }
+  }
+
+  void Resize(unsigned short columns) {
+    size_.ws_col = columns;
+    ioctl(terminal_, TIOCSWINSZ, &size_);
+  }
+
+  // Takes in what has come, waiting up to 0.1 s for more; false at the end of the program.
+  bool Read() {
+    pollfd poll_for = {terminal_, POLLIN, 0};
+    if (poll(&poll_for, 1, 100) <= 0) return !ended_ && kill(child_, 0) == 0;
+    char bytes[4096];
+    const ssize_t count = read(terminal_, bytes, sizeof(bytes));
+    if (count <= 0) return false;
+    screen_.append(bytes, static_cast<size_t>(count));
+    return true;
   }
 
   // Reads until `text` has come after everything that earlier calls found; false after a minute or
@@ -91,16 +112,7 @@ class TerminalProgram {
  private:
   using Clock = std::chrono::steady_clock;
 
-  bool Read() {
-    pollfd poll_for = {terminal_, POLLIN, 0};
-    if (poll(&poll_for, 1, 100) <= 0) return !ended_ && kill(child_, 0) == 0;
-    char bytes[4096];
-    const ssize_t count = read(terminal_, bytes, sizeof(bytes));
-    if (count <= 0) return false;
-    screen_.append(bytes, static_cast<size_t>(count));
-    return true;
-  }
-
+  winsize size_ = {};
   pid_t child_ = -1;
   int terminal_ = -1;
   bool ended_ = false;

@@ -4,8 +4,10 @@
 #include <cctype>
 #include <iterator>
 
+#include "pmkvq/base/strings.h"
 #include "pmkvq/eval/answer_stated.h"
 #include "pmkvq/eval/math_equivalence.h"
+#include "pmkvq/eval/math_markup.h"
 
 namespace pmkvq {
 namespace {
@@ -13,26 +15,11 @@ namespace {
 constexpr std::string_view kBlanks = " \t\r\n";
 constexpr size_t kMaxBoxes = 64;
 
-std::string_view Trim(std::string_view text, std::string_view characters = kBlanks) {
-  const size_t begin = text.find_first_not_of(characters);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
-}
-
-// The content of the group that opens at `open`; nothing when it is not closed. A brace behind a
-// backslash is a character of the formula, not a group.
+// The content of the group that opens at `open`; nothing when it is not closed.
 std::optional<std::string_view> GroupAt(std::string_view text, size_t open) {
-  int depth = 0;
-  for (size_t i = open; i < text.size(); ++i) {
-    if (text[i] == '\\') {
-      ++i;
-    } else if (text[i] == '{') {
-      ++depth;
-    } else if (text[i] == '}' && --depth == 0) {
-      return text.substr(open + 1, i - open - 1);
-    }
-  }
-  return std::nullopt;
+  const size_t end = GroupEnd(text, open);
+  if (end == std::string_view::npos) return std::nullopt;
+  return text.substr(open + 1, end - open - 2);
 }
 
 struct Box {

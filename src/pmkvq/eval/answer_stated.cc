@@ -5,6 +5,8 @@
 #include <iterator>
 #include <vector>
 
+#include "pmkvq/base/strings.h"
+
 namespace pmkvq {
 namespace {
 
@@ -44,12 +46,6 @@ bool Contains(const Range& range, std::string_view value) {
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsBlank(char c) { return kBlanks.find(c) != std::string_view::npos; }
-
-std::string_view Trim(std::string_view text, std::string_view characters = kBlanks) {
-  const size_t begin = text.find_first_not_of(characters);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
-}
 
 std::string LowerCase(std::string_view text) {
   std::string lower(text);

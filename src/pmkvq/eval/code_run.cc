@@ -6,6 +6,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/strings.h"
 #include "pmkvq/eval/code_problem.h"
 #include "pmkvq/io/json.h"
 
@@ -58,12 +59,6 @@ owner = module.Solution() if hasattr(module, "Solution") else module
 result = json.dumps(getattr(owner, "{}")(*arguments))
 with open(3, "w") as report: report.write(result)
 )";
-
-std::string_view Trim(std::string_view text) {
-  const size_t begin = text.find_first_not_of(kBlanks);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kBlanks) - begin + 1);
-}
 
 // Takes the part of `text` before the next separator off it.
 std::string_view Next(std::string_view* text, std::string_view separators) {
@@ -124,20 +119,20 @@ std::optional<Decimal> ParseDecimal(std::string_view text) {
 }
 
 bool SameNumbers(std::string_view actual, std::string_view expected) {
-  actual = Trim(actual);
-  expected = Trim(expected);
+  actual = Trim(actual, kBlanks);
+  expected = Trim(expected, kBlanks);
   while (!actual.empty() && !expected.empty()) {
     const std::optional<Decimal> left = ParseDecimal(Next(&actual, kBlanks));
     const std::optional<Decimal> right = ParseDecimal(Next(&expected, kBlanks));
     if (!left || !right || !(*left == *right)) return false;
-    actual = Trim(actual);
-    expected = Trim(expected);
+    actual = Trim(actual, kBlanks);
+    expected = Trim(expected, kBlanks);
   }
   return actual.empty() && expected.empty();
 }
 
 bool SameLine(std::string_view actual, std::string_view expected) {
-  return Trim(actual) == Trim(expected) || SameNumbers(actual, expected);
+  return Trim(actual, kBlanks) == Trim(expected, kBlanks) || SameNumbers(actual, expected);
 }
 
 // ---- Values ----
@@ -182,7 +177,7 @@ bool SameValue(const JsonValue& a, const JsonValue& b) {
 // ---- Running ----
 
 std::string LastLine(std::string_view text) {
-  text = Trim(text);
+  text = Trim(text, kBlanks);
   return std::string(text.substr(text.rfind('\n') + 1));
 }
 
@@ -218,8 +213,8 @@ std::string Detail(const SandboxResult& result) {
 }  // namespace
 
 bool SameOutput(std::string_view actual, std::string_view expected) {
-  actual = Trim(actual);
-  expected = Trim(expected);
+  actual = Trim(actual, kBlanks);
+  expected = Trim(expected, kBlanks);
   while (!actual.empty() || !expected.empty()) {
     CancelPoint();
     // Both end together: after Trim the last line of neither is empty.
@@ -264,7 +259,7 @@ CodeVerdict RunCodeTests(std::string_view code, const CodeTests& tests,
   const std::string function =
       fmt::format(kScript, "solution", fmt::format(kCallFunction, tests.function));
   CodeVerdict verdict;
-  if (Trim(code).empty()) {
+  if (Trim(code, kBlanks).empty()) {
     verdict.outcome = CodeOutcome::kNoCode;
     return verdict;
   }

@@ -2,7 +2,7 @@
 //
 // What holds on every system, or nothing is run: no network, no other processes (only threads), no
 // signals to others, no new rights, CPU time, address space, threads and file sizes limited,
-// nothing kept open from this process, environment and working folder of its own, its own session;
+// no open files of this process, a new environment, a new working folder and a new session;
 // the kernel ends it when this thread ends. After the wall time it is killed; since it cannot start
 // processes, nothing stays behind. The folder is removed afterwards.
 //

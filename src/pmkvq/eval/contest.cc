@@ -7,6 +7,7 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/strings.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/utf8.h"
 
@@ -19,10 +20,6 @@ constexpr std::string_view kSpaces = " \t\r\n";
 
 std::string_view TrimRight(std::string_view text) {
   return text.substr(0, text.find_last_not_of(kSpaces) + 1);
-}
-std::string_view Trim(std::string_view text) {
-  const size_t begin = text.find_first_not_of(kSpaces);
-  return begin == std::string_view::npos ? std::string_view() : TrimRight(text.substr(begin));
 }
 
 std::string ReadText(const std::string& path) {

@@ -176,21 +176,6 @@ std::string ReplaceUnicode(std::string_view text) {
   return result;
 }
 
-// The end of the group that opens at `open`, behind its brace; npos when it is not closed.
-size_t GroupEnd(std::string_view text, size_t open) {
-  int depth = 0;
-  for (size_t i = open; i < text.size(); ++i) {
-    if (text[i] == '\\') {
-      ++i;
-    } else if (text[i] == '{') {
-      ++depth;
-    } else if (text[i] == '}' && --depth == 0) {
-      return i + 1;
-    }
-  }
-  return std::string_view::npos;
-}
-
 size_t SkipBlanks(std::string_view text, size_t at) {
   while (at < text.size() && (text[at] == ' ' || text[at] == '\n' || text[at] == '\t')) ++at;
   return at;
@@ -364,6 +349,20 @@ void DropPrefix(std::string* text) {
 }
 
 }  // namespace
+
+size_t GroupEnd(std::string_view text, size_t open) {
+  int depth = 0;
+  for (size_t i = open; i < text.size(); ++i) {
+    if (text[i] == '\\') {
+      ++i;
+    } else if (text[i] == '{') {
+      ++depth;
+    } else if (text[i] == '}' && --depth == 0) {
+      return i + 1;
+    }
+  }
+  return std::string_view::npos;
+}
 
 std::string PlainMarkup(std::string_view answer) {
   std::string text = ReplaceUnicode(answer);

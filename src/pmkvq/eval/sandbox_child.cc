@@ -86,7 +86,7 @@ void SetLimits(const SandboxLimits& limits, bool own_user_namespace) {
   done = done && Limit(RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes);
   done = done && Limit(RLIMIT_NOFILE, 64, 64);
   done = done && Limit(RLIMIT_CORE, 0, 0) && Limit(RLIMIT_MEMLOCK, 0, 0);
-  // In a name space of its own only the program's threads count, elsewhere all that the user runs.
+  // In a new name space only the program's threads count; elsewhere all threads of the user do.
   // It never limits root. The parent counts threads in any case.
   const auto threads = static_cast<rlim_t>(limits.threads);
   if (own_user_namespace) done = done && Limit(RLIMIT_NPROC, threads, threads);

@@ -28,7 +28,7 @@ struct KvGeometry {
 struct BatchChunk {
   SequenceId seq = 0;
   int64_t num_tokens = 0;
-  // Each token reads the ones before it as they are stored, as if it came in a Forward of its own.
+  // Each token reads the ones before it as they are stored, as if it came alone in a Forward.
   // Only after KvStore::ReserveOneByOne.
   bool one_by_one = false;
 };

@@ -101,8 +101,8 @@ struct ForwardWorkspace {
   }
 };
 
-// Immutable: any number of engines and threads may share one model, each with workspaces and stores
-// of its own.
+// Immutable: any number of engines and threads may share one model. Each of
+// them needs separate workspaces and stores.
 class Model {
  public:
   // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing

@@ -84,7 +84,7 @@ struct Statement {
     kCall,      // expression: a call; parameters and body: its caller
     kFilter,    // filter, body
     kWith,      // targets and expressions, body
-    kScope,     // body in a scope of its own
+    kScope,     // body, in a new scope
     kBreak,
     kContinue,
   };

@@ -1,0 +1,15 @@
+// Small operations on text.
+#pragma once
+
+#include <string_view>
+
+namespace pmkvq {
+
+// `text` without the `characters` at both ends: a part of the same memory.
+inline std::string_view Trim(std::string_view text, std::string_view characters = " \t\r\n") {
+  const size_t begin = text.find_first_not_of(characters);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
+}
+
+}  // namespace pmkvq
