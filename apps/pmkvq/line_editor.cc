@@ -177,6 +177,9 @@ LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   impl_->prompt = Widen(prompt);
   while (true) {
     Print("\x1b[?2004h");  // The terminal then marks where a paste begins and ends.
+    // libedit shows the prompt before it takes over the keys. In between, the terminal would keep
+    // typed keys to itself: Ctrl-C dropped them, and a paste came without its line breaks.
+    el_wset(impl_->editor, EL_PREP_TERM, 1);
     int count = 0;
     const wchar_t* const text = el_wgets(impl_->editor, &count);
     Print("\x1b[?2004l");

@@ -73,6 +73,22 @@ TEST_F(ChatTest, CtrlCEndsTheAnswerAndNotTheChat) {
   EXPECT_EQ(chat.Wait(), 0) << chat.screen();
 }
 
+// Keys typed as soon as the prompt is seen must reach the editor. A terminal that still edits the
+// line itself would lose them at Ctrl-C.
+TEST_F(ChatTest, KeysAreTakenFromTheMomentThePromptShows) {
+  TerminalProgram chat(kChat, Terminal());
+  for (int i = 0; i < 40; ++i) {
+    ASSERT_TRUE(chat.WaitFor("> "));
+    ASSERT_TRUE(chat.KeysComeAtOnce()) << "prompt " << i;
+    chat.Type("dropped");
+    ASSERT_TRUE(chat.WaitFor("dropped"));
+    chat.Type(kCtrlC);
+  }
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type(kCtrlC);
+  EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+}
+
 TEST_F(ChatTest, PastesAreOneMessage) {
   TerminalProgram chat(With({"--max-tokens", "4"}), Terminal());
   ASSERT_TRUE(chat.WaitFor("> "));

@@ -6,6 +6,7 @@
 #include <pty.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -60,6 +61,12 @@ class TerminalProgram {
     if (write(terminal_, keys.data(), keys.size()) != static_cast<ssize_t>(keys.size())) {
       throw std::runtime_error("cannot write to the terminal");
     }
+  }
+
+  // The terminal hands on each key at once, without editing or echo by the terminal itself.
+  bool KeysComeAtOnce() const {
+    termios settings = {};
+    return tcgetattr(terminal_, &settings) == 0 && (settings.c_lflag & (ICANON | ECHO)) == 0;
   }
 
   void Resize(unsigned short columns) {
