@@ -84,7 +84,25 @@ class UncancelledScope {
   UncancelledScope& operator=(const UncancelledScope&) = delete;
 
  private:
+  friend class CancellableAgainScope;
   internal::CancelLink link_;
+};
+
+// While it lives, inside an UncancelledScope of the same thread, the scopes around that one count
+// again: for a part that may be left half done, in work that otherwise may not.
+class CancellableAgainScope {
+ public:
+  explicit CancellableAgainScope(const UncancelledScope& shield)
+      : link_{nullptr, "", false, shield.link_.outer}, inner_(internal::open_cancel_link) {
+    internal::open_cancel_link = &link_;
+  }
+  ~CancellableAgainScope() { internal::open_cancel_link = inner_; }
+  CancellableAgainScope(const CancellableAgainScope&) = delete;
+  CancellableAgainScope& operator=(const CancellableAgainScope&) = delete;
+
+ private:
+  internal::CancelLink link_;
+  const internal::CancelLink* inner_;  // Opened inside the shield.
 };
 
 }  // namespace pmkvq

@@ -165,6 +165,16 @@ TEST(Cancel, PointsThrowInsideScopesOnly) {
       const CancelScope inside(&flag, "inside");
       EXPECT_THROW(CancelPoint(), Cancelled);
     }
+    {
+      const UncancelledScope whole;
+      {
+        const CancellableAgainScope part(whole);
+        EXPECT_THROW(CancelPoint(), Cancelled);
+        const UncancelledScope inside;
+        CancelPoint();
+      }
+      CancelPoint();
+    }
     EXPECT_THROW(CancelPoint(), Cancelled);
     std::thread([] { CancelPoint(); }).join();  // Scopes belong to their thread.
   }

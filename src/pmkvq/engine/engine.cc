@@ -145,9 +145,14 @@ struct Engine::Impl {
   RequestId Submit(Request request);
   bool Step(EngineObserver* observer);
   void Admit();
-  void Prefill(Task& task);
-  void Decode(EngineObserver* observer);
+  void Prefill(Task& task, const UncancelledScope& step);
+  void Decode(EngineObserver* observer, const UncancelledScope& step);
   bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
+  // The Forward of many tokens, which takes seconds in a large model: where an open CancelScope
+  // around `step` is cancelled, its requests end with kCancelled. Returns false then.
+  bool ForwardUnlessCancelled(const UncancelledScope& step, std::span<const ForwardChunk> chunks,
+                              const std::vector<Task*>& tasks,
+                              std::vector<ForwardFailure>* failures);
   void Fail(Task& task, const KvFailure& failure);
   // Queues the events; returns the time that each running request's halvings took.
   std::map<RequestId, double> TakeHalvings();
@@ -256,9 +261,9 @@ bool Engine::Impl::Step(EngineObserver* observer) {
     clocks.emplace_back(task.get(), is_prefilling ? &task->prefill_seconds : &task->decode_seconds);
   }
   if (prefilling != nullptr) {
-    Prefill(*prefilling);
+    Prefill(*prefilling, whole);
   } else if (!running.empty()) {
-    Decode(observer);
+    Decode(observer, whole);
   }
   Report(observer);
   const double seconds = SecondsSince(start);
@@ -303,7 +308,21 @@ std::map<RequestId, double> Engine::Impl::TakeHalvings() {
   return durations_us;
 }
 
-void Engine::Impl::Prefill(Task& task) {
+bool Engine::Impl::ForwardUnlessCancelled(const UncancelledScope& step,
+                                          std::span<const ForwardChunk> chunks,
+                                          const std::vector<Task*>& tasks,
+                                          std::vector<ForwardFailure>* failures) {
+  try {
+    const CancellableAgainScope many_tokens(step);
+    *failures = model->Forward(chunks, *store, workspace, num_threads);
+    return true;
+  } catch (const Cancelled&) {
+    for (Task* const task : tasks) task->finish = FinishReason::kCancelled;
+    return false;
+  }
+}
+
+void Engine::Impl::Prefill(Task& task, const UncancelledScope& step) {
   const int64_t begin = store->NumTokens(*task.seq);
   // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
   const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
@@ -315,8 +334,8 @@ void Engine::Impl::Prefill(Task& task) {
   const bool draws = last && task.num_drawn() == 0;
   const ForwardChunk chunk{*task.seq, tokens, begin,
                            draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
-  const std::vector<ForwardFailure> failures =
-      model->Forward({&chunk, 1}, *store, workspace, num_threads);
+  std::vector<ForwardFailure> failures;
+  if (!ForwardUnlessCancelled(step, {&chunk, 1}, {&task}, &failures)) return;
   TakeHalvings();
   if (!failures.empty()) {
     Fail(task, failures.front().failure);
@@ -325,7 +344,7 @@ void Engine::Impl::Prefill(Task& task) {
   }
 }
 
-void Engine::Impl::Decode(EngineObserver* observer) {
+void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step) {
   std::vector<ForwardChunk> chunks;
   std::vector<Task*> chunk_tasks;  // Of each chunk.
   std::vector<Task*> drawing;      // Of each row of logits.
@@ -350,7 +369,11 @@ void Engine::Impl::Decode(EngineObserver* observer) {
   }
   Report(observer);
   std::vector<ForwardFailure> failures;
-  if (!chunks.empty()) failures = model->Forward(chunks, *store, workspace, num_threads);
+  if (!replaying.empty()) {
+    if (!ForwardUnlessCancelled(step, chunks, chunk_tasks, &failures)) return;
+  } else if (!chunks.empty()) {
+    failures = model->Forward(chunks, *store, workspace, num_threads);
+  }
   // Pages that were halved while storing (closed at less than 16 bits, reference accounting).
   for (const auto& [id, duration_us] : TakeHalvings()) pauses_us[id] += duration_us;
   for (const ForwardFailure& failed : failures) Fail(*chunk_tasks[failed.chunk], failed.failure);
@@ -426,8 +449,10 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.longest_pause_us = task.longest_pause_us;
   if (task.seq) {
     completion.kv = store->SequenceStats(*task.seq);
-    // A failed sequence is of no use to the next request of its session.
-    const int64_t session = reason == FinishReason::kError ? -1 : task.request.session;
+    // A failed sequence is of no use to the next request of its session. A sequence whose Forward
+    // was cancelled has failed, too.
+    const bool failed = reason == FinishReason::kError || store->FailureOf(*task.seq) != nullptr;
+    const int64_t session = failed ? -1 : task.request.session;
     sequences.Release(*task.seq, session, std::move(task.tokens));
   }
   events.emplace_back(std::move(completion));
@@ -474,6 +499,7 @@ std::vector<Completion> Engine::Generate(std::vector<Request> requests, EngineOb
   std::vector<RequestId> ids;
   for (Request& request : requests) ids.push_back(impl_->Submit(std::move(request)));
   CompletionCollector collector(observer);
+  const CancelScope scope(cancel, "generate");
   const auto unfinished = [&](RequestId id) { return !collector.Has(id); };
   while (std::any_of(ids.begin(), ids.end(), unfinished)) {
     if (IsCancelled(cancel)) {

@@ -119,8 +119,11 @@ class Engine {
   // Errors: what goes wrong with one request ends that request with kError, its session included;
   // others go on with the bits that they have without it. Such are logits that are not finite, keys
   // and values that the cache's float type cannot hold, and weights that lead to either.
-  // Passes on what the observer throws: the next Step begins with what was not reported yet. Where
-  // memory runs out, requests that were being computed end with kError in the next Step.
+  // Where an open CancelScope (base/interrupt.h) is cancelled, the Forward of a prompt's chunk or
+  // of replayed tokens ends early, and its requests end with kCancelled. A Forward of one token
+  // each is always finished. Passes on what the observer throws: the next Step begins with what was
+  // not reported yet. Where memory runs out, requests that were being computed end with kError in
+  // the next Step.
   bool Step(EngineObserver* observer);
 
   // Submits all, steps to the end or until `cancel` is set (unfinished requests then end with

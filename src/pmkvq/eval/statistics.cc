@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
 
 namespace pmkvq {
 namespace {
@@ -93,6 +94,7 @@ double SignFlipTest(const std::vector<int64_t>& magnitudes, int64_t observed, in
   probabilities[static_cast<size_t>(sum)] = 1;
   int64_t reach = 0;
   for (const int64_t d : magnitudes) {
+    CancelPoint();
     std::vector<double> next(probabilities.size());
     for (int64_t i = sum - reach; i <= sum + reach; ++i) {
       const double half = probabilities[static_cast<size_t>(i)] / 2;

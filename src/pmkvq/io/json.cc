@@ -15,6 +15,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json_text.h"
 #include "pmkvq/io/utf8.h"
@@ -244,6 +245,8 @@ class JsonValue::Builder : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>
   }
 
  private:
+  static constexpr uint64_t kNodesPerCancelPoint = 1 << 16;  // Milliseconds.
+
   uint32_t Word(Tag tag, const char* position) const {
     return static_cast<uint32_t>(tag) << Document::kPositionBits |
            static_cast<uint32_t>(position - document_.text.data());
@@ -255,6 +258,7 @@ class JsonValue::Builder : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>
           document_.source,
           fmt::format("JSON: found more than {} values, expected at most that", limits_.max_nodes));
     }
+    if (num_nodes_ % kNodesPerCancelPoint == 0) CancelPoint();
     document_.tape.Push(Word(tag, position));
     return true;
   }
