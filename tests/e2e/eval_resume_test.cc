@@ -26,7 +26,8 @@ Args LongReplies(const std::string& folder) {
   return {"eval", "--model",   kModel,   "--benchmark", "longcot", "--min-level",
           "4",    "--end",     "4",      "--batch",     "4",       "--temperature",
           "0.5",  "--kv",      "pm-kvq", "--kv-budget", "1536KiB", "--max-tokens",
-          "900",  "--max-len", "2048",   "--out",       folder};
+          "900",  "--max-len", "2048",   "--threads",   "1",       "--out",
+          folder};
 }
 
 // Lines by problem, without what depends on the clock.
@@ -53,12 +54,18 @@ TEST(EvalResume, RepliesThatWereCutGoOnBitForBit) {
 
   const std::string run = folder.File("run");
   int num_continued = 0;
-  // Ended by every signal in turn, each time later, so that also a slow machine gets on.
+  // Ended by every signal in turn, each time when it has written more tokens.
   const int signals[] = {SIGKILL, SIGINT, SIGTERM};
-  int after_ms = 1200;
-  for (int i = 0; i < 40; ++i, after_ms += after_ms / 4) {
-    const ProgramResult result =
-        RunProgram(LongReplies(run), "", {.after_ms = after_ms, .signal = signals[i % 3]});
+  const auto size = [&] {
+    std::error_code missing;
+    const auto bytes = std::filesystem::file_size(run + "/unfinished.jsonl", missing);
+    return missing ? 0 : bytes;
+  };
+  for (int i = 0; i < 40; ++i) {
+    const auto before = size();
+    const ProgramResult result = RunProgram(
+        LongReplies(run), "",
+        {.after_ms = 0, .signal = signals[i % 3], .when = [&] { return size() > before; }});
     num_continued += result.err.find("more begun") != std::string::npos &&
                              result.err.find("going on") != std::string::npos
                          ? 1
@@ -74,7 +81,7 @@ TEST(EvalResume, RepliesThatWereCutGoOnBitForBit) {
 TEST(EvalResume, WithoutAFolderItSaysThatNothingIsKept) {
   Args args = LongReplies("");
   args.resize(args.size() - 2);
-  const ProgramResult result = RunProgram(args, "", {.after_ms = 1500});
+  const ProgramResult result = RunProgram(args, "", {.after_ms = 600});
   ASSERT_EQ(result.exit_code, 130) << result.err;
   EXPECT_NE(result.err.find("--out DIR"), std::string::npos) << result.err;
   EXPECT_EQ(result.err.find("solved 0"), std::string::npos) << "nothing is finished";

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +33,9 @@ struct Interrupt {
   int after_ms = -1;     // Sends the signal after this time; -1: never.
   bool doubled = false;  // And once more at once, as a launcher does that passes Ctrl-C on.
   int signal = SIGINT;
+  // Waits first until this holds, a minute at most: work that is fast on one machine and slow on
+  // another has no good `after_ms`.
+  std::function<bool()> when = {};
 };
 
 // Standard streams are files in a folder of their own, so that no pipe can block.
@@ -55,6 +59,15 @@ inline ProgramResult RunProgram(const std::vector<std::string>& args, const std:
     _exit(127);
   }
   std::chrono::steady_clock::time_point signalled;
+  if (interrupt.when) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    siginfo_t ended = {};  // Left for wait4.
+    while (!interrupt.when() && std::chrono::steady_clock::now() < deadline &&
+           waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           ended.si_pid == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
   if (interrupt.after_ms >= 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(interrupt.after_ms));
     signalled = std::chrono::steady_clock::now();
