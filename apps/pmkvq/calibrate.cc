@@ -2,6 +2,8 @@
 // method's own calibration, one file for the key from= of its SPEC.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
@@ -9,6 +11,7 @@
 #include "help_format.h"
 #include "kv_effects.h"
 #include "option_values.h"
+#include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/methods/registry.h"
@@ -34,18 +37,56 @@ struct Options {
   int threads = 0;
 };
 
-void RunPlan(const Options& options) {
+// Says what the budget or the length of a plan leaves unused, or asks for in vain.
+void WarnOfAllocation(const Plan& plan, const AllocationOptions& allocation) {
+  int64_t used = 0;
+  for (const int64_t bytes : plan.budget_bytes) used += bytes;
+  const int64_t unused = allocation.memory_budget_bytes - used;
+  const int widest =
+      *std::max_element(allocation.fbit_choices.begin(), allocation.fbit_choices.end());
+  const auto is_widest = [&](int bits) { return bits == widest; };
+  if (widest < 16 && std::all_of(plan.k_bits.begin(), plan.k_bits.end(), is_widest) &&
+      std::all_of(plan.v_bits.begin(), plan.v_bits.end(), is_widest) &&
+      unused > allocation.memory_budget_bytes / 20) {
+    PrintError(fmt::format(
+        "note: {} of --memory-budget {} stay unused: all blocks have {} bits, the most of "
+        "--fbit-choices; --fbit-choices {},{} allows more",
+        FormatByteSize(unused), FormatByteSize(allocation.memory_budget_bytes), widest, 2 * widest,
+        widest));
+  }
+}
+
+// --max-len as given; else that of the plan which is allocated anew, or what the model has
+// positions for, up to the paper's 32,768.
+int64_t LengthOf(const Options& options, const CLI::App& command, const Plan* from,
+                 const ModelConfig* model) {
+  const int64_t asked = options.allocation.allocation.max_len;
+  if (command.count("--max-len") > 0) {
+    if (model != nullptr && asked > model->max_position_embeddings) {
+      PrintError(fmt::format("warning: --max-len {} is more than the {} positions of {}", asked,
+                             model->max_position_embeddings, options.model));
+    }
+    return asked;
+  }
+  return from != nullptr ? from->max_len : std::min(asked, model->max_position_embeddings);
+}
+
+void RunPlan(const Options& options, const CLI::App& command) {
   if (!options.plan.ends_with(".json")) {
     throw CLI::ValidationError("--plan",
                                "found '" + options.plan + "', expected a name ending in .json");
   }
   const bool replaces = FileExists(options.plan);
   Plan plan;
+  AllocationOptions allocation = options.allocation.Resolve();
   if (!options.from.empty()) {
-    plan = Reallocate(LoadPlan(options.from), options.allocation.Resolve());
+    const Plan from = LoadPlan(options.from);
+    allocation.max_len = LengthOf(options, command, &from, nullptr);
+    plan = Reallocate(from, allocation);
     SavePlan(plan, options.plan);
   } else {
     const std::shared_ptr<const Model> model = Model::Load(options.model);
+    allocation.max_len = LengthOf(options, command, nullptr, &model->config());
     const auto tokenizer = LoadTokenizerIfPresent(options.model);
     StderrLog log;
     ProgressBar progress;
@@ -53,7 +94,7 @@ void RunPlan(const Options& options) {
     calibrate.samples = options.data.Resolve();
     calibrate.rep_scales = options.rep_scales;
     calibrate.search_key_scales = !options.no_key_scales;
-    calibrate.allocation = options.allocation.Resolve();
+    calibrate.allocation = allocation;
     calibrate.num_threads = ResolveThreads(options.threads);
     calibrate.plan_path = options.plan;
     calibrate.progress = &progress;
@@ -67,6 +108,7 @@ void RunPlan(const Options& options) {
                       "goes on from there");
     }
   }
+  WarnOfAllocation(plan, allocation);
   PrintError(FormatPlan(plan) + (replaces ? "replaced " : "wrote ") + options.plan);
 }
 
@@ -119,7 +161,7 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
                          "--seed", "--k-bits", "--v-bits", "--no-key-scales", "--threads"},
                         "--from takes the measurements of a plan");
     }
-    RunPlan(options);
+    RunPlan(options, command);
   } else {
     for (const char* name : {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len",
                              "--separate-kv", "--n-sink-token", "--n-window-token",
@@ -172,6 +214,11 @@ void AddCalibrate(CLI::App& app) {
   command->get_option("--dataset")->required(false);
   options->allocation.Register(*command);
   command->get_option("--memory-budget")->required(false);
+  command->get_option("--max-len")
+      ->description(
+          "tokens that must fit (default: those of the model, at most 32768; with --from "
+          "those of its plan)")
+      ->default_str("");
   command->add_option("--k-bits", options->rep_scales.k_bits, "width of keys in the scale search")
       ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();

@@ -76,6 +76,7 @@ void RunMaxKeys(const MaxKeysOptions& options) {
   const CalibrationRun run(options.step.Resolve());
   WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(run.context()),
                  run.model().checkpoint().Identity(), options.out);
+  PrintError("wrote " + options.out);
 }
 
 struct RepScalesOptions {
@@ -95,6 +96,7 @@ void RunRepScales(const RepScalesOptions& options) {
   if (!options.out.empty()) {
     WriteScaleFile(ScaleFileKind::kRepScales, result.scales, run.model().checkpoint().Identity(),
                    options.out);
+    PrintError("wrote " + options.out);
   }
   JsonWriter json;
   json.BeginObject();

@@ -9,6 +9,7 @@
 #include "common_options.h"
 #include "line_editor.h"
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/nearest_name.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -109,14 +110,15 @@ std::string ChatLoop::Prompt() const {
 }
 
 void ChatLoop::Run() {
-  PrintError("type a message; /help lists commands, Ctrl-C ends an answer, Ctrl-D ends the chat");
+  PrintErrorWrapped(
+      "type a message; /help lists commands, Ctrl-C ends an answer, Ctrl-D ends the chat");
   while (!ended_) {
     std::string message;
     const LineEnd end = ReadMessage(editor_, Prompt(), &message);
     if (end == LineEnd::kEndOfInput) return;
     if (end == LineEnd::kInterrupted) {
       // On a terminal Ctrl-C at the prompt is a usual way out; elsewhere the run was interrupted.
-      if (editor_.edits() && !TerminationRequested()) ClearInterrupt();
+      if (StdinIsTerminal() && !TerminationRequested()) ClearInterrupt();
       return;
     }
     if (message.find_first_not_of(" \t\r\n") == std::string::npos) continue;
@@ -152,12 +154,13 @@ void ChatLoop::RunCommand(const std::string& line) {
     (this->*command.run)(argument);
     return;
   }
-  std::string names;
-  for (const Command& command : Commands()) names += fmt::format(" /{}", command.name);
-  PrintError(
-      fmt::format("unknown command /{}; there are{}. A message that begins with / needs a "
-                  "blank before it",
-                  name, names));
+  std::vector<std::string> names;
+  for (const Command& command : Commands()) names.push_back(fmt::format("/{}", command.name));
+  const std::string nearest = NearestName("/" + name, names);
+  PrintErrorWrapped(fmt::format(
+      "unknown command /{}{} {}. A message that begins with / needs a blank before it", name,
+      nearest.empty() ? "; there are" : fmt::format(": did you mean {}? There are", nearest),
+      fmt::join(names, " ")));
 }
 
 bool ChatLoop::Answer() {
@@ -172,6 +175,7 @@ bool ChatLoop::Answer() {
     request.session = kSession;
     RunOutput output;
     output.in_thinking = EndsInThinking(tokenizer_, request.prompt_ids);
+    output.budget_remedy = options_.budget_remedy;
     RunObserver observer(engine_, output, stats_);
     answer = engine_.Generate({std::move(request)}, &observer, InterruptFlag()).front();
   } catch (const InvalidInput& error) {  // Too long for the budget, say: the chat goes on.
@@ -188,17 +192,27 @@ bool ChatLoop::Answer() {
   ++num_answers_;
   kv_ = answer.kv;
   messages_.push_back({"assistant", answer.text});
-  if (IsCancelled(InterruptFlag()) && editor_.edits() && !TerminationRequested()) ClearInterrupt();
+  if (IsCancelled(InterruptFlag()) && StdinIsTerminal() && !TerminationRequested()) {
+    ClearInterrupt();
+  }
   return true;
 }
 
 void ChatLoop::Help(const std::string&) {
   for (const Command& command : Commands()) {
-    PrintError(fmt::format("  {:<18} {}", fmt::format("/{} {}", command.name, command.argument),
-                           command.help));
+    const std::string call = fmt::format("/{} {}", command.name, command.argument);
+    PrintErrorWrapped(command.help, fmt::format("  {:<18} ", call));
   }
-  PrintError(
-      "  Several lines: paste them, end a line with \\, or write them between \"\"\" lines.");
+  const std::string indent = "  ";
+  PrintErrorWrapped(
+      fmt::format("Several lines: {}end a line with \\, or write them between \"\"\" lines.",
+                  editor_.edits() ? "paste them, " : ""),
+      indent);
+  if (!editor_.edits() || editor_.history_path().empty()) return;
+  PrintErrorWrapped(fmt::format("Messages are kept in {} for the arrow keys; PMKVQ_HISTORY names "
+                                "another file, or none when it is empty.",
+                                editor_.history_path()),
+                    indent);
 }
 
 void ChatLoop::Show(const std::string&) {
@@ -253,6 +267,9 @@ void ChatLoop::Regenerate(const std::string&) {
   if (!answered) {
     PrintError("there is no answer yet");
     return;
+  }
+  if (settings_.sampling.temperature == 0) {
+    PrintError("temperature 0 gives the same answer again; /set temperature 0.6 draws another");
   }
   const ChatMessage before = messages_.back();
   messages_.pop_back();

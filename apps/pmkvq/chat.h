@@ -16,6 +16,7 @@ struct ChatOptions {
   // What each answer starts from: sampling, max_tokens, stop, ignore_eos. seed: of the first
   // answer.
   Request request;
+  std::string budget_remedy;  // RunOutput::budget_remedy
 };
 
 // Reads messages and slash commands until /quit, Ctrl-D, or Ctrl-C at an empty prompt; Ctrl-C

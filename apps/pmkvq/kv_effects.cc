@@ -154,13 +154,16 @@ void WarnOfMemory(int64_t budget_bytes, int64_t max_sequences) {
                   FormatByteSize(memory)));
 }
 
+bool PlanSetsBudget(const KvOptions& kv) {
+  if (kv.plan == nullptr || kv.budget_bytes > 0) return false;
+  const std::optional<Method> method = ReadMethod(kv.spec);
+  return method && method->steps_down() && !method->has("bits") && !method->has("k") &&
+         !method->has("v");
+}
+
 void WarnOfShortPlan(const EngineOptions& options) {
   const KvOptions& kv = options.kv;
-  if (kv.plan == nullptr || kv.budget_bytes > 0 || options.max_len <= kv.plan->max_len) return;
-  const std::optional<Method> method = ReadMethod(kv.spec);
-  const bool takes_budgets = method && method->steps_down() && !method->has("bits") &&
-                             !method->has("k") && !method->has("v");
-  if (!takes_budgets) return;
+  if (!PlanSetsBudget(kv) || options.max_len <= kv.plan->max_len) return;
   PrintError(
       fmt::format("warning: the budgets of {} are for {} tokens, not for --max-len {}: longer "
                   "sequences may end with kv_budget; calibrate --from {} makes a plan for them",

@@ -24,6 +24,10 @@ void WarnOfUnusedBudget(const KvCommandOptions& options);
 // A budget that `max_sequences` sequences cannot all have in this machine's memory.
 void WarnOfMemory(int64_t budget_bytes, int64_t max_sequences);
 
+// What a sequence may take comes from the plan: it is given, --kv-budget is not, and the SPEC
+// neither keeps one width nor says bits.
+bool PlanSetsBudget(const KvOptions& kv);
+
 // Budgets of a plan that was made for fewer tokens than --max-len.
 void WarnOfShortPlan(const EngineOptions& options);
 

@@ -163,6 +163,7 @@ LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique
 LineEditor::~LineEditor() = default;
 
 bool LineEditor::edits() const { return impl_->editor != nullptr; }
+const std::string& LineEditor::history_path() const { return impl_->history_path; }
 
 LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   line->clear();

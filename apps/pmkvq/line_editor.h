@@ -33,6 +33,8 @@ class LineEditor {
 
   // False for piped input and TERM=dumb: prompts should then stay plain.
   bool edits() const;
+  // Where messages are kept between runs; "": nowhere.
+  const std::string& history_path() const;
 
  private:
   struct Impl;

@@ -61,6 +61,7 @@ void ComputeLogits(const Options& options) {
                 logits.As<float>() + start * model->config().vocab_size);
   }
   WriteSafetensors(options.out, {{"logits", logits.view()}});
+  PrintError("wrote " + options.out);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ void PrintHelpOf(CLI::App& app, const std::vector<std::string>& names) {
       return other->get_name() == name;
     });
     if (next == commands.end()) {
-      throw CLI::ValidationError("help", DescribeUnknownCommand(*command, path, name));
+      throw CLI::ValidationError(DescribeUnknownCommand(*command, path, name));
     }
     command = *next;
     path += " " + name;
@@ -81,7 +81,7 @@ int Run(int argc, char** argv) {
   ApplyValueRules(app);
   app.footer(
       "Examples:\n"
-      "  pmkvq run --model models/longcot-10m \"What is 17 + 25?\"\n"
+      "  pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt\n"
       "  pmkvq help run    # or pmkvq run --help\n\n"
       "Sizes are a number and a unit: 6MiB, 512k, 1.5GB, 2TiB. Without a unit\n"
       "--kv-budget counts bytes and --memory-budget counts MiB.");
@@ -92,6 +92,7 @@ int Run(int argc, char** argv) {
       return 0;
     }
     RefuseEmptyAssignments(app, arguments);
+    RefuseSplitSizes(arguments);
     app.parse_complete_callback([&] { CheckFiles(*FindChosenCommand(app).app); });
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

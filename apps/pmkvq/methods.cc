@@ -3,6 +3,7 @@
 
 #include "commands.h"
 #include "help_format.h"
+#include "pmkvq/base/nearest_name.h"
 #include "pmkvq/methods/packed_spec.h"
 #include "pmkvq/methods/registry.h"
 #include "terminal.h"
@@ -54,10 +55,15 @@ void Run(const std::string& name) {
     PrintList(methods);
     return;
   }
-  FilesOfSpec(name);  // Refuses an unknown name, and names the known ones.
+  const std::string method_name = name.substr(0, name.find(':'));
+  std::vector<std::string> names;
   for (const MethodInfo& method : methods) {
-    if (method.name == name.substr(0, name.find(':'))) PrintMethod(method);
+    if (method.name == method_name) return PrintMethod(method);
+    names.push_back(method.name);
   }
+  throw CLI::ValidationError(fmt::format("unknown method '{}'{}; there are {}", method_name,
+                                         DidYouMean(method_name, names),
+                                         fmt::join(names, ", ")));
 }
 
 }  // namespace

@@ -38,7 +38,8 @@ std::optional<T> ReadNumber(const std::string& text) {
 template <class T>
 std::string RangeText(T least, T most) {
   const bool has_least = least != std::numeric_limits<T>::lowest();
-  const bool has_most = most != std::numeric_limits<T>::max();
+  // Nobody reaches kMostTokens; as a bound it would only hide the lower one.
+  const bool has_most = most < static_cast<T>(kMostTokens);
   if (has_least && has_most) return fmt::format(" from {} to {}", least, most);
   if (has_least) return fmt::format(" from {}", least);
   if (has_most) return fmt::format(" up to {}", most);
@@ -49,7 +50,11 @@ std::string RangeText(T least, T most) {
 template <class T>
 std::string CheckWholeNumber(std::string& text, T least, T most, const std::string& expected) {
   const std::optional<T> value = ReadNumber<T>(text);
-  if (!value || *value < least || *value > most) return Found(text, expected);
+  if (value && *value > most) {
+    const bool is_said = expected.ends_with(fmt::format("{}", most));
+    return Found(text, is_said ? expected : fmt::format("{}, at most {}", expected, most));
+  }
+  if (!value || *value < least) return Found(text, expected);
   text = fmt::format("{}", *value);
   return "";
 }
@@ -100,9 +105,8 @@ int64_t ReadKvBudget(const std::string& text) {
   if (!HasByteUnit(text) && bytes < kLeastBareBytes) {
     throw InvalidInput(
         "--kv-budget",
-        fmt::format("found '{0}', which is {0} bytes: did you mean {0}MiB? ({0}B for "
-                    "bytes)",
-                    text.substr(0, text.find(' '))));
+        fmt::format("found '{0}', which is {1} bytes: did you mean {0}MiB? ({1}B for bytes)",
+                    text.substr(0, text.find(' ')), bytes));
   }
   return bytes;
 }

@@ -124,6 +124,18 @@ std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenize
   return EncodePrompt(options, *tokenizer);
 }
 
+// A prompt of ids needs no tokenizer: without one the output is ids, too.
+std::shared_ptr<const Tokenizer> LoadTokenizerForIds(const std::string& folder) {
+  try {
+    return LoadTokenizerIfPresent(folder);
+  } catch (const InvalidInput& error) {
+    PrintError(fmt::format("warning: {}; the output has ids and no text", error.what()));
+  } catch (const Unsupported& error) {
+    PrintError(fmt::format("warning: {}; the output has ids and no text", error.what()));
+  }
+  return nullptr;
+}
+
 // The engine asks for room for a first page before it knows the prompt, and for the prompt later;
 // this says both at once, so that the budget that it names works.
 void CheckBudgetHoldsPrompt(const EngineOptions& engine, const Model& model, int64_t num_tokens) {
@@ -141,9 +153,19 @@ void CheckBudgetHoldsPrompt(const EngineOptions& engine, const Model& model, int
                   FormatByteSize(kv.budget_bytes), needed, (needed + 1023) / 1024, num_tokens));
 }
 
+// What a spent budget is answered with: the budget is --kv-budget's, or the plan's.
+std::string BudgetRemedy(const KvOptions& kv) {
+  if (!PlanSetsBudget(kv)) return "raise --kv-budget for longer output";
+  return fmt::format(
+      "the plan {} is for {} tokens: for longer output give --kv-budget, or make another plan with "
+      "calibrate --from {} --max-len N",
+      kv.plan_path, kv.plan->max_len, kv.plan_path);
+}
+
 // Returns why samples ended with an error; "" when none did.
 std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
-                    const std::vector<int32_t>& prompt_ids, StatsFile* stats) {
+                    const std::vector<int32_t>& prompt_ids, const std::string& budget_remedy,
+                    StatsFile* stats) {
   std::vector<Request> requests;
   for (int64_t i = 0; i < options.num_samples; ++i) {
     requests.push_back(MakeRequest(options, prompt_ids, i));
@@ -154,6 +176,7 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
     output.streams = options.num_samples == 1 && options.json != "-";
     output.prints = output.reports_all = options.json != "-";
     output.several = options.num_samples > 1;
+    output.budget_remedy = budget_remedy;
     output.in_thinking = tokenizer != nullptr && EndsInThinking(*tokenizer, prompt_ids);
     RunObserver observer(engine, output, stats);
     completions = engine.Generate(std::move(requests), &observer, InterruptFlag());
@@ -168,8 +191,10 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
   return error;
 }
 
-void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats) {
+void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer,
+             const std::string& budget_remedy, StatsFile* stats) {
   ChatOptions chat;
+  chat.budget_remedy = budget_remedy;
   chat.system = options.system;
   chat.chat_template = ResolveChatTemplate(options.chat_template, options.model);
   if (chat.chat_template.IsNone()) {
@@ -191,7 +216,7 @@ void Run(const Options& options) {
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
   const auto tokenizer =
-      options.ids_given ? LoadTokenizerIfPresent(options.model) : Tokenizer::Load(options.model);
+      options.ids_given ? LoadTokenizerForIds(options.model) : Tokenizer::Load(options.model);
   if (options.ids_given) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
@@ -202,14 +227,21 @@ void Run(const Options& options) {
     prompt_ids = PromptIds(options, tokenizer.get());
     CheckBudgetHoldsPrompt(engine_options, *model, std::ssize(prompt_ids));
   }
+  // With --max-len the warning of a short plan has been given.
+  if (PlanSetsBudget(engine_options.kv) && engine_options.max_len == 0 &&
+      engine_options.kv.plan->max_len < model->config().max_position_embeddings) {
+    PrintError(fmt::format("the plan's budgets hold {} tokens; --kv-budget allows more",
+                           engine_options.kv.plan->max_len));
+  }
   Engine engine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
   std::string error;
   if (chat) {
-    RunChat(options, engine, *tokenizer, stats.get());
+    RunChat(options, engine, *tokenizer, BudgetRemedy(engine_options.kv), stats.get());
   } else {
-    error = RunOnce(options, engine, tokenizer.get(), prompt_ids, stats.get());
+    error = RunOnce(options, engine, tokenizer.get(), prompt_ids, BudgetRemedy(engine_options.kv),
+                    stats.get());
   }
   if (stats != nullptr) stats->Commit();
   options.kv.PrintPlanHint(engine_options.kv, options.model);
@@ -226,6 +258,10 @@ void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
     WarnWithoutEffect(command, {"--system"}, "--chat-template none has no place for it");
   }
   options.sampling.WarnOfUnused(kDefaultTemperature);
+  if (options.num_samples > 1 &&
+      options.sampling.Resolve(kDefaultTemperature, kDefaultTopP).temperature == 0) {
+    PrintError("warning: --temperature 0 makes all samples of -n equal");
+  }
 }
 
 }  // namespace
@@ -238,7 +274,7 @@ void AddRun(CLI::App& app) {
             FileKind::kModel);
   auto* prompt =
       command->add_option("text,--prompt,-p", options->prompt,
-                          "prompt text, with or without --prompt (default: standard input)");
+                          "prompt text; --prompt may be left out (default: standard input)");
   auto* file = NamesFile(
       command->add_option("--file,-f", options->file, "file with the prompt text (- for stdin)"),
       FileKind::kInputOrStdin);
@@ -273,9 +309,12 @@ void AddRun(CLI::App& app) {
             FileKind::kOutput);
   options->weights.Register(*command);
   options->kv.Register(*command);
-  AddExamples(*command, {"pmkvq run --model models/longcot-10m --kv static-4 \"What is 17 + 25?\"",
-                         "pmkvq run --model models/longcot-10m --file problem.txt --temperature 0 "
-                         "--kv pm-kvq --plan models/longcot-10m/plan.json --stats stats.jsonl"});
+  AddExamples(*command,
+              {"pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt "
+               "--temperature 0 --kv pm-kvq --plan models/longcot-10m/plan.json "
+               "--stats stats.jsonl",
+               "pmkvq run --model models/longcot-10m --kv static-4 \"Sort these numbers: "
+               "523, 118, 907, 342.\""});
   command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
     options->ids_given = ids->count() > 0;

@@ -73,7 +73,7 @@ void RunObserver::Report(const Completion& completion) const {
       FormatByteSize(completion.kv.peak_bytes), FormatByteSize(completion.kv.budget_bytes),
       FormatPages(completion.kv.pages), pause,
       completion.finish_reason == FinishReason::kKvBudget
-          ? "; the KV budget is spent at the floor width, raise --kv-budget for longer output"
+          ? "; the KV budget is spent at the floor width, " + output_.budget_remedy
           : ""));
 }
 

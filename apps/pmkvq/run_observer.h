@@ -17,6 +17,8 @@ struct RunOutput {
   bool several = false;      // Name the sample of a text and of the status line.
   bool in_thinking = false;  // The prompt ends in an opened <think>.
   bool reports_all = true;   // A closing line per sample; false: only for a spent budget.
+  // What to do when the budget is spent.
+  std::string budget_remedy = "raise --kv-budget for longer output";
 };
 
 // Prints text as it comes (one sample) or when a sample is done (several), keeps the status line

@@ -14,6 +14,8 @@
 #include <ctime>
 #include <string_view>
 
+#include "text_wrap.h"
+
 namespace pmkvq::cli {
 namespace {
 
@@ -281,6 +283,11 @@ void Print(const std::string& text) {
 void PrintError(const std::string& line) {
   std::fprintf(stderr, "%s%s\n", g_line_is_drawn ? "\r\033[K" : "", line.c_str());
   g_line_is_drawn = false;
+}
+
+void PrintErrorWrapped(const std::string& text, const std::string& left) {
+  if (isatty(STDERR_FILENO) != 1) return PrintError(left + text);
+  PrintError(left + Wrap(text, StderrSize().ws_col, left.size(), left.size()));
 }
 
 }  // namespace pmkvq::cli

@@ -103,5 +103,8 @@ class ClosedPipe : public IoError {
 void Print(const std::string& text);
 // One line on stderr, in place of a progress or status line that stands there.
 void PrintError(const std::string& line);
+// `left` and `text` as one line on stderr. Where that is a narrower terminal, `text` is broken at
+// blanks and goes on below its first line.
+void PrintErrorWrapped(const std::string& text, const std::string& left = "");
 
 }  // namespace pmkvq::cli

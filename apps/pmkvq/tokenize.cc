@@ -60,8 +60,9 @@ void AddTokenize(CLI::App& app) {
                     "control tokens in the text (<|im_end|>) become their ids; without it they are "
                     "plain text");
   command->add_flag("--decode", options->decode, "the reverse: ids to text");
-  AddExamples(*command, {"pmkvq tokenize --model models/longcot-10m \"What is 17 + 25?\"",
-                         "echo 39 68 508 78 | pmkvq tokenize --model models/longcot-10m --decode"});
+  AddExamples(*command,
+              {"pmkvq tokenize --model models/longcot-10m \"Sort these numbers: 523, 118.\"",
+               "echo 39 68 508 78 | pmkvq tokenize --model models/longcot-10m --decode"});
   command->callback([options, text] {
     options->text_given = text->count() > 0;
     Tokenize(*options);

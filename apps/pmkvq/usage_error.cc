@@ -186,6 +186,21 @@ void RefuseEmptyAssignments(const CLI::App& app, const std::vector<std::string>&
   }
 }
 
+void RefuseSplitSizes(const std::vector<std::string>& arguments) {
+  const auto is = [](const std::string& text, std::string_view characters) {
+    return !text.empty() && text.find_first_not_of(characters) == std::string::npos;
+  };
+  for (size_t i = 0; i + 2 < arguments.size(); ++i) {
+    const std::string& name = arguments[i];
+    const std::string& number = arguments[i + 1];
+    const std::string& unit = arguments[i + 2];
+    if (name != "--kv-budget" && name != "--memory-budget") continue;
+    if (!is(number, "0123456789.") || !is(unit, "kKmMgGtTiIbB") || unit.size() > 3) continue;
+    throw CLI::ValidationError(
+        name, fmt::format("found '{0}' and '{1}' apart: did you mean {0}{1}?", number, unit));
+  }
+}
+
 std::string DescribeUsageError(CLI::App& app, const CLI::ParseError& error,
                                const std::vector<std::string>& arguments) {
   const ChosenCommand command = FindChosenCommand(app);

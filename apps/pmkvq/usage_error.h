@@ -27,6 +27,9 @@ std::string DescribeUsageError(CLI::App& app, const CLI::ParseError& error,
 // value.
 void RefuseEmptyAssignments(const CLI::App& app, const std::vector<std::string>& arguments);
 
+// Throws CLI::ValidationError for "--kv-budget 6 MiB", whose unit would be taken for a prompt.
+void RefuseSplitSizes(const std::vector<std::string>& arguments);
+
 // Whether `error`, thrown by the library, is about an option's value that is wrong whatever the
 // files hold, as the SPEC of --kv: exit code 2. A value that does not suit the model or a file, a
 // budget too small for a prompt, say, is a failure: exit code 1.

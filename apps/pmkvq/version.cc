@@ -42,9 +42,10 @@ std::string VersionText() {
   line("commit", CommitText());
   line("compiler", fmt::format("{}, {}", kCompiler, PMKVQ_BUILD_TYPE));
   line("instruction sets", fmt::format("{}", fmt::join(targets.available, ", ")));
-  line("in use", targets.chosen + (std::getenv("PMKVQ_TARGET") == nullptr
-                                       ? " (another one: PMKVQ_TARGET=NAME)"
-                                       : " (by PMKVQ_TARGET)"));
+  const char* const asked = std::getenv("PMKVQ_TARGET");
+  line("in use",
+       targets.chosen + (asked == nullptr || *asked == '\0' ? " (another one: PMKVQ_TARGET=NAME)"
+                                                            : " (by PMKVQ_TARGET)"));
   line("threads", fmt::format("{}", DefaultThreads()));
   line("features",
        fmt::format("weights BF16, F16, F32, q8; cache 16, 8, 4, 2 bits; Highway {}.{}.{}, "

@@ -1,6 +1,8 @@
 // The chat loop at a terminal: editing, pastes, commands, and what Ctrl-C ends.
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "pmkvq/io/json.h"
 #include "support/run_program.h"
 #include "support/temp_folder.h"
@@ -73,6 +75,45 @@ TEST_F(ChatTest, CtrlCEndsTheAnswerAndNotTheChat) {
   EXPECT_EQ(chat.Wait(), 0) << chat.screen();
 }
 
+// A terminal without line editing: Ctrl-C still ends the answer only, and nothing is said of
+// pastes.
+TEST_F(ChatTest, CtrlCEndsTheAnswerWhereTheTerminalCannotEdit) {
+  TerminalProgram chat(kChat, Terminal({{"TERM", "dumb"}}));
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type("/help\n");
+  ASSERT_TRUE(chat.WaitFor("Several lines: end a line")) << chat.screen();
+  EXPECT_EQ(chat.screen().find("PMKVQ_HISTORY"), std::string::npos);
+  chat.Type(std::string(kSort) + "\n");
+  ASSERT_TRUE(chat.WaitFor("</think>") || chat.WaitFor("A01")) << chat.screen();
+  chat.Type(kCtrlC);
+  ASSERT_TRUE(chat.WaitFor("[cancelled]")) << chat.screen();
+  EXPECT_EQ(Saved(chat).size(), 2u);
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type(kCtrlC);
+  EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+}
+
+// At 60 columns no line of the program is cut inside a word.
+TEST_F(ChatTest, LongLinesBreakAtBlanks) {
+  TerminalProgram::Terminal narrow = Terminal();
+  narrow.columns = 60;
+  TerminalProgram chat(kChat, narrow);
+  ASSERT_TRUE(chat.WaitFor("ends the chat"));
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type("/help\r");
+  ASSERT_TRUE(chat.WaitFor("PMKVQ_HISTORY")) << chat.screen();
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type("/nothing-like-it\r");
+  ASSERT_TRUE(chat.WaitFor("blank before it")) << chat.screen();
+  std::istringstream lines(chat.screen());
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find('\x1b') != std::string::npos) continue;  // The prompt and what is typed.
+    EXPECT_LE(line.size(), 61u) << line;                   // With the carriage return.
+  }
+  chat.Type("/quit\r");
+  EXPECT_EQ(chat.Wait(), 0);
+}
+
 // Keys typed as soon as the prompt is seen must reach the editor. A terminal that still edits the
 // line itself would lose them at Ctrl-C.
 TEST_F(ChatTest, KeysAreTakenFromTheMomentThePromptShows) {
@@ -137,10 +178,13 @@ TEST_F(ChatTest, Commands) {
   ASSERT_TRUE(chat.WaitFor("> "));
   chat.Type("/help\r");
   EXPECT_TRUE(chat.WaitFor("/regen")) << chat.screen();
+  EXPECT_TRUE(chat.WaitFor("paste them")) << chat.screen();
+  EXPECT_TRUE(chat.WaitFor("PMKVQ_HISTORY")) << "the file that keeps messages is named";
   chat.Type("/quit now\r");
   EXPECT_TRUE(chat.WaitFor("/quit takes no argument, found \"now\"")) << chat.screen();
   chat.Type("/sav x\r");
-  EXPECT_TRUE(chat.WaitFor("unknown command /sav; there are /help")) << chat.screen();
+  EXPECT_TRUE(chat.WaitFor("unknown command /sav: did you mean /save? There are /help"))
+      << chat.screen();
   chat.Type("/set temperature warm\r");
   EXPECT_TRUE(chat.WaitFor("found \"warm\", expected a number from 0 to 100")) << chat.screen();
   chat.Type("/set top_k 40\r");

@@ -13,6 +13,7 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectOneLineError;
+using testing_support::Plus;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
 using testing_support::Slurp;
@@ -91,6 +92,38 @@ TEST(Checkpoints, TensorsOfForeignTypesAreListed) {
   const ProgramResult run =
       RunProgram({"run", "--model", folder.path(), "--prompt-ids", "1,2", "--max-tokens", "1"});
   EXPECT_EQ(run.exit_code, 0) << run.err;
+}
+
+TEST(Checkpoints, AMissingChatTemplateIsSaid) {
+  const TempFolder folder;
+  std::filesystem::copy(kModel, folder.path());
+  std::filesystem::remove(folder.File("tokenizer_config.json"));
+  const Args run = {"run", "--model", folder.path(), "--max-tokens", "1", "-p", "hi"};
+  EXPECT_NE(RunProgram(run).err.find("found no chat template"), std::string::npos);
+  EXPECT_EQ(RunProgram(Plus(run, {"--chat-template", "none"})).err.find("chat template"),
+            std::string::npos);
+}
+
+// Ids need no tokenizer, so one that cannot be read is no obstacle.
+TEST(Run, WorksWithATokenizerThatIsNotRead) {
+  const TempFolder folder;
+  std::filesystem::copy(kTiny, folder.path(), std::filesystem::copy_options::recursive);
+  const Args ids = {"run", "--model", folder.path(), "--prompt-ids", "1,2", "--max-tokens", "2"};
+  const Args text = {"run", "--model", folder.path(), "-p", "hi"};
+  folder.Write("tokenizer.json",
+               R"({"model": {"type": "BPE", "byte_fallback": true, "vocab": {}, "merges": []}})");
+  const ProgramResult result = RunProgram(Plus(ids, {"--json", "-"}));
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(result.err.find("SentencePiece-style tokenizers are not supported"), std::string::npos)
+      << result.err;
+  EXPECT_NE(result.err.find("ids and no text"), std::string::npos) << result.err;
+  ExpectOneLineError(RunProgram(text), 1, {"tokenizer.json", "SentencePiece"});
+
+  std::filesystem::remove(folder.File("tokenizer.json"));
+  folder.Write("tokenizer.model", "x");
+  EXPECT_EQ(RunProgram(ids).exit_code, 0);
+  ExpectOneLineError(RunProgram(text), 1,
+                     {folder.path(), "found tokenizer.model", "expected tokenizer.json"});
 }
 
 TEST(Checkpoints, GitLfsPointersAreNamed) {

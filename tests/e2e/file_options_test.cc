@@ -181,5 +181,15 @@ TEST(Demo, LooksAtItsPlanFirst) {
   ExpectOneLineError(RunProgram({"demo", "--model", kModel, "--plan", "-"}), 2, {"--plan", "'-'"});
 }
 
+TEST(Demo, FindsTheModelBesideTheProgram) {
+  const TempFolder folder;
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path());
+  // The plan is looked at when the model has been found.
+  const ProgramResult result = RunProgram({"demo", "--plan", "/nonexistent/plan.json"});
+  std::filesystem::current_path(before);
+  ExpectOneLineError(result, 1, {"/nonexistent/plan.json", "cannot write"});
+}
+
 }  // namespace
 }  // namespace pmkvq

@@ -121,6 +121,36 @@ TEST(Plans, AReplacedPlanIsSaid) {
   EXPECT_NE(RunProgram(args).err.find("replaced " + folder.File("p.json")), std::string::npos);
 }
 
+TEST(Plans, UnusedBudgetAndLengthsAreSaid) {
+  const TempFolder folder;
+  const auto from = [&](const Args& more) {
+    return RunProgram(Plus({"calibrate", "--from", kPlan, "--plan", folder.File("p.json")}, more))
+        .err;
+  };
+  const std::string roomy = from({"--memory-budget", "1024MiB"});
+  EXPECT_NE(roomy.find("of --memory-budget 1 GiB stay unused: all blocks have 4 bits"),
+            std::string::npos)
+      << roomy;
+  EXPECT_NE(roomy.find("--fbit-choices 8,4 allows more"), std::string::npos) << roomy;
+  EXPECT_NE(roomy.find("of 4096 tokens"), std::string::npos) << "as the plan it is made from";
+  EXPECT_EQ(from({"--memory-budget", "4.9MiB"}).find("unused"), std::string::npos);
+  EXPECT_EQ(from({"--memory-budget", "1GiB", "--fbit-choices", "16"}).find("unused"),
+            std::string::npos);
+
+  const auto measured = [&](const Args& more) {
+    return RunProgram(
+               Plus({"calibrate", "--model", kModel, "--dataset", kModel + "/calibration.jsonl",
+                     "--n-samples", "1", "--seq-len", "64", "--no-key-scales", "--memory-budget",
+                     "60MiB", "--plan", folder.File("p.json")},
+                    more))
+        .err;
+  };
+  EXPECT_NE(measured({}).find("of 8192 tokens"), std::string::npos) << "the model's positions";
+  const std::string longer = measured({"--max-len", "32768"});
+  EXPECT_NE(longer.find("--max-len 32768 is more than the 8192 positions"), std::string::npos)
+      << longer;
+}
+
 TEST(Plans, HintsAtThePlanThatIsThere) {
   const TempFolder folder;
   const std::string split = folder.File("split.json");
@@ -156,6 +186,15 @@ TEST(Plans, OfFewerTokensThanTheRunAreSaid) {
             std::string::npos);
   EXPECT_EQ(RunProgram(Plus(run, {"--max-len", "4096"})).err.find("4096 tokens, not"),
             std::string::npos);
+  EXPECT_NE(RunProgram(run).err.find("the plan's budgets hold 4096 tokens"), std::string::npos);
+  EXPECT_EQ(RunProgram(Plus(run, {"--kv-budget", "6MiB"})).err.find("4096 tokens"),
+            std::string::npos);
+  const std::string spent =
+      RunProgram({"run", "--model", kModel, "--ignore-eos", "--max-tokens", "6000", "--kv",
+                  "pm-kvq", "--plan", kPlan, "--temperature", "0", "-p", "hi"})
+          .err;
+  EXPECT_NE(spent.find("is for 4096 tokens: for longer output give --kv-budget"), std::string::npos)
+      << spent;
 }
 
 // The first answer holds the prompt, not only the first page of every block.

@@ -132,6 +132,27 @@ TEST(OptionValues, ALowerBoundIsSaidWithoutAnUpperOne) {
                      {"--top-k: found '-1', expected a whole number from 0;"});
   ExpectOneLineError(RunProgram({"run", "--threads", "1000000"}), 2,
                      {"--threads", "from 0 to 1024"});
+  ExpectOneLineError(RunProgram({"run", "--max-tokens", "-5"}), 2,
+                     {"--max-tokens: found '-5', expected a whole number from 0;"});
+  ExpectOneLineError(RunProgram({"run", "--max-tokens", "2199023255552"}), 2,
+                     {"--max-tokens: found '2199023255552'", "at most 1099511627776"});
+}
+
+TEST(Sizes, AUnitThatStandsApartIsSaid) {
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--kv-budget", "6", "MiB", "-p", "hi"}),
+                     2, {"--kv-budget: found '6' and 'MiB' apart: did you mean 6MiB?"});
+  ExpectOneLineError(RunProgram({"allocate", "--memory-budget", "1.5", "G"}), 2,
+                     {"--memory-budget", "did you mean 1.5G?"});
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--kv-budget", "1e1", "-p", "hi"}), 2,
+                     {"--kv-budget", "found '1e1', which is 10 bytes: did you mean 1e1MiB?"});
+}
+
+TEST(OptionValues, NamesThatAreEquallyNearAreAllSaid) {
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--kv", "static-3", "-p", "hi"}), 2,
+                     {"did you mean static-8, static-4 or static-2?"});
+  ExpectOneLineError(RunProgram({"methods", "kiwi"}), 2,
+                     {"unknown method 'kiwi': did you mean kivi?", "pm-kvq"});
+  ExpectOneLineError(RunProgram({"help", "foo"}), 2, {"pmkvq: there is no command 'foo'"});
 }
 
 TEST(OptionValues, EmptyValuesAreRefusedEverywhere) {

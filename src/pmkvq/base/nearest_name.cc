@@ -51,12 +51,11 @@ bool IsShortFor(const std::string& found, const std::string& name) {
   return next == found.size();
 }
 
-}  // namespace
-
-std::string NearestName(std::string_view found, std::span<const std::string> names) {
+// The likeliest names, in the order of `names`; see NearestName.
+std::vector<std::string> NearestNames(std::string_view found, std::span<const std::string> names) {
   const std::string plain = Plain(found);
-  if (plain.empty() || plain.size() > kLongestName) return "";
-  std::string nearest;
+  if (plain.empty() || plain.size() > kLongestName) return {};
+  std::vector<std::string> nearest;
   size_t least = kLongestName;
   for (const std::string& name : names) {
     const std::string candidate = Plain(name);
@@ -67,17 +66,28 @@ std::string NearestName(std::string_view found, std::span<const std::string> nam
       if (!IsShortFor(plain, candidate)) continue;
       distance = allowed + 1;  // Behind every misspelling of a name of this length.
     }
-    if (distance < least) {
-      least = distance;
-      nearest = name;
-    }
+    if (distance < least) nearest.clear();
+    if (distance <= least) nearest.push_back(name);
+    least = std::min(least, distance);
   }
   return nearest;
 }
 
+}  // namespace
+
+std::string NearestName(std::string_view found, std::span<const std::string> names) {
+  const std::vector<std::string> nearest = NearestNames(found, names);
+  return nearest.empty() ? "" : nearest.front();
+}
+
 std::string DidYouMean(std::string_view found, std::span<const std::string> names) {
-  const std::string nearest = NearestName(found, names);
-  return nearest.empty() ? "" : fmt::format(": did you mean {}?", nearest);
+  const std::vector<std::string> nearest = NearestNames(found, names);
+  if (nearest.empty()) return "";
+  std::string text = nearest.front();
+  for (size_t i = 1; i < nearest.size(); ++i) {
+    text += (i + 1 < nearest.size() ? ", " : " or ") + nearest[i];
+  }
+  return fmt::format(": did you mean {}?", text);
 }
 
 }  // namespace pmkvq

@@ -13,7 +13,9 @@ namespace pmkvq {
 // O(length^2) per name; names of more than 64 characters are never found.
 std::string NearestName(std::string_view found, std::span<const std::string> names);
 
-// ": did you mean NAME?" or "" when there is no such name.
+// ": did you mean NAME?" or "" when there is no such name. Names that are equally near are all
+// said:
+// ": did you mean A, B or C?".
 std::string DidYouMean(std::string_view found, std::span<const std::string> names);
 
 }  // namespace pmkvq

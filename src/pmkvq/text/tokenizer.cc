@@ -279,6 +279,11 @@ Tokenizer::~Tokenizer() = default;
 std::shared_ptr<const Tokenizer> Tokenizer::Load(const std::string& path) {
   const bool is_folder = std::filesystem::is_directory(path);
   const std::string file = is_folder ? JoinPath(path, "tokenizer.json") : path;
+  if (is_folder && !FileExists(file) && FileExists(JoinPath(path, "tokenizer.model"))) {
+    throw Unsupported(path,
+                      "found tokenizer.model: SentencePiece tokenizers are not supported; "
+                      "expected tokenizer.json");
+  }
   const std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
   tokenizer->impl_ = MakeImpl(JsonValue::ParseFile(file));
   if (is_folder) {
