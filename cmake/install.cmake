@@ -10,7 +10,8 @@ install(TARGETS ${PMKVQ_MODULES} pmkvq_all EXPORT pmkvq-targets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq)
 install(EXPORT pmkvq-targets NAMESPACE pmkvq:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
 install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-  FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE)
+  FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE PATTERN "*_impl.h" EXCLUDE
+  PATTERN "detail.h" EXCLUDE)
 configure_package_config_file(cmake/pmkvq-config.cmake.in
   ${CMAKE_BINARY_DIR}/pmkvq-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)

@@ -45,8 +45,6 @@ class EvalProgress : public EngineObserver {
   EvalProgress(const std::string& title, int64_t total, const std::vector<Response>& present);
 
   void OnToken(RequestId id, int32_t token, const std::string& text) override;
-  void OnHalving(RequestId, const HalvingEvent&) override {}
-  void OnFinished(const Completion&) override {}
 
   void Add(const Response& response);
   void End() { bar_.End(); }

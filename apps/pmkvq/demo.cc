@@ -1,6 +1,7 @@
 // pmkvq demo: the shipped model solves problems while its KV cache steps down inside a budget.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <stdexcept>
 
 #include "commands.h"
@@ -18,8 +19,10 @@
 namespace pmkvq::cli {
 namespace {
 
+constexpr char kShippedModel[] = "models/longcot-10m";
+
 struct Options {
-  std::string model = "models/longcot-10m";
+  std::string model = kShippedModel;
   std::string plan;
   int64_t num_problems = 5;
   int threads = 0;
@@ -49,7 +52,6 @@ class LadderObserver : public EngineObserver {
       next_snapshot_ = kv.num_tokens + kSnapshotTokens;
     }
   }
-  void OnHalving(RequestId, const HalvingEvent&) override {}
   void OnFinished(const Completion& completion) override {
     snapshots_.push_back(completion.kv);
     Print("\n");
@@ -144,6 +146,18 @@ void ShowOneProblem(const Options& options, const std::shared_ptr<const Model>& 
                     completion.longest_pause_us / 1000));
 }
 
+// The shipped model of the repository that this program was built in: a parent of its folder.
+std::string ShippedModelOfProgram() {
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", error);
+  while (!error && folder.has_relative_path()) {
+    folder = folder.parent_path();
+    const std::filesystem::path model = folder / kShippedModel;
+    if (FileExists(model / "config.json")) return model;
+  }
+  return "";
+}
+
 void Demo(const Options& given) {
   Options options = given;
   if (options.plan.empty()) options.plan = JoinPath(options.model, "plan.json");
@@ -216,9 +230,11 @@ void AddDemo(CLI::App& app) {
   AddThreads(*command, options->threads);
   AddExamples(*command, {"pmkvq demo", "pmkvq demo --problems 1 --plan plan.json"});
   command->callback([options, command] {
-    // The default model is there in the repository only.
     if (command->count("--model") == 0 && !FileExists(options->model)) {
-      throw IoError(options->model,
+      options->model = ShippedModelOfProgram();
+    }
+    if (options->model.empty()) {
+      throw IoError(kShippedModel,
                     "no such folder; run in the repository, or name the model with --model");
     }
     if (options->plan == "-") {

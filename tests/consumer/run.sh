@@ -15,8 +15,10 @@ cmake -S "$root/tests/consumer" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Rel
 cmake --build "$work/build"
 
 # The first held-out problem, whose answer the model is known to find.
-prompt=$'<|im_start|>user\nA code x has three digits and starts at 185. In every step, let r be the first digit of x, take a and b from row r of the table, and replace x by the last three digits of a*x+b.\nr=0: a=3 b=366\nr=1: a=7 b=157\nr=2: a=9 b=966\nr=3: a=3 b=979\nr=4: a=7 b=776\nr=5: a=9 b=774\nr=6: a=9 b=860\nr=7: a=3 b=887\nr=8: a=9 b=600\nr=9: a=7 b=044\nWhat is x after 05 steps?<|im_end|>\n<|im_start|>assistant\n<think>\n'
-output=$("$work/build/consumer" "$root/models/longcot-10m" "$prompt")
+message=$'A code x has three digits and starts at 185. In every step, let r be the first digit of x, take a and b from row r of the table, and replace x by the last three digits of a*x+b.\nr=0: a=3 b=366\nr=1: a=7 b=157\nr=2: a=9 b=966\nr=3: a=3 b=979\nr=4: a=7 b=776\nr=5: a=9 b=774\nr=6: a=9 b=860\nr=7: a=3 b=887\nr=8: a=9 b=600\nr=9: a=7 b=044\nWhat is x after 05 steps?'
+output=$("$work/build/consumer" "$root/models/longcot-10m" "$message")
 echo "$output"
 grep -q 'boxed{108}' <<<"$output"
 grep -q '\[stop: ' <<<"$output"
+# Only what the installed headers include is installed.
+! find "$work/prefix" -name '*_impl.h' -o -name detail.h | grep .

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
@@ -92,9 +93,22 @@ class EngineObserver {
   // stop string or the rest of a character is held back; the last token brings the rest, but
   // where a request ends between tokens (kKvBudget, kCancelled, kError) only Completion::text has
   // it.
-  virtual void OnToken(RequestId id, int32_t token, const std::string& text) = 0;
-  virtual void OnHalving(RequestId id, const HalvingEvent& event) = 0;
-  virtual void OnFinished(const Completion& completion) = 0;
+  virtual void OnToken(RequestId /*id*/, int32_t /*token*/, const std::string& /*text*/) {}
+  virtual void OnHalving(RequestId /*id*/, const HalvingEvent& /*event*/) {}
+  virtual void OnFinished(const Completion& /*completion*/) {}
+};
+
+// An observer for text as it comes: calls `on_text` with what OnToken brings, empty texts left out.
+class TextStream : public EngineObserver {
+ public:
+  explicit TextStream(std::function<void(RequestId, const std::string&)> on_text)
+      : on_text_(std::move(on_text)) {}
+  void OnToken(RequestId id, int32_t /*token*/, const std::string& text) override {
+    if (!text.empty()) on_text_(id, text);
+  }
+
+ private:
+  std::function<void(RequestId, const std::string&)> on_text_;
 };
 
 class Engine {

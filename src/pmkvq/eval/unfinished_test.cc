@@ -83,8 +83,6 @@ class CancelAfter : public EngineObserver {
     ++num_drawn;
     if (--rest_ == 0) *flag_ = true;
   }
-  void OnHalving(RequestId, const HalvingEvent&) override {}
-  void OnFinished(const Completion&) override {}
 
   int64_t num_drawn = 0;
 
