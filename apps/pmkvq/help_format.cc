@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "pmkvq/base/wrap_text.h"
+
 namespace pmkvq::cli {
 namespace {
 
@@ -13,33 +15,6 @@ constexpr size_t kLeftColumns = 24;
 constexpr int kLeastColumns = 40;
 constexpr int kMostColumns = 120;
 constexpr int kColumnsOfAPipe = 80;
-
-// `text` in lines of `columns` characters, broken at blanks; all but the first begin with `indent`
-// blanks. `used` characters of the first line are taken. A line break of the text is kept.
-std::string Wrap(const std::string& text, size_t columns, size_t indent, size_t used) {
-  std::string wrapped;
-  size_t column = used;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find_first_of(" \n", begin), text.size());
-    const size_t length = end - begin;
-    const bool is_first = column == indent || (wrapped.empty() && column == used);
-    if (!is_first && column + 1 + length > columns) {
-      wrapped += '\n' + std::string(indent, ' ');
-      column = indent;
-    } else if (!is_first) {
-      wrapped += ' ';
-      ++column;
-    }
-    wrapped += text.substr(begin, length);
-    column += length;
-    if (end < text.size() && text[end] == '\n') {
-      wrapped += '\n' + std::string(indent, ' ');
-      column = indent;
-    }
-    begin = end + 1;
-  }
-  return wrapped;
-}
 
 // A command line as a shell takes it in lines of 80 characters, broken before options.
 std::string WrapCommand(const std::string& command) {
@@ -84,7 +59,8 @@ std::string HelpFormatter::Row(const std::string& left, const std::string& text)
   } else {
     row.resize(kLeftColumns + 2, ' ');
   }
-  return row + Wrap(text, static_cast<size_t>(columns_), kLeftColumns + 2, kLeftColumns + 2) + '\n';
+  return row + WrapWords(text, static_cast<size_t>(columns_), kLeftColumns + 2, kLeftColumns + 2) +
+         '\n';
 }
 
 std::string HelpFormatter::OptionRow(const CLI::Option* option) const {
@@ -109,8 +85,8 @@ std::string HelpFormatter::make_help(const CLI::App* app, std::string name,
     const std::string value = option->get_name(true);
     usage += option->get_required() ? " " + value : fmt::format(" [{}]", value);
   }
-  std::string text =
-      Wrap(app->get_description(), columns, 0, 0) + "\n\n" + Wrap(usage, columns, 7, 0) + "\n";
+  std::string text = WrapWords(app->get_description(), columns, 0, 0) + "\n\n" +
+                     WrapWords(usage, columns, 7, 0) + "\n";
   if (!commands.empty()) text += "\nCommands:\n";
   for (const CLI::App* command : commands) {
     text += Row(command->get_name(), command->get_description());

@@ -14,6 +14,8 @@
 #include <ctime>
 #include <string_view>
 
+#include "pmkvq/base/wrap_text.h"
+
 namespace pmkvq::cli {
 namespace {
 
@@ -281,6 +283,17 @@ void Print(const std::string& text) {
 void PrintError(const std::string& line) {
   std::fprintf(stderr, "%s%s\n", g_line_is_drawn ? "\r\033[K" : "", line.c_str());
   g_line_is_drawn = false;
+}
+
+void PrintErrorList(const std::string& line) {
+  if (isatty(STDERR_FILENO) != 1) {
+    PrintError(line);
+    return;
+  }
+  // The last column stays free, as under a progress bar.
+  constexpr int kLeastColumns = 20;
+  const int columns = std::max(StderrSize().ws_col - 1, kLeastColumns);
+  PrintError(WrapList(line, static_cast<size_t>(columns), 2));
 }
 
 }  // namespace pmkvq::cli

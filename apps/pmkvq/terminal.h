@@ -103,5 +103,7 @@ class ClosedPipe : public IoError {
 void Print(const std::string& text);
 // One line on stderr, in place of a progress or status line that stands there.
 void PrintError(const std::string& line);
+// The same for a list of facts: on a terminal it is broken at commas to the width, else at blanks.
+void PrintErrorList(const std::string& line);
 
 }  // namespace pmkvq::cli
