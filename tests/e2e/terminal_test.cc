@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "support/run_in_terminal.h"
 #include "support/run_program.h"
@@ -130,6 +131,25 @@ TEST(Terminal, OneTokenHasNoSpeed) {
   ASSERT_EQ(one.exit_code, 0) << one.err;
   EXPECT_NE(one.err.find(" + 1 tokens, KV peak"), std::string::npos) << one.err;
   EXPECT_NE(RunProgram(RunArgs({})).err.find(" tok/s, KV peak"), std::string::npos);
+}
+
+// The table of eval fits a terminal of 80 columns, whatever the SPEC.
+TEST(Terminal, TableOfEvalFitsItsWidth) {
+  for (const std::string spec :
+       {"fp16", "static-8",
+        "pm-kvq:policy=oldest-first+sink=4+rotate=keys+axis=channel+plan=none"}) {
+    std::vector<std::string> args = {"eval", "--model",      kModel, "--max-level", "1",   "--end",
+                                     "1",    "--max-tokens", "8",    "--max-len",   "512", "--kv",
+                                     spec};
+    if (spec.starts_with("pm-kvq")) args.insert(args.end(), {"--kv-budget", "4MiB"});
+    const ProgramResult result = RunProgram(args);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    std::stringstream lines(result.out);
+    for (std::string line; std::getline(lines, line);) {
+      EXPECT_TRUE(line.size() <= 78 || line == spec) << line;
+    }
+    EXPECT_NE(result.out.find("\nmethod "), std::string::npos) << result.out;
+  }
 }
 
 // Where standard output is a file, stderr shows that something moves, and ends clean.
