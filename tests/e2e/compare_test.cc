@@ -78,7 +78,7 @@ TEST(Compare, TablesAtEqualBytesResumedAndRenderedAgain) {
   ExpectDrawn(folder.File("a.html"));
   const std::string page = Slurp(folder.File("a.html"));
   for (const std::string part : {"<p class=\"verdict\">At 2 MiB for one sequence, ",
-                                 "compare --model", "does not fit: needs", "\"low\":",
+                                 "<span>--model</span>", "does not fit: needs", "\"low\":",
                                  "Right answers against the bytes", "<dt>model</dt><dd>"}) {
     EXPECT_NE(page.find(part), std::string::npos) << part;
   }
