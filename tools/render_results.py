@@ -63,6 +63,11 @@ def names(settings):
     return ", ".join(settings)
 
 
+def folded(rows, lines):
+    """A table behind a line that opens it; one of few rows as it is."""
+    return ["<details>", f"<summary>{rows} rows</summary>", "", *lines, "", "</details>"] if rows > 3 else lines
+
+
 class Page:
     def __init__(self, results):
         self.results = results
@@ -75,8 +80,11 @@ class Page:
         result = self.get(problem_set, bits, setting)
         return result.reporting() if result and result.fits else result
 
-    def best_rival(self, bits):
-        return rs.best_rivals(bits)[0]
+    def rivals(self, bits):
+        """The rivals that the choosing half named, with what they solved of the reporting half.
+
+        Both of them: which of the two did better is known from the reporting half alone, so neither is "the best rival"."""
+        return ", ".join(f"{s.name} {self.reporting(rs.ALL, bits, s).solved()}" for s in rs.best_rivals(bits))
 
     # The answer.
 
@@ -85,10 +93,9 @@ class Page:
         fp16, long_fp16 = self.reporting(rs.ALL, 16, rs.FP16), self.get(rs.LONG, 16, rs.FP16)
 
         def at(bits):
-            """Solved by `best`, by the paper and by the best rival, in words."""
-            rival = self.best_rival(bits)
-            best, paper, other = (self.reporting(rs.ALL, bits, s).solved() for s in (rs.BEST, rs.PAPER, rival))
-            return f"`best` {best}, PM-KVQ as in the paper {paper}, the best rival ({rival.name}) {other}"
+            """Solved by `best`, by the paper and by the rivals, in words."""
+            best, paper = (self.reporting(rs.ALL, bits, s).solved() for s in (rs.BEST, rs.PAPER))
+            return f"`best` {best}, PM-KVQ as in the paper {paper}, the rivals {self.rivals(bits)}"
 
         def beside(problem_set, bits, one, two):
             """Two settings with their bytes, and what the pair shows of the first."""
@@ -103,15 +110,19 @@ class Page:
         return [
             "# Results", "",
             f"Does a small cache cost right answers? On the shipped model, {fp16.total()} held-out problems of up to 4,096 tokens, "
-            f"of which fp16 solves {fp16.solved()}:",
-            f"at {min(wide):g} bits a value and more, every byte counted, pm-kvq, `best` and the two best rivals all solve at "
-            f"least {least};",
-            f"at 3.25 bits: {at(3.25)};",
-            f"at {low:g} bits: {at(low)}.",
-            f"On chains of up to 6,656 tokens ({long_fp16.total()} problems, fp16 solves {long_fp16.solved()}) `best` is not ahead "
-            f"of every rival: at 3 bits {rival.name} solves {beside(rs.LONG, 3, rival, rs.BEST)};",
-            f"at {long_low:g} bits `best` against the paper is {beside(rs.LONG, long_low, rs.BEST, rs.PAPER)}. Keys quantised per "
-            f"channel may be what `best` lacks there: at {long_low:g} bits",
+            f"of which fp16 solves {fp16.solved()}:", "",
+            f"* at {min(wide):g} bits a value and more, every byte counted, pm-kvq, `best` and the rivals all solve at least "
+            f"{least};",
+            f"* at 3.25 bits: {at(3.25)};",
+            f"* at {low:g} bits: {at(low)}.", "",
+            "`best` is pm-kvq that halves its oldest pages first, with widths for keys and values apart. The rivals of a budget are "
+            "the two other methods that solved most on the choosing half of the problems, of which these are the other half.", "",
+            f"A verdict stands behind a comparison: *better* and *worse* need P < {SIGNIFICANT}; *as good* needs the whole 95 % "
+            f"interval of the difference to lie within {100 * rs.MARGIN:g} points; all else is *not shown*.", "",
+            f"On chains of up to 6,656 tokens ({long_fp16.total()} problems, fp16 solves {long_fp16.solved()}):", "",
+            f"* `best` is not ahead of every rival: at 3 bits {rival.name} solves {beside(rs.LONG, 3, rival, rs.BEST)};",
+            f"* at {long_low:g} bits `best` against the paper is {beside(rs.LONG, long_low, rs.BEST, rs.PAPER)};",
+            f"* keys quantised per channel may be what `best` lacks there: at {long_low:g} bits with them "
             f"{beside(rs.LONG, long_low, rs.CHANNEL, rs.BEST)}; on the choosing half at levels 3 to 5 they do not help "
             f"({channel.solved()} against {best.solved()} of {best.total()}).", "",
             "![Solved problems against real bytes, all methods, with 95 % intervals](images/results.svg)", "",
@@ -128,10 +139,9 @@ class Page:
             "`tools/results_settings.py`). Rivals and candidates for `best` were compared on the first half, at levels 3 to 5; every "
             "headline figure is of the second half. Two limits: the halves were cut after levels 1 to 5 had been run whole and "
             "read, and `best` was named before the first recorded run, on evidence that is not in this repository.",
-            f"* **Margin.** Two settings are *as good* when the whole 95 % interval of their difference lies within "
-            f"{100 * rs.MARGIN:g} points. The margin was fixed before the runs of level 6, and after those of levels 1 to 5. *Better* "
-            f"and *worse* need P < {SIGNIFICANT}; all else is *not shown*. With the {rs.LONG.num_problems} problems of level 6 the interval is wider than "
-            "the margin even for equal outcomes, so nothing there can be shown to be as good.",
+            f"* **Margin.** The {100 * rs.MARGIN:g} points of *as good* were fixed before the runs of level 6, and after those of "
+            f"levels 1 to 5. With the {rs.LONG.num_problems} problems of level 6 the interval is wider than the margin even for equal "
+            "outcomes, so nothing there can be shown to be as good.",
             "* **Statistics.** Wilson intervals for shares, Newcombe's paired intervals for differences, exact two-sided McNemar "
             "test. No correction for the number of tests: of twenty true nulls, one shows P < 0.05. Where `pmkvq compare` and "
             "`eval` have several responses to a problem, these count together (`eval/statistics.h`).",
@@ -182,11 +192,11 @@ class Page:
         for problem_set, words, budgets, settings_of in plans:
             for bits in budgets:
                 rows, solved = self.main_rows(problem_set, bits, settings_of(bits))
-                lines = [f"### {bits:g} bits, {words}", "", *table(header), *rows, ""]
+                title, lines = f"### {bits:g} bits, {words}", table(header) + rows
                 if solved and min(solved) > CEILING:
-                    self.ceiling += lines
+                    self.ceiling += [title, "", *folded(len(rows), lines), ""]
                 else:
-                    out += lines
+                    out += [title, "", *lines, ""]
         return out
 
     def rivals_with_fewer_bytes(self):
@@ -212,8 +222,8 @@ class Page:
     def past_the_floor(self):
         out = ["### Problems past the floor", "",
                "Levels 1 to 5 hold short chains too, which no budget touches. Here are those problems of the reporting half alone "
-               "in whose run under pm-kvq (paper) some page reached the narrowest width that its block was planned for.", "",
-               *table("bits | setting | solved | 95 % | against fp16 | P | verdict | against pm-kvq | P | verdict")]
+               "in whose run under pm-kvq (paper) some page reached the narrowest width that its block was planned for.", ""]
+        rows = []
         plans = [(rs.ALL, "levels 1 to 5", (3.25, 2.7), rs.main_settings), (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.long_settings)]
         for problem_set, words, budgets, settings_of in plans:
             for bits in budgets:
@@ -225,8 +235,9 @@ class Page:
                         continue
                     part = result.subset(past.__contains__)
                     other = NO_PAIR if setting is rs.PAPER else against(Pair(part, paper))
-                    out.append(f"| {bits:g}, {words} | {setting.name} | {share(part)} | {against(Pair(part, fp16))} | {other} |")
-        return out + [""]
+                    rows.append(f"| {bits:g}, {words} | {setting.name} | {share(part)} | {against(Pair(part, fp16))} | {other} |")
+        header = "bits | setting | solved | 95 % | against fp16 | P | verdict | against pm-kvq | P | verdict"
+        return out + folded(len(rows), table(header) + rows) + [""]
 
     def method_tables(self):
         out = ["## Every method, on the choosing half", "",
@@ -252,26 +263,27 @@ class Page:
                        f"{result.mean_tokens():,.0f} |")
                 (above if result.share() > CEILING else below).append(row)
             if below:
-                out += [f"### {bits:g} bits", "", *table(header), *below, ""]
+                out += [f"### {bits:g} bits", "", *folded(len(below), table(header) + below), ""]
             if above:
-                self.ceiling += [f"### {bits:g} bits, every method, choosing half", "", *table(header), *above, ""]
+                title = f"### {bits:g} bits, every method, choosing half"
+                self.ceiling += [title, "", *folded(len(above), table(header) + above), ""]
         return out
 
     def change_tables(self, title, words, tables):
         out = [f"## {title}", "", words, ""]
         header = f"change | what it is | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict"
         for bits, settings in tables.items():
-            out += [f"### {bits:g} bits", "", *table(header)]
+            rows = []
             paper = self.get(rs.HARD, bits, rs.PAPER)
             for setting in (rs.PAPER, *settings):
                 result = self.get(rs.HARD, bits, setting)
                 if result is None or not result.fits:
-                    out.append(f"| {setting.name} | no result file" + " |" * 9)
+                    rows.append(f"| {setting.name} | no result file" + " |" * 9)
                     continue
                 pair = NO_PAIR if setting is rs.PAPER else against(Pair(result, paper))
-                out.append(f"| {setting.name} | {rs.MEANINGS.get(setting.name, '')} | {memory(result, bits)} | {share(result)} | "
-                           f"{pair} |")
-            out.append("")
+                rows.append(f"| {setting.name} | {rs.MEANINGS.get(setting.name, '')} | {memory(result, bits)} | {share(result)} | "
+                            f"{pair} |")
+            out += [f"### {bits:g} bits", "", *folded(len(rows), table(header) + rows), ""]
         return out
 
     def text(self):
@@ -291,12 +303,10 @@ class Page:
     def readme_table(self):
         """Four lines, one for each budget."""
         fp16 = self.reporting(rs.ALL, 16, rs.FP16)
-        lines = table("bits per value (MiB at 4,096 tokens) | fp16 | pm-kvq | best | best rival")
+        lines = table("bits per value (MiB at 4,096 tokens) | fp16 | pm-kvq | best | rivals chosen on the other half")
         for bits in rs.BUDGETS:
-            rival = self.best_rival(bits)
-            cells = [score(self.reporting(rs.ALL, bits, s)) for s in (rs.PAPER, rs.BEST, rival)]
-            lines.append(f"| {bits:g} ({mib(rs.ALL.budget_bytes(bits))}) | {score(fp16)} | {cells[0]} | {cells[1]} | {cells[2]} "
-                         f"({rival.name}) |")
+            paper, best = (score(self.reporting(rs.ALL, bits, s)) for s in (rs.PAPER, rs.BEST))
+            lines.append(f"| {bits:g} ({mib(rs.ALL.budget_bytes(bits))}) | {score(fp16)} | {paper} | {best} | {self.rivals(bits)} |")
         return "\n".join(lines) + "\n"
 
 

@@ -198,7 +198,7 @@ RIVALS = {
           Setting("oscar", from_file("oscar", "sink=32+recent=96")), Setting("static-2", "static-2")),
 }
 # Run on all problems: the two that solved most on the choosing half (HARD) at the budget; of equal ones, those that
-# solved most at 3.25 bits, then those with fewer peak bytes. The first of the two is the best rival. render_results.py
+# solved most at 3.25 bits, then those with fewer peak bytes. Pages give what both solved on the other half. render_results.py
 # refuses to go on when the results say otherwise.
 BEST_RIVALS = {8.5: ("rotatekv", "mixkvq"), 4.65: ("mixkvq", "rotatekv"), 3.25: ("mixkvq", "rotatekv"),
                2.7: ("oscar", "kivi")}

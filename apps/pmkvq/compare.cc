@@ -465,8 +465,9 @@ void AddCompare(CLI::App& app, int argc, const char* const* argv) {
                 ->group(group),
             FileKind::kOutput);
   AddExamples(*command,
-              {"pmkvq compare --model models/longcot-10m --per-cell 1 --max-len 4096 "
-               "--kv pm-kvq --kv kivi --kv-budget 5.5MiB --out results/mine",
+              {"pmkvq compare --model models/longcot-10m --per-cell 1 --min-level 4 --max-level 4 "
+               "--max-len 4096 --kv pm-kvq --kv kivi:group=64 --plan models/longcot-10m/plan.json "
+               "--kv-budget 4.875MiB --out results/mine",
                "pmkvq compare --from results/mine --model models/longcot-10m --by-level"});
   command->callback([options, command] { Compare(*options, *command); });
 }

@@ -8,6 +8,7 @@
 #include "common_options.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "pmkvq/base/wrap_text.h"
 #include "pmkvq/eval/evaluation.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -71,18 +72,25 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
 }
 
 std::string Describe(const ResponseSummary& summary) {
-  return fmt::format(
-      "pass@1 {:.2f} +- {:.2f} % (95 %: {:.1f} to {:.1f}), majority vote {:.2f} %, {:.1f} output "
-      "tokens on average, cut by length {}, by budget {}\n{}",
-      100 * summary.judged.pass_at_1, 100 * summary.judged.standard_deviation,
-      100 * summary.judged.interval.low, 100 * summary.judged.interval.high,
-      100 * summary.judged.voting, summary.judged.mean_output_tokens, summary.num_cut_by_length,
-      summary.num_cut_by_budget,
-      summary.num_prompts_too_long > 0
-          ? fmt::format("of these, {} whose prompt left no room for an answer (--max-len, "
-                        "--kv-budget): unsolved\n",
-                        summary.num_prompts_too_long)
-          : "");
+  constexpr size_t kColumns = 78;  // Those of the table above it.
+  std::string text =
+      WrapList(fmt::format("pass@1 {:.2f} +- {:.2f} % (95 %: {:.1f} to {:.1f}), majority vote "
+                           "{:.2f} %, {:.1f} output "
+                           "tokens on average, cut by length {}, by budget {}",
+                           100 * summary.judged.pass_at_1, 100 * summary.judged.standard_deviation,
+                           100 * summary.judged.interval.low, 100 * summary.judged.interval.high,
+                           100 * summary.judged.voting, summary.judged.mean_output_tokens,
+                           summary.num_cut_by_length, summary.num_cut_by_budget),
+               kColumns) +
+      "\n";
+  if (summary.num_prompts_too_long > 0) {
+    text += WrapList(fmt::format("of these, {} whose prompt left no room for an answer (--max-len, "
+                                 "--kv-budget): unsolved",
+                                 summary.num_prompts_too_long),
+                     kColumns) +
+            "\n";
+  }
+  return text;
 }
 
 void Report(const Options& options, const std::vector<Response>& responses, int64_t num_new_tokens,

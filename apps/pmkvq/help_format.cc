@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "text_wrap.h"
+#include "pmkvq/base/wrap_text.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -59,7 +59,8 @@ std::string HelpFormatter::Row(const std::string& left, const std::string& text)
   } else {
     row.resize(kLeftColumns + 2, ' ');
   }
-  return row + Wrap(text, static_cast<size_t>(columns_), kLeftColumns + 2, kLeftColumns + 2) + '\n';
+  return row + WrapWords(text, static_cast<size_t>(columns_), kLeftColumns + 2, kLeftColumns + 2) +
+         '\n';
 }
 
 std::string HelpFormatter::OptionRow(const CLI::Option* option) const {
@@ -84,8 +85,8 @@ std::string HelpFormatter::make_help(const CLI::App* app, std::string name,
     const std::string value = option->get_name(true);
     usage += option->get_required() ? " " + value : fmt::format(" [{}]", value);
   }
-  std::string text =
-      Wrap(app->get_description(), columns, 0, 0) + "\n\n" + Wrap(usage, columns, 7, 0) + "\n";
+  std::string text = WrapWords(app->get_description(), columns, 0, 0) + "\n\n" +
+                     WrapWords(usage, columns, 7, 0) + "\n";
   if (!commands.empty()) text += "\nCommands:\n";
   for (const CLI::App* command : commands) {
     text += Row(command->get_name(), command->get_description());

@@ -3,6 +3,8 @@
 #include <ctime>
 #include <vector>
 
+#include "version.h"
+
 namespace pmkvq::cli {
 
 std::string CommandLineOf(int argc, const char* const* argv) {
@@ -18,7 +20,7 @@ PageOrigin MakePageOrigin(const std::string& command_line, const std::string& mo
   gmtime_r(&now, &time);
   char date[32] = "";
   std::strftime(date, sizeof(date), "%Y-%m-%d %H:%M UTC", &time);
-  return {command_line, model, plan, PMKVQ_VERSION, date};
+  return {command_line, model, plan, ShortVersion(), date};
 }
 
 }  // namespace pmkvq::cli

@@ -10,7 +10,7 @@ namespace pmkvq::cli {
 // The arguments as they would be typed.
 std::string CommandLineOf(int argc, const char* const* argv);
 
-// With the present date and this program's version. `model` and `plan` may be "".
+// With the present date, this program's version and its commit. `model` and `plan` may be "".
 PageOrigin MakePageOrigin(const std::string& command_line, const std::string& model,
                           const std::string& plan);
 

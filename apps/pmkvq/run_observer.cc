@@ -56,22 +56,24 @@ std::string RunObserver::StatusText(RequestId id) const {
   return fmt::format(" {} tokens | {:.1f} tok/s | {}", kv.num_tokens, TokensPerSecond(), cache);
 }
 
-// One line per sample on stderr when it is done.
+// Sample by sample on stderr, when it is done.
 void RunObserver::Report(const Completion& completion) const {
   if (!output_.reports_all && completion.finish_reason != FinishReason::kKvBudget) return;
   const auto num_output = static_cast<int64_t>(completion.output_ids.size());
-  const double rate = completion.decode_seconds > 0
-                          ? static_cast<double>(num_output) / completion.decode_seconds
-                          : 0;
+  // The first token is drawn from the prompt's logits: a single one took no decoding.
+  std::string speed;
+  if (num_output > 1 && completion.decode_seconds > 0) {
+    const double rate = static_cast<double>(num_output) / completion.decode_seconds;
+    speed = fmt::format(", {:.{}f} tok/s", rate, rate < 100 ? 1 : 0);
+  }
   const std::string pause =
       completion.longest_pause_us > 0
           ? fmt::format(", longest pause {:.2f} ms", completion.longest_pause_us / 1000)
           : "";
-  PrintError(fmt::format(
-      "[{}] {} + {} tokens, {:.1f} tok/s, KV peak {} of {}, pages {}{}{}",
-      NameOf(completion.finish_reason), completion.prompt_ids.size(), num_output, rate,
-      FormatByteSize(completion.kv.peak_bytes), FormatByteSize(completion.kv.budget_bytes),
-      FormatPages(completion.kv.pages), pause,
+  PrintErrorList(fmt::format(
+      "[{}] {} + {} tokens{}, KV peak {} of {}, pages {}{}{}", NameOf(completion.finish_reason),
+      completion.prompt_ids.size(), num_output, speed, FormatByteSize(completion.kv.peak_bytes),
+      FormatByteSize(completion.kv.budget_bytes), FormatPages(completion.kv.pages), pause,
       completion.finish_reason == FinishReason::kKvBudget
           ? "; the KV budget is spent at the floor width, " + output_.budget_remedy
           : ""));

@@ -15,7 +15,8 @@ struct SolveRow {
 };
 
 // Columns: method, share of pages at each width when the sequences ended, largest peak and budget
-// of one sequence, responses solved, tokens per second of the whole batch.
+// of one sequence, responses solved, tokens per second of the whole batch. At most 78 columns; a
+// method whose name is longer than its column has a line for the name.
 std::string FormatSolveTable(const std::vector<SolveRow>& rows);
 
 }  // namespace pmkvq::cli

@@ -14,7 +14,7 @@
 #include <ctime>
 #include <string_view>
 
-#include "text_wrap.h"
+#include "pmkvq/base/wrap_text.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -287,7 +287,18 @@ void PrintError(const std::string& line) {
 
 void PrintErrorWrapped(const std::string& text, const std::string& left) {
   if (isatty(STDERR_FILENO) != 1) return PrintError(left + text);
-  PrintError(left + Wrap(text, StderrSize().ws_col, left.size(), left.size()));
+  PrintError(left + WrapWords(text, StderrSize().ws_col, left.size(), left.size()));
+}
+
+void PrintErrorList(const std::string& line) {
+  if (isatty(STDERR_FILENO) != 1) {
+    PrintError(line);
+    return;
+  }
+  // The last column stays free, as under a progress bar.
+  constexpr int kLeastColumns = 20;
+  const int columns = std::max(StderrSize().ws_col - 1, kLeastColumns);
+  PrintError(WrapList(line, static_cast<size_t>(columns), 2));
 }
 
 }  // namespace pmkvq::cli

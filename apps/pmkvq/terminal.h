@@ -106,5 +106,7 @@ void PrintError(const std::string& line);
 // `left` and `text` as one line on stderr. Where that is a narrower terminal, `text` is broken at
 // blanks and goes on below its first line.
 void PrintErrorWrapped(const std::string& text, const std::string& left = "");
+// The same for a list of facts: on a terminal it is broken at commas to the width, else at blanks.
+void PrintErrorList(const std::string& line);
 
 }  // namespace pmkvq::cli

@@ -37,7 +37,7 @@ JsonValue RunAnalysis(const std::string& name, const std::vector<std::string>& m
   EXPECT_NE(result.out.find("page: " + folder.File("page.html")), std::string::npos) << result.out;
   ExpectDrawn(folder.File("page.html"));
   const std::string page = Slurp(folder.File("page.html"));
-  EXPECT_NE(page.find("analyze " + name + " --model"), std::string::npos);
+  EXPECT_NE(page.find("analyze</span> <span>" + name + "</span> <span>--model"), std::string::npos);
   // The result, what it is worth, and where it comes from.
   EXPECT_NE(page.find("<p class=\"verdict\">"), std::string::npos);
   EXPECT_NE(page.find("Made with --quick"), std::string::npos);

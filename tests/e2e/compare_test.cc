@@ -1,6 +1,8 @@
 // pmkvq compare as its user runs it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -15,6 +17,7 @@ namespace {
 
 using testing_support::ExpectDrawn;
 using testing_support::Interrupt;
+using testing_support::Open;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
 using testing_support::Slurp;
@@ -78,7 +81,7 @@ TEST(Compare, TablesAtEqualBytesResumedAndRenderedAgain) {
   ExpectDrawn(folder.File("a.html"));
   const std::string page = Slurp(folder.File("a.html"));
   for (const std::string part : {"<p class=\"verdict\">At 2 MiB for one sequence, ",
-                                 "compare --model", "does not fit: needs", "\"low\":",
+                                 "<span>--model</span>", "does not fit: needs", "\"low\":",
                                  "Right answers against the bytes", "<dt>model</dt><dd>"}) {
     EXPECT_NE(page.find(part), std::string::npos) << part;
   }
@@ -134,6 +137,51 @@ TEST(Compare, TablesAtEqualBytesResumedAndRenderedAgain) {
   const ProgramResult rendered = RunProgram({"compare", "--from", out, "--json", "-"});
   ASSERT_EQ(rendered.exit_code, 0) << rendered.err;
   EXPECT_EQ(CountsOf(JsonValue::Parse(rendered.out, "stdout")), CountsOf(json));
+}
+
+// The value of an attribute of the page's first canvas.
+std::string ChartAttribute(const std::string& dom, const std::string& name) {
+  const size_t canvas = dom.find("<canvas");
+  const std::string mark = " " + name + "=\"";
+  const size_t begin = dom.find(mark, canvas) + mark.size();
+  return dom.substr(begin, dom.find('"', begin) - begin);
+}
+
+// At 5 MiB nothing steps down on short problems: fp16 and pm-kvq take the same bytes and solve as
+// much, and lie at one point of the chart.
+TEST(Compare, ChartShowsMarksThatCoincideAndSeveralTicks) {
+  const TempFolder folder;
+  const std::string html = folder.File("page.html");
+  std::vector<std::string> command = Command({"--html", html});
+  *std::find(command.begin(), command.end(), "2MiB") = "5MiB";
+  const ProgramResult result = RunProgram(command);
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::string dom = Open(html).dom;
+  std::stringstream marks(ChartAttribute(dom, "data-marks"));
+  std::vector<std::pair<int, int>> places;
+  char comma = 0;
+  for (int x = 0, y = 0; marks >> x >> comma >> y;) {
+    for (const auto& [other_x, other_y] : places) {
+      EXPECT_TRUE(std::abs(x - other_x) >= 10 || std::abs(y - other_y) >= 10)
+          << x << "," << y << " of " << marks.str();
+    }
+    places.emplace_back(x, y);
+  }
+  EXPECT_EQ(places.size(), 4u) << marks.str();
+  std::stringstream ticks(ChartAttribute(dom, "data-ticks"));
+  std::vector<double> values;
+  for (double value = 0; ticks >> value;) values.push_back(value);
+  EXPECT_GE(values.size(), 3u) << ticks.str();
+  EXPECT_TRUE(std::is_sorted(values.begin(), values.end())) << ticks.str();
+
+  // The head names the commit as --version does, and no option of the command is broken.
+  const std::string version = RunProgram({"--version"}).out;
+  const size_t commit = version.find_first_of("0123456789abcdef", version.find("commit") + 6);
+  ASSERT_NE(commit, std::string::npos) << version;
+  if (version.find("unknown") == std::string::npos) {
+    EXPECT_NE(dom.find(" (" + version.substr(commit, 10)), std::string::npos) << version;
+  }
+  EXPECT_NE(dom.find("<span>--kv-budget</span> <span>5MiB</span>"), std::string::npos);
 }
 
 TEST(Compare, CtrlCKeepsWhatIsFinished) {

@@ -136,7 +136,7 @@ TEST(EvalResume, TheTableSaysWhatItsNumbersAre) {
                   "--max-len", "256", "--kv", "kivi"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.out.find("0%"), std::string::npos) << result.out;
-  EXPECT_NE(result.out.find("-      -      -      -"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("     -     -     -     -"), std::string::npos) << result.out;
   EXPECT_NE(result.out.find("of all"), std::string::npos) << result.out;
 }
 

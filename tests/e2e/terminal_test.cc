@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "support/run_in_terminal.h"
 #include "support/run_program.h"
@@ -9,8 +10,10 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::ProgramResult;
 using testing_support::RowLengths;
 using testing_support::RunInTerminal;
+using testing_support::RunProgram;
 using testing_support::Slurp;
 using testing_support::TempFolder;
 using testing_support::TerminalResult;
@@ -37,7 +40,8 @@ const std::vector<std::string> kEval = {
     "--json",
     "/dev/null"};
 
-std::vector<std::string> RunArgs(const std::vector<std::string>& more) {
+std::vector<std::string> RunArgs(const std::vector<std::string>& more,
+                                 const std::string& max_tokens = "80") {
   std::vector<std::string> args = {"run",
                                    "--model",
                                    kModel,
@@ -48,7 +52,7 @@ std::vector<std::string> RunArgs(const std::vector<std::string>& more) {
                                    "--max-len",
                                    "1024",
                                    "--max-tokens",
-                                   "80",
+                                   max_tokens,
                                    "--ignore-eos"};
   args.insert(args.end(), more.begin(), more.end());
   return args;
@@ -93,6 +97,59 @@ TEST(Terminal, NoColorLeavesOutTheReversedLine) {
   const TerminalResult plain = RunInTerminal(RunArgs({}), {.no_color = true});
   EXPECT_EQ(plain.sent.find(reversed), std::string::npos) << plain.sent;
   EXPECT_NE(plain.sent.find("tok/s | KV"), std::string::npos) << plain.sent;
+}
+
+// The line that closes a run breaks at its commas; piped it is one line.
+TEST(Terminal, ClosingLineFitsTheWidth) {
+  const std::string budget = "the KV budget is spent";
+  for (const int columns : {120, 80, 60}) {
+    const TerminalResult result = RunInTerminal(
+        RunArgs({"--kv", "pm-kvq", "--kv-budget", "1MiB"}, "0"), {.columns = columns});
+    ASSERT_EQ(result.exit_code, 0) << result.sent;
+    const size_t closing = result.sent.find("[kv_budget]");
+    ASSERT_NE(closing, std::string::npos) << result.sent;
+    const std::string line =
+        result.sent.substr(closing, result.sent.find("hint:", closing) - closing);
+    const std::vector<int> lengths = RowLengths(line);
+    EXPECT_LT(*std::max_element(lengths.begin(), lengths.end()), columns) << line;
+    EXPECT_NE(line.find(budget), std::string::npos) << line;
+  }
+  const ProgramResult piped = RunProgram(RunArgs({"--kv", "pm-kvq", "--kv-budget", "1MiB"}, "0"));
+  const std::string line = piped.err.substr(piped.err.find("[kv_budget]"));
+  EXPECT_LT(line.find(budget), line.find('\n')) << line;
+}
+
+TEST(Terminal, AnswersOfTheChatCloseInOneRow) {
+  const TerminalResult result = RunInTerminal(RunArgs({}), {.columns = 80});
+  const std::string line = result.sent.substr(result.sent.find("[length]"));
+  EXPECT_LT(line.find("pages"), line.find('\n')) << line;
+}
+
+// One token is drawn from the prompt's logits, so nothing was decoded and nothing has a speed.
+TEST(Terminal, OneTokenHasNoSpeed) {
+  const ProgramResult one = RunProgram(RunArgs({}, "1"));
+  ASSERT_EQ(one.exit_code, 0) << one.err;
+  EXPECT_NE(one.err.find(" + 1 tokens, KV peak"), std::string::npos) << one.err;
+  EXPECT_NE(RunProgram(RunArgs({})).err.find(" tok/s, KV peak"), std::string::npos);
+}
+
+// The table of eval fits a terminal of 80 columns, whatever the SPEC.
+TEST(Terminal, TableOfEvalFitsItsWidth) {
+  for (const std::string spec :
+       {"fp16", "static-8",
+        "pm-kvq:policy=oldest-first+sink=4+rotate=keys+axis=channel+plan=none"}) {
+    std::vector<std::string> args = {"eval", "--model",      kModel, "--max-level", "1",   "--end",
+                                     "1",    "--max-tokens", "8",    "--max-len",   "512", "--kv",
+                                     spec};
+    if (spec.starts_with("pm-kvq")) args.insert(args.end(), {"--kv-budget", "4MiB"});
+    const ProgramResult result = RunProgram(args);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    std::stringstream lines(result.out);
+    for (std::string line; std::getline(lines, line);) {
+      EXPECT_TRUE(line.size() <= 78 || line == spec) << line;
+    }
+    EXPECT_NE(result.out.find("\nmethod "), std::string::npos) << result.out;
+  }
 }
 
 // Where standard output is a file, stderr shows that something moves, and ends clean.

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,51 @@ TEST(RenderResults, CheckFindsAChangedNumber) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_NE(result.err.find("README.md"), std::string::npos) << result.err;
   EXPECT_EQ(result.err.find("results.svg"), std::string::npos) << result.err;
+}
+
+// A rival that the choosing half put second may solve more of the reporting half than the first, so
+// a page that names one of them alone as the best says too little.
+TEST(RenderResults, PagesNameEveryRivalWithWhatItSolvedOfTheReportingHalf) {
+  const ProgramResult result = RunTool(
+      "python3 -c \"import sys; sys.path.insert(0, 'tools'); import results_settings as rs\n"
+      "from results_data import Results\n"
+      "results = Results('results/runs')\n"
+      "for bits in rs.BUDGETS:\n"
+      "  rows = {s.name: results.get(rs.ALL, bits, s).reporting().solved() for s in "
+      "rs.best_rivals(bits)}\n"
+      "  print(f'| {bits:g} (', *(f'{name} {solved}' for name, solved in rows.items()), "
+      "sep='\\t')\"");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::string readme = Slurp(PMKVQ_SOURCE_DIR "/README.md");
+  std::stringstream budgets(result.out);
+  int num_budgets = 0;
+  for (std::string line; std::getline(budgets, line); ++num_budgets) {
+    std::stringstream parts(line);
+    std::string part;
+    ASSERT_TRUE(std::getline(parts, part, '\t'));
+    const size_t begin = readme.find(part);
+    ASSERT_NE(begin, std::string::npos) << part;
+    const std::string row = readme.substr(begin, readme.find('\n', begin) - begin);
+    while (std::getline(parts, part, '\t')) EXPECT_NE(row.find(part), std::string::npos) << row;
+  }
+  EXPECT_EQ(num_budgets, 4);
+  EXPECT_EQ(readme.find("best rival"), std::string::npos);
+  EXPECT_EQ(Slurp(PMKVQ_SOURCE_DIR "/docs/results.md").find("best rival"), std::string::npos);
+}
+
+// A verdict is explained before the first comparison that bears it, and long tables are folded.
+TEST(RenderResults, VerdictsAreExplainedFirstAndLongTablesFolded) {
+  std::stringstream page(Slurp(PMKVQ_SOURCE_DIR "/docs/results.md"));
+  const std::string text = page.str();
+  EXPECT_LT(text.find("all else is *not shown*"), text.find("(not shown)"));
+  int num_rows = 0;
+  bool is_folded = false;
+  for (std::string line; std::getline(page, line);) {
+    if (line == "<details>" || line == "</details>") is_folded = line == "<details>";
+    num_rows = line.starts_with("|") ? num_rows + 1 : 0;
+    EXPECT_TRUE(is_folded || num_rows <= 12) << line;
+  }
+  EXPECT_FALSE(is_folded);
 }
 
 // What is compared to choose lies in one half, what is reported in the other, in every cell.

@@ -15,12 +15,32 @@
 #include "pmkvq/base/nearest_name.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/base/threads.h"
+#include "pmkvq/base/wrap_text.h"
 #include "support/expect_error.h"
 
 namespace pmkvq {
 namespace {
 
 using testing_support::ExpectError;
+
+TEST(WrapText, BreaksAtBlanks) {
+  EXPECT_EQ(WrapWords("one two three", 7), "one two\nthree");
+  EXPECT_EQ(WrapWords("one two three", 7, 2), "one two\n  three");
+  EXPECT_EQ(WrapWords("one two three", 7, 0, 4), "one\ntwo\nthree");
+  EXPECT_EQ(WrapWords("indivisible", 4), "indivisible");
+  EXPECT_EQ(WrapWords("a\nb c", 10, 1), "a\n b c");
+  EXPECT_EQ(WrapWords("", 10), "");
+}
+
+TEST(WrapText, AListBreaksBehindItsParts) {
+  EXPECT_EQ(WrapList("one two, three four", 80, 2), "one two, three four");
+  EXPECT_EQ(WrapList("one two, three four", 14, 2), "one two,\n  three four");
+  EXPECT_EQ(WrapList("a b; c d, e f", 9), "a b; c d,\ne f");
+  // A part that is longer than a line breaks at its blanks.
+  EXPECT_EQ(WrapList("a, one two three, b", 9, 2), "a,\n  one two\n  three,\n  b");
+  EXPECT_EQ(WrapList("1,000 tokens", 6), "1,000\ntokens");
+  EXPECT_EQ(WrapList("", 6), "");
+}
 
 TEST(ByteSize, ParsesWhatPeopleWrite) {
   const std::vector<std::pair<const char*, int64_t>> cases = {

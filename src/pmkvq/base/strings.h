@@ -1,7 +1,9 @@
 // Small operations on text.
 #pragma once
 
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace pmkvq {
 
@@ -10,6 +12,15 @@ inline std::string_view Trim(std::string_view text, std::string_view characters 
   const size_t begin = text.find_first_not_of(characters);
   if (begin == std::string_view::npos) return {};
   return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
+}
+
+// "a, b and c"
+inline std::string ListOf(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < names.size(); ++i) {
+    text += (i == 0 ? "" : i + 1 == names.size() ? " and " : ", ") + names[i];
+  }
+  return text;
 }
 
 }  // namespace pmkvq

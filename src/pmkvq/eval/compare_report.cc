@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/strings.h"
+#include "pmkvq/base/wrap_text.h"
 
 namespace pmkvq {
 namespace {
@@ -29,7 +32,7 @@ std::string FormatDifference(const PairedResult& pair) {
 
 std::string FormatPValue(double p) {
   if (p >= 1) return "1";
-  return p >= 0.001 ? fmt::format("{:.3f}", p) : fmt::format("{:.1e}", p);
+  return p >= 0.001 ? fmt::format("{:.3f}", p) : fmt::format("{:.0e}", p);
 }
 
 std::string FormatBits(double bits) { return bits > 0 ? fmt::format("{:.2f}", bits) : "-"; }
@@ -60,8 +63,9 @@ Cells PairCells(const std::optional<PairedResult>& pair) {
           fmt::format("{}", pair->only_method), FormatPValue(pair->p_value)};
 }
 
+// Headers break at '\n' where they are columns of text.
 Cells PairHeader(const std::string& other) {
-  return {"difference to " + other, "only " + other, "only this", "p"};
+  return {"difference to\n" + other, "only\n" + other, "only\nthis", "p"};
 }
 
 Cells AccuracyCells(const Score& score) {
@@ -82,8 +86,8 @@ Cells MemoryCells(const Comparison& comparison, const ComparisonTable& table,
           FormatSpeed(row)};
 }
 
-const Cells kMemoryHeader = {"bits by budget", "by peak",   "peak bytes",  "mean tokens",
-                             "cut by length",  "by budget", "tok/s (seq.)"};
+const Cells kMemoryHeader = {"bits by\nbudget", "bits by\npeak",  "peak\nbytes",  "mean\ntokens",
+                             "cut by\nlength",  "cut by\nbudget", "tok/s\n(seq.)"};
 
 Cells Join(Cells first, const Cells& second) {
   first.insert(first.end(), second.begin(), second.end());
@@ -182,26 +186,40 @@ std::string NameCell(const MethodResult& row) {
 
 // --- Text -------------------------------------------------------------------------------------
 
+constexpr size_t kTextColumns = 80;
+
 struct TextRow {
   std::string name;
   Cells cells;        // As many as the header has, or
   std::string words;  // this in their place.
 };
 
-// Columns two blanks apart, the first left-aligned and as wide as the rest leaves of 120.
+// The upper and the lower line of a header; where it is one line it is the lower one.
+std::pair<std::string, std::string> HeaderLines(const std::string& header) {
+  const size_t at = header.find('\n');
+  if (at == std::string::npos) return {"", header};
+  return {header.substr(0, at), header.substr(at + 1)};
+}
+
+// Columns two blanks apart, the first left-aligned and as wide as the rest leaves of kTextColumns.
 std::string AlignText(const Cells& header, const std::vector<TextRow>& rows) {
-  constexpr size_t kWidth = 120;
   std::vector<size_t> widths;
+  Cells upper, lower;
   size_t used = 0;
-  for (size_t i = 0; i + 1 < header.size(); ++i) {
-    widths.push_back(header[i + 1].size());
+  for (size_t i = 0; i < header.size(); ++i) {
+    const auto [first, second] = HeaderLines(header[i]);
+    upper.push_back(first);
+    lower.push_back(second);
+    if (i == 0) continue;
+    size_t width = std::max(first.size(), second.size());
     for (const TextRow& row : rows) {
-      if (!row.cells.empty()) widths[i] = std::max(widths[i], row.cells[i].size());
+      if (!row.cells.empty()) width = std::max(width, row.cells[i - 1].size());
     }
-    used += widths[i] + 2;
+    widths.push_back(width);
+    used += width + 2;
   }
   size_t name_width = header[0].size();
-  const size_t most = std::max(used < kWidth ? kWidth - used : 0, name_width);
+  const size_t most = std::max(used < kTextColumns ? kTextColumns - used : 0, name_width);
   for (const TextRow& row : rows) {
     if (row.name.size() <= most) name_width = std::max(name_width, row.name.size());
   }
@@ -212,7 +230,9 @@ std::string AlignText(const Cells& header, const std::vector<TextRow>& rows) {
     }
     return text.erase(text.find_last_not_of(' ') + 1) + "\n";
   };
-  std::string text = line(header[0], header, 1);
+  std::string text = line(upper[0], upper, 1);
+  if (text == "\n") text.clear();
+  text += line(lower[0], lower, 1);
   for (const TextRow& row : rows) {
     std::string name = row.name;
     if (name.size() > name_width) {
@@ -284,12 +304,17 @@ std::string MarkdownHeader(const Cells& header) {
   return text + "\n";
 }
 
-// Of one wide table: Markdown, HTML.
+// Headers for cells that break their own lines.
+Cells Unbroken(Cells header) {
+  for (std::string& name : header) std::replace(name.begin(), name.end(), '\n', ' ');
+  return header;
+}
+
+// Of one wide table.
 Cells WideHeader(const Comparison& comparison) {
   Cells header = Join({"method", "solved", "share"}, PairHeader(comparison.baseline));
   if (!comparison.against.empty()) header = Join(header, PairHeader(comparison.against));
-  return Join(header, {"bits by budget", "bits by peak", "peak bytes", "mean tokens",
-                       "cut by length", "cut by budget", "tok/s (seq.)"});
+  return Unbroken(Join(header, kMemoryHeader));
 }
 
 // Without the name.
@@ -353,23 +378,36 @@ std::string SolvedInWords(const Score& score) {
 
 // Who solved most at this budget, and how far that is from the baseline.
 std::string VerdictOf(const Comparison& comparison, const ComparisonTable& table) {
-  const MethodResult* best = nullptr;
-  std::string names;
+  std::vector<const MethodResult*> best;
+  const MethodResult* baseline = nullptr;
   for (const MethodResult& row : table.methods) {
-    if (row.method == comparison.baseline || row.status != MethodStatus::kDone) continue;
-    if (best != nullptr && row.total.num_correct < best->total.num_correct) continue;
-    const bool ties = best != nullptr && row.total.num_correct == best->total.num_correct;
-    names = ties ? names + " and " + row.method : row.method;
-    best = &row;
+    if (row.status != MethodStatus::kDone) continue;
+    if (row.method == comparison.baseline) {
+      baseline = &row;
+      continue;
+    }
+    if (!best.empty() && row.total.num_correct < best[0]->total.num_correct) continue;
+    if (!best.empty() && row.total.num_correct > best[0]->total.num_correct) best.clear();
+    best.push_back(&row);
   }
   const std::string place = table.budget_bytes > 0
                                 ? "At " + FormatByteSize(table.budget_bytes) + " for one sequence"
                                 : "Without a budget";
-  if (best == nullptr) return place + " no method has a result.";
-  std::string text =
-      fmt::format("{}, {} solved most: {}", place, names, SolvedInWords(best->total));
-  if (best->total.baseline) {
-    text += fmt::format("; {} points from {}", FormatDifference(*best->total.baseline),
+  if (best.empty()) return place + " no method has a result.";
+  std::vector<std::string> names;
+  for (const MethodResult* row : best) names.push_back(row->method);
+  const Score& score = best[0]->total;
+  const bool ties_baseline =
+      baseline != nullptr && score.num_correct == baseline->total.num_correct;
+  std::string text = fmt::format("{}, {} solved {}: {}", place, ListOf(names),
+                                 ties_baseline ? "as many as " + comparison.baseline : "most",
+                                 SolvedInWords(score));
+  // Equal counts have equal differences, but each pair an interval of its own.
+  if (score.baseline && best.size() == 1) {
+    text +=
+        fmt::format("; {} points from {}", FormatDifference(*score.baseline), comparison.baseline);
+  } else if (score.baseline && !ties_baseline) {
+    text += fmt::format("; {:+.1f} points from {}", 100 * score.baseline->difference,
                         comparison.baseline);
   }
   return text + ".";
@@ -406,19 +444,37 @@ Chart AccuracyChart(const Comparison& comparison) {
   return chart;
 }
 
-Table PageTable(const Comparison& comparison, const ComparisonTable& table) {
-  Table result{"", WideHeader(comparison), {}};
+// One table of the rows that `cells` makes; rows without numbers say why.
+template <class MakeCells>
+Table PageTable(const ComparisonTable& table, const Cells& header, MakeCells make_cells) {
+  Table result{"", Unbroken(header), {}};
   for (const MethodResult& row : table.methods) {
     const std::string why = WhyNoNumbers(row);
     std::vector<TableCell>& cells = result.rows.emplace_back();
     cells.emplace_back(why.empty() ? NameCell(row) : row.method + " (" + why + ")");
     if (why.empty()) {
-      for (const std::string& cell : WideCells(comparison, table, row)) cells.emplace_back(cell);
+      for (const std::string& cell : make_cells(row)) cells.emplace_back(cell);
     } else {
       cells.resize(result.header.size(), "");
     }
   }
   return result;
+}
+
+// Right answers and memory apart: side by side they would not fit a page.
+void AddPageTables(const Comparison& comparison, const ComparisonTable& table, HtmlPage& page) {
+  page.AddTable(PageTable(table,
+                          Join({"method", "solved", "share"}, PairHeader(comparison.baseline)),
+                          [](const MethodResult& row) {
+                            return Join(AccuracyCells(row.total), PairCells(row.total.baseline));
+                          }));
+  if (!comparison.against.empty()) {
+    page.AddTable(PageTable(table, Join({"method"}, PairHeader(comparison.against)),
+                            [](const MethodResult& row) { return PairCells(row.total.against); }));
+  }
+  page.AddTable(PageTable(table, Join({"method"}, kMemoryHeader), [&](const MethodResult& row) {
+    return MemoryCells(comparison, table, row);
+  }));
 }
 
 Table PageLevels(const ComparisonTable& table) {
@@ -450,28 +506,34 @@ HtmlPage ComparisonPage(const Comparison& comparison, const PageOrigin& origin) 
   page.AddChart(AccuracyChart(comparison));
   for (const ComparisonTable& table : comparison.tables) {
     page.AddHeading(TableTitle(comparison, table));
-    page.AddTable(PageTable(comparison, table));
+    AddPageTables(comparison, table, page);
     if (LevelsOf(table).size() > 1) page.AddTable(PageLevels(table));
   }
   page.AddHeading("What the numbers mean");
   for (const std::string& note : Notes(comparison)) page.AddParagraph(note);
+  page.AddParagraph("Marks that would cover each other in the chart stand side by side.");
   return page;
 }
 
 std::string FormatComparisonText(const Comparison& comparison, bool by_level) {
-  std::string text = Headline(comparison) + "\n";
-  const std::string settings = SettingsLine(comparison, "");
-  if (!settings.empty()) text += settings + "\n";
+  const auto paragraph = [](const std::string& words) {
+    return words.empty() ? "" : WrapWords(words, kTextColumns) + "\n";
+  };
+  std::string text = paragraph(Headline(comparison)) + paragraph(SettingsLine(comparison, ""));
   for (const ComparisonTable& table : comparison.tables) {
-    text += "\n" + TableTitle(comparison, table) + "\n\n";
+    text += "\n" + paragraph(TableTitle(comparison, table)) + "\n";
     text += TextTable(table, Join({"method", "solved", "share"}, PairHeader(comparison.baseline)),
                       [](const MethodResult& row) {
                         return Join(AccuracyCells(row.total), PairCells(row.total.baseline));
                       });
     if (!comparison.against.empty()) {
+      // A long SPEC would make every column of it as wide.
+      constexpr size_t kMostOfName = 16;
+      const bool is_short = comparison.against.size() <= kMostOfName;
+      text += is_short ? "\n" : "\nother: " + comparison.against + "\n";
       text +=
-          "\n" + TextTable(table, Join({"method"}, PairHeader(comparison.against)),
-                           [](const MethodResult& row) { return PairCells(row.total.against); });
+          TextTable(table, Join({"method"}, PairHeader(is_short ? comparison.against : "other")),
+                    [](const MethodResult& row) { return PairCells(row.total.against); });
     }
     text += "\n" + TextTable(table, Join({"method"}, kMemoryHeader), [&](const MethodResult& row) {
               return MemoryCells(comparison, table, row);
@@ -479,7 +541,7 @@ std::string FormatComparisonText(const Comparison& comparison, bool by_level) {
     if (by_level) text += TextLevels(comparison, table);
   }
   text += "\n";
-  for (const std::string& note : Notes(comparison)) text += note + "\n";
+  for (const std::string& note : Notes(comparison)) text += paragraph(note);
   return text;
 }
 

@@ -9,7 +9,7 @@
 
 namespace pmkvq {
 
-// Aligned columns, at most 120 wide (a SPEC that is longer than its column stands on a line of its
+// Aligned columns, at most 80 wide (a SPEC that is longer than its column stands on a line of its
 // own), with notes on what the numbers mean. `by_level` adds one table of shares per level.
 std::string FormatComparisonText(const Comparison& comparison, bool by_level);
 
@@ -17,7 +17,7 @@ std::string FormatComparisonText(const Comparison& comparison, bool by_level);
 std::string FormatComparisonMarkdown(const Comparison& comparison);
 
 // Accuracy against bytes as a chart with intervals, the tables beneath it, and the notes; begins
-// with who solved most at each budget.
+// with who solved most at each budget, or as many as the baseline.
 HtmlPage ComparisonPage(const Comparison& comparison, const PageOrigin& origin);
 
 // Everything: settings, counts, intervals, p-values, levels (docs/formats.md). One line.

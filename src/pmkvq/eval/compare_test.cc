@@ -196,22 +196,77 @@ TEST(ComparisonReport, SaysHowManyPromptsWereTooLong) {
   comparison.tables[0].methods[1].num_prompts_too_long = 3;
   const std::string text = FormatComparisonText(comparison, false);
   EXPECT_NE(text.find("without room for a token behind the prompt"), std::string::npos) << text;
-  EXPECT_NE(text.find(std::string(kLongSpec) + " at 6 MiB: 3\n"), std::string::npos) << text;
+  EXPECT_NE(text.find(std::string(kLongSpec) + "\nat 6 MiB: 3\n"), std::string::npos) << text;
   EXPECT_NE(FormatComparisonJson(comparison).find("\"prompts_too_long\":3"), std::string::npos);
 }
 
-TEST(ComparisonReport, TextFitsIn120Columns) {
+// "x solved most" of a page.
+std::string VerdictOf(const Comparison& comparison) {
+  const std::string html = ComparisonPage(comparison, {}).Render();
+  const std::string mark = "<p class=\"verdict\">";
+  const size_t begin = html.find(mark) + mark.size();
+  return html.substr(begin, html.find("</p>", begin) - begin);
+}
+
+TEST(ComparisonReport, VerdictSaysWhereNothingWasGained) {
+  Comparison comparison = ExampleComparison();
+  EXPECT_NE(VerdictOf(comparison).find("solved most: 4 of 8 (50.0 %"), std::string::npos);
+  EXPECT_NE(VerdictOf(comparison).find("; -37.5 ["), std::string::npos);
+  const auto with = [&](const std::vector<MethodRun>& runs) {
+    comparison.tables = {{6 << 20, CompareMethods(runs, 0, std::nullopt)}};
+    return VerdictOf(comparison);
+  };
+  const MethodRun fp16 = RunOf("fp16", "1111");
+  EXPECT_EQ(with({fp16, RunOf("a", "1111"), RunOf("b", "1110")})
+                .find("At 6 MiB for one sequence, a solved as many as fp16: 4 of 4 (100.0 %"),
+            0u);
+  const std::string tie = with({fp16, RunOf("a", "1111"), RunOf("b", "1111"), RunOf("c", "1111")});
+  EXPECT_NE(tie.find("a, b and c solved as many as fp16: 4 of 4"), std::string::npos) << tie;
+  EXPECT_EQ(tie.find("points from"), std::string::npos) << tie;
+  const std::string less = with({fp16, RunOf("a", "1110"), RunOf("b", "0111")});
+  EXPECT_NE(less.find("a and b solved most: 3 of 4"), std::string::npos) << less;
+  EXPECT_TRUE(less.ends_with("; -25.0 points from fp16.")) << less;
+}
+
+// Eighteen columns beside each other would be cut at the width of a page.
+TEST(ComparisonReport, PageTablesAreNarrow) {
   Comparison comparison = ExampleComparison();
   comparison.against = "kivi:bits=2";
-  comparison.num_responses = 16;
-  const std::string text = FormatComparisonText(comparison, true);
+  const std::string html = ComparisonPage(comparison, {}).Render();
+  int num_tables = 0;
+  for (size_t at = html.find("<thead>"); at != std::string::npos; at = html.find("<thead>", at)) {
+    const size_t end = html.find("</thead>", at);
+    int columns = 0;
+    for (; (at = html.find("<th>", at)) < end; ++at) ++columns;
+    EXPECT_LE(columns, 8);
+    ++num_tables;
+    at = end;
+  }
+  EXPECT_EQ(num_tables, 4);  // The last is of the levels.
+}
+
+// But for a SPEC that is longer, which has a line of its own.
+void ExpectFits(const std::string& text, size_t columns) {
   size_t begin = 0;
   for (size_t end = text.find('\n'); end != std::string::npos; end = text.find('\n', begin)) {
-    EXPECT_LE(end - begin, 120u) << text.substr(begin, end - begin);
-    EXPECT_TRUE(end == begin || text[end - 1] != ' ') << text.substr(begin, end - begin);
+    const std::string line = text.substr(begin, end - begin);
+    EXPECT_TRUE(line.size() <= columns || line.find(kLongSpec) != std::string::npos) << line;
+    EXPECT_FALSE(line.ends_with(' ')) << line;
     begin = end + 1;
   }
-  for (const char* part : {"longcot: 8 problems, 16 responses each", "--seed 42",
+}
+
+TEST(ComparisonReport, TextFitsIn80Columns) {
+  Comparison comparison = ExampleComparison();
+  comparison.num_responses = 16;
+  comparison.against = kLongSpec;
+  const std::string against_long = FormatComparisonText(comparison, true);
+  ExpectFits(against_long, 80);
+  EXPECT_NE(against_long.find("\nother: " + std::string(kLongSpec) + "\n"), std::string::npos);
+  comparison.against = "kivi:bits=2";
+  const std::string text = FormatComparisonText(comparison, true);
+  ExpectFits(text, 80);
+  for (const char* part : {"longcot: 8 problems, 16 responses each", "--seed 42", "difference to",
                            "6 MiB for one sequence: 4.00 effective bits at 4096 tokens", "87.5 [",
                            "50.0 [", "-37.5 [", "does not fit: needs 13 MiB at 4096 tokens",
                            "kivi:bits=2 *", "level 2", "0.250", "~52", "\n*: holds", "McNemar"}) {

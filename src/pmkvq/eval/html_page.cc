@@ -79,12 +79,27 @@ std::string ChartJson(const Chart& chart) {
   return json.text();
 }
 
+// Text whose words, or whose options alone, break inside only where they are wider than the page.
+// Browsers break text behind a hyphen, and an option begins with two.
+std::string UnbrokenWords(const std::string& text, bool options_only) {
+  std::string html;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    const bool is_kept = options_only ? word.starts_with("--") : !word.empty();
+    html += is_kept ? "<span>" + EscapeHtml(word) + "</span>" : EscapeHtml(word);
+    if (end < text.size()) html += ' ';
+    begin = end + 1;
+  }
+  return html;
+}
+
 // Facts without a value are left out.
 std::string FormatFacts(const std::vector<std::pair<std::string, std::string>>& facts) {
   std::string text = "<dl>\n";
   for (const auto& [name, value] : facts) {
     if (value.empty()) continue;
-    text += fmt::format("<dt>{}</dt><dd>{}</dd>\n", EscapeHtml(name), EscapeHtml(value));
+    text += fmt::format("<dt>{}</dt><dd>{}</dd>\n", EscapeHtml(name), UnbrokenWords(value, true));
   }
   return text + "</dl>\n";
 }
@@ -257,7 +272,7 @@ std::string HtmlPage::Render() const {
                        {"plan", origin_.plan},
                        {"made", origin_.date},
                        {"pmkvq", origin_.version}});
-  page += "<pre>" + EscapeHtml(origin_.command) + "</pre>\n";
+  page += "<pre>" + UnbrokenWords(origin_.command, false) + "</pre>\n";
   page += body_;
   page += "<script id=\"charts\" type=\"application/json\">[";
   for (size_t i = 0; i < charts_.size(); ++i) {

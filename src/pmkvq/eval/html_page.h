@@ -42,6 +42,7 @@ struct Chart {
   std::string x_label;  // With its unit in brackets, as y_label.
   std::string y_label;
   // kLine only; ticks at the x values of the first series, or round ones where it has intervals.
+  // Marks with intervals that would cover each other are drawn side by side.
   bool log_x = false;
   bool log_y = false;
   bool stepped = false;                 // kLine: a value holds until the next one.
@@ -76,7 +77,7 @@ struct PageOrigin {
   std::string command;  // That made the page.
   std::string model;    // Its folder.
   std::string plan;     // Its file.
-  std::string version;  // Of pmkvq.
+  std::string version;  // Of pmkvq, with its commit.
   std::string date;
 };
 

@@ -26,12 +26,39 @@
     return String(Number(value.toPrecision(3)));
   }
 
-  // Powers of ten alone where an axis spans many, else the usual steps.
-  function logTick(value, index, ticks) {
-    const mantissa = value / Math.pow(10, Math.floor(Math.log10(value) + 1e-9));
-    const decades = Math.log10(ticks[ticks.length - 1].value / ticks[0].value);
-    const keep = decades > 2 ? [1] : [1, 2, 5];
-    return keep.some((m) => Math.abs(mantissa - m) < 1e-6) ? shortNumber(value) : null;
+  // Ticks of a logarithmic axis: the fewest mantissas that give four, powers of ten alone where it
+  // spans many. Within a small part of a decade none do, and equal steps are as good.
+  function logTicks(low, high) {
+    for (const mantissas of [[1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]]) {
+      const ticks = [];
+      const end = Math.floor(Math.log10(high));
+      for (let power = Math.floor(Math.log10(low)); power <= end; ++power) {
+        for (const mantissa of mantissas) {
+          const value = Number(mantissa + "e" + power);
+          if (value >= low && value <= high) ticks.push(value);
+        }
+      }
+      const every = Math.ceil(ticks.length / 12);
+      if (ticks.length >= 4) return ticks.filter((value, i) => i % every === 0);
+    }
+    const rough = (high - low) / 5;
+    const unit = Math.pow(10, Math.floor(Math.log10(rough)));
+    const step = [1, 2, 5, 10].map((m) => m * unit).find((size) => size >= rough);
+    const ticks = [];
+    for (let i = Math.ceil(low / step); i * step <= high; ++i) {
+      ticks.push(Number((i * step).toPrecision(12)));
+    }
+    return ticks;
+  }
+
+  // Ends of a logarithmic axis that leave room on both sides of its points.
+  function logEnds(chart) {
+    const values = chart.series.flatMap((series) => series.x).filter((x) => x > 0);
+    if (values.length === 0) return {};
+    const low = Math.min(...values);
+    const high = Math.max(...values);
+    const room = Math.max(Math.pow(high / low, 0.06), 1.1);
+    return { min: low / room, max: high * room };
   }
 
   function points(chart, series) {
@@ -67,6 +94,37 @@
       });
     },
   };
+
+  // Marks with intervals that would cover each other stand side by side: equal bytes and equal
+  // shares are what a comparison is about.
+  const apart = {
+    id: "apart",
+    afterUpdate(chart) {
+      const size = 12;
+      const points = chart.data.datasets.flatMap((set, index) =>
+        set.low && chart.isDatasetVisible(index) ? chart.getDatasetMeta(index).data : []);
+      const groups = [];
+      for (const point of points) {
+        const group = groups.find((one) =>
+          Math.abs(one[0].x - point.x) < size && Math.abs(one[0].y - point.y) < size);
+        if (group) group.push(point);
+        else groups.push([point]);
+      }
+      for (const group of groups.filter((one) => one.length > 1)) {
+        const middle = group.reduce((sum, point) => sum + point.x, 0) / group.length;
+        group.forEach((point, i) => (point.x = middle + (i - (group.length - 1) / 2) * size));
+      }
+    },
+  };
+
+  // What a test sees of a chart: the labels of its axis and where the marks stand, in pixels.
+  function describe(chart) {
+    const marks = chart.data.datasets.flatMap((set, index) =>
+      set.low ? chart.getDatasetMeta(index).data : []);
+    const data = chart.canvas.dataset;
+    data.ticks = chart.scales.x.ticks.map((tick) => tick.label).join(" ");
+    data.marks = marks.map((mark) => Math.round(mark.x) + "," + Math.round(mark.y)).join(" ");
+  }
 
   function tooltipText(item) {
     const set = item.dataset;
@@ -109,7 +167,9 @@
       result.afterBuildTicks = (scale) => (scale.ticks = values.map((value) => ({ value: value })));
       result.ticks.autoSkip = false;
     } else if (log) {
-      result.ticks.callback = logTick;
+      if (name === "x") Object.assign(result, logEnds(chart));
+      result.afterBuildTicks = (scale) =>
+        (scale.ticks = logTicks(scale.min, scale.max).map((value) => ({ value: value })));
       result.ticks.autoSkip = false;
     } else if (name === "y") {
       result.beginAtZero = true;
@@ -144,7 +204,7 @@
   function config(chart) {
     return {
       type: chart.kind,
-      plugins: [intervals],
+      plugins: [apart, intervals],
       data: {
         labels: chart.kind === "bar" ? chart.categories : undefined,
         datasets: chart.series.map((series, index) => dataset(chart, series, index)),
@@ -195,6 +255,7 @@
     paint(settings.data, settings.options);
     const chart = new window.Chart(document.getElementById("chart-" + index), settings);
     charts.push(chart);
+    describe(chart);
   });
   dark.addEventListener("change", () => {
     charts.forEach((chart) => {

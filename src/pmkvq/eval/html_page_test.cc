@@ -67,7 +67,7 @@ TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
   page.SetWarning("a & b");
   page.AddHeading("First");
   page.AddParagraph("a < b");
-  page.AddFacts({{"name", "<value>"}});
+  page.AddFacts({{"name", "<value>"}, {"settings", "a --top-p 1"}});
   Chart chart;
   chart.title = "A \"chart\"";
   chart.x_label = "x (tokens)";
@@ -79,9 +79,13 @@ TEST(HtmlPage, HoldsTextTablesAndChartsInOrder) {
   page.AddTable({"caption", {"head", "h2"}, {{"row", TableCell("7", 0.5)}}});
   const std::string html = page.Render();
   EXPECT_EQ(Count(html, "<title>Title &lt;1&gt;</title>"), 1u);
-  EXPECT_EQ(Count(html, "<pre>pmkvq &#39;x&#39; &amp; y</pre>"), 1u);
+  EXPECT_EQ(Count(html,
+                  "<pre><span>pmkvq</span> <span>&#39;x&#39;</span> "
+                  "<span>&amp;</span> <span>y</span></pre>"),
+            1u);
   EXPECT_EQ(Count(html, "<p>a &lt; b</p>"), 1u);
   EXPECT_EQ(Count(html, "<dd>&lt;value&gt;</dd>"), 1u);
+  EXPECT_EQ(Count(html, "<dd>a <span>--top-p</span> 1</dd>"), 1u);
   EXPECT_EQ(Count(html, "aria-label=\"A &quot;chart&quot;\""), 1u);
   EXPECT_EQ(Count(html, "<td class=\"heat\" style=\"--h:0.300\">7</td>"), 1u);
   // Verdict, warning and origin come first; there is no plan.

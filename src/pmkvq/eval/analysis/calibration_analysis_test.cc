@@ -174,6 +174,30 @@ TEST(Transfer, ARowIsWhatItsPlanMeasures) {
   EXPECT_EQ(alone.loss, row.on_task[1].loss);
 }
 
+TEST(Transfer, VerdictLeavesOutTasksThatNoCacheHadToQuantise) {
+  Transfer transfer;
+  for (const char* name : {"a", "b", "c"}) transfer.tasks.emplace_back().name = name;
+  const auto add = [&](const std::string& name, bool is_reference, std::vector<double> kls) {
+    TransferRow& row = transfer.rows.emplace_back();
+    row.name = name;
+    row.is_reference = is_reference;
+    for (const double kl : kls) row.on_task.emplace_back().kl = kl;
+  };
+  add("a", false, {1e-2, 4e-2, 1e-10});
+  add("b", false, {2e-2, 1e-2, 3e-2});
+  add("c", false, {2e-2, 4e-2, 2e-10});
+  add("uniform", true, {1e-2, 1e-2, 1e-9});
+  // Own: 1e-2 and 1e-2. Others': 4e-2, 2e-2, 2e-2, 4e-2.
+  EXPECT_EQ(TransferVerdict(transfer),
+            "Mean KL to fp16 (geometric) with a task's own sensitivities: 0.01, with another "
+            "task's: 0.02828 (+183 %), uniform: 0.01. Left out: c, whose texts some cache held "
+            "without quantising them.");
+  for (TransferRow& row : transfer.rows) {
+    for (CacheMeans& means : row.on_task) means.kl = 0;
+  }
+  EXPECT_NE(TransferVerdict(transfer).find("there is no damage to compare"), std::string::npos);
+}
+
 TEST(Transfer, JsonAndPageHoldTheMatrix) {
   const Transfer transfer = TinyTransfer(SixBlocks());
   const JsonValue json = JsonValue::Parse(TransferJson(transfer, "the command"), "json");

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/strings.h"
 #include "pmkvq/eval/analysis/error_growth.h"
 #include "pmkvq/io/json.h"
 
@@ -325,18 +326,6 @@ class Page {
   HtmlPage page_;
 };
 
-// Damage so small that only the rounding of key scales makes it (docs/analysis.md).
-constexpr double kRoundingKl = 1e-7;
-
-// "pm-kvq, kivi and rtn:bits=2"
-std::string ListOf(const std::vector<std::string>& names) {
-  std::string text;
-  for (size_t i = 0; i < names.size(); ++i) {
-    text += (i == 0 ? "" : i + 1 == names.size() ? " and " : ", ") + names[i];
-  }
-  return text;
-}
-
 }  // namespace
 
 double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
@@ -384,17 +373,22 @@ std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const KvGeometry& geom
     }
     std::vector<std::string> parts;
     for (const CacheGrowth* cache : harmed) {
-      parts.push_back(fmt::format("{} changed {} (first at position {})", cache->spec,
-                                  cache->disagreements.size(), cache->disagreements.front() + 1));
+      const size_t num = cache->disagreements.size();
+      parts.push_back(fmt::format("{} changed {} token{} (first at position {})", cache->spec, num,
+                                  num == 1 ? "" : "s", cache->disagreements.front() + 1));
     }
     text += ListOf(parts) + ".";
   }
   if (growth.caches.size() > 1) {
-    text += most > 1.15 * least
-                ? fmt::format(" They do not take equal bytes: {:.2f} to {:.2f} bits per value.",
-                              least, most)
-                : fmt::format(" All take about the same bytes: {:.2f} to {:.2f} bits per value.",
-                              least, most);
+    const std::string from = fmt::format("{:.2f}", least);
+    const std::string to = fmt::format("{:.2f}", most);
+    if (most > 1.15 * least) {
+      text += fmt::format(" They do not take equal bytes: {} to {} bits per value.", from, to);
+    } else if (from != to) {
+      text += fmt::format(" All take about the same bytes: {} to {} bits per value.", from, to);
+    } else {
+      text += fmt::format(" All take the same bytes: {} bits per value.", from);
+    }
   }
   return text;
 }

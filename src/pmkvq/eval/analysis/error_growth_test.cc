@@ -133,13 +133,19 @@ TEST(ErrorGrowth, VerdictByHand) {
   EXPECT_EQ(EffectiveBitsOf(growth, growth.caches[0], geometry), 2);
   EXPECT_EQ(ErrorGrowthVerdict(growth, geometry),
             "No cache changed a token of the 90 that fp16 chose.");
+  add("a", {}, 400);
+  EXPECT_EQ(
+      ErrorGrowthVerdict(growth, geometry),
+      "No cache changed a token of the 90 that fp16 chose. All take the same bytes: 2.00 bits "
+      "per value.");
+  growth.caches.pop_back();
   add("b", {40, 50, 60}, 420);
   add("c", {70}, 400);
   EXPECT_EQ(
       ErrorGrowthVerdict(growth, geometry),
-      "a changed no token of the 90 that fp16 chose. c changed 1 (first at position 71) and b "
-      "changed 3 (first at position 41). All take about the same bytes: 2.00 to 2.10 bits per "
-      "value.");
+      "a changed no token of the 90 that fp16 chose. c changed 1 token (first at position 71) and "
+      "b changed 3 tokens (first at position 41). All take about the same bytes: 2.00 to 2.10 bits "
+      "per value.");
   add("d", {20}, 800);
   EXPECT_NE(ErrorGrowthVerdict(growth, geometry)
                 .find("They do not take equal bytes: 2.00 to 4.00 bits per value."),

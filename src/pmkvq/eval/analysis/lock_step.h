@@ -65,6 +65,10 @@ LockStepResult RunLockStep(const std::shared_ptr<const Model>& model,
                            std::span<const int32_t> tokens, const std::vector<KvOptions>& caches,
                            const LockStepOptions& options);
 
+// Damage so small that only the rounding of key scales makes it, and nothing was quantised
+// (docs/analysis.md).
+inline constexpr double kRoundingKl = 1e-7;
+
 // Means over several texts, each prediction counting once.
 struct CacheMeans {
   int64_t num_predictions = 0;

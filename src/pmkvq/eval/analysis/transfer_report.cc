@@ -12,8 +12,24 @@
 namespace pmkvq {
 namespace {
 
-// In place of a KL of 0, which has no logarithm.
-constexpr double kLeastKl = 1e-12;
+// Geometric mean: a large KL does not decide alone.
+struct MeanKl {
+  double sum_of_logs = 0;
+  int64_t count = 0;
+
+  void Add(double kl) {
+    sum_of_logs += std::log(kl);
+    ++count;
+  }
+  double value() const { return std::exp(sum_of_logs / static_cast<double>(count)); }
+};
+
+// A cache that quantised nothing has a KL of rounding alone, whose logarithm would decide a mean.
+// All rows are compared on the same tasks, so such a task is left out of all.
+bool IsQuantisedByAll(const Transfer& transfer, size_t task) {
+  return std::all_of(transfer.rows.begin(), transfer.rows.end(),
+                     [&](const TransferRow& row) { return row.on_task[task].kl >= kRoundingKl; });
+}
 
 double LossIncrease(const CacheMeans& means) { return means.loss - means.fp16_loss; }
 
@@ -197,38 +213,44 @@ std::string TransferJson(const Transfer& transfer, const std::string& command) {
 }
 
 std::string TransferVerdict(const Transfer& transfer) {
-  // Means over tasks of the logarithm: a task with large KL does not decide alone.
-  double own = 0, other = 0;
-  int64_t num_own = 0, num_other = 0;
+  std::vector<size_t> used;
+  std::string left_out;
+  for (size_t task = 0; task < transfer.tasks.size(); ++task) {
+    if (IsQuantisedByAll(transfer, task)) {
+      used.push_back(task);
+    } else {
+      left_out += (left_out.empty() ? "" : ", ") + transfer.tasks[task].name;
+    }
+  }
+  if (used.empty()) {
+    return "On every task some cache held the texts without quantising them: there is no damage to "
+           "compare. A smaller budget or longer texts make some.";
+  }
+  MeanKl own, other;
   std::string references;
   for (const TransferRow& row : transfer.rows) {
-    double sum = 0;
-    for (size_t task = 0; task < row.on_task.size(); ++task) {
-      const double log_kl = std::log(std::max(row.on_task[task].kl, kLeastKl));
-      sum += log_kl;
-      if (row.is_reference) continue;
-      const bool is_own = row.name == transfer.tasks[task].name;
-      (is_own ? own : other) += log_kl;
-      (is_own ? num_own : num_other) += 1;
+    MeanKl of_row;
+    for (const size_t task : used) {
+      const double kl = row.on_task[task].kl;
+      of_row.Add(kl);
+      if (!row.is_reference) (row.name == transfer.tasks[task].name ? own : other).Add(kl);
     }
     if (row.is_reference) {
-      references +=
-          fmt::format(", {}: {}", row.name,
-                      FormatNumber(std::exp(sum / static_cast<double>(row.on_task.size()))));
+      references += fmt::format(", {}: {}", row.name, FormatNumber(of_row.value()));
     }
   }
-  const auto mean = [](double sum, int64_t count) {
-    return count > 0 ? std::exp(sum / static_cast<double>(count)) : 0;
-  };
-  const double of_own = mean(own, num_own);
   std::string text = fmt::format("Mean KL to fp16 (geometric) with a task's own sensitivities: {}",
-                                 FormatNumber(of_own));
-  if (num_other > 0) {
-    const double of_other = mean(other, num_other);
-    text += fmt::format(", with another task's: {} ({:+.0f} %)", FormatNumber(of_other),
-                        100 * (of_other / of_own - 1));
+                                 FormatNumber(own.value()));
+  if (other.count > 0) {
+    text += fmt::format(", with another task's: {} ({:+.0f} %)", FormatNumber(other.value()),
+                        100 * (other.value() / own.value() - 1));
   }
-  return text + references + ".";
+  text += references + ".";
+  if (!left_out.empty()) {
+    text += fmt::format(" Left out: {}, whose texts some cache held without quantising them.",
+                        left_out);
+  }
+  return text;
 }
 
 HtmlPage TransferPage(const Transfer& transfer, const PageOrigin& origin) {
