@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 
 #include "chat_settings.h"
@@ -37,6 +38,7 @@ class ChatLoop {
   void Run();
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Command {
     const char* name;
     const char* argument;  // As /help shows it; "" for none.
@@ -76,6 +78,8 @@ class ChatLoop {
   std::vector<ChatMessage> messages_;
   std::optional<KvSequenceStats> kv_;  // After the last answer; empty: nothing is cached.
   uint64_t num_answers_ = 0;
+  // A Ctrl-C before this was meant for an answer that ended by itself.
+  Clock::time_point late_until_;
   bool ended_ = false;
 };
 
@@ -117,6 +121,12 @@ void ChatLoop::Run() {
     const LineEnd end = ReadMessage(editor_, Prompt(), &message);
     if (end == LineEnd::kEndOfInput) return;
     if (end == LineEnd::kInterrupted) {
+      if (StdinIsTerminal() && !TerminationRequested() && Clock::now() < late_until_) {
+        ClearInterrupt();
+        late_until_ = {};
+        PrintErrorWrapped("the answer had ended; Ctrl-C at an empty prompt ends the chat");
+        continue;
+      }
       // On a terminal Ctrl-C at the prompt is a usual way out; elsewhere the run was interrupted.
       if (StdinIsTerminal() && !TerminationRequested()) ClearInterrupt();
       return;
@@ -190,6 +200,9 @@ bool ChatLoop::Answer() {
     return false;
   }
   ++num_answers_;
+  if (answer.finish_reason != FinishReason::kCancelled) {
+    late_until_ = Clock::now() + std::chrono::seconds(1);
+  }
   kv_ = answer.kv;
   messages_.push_back({"assistant", answer.text});
   if (IsCancelled(InterruptFlag()) && StdinIsTerminal() && !TerminationRequested()) {

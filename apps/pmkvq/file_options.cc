@@ -41,7 +41,10 @@ std::string MissingModelText(const std::string& path) {
 
 void CheckModel(const std::string& path) {
   std::error_code error;
-  if (fs::is_directory(path, error)) return;
+  if (fs::is_directory(path, error)) {
+    if (fs::exists(fs::path(path) / "config.json", error)) return;
+    throw IoError(path, "found no config.json in this folder, expected a model folder");
+  }
   if (!fs::exists(path, error)) throw IoError(path, MissingModelText(path));
   if (fs::path(path).extension() == ".gguf") {
     throw IoError(

@@ -313,8 +313,7 @@ void AddRun(CLI::App& app) {
               {"pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt "
                "--temperature 0 --kv pm-kvq --plan models/longcot-10m/plan.json "
                "--stats stats.jsonl",
-               "pmkvq run --model models/longcot-10m --kv static-4 \"Sort these numbers: "
-               "523, 118, 907, 342.\""});
+               "pmkvq run --model models/longcot-10m --chat --kv static-4 --temperature 0"});
   command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
     options->ids_given = ids->count() > 0;

@@ -75,7 +75,7 @@ void RunObserver::Report(const Completion& completion) const {
       completion.prompt_ids.size(), num_output, speed, FormatByteSize(completion.kv.peak_bytes),
       FormatByteSize(completion.kv.budget_bytes), FormatPages(completion.kv.pages), pause,
       completion.finish_reason == FinishReason::kKvBudget
-          ? "; the KV budget is spent at the floor width, " + output_.budget_remedy
+          ? "; the KV budget is spent, all pages are at their narrowest; " + output_.budget_remedy
           : ""));
 }
 

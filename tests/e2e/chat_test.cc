@@ -75,6 +75,20 @@ TEST_F(ChatTest, CtrlCEndsTheAnswerAndNotTheChat) {
   EXPECT_EQ(chat.Wait(), 0) << chat.screen();
 }
 
+// A Ctrl-C that comes just after the answer has ended by itself was meant for the answer.
+TEST_F(ChatTest, ALateCtrlCDoesNotEndTheChat) {
+  TerminalProgram chat(With({"--max-tokens", "2"}), Terminal());
+  ASSERT_TRUE(chat.WaitFor("> "));
+  chat.Type("hello\r");
+  ASSERT_TRUE(chat.WaitFor("[length]")) << chat.screen();
+  ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
+  chat.Type(kCtrlC);
+  ASSERT_TRUE(chat.WaitFor("the answer had ended")) << chat.screen();
+  ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
+  chat.Type(kCtrlC);
+  EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+}
+
 // A terminal without line editing: Ctrl-C still ends the answer only, and nothing is said of
 // pastes.
 TEST_F(ChatTest, CtrlCEndsTheAnswerWhereTheTerminalCannotEdit) {

@@ -87,6 +87,25 @@ TEST(EvalResume, WithoutAFolderItSaysThatNothingIsKept) {
   EXPECT_EQ(result.err.find("solved 0"), std::string::npos) << "nothing is finished";
 }
 
+// Finished responses can be judged while others are begun.
+TEST(EvalResume, TheFolderOfAnEndedRunIsJudged) {
+  const TempFolder folder;
+  Args args = LongReplies(folder.File("run"));
+  ASSERT_EQ(RunProgram(args).exit_code, 0);
+  folder.Write("run/unfinished.jsonl",
+               R"({"id":"x","response":0,"first":0,"tokens":[1],"seconds":1})"
+               "\n");
+  const ProgramResult judged = RunProgram({"judge", folder.File("run"), "--json", "-"});
+  ASSERT_EQ(judged.exit_code, 0) << judged.err;
+  EXPECT_EQ(JsonValue::Parse(judged.out, "stdout").At("responses").AsInt(), 4);
+
+  std::filesystem::create_directory(folder.File("cmp"));
+  folder.Write("cmp/comparison.json", "{}");
+  const ProgramResult comparison = RunProgram({"judge", folder.File("cmp")});
+  EXPECT_EQ(comparison.exit_code, 1);
+  EXPECT_NE(comparison.err.find("pmkvq compare --from"), std::string::npos) << comparison.err;
+}
+
 TEST(EvalResume, PromptsThatDoNotFitAreUnsolved) {
   const TempFolder folder;
   std::string problems;

@@ -28,7 +28,11 @@ bool NamesFile(const HelpOption& option) {
   return option.value == "FILE" || option.value == "DIR" || option.value == "PATH";
 }
 
-TEST(FileOptions, NoNameMakesAnyCommandAbort) {
+// In parts that may run side by side.
+constexpr int kParts = 6;
+class FileOptions : public testing::TestWithParam<int> {};
+
+TEST_P(FileOptions, NoNameMakesAnyCommandAbort) {
   const TempFolder folder;
   const std::vector<std::string> unwritable = {folder.path(), "/nonexistent/folder/file.json",
                                                "/proc/pmkvq.json"};
@@ -38,7 +42,7 @@ TEST(FileOptions, NoNameMakesAnyCommandAbort) {
   for (const Args& command : AllCommands()) {
     for (const HelpOption& option : OptionsOf(command)) {
       if (!NamesFile(option)) continue;
-      ++count;
+      if (count++ % kParts != GetParam()) continue;
       // These need no more options: with a name that can be written they would run for minutes.
       const bool runs = command.front() == "bench" || command.front() == "demo";
       for (const std::string& name : runs ? unwritable : all) {
@@ -52,6 +56,7 @@ TEST(FileOptions, NoNameMakesAnyCommandAbort) {
   EXPECT_GT(count, 50);
   EXPECT_EQ(folder.NumEntries(), 1u);  // No probe is left behind.
 }
+INSTANTIATE_TEST_SUITE_P(Parts, FileOptions, testing::Range(0, kParts));
 
 // Commands that would run, and their outputs.
 struct Output {
@@ -159,6 +164,8 @@ TEST(Inputs, AreLookedAtBeforeAnythingElse) {
                      {missing, "no such folder"});
   ExpectOneLineError(RunProgram({"run", "--model", "Qwen/Qwen2.5-7B", "text"}), 1,
                      {"Qwen/Qwen2.5-7B", "nothing is downloaded"});
+  ExpectOneLineError(RunProgram({"run", "--model", folder.path(), "text"}), 1,
+                     {folder.path(), "found no config.json in this folder"});
   const std::string gguf = folder.Write("x.gguf", "GGUF");
   ExpectOneLineError(RunProgram({"run", "--model", gguf, "text"}), 1,
                      {gguf, "GGUF", "not supported"});

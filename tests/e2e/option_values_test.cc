@@ -138,6 +138,11 @@ TEST(OptionValues, ALowerBoundIsSaidWithoutAnUpperOne) {
                      {"--max-tokens: found '2199023255552'", "at most 1099511627776"});
 }
 
+TEST(Sizes, AFractionOfABytePointsAtMiB) {
+  ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--kv-budget", "4.75", "-p", "hi"}), 2,
+                     {"--kv-budget", "found '4.75'", "did you mean 4.75MiB?"});
+}
+
 TEST(Sizes, AUnitThatStandsApartIsSaid) {
   ExpectOneLineError(RunProgram({"run", "--model", kTiny, "--kv-budget", "6", "MiB", "-p", "hi"}),
                      2, {"--kv-budget: found '6' and 'MiB' apart: did you mean 6MiB?"});

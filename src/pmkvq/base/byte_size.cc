@@ -49,7 +49,7 @@ double BytesOfUnit(std::string_view text, BareSize bare) {
 }  // namespace
 
 int64_t ParseByteSize(std::string_view text, const std::string& what, BareSize bare) {
-  const auto fail = [&](const char* expected) {
+  const auto fail = [&](const std::string& expected) {
     return InvalidInput(what, fmt::format("found '{}', expected {}", text, expected));
   };
   constexpr char kGrammar[] =
@@ -70,7 +70,9 @@ int64_t ParseByteSize(std::string_view text, const std::string& what, BareSize b
   }
   const double bytes = value * unit;
   if (bytes > static_cast<double>(kMaxByteSize)) throw fail(kTooLarge);
-  if (unit == 1 && bytes != std::floor(bytes)) throw fail("a whole number of bytes, or 6MiB, say");
+  if (unit == 1 && bytes != std::floor(bytes)) {
+    throw fail(fmt::format("a whole number of bytes: did you mean {}MiB?", text));
+  }
   return static_cast<int64_t>(bytes);
 }
 

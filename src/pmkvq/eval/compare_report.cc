@@ -149,9 +149,12 @@ std::vector<std::string> Notes(const Comparison& comparison) {
   }
   notes.emplace_back(
       comparison.max_len > 0 && comparison.geometry
-          ? fmt::format("bits: per stored value at {} tokens, every byte counted; peak: the most "
-                        "that any sequence really took.",
-                        comparison.max_len)
+          ? fmt::format(
+                "bits: bytes per value of {0} tokens, every byte counted; peak: the most that "
+                "any sequence really took, so bits by peak lie below a method's width where "
+                "all sequences are shorter than {0} tokens. Methods have the same budget; "
+                "some leave a part of it unused.",
+                comparison.max_len)
           : std::string("peak: the most that any sequence really took, every byte counted."));
   notes.emplace_back("tok/s (seq.): of one sequence, while it is decoded in its batch.");
   if (AnyRow(comparison, [](const MethodResult& row) { return row.num_prompts_too_long > 0; })) {
@@ -409,6 +412,12 @@ std::string VerdictOf(const Comparison& comparison, const ComparisonTable& table
   } else if (score.baseline && !ties_baseline) {
     text += fmt::format("; {:+.1f} points from {}", 100 * score.baseline->difference,
                         comparison.baseline);
+  }
+  for (const MethodResult& row : table.methods) {
+    const bool is_best = std::find(best.begin(), best.end(), &row) != best.end();
+    if (is_best || &row == baseline || row.status != MethodStatus::kDone) continue;
+    text += fmt::format("; {} solved {} of {}", row.method, row.total.num_correct,
+                        row.total.num_responses);
   }
   return text + ".";
 }

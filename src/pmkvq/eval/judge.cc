@@ -26,10 +26,20 @@ std::vector<std::string> ResponseFiles(const std::string& path) {
   std::vector<std::string> files;
   std::filesystem::directory_iterator entries(path, error);
   if (error) throw IoError(path, "cannot list the folder: " + error.message());
+  const bool is_run = FileExists(JoinPath(path, "run.json"));
   for (const std::filesystem::directory_entry& entry : entries) {
-    if (entry.path().extension() == ".jsonl") files.push_back(entry.path().string());
+    if (entry.path().extension() != ".jsonl") continue;
+    // What a run has begun is no response yet.
+    if (is_run && entry.path().filename() == "unfinished.jsonl") continue;
+    files.push_back(entry.path().string());
   }
-  if (files.empty()) throw InvalidInput(path, "files: found no .jsonl, expected at least one");
+  if (files.empty()) {
+    throw InvalidInput(path,
+                       FileExists(JoinPath(path, "comparison.json"))
+                           ? "is a comparison; pmkvq compare --from shows it, and judge takes "
+                             "the folder of one of its runs"
+                           : "files: found no .jsonl, expected at least one");
+  }
   std::sort(files.begin(), files.end());
   return files;
 }

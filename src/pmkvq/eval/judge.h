@@ -42,10 +42,10 @@ struct ResponseRow {
 ResponseRow ParseResponseRow(std::string_view line, const std::string& source);
 
 // The rows of a file, or of all *.jsonl files of a folder in the order of their names. In a folder
-// that eval made (run.json), a last line without its end is skipped: it is being written, or was
-// cut short by a kill. Rows without an index are numbered per problem in the order they come.
-// Throws InvalidInput naming file, line and field (also for one response given twice, and for two
-// answers to one problem), IoError.
+// that eval made (run.json), unfinished.jsonl is left out, and a last line without its end is
+// skipped: it is being written, or was cut short by a kill. Rows without an index are numbered per
+// problem in the order they come. Throws InvalidInput naming file, line and field (also for one
+// response given twice, and for two answers to one problem), IoError.
 std::vector<ResponseRow> LoadResponses(const std::string& path);
 
 struct JudgeSummary {

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <set>
 
+#include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/eval/evaluation.h"
@@ -58,8 +60,10 @@ const std::string* Find(const Options& options, const std::string& name) {
   return found == options.end() ? nullptr : &found->second;
 }
 
-std::string Quote(const std::string* value) {
-  return value == nullptr || value->empty() ? "none" : "'" + *value + "'";
+std::string Quote(const std::string& name, const std::string* value) {
+  if (value == nullptr || value->empty()) return "none";
+  if (name != "--kv-budget") return "'" + *value + "'";
+  return *value == "0" ? "none" : FormatByteSize(std::strtoll(value->c_str(), nullptr, 10));
 }
 
 // What --data, --model and --plan stand for in run.json.
@@ -80,9 +84,10 @@ void CheckSame(const std::string& path, const RunSettings& found, const RunSetti
     const std::string* before = Find(old_options, name);
     const std::string* now = Find(new_options, name);
     if (before != nullptr && now != nullptr && *before == *now) continue;
-    throw InvalidInput(path, fmt::format("{}: found {}{}, this run has {}; expected the settings "
-                                         "the folder was made with, or another --out",
-                                         name, Quote(before), KindOf(name), Quote(now)));
+    throw InvalidInput(path,
+                       fmt::format("{}: found {}{}, this run has {}; expected the settings "
+                                   "the folder was made with, or another --out",
+                                   name, Quote(name, before), KindOf(name), Quote(name, now)));
   }
 }
 
