@@ -34,6 +34,12 @@ endif()
 
 set(PMKVQ_MODULES "" CACHE INTERNAL "")
 
+# Sanitizers make the longest unit tests, some 20 s otherwise, take minutes on a busy machine.
+set(PMKVQ_TEST_TIMEOUT 120)
+if(PMKVQ_SANITIZE)
+  set(PMKVQ_TEST_TIMEOUT 600)
+endif()
+
 if(PMKVQ_BUILD_TESTS)
   # PMKVQ_TARGET=SSE4 chooses the instruction set of a test program.
   add_library(pmkvq_process_target OBJECT ${PROJECT_SOURCE_DIR}/tests/support/process_target.cc)
@@ -75,6 +81,6 @@ function(pmkvq_add_module name)
     target_compile_definitions(pmkvq_${name}_test PRIVATE
       PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     gtest_discover_tests(pmkvq_${name}_test
-      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT 120)
+      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT ${PMKVQ_TEST_TIMEOUT})
   endif()
 endfunction()
