@@ -22,9 +22,7 @@ target_compile_definitions(pmkvq_options INTERFACE HWY_BROKEN_EMU128=1
   "HWY_DISABLED_TARGETS=(${PMKVQ_DISABLED_TARGETS})")
 if(PMKVQ_SANITIZE)
   target_compile_options(pmkvq_options INTERFACE
-    -fsanitize=${PMKVQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer
-    # The checks that it inserts make GCC see uninitialised values where there are none.
-    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+    -fsanitize=${PMKVQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(pmkvq_options INTERFACE -fsanitize=${PMKVQ_SANITIZE})
 endif()
 if(PMKVQ_COVERAGE)

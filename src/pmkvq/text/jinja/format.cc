@@ -75,9 +75,11 @@ std::string WithCommas(const std::string& digits) {
 }
 
 std::string Digits(uint64_t value, unsigned base, bool upper) {
+  // Not indexed in one expression: UBSan of GCC 12 then reads an index that it never set.
+  const char* const alphabet = upper ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string digits;
   do {
-    digits += (upper ? "0123456789ABCDEF" : "0123456789abcdef")[value % base];
+    digits += alphabet[value % base];
     value /= base;
   } while (value != 0);
   std::reverse(digits.begin(), digits.end());
