@@ -53,7 +53,7 @@ class Lexer {
 
  private:
   [[noreturn]] void Fail(const std::string& message) const {
-    throw InvalidInput(source_, fmt::format("line {}: {}", line_, message));
+    throw InvalidInput(source_, fmt::format("line {}: {}", line_, OneLine(message)));
   }
 
   std::string_view Rest() const { return std::string_view(text_).substr(at_); }

@@ -14,15 +14,6 @@ namespace {
 // What an object costs besides its contents: its shared pointer, and the allocator's share.
 constexpr size_t kObjectBytes = 64;
 
-// Messages quote templates and messages of users: no line breaks, and not too long.
-std::string OneLine(const std::string& message) {
-  constexpr size_t kMaxBytes = 1000;
-  std::string line = message.substr(0, OffsetOfCharacter(message, kMaxBytes));
-  std::replace_if(
-      line.begin(), line.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
-  return line;
-}
-
 size_t BytesOf(const MarkedText& text) {
   return text.text.capacity() + text.input.capacity() * sizeof(ByteRange) + sizeof(String) +
          kObjectBytes;

@@ -8,6 +8,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json_lines.h"
+#include "pmkvq/text/tokenizer.h"
 #include "support/expect_error.h"
 
 namespace pmkvq::jinja {
@@ -165,6 +166,27 @@ TEST(JinjaParse, WrongSyntaxIsNamedWithItsLine) {
   wrong("{% set 1 = 2 %}", {"name"});
   wrong("{{ f(a=1, 2) }}", {"arguments"});
   ExpectError<InvalidInput>([] { Template::Parse("\xff", "t"); }, {"0xff", "UTF-8"});
+}
+
+// What a message quotes of the template may hold line breaks, and is cut between characters.
+TEST(JinjaParse, MessagesAreOneLineWhateverTheyQuote) {
+  const std::string name(400, 'x');
+  std::string wide;
+  for (int i = 0; i < 400; ++i) wide += "é";
+  for (const std::string& source : std::vector<std::string>{
+           std::string("{{ '\\u}\n0e9' }}"), std::string("{{ 'a\nb' 'c\nd' e }}"),
+           std::string("{{ '\\x\n1' }}"), std::string("{% if 'a\nb' x %}"), "{% " + name + " %}",
+           "{{ f('" + wide + "' 1) }}", std::string("{% for '\n' in x %}"),
+           std::string("{{ 1 if '\n' '\n' }}"), std::string("{% set 'a\r\nb' = 1 %}")}) {
+    try {
+      Template::Parse(source, "t");
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+      EXPECT_EQ(FindInvalidUtf8(message), std::string::npos) << message;
+      EXPECT_LT(message.size(), 1000u);
+    }
+  }
 }
 
 TEST(JinjaRender, SplitsKeepTheWhiteSpaceOfTheRest) {

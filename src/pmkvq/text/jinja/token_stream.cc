@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/text/jinja/unicode.h"
 
 namespace pmkvq::jinja {
 
@@ -74,13 +75,13 @@ void TokenStream::FailExpected(std::string_view expected) const {
 }
 
 void TokenStream::Fail(int line, const std::string& message) const {
-  throw InvalidInput(source_, fmt::format("line {}: {}", line, message.substr(0, 300)));
+  throw InvalidInput(source_, fmt::format("line {}: {}", line, OneLine(message, 300)));
 }
 
 void TokenStream::Refuse(int line, const std::string& construct) const {
   throw Unsupported(source_, fmt::format("line {}: {} is not supported; choose another "
                                          "template with --chat-template",
-                                         line, construct.substr(0, 100)));
+                                         line, OneLine(construct, 100)));
 }
 
 int TokenStream::Symbol(const std::string& name) {

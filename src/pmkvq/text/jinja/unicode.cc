@@ -172,4 +172,11 @@ std::string CaseFold(std::string_view text) {
   return result;
 }
 
+std::string OneLine(std::string_view text, int64_t max_characters) {
+  std::string line(text.substr(0, OffsetOfCharacter(text, max_characters)));
+  std::replace_if(
+      line.begin(), line.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  return line;
+}
+
 }  // namespace pmkvq::jinja

@@ -36,4 +36,8 @@ std::string LowerCase(char32_t c);
 std::string TitleCase(char32_t c);
 std::string CaseFold(std::string_view text);
 
+// For messages, which quote templates and messages of users: at most `max_characters` of the text,
+// control characters (line breaks) as blanks.
+std::string OneLine(std::string_view text, int64_t max_characters = 1000);
+
 }  // namespace pmkvq::jinja
