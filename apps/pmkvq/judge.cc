@@ -1,5 +1,6 @@
 // pmkvq judge: grade responses against reference answers.
 #include "pmkvq/eval/judge.h"
+#include "pmkvq/eval/judged_text.h"
 
 #include <fmt/format.h>
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "pmkvq/eval/code_sandbox.h"
-#include "pmkvq/eval/judge.h"
+#include "pmkvq/eval/judged_text.h"
 #include "pmkvq/io/dataset.h"
 
 namespace pmkvq {

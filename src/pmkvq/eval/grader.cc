@@ -5,6 +5,7 @@
 
 #include "pmkvq/eval/code_problem.h"
 #include "pmkvq/eval/judge.h"
+#include "pmkvq/eval/judged_text.h"
 
 namespace pmkvq {
 

@@ -11,7 +11,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
-#include "pmkvq/eval/answer.h"
+#include "pmkvq/eval/judged_text.h"
 #include "pmkvq/eval/math_equivalence.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
@@ -161,14 +161,6 @@ double StandardDeviation(const std::map<int64_t, Tally>& by_response) {
 }
 
 }  // namespace
-
-JudgedText JudgeText(std::string_view response, std::string_view gold) {
-  CancelPoint();
-  JudgedText judged;
-  judged.extracted = ExtractAnswer(response).value_or("");
-  judged.correct = EquivalentAnswers(judged.extracted, ExtractGold(gold));
-  return judged;
-}
 
 ResponseRow ParseResponseRow(std::string_view line, const std::string& source) {
   const JsonValue json = JsonValue::Parse(line, source);

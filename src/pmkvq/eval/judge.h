@@ -20,12 +20,6 @@ namespace pmkvq {
 // Finish reason of a response that the model or the cache could not go on with: never right.
 inline constexpr std::string_view kErrorReason = "error";
 
-struct JudgedText {
-  std::string extracted;  // ExtractAnswer, "" when there is none.
-  bool correct = false;   // EquivalentAnswers(extracted, ExtractGold(gold))
-};
-JudgedText JudgeText(std::string_view response, std::string_view gold);
-
 // One row of a response file.
 struct ResponseRow {
   std::string id;

@@ -30,17 +30,6 @@ std::string Line(const std::string& id, const std::string& answer, const std::st
          "}\n";
 }
 
-TEST(JudgeText, ExtractsAndCompares) {
-  const JudgedText right = JudgeText("so \\boxed{\\frac{2}{4}}", "0.5");
-  EXPECT_EQ(right.extracted, "\\frac{2}{4}");
-  EXPECT_TRUE(right.correct);
-  EXPECT_FALSE(JudgeText("\\boxed{0.33}", "\\frac{1}{3}").correct);
-  EXPECT_TRUE(JudgeText("The answer is 14.", "7 * 2 = 14\n#### 14").correct);
-  const JudgedText none = JudgeText("14", "14");
-  EXPECT_EQ(none.extracted, "");
-  EXPECT_FALSE(none.correct);
-}
-
 // Two problems, three responses each. Accuracies of the responses: 1/2, 1, 0; their mean is 1/2
 // and their variance (0 + 1/4 + 1/4) / 3 = 1/6.
 TEST(JudgeResponses, CountsByHand) {
