@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 
 add_library(pmkvq_all INTERFACE)
 set_target_properties(pmkvq_all PROPERTIES EXPORT_NAME pmkvq)
-target_link_libraries(pmkvq_all INTERFACE pmkvq_eval)
+target_link_libraries(pmkvq_all INTERFACE pmkvq_compare pmkvq_analysis)
 target_compile_features(pmkvq_all INTERFACE cxx_std_20)
 
 install(TARGETS ${PMKVQ_MODULES} pmkvq_all EXPORT pmkvq-targets

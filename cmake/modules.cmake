@@ -1,6 +1,8 @@
 # One static library and one unit-test program per module.
 #
-#   pmkvq_add_module(<name> DEPENDS <modules...> LIBRARIES <private third-party targets...>)
+#   pmkvq_add_module(<name> FOLDER <folder, default: the name> DEPENDS <modules...>
+#                    LIBRARIES <private third-party targets...>
+#                    TEST_LIBRARIES <targets that only its tests use...>)
 #
 # Sources are every .cc below the module's folder but *_test.cc (the unit tests) and *_bench.cc.
 
@@ -46,8 +48,11 @@ if(PMKVQ_BUILD_TESTS)
 endif()
 
 function(pmkvq_add_module name)
-  cmake_parse_arguments(ARG "" "" "DEPENDS;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+  cmake_parse_arguments(ARG "" "FOLDER" "DEPENDS;LIBRARIES;PUBLIC_LIBRARIES;TEST_LIBRARIES" ${ARGN})
+  if(NOT ARG_FOLDER)
+    set(ARG_FOLDER ${name})
+  endif()
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_FOLDER}/*.cc)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|bench)\\.cc$")
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")
@@ -72,7 +77,8 @@ function(pmkvq_add_module name)
       target_link_libraries(pmkvq_${name}_test PRIVATE pmkvq_process_target)
     endif()
     target_link_libraries(pmkvq_${name}_test PRIVATE
-      pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES})
+      pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES}
+      ${ARG_TEST_LIBRARIES})
     target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     # Optimising test code costs more time than it saves.
     target_compile_options(pmkvq_${name}_test PRIVATE $<$<CONFIG:Release>:-O1>)

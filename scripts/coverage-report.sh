@@ -4,7 +4,7 @@
 set -euo pipefail
 build=$1
 status=0
-for module in kv kernels calib text io base tensor model methods engine eval; do
+for module in kv kernels calib text io base tensor model methods engine research; do
   line=$(gcovr --root . --object-directory "$build" --filter "src/pmkvq/$module/" \
     --exclude '.*_(test|bench)\.cc' --print-summary 2>/dev/null | grep '^lines:' || true)
   printf '%-10s %s\n' "$module" "${line:-no data}"

@@ -144,7 +144,7 @@ class Page:
             "outcomes, so nothing there can be shown to be as good.",
             "* **Statistics.** Wilson intervals for shares, Newcombe's paired intervals for differences, exact two-sided McNemar "
             "test. No correction for the number of tests: of twenty true nulls, one shows P < 0.05. Where `pmkvq compare` and "
-            "`eval` have several responses to a problem, these count together (`eval/statistics.h`).",
+            "`eval` have several responses to a problem, these count together (`research/statistics/statistics.h`).",
             f"* **Ceiling.** Rows and tables where more than {100 * CEILING:g} % are solved are in the appendix.",
             "* **Simulated methods** ([methods.md](methods.md)) are as exact in bytes as the packed ones. Their outcomes do not "
             "depend on the budget, so one run serves all budgets that it fits.",

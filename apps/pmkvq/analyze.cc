@@ -9,8 +9,8 @@
 #include "option_values.h"
 #include "page_origin.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/eval/analysis/placement.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/research/analysis/placement.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

@@ -9,8 +9,8 @@
 
 #include "chat_template_options.h"
 #include "common_options.h"
-#include "pmkvq/eval/html_page.h"
 #include "pmkvq/io/dataset.h"
+#include "pmkvq/research/report/html_page.h"
 
 namespace pmkvq::cli {
 

@@ -9,10 +9,10 @@
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/eval/analysis/equal_bytes.h"
-#include "pmkvq/eval/analysis/error_growth.h"
-#include "pmkvq/eval/analysis/texts.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/research/analysis/equal_bytes.h"
+#include "pmkvq/research/analysis/error_growth.h"
+#include "pmkvq/research/analysis/texts.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

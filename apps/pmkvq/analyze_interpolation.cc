@@ -9,9 +9,9 @@
 #include "help_format.h"
 #include "option_values.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/eval/analysis/interpolation.h"
-#include "pmkvq/eval/analysis/placement.h"
-#include "pmkvq/eval/analysis/texts.h"
+#include "pmkvq/research/analysis/interpolation.h"
+#include "pmkvq/research/analysis/placement.h"
+#include "pmkvq/research/analysis/texts.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

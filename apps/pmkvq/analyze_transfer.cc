@@ -9,8 +9,8 @@
 #include "help_format.h"
 #include "option_values.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/eval/analysis/placement.h"
-#include "pmkvq/eval/analysis/transfer.h"
+#include "pmkvq/research/analysis/placement.h"
+#include "pmkvq/research/analysis/transfer.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

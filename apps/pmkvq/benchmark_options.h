@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "chat_template_options.h"
-#include "pmkvq/eval/benchmark.h"
-#include "pmkvq/eval/evaluation.h"
+#include "pmkvq/research/benchmarks/benchmark.h"
+#include "pmkvq/research/eval/evaluation.h"
 #include "sampling_options.h"
 #include "terminal.h"
 

@@ -7,7 +7,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
-#include "pmkvq/eval/compare_report.h"
+#include "pmkvq/research/compare/compare_report.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

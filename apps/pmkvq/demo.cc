@@ -11,8 +11,8 @@
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/calibrate.h"
-#include "pmkvq/eval/evaluation.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/research/eval/evaluation.h"
 #include "solve_table.h"
 #include "terminal.h"
 

@@ -1,6 +1,6 @@
 // pmkvq judge: grade responses against reference answers.
-#include "pmkvq/eval/judge.h"
-#include "pmkvq/eval/judged_text.h"
+#include "pmkvq/research/eval/scored_responses.h"
+#include "pmkvq/research/judge/judged_text.h"
 
 #include <fmt/format.h>
 

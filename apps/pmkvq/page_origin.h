@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "pmkvq/eval/html_page.h"
+#include "pmkvq/research/report/html_page.h"
 
 namespace pmkvq::cli {
 

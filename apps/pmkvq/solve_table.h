@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/eval/evaluation.h"
+#include "pmkvq/research/eval/evaluation.h"
 
 namespace pmkvq::cli {
 

@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/eval/code_problem.h"
+#include "pmkvq/research/benchmarks/code_problem.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;

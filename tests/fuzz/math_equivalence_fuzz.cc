@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "pmkvq/eval/answer.h"
-#include "pmkvq/eval/math_equivalence.h"
-#include "pmkvq/eval/math_normalize.h"
+#include "pmkvq/research/judge/answer.h"
+#include "pmkvq/research/judge/math_equivalence.h"
+#include "pmkvq/research/judge/math_normalize.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);

@@ -10,7 +10,10 @@ import sys
 
 LEVELS = {
     "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
-    "calib": 5, "methods": 6, "engine": 7, "eval": 8, "bench": 8,
+    "calib": 5, "methods": 6, "engine": 7, "bench": 8,
+    # What measures. Its levels are above the product's, so the product cannot include it.
+    "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
+    "research/benchmarks": 9, "research/eval": 10, "research/compare": 11, "research/analysis": 11,
 }
 # header prefix -> folders (below the root) whose .cc files may include it; headers never may.
 OWNERS = {
@@ -21,10 +24,15 @@ OWNERS = {
     "utf8proc": ["src/pmkvq/text/"],
     "cblas": ["src/pmkvq/kernels/gemm/"],
     "xxhash": ["src/pmkvq/io/"],
-    "gmp": ["src/pmkvq/eval/"],
-    "mpfr": ["src/pmkvq/eval/"],
-    "mpc": ["src/pmkvq/eval/"],
+    "gmp": ["src/pmkvq/research/judge/"],
+    "mpfr": ["src/pmkvq/research/judge/"],
+    "mpc": ["src/pmkvq/research/judge/"],
 }
+def module_of(parts) -> str:
+    """The module of the path pmkvq/PARTS: its first folder, or two below research/."""
+    return "/".join(parts[:2]) if parts[0] == "research" else parts[0]
+
+
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 
 
@@ -37,19 +45,20 @@ def main() -> int:
             continue
         files += 1
         relative = path.relative_to(root).as_posix()
-        module = path.relative_to(root / "src/pmkvq").parts[0] if relative.startswith("src/") else None
+        module = module_of(path.relative_to(root / "src/pmkvq").parts) if relative.startswith("src/") else None
         for number, line in enumerate(path.read_text().splitlines(), 1):
             match = INCLUDE.match(line)
             if not match:
                 continue
             header = match.group(1)
             parts = header.split("/")
-            if module and parts[0] == "pmkvq" and len(parts) > 2 and parts[1] != module:
-                if parts[1] not in LEVELS:
-                    errors.append(f"{relative}:{number}: unknown module {parts[1]}")
-                elif LEVELS[parts[1]] >= LEVELS[module]:
+            included = module_of(parts[1:]) if parts[0] == "pmkvq" and len(parts) > 2 else None
+            if module and included and included != module:
+                if included not in LEVELS:
+                    errors.append(f"{relative}:{number}: unknown module {included}")
+                elif LEVELS[included] >= LEVELS[module]:
                     errors.append(f"{relative}:{number}: {module} (level {LEVELS[module]}) includes "
-                                  f"{parts[1]} (level {LEVELS[parts[1]]})")
+                                  f"{included} (level {LEVELS[included]})")
             for prefix, owners in OWNERS.items():
                 if header.startswith(prefix) and (
                         path.suffix == ".h" and not relative.startswith("apps/")

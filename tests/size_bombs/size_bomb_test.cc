@@ -7,11 +7,11 @@
 #include <filesystem>
 
 #include "pmkvq/calib/sensitivity_file.h"
-#include "pmkvq/eval/benchmark.h"
-#include "pmkvq/eval/evaluation.h"
-#include "pmkvq/eval/judge.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/kv/plan.h"
+#include "pmkvq/research/benchmarks/benchmark.h"
+#include "pmkvq/research/eval/evaluation.h"
+#include "pmkvq/research/eval/scored_responses.h"
 #include "support/temp_folder.h"
 
 namespace pmkvq {

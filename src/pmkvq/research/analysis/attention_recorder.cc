@@ -1,0 +1,110 @@
+#include "pmkvq/research/analysis/attention_recorder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/simulated_cache.h"
+#include "pmkvq/research/analysis/series.h"
+
+namespace pmkvq {
+namespace {
+
+// Eight sums, so that the compiler may use vectors without reordering a single one.
+float Dot(const float* a, const float* b, int64_t count) {
+  constexpr int64_t kLanes = 8;
+  float sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  }
+  for (; i < count; ++i) sums[0] += a[i] * b[i];
+  float sum = 0;
+  for (const float part : sums) sum += part;
+  return sum;
+}
+
+void ReadSimulatedKeys(const SimulatedKvCache& store, const KvGeometry& geometry,
+                       const RopeTable& rope, SequenceId seq, int64_t layer,
+                       std::vector<float>& keys) {
+  const SimulatedBlock& block = store.Block(seq, layer);
+  float* row = keys.data();
+  std::vector<int64_t> positions;
+  for (int64_t token = 0; token < block.num_tokens(); ++token) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      const float* key = block.Key(token, head);
+      row = std::copy(key, key + geometry.head_dim, row);
+    }
+    positions.push_back(token);
+  }
+  if (store.ExtraNeeds().keys_before_rope) {
+    ApplyRope(rope, positions.data(), block.num_tokens(), geometry.num_kv_heads, nullptr,
+              keys.data(), 1);
+  }
+}
+
+}  // namespace
+
+void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,
+                    SequenceId seq, int64_t layer, std::vector<float>& keys) {
+  const auto count = static_cast<size_t>(store.NumTokens(seq) * geometry.kv_dim());
+  keys.resize(count);
+  if (const auto* packed = dynamic_cast<const PackedKvCache*>(&store)) {
+    std::vector<float> values(count);
+    packed->ReadTokens(seq, layer, keys.data(), values.data());
+  } else if (const auto* simulated = dynamic_cast<const SimulatedKvCache*>(&store)) {
+    ReadSimulatedKeys(*simulated, geometry, rope, seq, layer, keys);
+  } else {
+    throw Unsupported("attention",
+                      "found a cache whose keys cannot be read, expected a packed or "
+                      "a simulated one");
+  }
+}
+
+AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
+                                     const RopeTable& rope)
+    : store_(std::move(store)),
+      geometry_(geometry),
+      rope_(rope),
+      keys_(static_cast<size_t>(geometry.num_layers)),
+      log_weights_(static_cast<size_t>(geometry.num_layers)) {}
+
+void AttentionRecorder::RecordNext(SequenceId seq) {
+  for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
+    ReadStoredKeys(*store_, geometry_, rope_, seq, layer, keys_[static_cast<size_t>(layer)]);
+  }
+  recording_ = true;
+}
+
+void AttentionRecorder::AppendAndAttend(int64_t layer, const float* q, const float* k,
+                                        const float* v, float* out) {
+  if (recording_) {
+    const std::vector<float>& keys = keys_[static_cast<size_t>(layer)];
+    const int64_t dim = geometry_.head_dim;
+    const int64_t num_stored = static_cast<int64_t>(keys.size()) / geometry_.kv_dim();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    std::vector<float>& weights = log_weights_[static_cast<size_t>(layer)];
+    weights.resize(static_cast<size_t>(geometry_.num_heads * (num_stored + 1)));
+    for (int64_t head = 0; head < geometry_.num_heads; ++head) {
+      const int64_t kv_head = head / (geometry_.num_heads / geometry_.num_kv_heads);
+      float* row = weights.data() + head * (num_stored + 1);
+      for (int64_t m = 0; m < num_stored; ++m) {
+        const float* key = keys.data() + m * geometry_.kv_dim() + kv_head * dim;
+        row[m] = scale * Dot(q + head * dim, key, dim);
+      }
+      row[num_stored] = scale * Dot(q + head * dim, k + kv_head * dim, dim);
+      LogSoftmax(row, num_stored + 1);
+    }
+  }
+  store_->AppendAndAttend(layer, q, k, v, out);
+}
+
+void AttentionRecorder::EndForward() {
+  store_->EndForward();
+  recording_ = false;
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,68 @@
+#include "pmkvq/research/analysis/placement.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "pmkvq/calib/calibrate.h"
+
+namespace pmkvq {
+
+int64_t ChoosingBudget(const AllocationOptions& options) {
+  const auto [narrow, wide] =
+      std::minmax_element(options.fbit_choices.begin(), options.fbit_choices.end());
+  const int64_t num_layers = options.cache.geometry.num_layers;
+  const int64_t num_wide = (num_layers + 3) / 4;
+  const auto bytes = [&](int bits) {
+    return options.reference_accounting
+               ? ReferenceBlockBytes(options.cache.geometry, options.max_len, bits, bits)
+               : BlockBytes(options.cache, options.max_len, bits, bits);
+  };
+  return num_wide * bytes(*wide) + (num_layers - num_wide) * bytes(*narrow);
+}
+
+Plan PlacementPlan(const Model& model, const AllocationOptions& options,
+                   const Allocation& allocation) {
+  Plan plan;
+  plan.model_identity = model.checkpoint().Identity();
+  plan.geometry = model.kv_geometry();
+  SetAllocation(options, allocation, plan);
+  return plan;
+}
+
+Plan UniformPlan(const Model& model, const AllocationOptions& options,
+                 const Allocation& allocation) {
+  Allocation even = allocation;
+  even.k_bits.clear();
+  even.v_bits.clear();
+  even.budget_bytes = SplitBudget(allocation.total_bytes, model.kv_geometry().num_layers, {});
+  return PlacementPlan(model, options, even);
+}
+
+KvOptions PlacementCache(std::shared_ptr<const Plan> plan, DType kv_dtype, bool use_scales) {
+  KvOptions options;
+  options.spec = use_scales ? "pm-kvq" : "pm-kvq:scales=off";
+  options.plan = std::move(plan);
+  options.kv_dtype = kv_dtype;
+  return options;
+}
+
+std::string WidthsText(const std::vector<int>& k_bits, const std::vector<int>& v_bits) {
+  const auto join = [](const std::vector<int>& bits) {
+    std::string text;
+    // Sixteen needs two digits, so then all are set apart.
+    const bool wide = std::find(bits.begin(), bits.end(), 16) != bits.end();
+    for (const int b : bits) text += (wide && !text.empty() ? " " : "") + std::to_string(b);
+    return text;
+  };
+  return k_bits == v_bits ? join(k_bits) : "K " + join(k_bits) + " V " + join(v_bits);
+}
+
+std::vector<double> BlockSensitivities(const Sensitivity& sensitivity,
+                                       const std::vector<int>& fbit_choices) {
+  const size_t width = WidthIndex(*std::min_element(fbit_choices.begin(), fbit_choices.end()));
+  std::vector<double> sums = sensitivity.k[width];
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] += sensitivity.v[width][i];
+  return sums;
+}
+
+}  // namespace pmkvq

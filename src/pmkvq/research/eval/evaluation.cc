@@ -1,0 +1,336 @@
+#include "pmkvq/research/eval/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <optional>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/random.h"
+#include "pmkvq/base/threads.h"
+#include "pmkvq/io/checkpoint.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/hash.h"
+#include "pmkvq/research/benchmarks/code_problem.h"
+#include "pmkvq/research/eval/grader.h"
+
+namespace pmkvq {
+namespace {
+
+// Longest reply that still counts, for problems whose reference chain is known.
+int64_t ReplyLimit(const Tokenizer& tokenizer, const std::string& reference_chain) {
+  const auto tokens = static_cast<double>(tokenizer.Encode(reference_chain).size());
+  return static_cast<int64_t>(std::ceil(tokens * 1.04)) + 48;
+}
+
+// One response that is still to be made.
+struct Pending {
+  const ProblemRow* problem = nullptr;
+  int64_t response = 0;
+  int64_t max_tokens = 0;  // 0: whatever fits.
+};
+
+// Those that may take longest come first, so that the batch is full until near the end.
+std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
+                                      const std::vector<ProblemRow>& problems,
+                                      const EvaluationOptions& options, const ResponseLog& log) {
+  std::vector<Pending> pending;
+  for (const ProblemRow& problem : problems) {
+    int64_t max_tokens = options.max_tokens;
+    if (max_tokens == 0 && !problem.reference_chain.empty()) {
+      max_tokens = ReplyLimit(tokenizer, problem.reference_chain);
+    }
+    for (int64_t i = 0; i < options.num_responses; ++i) {
+      if (!log.Has(problem.id, i)) pending.push_back({&problem, i, max_tokens});
+    }
+  }
+  const auto length = [](const Pending& one) {
+    return one.max_tokens == 0 ? std::numeric_limits<int64_t>::max() : one.max_tokens;
+  };
+  std::stable_sort(pending.begin(), pending.end(),
+                   [&](const Pending& a, const Pending& b) { return length(a) > length(b); });
+  return pending;
+}
+
+Response DescribeResponse(const Pending& pending, Grading grading) {
+  const ProblemRow& problem = *pending.problem;
+  Response response;
+  response.id = problem.id;
+  response.task = problem.task;
+  response.level = problem.level;
+  response.response = pending.response;
+  response.grading = grading;
+  if (grading == Grading::kAnswer) response.answer = problem.answer;
+  return response;
+}
+
+// Hands responses to the grader as they finish, everything to the caller's observer, and tokens to
+// the log of what is unfinished.
+class GradingObserver : public EngineObserver {
+ public:
+  GradingObserver(Grading grading, Grader& grader, UnfinishedResponses& unfinished,
+                  EngineObserver* next)
+      : grading_(grading), grader_(grader), unfinished_(unfinished), next_(next) {}
+
+  void Expect(RequestId id, const Pending& pending, double seconds_before) {
+    Running& running = running_[id];
+    running.pending = pending;
+    running.seconds_before = seconds_before;
+  }
+
+  void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    Running& running = running_.at(id);
+    if (!running.first_token) running.first_token = Clock::now();
+    running.tokens.push_back(token);
+    if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnHalving(RequestId id, const HalvingEvent& event) override {
+    if (next_ != nullptr) next_->OnHalving(id, event);
+  }
+  void OnFinished(const Completion& completion) override {
+    if (next_ != nullptr) next_->OnFinished(completion);
+    Running& running = running_.at(completion.id);
+    // Also of what is finished: grading may take longer than the process lives.
+    Keep(running);
+    if (completion.finish_reason == FinishReason::kCancelled) return;
+    grader_.Add(MakeResponse(running, completion), running.pending.problem->answer);
+    running_.erase(completion.id);
+  }
+
+  // Writes the tokens that were drawn since the last time, twice a second.
+  void KeepUnfinished() {
+    constexpr std::chrono::milliseconds kInterval(500);
+    if (Clock::now() - last_kept_ < kInterval) return;
+    for (auto& [id, running] : running_) Keep(running);
+    last_kept_ = Clock::now();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  struct Running {
+    Pending pending;
+    double seconds_before = 0;  // Of decoding, in earlier runs.
+    std::optional<Clock::time_point> first_token;
+    std::vector<int32_t> tokens;  // Not kept yet.
+  };
+
+  void Keep(Running& running) {
+    if (running.tokens.empty()) return;
+    const std::chrono::duration<double> seconds = Clock::now() - *running.first_token;
+    unfinished_.Append({running.pending.problem->id, running.pending.response}, running.tokens,
+                       running.seconds_before + seconds.count());
+    running.tokens.clear();
+  }
+
+  Response MakeResponse(const Running& running, const Completion& completion) const {
+    Response response = DescribeResponse(running.pending, grading_);
+    response.finish_reason = NameOf(completion.finish_reason);
+    response.error = completion.error;
+    response.prompt_tokens = static_cast<int64_t>(completion.prompt_ids.size());
+    response.output_tokens = static_cast<int64_t>(completion.output_ids.size());
+    response.peak_bytes = completion.kv.peak_bytes;
+    response.budget_bytes = completion.kv.budget_bytes;
+    response.final_pages = completion.kv.pages;
+    response.longest_pause_us = completion.longest_pause_us;
+    response.decode_seconds = running.seconds_before + completion.decode_seconds;
+    response.text = completion.text;
+    return response;
+  }
+
+  Grading grading_;
+  Grader& grader_;
+  UnfinishedResponses& unfinished_;
+  EngineObserver* next_;
+  std::map<RequestId, Running> running_;
+  Clock::time_point last_kept_ = Clock::now();
+};
+
+// Why no token can follow a prompt of so many tokens, if so.
+std::optional<FinishReason> WhyPromptIsTooLong(const Engine& engine, int64_t prompt_tokens,
+                                               int64_t max_len) {
+  if (prompt_tokens >= max_len) return FinishReason::kLength;
+  if (!engine.kv_budget().Holds(prompt_tokens)) return FinishReason::kKvBudget;
+  return std::nullopt;
+}
+
+std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                  const ProblemRow& problem) {
+  if (chat_template.IsNone()) {
+    return tokenizer.EncodeWhole(problem.problem, /*parse_special=*/false);
+  }
+  return tokenizer.Encode(chat_template.Render({{"user", problem.problem}}, true));
+}
+
+std::string HashOf(const std::vector<ProblemRow>& problems) {
+  Hash128 hash;
+  for (const ProblemRow& row : problems) {
+    for (const std::string& field : {row.id, row.problem, row.answer, row.reference_chain}) {
+      hash.Update(field);
+      hash.Update(std::string_view("\0", 1));
+    }
+  }
+  return hash.HexDigest();
+}
+
+}  // namespace
+
+uint64_t ResponseSeed(uint64_t seed, std::string_view id, int64_t response) {
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const char c : id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
+  return StreamSeed(StreamSeed(seed, hash), static_cast<uint64_t>(response));
+}
+
+RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
+                            const EvaluationOptions& options, const std::string& plan_path) {
+  const KvOptions& kv = options.engine.kv;
+  RunSettings settings;
+  settings.benchmark = benchmark.name;
+  settings.model_identity = model.checkpoint().Identity();
+  settings.kv = kv.spec;
+  if (!plan_path.empty()) settings.plan_hash = HashFile(plan_path);
+  const auto add = [&](const char* option, const auto& value) {
+    settings.options.emplace_back(option, fmt::format("{}", value));
+  };
+  const auto number_or_default = [](int64_t value) {
+    return value < 0 ? std::string("default") : fmt::format("{}", value);
+  };
+  add("--data", HashOf(benchmark.problems));
+  // Files that the SPEC names may change under the same name.
+  for (const auto& [key, path] : FilesOfSpec(kv.spec)) {
+    settings.options.emplace_back("--kv " + key, HashFile(path));
+  }
+  // Left out for the default, so that runs made before there was a choice can go on.
+  if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
+  add("--kv-budget", kv.budget_bytes);
+  add("--policy", NameOf(kv.policy));
+  add("--n-sink-token", number_or_default(kv.sink_tokens));
+  add("--n-window-token", number_or_default(kv.window_tokens));
+  add("--n-init-kv-bits", kv.init_kv_bits);
+  add("--kv-dtype", NameOf(kv.kv_dtype));
+  add("--reference-accounting", kv.reference_accounting);
+  // Left out for the default, so that runs made before there was a choice can go on.
+  if (kv.attention != AttentionMode::kAccurate) add("--attention", NameOf(kv.attention));
+  add("--max-len", options.engine.max_len == 0 ? model.config().max_position_embeddings
+                                               : options.engine.max_len);
+  add("--chunk", options.engine.chunk);
+  add("--chat-template", options.chat_template.Identity());
+  add("--temperature", options.sampling.temperature);
+  add("--top-k", options.sampling.top_k);
+  add("--top-p", options.sampling.top_p);
+  add("--min-p", options.sampling.min_p);
+  add("--seed", options.seed);
+  add("--max-tokens", options.max_tokens);
+  return settings;
+}
+
+std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<ProblemRow>& problems,
+                                  int64_t num_responses) {
+  std::map<std::pair<std::string, int64_t>, const Response*> by_key;
+  for (const Response& response : log.responses()) {
+    by_key[{response.id, response.response}] = &response;
+  }
+  std::vector<Response> ordered;
+  for (const ProblemRow& problem : problems) {
+    for (int64_t i = 0; i < num_responses; ++i) {
+      const auto found = by_key.find({problem.id, i});
+      if (found != by_key.end()) ordered.push_back(*found->second);
+    }
+  }
+  return ordered;
+}
+
+ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
+  ResponseSummary summary;
+  std::vector<GradedResponse> graded;
+  for (const Response& row : responses) {
+    graded.push_back({row.id, row.response, row.grading == Grading::kCode, row.extracted,
+                      row.correct, row.finish_reason, row.output_tokens});
+    summary.num_correct += row.correct ? 1 : 0;
+    summary.output_tokens += row.output_tokens;
+    summary.peak_bytes = std::max(summary.peak_bytes, row.peak_bytes);
+    summary.budget_bytes = std::max(summary.budget_bytes, row.budget_bytes);
+    summary.num_cut_by_length += row.finish_reason == "length" ? 1 : 0;
+    summary.num_cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
+    const bool is_cut = row.finish_reason == "length" || row.finish_reason == "kv_budget";
+    summary.num_prompts_too_long += is_cut && row.output_tokens == 0 ? 1 : 0;
+    for (size_t i = 0; i < kWidths.size(); ++i) summary.final_pages[i] += row.final_pages[i];
+    summary.longest_pause_us = std::max(summary.longest_pause_us, row.longest_pause_us);
+  }
+  summary.judged = SummarizeGraded(graded);
+  return summary;
+}
+
+void CheckCanGrade(Grading grading) {
+  if (grading == Grading::kCode) PythonSandbox::Shared();
+}
+
+double Evaluate(const std::shared_ptr<const Model>& model,
+                const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
+                const std::vector<ProblemRow>& problems, const EvaluationOptions& options,
+                ResponseLog& log, EngineObserver* observer, const ResponseCallback& on_response,
+                const CancelFlag* cancel) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
+  if (pending.empty()) return 0;
+  CheckCanGrade(grading);
+  Engine engine(model, tokenizer, options.engine);
+  const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
+  const int num_threads = options.engine.num_threads;
+  Grader grader(grading, num_threads > 0 ? num_threads : DefaultThreads(), cancel);
+  UnfinishedResponses& unfinished = log.unfinished();
+  GradingObserver finished(grading, grader, unfinished, observer);
+  const auto keep = [&](const std::vector<Response>& responses) {
+    for (const Response& response : responses) {
+      log.Append(response);
+      if (on_response) on_response(response);
+    }
+    return !responses.empty();
+  };
+  const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.
+  std::vector<int32_t> prompt_ids;
+  for (const Pending& one : pending) {
+    if (IsCancelled(cancel)) return 0;
+    try {
+      if (one.problem != encoded) {
+        prompt_ids = EncodePrompt(*tokenizer, options.chat_template, *one.problem);
+        encoded = one.problem;
+      }
+      const auto reason = WhyPromptIsTooLong(engine, std::ssize(prompt_ids), max_len);
+      if (reason) {
+        Response response = DescribeResponse(one, grading);
+        response.finish_reason = NameOf(*reason);
+        response.prompt_tokens = std::ssize(prompt_ids);
+        response.budget_bytes = engine.kv_budget().total_bytes();
+        keep({response});
+        continue;
+      }
+      Request request;
+      request.prompt_ids = prompt_ids;
+      request.sampling = options.sampling;
+      request.seed = ResponseSeed(options.seed, one.problem->id, one.response);
+      request.max_tokens = one.max_tokens;
+      const auto begun = unfinished.begun().find({one.problem->id, one.response});
+      const bool goes_on = begun != unfinished.begun().end();
+      if (goes_on) request.replay_ids = begun->second.tokens;
+      finished.Expect(engine.Submit(std::move(request)), one, goes_on ? begun->second.seconds : 0);
+    } catch (const InvalidInput& error) {
+      throw InvalidInput("problem " + one.problem->id, error.what());
+    }
+  }
+  while (!IsCancelled(cancel) && engine.Step(&finished)) {
+    keep(grader.TakeGraded());
+    finished.KeepUnfinished();
+  }
+  if (IsCancelled(cancel)) engine.CancelAll(&finished);
+  while (keep(grader.WaitForAll())) {
+  }
+  unfinished.Compact();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace pmkvq
