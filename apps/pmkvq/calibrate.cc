@@ -14,8 +14,8 @@
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/calib/calibrate.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/methods/registry.h"
-#include "pmkvq/methods/spec.h"
 #include "terminal.h"
 #include "weight_options.h"
 

@@ -26,7 +26,7 @@
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

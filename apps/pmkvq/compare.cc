@@ -18,7 +18,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/research/compare/compare_files.h"
 #include "pmkvq/research/compare/compare_fit.h"
 #include "pmkvq/research/compare/compare_list.h"

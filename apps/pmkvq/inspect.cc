@@ -14,7 +14,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/kv/cache_config.h"
-#include "pmkvq/methods/kv_budget.h"
+#include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/methods/registry.h"
 #include "pmkvq/model/model.h"
 #include "terminal.h"

@@ -8,8 +8,8 @@
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/methods/packed_spec.h"
-#include "pmkvq/methods/spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

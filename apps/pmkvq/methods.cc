@@ -4,7 +4,7 @@
 #include "commands.h"
 #include "help_format.h"
 #include "pmkvq/base/nearest_name.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/methods/registry.h"
 #include "terminal.h"
 
@@ -62,8 +62,7 @@ void Run(const std::string& name) {
     names.push_back(method.name);
   }
   throw CLI::ValidationError(fmt::format("unknown method '{}'{}; there are {}", method_name,
-                                         DidYouMean(method_name, names),
-                                         fmt::join(names, ", ")));
+                                         DidYouMean(method_name, names), fmt::join(names, ", ")));
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include "pmkvq/io/file.h"
-#include "pmkvq/methods/packed_spec.h"
-#include "pmkvq/methods/spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
 
 namespace pmkvq::cli {
 namespace {

@@ -11,7 +11,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
-#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 
 namespace pmkvq {
 namespace {

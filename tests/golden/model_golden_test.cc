@@ -11,7 +11,7 @@
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
 #include "pmkvq/kernels/sampling/sampling.h"
-#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/profile.h"
 

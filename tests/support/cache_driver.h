@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "pmkvq/base/random.h"
-#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 
 namespace pmkvq::testing_support {
 

@@ -15,7 +15,7 @@
 #include "pmkvq/engine/output_text.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/engine/sequences.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 
 namespace pmkvq {
 namespace {

@@ -11,7 +11,7 @@
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 
 namespace pmkvq {
 namespace {

@@ -15,7 +15,7 @@
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/key_scales.h"
 #include "pmkvq/kv/kv_types.h"
-#include "pmkvq/kv/policy/block_pages.h"
+#include "pmkvq/kv/packed/policy/block_pages.h"
 
 namespace pmkvq {
 

@@ -6,8 +6,9 @@
 // A sequence may fail, in Reserve or within a Forward: where a key, a value or the range of a group
 // of them is more than the cache's float type can hold. It is then left out of the rest of the
 // Forward and can only be closed; other sequences go on with the bits that they have without it.
-// Implementations: PackedKvCache (kv/packed_cache.h), the product, and SimulatedKvCache
-// (kv/simulated_cache.h), for published methods. They are made by the registry in methods/.
+// Implementations: PackedKvCache (kv/packed/packed_cache.h), the product, and SimulatedKvCache
+// (kv/simulated/simulated_cache.h), for published methods. They are made by the registry in
+// methods/.
 //
 // Threads: one thread drives a store; AppendAndAttend uses workers inside.
 #pragma once

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "pmkvq/base/random.h"
-#include "pmkvq/kv/simulated_cache.h"
+#include "pmkvq/kv/simulated/simulated_cache.h"
 #include "pmkvq/methods/simulated_method.h"
 
 namespace pmkvq {

@@ -1,4 +1,4 @@
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/spec/packed_spec.h"
 
 #include <gtest/gtest.h>
 

@@ -8,10 +8,10 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/kv/packed_cache.h"
-#include "pmkvq/methods/packed_spec.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/methods/simulated_method.h"
-#include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
 

@@ -5,12 +5,12 @@
 //   fp16        nothing quantised
 //   static-8, static-4, static-2   every closed page at once at that width
 //   pm-kvq      progressive: 16 -> 8 -> 4 -> 2 when the budget is reached
-// Their keys: methods/packed_spec.h.
+// Their keys: kv/spec/packed_spec.h.
 //
-// Published methods run in the simulated cache (kv/simulated_cache.h), each in a file of its own
-// that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype; a plan,
-// its key scales included, and the options of pages (sink, window, policy) are not theirs. Methods
-// that are calibrated read what CalibrateMethod found by the key from=FILE (method_data.h).
+// Published methods run in the simulated cache (kv/simulated/simulated_cache.h), each in a file of
+// its own that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype;
+// a plan, its key scales included, and the options of pages (sink, window, policy) are not theirs.
+// Methods that are calibrated read what CalibrateMethod found by the key from=FILE (method_data.h).
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,11 @@
 
 #include "pmkvq/calib/calibration.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/kv/kv_store.h"
-#include "pmkvq/methods/kv_budget.h"
-#include "pmkvq/methods/kv_options.h"
+#include "pmkvq/kv/spec/kv_options.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/methods/method_data.h"
-#include "pmkvq/methods/spec.h"
 
 namespace pmkvq {
 

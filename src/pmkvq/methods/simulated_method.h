@@ -7,9 +7,9 @@
 #include <string>
 
 #include "pmkvq/calib/calibration.h"
-#include "pmkvq/kv/cache_method.h"
+#include "pmkvq/kv/simulated/cache_method.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/methods/method_data.h"
-#include "pmkvq/methods/spec.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {

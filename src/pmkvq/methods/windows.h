@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "pmkvq/kv/cache_method.h"
+#include "pmkvq/kv/simulated/cache_method.h"
 #include "pmkvq/methods/affine.h"
 #include "pmkvq/methods/simulated_method.h"
 

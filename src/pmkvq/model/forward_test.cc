@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "pmkvq/kernels/gemm/weight_q8.h"
-#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/profile.h"
 #include "support/dense_kv_store.h"

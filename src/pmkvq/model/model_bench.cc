@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "pmkvq/base/random.h"
-#include "pmkvq/kv/packed_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/profile.h"
 

@@ -6,8 +6,8 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/kv/packed_cache.h"
-#include "pmkvq/kv/simulated_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/simulated/simulated_cache.h"
 #include "pmkvq/research/analysis/series.h"
 
 namespace pmkvq {

@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/kv/packed_cache.h"
-#include "pmkvq/kv/simulated_cache.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/simulated/simulated_cache.h"
 #include "pmkvq/methods/registry.h"
 #include "support/cache_driver.h"
 #include "support/dense_kv_store.h"

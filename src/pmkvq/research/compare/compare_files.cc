@@ -12,8 +12,8 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/json_lines.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/methods/registry.h"
-#include "pmkvq/methods/spec.h"
 #include "pmkvq/research/compare/compare_list.h"
 
 namespace pmkvq {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "pmkvq/methods/kv_options.h"
+#include "pmkvq/kv/spec/kv_options.h"
 
 namespace pmkvq {
 

@@ -1,0 +1,67 @@
+#include "pmkvq/kv/kv_budget.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace pmkvq {
+
+KvBudget::KvBudget(const CacheConfig& packed) : packed_(packed) {}
+
+KvBudget::KvBudget(const SimulatedConfig& simulated, std::shared_ptr<const CacheMethod> method)
+    : simulated_(simulated), method_(std::move(method)) {}
+
+int64_t KvBudget::total_bytes() const {
+  return std::accumulate(block_budgets().begin(), block_budgets().end(), int64_t{0});
+}
+
+int64_t KvBudget::BlockNeeds(int64_t layer, int64_t num_tokens) const {
+  return method_ == nullptr ? FloorBytes(packed_, static_cast<size_t>(layer), num_tokens)
+                            : MostBlockBytes(*method_, layer, num_tokens);
+}
+
+bool KvBudget::Holds(int64_t num_tokens) const {
+  if (method_ == nullptr && packed_.reference_accounting) return true;
+  for (size_t layer = 0; layer < block_budgets().size(); ++layer) {
+    if (BlockNeeds(static_cast<int64_t>(layer), num_tokens) > block_budgets()[layer]) return false;
+  }
+  return true;
+}
+
+int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
+  const std::vector<int64_t>& budgets = block_budgets();
+  const auto num_layers = static_cast<int64_t>(budgets.size());
+  if (std::all_of(budgets.begin(), budgets.end(),
+                  [&](int64_t bytes) { return bytes == budgets.front(); })) {
+    int64_t most = 0;
+    for (int64_t layer = 0; layer < num_layers; ++layer) {
+      most = std::max(most, BlockNeeds(layer, num_tokens));
+    }
+    return method_ == nullptr ? SmallestBudget(packed_, num_tokens) : most * num_layers;
+  }
+  // Split in fixed proportion, so the block with the least for its needs decides. L covers what
+  // splitting into whole bytes lost. In 128 bits: the product of two byte counts.
+  const __int128 before_split = total_bytes() + num_layers;
+  int64_t needed = 0;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const int64_t share = budgets[static_cast<size_t>(layer)];
+    needed = std::max(
+        needed,
+        static_cast<int64_t>((BlockNeeds(layer, num_tokens) * before_split + share - 1) / share));
+  }
+  return needed;
+}
+
+std::string KvBudget::AtBest() const {
+  if (method_ != nullptr) return "";
+  const PageWidths floor = FloorWidths(packed_, 0);
+  for (size_t layer = 0; layer < packed_.budget_bytes.size(); ++layer) {
+    const PageWidths widths = FloorWidths(packed_, layer);
+    if (widths != floor || widths.k != widths.v) return " even at the planned widths";
+  }
+  return fmt::format(" even at {} bits", floor.k);
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,410 @@
+#include "pmkvq/kv/packed/packed_cache.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/kernels/linalg/hadamard.h"
+
+namespace pmkvq {
+namespace {
+
+// x [count] is whole heads of D values.
+void RotateHeads(std::span<float> x, int64_t head_dim) {
+  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(head_dim)) {
+    Hadamard(x.data() + begin, head_dim);
+  }
+}
+
+const CacheConfig& Validated(const CacheConfig& config) {
+  ValidateCacheConfig(config);
+  return config;
+}
+
+// Copies tokens of a page's values [Hkv, capacity, D] to rows [T, Hkv, D].
+void CopyTokens(const KvGeometry& geometry, const float* values, int64_t capacity,
+                int64_t num_tokens, float* rows) {
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      const float* run = values + (head * capacity + token) * geometry.head_dim;
+      rows = std::copy(run, run + geometry.head_dim, rows);
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config) {
+  return std::make_unique<PackedKvCache>(config);
+}
+
+PackedKvCache::PackedKvCache(const CacheConfig& config)
+    : config_(Validated(config)),
+      attention_shape_(AttentionShapeOf(config.geometry, config.float_type)),
+      store_(config),
+      sequences_(static_cast<size_t>(config.max_sequences)),
+      decided_(static_cast<size_t>(config.geometry.num_layers)) {}
+
+PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) {
+  return const_cast<Sequence&>(std::as_const(*this).At(id));
+}
+
+const PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) const {
+  PMKVQ_CHECK(id >= 0 && static_cast<size_t>(id) < sequences_.size());
+  const Sequence& seq = sequences_[static_cast<size_t>(id)];
+  PMKVQ_CHECK_MSG(seq.is_open, "the sequence is not open");
+  return seq;
+}
+
+SequenceId PackedKvCache::IdOf(const Sequence& seq) const {
+  return static_cast<SequenceId>(&seq - sequences_.data());
+}
+
+std::optional<SequenceId> PackedKvCache::Open() {
+  for (Sequence& seq : sequences_) {
+    if (seq.is_open) continue;
+    seq = Sequence{};
+    seq.is_open = true;
+    seq.blocks.resize(static_cast<size_t>(config_.geometry.num_layers));
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+      UpdatePresentWidths(seq.blocks[layer], layer);
+    }
+    return IdOf(seq);
+  }
+  return std::nullopt;
+}
+
+void PackedKvCache::Close(SequenceId id) {
+  PMKVQ_CHECK(!in_forward_);
+  Sequence& seq = At(id);
+  store_.ReleaseAll(seq);
+  seq.is_open = false;
+}
+
+void PackedKvCache::BeginForward(const Batch& batch) {
+  PMKVQ_CHECK_MSG(!in_forward_, "EndForward is missing");
+  forward_.clear();
+  has_failed_chunk_ = false;
+  int64_t first_row = 0;
+  for (const BatchChunk& part : batch) {
+    Sequence& seq = At(part.seq);
+    PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens == seq.reserved_tokens, "Reserve is missing");
+    if (part.num_tokens == 0) continue;
+    for (const Chunk& other : forward_) PMKVQ_CHECK(other.seq != &seq);
+    forward_.push_back({&seq, part.num_tokens, first_row, part.one_by_one, seq.num_tokens});
+    first_row += part.num_tokens;
+  }
+  in_forward_ = true;
+}
+
+const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
+  const Sequence& seq = At(id);
+  return seq.failure ? &*seq.failure : nullptr;
+}
+
+// Fails the sequences of chunks with a value that does not fit. One pass over all rows while all is
+// well.
+void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* v) {
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t count = (forward_.back().first_row + forward_.back().num_tokens) * kv_dim;
+  if (!has_failed_chunk_ && store_.codec().AllFit(k, count) && store_.codec().AllFit(v, count)) {
+    return;
+  }
+  for (const Chunk& chunk : forward_) {
+    const int64_t begin = chunk.first_row * kv_dim;
+    if (chunk.seq->failure) continue;
+    if (HasUnfitValue(chunk, layer, kKeys, k + begin) ||
+        HasUnfitValue(chunk, layer, kValues, v + begin)) {
+      has_failed_chunk_ = true;
+    }
+  }
+}
+
+bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows) {
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t count = chunk.num_tokens * kv_dim;
+  if (store_.codec().AllFit(rows, count)) return false;
+  int64_t i = 0;
+  while (store_.codec().AllFit(rows + i, 1)) ++i;
+  const int64_t position = chunk.seq->num_tokens + i / kv_dim;
+  chunk.seq->failure =
+      KvFailure{KvWhere(layer, position, position),
+                UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
+  return true;
+}
+
+void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
+  block.views.clear();
+  for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
+    const auto tokens = static_cast<int32_t>(store_.SinkPieceTokens(piece));
+    block.views.push_back({store_.SinkView(block, piece, kKeys),
+                           store_.SinkView(block, piece, kValues), tokens, tokens});
+  }
+  const size_t sink_views = block.views.size();
+  for (const PagePair& page : block.pages) {
+    block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues]),
+                           static_cast<int32_t>(kPageTokens), static_cast<int32_t>(kPageTokens)});
+  }
+  const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
+  for (const Side side : kSides) {
+    if (!block.open_rows_moved[side]) continue;
+    KvPageView& view = block.views[sink_views + open_page];
+    (side == kKeys ? view.k : view.v) = store_.View(block.pages.back()[side]);
+  }
+  block.num_views_in_use = 0;
+  block.views_layout = seq.layout;
+  block.views_generation = store_.pool().generation();
+}
+
+std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPages& block) const {
+  if (block.views_layout != seq.layout || block.views_generation != store_.pool().generation()) {
+    RebuildViews(seq, block);
+  }
+  if (seq.num_tokens == 0) return {};
+  const int64_t paged = seq.num_tokens - config_.sink_tokens;
+  const int64_t sink_tokens = std::min(seq.num_tokens, config_.sink_tokens);
+  const auto count = static_cast<size_t>((sink_tokens + kPageTokens - 1) / kPageTokens +
+                                         NumPages(config_, seq.num_tokens));
+  // The view that was the last one until now holds a whole page since.
+  if (block.num_views_in_use > 0 && block.num_views_in_use < count) {
+    KvPageView& filled = block.views[block.num_views_in_use - 1];
+    filled.num_tokens = filled.capacity;
+  }
+  block.num_views_in_use = count;
+  // The sink's pieces are as long as pages, but for the last.
+  const int64_t tokens_in_kind = paged <= 0 ? seq.num_tokens : paged;
+  block.views[count - 1].num_tokens = static_cast<int32_t>((tokens_in_kind - 1) % kPageTokens + 1);
+  return {block.views.data(), count};
+}
+
+// A copy of heads [count], rotated.
+std::span<float> PackedKvCache::Rotated(const float* x, int64_t count,
+                                        AlignedVector<float>& memory) const {
+  memory.assign(x, x + count);
+  RotateHeads(memory, config_.geometry.head_dim);
+  return memory;
+}
+
+void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                                    float* out) {
+  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.empty()) return;
+  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
+  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  if (config_.rotate_keys) {
+    q = Rotated(q, num_rows * q_dim, rotated_q_).data();
+    k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
+  }
+  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  FindUnfitValues(layer, k, v);
+
+  const Rows rows = {q, k, v, out};
+  for (int64_t token = 0; AttendAndStore(static_cast<size_t>(layer), rows, token); ++token) {
+  }
+  for (const Chunk& chunk : forward_) {
+    if (chunk.one_by_one) chunk.seq->num_tokens = chunk.num_before;
+    has_failed_chunk_ |= chunk.seq->failure.has_value();
+  }
+  if (config_.rotate_values) {
+    RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
+  }
+}
+
+// token 0: all chunks, but of those that are stored one by one only the first row. Then row `token`
+// of these, whose sequences count their earlier rows as stored meanwhile. Returns whether there was
+// any row.
+bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token) {
+  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  parts_.clear();
+  attention_sequences_.clear();
+  for (const Chunk& chunk : forward_) {
+    if (chunk.seq->failure) continue;
+    if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
+    if (token > 0) ++chunk.seq->num_tokens;
+    const int64_t row = chunk.first_row + token;
+    const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
+    parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before});
+    attention_sequences_.push_back({CurrentViews(*chunk.seq, chunk.seq->blocks[layer]), num_rows,
+                                    rows.q + row * q_dim, rows.k + row * kv_dim,
+                                    rows.v + row * kv_dim, rows.out + row * q_dim});
+  }
+  if (parts_.empty()) return false;
+  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_,
+         config_.attention);
+  for (const Chunk& part : parts_) {
+    StoreChunk(part, layer, rows.k + part.first_row * kv_dim, rows.v + part.first_row * kv_dim);
+  }
+  return true;
+}
+
+void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
+  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.empty()) return;
+  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
+  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  FindUnfitValues(layer, k, v);
+  for (const Chunk& chunk : forward_) {
+    if (!chunk.seq->failure)
+      StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
+                 v + chunk.first_row * kv_dim);
+    has_failed_chunk_ |= chunk.seq->failure.has_value();
+  }
+}
+
+void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v) {
+  StoreRows(chunk, layer, kKeys, k);
+  StoreRows(chunk, layer, kValues, v);
+  BlockPages& block = chunk.seq->blocks[layer];
+  if (block.open_rows_moved[kKeys] || block.open_rows_moved[kValues]) {
+    block.open_rows_moved = {};
+    block.views_layout = 0;
+  }
+}
+
+void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
+  BlockPages& block = chunk.seq->blocks[layer];
+  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t end = chunk.seq->num_tokens + chunk.num_tokens;
+  for (int64_t position = chunk.seq->num_tokens; position < end;) {
+    int64_t num_rows = 0;
+    if (position < config_.sink_tokens) {
+      const int64_t piece = position / kPageTokens;
+      const int64_t capacity = store_.SinkPieceTokens(piece);
+      num_rows = std::min(end, piece * kPageTokens + capacity) - position;
+      store_.codec().WriteRows(rows, num_rows, position % kPageTokens, capacity,
+                               store_.SinkData(block, piece, side));
+    } else {
+      const int64_t paged = position - config_.sink_tokens;
+      const auto page = static_cast<size_t>(paged / kPageTokens);
+      const int64_t first = paged % kPageTokens;
+      num_rows = std::min(end - position, kPageTokens - first);
+      const StoredPage& stored = block.pages[page][side];
+      if (stored.bits == 16) {
+        store_.codec().WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
+        const int close_bits = WidthOf(block.present, side);
+        if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
+          NarrowStep step{page, side, close_bits, nullptr};
+          store_.Narrow(*chunk.seq, layer, {&step, 1});
+        }
+      } else {
+        StoreClosingPage(*chunk.seq, layer, page, side, rows, num_rows, first);
+      }
+    }
+    rows += num_rows * kv_dim;
+    position += num_rows;
+  }
+}
+
+// Fills a page that closes at a lower width within the chunk. Rows that it held before the chunk
+// still lie in the slot of the last page, which is written later.
+void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side,
+                                     const float* rows, int64_t num_rows, int64_t first) {
+  const BlockPages& block = seq.blocks[layer];
+  PMKVQ_DCHECK(first + num_rows == kPageTokens);
+  if (first > 0) {
+    PMKVQ_DCHECK(block.open_rows_moved[side]);
+    store_.codec().Decode(store_.View(block.pages.back()[side]), kPageTokens, store_.values());
+  }
+  store_.codec().GatherRows(rows, num_rows, first, kPageTokens, store_.values());
+  const StoredPage& stored = block.pages[page][side];
+  if (!store_.codec().Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
+                             store_.Metadata(stored))) {
+    store_.SetRangeFailure(seq, layer, page, side, store_.values());
+  }
+}
+
+void PackedKvCache::EndForward() {
+  PMKVQ_CHECK(in_forward_);
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    Sequence& seq = *chunk.seq;
+    if (seq.failure) continue;
+    seq.num_tokens += chunk.num_tokens;
+    seq.reserved_tokens = 0;
+    if (!config_.reference_accounting) continue;
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) HalveByReference(seq, layer);
+  }
+}
+
+void PackedKvCache::AbandonForward() {
+  if (!in_forward_) return;
+  in_forward_ = false;
+  for (const Chunk& chunk : forward_) {
+    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
+  }
+}
+
+int64_t PackedKvCache::NumTokens(SequenceId id) const { return At(id).num_tokens; }
+
+KvSequenceStats PackedKvCache::SequenceStats(SequenceId id) const {
+  const Sequence& seq = At(id);
+  KvSequenceStats stats;
+  stats.num_tokens = seq.num_tokens;
+  stats.bytes = seq.bytes;
+  stats.peak_bytes = seq.peak_bytes;
+  stats.narrowed_bytes = seq.narrowed_bytes;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    stats.budget_bytes += config_.budget_bytes[layer];
+    for (const Side side : kSides) {
+      for (size_t i = 0; i < kWidths.size(); ++i) {
+        stats.pages[i] += seq.blocks[layer].page_counts[side][i];
+      }
+    }
+  }
+  return stats;
+}
+
+KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
+  const Sequence& seq = At(id);
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
+  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
+  return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes,
+          config_.budget_bytes[static_cast<size_t>(layer)]};
+}
+
+KvStoreStats PackedKvCache::StoreStats() const {
+  const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
+  return {store_.pool().arena_bytes(),
+          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float)};
+}
+
+std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {
+  return std::exchange(halving_events_, {});
+}
+
+void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float* v_out) const {
+  const Sequence& seq = At(id);
+  PMKVQ_CHECK(!in_forward_ && seq.reserved_tokens == 0);
+  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
+  const KvGeometry& geometry = config_.geometry;
+  std::vector<float> values(static_cast<size_t>(store_.codec().num_values()));
+  for (const Side side : kSides) {
+    float* out = side == kKeys ? k_out : v_out;
+    int64_t rest = seq.num_tokens;
+    const auto read = [&](const KvTensorView& view, int64_t capacity) {
+      const int64_t num_tokens = std::min(rest, capacity);
+      store_.codec().Decode(view, capacity, values.data());
+      CopyTokens(geometry, values.data(), capacity, num_tokens, out);
+      out += num_tokens * geometry.kv_dim();
+      rest -= num_tokens;
+    };
+    for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
+      read(store_.SinkView(block, piece, side), store_.SinkPieceTokens(piece));
+    }
+    for (const PagePair& page : block.pages) read(store_.View(page[side]), kPageTokens);
+    if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
+      RotateHeads({side == kKeys ? k_out : v_out, out}, geometry.head_dim);
+    }
+  }
+}
+
+}  // namespace pmkvq

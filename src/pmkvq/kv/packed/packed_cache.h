@@ -1,0 +1,152 @@
+// The product: a cache of real packed codes in one fixed arena. Runs pm-kvq, static-8|4|2, fp16.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/packed/page_store.h"
+
+namespace pmkvq {
+
+// Throws InvalidInput (ValidateCacheConfig) or IoError (arena memory refused).
+//
+// Arena: max_sequences * sum(budget_bytes), rounded up to extents per sequence, plus the extents
+// that partly filled slot classes may waste; allocated once, never exceeded. For f16 the bits of
+// an appended value are its rounding to f16, so that pm-kvq equals fp16 until the budget bites.
+std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
+
+// What MakePackedKvCache makes. All blocks of a sequence have the same pages, only the widths
+// differ, so a token that opens no page costs O(1) in Reserve and O(1) per block around Attend,
+// without heap allocation. OldestFirst decides the widths for the next page, O(pages), with the
+// token after the one that opened a page.
+class PackedKvCache final : public KvStore {
+ public:
+  explicit PackedKvCache(const CacheConfig& config);
+
+  const KeyScales* key_scales() const override { return config_.key_scales.get(); }
+  std::optional<SequenceId> Open() override;
+  void Close(SequenceId seq) override;
+  [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
+  [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
+  void BeginForward(const Batch& batch) override;
+  const KvFailure* FailureOf(SequenceId seq) const override;
+  void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
+                       float* out) override;
+  // As AppendAndAttend, without attending: a cache of any depth in the time that storing takes, for
+  // benchmarks and tests.
+  void Append(int64_t layer, const float* k, const float* v);
+  void EndForward() override;
+  void AbandonForward() override;
+  // Also drops a reservation whose Forward has not begun.
+  void Truncate(SequenceId seq, int64_t num_tokens) override;
+
+  int64_t NumTokens(SequenceId seq) const override;
+  KvSequenceStats SequenceStats(SequenceId seq) const override;
+  KvLayerStats LayerStats(SequenceId seq, int64_t layer) const override;
+  KvStoreStats StoreStats() const override;
+  std::vector<HalvingEvent> TakeHalvingEvents() override;
+
+  // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D].
+  // For tests and inspection: slow, allocates.
+  void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
+
+ private:
+  // What OldestFirst does before a sequence opens its next page, and when (packed_cache_ahead.cc).
+  struct AheadStep {
+    size_t layer = 0;
+    NarrowStep narrow;
+    int64_t tokens_before = 0;  // How many tokens before the one that opens the page.
+  };
+  struct NextPage {
+    bool is_planned = false;
+    std::vector<std::vector<PageWidths>> widths;  // Of all pages then; empty: there is no room.
+    std::vector<AheadStep> steps;                 // In the order in which they are done.
+    size_t num_done = 0;
+  };
+  struct Sequence : SequencePages {
+    bool is_open = false;
+    int64_t num_tokens = 0;       // Stored.
+    int64_t reserved_tokens = 0;  // Made room for, not stored yet.
+    NextPage next;
+  };
+  struct Chunk {
+    Sequence* seq = nullptr;
+    int64_t num_tokens = 0;
+    int64_t first_row = 0;  // In the batch's rows.
+    bool one_by_one = false;
+    int64_t num_before = 0;  // Tokens of the sequence before this Forward.
+  };
+  // Rows of one AppendAndAttend.
+  struct Rows {
+    const float* q = nullptr;
+    const float* k = nullptr;
+    const float* v = nullptr;
+    float* out = nullptr;
+  };
+
+  Sequence& At(SequenceId id);
+  const Sequence& At(SequenceId id) const;
+  SequenceId IdOf(const Sequence& seq) const;
+
+  // packed_cache.cc: Forward.
+  std::span<float> Rotated(const float* x, int64_t count, AlignedVector<float>& memory) const;
+  void FindUnfitValues(int64_t layer, const float* k, const float* v);
+  bool HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows);
+  void RebuildViews(Sequence& seq, BlockPages& block) const;
+  std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
+  bool AttendAndStore(size_t layer, const Rows& rows, int64_t token);
+  void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
+  void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
+  void StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side, const float* rows,
+                        int64_t num_rows, int64_t first);
+
+  // packed_cache_reserve.cc: everything that changes page tables.
+  ReserveResult ReserveReference(Sequence& seq, int64_t num_tokens);
+  bool DecideAllWidths(const Sequence& seq, int64_t pages_after);
+  bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
+  void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
+  using NarrowingStart = std::chrono::steady_clock::time_point;
+  NarrowingStart StartNarrowing();
+  void FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start);
+  void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+                      const PageWidths& closed_at);
+  void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
+  void CountSteps(Side side, int from_bits, int to_bits);
+  void EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us);
+  void HalveByReference(Sequence& seq, size_t layer);
+  void RestoreMovedRows(Sequence& seq);
+  void CutPages(Sequence& seq, int64_t num_tokens);
+  void UpdatePresentWidths(BlockPages& block, size_t layer) const;
+  BlockLimits LimitsOf(size_t layer) const;
+
+  // packed_cache_ahead.cc: halving before a page is opened.
+  void NarrowAhead(Sequence& seq, int64_t num_tokens);
+  void PlanNextPage(Sequence& seq, int64_t tokens_before);
+  int64_t TokensToNextStep(const Sequence& seq) const;
+
+  CacheConfig config_;
+  AttentionShape attention_shape_;
+  PageStore store_;
+  std::vector<Sequence> sequences_;
+  std::vector<Chunk> forward_;  // Chunks of the Forward under way.
+  std::vector<Chunk> parts_;    // What AttendAndStore works on.
+  bool in_forward_ = false;
+  bool has_failed_chunk_ = false;  // Of the Forward under way.
+
+  std::vector<AttentionSequence> attention_sequences_;
+  AttentionScratch attention_scratch_;
+  AlignedVector<float> rotated_q_, rotated_k_, rotated_v_;  // Of a Forward's rows.
+
+  std::vector<std::vector<PageWidths>> decided_;   // Per block: widths of all pages after Reserve.
+  std::vector<PageWidths> closed_pages_;           // A policy's working copy.
+  std::vector<NarrowStep> narrow_steps_;           // Of a block.
+  std::array<std::array<int64_t, 4>, 2> steps_{};  // Pages stepped in a block: [side][from width].
+  std::vector<HalvingEvent> halving_events_;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,307 @@
+// Reserve and Truncate: everything that changes page tables and widths.
+//
+// Budget: Reserve first decides the widths of all pages of all blocks after the new tokens, then
+// carries them out in an order in which bytes rise only towards the decided total. The page that
+// was open and closes within the chunk below 16 bits cannot be quantised before its last rows are
+// there; its 16-bit slot becomes that of the new open page at once (BlockPages::open_rows_moved),
+// so that no moment needs a slot more than the decided total.
+#include <algorithm>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/packed/policy/layer_budget.h"
+#include "pmkvq/kv/packed/policy/oldest_first.h"
+
+namespace pmkvq {
+namespace {
+
+PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
+
+}  // namespace
+
+BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
+  BlockLimits limits;
+  limits.budget_bytes = config_.budget_bytes[layer];
+  limits.k_page_bytes = store_.page_bytes(kKeys);
+  limits.v_page_bytes = store_.page_bytes(kValues);
+  limits.floor = FloorWidths(config_, layer);
+  const auto planned = [&](const std::vector<int>& bits, int floor) {
+    return bits.empty() ? floor : std::max(bits[layer], floor);
+  };
+  limits.planned_k_bits = planned(config_.k_bits, limits.floor.k);
+  limits.planned_v_bits = planned(config_.v_bits, limits.floor.v);
+  return limits;
+}
+
+ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_ && num_tokens >= 0);
+  Sequence& seq = At(id);
+  if (seq.failure) return ReserveResult::kFailed;
+  if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
+  if (config_.reference_accounting) return ReserveReference(seq, num_tokens);
+
+  const int64_t pages_after = NumPages(config_, seq.num_tokens + num_tokens);
+  const bool is_first = seq.num_tokens == 0 && num_tokens > 0;
+  const auto pages_before = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const size_t events_before = halving_events_.size();
+  if (is_first || pages_after != pages_before) {
+    if (!DecideAllWidths(seq, pages_after)) return ReserveResult::kBudgetExhausted;
+    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+      ApplyWidths(seq, layer, pages_after);
+    }
+    seq.next.is_planned = false;
+  } else if (config_.policy == PolicyKind::kOldestFirst && pages_before > 0) {
+    NarrowAhead(seq, num_tokens);
+  }
+  if (seq.failure) return ReserveResult::kFailed;
+  seq.reserved_tokens = num_tokens;
+  return halving_events_.size() > events_before ? ReserveResult::kReservedAfterHalving
+                                                : ReserveResult::kReserved;
+}
+
+int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(num_tokens >= 1);
+  const ReserveResult room = Reserve(id, 1);
+  if (room == ReserveResult::kBudgetExhausted || room == ReserveResult::kFailed) return 0;
+  Sequence& seq = At(id);
+  // Reference accounting halves after every token.
+  if (config_.reference_accounting) return 1;
+  const int64_t sink = config_.sink_tokens;
+  const int64_t end =
+      seq.num_tokens < sink ? sink : sink + NumPages(config_, seq.num_tokens + 1) * kPageTokens;
+  int64_t count = end - seq.num_tokens;
+  if (config_.policy == PolicyKind::kOldestFirst && seq.num_tokens >= sink) {
+    count = std::min(count, TokensToNextStep(seq));
+  }
+  seq.reserved_tokens = std::min(count, num_tokens);
+  return seq.reserved_tokens;
+}
+
+// Fills decided_ for all blocks: as planned when this is the page that was planned for.
+bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t pages_after) {
+  const NextPage& next = seq.next;
+  if (next.is_planned && !next.widths.empty() &&
+      static_cast<int64_t>(next.widths[0].size()) == pages_after) {
+    decided_ = next.widths;
+    return true;
+  }
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    if (!DecideWidths(seq, layer, pages_after)) return false;
+  }
+  return true;
+}
+
+// Fills decided_[layer] with the widths of all pages once there are `pages_after` of them.
+bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after) {
+  const BlockPages& block = seq.blocks[layer];
+  std::vector<PageWidths>& decided = decided_[layer];
+  decided.assign(static_cast<size_t>(pages_after), PageWidths{});
+  for (size_t i = 0; i < block.pages.size(); ++i) decided[i] = WidthsOf(block.pages[i]);
+
+  const int64_t window_pages = config_.window_tokens / kPageTokens;
+  const auto num_closed = static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages));
+  BlockLimits limits = LimitsOf(layer);
+  limits.fixed_bytes = SinkBytes(config_);
+  for (size_t i = num_closed; i < decided.size(); ++i) {
+    limits.fixed_bytes += limits.BytesOf(decided[i]);
+  }
+
+  closed_pages_.clear();
+  for (size_t i = 0; i < num_closed; ++i) {
+    closed_pages_.push_back(Narrower(decided[i], block.present));
+  }
+  const bool fits = config_.policy == PolicyKind::kLayerBudget
+                        ? FitLayerBudget(limits, block.present, closed_pages_)
+                        : FitOldestFirst(limits, closed_pages_);
+  if (!fits) return false;
+  std::copy(closed_pages_.begin(), closed_pages_.end(), decided.begin());
+  return true;
+}
+
+void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after) {
+  BlockPages& block = seq.blocks[layer];
+  const std::vector<PageWidths>& decided = decided_[layer];
+  const size_t pages_before = block.pages.size();
+  const bool last_is_partial =
+      pages_before > 0 && (seq.num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  const size_t num_full = pages_before - (last_is_partial ? 1 : 0);
+
+  const NarrowingStart start = StartNarrowing();
+  for (size_t page = 0; page < num_full; ++page) {
+    AddNarrowSteps(block, page, decided[page], block.present);
+  }
+  FinishNarrowing(seq, layer, start);
+
+  if (block.sink.empty()) store_.AllocateSink(seq, layer);
+  MakeNewPages(seq, layer, static_cast<size_t>(pages_after));
+  UpdatePresentWidths(block, layer);
+}
+
+// Between the two, steps of one block are added to narrow_steps_ and counted.
+PackedKvCache::NarrowingStart PackedKvCache::StartNarrowing() {
+  steps_ = {};
+  narrow_steps_.clear();
+  return std::chrono::steady_clock::now();
+}
+
+void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start) {
+  store_.Narrow(seq, layer, narrow_steps_);
+  const std::chrono::duration<double, std::micro> duration =
+      std::chrono::steady_clock::now() - start;
+  EmitHalvingEvents(seq, layer, duration.count());
+}
+
+// Adds to narrow_steps_ what brings a page to `widths`, and counts its halvings.
+void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+                                   const PageWidths& closed_at) {
+  for (const Side side : kSides) {
+    const int bits = WidthOf(widths, side);
+    const int old_bits = block.pages[page][side].bits;
+    if (bits == old_bits) continue;
+    // Closing at the block's present width is not a halving; what goes beyond it is.
+    CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
+    narrow_steps_.push_back({page, side, bits, nullptr});
+  }
+}
+
+void PackedKvCache::MakeNewPages(Sequence& seq, size_t layer, size_t pages_after) {
+  BlockPages& block = seq.blocks[layer];
+  const std::vector<PageWidths>& decided = decided_[layer];
+  const size_t pages_before = block.pages.size();
+  block.pages.resize(pages_after);
+  if (pages_after == pages_before) return;
+  for (const Side side : kSides) {
+    if (pages_before > 0) {
+      // Still wider than decided: the partly filled open page, which closes in this chunk.
+      StoredPage& open_page = block.pages[pages_before - 1][side];
+      const int bits = WidthOf(decided[pages_before - 1], side);
+      if (open_page.bits != bits) {
+        block.pages.back()[side] = open_page;
+        open_page = StoredPage{};
+        store_.Allocate(seq, layer, pages_before - 1, side, bits);
+        block.open_rows_moved[side] = true;
+      }
+    }
+    for (size_t page = pages_before; page < pages_after; ++page) {
+      if (block.pages[page][side].data != kNoSlot) continue;
+      store_.Allocate(seq, layer, page, side, WidthOf(decided[page], side));
+    }
+  }
+}
+
+void PackedKvCache::CountSteps(Side side, int from_bits, int to_bits) {
+  for (int bits = from_bits; bits > to_bits; bits /= 2) ++steps_[side][WidthIndex(bits)];
+}
+
+// One event per width from which pages stepped; they share the duration evenly, since pages that
+// go down several steps do so at once.
+void PackedKvCache::EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us) {
+  const auto has_steps = [&](size_t i) { return steps_[kKeys][i] + steps_[kValues][i] > 0; };
+  int num_events = 0;
+  for (size_t i = 0; i < kWidths.size(); ++i) num_events += has_steps(i) ? 1 : 0;
+  for (size_t i = 0; i < kWidths.size(); ++i) {
+    if (!has_steps(i)) continue;
+    halving_events_.push_back({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens, kWidths[i],
+                               steps_[kKeys][i], steps_[kValues][i], duration_us / num_events});
+  }
+}
+
+// LayerBudget: all closed pages stand at one width, at which the next ones close. Pages that a
+// Truncate left behind bring their width along; a block without quantised pages starts afresh.
+void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
+  block.present = CloseWidths(config_, layer);
+  if (config_.policy != PolicyKind::kLayerBudget) return;
+  for (const PagePair& page : block.pages) block.present = Narrower(block.present, WidthsOf(page));
+}
+
+// Reference accounting: new pages are stored at 16 bits and quantised when they are full; room is
+// made after the append. The end is where even the floor width would not hold the tokens.
+ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens) {
+  const int64_t num_after = seq.num_tokens + num_tokens;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    if (FloorBytes(config_, layer, num_after) > config_.budget_bytes[layer]) {
+      return ReserveResult::kBudgetExhausted;
+    }
+  }
+  const auto pages_after = static_cast<size_t>(NumPages(config_, num_after));
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    if (block.sink.empty() && num_after > 0) store_.AllocateSink(seq, layer);
+    while (block.pages.size() < pages_after) {
+      block.pages.emplace_back();
+      for (const Side side : kSides) {
+        store_.Allocate(seq, layer, block.pages.size() - 1, side, 16);
+      }
+    }
+  }
+  seq.reserved_tokens = num_tokens;
+  return ReserveResult::kReserved;
+}
+
+void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
+  BlockPages& block = seq.blocks[layer];
+  if (ReferencePayloadBytes(config_, seq.num_tokens, block.present.k, block.present.v) <=
+      config_.budget_bytes[layer]) {
+    return;
+  }
+  const NarrowingStart start = StartNarrowing();
+  block.present = NextLayerWidths(LimitsOf(layer), block.present);
+  const int64_t num_closed =
+      std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
+  for (size_t page = 0; page < static_cast<size_t>(num_closed); ++page) {
+    AddNarrowSteps(block, page, Narrower(WidthsOf(block.pages[page]), block.present), {16, 16});
+  }
+  FinishNarrowing(seq, layer, start);
+}
+
+void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
+  PMKVQ_CHECK(!in_forward_);
+  Sequence& seq = At(id);
+  PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
+  RestoreMovedRows(seq);
+  const bool cuts = num_tokens < seq.num_tokens || seq.reserved_tokens > 0;
+  seq.reserved_tokens = 0;
+  if (!cuts) return;
+  CutPages(seq, num_tokens);
+  seq.num_tokens = num_tokens;
+}
+
+// Gives the open page its 16-bit slot back where a reservation had passed it on and no rows were
+// stored since.
+void PackedKvCache::RestoreMovedRows(Sequence& seq) {
+  const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    for (const Side side : kSides) {
+      if (!block.open_rows_moved[side]) continue;
+      store_.Release(seq, layer, open_page, side);
+      std::swap(block.pages[open_page][side], block.pages.back()[side]);
+      block.open_rows_moved[side] = false;
+    }
+  }
+}
+
+// Bytes do not rise beyond the budget: a quantised page that is cut was closed, so a 16-bit open
+// page stood behind it within the budget once, and closed pages only ever get narrower.
+void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
+  const auto pages_after = static_cast<size_t>(NumPages(config_, num_tokens));
+  const bool cuts_page = pages_after > 0 && (num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    BlockPages& block = seq.blocks[layer];
+    for (size_t page = pages_after; page < block.pages.size(); ++page) {
+      for (const Side side : kSides) store_.Release(seq, layer, page, side);
+    }
+    block.pages.resize(pages_after);
+    for (const Side side : kSides) {
+      if (cuts_page && block.pages.back()[side].bits < 16) {
+        store_.Reopen(seq, layer, pages_after - 1, side);
+      }
+    }
+    if (num_tokens == 0) store_.ReleaseSink(seq, layer);
+    UpdatePresentWidths(block, layer);
+  }
+  seq.next.is_planned = false;
+  ++seq.layout;
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,278 @@
+#include "pmkvq/kv/packed/page_codec.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/kv_quant/kv_quant.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+
+namespace pmkvq {
+namespace {
+
+// Calls function(T{}) with the C++ type of `dtype`.
+template <class Function>
+decltype(auto) Visit(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::kF16:
+      return function(F16{});
+    case DType::kBF16:
+      return function(BF16{});
+    default:
+      PMKVQ_CHECK(dtype == DType::kF32);
+      return function(float{});
+  }
+}
+
+// Calls function(source, destination) with offsets of each (row, head) run of D values.
+template <class Function>
+void ForEachRun(const KvGeometry& geometry, int64_t num_rows, int64_t first, int64_t capacity,
+                Function&& function) {
+  for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
+      function((row * geometry.num_kv_heads + head) * geometry.head_dim,
+               (head * capacity + first + row) * geometry.head_dim);
+    }
+  }
+}
+
+// Divides every head_dim that is valid.
+constexpr int64_t kChannelBatch = 8;
+
+// Smallest magnitude, as float bits, that rounds to infinity in the type (or is not finite).
+uint32_t OverflowBits(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return 0x477ff000u;  // 65520, half way from 65504 to 65536.
+    case DType::kBF16:
+      return 0x7f7f8000u;
+    default:
+      return 0x7f800000u;
+  }
+}
+
+}  // namespace
+
+AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type) {
+  AttentionShape shape;
+  shape.num_heads = geometry.num_heads;
+  shape.num_kv_heads = geometry.num_kv_heads;
+  shape.head_dim = geometry.head_dim;
+  shape.group = geometry.group();
+  shape.float_type = float_type;
+  shape.metadata_type = float_type;
+  shape.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
+  return shape;
+}
+
+PageCodec::PageCodec(const KvGeometry& geometry, DType float_type)
+    : geometry_(geometry), float_type_(float_type) {}
+
+void PageCodec::WriteValues(const float* values, int64_t count, std::byte* out) const {
+  Visit(float_type_, [&]<class T>(T) {
+    std::transform(values, values + count, reinterpret_cast<T*>(out),
+                   [](float x) { return FromFloat<T>(x); });
+  });
+}
+
+void PageCodec::WriteRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                          std::byte* page) const {
+  Visit(float_type_, [&]<class T>(T) {
+    T* out = reinterpret_cast<T*>(page);
+    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+        out[destination + d] = FromFloat<T>(rows[source + d]);
+      }
+    });
+  });
+}
+
+void PageCodec::GatherRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
+                           float* values) const {
+  Visit(float_type_, [&]<class T>(T) {
+    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+        values[destination + d] = ToFloat(FromFloat<T>(rows[source + d]));
+      }
+    });
+  });
+}
+
+// Channels are taken kChannelBatch at a time through a transposed copy on the stack.
+template <class T>
+void PageCodec::EncodeChannels(const T* values, int bits, uint8_t* codes,
+                               std::byte* metadata) const {
+  const GroupFormat format{kPageTokens, bits, float_type_};
+  const int64_t dim = geometry_.head_dim;
+  const auto size = static_cast<int64_t>(SizeOf(float_type_));
+  float batch[kChannelBatch * kPageTokens];
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t d = 0; d < dim; d += kChannelBatch) {
+      for (int64_t t = 0; t < kPageTokens; ++t) {
+        for (int64_t i = 0; i < kChannelBatch; ++i) {
+          batch[i * kPageTokens + t] = ToFloat(values[t * dim + d + i]);
+        }
+      }
+      QuantizeGroups(format, batch, kChannelBatch, codes, metadata + d * size,
+                     metadata + (dim + d) * size);
+      codes += kChannelBatch * PackedGroupBytes(kPageTokens, bits);
+    }
+    values += kPageTokens * dim;
+    metadata += 2 * dim * size;
+  }
+}
+
+void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
+  const GroupFormat format{kPageTokens, page.bits, float_type_};
+  const int64_t dim = geometry_.head_dim;
+  const auto size = static_cast<int64_t>(SizeOf(float_type_));
+  const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
+  const std::byte* metadata = page.metadata;
+  float batch[kChannelBatch * kPageTokens];
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t d = 0; d < dim; d += kChannelBatch) {
+      DequantizeGroups(format, codes, metadata + d * size, metadata + (dim + d) * size,
+                       kChannelBatch, batch);
+      codes += kChannelBatch * PackedGroupBytes(kPageTokens, page.bits);
+      for (int64_t t = 0; t < kPageTokens; ++t) {
+        for (int64_t i = 0; i < kChannelBatch; ++i) {
+          values[t * dim + d + i] = batch[i * kPageTokens + t];
+        }
+      }
+    }
+    values += kPageTokens * dim;
+    metadata += 2 * dim * size;
+  }
+}
+
+// Ranges that do not fit the type saturate (kv_quant.h): only pages with the largest one are looked
+// at again. Metadata is a small part of a page and in the cache of the first level now.
+bool PageCodec::MayHaveSaturated(const std::byte* metadata, QuantAxis axis) const {
+  const int64_t dim = geometry_.head_dim;
+  const int64_t groups =
+      axis == QuantAxis::kChannel ? dim : kPageTokens * dim / geometry_.group();  // Of one head.
+  return Visit(float_type_, [&]<class T>(T) {
+    const T largest = FromFloat<T>(internal::MaxFinite<T>());
+    bool found = false;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      const T* ranges = reinterpret_cast<const T*>(metadata) + (2 * head + 1) * groups;
+      for (int64_t i = 0; i < groups; ++i) found |= ToFloat(ranges[i]) == ToFloat(largest);
+    }
+    return found;
+  });
+}
+
+bool PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte* data,
+                       std::byte* metadata) const {
+  if (bits == 16) {
+    WriteValues(values, num_values(), data);
+    return true;
+  }
+  auto* codes = reinterpret_cast<uint8_t*>(data);
+  if (axis == QuantAxis::kChannel) {
+    EncodeChannels(values, bits, codes, metadata);
+  } else {
+    const GroupFormat format{geometry_.group(), bits, float_type_};
+    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+    const float* head_values = values;
+    std::byte* bounds = metadata;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      QuantizeGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
+      head_values += groups * geometry_.group();
+      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      bounds += 2 * bounds_bytes;
+    }
+  }
+  return !MayHaveSaturated(metadata, axis) || !FindUnfitGroup(values, axis);
+}
+
+bool PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
+                       std::byte* metadata) const {
+  auto* codes = reinterpret_cast<uint8_t*>(data);
+  if (axis == QuantAxis::kChannel) {
+    Visit(float_type_, [&]<class T>(T) {
+      EncodeChannels(reinterpret_cast<const T*>(page), bits, codes, metadata);
+    });
+  } else {
+    const GroupFormat format{geometry_.group(), bits, float_type_};
+    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+    const std::byte* head_values = page;
+    std::byte* bounds = metadata;
+    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      QuantizeStoredGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
+      head_values += static_cast<size_t>(groups * geometry_.group()) * SizeOf(float_type_);
+      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      bounds += 2 * bounds_bytes;
+    }
+  }
+  if (!MayHaveSaturated(metadata, axis)) return true;
+  std::vector<float> values(static_cast<size_t>(num_values()));
+  Decode({page, nullptr, 16, QuantAxis::kToken}, kPageTokens, values.data());
+  return !FindUnfitGroup(values.data(), axis);
+}
+
+void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values) const {
+  if (page.bits == 16) {
+    Visit(float_type_, [&]<class T>(T) {
+      const T* in = reinterpret_cast<const T*>(page.data);
+      std::transform(in, in + capacity * geometry_.kv_dim(), values,
+                     [](T x) { return ToFloat(x); });
+    });
+    return;
+  }
+  if (page.axis == QuantAxis::kChannel) {
+    PMKVQ_CHECK(capacity == kPageTokens);
+    return DecodeChannels(page, values);
+  }
+  const GroupFormat format{geometry_.group(), page.bits, float_type_};
+  const int64_t groups = capacity * geometry_.head_dim / geometry_.group();
+  const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
+  const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
+  const std::byte* metadata = page.metadata;
+  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    DequantizeGroups(format, codes, metadata, metadata + bounds_bytes, groups, values);
+    values += groups * geometry_.group();
+    codes += groups * PackedGroupBytes(geometry_.group(), page.bits);
+    metadata += 2 * bounds_bytes;
+  }
+}
+
+bool PageCodec::AllFit(const float* values, int64_t count) const {
+  uint32_t largest = 0;  // Magnitudes of floats order like their bits, NaN above all.
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu);
+  }
+  return largest < OverflowBits(float_type_);
+}
+
+std::optional<UnfitGroup> PageCodec::FindUnfitGroup(const float* values, QuantAxis axis) const {
+  const int64_t dim = geometry_.head_dim;
+  const bool by_channel = axis == QuantAxis::kChannel;
+  const int64_t size = by_channel ? kPageTokens : geometry_.group();
+  const int64_t stride = by_channel ? dim : 1;
+  const int64_t groups = kPageTokens * dim / size;  // Of one head.
+  const float largest = Visit(float_type_, []<class T>(T) { return internal::MaxFinite<T>(); });
+  std::optional<UnfitGroup> found;
+  for (int64_t i = 0; i < geometry_.num_kv_heads * groups; ++i) {
+    const int64_t group = i % groups;
+    const float* first =
+        values + i / groups * kPageTokens * dim + (by_channel ? group : group * size);
+    float lowest = first[0];
+    float highest = first[0];
+    for (int64_t j = 1; j < size; ++j) {
+      lowest = std::min(lowest, first[j * stride]);
+      highest = std::max(highest, first[j * stride]);
+    }
+    const int64_t token = by_channel ? 0 : group * size / dim;
+    if (highest - lowest <= largest || (found && found->first_token <= token)) continue;
+    found = UnfitGroup{token, by_channel ? kPageTokens : 1, lowest, highest};
+  }
+  return found;
+}
+
+}  // namespace pmkvq

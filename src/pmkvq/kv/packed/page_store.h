@@ -1,0 +1,154 @@
+// The memory of a cache: the page pool, the page tables of sequences, and every change of a page's
+// width, with exact accounting. Knows nothing of budgets, policies or attention.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_failure.h"
+#include "pmkvq/kv/packed/page_codec.h"
+#include "pmkvq/kv/packed/page_pool.h"
+#include "pmkvq/kv/packed/policy/block_pages.h"
+
+namespace pmkvq {
+
+enum Side : size_t { kKeys = 0, kValues = 1 };
+inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
+inline int WidthOf(const PageWidths& widths, Side side) {
+  return side == kKeys ? widths.k : widths.v;
+}
+
+// K, or V, of 128 tokens of one block.
+struct StoredPage {
+  SlotHandle data = kNoSlot;
+  SlotHandle metadata = kNoSlot;  // Of quantised pages.
+  int bits = 16;
+  QuantAxis axis = QuantAxis::kToken;  // Of its groups; kToken at 16 bits.
+};
+
+// Indexed by Side.
+using PagePair = std::array<StoredPage, 2>;
+
+// Page table of one block of one sequence.
+struct BlockPages {
+  // Empty until there are tokens. K and V slot of each whole piece (kPageTokens tokens, a 16-bit
+  // page), then the rest's slot: one for K and V, or one each.
+  std::vector<SlotHandle> sink;
+  std::vector<PagePair> pages;  // Oldest first; the last one is the open page.
+
+  int64_t bytes = 0;
+  std::array<PagesPerWidth, 2> page_counts{};  // By side.
+
+  // Width at which pages close, and at which the block's closed pages stand (LayerBudget).
+  PageWidths present;
+
+  // The page that was open before the chunk now reserved closes below 16 bits in it: until the
+  // chunk is stored its rows lie in the 16-bit slot that the last page has taken over.
+  std::array<bool, 2> open_rows_moved{};
+
+  // What attention reads: sink, then pages. Valid for one layout of the sequence and one
+  // generation of the pool.
+  std::vector<KvPageView> views;
+  size_t num_views_in_use = 0;
+  uint64_t views_layout = 0;
+  uint64_t views_generation = 0;
+};
+
+struct SequencePages {
+  int64_t bytes = 0;
+  int64_t peak_bytes = 0;
+  int64_t narrowed_bytes = 0;  // Codes or floats that Narrow has read.
+  uint64_t layout = 1;         // Rises whenever a page table changes.
+  // The first thing that the cache could not hold.
+  std::optional<KvFailure> failure;
+  std::vector<BlockPages> blocks;
+};
+
+// A page and the width that it is to have.
+struct NarrowStep {
+  size_t page = 0;
+  Side side = kKeys;
+  int bits = 8;
+  const std::byte* data = nullptr;  // Where it lies: Narrow's own.
+};
+
+class PageStore {
+ public:
+  // The configuration must be valid. Throws IoError when the system refuses the arena.
+  explicit PageStore(const CacheConfig& config);
+
+  // Makes a page's slots at `bits`, content undefined. The arena holds every page while each
+  // block's bytes stay within its budget (reference accounting: while its tokens fit at the floor).
+  void Allocate(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
+  void Release(SequencePages& seq, size_t layer, size_t page, Side side);  // If it has slots.
+  void AllocateSink(SequencePages& seq, size_t layer);
+  void ReleaseSink(SequencePages& seq, size_t layer);
+
+  // Brings full pages to lower widths: floats are quantised straight to them, codes halved. Bytes
+  // only fall: where the pool has no room left over for both at once, what a few pages become waits
+  // in scratch while their old slots go and the new ones come. Uses the configuration's threads.
+  // Reorders `steps`. Sets seq.failure where the bounds of a group do not fit the float type.
+  void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps);
+  // Brings a quantised page back to 16 bits with its values as they read now.
+  void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
+
+  // The whole sequence's memory.
+  void ReleaseAll(SequencePages& seq);
+
+  KvTensorView View(const StoredPage& page) const;
+  // The sink lies in pieces of kPageTokens tokens and a shorter rest: piece i holds the tokens from
+  // i * kPageTokens on.
+  int64_t num_sink_pieces() const { return (config_.sink_tokens + kPageTokens - 1) / kPageTokens; }
+  int64_t SinkPieceTokens(int64_t piece) const {
+    return std::min(kPageTokens, config_.sink_tokens - piece * kPageTokens);
+  }
+  KvTensorView SinkView(const BlockPages& block, int64_t piece, Side side) const;
+  std::byte* Data(const StoredPage& page) const { return pool_.Data(page.data); }
+  std::byte* SinkData(const BlockPages& block, int64_t piece, Side side) const;
+  std::byte* Metadata(const StoredPage& page) const {
+    return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
+  }
+
+  // Sets seq.failure, unless it is set: a page with these values [Hkv, 128, D], rounded to the
+  // float type, has a group whose bounds do not fit it.
+  void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
+                       const float* values) const;
+
+  // Of one page at each width, with metadata, by WidthIndex.
+  const std::array<int64_t, 4>& page_bytes(Side side) const { return page_bytes_[side]; }
+
+  const PageCodec& codec() const { return codec_; }
+  const PagePool& pool() const { return pool_; }
+  float* values() { return values_.data(); }  // Scratch, [Hkv, 128, D].
+  size_t scratch_bytes() const { return values_.size() * sizeof(float) + narrowed_.size(); }
+
+ private:
+  void NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps);
+  size_t ScratchBytes(const StoredPage& stored, const NarrowStep& step) const;
+  StoredPage TrySlotsFor(const StoredPage& stored, const NarrowStep& step);
+  StoredPage FromScratch(StoredPage page, const std::byte* scratch);
+  bool NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
+                  std::byte* metadata) const;
+  void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
+
+  // Of a page's slot at that width, without metadata.
+  size_t CodeBytes(int bits) const { return pool_.slot_bytes(static_cast<int>(WidthIndex(bits))); }
+  SlotHandle AllocateSlot(int slot_class);
+  void Account(SequencePages& seq, size_t layer, int64_t bytes);
+
+  CacheConfig config_;
+  std::array<std::array<int64_t, 4>, 2> page_bytes_{};  // By side and WidthIndex.
+  PagePool pool_;
+  PageCodec codec_;
+  AlignedVector<float> values_;
+  AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,53 @@
+// The packed methods (fp16, static-b, pm-kvq): their names, the keys of their SPEC, and what these
+// and the options of a command come to.
+// Keys win over the options of a command. PackedMethods() declares them; docs/methods.md says what
+// each does.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/spec/kv_options.h"
+#include "pmkvq/kv/spec/spec.h"
+
+namespace pmkvq {
+
+struct PackedMethod {
+  std::string name;
+  std::string description;  // One line for --help, without keys.
+  SpecKeys keys;
+  bool progressive = false;
+  int bits = 16;  // Width of closed pages; pm-kvq: the floor.
+};
+
+const std::vector<PackedMethod>& PackedMethods();
+// Null for a name that is none of them.
+const PackedMethod* FindPackedMethod(std::string_view name);
+
+// The options with the keys of their SPEC applied: sink, window, policy, and the plan, which is
+// loaded. Applying them twice changes nothing; the options of simulated methods are not changed.
+// Whoever asks for key scales or checks the plan's identity does so on the result.
+// Throws InvalidInput for a wrong key of a packed SPEC, and what LoadPlan throws.
+KvOptions ApplySpecKeys(const KvOptions& options);
+
+// Settings of pm-kvq by name: --recipe NAME stands for --kv SPEC.
+struct KvRecipe {
+  const char* name;
+  const char* spec;
+  const char* description;
+};
+std::span<const KvRecipe> KvRecipes();
+
+// What packed and simulated methods have in common. Throws InvalidInput: a plan for other shapes, a
+// negative budget.
+void CheckCommonOptions(const KvOptions& options, const KvRequirements& requirements);
+
+// Contracts: ResolveCacheConfig and KeyScalesOf of registry.h. The SPEC's name is a packed one;
+// a plan that it names has been loaded (ApplySpecKeys) before key scales are asked for.
+CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& requirements);
+const std::vector<Tensor>& PackedKeyScales(const KvOptions& options);
+
+}  // namespace pmkvq
