@@ -8,6 +8,7 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
+#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"

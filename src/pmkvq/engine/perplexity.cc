@@ -1,4 +1,4 @@
-// MeasurePerplexity of engine.h: the cache under test and an unquantised one in step.
+// The cache under test and an unquantised one in step.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/kv/spec/packed_spec.h"

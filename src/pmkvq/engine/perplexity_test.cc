@@ -2,6 +2,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
