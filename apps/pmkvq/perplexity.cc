@@ -8,9 +8,9 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
-#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/research/eval/perplexity.h"
 #include "terminal.h"
 #include "weight_options.h"
 

@@ -4,7 +4,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/engine/engine.h"
-#include "pmkvq/engine/perplexity.h"
+#include "pmkvq/research/eval/perplexity.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
 

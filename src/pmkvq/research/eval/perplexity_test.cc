@@ -1,11 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "pmkvq/base/error.h"
 #include "pmkvq/engine/engine.h"
-#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+#include "pmkvq/research/eval/perplexity.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
+#include "support/temp_folder.h"
+#include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
@@ -194,6 +199,20 @@ TEST(Perplexity, NamesWhatIsWrong) {
   KvOptions reference = OptionsFor("pm-kvq:bits=2");
   reference.reference_accounting = true;
   expect({RandomPrompt(600, 1)}, reference, {"--kv-budget", "of 600 tokens"});
+}
+
+TEST(Perplexity, LogitsThatAreNotFiniteNameModelAndPosition) {
+  const testing_support::TinyModel tiny;
+  testing_support::TinyWeights weights = testing_support::MakeTinyWeights(tiny);
+  std::fill_n(weights.at("lm_head.weight").As<float>() + 7 * tiny.hidden, tiny.hidden,
+              std::numeric_limits<float>::infinity());
+  const testing_support::TempFolder folder;
+  testing_support::WriteTinyModel(tiny, weights, folder);
+  ExpectError<InvalidInput>(
+      [&] {
+        Measure(Model::Load(folder.path()), {{5, 6, 7, 8}}, KvOptions{});
+      },
+      {folder.path(), "position 0", "logits are not finite"});
 }
 
 }  // namespace

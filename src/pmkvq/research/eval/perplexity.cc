@@ -9,10 +9,10 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/engine/engine.h"
-#include "pmkvq/engine/perplexity.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/research/eval/perplexity.h"
 
 namespace pmkvq {
 namespace {
