@@ -124,7 +124,7 @@ void Run(Options options) {
                       std::min(kFullMaxLen, model->config().max_position_embeddings), kQuickMaxLen);
   // One group of options for all methods; some leave a part of it unused, and say so in --help.
   options.kv.spec = "pm-kvq";
-  const EngineOptions engine = options.kv.Resolve(1, options.specs);
+  const SpecEngineOptions engine = options.kv.Resolve(1, options.specs);
   CheckPlan(engine, *model);
 
   const auto requirements = [&](int64_t num_tokens) {

@@ -85,7 +85,7 @@ Benchmark BenchmarkCommandOptions::Load() const {
   return LoadBenchmark(benchmark, data.empty() ? model : data);
 }
 
-EvaluationOptions BenchmarkCommandOptions::Resolve(const EngineOptions& engine,
+EvaluationOptions BenchmarkCommandOptions::Resolve(const SpecEngineOptions& engine,
                                                    const Model& loaded) const {
   const BenchmarkInfo protocol = FindBenchmark(benchmark);
   EvaluationOptions evaluation;

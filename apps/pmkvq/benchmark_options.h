@@ -36,7 +36,7 @@ struct BenchmarkCommandOptions {
   Benchmark Load() const;
   // The evaluation of one cache. Says on stderr where options do not go together. Throws what
   // ResolveChatTemplate throws.
-  EvaluationOptions Resolve(const EngineOptions& engine, const Model& loaded) const;
+  EvaluationOptions Resolve(const SpecEngineOptions& engine, const Model& loaded) const;
 };
 
 // Shows solved responses and the speed of this run beside the bar.

@@ -27,6 +27,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/methods/registry.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
@@ -149,9 +150,9 @@ void KvCommandOptions::PrintPlanHint(const KvOptions& kv, const std::string& mod
   if (!hint.empty()) PrintError(hint);
 }
 
-EngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
-                                        const std::vector<std::string>& specs) const {
-  EngineOptions options;
+SpecEngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
+                                            const std::vector<std::string>& specs) const {
+  SpecEngineOptions options;
   options.kv.spec = spec;
   if (!plan_path.empty()) {
     options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
@@ -360,7 +361,7 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
   }
 }
 
-void CheckPlan(const EngineOptions& engine, const Model& model) {
+void CheckPlan(const SpecEngineOptions& engine, const Model& model) {
   if (engine.kv.plan == nullptr) return;
   CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), engine.kv.plan_path);
 }

@@ -11,7 +11,7 @@
 
 #include "pmkvq/calib/allocate.h"
 #include "pmkvq/calib/samples.h"
-#include "pmkvq/engine/engine.h"
+#include "pmkvq/methods/spec_engine.h"
 
 namespace pmkvq::cli {
 
@@ -38,7 +38,8 @@ struct KvCommandOptions {
   // Loads the plan and parses the values. Warns on stderr of options without effect, of budgets
   // beyond the machine's memory and of plans that are too short. `specs`: the methods of a command
   // that has several; empty: `spec`. Throws InvalidInput, IoError.
-  EngineOptions Resolve(int64_t max_sequences, const std::vector<std::string>& specs = {}) const;
+  SpecEngineOptions Resolve(int64_t max_sequences,
+                            const std::vector<std::string>& specs = {}) const;
   // Says on stderr which plan would serve `kv` better (plan_hints.h). For commands that run
   // `model`, when nothing is wrong.
   void PrintPlanHint(const KvOptions& kv, const std::string& model) const;
@@ -101,7 +102,7 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
                  const std::string& what);
 
 // Throws InvalidInput when the options name a plan of another model.
-void CheckPlan(const EngineOptions& engine, const Model& model);
+void CheckPlan(const SpecEngineOptions& engine, const Model& model);
 
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);

@@ -50,7 +50,7 @@ struct Options {
 struct Job {
   std::string spec;
   int64_t budget_bytes = 0;  // 0: the baseline.
-  EngineOptions engine;
+  SpecEngineOptions engine;
   BudgetFit fit;
 };
 
@@ -121,7 +121,7 @@ struct Plans {
   int64_t max_len = 0;
 };
 
-Job MakeJob(const std::string& spec, int64_t budget_bytes, const EngineOptions& common,
+Job MakeJob(const std::string& spec, int64_t budget_bytes, const SpecEngineOptions& common,
             const Model& model) {
   Job job;
   job.spec = spec;
@@ -146,7 +146,7 @@ Plans MakePlans(const Options& options, const Model& model) {
   KvCommandOptions common_options = options.kv;
   common_options.spec = "pm-kvq";
   common_options.budget.clear();
-  const EngineOptions common = common_options.Resolve(options.run.batch, options.specs);
+  const SpecEngineOptions common = common_options.Resolve(options.run.batch, options.specs);
   Plans plans;
   plans.max_len = common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
   const auto named = std::find_if(options.specs.begin(), options.specs.end(), IsBaselineMethod);

@@ -128,7 +128,7 @@ void ShowOneProblem(const Options& options, const std::shared_ptr<const Model>& 
   const EvaluationOptions evaluation =
       MakeEvaluationOptions(options, "pm-kvq", PolicyKind::kLayerBudget, plan, 1);
   LadderObserver observer;
-  Engine engine(model, tokenizer, evaluation.engine);
+  Engine engine = OpenEngine(model, tokenizer, evaluation.engine);
   observer.Attach(&engine);
   Request request;
   request.prompt_ids =

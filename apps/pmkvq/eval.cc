@@ -126,7 +126,7 @@ void Run(const Options& options) {
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.run.model, options.kv.threads);
   const auto tokenizer = Tokenizer::Load(options.run.model);
-  const EngineOptions engine = options.kv.Resolve(options.run.batch);
+  const SpecEngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.
   options.kv.PrintPlanHint(engine.kv, options.run.model);
   const EvaluationOptions evaluation = options.run.Resolve(engine, *model);

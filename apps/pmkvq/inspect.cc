@@ -204,7 +204,7 @@ void InspectTensors(const Options& options) {
 // What a cache takes, without running anything.
 void InspectCache(const Options& options) {
   const std::shared_ptr<const Model> model = Model::Load(options.path);
-  const EngineOptions engine = options.kv.Resolve(1);
+  const SpecEngineOptions engine = options.kv.Resolve(1);
   const KvGeometry geometry = model->kv_geometry();
   const int64_t max_len = RequirementsOf(*model, engine).max_len;
   const KvBudget budget = CheckKvOptions(*model, engine);

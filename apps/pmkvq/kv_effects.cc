@@ -161,7 +161,7 @@ bool PlanSetsBudget(const KvOptions& kv) {
          !method->has("v");
 }
 
-void WarnOfShortPlan(const EngineOptions& options) {
+void WarnOfShortPlan(const SpecEngineOptions& options) {
   const KvOptions& kv = options.kv;
   if (!PlanSetsBudget(kv) || options.max_len <= kv.plan->max_len) return;
   PrintError(

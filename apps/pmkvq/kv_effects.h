@@ -29,6 +29,6 @@ void WarnOfMemory(int64_t budget_bytes, int64_t max_sequences);
 bool PlanSetsBudget(const KvOptions& kv);
 
 // Budgets of a plan that was made for fewer tokens than --max-len.
-void WarnOfShortPlan(const EngineOptions& options);
+void WarnOfShortPlan(const SpecEngineOptions& options);
 
 }  // namespace pmkvq::cli

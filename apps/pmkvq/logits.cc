@@ -6,6 +6,7 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/methods/registry.h"
 #include "terminal.h"
 #include "token_ids.h"
 #include "weight_options.h"
@@ -25,7 +26,7 @@ void ComputeLogits(const Options& options) {
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
   const std::vector<int32_t> ids = ParseIds(options.prompt_ids, "--prompt-ids");
-  const EngineOptions engine = options.kv.Resolve(1);
+  const SpecEngineOptions engine = options.kv.Resolve(1);
   const auto num_tokens = static_cast<int64_t>(ids.size());
   CheckPrompt(ids, model->config(), "--prompt-ids");
   CheckPlan(engine, *model);

@@ -59,7 +59,7 @@ void Perplexity(const Options& options) {
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
-  const EngineOptions engine = options.kv.Resolve(1);
+  const SpecEngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
   options.kv.PrintPlanHint(engine.kv, options.model);
   // Quantised weights are compared with the model as stored: KL has the error of both in it.

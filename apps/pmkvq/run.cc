@@ -138,11 +138,12 @@ std::shared_ptr<const Tokenizer> LoadTokenizerForIds(const std::string& folder) 
 
 // The engine asks for room for a first page before it knows the prompt, and for the prompt later;
 // this says both at once, so that the budget that it names works.
-void CheckBudgetHoldsPrompt(const EngineOptions& engine, const Model& model, int64_t num_tokens) {
+void CheckBudgetHoldsPrompt(const SpecEngineOptions& engine, const Model& model,
+                            int64_t num_tokens) {
   const KvOptions& kv = engine.kv;
   const bool is_packed = FindPackedMethod(ParseMethodSpec(kv.spec).name) != nullptr;
   if (!is_packed || kv.budget_bytes == 0 || kv.reference_accounting) return;
-  EngineOptions roomy = engine;
+  SpecEngineOptions roomy = engine;
   roomy.kv.budget_bytes = (int64_t{1} << 42) / engine.max_sequences;
   const int64_t needed = CheckKvOptions(model, roomy).SmallestThatHolds(num_tokens);
   if (kv.budget_bytes >= needed) return;
@@ -220,7 +221,7 @@ void Run(const Options& options) {
   if (options.ids_given) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
-  const EngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
+  const SpecEngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
   CheckPlan(engine_options, *model);
   std::vector<int32_t> prompt_ids;
   if (!chat) {
@@ -233,7 +234,7 @@ void Run(const Options& options) {
     PrintError(fmt::format("the plan's budgets hold {} tokens; --kv-budget allows more",
                            engine_options.kv.plan->max_len));
   }
-  Engine engine(model, tokenizer, engine_options);
+  Engine engine = OpenEngine(model, tokenizer, engine_options);
   std::unique_ptr<StatsFile> stats;
   if (!options.stats.empty()) stats = std::make_unique<StatsFile>(options.stats);
   std::string error;

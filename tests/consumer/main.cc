@@ -9,10 +9,12 @@ int main(int argc, char** argv) try {
   if (argc != 3) return std::fprintf(stderr, "usage: consumer MODEL_FOLDER MESSAGE\n"), 2;
   const auto tokenizer = pmkvq::Tokenizer::Load(argv[1]);
   const pmkvq::ChatTemplate chat_template = pmkvq::LoadChatTemplate(argv[1]);
-  pmkvq::EngineOptions options;
-  options.kv.spec = "pm-kvq";
-  options.kv.budget_bytes = 3 << 20;
-  pmkvq::Engine engine(pmkvq::Model::Load(argv[1]), tokenizer, options);
+  const auto model = pmkvq::Model::Load(argv[1]);
+  pmkvq::KvOptions kv;
+  kv.spec = "pm-kvq";
+  kv.budget_bytes = 3 << 20;
+  const pmkvq::EngineOptions options;
+  pmkvq::Engine engine(model, tokenizer, pmkvq::MakePackedCache(*model, kv, options), options);
   pmkvq::Request request;
   request.prompt_ids = tokenizer->Encode(chat_template.Render({{"user", argv[2]}}, true));
   request.max_tokens = 600;

@@ -10,7 +10,7 @@ import sys
 
 LEVELS = {
     "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
-    "calib": 5, "methods": 6, "engine": 7, "bench": 8,
+    "calib": 5, "engine": 5, "methods": 6, "bench": 8,
     # What measures. Its levels are above the product's, so the product cannot include it.
     "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
     "research/benchmarks": 9, "research/eval": 10, "research/compare": 11, "research/analysis": 11,

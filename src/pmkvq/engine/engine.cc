@@ -15,6 +15,7 @@
 #include "pmkvq/engine/output_text.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/engine/sequences.h"
+#include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 
 namespace pmkvq {
@@ -24,11 +25,6 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-EngineOptions WithSpecKeys(EngineOptions options) {
-  options.kv = ApplySpecKeys(options.kv);
-  return options;
 }
 
 // One request from Submit to its end.
@@ -114,12 +110,14 @@ KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) 
           num_threads,         &model.rope(),         &model.checkpoint()};
 }
 
-KvBudget CheckKvOptions(const Model& model, const EngineOptions& options) {
-  const KvOptions kv = ApplySpecKeys(options.kv);
+EngineCache MakePackedCache(const Model& model, const KvOptions& options,
+                            const EngineOptions& engine) {
+  const KvOptions kv = ApplySpecKeys(options);
   if (kv.plan != nullptr) {
     CheckPlanMatches(*kv.plan, model.checkpoint().Identity(), kv.plan_path);
   }
-  return ResolveKvBudget(kv, RequirementsOf(model, options));
+  const CacheConfig config = ResolvePackedConfig(kv, RequirementsOf(model, engine));
+  return {MakePackedKvCache(config), KvBudget(config)};
 }
 
 std::string_view NameOf(FinishReason reason) {
@@ -139,7 +137,8 @@ std::string_view NameOf(FinishReason reason) {
 }
 
 struct Engine::Impl {
-  Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t, const EngineOptions& o);
+  Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t, EngineCache cache,
+       const EngineOptions& o);
 
   void Check(const Request& request) const;
   RequestId Submit(Request request);
@@ -187,14 +186,14 @@ struct Engine::Impl {
 };
 
 Engine::Impl::Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t,
-                   const EngineOptions& o)
+                   EngineCache cache, const EngineOptions& o)
     : model(std::move(m)),
       tokenizer(std::move(t)),
-      options(WithSpecKeys(o)),
+      options(o),
       max_len(CheckEngineOptions(o, model->config())),
       num_threads(o.num_threads > 0 ? o.num_threads : DefaultThreads()),
-      budget(CheckKvOptions(*model, options)),
-      store(MakeKvStore(options.kv, RequirementsOf(*model, options))),
+      budget(std::move(cache.budget)),
+      store(std::move(cache.store)),
       sequences(store.get()) {}
 
 void Engine::Impl::Check(const Request& request) const {
@@ -479,12 +478,14 @@ void Engine::Impl::Report(EngineObserver* observer) {
 }
 
 Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
-               const EngineOptions& options) {
-  PMKVQ_CHECK(model != nullptr);
-  impl_ = std::make_unique<Impl>(std::move(model), std::move(tokenizer), options);
+               EngineCache cache, const EngineOptions& options) {
+  PMKVQ_CHECK(model != nullptr && cache.store != nullptr);
+  impl_ = std::make_unique<Impl>(std::move(model), std::move(tokenizer), std::move(cache), options);
 }
 
 Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
 
 RequestId Engine::Submit(Request request) {
   impl_->Check(request);

@@ -17,26 +17,34 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
 #include "pmkvq/kernels/sampling/sampling.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/kv/kv_budget.h"
+#include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/spec/kv_options.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/text/tokenizer.h"
 
 namespace pmkvq {
 
 struct EngineOptions {
-  KvOptions kv;
   int64_t max_sequences = 1;  // Decoded together.
   int64_t max_len = 0;        // Prompt + output of the longest request; 0: the model's maximum.
   int64_t chunk = 512;        // --chunk: prefill tokens per Forward.
   int num_threads = 0;        // 0: DefaultThreads().
 };
 
+// The cache of an engine: a store without sequences, and what one sequence may take of it.
+struct EngineCache {
+  std::unique_ptr<KvStore> store;
+  KvBudget budget;
+};
+
 // What a cache for these options has to hold. Throws InvalidInput (max_len, max_sequences).
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options);
-// What one sequence may take, known without making an engine: for checks before long work.
-// Throws InvalidInput as Engine does for its cache options (SPEC, budget, a plan for another
-// model).
-KvBudget CheckKvOptions(const Model& model, const EngineOptions& options);
+
+// A packed cache (fp16, static-b, pm-kvq) for an engine with these options. All SPECs, published
+// methods among them: methods/spec_engine.h.
+// Throws InvalidInput (options, SPEC, budget, a plan for another model), IoError (memory).
+EngineCache MakePackedCache(const Model& model, const KvOptions& kv, const EngineOptions& options);
 
 using RequestId = int64_t;
 
@@ -113,13 +121,14 @@ class TextStream : public EngineObserver {
 
 class Engine {
  public:
-  // Engines with different options, plans among them, may share one model. `tokenizer` may be null.
-  // Throws InvalidInput (options; a plan for another model), IoError (memory).
+  // Engines with different caches, plans among them, may share one model. `tokenizer` may be null.
+  // `cache` is made for this model and these options (MakePackedCache, OpenEngine).
+  // Throws InvalidInput (options).
   Engine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
-         const EngineOptions& options);
+         EngineCache cache, const EngineOptions& options);
   ~Engine();
-  Engine(const Engine&) = delete;
-  Engine& operator=(const Engine&) = delete;
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
 
   // Queues a request. Throws InvalidInput naming the field: empty prompt, token id out of range,
   // prompt longer than the model's max positions or max_len, a budget that cannot hold the prompt

@@ -22,8 +22,8 @@ using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
 
-EngineOptions Budgeted(int64_t budget_bytes, PolicyKind policy = PolicyKind::kLayerBudget) {
-  EngineOptions options;
+SpecEngineOptions Budgeted(int64_t budget_bytes, PolicyKind policy = PolicyKind::kLayerBudget) {
+  SpecEngineOptions options;
   options.kv.spec = "pm-kvq";
   options.kv.budget_bytes = budget_bytes;
   options.kv.policy = policy;
@@ -56,7 +56,7 @@ std::shared_ptr<Plan> TinyPlan() {
 
 // Engines of different plans, and one without any, take turns on one model.
 TEST(EngineBudget, EnginesWithDifferentPlansShareAModel) {
-  std::vector<EngineOptions> options(3, Budgeted(85000));
+  std::vector<SpecEngineOptions> options(3, Budgeted(85000));
   for (size_t i = 0; i < 2; ++i) {
     const std::shared_ptr<Plan> plan = TinyPlan();
     for (Tensor& scales : plan->key_scales) {
@@ -70,8 +70,8 @@ TEST(EngineBudget, EnginesWithDifferentPlansShareAModel) {
   options[2].kv.budget_bytes = 0;
   const Request request = MakeRequest(RandomPrompt(400, 3), 100);
   std::vector<std::vector<int32_t>> alone;
-  for (const EngineOptions& each : options) {
-    Engine engine(SharedTinyLlama(), nullptr, each);
+  for (const SpecEngineOptions& each : options) {
+    Engine engine = OpenEngine(SharedTinyLlama(), nullptr, each);
     alone.push_back(RunOne(engine, request).output_ids);
   }
   // The scales do change what is quantised, or this test would show nothing.
@@ -79,8 +79,8 @@ TEST(EngineBudget, EnginesWithDifferentPlansShareAModel) {
 
   std::vector<std::unique_ptr<Engine>> engines;
   std::vector<RecordingObserver> observers(options.size());
-  for (const EngineOptions& each : options) {
-    engines.push_back(std::make_unique<Engine>(SharedTinyLlama(), nullptr, each));
+  for (const SpecEngineOptions& each : options) {
+    engines.push_back(std::make_unique<Engine>(OpenEngine(SharedTinyLlama(), nullptr, each)));
     engines.back()->Submit(request);
   }
   for (bool busy = true; busy;) {
@@ -95,7 +95,7 @@ TEST(EngineBudget, EnginesWithDifferentPlansShareAModel) {
 
 TEST(EngineBudget, SpentAtTheFloorEndsTheRequestWithItsText) {
   for (const PolicyKind policy : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
-    Engine engine(SharedTinyLlama(), ByteTokenizer(), Budgeted(50000, policy));
+    Engine engine = OpenEngine(SharedTinyLlama(), ByteTokenizer(), Budgeted(50000, policy));
     RecordingObserver observer;
     const Completion done = RunOne(engine, MakeRequest(RandomPrompt(40, 1), 0), &observer);
     EXPECT_EQ(done.finish_reason, FinishReason::kKvBudget);
@@ -114,7 +114,7 @@ TEST(EngineBudget, SpentAtTheFloorEndsTheRequestWithItsText) {
 }
 
 TEST(EngineBudget, ReportsTheLadderInOrder) {
-  Engine engine(SharedTinyLlama(), nullptr, Budgeted(50000));
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, Budgeted(50000));
   RecordingObserver observer;
   const Completion done = RunOne(engine, MakeRequest(RandomPrompt(40, 1), 0), &observer);
   ASSERT_FALSE(observer.halvings.empty());
@@ -134,9 +134,9 @@ TEST(EngineBudget, ReportsTheLadderInOrder) {
 }
 
 TEST(EngineBudget, OneRequestsEndLeavesTheOthersAlone) {
-  EngineOptions options = Budgeted(50000);
+  SpecEngineOptions options = Budgeted(50000);
   options.max_sequences = 2;
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   const Request endless = MakeRequest(RandomPrompt(40, 1), 0);
   const Request late = MakeRequest(RandomPrompt(250, 2), 100);
   const std::vector<Completion> done = engine.Generate({endless, late, late}, nullptr, nullptr);
@@ -149,15 +149,15 @@ TEST(EngineBudget, OneRequestsEndLeavesTheOthersAlone) {
 }
 
 TEST(EngineBudget, PmKvqEqualsFp16UntilTheBudgetBites) {
-  EngineOptions options = Budgeted(0);
+  SpecEngineOptions options = Budgeted(0);
   options.kv.spec = "fp16";
   options.max_len = 600;
   options.kv.plan = TinyPlan();
   Request request = MakeRequest(RandomPrompt(40, 3), 150);
-  Engine unquantised(SharedTinyLlama(), nullptr, options);
+  Engine unquantised = OpenEngine(SharedTinyLlama(), nullptr, options);
   const Completion expected = RunOne(unquantised, request);
   options.kv.spec = "pm-kvq";
-  Engine progressive(SharedTinyLlama(), nullptr, options);
+  Engine progressive = OpenEngine(SharedTinyLlama(), nullptr, options);
   RecordingObserver observer;
   const Completion found = RunOne(progressive, request, &observer);
   EXPECT_TRUE(observer.halvings.empty());
@@ -166,11 +166,11 @@ TEST(EngineBudget, PmKvqEqualsFp16UntilTheBudgetBites) {
 }
 
 TEST(EngineBudget, ReferenceAccountingEndsARequestToo) {
-  EngineOptions options = Budgeted(0);
+  SpecEngineOptions options = Budgeted(0);
   options.kv.spec = "pm-kvq:bits=4";
   options.kv.reference_accounting = true;
   options.max_len = 600;
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   RecordingObserver observer;
   const Completion done = RunOne(engine, MakeRequest(RandomPrompt(30, 4), 0), &observer);
   EXPECT_FALSE(observer.halvings.empty());
@@ -180,10 +180,10 @@ TEST(EngineBudget, ReferenceAccountingEndsARequestToo) {
 TEST(EngineBudget, SimulatedMethodsCountTheirBytes) {
   // 2 blocks of 2 heads of 16 values. Keys and values of a token take 64 bytes each at full
   // precision; quantised, keys take 12 (groups of 32 tokens) and values 16 (one group a head).
-  EngineOptions options = Budgeted(0);
+  SpecEngineOptions options = Budgeted(0);
   options.kv.spec = "kivi:bits=2";
   options.max_len = 600;
-  Engine roomy(SharedTinyLlama(), nullptr, options);
+  Engine roomy = OpenEngine(SharedTinyLlama(), nullptr, options);
   const Completion done = RunOne(roomy, MakeRequest(RandomPrompt(40, 3), 261));
   EXPECT_EQ(done.finish_reason, FinishReason::kLength);
   ASSERT_EQ(done.kv.num_tokens, 300);
@@ -192,7 +192,7 @@ TEST(EngineBudget, SimulatedMethodsCountTheirBytes) {
   EXPECT_GE(done.kv.budget_bytes, done.kv.peak_bytes);
 
   options.kv.budget_bytes = done.kv.peak_bytes;
-  Engine tight(SharedTinyLlama(), nullptr, options);
+  Engine tight = OpenEngine(SharedTinyLlama(), nullptr, options);
   const Completion cut = RunOne(tight, MakeRequest(RandomPrompt(40, 3), 0));
   EXPECT_EQ(cut.finish_reason, FinishReason::kKvBudget);
   EXPECT_LE(cut.kv.peak_bytes, options.kv.budget_bytes);
@@ -214,14 +214,14 @@ RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
   const auto window = *rc::gen::element<int64_t>(128, 128, 256);
   // Two blocks, whose 16-bit pages of K and V take 16 KiB.
   const auto budget = *rc::gen::inRange<int64_t>(90000, 250000);
-  EngineOptions options = Budgeted(budget, policy);
+  SpecEngineOptions options = Budgeted(budget, policy);
   options.max_sequences = max_sequences;
   options.chunk = *rc::gen::element<int64_t>(1000, 128, 100, 37);
   options.kv.init_kv_bits = init_bits;
   options.kv.sink_tokens = sink;
   options.kv.window_tokens = window;
   if (*rc::gen::arbitrary<bool>()) options.kv.plan = TinyPlan();
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   const CacheConfig& config = *engine.kv_budget().packed();
 
   RecordingObserver observer;
@@ -256,9 +256,9 @@ RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
 }
 
 TEST(EngineErrors, RequestsNameTheField) {
-  EngineOptions options = Budgeted(100000);
+  SpecEngineOptions options = Budgeted(100000);
   options.max_len = 500;
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   const auto expect = [&](const Request& request, std::initializer_list<std::string> parts) {
     ExpectError<InvalidInput>([&] { engine.Submit(request); }, parts);
     ExpectError<InvalidInput>(
@@ -311,11 +311,11 @@ int64_t NamedBudget(const std::string& message) {
 TEST(EngineErrors, BudgetTooSmallForThePromptNamesTheSmallestThatWorks) {
   for (const bool with_plan : {false, true}) {
     const Request request = MakeRequest(RandomPrompt(1000, 1), 1);
-    EngineOptions options = Budgeted(50000);
+    SpecEngineOptions options = Budgeted(50000);
     if (with_plan) options.kv.plan = TinyPlan();
     std::string message;
     try {
-      Engine engine(SharedTinyLlama(), nullptr, options);
+      Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
       engine.Submit(request);
     } catch (const InvalidInput& error) {
       message = error.what();
@@ -323,27 +323,28 @@ TEST(EngineErrors, BudgetTooSmallForThePromptNamesTheSmallestThatWorks) {
     ASSERT_NE(message.find("[prompt] 1000 tokens do not fit the KV budget of"), std::string::npos)
         << message;
     options.kv.budget_bytes = NamedBudget(message);
-    Engine enough(SharedTinyLlama(), nullptr, options);
+    Engine enough = OpenEngine(SharedTinyLlama(), nullptr, options);
     EXPECT_EQ(RunOne(enough, request).finish_reason, FinishReason::kLength);
     options.kv.budget_bytes -= with_plan ? 8 : 1;
-    Engine too_small(SharedTinyLlama(), nullptr, options);
+    Engine too_small = OpenEngine(SharedTinyLlama(), nullptr, options);
     EXPECT_THROW(too_small.Submit(request), InvalidInput);
   }
 }
 
 TEST(EngineErrors, PromptsLongerThanTheModelNameItsLimit) {
-  EngineOptions options = Budgeted(1 << 20);
+  SpecEngineOptions options = Budgeted(1 << 20);
   options.max_len = 0;
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   ExpectError<InvalidInput>([&] { engine.Submit(MakeRequest(RandomPrompt(4097, 1), 1)); },
                             {"4097 tokens", "at most 4096 (the model's max_position_embeddings)"});
 }
 
 TEST(EngineErrors, OptionsNameTheOption) {
-  const auto expect = [](const EngineOptions& options, std::initializer_list<std::string> parts) {
-    ExpectError<InvalidInput>([&] { Engine(SharedTinyLlama(), nullptr, options); }, parts);
+  const auto expect = [](const SpecEngineOptions& options,
+                         std::initializer_list<std::string> parts) {
+    ExpectError<InvalidInput>([&] { OpenEngine(SharedTinyLlama(), nullptr, options); }, parts);
   };
-  EngineOptions options = Budgeted(100000);
+  SpecEngineOptions options = Budgeted(100000);
   options.max_len = 4097;
   expect(options, {"[--max-len] found 4097", "4096"});
   options.max_len = -1;

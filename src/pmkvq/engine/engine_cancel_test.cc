@@ -19,8 +19,8 @@ using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
 
-EngineOptions Options(const std::string& spec) {
-  EngineOptions options;
+SpecEngineOptions Options(const std::string& spec) {
+  SpecEngineOptions options;
   options.kv.spec = spec;
   if (spec == "pm-kvq") options.kv.budget_bytes = 150000;
   options.max_sequences = 3;
@@ -34,7 +34,7 @@ class EngineCancel : public testing::TestWithParam<std::string> {};
 
 TEST_P(EngineCancel, PromptsEndInTheMiddleOfTheirForward) {
   const auto model = LoadTinyLlama();
-  Engine engine(model, nullptr, Options(GetParam()));
+  Engine engine = OpenEngine(model, nullptr, Options(GetParam()));
   Request request = MakeRequest(RandomPrompt(500, 1), 20);
   request.session = 3;
   const Completion expected = RunOne(engine, request);
@@ -59,7 +59,7 @@ TEST_P(EngineCancel, PromptsEndInTheMiddleOfTheirForward) {
 }
 
 TEST_P(EngineCancel, ReplaysEndInTheMiddleOfTheirForward) {
-  Engine engine(LoadTinyLlama(), nullptr, Options(GetParam()));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Options(GetParam()));
   const Request request = MakeRequest(RandomPrompt(40, 1), 300);
   const Completion expected = RunOne(engine, request);
   Request replay = request;
@@ -80,7 +80,7 @@ TEST_P(EngineCancel, ReplaysEndInTheMiddleOfTheirForward) {
 
 // A token's Forward is short and is finished, so that the conversation's cache can be used again.
 TEST_P(EngineCancel, DecodingOfATokenIsFinished) {
-  Engine engine(LoadTinyLlama(), nullptr, Options(GetParam()));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Options(GetParam()));
   RecordingObserver observer;
   engine.Submit(MakeRequest(RandomPrompt(40, 1), 20));
   engine.Step(&observer);
@@ -93,7 +93,7 @@ TEST_P(EngineCancel, DecodingOfATokenIsFinished) {
 
 // The flag is set at some moment of the work, as a signal handler does.
 TEST_P(EngineCancel, AtAnyMomentTheEngineStaysUsable) {
-  Engine engine(LoadTinyLlama(), nullptr, Options(GetParam()));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Options(GetParam()));
   const Request request = MakeRequest(RandomPrompt(1000, 1), 20);
   const Completion expected = RunOne(engine, request);
   for (int i = 0; i < 30; ++i) {

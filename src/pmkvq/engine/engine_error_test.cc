@@ -54,8 +54,8 @@ std::vector<int32_t> Prompt(int64_t num_tokens, uint64_t seed) {
   return RandomPrompt(num_tokens, seed, 40);
 }
 
-EngineOptions Options(const std::string& spec, int64_t budget_bytes = 0) {
-  EngineOptions options;
+SpecEngineOptions Options(const std::string& spec, int64_t budget_bytes = 0) {
+  SpecEngineOptions options;
   options.kv.spec = spec;
   options.kv.budget_bytes = budget_bytes;
   options.max_sequences = 3;
@@ -65,8 +65,8 @@ EngineOptions Options(const std::string& spec, int64_t budget_bytes = 0) {
   return options;
 }
 
-std::vector<EngineOptions> AllOptions() {
-  std::vector<EngineOptions> all;
+std::vector<SpecEngineOptions> AllOptions() {
+  std::vector<SpecEngineOptions> all;
   for (const char* spec : {"fp16", "static-8", "static-2", "rtn", "kivi", "mikv", "rotatekv",
                            "mixkvq", "kitty", "oscar:hadamard"}) {
     all.push_back(Options(spec));
@@ -82,12 +82,12 @@ std::vector<EngineOptions> AllOptions() {
 TEST(EngineError, EndsItsRequestAndNoOther) {
   for (const float value : {kNan, kInfinity, 1e30f}) {
     const std::shared_ptr<const Model> model = WithEmbedding(45, value, false);
-    for (const EngineOptions& options : AllOptions()) {
+    for (const SpecEngineOptions& options : AllOptions()) {
       SCOPED_TRACE(testing::Message() << options.kv.spec << " " << value);
       std::vector<Request> requests = {MakeRequest(Prompt(130, 1), 150),
                                        MakeRequest(Prompt(90, 2), 150),
                                        MakeRequest(Prompt(10, 3), 150)};
-      Engine engine(model, nullptr, options);
+      Engine engine = OpenEngine(model, nullptr, options);
       const std::vector<Completion> expected =
           engine.Generate({requests[0], requests[2]}, nullptr, nullptr);
       requests[1].prompt_ids[70] = 45;
@@ -122,7 +122,7 @@ TEST(EngineError, WhileDecodingLeavesTheBatchAlone) {
   const Request other = MakeRequest(Prompt(33, 4), 60);
   const TinyModel tiny;
   const TinyWeights weights = MakeTinyWeights(tiny);
-  Engine healthy(LoadChanged(tiny, weights), nullptr, Options("static-4"));
+  Engine healthy = OpenEngine(LoadChanged(tiny, weights), nullptr, Options("static-4"));
   const std::vector<Completion> clean = healthy.Generate({other, victim, other}, nullptr, nullptr);
   // A token that only the victim draws.
   const std::vector<int32_t>& drawn = clean[1].output_ids;
@@ -133,7 +133,8 @@ TEST(EngineError, WhileDecodingLeavesTheBatchAlone) {
   });
   ASSERT_NE(only_of_victim, drawn.end());
   const int64_t place = only_of_victim - drawn.begin();
-  Engine engine(WithEmbedding(*only_of_victim, kNan, true), nullptr, Options("static-4"));
+  Engine engine =
+      OpenEngine(WithEmbedding(*only_of_victim, kNan, true), nullptr, Options("static-4"));
   const std::vector<Completion> found = engine.Generate({other, victim, other}, nullptr, nullptr);
   EXPECT_EQ(found[0].output_ids, clean[0].output_ids);
   EXPECT_EQ(found[2].output_ids, clean[2].output_ids);
@@ -157,7 +158,7 @@ TEST(EngineError, BadWeightsAnywhereAreNoCrash) {
       std::fill_n(changed.at(name).As<float>() + 5 * columns, columns, value);
       const std::shared_ptr<const Model> model = LoadChanged(tiny, changed);
       for (const char* spec : {"fp16", "static-2", "mikv", "rotatekv"}) {
-        Engine engine(model, nullptr, Options(spec));
+        Engine engine = OpenEngine(model, nullptr, Options(spec));
         for (const double temperature : {0.0, 1.0}) {
           Request request = MakeRequest({7, 8, 5, 9}, 3);
           request.sampling.temperature = temperature;
@@ -178,7 +179,7 @@ TEST(EngineError, LogitsNameModelTokenAndPosition) {
     std::fill_n(weights.at("lm_head.weight").As<float>() + 7 * tiny.hidden, tiny.hidden, value);
     const TempFolder folder;
     WriteTinyModel(tiny, weights, folder);
-    Engine engine(Model::Load(folder.path()), nullptr, Options("fp16"));
+    Engine engine = OpenEngine(Model::Load(folder.path()), nullptr, Options("fp16"));
     const Completion done = RunOne(engine, MakeRequest({5, 6, 7}, 4));
     if (done.finish_reason != FinishReason::kError) continue;  // 3e38 may cancel itself out.
     EXPECT_EQ(done.error.find("[" + folder.path() +
@@ -205,10 +206,10 @@ std::shared_ptr<const Model> WithWideGroups(const std::string& projection) {
 TEST(EngineError, RangesBeyondF16EndTheRequestAndBf16HoldsThem) {
   for (const char* projection : {"k_proj", "v_proj"}) {
     const std::shared_ptr<const Model> model = WithWideGroups(projection);
-    for (EngineOptions options : AllOptions()) {
+    for (SpecEngineOptions options : AllOptions()) {
       SCOPED_TRACE(testing::Message() << projection << " " << options.kv.spec);
       const Request request = MakeRequest(Prompt(400, 1), 200);
-      Engine engine(model, nullptr, options);
+      Engine engine = OpenEngine(model, nullptr, options);
       const Completion done = RunOne(engine, request);
       // Rotatekv stores the step of a group, which fits; mikv divides keys by a balancer.
       const std::string& spec = options.kv.spec;
@@ -221,7 +222,7 @@ TEST(EngineError, RangesBeyondF16EndTheRequestAndBf16HoldsThem) {
         EXPECT_NE(done.error.find("--kv-dtype bf16 holds it"), std::string::npos) << done.error;
       }
       options.kv.kv_dtype = DType::kBF16;
-      Engine wider(model, nullptr, options);
+      Engine wider = OpenEngine(model, nullptr, options);
       EXPECT_NE(RunOne(wider, request).finish_reason, FinishReason::kError);
     }
   }
@@ -229,7 +230,7 @@ TEST(EngineError, RangesBeyondF16EndTheRequestAndBf16HoldsThem) {
 
 TEST(EngineError, ASessionBeginsAnewAfterIt) {
   const std::shared_ptr<const Model> model = WithEmbedding(45, kNan, false);
-  Engine engine(model, nullptr, Options("static-4"));
+  Engine engine = OpenEngine(model, nullptr, Options("static-4"));
   Request request = MakeRequest(Prompt(140, 1), 20);
   request.session = 0;
   const Completion first = RunOne(engine, request);
@@ -239,7 +240,7 @@ TEST(EngineError, ASessionBeginsAnewAfterIt) {
   Request next = request;
   next.prompt_ids.push_back(5);
   const Completion found = RunOne(engine, next);
-  Engine fresh(model, nullptr, Options("static-4"));
+  Engine fresh = OpenEngine(model, nullptr, Options("static-4"));
   EXPECT_EQ(found.output_ids, RunOne(fresh, next).output_ids);
   EXPECT_EQ(found.finish_reason, FinishReason::kLength);
 }
@@ -261,15 +262,15 @@ TEST(EngineError, AnObserverThatThrowsEndsTheStepOnly) {
       throw std::runtime_error("finished");
     }
   };
-  EngineOptions options = Options("pm-kvq", 60000);
+  SpecEngineOptions options = Options("pm-kvq", 60000);
   const std::vector<Request> requests = {MakeRequest(Prompt(130, 1), 200),
                                          MakeRequest(Prompt(60, 2), 170),
                                          MakeRequest(Prompt(5, 3), 100)};
   const auto model = LoadTinyLlama();
-  Engine quiet(model, nullptr, options);
+  Engine quiet = OpenEngine(model, nullptr, options);
   RecordingObserver expected;
   const std::vector<Completion> whole = quiet.Generate(requests, &expected, nullptr);
-  Engine engine(model, nullptr, options);
+  Engine engine = OpenEngine(model, nullptr, options);
   for (const Request& request : requests) engine.Submit(request);
   Throwing observer;
   int64_t num_thrown = 0;
@@ -295,9 +296,9 @@ TEST(EngineError, AnObserverThatThrowsEndsTheStepOnly) {
 
 // A request that is being decoded waits while the prompt of another is stored.
 TEST(Engine, TimesCountTheWaitForAnothersPrompt) {
-  EngineOptions options = Options("fp16");
+  SpecEngineOptions options = Options("fp16");
   options.chunk = 20;
-  Engine engine(LoadTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, options);
   RecordingObserver observer;
   const RequestId first = engine.Submit(MakeRequest(Prompt(10, 1), 30));
   engine.Step(&observer);

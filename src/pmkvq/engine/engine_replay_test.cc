@@ -22,8 +22,8 @@ std::shared_ptr<const Model> SharedTinyLlama() {
   return model;
 }
 
-EngineOptions Options(const std::string& spec, PolicyKind policy = PolicyKind::kLayerBudget) {
-  EngineOptions options;
+SpecEngineOptions Options(const std::string& spec, PolicyKind policy = PolicyKind::kLayerBudget) {
+  SpecEngineOptions options;
   options.kv.spec = spec;
   options.kv.policy = policy;
   if (spec == "pm-kvq") options.kv.budget_bytes = 60000;
@@ -50,7 +50,7 @@ void ExpectSame(const Completion& found, const Completion& expected) {
   EXPECT_EQ(found.kv.peak_bytes, expected.kv.peak_bytes);
 }
 
-class EngineReplay : public ::testing::TestWithParam<EngineOptions> {};
+class EngineReplay : public ::testing::TestWithParam<SpecEngineOptions> {};
 
 // Three sampled requests, cut at different lengths and continued together.
 TEST_P(EngineReplay, EqualsTheUninterruptedRun) {
@@ -60,14 +60,14 @@ TEST_P(EngineReplay, EqualsTheUninterruptedRun) {
     requests.back().sampling.temperature = 0.8;
   }
   requests[1].max_tokens = 150;
-  Engine whole(SharedTinyLlama(), ByteTokenizer(), GetParam());
+  Engine whole = OpenEngine(SharedTinyLlama(), ByteTokenizer(), GetParam());
   RecordingObserver expected_events;
   const std::vector<Completion> expected = whole.Generate(requests, &expected_events, nullptr);
   for (const std::vector<size_t>& cuts :
        {std::vector<size_t>{1, 2, 3}, {399, 100, 250}, {129, 149, 0}, {300, 150, 128}}) {
     std::vector<Request> again;
     for (size_t i = 0; i < 3; ++i) again.push_back(Replayed(requests[i], expected[i], cuts[i]));
-    Engine engine(SharedTinyLlama(), ByteTokenizer(), GetParam());
+    Engine engine = OpenEngine(SharedTinyLlama(), ByteTokenizer(), GetParam());
     RecordingObserver observer;
     const std::vector<Completion> found = engine.Generate(again, &observer, nullptr);
     for (size_t i = 0; i < 3; ++i) {
@@ -95,10 +95,10 @@ INSTANTIATE_TEST_SUITE_P(
 
 // Known tokens take a fraction of the Forwards that drawing them takes.
 TEST(EngineReplaySteps, ManyTokensAreOneStep) {
-  EngineOptions options = Options("pm-kvq");
+  SpecEngineOptions options = Options("pm-kvq");
   options.chunk = 512;
   const Request request = MakeRequest(RandomPrompt(40, 1), 400);
-  Engine engine(SharedTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(SharedTinyLlama(), nullptr, options);
   const Completion whole = RunOne(engine, request);
   ASSERT_EQ(whole.output_ids.size(), 400u);
   engine.Submit(Replayed(request, whole, 399));
@@ -110,7 +110,7 @@ TEST(EngineReplaySteps, ManyTokensAreOneStep) {
 }
 
 TEST(EngineReplaySteps, EndsWhereTheReplayedTokensEnd) {
-  Engine engine(SharedTinyLlama(), ByteTokenizer(), Options("fp16"));
+  Engine engine = OpenEngine(SharedTinyLlama(), ByteTokenizer(), Options("fp16"));
   Request request = MakeRequest(RandomPrompt(20, 5), 60);
   request.sampling.temperature = 1.0;
   const Completion whole = RunOne(engine, request);

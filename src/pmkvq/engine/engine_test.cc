@@ -19,8 +19,8 @@ using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
 
-EngineOptions Fp16(int64_t max_sequences = 1, int64_t max_len = 1500) {
-  EngineOptions options;
+SpecEngineOptions Fp16(int64_t max_sequences = 1, int64_t max_len = 1500) {
+  SpecEngineOptions options;
   options.max_sequences = max_sequences;
   options.max_len = max_len;
   options.num_threads = 1;
@@ -43,10 +43,10 @@ TEST(EngineGolden, GreedyIdsOfTheReference) {
   for (const std::string fixture : {"tiny-llama", "default-model"}) {
     const auto model =
         fixture == "tiny-llama" ? LoadTinyLlama() : Model::Load(DefaultModelFolder());
-    EngineOptions options = Fp16();
+    SpecEngineOptions options = Fp16();
     options.kv.kv_dtype = DType::kF32;
     options.chunk = 48;  // The prompt of 64 takes two chunks.
-    Engine engine(model, nullptr, options);
+    Engine engine = OpenEngine(model, nullptr, options);
     const std::vector<int32_t> expected = GoldenIds(fixture, "greedy_ids");
     const Completion done = RunOne(engine, MakeRequest(GoldenIds(fixture, "prompt_ids"),
                                                        static_cast<int64_t>(expected.size())));
@@ -59,8 +59,8 @@ TEST(EngineGolden, GreedyIdsOfTheReference) {
 
 TEST(Engine, StopsAtAnEndOfSequenceToken) {
   const auto tokenizer = Tokenizer::Load(DefaultModelFolder());
-  EngineOptions options = Fp16(1, 1024);
-  Engine engine(Model::Load(DefaultModelFolder()), tokenizer, options);
+  SpecEngineOptions options = Fp16(1, 1024);
+  Engine engine = OpenEngine(Model::Load(DefaultModelFolder()), tokenizer, options);
   Request request;
   request.prompt_ids = tokenizer->Encode(
       "<|im_start|>user\nCompute 12 * 34. Work digit by digit.<|im_end|>\n<|im_start|>assistant\n"
@@ -89,7 +89,7 @@ TEST(Engine, StopsAtAnEndOfSequenceToken) {
 }
 
 TEST(Engine, StopStringAcrossTokensCutsTheText) {
-  Engine engine(LoadTinyLlama(), ByteTokenizer(), Fp16());
+  Engine engine = OpenEngine(LoadTinyLlama(), ByteTokenizer(), Fp16());
   Request request = MakeRequest(RandomPrompt(20, 5), 60);
   request.sampling.temperature = 1.0;
   const Completion whole = RunOne(engine, request);
@@ -109,7 +109,7 @@ TEST(Engine, StopStringAcrossTokensCutsTheText) {
 }
 
 TEST(Engine, LastTokenBringsTheTextThatWasHeldBack) {
-  Engine engine(LoadTinyLlama(), ByteTokenizer(), Fp16());
+  Engine engine = OpenEngine(LoadTinyLlama(), ByteTokenizer(), Fp16());
   Request request = MakeRequest(RandomPrompt(20, 5), 60);
   request.sampling.temperature = 1.0;
   const Completion whole = RunOne(engine, request);
@@ -123,7 +123,7 @@ TEST(Engine, LastTokenBringsTheTextThatWasHeldBack) {
 }
 
 TEST(Engine, EndsAtMaxTokensAndMaxLen) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16(1, 100));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(1, 100));
   EXPECT_EQ(RunOne(engine, MakeRequest(RandomPrompt(90, 1), 1)).output_ids.size(), 1u);
   for (const int64_t max_tokens : {0, 10, 50}) {
     const Completion done = RunOne(engine, MakeRequest(RandomPrompt(90, 1), max_tokens));
@@ -139,16 +139,16 @@ TEST(Engine, EndsAtMaxTokensAndMaxLen) {
 }
 
 TEST(Engine, RunsToTheLastPositionOfTheModel) {
-  EngineOptions options = Fp16(1, 0);
+  SpecEngineOptions options = Fp16(1, 0);
   options.kv.spec = "static-2";
-  Engine engine(LoadTinyLlama(), nullptr, options);
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, options);
   const Completion done = RunOne(engine, MakeRequest(RandomPrompt(4090, 1), 0));
   EXPECT_EQ(done.output_ids.size(), 6u);
   EXPECT_EQ(done.kv.num_tokens, 4095);
 }
 
 TEST(Engine, SeedDecidesTheSample) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16());
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16());
   Request request = MakeRequest(RandomPrompt(30, 2), 40, 11);
   request.sampling.temperature = 1.0;
   request.sampling.top_p = 0.95;
@@ -173,21 +173,21 @@ std::vector<Request> MixedRequests(size_t count) {
 TEST(Engine, OutputDoesNotDependOnNeighboursArrivalOrThreads) {
   const auto model = LoadTinyLlama();
   for (const char* spec : {"fp16", "pm-kvq"}) {
-    EngineOptions options = Fp16(1, 400);
+    SpecEngineOptions options = Fp16(1, 400);
     options.chunk = 64;
     options.kv.spec = spec;
     if (options.kv.spec == "pm-kvq") options.kv.budget_bytes = 2 * 24000;  // Ends at 4 bits.
     const std::vector<Request> requests = MixedRequests(16);
     std::vector<Completion> alone;
     {
-      Engine engine(model, nullptr, options);
+      Engine engine = OpenEngine(model, nullptr, options);
       for (const Request& request : requests) alone.push_back(RunOne(engine, request));
     }
     for (const int threads : {1, 2}) {
       for (const size_t batch : {size_t{7}, size_t{16}}) {
         options.max_sequences = static_cast<int64_t>(batch);
         options.num_threads = threads;
-        Engine engine(model, nullptr, options);
+        Engine engine = OpenEngine(model, nullptr, options);
         RecordingObserver observer;
         for (size_t i = 0; i < requests.size(); ++i) {
           engine.Submit(requests[i]);
@@ -209,7 +209,7 @@ TEST(Engine, OutputDoesNotDependOnNeighboursArrivalOrThreads) {
 }
 
 TEST(Engine, DecodesRunningRequestsTogetherAndTheRestWaits) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16(2));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(2));
   const RequestId a = engine.Submit(MakeRequest(RandomPrompt(5, 1), 3));
   const RequestId b = engine.Submit(MakeRequest(RandomPrompt(5, 2), 3));
   const RequestId c = engine.Submit(MakeRequest(RandomPrompt(5, 3), 3));
@@ -244,7 +244,7 @@ TEST(Engine, CancelEndsEveryRequestWithWhatItHas) {
     }
     CancelFlag cancel = false;
   };
-  Engine engine(LoadTinyLlama(), ByteTokenizer(), Fp16(2));
+  Engine engine = OpenEngine(LoadTinyLlama(), ByteTokenizer(), Fp16(2));
   std::vector<Request> requests;
   for (uint64_t i = 0; i < 3; ++i) requests.push_back(MakeRequest(RandomPrompt(8, i), 50));
   CancelAfter observer;
@@ -264,9 +264,9 @@ TEST(Engine, CancelEndsEveryRequestWithWhatItHas) {
 
 TEST(Engine, SessionReusesItsPrefix) {
   const auto model = LoadTinyLlama();
-  EngineOptions options = Fp16(1);
+  SpecEngineOptions options = Fp16(1);
   options.chunk = 32;
-  Engine engine(model, nullptr, options);
+  Engine engine = OpenEngine(model, nullptr, options);
   Request first = MakeRequest(RandomPrompt(50, 1), 20);
   first.session = 7;
   const Completion turn = RunOne(engine, first);
@@ -277,7 +277,7 @@ TEST(Engine, SessionReusesItsPrefix) {
   const std::vector<int32_t> more = RandomPrompt(40, 2);
   prompt.insert(prompt.end(), more.begin(), more.end());
   Request second = MakeRequest(prompt, 30);
-  Engine other(model, nullptr, options);
+  Engine other = OpenEngine(model, nullptr, options);
   const Completion fresh = RunOne(other, second);
 
   second.session = 7;
@@ -294,7 +294,7 @@ TEST(Engine, SessionReusesItsPrefix) {
 }
 
 TEST(Engine, SessionWithTheSamePromptComputesItsLastTokenOnly) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16(1));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(1));
   Request request = MakeRequest(RandomPrompt(50, 1), 20);
   request.session = 0;
   const Completion first = RunOne(engine, request);
@@ -309,12 +309,12 @@ TEST(Engine, SessionWithTheSamePromptComputesItsLastTokenOnly) {
   // A prompt that shares nothing starts anew.
   request.prompt_ids = RandomPrompt(50, 9);
   request.prompt_ids[0] = first.prompt_ids[0] == 5 ? 6 : 5;
-  Engine other(LoadTinyLlama(), nullptr, Fp16(1));
+  Engine other = OpenEngine(LoadTinyLlama(), nullptr, Fp16(1));
   EXPECT_EQ(RunOne(engine, request).output_ids, RunOne(other, request).output_ids);
 }
 
 TEST(Engine, IdleSessionsMakeRoomAndBusyOnesAreWaitedFor) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16(2));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(2));
   std::vector<Request> requests;
   for (int64_t session = 0; session < 3; ++session) {
     requests.push_back(MakeRequest(RandomPrompt(10, 1), 5));
@@ -329,7 +329,7 @@ TEST(Engine, IdleSessionsMakeRoomAndBusyOnesAreWaitedFor) {
 }
 
 TEST(Engine, ClosedSessionsGiveTheirSequenceBack) {
-  Engine engine(LoadTinyLlama(), nullptr, Fp16(1));
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(1));
   Request request = MakeRequest(RandomPrompt(10, 1), 5);
   request.session = 3;
   RunOne(engine, request);

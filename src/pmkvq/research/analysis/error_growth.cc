@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/engine/engine.h"
+#include "pmkvq/methods/spec_engine.h"
 
 namespace pmkvq {
 namespace {
@@ -82,10 +82,10 @@ CacheGrowth Summarise(const ErrorGrowth& growth, std::string spec, CacheTrace tr
 Chain GenerateChain(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& prompt,
                     int64_t max_len, int64_t max_tokens, int num_threads,
                     const CancelFlag* cancel) {
-  EngineOptions options;
+  SpecEngineOptions options;
   options.max_len = max_len;
   options.num_threads = num_threads;
-  Engine engine(model, nullptr, options);
+  Engine engine = OpenEngine(model, nullptr, options);
   Request request;
   request.prompt_ids = prompt;
   request.sampling.temperature = 0;

@@ -15,6 +15,7 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/benchmarks/code_problem.h"
 #include "pmkvq/research/eval/grader.h"
 
@@ -278,7 +279,7 @@ double Evaluate(const std::shared_ptr<const Model>& model,
   const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
   if (pending.empty()) return 0;
   CheckCanGrade(grading);
-  Engine engine(model, tokenizer, options.engine);
+  Engine engine = OpenEngine(model, tokenizer, options.engine);
   const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
   const int num_threads = options.engine.num_threads;
   Grader grader(grading, num_threads > 0 ? num_threads : DefaultThreads(), cancel);

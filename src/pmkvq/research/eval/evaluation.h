@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
-#include "pmkvq/engine/engine.h"
+#include "pmkvq/methods/spec_engine.h"
 #include "pmkvq/research/benchmarks/benchmark.h"
 #include "pmkvq/research/eval/scored_responses.h"
 #include "pmkvq/research/eval/unfinished.h"
@@ -28,7 +28,7 @@
 namespace pmkvq {
 
 struct EvaluationOptions {
-  EngineOptions engine;        // max_sequences is the batch size.
+  SpecEngineOptions engine;    // max_sequences is the batch size.
   ChatTemplate chat_template;  // Renders each problem as one user turn.
   SamplingParams sampling;     // Greedy by default.
   uint64_t seed = 42;

@@ -6,6 +6,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/eval/perplexity.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
