@@ -7,9 +7,9 @@
 #include "help_format.h"
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
-#include "pmkvq/calib/allocate.h"
-#include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/research/calib/allocate.h"
+#include "pmkvq/research/calib/sensitivity_file.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

@@ -1,6 +1,6 @@
 // pmkvq bench: speeds against the ceilings of this machine. docs/performance.md says what each
 // figure means.
-#include "pmkvq/bench/bench.h"
+#include "pmkvq/research/bench/bench.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -12,8 +12,8 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
-#include "pmkvq/bench/shapes.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/research/bench/shapes.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

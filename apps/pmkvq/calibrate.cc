@@ -12,10 +12,10 @@
 #include "kv_effects.h"
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
-#include "pmkvq/calib/calibrate.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/kv/spec/spec.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/calib/calibrate.h"
+#include "pmkvq/research/methods/registry.h"
 #include "terminal.h"
 #include "weight_options.h"
 

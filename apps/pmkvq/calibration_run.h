@@ -4,8 +4,8 @@
 #include <memory>
 #include <string>
 
-#include "pmkvq/calib/calibrate.h"
-#include "pmkvq/calib/calibration.h"
+#include "pmkvq/research/calib/calibrate.h"
+#include "pmkvq/research/calib/calibration.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

@@ -27,7 +27,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/kv/spec/packed_spec.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

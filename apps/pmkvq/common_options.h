@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/calib/allocate.h"
-#include "pmkvq/calib/samples.h"
-#include "pmkvq/methods/spec_engine.h"
+#include "pmkvq/research/calib/allocate.h"
+#include "pmkvq/research/calib/samples.h"
+#include "pmkvq/research/methods/spec_engine.h"
 
 namespace pmkvq::cli {
 

@@ -9,14 +9,14 @@
 #include "help_format.h"
 #include "kv_effects.h"
 #include "pmkvq/base/byte_size.h"
-#include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_budget.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/research/calib/sensitivity_file.h"
+#include "pmkvq/research/methods/registry.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

@@ -6,7 +6,7 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "pmkvq/io/safetensors.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 #include "terminal.h"
 #include "token_ids.h"
 #include "weight_options.h"

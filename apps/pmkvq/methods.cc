@@ -5,7 +5,7 @@
 #include "help_format.h"
 #include "pmkvq/base/nearest_name.h"
 #include "pmkvq/kv/spec/packed_spec.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/calib/allocate.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/research/calib/allocate.h"
 
 namespace pmkvq {
 namespace {

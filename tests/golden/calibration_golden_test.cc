@@ -7,9 +7,9 @@
 #include <memory>
 #include <string>
 
-#include "pmkvq/calib/calibration.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/research/calib/calibration.h"
 
 namespace pmkvq {
 namespace {

@@ -10,9 +10,9 @@ import sys
 
 LEVELS = {
     "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
-    "calib": 5, "engine": 5, "methods": 6, "bench": 8,
+    "engine": 5,
     # What measures. Its levels are above the product's, so the product cannot include it.
-    "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
+    "research/calib": 6, "research/methods": 7, "research/bench": 8, "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
     "research/benchmarks": 9, "research/eval": 10, "research/compare": 11, "research/analysis": 11,
 }
 # header prefix -> folders (below the root) whose .cc files may include it; headers never may.

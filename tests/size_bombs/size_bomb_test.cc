@@ -6,10 +6,10 @@
 
 #include <filesystem>
 
-#include "pmkvq/calib/sensitivity_file.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/kv/plan.h"
 #include "pmkvq/research/benchmarks/benchmark.h"
+#include "pmkvq/research/calib/sensitivity_file.h"
 #include "pmkvq/research/eval/evaluation.h"
 #include "pmkvq/research/eval/scored_responses.h"
 #include "support/temp_folder.h"

@@ -9,8 +9,8 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/base/sinks.h"
-#include "pmkvq/calib/samples.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/research/calib/samples.h"
 #include "support/temp_folder.h"
 #include "support/tiny_model.h"
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "pmkvq/base/random.h"
-#include "pmkvq/methods/spec_engine.h"
+#include "pmkvq/research/methods/spec_engine.h"
 #include "support/small_tokenizer.h"
 
 namespace pmkvq::testing_support {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "pmkvq/base/float16.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 #include "support/cache_driver.h"
 
 namespace pmkvq::testing_support {

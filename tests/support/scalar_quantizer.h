@@ -1,5 +1,5 @@
-// Asymmetric quantisation of picked values, written from the papers, apart from methods/affine.h:
-// the oracle of methods' tests.
+// Asymmetric quantisation of picked values, written from the papers, apart from
+// research/methods/affine.h: the oracle of methods' tests.
 #pragma once
 
 #include <algorithm>

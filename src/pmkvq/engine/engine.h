@@ -42,7 +42,7 @@ struct EngineCache {
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options);
 
 // A packed cache (fp16, static-b, pm-kvq) for an engine with these options. All SPECs, published
-// methods among them: methods/spec_engine.h.
+// methods among them: research/methods/spec_engine.h.
 // Throws InvalidInput (options, SPEC, budget, a plan for another model), IoError (memory).
 EngineCache MakePackedCache(const Model& model, const KvOptions& kv, const EngineOptions& options);
 

@@ -8,7 +8,7 @@
 // Forward and can only be closed; other sequences go on with the bits that they have without it.
 // Implementations: PackedKvCache (kv/packed/packed_cache.h), the product, and SimulatedKvCache
 // (kv/simulated/simulated_cache.h), for published methods. They are made by the registry in
-// methods/.
+// research/methods/.
 //
 // Threads: one thread drives a store; AppendAndAttend uses workers inside.
 #pragma once

@@ -1,5 +1,6 @@
 // What a published cache method is to the simulated cache: a rule that damages stored floats, and
-// a count of the bytes that the method would take. Methods live in methods/, one file each.
+// a count of the bytes that the method would take. Methods live in research/methods/, one file
+// each.
 //
 // The simulated cache keeps dense floats. After each append it lets the method rewrite what it
 // stores, exactly as the method's paper says, and counts bytes by BlockBytes alone; nothing is

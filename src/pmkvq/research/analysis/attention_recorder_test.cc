@@ -7,7 +7,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/simulated/simulated_cache.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 #include "support/cache_driver.h"
 #include "support/dense_kv_store.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 

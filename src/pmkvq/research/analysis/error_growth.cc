@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/methods/spec_engine.h"
+#include "pmkvq/research/methods/spec_engine.h"
 
 namespace pmkvq {
 namespace {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/calib/allocate.h"
-#include "pmkvq/calib/calibration.h"
 #include "pmkvq/research/analysis/lock_step.h"
+#include "pmkvq/research/calib/allocate.h"
+#include "pmkvq/research/calib/calibration.h"
 #include "pmkvq/research/report/html_page.h"
 
 namespace pmkvq {

@@ -10,8 +10,8 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "pmkvq/calib/calibrate.h"
+#include "pmkvq/research/calib/calibrate.h"
 
 namespace pmkvq {
 

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/calib/allocate.h"
 #include "pmkvq/kv/plan.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/research/calib/allocate.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 

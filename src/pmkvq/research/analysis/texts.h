@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/calib/samples.h"
 #include "pmkvq/io/dataset.h"
+#include "pmkvq/research/calib/samples.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/tokenizer.h"
 

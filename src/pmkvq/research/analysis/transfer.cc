@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/calib/calibration.h"
 #include "pmkvq/research/analysis/placement.h"
 #include "pmkvq/research/analysis/series.h"
+#include "pmkvq/research/calib/calibration.h"
 
 namespace pmkvq {
 namespace {

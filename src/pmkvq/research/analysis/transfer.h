@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/calib/allocate.h"
 #include "pmkvq/research/analysis/lock_step.h"
 #include "pmkvq/research/analysis/texts.h"
+#include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/report/html_page.h"
 
 namespace pmkvq {

@@ -13,8 +13,8 @@
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/json_lines.h"
 #include "pmkvq/kv/spec/spec.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/compare/compare_list.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 namespace {

@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <set>
 
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/compare/compare_fit.h"
+#include "pmkvq/research/methods/registry.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/methods/registry.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 

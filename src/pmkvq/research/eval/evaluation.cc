@@ -15,9 +15,9 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/benchmarks/code_problem.h"
 #include "pmkvq/research/eval/grader.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 namespace {

@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
-#include "pmkvq/methods/spec_engine.h"
 #include "pmkvq/research/benchmarks/benchmark.h"
 #include "pmkvq/research/eval/scored_responses.h"
 #include "pmkvq/research/eval/unfinished.h"
+#include "pmkvq/research/methods/spec_engine.h"
 #include "pmkvq/text/chat_template.h"
 
 namespace pmkvq {

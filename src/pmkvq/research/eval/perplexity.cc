@@ -12,8 +12,8 @@
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/kv/spec/packed_spec.h"
-#include "pmkvq/methods/registry.h"
 #include "pmkvq/research/eval/perplexity.h"
+#include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
 namespace {

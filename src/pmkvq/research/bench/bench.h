@@ -1,0 +1,66 @@
+// pmkvq bench: how fast the kernels and whole steps are, against the ceilings that the same process
+// measures meanwhile. What each report means is described in docs/performance.md.
+//
+// All measure in rounds: a round measures every row once, and the ceilings once, so that rows are
+// compared under the same conditions. Reports give medians over the rounds, and the 10th and 90th
+// percentile. Only public interfaces are called: what is measured is what the product runs.
+//
+// Errors: InvalidInput for sizes out of range or more memory than there is; Cancelled.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/sinks.h"
+#include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/model/model.h"
+#include "pmkvq/research/bench/report.h"
+
+namespace pmkvq {
+
+struct BenchOptions {
+  std::string shape = "qwen2-7b";  // NamedShape
+  int64_t layers = 0;              // Blocks; 0: each benchmark's own default.
+  std::vector<int64_t> depths;     // Tokens stored before the measurement.
+  std::vector<int> bits;           // 16, 8, 4, 2
+  std::vector<int64_t> batches;    // Sequences (decode) or rows (gemv) at a time.
+  AttentionMode attention = AttentionMode::kAccurate;
+  WeightMode weights = WeightMode::kAsStored;  // Of decoding and prefill.
+  int num_threads = 1;
+  int repeat = 9;                    // Rounds.
+  ProgressSink* progress = nullptr;  // May be null, like the next one.
+  const CancelFlag* cancel = nullptr;
+};
+
+// One decoding token's attention in one block, all KV heads, from DRAM: a row per depth and width.
+BenchReport BenchAttention(const BenchOptions& options);
+
+// The weight products of a block with few rows, BF16: a row per batch; with `per_matrix` one for
+// each matrix, too.
+BenchReport BenchGemv(const BenchOptions& options, bool per_matrix);
+
+// A decoding step of the whole model (2 blocks unless told): a row per depth, width and batch.
+BenchReport BenchDecode(const BenchOptions& options);
+
+// Prefill of `num_tokens` tokens in chunks of `chunk` (2 blocks unless told), compared with
+// OpenBLAS: a row per depth and width.
+BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_t chunk);
+
+// Halving of stored pages, and the longest time that a single token waits for it while a cache of
+// the whole shape steps down from 16 to 2 bits inside a budget of `budget_tokens` tokens at 16
+// bits.
+BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens);
+
+struct CalibrationBenchOptions {
+  std::string model;    // Folder
+  std::string dataset;  // Texts; empty: MODEL/calibration.jsonl
+  int64_t num_samples = 64;
+  int64_t seq_len = 512;
+};
+// The steps of calibration, one after the other. `shape`, `depths` and so on are not used.
+BenchReport BenchCalibration(const BenchOptions& options,
+                             const CalibrationBenchOptions& calibration);
+
+}  // namespace pmkvq

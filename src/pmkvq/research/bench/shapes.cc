@@ -1,0 +1,89 @@
+#include "pmkvq/research/bench/shapes.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <fstream>
+
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+struct NamedSizes {
+  const char* name;
+  const char* architecture;
+  int64_t layers, heads, kv_heads, hidden, intermediate;
+};
+
+// All with heads of 128 values.
+constexpr NamedSizes kShapes[] = {
+    {"qwen2-7b", "Qwen2ForCausalLM", 28, 28, 4, 3584, 18944},
+    {"llama3-8b", "LlamaForCausalLM", 32, 32, 8, 4096, 14336},
+    {"llama2-7b", "LlamaForCausalLM", 32, 32, 32, 4096, 11008},
+    {"qwen2-1.5b", "Qwen2ForCausalLM", 28, 12, 2, 1536, 8960},
+    {"longcot", "Qwen2ForCausalLM", 12, 2, 1, 256, 768},
+};
+
+// Bytes that can be had without swapping; 0 where the system does not tell.
+int64_t AvailableMemory() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  int64_t kibibytes = 0;
+  std::string rest;
+  while (file >> name >> kibibytes && std::getline(file, rest)) {
+    if (name == "MemAvailable:") return kibibytes * 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::vector<std::string> ShapeNames() {
+  std::vector<std::string> names;
+  for (const NamedSizes& shape : kShapes) names.emplace_back(shape.name);
+  return names;
+}
+
+ModelConfig NamedShape(std::string_view name, int64_t layers) {
+  for (const NamedSizes& shape : kShapes) {
+    if (name != shape.name) continue;
+    ModelConfig config;
+    config.architecture = shape.architecture;
+    config.qkv_bias = config.architecture == "Qwen2ForCausalLM";
+    config.model_type = config.qkv_bias ? "qwen2" : "llama";
+    config.vocab_size = kBenchVocabulary;
+    config.hidden_size = shape.hidden;
+    config.intermediate_size = shape.intermediate;
+    config.num_layers = layers == 0 ? shape.layers : layers;
+    config.num_heads = shape.heads;
+    config.num_kv_heads = shape.kv_heads;
+    config.head_dim = 128;
+    config.max_position_embeddings = 131072;
+    return config;
+  }
+  throw InvalidInput("--shape", fmt::format("found '{}', expected one of {}", name,
+                                            fmt::join(ShapeNames(), ", ")));
+}
+
+int64_t BlockParameters(const ModelConfig& config) {
+  return config.hidden_size *
+         (2 * config.q_dim() + 2 * config.kv_dim() + 3 * config.intermediate_size);
+}
+
+int64_t SyntheticModelBytes(const ModelConfig& config) {
+  const int64_t values =
+      config.num_layers * BlockParameters(config) + 2 * config.vocab_size * config.hidden_size;
+  return 2 * values;
+}
+
+void CheckMemory(int64_t bytes, const std::string& remedy) {
+  const int64_t available = AvailableMemory();
+  if (available == 0 || bytes <= available) return;
+  throw InvalidInput(
+      "bench", fmt::format("needs {} of memory: found {} available; {}", FormatByteSize(bytes),
+                           FormatByteSize(available), remedy));
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,134 @@
+#include "pmkvq/research/calib/calibrate.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <initializer_list>
+#include <string_view>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr const char* kMaxKeysStep = "max-keys";
+constexpr const char* kRepScalesStep = "rep-scales";
+constexpr const char* kSensitivityStep = "sensitivity";
+
+// A finished step keeps its checkpoint until the plan is written, so that a run that is cancelled
+// in a later step does not repeat it.
+CalibrationContext StepContext(const CalibrateOptions& options, const Model& model,
+                               const Samples& samples, const char* step) {
+  CalibrationContext context;
+  context.model = &model;
+  context.samples = &samples;
+  context.effective_len = options.samples.effective_len;
+  context.num_threads = options.num_threads;
+  context.progress = options.progress;
+  context.log = options.log;
+  context.cancel = options.cancel;
+  if (!options.plan_path.empty()) context.checkpoint_path = CheckpointPath(options.plan_path, step);
+  context.keep_checkpoint = true;
+  return context;
+}
+
+}  // namespace
+
+void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan& plan) {
+  plan.sink_tokens = options.cache.sink_tokens;
+  plan.window_tokens = options.cache.window_tokens;
+  plan.float_type = options.cache.float_type;
+  plan.max_len = options.max_len;
+  plan.memory_budget_bytes = options.memory_budget_bytes;
+  plan.reference_accounting = options.reference_accounting;
+  plan.mirrored = options.mirrored;
+  plan.k_bits = std::move(allocation.k_bits);
+  plan.v_bits = std::move(allocation.v_bits);
+  plan.budget_bytes = std::move(allocation.budget_bytes);
+}
+
+CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples) {
+  CalibrationRecord record;
+  record.dataset = options.dataset;
+  record.pack = NameOf(options.packing);
+  record.num_samples = static_cast<int64_t>(samples.tokens.size());
+  record.seq_len = options.seq_len;
+  record.effective_len = options.effective_len == 0 ? options.seq_len : options.effective_len;
+  record.seed = options.seed;
+  return record;
+}
+
+std::string CheckpointPath(const std::string& plan_path, const std::string& step) {
+  constexpr std::string_view kExtension = ".json";
+  std::string stem = plan_path;
+  if (stem.ends_with(kExtension)) stem.resize(stem.size() - kExtension.size());
+  return stem + "." + step + ".partial.json";
+}
+
+Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokenizer* tokenizer) {
+  AllocationOptions allocation = options.allocation;
+  allocation.cache.geometry = model.kv_geometry();
+  CheckAllocationOptions(allocation);
+  const Samples samples = DrawSamples(options.samples, model.config(), tokenizer, options.log);
+
+  Plan plan;
+  plan.model_identity = model.checkpoint().Identity();
+  plan.geometry = model.kv_geometry();
+  plan.record = RecordOf(options.samples, samples);
+  if (options.search_key_scales) {
+    const std::vector<Tensor> max_keys =
+        MeasureMaxKeys(StepContext(options, model, samples, kMaxKeysStep));
+    RepScales scales = SearchRepScales(StepContext(options, model, samples, kRepScalesStep),
+                                       max_keys, options.rep_scales);
+    plan.key_scales = std::move(scales.scales);
+    plan.alpha = std::move(scales.alpha);
+    plan.rep_k_bits = options.rep_scales.k_bits;
+    plan.rep_v_bits = options.rep_scales.v_bits;
+  }
+  plan.sensitivity = MeasureSensitivity(StepContext(options, model, samples, kSensitivityStep));
+  SetAllocation(allocation, Allocate(plan.sensitivity, allocation), plan);
+
+  if (!options.plan_path.empty()) {
+    SavePlan(plan, options.plan_path);
+    for (const char* step : {kMaxKeysStep, kRepScalesStep, kSensitivityStep}) {
+      std::remove(CheckpointPath(options.plan_path, step).c_str());
+    }
+  }
+  return plan;
+}
+
+AllocationOptions AllocationOptionsOf(const Plan& plan) {
+  AllocationOptions options;
+  options.cache.geometry = plan.geometry;
+  options.cache.sink_tokens = plan.sink_tokens;
+  options.cache.window_tokens = plan.window_tokens;
+  options.cache.float_type = plan.float_type;
+  options.max_len = plan.max_len;
+  options.memory_budget_bytes = plan.memory_budget_bytes;
+  options.reference_accounting = plan.reference_accounting;
+  options.mirrored = plan.mirrored;
+  options.separate_kv = plan.k_bits != plan.v_bits;
+  options.fbit_choices.clear();
+  for (const int bits : kWidths) {
+    const auto holds = [bits](const std::vector<int>& widths) {
+      return std::find(widths.begin(), widths.end(), bits) != widths.end();
+    };
+    if (holds(plan.k_bits) || holds(plan.v_bits)) options.fbit_choices.push_back(bits);
+  }
+  return options;
+}
+
+Plan Reallocate(const Plan& plan, AllocationOptions options) {
+  if (plan.sensitivity.k.empty() || plan.sensitivity.v.empty()) {
+    throw InvalidInput("plan", "found no sensitivities, expected those of a calibration");
+  }
+  options.cache.geometry = plan.geometry;
+  Plan result = plan;
+  SetAllocation(options, Allocate(result.sensitivity, options), result);
+  return result;
+}
+
+}  // namespace pmkvq

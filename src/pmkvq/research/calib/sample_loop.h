@@ -1,0 +1,36 @@
+// The loop over samples that all steps of calibration share: progress, cancelling, resuming.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pmkvq/research/calib/calibration.h"
+
+namespace pmkvq {
+
+struct SampleLoopStep {
+  enum class Combine : uint8_t { kSum, kMax };
+
+  std::string task;     // Shown as progress, and names the step in its checkpoint.
+  std::string options;  // What else its values depend on.
+  Combine combine = Combine::kSum;
+  size_t num_values = 0;  // >= 0 each when combined by kMax.
+  // The values of one sample. Runs in a CancelScope (base/interrupt.h) of the context's flag, so
+  // that each ParallelFor and CancelPoint in it may throw Cancelled: the sample is then done again.
+  std::function<std::vector<double>(std::span<const int32_t> tokens,
+                                    std::span<const int64_t> positions)>
+      process;
+};
+
+// Runs `process` over all samples in order and returns the combined values.
+//
+// The checkpoint is a JSON file {"format", "version", "fingerprint", "samples_done", "values"},
+// replaced atomically every few seconds and when the loop is cancelled; doubles are written so that
+// they read back exactly. One of another run, or a damaged one, is ignored with a warning.
+// Throws InvalidInput naming the sample when one of its values is not finite.
+std::vector<double> LoopOverSamples(const CalibrationContext& context, const SampleLoopStep& step);
+
+}  // namespace pmkvq

@@ -1,0 +1,214 @@
+#include "pmkvq/research/methods/registry.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/research/methods/simulated_method.h"
+
+namespace pmkvq {
+
+// Published methods: one line each, the function that describes it (simulated_method.h).
+#define PMKVQ_SIMULATED_METHODS(METHOD) \
+  METHOD(RtnMethod)                     \
+  METHOD(KiviMethod)                    \
+  METHOD(MikvMethod)                    \
+  METHOD(RotateKvMethod)                \
+  METHOD(MixKvqMethod)                  \
+  METHOD(KittyMethod)                   \
+  METHOD(KvTunerMethod)                 \
+  METHOD(OscarMethod)                   \
+  METHOD(KvMixMethod)
+
+#define PMKVQ_DECLARE(method) SimulatedMethod method();
+PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
+#undef PMKVQ_DECLARE
+
+namespace {
+
+const std::vector<SimulatedMethod>& SimulatedMethods() {
+#define PMKVQ_CALL(method) method(),
+  static const std::vector<SimulatedMethod> methods = {PMKVQ_SIMULATED_METHODS(PMKVQ_CALL)};
+#undef PMKVQ_CALL
+  return methods;
+}
+
+// A SPEC whose name is known.
+struct Choice {
+  MethodSpec spec;
+  const SimulatedMethod* simulated = nullptr;  // Null: packed.
+  const SpecKeys* keys = nullptr;
+};
+
+void FindMethod(Choice& choice) {
+  std::vector<std::string> names;
+  for (const PackedMethod& method : PackedMethods()) {
+    if (choice.spec.name == method.name) choice.keys = &method.keys;
+    names.emplace_back(method.name);
+  }
+  for (const SimulatedMethod& method : SimulatedMethods()) {
+    if (choice.spec.name == method.name) {
+      choice.simulated = &method;
+      choice.keys = &method.keys;
+    }
+    names.push_back(method.name);
+  }
+  if (choice.keys != nullptr) return;
+  throw InvalidInput("--kv", fmt::format("unknown method '{}', expected one of {}",
+                                         choice.spec.name, fmt::join(names, ", ")));
+}
+
+Choice Resolve(const std::string& text) {
+  Choice choice;
+  choice.spec = ParseMethodSpec(text);
+  FindMethod(choice);
+  choice.spec.Check(*choice.keys);
+  return choice;
+}
+
+std::string Describe(const KvGeometry& g) {
+  return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
+                     g.num_kv_heads, g.head_dim);
+}
+
+// The file of the key from=, or null.
+std::shared_ptr<const MethodData> DataOf(const Choice& choice, const KvRequirements& requirements) {
+  const auto found = choice.spec.keys.find("from");
+  if (found == choice.spec.keys.end()) return nullptr;
+  const std::string& path = found->second;
+  auto data = std::make_shared<const MethodData>(LoadMethodData(path));
+  const auto check = [&](const char* what, const std::string& made_for, const std::string& wanted) {
+    if (made_for == wanted) return;
+    throw InvalidInput(path, fmt::format("made for {} {}, expected {}; pmkvq calibrate --kv {} "
+                                         "makes one",
+                                         what, made_for, wanted, choice.spec.name));
+  };
+  check("method", data->method, choice.spec.name);
+  check("a model of", Describe(data->geometry), Describe(requirements.geometry));
+  if (requirements.checkpoint != nullptr) {
+    check("model", data->model_identity, requirements.checkpoint->Identity());
+  }
+  return data;
+}
+
+struct Simulation {
+  SimulatedConfig config;
+  std::shared_ptr<const CacheMethod> method;
+};
+
+Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requirements,
+                            const Choice& choice) {
+  CheckCommonOptions(options, requirements);
+  if (options.reference_accounting) {
+    throw InvalidInput(
+        "--reference-accounting",
+        fmt::format("{} counts every byte, expected a method of pages", choice.spec.name));
+  }
+  const KvGeometry& geometry = requirements.geometry;
+  Simulation simulation;
+  simulation.method = choice.simulated->make(
+      choice.spec, {geometry, options.kv_dtype, DataOf(choice, requirements)});
+  SimulatedConfig& config = simulation.config;
+  config.geometry = geometry;
+  config.float_type = options.kv_dtype;
+  config.max_sequences = requirements.max_sequences;
+  config.num_threads = requirements.num_threads;
+  config.rope = requirements.rope;
+  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+    config.budget_bytes.push_back(MostBlockBytes(*simulation.method, layer, requirements.max_len));
+  }
+  if (options.budget_bytes > 0) {
+    config.budget_bytes =
+        SplitBudget(options.budget_bytes, geometry.num_layers, config.budget_bytes);
+  }
+  ValidateSimulatedConfig(config, *simulation.method);
+  return simulation;
+}
+
+}  // namespace
+
+CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements) {
+  const Choice choice = Resolve(options.spec);
+  PMKVQ_CHECK_MSG(choice.simulated == nullptr, "a simulated method has no packed layout");
+  return ResolvePackedConfig(options, requirements);
+}
+
+KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements) {
+  const Choice choice = Resolve(options.spec);
+  if (choice.simulated == nullptr) return KvBudget(ResolvePackedConfig(options, requirements));
+  const Simulation simulation = ResolveSimulated(options, requirements, choice);
+  return KvBudget(simulation.config, simulation.method);
+}
+
+std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements) {
+  const Choice choice = Resolve(options.spec);
+  if (choice.simulated == nullptr) {
+    return MakePackedKvCache(ResolvePackedConfig(options, requirements));
+  }
+  const Simulation simulation = ResolveSimulated(options, requirements, choice);
+  return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);
+}
+
+const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {
+  static const std::vector<Tensor> kNone;
+  return Resolve(options.spec).simulated == nullptr ? PackedKeyScales(options) : kNone;
+}
+
+std::vector<MethodInfo> ListMethods() {
+  std::vector<MethodInfo> methods;
+  for (const PackedMethod& method : PackedMethods()) {
+    methods.push_back({method.name, method.description, method.keys});
+  }
+  for (const SimulatedMethod& method : SimulatedMethods()) {
+    methods.push_back(
+        {method.name, method.description, method.keys, true, method.calibrate != nullptr});
+  }
+  return methods;
+}
+
+std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& spec) {
+  const Choice choice = Resolve(spec);
+  return choice.spec.Files(*choice.keys);
+}
+
+void CheckIsCalibrated(const std::string& spec) {
+  const Choice choice = Resolve(spec);
+  if (choice.simulated == nullptr || choice.simulated->calibrate == nullptr) {
+    std::vector<std::string> names;
+    for (const SimulatedMethod& method : SimulatedMethods()) {
+      if (method.calibrate != nullptr) names.push_back(method.name);
+    }
+    throw InvalidInput("--kv", fmt::format("{} has nothing to calibrate, expected one of pm-kvq, "
+                                           "{}",
+                                           choice.spec.name, fmt::join(names, ", ")));
+  }
+  if (choice.spec.keys.contains("from")) {
+    throw InvalidInput("--kv", fmt::format("'{}': calibration makes the file of from=, expected a "
+                                           "SPEC without it",
+                                           spec));
+  }
+}
+
+MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
+                           const CalibrationContext& calibration, const CalibrationRecord& record) {
+  CheckIsCalibrated(spec);
+  const Choice choice = Resolve(spec);
+  MethodData data;
+  data.method = choice.spec.name;
+  data.spec = spec;
+  data.model_identity = calibration.model->checkpoint().Identity();
+  data.geometry = calibration.model->kv_geometry();
+  data.record = record;
+  data.tensors =
+      choice.simulated->calibrate(choice.spec, {data.geometry, kv_dtype, nullptr}, calibration);
+  return data;
+}
+
+}  // namespace pmkvq

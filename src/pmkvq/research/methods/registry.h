@@ -1,0 +1,79 @@
+// The only place that turns a SPEC string into a cache.
+//
+//   SPEC = name[:key=value[+key=value...]]
+//
+//   fp16        nothing quantised
+//   static-8, static-4, static-2   every closed page at once at that width
+//   pm-kvq      progressive: 16 -> 8 -> 4 -> 2 when the budget is reached
+// Their keys: kv/spec/packed_spec.h.
+//
+// Published methods run in the simulated cache (kv/simulated/simulated_cache.h), each in a file of
+// its own that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype;
+// a plan, its key scales included, and the options of pages (sink, window, policy) are not theirs.
+// Methods that are calibrated read what CalibrateMethod found by the key from=FILE (method_data.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_budget.h"
+#include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/spec/kv_options.h"
+#include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/research/calib/calibration.h"
+#include "pmkvq/research/methods/method_data.h"
+
+namespace pmkvq {
+
+// The packed cache's configuration for these options. Not for the SPEC of a simulated method.
+//
+// Budgets: --kv-budget (split over blocks in proportion to the plan's budgets for pm-kvq, evenly
+// otherwise); else for pm-kvq the bits key, else the plan's budgets; else, for fp16 and static-b,
+// what max_len tokens take at the method's own width. A plan gives fp16 and static-b its key
+// scales, sink and window only.
+// A budget that cannot hold max_len tokens is no error: the sequence ends with kv_budget.
+// Throws InvalidInput naming the option: unknown method or key (the known ones are listed), pm-kvq
+// without any budget, a plan for other shapes, and what ValidateCacheConfig refuses.
+CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements);
+
+// What a sequence may take with these options. A simulated method has the most that it takes at
+// any length up to max_len, or --kv-budget, split over blocks in proportion to that.
+// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method) and,
+// for the key from=, what LoadMethodData throws and InvalidInput for a file made for another
+// method, shape or model.
+KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements);
+
+// Makes the store. Throws as ResolveKvBudget, and IoError (memory).
+std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements);
+
+// Key scales that the options ask for: the plan's, or empty. The reference is valid as long as
+// `options.plan` lives. Throws InvalidInput for a wrong SPEC.
+const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
+
+// Names, one-line descriptions and keys, for help.
+struct MethodInfo {
+  std::string name;
+  std::string description;
+  SpecKeys keys;
+  bool is_simulated = false;   // Counts the method's bytes; takes nothing from a plan.
+  bool is_calibrated = false;  // CalibrateMethod measures what its key from= names.
+};
+std::vector<MethodInfo> ListMethods();
+
+// Key and path of every file that the SPEC names, whether it is there or not. Throws InvalidInput
+// for a wrong SPEC.
+std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& spec);
+
+// Throws InvalidInput naming --kv for a SPEC that CalibrateMethod refuses: an unknown method or
+// key, a method with nothing to calibrate, the key from=.
+void CheckIsCalibrated(const std::string& spec);
+// Runs the calibration of a published method. `record` says how the samples were drawn.
+// Throws as CheckIsCalibrated, and what a step of calibration throws, Cancelled among it.
+MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
+                           const CalibrationContext& calibration, const CalibrationRecord& record);
+
+}  // namespace pmkvq

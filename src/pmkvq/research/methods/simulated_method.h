@@ -1,0 +1,50 @@
+// What a file in methods/ gives the registry: a name, a line of help, a maker and, where the method
+// is calibrated, the measuring of it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "pmkvq/kv/simulated/cache_method.h"
+#include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/research/calib/calibration.h"
+#include "pmkvq/research/methods/method_data.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+struct MethodContext {
+  KvGeometry geometry;
+  DType float_type = DType::kF16;  // --kv-dtype: of values at full precision, and of metadata.
+  // The file of the key from=, made for this method and geometry; null: not given. Only for methods
+  // with a calibration.
+  std::shared_ptr<const MethodData> data;
+
+  // Bytes of `num_tokens` tokens of K, or of V, of one block at full precision.
+  int64_t FloatBytes(int64_t num_tokens) const {
+    return num_tokens * geometry.kv_dim() * static_cast<int64_t>(SizeOf(float_type));
+  }
+};
+
+struct SimulatedMethod {
+  std::string name;
+  std::string description;  // One line for --help, without keys.
+  // All keys and words of its SPEC; a method with a calibration declares FromKey.
+  SpecKeys keys;
+  // `spec` has passed MethodSpec::Check(keys). Throws InvalidInput naming --kv for values that do
+  // not go together or do not suit the geometry. The file of the key "from" is context.data.
+  std::shared_ptr<const CacheMethod> (*make)(const MethodSpec& spec, const MethodContext& context);
+  // Measures what `make` then finds as context.data->tensors: float32, names and shapes are the
+  // method's own. `context.data` is null. Null: the method has nothing to calibrate.
+  // Throws what a step of calibration throws (research/calib/calibration.h), Cancelled among it.
+  std::map<std::string, Tensor> (*calibrate)(const MethodSpec& spec, const MethodContext& context,
+                                             const CalibrationContext& calibration) = nullptr;
+};
+
+// The key from=FILE of a method with a calibration; `help`: what the file holds.
+inline SpecKey FromKey(const std::string& help) {
+  return FileKey("from", "none", help + " (pmkvq calibrate --kv makes it)");
+}
+
+}  // namespace pmkvq
