@@ -1,21 +1,61 @@
-# cmake --install: the program, the headers, and a package that gives pmkvq::pmkvq.
+# cmake --install: two libraries. pmkvq::pmkvq generates text; its headers are those that
+# public_headers.txt lists. pmkvq::research measures (find_package(pmkvq COMPONENTS research)). Also
+# the program, a pkg-config file for pmkvq::pmkvq, and the licences.
+#   cmake --install BUILD --component product    only what generates text
 include(CMakePackageConfigHelpers)
 
-add_library(pmkvq_all INTERFACE)
-set_target_properties(pmkvq_all PROPERTIES EXPORT_NAME pmkvq)
-target_link_libraries(pmkvq_all INTERFACE pmkvq_compare pmkvq_analysis)
-target_compile_features(pmkvq_all INTERFACE cxx_std_20)
+function(pmkvq_install_library name export)
+  add_library(pmkvq_${name}_package INTERFACE)
+  set_target_properties(pmkvq_${name}_package PROPERTIES EXPORT_NAME ${name})
+  target_compile_features(pmkvq_${name}_package INTERFACE cxx_std_20)
+  cmake_parse_arguments(ARG "" "COMPONENT" "LINK;MODULES" ${ARGN})
+  target_link_libraries(pmkvq_${name}_package INTERFACE ${ARG_LINK})
+  install(TARGETS ${ARG_MODULES} pmkvq_${name}_package EXPORT ${export}
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq COMPONENT ${ARG_COMPONENT})
+  install(EXPORT ${export} NAMESPACE pmkvq:: COMPONENT ${ARG_COMPONENT}
+    DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
+endfunction()
 
-install(TARGETS ${PMKVQ_MODULES} pmkvq_all EXPORT pmkvq-targets
-  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq)
-install(EXPORT pmkvq-targets NAMESPACE pmkvq:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
-install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+set(product_modules ${PMKVQ_MODULES})
+list(FILTER product_modules EXCLUDE REGEX "^research:")
+set(research_modules ${PMKVQ_MODULES})
+list(FILTER research_modules INCLUDE REGEX "^research:")
+list(TRANSFORM research_modules REPLACE "^research:" "")
+
+pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
+  LINK pmkvq_engine MODULES ${product_modules})
+pmkvq_install_library(research pmkvq-research-targets COMPONENT research
+  LINK pmkvq_pmkvq_package pmkvq_compare pmkvq_analysis MODULES ${research_modules})
+
+file(STRINGS cmake/public_headers.txt public_headers REGEX "^pmkvq/")
+foreach(header IN LISTS public_headers)
+  get_filename_component(folder ${header} DIRECTORY)
+  install(FILES src/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder} COMPONENT product)
+endforeach()
+# Headers of research/ include more of the product's than the list has.
+install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT research
   FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE PATTERN "*_impl.h" EXCLUDE
   PATTERN "detail.h" EXCLUDE)
+
 configure_package_config_file(cmake/pmkvq-config.cmake.in
   ${CMAKE_BINARY_DIR}/pmkvq-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/pmkvq-config-version.cmake
   COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/pmkvq-config.cmake ${CMAKE_BINARY_DIR}/pmkvq-config-version.cmake
-  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq COMPONENT product)
+
+# Static libraries: users of a module before the module.
+set(PMKVQ_PC_LIBS "")
+foreach(module IN LISTS product_modules)
+  string(PREPEND PMKVQ_PC_LIBS "-l${module} ")
+endforeach()
+# Relative to the file's folder: --prefix is known at the installation only.
+file(RELATIVE_PATH PMKVQ_PC_INCLUDE /${CMAKE_INSTALL_LIBDIR}/pkgconfig
+  /${CMAKE_INSTALL_INCLUDEDIR})
+configure_file(cmake/pmkvq.pc.in ${CMAKE_BINARY_DIR}/pmkvq.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/pmkvq.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
+  COMPONENT product)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT product)
+install(FILES third_party/chart.js/LICENSE.md DESTINATION ${CMAKE_INSTALL_DOCDIR}
+  RENAME LICENSE.chart.js.md COMPONENT research)

@@ -69,7 +69,10 @@ function(pmkvq_add_module name)
   target_link_libraries(pmkvq_${name}
     PUBLIC ${ARG_DEPENDS} ${ARG_PUBLIC_LIBRARIES}
     PRIVATE ${ARG_LIBRARIES} fmt::fmt $<BUILD_INTERFACE:pmkvq_options>)
-  set(PMKVQ_MODULES ${PMKVQ_MODULES} pmkvq_${name} CACHE INTERNAL "")
+  # "research:" marks the modules of the second library.
+  string(REGEX MATCH "^research" library ${ARG_FOLDER})
+  string(REPLACE "research" "research:" library "${library}")
+  set(PMKVQ_MODULES ${PMKVQ_MODULES} ${library}pmkvq_${name} CACHE INTERNAL "")
 
   if(PMKVQ_BUILD_TESTS AND tests)
     add_executable(pmkvq_${name}_test ${tests})

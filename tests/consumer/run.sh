@@ -9,7 +9,11 @@ flags=${3:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cmake --install "$build" --prefix "$work/prefix" >/dev/null
+cmake --install "$build" --prefix "$work/prefix" --component product >/dev/null
+if [ -d "$work/prefix/include/pmkvq/research" ]; then
+  echo "run.sh: the product's component holds headers of research/" >&2
+  exit 1
+fi
 cmake -S "$root/tests/consumer" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
   "-DCMAKE_PREFIX_PATH=$work/prefix" "-DCMAKE_CXX_FLAGS=$flags" >/dev/null
 cmake --build "$work/build"
@@ -20,5 +24,17 @@ output=$("$work/build/consumer" "$root/models/longcot-10m" "$message")
 echo "$output"
 grep -q 'boxed{108}' <<<"$output"
 grep -q '\[stop: ' <<<"$output"
-# Only what the installed headers include is installed.
-! find "$work/prefix" -name '*_impl.h' -o -name detail.h | grep .
+
+# The same program by pkg-config.
+pc=$(dirname "$(find "$work/prefix" -name pmkvq.pc)")
+# shellcheck disable=SC2046,SC2086 -- lists of flags
+g++ $flags "$root/tests/consumer/main.cc" -o "$work/by_pkg_config" \
+  $(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs pmkvq)
+"$work/by_pkg_config" "$root/models/longcot-10m" "$message" | grep -q 'boxed{108}'
+
+# The research library, beside the product's.
+cmake --install "$build" --prefix "$work/prefix" --component research >/dev/null
+cmake -S "$root/tests/consumer/research" -B "$work/research" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  "-DCMAKE_PREFIX_PATH=$work/prefix" "-DCMAKE_CXX_FLAGS=$flags" >/dev/null
+cmake --build "$work/research"
+"$work/research/research_consumer"
