@@ -1,8 +1,11 @@
 #include "pmkvq/engine/engine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -34,13 +37,21 @@ struct Task {
         request(std::move(r)),
         tokens(request.prompt_ids),
         random(request.seed),
-        text(tokenizer, request.stop) {}
+        text(tokenizer, request.stop) {
+    if (has_penalties()) {
+      for (const int32_t token : tokens) counts.emplace(token, 0);
+    }
+  }
 
   int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
   // Of the tokens, those that lie before the newest one and are not stored yet, `stored` being the
   // length of the sequence: 0 but for prompts and replayed tokens.
   int64_t num_waiting(int64_t stored) const {
     return static_cast<int64_t>(tokens.size()) - 1 - stored;
+  }
+  bool has_penalties() const {
+    return request.rules.repetition_penalty != 1.0 || request.rules.frequency_penalty != 0.0 ||
+           request.rules.presence_penalty != 0.0;
   }
   int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
 
@@ -54,6 +65,8 @@ struct Task {
   std::optional<FinishReason> finish;
   std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
   std::string error;                                // With kError.
+  TokenCounts counts;                               // What penalties speak of; else empty.
+  std::vector<TokenLogprobs> logprobs;
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;
@@ -64,11 +77,13 @@ struct TokenEvent {
   RequestId id;
   int32_t token;
   std::string text;
+  std::optional<TokenLogprobs> logprobs;
 };
 using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
 
 void Tell(EngineObserver& observer, const Event& event) {
   if (const auto* token = std::get_if<TokenEvent>(&event)) {
+    if (token->logprobs) observer.OnLogprobs(token->id, *token->logprobs);
     observer.OnToken(token->id, token->token, token->text);
   } else if (const auto* halving = std::get_if<std::pair<RequestId, HalvingEvent>>(&event)) {
     observer.OnHalving(halving->first, halving->second);
@@ -84,6 +99,9 @@ class CompletionCollector : public EngineObserver {
 
   void OnToken(RequestId id, int32_t token, const std::string& text) override {
     if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnLogprobs(RequestId id, const TokenLogprobs& logprobs) override {
+    if (next_ != nullptr) next_->OnLogprobs(id, logprobs);
   }
   void OnHalving(RequestId id, const HalvingEvent& event) override {
     if (next_ != nullptr) next_->OnHalving(id, event);
@@ -143,6 +161,7 @@ struct Engine::Impl {
   void Check(const Request& request) const;
   RequestId Submit(Request request);
   bool Step(EngineObserver* observer);
+  bool Cancel(RequestId id, EngineObserver* observer);
   void Admit();
   void Prefill(Task& task, const UncancelledScope& step);
   void Decode(EngineObserver* observer, const UncancelledScope& step);
@@ -155,7 +174,9 @@ struct Engine::Impl {
   void Fail(Task& task, const KvFailure& failure);
   // Queues the events; returns the time that each running request's halvings took.
   std::map<RequestId, double> TakeHalvings();
-  void Draw(Task& task, const float* logits);
+  // Draws from `logits` [V], which the request's rules may change.
+  void Draw(Task& task, float* logits);
+  bool EndsRequest(const Task& task, int32_t token) const;
   // Adds a drawn token. Returns the text that it completes; `end`: how it ends the request, if so.
   std::string Push(Task& task, int32_t token, std::optional<FinishReason>& end);
   void PushReplayed(Task& task);
@@ -270,6 +291,26 @@ bool Engine::Impl::Step(EngineObserver* observer) {
   RemoveFinished();
   Report(observer);
   return !running.empty() || !waiting.empty();
+}
+
+bool Engine::Impl::Cancel(RequestId id, EngineObserver* observer) {
+  const auto has_id = [&](const std::unique_ptr<Task>& task) { return task->id == id; };
+  bool is_found = false;
+  const auto wait = std::find_if(waiting.begin(), waiting.end(), has_id);
+  const auto run = std::find_if(running.begin(), running.end(), has_id);
+  if (wait != waiting.end()) {
+    const std::unique_ptr<Task> ended = std::move(*wait);
+    waiting.erase(wait);
+    Finish(*ended, FinishReason::kCancelled);
+    is_found = true;
+  } else if (run != running.end() && !(*run)->finish) {
+    const std::unique_ptr<Task> ended = std::move(*run);
+    running.erase(run);
+    Finish(*ended, FinishReason::kCancelled);
+    is_found = true;
+  }
+  Report(observer);
+  return is_found;
 }
 
 void Engine::Impl::Fail(Task& task, const KvFailure& failure) {
@@ -408,23 +449,54 @@ bool Engine::Impl::AddReplayed(Task& task, int64_t stored, std::vector<ForwardCh
   return true;
 }
 
-void Engine::Impl::Draw(Task& task, const float* logits) {
+void Engine::Impl::Draw(Task& task, float* logits) {
   const auto position = static_cast<int64_t>(task.tokens.size()) - 1;
   if (const std::optional<KvFailure> failure = model->FailureOfLogits(logits, position)) {
     return Fail(task, *failure);
   }
-  const int32_t token =
-      SampleToken(task.request.sampling, logits, model->config().vocab_size, task.random).value();
-  std::string text = Push(task, token, task.finish);
+  const Request& request = task.request;
+  const int64_t vocab_size = model->config().vocab_size;
+  // Log-probabilities are of what the model says, so that row is kept where rules change it.
+  std::vector<float> as_given;
+  const bool has_rules = !request.rules.changes_nothing() || task.num_drawn() < request.min_tokens;
+  if (has_rules && request.num_logprobs >= 0) as_given.assign(logits, logits + vocab_size);
+  ApplyLogitRules(request.rules, task.counts, logits);
+  if (task.num_drawn() < request.min_tokens) {
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    if (!request.ignore_eos) {
+      for (const int64_t token : model->config().eos_token_ids) logits[token] = kNever;
+    }
+    for (const int32_t token : request.stop_ids) logits[token] = kNever;
+  }
+  const std::optional<int32_t> token =
+      SampleToken(request.sampling, logits, vocab_size, task.random);
+  if (!token) {
+    return Fail(task, {fmt::format("sampling, position {}", position),
+                       "no token may be drawn: min_tokens and logit_bias leave none"});
+  }
+  std::optional<TokenLogprobs> logprobs;
+  if (request.num_logprobs >= 0) {
+    logprobs = LogprobsOf(as_given.empty() ? logits : as_given.data(), vocab_size, *token,
+                          request.num_logprobs);
+    task.logprobs.push_back(*logprobs);
+  }
+  std::string text = Push(task, *token, task.finish);
   if (task.finish) text += task.text.Finish();
-  events.emplace_back(TokenEvent{task.id, token, std::move(text)});
+  events.emplace_back(TokenEvent{task.id, *token, std::move(text), std::move(logprobs)});
+}
+
+bool Engine::Impl::EndsRequest(const Task& task, int32_t token) const {
+  const auto holds = [&](const auto& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return holds(task.request.stop_ids) ||
+         (!task.request.ignore_eos && holds(model->config().eos_token_ids));
 }
 
 std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
   task.tokens.push_back(token);
-  const std::vector<int64_t>& ends = model->config().eos_token_ids;
-  const bool is_end =
-      !task.request.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
+  if (task.has_penalties()) ++task.counts[token];
+  const bool is_end = EndsRequest(task, token);
   std::string text = is_end ? "" : task.text.Push(token);
   if (is_end || task.text.stopped()) {
     end = FinishReason::kStop;
@@ -441,6 +513,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.output_ids.assign(task.tokens.begin() + task.prompt_len(), task.tokens.end());
   completion.prompt_ids = std::move(task.request.prompt_ids);
   completion.text = task.text.text();
+  completion.logprobs = std::move(task.logprobs);
   completion.finish_reason = reason;
   completion.error = std::move(task.error);
   completion.prefill_seconds = task.prefill_seconds;
@@ -513,6 +586,8 @@ std::vector<Completion> Engine::Generate(std::vector<Request> requests, EngineOb
   for (const RequestId id : ids) completions.push_back(collector.Take(id));
   return completions;
 }
+
+bool Engine::Cancel(RequestId id, EngineObserver* observer) { return impl_->Cancel(id, observer); }
 
 void Engine::CancelAll(EngineObserver* observer) {
   for (const auto& task : impl_->running) {

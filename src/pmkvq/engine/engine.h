@@ -16,6 +16,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
+#include "pmkvq/kernels/sampling/logit_rules.h"
 #include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/kv/kv_store.h"
@@ -54,7 +55,13 @@ struct Request {
   uint64_t seed = 0;
   int64_t max_tokens = 0;         // 0: up to max_len, which bounds it in any case.
   std::vector<std::string> stop;  // Stop strings; cut from the text. Need a tokenizer.
+  std::vector<int32_t> stop_ids;  // End the request as end-of-sequence tokens do.
   bool ignore_eos = false;
+  int64_t min_tokens = 0;  // End-of-sequence tokens and stop_ids are not drawn before so many.
+  LogitRules rules;        // Penalties and biases.
+  // Log-probabilities of the drawn token and of this many of the likeliest ones, as the model gives
+  // them: before rules, temperature and filters. -1: none. Not with replay_ids.
+  int64_t num_logprobs = -1;
   // Tokens that the same request drew earlier, in a run that was interrupted: taken as drawn, with
   // the bits of the cache and of what follows as if they had been drawn anew. Costs less than
   // drawing them, as far as the cache allows (KvStore::ReserveOneByOne). What stands behind an end
@@ -81,6 +88,7 @@ struct Completion {
   std::vector<int32_t> prompt_ids;
   std::vector<int32_t> output_ids;  // End-of-sequence token included, where one was drawn.
   std::string text;  // Without special tokens and stop strings; "" without tokenizer.
+  std::vector<TokenLogprobs> logprobs;  // Of each output token, where the request asks for them.
   FinishReason finish_reason = FinishReason::kLength;
   // kError: one line that names block or output head, position, what was found and what helps.
   std::string error;
@@ -102,6 +110,8 @@ class EngineObserver {
   // where a request ends between tokens (kKvBudget, kCancelled, kError) only Completion::text has
   // it.
   virtual void OnToken(RequestId /*id*/, int32_t /*token*/, const std::string& /*text*/) {}
+  // Right before OnToken, for requests that ask for log-probabilities.
+  virtual void OnLogprobs(RequestId /*id*/, const TokenLogprobs& /*logprobs*/) {}
   virtual void OnHalving(RequestId /*id*/, const HalvingEvent& /*event*/) {}
   virtual void OnFinished(const Completion& /*completion*/) {}
 };
@@ -154,6 +164,10 @@ class Engine {
   std::vector<Completion> Generate(std::vector<Request> requests, EngineObserver* observer,
                                    const CancelFlag* cancel);
 
+  // Ends this request with kCancelled and what it has, between steps; its pages are free at once.
+  // False where no unfinished request has this id. Others go on with the bits that they have
+  // without it. Reports to `observer` (may be null).
+  bool Cancel(RequestId id, EngineObserver* observer);
   // Ends all unfinished requests with kCancelled.
   void CancelAll(EngineObserver* observer);
   // Closes a kept session's sequence, at once or when its running request ends. Kept sequences

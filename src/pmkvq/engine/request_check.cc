@@ -23,6 +23,21 @@ void CheckSampling(const SamplingParams& params) {
   CheckField(params.min_p >= 0 && params.min_p <= 1, "min_p", params.min_p, "a number in [0, 1]");
 }
 
+constexpr int64_t kMostLogprobs = 100;
+
+void CheckLogitRules(const LogitRules& rules, int64_t vocab_size) {
+  CheckField(std::isfinite(rules.repetition_penalty) && rules.repetition_penalty > 0,
+             "repetition_penalty", rules.repetition_penalty, "a number > 0 (1: off)");
+  CheckField(std::isfinite(rules.frequency_penalty), "frequency_penalty", rules.frequency_penalty,
+             "a number (0: off)");
+  CheckField(std::isfinite(rules.presence_penalty), "presence_penalty", rules.presence_penalty,
+             "a number (0: off)");
+  for (const auto& [token, bias] : rules.bias) {
+    CheckTokenIds({token}, vocab_size, "logit_bias");
+    CheckField(std::isfinite(bias), "logit_bias", bias, "a finite number");
+  }
+}
+
 }  // namespace
 
 int64_t CheckEngineOptions(const EngineOptions& options, const ModelConfig& model) {
@@ -77,6 +92,20 @@ void CheckRequest(const Request& request, const ModelConfig& model, const KvBudg
   CheckSampling(request.sampling);
   CheckField(request.max_tokens >= 0, "max_tokens", request.max_tokens,
              "a number >= 0 (0: up to the maximum length)");
+  CheckLogitRules(request.rules, model.vocab_size);
+  CheckTokenIds(request.stop_ids, model.vocab_size, "stop_ids");
+  CheckField(request.min_tokens >= 0, "min_tokens", request.min_tokens, "a number >= 0");
+  if (request.max_tokens > 0 && request.min_tokens > request.max_tokens) {
+    throw InvalidInput("min_tokens", fmt::format("found {}, expected at most max_tokens {}",
+                                                 request.min_tokens, request.max_tokens));
+  }
+  CheckField(request.num_logprobs >= -1 && request.num_logprobs <= kMostLogprobs, "num_logprobs",
+             request.num_logprobs, "a number in [-1, 100] (-1: none)");
+  if (request.num_logprobs >= 0 && !request.replay_ids.empty()) {
+    throw InvalidInput("num_logprobs",
+                       "found replay_ids beside it, whose log-probabilities are not "
+                       "known; expected one of them");
+  }
   for (const std::string& stop : request.stop) {
     if (stop.empty()) throw InvalidInput("stop", "found an empty string, expected text");
     if (!has_tokenizer) {
