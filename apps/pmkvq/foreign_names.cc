@@ -12,7 +12,8 @@ constexpr std::string_view kNoGpu = "pmkvq runs on the CPU only, leave it out";
 constexpr std::string_view kOneMachine = "pmkvq runs on one machine without GPUs, leave it out";
 constexpr std::string_view kNoServer = "there is no server yet";
 constexpr std::string_view kSampling =
-    "not supported: sampling has --temperature, --top-k, --top-p and --min-p";
+    "not supported: sampling has --temperature, --top-k, --top-p, --min-p, penalties and "
+    "--logit-bias";
 constexpr std::string_view kNoGrammar = "output cannot be constrained yet";
 constexpr std::string_view kFromConfig = "it is read from the model's config.json";
 constexpr std::string_view kMapped = "weights are always mapped from their files";
@@ -96,14 +97,10 @@ constexpr ForeignName kOptions[] = {
     {"-s", "--seed", ""},
     {"--do-sample", "--temperature", "0 is greedy"},
     {"--num-beams", "", "there is no beam search: sampling only"},
-    {"--repeat-penalty", "", kSampling},
-    {"--repetition-penalty", "", kSampling},
-    {"--presence-penalty", "", kSampling},
-    {"--frequency-penalty", "", kSampling},
+    {"--repeat-penalty", "--repetition-penalty", ""},
     {"--repeat-last-n", "", kSampling},
     {"--typical", "", kSampling},
     {"--mirostat", "", kSampling},
-    {"--logit-bias", "", kSampling},
     {"--grammar", "", kNoGrammar},
     {"--grammar-file", "", kNoGrammar},
     {"--json-schema", "", kNoGrammar},

@@ -1,6 +1,9 @@
 // pmkvq run: generate or chat in the terminal, with live cache statistics.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <stdexcept>
 
 #include "chat.h"
@@ -48,10 +51,51 @@ struct Options {
   int64_t num_samples = 1;
   int64_t max_tokens = 0;
   std::vector<std::string> stop;
+  LogitRules rules;
+  std::vector<std::string> logit_bias;
+  int64_t min_tokens = 0;
+  int64_t num_logprobs = -1;
   SamplingCommandOptions sampling;
   WeightCommandOptions weights;
   KvCommandOptions kv;
 };
+
+// "39=-2.5": token id and what is added to its logit.
+std::pair<int32_t, float> ParseLogitBias(const std::string& text) {
+  const size_t equals = std::min(text.find('='), text.size());
+  const auto read = [](std::string_view part, auto* value) {
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), *value);
+    return error == std::errc() && end == part.data() + part.size();
+  };
+  int32_t token = -1;
+  float bias = 0;
+  const std::string_view whole = text;
+  if (equals == text.size() || !read(whole.substr(0, equals), &token) || token < 0 ||
+      !read(whole.substr(equals + 1), &bias) || !std::isfinite(bias)) {
+    throw CLI::ValidationError(
+        "--logit-bias", fmt::format("found '{}', expected a token id and a number: 39=-2.5", text));
+  }
+  return {token, bias};
+}
+
+void WriteLogprobs(JsonWriter& json, const std::vector<TokenLogprobs>& logprobs) {
+  const auto pair = [&](const TokenLogprob& one) {
+    json.Key("token").Int(one.token).Key("logprob").Number(one.logprob);
+  };
+  json.Key("logprobs").BeginArray();
+  for (const TokenLogprobs& token : logprobs) {
+    json.BeginObject();
+    pair(token.drawn);
+    json.Key("top").BeginArray();
+    for (const TokenLogprob& one : token.top) {
+      json.BeginObject();
+      pair(one);
+      json.EndObject();
+    }
+    json.EndArray().EndObject();
+  }
+  json.EndArray();
+}
 
 void WriteResult(const Options& options, const std::vector<Completion>& completions) {
   if (options.json.empty()) return;
@@ -65,6 +109,7 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
     json.Key("finish_reason").String(NameOf(completion.finish_reason));
     if (completion.finish_reason == FinishReason::kError)
       json.Key("error").String(completion.error);
+    if (options.num_logprobs >= 0) WriteLogprobs(json, completion.logprobs);
     json.Key("kv").BeginObject();
     json.Key("bytes").Int(completion.kv.bytes);
     json.Key("budget_bytes").Int(completion.kv.budget_bytes);
@@ -89,6 +134,12 @@ Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids, int
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;
   request.ignore_eos = options.ignore_eos;
+  request.rules = options.rules;
+  for (const std::string& bias : options.logit_bias) {
+    request.rules.bias.push_back(ParseLogitBias(bias));
+  }
+  request.min_tokens = options.min_tokens;
+  request.num_logprobs = options.json.empty() ? -1 : options.num_logprobs;
   return request;
 }
 
@@ -259,6 +310,9 @@ void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
     WarnWithoutEffect(command, {"--system"}, "--chat-template none has no place for it");
   }
   options.sampling.WarnOfUnused(kDefaultTemperature);
+  if (options.json.empty()) {
+    WarnWithoutEffect(command, {"--logprobs"}, "they are shown in --json only");
+  }
   if (options.num_samples > 1 &&
       options.sampling.Resolve(kDefaultTemperature, kDefaultTopP).temperature == 0) {
     PrintError("warning: --temperature 0 makes all samples of -n equal");
@@ -303,6 +357,37 @@ void AddRun(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", options->ignore_eos, "go on after end-of-sequence tokens");
+  command
+      ->add_option("--min-tokens", options->min_tokens,
+                   "output tokens before which no end-of-sequence token is drawn")
+      ->transform(WholeNumber(0, kMostTokens))
+      ->capture_default_str();
+  command
+      ->add_option("--logprobs", options->num_logprobs,
+                   "with --json: log-probabilities of each token and of this many of the likeliest")
+      ->transform(WholeNumber(0, 100));
+  constexpr double kMostPenalty = 1000;
+  command
+      ->add_option("--repetition-penalty", options->rules.repetition_penalty,
+                   "> 1: tokens of prompt and output come again less often")
+      ->transform(DecimalNumber(0.001, kMostPenalty))
+      ->capture_default_str();
+  command
+      ->add_option("--frequency-penalty", options->rules.frequency_penalty,
+                   "> 0: the same by how often a token is in the output")
+      ->transform(DecimalNumber(-kMostPenalty, kMostPenalty))
+      ->capture_default_str();
+  command
+      ->add_option("--presence-penalty", options->rules.presence_penalty,
+                   "> 0: the same once for a token that is in the output")
+      ->transform(DecimalNumber(-kMostPenalty, kMostPenalty))
+      ->capture_default_str();
+  command
+      ->add_option("--logit-bias", options->logit_bias,
+                   "ID=VALUE: added to the logit of a token (may be repeated)")
+      ->type_name("ID=VALUE")
+      ->take_all()
+      ->allow_extra_args(false);
   options->sampling.Register(*command, "0.6", "0.95", "seed of the first sample; each has its own");
   AddJson(*command, options->json, "write the result as JSON");
   NamesFile(command->add_option("--stats", options->stats,

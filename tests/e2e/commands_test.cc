@@ -90,6 +90,34 @@ TEST(Run, WorksWithoutTokenizerWhenIdsAreGiven) {
   EXPECT_EQ(json.At("sequences").At(size_t{0}).At("finish_reason").AsString(), "length");
 }
 
+TEST(Run, PenaltiesBiasesAndLogprobs) {
+  const std::vector<std::string> base = {"run",   "--model",      kTiny,    "--prompt-ids",
+                                         "1,2,3", "--max-tokens", "8",      "--temperature",
+                                         "0",     "--ignore-eos", "--json", "-"};
+  const auto run = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return ParseOut(RunProgram(more)).At("sequences").At(size_t{0});
+  };
+  EXPECT_FALSE(run({}).Has("logprobs"));
+  const JsonValue forced = run({"--logit-bias", "7=10000", "--logprobs", "2"});
+  EXPECT_EQ(forced.At("output_ids").Dump(), "[7,7,7,7,7,7,7,7]");
+  const JsonValue logprobs = forced.At("logprobs");
+  ASSERT_EQ(logprobs.size(), 8u);
+  EXPECT_EQ(logprobs.At(size_t{0}).At("token").AsInt(), 7);
+  EXPECT_LT(logprobs.At(size_t{0}).At("logprob").AsDouble(), 0);
+  EXPECT_EQ(logprobs.At(size_t{0}).At("top").size(), 2u);
+  const JsonValue once = run({"--presence-penalty", "900"}).At("output_ids");
+  for (size_t i = 0; i < once.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) EXPECT_NE(once.At(i).AsInt(), once.At(j).AsInt());
+  }
+  for (const std::string wrong : {"7", "7=", "=1", "x=1", "-1=2", "7=nan", "7=1x"}) {
+    const ProgramResult result =
+        RunProgram({"run", "--model", kTiny, "--prompt-ids", "1", "--logit-bias", wrong});
+    EXPECT_EQ(result.exit_code, 2) << wrong;
+    EXPECT_NE(result.err.find("--logit-bias"), std::string::npos) << result.err;
+  }
+}
+
 TEST(Run, SimulatedMethodsCountTheirBytes) {
   // 2 blocks, 2 KV heads of 16: 64 bytes of K or V a token at 16 bits. 39 tokens are stored.
   const std::vector<std::pair<std::string, int64_t>> cases = {

@@ -88,7 +88,7 @@ TEST(UnknownNames, OptionsOfOtherProgramsAreAnsweredWithOurs) {
            {{"-tp", "2"}, "one machine"},
            {{"-ngl", "99"}, "CPU"},
            {{"--n-gpu-layers", "99"}, "CPU"},
-           {{"--repeat-penalty", "1.1"}, "not supported"},
+           {{"--repeat-penalty", "1.1"}, "--repetition-penalty"},
            {{"--batch-size", "512"}, "--batch"},
            {{"--max-num-seqs", "16"}, "eval"}}) {
     const std::string name = foreign.front().substr(0, foreign.front().find('='));
