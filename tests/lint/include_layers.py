@@ -2,7 +2,8 @@
 """Checks that every module includes only itself and modules of a lower level.
 
 Usage: include_layers.py SOURCE_ROOT. Levels are those of docs/architecture.md.
-Also checks that third-party headers stay inside the modules that own them.
+Also checks that third-party headers stay inside the modules that own them, and that no headers
+include each other in a circle.
 """
 import pathlib
 import re
@@ -36,6 +37,27 @@ def module_of(parts) -> str:
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 
 
+def circles(root) -> list[str]:
+    """A message for every circle of includes among the headers below src/."""
+    includes = {}
+    for path in (root / "src").rglob("*.h"):
+        found = (INCLUDE.match(line) for line in path.read_text().splitlines())
+        includes[path.relative_to(root / "src").as_posix()] = [m.group(1) for m in found if m]
+    errors, done = [], set()
+
+    def visit(header, path):
+        if header in path:
+            errors.append("circle: " + " -> ".join([*path[path.index(header):], header]))
+        elif header not in done:
+            for included in includes.get(header, []):
+                visit(included, [*path, header])
+            done.add(header)
+
+    for header in sorted(includes):
+        visit(header, [])
+    return errors
+
+
 def main() -> int:
     root = pathlib.Path(sys.argv[1])
     errors = []
@@ -65,6 +87,7 @@ def main() -> int:
                         or not any(relative.startswith(owner) for owner in owners)):
                     errors.append(f"{relative}:{number}: {header} may be included only in .cc files of "
                                   f"{', '.join(owners)}")
+    errors += circles(root)
     print(f"{files} files checked, {len(errors)} violations")
     print("\n".join(errors))
     return 1 if errors or files == 0 else 0

@@ -15,9 +15,10 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/threads.h"
-#include "pmkvq/engine/output_text.h"
+#include "pmkvq/engine/events.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/engine/sequences.h"
+#include "pmkvq/engine/task.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 
@@ -29,95 +30,6 @@ using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// One request from Submit to its end.
-struct Task {
-  Task(RequestId request_id, Request r, const std::shared_ptr<const Tokenizer>& tokenizer)
-      : id(request_id),
-        request(std::move(r)),
-        tokens(request.prompt_ids),
-        random(request.seed),
-        text(tokenizer, request.stop) {
-    if (has_penalties()) {
-      for (const int32_t token : tokens) counts.emplace(token, 0);
-    }
-  }
-
-  int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
-  // Of the tokens, those that lie before the newest one and are not stored yet, `stored` being the
-  // length of the sequence: 0 but for prompts and replayed tokens.
-  int64_t num_waiting(int64_t stored) const {
-    return static_cast<int64_t>(tokens.size()) - 1 - stored;
-  }
-  bool has_penalties() const {
-    return request.rules.repetition_penalty != 1.0 || request.rules.frequency_penalty != 0.0 ||
-           request.rules.presence_penalty != 0.0;
-  }
-  int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
-
-  RequestId id;
-  Request request;
-  std::vector<int32_t> tokens;  // Prompt, then drawn tokens.
-  Random random;
-  OutputText text;
-  int64_t max_drawn = 0;
-  std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
-  std::optional<FinishReason> finish;
-  std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
-  std::string error;                                // With kError.
-  TokenCounts counts;                               // What penalties speak of; else empty.
-  std::vector<TokenLogprobs> logprobs;
-  double prefill_seconds = 0;
-  double decode_seconds = 0;
-  double longest_pause_us = 0;
-};
-
-// What a request is told, kept until the observer has taken it.
-struct TokenEvent {
-  RequestId id;
-  int32_t token;
-  std::string text;
-  std::optional<TokenLogprobs> logprobs;
-};
-using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
-
-void Tell(EngineObserver& observer, const Event& event) {
-  if (const auto* token = std::get_if<TokenEvent>(&event)) {
-    if (token->logprobs) observer.OnLogprobs(token->id, *token->logprobs);
-    observer.OnToken(token->id, token->token, token->text);
-  } else if (const auto* halving = std::get_if<std::pair<RequestId, HalvingEvent>>(&event)) {
-    observer.OnHalving(halving->first, halving->second);
-  } else {
-    observer.OnFinished(std::get<Completion>(event));
-  }
-}
-
-// Passes everything on and keeps what finished.
-class CompletionCollector : public EngineObserver {
- public:
-  explicit CompletionCollector(EngineObserver* next) : next_(next) {}
-
-  void OnToken(RequestId id, int32_t token, const std::string& text) override {
-    if (next_ != nullptr) next_->OnToken(id, token, text);
-  }
-  void OnLogprobs(RequestId id, const TokenLogprobs& logprobs) override {
-    if (next_ != nullptr) next_->OnLogprobs(id, logprobs);
-  }
-  void OnHalving(RequestId id, const HalvingEvent& event) override {
-    if (next_ != nullptr) next_->OnHalving(id, event);
-  }
-  void OnFinished(const Completion& completion) override {
-    finished_.insert_or_assign(completion.id, completion);
-    if (next_ != nullptr) next_->OnFinished(completion);
-  }
-
-  bool Has(RequestId id) const { return finished_.contains(id); }
-  Completion Take(RequestId id) { return std::move(finished_.at(id)); }
-
- private:
-  EngineObserver* next_;
-  std::map<RequestId, Completion> finished_;
-};
 
 }  // namespace
 

@@ -1,0 +1,61 @@
+// What happens to requests, queued for the observer.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "pmkvq/engine/engine.h"
+
+namespace pmkvq {
+
+// What a request is told, kept until the observer has taken it.
+struct TokenEvent {
+  RequestId id;
+  int32_t token;
+  std::string text;
+  std::optional<TokenLogprobs> logprobs;
+};
+using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
+
+inline void Tell(EngineObserver& observer, const Event& event) {
+  if (const auto* token = std::get_if<TokenEvent>(&event)) {
+    if (token->logprobs) observer.OnLogprobs(token->id, *token->logprobs);
+    observer.OnToken(token->id, token->token, token->text);
+  } else if (const auto* halving = std::get_if<std::pair<RequestId, HalvingEvent>>(&event)) {
+    observer.OnHalving(halving->first, halving->second);
+  } else {
+    observer.OnFinished(std::get<Completion>(event));
+  }
+}
+
+// Passes everything on and keeps what finished.
+class CompletionCollector : public EngineObserver {
+ public:
+  explicit CompletionCollector(EngineObserver* next) : next_(next) {}
+
+  void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnLogprobs(RequestId id, const TokenLogprobs& logprobs) override {
+    if (next_ != nullptr) next_->OnLogprobs(id, logprobs);
+  }
+  void OnHalving(RequestId id, const HalvingEvent& event) override {
+    if (next_ != nullptr) next_->OnHalving(id, event);
+  }
+  void OnFinished(const Completion& completion) override {
+    finished_.insert_or_assign(completion.id, completion);
+    if (next_ != nullptr) next_->OnFinished(completion);
+  }
+
+  bool Has(RequestId id) const { return finished_.contains(id); }
+  Completion Take(RequestId id) { return std::move(finished_.at(id)); }
+
+ private:
+  EngineObserver* next_;
+  std::map<RequestId, Completion> finished_;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,59 @@
+// A request while the engine works on it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pmkvq/base/random.h"
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/output_text.h"
+
+namespace pmkvq {
+
+// One request from Submit to its end.
+struct Task {
+  Task(RequestId request_id, Request r, const std::shared_ptr<const Tokenizer>& tokenizer)
+      : id(request_id),
+        request(std::move(r)),
+        tokens(request.prompt_ids),
+        random(request.seed),
+        text(tokenizer, request.stop) {
+    if (has_penalties()) {
+      for (const int32_t token : tokens) counts.emplace(token, 0);
+    }
+  }
+
+  int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
+  // Of the tokens, those that lie before the newest one and are not stored yet, `stored` being the
+  // length of the sequence: 0 but for prompts and replayed tokens.
+  int64_t num_waiting(int64_t stored) const {
+    return static_cast<int64_t>(tokens.size()) - 1 - stored;
+  }
+  bool has_penalties() const {
+    return request.rules.repetition_penalty != 1.0 || request.rules.frequency_penalty != 0.0 ||
+           request.rules.presence_penalty != 0.0;
+  }
+  int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
+
+  RequestId id;
+  Request request;
+  std::vector<int32_t> tokens;  // Prompt, then drawn tokens.
+  Random random;
+  OutputText text;
+  int64_t max_drawn = 0;
+  std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
+  std::optional<FinishReason> finish;
+  std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
+  std::string error;                                // With kError.
+  TokenCounts counts;                               // What penalties speak of; else empty.
+  std::vector<TokenLogprobs> logprobs;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+  double longest_pause_us = 0;
+};
+
+}  // namespace pmkvq
