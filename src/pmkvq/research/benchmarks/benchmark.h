@@ -2,13 +2,13 @@
 // graded.
 //
 // longcot     .jsonl of the shipped model (problem, answer, task, level, reference_chain)
-// aime, cmimc, hmmt   a folder in the layout of the paper's reference (eval/contest.h): DIR is one
+// aime, cmimc, hmmt   a folder in the layout of the paper's reference (contest.h): DIR is one
 //             contest or the folder of several, which are taken in the order of their names
 // gsm8k       test.jsonl (question; answer ends in "#### N")
 // math500     test.jsonl (problem, answer)
 // jsonl       any .jsonl with problem, answer, and optionally id, task, level, reference_chain
 // livecodebench   .jsonl of code problems, or a folder of test*.jsonl; graded by running the tests
-//             (eval/code_problem.h)
+//             (code_problem.h)
 //
 // Words: a contest problem is followed by a line break and its contest's instruction; gsm8k and
 // math500 by a line break and the instruction that the reference puts behind every problem; longcot

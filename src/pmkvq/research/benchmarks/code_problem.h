@@ -1,5 +1,5 @@
 // Code problems: LiveCodeBench's data, the prompt, and grading by running the tests in a sandbox
-// (eval/code_sandbox.h). Formats: docs/formats.md, "Code problems".
+// (research/sandbox/code_sandbox.h). Formats: docs/formats.md, "Code problems".
 #pragma once
 
 #include <cstddef>

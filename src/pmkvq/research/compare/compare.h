@@ -1,5 +1,5 @@
 // Cache methods beside each other: the same problems and seeds, pairs of outcomes, intervals and
-// tests. Knows nothing of models; runs come from eval/evaluation.h or from files.
+// tests. Knows nothing of models; runs come from research/eval/evaluation.h or from files.
 #pragma once
 
 #include <cstdint>

@@ -3,8 +3,8 @@
 // With a folder, each response is one line of DIR/responses.jsonl (docs/formats.md), written whole
 // and at once as it finishes. A later run with the same settings (DIR/run.json) does what is
 // missing and nothing twice: a last line that a kill cut short is dropped and done again. Tokens of
-// responses that are not finished are kept, too (eval/unfinished.h), at least once a second; a
-// later run goes on with them. The folder is locked while a run writes to it.
+// responses that are not finished are kept, too (research/eval/unfinished.h), at least once a
+// second; a later run goes on with them. The folder is locked while a run writes to it.
 //
 // A response depends on the settings, the problem and its index alone: its seed is drawn from
 // (seed, problem id, response index), so batch, order, selection and resumption change nothing.
@@ -130,19 +130,19 @@ struct ResponseSummary {
 ResponseSummary SummarizeResponses(const std::vector<Response>& responses);
 
 // Throws Unsupported where this machine cannot grade such responses: code needs an interpreter and
-// a sandbox (eval/code_sandbox.h). To be called before anything is generated.
+// a sandbox (research/sandbox/code_sandbox.h). To be called before anything is generated.
 void CheckCanGrade(Grading grading);
 
 // Called after each response is in the log.
 using ResponseCallback = std::function<void(const Response&)>;
 
 // Generates and grades what `log` lacks of `problems` x num_responses; code is tested while other
-// responses are generated (eval/grader.h). A prompt longer than max_len ("length") or than the KV
-// budget holds ("kv_budget") is an unsolved response without output. Stops early with `cancel`;
-// what has been begun is then in log.unfinished(), with which the next call goes on. `observer`
-// (may be null) sees tokens as they are drawn.
-// Returns the wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade
-// before the first response is made; a prompt that is refused is named by its problem.
+// responses are generated (research/eval/grader.h). A prompt longer than max_len ("length") or than
+// the KV budget holds ("kv_budget") is an unsolved response without output. Stops early with
+// `cancel`; what has been begun is then in log.unfinished(), with which the next call goes on.
+// `observer` (may be null) sees tokens as they are drawn. Returns the wall time in seconds. Throws
+// what Engine and ResponseLog throw, and CheckCanGrade before the first response is made; a prompt
+// that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<const Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,

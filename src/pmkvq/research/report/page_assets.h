@@ -6,7 +6,7 @@
 namespace pmkvq::embedded {
 
 extern const std::string_view kChartJs;  // third_party/chart.js
-extern const std::string_view kPageCss;  // eval/html_page.css
-extern const std::string_view kPageJs;   // eval/html_page.js
+extern const std::string_view kPageCss;  // research/report/html_page.css
+extern const std::string_view kPageJs;   // research/report/html_page.js
 
 }  // namespace pmkvq::embedded
