@@ -22,6 +22,9 @@ namespace {
 
 constexpr int64_t kSession = 0;
 
+// A person at a terminal pressed it; SIGTERM and a signal to a piped chat are for the program.
+bool CtrlCIsForTheChat() { return StdinIsTerminal() && !TerminationRequested(); }
+
 class ChatLoop {
  public:
   ChatLoop(const ChatOptions& options, Engine& engine, const Tokenizer& tokenizer, StatsFile* stats)
@@ -121,14 +124,14 @@ void ChatLoop::Run() {
     const LineEnd end = ReadMessage(editor_, Prompt(), &message);
     if (end == LineEnd::kEndOfInput) return;
     if (end == LineEnd::kInterrupted) {
-      if (StdinIsTerminal() && !TerminationRequested() && Clock::now() < late_until_) {
+      if (CtrlCIsForTheChat() && Clock::now() < late_until_) {
         ClearInterrupt();
         late_until_ = {};
         PrintErrorWrapped("the answer had ended; Ctrl-C at an empty prompt ends the chat");
         continue;
       }
       // On a terminal Ctrl-C at the prompt is a usual way out; elsewhere the run was interrupted.
-      if (StdinIsTerminal() && !TerminationRequested()) ClearInterrupt();
+      if (CtrlCIsForTheChat()) ClearInterrupt();
       return;
     }
     if (message.find_first_not_of(" \t\r\n") == std::string::npos) continue;
@@ -205,9 +208,7 @@ bool ChatLoop::Answer() {
   }
   kv_ = answer.kv;
   messages_.push_back({"assistant", answer.text});
-  if (IsCancelled(InterruptFlag()) && StdinIsTerminal() && !TerminationRequested()) {
-    ClearInterrupt();
-  }
+  if (IsCancelled(InterruptFlag()) && CtrlCIsForTheChat()) ClearInterrupt();
   return true;
 }
 

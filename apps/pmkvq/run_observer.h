@@ -18,7 +18,7 @@ struct RunOutput {
   bool in_thinking = false;  // The prompt ends in an opened <think>.
   bool reports_all = true;   // A closing line per sample; false: only for a spent budget.
   // What to do when the budget is spent.
-  std::string budget_remedy = "raise --kv-budget for longer output";
+  std::string budget_remedy;
 };
 
 // Prints text as it comes (one sample) or when a sample is done (several), keeps the status line

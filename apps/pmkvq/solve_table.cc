@@ -25,7 +25,7 @@ std::string FormatShares(const PagesPerWidth& pages) {
 }  // namespace
 
 std::string FormatSolveTable(const std::vector<SolveRow>& rows) {
-  // 78 columns in all; a longer SPEC stands on a line of its own.
+  // 78 columns in all; a SPEC that does not fit its column is printed on a separate line.
   constexpr size_t kMostOfName = 11;
   size_t width = 6;
   for (const SolveRow& row : rows) {

@@ -6,6 +6,8 @@
 #include <cctype>
 #include <vector>
 
+#include "pmkvq/base/strings.h"
+
 namespace pmkvq {
 namespace {
 
@@ -82,12 +84,7 @@ std::string NearestName(std::string_view found, std::span<const std::string> nam
 
 std::string DidYouMean(std::string_view found, std::span<const std::string> names) {
   const std::vector<std::string> nearest = NearestNames(found, names);
-  if (nearest.empty()) return "";
-  std::string text = nearest.front();
-  for (size_t i = 1; i < nearest.size(); ++i) {
-    text += (i + 1 < nearest.size() ? ", " : " or ") + nearest[i];
-  }
-  return fmt::format(": did you mean {}?", text);
+  return nearest.empty() ? "" : fmt::format(": did you mean {}?", ListOf(nearest, " or "));
 }
 
 }  // namespace pmkvq

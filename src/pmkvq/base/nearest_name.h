@@ -14,8 +14,7 @@ namespace pmkvq {
 std::string NearestName(std::string_view found, std::span<const std::string> names);
 
 // ": did you mean NAME?" or "" when there is no such name. Names that are equally near are all
-// said:
-// ": did you mean A, B or C?".
+// said: ": did you mean A, B or C?".
 std::string DidYouMean(std::string_view found, std::span<const std::string> names);
 
 }  // namespace pmkvq

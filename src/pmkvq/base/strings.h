@@ -14,11 +14,11 @@ inline std::string_view Trim(std::string_view text, std::string_view characters 
   return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
 }
 
-// "a, b and c"
-inline std::string ListOf(const std::vector<std::string>& names) {
+// "a, b and c", with `last` before the last one.
+inline std::string ListOf(const std::vector<std::string>& names, const char* last = " and ") {
   std::string text;
   for (size_t i = 0; i < names.size(); ++i) {
-    text += (i == 0 ? "" : i + 1 == names.size() ? " and " : ", ") + names[i];
+    text += (i == 0 ? "" : i + 1 == names.size() ? last : ", ") + names[i];
   }
   return text;
 }

@@ -42,10 +42,7 @@ KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) 
 
 EngineCache MakePackedCache(const Model& model, const KvOptions& options,
                             const EngineOptions& engine) {
-  const KvOptions kv = ApplySpecKeys(options);
-  if (kv.plan != nullptr) {
-    CheckPlanMatches(*kv.plan, model.checkpoint().Identity(), kv.plan_path);
-  }
+  const KvOptions kv = ApplySpecKeysFor(model.checkpoint().Identity(), options);
   const CacheConfig config = ResolvePackedConfig(kv, RequirementsOf(model, engine));
   return {MakePackedKvCache(config), KvBudget(config)};
 }
@@ -407,7 +404,7 @@ bool Engine::Impl::EndsRequest(const Task& task, int32_t token) const {
 
 std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
   task.tokens.push_back(token);
-  if (task.has_penalties()) ++task.counts[token];
+  if (task.request.rules.has_penalties()) ++task.counts[token];
   const bool is_end = EndsRequest(task, token);
   std::string text = is_end ? "" : task.text.Push(token);
   if (is_end || task.text.stopped()) {

@@ -22,7 +22,7 @@ struct Task {
         tokens(request.prompt_ids),
         random(request.seed),
         text(tokenizer, request.stop) {
-    if (has_penalties()) {
+    if (request.rules.has_penalties()) {
       for (const int32_t token : tokens) counts.emplace(token, 0);
     }
   }
@@ -32,10 +32,6 @@ struct Task {
   // length of the sequence: 0 but for prompts and replayed tokens.
   int64_t num_waiting(int64_t stored) const {
     return static_cast<int64_t>(tokens.size()) - 1 - stored;
-  }
-  bool has_penalties() const {
-    return request.rules.repetition_penalty != 1.0 || request.rules.frequency_penalty != 0.0 ||
-           request.rules.presence_penalty != 0.0;
   }
   int64_t num_drawn() const { return static_cast<int64_t>(tokens.size()) - prompt_len(); }
 

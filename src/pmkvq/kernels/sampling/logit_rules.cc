@@ -9,9 +9,7 @@
 namespace pmkvq {
 
 void ApplyLogitRules(const LogitRules& rules, const TokenCounts& counts, float* logits) {
-  const bool penalises = rules.repetition_penalty != 1.0 || rules.frequency_penalty != 0.0 ||
-                         rules.presence_penalty != 0.0;
-  if (penalises) {
+  if (rules.has_penalties()) {
     for (const auto& [token, count] : counts) {
       double logit = static_cast<double>(logits[token]);
       logit = logit > 0 ? logit / rules.repetition_penalty : logit * rules.repetition_penalty;

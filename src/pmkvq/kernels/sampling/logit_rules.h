@@ -14,10 +14,10 @@ struct LogitRules {
   double presence_penalty = 0.0;    // Once for a token that occurs in the output.
   std::vector<std::pair<int32_t, float>> bias;  // Token id, what is added to its logit.
 
-  bool changes_nothing() const {
-    return repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0 &&
-           bias.empty();
+  bool has_penalties() const {
+    return repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0;
   }
+  bool changes_nothing() const { return !has_penalties() && bias.empty(); }
 };
 
 // The tokens that penalties speak of: how often each occurs in the output; 0 for a token that

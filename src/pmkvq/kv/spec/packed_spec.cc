@@ -186,6 +186,12 @@ const std::vector<PackedMethod>& PackedMethods() {
   return methods;
 }
 
+KvOptions ApplySpecKeysFor(const std::string& model_identity, const KvOptions& options) {
+  KvOptions kv = ApplySpecKeys(options);
+  if (kv.plan != nullptr) CheckPlanMatches(*kv.plan, model_identity, kv.plan_path);
+  return kv;
+}
+
 std::span<const KvRecipe> KvRecipes() { return kRecipes; }
 
 const PackedMethod* FindPackedMethod(std::string_view name) {

@@ -33,6 +33,9 @@ const PackedMethod* FindPackedMethod(std::string_view name);
 // Throws InvalidInput for a wrong key of a packed SPEC, and what LoadPlan throws.
 KvOptions ApplySpecKeys(const KvOptions& options);
 
+// The same, for the model of this identity. Throws also InvalidInput for the plan of another model.
+KvOptions ApplySpecKeysFor(const std::string& model_identity, const KvOptions& options);
+
 // Settings of pm-kvq by name: --recipe NAME stands for --kv SPEC.
 struct KvRecipe {
   const char* name;

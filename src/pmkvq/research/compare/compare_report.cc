@@ -405,7 +405,7 @@ std::string VerdictOf(const Comparison& comparison, const ComparisonTable& table
   std::string text = fmt::format("{}, {} solved {}: {}", place, ListOf(names),
                                  ties_baseline ? "as many as " + comparison.baseline : "most",
                                  SolvedInWords(score));
-  // Equal counts have equal differences, but each pair an interval of its own.
+  // Methods that solved equally many differ equally from the baseline, but their intervals differ.
   if (score.baseline && best.size() == 1) {
     text +=
         fmt::format("; {} points from {}", FormatDifference(*score.baseline), comparison.baseline);

@@ -245,7 +245,7 @@ TEST(ComparisonReport, PageTablesAreNarrow) {
   EXPECT_EQ(num_tables, 4);  // The last is of the levels.
 }
 
-// But for a SPEC that is longer, which has a line of its own.
+// A SPEC that does not fit its column is printed on a separate line, which may be longer.
 void ExpectFits(const std::string& text, size_t columns) {
   size_t begin = 0;
   for (size_t end = text.find('\n'); end != std::string::npos; end = text.find('\n', begin)) {

@@ -177,10 +177,7 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
   if (reference_model->checkpoint().Identity() != model->checkpoint().Identity()) {
     throw InvalidInput("reference model", "found another checkpoint, expected the same one");
   }
-  const KvOptions kv = ApplySpecKeys(given_kv);
-  if (kv.plan != nullptr) {
-    CheckPlanMatches(*kv.plan, model->checkpoint().Identity(), kv.plan_path);
-  }
+  const KvOptions kv = ApplySpecKeysFor(model->checkpoint().Identity(), given_kv);
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();
   KvRequirements needs{
       model->kv_geometry(), 1, CheckSequences(sequences, model->config()), threads, &model->rope(),

@@ -8,18 +8,16 @@
 namespace pmkvq {
 
 KvBudget CheckKvOptions(const Model& model, const SpecEngineOptions& options) {
-  const KvOptions kv = ApplySpecKeys(options.kv);
-  if (kv.plan != nullptr) {
-    CheckPlanMatches(*kv.plan, model.checkpoint().Identity(), kv.plan_path);
-  }
-  return ResolveKvBudget(kv, RequirementsOf(model, options));
+  return ResolveKvBudget(ApplySpecKeysFor(model.checkpoint().Identity(), options.kv),
+                         RequirementsOf(model, options));
 }
 
 Engine OpenEngine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
                   const SpecEngineOptions& options) {
-  KvBudget budget = CheckKvOptions(*model, options);
-  EngineCache cache{MakeKvStore(ApplySpecKeys(options.kv), RequirementsOf(*model, options)),
-                    std::move(budget)};
+  const KvOptions kv = ApplySpecKeysFor(model->checkpoint().Identity(), options.kv);
+  const KvRequirements needs = RequirementsOf(*model, options);
+  KvBudget budget = ResolveKvBudget(kv, needs);
+  EngineCache cache{MakeKvStore(kv, needs), std::move(budget)};
   return Engine(std::move(model), std::move(tokenizer), std::move(cache), options);
 }
 
