@@ -85,8 +85,14 @@ function(pmkvq_add_module name)
     target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     # Optimising test code costs more time than it saves.
     target_compile_options(pmkvq_${name}_test PRIVATE $<$<CONFIG:Release>:-O1>)
-    target_compile_definitions(pmkvq_${name}_test PRIVATE
-      PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    # Only where it is used: a compiler cache that several checkouts share then knows the other tests.
+    foreach(test ${tests})
+      file(STRINGS ${test} uses REGEX "PMKVQ_SOURCE_DIR|engine_fixture\\.h" LIMIT_COUNT 1)
+      if(uses)
+        set_property(SOURCE ${test} APPEND PROPERTY
+          COMPILE_DEFINITIONS PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+      endif()
+    endforeach()
     gtest_discover_tests(pmkvq_${name}_test
       DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT ${PMKVQ_TEST_TIMEOUT})
   endif()
