@@ -2,9 +2,11 @@
 """Runs the shell commands of README.md and docs/*.md as they stand there.
 
 Usage: run_docs.py ROOT PROGRAM [--slow] [--only FILE]
-Blocks that are fenced as ```sh run whole, in a scratch folder in which the repository's folders are found under their
-names and `pmkvq` is on the PATH. Blocks fenced as ```sh slow (minutes to hours) and `./run` commands run with --slow only.
-Every pmkvq command line, in a block or in `backticks`, must name a command and options that the program has."""
+Blocks that are fenced as ```sh run whole, a page's blocks in order in one scratch folder, in which the repository's
+folders are found under their names and `pmkvq` is on the PATH. Blocks fenced as ```sh slow (minutes to hours) and `./run`
+commands run with --slow only; those fenced as ```sh fails must end with an error. A ```text block right behind a block
+that ran shows lines of its output: each must occur there, in which `...` stands for any text and a run of blanks for any
+other. Every pmkvq command line, in a block or in `backticks`, must name a command and options that the program has."""
 import argparse
 import os
 import pathlib
@@ -70,13 +72,34 @@ def check_names(where, words, helps):
     return [f"{where}: `pmkvq {' '.join(command)}` has no option {option}" for option in sorted(given - known)]
 
 
-def run_block(script, root, program):
-    with tempfile.TemporaryDirectory(prefix="pmkvq-docs-") as scratch:
-        for folder in ("models", "tools", "docs", "tests", "results", "src", "bench", "third_party"):
-            os.symlink(root / folder, pathlib.Path(scratch) / folder)
-        environment = {**os.environ, "PATH": f"{pathlib.Path(program).parent}:{os.environ['PATH']}", "PMKVQ_HISTORY": ""}
-        return subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=scratch, env=environment,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def make_scratch(root):
+    scratch = tempfile.TemporaryDirectory(prefix="pmkvq-docs-")
+    for folder in ("models", "tools", "docs", "tests", "results", "src", "bench", "third_party"):
+        os.symlink(root / folder, pathlib.Path(scratch.name) / folder)
+    return scratch
+
+
+def run_block(script, scratch, program):
+    environment = {**os.environ, "PATH": f"{pathlib.Path(program).parent}:{os.environ['PATH']}", "PMKVQ_HISTORY": ""}
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=scratch, env=environment,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def missing_lines(shown, result):
+    """Lines of a ```text block that the output of a block does not have."""
+    output = " ".join((result.stdout + "\n" + result.stderr).split())
+    missing = []
+    for line in filter(str.strip, shown.splitlines()):
+        parts = [re.escape(" ".join(part.split())) for part in line.split("...")]
+        if not re.search(r"\s?.*?\s?".join(parts), output):
+            missing.append(line)
+    return missing
+
+
+def shown_output(text, end):
+    """The ```text block that follows position `end` of a page with nothing between, or ""."""
+    match = FENCE.match(text, re.compile(r"\s*").match(text, end).end())
+    return match.group(3) if match and match.group(1) == "text" else ""
 
 
 def main():
@@ -99,22 +122,27 @@ def main():
             for words in command_lines(line):
                 checked += 1
                 errors += check_names(f"{name}:{text.count(chr(10), 0, offset) + 1}", words, helps)
+        scratch = make_scratch(root)
         for match in FENCE.finditer(text):
             language, note, script = match.groups()
             if language != "sh":
                 continue
             where = f"{name}:{text.count(chr(10), 0, match.start()) + 1}"
-            for words in command_lines(script):
-                checked += 1
-                errors += check_names(where, words, helps)
+            if note != "fails":
+                for words in command_lines(script):
+                    checked += 1
+                    errors += check_names(where, words, helps)
             if (note == "slow" or re.search(r"^\s*\./run ", script, re.M)) and not args.slow:
                 continue
             start = time.monotonic()
-            result = run_block(script, root, program)
+            result = run_block(script, scratch.name, program)
             ran += 1
             print(f"{where}: exit code {result.returncode}, {time.monotonic() - start:.1f} s", flush=True)
-            if result.returncode != 0:
+            if (result.returncode != 0) != (note == "fails"):
                 errors.append(f"{where}: exit code {result.returncode}\n{result.stderr[-2000:]}")
+            for line in missing_lines(shown_output(text, match.end()), result):
+                errors.append(f"{where}: the output does not have this line: {line}")
+        scratch.cleanup()
     print(f"{ran} blocks ran, {checked} command lines checked, {len(errors)} errors")
     print("\n".join(errors))
     if not args.only and (ran == 0 or checked == 0):
