@@ -36,6 +36,7 @@ class DenseKvStore : public KvStore {
   const KvFailure* FailureOf(SequenceId) const override { return nullptr; }
   void EndForward() override { --num_open_forwards_; }
   void AbandonForward() override { num_open_forwards_ = 0; }
+  void SwapForwards() override { std::swap(batch_, set_aside_); }
 
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override {
@@ -106,6 +107,7 @@ class DenseKvStore : public KvStore {
   std::shared_ptr<const KeyScales> key_scales_;
   std::map<SequenceId, std::vector<Layer>> sequences_;
   Batch batch_;
+  Batch set_aside_;
   int num_open_forwards_ = 0;
 };
 

@@ -95,6 +95,10 @@ class KvStore {
   // when none is under way.
   virtual void AbandonForward() = 0;
 
+  // Sets the Forward under way aside and takes up the one that was set aside before; either may be
+  // none. So a Forward of other sequences can run while one of many rows waits between two blocks.
+  virtual void SwapForwards() = 0;
+
   // Drops all tokens from `num_tokens` on (num_tokens <= current length). A quantised page that is
   // cut becomes the open page again, with its values as they read now.
   virtual void Truncate(SequenceId seq, int64_t num_tokens) = 0;

@@ -65,6 +65,14 @@ SequenceId PackedKvCache::IdOf(const Sequence& seq) const {
   return static_cast<SequenceId>(&seq - sequences_.data());
 }
 
+bool PackedKvCache::IsInForward(const Sequence& seq) const {
+  const auto is_of = [&](const Pass& pass) {
+    return pass.is_open && std::any_of(pass.chunks.begin(), pass.chunks.end(),
+                                       [&](const Chunk& chunk) { return chunk.seq == &seq; });
+  };
+  return is_of(forward_) || is_of(set_aside_);
+}
+
 std::optional<SequenceId> PackedKvCache::Open() {
   for (Sequence& seq : sequences_) {
     if (seq.is_open) continue;
@@ -80,26 +88,26 @@ std::optional<SequenceId> PackedKvCache::Open() {
 }
 
 void PackedKvCache::Close(SequenceId id) {
-  PMKVQ_CHECK(!in_forward_);
   Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq));
   store_.ReleaseAll(seq);
   seq.is_open = false;
 }
 
 void PackedKvCache::BeginForward(const Batch& batch) {
-  PMKVQ_CHECK_MSG(!in_forward_, "EndForward is missing");
-  forward_.clear();
-  has_failed_chunk_ = false;
+  PMKVQ_CHECK_MSG(!forward_.is_open, "EndForward is missing");
+  forward_.chunks.clear();
+  forward_.has_failed_chunk = false;
   int64_t first_row = 0;
   for (const BatchChunk& part : batch) {
     Sequence& seq = At(part.seq);
     PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens == seq.reserved_tokens, "Reserve is missing");
     if (part.num_tokens == 0) continue;
-    for (const Chunk& other : forward_) PMKVQ_CHECK(other.seq != &seq);
-    forward_.push_back({&seq, part.num_tokens, first_row, part.one_by_one, seq.num_tokens});
+    PMKVQ_CHECK(!IsInForward(seq));
+    forward_.chunks.push_back({&seq, part.num_tokens, first_row, part.one_by_one, seq.num_tokens});
     first_row += part.num_tokens;
   }
-  in_forward_ = true;
+  forward_.is_open = true;
 }
 
 const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
@@ -111,16 +119,18 @@ const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
 // well.
 void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* v) {
   const int64_t kv_dim = config_.geometry.kv_dim();
-  const int64_t count = (forward_.back().first_row + forward_.back().num_tokens) * kv_dim;
-  if (!has_failed_chunk_ && store_.codec().AllFit(k, count) && store_.codec().AllFit(v, count)) {
+  const int64_t count =
+      (forward_.chunks.back().first_row + forward_.chunks.back().num_tokens) * kv_dim;
+  if (!forward_.has_failed_chunk && store_.codec().AllFit(k, count) &&
+      store_.codec().AllFit(v, count)) {
     return;
   }
-  for (const Chunk& chunk : forward_) {
+  for (const Chunk& chunk : forward_.chunks) {
     const int64_t begin = chunk.first_row * kv_dim;
     if (chunk.seq->failure) continue;
     if (HasUnfitValue(chunk, layer, kKeys, k + begin) ||
         HasUnfitValue(chunk, layer, kValues, v + begin)) {
-      has_failed_chunk_ = true;
+      forward_.has_failed_chunk = true;
     }
   }
 }
@@ -192,9 +202,9 @@ std::span<float> PackedKvCache::Rotated(const float* x, int64_t count,
 
 void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                     float* out) {
-  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
-  if (forward_.empty()) return;
-  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
+  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.chunks.empty()) return;
+  const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
   const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
   const int64_t kv_dim = config_.geometry.kv_dim();
   if (config_.rotate_keys) {
@@ -207,9 +217,9 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   const Rows rows = {q, k, v, out};
   for (int64_t token = 0; AttendAndStore(static_cast<size_t>(layer), rows, token); ++token) {
   }
-  for (const Chunk& chunk : forward_) {
+  for (const Chunk& chunk : forward_.chunks) {
     if (chunk.one_by_one) chunk.seq->num_tokens = chunk.num_before;
-    has_failed_chunk_ |= chunk.seq->failure.has_value();
+    forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
   if (config_.rotate_values) {
     RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
@@ -224,7 +234,7 @@ bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token
   const int64_t kv_dim = config_.geometry.kv_dim();
   parts_.clear();
   attention_sequences_.clear();
-  for (const Chunk& chunk : forward_) {
+  for (const Chunk& chunk : forward_.chunks) {
     if (chunk.seq->failure) continue;
     if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
     if (token > 0) ++chunk.seq->num_tokens;
@@ -245,18 +255,18 @@ bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token
 }
 
 void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
-  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
-  if (forward_.empty()) return;
-  const int64_t num_rows = forward_.back().first_row + forward_.back().num_tokens;
+  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
+  if (forward_.chunks.empty()) return;
+  const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
   const int64_t kv_dim = config_.geometry.kv_dim();
   if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
   FindUnfitValues(layer, k, v);
-  for (const Chunk& chunk : forward_) {
+  for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure)
       StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
                  v + chunk.first_row * kv_dim);
-    has_failed_chunk_ |= chunk.seq->failure.has_value();
+    forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
 }
 
@@ -323,9 +333,9 @@ void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, S
 }
 
 void PackedKvCache::EndForward() {
-  PMKVQ_CHECK(in_forward_);
-  in_forward_ = false;
-  for (const Chunk& chunk : forward_) {
+  PMKVQ_CHECK(forward_.is_open);
+  forward_.is_open = false;
+  for (const Chunk& chunk : forward_.chunks) {
     Sequence& seq = *chunk.seq;
     if (seq.failure) continue;
     seq.num_tokens += chunk.num_tokens;
@@ -336,9 +346,9 @@ void PackedKvCache::EndForward() {
 }
 
 void PackedKvCache::AbandonForward() {
-  if (!in_forward_) return;
-  in_forward_ = false;
-  for (const Chunk& chunk : forward_) {
+  if (!forward_.is_open) return;
+  forward_.is_open = false;
+  for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
   }
 }
@@ -383,7 +393,7 @@ std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {
 
 void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float* v_out) const {
   const Sequence& seq = At(id);
-  PMKVQ_CHECK(!in_forward_ && seq.reserved_tokens == 0);
+  PMKVQ_CHECK(!IsInForward(seq) && seq.reserved_tokens == 0);
   const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
   const KvGeometry& geometry = config_.geometry;
   std::vector<float> values(static_cast<size_t>(store_.codec().num_values()));

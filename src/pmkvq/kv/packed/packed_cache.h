@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention.h"
@@ -42,6 +43,7 @@ class PackedKvCache final : public KvStore {
   void Append(int64_t layer, const float* k, const float* v);
   void EndForward() override;
   void AbandonForward() override;
+  void SwapForwards() override { std::swap(forward_, set_aside_); }
   // Also drops a reservation whose Forward has not begun.
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
@@ -81,6 +83,11 @@ class PackedKvCache final : public KvStore {
     bool one_by_one = false;
     int64_t num_before = 0;  // Tokens of the sequence before this Forward.
   };
+  struct Pass {
+    bool is_open = false;
+    bool has_failed_chunk = false;
+    std::vector<Chunk> chunks;
+  };
   // Rows of one AppendAndAttend.
   struct Rows {
     const float* q = nullptr;
@@ -92,6 +99,7 @@ class PackedKvCache final : public KvStore {
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
   SequenceId IdOf(const Sequence& seq) const;
+  bool IsInForward(const Sequence& seq) const;
 
   // packed_cache.cc: Forward.
   std::span<float> Rotated(const float* x, int64_t count, AlignedVector<float>& memory) const;
@@ -133,10 +141,9 @@ class PackedKvCache final : public KvStore {
   AttentionShape attention_shape_;
   PageStore store_;
   std::vector<Sequence> sequences_;
-  std::vector<Chunk> forward_;  // Chunks of the Forward under way.
-  std::vector<Chunk> parts_;    // What AttendAndStore works on.
-  bool in_forward_ = false;
-  bool has_failed_chunk_ = false;  // Of the Forward under way.
+  Pass forward_;              // The Forward under way.
+  Pass set_aside_;            // SwapForwards
+  std::vector<Chunk> parts_;  // Rows that AttendAndStore works on.
 
   std::vector<AttentionSequence> attention_sequences_;
   AttentionScratch attention_scratch_;

@@ -34,8 +34,8 @@ BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
 }
 
 ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
-  PMKVQ_CHECK(!in_forward_ && num_tokens >= 0);
   Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq) && num_tokens >= 0);
   if (seq.failure) return ReserveResult::kFailed;
   if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
   if (config_.reference_accounting) return ReserveReference(seq, num_tokens);
@@ -255,8 +255,8 @@ void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
 }
 
 void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
-  PMKVQ_CHECK(!in_forward_);
   Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq));
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
   RestoreMovedRows(seq);
   const bool cuts = num_tokens < seq.num_tokens || seq.reserved_tokens > 0;

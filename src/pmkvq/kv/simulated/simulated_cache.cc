@@ -142,8 +142,16 @@ std::optional<SequenceId> SimulatedKvCache::Open() {
   return static_cast<SequenceId>(free - sequences_.begin());
 }
 
+bool SimulatedKvCache::IsInForward(const Sequence& seq) const {
+  const auto is_of = [&](const Pass& pass) {
+    return pass.is_open && std::any_of(pass.chunks.begin(), pass.chunks.end(),
+                                       [&](const Chunk& chunk) { return chunk.seq == &seq; });
+  };
+  return is_of(forward_) || is_of(set_aside_);
+}
+
 void SimulatedKvCache::Close(SequenceId seq) {
-  PMKVQ_CHECK(!in_forward_);
+  PMKVQ_CHECK(!IsInForward(At(seq)));
   At(seq) = Sequence();
 }
 
@@ -157,8 +165,8 @@ int64_t SimulatedKvCache::MostBytes(size_t layer, int64_t num_tokens) {
 }
 
 ReserveResult SimulatedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
-  PMKVQ_CHECK(!in_forward_ && num_tokens >= 1);
   Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq) && num_tokens >= 1);
   if (seq.failure) return ReserveResult::kFailed;
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     if (MostBytes(layer, seq.num_tokens + num_tokens) > config_.budget_bytes[layer]) {
@@ -170,18 +178,19 @@ ReserveResult SimulatedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
 }
 
 void SimulatedKvCache::BeginForward(const Batch& batch) {
-  PMKVQ_CHECK(!in_forward_);
-  forward_.clear();
+  PMKVQ_CHECK_MSG(!forward_.is_open, "EndForward is missing");
+  forward_.chunks.clear();
   int64_t row = 0;
   for (const BatchChunk& part : batch) {
     Sequence& seq = At(part.seq);
     PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens >= 1 && part.num_tokens <= seq.reserved_tokens,
                     "tokens were not reserved");
-    forward_.push_back({&seq, part.num_tokens, row});
+    PMKVQ_CHECK(!IsInForward(seq));
+    forward_.chunks.push_back({&seq, part.num_tokens, row});
     row += part.num_tokens;
   }
-  views_.resize(std::max(views_.size(), forward_.size()));
-  in_forward_ = true;
+  views_.resize(std::max(views_.size(), forward_.chunks.size()));
+  forward_.is_open = true;
 }
 
 void SimulatedKvCache::OfferExtras(int64_t, const KvExtras& extras) { extras_ = extras; }
@@ -195,15 +204,15 @@ SimulatedKvCache::Rows SimulatedKvCache::RowsOf(const Chunk& chunk, const float*
 
 void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k,
                                        const float* v, float* out) {
-  PMKVQ_CHECK(in_forward_ && layer >= 0 && layer < config_.geometry.num_layers);
+  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
   PMKVQ_CHECK(!needs_.keys_before_rope || extras_.keys_before_rope != nullptr);
   PMKVQ_CHECK(!needs_.block_input || extras_.block_input != nullptr);
-  if (forward_.empty()) return;
-  for (const Chunk& chunk : forward_) {
+  if (forward_.chunks.empty()) return;
+  for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure) CheckRows(chunk, layer, RowsOf(chunk, q, k, v, out));
   }
   if (!needs_.attention) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
-  for (const Chunk& chunk : forward_) {
+  for (const Chunk& chunk : forward_.chunks) {
     const Rows rows = RowsOf(chunk, q, k, v, out);
     if (needs_.attention && !chunk.seq->failure) {
       AttendDense(chunk, chunk.seq->blocks[static_cast<size_t>(layer)], rows);
@@ -269,8 +278,8 @@ void SimulatedKvCache::CheckFits(const Chunk& chunk, int64_t layer, const char* 
 void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
                                    float* out) {
   attention_sequences_.clear();
-  for (size_t i = 0; i < forward_.size(); ++i) {
-    const Chunk& chunk = forward_[i];
+  for (size_t i = 0; i < forward_.chunks.size(); ++i) {
+    const Chunk& chunk = forward_.chunks[i];
     if (chunk.seq->failure) continue;
     const SimulatedBlock& block = chunk.seq->blocks[layer];
     std::vector<KvPageView>& views = views_[i];
@@ -432,9 +441,9 @@ void SimulatedKvCache::RotateKeys(int64_t first, int64_t count, std::vector<floa
 }
 
 void SimulatedKvCache::EndForward() {
-  PMKVQ_CHECK(in_forward_);
-  in_forward_ = false;
-  for (const Chunk& chunk : forward_) {
+  PMKVQ_CHECK(forward_.is_open);
+  forward_.is_open = false;
+  for (const Chunk& chunk : forward_.chunks) {
     Sequence& seq = *chunk.seq;
     if (seq.failure) continue;
     // Of a chunk, the method holds each token in turn.
@@ -447,16 +456,16 @@ void SimulatedKvCache::EndForward() {
 }
 
 void SimulatedKvCache::AbandonForward() {
-  if (!in_forward_) return;
-  in_forward_ = false;
-  for (const Chunk& chunk : forward_) {
+  if (!forward_.is_open) return;
+  forward_.is_open = false;
+  for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
   }
 }
 
 void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
-  PMKVQ_CHECK(!in_forward_);
   Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq));
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
   seq.reserved_tokens = 0;
   for (SimulatedBlock& block : seq.blocks) {

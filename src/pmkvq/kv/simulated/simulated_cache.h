@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention.h"
@@ -51,6 +52,7 @@ class SimulatedKvCache final : public KvStore {
                        float* out) override;
   void EndForward() override;
   void AbandonForward() override;
+  void SwapForwards() override { std::swap(forward_, set_aside_); }
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
   int64_t NumTokens(SequenceId seq) const override { return At(seq).num_tokens; }
@@ -78,6 +80,10 @@ class SimulatedKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t first_row = 0;
   };
+  struct Pass {
+    bool is_open = false;
+    std::vector<Chunk> chunks;
+  };
   // q, k, v, out of one chunk's rows.
   struct Rows {
     const float* q;
@@ -88,6 +94,7 @@ class SimulatedKvCache final : public KvStore {
 
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
+  bool IsInForward(const Sequence& seq) const;
   int64_t BytesOf(const Sequence& seq) const;
   int64_t MostBytes(size_t layer, int64_t num_tokens);
   Rows RowsOf(const Chunk& chunk, const float* q, const float* k, const float* v, float* out) const;
@@ -115,8 +122,8 @@ class SimulatedKvCache final : public KvStore {
   std::vector<Sequence> sequences_;
   std::vector<std::vector<int64_t>> most_bytes_;  // Per block, by length; grows as asked.
 
-  std::vector<Chunk> forward_;
-  bool in_forward_ = false;
+  Pass forward_;    // The Forward under way.
+  Pass set_aside_;  // SwapForwards
   KvExtras extras_;
   std::vector<std::vector<KvPageView>> views_;  // Per chunk.
   std::vector<AttentionSequence> attention_sequences_;

@@ -362,5 +362,38 @@ TEST(SimulatedCache, NamesTheBudgetThatHoldsNoToken) {
       {"--kv-budget", "found 149 bytes for block 0", "at least 150"});
 }
 
+TEST(SimulatedKvCacheTest, AForwardWaitsWhileAnotherOneRuns) {
+  const auto make = [] {
+    return std::make_unique<SimulatedKvCache>(ConfigOf(DType::kF16), std::make_shared<Probe>(MethodNeeds{}));
+  };
+  const auto alone = make();
+  const SequenceId first = *alone->Open();
+  const SequenceId second = *alone->Open();
+  const std::vector<float> expected = Forward(*alone, {{first, 20}});
+  const std::vector<float> expected_between = Forward(*alone, {{second, 3}});
+
+  const auto mixed = make();
+  ASSERT_EQ(mixed->Open(), first);
+  ASSERT_EQ(mixed->Open(), second);
+  ASSERT_EQ(mixed->Reserve(first, 20), ReserveResult::kReserved);
+  mixed->BeginForward({{first, 20}});
+  std::vector<float> found;
+  for (int64_t layer = 0; layer < kGeometry.num_layers; ++layer) {
+    const Rows rows = MakeRows(kGeometry, static_cast<uint64_t>(first) + 1, layer, 0, 20);
+    std::vector<float> out(rows.q.size());
+    mixed->AppendAndAttend(layer, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
+    found.insert(found.end(), out.begin(), out.end());
+    mixed->SwapForwards();
+    if (layer == 0) {
+      EXPECT_EQ(Forward(*mixed, {{second, 3}}), expected_between);
+    }
+    mixed->SwapForwards();
+  }
+  mixed->EndForward();
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(mixed->NumTokens(first), 20);
+  EXPECT_EQ(mixed->NumTokens(second), 3);
+}
+
 }  // namespace
 }  // namespace pmkvq

@@ -49,6 +49,7 @@ class AttentionRecorder final : public KvStore {
                        float* out) override;
   void EndForward() override;
   void AbandonForward() override { store_->AbandonForward(); }
+  void SwapForwards() override { store_->SwapForwards(); }
   void Truncate(SequenceId seq, int64_t num_tokens) override { store_->Truncate(seq, num_tokens); }
   int64_t NumTokens(SequenceId seq) const override { return store_->NumTokens(seq); }
   KvSequenceStats SequenceStats(SequenceId seq) const override {
