@@ -44,4 +44,15 @@ struct TokenLogprobs {
 // `num_top` likeliest tokens (fewer where the vocabulary is smaller). Sums in double.
 TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top);
 
+namespace ref {
+
+// The same by definition, with bits that batch_sampler.h repeats on every instruction set:
+// exponentials of the distances to the largest logit by ref::ExpSums, those of logits below
+// LogprobCut being 0 (V of them are less than V 2^-63 of the sum), sums of blocks added in their
+// order.
+TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top);
+// max - 44, rounded up.
+float LogprobCut(float max);
+
+}  // namespace ref
 }  // namespace pmkvq

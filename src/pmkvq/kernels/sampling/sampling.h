@@ -1,9 +1,8 @@
-// Choosing the next token from logits.
+// Choosing the next token from logits. Many rows at once: batch_sampler.h.
 #pragma once
 
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "pmkvq/base/random.h"
 
@@ -17,9 +16,10 @@ struct SamplingParams {
 };
 
 // Draws one token id. Filters act in the order top-k, top-p, min-p, on probabilities after
-// temperature, as Hugging Face does it. Bits do not depend on other rows. One draw from `random`
-// per call unless greedy. A token whose logit is -inf is never drawn. Returns nothing, and draws
-// nothing from `random`, when one of `logits` [vocab_size] is NaN or +inf, or all are -inf.
+// temperature, as Hugging Face does it. The token is that of ref::SampleToken for every seed, on
+// every instruction set. One draw from `random` per call unless greedy. A token whose logit is -inf
+// is never drawn. Returns nothing, and draws nothing from `random`, when one of `logits`
+// [vocab_size] is NaN or +inf, or all are -inf. One thread.
 [[nodiscard]] std::optional<int32_t> SampleToken(const SamplingParams& params, const float* logits,
                                                  int64_t vocab_size, Random& random);
 
@@ -29,4 +29,17 @@ void SkipSamples(const SamplingParams& params, int64_t count, Random& random);
 // Index of the largest value, the lowest on a tie.
 int32_t ArgMax(const float* values, int64_t count);
 
+namespace ref {
+
+// The definition: weights exp((logit - max) / temperature) by std::exp in double of all tokens,
+// added up in the order of ids or, behind a sort, in that order.
+[[nodiscard]] std::optional<int32_t> SampleToken(const SamplingParams& params, const float* logits,
+                                                 int64_t vocab_size, Random& random);
+
+// The same for logits without NaN whose largest, `max`, is finite, a temperature above 0, and a
+// random number in [0, 1).
+int32_t DrawToken(const SamplingParams& params, const float* logits, int64_t vocab_size, float max,
+                  double uniform);
+
+}  // namespace ref
 }  // namespace pmkvq

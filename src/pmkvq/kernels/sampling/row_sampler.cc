@@ -1,0 +1,275 @@
+#include "pmkvq/kernels/sampling/row_sampler.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <functional>
+
+namespace pmkvq::internal {
+namespace {
+
+// Weights are exp(x), x = (logit - max) / temperature. For x >= -700 the rounding of the
+// difference, of the quotient and of std::exp move a weight by less than 700 * 2^-51 in x.
+constexpr double kOrderGap = 1e-12;
+// exp(-40) < 2^-53: see the header.
+constexpr double kLowestSorted = -40.0;
+// exp(-44) V is less than the bounds of a sum allow for.
+constexpr double kLowestSummed = -44.0;
+// How many tokens top-p looks at first.
+constexpr int64_t kFirstTopP = 64;
+// Levels of weights that top-p tells apart: 60 octaves.
+constexpr uint64_t kLevels = 240;
+// Temperatures for which the inverse and all products stay in the range of float.
+bool IsUsual(double temperature) { return temperature >= 1e-30 && temperature <= 1e30; }
+
+// The value at place k (from 1) in descending order, 1 <= k <= number of values.
+float KthLargest(int64_t k, std::vector<float>& values) {
+  const auto place = values.begin() + (k - 1);
+  std::nth_element(values.begin(), place, values.end(), std::greater<>());
+  return *place;
+}
+
+// A logit that at least k tokens reach, k <= V, and few more as a rule.
+float ReachedBy(int64_t k, const SampleRow& row, SampleScratch& scratch) {
+  const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
+  if (k <= num_blocks) {
+    scratch.values.assign(row.block_max, row.block_max + num_blocks);
+  } else {
+    scratch.values.assign(row.logits, row.logits + row.vocab_size);
+  }
+  return KthLargest(k, scratch.values);
+}
+
+// Ids of all tokens with at least this logit, ascending.
+std::span<const int32_t> IdsAtLeast(const SampleRow& row, float threshold, SampleScratch& scratch) {
+  size_t num_ids = 0;
+  const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    if (row.block_max[b] < threshold) continue;
+    if (scratch.ids.size() < num_ids + kSampleBlock) {
+      scratch.ids.resize(2 * num_ids + kSampleBlock);
+    }
+    const int64_t begin = b * kSampleBlock;
+    num_ids += static_cast<size_t>(
+        GatherAtLeast(row.logits + begin, std::min(kSampleBlock, row.vocab_size - begin), threshold,
+                      static_cast<int32_t>(begin), scratch.ids.data() + num_ids));
+  }
+  return {scratch.ids.data(), num_ids};
+}
+
+// scratch.candidates: all tokens with at least the logit `lowest`, and those below it whose order
+// by weight rounding may change; in order of ids.
+void TakeCandidates(const SampleRow& row, double temperature, double lowest,
+                    SampleScratch& scratch) {
+  const float threshold = FloatNotBelow(lowest - temperature * kOrderGap);
+  scratch.candidates.clear();
+  for (const int32_t id : IdsAtLeast(row, threshold, scratch)) {
+    const double weight = WeightOf(row.logits[id], row.max, temperature);
+    if (weight > 0.0) scratch.candidates.push_back({weight, id});
+  }
+}
+
+double LogitAt(const SampleRow& row, double temperature, double x) {
+  return static_cast<double>(row.max) + temperature * x;
+}
+
+// Bounds of the mass of all tokens as the definition adds it up.
+struct Mass {
+  double low;
+  double high;
+  double slack() const { return high - low; }
+};
+
+Mass BoundMass(const SampleRow& row, std::span<const double> sums, MassPrecision precision) {
+  double sum = 0;
+  for (const double block : sums) sum += block;
+  // The definition rounds V times by 2^-53. What was cut, and the sums here, err by less.
+  const double relative = (precision == MassPrecision::kRough ? kRoughSumError : 1e-13) +
+                          static_cast<double>(row.vocab_size) * 0x1p-51;
+  return {sum * (1.0 - relative), sum * (1.0 + relative)};
+}
+
+enum class TopP : uint8_t { kKept, kTooFew, kUndecided };
+
+// How many of the candidates, which come first afterwards, have about `wanted` of the weight. They
+// are the heaviest ones, and a few more: weights are told apart to a quarter of an octave.
+int64_t PutHeaviestFirst(double wanted, std::vector<Candidate>& candidates) {
+  constexpr int kShift = 50;  // Leaves sign, exponent and two bits of the mantissa.
+  constexpr uint64_t kHighest = std::bit_cast<uint64_t>(1.0) >> kShift;
+  const auto level = [](double weight) {
+    return std::min<uint64_t>(kHighest - (std::bit_cast<uint64_t>(weight) >> kShift), kLevels - 1);
+  };
+  std::array<double, kLevels> masses{};
+  for (const Candidate& candidate : candidates) masses[level(candidate.weight)] += candidate.weight;
+  uint64_t last = 0;
+  for (double mass = masses[0]; mass < wanted && last + 1 < kLevels; mass += masses[last]) ++last;
+  const auto end = std::partition(candidates.begin(), candidates.end(),
+                                  [&](const Candidate& c) { return level(c.weight) <= last; });
+  return end - candidates.begin();
+}
+
+// KeepTopP of all tokens, `candidates` being those that reach `lowest` and what is close to it.
+TopP KeepTopPWithin(double top_p, const Mass& mass, const SampleRow& row, double lowest,
+                    std::vector<Candidate>& candidates) {
+  const double reached = top_p * mass.high * (1.0 + 0x1p-51);
+  const double not_reached = top_p * mass.low * (1.0 - 0x1p-51);
+  const auto size = std::ssize(candidates);
+  double sum = 0.0;
+  int64_t end = PutHeaviestFirst(reached, candidates);
+  for (int64_t sorted = 0; sorted < size; end = size) {
+    std::sort(candidates.begin() + sorted, candidates.begin() + end, MoreLikely);
+    for (; sorted < end; ++sorted) {
+      const Candidate& candidate = candidates[static_cast<size_t>(sorted)];
+      // Behind it tokens may follow that were not taken.
+      if (static_cast<double>(row.logits[candidate.id]) < lowest) return TopP::kTooFew;
+      sum += candidate.weight;
+      if (sum < not_reached) continue;
+      if (sum < reached) return TopP::kUndecided;
+      candidates.erase(candidates.begin() + sorted + 1, candidates.end());
+      return TopP::kKept;
+    }
+  }
+  return TopP::kTooFew;
+}
+
+bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& mass,
+               SampleScratch& scratch) {
+  // Tokens with less than this weight together have less than 1 - top_p of the mass.
+  const double rest = (1.0 - params.top_p) * mass.low / static_cast<double>(row.vocab_size);
+  const double enough =
+      LogitAt(row, params.temperature, std::max(std::log(0.999 * rest), kLowestSorted));
+  // Fewer tokens are enough as a rule.
+  const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
+  for (const int64_t first : {std::min(kFirstTopP, num_blocks), num_blocks - num_blocks / 8}) {
+    const double lowest = static_cast<double>(ReachedBy(first, row, scratch));
+    if (lowest <= enough) break;
+    TakeCandidates(row, params.temperature, lowest, scratch);
+    const TopP result = KeepTopPWithin(params.top_p, mass, row, lowest, scratch.candidates);
+    if (result != TopP::kTooFew) return result == TopP::kKept;
+  }
+  TakeCandidates(row, params.temperature, enough, scratch);
+  return KeepTopPWithin(params.top_p, mass, row, enough, scratch.candidates) == TopP::kKept;
+}
+
+// Without filters: the first token, in the order of ids, at which the mass exceeds `uniform` of the
+// total.
+std::optional<int32_t> DrawFromAll(const SampleRow& row, double temperature,
+                                   std::span<const double> sums, const Mass& mass, double uniform) {
+  const double wanted = uniform * (0.5 * mass.low + 0.5 * mass.high);
+  const double margin = 2.0 * mass.slack();  // Of the wanted mass and of a partial sum.
+  size_t block = 0;
+  double before = 0.0;
+  while (block + 1 < sums.size() && before + sums[block] <= wanted) before += sums[block++];
+  const int64_t begin = static_cast<int64_t>(block) * kSampleBlock;
+  const int64_t end = std::min(row.vocab_size, begin + kSampleBlock);
+  for (int64_t id = begin; id < end; ++id) {
+    const double after = before + WeightOf(row.logits[id], row.max, temperature);
+    if (after > wanted) {
+      if (after - margin > wanted && before + margin < wanted) return static_cast<int32_t>(id);
+      return std::nullopt;
+    }
+    before = after;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+bool NeedsMass(const SamplingParams& params) {
+  return IsUsual(params.temperature) && params.top_k == 0 &&
+         (params.top_p < 1.0 || params.min_p == 0.0);
+}
+
+void SumWeights(const SampleRow& row, double temperature, int64_t first_block,
+                std::span<double> sums) {
+  const int64_t begin = first_block * kSampleBlock;
+  const int64_t end =
+      std::min(row.vocab_size, begin + static_cast<int64_t>(sums.size()) * kSampleBlock);
+  RoughExpSums(row.logits + begin, end - begin, row.block_max + first_block, row.max,
+               1.0 / temperature, FloatNotBelow(LogitAt(row, temperature, kLowestSummed)),
+               sums.data());
+}
+
+std::optional<int32_t> DrawFast(const SamplingParams& params, const SampleRow& row,
+                                std::span<const double> sums, MassPrecision precision,
+                                double uniform, SampleScratch& scratch) {
+  const double temperature = params.temperature;
+  if (!IsUsual(temperature)) return std::nullopt;
+  if (NeedsMass(params)) {
+    const Mass mass = BoundMass(row, sums, precision);
+    if (params.top_p == 1.0) return DrawFromAll(row, temperature, sums, mass, uniform);
+    if (!TopPOfAll(params, row, mass, scratch)) return std::nullopt;
+  } else if (params.top_k > 0) {
+    const float kth = ReachedBy(std::min(params.top_k, row.vocab_size), row, scratch);
+    TakeCandidates(row, temperature,
+                   std::max(static_cast<double>(kth), LogitAt(row, temperature, kLowestSorted)),
+                   scratch);
+    KeepTopK(params.top_k, scratch.candidates);
+    if (params.top_p < 1.0) KeepTopP(params.top_p, scratch.candidates);
+  } else {
+    if (params.min_p < 1e-300)
+      return std::nullopt;  // Its logarithm says little of rounded weights.
+    TakeCandidates(row, temperature, LogitAt(row, temperature, std::log(params.min_p)), scratch);
+  }
+  if (params.min_p > 0.0) KeepMinP(params.min_p, scratch.candidates);
+  return DrawOne(scratch.candidates, uniform);
+}
+
+int32_t DrawToken(const SamplingParams& params, const SampleRow& row, std::span<const double> sums,
+                  double uniform, SampleScratch& scratch) {
+  std::optional<int32_t> token =
+      DrawFast(params, row, sums, MassPrecision::kRough, uniform, scratch);
+  if (!token && NeedsMass(params)) {
+    scratch.sums.resize(sums.size());
+    FineExpSums(row.logits, row.vocab_size, row.block_max, row.max, 1.0 / params.temperature,
+                FloatNotBelow(LogitAt(row, params.temperature, kLowestSummed)),
+                scratch.sums.data());
+    token = DrawFast(params, row, scratch.sums, MassPrecision::kFine, uniform, scratch);
+  }
+  return token ? *token : ref::DrawToken(params, row.logits, row.vocab_size, row.max, uniform);
+}
+
+int32_t LikeliestToken(const SampleRow& row) {
+  const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
+  const int64_t block =
+      std::find(row.block_max, row.block_max + num_blocks, row.max) - row.block_max;
+  const float* const begin = row.logits + block * kSampleBlock;
+  return static_cast<int32_t>(std::find(begin, row.logits + row.vocab_size, row.max) - row.logits);
+}
+
+void SumForLogprobs(const SampleRow& row, int64_t first_block, std::span<double> sums) {
+  const int64_t begin = first_block * kSampleBlock;
+  const int64_t end =
+      std::min(row.vocab_size, begin + static_cast<int64_t>(sums.size()) * kSampleBlock);
+  FineExpSums(row.logits + begin, end - begin, row.block_max + first_block, row.max, 1.0,
+              ref::LogprobCut(row.max), sums.data());
+}
+
+double LogSumExp(const SampleRow& row, std::span<const double> sums) {
+  double sum = 0;
+  for (const double block : sums) sum += block;
+  return static_cast<double>(row.max) + std::log(sum);
+}
+
+std::vector<TokenLogprob> TopLogprobs(const SampleRow& row, int64_t num_top, double log_sum,
+                                      SampleScratch& scratch) {
+  const int64_t count = std::min(num_top, row.vocab_size);
+  if (count == 0) return {};
+  const std::span<const int32_t> ids = IdsAtLeast(row, ReachedBy(count, row, scratch), scratch);
+  const auto end = scratch.ids.begin() + count;
+  std::partial_sort(scratch.ids.begin(), end, scratch.ids.begin() + std::ssize(ids),
+                    [&](int32_t a, int32_t b) {
+                      const float x = row.logits[a];
+                      const float y = row.logits[b];
+                      return x != y ? x > y : a < b;
+                    });
+  std::vector<TokenLogprob> top;
+  top.reserve(static_cast<size_t>(count));
+  for (auto token = scratch.ids.begin(); token != end; ++token) {
+    top.push_back({*token, static_cast<double>(row.logits[*token]) - log_sum});
+  }
+  return top;
+}
+
+}  // namespace pmkvq::internal
