@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/thread_pool.h"
+#include "pmkvq/base/turns.h"
 
 namespace pmkvq {
 
@@ -27,11 +28,14 @@ void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const vo
 // the caller, with worker 0.
 // Errors: after an exception no further item is begun; the first one is rethrown in the caller.
 // Each item begins with a CancelPoint (base/interrupt.h) of the caller's scopes: throws Cancelled.
+// Work in turns (base/turns.h) may pause between items, never while one of them runs.
 template <class Body>
 void ParallelFor(int num_threads, int64_t num_items, const Body& body) {
   if (num_threads <= 1 || num_items <= 1) {
     for (int64_t item = 0; item < num_items; ++item) {
       CancelPoint();
+      PausePoint();
+      const UnpausedScope whole_item;
       body(item, 0);
     }
     return;

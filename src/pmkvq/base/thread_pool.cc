@@ -292,13 +292,55 @@ ThreadPool& ThreadPool::OfProcess() {
 }
 
 namespace internal {
+namespace {
 
-void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
+void RunWhole(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
   const auto threads = static_cast<int>(std::min<int64_t>(num_threads, num_items));
   if (ThreadPool::OfProcess().TryRun(threads, num_items, body, context)) return;
   for (int64_t item = 0; item < num_items; ++item) {
     CancelPoint();
     body(context, item, 0);
+  }
+}
+
+// Items from `first` on of a loop.
+struct Piece {
+  ParallelBody body;
+  const void* context;
+  int64_t first;
+};
+
+// As several loops, with a chance to pause between them. A loop of 1 ms loses little at its end,
+// where threads wait for the last item, and is short against a turn.
+void RunInPieces(PausableWork& work, int num_threads, int64_t num_items, ParallelBody body,
+                 const void* context) {
+  constexpr std::chrono::microseconds kShortPiece{1000};
+  Piece piece{body, context, 0};
+  int64_t size = num_threads;
+  while (piece.first < num_items) {
+    work.PauseIfOver();
+    const int64_t count = std::min(size, num_items - piece.first);
+    const auto begin = std::chrono::steady_clock::now();
+    RunWhole(
+        num_threads, count,
+        [](const void* opaque, int64_t item, int worker) {
+          const auto& part = *static_cast<const Piece*>(opaque);
+          part.body(part.context, part.first + item, worker);
+        },
+        &piece);
+    if (std::chrono::steady_clock::now() - begin < kShortPiece) size *= 2;
+    piece.first += count;
+  }
+}
+
+}  // namespace
+
+void RunParallel(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
+  const UnpausedScope whole_item;
+  if (whole_item.work() != nullptr) {
+    RunInPieces(*whole_item.work(), num_threads, num_items, body, context);
+  } else {
+    RunWhole(num_threads, num_items, body, context);
   }
 }
 
