@@ -1,8 +1,9 @@
 // The public API: requests in, tokens out, inside a KV budget.
 //
 // The engine owns the cache and schedules: up to max_sequences requests are decoded as one batch,
-// others wait; prompts are prefilled in fixed chunks counted from token 0. A seed gives the same
-// text whatever else runs. See tests/consumer for a complete 20-line program.
+// others wait; prompts are prefilled in fixed chunks counted from token 0, which are computed in
+// turns between the tokens of other requests. A seed gives the same text whatever else runs. See
+// tests/consumer for a complete 20-line program.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,10 @@ struct EngineOptions {
   int64_t max_len = 0;        // Prompt + output of the longest request; 0: the model's maximum.
   int64_t chunk = 512;        // --chunk: prefill tokens per Forward.
   int num_threads = 0;        // 0: DefaultThreads().
+  // While requests decode, the most of a step's time that prompts of others may take: tokens then
+  // come 1 / (1 - share) times as far apart. 1: a prompt goes first and decoding waits for it,
+  // which suits runs where nobody waits for single tokens. In (0, 1].
+  double prefill_share = 0.3;
 };
 
 // The cache of an engine: a store without sequences, and what one sequence may take of it.
@@ -129,6 +134,22 @@ class TextStream : public EngineObserver {
   std::function<void(RequestId, const std::string&)> on_text_;
 };
 
+// What an engine has done since it was made, and how much it has to do. Times are wall times of its
+// thread; what is left of `step_seconds` is scheduling.
+struct EngineStats {
+  int64_t num_running = 0;
+  int64_t num_waiting = 0;
+  int64_t num_steps = 0;
+  int64_t prompt_tokens = 0;    // Stored: those of an ended chunk.
+  int64_t decoded_tokens = 0;   // Rows of decoding, replayed ones among them.
+  double step_seconds = 0;      // All Steps.
+  double reserve_seconds = 0;   // Room for tokens: halving pages, above all.
+  double decode_seconds = 0;    // Forwards of decoding requests.
+  double prefill_seconds = 0;   // Forwards of prompts.
+  double sampling_seconds = 0;  // From logits to tokens and their text.
+  double observer_seconds = 0;  // In the observer's functions.
+};
+
 class Engine {
  public:
   // Engines with different caches, plans among them, may share one model. `tokenizer` may be null.
@@ -145,9 +166,11 @@ class Engine {
   // even at the floor width (the smallest that works is named).
   RequestId Submit(Request request);
 
-  // Admits waiting requests, runs one Forward (a prefill chunk of one request, else one decode
-  // token of all running ones) and reports to `observer` (may be null). Returns false when nothing
-  // is left to do.
+  // Admits waiting requests; draws one token of each request whose prompt is stored; goes on with
+  // the oldest prompt, for the time that EngineOptions::prefill_share leaves it or, where nothing
+  // decodes, for one chunk; and reports to `observer` (may be null). Returns false when nothing is
+  // left to do. Scheduling costs O(requests that run), and O(log n) of n waiting ones per
+  // admission.
   //
   // Errors: what goes wrong with one request ends that request with kError, its session included;
   // others go on with the bits that they have without it. Such are logits that are not finite, keys
@@ -174,6 +197,7 @@ class Engine {
   // take a place of max_sequences only until another request needs it.
   void CloseSession(int64_t session);
 
+  EngineStats stats() const;
   const Model& model() const;
   const KvBudget& kv_budget() const;
   const KvStore& store() const;

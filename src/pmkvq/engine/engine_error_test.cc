@@ -62,6 +62,7 @@ SpecEngineOptions Options(const std::string& spec, int64_t budget_bytes = 0) {
   options.max_len = 700;
   options.chunk = 50;
   options.num_threads = 1;
+  options.prefill_share = 1e-9;  // Prompts pause wherever they can while others decode.
   return options;
 }
 
@@ -298,6 +299,7 @@ TEST(EngineError, AnObserverThatThrowsEndsTheStepOnly) {
 TEST(Engine, TimesCountTheWaitForAnothersPrompt) {
   SpecEngineOptions options = Options("fp16");
   options.chunk = 20;
+  options.prefill_share = 1;
   Engine engine = OpenEngine(LoadTinyLlama(), nullptr, options);
   RecordingObserver observer;
   const RequestId first = engine.Submit(MakeRequest(Prompt(10, 1), 30));

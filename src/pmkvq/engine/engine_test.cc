@@ -209,7 +209,9 @@ TEST(Engine, OutputDoesNotDependOnNeighboursArrivalOrThreads) {
 }
 
 TEST(Engine, DecodesRunningRequestsTogetherAndTheRestWaits) {
-  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, Fp16(2));
+  SpecEngineOptions options = Fp16(2);
+  options.prefill_share = 1;
+  Engine engine = OpenEngine(LoadTinyLlama(), nullptr, options);
   const RequestId a = engine.Submit(MakeRequest(RandomPrompt(5, 1), 3));
   const RequestId b = engine.Submit(MakeRequest(RandomPrompt(5, 2), 3));
   const RequestId c = engine.Submit(MakeRequest(RandomPrompt(5, 3), 3));

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "pmkvq/engine/engine.h"
 
@@ -19,6 +20,25 @@ struct TokenEvent {
   std::optional<TokenLogprobs> logprobs;
 };
 using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
+
+// First in, first out. Keeps its memory.
+class EventQueue {
+ public:
+  bool empty() const { return next_ == events_.size(); }
+  void Push(Event event) { events_.push_back(std::move(event)); }
+  Event Pop() {
+    Event event = std::move(events_[next_++]);
+    if (empty()) {
+      events_.clear();
+      next_ = 0;
+    }
+    return event;
+  }
+
+ private:
+  std::vector<Event> events_;
+  size_t next_ = 0;
+};
 
 inline void Tell(EngineObserver& observer, const Event& event) {
   if (const auto* token = std::get_if<TokenEvent>(&event)) {

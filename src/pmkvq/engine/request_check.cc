@@ -47,6 +47,8 @@ int64_t CheckEngineOptions(const EngineOptions& options, const ModelConfig& mode
   CheckField(options.chunk >= 1, "--chunk", options.chunk, "a number >= 1");
   CheckField(options.num_threads >= 0, "--threads", options.num_threads,
              "a number >= 0 (0: all processors)");
+  CheckField(options.prefill_share > 0 && options.prefill_share <= 1, "prefill_share",
+             options.prefill_share, "a number in (0, 1]");
   if (options.max_len < 0 || options.max_len > limit) {
     throw InvalidInput(
         "--max-len",

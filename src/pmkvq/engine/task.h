@@ -50,6 +50,11 @@ struct Task {
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;
+
+  // Of the step under way.
+  double* clock = nullptr;  // Which of the two the step's time belongs to; null: neither.
+  double reserve_us = 0;    // Of Reserve, where it halved pages.
+  double pause_us = 0;      // Halving work before its token.
 };
 
 }  // namespace pmkvq

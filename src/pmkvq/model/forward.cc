@@ -6,6 +6,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/turns.h"
 #include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
@@ -79,7 +80,11 @@ class ForwardPass {
              scales != nullptr ? scales->key_factors(layer) : nullptr);
     }
     OfferExtras(layer, store);
-    store.AppendAndAttend(layer, q_, k_, v_, attention_);
+    {
+      // Other Forwards of the store may move pages, so a pause comes before or after.
+      const UnpausedScope pages_stay;
+      store.AppendAndAttend(layer, q_, k_, v_, attention_);
+    }
     const bool is_last = layer + 1 == config_.num_layers;
     for (const RowSlice& slice : is_last ? workspace_.last_slices : workspace_.slices) {
       AddAttentionOutput(block, slice);

@@ -279,7 +279,9 @@ double Evaluate(const std::shared_ptr<const Model>& model,
   const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
   if (pending.empty()) return 0;
   CheckCanGrade(grading);
-  Engine engine = OpenEngine(model, tokenizer, options.engine);
+  SpecEngineOptions engine_options = options.engine;
+  engine_options.prefill_share = 1;  // Nobody waits for single tokens, and full batches are faster.
+  Engine engine = OpenEngine(model, tokenizer, engine_options);
   const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
   const int num_threads = options.engine.num_threads;
   Grader grader(grading, num_threads > 0 ? num_threads : DefaultThreads(), cancel);

@@ -1,0 +1,284 @@
+// What a step computes: chunks of prompts, tokens of running requests, drawing.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <utility>
+
+#include "pmkvq/engine/engine_impl.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr std::chrono::hours kWholeChunk{24 * 365};
+
+}  // namespace
+
+void Engine::Impl::SortRunning() {
+  prefilling.clear();
+  decoding.clear();
+  for (const auto& task : running) {
+    task->pause_us = 0;
+    task->clock = &task->decode_seconds;
+    if (IsPrefilling(*task)) {
+      task->clock = &task->prefill_seconds;
+      prefilling.push_back(task.get());
+    } else {
+      // The time of replayed tokens was counted when they were drawn.
+      if (task->num_waiting(store->NumTokens(*task->seq)) > 0) task->clock = nullptr;
+      decoding.push_back(task.get());
+    }
+  }
+}
+
+void Engine::Impl::Fail(Task& task, const KvFailure& failure) {
+  task.finish = FinishReason::kError;
+  task.error = InvalidInput(failure.where, failure.what).what();
+}
+
+bool Engine::Impl::Reserve(Task& task, int64_t num_tokens, double* pause_us) {
+  const AddTime timing(&stats.reserve_seconds);
+  const Clock::time_point start = Clock::now();
+  switch (store->Reserve(*task.seq, num_tokens)) {
+    case ReserveResult::kReserved:
+      return true;
+    case ReserveResult::kReservedAfterHalving:
+      *pause_us = SecondsSince(start) * 1e6;
+      return true;
+    case ReserveResult::kBudgetExhausted:
+      task.finish = FinishReason::kKvBudget;
+      return false;
+    case ReserveResult::kFailed:
+      break;
+  }
+  Fail(task, *store->FailureOf(*task.seq));
+  return false;
+}
+
+void Engine::Impl::TakeHalvings() {
+  for (const HalvingEvent& event : store->TakeHalvingEvents()) {
+    Task* const task = by_seq[static_cast<size_t>(event.seq)];
+    if (task == nullptr) continue;
+    task->pause_us += event.duration_us;
+    events.Push(std::pair(task->id, event));
+  }
+}
+
+bool Engine::Impl::ReserveChunk(Task& task, ForwardChunk* chunk) {
+  const int64_t begin = store->NumTokens(*task.seq);
+  // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
+  const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
+  double pause_us = 0;  // Of a whole chunk: no pause of a token.
+  if (!Reserve(task, end - begin, &pause_us)) return false;
+  const bool draws = end == task.prompt_len() && task.num_drawn() == 0;
+  *chunk = {*task.seq,
+            {task.tokens.data() + begin, static_cast<size_t>(end - begin)},
+            begin,
+            draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+  return true;
+}
+
+void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
+                               const std::vector<ForwardFailure>& chunk_failures, float* logits) {
+  TakeHalvings();
+  stats.prompt_tokens += std::ssize(chunk.tokens);
+  if (!chunk_failures.empty()) {
+    Fail(task, chunk_failures.front().failure);
+  } else if (chunk.logits == ForwardChunk::Logits::kLast) {
+    Draw(task, logits);
+  }
+}
+
+void Engine::Impl::Prefill(const UncancelledScope& step) {
+  if (prefill_turns.task() != nullptr) {  // Begun while others decoded.
+    TakePrefillTurn(kWholeChunk, step);
+    return;
+  }
+  Task& task = *prefilling.front();
+  ForwardChunk chunk;
+  if (!ReserveChunk(task, &chunk)) return;
+  const bool ended = RunUnlessCancelled(step, [&] {
+    failures = model->Forward({&chunk, 1}, *store, workspace, num_threads);
+  });
+  if (ended) {
+    FinishChunk(task, chunk, failures, workspace.logits.data());
+  } else {
+    task.finish = FinishReason::kCancelled;
+  }
+}
+
+void Engine::Impl::PrefillFor(double seconds, const UncancelledScope& step) {
+  const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                                   std::chrono::duration<double>(seconds));
+  // At least once: however small its share, a prompt gets on.
+  Clock::time_point now = Clock::now();
+  do {
+    if (prefill_turns.task() == nullptr && !BeginPrefillTurns()) return;
+    if (!TakePrefillTurn(end - now, step)) return;
+    now = Clock::now();
+  } while (now < end);
+}
+
+bool Engine::Impl::BeginPrefillTurns() {
+  for (Task* const task : prefilling) {
+    ForwardChunk chunk;
+    if (task->finish || !IsPrefilling(*task) || !ReserveChunk(*task, &chunk)) continue;
+    prefill_turns.Start(*task, chunk);
+    return true;
+  }
+  return false;
+}
+
+bool Engine::Impl::TakePrefillTurn(Clock::duration turn, const UncancelledScope& step) {
+  Task& task = *prefill_turns.task();
+  bool ended = false;
+  const bool went_on = RunUnlessCancelled(step, [&] {
+    const AddTime timing(&stats.prefill_seconds);
+    ended = prefill_turns.Resume(turn);
+  });
+  if (!went_on) {
+    task.finish = FinishReason::kCancelled;
+    return false;
+  }
+  if (ended) {
+    FinishChunk(task, prefill_turns.chunk(), prefill_turns.failures(),
+                prefill_turns.workspace().logits.data());
+  }
+  return ended;
+}
+
+void Engine::Impl::RunDecode() {
+  const AddTime timing(&stats.decode_seconds);
+  for (const ForwardChunk& chunk : chunks) stats.decoded_tokens += std::ssize(chunk.tokens);
+  failures = model->Forward(chunks, *store, workspace, num_threads);
+}
+
+void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step) {
+  chunks.clear();
+  chunk_tasks.clear();
+  drawing.clear();
+  bool is_replaying = false;
+  for (Task* const task : decoding) {
+    const int64_t stored = store->NumTokens(*task->seq);
+    if (task->num_waiting(stored) > 0) {
+      is_replaying = true;
+      if (AddReplayed(*task, stored)) chunk_tasks.push_back(task);
+    } else if (task->finish_after_replay) {
+      task->finish = task->finish_after_replay;
+    } else {
+      task->reserve_us = 0;
+      if (!Reserve(*task, 1, &task->reserve_us)) continue;
+      chunks.push_back(
+          {*task->seq, {&task->tokens.back(), 1}, stored, ForwardChunk::Logits::kLast});
+      chunk_tasks.push_back(task);
+      drawing.push_back(task);
+    }
+  }
+  TakeHalvings();
+  // All of Reserve counts for a token's pause, not the halvings alone.
+  for (Task* const task : drawing) task->pause_us = task->reserve_us;
+  Report(observer);
+  failures.clear();
+  if (is_replaying) {
+    if (!RunUnlessCancelled(step, [&] { RunDecode(); })) {
+      for (Task* const task : chunk_tasks) task->finish = FinishReason::kCancelled;
+      return;
+    }
+  } else if (!chunks.empty()) {
+    RunDecode();
+  }
+  // Pages that were halved while storing (closed at less than 16 bits, reference accounting).
+  TakeHalvings();
+  for (const ForwardFailure& failed : failures) Fail(*chunk_tasks[failed.chunk], failed.failure);
+
+  const int64_t vocab_size = model->config().vocab_size;
+  for (size_t row = 0; row < drawing.size(); ++row) {
+    if (drawing[row]->finish) continue;
+    Draw(*drawing[row], workspace.logits.data() + static_cast<int64_t>(row) * vocab_size);
+  }
+  for (Task* const task : decoding) {
+    task->longest_pause_us = std::max(task->longest_pause_us, task->pause_us);
+  }
+}
+
+bool Engine::Impl::AddReplayed(Task& task, int64_t stored) {
+  // All replays of a step together have the rows of a prefill chunk.
+  const int64_t share = std::max<int64_t>(1, options.chunk / std::ssize(running));
+  const int64_t count =
+      store->ReserveOneByOne(*task.seq, std::min(share, task.num_waiting(stored)));
+  if (const KvFailure* const failure = store->FailureOf(*task.seq)) {
+    Fail(task, *failure);
+    return false;
+  }
+  if (count == 0) {
+    task.finish = FinishReason::kKvBudget;
+    return false;
+  }
+  chunks.push_back({*task.seq,
+                    {task.tokens.data() + stored, static_cast<size_t>(count)},
+                    stored,
+                    ForwardChunk::Logits::kNone,
+                    count > 1});
+  return true;
+}
+
+void Engine::Impl::Draw(Task& task, float* logits) {
+  const AddTime timing(&stats.sampling_seconds);
+  const auto position = static_cast<int64_t>(task.tokens.size()) - 1;
+  if (const std::optional<KvFailure> failure = model->FailureOfLogits(logits, position)) {
+    return Fail(task, *failure);
+  }
+  const Request& request = task.request;
+  const int64_t vocab_size = model->config().vocab_size;
+  // Log-probabilities are of what the model says, so that row is kept where rules change it.
+  std::vector<float> as_given;
+  const bool has_rules = !request.rules.changes_nothing() || task.num_drawn() < request.min_tokens;
+  if (has_rules && request.num_logprobs >= 0) as_given.assign(logits, logits + vocab_size);
+  ApplyLogitRules(request.rules, task.counts, logits);
+  if (task.num_drawn() < request.min_tokens) {
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    if (!request.ignore_eos) {
+      for (const int64_t token : model->config().eos_token_ids) logits[token] = kNever;
+    }
+    for (const int32_t token : request.stop_ids) logits[token] = kNever;
+  }
+  const std::optional<int32_t> token =
+      SampleToken(request.sampling, logits, vocab_size, task.random);
+  if (!token) {
+    return Fail(task, {fmt::format("sampling, position {}", position),
+                       "no token may be drawn: min_tokens and logit_bias leave none"});
+  }
+  std::optional<TokenLogprobs> logprobs;
+  if (request.num_logprobs >= 0) {
+    logprobs = LogprobsOf(as_given.empty() ? logits : as_given.data(), vocab_size, *token,
+                          request.num_logprobs);
+    task.logprobs.push_back(*logprobs);
+  }
+  std::string text = Push(task, *token, task.finish);
+  if (task.finish) text += task.text.Finish();
+  events.Push(TokenEvent{task.id, *token, std::move(text), std::move(logprobs)});
+}
+
+bool Engine::Impl::EndsRequest(const Task& task, int32_t token) const {
+  const auto holds = [&](const auto& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return holds(task.request.stop_ids) ||
+         (!task.request.ignore_eos && holds(model->config().eos_token_ids));
+}
+
+std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
+  task.tokens.push_back(token);
+  if (task.request.rules.has_penalties()) ++task.counts[token];
+  const bool is_end = EndsRequest(task, token);
+  std::string text = is_end ? "" : task.text.Push(token);
+  if (is_end || task.text.stopped()) {
+    end = FinishReason::kStop;
+  } else if (task.num_drawn() == task.max_drawn) {
+    end = FinishReason::kLength;
+  }
+  return text;
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,132 @@
+// The engine's state and steps. Private to this module.
+//
+// engine.cc: requests in and out, the order of a step. engine_forward.cc: chunks, tokens, drawing.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/events.h"
+#include "pmkvq/engine/prefill_turns.h"
+#include "pmkvq/engine/request_queue.h"
+#include "pmkvq/engine/sequences.h"
+#include "pmkvq/engine/task.h"
+
+namespace pmkvq {
+
+// Adds the time of its life to a sum.
+class AddTime {
+ public:
+  explicit AddTime(double* seconds) : seconds_(seconds) {}
+  ~AddTime() {
+    *seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  AddTime(const AddTime&) = delete;
+  AddTime& operator=(const AddTime&) = delete;
+
+ private:
+  double* seconds_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+struct Engine::Impl {
+  using Clock = std::chrono::steady_clock;
+  static double SecondsSince(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokenizer> t, EngineCache cache,
+       const EngineOptions& o);
+
+  void Check(const Request& request) const;
+  RequestId Submit(Request request);
+  bool Step(EngineObserver* observer);
+  bool Cancel(RequestId id, EngineObserver* observer);
+  void Admit();
+  bool IsPrefilling(const Task& task) const {
+    return store->NumTokens(*task.seq) < task.prompt_len();
+  }
+  // Fills prefilling and decoding, and starts the clocks of the step.
+  void SortRunning();
+
+  // The whole next chunk of the oldest prompt.
+  void Prefill(const UncancelledScope& step);
+  // As much of the prompts, the oldest first, as this time allows, beside decoding.
+  void PrefillFor(double seconds, const UncancelledScope& step);
+  // Starts the next chunk. False: no prompt is left that has room.
+  bool BeginPrefillTurns();
+  // Goes on with the chunk under way. True: it has ended and its request goes on.
+  bool TakePrefillTurn(Clock::duration turn, const UncancelledScope& step);
+  // Makes room for the next chunk of this prompt. False: the request has ended.
+  bool ReserveChunk(Task& task, ForwardChunk* chunk);
+  void FinishChunk(Task& task, const ForwardChunk& chunk,
+                   const std::vector<ForwardFailure>& chunk_failures, float* logits);
+  // One token, or a chunk of replayed ones, of each request in `decoding`.
+  void Decode(EngineObserver* observer, const UncancelledScope& step);
+  // The Forward of `chunks`, into `failures`.
+  void RunDecode();
+  bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
+  // Runs what takes seconds in a large model: where an open CancelScope around `step` is cancelled,
+  // returns false.
+  template <class Work>
+  static bool RunUnlessCancelled(const UncancelledScope& step, const Work& work) {
+    try {
+      const CancellableAgainScope many_tokens(step);
+      work();
+      return true;
+    } catch (const Cancelled&) {
+      return false;
+    }
+  }
+  void Fail(Task& task, const KvFailure& failure);
+  // Queues the events and adds their times to the requests' `pause_us`.
+  void TakeHalvings();
+  // Draws from `logits` [V], which the request's rules may change.
+  void Draw(Task& task, float* logits);
+  bool EndsRequest(const Task& task, int32_t token) const;
+  // Adds a drawn token. Returns the text that it completes; `end`: how it ends the request, if so.
+  std::string Push(Task& task, int32_t token, std::optional<FinishReason>& end);
+  void PushReplayed(Task& task);
+  // Adds a chunk of replayed tokens, or ends the task where the budget does not hold one.
+  bool AddReplayed(Task& task, int64_t stored);
+  // Ends a request that is in neither queue any more.
+  void Finish(Task& task, FinishReason reason);
+  void RemoveFinished();
+  // Hands the observer the events. One that it throws at is not repeated.
+  void Report(EngineObserver* observer);
+
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  EngineOptions options;
+  int64_t max_len;
+  int num_threads;
+  KvBudget budget;
+  std::unique_ptr<KvStore> store;
+  SequenceKeeper sequences;
+  ForwardWorkspace workspace;
+  PrefillTurns prefill_turns;
+  RequestQueue waiting;
+  std::vector<std::unique_ptr<Task>> over;     // Ended before they began: not reported yet.
+  std::vector<std::unique_ptr<Task>> running;  // In order of admission.
+  std::vector<Task*> by_seq;                   // Running requests by sequence; null: none.
+  EventQueue events;                           // Not reported yet.
+  RequestId next_id = 1;
+  EngineStats stats;
+
+  // Of the step under way, kept for their memory.
+  std::vector<Task*> prefilling;
+  std::vector<Task*> decoding;
+  std::vector<ForwardChunk> chunks;
+  std::vector<Task*> chunk_tasks;  // Of each chunk.
+  std::vector<Task*> drawing;      // Of each row of logits.
+  std::vector<ForwardFailure> failures;
+};
+
+}  // namespace pmkvq
