@@ -40,7 +40,8 @@ void AllocateBits(const Options& options) {
   KvGeometry& geometry = allocation.cache.geometry;
   if (!options.model.empty()) {
     const ModelConfig config = LoadModelConfig(options.model);
-    geometry = {config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim};
+    geometry = UniformKvGeometry{config.num_layers, config.num_heads, config.num_kv_heads,
+                                 config.head_dim};
   } else {
     if (!allocation.reference_accounting) {
       throw InvalidInput("--kv-dim",
@@ -48,7 +49,7 @@ void AllocateBits(const Options& options) {
                          "--reference-accounting, which counts payload only");
     }
     // Payload bytes depend on the product Hkv * D only.
-    geometry = {file.num_blocks, 1, 1, options.kv_dim};
+    geometry = UniformKvGeometry{file.num_blocks, 1, 1, options.kv_dim};
   }
   const Allocation result = Allocate(file.sensitivity, allocation);
 

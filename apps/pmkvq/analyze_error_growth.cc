@@ -97,7 +97,7 @@ Chain MakeChain(const Options& options, const std::shared_ptr<const Model>& mode
   return chain;
 }
 
-void PrintTable(const ErrorGrowth& growth, const KvGeometry& geometry) {
+void PrintTable(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
   std::string text =
       fmt::format("{}: {} + {} tokens\n{:<20} {:>6} {:>10} {:>14} {:>12} {:>9}\n",
                   growth.chain.problem, growth.chain.prompt_tokens, growth.chain.chain_tokens(),
@@ -156,10 +156,10 @@ void Run(Options options) {
   const ErrorGrowth growth = MeasureErrorGrowth(model, chain, growth_options);
 
   if (options.common.json != "-") {
-    PrintTable(growth, model->kv_geometry());
+    PrintTable(growth, UniformOf(model->kv_geometry()));
   }
   options.common.Write(ErrorGrowthJson(growth, options.common.command_line),
-                       ErrorGrowthPage(growth, model->kv_geometry(), tokenizer.get(),
+                       ErrorGrowthPage(growth, UniformOf(model->kv_geometry()), tokenizer.get(),
                                        options.common.Origin(options.kv.plan_path)));
 }
 

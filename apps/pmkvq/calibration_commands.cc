@@ -90,7 +90,7 @@ struct RepScalesOptions {
 void RunRepScales(const RepScalesOptions& options) {
   const CalibrationRun run(options.step.Resolve());
   const std::vector<Tensor> max_keys =
-      ReadScaleFile(ScaleFileKind::kMaxKeys, run.model().kv_geometry(),
+      ReadScaleFile(ScaleFileKind::kMaxKeys, UniformOf(run.model().kv_geometry()),
                     run.model().checkpoint().Identity(), options.max_keys);
   const RepScales result = SearchRepScales(run.context(), max_keys, options.search);
   if (!options.out.empty()) {

@@ -312,7 +312,7 @@ std::string FormatPlan(const Plan& plan) {
   text +=
       fmt::format("budget {} for one sequence of {} tokens, {:.3g} effective bits, key scales {}\n",
                   FormatByteSize(total), plan.max_len,
-                  EffectiveBits(plan.geometry, total / plan.geometry.num_layers, plan.max_len),
+                  EffectiveBits(plan.geometry.values(), total, plan.max_len),
                   plan.key_scales.empty() ? "none" : "yes");
   return text;
 }

@@ -186,7 +186,7 @@ void SaveList(const Options& options, const Plans& plans, const Benchmark& bench
   for (const ProblemRow& problem : problems) list.problems.push_back(problem.id);
   list.num_responses = num_responses;
   list.against = options.against;
-  list.geometry = model.kv_geometry();
+  list.geometry = UniformOf(model.kv_geometry());
   list.runs.push_back({plans.baseline.spec, 0, true, 0, 0});
   for (const BudgetJobs& jobs : plans.budgets) {
     for (const Job& job : jobs.jobs) {
@@ -310,7 +310,7 @@ Comparison DescribeComparison(const Options& options, const Benchmark& benchmark
   comparison.model = settings.model_identity;
   comparison.against = options.against;
   comparison.num_responses = evaluation.num_responses;
-  comparison.geometry = model.kv_geometry();
+  comparison.geometry = UniformOf(model.kv_geometry());
   for (const auto& option : settings.options) {
     if (!kOfOneMethod.contains(option.first)) comparison.settings.push_back(option);
   }
@@ -363,7 +363,7 @@ void CompareFiles(const Options& options) {
       throw InvalidInput("--model", fmt::format("found {}, but the runs are of another model ({})",
                                                 model->checkpoint().Identity(), comparison.model));
     }
-    comparison.geometry = model->kv_geometry();
+    comparison.geometry = UniformOf(model->kv_geometry());
     if (options.kv.max_len > 0) comparison.max_len = options.kv.max_len;
   }
   Report(options, comparison);

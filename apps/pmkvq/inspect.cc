@@ -210,7 +210,7 @@ void InspectCache(const Options& options) {
   const KvBudget budget = CheckKvOptions(*model, engine);
   const int64_t needs = budget.SmallestThatHolds(max_len);
   const auto effective_bits = [&](int64_t bytes) {
-    return EffectiveBits(geometry, bytes, max_len * geometry.num_layers);
+    return EffectiveBits(geometry.values(), bytes, max_len);
   };
   JsonWriter json;
   json.BeginObject();

@@ -39,7 +39,7 @@ Case ReadCase(const JsonValue& json) {
   }
   const auto num_layers =
       static_cast<int64_t>(result.sensitivity.k[WidthIndex(options.fbit_choices.front())].size());
-  options.cache.geometry = {num_layers, 1, 1, json.At("hidden_size").AsInt()};
+  options.cache.geometry = UniformKvGeometry{num_layers, 1, 1, json.At("hidden_size").AsInt()};
   options.max_len = json.At("max_len").AsInt();
   options.memory_budget_bytes =
       static_cast<int64_t>(std::floor(json.At("memory_budget_mb").AsDouble() * kMiB));

@@ -57,7 +57,8 @@ class CacheGoldenTest : public testing::TestWithParam<Variant> {
 
   CacheConfig Config() const {
     CacheConfig config;
-    config.geometry = {1, 1, json_.At("kv_heads").AsInt(), json_.At("head_dim").AsInt()};
+    config.geometry =
+        UniformKvGeometry{1, 1, json_.At("kv_heads").AsInt(), json_.At("head_dim").AsInt()};
     config.float_type = GetParam().float_type;
     config.sink_tokens = json_.At("n_sink_token").AsInt();
     config.window_tokens = json_.At("n_window_token").AsInt();

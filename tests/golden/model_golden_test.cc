@@ -59,8 +59,8 @@ std::unique_ptr<KvStore> PlainFloatStore(const Model& model, int threads) {
   config.close_bits = 16;
   config.floor_bits = 16;
   config.num_threads = threads;
-  config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers),
-                             BlockBytes(config, /*num_tokens=*/160, 16, 16));
+  config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers()),
+                             BlockBytes(config, 0, /*num_tokens=*/160, 16, 16));
   return MakePackedKvCache(config);
 }
 

@@ -13,8 +13,8 @@ namespace pmkvq::testing_support {
 // A configuration of small shapes with budgets that hold `num_tokens` at (k_bits, v_bits).
 inline CacheConfig SmallConfig(int64_t num_tokens, int k_bits, int v_bits) {
   CacheConfig config;
-  config.geometry = {2, 4, 2, 16};
-  config.budget_bytes.assign(2, BlockBytes(config, num_tokens, k_bits, v_bits));
+  config.geometry = UniformKvGeometry{2, 4, 2, 16};
+  config.budget_bytes.assign(2, BlockBytes(config, 0, num_tokens, k_bits, v_bits));
   return config;
 }
 
@@ -34,15 +34,16 @@ inline Rows MakeRows(const KvGeometry& geometry, uint64_t seed, int64_t layer, i
                      int64_t num_tokens) {
   Rows rows;
   for (int64_t t = position; t < position + num_tokens; ++t) {
-    Random random(StreamSeed(seed, static_cast<uint64_t>(t * geometry.num_layers + layer)));
+    Random random(StreamSeed(seed, static_cast<uint64_t>(t * geometry.num_layers() + layer)));
     const auto fill = [&](std::vector<float>& out, int64_t count) {
       for (int64_t i = 0; i < count; ++i) {
         out.push_back(static_cast<float>(4.0 * random.Uniform() - 1.5));
       }
     };
-    fill(rows.q, geometry.num_heads * geometry.head_dim);
-    fill(rows.k, geometry.kv_dim());
-    fill(rows.v, geometry.kv_dim());
+    const KvBlockGeometry& block = geometry.block(layer);
+    fill(rows.q, block.q_values());
+    fill(rows.k, block.k().values());
+    fill(rows.v, block.v().values());
   }
   return rows;
 }
@@ -69,8 +70,9 @@ class CacheDriver {
     Batch batch;
     for (const Part& part : parts) batch.push_back({part.seq, part.num_tokens, part.one_by_one});
     cache_.BeginForward(batch);
-    outputs_.assign(static_cast<size_t>(config_.geometry.num_layers), {});
-    for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
+    outputs_.assign(static_cast<size_t>(config_.geometry.num_layers()), {});
+    for (int64_t layer = 0; layer < config_.geometry.num_layers(); ++layer) {
+      if (!config_.geometry.block(layer).has_cache()) continue;
       Rows all;
       for (const Part& part : parts) {
         const Rows rows = MakeRows(config_.geometry, part.seed, layer, cache_.NumTokens(part.seq),
@@ -97,18 +99,20 @@ class CacheDriver {
   // The last row of the last Forward.
   std::vector<float> LastRow(int64_t layer) const {
     const auto& out = outputs_[static_cast<size_t>(layer)];
-    return {out.end() - config_.geometry.num_heads * config_.geometry.head_dim, out.end()};
+    return {out.end() - config_.geometry.block(layer).q_values(), out.end()};
   }
 
   KeysAndValues Read(SequenceId seq, int64_t layer) const {
-    const auto count = static_cast<size_t>(cache_.NumTokens(seq) * config_.geometry.kv_dim());
+    if (!config_.geometry.block(layer).has_cache()) return {};
+    const auto count =
+        static_cast<size_t>(cache_.NumTokens(seq) * config_.geometry.block(layer).k().values());
     KeysAndValues values{std::vector<float>(count), std::vector<float>(count)};
     cache_.ReadTokens(seq, layer, values.first.data(), values.second.data());
     return values;
   }
   std::vector<KeysAndValues> ReadAll(SequenceId seq) const {
     std::vector<KeysAndValues> all;
-    for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
+    for (int64_t layer = 0; layer < config_.geometry.num_layers(); ++layer) {
       all.push_back(Read(seq, layer));
     }
     return all;

@@ -16,7 +16,7 @@ namespace pmkvq::testing_support {
 
 class DenseKvStore : public KvStore {
  public:
-  explicit DenseKvStore(const KvGeometry& geometry,
+  explicit DenseKvStore(const UniformKvGeometry& geometry,
                         std::shared_ptr<const KeyScales> key_scales = nullptr)
       : geometry_(geometry), key_scales_(std::move(key_scales)) {}
 
@@ -103,7 +103,7 @@ class DenseKvStore : public KvStore {
     }
   }
 
-  KvGeometry geometry_;
+  UniformKvGeometry geometry_;
   std::shared_ptr<const KeyScales> key_scales_;
   std::map<SequenceId, std::vector<Layer>> sequences_;
   Batch batch_;

@@ -19,7 +19,7 @@ namespace pmkvq::testing_support {
 class MethodDriver {
  public:
   // One block of 2 KV heads by default.
-  explicit MethodDriver(const std::string& spec, const KvGeometry& geometry = {1, 4, 2, 64},
+  explicit MethodDriver(const std::string& spec, const UniformKvGeometry& geometry = {1, 4, 2, 64},
                         DType kv_dtype = DType::kF16, uint64_t seed = 3)
       : geometry_(geometry), seed_(seed), rope_(RopeOf(geometry)) {
     KvOptions options;
@@ -78,16 +78,16 @@ class MethodDriver {
   int64_t BlockBytes() const { return store_->LayerStats(seq_, 0).bytes; }
   KvStore& store() { return *store_; }
   SequenceId seq() const { return seq_; }
-  const KvGeometry& geometry() const { return geometry_; }
+  const UniformKvGeometry& geometry() const { return geometry_; }
 
  private:
-  static RopeTable RopeOf(const KvGeometry& geometry) {
+  static RopeTable RopeOf(const UniformKvGeometry& geometry) {
     RopeParams params;
     params.head_dim = geometry.head_dim;
     return RopeTable(params);
   }
 
-  KvGeometry geometry_;
+  UniformKvGeometry geometry_;
   uint64_t seed_;
   RopeTable rope_;
   std::unique_ptr<KvStore> store_;

@@ -238,7 +238,7 @@ RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
     } catch (const InvalidInput&) {
       const int64_t smallest =
           *std::min_element(config.budget_bytes.begin(), config.budget_bytes.end());
-      RC_ASSERT(BlockBytes(config, length, config.floor_bits, config.floor_bits) > smallest);
+      RC_ASSERT(BlockBytes(config, 0, length, config.floor_bits, config.floor_bits) > smallest);
     }
     for (int step = *rc::gen::inRange(0, 8); step > 0; --step) engine.Step(&observer);
   }
@@ -250,7 +250,7 @@ RC_GTEST_PROP(EngineBudgetProperty, PeakBytesStayWithinTheBudget, ()) {
     RC_ASSERT(done.kv.budget_bytes <= budget);
     if (done.finish_reason != FinishReason::kKvBudget) continue;
     const int64_t needed =
-        BlockBytes(config, done.kv.num_tokens + 1, config.floor_bits, config.floor_bits);
+        BlockBytes(config, 0, done.kv.num_tokens + 1, config.floor_bits, config.floor_bits);
     RC_ASSERT(needed > *std::min_element(config.budget_bytes.begin(), config.budget_bytes.end()));
   }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -18,29 +19,45 @@ constexpr int64_t kMaxArenaBytes = int64_t{1} << 44;
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
 
-void ValidateGeometry(const KvGeometry& geometry) {
-  if (geometry.num_layers < 1 || geometry.num_heads < 1 || geometry.num_kv_heads < 1 ||
-      geometry.num_heads % geometry.num_kv_heads != 0) {
-    throw InvalidInput(
-        kWhere, fmt::format("found {} layers, {} heads, {} key/value heads; expected positive "
-                            "numbers, heads a multiple of key/value heads",
-                            geometry.num_layers, geometry.num_heads, geometry.num_kv_heads));
+void ValidateBlock(const KvBlockGeometry& block, size_t layer) {
+  if (!block.has_cache()) return;
+  if (block.streams.size() != 2 || block.k() != block.v()) {
+    throw Unsupported(kWhere, fmt::format("block {}: found {}, expected keys and values of one "
+                                          "shape, or no cache",
+                                          layer, Describe(block)));
   }
-  if (geometry.head_dim < 8 || geometry.head_dim > 256 || geometry.head_dim % 8 != 0 ||
-      geometry.head_dim % geometry.group() != 0) {
+  const KvStream& stream = block.k();
+  if (block.num_heads < 1 || stream.heads < 1 || block.num_heads % stream.heads != 0) {
+    throw InvalidInput(kWhere, fmt::format("block {}: found {} heads, {} key/value heads; expected "
+                                           "positive numbers, heads a multiple of key/value heads",
+                                           layer, block.num_heads, stream.heads));
+  }
+  if (stream.width < 8 || stream.width > 256 || stream.width % 8 != 0 ||
+      stream.width % stream.group != 0) {
     throw InvalidInput(kWhere,
-                       fmt::format("head_dim: found {}, expected a multiple of 8 up to 128, "
-                                   "or 256",
-                                   geometry.head_dim));
+                       fmt::format("head_dim: found {}, expected a multiple of 8 up to 128, or 256",
+                                   stream.width));
+  }
+}
+
+void ValidateGeometry(const KvGeometry& geometry) {
+  for (size_t layer = 0; layer < geometry.blocks.size(); ++layer) {
+    ValidateBlock(geometry.blocks[layer], layer);
+  }
+  if (std::none_of(geometry.blocks.begin(), geometry.blocks.end(),
+                   [](const KvBlockGeometry& block) { return block.has_cache(); })) {
+    throw InvalidInput(kWhere, fmt::format("found {} blocks without a cache, expected one with a "
+                                           "cache at least",
+                                           geometry.num_layers()));
   }
 }
 
 void ValidatePlannedBits(const CacheConfig& config, const std::vector<int>& bits,
                          const char* name) {
   if (bits.empty()) return;
-  if (bits.size() != static_cast<size_t>(config.geometry.num_layers)) {
+  if (bits.size() != config.geometry.blocks.size()) {
     throw InvalidInput(kWhere, fmt::format("{}: found {} entries, expected one per block ({})",
-                                           name, bits.size(), config.geometry.num_layers));
+                                           name, bits.size(), config.geometry.num_layers()));
   }
   for (size_t i = 0; i < bits.size(); ++i) {
     if (!IsWidth(bits[i])) {
@@ -51,7 +68,7 @@ void ValidatePlannedBits(const CacheConfig& config, const std::vector<int>& bits
 }
 
 void ValidateBudgets(const CacheConfig& config) {
-  const auto num_layers = static_cast<size_t>(config.geometry.num_layers);
+  const auto num_layers = config.geometry.blocks.size();
   if (config.budget_bytes.size() != num_layers) {
     throw InvalidInput(kWhere, fmt::format("budgets: found {}, expected one per block ({})",
                                            config.budget_bytes.size(), num_layers));
@@ -117,24 +134,24 @@ PageWidths FloorWidths(const CacheConfig& config, size_t layer) {
   return {config.floor_bits, config.floor_bits};
 }
 
-int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits) {
+int64_t PageCodeBytes(const KvStream& stream, DType float_type, int bits) {
   if (bits == 16) {
-    return CheckedProduct(
-        kWhere, {kPageTokens, geometry.kv_dim(), static_cast<int64_t>(SizeOf(float_type))});
+    return CheckedProduct(kWhere,
+                          {kPageTokens, stream.values(), static_cast<int64_t>(SizeOf(float_type))});
   }
-  return CheckedProduct(kWhere, {kPageTokens / 8, geometry.kv_dim(), bits});
+  return CheckedProduct(kWhere, {kPageTokens / 8, stream.values(), bits});
 }
 
-int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits, QuantAxis axis) {
+int64_t PageMetadataBytes(const KvStream& stream, DType float_type, int bits, QuantAxis axis) {
   if (bits == 16) return 0;
-  const int64_t group = axis == QuantAxis::kChannel ? kPageTokens : geometry.group();
-  const int64_t groups = kPageTokens * geometry.kv_dim() / group;
+  const int64_t group = axis == QuantAxis::kChannel ? kPageTokens : stream.group;
+  const int64_t groups = kPageTokens * stream.values() / group;
   return groups * 2 * static_cast<int64_t>(SizeOf(float_type));
 }
 
-int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits, QuantAxis axis) {
-  return PageCodeBytes(geometry, float_type, bits) +
-         PageMetadataBytes(geometry, float_type, bits, axis);
+int64_t PageBytes(const KvStream& stream, DType float_type, int bits, QuantAxis axis) {
+  return PageCodeBytes(stream, float_type, bits) +
+         PageMetadataBytes(stream, float_type, bits, axis);
 }
 
 int64_t NumPages(const CacheConfig& config, int64_t num_tokens) {
@@ -142,74 +159,91 @@ int64_t NumPages(const CacheConfig& config, int64_t num_tokens) {
   return (paged + kPageTokens - 1) / kPageTokens;
 }
 
-int64_t SinkBytes(const CacheConfig& config) {
-  return CheckedProduct(kWhere, {2, config.sink_tokens, config.geometry.kv_dim(),
+int64_t SinkBytes(const CacheConfig& config, size_t layer) {
+  return CheckedProduct(kWhere, {config.sink_tokens, config.geometry.blocks[layer].values(),
                                  static_cast<int64_t>(SizeOf(config.float_type))});
 }
 
-int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, int v_bits) {
-  if (num_tokens == 0) return 0;
-  const auto page_bytes = [&](int bits, QuantAxis axis = QuantAxis::kToken) {
-    return PageBytes(config.geometry, config.float_type, bits, axis);
+int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, int k_bits,
+                   int v_bits) {
+  const KvBlockGeometry& block = config.geometry.blocks[layer];
+  if (num_tokens == 0 || !block.has_cache()) return 0;
+  // Of the K page and the V page of the same tokens.
+  const auto pair_bytes = [&](int k, int v) {
+    return PageBytes(block.k(), config.float_type, k, config.k_axis) +
+           PageBytes(block.v(), config.float_type, v);
   };
   const int64_t pages = NumPages(config, num_tokens);
   const int64_t float_pages = std::min(pages, config.window_tokens / kPageTokens);
-  const int64_t pair = page_bytes(k_bits, config.k_axis) + page_bytes(v_bits);
-  return CheckedSum(kWhere,
-                    {SinkBytes(config), CheckedProduct(kWhere, {float_pages, 2, page_bytes(16)}),
-                     CheckedProduct(kWhere, {pages - float_pages, pair})});
+  return CheckedSum(
+      kWhere, {SinkBytes(config, layer), CheckedProduct(kWhere, {float_pages, pair_bytes(16, 16)}),
+               CheckedProduct(kWhere, {pages - float_pages, pair_bytes(k_bits, v_bits)})});
 }
 
-int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits) {
-  return CheckedProduct(kWhere, {k_bits + v_bits, geometry.kv_dim(), max_len}) / 8;
+int64_t ReferenceBlockBytes(const KvBlockGeometry& block, int64_t max_len, int k_bits, int v_bits) {
+  if (!block.has_cache()) return 0;
+  return CheckedProduct(kWhere, {k_bits + v_bits, block.k().values(), max_len}) / 8;
 }
 
-int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int k_bits,
-                              int v_bits) {
+int64_t ReferencePayloadBytes(const CacheConfig& config, size_t layer, int64_t num_tokens,
+                              int k_bits, int v_bits) {
+  const KvBlockGeometry& block = config.geometry.blocks[layer];
+  if (!block.has_cache()) return 0;
   const int64_t paged = std::max<int64_t>(0, num_tokens - config.sink_tokens);
   const int64_t closed = paged / kPageTokens * kPageTokens;
   const int64_t float_tokens = num_tokens - closed;
   const int64_t bits = CheckedSum(kWhere, {CheckedProduct(kWhere, {2 * 16, float_tokens}),
                                            CheckedProduct(kWhere, {k_bits + v_bits, closed})});
-  return CheckedProduct(kWhere, {config.geometry.kv_dim(), bits}) / 8;
+  return CheckedProduct(kWhere, {block.k().values(), bits}) / 8;
 }
 
-double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens) {
-  return static_cast<double>(block_bytes) * 8.0 /
-         (static_cast<double>(num_tokens) * 2.0 * static_cast<double>(geometry.kv_dim()));
+double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens) {
+  return static_cast<double>(bytes) * 8.0 /
+         (static_cast<double>(num_tokens) * static_cast<double>(values_per_token));
 }
 
 int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens) {
   const PageWidths floor = FloorWidths(config, layer);
-  return config.reference_accounting ? ReferencePayloadBytes(config, num_tokens, floor.k, floor.v)
-                                     : BlockBytes(config, num_tokens, floor.k, floor.v);
+  return config.reference_accounting
+             ? ReferencePayloadBytes(config, layer, num_tokens, floor.k, floor.v)
+             : BlockBytes(config, layer, num_tokens, floor.k, floor.v);
 }
 
+// A block's share is total * its values / all values, rounded down.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens) {
+  const int64_t all_values = config.geometry.values();
   int64_t needed = 0;
-  for (size_t layer = 0; layer < static_cast<size_t>(config.geometry.num_layers); ++layer) {
-    needed = std::max(needed, FloorBytes(config, layer, num_tokens));
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    const int64_t values = config.geometry.blocks[layer].values();
+    if (values == 0) continue;
+    const int64_t divisor = std::gcd(values, all_values);
+    const int64_t share = values / divisor;
+    const int64_t product =
+        CheckedProduct(kWhere, {FloorBytes(config, layer, num_tokens), all_values / divisor});
+    needed = std::max(needed, product / share + (product % share != 0 ? 1 : 0));
   }
-  return CheckedProduct(kWhere, {config.geometry.num_layers, needed});
+  return needed;
 }
 
-std::vector<int64_t> SplitBudget(int64_t total_bytes, int64_t num_layers,
-                                 const std::vector<int64_t>& weights) {
-  PMKVQ_CHECK(num_layers > 0 && total_bytes >= 0);
-  PMKVQ_CHECK(weights.empty() || weights.size() == static_cast<size_t>(num_layers));
-  const std::vector<int64_t> shares =
-      weights.empty() ? std::vector<int64_t>(static_cast<size_t>(num_layers), 1) : weights;
+std::vector<int64_t> EvenWeights(const KvGeometry& geometry) {
+  std::vector<int64_t> weights;
+  for (const KvBlockGeometry& block : geometry.blocks) weights.push_back(block.values());
+  return weights;
+}
+
+std::vector<int64_t> SplitBudget(int64_t total_bytes, const std::vector<int64_t>& weights) {
+  PMKVQ_CHECK(total_bytes >= 0);
   // Byte counts times weights (often byte counts too) may pass 64 bits.
   __extension__ using Wide = unsigned __int128;
   Wide sum = 0;
-  for (const int64_t share : shares) {
+  for (const int64_t share : weights) {
     PMKVQ_CHECK(share >= 0);
     sum += static_cast<Wide>(share);
   }
   PMKVQ_CHECK(sum > 0);
   std::vector<int64_t> budgets;
-  budgets.reserve(shares.size());
-  for (const int64_t share : shares) {
+  budgets.reserve(weights.size());
+  for (const int64_t share : weights) {
     budgets.push_back(
         static_cast<int64_t>(static_cast<Wide>(total_bytes) * static_cast<Wide>(share) / sum));
   }
@@ -250,10 +284,13 @@ void ValidateCacheConfig(const CacheConfig& config) {
   if (config.static_widths && (config.k_bits.empty() || config.v_bits.empty())) {
     throw InvalidInput(kWhere, "static widths: found none, expected k_bits and v_bits per block");
   }
-  if ((config.rotate_keys || config.rotate_values) &&
-      !std::has_single_bit(static_cast<uint64_t>(config.geometry.head_dim))) {
-    throw InvalidInput("--kv", fmt::format("rotate: found head_dim {}, expected a power of two",
-                                           config.geometry.head_dim));
+  for (const KvBlockGeometry& block : config.geometry.blocks) {
+    const int64_t width = block.has_cache() ? block.k().width : 1;
+    if ((config.rotate_keys || config.rotate_values) &&
+        !std::has_single_bit(static_cast<uint64_t>(width))) {
+      throw InvalidInput("--kv",
+                         fmt::format("rotate: found head_dim {}, expected a power of two", width));
+    }
   }
   if (config.reference_accounting &&
       (config.policy != PolicyKind::kLayerBudget || config.window_tokens != kPageTokens)) {

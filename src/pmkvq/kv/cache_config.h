@@ -14,6 +14,7 @@
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/key_scales.h"
+#include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/kv/kv_types.h"
 #include "pmkvq/kv/packed/policy/block_pages.h"
 
@@ -54,9 +55,10 @@ struct CacheConfig {
   int64_t most_bytes_per_token = int64_t{8} << 20;
 
   std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
-  // Widths per block that the plan chose (size L), or empty. Where K and V have different widths
-  // they share one budget: the wider is halved first, V first on a tie, and a side that stands at
-  // its planned width waits until the other has reached its own.
+  // Widths per block that the plan chose (size L; of no effect in a block without cache), or empty.
+  // Where K and V have different widths they share one budget: the wider is halved first, V first
+  // on a tie, and a side that stands at its planned width waits until the other has reached its
+  // own.
   std::vector<int> k_bits;
   std::vector<int> v_bits;
   // Pages close at once at the widths of k_bits and v_bits, which are their floor as well: the
@@ -89,48 +91,53 @@ struct CacheConfig {
 PageWidths CloseWidths(const CacheConfig& config, size_t layer);
 PageWidths FloorWidths(const CacheConfig& config, size_t layer);
 
-// Bytes of one page (K, or V; 128 tokens of one block, all KV heads) at a width: codes or floats.
-int64_t PageCodeBytes(const KvGeometry& geometry, DType float_type, int bits);
+// Bytes of one page (128 tokens of one stream of one block) at a width: codes or floats.
+int64_t PageCodeBytes(const KvStream& stream, DType float_type, int bits);
 // Bytes of its metadata (0 at 16 bits): one (min, range) pair per token, head and group, or per
 // channel and head.
-int64_t PageMetadataBytes(const KvGeometry& geometry, DType float_type, int bits,
+int64_t PageMetadataBytes(const KvStream& stream, DType float_type, int bits,
                           QuantAxis axis = QuantAxis::kToken);
 // The sum of both.
-int64_t PageBytes(const KvGeometry& geometry, DType float_type, int bits,
+int64_t PageBytes(const KvStream& stream, DType float_type, int bits,
                   QuantAxis axis = QuantAxis::kToken);
 // Pages (open one included) that hold `num_tokens` tokens of a sequence, its sink left out.
 int64_t NumPages(const CacheConfig& config, int64_t num_tokens);
-// Bytes of the sink of one block: K and V share one allocation, whole from the first token on.
-int64_t SinkBytes(const CacheConfig& config);
+// Bytes of the sink of one block, all streams, whole from the first token on.
+int64_t SinkBytes(const CacheConfig& config, size_t layer);
 
 // Bytes that one block takes at `num_tokens` tokens with every closed page at (k_bits, v_bits)
 // (window pages at 16). Non-decreasing in num_tokens, so this is also the most it takes at any
 // n <= num_tokens: the budget that `allocate` gives a block.
-int64_t BlockBytes(const CacheConfig& config, int64_t num_tokens, int k_bits, int v_bits);
+// 0 for a block without streams.
+int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, int k_bits,
+                   int v_bits);
 
-// The reference's budget: bits * kv_dim * max_len / 8 for K and for V, payload only.
-int64_t ReferenceBlockBytes(const KvGeometry& geometry, int64_t max_len, int k_bits, int v_bits);
+// The reference's budget: bits * Hkv * D * max_len / 8 for K and for V, payload only.
+int64_t ReferenceBlockBytes(const KvBlockGeometry& block, int64_t max_len, int k_bits, int v_bits);
 
 // What a block takes by the reference's count: codes of closed pages (pages close when full), sink
 // and open tokens at 16 bits as used, no metadata.
-int64_t ReferencePayloadBytes(const CacheConfig& config, int64_t num_tokens, int k_bits,
-                              int v_bits);
+int64_t ReferencePayloadBytes(const CacheConfig& config, size_t layer, int64_t num_tokens,
+                              int k_bits, int v_bits);
 
-// Bits per stored value: bytes * 8 / (tokens * 2 * kv_dim), for one block.
-double EffectiveBits(const KvGeometry& geometry, int64_t block_bytes, int64_t num_tokens);
+// Bits per stored value: bytes * 8 / (tokens * values). `values_per_token`: of the block, or of all
+// blocks (KvGeometry::values), that take these bytes.
+double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens);
 
 // What `num_tokens` tokens take in one block with every closed page at its floor, counted as the
 // configuration counts.
 int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens);
 
-// Smallest budget (all blocks, one sequence, split evenly) that holds `num_tokens` at the floor. A
-// budget split by weights (SplitBudget) may need more.
+// Smallest budget (all blocks, one sequence, split by EvenWeights) that holds `num_tokens` at the
+// floor. A budget split by other weights may need more.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens);
 
-// Splits a budget for one sequence over the blocks: in proportion to `weights` (size L; all equal
-// when empty), whole bytes, summing to at most `total_bytes`.
-std::vector<int64_t> SplitBudget(int64_t total_bytes, int64_t num_layers,
-                                 const std::vector<int64_t>& weights);
+// Weights by which each value of the model gets the same share: KvBlockGeometry::values.
+std::vector<int64_t> EvenWeights(const KvGeometry& geometry);
+
+// Splits a budget for one sequence over the blocks: in proportion to `weights` (size L, not all 0),
+// whole bytes, summing to at most `total_bytes`.
+std::vector<int64_t> SplitBudget(int64_t total_bytes, const std::vector<int64_t>& weights);
 
 // Throws InvalidInput naming the option for values a user may have got wrong (sink, window, widths,
 // budgets that do not hold even the first page at the floor: the smallest that works is named).

@@ -13,7 +13,7 @@ namespace {
 
 CacheConfig Config() {
   CacheConfig config;
-  config.geometry = {2, 4, 2, 128};
+  config.geometry = UniformKvGeometry{2, 4, 2, 128};
   config.budget_bytes = {1 << 20, 1 << 20};
   return config;
 }
@@ -32,7 +32,7 @@ TEST(CacheConfigTest, NamesAreParsed) {
 }
 
 TEST(CacheConfigTest, PageBytesCountCodesAndMetadata) {
-  const KvGeometry geometry = {1, 4, 2, 128};
+  const KvStream geometry = StreamOf(2, 128);
   // 128 tokens x 2 heads x 128 dims; one (min, range) pair per token and head.
   EXPECT_EQ(PageBytes(geometry, DType::kF16, 16), 65536);
   EXPECT_EQ(PageBytes(geometry, DType::kF32, 16), 131072);
@@ -40,21 +40,21 @@ TEST(CacheConfigTest, PageBytesCountCodesAndMetadata) {
   EXPECT_EQ(PageBytes(geometry, DType::kBF16, 2), 8192 + 1024);
   EXPECT_EQ(PageBytes(geometry, DType::kF32, 2), 8192 + 2048);
   // Two groups per head at head_dim 256.
-  EXPECT_EQ(PageMetadataBytes({1, 1, 1, 256}, DType::kF16, 4), 1024);
-  EXPECT_EQ(PageMetadataBytes({1, 1, 1, 64}, DType::kF16, 4), 512);
+  EXPECT_EQ(PageMetadataBytes(StreamOf(1, 256), DType::kF16, 4), 1024);
+  EXPECT_EQ(PageMetadataBytes(StreamOf(1, 64), DType::kF16, 4), 512);
 }
 
 TEST(CacheConfigTest, BlockBytesByHand) {
   CacheConfig config = Config();
-  EXPECT_EQ(BlockBytes(config, 0, 4, 4), 0);
-  EXPECT_EQ(SinkBytes(config), 1024);
-  EXPECT_EQ(BlockBytes(config, 1, 4, 4), 1024);             // The sink alone.
-  EXPECT_EQ(BlockBytes(config, 2, 4, 4), 1024 + 131072);    // An open page, whole.
-  EXPECT_EQ(BlockBytes(config, 129, 4, 4), 1024 + 131072);  // Full, still open.
-  EXPECT_EQ(BlockBytes(config, 130, 4, 2), 1024 + 131072 + (16384 + 1024) + (8192 + 1024));
+  EXPECT_EQ(BlockBytes(config, 0, 0, 4, 4), 0);
+  EXPECT_EQ(SinkBytes(config, 0), 1024);
+  EXPECT_EQ(BlockBytes(config, 0, 1, 4, 4), 1024);             // The sink alone.
+  EXPECT_EQ(BlockBytes(config, 0, 2, 4, 4), 1024 + 131072);    // An open page, whole.
+  EXPECT_EQ(BlockBytes(config, 0, 129, 4, 4), 1024 + 131072);  // Full, still open.
+  EXPECT_EQ(BlockBytes(config, 0, 130, 4, 2), 1024 + 131072 + (16384 + 1024) + (8192 + 1024));
   config.window_tokens = 256;
-  EXPECT_EQ(BlockBytes(config, 130, 4, 2), 1024 + 2 * 131072);
-  EXPECT_EQ(BlockBytes(config, 258, 4, 4), 1024 + 2 * 131072 + 2 * (16384 + 1024));
+  EXPECT_EQ(BlockBytes(config, 0, 130, 4, 2), 1024 + 2 * 131072);
+  EXPECT_EQ(BlockBytes(config, 0, 258, 4, 4), 1024 + 2 * 131072 + 2 * (16384 + 1024));
 }
 
 RC_GTEST_PROP(CacheConfigProperty, BlockBytesNeverFall, ()) {
@@ -65,7 +65,7 @@ RC_GTEST_PROP(CacheConfigProperty, BlockBytesNeverFall, ()) {
   const int v_bits = *rc::gen::element(16, 8, 4, 2);
   int64_t before = 0;
   for (int64_t n = 0; n < 1000; ++n) {
-    const int64_t bytes = BlockBytes(config, n, k_bits, v_bits);
+    const int64_t bytes = BlockBytes(config, 0, n, k_bits, v_bits);
     RC_ASSERT(bytes >= before);
     before = bytes;
   }
@@ -76,41 +76,41 @@ TEST(CacheConfigTest, EffectiveBitsAtTheStatedLength) {
   // Sink-free, 4,096 tokens: 31 closed pages and a full open one.
   config.sink_tokens = 0;
   const int64_t n = 4096;
-  const double two_bit = EffectiveBits(config.geometry, BlockBytes(config, n, 2, 2), n);
+  const double two_bit = EffectiveBits(2 * 256, BlockBytes(config, 0, n, 2, 2), n);
   EXPECT_NEAR(two_bit, 2.68, 0.005);
-  const double four_bit = EffectiveBits(config.geometry, BlockBytes(config, n, 4, 4), n);
+  const double four_bit = EffectiveBits(2 * 256, BlockBytes(config, 0, n, 4, 4), n);
   EXPECT_NEAR(0.75 * two_bit + 0.25 * four_bit, 3.17, 0.02);  // Block-wise 4/2 averaging 2.5.
   const int64_t long_n = 32768;
-  EXPECT_NEAR(EffectiveBits(config.geometry, BlockBytes(config, long_n, 2, 2), long_n), 2.25, 0.06);
+  EXPECT_NEAR(EffectiveBits(2 * 256, BlockBytes(config, 0, long_n, 2, 2), long_n), 2.25, 0.06);
 }
 
 TEST(CacheConfigTest, ReferenceBudgetsAndPayload) {
   CacheConfig config = Config();
-  EXPECT_EQ(ReferenceBlockBytes(config.geometry, 1024, 2, 2), 2 * 256 * 2 * 1024 / 8);
-  EXPECT_EQ(ReferenceBlockBytes(config.geometry, 1024, 4, 2), 6 * 256 * 1024 / 8);
+  EXPECT_EQ(ReferenceBlockBytes(config.geometry.blocks[0], 1024, 2, 2), 2 * 256 * 2 * 1024 / 8);
+  EXPECT_EQ(ReferenceBlockBytes(config.geometry.blocks[0], 1024, 4, 2), 6 * 256 * 1024 / 8);
   // Pages close when full: 1 sink + 128 closed + 3 open.
-  EXPECT_EQ(ReferencePayloadBytes(config, 132, 4, 2), 256 * (4 * 32 + 128 * 6) / 8);
+  EXPECT_EQ(ReferencePayloadBytes(config, 0, 132, 4, 2), 256 * (4 * 32 + 128 * 6) / 8);
   config.reference_accounting = true;
   EXPECT_EQ(SmallestBudget(config, 129), 2 * 256 * (32 + 128 * 4) / 8);
 }
 
 TEST(CacheConfigTest, SmallestBudgetIsWhatTheFloorTakes) {
   const CacheConfig config = Config();
-  EXPECT_EQ(SmallestBudget(config, 1000), 2 * BlockBytes(config, 1000, 2, 2));
+  EXPECT_EQ(SmallestBudget(config, 1000), 2 * BlockBytes(config, 0, 1000, 2, 2));
 }
 
 TEST(CacheConfigTest, SplitBudgetIsProportionalAndWhole) {
-  EXPECT_EQ(SplitBudget(10, 3, {}), (std::vector<int64_t>{3, 3, 3}));
-  EXPECT_EQ(SplitBudget(100, 2, {3, 1}), (std::vector<int64_t>{75, 25}));
+  EXPECT_EQ(SplitBudget(10, {1, 1, 1}), (std::vector<int64_t>{3, 3, 3}));
+  EXPECT_EQ(SplitBudget(100, {3, 1}), (std::vector<int64_t>{75, 25}));
   const int64_t huge = int64_t{1} << 50;
-  EXPECT_EQ(SplitBudget(huge, 2, {huge, huge}), (std::vector<int64_t>{huge / 2, huge / 2}));
+  EXPECT_EQ(SplitBudget(huge, {huge, huge}), (std::vector<int64_t>{huge / 2, huge / 2}));
 }
 
 RC_GTEST_PROP(CacheConfigProperty, SplitBudgetNeverPassesTheTotal, ()) {
   const auto weights = *rc::gen::container<std::vector<int64_t>>(
       *rc::gen::inRange<size_t>(1, 40), rc::gen::inRange<int64_t>(1, int64_t{1} << 40));
   const auto total = *rc::gen::inRange<int64_t>(0, int64_t{1} << 40);
-  const auto split = SplitBudget(total, static_cast<int64_t>(weights.size()), weights);
+  const auto split = SplitBudget(total, weights);
   const int64_t sum = std::accumulate(split.begin(), split.end(), int64_t{0});
   RC_ASSERT(sum <= total);
   RC_ASSERT(sum > total - static_cast<int64_t>(weights.size()));
@@ -140,11 +140,27 @@ TEST_P(BadCacheConfigTest, IsRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(
     All, BadCacheConfigTest,
     testing::Values(
-        BadCase{"Layers", [](CacheConfig& c) { c.geometry.num_layers = 0; }, "0 layers"},
-        BadCase{"Heads", [](CacheConfig& c) { c.geometry.num_kv_heads = 3; }, "3 key/value heads"},
-        BadCase{"HeadDim12", [](CacheConfig& c) { c.geometry.head_dim = 12; }, "found 12"},
-        BadCase{"HeadDim192", [](CacheConfig& c) { c.geometry.head_dim = 192; }, "found 192"},
-        BadCase{"HeadDim512", [](CacheConfig& c) { c.geometry.head_dim = 512; }, "found 512"},
+        BadCase{"Layers", [](CacheConfig& c) { c.geometry.blocks.clear(); }, "0 blocks"},
+        BadCase{"Heads",
+                [](CacheConfig& c) {
+                  c.geometry.blocks[1] = BlockOf({1, 4, 3, 128});
+                },
+                "3 key/value heads"},
+        BadCase{"HeadDim12",
+                [](CacheConfig& c) {
+                  c.geometry.blocks[1] = BlockOf({1, 4, 2, 12});
+                },
+                "found 12"},
+        BadCase{"HeadDim192",
+                [](CacheConfig& c) {
+                  c.geometry.blocks[1] = BlockOf({1, 4, 2, 192});
+                },
+                "found 192"},
+        BadCase{"HeadDim512",
+                [](CacheConfig& c) {
+                  c.geometry.blocks[1] = BlockOf({1, 4, 2, 512});
+                },
+                "found 512"},
         BadCase{"Dtype", [](CacheConfig& c) { c.float_type = DType::kI8; }, "--kv-dtype"},
         BadCase{"Sink", [](CacheConfig& c) { c.sink_tokens = 65537; }, "--n-sink-token"},
         BadCase{"NegativeSink", [](CacheConfig& c) { c.sink_tokens = -1; }, "found -1"},

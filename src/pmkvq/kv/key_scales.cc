@@ -30,21 +30,22 @@ void CheckBlock(const Tensor& scales, size_t layer, const Shape& expected) {
 std::shared_ptr<const KeyScales> KeyScales::Make(const KvGeometry& geometry,
                                                  const std::vector<Tensor>& scales) {
   if (scales.empty()) return nullptr;
-  if (static_cast<int64_t>(scales.size()) != geometry.num_layers) {
+  if (static_cast<int64_t>(scales.size()) != geometry.num_layers()) {
     throw InvalidInput("key scales", fmt::format("found scales of {} blocks, expected {}",
-                                                 scales.size(), geometry.num_layers));
+                                                 scales.size(), geometry.num_layers()));
   }
-  const int64_t heads_per_kv_head = geometry.num_heads / geometry.num_kv_heads;
-  const int64_t pairs = geometry.head_dim / 2;
   const std::shared_ptr<KeyScales> made(new KeyScales());
   for (size_t layer = 0; layer < scales.size(); ++layer) {
-    CheckBlock(scales[layer], layer, {geometry.num_kv_heads, pairs});
     std::vector<float>& queries = made->query_factors_.emplace_back();
     std::vector<float>& keys = made->key_factors_.emplace_back();
-    for (int64_t kv_head = 0; kv_head < geometry.num_kv_heads; ++kv_head) {
+    const KvBlockGeometry& block = geometry.blocks[layer];
+    if (!block.has_cache()) continue;
+    const int64_t pairs = block.k().width / 2;
+    CheckBlock(scales[layer], layer, {block.k().heads, pairs});
+    for (int64_t kv_head = 0; kv_head < block.k().heads; ++kv_head) {
       const float* head = scales[layer].As<float>() + kv_head * pairs;
       for (int64_t i = 0; i < pairs; ++i) keys.push_back(1.0f / head[i]);
-      for (int64_t h = 0; h < heads_per_kv_head; ++h) {
+      for (int64_t h = 0; h < block.num_heads / block.k().heads; ++h) {
         queries.insert(queries.end(), head, head + pairs);
       }
     }

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "pmkvq/kv/kv_types.h"
+#include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/tensor/tensor.h"
 
 namespace pmkvq {
@@ -15,7 +15,7 @@ namespace pmkvq {
 class KeyScales {
  public:
   // `scales`: s of every block, [Hkv, D/2] f32, all values finite and above 0, as a plan holds
-  // them. Null where there are none.
+  // them; of a block without cache any. Null where there are none.
   // Throws InvalidInput naming the block: another number of blocks, shape or type, a wrong value.
   static std::shared_ptr<const KeyScales> Make(const KvGeometry& geometry,
                                                const std::vector<Tensor>& scales);

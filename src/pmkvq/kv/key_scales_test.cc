@@ -12,7 +12,7 @@ namespace {
 
 using testing_support::ExpectError;
 
-constexpr KvGeometry kGeometry = {3, 4, 2, 16};
+constexpr UniformKvGeometry kGeometry = {3, 4, 2, 16};
 
 std::vector<Tensor> Scales(const Shape& shape, float last, int64_t num_blocks = 3) {
   std::vector<Tensor> result;

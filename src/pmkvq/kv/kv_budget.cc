@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "pmkvq/io/limits.h"
+
 namespace pmkvq {
 
 KvBudget::KvBudget(const CacheConfig& packed) : packed_(packed) {}
@@ -39,7 +41,7 @@ int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
     for (int64_t layer = 0; layer < num_layers; ++layer) {
       most = std::max(most, BlockNeeds(layer, num_tokens));
     }
-    return method_ == nullptr ? SmallestBudget(packed_, num_tokens) : most * num_layers;
+    return CheckedProduct("kv cache", {most, num_layers});
   }
   // Split in fixed proportion, so the block with the least for its needs decides. L covers what
   // splitting into whole bytes lost. In 128 bits: the product of two byte counts.
@@ -47,6 +49,7 @@ int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
   int64_t needed = 0;
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     const int64_t share = budgets[static_cast<size_t>(layer)];
+    if (share == 0) continue;  // A block without cache.
     needed = std::max(
         needed,
         static_cast<int64_t>((BlockNeeds(layer, num_tokens) * before_split + share - 1) / share));

@@ -21,7 +21,7 @@ class TwoRates final : public CacheMethod {
 // splitting into whole bytes may cost a few more.
 TEST(KvBudget, WhatUnevenBlocksNeedIsTheSumOfTheirs) {
   SimulatedConfig config;
-  config.geometry = {2, 1, 1, 8};
+  config.geometry = UniformKvGeometry{2, 1, 1, 8};
   config.budget_bytes = {400, 160};
   const KvBudget budget(config, std::make_shared<TwoRates>());
   EXPECT_TRUE(budget.Holds(10));
@@ -33,7 +33,7 @@ TEST(KvBudget, WhatUnevenBlocksNeedIsTheSumOfTheirs) {
 
 TEST(KvBudget, EvenBlocksNeedWhatTheLargestNeedsTimesTheirNumber) {
   SimulatedConfig config;
-  config.geometry = {2, 1, 1, 8};
+  config.geometry = UniformKvGeometry{2, 1, 1, 8};
   config.budget_bytes = {400, 400};
   const KvBudget budget(config, std::make_shared<TwoRates>());
   EXPECT_EQ(budget.SmallestThatHolds(20), 2 * 20 * 40);

@@ -6,23 +6,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
 
 // A sequence of a KvStore: 0 .. max_sequences - 1, reused after Close.
 using SequenceId = int32_t;
-
-// Shapes of one model's cache: L blocks, H query heads, Hkv key/value heads, head_dim D.
-struct KvGeometry {
-  int64_t num_layers = 0;
-  int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
-
-  int64_t group() const { return head_dim < 128 ? head_dim : 128; }  // G
-  int64_t kv_dim() const { return num_kv_heads * head_dim; }
-};
 
 // New tokens of one sequence in one Forward. The rows of all chunks lie behind one another.
 struct BatchChunk {

@@ -51,10 +51,11 @@ void WriteSide(JsonWriter& json, const std::vector<std::vector<double>>& by_widt
 void WriteModel(JsonWriter& json, const Plan& plan) {
   json.BeginObject();
   json.Key("identity").String(plan.model_identity);
-  json.Key("num_layers").Int(plan.geometry.num_layers);
-  json.Key("num_heads").Int(plan.geometry.num_heads);
-  json.Key("num_kv_heads").Int(plan.geometry.num_kv_heads);
-  json.Key("head_dim").Int(plan.geometry.head_dim);
+  const UniformKvGeometry geometry = UniformOf(plan.geometry, "plan");
+  json.Key("num_layers").Int(geometry.num_layers);
+  json.Key("num_heads").Int(geometry.num_heads);
+  json.Key("num_kv_heads").Int(geometry.num_kv_heads);
+  json.Key("head_dim").Int(geometry.head_dim);
   json.EndObject();
 }
 
@@ -143,8 +144,8 @@ std::string ReadHash(const JsonValue& value) {
   return hash;
 }
 
-KvGeometry ReadGeometry(const JsonValue& model) {
-  KvGeometry geometry;
+UniformKvGeometry ReadGeometry(const JsonValue& model) {
+  UniformKvGeometry geometry;
   geometry.num_layers = model.At("num_layers").AsInt(1, kMaxLayers);
   geometry.num_heads = model.At("num_heads").AsInt(1, kMaxHeads);
   geometry.num_kv_heads = model.At("num_kv_heads").AsInt(1, kMaxHeads);
@@ -169,7 +170,7 @@ std::vector<std::vector<double>> ReadSide(const JsonValue& side, int64_t num_lay
 }
 
 void ReadRepScales(const JsonValue& value, Plan& plan, std::string& tensor_hash) {
-  const JsonValue alpha = ReadPerBlock(value, "alpha", plan.geometry.num_layers);
+  const JsonValue alpha = ReadPerBlock(value, "alpha", plan.geometry.num_layers());
   plan.alpha = alpha.AsDoubleArray();
   for (size_t i = 0; i < alpha.size(); ++i) {
     if (plan.alpha[i] < 0 || plan.alpha[i] > 1) alpha.At(i).Fail("a number from 0 to 1");
@@ -206,18 +207,19 @@ void ReadAllocation(const JsonValue& root, Plan& plan) {
   plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
   plan.reference_accounting = root.At("reference_accounting").AsBool();
   if (root.Has("mirrored")) plan.mirrored = root.At("mirrored").AsBool();
-  plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers);
-  plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers);
-  const JsonValue budgets = ReadPerBlock(root, "budget_bytes", plan.geometry.num_layers);
+  plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers());
+  plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers());
+  const JsonValue budgets = ReadPerBlock(root, "budget_bytes", plan.geometry.num_layers());
   for (size_t i = 0; i < budgets.size(); ++i) {
     plan.budget_bytes.push_back(budgets.At(i).AsInt(1, kMaxBytes));
   }
 }
 
 std::vector<Tensor> ReadKeyScales(const Plan& plan, const SafetensorsFile& file) {
-  const Shape shape = {plan.geometry.num_kv_heads, plan.geometry.head_dim / 2};
   std::vector<Tensor> scales;
   for (size_t block = 0; block < plan.alpha.size(); ++block) {
+    const KvStream& keys = plan.geometry.blocks[block].k();
+    const Shape shape = {keys.heads, keys.width / 2};
     const TensorView& view = file.Get(ScaleName(block), DType::kF32, shape);
     Tensor tensor(DType::kF32, shape);
     std::copy_n(view.data, view.num_bytes(), reinterpret_cast<std::byte*>(tensor.As<float>()));
@@ -233,7 +235,7 @@ std::vector<Tensor> ReadKeyScales(const Plan& plan, const SafetensorsFile& file)
 }
 
 void CheckShapes(const Plan& plan) {
-  const auto num_layers = static_cast<size_t>(plan.geometry.num_layers);
+  const auto num_layers = plan.geometry.blocks.size();
   PMKVQ_CHECK(plan.k_bits.size() == num_layers && plan.v_bits.size() == num_layers);
   PMKVQ_CHECK(plan.budget_bytes.size() == num_layers);
   PMKVQ_CHECK(plan.alpha.empty() || plan.alpha.size() == num_layers);
@@ -275,8 +277,8 @@ Plan ParsePlanJson(std::string_view text, const std::string& source, std::string
   ReadAllocation(root, plan);
   if (root.Has("sensitivity")) {
     const JsonValue sensitivity = root.At("sensitivity");
-    plan.sensitivity.k = ReadSide(sensitivity.At("k"), plan.geometry.num_layers);
-    plan.sensitivity.v = ReadSide(sensitivity.At("v"), plan.geometry.num_layers);
+    plan.sensitivity.k = ReadSide(sensitivity.At("k"), plan.geometry.num_layers());
+    plan.sensitivity.v = ReadSide(sensitivity.At("v"), plan.geometry.num_layers());
   }
   tensor_hash->clear();
   if (root.Has("rep_scales")) ReadRepScales(root.At("rep_scales"), plan, *tensor_hash);

@@ -31,7 +31,7 @@ class PlanTest : public testing::Test {
 Plan SomePlan() {
   Plan plan;
   plan.model_identity = kIdentity;
-  plan.geometry = {2, 4, 2, 16};
+  plan.geometry = UniformKvGeometry{2, 4, 2, 16};
   plan.sink_tokens = 4;
   plan.window_tokens = 256;
   plan.float_type = DType::kBF16;
@@ -59,10 +59,7 @@ TEST_F(PlanTest, ReadsBackWhatWasSaved) {
   SavePlan(plan, path_);
   const Plan read = LoadPlan(path_);
   EXPECT_EQ(read.model_identity, plan.model_identity);
-  EXPECT_EQ(read.geometry.num_layers, 2);
-  EXPECT_EQ(read.geometry.num_heads, 4);
-  EXPECT_EQ(read.geometry.num_kv_heads, 2);
-  EXPECT_EQ(read.geometry.head_dim, 16);
+  EXPECT_EQ(read.geometry, plan.geometry);
   EXPECT_EQ(read.sink_tokens, 4);
   EXPECT_EQ(read.window_tokens, 256);
   EXPECT_EQ(read.float_type, DType::kBF16);

@@ -39,7 +39,7 @@ std::unique_ptr<KvStore> Fp16Store(int64_t max_sequences, int64_t max_len, int t
   config.close_bits = 16;
   config.floor_bits = 16;
   config.num_threads = threads;
-  config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers),
+  config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers()),
                              BlockBytes(config, max_len, 16, 16));
   return MakePackedKvCache(config);
 }

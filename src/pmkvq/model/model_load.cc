@@ -190,7 +190,8 @@ const WeightView& Model::output_head() const { return impl_->output_head; }
 const std::vector<float>& Model::final_norm() const { return impl_->final_norm; }
 
 KvGeometry Model::kv_geometry() const {
-  return {config().num_layers, config().num_heads, config().num_kv_heads, config().head_dim};
+  return UniformKvGeometry{config().num_layers, config().num_heads, config().num_kv_heads,
+                           config().head_dim};
 }
 
 const BlockWeights& Model::block(int64_t layer) const {

@@ -30,8 +30,8 @@ TEST(ModelLoad, BindsEveryArchitecture) {
     const std::shared_ptr<const Model> model = Model::Load(folder.path());
 
     EXPECT_EQ(model->config().architecture, tiny.architecture);
-    EXPECT_EQ(model->kv_geometry().num_layers, tiny.layers);
-    EXPECT_EQ(model->kv_geometry().kv_dim(), tiny.kv_dim());
+    EXPECT_EQ(model->kv_geometry().num_layers(), tiny.layers);
+    EXPECT_EQ(model->kv_geometry().blocks[0].k().values(), tiny.kv_dim());
     EXPECT_DOUBLE_EQ(model->attention_scale(), 1.0 / std::sqrt(double(tiny.head_dim)));
     EXPECT_EQ(model->output_head().data == model->embedding().data, tiny.tied);
     EXPECT_EQ(model->output_head().rows, tiny.vocab);

@@ -27,12 +27,12 @@ const CacheConfig& Validated(const CacheConfig& config) {
 }
 
 // Copies tokens of a page's values [Hkv, capacity, D] to rows [T, Hkv, D].
-void CopyTokens(const KvGeometry& geometry, const float* values, int64_t capacity,
-                int64_t num_tokens, float* rows) {
+void CopyTokens(const KvStream& stream, const float* values, int64_t capacity, int64_t num_tokens,
+                float* rows) {
   for (int64_t token = 0; token < num_tokens; ++token) {
-    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
-      const float* run = values + (head * capacity + token) * geometry.head_dim;
-      rows = std::copy(run, run + geometry.head_dim, rows);
+    for (int64_t head = 0; head < stream.heads; ++head) {
+      const float* run = values + (head * capacity + token) * stream.width;
+      rows = std::copy(run, run + stream.width, rows);
     }
   }
 }
@@ -45,10 +45,18 @@ std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config) {
 
 PackedKvCache::PackedKvCache(const CacheConfig& config)
     : config_(Validated(config)),
-      attention_shape_(AttentionShapeOf(config.geometry, config.float_type)),
+      shapes_(config.geometry.blocks.size()),
       store_(config),
       sequences_(static_cast<size_t>(config.max_sequences)),
-      decided_(static_cast<size_t>(config.geometry.num_layers)) {}
+      decided_(config.geometry.blocks.size()) {
+  for (size_t layer = 0; layer < shapes_.size(); ++layer) {
+    const KvBlockGeometry& block = config.geometry.blocks[layer];
+    if (!block.has_cache()) continue;
+    cached_layers_.push_back(layer);
+    shapes_[layer] = {AttentionShapeOf(block, config.float_type), block.q_values(),
+                      block.k().values()};
+  }
+}
 
 PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) {
   return const_cast<Sequence&>(std::as_const(*this).At(id));
@@ -78,10 +86,8 @@ std::optional<SequenceId> PackedKvCache::Open() {
     if (seq.is_open) continue;
     seq = Sequence{};
     seq.is_open = true;
-    seq.blocks.resize(static_cast<size_t>(config_.geometry.num_layers));
-    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-      UpdatePresentWidths(seq.blocks[layer], layer);
-    }
+    seq.blocks.resize(shapes_.size());
+    for (const size_t layer : cached_layers_) UpdatePresentWidths(seq.blocks[layer], layer);
     return IdOf(seq);
   }
   return std::nullopt;
@@ -118,13 +124,11 @@ const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
 // Fails the sequences of chunks with a value that does not fit. One pass over all rows while all is
 // well.
 void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* v) {
-  const int64_t kv_dim = config_.geometry.kv_dim();
+  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
+  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
   const int64_t count =
       (forward_.chunks.back().first_row + forward_.chunks.back().num_tokens) * kv_dim;
-  if (!forward_.has_failed_chunk && store_.codec().AllFit(k, count) &&
-      store_.codec().AllFit(v, count)) {
-    return;
-  }
+  if (!forward_.has_failed_chunk && codec.AllFit(k, count) && codec.AllFit(v, count)) return;
   for (const Chunk& chunk : forward_.chunks) {
     const int64_t begin = chunk.first_row * kv_dim;
     if (chunk.seq->failure) continue;
@@ -136,11 +140,12 @@ void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* 
 }
 
 bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows) {
-  const int64_t kv_dim = config_.geometry.kv_dim();
+  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
+  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
   const int64_t count = chunk.num_tokens * kv_dim;
-  if (store_.codec().AllFit(rows, count)) return false;
+  if (codec.AllFit(rows, count)) return false;
   int64_t i = 0;
-  while (store_.codec().AllFit(rows + i, 1)) ++i;
+  while (codec.AllFit(rows + i, 1)) ++i;
   const int64_t position = chunk.seq->num_tokens + i / kv_dim;
   chunk.seq->failure =
       KvFailure{KvWhere(layer, position, position),
@@ -148,12 +153,13 @@ bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, 
   return true;
 }
 
-void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
+void PackedKvCache::RebuildViews(Sequence& seq, size_t layer) const {
+  BlockPages& block = seq.blocks[layer];
   block.views.clear();
   for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
     const auto tokens = static_cast<int32_t>(store_.SinkPieceTokens(piece));
-    block.views.push_back({store_.SinkView(block, piece, kKeys),
-                           store_.SinkView(block, piece, kValues), tokens, tokens});
+    block.views.push_back({store_.SinkView(block, layer, piece, kKeys),
+                           store_.SinkView(block, layer, piece, kValues), tokens, tokens});
   }
   const size_t sink_views = block.views.size();
   for (const PagePair& page : block.pages) {
@@ -171,9 +177,10 @@ void PackedKvCache::RebuildViews(Sequence& seq, BlockPages& block) const {
   block.views_generation = store_.pool().generation();
 }
 
-std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPages& block) const {
+std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, size_t layer) const {
+  BlockPages& block = seq.blocks[layer];
   if (block.views_layout != seq.layout || block.views_generation != store_.pool().generation()) {
-    RebuildViews(seq, block);
+    RebuildViews(seq, layer);
   }
   if (seq.num_tokens == 0) return {};
   const int64_t paged = seq.num_tokens - config_.sink_tokens;
@@ -193,25 +200,26 @@ std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, BlockPage
 }
 
 // A copy of heads [count], rotated.
-std::span<float> PackedKvCache::Rotated(const float* x, int64_t count,
+std::span<float> PackedKvCache::Rotated(const float* x, int64_t count, int64_t head_dim,
                                         AlignedVector<float>& memory) const {
   memory.assign(x, x + count);
-  RotateHeads(memory, config_.geometry.head_dim);
+  RotateHeads(memory, head_dim);
   return memory;
 }
 
 void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                     float* out) {
-  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
+  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers());
+  PMKVQ_CHECK_MSG(config_.geometry.block(layer).has_cache(), "a block without cache");
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
-  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
-  const int64_t kv_dim = config_.geometry.kv_dim();
+  const BlockShape& shape = shapes_[static_cast<size_t>(layer)];
+  const int64_t head_dim = shape.attention.head_dim;
   if (config_.rotate_keys) {
-    q = Rotated(q, num_rows * q_dim, rotated_q_).data();
-    k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
+    q = Rotated(q, num_rows * shape.q_dim, head_dim, rotated_q_).data();
+    k = Rotated(k, num_rows * shape.kv_dim, head_dim, rotated_k_).data();
   }
-  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  if (config_.rotate_values) v = Rotated(v, num_rows * shape.kv_dim, head_dim, rotated_v_).data();
   FindUnfitValues(layer, k, v);
 
   const Rows rows = {q, k, v, out};
@@ -222,7 +230,7 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
     forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
   if (config_.rotate_values) {
-    RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, config_.geometry.head_dim);
+    RotateHeads({out, static_cast<size_t>(num_rows * shape.q_dim)}, head_dim);
   }
 }
 
@@ -230,8 +238,8 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
 // of these, whose sequences count their earlier rows as stored meanwhile. Returns whether there was
 // any row.
 bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token) {
-  const int64_t q_dim = config_.geometry.num_heads * config_.geometry.head_dim;
-  const int64_t kv_dim = config_.geometry.kv_dim();
+  const int64_t q_dim = shapes_[layer].q_dim;
+  const int64_t kv_dim = shapes_[layer].kv_dim;
   parts_.clear();
   attention_sequences_.clear();
   for (const Chunk& chunk : forward_.chunks) {
@@ -241,12 +249,12 @@ bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token
     const int64_t row = chunk.first_row + token;
     const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
     parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before});
-    attention_sequences_.push_back({CurrentViews(*chunk.seq, chunk.seq->blocks[layer]), num_rows,
-                                    rows.q + row * q_dim, rows.k + row * kv_dim,
-                                    rows.v + row * kv_dim, rows.out + row * q_dim});
+    attention_sequences_.push_back({CurrentViews(*chunk.seq, layer), num_rows, rows.q + row * q_dim,
+                                    rows.k + row * kv_dim, rows.v + row * kv_dim,
+                                    rows.out + row * q_dim});
   }
   if (parts_.empty()) return false;
-  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_,
+  Attend(shapes_[layer].attention, attention_sequences_, config_.num_threads, attention_scratch_,
          config_.attention);
   for (const Chunk& part : parts_) {
     StoreChunk(part, layer, rows.k + part.first_row * kv_dim, rows.v + part.first_row * kv_dim);
@@ -255,12 +263,14 @@ bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token
 }
 
 void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
-  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
+  PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers());
+  PMKVQ_CHECK_MSG(config_.geometry.block(layer).has_cache(), "a block without cache");
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
-  const int64_t kv_dim = config_.geometry.kv_dim();
-  if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, rotated_k_).data();
-  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, rotated_v_).data();
+  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
+  const int64_t head_dim = shapes_[static_cast<size_t>(layer)].attention.head_dim;
+  if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, head_dim, rotated_k_).data();
+  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, head_dim, rotated_v_).data();
   FindUnfitValues(layer, k, v);
   for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure)
@@ -282,7 +292,8 @@ void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k,
 
 void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
   BlockPages& block = chunk.seq->blocks[layer];
-  const int64_t kv_dim = config_.geometry.kv_dim();
+  const PageCodec& codec = store_.codec(layer);
+  const int64_t kv_dim = shapes_[layer].kv_dim;
   const int64_t end = chunk.seq->num_tokens + chunk.num_tokens;
   for (int64_t position = chunk.seq->num_tokens; position < end;) {
     int64_t num_rows = 0;
@@ -290,8 +301,8 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
       const int64_t piece = position / kPageTokens;
       const int64_t capacity = store_.SinkPieceTokens(piece);
       num_rows = std::min(end, piece * kPageTokens + capacity) - position;
-      store_.codec().WriteRows(rows, num_rows, position % kPageTokens, capacity,
-                               store_.SinkData(block, piece, side));
+      codec.WriteRows(rows, num_rows, position % kPageTokens, capacity,
+                      store_.SinkData(block, layer, piece, side));
     } else {
       const int64_t paged = position - config_.sink_tokens;
       const auto page = static_cast<size_t>(paged / kPageTokens);
@@ -299,7 +310,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
       num_rows = std::min(end - position, kPageTokens - first);
       const StoredPage& stored = block.pages[page][side];
       if (stored.bits == 16) {
-        store_.codec().WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
+        codec.WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
         const int close_bits = WidthOf(block.present, side);
         if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
           NarrowStep step{page, side, close_bits, nullptr};
@@ -319,15 +330,16 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
 void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side,
                                      const float* rows, int64_t num_rows, int64_t first) {
   const BlockPages& block = seq.blocks[layer];
+  const PageCodec& codec = store_.codec(layer);
   PMKVQ_DCHECK(first + num_rows == kPageTokens);
   if (first > 0) {
     PMKVQ_DCHECK(block.open_rows_moved[side]);
-    store_.codec().Decode(store_.View(block.pages.back()[side]), kPageTokens, store_.values());
+    codec.Decode(store_.View(block.pages.back()[side]), kPageTokens, store_.values());
   }
-  store_.codec().GatherRows(rows, num_rows, first, kPageTokens, store_.values());
+  codec.GatherRows(rows, num_rows, first, kPageTokens, store_.values());
   const StoredPage& stored = block.pages[page][side];
-  if (!store_.codec().Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
-                             store_.Metadata(stored))) {
+  if (!codec.Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
+                    store_.Metadata(stored))) {
     store_.SetRangeFailure(seq, layer, page, side, store_.values());
   }
 }
@@ -341,7 +353,7 @@ void PackedKvCache::EndForward() {
     seq.num_tokens += chunk.num_tokens;
     seq.reserved_tokens = 0;
     if (!config_.reference_accounting) continue;
-    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) HalveByReference(seq, layer);
+    for (const size_t layer : cached_layers_) HalveByReference(seq, layer);
   }
 }
 
@@ -375,7 +387,7 @@ KvSequenceStats PackedKvCache::SequenceStats(SequenceId id) const {
 
 KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
   const Sequence& seq = At(id);
-  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
   const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
   return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes,
           config_.budget_bytes[static_cast<size_t>(layer)]};
@@ -395,24 +407,27 @@ void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float
   const Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq) && seq.reserved_tokens == 0);
   const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
-  const KvGeometry& geometry = config_.geometry;
-  std::vector<float> values(static_cast<size_t>(store_.codec().num_values()));
+  const KvBlockGeometry& geometry = config_.geometry.block(layer);
+  PMKVQ_CHECK_MSG(geometry.has_cache(), "a block without cache");
+  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
+  std::vector<float> values(static_cast<size_t>(codec.num_values()));
   for (const Side side : kSides) {
     float* out = side == kKeys ? k_out : v_out;
     int64_t rest = seq.num_tokens;
     const auto read = [&](const KvTensorView& view, int64_t capacity) {
       const int64_t num_tokens = std::min(rest, capacity);
-      store_.codec().Decode(view, capacity, values.data());
-      CopyTokens(geometry, values.data(), capacity, num_tokens, out);
-      out += num_tokens * geometry.kv_dim();
+      codec.Decode(view, capacity, values.data());
+      CopyTokens(geometry.streams[side], values.data(), capacity, num_tokens, out);
+      out += num_tokens * geometry.streams[side].values();
       rest -= num_tokens;
     };
     for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-      read(store_.SinkView(block, piece, side), store_.SinkPieceTokens(piece));
+      read(store_.SinkView(block, static_cast<size_t>(layer), piece, side),
+           store_.SinkPieceTokens(piece));
     }
     for (const PagePair& page : block.pages) read(store_.View(page[side]), kPageTokens);
     if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
-      RotateHeads({side == kKeys ? k_out : v_out, out}, geometry.head_dim);
+      RotateHeads({side == kKeys ? k_out : v_out, out}, geometry.streams[side].width);
     }
   }
 }

@@ -21,10 +21,10 @@ namespace pmkvq {
 // an appended value are its rounding to f16, so that pm-kvq equals fp16 until the budget bites.
 std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
 
-// What MakePackedKvCache makes. All blocks of a sequence have the same pages, only the widths
-// differ, so a token that opens no page costs O(1) in Reserve and O(1) per block around Attend,
-// without heap allocation. OldestFirst decides the widths for the next page, O(pages), with the
-// token after the one that opened a page.
+// What MakePackedKvCache makes. All blocks with a cache have the same pages of a sequence, only
+// their sizes and widths differ, so a token that opens no page costs O(1) in Reserve and O(1) per
+// block around Attend, without heap allocation. OldestFirst decides the widths for the next page,
+// O(pages), with the token after the one that opened a page.
 class PackedKvCache final : public KvStore {
  public:
   explicit PackedKvCache(const CacheConfig& config);
@@ -96,17 +96,29 @@ class PackedKvCache final : public KvStore {
     float* out = nullptr;
   };
 
+  // Of one block with a cache.
+  struct BlockShape {
+    AttentionShape attention;
+    int64_t q_dim = 0;   // H * D
+    int64_t kv_dim = 0;  // Hkv * D
+  };
+
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
   SequenceId IdOf(const Sequence& seq) const;
   bool IsInForward(const Sequence& seq) const;
+  // Pages of each block with a cache, open one included.
+  size_t NumPagesOf(const Sequence& seq) const {
+    return seq.blocks[cached_layers_[0]].pages.size();
+  }
 
   // packed_cache.cc: Forward.
-  std::span<float> Rotated(const float* x, int64_t count, AlignedVector<float>& memory) const;
+  std::span<float> Rotated(const float* x, int64_t count, int64_t head_dim,
+                           AlignedVector<float>& memory) const;
   void FindUnfitValues(int64_t layer, const float* k, const float* v);
   bool HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows);
-  void RebuildViews(Sequence& seq, BlockPages& block) const;
-  std::span<const KvPageView> CurrentViews(Sequence& seq, BlockPages& block) const;
+  void RebuildViews(Sequence& seq, size_t layer) const;
+  std::span<const KvPageView> CurrentViews(Sequence& seq, size_t layer) const;
   bool AttendAndStore(size_t layer, const Rows& rows, int64_t token);
   void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
@@ -138,7 +150,8 @@ class PackedKvCache final : public KvStore {
   int64_t TokensToNextStep(const Sequence& seq) const;
 
   CacheConfig config_;
-  AttentionShape attention_shape_;
+  std::vector<BlockShape> shapes_;     // By layer; empty ones of blocks without cache.
+  std::vector<size_t> cached_layers_;  // The blocks with a cache; the others have no pages.
   PageStore store_;
   std::vector<Sequence> sequences_;
   Pass forward_;              // The Forward under way.

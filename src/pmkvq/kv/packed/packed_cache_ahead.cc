@@ -13,7 +13,7 @@ namespace pmkvq {
 // For a chunk that opens no page.
 void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
   NextPage& next = seq.next;
-  const auto num_pages = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const auto num_pages = static_cast<int64_t>(NumPagesOf(seq));
   const int64_t opened_by = config_.sink_tokens + num_pages * kPageTokens + 1;
   const int64_t tokens_before = opened_by - (seq.num_tokens + num_tokens);
   if (num_tokens == 0) return;
@@ -39,7 +39,7 @@ void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
 int64_t PackedKvCache::TokensToNextStep(const Sequence& seq) const {
   const NextPage& next = seq.next;
   if (!next.is_planned) return 1;
-  const auto num_pages = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const auto num_pages = static_cast<int64_t>(NumPagesOf(seq));
   const int64_t to_page = config_.sink_tokens + num_pages * kPageTokens - seq.num_tokens;
   if (next.num_done == next.steps.size()) return to_page;
   return to_page - next.steps[next.num_done].tokens_before;
@@ -53,7 +53,7 @@ void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {
   next.widths.clear();
   next.steps.clear();
   next.num_done = 0;
-  const size_t num_pages = seq.blocks[0].pages.size();
+  const size_t num_pages = NumPagesOf(seq);
   if (!DecideAllWidths(seq, static_cast<int64_t>(num_pages) + 1)) return;
   next.widths = decided_;
 
@@ -61,13 +61,13 @@ void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {
   const auto window_pages = static_cast<size_t>(config_.window_tokens / kPageTokens);
   std::vector<int64_t> piece_bytes;
   int64_t bytes_at_event = 0;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     for (size_t page = 0; page < num_pages; ++page) {
       for (const Side side : kSides) {
         const int bits = WidthOf(next.widths[layer][page], side);
         const int old_bits = seq.blocks[layer].pages[page][side].bits;
         if (bits == old_bits) continue;
-        const int64_t bytes = PageCodeBytes(config_.geometry, config_.float_type, old_bits);
+        const auto bytes = static_cast<int64_t>(store_.CodeBytes(layer, side, old_bits));
         if (page + window_pages < num_pages) {
           next.steps.push_back({layer, {page, side, bits, nullptr}, 0});
           piece_bytes.push_back(bytes);

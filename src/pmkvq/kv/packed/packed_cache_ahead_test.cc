@@ -99,7 +99,7 @@ TEST(HalvingAheadTest, TruncateDropsThePlanAndKeepsTheRest) {
   EXPECT_EQ(cache.LayerStats(seq, 0).k_pages, (PagesPerWidth{1, 1, 0, 0}));
   // The sink and the first page; the second one was cut open and rounded to floats.
   const auto kept = driver.Read(seq, 0);
-  const auto whole = 129 * driver.config().geometry.kv_dim();
+  const auto whole = 129 * driver.config().geometry.blocks[0].k().values();
   EXPECT_TRUE(std::equal(kept.first.begin(), kept.first.begin() + whole, values.first.begin()));
   EXPECT_TRUE(std::equal(kept.second.begin(), kept.second.begin() + whole, values.second.begin()));
   while (driver.Append(seq, 1, 1) != ReserveResult::kBudgetExhausted) {

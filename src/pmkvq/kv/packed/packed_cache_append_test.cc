@@ -17,7 +17,7 @@ void AppendOnly(CacheDriver& driver, SequenceId seq, int64_t num_tokens, uint64_
   ASSERT_NE(cache.Reserve(seq, num_tokens), ReserveResult::kBudgetExhausted);
   const int64_t position = cache.NumTokens(seq);
   cache.BeginForward({{seq, num_tokens}});
-  for (int64_t layer = 0; layer < driver.config().geometry.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < driver.config().geometry.num_layers(); ++layer) {
     const auto rows = MakeRows(driver.config().geometry, seed, layer, position, num_tokens);
     cache.Append(layer, rows.k.data(), rows.v.data());
   }

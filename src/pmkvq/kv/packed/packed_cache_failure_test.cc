@@ -38,7 +38,7 @@ std::vector<std::vector<float>> Forward(PackedKvCache& cache, const KvGeometry& 
   }
   cache.BeginForward(batch);
   std::vector<std::vector<float>> outputs(parts.size());
-  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
     Rows all;
     for (size_t i = 0; i < parts.size(); ++i) {
       Rows rows = MakeRows(geometry, parts[i].seed, layer, firsts[i], parts[i].num_tokens);
@@ -51,7 +51,7 @@ std::vector<std::vector<float>> Forward(PackedKvCache& cache, const KvGeometry& 
     cache.AppendAndAttend(layer, all.q.data(), all.k.data(), all.v.data(), out.data());
     auto row = out.begin();
     for (size_t i = 0; i < parts.size(); ++i) {
-      const auto end = row + parts[i].num_tokens * geometry.num_heads * geometry.head_dim;
+      const auto end = row + parts[i].num_tokens * geometry.block(layer).q_values();
       outputs[i].insert(outputs[i].end(), row, end);
       row = end;
     }
@@ -114,7 +114,7 @@ TEST(CacheFailure, NamesBlockPositionAndRemedy) {
   EXPECT_EQ(fail(true, 1e30f), "");
   EXPECT_NE(fail(true, 3.4e38f).find("does not fit bf16"), std::string::npos);
   config.float_type = DType::kF32;
-  config.budget_bytes.assign(2, BlockBytes(config, 300, 16, 16));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 300, 16, 16));
   EXPECT_EQ(fail(false, 3.4e38f), "");
 }
 
@@ -130,20 +130,20 @@ std::vector<WideCase> WideCases() {
     for (const int bits : {8, 4, 2}) {
       CacheConfig config = SmallConfig(900, bits, bits);
       SetUniform(config, bits).k_axis = axis;
-      config.budget_bytes.assign(2, BlockBytes(config, 900, bits, bits));
+      config.budget_bytes.assign(2, BlockBytes(config, 0, 900, bits, bits));
       cases.push_back({"static-" + std::to_string(bits) + suffix, config});
     }
     for (const PolicyKind policy : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
       CacheConfig config = SmallConfig(900, 2, 2);
       config.k_axis = axis;
       config.policy = policy;
-      config.budget_bytes.assign(2, BlockBytes(config, 900, 2, 2));
+      config.budget_bytes.assign(2, BlockBytes(config, 0, 900, 2, 2));
       cases.push_back({std::string(NameOf(policy)) + suffix, config});
     }
   }
   CacheConfig reference = SmallConfig(900, 2, 2);
   reference.reference_accounting = true;
-  reference.budget_bytes.assign(2, ReferenceBlockBytes(reference.geometry, 900, 4, 4));
+  reference.budget_bytes.assign(2, ReferenceBlockBytes(reference.geometry.blocks[0], 900, 4, 4));
   cases.push_back({"reference accounting", reference});
   return cases;
 }

@@ -26,7 +26,7 @@ TEST(LargeSinkTest, StaysExactWhileTheRestIsQuantised) {
     config.sink_tokens = sink_tokens;
     SetUniform(config, 2);
     const int64_t n = sink_tokens + 130;
-    config.budget_bytes.assign(2, BlockBytes(config, n, 2, 2));
+    config.budget_bytes.assign(2, BlockBytes(config, 0, n, 2, 2));
     CacheDriver driver(config);
     const SequenceId seq = *driver.cache().Open();
     // Chunks that end inside of a piece, at its end, and reach over several.
@@ -37,7 +37,8 @@ TEST(LargeSinkTest, StaysExactWhileTheRestIsQuantised) {
     }
     const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, n);
     const KeysAndValues stored = driver.Read(seq, 0);
-    const auto end_of_sink = static_cast<size_t>(sink_tokens * config.geometry.kv_dim());
+    const auto end_of_sink =
+        static_cast<size_t>(sink_tokens * config.geometry.blocks[0].k().values());
     for (size_t i = 0; i < end_of_sink; ++i) {
       ASSERT_EQ(stored.first[i], rows.k[i]);
       ASSERT_EQ(stored.second[i], rows.v[i]);
@@ -50,7 +51,7 @@ TEST(LargeSinkTest, StaysExactWhileTheRestIsQuantised) {
     CacheConfig plain = config;
     plain.sink_tokens = 0;
     SetUniform(plain, 16);
-    plain.budget_bytes.assign(2, BlockBytes(plain, n, 16, 16));
+    plain.budget_bytes.assign(2, BlockBytes(plain, 0, n, 16, 16));
     CacheDriver expected(plain);
     const SequenceId other = *expected.cache().Open();
     ASSERT_EQ(expected.Append(other, sink_tokens - 1, 1), ReserveResult::kReserved);
@@ -67,7 +68,7 @@ TEST(StaticWidthsTest, EachBlockStandsAtItsOwn) {
   config.v_bits = {2, 16};
   config.static_widths = true;
   const int64_t n = 3 * 128 + 1;
-  config.budget_bytes = {BlockBytes(config, n, 4, 2), BlockBytes(config, n, 8, 16)};
+  config.budget_bytes = {BlockBytes(config, 0, n, 4, 2), BlockBytes(config, 0, n, 8, 16)};
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   ASSERT_EQ(driver.Append(seq, n, 1), ReserveResult::kReserved);
@@ -77,7 +78,7 @@ TEST(StaticWidthsTest, EachBlockStandsAtItsOwn) {
   EXPECT_EQ(driver.cache().LayerStats(seq, 1).v_pages, (PagesPerWidth{3, 0, 0, 0}));
   EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty());
   EXPECT_EQ(driver.Append(seq, 1, 1), ReserveResult::kBudgetExhausted);
-  EXPECT_EQ(SmallestBudget(config, n), 2 * BlockBytes(config, n, 8, 16)) << "when split evenly";
+  EXPECT_EQ(SmallestBudget(config, n), 2 * BlockBytes(config, 0, n, 8, 16)) << "when split evenly";
 }
 
 TEST(StaticWidthsTest, EqualWidthsAreTheUniformCache) {
@@ -108,13 +109,13 @@ CacheConfig ChannelConfig(int64_t num_tokens, int k_bits, int v_bits) {
   config.k_axis = QuantAxis::kChannel;
   config.float_type = DType::kF32;
   config.sink_tokens = 0;
-  config.budget_bytes.assign(2, BlockBytes(config, num_tokens, k_bits, v_bits));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, num_tokens, k_bits, v_bits));
   return config;
 }
 
 // Keys of tokens 0 .. 127 of block 0 as they read after quantising each channel at `bits`.
 std::vector<float> QuantisedPerChannel(const CacheConfig& config, int bits) {
-  const KvGeometry& geometry = config.geometry;
+  const UniformKvGeometry geometry = UniformOf(config.geometry);
   const auto kv_dim = static_cast<size_t>(geometry.kv_dim());
   std::vector<float> values = testing_support::MakeRows(geometry, 1, 0, 0, 128).k;
   for (size_t channel = 0; channel < kv_dim; ++channel) {
@@ -133,13 +134,14 @@ std::vector<float> QuantisedPerChannel(const CacheConfig& config, int bits) {
 
 TEST(KeysPerChannelTest, BytesByHand) {
   const CacheConfig config = ChannelConfig(129, 4, 4);  // 2 heads x 16 dims, f32
-  EXPECT_EQ(PageMetadataBytes(config.geometry, DType::kF32, 4, QuantAxis::kChannel), 2 * 32 * 4);
-  EXPECT_EQ(PageMetadataBytes(config.geometry, DType::kF32, 4), 2 * 2 * 128 * 4);
+  EXPECT_EQ(PageMetadataBytes(config.geometry.blocks[0].k(), DType::kF32, 4, QuantAxis::kChannel),
+            2 * 32 * 4);
+  EXPECT_EQ(PageMetadataBytes(config.geometry.blocks[0].k(), DType::kF32, 4), 2 * 2 * 128 * 4);
   // Open pages, codes of K and V, metadata of K by channel and of V by token.
   EXPECT_EQ(config.budget_bytes[0], 2 * 128 * 32 * 4 + 2 * 128 * 32 / 2 + 256 + 2048);
   // At D = 128 both axes take the same.
-  EXPECT_EQ(PageMetadataBytes({1, 1, 2, 128}, DType::kF16, 4, QuantAxis::kChannel),
-            PageMetadataBytes({1, 1, 2, 128}, DType::kF16, 4));
+  EXPECT_EQ(PageMetadataBytes(StreamOf(2, 128), DType::kF16, 4, QuantAxis::kChannel),
+            PageMetadataBytes(StreamOf(2, 128), DType::kF16, 4));
 }
 
 // A page that closes within the chunk, one that steps down with the others, and one cut open again.
@@ -152,7 +154,7 @@ TEST(KeysPerChannelTest, PagesAreQuantisedAndHalvedByChannel) {
   ASSERT_EQ(driver.Append(seq, 69, 1), ReserveResult::kReserved);
   const auto first_page = [&] {
     std::vector<float> k = driver.Read(seq, 0).first;
-    k.resize(static_cast<size_t>(128 * config.geometry.kv_dim()));
+    k.resize(static_cast<size_t>(128 * config.geometry.blocks[0].k().values()));
     return k;
   };
   EXPECT_EQ(first_page(), QuantisedPerChannel(config, 8));
@@ -164,7 +166,7 @@ TEST(KeysPerChannelTest, PagesAreQuantisedAndHalvedByChannel) {
   driver.cache().Truncate(seq, 100);
   EXPECT_EQ(driver.cache().LayerStats(seq, 0).k_pages, (PagesPerWidth{1, 0, 0, 0}));
   std::vector<float> expected = QuantisedPerChannel(config, 4);
-  expected.resize(static_cast<size_t>(100 * config.geometry.kv_dim()));
+  expected.resize(static_cast<size_t>(100 * config.geometry.blocks[0].k().values()));
   EXPECT_EQ(driver.Read(seq, 0).first, expected);
   ASSERT_NE(driver.Append(seq, 200, 1), ReserveResult::kBudgetExhausted);
 }
@@ -177,7 +179,7 @@ TEST(KeysPerChannelTest, TwoBitsByOneStepFromFloats) {
   ASSERT_EQ(driver.Append(seq, 129, 1), ReserveResult::kReserved);
   std::vector<float> k = driver.Read(seq, 0).first;
   const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, 128).k;
-  const auto kv_dim = static_cast<size_t>(config.geometry.kv_dim());
+  const auto kv_dim = static_cast<size_t>(config.geometry.blocks[0].k().values());
   for (size_t channel = 0; channel < kv_dim; ++channel) {
     float x[128];
     uint8_t codes[32];
@@ -200,14 +202,14 @@ TEST(OptionsTogetherTest, AttentionSeesWhatIsRead) {
         config.sink_tokens = 150;
         config.window_tokens = 256;
         config.policy = PolicyKind::kOldestFirst;
-        config.budget_bytes.assign(2, BlockBytes(config, 1000, 4, 2));
+        config.budget_bytes.assign(2, BlockBytes(config, 0, 1000, 4, 2));
         CacheDriver driver(config);
         const SequenceId seq = *driver.cache().Open();
         ASSERT_NE(driver.Append(seq, 1000, 1), ReserveResult::kBudgetExhausted);
         const KeysAndValues stored = driver.Read(seq, 1);
         ASSERT_EQ(driver.Append(seq, num_new, 1), ReserveResult::kReserved);
 
-        const KvGeometry& geometry = config.geometry;
+        const UniformKvGeometry geometry = UniformOf(config.geometry);
         const auto gather = [&](const std::vector<float>& x) {  // [T, Hkv, D] to [Hkv, T, D]
           std::vector<float> page;
           for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
@@ -273,7 +275,7 @@ TEST_P(RotationTest, ChangesNothingButRoundingAt16Bits) {
   CacheConfig config = SmallConfig(500, 16, 16);
   config.float_type = DType::kF32;
   SetUniform(config, 16);
-  config.budget_bytes.assign(2, BlockBytes(config, 500, 16, 16));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 500, 16, 16));
   CacheDriver plain(config);
   config.rotate_keys = GetParam().keys;
   config.rotate_values = GetParam().values;
@@ -299,7 +301,7 @@ TEST_P(RotationTest, QuantisesTheRotatedValues) {
   config.rotate_keys = GetParam().keys;
   config.rotate_values = GetParam().values;
   SetUniform(config, 4);
-  config.budget_bytes.assign(2, BlockBytes(config, 129, 4, 4));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 129, 4, 4));
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   ASSERT_EQ(driver.Append(seq, 129, 1), ReserveResult::kReserved);

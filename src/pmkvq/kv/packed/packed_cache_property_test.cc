@@ -21,13 +21,35 @@ std::vector<int> RandomWidths(int64_t num_layers, int floor_bits) {
   return widths;
 }
 
+// One to three blocks, alike or each of another shape, some without cache.
+KvGeometry RandomGeometry() {
+  const auto block = [] {
+    const auto kv_heads = *rc::gen::element<int64_t>(1, 2, 3, 4);
+    return BlockOf({1, 2 * kv_heads, kv_heads, *rc::gen::element<int64_t>(8, 16, 24)});
+  };
+  KvGeometry geometry;
+  const auto num_layers = *rc::gen::inRange<size_t>(1, 4);
+  const bool mixed = *rc::gen::arbitrary<bool>();
+  geometry.blocks.assign(num_layers, block());
+  for (size_t i = 1; mixed && i < num_layers; ++i) {
+    geometry.blocks[i] = *rc::gen::inRange(0, 4) == 0 ? KvBlockGeometry{4, {}} : block();
+  }
+  if (mixed && *rc::gen::arbitrary<bool>())
+    std::swap(geometry.blocks.front(), geometry.blocks.back());
+  return geometry;
+}
+
+bool AllWidthsArePowersOfTwo(const KvGeometry& geometry) {
+  return std::all_of(
+      geometry.blocks.begin(), geometry.blocks.end(), [](const KvBlockGeometry& block) {
+        return !block.has_cache() || std::has_single_bit(static_cast<uint64_t>(block.k().width));
+      });
+}
+
 // Budgets between what one page takes and what 900 tokens take at 16 bits, each block its own.
 CacheConfig RandomConfig() {
   CacheConfig config;
-  config.geometry.num_layers = *rc::gen::inRange<int64_t>(1, 3);
-  config.geometry.num_kv_heads = *rc::gen::inRange<int64_t>(1, 3);
-  config.geometry.num_heads = 2 * config.geometry.num_kv_heads;
-  config.geometry.head_dim = *rc::gen::element<int64_t>(8, 16, 24);
+  config.geometry = RandomGeometry();
   config.float_type = *rc::gen::element(DType::kF16, DType::kBF16, DType::kF32);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 5, 70, 128, 300);
   config.window_tokens = *rc::gen::element<int64_t>(128, 128, 256);
@@ -35,7 +57,7 @@ CacheConfig RandomConfig() {
   config.policy = *rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst);
   config.most_bytes_per_token = *rc::gen::element<int64_t>(8 << 20, 1, 10'000, 50'000);
   config.k_axis = *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel);
-  if (std::has_single_bit(static_cast<uint64_t>(config.geometry.head_dim))) {
+  if (AllWidthsArePowersOfTwo(config.geometry)) {
     config.rotate_keys = *rc::gen::arbitrary<bool>();
     config.rotate_values = *rc::gen::arbitrary<bool>();
   }
@@ -44,24 +66,26 @@ CacheConfig RandomConfig() {
   if (mode <= 1) config.floor_bits = *rc::gen::element(4, 2);
   if (mode == 2) config.close_bits = config.floor_bits = *rc::gen::element(16, 8, 4, 2);
   if (mode >= 4) {
-    config.k_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
-    config.v_bits = RandomWidths(config.geometry.num_layers, config.floor_bits);
+    config.k_bits = RandomWidths(config.geometry.num_layers(), config.floor_bits);
+    config.v_bits = RandomWidths(config.geometry.num_layers(), config.floor_bits);
     config.static_widths = mode == 5;
   }
-  for (int64_t i = 0; i < config.geometry.num_layers; ++i) {
+  for (int64_t i = 0; i < config.geometry.num_layers(); ++i) {
     const int64_t lowest = FloorBytes(config, static_cast<size_t>(i), config.sink_tokens + 1);
-    const int64_t highest = BlockBytes(config, 900, 16, 16);
+    const int64_t highest = BlockBytes(config, static_cast<size_t>(i), 900, 16, 16);
     config.budget_bytes.push_back(*rc::gen::inRange<int64_t>(lowest, highest + 1));
   }
   return config;
 }
 
-int64_t BytesOfPages(const CacheConfig& config, const KvLayerStats& stats) {
+int64_t BytesOfPages(const CacheConfig& config, size_t layer, const KvLayerStats& stats) {
+  const KvBlockGeometry& block = config.geometry.blocks[layer];
   int64_t bytes = 0;
+  if (!block.has_cache()) return 0;
   for (const int bits : kWidths) {
     bytes += stats.k_pages[WidthIndex(bits)] *
-                 PageBytes(config.geometry, config.float_type, bits, config.k_axis) +
-             stats.v_pages[WidthIndex(bits)] * PageBytes(config.geometry, config.float_type, bits);
+                 PageBytes(block.k(), config.float_type, bits, config.k_axis) +
+             stats.v_pages[WidthIndex(bits)] * PageBytes(block.v(), config.float_type, bits);
   }
   return bytes;
 }
@@ -70,11 +94,12 @@ void CheckSequence(CacheDriver& driver, SequenceId seq) {
   const CacheConfig& config = driver.config();
   const KvSequenceStats stats = driver.cache().SequenceStats(seq);
   int64_t bytes = 0;
-  for (int64_t layer = 0; layer < config.geometry.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < config.geometry.num_layers(); ++layer) {
     const KvLayerStats layer_stats = driver.cache().LayerStats(seq, layer);
     RC_ASSERT(layer_stats.bytes <= layer_stats.budget_bytes);
     RC_ASSERT(layer_stats.bytes ==
-              BytesOfPages(config, layer_stats) + (stats.num_tokens > 0 ? SinkBytes(config) : 0));
+              BytesOfPages(config, static_cast<size_t>(layer), layer_stats) +
+                  (stats.num_tokens > 0 ? SinkBytes(config, static_cast<size_t>(layer)) : 0));
     bytes += layer_stats.bytes;
   }
   RC_ASSERT(stats.bytes == bytes);
@@ -141,14 +166,18 @@ RC_GTEST_PROP(PackedCacheProperty, TheBudgetEndsWhereTheFloorDoes, ()) {
 RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
   CacheConfig config = RandomConfig();
   config.float_type = DType::kF32;
-  config.budget_bytes.assign(config.budget_bytes.size(), BlockBytes(config, 900, 4, 4));
+  for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
+    config.budget_bytes[layer] = BlockBytes(config, layer, 900, 4, 4);
+  }
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   for (int i = 0; i < 6; ++i) {
     (void)driver.Append(seq, *rc::gen::element<int64_t>(1, 90, 128, 300), 1);
   }
   const int64_t n = driver.cache().NumTokens(seq);
-  const KvLayerStats stats = driver.cache().LayerStats(seq, 0);
+  const int64_t layer =
+      config.geometry.blocks[0].has_cache() ? 0 : config.geometry.num_layers() - 1;
+  const KvLayerStats stats = driver.cache().LayerStats(seq, layer);
   int lowest = 16;
   for (const int bits : kWidths) {
     if (stats.k_pages[WidthIndex(bits)] + stats.v_pages[WidthIndex(bits)] > 0) lowest = bits;
@@ -158,13 +187,13 @@ RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
       lowest == 16 ? 0.0f
                    : 2.0f / static_cast<float>((1 << lowest) - 1) + (lowest < 8 ? 0.008f : 1e-6f);
   // Rotated values span at most 5 sqrt(D), and the error of one comes from all D.
-  const auto head_dim = static_cast<float>(config.geometry.head_dim);
+  const auto head_dim = static_cast<float>(config.geometry.block(layer).k().width);
   const float k_tolerance = tolerance * (config.rotate_keys ? 1.25f * head_dim : 1.0f) +
                             (config.rotate_keys ? 1e-5f : 0.0f);
   const float v_tolerance = tolerance * (config.rotate_values ? 1.25f * head_dim : 1.0f) +
                             (config.rotate_values ? 1e-5f : 0.0f);
-  const auto rows = testing_support::MakeRows(config.geometry, 1, 0, 0, n);
-  const auto stored = driver.Read(seq, 0);
+  const auto rows = testing_support::MakeRows(config.geometry, 1, layer, 0, n);
+  const auto stored = driver.Read(seq, layer);
   for (size_t i = 0; i < rows.k.size(); ++i) {
     RC_ASSERT(std::abs(stored.first[i] - rows.k[i]) <= k_tolerance);
     RC_ASSERT(std::abs(stored.second[i] - rows.v[i]) <= v_tolerance);
@@ -175,9 +204,10 @@ RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
 ReserveResult DecodeOne(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq) {
   const ReserveResult result = cache.Reserve(seq, 1);
   if (result == ReserveResult::kBudgetExhausted) return result;
-  const std::vector<float> row(static_cast<size_t>(geometry.kv_dim()), 0.5f);
   cache.BeginForward({{seq, 1}});
-  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
+    if (!geometry.block(layer).has_cache()) continue;
+    const std::vector<float> row(static_cast<size_t>(geometry.block(layer).k().values()), 0.5f);
     cache.Append(layer, row.data(), row.data());
   }
   cache.EndForward();
@@ -192,8 +222,12 @@ RC_GTEST_PROP(PackedCacheProperty, HalvingsAreSpreadAndNoneIsEarlierThanNeeded, 
   config.max_sequences = 1;
   config.rotate_keys = config.rotate_values = false;
   const KvGeometry& geometry = config.geometry;
-  const int64_t largest = PageCodeBytes(geometry, config.float_type, 16);
-  // Tokens have to suffice: at most 2 blocks x 7 pages x K and V, 127 tokens.
+  int64_t largest = 0;
+  for (const KvBlockGeometry& block : geometry.blocks) {
+    if (block.has_cache())
+      largest = std::max(largest, PageCodeBytes(block.k(), config.float_type, 16));
+  }
+  // Tokens have to suffice: at most 3 blocks x 7 pages x K and V, 127 tokens.
   config.most_bytes_per_token = *rc::gen::inRange<int64_t>(largest, 8 * largest);
   PackedKvCache spread(config);
   const SequenceId seq = *spread.Open();
@@ -224,8 +258,8 @@ RC_GTEST_PROP(PackedCacheProperty, HalvingsAreSpreadAndNoneIsEarlierThanNeeded, 
     }
     // The pages that close now could not be halved before.
     RC_ASSERT(read_bytes <=
-              std::max(config.most_bytes_per_token, 2 * geometry.num_layers * largest));
-    for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+              std::max(config.most_bytes_per_token, 2 * geometry.num_layers() * largest));
+    for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
       RC_ASSERT(spread.LayerStats(seq, layer).k_pages == at_once.LayerStats(seq, layer).k_pages);
       RC_ASSERT(spread.LayerStats(seq, layer).v_pages == at_once.LayerStats(seq, layer).v_pages);
     }

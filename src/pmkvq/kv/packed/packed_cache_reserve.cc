@@ -22,8 +22,8 @@ PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValu
 BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
   BlockLimits limits;
   limits.budget_bytes = config_.budget_bytes[layer];
-  limits.k_page_bytes = store_.page_bytes(kKeys);
-  limits.v_page_bytes = store_.page_bytes(kValues);
+  limits.k_page_bytes = store_.SlotsOf(layer, kKeys).page_bytes;
+  limits.v_page_bytes = store_.SlotsOf(layer, kValues).page_bytes;
   limits.floor = FloorWidths(config_, layer);
   const auto planned = [&](const std::vector<int>& bits, int floor) {
     return bits.empty() ? floor : std::max(bits[layer], floor);
@@ -42,11 +42,11 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
 
   const int64_t pages_after = NumPages(config_, seq.num_tokens + num_tokens);
   const bool is_first = seq.num_tokens == 0 && num_tokens > 0;
-  const auto pages_before = static_cast<int64_t>(seq.blocks[0].pages.size());
+  const auto pages_before = static_cast<int64_t>(NumPagesOf(seq));
   const size_t events_before = halving_events_.size();
   if (is_first || pages_after != pages_before) {
     if (!DecideAllWidths(seq, pages_after)) return ReserveResult::kBudgetExhausted;
-    for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    for (const size_t layer : cached_layers_) {
       ApplyWidths(seq, layer, pages_after);
     }
     seq.next.is_planned = false;
@@ -81,11 +81,11 @@ int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
 bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t pages_after) {
   const NextPage& next = seq.next;
   if (next.is_planned && !next.widths.empty() &&
-      static_cast<int64_t>(next.widths[0].size()) == pages_after) {
+      static_cast<int64_t>(next.widths[cached_layers_[0]].size()) == pages_after) {
     decided_ = next.widths;
     return true;
   }
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     if (!DecideWidths(seq, layer, pages_after)) return false;
   }
   return true;
@@ -101,7 +101,7 @@ bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t page
   const int64_t window_pages = config_.window_tokens / kPageTokens;
   const auto num_closed = static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages));
   BlockLimits limits = LimitsOf(layer);
-  limits.fixed_bytes = SinkBytes(config_);
+  limits.fixed_bytes = SinkBytes(config_, layer);
   for (size_t i = num_closed; i < decided.size(); ++i) {
     limits.fixed_bytes += limits.BytesOf(decided[i]);
   }
@@ -218,13 +218,13 @@ void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
 // made after the append. The end is where even the floor width would not hold the tokens.
 ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens) {
   const int64_t num_after = seq.num_tokens + num_tokens;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     if (FloorBytes(config_, layer, num_after) > config_.budget_bytes[layer]) {
       return ReserveResult::kBudgetExhausted;
     }
   }
   const auto pages_after = static_cast<size_t>(NumPages(config_, num_after));
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     BlockPages& block = seq.blocks[layer];
     if (block.sink.empty() && num_after > 0) store_.AllocateSink(seq, layer);
     while (block.pages.size() < pages_after) {
@@ -240,7 +240,7 @@ ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens)
 
 void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
   BlockPages& block = seq.blocks[layer];
-  if (ReferencePayloadBytes(config_, seq.num_tokens, block.present.k, block.present.v) <=
+  if (ReferencePayloadBytes(config_, layer, seq.num_tokens, block.present.k, block.present.v) <=
       config_.budget_bytes[layer]) {
     return;
   }
@@ -270,7 +270,7 @@ void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
 // stored since.
 void PackedKvCache::RestoreMovedRows(Sequence& seq) {
   const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     BlockPages& block = seq.blocks[layer];
     for (const Side side : kSides) {
       if (!block.open_rows_moved[side]) continue;
@@ -286,7 +286,7 @@ void PackedKvCache::RestoreMovedRows(Sequence& seq) {
 void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
   const auto pages_after = static_cast<size_t>(NumPages(config_, num_tokens));
   const bool cuts_page = pages_after > 0 && (num_tokens - config_.sink_tokens) % kPageTokens != 0;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+  for (const size_t layer : cached_layers_) {
     BlockPages& block = seq.blocks[layer];
     for (size_t page = pages_after; page < block.pages.size(); ++page) {
       for (const Side side : kSides) store_.Release(seq, layer, page, side);

@@ -46,7 +46,7 @@ TEST_P(PackedCacheSwapTest, AWaitingForwardHasTheBitsOfOneThatRunsAlone) {
   for (int round = 0; round < 4; ++round) {
     ASSERT_NE(alone.Append(long_alone, kChunk, kLongSeed), ReserveResult::kBudgetExhausted);
     for (const auto& out : alone.outputs()) expected_long.push_back(out);
-    for (int64_t step = 0; step < config.geometry.num_layers; ++step) {
+    for (int64_t step = 0; step < config.geometry.num_layers(); ++step) {
       ASSERT_NE(alone.Append(short_alone, 130, kShortSeed), ReserveResult::kBudgetExhausted);
       for (const auto& out : alone.outputs()) expected_short.push_back(out);
     }
@@ -62,7 +62,7 @@ TEST_P(PackedCacheSwapTest, AWaitingForwardHasTheBitsOfOneThatRunsAlone) {
     const ReserveResult room = cache.Reserve(long_seq, kChunk);
     ASSERT_NE(room, ReserveResult::kBudgetExhausted);
     cache.BeginForward({{long_seq, kChunk}});
-    for (int64_t layer = 0; layer < config.geometry.num_layers; ++layer) {
+    for (int64_t layer = 0; layer < config.geometry.num_layers(); ++layer) {
       found_long.push_back(
           AppendBlock(cache, config.geometry, layer, kLongSeed, round * kChunk, kChunk));
       cache.SwapForwards();

@@ -34,13 +34,13 @@ TEST_P(UniformCacheTest, BytesEqualTheFormulaAtEveryLength) {
   config.window_tokens = param.window_tokens;
   SetUniform(config, param.bits);
   const int64_t max_len = 3 * 128 + param.sink_tokens + 7;
-  config.budget_bytes.assign(2, BlockBytes(config, max_len, param.bits, param.bits));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, max_len, param.bits, param.bits));
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   for (int64_t n = 1; n <= max_len; ++n) {
     ASSERT_EQ(driver.Append(seq, 1, 1), ReserveResult::kReserved);
     ASSERT_EQ(driver.cache().LayerStats(seq, 1).bytes,
-              BlockBytes(config, n, param.bits, param.bits))
+              BlockBytes(config, 0, n, param.bits, param.bits))
         << n;
   }
   // One chunk ends in the same state.
@@ -67,9 +67,9 @@ TEST_P(FloatTypeTest, PmKvqIsFp16BitForBitUntilTheFirstHalving) {
     CacheConfig config = SmallConfig(0, 2, 2);
     config.float_type = GetParam();
     config.policy = policy;
-    config.budget_bytes.assign(2, BlockBytes(config, 500, 16, 16));
+    config.budget_bytes.assign(2, BlockBytes(config, 0, 500, 16, 16));
     CacheConfig fp16 = config;
-    fp16.budget_bytes.assign(2, BlockBytes(config, 1000, 16, 16));
+    fp16.budget_bytes.assign(2, BlockBytes(config, 0, 1000, 16, 16));
     SetUniform(fp16, 16);
     CacheDriver a(config);
     CacheDriver b(fp16);
@@ -98,7 +98,8 @@ INSTANTIATE_TEST_SUITE_P(All, FloatTypeTest,
 TEST(PackedCacheTest, ExhaustedBudgetChangesNothing) {
   for (const PolicyKind policy : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
     CacheConfig config = SmallConfig(1 + 5 * 128, 4, 4);
-    config.budget_bytes[1] = BlockBytes(config, 1 + 4 * 128, 2, 2);  // The second block gives in.
+    config.budget_bytes[1] =
+        BlockBytes(config, 0, 1 + 4 * 128, 2, 2);  // The second block gives in.
     config.policy = policy;
     CacheDriver driver(config);
     const SequenceId seq = *driver.cache().Open();
@@ -178,7 +179,7 @@ TEST(PackedCacheTest, OldestFirstMayHalveValuesAlone) {
 
 TEST(PackedCacheTest, LayerBudgetHalvesAllClosedPagesOfABlockTogether) {
   CacheConfig config = SmallConfig(1 + 8 * 128, 4, 4);
-  config.budget_bytes[1] = BlockBytes(config, 1 + 8 * 128, 2, 2);
+  config.budget_bytes[1] = BlockBytes(config, 0, 1 + 8 * 128, 2, 2);
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   std::vector<int> ladder;
@@ -237,7 +238,7 @@ TEST(PackedCacheTest, BothPoliciesEndInTheSameStateAtMaxLen) {
 TEST(PackedCacheTest, TheWindowStaysAtSixteenBits) {
   CacheConfig config = SmallConfig(1, 2, 2);
   config.window_tokens = 3 * 128;
-  config.budget_bytes.assign(2, BlockBytes(config, 1 + 7 * 128, 2, 2));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 1 + 7 * 128, 2, 2));
   for (const PolicyKind policy : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
     config.policy = policy;
     CacheDriver driver(config);
@@ -257,7 +258,7 @@ TEST(PackedCacheTest, TheWindowStaysAtSixteenBits) {
 TEST(PackedCacheTest, ChunkedPrefillEqualsOneChunkUpToRounding) {
   CacheConfig config = SmallConfig(0, 16, 16);
   config.float_type = DType::kF32;
-  config.budget_bytes.assign(2, BlockBytes(config, 700, 16, 16));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 700, 16, 16));
   CacheDriver whole(config);
   const SequenceId seq = *whole.cache().Open();
   ASSERT_EQ(whole.Append(seq, 600, 9), ReserveResult::kReserved);
@@ -325,13 +326,13 @@ TEST(PackedCacheTest, AttentionReadsWhatIsStored) {
     if (policy == PolicyKind::kLayerBudget) {  // Keys stay at 16 bits, values go down.
       config.k_bits.assign(2, 16);
       config.v_bits.assign(2, 2);
-      config.budget_bytes.assign(2, BlockBytes(config, 3 + 6 * 128, 16, 2));
+      config.budget_bytes.assign(2, BlockBytes(config, 0, 3 + 6 * 128, 16, 2));
     } else {
-      config.budget_bytes.assign(2, BlockBytes(config, 3 + 6 * 128, 4, 4));
+      config.budget_bytes.assign(2, BlockBytes(config, 0, 3 + 6 * 128, 4, 4));
     }
     CacheDriver driver(config);
     const SequenceId seq = *driver.cache().Open();
-    const KvGeometry& geometry = config.geometry;
+    const UniformKvGeometry geometry = UniformOf(config.geometry);
     for (const int64_t chunk : {2, 2, 300, 1, 77, 200, 1, 1}) {
       const int64_t n = driver.cache().NumTokens(seq);
       ASSERT_NE(driver.cache().Reserve(seq, chunk), ReserveResult::kBudgetExhausted);
@@ -378,7 +379,7 @@ TEST(PackedCacheTest, AttentionReadsWhatIsStored) {
 TEST(PackedCacheTest, APageThatFillsAndClosesInOneChunkIsRight) {
   CacheConfig config = SmallConfig(1 + 8 * 128, 4, 4);
   config.float_type = DType::kF32;
-  for (int64_t& budget : config.budget_bytes) budget = BlockBytes(config, 1 + 8 * 128, 4, 4);
+  for (int64_t& budget : config.budget_bytes) budget = BlockBytes(config, 0, 1 + 8 * 128, 4, 4);
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
   ASSERT_EQ(driver.Append(seq, 60, 2), ReserveResult::kReserved);
@@ -448,7 +449,7 @@ TEST(TruncateTest, AtSixteenBitsItIsAsIfTheTailHadNeverBeen) {
   CacheConfig config = SmallConfig(0, 16, 16);
   SetUniform(config, 16);
   config.sink_tokens = 4;
-  config.budget_bytes.assign(2, BlockBytes(config, 700, 16, 16));
+  config.budget_bytes.assign(2, BlockBytes(config, 0, 700, 16, 16));
   for (const int64_t keep : {0, 2, 4, 5, 100, 132, 133, 260, 399, 400}) {
     CacheDriver cut(config);
     const SequenceId a = *cut.cache().Open();
@@ -474,7 +475,7 @@ TEST(TruncateTest, ACutQuantisedPageKeepsItsValues) {
   config.float_type = DType::kF32;
   for (const PolicyKind policy : {PolicyKind::kLayerBudget, PolicyKind::kOldestFirst}) {
     config.policy = policy;
-    config.budget_bytes.assign(2, BlockBytes(config, 1 + 6 * 128, 2, 2));
+    config.budget_bytes.assign(2, BlockBytes(config, 0, 1 + 6 * 128, 2, 2));
     CacheDriver driver(config);
     const SequenceId seq = *driver.cache().Open();
     while (driver.cache().NumTokens(seq) < 700) {
@@ -485,7 +486,7 @@ TEST(TruncateTest, ACutQuantisedPageKeepsItsValues) {
       driver.cache().Truncate(seq, keep);
       EXPECT_LE(driver.cache().SequenceStats(seq).peak_bytes,
                 driver.cache().SequenceStats(seq).budget_bytes);
-      const auto count = static_cast<size_t>(keep * config.geometry.kv_dim());
+      const auto count = static_cast<size_t>(keep * config.geometry.blocks[0].k().values());
       before.first.resize(count);
       before.second.resize(count);
       EXPECT_EQ(driver.Read(seq, 1), before) << keep;
@@ -532,10 +533,10 @@ TEST(TruncateTest, DropsAReservation) {
 // Where the reference would run out of memory, Reserve says so beforehand.
 TEST(ReferenceAccountingTest, EndsWhereTheFloorIsFull) {
   CacheConfig config;
-  config.geometry = {2, 2, 1, 16};
+  config.geometry = UniformKvGeometry{2, 2, 1, 16};
   config.reference_accounting = true;
   const int64_t max_len = 1024;
-  config.budget_bytes.assign(2, ReferenceBlockBytes(config.geometry, max_len, 2, 2));
+  config.budget_bytes.assign(2, ReferenceBlockBytes(config.geometry.blocks[0], max_len, 2, 2));
   const std::unique_ptr<KvStore> store = MakePackedKvCache(config);
   KvStore& cache = *store;
   const SequenceId seq = *cache.Open();
@@ -551,8 +552,8 @@ TEST(ReferenceAccountingTest, EndsWhereTheFloorIsFull) {
     ++n;
   }
   EXPECT_EQ(cache.NumTokens(seq), n);
-  EXPECT_LE(ReferencePayloadBytes(config, n, 2, 2), config.budget_bytes[0]);
-  EXPECT_GT(ReferencePayloadBytes(config, n + 1, 2, 2), config.budget_bytes[0]);
+  EXPECT_LE(ReferencePayloadBytes(config, 0, n, 2, 2), config.budget_bytes[0]);
+  EXPECT_GT(ReferencePayloadBytes(config, 0, n + 1, 2, 2), config.budget_bytes[0]);
   EXPECT_LT(n, max_len);  // Sink and buffer count at 16 bits.
   EXPECT_EQ(cache.LayerStats(seq, 0).k_pages[WidthIndex(2)], (n - 1) / 128);
 

@@ -29,17 +29,17 @@ decltype(auto) Visit(DType dtype, Function&& function) {
 
 // Calls function(source, destination) with offsets of each (row, head) run of D values.
 template <class Function>
-void ForEachRun(const KvGeometry& geometry, int64_t num_rows, int64_t first, int64_t capacity,
+void ForEachRun(const KvStream& stream, int64_t num_rows, int64_t first, int64_t capacity,
                 Function&& function) {
   for (int64_t row = 0; row < num_rows; ++row) {
-    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
-      function((row * geometry.num_kv_heads + head) * geometry.head_dim,
-               (head * capacity + first + row) * geometry.head_dim);
+    for (int64_t head = 0; head < stream.heads; ++head) {
+      function((row * stream.heads + head) * stream.width,
+               (head * capacity + first + row) * stream.width);
     }
   }
 }
 
-// Divides every head_dim that is valid.
+// Divides every width that is valid.
 constexpr int64_t kChannelBatch = 8;
 
 // Smallest magnitude, as float bits, that rounds to infinity in the type (or is not finite).
@@ -56,20 +56,20 @@ uint32_t OverflowBits(DType dtype) {
 
 }  // namespace
 
-AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type) {
+AttentionShape AttentionShapeOf(const KvBlockGeometry& block, DType float_type) {
   AttentionShape shape;
-  shape.num_heads = geometry.num_heads;
-  shape.num_kv_heads = geometry.num_kv_heads;
-  shape.head_dim = geometry.head_dim;
-  shape.group = geometry.group();
+  shape.num_heads = block.num_heads;
+  shape.num_kv_heads = block.k().heads;
+  shape.head_dim = block.k().width;
+  shape.group = block.k().group;
   shape.float_type = float_type;
   shape.metadata_type = float_type;
-  shape.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
+  shape.scale = 1.0f / std::sqrt(static_cast<float>(block.k().width));
   return shape;
 }
 
-PageCodec::PageCodec(const KvGeometry& geometry, DType float_type)
-    : geometry_(geometry), float_type_(float_type) {}
+PageCodec::PageCodec(const KvStream& stream, DType float_type)
+    : stream_(stream), float_type_(float_type) {}
 
 void PageCodec::WriteValues(const float* values, int64_t count, std::byte* out) const {
   Visit(float_type_, [&]<class T>(T) {
@@ -82,8 +82,8 @@ void PageCodec::WriteRows(const float* rows, int64_t num_rows, int64_t first, in
                           std::byte* page) const {
   Visit(float_type_, [&]<class T>(T) {
     T* out = reinterpret_cast<T*>(page);
-    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
-      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+    ForEachRun(stream_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < stream_.width; ++d) {
         out[destination + d] = FromFloat<T>(rows[source + d]);
       }
     });
@@ -93,8 +93,8 @@ void PageCodec::WriteRows(const float* rows, int64_t num_rows, int64_t first, in
 void PageCodec::GatherRows(const float* rows, int64_t num_rows, int64_t first, int64_t capacity,
                            float* values) const {
   Visit(float_type_, [&]<class T>(T) {
-    ForEachRun(geometry_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
-      for (int64_t d = 0; d < geometry_.head_dim; ++d) {
+    ForEachRun(stream_, num_rows, first, capacity, [&](int64_t source, int64_t destination) {
+      for (int64_t d = 0; d < stream_.width; ++d) {
         values[destination + d] = ToFloat(FromFloat<T>(rows[source + d]));
       }
     });
@@ -106,10 +106,10 @@ template <class T>
 void PageCodec::EncodeChannels(const T* values, int bits, uint8_t* codes,
                                std::byte* metadata) const {
   const GroupFormat format{kPageTokens, bits, float_type_};
-  const int64_t dim = geometry_.head_dim;
+  const int64_t dim = stream_.width;
   const auto size = static_cast<int64_t>(SizeOf(float_type_));
   float batch[kChannelBatch * kPageTokens];
-  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+  for (int64_t head = 0; head < stream_.heads; ++head) {
     for (int64_t d = 0; d < dim; d += kChannelBatch) {
       for (int64_t t = 0; t < kPageTokens; ++t) {
         for (int64_t i = 0; i < kChannelBatch; ++i) {
@@ -127,12 +127,12 @@ void PageCodec::EncodeChannels(const T* values, int bits, uint8_t* codes,
 
 void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
   const GroupFormat format{kPageTokens, page.bits, float_type_};
-  const int64_t dim = geometry_.head_dim;
+  const int64_t dim = stream_.width;
   const auto size = static_cast<int64_t>(SizeOf(float_type_));
   const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
   const std::byte* metadata = page.metadata;
   float batch[kChannelBatch * kPageTokens];
-  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+  for (int64_t head = 0; head < stream_.heads; ++head) {
     for (int64_t d = 0; d < dim; d += kChannelBatch) {
       DequantizeGroups(format, codes, metadata + d * size, metadata + (dim + d) * size,
                        kChannelBatch, batch);
@@ -151,13 +151,13 @@ void PageCodec::DecodeChannels(const KvTensorView& page, float* values) const {
 // Ranges that do not fit the type saturate (kv_quant.h): only pages with the largest one are looked
 // at again. Metadata is a small part of a page and in the cache of the first level now.
 bool PageCodec::MayHaveSaturated(const std::byte* metadata, QuantAxis axis) const {
-  const int64_t dim = geometry_.head_dim;
+  const int64_t dim = stream_.width;
   const int64_t groups =
-      axis == QuantAxis::kChannel ? dim : kPageTokens * dim / geometry_.group();  // Of one head.
+      axis == QuantAxis::kChannel ? dim : kPageTokens * dim / stream_.group;  // Of one head.
   return Visit(float_type_, [&]<class T>(T) {
     const T largest = FromFloat<T>(internal::MaxFinite<T>());
     bool found = false;
-    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t head = 0; head < stream_.heads; ++head) {
       const T* ranges = reinterpret_cast<const T*>(metadata) + (2 * head + 1) * groups;
       for (int64_t i = 0; i < groups; ++i) found |= ToFloat(ranges[i]) == ToFloat(largest);
     }
@@ -175,15 +175,15 @@ bool PageCodec::Encode(const float* values, int bits, QuantAxis axis, std::byte*
   if (axis == QuantAxis::kChannel) {
     EncodeChannels(values, bits, codes, metadata);
   } else {
-    const GroupFormat format{geometry_.group(), bits, float_type_};
-    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const GroupFormat format{stream_.group, bits, float_type_};
+    const int64_t groups = kPageTokens * stream_.width / stream_.group;  // Of one head.
     const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
     const float* head_values = values;
     std::byte* bounds = metadata;
-    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t head = 0; head < stream_.heads; ++head) {
       QuantizeGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
-      head_values += groups * geometry_.group();
-      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      head_values += groups * stream_.group;
+      codes += groups * PackedGroupBytes(stream_.group, bits);
       bounds += 2 * bounds_bytes;
     }
   }
@@ -198,15 +198,15 @@ bool PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byt
       EncodeChannels(reinterpret_cast<const T*>(page), bits, codes, metadata);
     });
   } else {
-    const GroupFormat format{geometry_.group(), bits, float_type_};
-    const int64_t groups = kPageTokens * geometry_.head_dim / geometry_.group();  // Of one head.
+    const GroupFormat format{stream_.group, bits, float_type_};
+    const int64_t groups = kPageTokens * stream_.width / stream_.group;  // Of one head.
     const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
     const std::byte* head_values = page;
     std::byte* bounds = metadata;
-    for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+    for (int64_t head = 0; head < stream_.heads; ++head) {
       QuantizeStoredGroups(format, head_values, groups, codes, bounds, bounds + bounds_bytes);
-      head_values += static_cast<size_t>(groups * geometry_.group()) * SizeOf(float_type_);
-      codes += groups * PackedGroupBytes(geometry_.group(), bits);
+      head_values += static_cast<size_t>(groups * stream_.group) * SizeOf(float_type_);
+      codes += groups * PackedGroupBytes(stream_.group, bits);
       bounds += 2 * bounds_bytes;
     }
   }
@@ -220,8 +220,7 @@ void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values
   if (page.bits == 16) {
     Visit(float_type_, [&]<class T>(T) {
       const T* in = reinterpret_cast<const T*>(page.data);
-      std::transform(in, in + capacity * geometry_.kv_dim(), values,
-                     [](T x) { return ToFloat(x); });
+      std::transform(in, in + capacity * stream_.values(), values, [](T x) { return ToFloat(x); });
     });
     return;
   }
@@ -229,15 +228,15 @@ void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values
     PMKVQ_CHECK(capacity == kPageTokens);
     return DecodeChannels(page, values);
   }
-  const GroupFormat format{geometry_.group(), page.bits, float_type_};
-  const int64_t groups = capacity * geometry_.head_dim / geometry_.group();
+  const GroupFormat format{stream_.group, page.bits, float_type_};
+  const int64_t groups = capacity * stream_.width / stream_.group;
   const auto bounds_bytes = static_cast<size_t>(groups) * SizeOf(float_type_);
   const auto* codes = reinterpret_cast<const uint8_t*>(page.data);
   const std::byte* metadata = page.metadata;
-  for (int64_t head = 0; head < geometry_.num_kv_heads; ++head) {
+  for (int64_t head = 0; head < stream_.heads; ++head) {
     DequantizeGroups(format, codes, metadata, metadata + bounds_bytes, groups, values);
-    values += groups * geometry_.group();
-    codes += groups * PackedGroupBytes(geometry_.group(), page.bits);
+    values += groups * stream_.group;
+    codes += groups * PackedGroupBytes(stream_.group, page.bits);
     metadata += 2 * bounds_bytes;
   }
 }
@@ -251,14 +250,14 @@ bool PageCodec::AllFit(const float* values, int64_t count) const {
 }
 
 std::optional<UnfitGroup> PageCodec::FindUnfitGroup(const float* values, QuantAxis axis) const {
-  const int64_t dim = geometry_.head_dim;
+  const int64_t dim = stream_.width;
   const bool by_channel = axis == QuantAxis::kChannel;
-  const int64_t size = by_channel ? kPageTokens : geometry_.group();
+  const int64_t size = by_channel ? kPageTokens : stream_.group;
   const int64_t stride = by_channel ? dim : 1;
   const int64_t groups = kPageTokens * dim / size;  // Of one head.
   const float largest = Visit(float_type_, []<class T>(T) { return internal::MaxFinite<T>(); });
   std::optional<UnfitGroup> found;
-  for (int64_t i = 0; i < geometry_.num_kv_heads * groups; ++i) {
+  for (int64_t i = 0; i < stream_.heads * groups; ++i) {
     const int64_t group = i % groups;
     const float* first =
         values + i / groups * kPageTokens * dim + (by_channel ? group : group * size);

@@ -9,12 +9,13 @@
 #include <optional>
 
 #include "pmkvq/kernels/attention/attention.h"
-#include "pmkvq/kv/kv_types.h"
+#include "pmkvq/kv/kv_geometry.h"
 
 namespace pmkvq {
 
-// What attention has to know of pages of this geometry, with metadata in the float type.
-AttentionShape AttentionShapeOf(const KvGeometry& geometry, DType float_type);
+// What attention has to know of pages of this block, which has keys and values of one shape, with
+// metadata in the float type.
+AttentionShape AttentionShapeOf(const KvBlockGeometry& block, DType float_type);
 
 // A group of values whose range the float type cannot hold.
 struct UnfitGroup {
@@ -24,9 +25,10 @@ struct UnfitGroup {
   float highest = 0;
 };
 
+// Of pages of one stream: Hkv heads of D values.
 class PageCodec {
  public:
-  PageCodec(const KvGeometry& geometry, DType float_type);
+  PageCodec(const KvStream& stream, DType float_type);
 
   // Stores `count` values in the float type.
   void WriteValues(const float* values, int64_t count, std::byte* out) const;
@@ -54,7 +56,8 @@ class PageCodec {
   std::optional<UnfitGroup> FindUnfitGroup(const float* values, QuantAxis axis) const;
 
   // Values of a page [Hkv, 128, D].
-  int64_t num_values() const { return geometry_.kv_dim() * kPageTokens; }
+  int64_t group() const { return stream_.group; }
+  int64_t num_values() const { return stream_.values() * kPageTokens; }
 
  private:
   template <class T>  // F16, BF16 or float.
@@ -62,7 +65,7 @@ class PageCodec {
   bool MayHaveSaturated(const std::byte* metadata, QuantAxis axis) const;
   void DecodeChannels(const KvTensorView& page, float* values) const;
 
-  KvGeometry geometry_;
+  KvStream stream_;
   DType float_type_;
 };
 

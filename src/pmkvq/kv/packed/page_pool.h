@@ -1,7 +1,8 @@
 // One arena of fixed size, cut into equal extents, that hands out slots of a few sizes.
 //
-// An extent is as large as the largest slot (one 16-bit page) and, while in use, holds slots of one
-// class only: one 16-bit page, two of 8 bits, four of 4, eight of 2, metadata, or sinks. A slot is
+// An extent is at least as large as the largest slot (in a model of equal blocks: one 16-bit page)
+// and, while in use, holds slots of one class only: one 16-bit page, two of 8 bits, four of 4,
+// eight of 2, metadata, or sinks; slot_layout.h says which classes there are. A slot is
 // reached through a handle; the pool may move a slot (never one's content or handle), so a pointer
 // is good only as long as generation() stays the same.
 //
@@ -11,11 +12,13 @@
 //   an allocation of class c succeeds whenever there is a free extent or a partly filled one of c,
 //   that is, whenever the free bytes, after compaction, hold it.
 //
-// Guarantee behind the cache's budgets: if the slots of every class but one with padding fill an
-// extent without rest, and live bytes (the new slot included) are at most B, then the extents in
-// use number at most B / extent_bytes full ones plus one partly filled one per class. An arena of
-// floor(B / extent_bytes) + (number of classes with more than one slot per extent) extents never
-// refuses an allocation that keeps live bytes within B.
+// Guarantee behind the cache's budgets, for a set of classes: let u be the least number of bytes
+// that the slots of a full extent take, over these classes (extent_bytes, where slots of each fill
+// an extent without rest). Each full extent then holds u live bytes or more, and by the invariant
+// at most one extent per class is not full, none of a class with one slot per extent. So live bytes
+// of at most B (the new slot included) lie in at most floor(B / u) full extents and one more for
+// each class with more than one slot per extent: so many extents never refuse an allocation that
+// keeps live bytes within B.
 //
 // Reference counts let one slot serve several sequences (a shared prompt); a slot with more than
 // one owner must not be written.

@@ -11,12 +11,6 @@
 namespace pmkvq {
 namespace {
 
-// Slot classes: the widths in the order of kWidths, then these.
-constexpr int k16BitClass = 0;
-constexpr int kMetadataClass = 4;
-constexpr int kSinkClass = 5;
-constexpr int kChannelMetadataClass = 6;  // Only where keys are quantised per channel.
-
 // Pages are narrowed in batches before they are given their new slots: enough to share out to
 // threads, and few enough that what they become is still in a cache of the second level then, and
 // that little memory is used that never was before. At most as many as fit the scratch, which holds
@@ -29,101 +23,26 @@ size_t BatchPages(int num_threads) {
 // A thread takes pages of so many bytes at a time: sharing out costs more than a small page.
 constexpr size_t kSharedBytes = size_t{64} << 10;
 
-// 8, 4, 2 bits and metadata of either kind: the classes that may leave an extent partly filled.
-int64_t PartialExtents(const CacheConfig& config) {
-  return config.k_axis == QuantAxis::kChannel ? 5 : 4;
-}
-
-// Of quantised pages.
-QuantAxis AxisOf(const CacheConfig& config, Side side) {
-  return side == kKeys ? config.k_axis : QuantAxis::kToken;
-}
-
-int MetadataClass(QuantAxis axis) {
-  return axis == QuantAxis::kChannel ? kChannelMetadataClass : kMetadataClass;
-}
-
-int64_t ExtentBytes(const CacheConfig& config) {
-  return PageCodeBytes(config.geometry, config.float_type, 16);
-}
-
-// K, or V, of the sink's rest beyond its whole pieces, in one block; whole pieces are 16-bit pages.
-int64_t SinkRestBytes(const CacheConfig& config) {
-  return config.sink_tokens % kPageTokens * config.geometry.kv_dim() *
-         static_cast<int64_t>(SizeOf(config.float_type));
-}
-
-// 1 for K and V of the rest together, 2 where that passes an extent.
-int NumSinkSlots(const CacheConfig& config) {
-  return 2 * SinkRestBytes(config) > ExtentBytes(config) ? 2 : 1;
-}
-
 // Whole cache lines, which extents are multiples of.
 size_t WholeLines(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-size_t SinkSlotBytes(const CacheConfig& config) {
-  if (SinkRestBytes(config) == 0) return static_cast<size_t>(ExtentBytes(config));  // Never used.
-  return WholeLines(static_cast<size_t>(2 * SinkRestBytes(config) / NumSinkSlots(config)));
-}
-
-std::vector<size_t> SlotBytes(const CacheConfig& config) {
-  std::vector<size_t> bytes;
-  for (const int bits : kWidths) {
-    bytes.push_back(static_cast<size_t>(PageCodeBytes(config.geometry, config.float_type, bits)));
-  }
-  const auto metadata_bytes = [&](QuantAxis axis) {
-    return static_cast<size_t>(PageMetadataBytes(config.geometry, config.float_type, 8, axis));
-  };
-  bytes.push_back(metadata_bytes(QuantAxis::kToken));
-  bytes.push_back(SinkSlotBytes(config));
-  if (config.k_axis == QuantAxis::kChannel) bytes.push_back(metadata_bytes(QuantAxis::kChannel));
-  return bytes;
-}
-
-// Extents that never refuse what the budgets allow (page_pool.h). Rests of sinks, the only slots
-// that do not fill their extents, get extents of their own and are taken out of the budgets' part;
-// all other classes divide an extent: codes by powers of two, metadata by G / 2.
-int64_t NumExtents(const CacheConfig& config) {
-  const int64_t extent_bytes = ExtentBytes(config);
-  int64_t page_extents = 0;
-  if (config.reference_accounting) {
-    // Pages are stored at 16 bits at first, whatever the budget.
-    for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
-      const PageWidths floor = FloorWidths(config, layer);
-      const int64_t closed_bytes = config.geometry.kv_dim() * kPageTokens * (floor.k + floor.v) / 8;
-      page_extents += 2 * (config.budget_bytes[layer] / closed_bytes + 1) * config.max_sequences;
-    }
-  } else {
-    int64_t bytes = 0;
-    for (const int64_t budget : config.budget_bytes) {
-      bytes += (budget - 2 * SinkRestBytes(config)) * config.max_sequences;
-    }
-    page_extents = bytes / extent_bytes;
-  }
-  int64_t sink_extents = 0;
-  if (SinkRestBytes(config) > 0) {
-    const int64_t slots = NumSinkSlots(config) * config.max_sequences * config.geometry.num_layers;
-    const int64_t per_extent = extent_bytes / static_cast<int64_t>(SinkSlotBytes(config));
-    sink_extents = (slots + per_extent - 1) / per_extent;
-  }
-  return page_extents + PartialExtents(config) + sink_extents;
-}
 
 }  // namespace
 
 PageStore::PageStore(const CacheConfig& config)
     : config_(config),
-      pool_(static_cast<size_t>(ExtentBytes(config)), NumExtents(config), SlotBytes(config)),
-      codec_(config.geometry, config.float_type),
-      values_(static_cast<size_t>(codec_.num_values())) {
+      layout_(MakeSlotLayout(config)),
+      pool_(layout_.extent_bytes, layout_.num_extents, layout_.slot_bytes) {
+  size_t most_values = 0;
   size_t scratch_page = 0;  // At 8 bits, with metadata.
-  for (const Side side : kSides) {
-    for (const int bits : kWidths) {
-      page_bytes_[side][WidthIndex(bits)] =
-          PageBytes(config.geometry, config.float_type, bits, AxisOf(config, side));
+  for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
+    const KvBlockGeometry& block = config.geometry.blocks[layer];
+    codecs_.emplace_back(block.has_cache() ? block.k() : KvStream{}, config.float_type);
+    most_values = std::max(most_values, static_cast<size_t>(codecs_.back().num_values()));
+    for (const StreamSlots& slots : layout_.blocks[layer].sides) {
+      scratch_page = std::max(scratch_page, static_cast<size_t>(slots.page_bytes[WidthIndex(8)]));
     }
-    scratch_page = std::max(scratch_page, static_cast<size_t>(page_bytes_[side][WidthIndex(8)]));
   }
+  values_.resize(most_values);
   narrowed_.resize(kScratchPages * WholeLines(scratch_page));
 }
 
@@ -144,14 +63,15 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
   BlockPages& block = seq.blocks[layer];
   StoredPage& stored = block.pages[page][side];
   PMKVQ_DCHECK(stored.data == kNoSlot);
+  const StreamSlots& slots = SlotsOf(layer, side);
   stored.bits = bits;
-  stored.data = AllocateSlot(static_cast<int>(WidthIndex(bits)));
+  stored.data = AllocateSlot(slots.code_class[WidthIndex(bits)]);
   if (bits < 16) {
-    stored.axis = AxisOf(config_, side);
-    stored.metadata = AllocateSlot(MetadataClass(stored.axis));
+    stored.axis = slots.axis;
+    stored.metadata = AllocateSlot(slots.metadata_class);
   }
   ++block.page_counts[side][WidthIndex(bits)];
-  Account(seq, layer, page_bytes_[side][WidthIndex(bits)]);
+  Account(seq, layer, slots.page_bytes[WidthIndex(bits)]);
 }
 
 void PageStore::Release(SequencePages& seq, size_t layer, size_t page, Side side) {
@@ -161,20 +81,21 @@ void PageStore::Release(SequencePages& seq, size_t layer, size_t page, Side side
   pool_.Release(stored.data);
   if (stored.metadata != kNoSlot) pool_.Release(stored.metadata);
   --block.page_counts[side][WidthIndex(stored.bits)];
-  Account(seq, layer, -page_bytes_[side][WidthIndex(stored.bits)]);
+  Account(seq, layer, -SlotsOf(layer, side).page_bytes[WidthIndex(stored.bits)]);
   stored = StoredPage{};
 }
 
 void PageStore::AllocateSink(SequencePages& seq, size_t layer) {
   if (config_.sink_tokens == 0) return;
   std::vector<SlotHandle>& sink = seq.blocks[layer].sink;
+  const SinkSlots& slots = layout_.blocks[layer].sink;
   for (int64_t i = 0; i < config_.sink_tokens / kPageTokens; ++i) {
-    for (size_t side = 0; side < kSides.size(); ++side) sink.push_back(AllocateSlot(k16BitClass));
+    for (const Side side : kSides) {
+      sink.push_back(AllocateSlot(SlotsOf(layer, side).code_class[WidthIndex(16)]));
+    }
   }
-  if (SinkRestBytes(config_) > 0) {
-    for (int i = 0; i < NumSinkSlots(config_); ++i) sink.push_back(AllocateSlot(kSinkClass));
-  }
-  Account(seq, layer, SinkBytes(config_));
+  for (int i = 0; i < slots.num_rest_slots; ++i) sink.push_back(AllocateSlot(slots.rest_class));
+  Account(seq, layer, slots.bytes);
 }
 
 void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
@@ -182,7 +103,7 @@ void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
   if (sink.empty()) return;
   for (const SlotHandle slot : sink) pool_.Release(slot);
   sink.clear();
-  Account(seq, layer, -SinkBytes(config_));
+  Account(seq, layer, -layout_.blocks[layer].sink.bytes);
 }
 
 // In order of where the pages lie: extents become free one after the other, so that the pool need
@@ -197,7 +118,7 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
     size_t count = 0;
     for (size_t bytes = 0; first + count < steps.size() && count < most_pages; ++count) {
       const NarrowStep& step = steps[first + count];
-      bytes += ScratchBytes(pages[step.page][step.side], step);
+      bytes += ScratchBytes(layer, pages[step.page][step.side], step);
       if (bytes > narrowed_.size()) break;
     }
     NarrowBatch(seq, layer, steps.subspan(first, count));
@@ -206,10 +127,11 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
 }
 
 // What a page becomes: codes, then metadata where it has none yet.
-size_t PageStore::ScratchBytes(const StoredPage& stored, const NarrowStep& step) const {
-  size_t bytes = CodeBytes(step.bits);
+size_t PageStore::ScratchBytes(size_t layer, const StoredPage& stored,
+                               const NarrowStep& step) const {
+  size_t bytes = CodeBytes(layer, step.side, step.bits);
   if (stored.metadata == kNoSlot) {
-    bytes += pool_.slot_bytes(MetadataClass(AxisOf(config_, step.side)));
+    bytes += pool_.slot_bytes(SlotsOf(layer, step.side).metadata_class);
   }
   return WholeLines(bytes);
 }
@@ -226,14 +148,14 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
   std::byte* free_scratch = narrowed_.data();
   for (size_t i = 0; i < steps.size(); ++i) {
     const StoredPage& stored = pages[steps[i].page][steps[i].side];
-    narrowed[i] = TrySlotsFor(stored, steps[i]);
+    narrowed[i] = TrySlotsFor(layer, stored, steps[i]);
     scratch[i] = free_scratch;
-    free_scratch += ScratchBytes(stored, steps[i]);
+    free_scratch += ScratchBytes(layer, stored, steps[i]);
     if (item_bytes >= kSharedBytes) {
       item_begin[num_items++] = i;
       item_bytes = 0;
     }
-    item_bytes += CodeBytes(stored.bits);
+    item_bytes += CodeBytes(layer, steps[i].side, stored.bits);
   }
   item_begin[num_items] = steps.size();
   const UncancelledScope whole;  // Narrowed pages and their accounts go together.
@@ -242,13 +164,15 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
     for (size_t i = item_begin[index]; i < item_begin[index + 1]; ++i) {
       const StoredPage& stored = pages[steps[i].page][steps[i].side];
       const bool direct = narrowed[i].data != kNoSlot;
-      fits[i] = NarrowInto(stored, narrowed[i], direct ? Data(narrowed[i]) : scratch[i],
-                           direct ? Metadata(narrowed[i]) : scratch[i] + CodeBytes(steps[i].bits));
+      std::byte* codes = direct ? Data(narrowed[i]) : scratch[i];
+      fits[i] = NarrowInto(
+          layer, stored, narrowed[i], codes,
+          direct ? Metadata(narrowed[i]) : codes + CodeBytes(layer, steps[i].side, steps[i].bits));
     }
   });
   for (size_t i = 0; i < steps.size(); ++i) {
     if (fits[i]) continue;
-    codec_.Decode(View(pages[steps[i].page][steps[i].side]), kPageTokens, values_.data());
+    codec(layer).Decode(View(pages[steps[i].page][steps[i].side]), kPageTokens, values_.data());
     SetRangeFailure(seq, layer, steps[i].page, steps[i].side, values_.data());
   }
   // What has its slots goes first: then no more is in use than before this batch.
@@ -258,36 +182,38 @@ void PageStore::NarrowBatch(SequencePages& seq, size_t layer, std::span<const Na
       StoredPage& stored = pages[steps[i].page][steps[i].side];
       pool_.Release(stored.data);
       AccountNarrowed(seq, layer, steps[i].side, stored.bits, steps[i].bits);
-      stored = direct ? narrowed[i] : FromScratch(narrowed[i], scratch[i]);
+      stored = direct ? narrowed[i]
+                      : FromScratch(SlotsOf(layer, steps[i].side), narrowed[i], scratch[i]);
     }
   }
 }
 
 // Gives a page its slots, and what Narrow has left for it in scratch.
-StoredPage PageStore::FromScratch(StoredPage page, const std::byte* scratch) {
-  const auto width_class = static_cast<int>(WidthIndex(page.bits));
+StoredPage PageStore::FromScratch(const StreamSlots& slots, StoredPage page,
+                                  const std::byte* scratch) {
+  const int width_class = slots.code_class[WidthIndex(page.bits)];
   page.data = AllocateSlot(width_class);
   std::memcpy(Data(page), scratch, pool_.slot_bytes(width_class));
   if (page.metadata == kNoSlot) {
-    const int metadata_class = MetadataClass(page.axis);
-    page.metadata = AllocateSlot(metadata_class);
+    page.metadata = AllocateSlot(slots.metadata_class);
     std::memcpy(Metadata(page), scratch + pool_.slot_bytes(width_class),
-                pool_.slot_bytes(metadata_class));
+                pool_.slot_bytes(slots.metadata_class));
   }
   return page;
 }
 
 // The page that `stored` becomes; without a slot for its codes when the pool lacks one of those
 // that it needs. Metadata stays where it is.
-StoredPage PageStore::TrySlotsFor(const StoredPage& stored, const NarrowStep& step) {
+StoredPage PageStore::TrySlotsFor(size_t layer, const StoredPage& stored, const NarrowStep& step) {
   PMKVQ_DCHECK(step.bits < stored.bits);
+  const StreamSlots& slots = SlotsOf(layer, step.side);
   StoredPage narrowed;
   narrowed.bits = step.bits;
-  narrowed.axis = AxisOf(config_, step.side);
+  narrowed.axis = slots.axis;
   narrowed.metadata = stored.metadata;
-  narrowed.data = pool_.Allocate(static_cast<int>(WidthIndex(step.bits)));
+  narrowed.data = pool_.Allocate(slots.code_class[WidthIndex(step.bits)]);
   if (narrowed.data == kNoSlot || stored.metadata != kNoSlot) return narrowed;
-  narrowed.metadata = pool_.Allocate(MetadataClass(narrowed.axis));
+  narrowed.metadata = pool_.Allocate(slots.metadata_class);
   if (narrowed.metadata == kNoSlot) {
     pool_.Release(narrowed.data);
     narrowed.data = kNoSlot;
@@ -297,13 +223,13 @@ StoredPage PageStore::TrySlotsFor(const StoredPage& stored, const NarrowStep& st
 
 // Codes of a page at the width of `narrowed`, and metadata where it has none yet: (min, range) do
 // not depend on the width. False when these do not fit the float type.
-bool PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
-                           std::byte* metadata) const {
+bool PageStore::NarrowInto(size_t layer, const StoredPage& stored, const StoredPage& narrowed,
+                           std::byte* codes, std::byte* metadata) const {
   if (stored.bits == 16) {
-    return codec_.Narrow(Data(stored), narrowed.bits, narrowed.axis, codes, metadata);
+    return codec(layer).Narrow(Data(stored), narrowed.bits, narrowed.axis, codes, metadata);
   }
-  const int64_t group = stored.axis == QuantAxis::kChannel ? kPageTokens : config_.geometry.group();
-  const int64_t num_groups = codec_.num_values() / group;
+  const int64_t group = stored.axis == QuantAxis::kChannel ? kPageTokens : codec(layer).group();
+  const int64_t num_groups = codec(layer).num_values() / group;
   auto* out = reinterpret_cast<uint8_t*>(codes);
   if (stored.bits == 2 * narrowed.bits) {
     HalvePackedCodes(group, stored.bits, reinterpret_cast<const uint8_t*>(Data(stored)), num_groups,
@@ -320,7 +246,7 @@ bool PageStore::NarrowInto(const StoredPage& stored, const StoredPage& narrowed,
 void PageStore::SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
                                 const float* values) const {
   if (seq.failure) return;
-  const UnfitGroup group = codec_.FindUnfitGroup(values, AxisOf(config_, side)).value();
+  const UnfitGroup group = codec(layer).FindUnfitGroup(values, SlotsOf(layer, side).axis).value();
   const int64_t first =
       config_.sink_tokens + static_cast<int64_t>(page) * kPageTokens + group.first_token;
   seq.failure = KvFailure{KvWhere(static_cast<int64_t>(layer), first, first + group.num_tokens - 1),
@@ -333,21 +259,26 @@ void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int
   PagesPerWidth& counts = seq.blocks[layer].page_counts[side];
   --counts[WidthIndex(from_bits)];
   ++counts[WidthIndex(to_bits)];
-  seq.narrowed_bytes += static_cast<int64_t>(CodeBytes(from_bits));
+  const StreamSlots& slots = SlotsOf(layer, side);
+  seq.narrowed_bytes += static_cast<int64_t>(CodeBytes(layer, side, from_bits));
   Account(seq, layer,
-          page_bytes_[side][WidthIndex(to_bits)] - page_bytes_[side][WidthIndex(from_bits)]);
+          slots.page_bytes[WidthIndex(to_bits)] - slots.page_bytes[WidthIndex(from_bits)]);
 }
 
 void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side) {
   StoredPage& stored = seq.blocks[layer].pages[page][side];
-  codec_.Decode(View(stored), kPageTokens, values_.data());
+  const int64_t num_values = codec(layer).num_values();
+  codec(layer).Decode(View(stored), kPageTokens, values_.data());
   if (config_.float_type == DType::kF16) {
     // A range rounded up may end just beyond the largest value.
-    for (float& value : values_) value = std::clamp(value, -kMaxF16, kMaxF16);
+    for (int64_t i = 0; i < num_values; ++i) {
+      values_[static_cast<size_t>(i)] =
+          std::clamp(values_[static_cast<size_t>(i)], -kMaxF16, kMaxF16);
+    }
   }
   Release(seq, layer, page, side);
   Allocate(seq, layer, page, side, 16);
-  codec_.WriteValues(values_.data(), codec_.num_values(), Data(stored));
+  codec(layer).WriteValues(values_.data(), num_values, Data(stored));
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {
@@ -366,15 +297,17 @@ KvTensorView PageStore::View(const StoredPage& page) const {
   return {Data(page), Metadata(page), page.bits, page.axis};
 }
 
-std::byte* PageStore::SinkData(const BlockPages& block, int64_t piece, Side side) const {
+std::byte* PageStore::SinkData(const BlockPages& block, size_t layer, int64_t piece,
+                               Side side) const {
   const auto first_slot = static_cast<size_t>(2 * piece);
   if (first_slot + 1 < block.sink.size()) return pool_.Data(block.sink[first_slot + side]);
   return pool_.Data(block.sink[first_slot]) +
-         (side == kValues ? static_cast<size_t>(SinkRestBytes(config_)) : 0);
+         (side == kValues ? layout_.blocks[layer].sink.rest_bytes : 0);
 }
 
-KvTensorView PageStore::SinkView(const BlockPages& block, int64_t piece, Side side) const {
-  return {SinkData(block, piece, side), nullptr, 16, QuantAxis::kToken};
+KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t piece,
+                                 Side side) const {
+  return {SinkData(block, layer, piece, side), nullptr, 16, QuantAxis::kToken};
 }
 
 }  // namespace pmkvq

@@ -16,11 +16,10 @@
 #include "pmkvq/kv/packed/page_codec.h"
 #include "pmkvq/kv/packed/page_pool.h"
 #include "pmkvq/kv/packed/policy/block_pages.h"
+#include "pmkvq/kv/packed/slot_layout.h"
 
 namespace pmkvq {
 
-enum Side : size_t { kKeys = 0, kValues = 1 };
-inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
 inline int WidthOf(const PageWidths& widths, Side side) {
   return side == kKeys ? widths.k : widths.v;
 }
@@ -109,9 +108,9 @@ class PageStore {
   int64_t SinkPieceTokens(int64_t piece) const {
     return std::min(kPageTokens, config_.sink_tokens - piece * kPageTokens);
   }
-  KvTensorView SinkView(const BlockPages& block, int64_t piece, Side side) const;
+  KvTensorView SinkView(const BlockPages& block, size_t layer, int64_t piece, Side side) const;
   std::byte* Data(const StoredPage& page) const { return pool_.Data(page.data); }
-  std::byte* SinkData(const BlockPages& block, int64_t piece, Side side) const;
+  std::byte* SinkData(const BlockPages& block, size_t layer, int64_t piece, Side side) const;
   std::byte* Metadata(const StoredPage& page) const {
     return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
   }
@@ -121,32 +120,36 @@ class PageStore {
   void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
                        const float* values) const;
 
-  // Of one page at each width, with metadata, by WidthIndex.
-  const std::array<int64_t, 4>& page_bytes(Side side) const { return page_bytes_[side]; }
+  const StreamSlots& SlotsOf(size_t layer, Side side) const {
+    return layout_.blocks[layer].sides[side];
+  }
+  // Of a page's codes or floats at that width, without metadata.
+  size_t CodeBytes(size_t layer, Side side, int bits) const {
+    return pool_.slot_bytes(SlotsOf(layer, side).code_class[WidthIndex(bits)]);
+  }
 
-  const PageCodec& codec() const { return codec_; }
+  // Of pages of the block, of keys as of values.
+  const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
   const PagePool& pool() const { return pool_; }
-  float* values() { return values_.data(); }  // Scratch, [Hkv, 128, D].
+  float* values() { return values_.data(); }  // Scratch for one page of any block.
   size_t scratch_bytes() const { return values_.size() * sizeof(float) + narrowed_.size(); }
 
  private:
   void NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps);
-  size_t ScratchBytes(const StoredPage& stored, const NarrowStep& step) const;
-  StoredPage TrySlotsFor(const StoredPage& stored, const NarrowStep& step);
-  StoredPage FromScratch(StoredPage page, const std::byte* scratch);
-  bool NarrowInto(const StoredPage& stored, const StoredPage& narrowed, std::byte* codes,
-                  std::byte* metadata) const;
+  size_t ScratchBytes(size_t layer, const StoredPage& stored, const NarrowStep& step) const;
+  StoredPage TrySlotsFor(size_t layer, const StoredPage& stored, const NarrowStep& step);
+  StoredPage FromScratch(const StreamSlots& slots, StoredPage page, const std::byte* scratch);
+  bool NarrowInto(size_t layer, const StoredPage& stored, const StoredPage& narrowed,
+                  std::byte* codes, std::byte* metadata) const;
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 
-  // Of a page's slot at that width, without metadata.
-  size_t CodeBytes(int bits) const { return pool_.slot_bytes(static_cast<int>(WidthIndex(bits))); }
   SlotHandle AllocateSlot(int slot_class);
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
 
   CacheConfig config_;
-  std::array<std::array<int64_t, 4>, 2> page_bytes_{};  // By side and WidthIndex.
+  SlotLayout layout_;
   PagePool pool_;
-  PageCodec codec_;
+  std::vector<PageCodec> codecs_;  // By layer.
   AlignedVector<float> values_;
   AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.
 };

@@ -33,7 +33,7 @@ struct MethodNeeds {
 // reads.
 class SimulatedBlock {
  public:
-  explicit SimulatedBlock(const KvGeometry& geometry)
+  explicit SimulatedBlock(const UniformKvGeometry& geometry)
       : num_kv_heads_(geometry.num_kv_heads), head_dim_(geometry.head_dim) {}
 
   int64_t num_tokens() const { return num_tokens_; }

@@ -85,7 +85,7 @@ int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tok
 }
 
 void ValidateSimulatedConfig(const SimulatedConfig& config, const CacheMethod& method) {
-  const KvGeometry& geometry = config.geometry;
+  const UniformKvGeometry& geometry = config.geometry;
   PMKVQ_CHECK(config.budget_bytes.size() == static_cast<size_t>(geometry.num_layers));
   if (geometry.head_dim < 8 || geometry.head_dim > 256 || geometry.head_dim % 8 != 0 ||
       geometry.head_dim % geometry.group() != 0) {
@@ -110,10 +110,10 @@ SimulatedKvCache::SimulatedKvCache(const SimulatedConfig& config,
     : config_(config),
       method_(std::move(method)),
       needs_(method_->needs()),
-      attention_shape_(AttentionShapeOf(config.geometry, config.float_type)),
+      attention_shape_(AttentionShapeOf(BlockOf(config.geometry), config.float_type)),
       sequences_(static_cast<size_t>(config.max_sequences)),
       most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}),
-      codec_(config.geometry, config.float_type) {
+      codec_(BlockOf(config.geometry).k(), config.float_type) {
   ValidateSimulatedConfig(config_, *method_);
   PMKVQ_CHECK_MSG(!needs_.attention || !needs_.keys_before_rope, "a method needs one of them");
   PMKVQ_CHECK_MSG(!needs_.keys_before_rope || config_.rope != nullptr, "no RoPE table");
@@ -225,7 +225,7 @@ void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const floa
 
 // Methods compute with all of these.
 void SimulatedKvCache::CheckRows(const Chunk& chunk, int64_t layer, const Rows& rows) const {
-  const KvGeometry& geometry = config_.geometry;
+  const UniformKvGeometry& geometry = config_.geometry;
   CheckFits(chunk, layer, "key", rows.k);
   CheckFits(chunk, layer, "value", rows.v);
   CheckFinite(chunk, layer, "query", rows.q, geometry.num_heads * geometry.head_dim);
@@ -312,7 +312,7 @@ void SimulatedKvCache::AttendDense(const Chunk& chunk, const SimulatedBlock& blo
 
 void SimulatedKvCache::AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block,
                                        const Rows& rows, int64_t kv_head) {
-  const KvGeometry& geometry = config_.geometry;
+  const UniformKvGeometry& geometry = config_.geometry;
   const int64_t dim = geometry.head_dim;
   const int64_t group = geometry.num_heads / geometry.num_kv_heads;
   const int64_t num_rows = chunk.num_tokens * group;
@@ -368,7 +368,7 @@ void SimulatedKvCache::WeightRows(int64_t num_rows, int64_t stored, int64_t num_
 }
 
 void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows) {
-  const KvGeometry& geometry = config_.geometry;
+  const UniformKvGeometry& geometry = config_.geometry;
   SimulatedBlock& block = chunk.seq->blocks[static_cast<size_t>(layer)];
   const int64_t first = block.num_tokens();
   const float* keys = needs_.keys_before_rope

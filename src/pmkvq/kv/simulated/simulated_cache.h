@@ -17,7 +17,7 @@
 namespace pmkvq {
 
 struct SimulatedConfig {
-  KvGeometry geometry;
+  UniformKvGeometry geometry;
   DType float_type = DType::kF16;  // Of values at full precision: kF16, kBF16 or kF32.
   int64_t max_sequences = 1;
   std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.

@@ -19,7 +19,7 @@ using testing_support::ExpectError;
 using testing_support::MakeRows;
 using testing_support::Rows;
 
-constexpr KvGeometry kGeometry{2, 4, 2, 16};
+constexpr UniformKvGeometry kGeometry{2, 4, 2, 16};
 
 // Leaves values alone, says what it needs, and remembers what it was told.
 struct ProbeState : MethodState {

@@ -119,23 +119,24 @@ Choice Read(const std::string& spec_text) {
 }
 
 void CheckPlanShapes(const Plan& plan, const std::string& plan_path, const KvGeometry& geometry) {
-  const auto describe = [](const KvGeometry& g) {
-    return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
-                       g.num_kv_heads, g.head_dim);
-  };
-  const std::string found = describe(plan.geometry);
-  const std::string expected = describe(geometry);
+  const std::string found = Describe(plan.geometry);
+  const std::string expected = Describe(geometry);
   if (found != expected) {
     throw InvalidInput(plan_path, fmt::format("made for {}, expected {}", found, expected));
   }
 }
 
+// Of every block at the same widths.
 std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, PageWidths widths) {
-  const int64_t bytes =
-      config.reference_accounting
-          ? ReferenceBlockBytes(config.geometry, max_len, widths.k, widths.v)
-          : BlockBytes(config, std::max(max_len, config.sink_tokens + 1), widths.k, widths.v);
-  return std::vector<int64_t>(static_cast<size_t>(config.geometry.num_layers), bytes);
+  std::vector<int64_t> budgets;
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    budgets.push_back(
+        config.reference_accounting
+            ? ReferenceBlockBytes(config.geometry.blocks[layer], max_len, widths.k, widths.v)
+            : BlockBytes(config, layer, std::max(max_len, config.sink_tokens + 1), widths.k,
+                         widths.v));
+  }
+  return budgets;
 }
 
 // Budgets and widths of pm-kvq. `plan` is null where the SPEC has widths of its own.
@@ -143,7 +144,7 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const
                            int64_t max_len, CacheConfig& config) {
   const PageWidths widths =
       choice.has_widths() ? choice.widths : PageWidths{choice.bits, choice.bits};
-  const auto num_layers = static_cast<size_t>(config.geometry.num_layers);
+  const auto num_layers = config.geometry.blocks.size();
   config.static_widths = choice.is_static;
   if (choice.has_widths() || (choice.is_static && choice.bits != 0)) {
     config.k_bits.assign(num_layers, widths.k);
@@ -157,9 +158,10 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const
                                            choice.spec.text));
   }
   if (options.budget_bytes > 0) {
-    const std::vector<int64_t> weights =
-        plan != nullptr ? plan->budget_bytes : std::vector<int64_t>();
-    config.budget_bytes = SplitBudget(options.budget_bytes, config.geometry.num_layers, weights);
+    const std::vector<int64_t> weights = plan != nullptr && !plan->budget_bytes.empty()
+                                             ? plan->budget_bytes
+                                             : EvenWeights(config.geometry);
+    config.budget_bytes = SplitBudget(options.budget_bytes, weights);
   } else if (widths.k != 0) {
     config.budget_bytes = UniformBudgets(config, max_len, widths);
   } else if (plan != nullptr && !plan->budget_bytes.empty()) {
@@ -268,7 +270,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   } else {
     config.close_bits = choice.method->bits;
     config.budget_bytes = options.budget_bytes > 0
-                              ? SplitBudget(options.budget_bytes, config.geometry.num_layers, {})
+                              ? SplitBudget(options.budget_bytes, EvenWeights(config.geometry))
                               : UniformBudgets(config, requirements.max_len,
                                                {choice.method->bits, choice.method->bits});
   }

@@ -27,7 +27,7 @@ float Dot(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
-void ReadSimulatedKeys(const SimulatedKvCache& store, const KvGeometry& geometry,
+void ReadSimulatedKeys(const SimulatedKvCache& store, const UniformKvGeometry& geometry,
                        const RopeTable& rope, SequenceId seq, int64_t layer,
                        std::vector<float>& keys) {
   const SimulatedBlock& block = store.Block(seq, layer);
@@ -48,7 +48,7 @@ void ReadSimulatedKeys(const SimulatedKvCache& store, const KvGeometry& geometry
 
 }  // namespace
 
-void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,
+void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, const RopeTable& rope,
                     SequenceId seq, int64_t layer, std::vector<float>& keys) {
   const auto count = static_cast<size_t>(store.NumTokens(seq) * geometry.kv_dim());
   keys.resize(count);
@@ -64,8 +64,8 @@ void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const Rope
   }
 }
 
-AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
-                                     const RopeTable& rope)
+AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store,
+                                     const UniformKvGeometry& geometry, const RopeTable& rope)
     : store_(std::move(store)),
       geometry_(geometry),
       rope_(rope),

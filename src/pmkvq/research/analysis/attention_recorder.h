@@ -14,7 +14,7 @@ namespace pmkvq {
 // Of a simulated method these are the method's floats, before a rounding to the cache's float type.
 // keys [tokens, Hkv, D]. `rope` is the model's, for methods that keep keys before RoPE.
 // Call between Forwards, with nothing reserved. Throws Unsupported for a store of another kind.
-void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,
+void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, const RopeTable& rope,
                     SequenceId seq, int64_t layer, std::vector<float>& keys);
 
 // A KvStore that passes everything on to another one and, when it is asked to, works out the
@@ -22,7 +22,7 @@ void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const Rope
 class AttentionRecorder final : public KvStore {
  public:
   // `rope` must outlive the recorder.
-  AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
+  AttentionRecorder(std::unique_ptr<KvStore> store, const UniformKvGeometry& geometry,
                     const RopeTable& rope);
 
   // Records the next Forward, which must be of one token of `seq` alone. Keys are read now, before
@@ -63,7 +63,7 @@ class AttentionRecorder final : public KvStore {
 
  private:
   std::unique_ptr<KvStore> store_;
-  KvGeometry geometry_;
+  UniformKvGeometry geometry_;
   const RopeTable& rope_;
   bool recording_ = false;
   std::vector<std::vector<float>> keys_;         // Per block, as read by RecordNext.

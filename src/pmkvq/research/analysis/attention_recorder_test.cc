@@ -18,7 +18,7 @@ using testing_support::DenseKvStore;
 using testing_support::MakeRows;
 using testing_support::Rows;
 
-const KvGeometry kGeometry = {2, 4, 2, 16};
+const UniformKvGeometry kGeometry = {2, 4, 2, 16};
 constexpr int64_t kMaxLen = 600;
 
 RopeTable Rope() {

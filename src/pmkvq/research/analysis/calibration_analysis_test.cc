@@ -74,7 +74,7 @@ TEST(ProblemText, IsThePromptAndTheChain) {
 
 AllocationOptions TinyAllocation() {
   AllocationOptions options;
-  options.cache.geometry = {6, 4, 2, 16};
+  options.cache.geometry = UniformKvGeometry{6, 4, 2, 16};
   options.max_len = 400;
   options.fbit_choices = {4, 2};
   return options;
@@ -82,8 +82,8 @@ AllocationOptions TinyAllocation() {
 
 TEST(Placement, TheChoosingBudgetHoldsAQuarterAtTheWidestChoice) {
   const AllocationOptions options = TinyAllocation();
-  EXPECT_EQ(ChoosingBudget(options),
-            2 * BlockBytes(options.cache, 400, 4, 4) + 4 * BlockBytes(options.cache, 400, 2, 2));
+  EXPECT_EQ(ChoosingBudget(options), 2 * BlockBytes(options.cache, 0, 400, 4, 4) +
+                                         4 * BlockBytes(options.cache, 0, 400, 2, 2));
 }
 
 TEST(Placement, WidthsReadAsText) {

@@ -109,9 +109,9 @@ TEST(ErrorGrowth, JsonHoldsEveryPosition) {
 TEST(ErrorGrowth, PageNamesEveryCacheAndEscapesTexts) {
   ErrorGrowth growth = TinyGrowth();
   growth.chain.problem = "<script>x</script>";
-  const std::string html =
-      ErrorGrowthPage(growth, LoadTinyLlama()->kv_geometry(), nullptr, {"c", "", "", "", ""})
-          .Render();
+  const std::string html = ErrorGrowthPage(growth, UniformOf(LoadTinyLlama()->kv_geometry()),
+                                           nullptr, {"c", "", "", "", ""})
+                               .Render();
   EXPECT_NE(html.find("bits): attention KL (nats) by block and position"), std::string::npos);
   EXPECT_NE(html.find("\"name\":\"static-2 ("), std::string::npos);
   EXPECT_EQ(html.find("<script>x"), std::string::npos);
@@ -121,7 +121,7 @@ TEST(ErrorGrowth, PageNamesEveryCacheAndEscapesTexts) {
 TEST(ErrorGrowth, VerdictByHand) {
   ErrorGrowth growth;
   growth.chain = TinyChain(10, 100);
-  const KvGeometry geometry = {1, 1, 1, 8};
+  const UniformKvGeometry geometry = {1, 1, 1, 8};
   const auto add = [&](const std::string& spec, std::vector<int64_t> disagreements, int64_t bytes) {
     CacheGrowth& cache = growth.caches.emplace_back();
     cache.spec = spec;

@@ -18,7 +18,8 @@ namespace {
 // One cache with what its Forwards need.
 struct Lane {
   Lane(const KvOptions& kv, const KvRequirements& needs)
-      : store(MakeKvStore(kv, needs), needs.geometry, *needs.rope), seq(store.Open().value()) {}
+      : store(MakeKvStore(kv, needs), UniformOf(needs.geometry), *needs.rope),
+        seq(store.Open().value()) {}
 
   AttentionRecorder store;
   SequenceId seq;
@@ -132,7 +133,7 @@ class LockStep {
   }
 
   void AddAttention(const Lane& lane, int64_t position, CacheTrace& trace) const {
-    const KvGeometry geometry = model_.kv_geometry();
+    const UniformKvGeometry geometry = UniformOf(model_.kv_geometry());
     AttentionSample sample;
     sample.position = position;
     sample.bytes = lane.store.SequenceStats(lane.seq).bytes;

@@ -10,14 +10,16 @@ namespace pmkvq {
 int64_t ChoosingBudget(const AllocationOptions& options) {
   const auto [narrow, wide] =
       std::minmax_element(options.fbit_choices.begin(), options.fbit_choices.end());
-  const int64_t num_layers = options.cache.geometry.num_layers;
-  const int64_t num_wide = (num_layers + 3) / 4;
-  const auto bytes = [&](int bits) {
-    return options.reference_accounting
-               ? ReferenceBlockBytes(options.cache.geometry, options.max_len, bits, bits)
-               : BlockBytes(options.cache, options.max_len, bits, bits);
-  };
-  return num_wide * bytes(*wide) + (num_layers - num_wide) * bytes(*narrow);
+  const KvGeometry& geometry = options.cache.geometry;
+  const size_t num_wide = (geometry.blocks.size() + 3) / 4;
+  int64_t bytes = 0;
+  for (size_t layer = 0; layer < geometry.blocks.size(); ++layer) {
+    const int bits = layer < num_wide ? *wide : *narrow;
+    bytes += options.reference_accounting
+                 ? ReferenceBlockBytes(geometry.blocks[layer], options.max_len, bits, bits)
+                 : BlockBytes(options.cache, layer, options.max_len, bits, bits);
+  }
+  return bytes;
 }
 
 Plan PlacementPlan(const Model& model, const AllocationOptions& options,
@@ -34,7 +36,7 @@ Plan UniformPlan(const Model& model, const AllocationOptions& options,
   Allocation even = allocation;
   even.k_bits.clear();
   even.v_bits.clear();
-  even.budget_bytes = SplitBudget(allocation.total_bytes, model.kv_geometry().num_layers, {});
+  even.budget_bytes = SplitBudget(allocation.total_bytes, EvenWeights(model.kv_geometry()));
   return PlacementPlan(model, options, even);
 }
 

@@ -82,10 +82,10 @@ TEST(Synthetic, WeightsAreOfOneScaleAndDiffer) {
 TEST(Synthetic, AModelDecodesOverAFilledCache) {
   const std::shared_ptr<const Model> model =
       SyntheticModel(NamedShape("longcot", 2), WeightMode::kAsStored, 1);
-  PackedKvCache cache(UniformCacheConfig(model->kv_geometry(), 4, 700, 1, 1));
+  PackedKvCache cache(UniformCacheConfig(UniformOf(model->kv_geometry()), 4, 700, 1, 1));
   const SequenceId seq = cache.Open().value();
   SyntheticRows rows(1);
-  FillCache(cache, model->kv_geometry(), seq, 650, rows);
+  FillCache(cache, UniformOf(model->kv_geometry()), seq, 650, rows);
   EXPECT_EQ(cache.NumTokens(seq), 650);
   // 649 tokens behind the sink: five closed pages and the open one, K and V of two blocks.
   EXPECT_EQ(cache.SequenceStats(seq).pages, (PagesPerWidth{4, 0, 20, 0}));

@@ -18,8 +18,8 @@ namespace {
 
 // One depth and width.
 struct Case {
-  Case(const KvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored, int width,
-       SyntheticRows& rows)
+  Case(const UniformKvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored,
+       int width, SyntheticRows& rows)
       : geometry(kv_geometry),
         depth(num_stored),
         bits(width),
@@ -52,7 +52,7 @@ struct Case {
     return elapsed;
   }
 
-  KvGeometry geometry;
+  UniformKvGeometry geometry;
   int64_t depth;
   int bits;
   PackedKvCache cache;
@@ -63,7 +63,7 @@ struct Case {
 };
 
 BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilings& ceilings) {
-  const KvGeometry& geometry = item.geometry;
+  const UniformKvGeometry& geometry = item.geometry;
   const Spread time = item.seconds.ToSpread();
   const double token_heads =
       static_cast<double>(item.depth * geometry.num_kv_heads * geometry.num_layers);
@@ -96,7 +96,8 @@ BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilin
 BenchReport BenchAttention(const BenchOptions& options) {
   internal::CheckOptions(options);
   const ModelConfig shape = internal::ShapeOf(options, 1);
-  const KvGeometry geometry{shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
+  const UniformKvGeometry geometry{shape.num_layers, shape.num_heads, shape.num_kv_heads,
+                                   shape.head_dim};
   int64_t bytes = 0;
   for (const int64_t depth : options.depths) {
     if (depth == 0) {

@@ -21,9 +21,9 @@ AllocationOptions HalfwayBudget(const Model& model) {
   AllocationOptions options;
   options.cache.geometry = model.kv_geometry();
   options.max_len = model.config().max_position_embeddings;
-  const int64_t both = BlockBytes(options.cache, options.max_len, 2, 2) +
-                       BlockBytes(options.cache, options.max_len, 4, 4);
-  options.memory_budget_bytes = both / 2 * options.cache.geometry.num_layers;
+  const int64_t both = BlockBytes(options.cache, 0, options.max_len, 2, 2) +
+                       BlockBytes(options.cache, 0, options.max_len, 4, 4);
+  options.memory_budget_bytes = both / 2 * options.cache.geometry.num_layers();
   return options;
 }
 

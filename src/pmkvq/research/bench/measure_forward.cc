@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kDefaultLayers = 2;
 constexpr int64_t kSgemmRows = 512;  // Enough for BLAS at its best.
 
-KvGeometry GeometryOf(const ModelConfig& shape) {
+UniformKvGeometry GeometryOf(const ModelConfig& shape) {
   return {shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
 }
 
@@ -54,8 +54,9 @@ class Case {
         batch(setting.batch),
         model_(model),
         num_threads_(options.num_threads),
-        cache_(UniformCacheConfig(model.kv_geometry(), bits, depth + new_tokens + kPageTokens,
-                                  batch, options.num_threads, options.attention)),
+        cache_(UniformCacheConfig(UniformOf(model.kv_geometry()), bits,
+                                  depth + new_tokens + kPageTokens, batch, options.num_threads,
+                                  options.attention)),
         store_(cache_) {
     Random random(3);
     const auto vocabulary = static_cast<uint64_t>(model.config().vocab_size);
@@ -64,7 +65,7 @@ class Case {
     }
     for (int64_t i = 0; i < batch; ++i) {
       sequences_.push_back(cache_.Open().value());
-      FillCache(cache_, model.kv_geometry(), sequences_.back(), depth, rows);
+      FillCache(cache_, UniformOf(model.kv_geometry()), sequences_.back(), depth, rows);
     }
     if (depth > 0) stored_bytes = StoredBytes(cache_, sequences_[0]) * batch;
   }

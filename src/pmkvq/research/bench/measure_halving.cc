@@ -31,7 +31,7 @@ struct StepCase {
 
 // All pages of a cache that holds `depth` tokens step from `from_bits` to half of it, as
 // LayerBudget does when its budget is reached. GB/s of codes, read plus written.
-double HalveCache(const KvGeometry& geometry, int from_bits, int64_t depth, int num_threads,
+double HalveCache(const UniformKvGeometry& geometry, int from_bits, int64_t depth, int num_threads,
                   SyntheticRows& rows) {
   CacheConfig config = UniformCacheConfig(geometry, from_bits, depth, 1, num_threads);
   config.floor_bits = from_bits / 2;
@@ -42,13 +42,14 @@ double HalveCache(const KvGeometry& geometry, int from_bits, int64_t depth, int 
   // Two pages more than the budget holds at this width: whatever the open page leaves over.
   const ReserveResult result = cache.Reserve(seq, 2 * kPageTokens);
   PMKVQ_CHECK(result == ReserveResult::kReservedAfterHalving);
+  const KvStream keys = StreamOf(geometry.num_kv_heads, geometry.head_dim);
   double bytes = 0;
   double seconds = 0;
   for (const HalvingEvent& event : cache.TakeHalvingEvents()) {
     if (event.from_bits != from_bits) continue;
     bytes += static_cast<double>((event.num_k_pages + event.num_v_pages) *
-                                 (PageCodeBytes(geometry, config.float_type, from_bits) +
-                                  PageCodeBytes(geometry, config.float_type, from_bits / 2)));
+                                 (PageCodeBytes(keys, config.float_type, from_bits) +
+                                  PageCodeBytes(keys, config.float_type, from_bits / 2)));
     seconds += event.duration_us * 1e-6;
   }
   PMKVQ_CHECK(seconds > 0);
@@ -116,7 +117,7 @@ struct Waits {
 };
 
 // Decodes token by token, without a model, until the budget is used up.
-Waits StepDown(const KvGeometry& geometry, PolicyKind policy, int64_t budget_tokens,
+Waits StepDown(const UniformKvGeometry& geometry, PolicyKind policy, int64_t budget_tokens,
                const BenchOptions& options) {
   CacheConfig config = UniformCacheConfig(geometry, 16, budget_tokens, 1, options.num_threads);
   config.floor_bits = 2;
@@ -166,8 +167,9 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
   internal::CheckOptions(options);
   const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
   const ModelConfig whole = NamedShape(options.shape, 0);
-  const KvGeometry geometry{shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
-  KvGeometry whole_geometry = geometry;
+  const UniformKvGeometry geometry{shape.num_layers, shape.num_heads, shape.num_kv_heads,
+                                   shape.head_dim};
+  UniformKvGeometry whole_geometry = geometry;
   whole_geometry.num_layers = options.layers > 0 ? options.layers : whole.num_layers;
   constexpr int64_t kLeastTokens = 8 * kPageTokens;
   PMKVQ_CHECK(options.depths.size() == 1);
@@ -180,7 +182,7 @@ BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens) {
                                              tokens, kLeastTokens));
     }
   }
-  const auto bytes_of = [](const KvGeometry& g, int64_t tokens) {
+  const auto bytes_of = [](const UniformKvGeometry& g, int64_t tokens) {
     return UniformCacheConfig(g, 16, tokens, 1, 1).budget_bytes[0] * g.num_layers;
   };
   CheckMemory(

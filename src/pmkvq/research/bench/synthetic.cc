@@ -112,7 +112,7 @@ void SyntheticRows::Fill(int64_t count, float* out) {
   }
 }
 
-CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
+CacheConfig UniformCacheConfig(const UniformKvGeometry& geometry, int bits, int64_t max_tokens,
                                int64_t max_sequences, int num_threads, AttentionMode attention) {
   CacheConfig config;
   config.geometry = geometry;
@@ -122,12 +122,12 @@ CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max
   config.num_threads = num_threads;
   config.attention = attention;
   config.budget_bytes.assign(static_cast<size_t>(geometry.num_layers),
-                             BlockBytes(config, max_tokens, bits, bits));
+                             BlockBytes(config, 0, max_tokens, bits, bits));
   return config;
 }
 
-void FillCache(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq, int64_t num_tokens,
-               SyntheticRows& rows) {
+void FillCache(PackedKvCache& cache, const UniformKvGeometry& geometry, SequenceId seq,
+               int64_t num_tokens, SyntheticRows& rows) {
   std::vector<float> k(static_cast<size_t>(kFillChunk * geometry.kv_dim()));
   std::vector<float> v(k.size());
   for (int64_t done = 0; done < num_tokens;) {

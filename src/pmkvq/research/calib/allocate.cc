@@ -42,17 +42,18 @@ std::vector<int> CheckedWidths(const AllocationOptions& options) {
   return widths;
 }
 
-// What a block may be given, in order of the tie-break.
-std::vector<WidthPair> WidthPairs(const AllocationOptions& options) {
-  const std::vector<int> widths = CheckedWidths(options);
+// What a block may be given, in order of the tie-break. A block without cache has no choice.
+std::vector<WidthPair> WidthPairs(const AllocationOptions& options, const std::vector<int>& widths,
+                                  size_t layer) {
+  const KvBlockGeometry& block = options.cache.geometry.blocks[layer];
+  if (!block.has_cache()) return {{16, 16, 0}};
   std::vector<WidthPair> pairs;
   for (const int k_bits : widths) {
     for (const int v_bits : widths) {
       if (k_bits != v_bits && !options.separate_kv) continue;
-      const int64_t bytes =
-          options.reference_accounting
-              ? ReferenceBlockBytes(options.cache.geometry, options.max_len, k_bits, v_bits)
-              : BlockBytes(options.cache, options.max_len, k_bits, v_bits);
+      const int64_t bytes = options.reference_accounting
+                                ? ReferenceBlockBytes(block, options.max_len, k_bits, v_bits)
+                                : BlockBytes(options.cache, layer, options.max_len, k_bits, v_bits);
       pairs.push_back({k_bits, v_bits, bytes});
     }
   }
@@ -62,8 +63,18 @@ std::vector<WidthPair> WidthPairs(const AllocationOptions& options) {
   return pairs;
 }
 
+// Of every block.
+std::vector<std::vector<WidthPair>> WidthPairs(const AllocationOptions& options) {
+  const std::vector<int> widths = CheckedWidths(options);
+  std::vector<std::vector<WidthPair>> pairs;
+  for (size_t layer = 0; layer < options.cache.geometry.blocks.size(); ++layer) {
+    pairs.push_back(WidthPairs(options, widths, layer));
+  }
+  return pairs;
+}
+
 void CheckSizes(const AllocationOptions& options) {
-  if (options.cache.geometry.num_layers < 1 || options.cache.geometry.kv_dim() < 1) {
+  if (options.cache.geometry.values() < 1) {
     throw InvalidInput(kWhere, "model geometry: found no blocks or no KV heads, expected some");
   }
   if (options.max_len < 1 || options.max_len > limits::kSequenceTokens) {
@@ -91,8 +102,8 @@ void CheckSizes(const AllocationOptions& options) {
                           smallest_bytes, options.max_len));
 }
 
-const std::vector<double>& CheckedSide(const std::vector<std::vector<double>>& side, int bits,
-                                       int64_t num_layers, const char* name) {
+void CheckSide(const std::vector<std::vector<double>>& side, int bits, int64_t num_layers,
+               const char* name) {
   static const std::vector<double> kNone;
   const size_t index = WidthIndex(bits);
   const std::vector<double>& values = index < side.size() ? side[index] : kNone;
@@ -109,19 +120,23 @@ const std::vector<double>& CheckedSide(const std::vector<std::vector<double>>& s
                                      name, bits, block, values[block], kMostSensitivity));
     }
   }
-  return values;
 }
 
 std::vector<KnapsackItem> MakeItems(const Sensitivity& sensitivity,
-                                    const std::vector<WidthPair>& pairs, int64_t num_layers,
-                                    bool mirrored) {
-  std::vector<KnapsackItem> items(static_cast<size_t>(num_layers));
-  for (const WidthPair& pair : pairs) {
-    const std::vector<double>& k = CheckedSide(sensitivity.k, pair.k_bits, num_layers, "k");
-    const std::vector<double>& v = CheckedSide(sensitivity.v, pair.v_bits, num_layers, "v");
-    for (size_t block = 0; block < items.size(); ++block) {
-      const size_t measured = mirrored ? items.size() - 1 - block : block;
-      items[block].cost.push_back(k[measured] + v[measured]);
+                                    const std::vector<std::vector<WidthPair>>& pairs,
+                                    const AllocationOptions& options) {
+  const auto num_layers = static_cast<int64_t>(pairs.size());
+  const std::vector<int> widths = CheckedWidths(options);
+  for (const int bits : widths) CheckSide(sensitivity.k, bits, num_layers, "k");
+  for (const int bits : widths) CheckSide(sensitivity.v, bits, num_layers, "v");
+  std::vector<KnapsackItem> items(pairs.size());
+  for (size_t block = 0; block < items.size(); ++block) {
+    const size_t measured = options.mirrored ? items.size() - 1 - block : block;
+    const bool has_cache = options.cache.geometry.blocks[block].has_cache();
+    for (const WidthPair& pair : pairs[block]) {
+      items[block].cost.push_back(has_cache ? sensitivity.k[WidthIndex(pair.k_bits)][measured] +
+                                                  sensitivity.v[WidthIndex(pair.v_bits)][measured]
+                                            : 0.0);
       items[block].bytes.push_back(pair.bytes);
     }
   }
@@ -132,14 +147,13 @@ std::vector<KnapsackItem> MakeItems(const Sensitivity& sensitivity,
 
 Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& options) {
   CheckSizes(options);
-  const std::vector<WidthPair> pairs = WidthPairs(options);
-  const KnapsackResult solved = SolveKnapsack(
-      MakeItems(sensitivity, pairs, options.cache.geometry.num_layers, options.mirrored),
-      options.memory_budget_bytes);
+  const std::vector<std::vector<WidthPair>> pairs = WidthPairs(options);
+  const KnapsackResult solved =
+      SolveKnapsack(MakeItems(sensitivity, pairs, options), options.memory_budget_bytes);
   if (!solved.feasible) FailBudget(options, solved.smallest_bytes);
   Allocation allocation;
-  for (const int choice : solved.choice) {
-    const WidthPair& pair = pairs[static_cast<size_t>(choice)];
+  for (size_t block = 0; block < pairs.size(); ++block) {
+    const WidthPair& pair = pairs[block][static_cast<size_t>(solved.choice[block])];
     allocation.k_bits.push_back(pair.k_bits);
     allocation.v_bits.push_back(pair.v_bits);
     allocation.budget_bytes.push_back(pair.bytes);
@@ -151,8 +165,10 @@ Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& opt
 
 void CheckAllocationOptions(const AllocationOptions& options) {
   CheckSizes(options);
-  const int64_t smallest_bytes = CheckedProduct(
-      kWhere, {WidthPairs(options).front().bytes, options.cache.geometry.num_layers});
+  int64_t smallest_bytes = 0;
+  for (const std::vector<WidthPair>& pairs : WidthPairs(options)) {
+    smallest_bytes = CheckedSum(kWhere, {smallest_bytes, pairs.front().bytes});
+  }
   if (smallest_bytes > options.memory_budget_bytes) FailBudget(options, smallest_bytes);
 }
 

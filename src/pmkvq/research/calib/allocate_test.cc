@@ -131,14 +131,14 @@ Sensitivity RandomSensitivity(size_t num_layers, uint64_t seed) {
 
 AllocationOptions OptionsOf(int64_t num_layers, int64_t budget_bytes) {
   AllocationOptions options;
-  options.cache.geometry = {num_layers, 8, 2, 128};
+  options.cache.geometry = UniformKvGeometry{num_layers, 8, 2, 128};
   options.max_len = 4096;
   options.memory_budget_bytes = budget_bytes;
   return options;
 }
 
 int64_t BytesAt(const AllocationOptions& options, int k_bits, int v_bits) {
-  return BlockBytes(options.cache, options.max_len, k_bits, v_bits);
+  return BlockBytes(options.cache, 0, options.max_len, k_bits, v_bits);
 }
 
 TEST(Allocate, SpendsTheBudgetOnTheSensitiveBlock) {
@@ -213,7 +213,7 @@ TEST(Allocate, OrderAndRepetitionOfChoicesDoNotMatter) {
 
 TEST(Allocate, LargeModelAllChoicesStaysFast) {
   AllocationOptions options = OptionsOf(128, 0);
-  options.cache.geometry.num_kv_heads = 8;
+  options.cache.geometry = UniformKvGeometry{128, 8, 8, 128};
   options.max_len = 131072 + 777;
   options.fbit_choices = {16, 8, 4, 2};
   options.separate_kv = true;
@@ -227,7 +227,7 @@ TEST(Allocate, LargeModelAllChoicesStaysFast) {
 
 TEST(Allocate, ReferenceAccountingCountsPayloadOnly) {
   AllocationOptions options = OptionsOf(2, 0);
-  options.cache.geometry = {2, 1, 1, 256};
+  options.cache.geometry = UniformKvGeometry{2, 1, 1, 256};
   options.reference_accounting = true;
   options.memory_budget_bytes = 2 * 2 * 256 * 4096 * 2 / 8;
   const Allocation allocation = Allocate(RandomSensitivity(2, 1), options);
@@ -283,7 +283,7 @@ TEST(Allocate, MirroredSensitivitiesMirrorTheAnswer) {
   options.fbit_choices = {8, 4, 2};
   options.separate_kv = true;
   const auto bytes = [&](int bits) {
-    return 5 * BlockBytes(options.cache, options.max_len, bits, bits);
+    return 5 * BlockBytes(options.cache, 0, options.max_len, bits, bits);
   };
   options.memory_budget_bytes = (bytes(2) + bytes(4)) / 2;
   Allocation plain = Allocate(sensitivity, options);
@@ -307,7 +307,7 @@ TEST(Allocate, ThreeWidthsApartEqualBruteForce) {
   options.fbit_choices = {8, 4, 2};
   options.separate_kv = true;
   const auto bytes = [&](int k_bits, int v_bits) {
-    return BlockBytes(options.cache, options.max_len, k_bits, v_bits);
+    return BlockBytes(options.cache, 0, options.max_len, k_bits, v_bits);
   };
   for (const int64_t budget : {2 * bytes(2, 2), bytes(4, 2) + bytes(2, 2), 2 * bytes(4, 2),
                                bytes(8, 2) + bytes(4, 4), 2 * bytes(8, 8)}) {

@@ -56,7 +56,7 @@ class CalibrateTest : public ::testing::Test {
     cache.geometry = model_->kv_geometry();
     int64_t bytes = 0;
     for (const int bits : {first, second, third}) {
-      bytes += BlockBytes(cache, options_.allocation.max_len, bits, bits);
+      bytes += BlockBytes(cache, 0, options_.allocation.max_len, bits, bits);
     }
     return bytes;
   }
@@ -79,7 +79,7 @@ class CalibrateTest : public ::testing::Test {
 TEST_F(CalibrateTest, FillsAndWritesThePlan) {
   const Plan plan = Calibrate(options_, *model_, nullptr);
   EXPECT_EQ(plan.model_identity, model_->checkpoint().Identity());
-  EXPECT_EQ(plan.geometry.num_layers, 3);
+  EXPECT_EQ(plan.geometry.num_layers(), 3);
   EXPECT_EQ(plan.sink_tokens, 3);
   EXPECT_EQ(plan.window_tokens, 256);
   EXPECT_EQ(plan.float_type, DType::kBF16);

@@ -10,7 +10,8 @@ namespace pmkvq {
 namespace {
 
 // Largest |k| per KV head and pair (i, i + D/2) over all tokens; out [Hkv, D/2].
-void MaxOverTokens(const KvGeometry& geometry, const BlockStates<float>& states, double* out) {
+void MaxOverTokens(const UniformKvGeometry& geometry, const BlockStates<float>& states,
+                   double* out) {
   const int64_t half = geometry.head_dim / 2;
   for (int64_t t = 0; t < states.num_tokens; ++t) {
     for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
@@ -27,7 +28,7 @@ void MaxOverTokens(const KvGeometry& geometry, const BlockStates<float>& states,
 }  // namespace
 
 std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context) {
-  const KvGeometry geometry = context.model->kv_geometry();
+  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
   const int64_t half = geometry.head_dim / 2;
   const int64_t block_values = geometry.num_kv_heads * half;
   Profile<float> profile(*context.model, context.num_threads);

@@ -43,7 +43,7 @@ class BlockSearch {
       : context_(context),
         options_(options),
         profile_(profile),
-        geometry_(context.model->kv_geometry()),
+        geometry_(UniformOf(context.model->kv_geometry())),
         hidden_size_(context.model->config().hidden_size) {}
 
   // Mean squared error per grid point; `max_keys` [Hkv, D/2] of this block.
@@ -82,7 +82,7 @@ class BlockSearch {
   const CalibrationContext& context_;
   const RepScaleOptions& options_;
   Profile<float>& profile_;
-  KvGeometry geometry_;
+  UniformKvGeometry geometry_;
   int64_t hidden_size_;
   ScaledKeyAttention attention_;
   AlignedVector<float> v_;              // Quantised, [N, Hkv, D]
@@ -90,7 +90,7 @@ class BlockSearch {
   AlignedVector<float> out_;            // The error after o_proj, [N, E]
 };
 
-void CheckArguments(const KvGeometry& geometry, const std::vector<Tensor>& max_keys,
+void CheckArguments(const UniformKvGeometry& geometry, const std::vector<Tensor>& max_keys,
                     const RepScaleOptions& options) {
   for (const auto& [name, bits] :
        {std::pair{"k-bits", options.k_bits}, std::pair{"v-bits", options.v_bits}}) {
@@ -116,7 +116,7 @@ std::string HashTensors(const std::vector<Tensor>& tensors) {
 
 RepScales SearchRepScales(const CalibrationContext& context, const std::vector<Tensor>& max_keys,
                           const RepScaleOptions& options) {
-  const KvGeometry geometry = context.model->kv_geometry();
+  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
   CheckArguments(geometry, max_keys, options);
   Profile<float> profile(*context.model, context.num_threads);
   BlockSearch search(context, options, profile);

@@ -51,7 +51,7 @@ void WriteScaleFile(ScaleFileKind kind, const std::vector<Tensor>& blocks,
   WriteSafetensors(path, tensors, {{kIdentityKey, model_identity}});
 }
 
-std::vector<Tensor> ReadScaleFile(ScaleFileKind kind, const KvGeometry& geometry,
+std::vector<Tensor> ReadScaleFile(ScaleFileKind kind, const UniformKvGeometry& geometry,
                                   const std::string& model_identity, const std::string& path) {
   const SafetensorsFile file = SafetensorsFile::Open(path);
   CheckIdentity(file, model_identity);

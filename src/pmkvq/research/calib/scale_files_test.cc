@@ -16,7 +16,8 @@ namespace {
 using testing_support::ExpectError;
 using testing_support::TempFolder;
 
-constexpr KvGeometry kGeometry{.num_layers = 2, .num_heads = 4, .num_kv_heads = 2, .head_dim = 8};
+constexpr UniformKvGeometry kGeometry{
+    .num_layers = 2, .num_heads = 4, .num_kv_heads = 2, .head_dim = 8};
 
 std::vector<Tensor> Blocks(float first) {
   std::vector<Tensor> blocks;
@@ -53,7 +54,7 @@ TEST(ScaleFiles, BadFilesAreNamed) {
     WriteScaleFile(kind, Blocks(first), "model-a", path);
   };
   const auto read = [&](ScaleFileKind kind, const std::string& model = "model-a",
-                        KvGeometry geometry = kGeometry) {
+                        UniformKvGeometry geometry = kGeometry) {
     return [=, &path] { ReadScaleFile(kind, geometry, model, path); };
   };
   write(ScaleFileKind::kMaxKeys, 1);

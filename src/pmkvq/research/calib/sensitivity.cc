@@ -18,7 +18,7 @@ size_t ValueIndex(size_t side, size_t width, size_t layer, size_t num_layers) {
 }
 
 // Adds the damage to one block's keys (side 0) or values (side 1) at every width.
-void AddDamage(const KvGeometry& geometry, const BlockStates<float>& states, size_t side,
+void AddDamage(const UniformKvGeometry& geometry, const BlockStates<float>& states, size_t side,
                int num_threads, std::vector<double>& values) {
   const float* x = side == 0 ? states.k : states.v;
   const float* gradient = side == 0 ? states.dk : states.dv;
@@ -40,7 +40,7 @@ void AddDamage(const KvGeometry& geometry, const BlockStates<float>& states, siz
 }  // namespace
 
 Sensitivity MeasureSensitivity(const CalibrationContext& context) {
-  const KvGeometry geometry = context.model->kv_geometry();
+  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
   const auto num_layers = static_cast<size_t>(geometry.num_layers);
   Profile<float> profile(*context.model, context.num_threads);
   SampleLoopStep step;

@@ -111,9 +111,9 @@ struct Comparison {
   std::string baseline;  // SPEC of what every method is compared with.
   std::string against;   // SPEC of the second one, or "".
   int64_t num_problems = 0;
-  int64_t num_responses = 0;           // To each problem.
-  int64_t max_len = 0;                 // 0: unknown, and then no effective bits.
-  std::optional<KvGeometry> geometry;  // Likewise.
+  int64_t num_responses = 0;                  // To each problem.
+  int64_t max_len = 0;                        // 0: unknown, and then no effective bits.
+  std::optional<UniformKvGeometry> geometry;  // Likewise.
   std::vector<std::pair<std::string, std::string>> settings;  // (option, value), of all methods.
   std::vector<ComparisonTable> tables;
 };

@@ -27,7 +27,7 @@ struct SavedRun {
   MethodRun run;
   // Of the list that named it; empty without one.
   std::string against;
-  std::optional<KvGeometry> geometry;
+  std::optional<UniformKvGeometry> geometry;
 };
 
 // Each path is a folder of eval (run.json, responses.jsonl; a last line without its end is left

@@ -134,7 +134,7 @@ TEST(CompareSavedRuns, EqualSpecsAreToldApartByTheirPaths) {
 
 // --- Budgets ----------------------------------------------------------------------------------
 
-constexpr KvGeometry kGeometry = {2, 2, 1, 16};  // C = 16
+constexpr UniformKvGeometry kGeometry = {2, 2, 1, 16};  // C = 16
 
 KvRequirements Requirements() {
   KvRequirements requirements;

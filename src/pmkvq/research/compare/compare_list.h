@@ -24,7 +24,7 @@ struct ComparisonList {
   std::vector<std::string> problems;  // Ids.
   int64_t num_responses = 1;          // To each problem.
   std::string against;                // SPEC or "".
-  KvGeometry geometry;
+  UniformKvGeometry geometry;
   std::vector<ListedRun> runs;  // In the order of the tables, the baseline first.
 };
 std::string ComparisonListJson(const ComparisonList& list);

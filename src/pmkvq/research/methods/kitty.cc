@@ -47,7 +47,7 @@ class Kitty final : public CacheMethod {
 
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     if (num_tokens == 0) return 0;
-    const KvGeometry& geometry = context_.geometry;
+    const UniformKvGeometry& geometry = context_.geometry;
     const int64_t boosted = geometry.num_kv_heads * num_boosted_;
     const int64_t key_page =
         AffineBytes(low_, kKittyPage * (geometry.kv_dim() - boosted), kKittyPage) +

@@ -152,7 +152,7 @@ TEST(KvMix, TheMostImportantBlocksGetMoreBits) {
   const TempFolder folder;
   const std::string path = folder.File("importance");
   SaveMethodData(FileOf({1, 5, 2, 9, 5}, {7, 0, 7, 1, 7}), path);
-  const KvGeometry geometry{5, 4, 2, 64};
+  const UniformKvGeometry geometry{5, 4, 2, 64};
   const auto bytes = [&](const std::string& spec) {
     MethodDriver driver(spec, geometry);
     driver.Append(40);

@@ -41,7 +41,7 @@ constexpr char kFormName[] = "form";     // See Form::Numbers.
 
 // How a layer is quantised, but for its widths.
 struct Form {
-  Form(const MethodSpec& spec, const KvGeometry& geometry) {
+  Form(const MethodSpec& spec, const UniformKvGeometry& geometry) {
     per_channel = spec.Text("axis", "token") == "channel";
     if (per_channel) {
       key_group = spec.Integer("group", 32);
@@ -169,7 +169,7 @@ class KvTuner final : public CacheMethod {
 // Keys and values [N, Hkv * D] of one layer, and what quantising them changes.
 class LayerError {
  public:
-  LayerError(const Form& form, const KvGeometry& geometry, const BlockStates<float>& states)
+  LayerError(const Form& form, const UniformKvGeometry& geometry, const BlockStates<float>& states)
       : form_(form),
         geometry_(geometry),
         num_tokens_(states.num_tokens),
@@ -213,7 +213,7 @@ class LayerError {
   }
 
   const Form& form_;
-  KvGeometry geometry_;
+  UniformKvGeometry geometry_;
   int64_t num_tokens_;
   std::vector<float> k_;
   std::vector<float> v_;

@@ -245,7 +245,7 @@ TEST(KvTuner, BudgetsFollowTheWidths) {
   KvOptions options;
   options.spec = "kvtuner:from=" + path + "+bits=6";
   options.budget_bytes = 10 * (272 + 272 + 80);
-  const KvRequirements requirements{{3, 4, 2, 64}, 1, 100, 1};
+  const KvRequirements requirements{UniformKvGeometry{3, 4, 2, 64}, 1, 100, 1};
   const KvBudget budget = ResolveKvBudget(options, requirements);
   EXPECT_TRUE(budget.Holds(10));
   EXPECT_FALSE(budget.Holds(11));

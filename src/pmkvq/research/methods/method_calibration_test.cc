@@ -29,7 +29,7 @@ class MethodCalibration : public testing::Test {
     return CalibrateMethod(spec, DType::kF16, calibration_, record_);
   }
   // Makes a store with the given file; `checkpoint` may be null.
-  void Use(const std::string& method, const KvGeometry& geometry,
+  void Use(const std::string& method, const UniformKvGeometry& geometry,
            const Checkpoint* checkpoint) const {
     KvOptions options;
     options.spec = method + ":from=" + path_;
@@ -51,11 +51,11 @@ TEST_F(MethodCalibration, FileIsUsedForItsModelAndMethodOnly) {
   EXPECT_EQ(data.spec, "rotatekv:bits=4");
   EXPECT_EQ(data.record.num_samples, 3);
   SaveMethodData(data, path_);
-  const KvGeometry geometry = model_->kv_geometry();
+  const UniformKvGeometry geometry = UniformOf(model_->kv_geometry());
   Use("rotatekv", geometry, nullptr);
   Use("rotatekv", geometry, &model_->checkpoint());
 
-  KvGeometry longer = geometry;
+  UniformKvGeometry longer = geometry;
   ++longer.num_layers;
   ExpectError<InvalidInput>([&] { Use("rotatekv", longer, nullptr); },
                             {path_, "made for a model of 3 blocks", "expected 4 blocks",

@@ -61,8 +61,8 @@ class Fields {
   const SafetensorsFile& file_;
 };
 
-KvGeometry ReadGeometry(const Fields& fields, const std::string& path) {
-  KvGeometry geometry;
+UniformKvGeometry ReadGeometry(const Fields& fields, const std::string& path) {
+  UniformKvGeometry geometry;
   geometry.num_layers = fields.Read<int64_t>("num_layers", 1, kMaxLayers);
   geometry.num_heads = fields.Read<int64_t>("num_heads", 1, kMaxHeads);
   geometry.num_kv_heads = fields.Read<int64_t>("num_kv_heads", 1, kMaxHeads);

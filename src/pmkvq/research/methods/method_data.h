@@ -18,7 +18,7 @@ struct MethodData {
   std::string method;          // Name of the method that it is for.
   std::string spec;            // The SPEC it was made with.
   std::string model_identity;  // Checkpoint::Identity()
-  KvGeometry geometry;
+  UniformKvGeometry geometry;
   CalibrationRecord record;
   std::map<std::string, Tensor> tensors;  // Float32; names and shapes are the method's own.
   std::string path;                       // The file it was read from; not stored.

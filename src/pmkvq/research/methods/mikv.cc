@@ -133,7 +133,7 @@ class Mikv final : public CacheMethod {
 
   void UpdateMaxima(const AppendedTokens& tokens, const SimulatedBlock& block,
                     MikvState& state) const {
-    const KvGeometry& geometry = context_.geometry;
+    const UniformKvGeometry& geometry = context_.geometry;
     const int64_t dim = geometry.head_dim;
     const int64_t heads_per_kv_head = geometry.num_heads / geometry.num_kv_heads;
     const auto raise = [&](float& most, float x) { most = std::max(most, std::abs(x)); };

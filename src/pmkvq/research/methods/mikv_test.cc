@@ -19,7 +19,7 @@ using testing_support::MakeRows;
 using testing_support::MethodDriver;
 using testing_support::Rows;
 
-constexpr KvGeometry kGeometry{1, 4, 2, 16};
+constexpr UniformKvGeometry kGeometry{1, 4, 2, 16};
 constexpr size_t kDim = 16;
 constexpr size_t kHeads = 4;
 constexpr size_t kKvHeads = 2;

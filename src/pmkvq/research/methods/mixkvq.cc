@@ -106,7 +106,7 @@ class MixKvq final : public CacheMethod {
   // Of rows first_row .. end_row - 1 of an append.
   void AddQueries(const AppendedTokens& tokens, int64_t first_row, int64_t end_row,
                   MixKvqState& state) const {
-    const KvGeometry& geometry = context_.geometry;
+    const UniformKvGeometry& geometry = context_.geometry;
     const int64_t dim = geometry.head_dim;
     const int64_t heads_per_kv_head = geometry.num_heads / geometry.num_kv_heads;
     for (int64_t row = first_row; row < end_row; ++row) {
@@ -122,7 +122,7 @@ class MixKvq final : public CacheMethod {
   // A_d of every channel, [Hkv, D], in a block of R tokens.
   std::vector<double> Salience(int64_t first, const MixKvqState& state,
                                const SimulatedBlock& block) const {
-    const KvGeometry& geometry = context_.geometry;
+    const UniformKvGeometry& geometry = context_.geometry;
     const double num_queries =
         static_cast<double>(state.num_queries * (geometry.num_heads / geometry.num_kv_heads));
     std::vector<double> salience;

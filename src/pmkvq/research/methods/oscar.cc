@@ -36,7 +36,7 @@ constexpr char kValueRotation[] = "v_rotation";  // Likewise.
 // Of R R^T from the unit matrix: rounding to float leaves 1e-6.
 constexpr float kOrthogonality = 1e-3f;
 
-void CheckSpec(const MethodSpec& spec, const KvGeometry& geometry) {
+void CheckSpec(const MethodSpec& spec, const UniformKvGeometry& geometry) {
   if (!std::has_single_bit(static_cast<uint64_t>(geometry.head_dim))) {
     throw InvalidInput("--kv", fmt::format("'{}': head_dim {}, expected a power of two", spec.text,
                                            geometry.head_dim));
@@ -50,7 +50,7 @@ class Rotations {
  public:
   Rotations(const MethodContext& context, const char* name) : dim_(context.geometry.head_dim) {
     if (context.data == nullptr) return;
-    const KvGeometry& geometry = context.geometry;
+    const UniformKvGeometry& geometry = context.geometry;
     for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
       const std::string tensor_name = BlockTensorName(name, layer);
       const Tensor& tensor = context.data->Get(tensor_name, {geometry.num_kv_heads, dim_, dim_});
@@ -195,15 +195,15 @@ class Oscar final : public CacheMethod {
 using Covariances = std::vector<double>;
 
 // Adds a float matrix to the one of block and head.
-void AddTo(const KvGeometry& geometry, int64_t layer, int64_t head, const std::vector<float>& part,
-           Covariances& all) {
+void AddTo(const UniformKvGeometry& geometry, int64_t layer, int64_t head,
+           const std::vector<float>& part, Covariances& all) {
   const size_t begin = static_cast<size_t>(layer * geometry.num_kv_heads + head) * part.size();
   for (size_t i = 0; i < part.size(); ++i) all[begin + i] += double{part[i]};
 }
 
 // Runs all samples; `add` adds one block of one sample to the covariances.
 Covariances OverSamples(const CalibrationContext& calibration, const char* task,
-                        const KvGeometry& geometry,
+                        const UniformKvGeometry& geometry,
                         const std::function<void(const BlockStates<float>&, Covariances&)>& add) {
   Profile<float> profile(*calibration.model, calibration.num_threads);
   SampleLoopStep step;
@@ -220,7 +220,8 @@ Covariances OverSamples(const CalibrationContext& calibration, const char* task,
 }
 
 // Q^T Q of every KV head, over all tokens and the query heads that share it.
-Covariances QueryCovariances(const CalibrationContext& calibration, const KvGeometry& geometry) {
+Covariances QueryCovariances(const CalibrationContext& calibration,
+                             const UniformKvGeometry& geometry) {
   const int64_t dim = geometry.head_dim;
   const int64_t stride = geometry.num_heads * dim;
   const int64_t heads_per_kv_head = geometry.num_heads / geometry.num_kv_heads;
@@ -237,8 +238,8 @@ Covariances QueryCovariances(const CalibrationContext& calibration, const KvGeom
 }
 
 // Sum over tokens of w_t v_t^T v_t of every KV head, w_t = k_t (Q^T Q) k_t^T.
-Covariances ValueCovariances(const CalibrationContext& calibration, const KvGeometry& geometry,
-                             const Covariances& of_queries) {
+Covariances ValueCovariances(const CalibrationContext& calibration,
+                             const UniformKvGeometry& geometry, const Covariances& of_queries) {
   const int64_t dim = geometry.head_dim;
   const int64_t stride = geometry.kv_dim();
   const auto size = static_cast<size_t>(dim * dim);
@@ -300,8 +301,8 @@ void RotationOf(const double* covariance, int64_t dim, float* rotation) {
   }
 }
 
-void AddRotations(const KvGeometry& geometry, const char* name, const Covariances& covariances,
-                  std::map<std::string, Tensor>& tensors) {
+void AddRotations(const UniformKvGeometry& geometry, const char* name,
+                  const Covariances& covariances, std::map<std::string, Tensor>& tensors) {
   const int64_t size = geometry.head_dim * geometry.head_dim;
   for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
     Tensor tensor(DType::kF32, {geometry.num_kv_heads, geometry.head_dim, geometry.head_dim});

@@ -15,7 +15,7 @@ namespace {
 using testing_support::ExpectError;
 using testing_support::TempFolder;
 
-constexpr KvGeometry kGeometry{3, 4, 2, 16};
+constexpr UniformKvGeometry kGeometry{3, 4, 2, 16};
 
 KvRequirements Needs(int64_t max_len = 1000) { return {kGeometry, 2, max_len, 1}; }
 
@@ -86,12 +86,12 @@ TEST(PackedSpec, SeparateWidthsWithoutAPlan) {
   EXPECT_FALSE(config.static_widths);
   EXPECT_EQ(config.close_bits, 16);
   EXPECT_EQ(config.floor_bits, 2);
-  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, 4, 2)));
+  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 0, 1000, 4, 2)));
 
   KvOptions options = WithPlan("pm-kvq:k=2+v=8");
   EXPECT_EQ(Resolve(options).v_bits, Uniform(8)) << "not the plan's";
   EXPECT_EQ(Resolve(options).budget_bytes,
-            std::vector<int64_t>(3, BlockBytes(Resolve(options), 1000, 2, 8)));
+            std::vector<int64_t>(3, BlockBytes(Resolve(options), 0, 1000, 2, 8)));
   EXPECT_EQ(PackedKeyScales(options).size(), 3u) << "the plan's";
   options.budget_bytes = 120000;
   EXPECT_EQ(Resolve(options).budget_bytes, std::vector<int64_t>(3, 40000));
@@ -146,7 +146,7 @@ TEST(PackedSpec, RotationOfKeysAndValues) {
   expect("both", true, true);
   EXPECT_FALSE(Resolve("pm-kvq:bits=4").rotate_keys);
   KvRequirements needs = Needs();
-  needs.geometry.head_dim = 24;
+  needs.geometry = UniformKvGeometry{3, 4, 2, 24};
   ExpectError<InvalidInput>(
       [&] { ResolveCacheConfig(OptionsFor("pm-kvq:bits=4+rotate=keys"), needs); },
       {"--kv", "rotate: found head_dim 24", "a power of two"});
@@ -254,7 +254,7 @@ TEST(PackedSpec, WrongKeysAreNamed) {
 TEST(PackedSpec, APlanForOtherShapesIsNamedByItsFile) {
   const TempFolder folder;
   Plan plan = MakePlan();
-  plan.geometry.num_heads = 2;
+  plan.geometry = UniformKvGeometry{3, 2, 2, 16};
   SavePlan(plan, folder.File("p.json"));
   ExpectError<InvalidInput>([&] { Resolve("fp16:plan=" + folder.File("p.json")); },
                             {folder.File("p.json"), "2 heads", "expected 3 blocks, 4 heads"});

@@ -73,11 +73,6 @@ Choice Resolve(const std::string& text) {
   return choice;
 }
 
-std::string Describe(const KvGeometry& g) {
-  return fmt::format("{} blocks, {} heads, {} KV heads, head_dim {}", g.num_layers, g.num_heads,
-                     g.num_kv_heads, g.head_dim);
-}
-
 // The file of the key from=, or null.
 std::shared_ptr<const MethodData> DataOf(const Choice& choice, const KvRequirements& requirements) {
   const auto found = choice.spec.keys.find("from");
@@ -91,7 +86,7 @@ std::shared_ptr<const MethodData> DataOf(const Choice& choice, const KvRequireme
                                          what, made_for, wanted, choice.spec.name));
   };
   check("method", data->method, choice.spec.name);
-  check("a model of", Describe(data->geometry), Describe(requirements.geometry));
+  check("a model of", Describe(KvGeometry(data->geometry)), Describe(requirements.geometry));
   if (requirements.checkpoint != nullptr) {
     check("model", data->model_identity, requirements.checkpoint->Identity());
   }
@@ -111,7 +106,7 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
         "--reference-accounting",
         fmt::format("{} counts every byte, expected a method of pages", choice.spec.name));
   }
-  const KvGeometry& geometry = requirements.geometry;
+  const UniformKvGeometry geometry = UniformOf(requirements.geometry, "--kv " + choice.spec.name);
   Simulation simulation;
   simulation.method = choice.simulated->make(
       choice.spec, {geometry, options.kv_dtype, DataOf(choice, requirements)});
@@ -125,8 +120,7 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
     config.budget_bytes.push_back(MostBlockBytes(*simulation.method, layer, requirements.max_len));
   }
   if (options.budget_bytes > 0) {
-    config.budget_bytes =
-        SplitBudget(options.budget_bytes, geometry.num_layers, config.budget_bytes);
+    config.budget_bytes = SplitBudget(options.budget_bytes, config.budget_bytes);
   }
   ValidateSimulatedConfig(config, *simulation.method);
   return simulation;
@@ -204,7 +198,7 @@ MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
   data.method = choice.spec.name;
   data.spec = spec;
   data.model_identity = calibration.model->checkpoint().Identity();
-  data.geometry = calibration.model->kv_geometry();
+  data.geometry = UniformOf(calibration.model->kv_geometry());
   data.record = record;
   data.tensors =
       choice.simulated->calibrate(choice.spec, {data.geometry, kv_dtype, nullptr}, calibration);

@@ -16,7 +16,7 @@ namespace {
 
 using testing_support::ExpectError;
 
-constexpr KvGeometry kGeometry{3, 4, 2, 16};
+constexpr UniformKvGeometry kGeometry{3, 4, 2, 16};
 
 KvRequirements Needs(int64_t max_len = 1000) { return {kGeometry, 2, max_len, 1}; }
 
@@ -50,7 +50,7 @@ TEST(Registry, Fp16TakesWhatMaxLenNeeds) {
   EXPECT_EQ(config.window_tokens, 128);
   EXPECT_EQ(config.max_sequences, 2);
   EXPECT_EQ(config.float_type, DType::kF16);
-  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, 16, 16)));
+  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 0, 1000, 16, 16)));
   EXPECT_TRUE(config.k_bits.empty());
 }
 
@@ -60,7 +60,8 @@ TEST(Registry, StaticMethodsCloseAndStayAtTheirWidth) {
         ResolveCacheConfig(OptionsFor("static-" + std::to_string(bits)), Needs());
     EXPECT_EQ(config.close_bits, bits);
     EXPECT_EQ(config.floor_bits, bits);
-    EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, bits, bits)));
+    EXPECT_EQ(config.budget_bytes,
+              std::vector<int64_t>(3, BlockBytes(config, 0, 1000, bits, bits)));
   }
 }
 
@@ -73,7 +74,8 @@ TEST(Registry, PmKvqTakesTheBudgetOfTheBitsKey) {
     EXPECT_EQ(config.close_bits, 8);
     EXPECT_EQ(config.floor_bits, 2);
     EXPECT_EQ(config.policy, PolicyKind::kOldestFirst);
-    EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, bits, bits)));
+    EXPECT_EQ(config.budget_bytes,
+              std::vector<int64_t>(3, BlockBytes(config, 0, 1000, bits, bits)));
   }
 }
 
@@ -99,7 +101,7 @@ TEST(Registry, BitsKeyReplacesThePlansBudgets) {
   KvOptions options = OptionsFor("pm-kvq:bits=4");
   options.plan = MakePlan();
   const CacheConfig config = ResolveCacheConfig(options, Needs());
-  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, 4, 4)));
+  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 0, 1000, 4, 4)));
   EXPECT_TRUE(config.k_bits.empty());
   EXPECT_EQ(&KeyScalesOf(options), &options.plan->key_scales);
 }
@@ -108,7 +110,7 @@ TEST(Registry, PlanGivesUniformMethodsNoBudgets) {
   KvOptions options = OptionsFor("static-4");
   options.plan = MakePlan();
   const CacheConfig config = ResolveCacheConfig(options, Needs());
-  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 1000, 4, 4)));
+  EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, BlockBytes(config, 0, 1000, 4, 4)));
   EXPECT_EQ(config.sink_tokens, 4);
   EXPECT_EQ(config.window_tokens, 256);
 }
@@ -278,7 +280,7 @@ TEST(Registry, NamesWhatIsWrong) {
   expect(options, {"--kv-budget", "found 1000 bytes"});
 
   auto plan = MakePlan();
-  plan->geometry.num_layers = 12;
+  plan->geometry = UniformKvGeometry{12, 4, 2, 16};
   options = OptionsFor("fp16");
   options.plan = plan;
   expect(options, {"--plan", "12 blocks", "expected 3 blocks"});

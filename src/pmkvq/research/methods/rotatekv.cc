@@ -35,7 +35,7 @@ constexpr int64_t kRotatedHeads = 4;
 constexpr char kSums[] = "channel_sums";  // Per block [Hkv * D]: see CalibrateOrder.
 
 // KV heads that are transformed together. Throws InvalidInput naming --kv.
-int64_t RotatedHeads(const MethodSpec& spec, const KvGeometry& geometry) {
+int64_t RotatedHeads(const MethodSpec& spec, const UniformKvGeometry& geometry) {
   const int64_t heads = std::min(kRotatedHeads, geometry.num_kv_heads);
   if (geometry.num_kv_heads % heads != 0 ||
       !std::has_single_bit(static_cast<uint64_t>(heads * geometry.head_dim)) ||
@@ -88,7 +88,7 @@ class RotateKv final : public CacheMethod {
     bits_ = static_cast<int>(spec.Integer("bits", 2));
     clip_ = static_cast<float>(spec.Real("clip", bits_ == 2 ? 0.8 : 1.0));
     num_pivots_ = spec.Integer("pivots", 20);
-    const KvGeometry& geometry = context.geometry;
+    const UniformKvGeometry& geometry = context.geometry;
     width_ = RotatedHeads(spec, geometry) * geometry.head_dim;
     for (int64_t layer = 0; context.data != nullptr && layer < geometry.num_layers; ++layer) {
       const Tensor& sums = context.data->Get(BlockTensorName(kSums, layer), {geometry.kv_dim()});
@@ -135,7 +135,7 @@ class RotateKv final : public CacheMethod {
   // so one for all sequences. Before that is known: values at full precision and peaks.
   int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
     if (num_tokens == 0) return 0;
-    const KvGeometry& geometry = context_.geometry;
+    const UniformKvGeometry& geometry = context_.geometry;
     const int64_t kv_dim = geometry.kv_dim();
     if (num_tokens < kFirstTokens) {
       return 2 * context_.FloatBytes(num_tokens) + 8 * num_pivots_;
@@ -250,7 +250,7 @@ class RotateKv final : public CacheMethod {
 // number of tokens. The transform is linear, so it is applied to the sums.
 std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const MethodContext& context,
                                              const CalibrationContext& calibration) {
-  const KvGeometry& geometry = context.geometry;
+  const UniformKvGeometry& geometry = context.geometry;
   const int64_t width = RotatedHeads(spec, geometry) * geometry.head_dim;
   const int64_t kv_dim = geometry.kv_dim();
   Profile<float> profile(*calibration.model, calibration.num_threads);

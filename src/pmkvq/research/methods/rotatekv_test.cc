@@ -26,7 +26,7 @@ using testing_support::TinyFolder;
 using testing_support::TinyModel;
 
 // Twice four heads of 16: groups of 16 values, transforms of 64 channels for keys.
-constexpr KvGeometry kGeometry{1, 8, 8, 16};
+constexpr UniformKvGeometry kGeometry{1, 8, 8, 16};
 constexpr size_t kDim = 16;
 constexpr size_t kKvDim = 128;
 

@@ -15,7 +15,7 @@
 namespace pmkvq {
 
 struct MethodContext {
-  KvGeometry geometry;
+  UniformKvGeometry geometry;
   DType float_type = DType::kF16;  // --kv-dtype: of values at full precision, and of metadata.
   // The file of the key from=, made for this method and geometry; null: not given. Only for methods
   // with a calibration.

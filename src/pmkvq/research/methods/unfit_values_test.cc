@@ -14,7 +14,7 @@ namespace {
 using testing_support::MakeRows;
 using testing_support::Rows;
 
-constexpr KvGeometry kGeometry = {1, 4, 2, 64};
+constexpr UniformKvGeometry kGeometry = {1, 4, 2, 64};
 constexpr int64_t kTokens = 400;  // Beyond every window and first block.
 
 RopeTable MakeRope() {

@@ -1,0 +1,77 @@
+#include "pmkvq/kv/kv_geometry.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+// Keys and values of one shape.
+bool IsGqa(const KvBlockGeometry& block) {
+  return block.streams.size() == 2 && block.k() == block.v();
+}
+
+}  // namespace
+
+KvStream StreamOf(int64_t heads, int64_t width) {
+  return {heads, width, std::min<int64_t>(width, 128)};
+}
+
+KvBlockGeometry BlockOf(const UniformKvGeometry& uniform) {
+  const KvStream stream = StreamOf(uniform.num_kv_heads, uniform.head_dim);
+  return {uniform.num_heads, {stream, stream}};
+}
+
+KvGeometry::KvGeometry(const UniformKvGeometry& uniform) {
+  blocks.assign(static_cast<size_t>(std::max<int64_t>(0, uniform.num_layers)), BlockOf(uniform));
+}
+
+UniformKvGeometry UniformOf(const KvGeometry& geometry, const std::string& where) {
+  if (geometry.blocks.empty()) throw Unsupported(where, "found a model of no blocks");
+  const KvBlockGeometry& first = geometry.blocks.front();
+  for (size_t i = 0; i < geometry.blocks.size(); ++i) {
+    const KvBlockGeometry& block = geometry.blocks[i];
+    if (IsGqa(block) && block == first) continue;
+    throw Unsupported(
+        where, fmt::format("block {}: found {}, expected {}, as all blocks", i, Describe(block),
+                           IsGqa(first) ? Describe(first) : "keys and values of one shape"));
+  }
+  return {geometry.num_layers(), first.num_heads, first.k().heads, first.k().width};
+}
+
+std::string Describe(const KvBlockGeometry& block) {
+  if (!block.has_cache()) return "no cache";
+  if (IsGqa(block)) {
+    return fmt::format("{} heads, {} KV heads, head_dim {}", block.num_heads, block.k().heads,
+                       block.k().width);
+  }
+  std::string text = fmt::format("{} heads", block.num_heads);
+  for (const KvStream& stream : block.streams) {
+    text += fmt::format(", a stream of {} x {}", stream.heads, stream.width);
+  }
+  return text;
+}
+
+std::string Describe(const KvGeometry& geometry) {
+  const std::vector<KvBlockGeometry>& blocks = geometry.blocks;
+  if (blocks.empty()) return "0 blocks";
+  std::string text;
+  for (size_t begin = 0; begin < blocks.size();) {
+    size_t end = begin + 1;
+    while (end < blocks.size() && blocks[end] == blocks[begin]) ++end;
+    if (end - begin == blocks.size()) {
+      return fmt::format("{} blocks, {}", blocks.size(), Describe(blocks[begin]));
+    }
+    if (!text.empty()) text += "; ";
+    text += end - begin == 1 ? fmt::format("block {}: ", begin)
+                             : fmt::format("blocks {}-{}: ", begin, end - 1);
+    text += Describe(blocks[begin]);
+    begin = end;
+  }
+  return text;
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,50 @@
+// How a cache's arena is cut: the size of an extent, the slot classes that its blocks use, and how
+// many extents never refuse what the budgets allow (page_pool.h). Blocks of different shapes share
+// the arena; slots of one size are one class, whatever they hold.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/kv/cache_config.h"
+
+namespace pmkvq {
+
+enum Side : size_t { kKeys = 0, kValues = 1 };
+inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
+
+// Of the keys, or the values, of one block. All zero in a block without cache.
+struct StreamSlots {
+  std::array<int64_t, 4> page_bytes{};  // Of one page at each width, with metadata, by WidthIndex.
+  std::array<int, 4> code_class{};      // By WidthIndex.
+  int metadata_class = 0;
+  QuantAxis axis = QuantAxis::kToken;  // Of quantised pages.
+};
+
+// The sink lies in pieces of kPageTokens tokens, which are 16-bit pages, and a shorter rest.
+struct SinkSlots {
+  int64_t bytes = 0;      // The whole sink of the block.
+  size_t rest_bytes = 0;  // K, or V, of the rest; 0: none.
+  int rest_class = 0;
+  int num_rest_slots = 0;  // 1 for K and V of the rest together, 2 where that passes an extent.
+};
+
+struct BlockSlots {
+  std::array<StreamSlots, 2> sides;  // By Side.
+  SinkSlots sink;
+};
+
+struct SlotLayout {
+  size_t extent_bytes = 0;
+  int64_t num_extents = 0;
+  std::vector<size_t> slot_bytes;  // By class.
+  std::vector<BlockSlots> blocks;  // By layer.
+};
+
+// The configuration must be valid. Throws Unsupported where the blocks' pages differ so much in
+// size that one extent cannot serve them.
+SlotLayout MakeSlotLayout(const CacheConfig& config);
+
+}  // namespace pmkvq
