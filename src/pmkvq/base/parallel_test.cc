@@ -161,5 +161,19 @@ TEST(ParallelForRanges, CoversTheRangeInPiecesOfTheGrain) {
   }
 }
 
+TEST(UsefulThreads, GrowsWithTheWork) {
+  const auto of_16 = [](double work_us) { return UsefulThreads(16, work_us * 1e3); };
+  EXPECT_EQ(of_16(0), 1);
+  EXPECT_EQ(of_16(29), 1);
+  EXPECT_EQ(of_16(30), 2);
+  EXPECT_EQ(of_16(60), 4);
+  EXPECT_EQ(of_16(200), 8);
+  EXPECT_EQ(of_16(800), 16);
+  EXPECT_EQ(of_16(1e9), 16);
+  EXPECT_EQ(UsefulThreads(2, 1e6), 2);
+  EXPECT_EQ(UsefulThreads(1, 1e6), 1);
+  EXPECT_EQ(UsefulThreads(0, 1e6), 1);
+}
+
 }  // namespace
 }  // namespace pmkvq

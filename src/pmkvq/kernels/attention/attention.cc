@@ -162,8 +162,8 @@ void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
   }
 }
 
-// Multiplications below which one thread does all of a decode step (see gemm.cc).
-constexpr int64_t kMinParallelWork = int64_t{1} << 19;
+// Of one thread, K or V of one stored value and query head: 2^19 take 30 us.
+constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
 
 float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
   if (scratch.bytes.size() < num_bytes) {
@@ -193,9 +193,8 @@ void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* c
     total_floats += internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
   }
   const auto num_items = static_cast<int64_t>(items.size());
-  const int threads = work < kMinParallelWork
-                          ? 1
-                          : static_cast<int>(std::clamp<int64_t>(num_threads, 1, num_items));
+  const int threads = static_cast<int>(std::min<int64_t>(
+      num_items, UsefulThreads(num_threads, static_cast<double>(work) * kNsPerMultiplication)));
   // For all threads, also where one is enough: the scratch must not grow with the stored tokens.
   const int64_t all_floats = total_floats + std::max(num_threads, 1) * thread_floats;
   float* partials = GrowScratch(scratch, static_cast<size_t>(all_floats) * sizeof(float));

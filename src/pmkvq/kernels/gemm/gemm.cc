@@ -27,17 +27,17 @@ constexpr int64_t kTileCols = 1024;
 constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
 static_assert(kTileCols % kQ8Group == 0 && kGradTileCols % kQ8Group == 0);
-// Multiplications (about 30 us of them) below which a second thread costs more than it brings:
-// waking one takes some 10 us on an idle machine, and a turn of the scheduler on a busy one.
-constexpr int64_t kMinParallelWork = int64_t{1} << 19;
+// Of one thread: 2^19 multiplications take 30 us, with weights from memory or in the vector
+// kernels.
+constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
 // Threads get whole grains of outputs, with about this many multiplications (15 us).
 using internal::kDecodeGrain;
 constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int UsefulThreads(int num_threads, int64_t multiplications) {
-  return multiplications >= kMinParallelWork ? num_threads : 1;
+int ThreadsForProducts(int num_threads, int64_t multiplications) {
+  return UsefulThreads(num_threads, static_cast<double>(multiplications) * kNsPerMultiplication);
 }
 
 void CheckWeight(const WeightView& weight) {
@@ -164,7 +164,7 @@ void DecodeRowsOfType(const float* x, int64_t num_rows,
                       std::span<const Projection<float>> projections, int num_threads) {
   const WeightView& first = *projections.front().weight;
   const float* packed = PackSlices(x, num_rows, first);
-  const int threads = UsefulThreads(num_threads, Multiplications(num_rows, projections));
+  const int threads = ThreadsForProducts(num_threads, Multiplications(num_rows, projections));
   const int64_t grain_work = num_rows * std::max<int64_t>(1, first.cols) * kDecodeGrain;
   const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
   ForOutputs(threads, projections, item_outs,
@@ -247,7 +247,7 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
     return;
   }
   const internal::OneBlasThread one_thread;
-  const int threads = UsefulThreads(num_threads, Multiplications(num_rows, projections));
+  const int threads = ThreadsForProducts(num_threads, Multiplications(num_rows, projections));
   ForOutputs(threads, projections, kTileOuts,
              [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
                MatMulTile(x, num_rows, *projection.weight, projection.bias, begin, end,
@@ -272,7 +272,7 @@ void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight,
     return;
   }
   const internal::OneBlasThread one_thread;
-  const int threads = UsefulThreads(num_threads, num_rows * weight.rows * weight.cols);
+  const int threads = ThreadsForProducts(num_threads, num_rows * weight.rows * weight.cols);
   ParallelForRanges(threads, weight.cols, kGradTileCols, [&](int64_t begin, int64_t end) {
     GradInputTile(dy, num_rows, weight, accumulate, begin, end, dx);
   });

@@ -115,10 +115,13 @@ struct Rotation {
 template <class Real, class RotateHead>
 void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                  int64_t num_heads, Real* x, int num_threads, RotateHead rotate_head) {
-  constexpr int64_t kMinParallelElements = int64_t{1} << 15;
+  constexpr double kNsPerPair = 10;  // Its sine and cosine, in double, once per row.
+  constexpr double kNsPerElement = 0.3;
   constexpr int64_t kGrainRows = 16;
   const int64_t head_dim = table.head_dim();
-  const bool worth_it = num_rows * num_heads * head_dim >= kMinParallelElements;
+  const double row_ns = static_cast<double>(head_dim / 2) * kNsPerPair +
+                        static_cast<double>(num_heads * head_dim) * kNsPerElement;
+  const int threads = UsefulThreads(num_threads, static_cast<double>(num_rows) * row_ns);
   const auto rotate_rows = [&](int64_t begin, int64_t end) {
     Rotation<Real> rotation(static_cast<size_t>(head_dim / 2));
     for (int64_t row = begin; row < end; ++row) {
@@ -128,7 +131,7 @@ void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_r
       }
     }
   };
-  ParallelForRanges(worth_it ? num_threads : 1, num_rows, kGrainRows, rotate_rows);
+  ParallelForRanges(threads, num_rows, kGrainRows, rotate_rows);
 }
 
 }  // namespace

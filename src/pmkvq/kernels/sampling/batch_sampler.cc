@@ -20,8 +20,8 @@ constexpr int64_t kPieceBlocks = 64;
 // With this many rows per thread whole rows are shared out: a row is then read from memory once and
 // its second pass finds it in the L2 cache.
 constexpr int64_t kRowsPerThread = 4;
-// Tokens (about 10 us of them) below which a second thread costs more than it brings.
-constexpr int64_t kMinParallelTokens = int64_t{1} << 15;
+// Of the maximum, a sum of rough exponentials, and the rest.
+constexpr double kNsPerToken = 0.5;
 
 // Calls `visit` for every token whose logit rules and `forbidden` change; for some more than once.
 template <class Visit>
@@ -217,7 +217,8 @@ std::span<SampledRow> BatchSampler::Sample(std::span<const SamplingRow> rows, in
   }
   const Pass pass{*this, rows, vocab_size};
   const int64_t num_rows = std::ssize(rows);
-  const int threads = num_rows * vocab_size >= kMinParallelTokens ? std::max(num_threads, 1) : 1;
+  const int threads =
+      UsefulThreads(num_threads, static_cast<double>(num_rows * vocab_size) * kNsPerToken);
   const auto grow = [](auto& values, int64_t size) {
     if (std::ssize(values) < size) values.resize(static_cast<size_t>(size));
   };
