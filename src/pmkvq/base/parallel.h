@@ -1,4 +1,5 @@
-// Loops shared out to the threads of the process's pool (base/thread_pool.h).
+// Loops shared out to the threads of a pool: the process's, or the one that the calling thread has
+// bound (base/thread_pool.h).
 #pragma once
 
 #include <algorithm>
@@ -43,8 +44,8 @@ inline int UsefulThreads(int num_threads, double work_ns) {
 // between calls that run at the same time, so it can index scratch memory. What an item computes
 // must not depend on `worker`. An item should take 10 us or more. No memory is allocated, except
 // when a call asks for more threads than any before it.
-// Threads: a call from inside a body, or while another thread's call runs, is an ordinary loop in
-// the caller, with worker 0.
+// Threads: a call from inside a body, or while another thread's call runs on the same pool, is an
+// ordinary loop in the caller, with worker 0.
 // Errors: after an exception no further item is begun; the first one is rethrown in the caller.
 // Each item begins with a CancelPoint (base/interrupt.h) of the caller's scopes: throws Cancelled.
 // Work in turns (base/turns.h) may pause between items, never while one of them runs.

@@ -86,6 +86,10 @@ class Sleeper {
   std::atomic<int> asleep_{0};
 };
 
+// The pool of the innermost scope of this thread; null: that of the process. Workers of a pool have
+// it, so that a loop inside a loop finds its pool busy.
+constinit thread_local ThreadPool* bound_pool = nullptr;
+
 // How often this process is the child of a fork.
 std::atomic<uint32_t> num_forks{0};
 
@@ -124,6 +128,8 @@ class LentScope {
 // to the next in the same way.
 struct ThreadPool::Impl {
  public:
+  explicit Impl(ThreadPool* pool) : pool_(pool) {}
+
   bool TryRun(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
     if (IsForked() || busy_.exchange(true, std::memory_order_acquire)) return false;
     const Release release{busy_};
@@ -194,6 +200,7 @@ struct ThreadPool::Impl {
   }
 
   void Work(int worker, Sleeper& sleeper) {
+    bound_pool = pool_;
     for (;;) {
       sleeper.WaitUntil([&] {
         return HasItems(claims_.load(std::memory_order_seq_cst), worker) ||
@@ -244,6 +251,7 @@ struct ThreadPool::Impl {
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
+  ThreadPool* const pool_;
   // Written by every claim, and read by waiting workers all the time.
   alignas(kCacheLine) std::atomic<uint64_t> claims_{0};
   alignas(kCacheLine) std::atomic<int64_t> finished_{0};
@@ -265,7 +273,7 @@ struct ThreadPool::Impl {
 
 ThreadPool::ThreadPool() {
   CountForks();
-  impl_ = std::make_unique<Impl>();
+  impl_ = std::make_unique<Impl>(this);
 }
 
 ThreadPool::~ThreadPool() {
@@ -291,12 +299,20 @@ ThreadPool& ThreadPool::OfProcess() {
   return *pool;
 }
 
+ThreadPool& ThreadPool::OfThread() {
+  return bound_pool != nullptr ? *bound_pool : OfProcess();
+}
+
+ThreadPoolScope::ThreadPoolScope(ThreadPool& pool) : outer_(std::exchange(bound_pool, &pool)) {}
+
+ThreadPoolScope::~ThreadPoolScope() { bound_pool = outer_; }
+
 namespace internal {
 namespace {
 
 void RunWhole(int num_threads, int64_t num_items, ParallelBody body, const void* context) {
   const auto threads = static_cast<int>(std::min<int64_t>(num_threads, num_items));
-  if (ThreadPool::OfProcess().TryRun(threads, num_items, body, context)) return;
+  if (ThreadPool::OfThread().TryRun(threads, num_items, body, context)) return;
   for (int64_t item = 0; item < num_items; ++item) {
     CancelPoint();
     body(context, item, 0);

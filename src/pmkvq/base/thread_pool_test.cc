@@ -52,6 +52,63 @@ TEST(ThreadPool, ItsThreadsEndWithIt) {
   EXPECT_EQ(NumThreadsOfProcess(), before);
 }
 
+// Two callers, each with its pool, have their loops run at the same time: items of both wait for
+// each other.
+TEST(ThreadPool, BoundPoolsRunLoopsAtTheSameTime) {
+  std::atomic<int> began{0};
+  const auto meet = [&] {
+    ThreadPool pool;
+    const ThreadPoolScope scope(pool);
+    ParallelFor(2, 2, [&](int64_t, int) {
+      ++began;
+      while (began < 4) std::this_thread::yield();
+    });
+  };
+  std::thread other(meet);
+  meet();
+  other.join();
+  EXPECT_EQ(began, 4);
+}
+
+TEST(ThreadPool, ALoopInsideABoundLoopStaysOnItsThread) {
+  ThreadPool pool;
+  const ThreadPoolScope scope(pool);
+  std::atomic<int> elsewhere{0};
+  for (int round = 0; round < 50; ++round) {
+    ParallelFor(2, 2, [&](int64_t, int) {
+      const auto thread = std::this_thread::get_id();
+      ParallelFor(2, 8, [&](int64_t, int worker) {
+        elsewhere += thread != std::this_thread::get_id() || worker != 0;
+      });
+    });
+  }
+  EXPECT_EQ(elsewhere, 0);
+}
+
+// The worker that takes part in a loop of this thread.
+std::thread::id WorkerOfLoops() {
+  std::atomic<int> began{0};
+  std::thread::id worker_id;
+  ParallelFor(2, 2, [&](int64_t, int worker) {
+    if (worker == 1) worker_id = std::this_thread::get_id();
+    ++began;
+    while (began < 2) std::this_thread::yield();
+  });
+  return worker_id;
+}
+
+TEST(ThreadPool, TheInnermostScopeCounts) {
+  ThreadPool outer;
+  ThreadPool inner;
+  const ThreadPoolScope scope(outer);
+  const std::thread::id before = WorkerOfLoops();
+  {
+    const ThreadPoolScope nested(inner);
+    EXPECT_NE(WorkerOfLoops(), before);
+  }
+  EXPECT_EQ(WorkerOfLoops(), before);
+}
+
 TEST(ThreadPool, SleepingThreadsEndWithIt) {
   ThreadPool pool;
   EXPECT_TRUE(MeetOn(pool));

@@ -10,6 +10,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/thread_pool.h"
 
 namespace pmkvq {
 
@@ -38,6 +39,7 @@ struct Turns::Impl final : internal::PausableWork {
   // Gives the turn to the work and waits until it comes back.
   void Run() {
     scopes.outer = internal::open_cancel_link;
+    pool = &ThreadPool::OfThread();
     if (!thread.joinable()) {
       try {
         thread = std::thread([this] { Work(); });
@@ -59,6 +61,7 @@ struct Turns::Impl final : internal::PausableWork {
       has_begun = true;
       internal::pausable_work = this;
       try {
+        const ThreadPoolScope loops(*pool);
         work();
       } catch (...) {
         error = std::current_exception();
@@ -92,6 +95,7 @@ struct Turns::Impl final : internal::PausableWork {
   bool is_given_up = false;
   bool ends = false;
   Clock::time_point turn_ends;
+  ThreadPool* pool = nullptr;     // The owner's.
   internal::CancelLink scopes;  // Those of the owner, in front of which the work opens others.
 };
 

@@ -10,7 +10,7 @@
 //   while (!turns.Resume(std::chrono::milliseconds(5))) ServeOthers();
 //
 // Threads: all calls come from one thread at a time. The work sees the open scopes of
-// base/interrupt.h of whoever calls Resume.
+// base/interrupt.h of whoever calls Resume, and its loops run on the pool of the first such caller.
 #pragma once
 
 #include <chrono>

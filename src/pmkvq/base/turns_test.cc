@@ -55,6 +55,20 @@ TEST(TurnsTest, ALongTurnRunsToTheEndAndTheNextWorkFollows) {
   EXPECT_EQ(sum, 6);
 }
 
+TEST(TurnsTest, LoopsOfTheWorkRunOnTheOwnersPool) {
+  ThreadPool pool;
+  const ThreadPoolScope scope(pool);
+  Turns turns;
+  ThreadPool* found = nullptr;
+  turns.Start([&] {
+    PausePoint();
+    found = &ThreadPool::OfThread();
+  });
+  EXPECT_FALSE(turns.Resume(kShortest));
+  EXPECT_TRUE(turns.Resume(kShortest));
+  EXPECT_EQ(found, &pool);
+}
+
 TEST(TurnsTest, WhatTheWorkThrowsReachesTheOwner) {
   Turns turns;
   turns.Start([] {
