@@ -63,6 +63,14 @@ void Engine::Impl::Check(const Request& request) const {
 
 RequestId Engine::Impl::Submit(Request request) {
   auto task = std::make_unique<Task>(next_id, std::move(request), tokenizer);
+  task->end_ids = task->request.stop_ids;
+  if (!task->request.ignore_eos) {
+    for (const int64_t id : model->config().eos_token_ids) {
+      if (id >= 0 && id < model->config().vocab_size) {
+        task->end_ids.push_back(static_cast<int32_t>(id));
+      }
+    }
+  }
   const int64_t room = max_len - task->prompt_len();
   const int64_t asked = task->request.max_tokens;
   task->max_drawn = asked == 0 ? room : std::min(asked, room);

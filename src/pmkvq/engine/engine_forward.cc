@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <utility>
 
 #include "pmkvq/engine/engine_impl.h"
@@ -86,7 +85,8 @@ void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
   if (!chunk_failures.empty()) {
     Fail(task, chunk_failures.front().failure);
   } else if (chunk.logits == ForwardChunk::Logits::kLast) {
-    Draw(task, logits);
+    Task* const only = &task;
+    Draw({&only, 1}, logits);
   }
 }
 
@@ -192,11 +192,7 @@ void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step
   TakeHalvings();
   for (const ForwardFailure& failed : failures) Fail(*chunk_tasks[failed.chunk], failed.failure);
 
-  const int64_t vocab_size = model->config().vocab_size;
-  for (size_t row = 0; row < drawing.size(); ++row) {
-    if (drawing[row]->finish) continue;
-    Draw(*drawing[row], workspace.logits.data() + static_cast<int64_t>(row) * vocab_size);
-  }
+  Draw(drawing, workspace.logits.data());
   for (Task* const task : decoding) {
     task->longest_pause_us = std::max(task->longest_pause_us, task->pause_us);
   }
@@ -223,55 +219,54 @@ bool Engine::Impl::AddReplayed(Task& task, int64_t stored) {
   return true;
 }
 
-void Engine::Impl::Draw(Task& task, float* logits) {
+void Engine::Impl::Draw(std::span<Task* const> tasks, float* logits) {
   const AddTime timing(&stats.sampling_seconds);
-  const auto position = static_cast<int64_t>(task.tokens.size()) - 1;
-  if (const std::optional<KvFailure> failure = model->FailureOfLogits(logits, position)) {
-    return Fail(task, *failure);
-  }
-  const Request& request = task.request;
   const int64_t vocab_size = model->config().vocab_size;
-  // Log-probabilities are of what the model says, so that row is kept where rules change it.
-  std::vector<float> as_given;
-  const bool has_rules = !request.rules.changes_nothing() || task.num_drawn() < request.min_tokens;
-  if (has_rules && request.num_logprobs >= 0) as_given.assign(logits, logits + vocab_size);
-  ApplyLogitRules(request.rules, task.counts, logits);
-  if (task.num_drawn() < request.min_tokens) {
-    constexpr float kNever = -std::numeric_limits<float>::infinity();
-    if (!request.ignore_eos) {
-      for (const int64_t token : model->config().eos_token_ids) logits[token] = kNever;
-    }
-    for (const int32_t token : request.stop_ids) logits[token] = kNever;
+  sampling_rows.clear();
+  sampling_tasks.clear();
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    Task& task = *tasks[i];
+    if (task.finish) continue;
+    const Request& request = task.request;
+    SamplingRow row;
+    row.logits = logits + static_cast<int64_t>(i) * vocab_size;
+    row.params = &request.sampling;
+    row.rules = &request.rules;
+    row.counts = &task.counts;
+    if (task.num_drawn() < request.min_tokens) row.forbidden = task.end_ids;
+    row.random = &task.random;
+    row.num_logprobs = request.num_logprobs;
+    sampling_rows.push_back(row);
+    sampling_tasks.push_back(&task);
   }
-  const std::optional<int32_t> token =
-      SampleToken(request.sampling, logits, vocab_size, task.random);
-  if (!token) {
-    return Fail(task, {fmt::format("sampling, position {}", position),
-                       "no token may be drawn: min_tokens and logit_bias leave none"});
+  const std::span<SampledRow> drawn = sampler.Sample(sampling_rows, vocab_size, num_threads);
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    TakeDrawn(*sampling_tasks[i], sampling_rows[i].logits, drawn[i]);
   }
-  std::optional<TokenLogprobs> logprobs;
-  if (request.num_logprobs >= 0) {
-    logprobs = LogprobsOf(as_given.empty() ? logits : as_given.data(), vocab_size, *token,
-                          request.num_logprobs);
-    task.logprobs.push_back(*logprobs);
-  }
-  std::string text = Push(task, *token, task.finish);
-  if (task.finish) text += task.text.Finish();
-  events.Push(TokenEvent{task.id, *token, std::move(text), std::move(logprobs)});
 }
 
-bool Engine::Impl::EndsRequest(const Task& task, int32_t token) const {
-  const auto holds = [&](const auto& ids) {
-    return std::find(ids.begin(), ids.end(), token) != ids.end();
-  };
-  return holds(task.request.stop_ids) ||
-         (!task.request.ignore_eos && holds(model->config().eos_token_ids));
+void Engine::Impl::TakeDrawn(Task& task, const float* logits, SampledRow& drawn) {
+  const auto position = static_cast<int64_t>(task.tokens.size()) - 1;
+  switch (drawn.outcome) {
+    case SamplingOutcome::kDrawn:
+      break;
+    case SamplingOutcome::kNotFinite:
+      return Fail(task, model->FailureOfLogits(logits, position).value());
+    case SamplingOutcome::kNoneLeft:
+      return Fail(task, {fmt::format("sampling, position {}", position),
+                         "no token may be drawn: min_tokens and logit_bias leave none"});
+  }
+  if (drawn.logprobs) task.logprobs.push_back(*drawn.logprobs);
+  std::string text = Push(task, drawn.token, task.finish);
+  if (task.finish) text += task.text.Finish();
+  events.Push(TokenEvent{task.id, drawn.token, std::move(text), std::move(drawn.logprobs)});
 }
 
 std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
   task.tokens.push_back(token);
   if (task.request.rules.has_penalties()) ++task.counts[token];
-  const bool is_end = EndsRequest(task, token);
+  const bool is_end =
+      std::find(task.end_ids.begin(), task.end_ids.end(), token) != task.end_ids.end();
   std::string text = is_end ? "" : task.text.Push(token);
   if (is_end || task.text.stopped()) {
     end = FinishReason::kStop;

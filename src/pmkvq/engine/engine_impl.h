@@ -18,6 +18,7 @@
 #include "pmkvq/engine/request_queue.h"
 #include "pmkvq/engine/sequences.h"
 #include "pmkvq/engine/task.h"
+#include "pmkvq/kernels/sampling/batch_sampler.h"
 
 namespace pmkvq {
 
@@ -88,9 +89,11 @@ struct Engine::Impl {
   void Fail(Task& task, const KvFailure& failure);
   // Queues the events and adds their times to the requests' `pause_us`.
   void TakeHalvings();
-  // Draws from `logits` [V], which the request's rules may change.
-  void Draw(Task& task, float* logits);
-  bool EndsRequest(const Task& task, int32_t token) const;
+  // Draws a token for each of these requests, but those that have ended, from its row of `logits`
+  // [tasks, V], which the request's rules may change.
+  void Draw(std::span<Task* const> tasks, float* logits);
+  // Adds what was drawn from the row `logits` [V], or ends the request.
+  void TakeDrawn(Task& task, const float* logits, SampledRow& drawn);
   // Adds a drawn token. Returns the text that it completes; `end`: how it ends the request, if so.
   std::string Push(Task& task, int32_t token, std::optional<FinishReason>& end);
   void PushReplayed(Task& task);
@@ -127,6 +130,9 @@ struct Engine::Impl {
   std::vector<Task*> chunk_tasks;  // Of each chunk.
   std::vector<Task*> drawing;      // Of each row of logits.
   std::vector<ForwardFailure> failures;
+  BatchSampler sampler;
+  std::vector<SamplingRow> sampling_rows;
+  std::vector<Task*> sampling_tasks;  // Of each row.
 };
 
 }  // namespace pmkvq

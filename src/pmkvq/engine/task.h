@@ -40,6 +40,7 @@ struct Task {
   std::vector<int32_t> tokens;  // Prompt, then drawn tokens.
   Random random;
   OutputText text;
+  std::vector<int32_t> end_ids;  // Tokens that end it.
   int64_t max_drawn = 0;
   std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
   std::optional<FinishReason> finish;

@@ -40,16 +40,13 @@ struct TokenLogprobs {
   std::vector<TokenLogprob> top;  // The likeliest first, of equal ones the lowest id.
 };
 
-// log softmax of `logits` [vocab_size], finite or -inf but for the largest: of `drawn` and of the
-// `num_top` likeliest tokens (fewer where the vocabulary is smaller). Sums in double.
-TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top);
-
 namespace ref {
 
-// The same by definition, with bits that batch_sampler.h repeats on every instruction set:
-// exponentials of the distances to the largest logit by ref::ExpSums, those of logits below
-// LogprobCut being 0 (V of them are less than V 2^-63 of the sum), sums of blocks added in their
-// order.
+// log softmax of `logits` [vocab_size], finite or -inf but for the largest: of `drawn` and of the
+// `num_top` likeliest tokens (fewer where the vocabulary is smaller). The definition, whose bits
+// batch_sampler.h repeats on every instruction set. Sums in double: exponentials of the distances
+// to the largest logit by ref::ExpSums, those of logits below LogprobCut being 0 (V of them are
+// less than V 2^-63 of the sum), sums of blocks added in their order.
 TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top);
 // max - 44, rounded up.
 float LogprobCut(float max);

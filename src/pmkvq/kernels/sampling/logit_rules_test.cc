@@ -41,7 +41,7 @@ TEST(Logprobs, AreTheLogSoftmax) {
   const std::vector<float> logits = {1, 3, 3, -2, 0};
   double sum = 0;
   for (const float x : logits) sum += std::exp(static_cast<double>(x));
-  const TokenLogprobs result = LogprobsOf(logits.data(), 5, 3, 4);
+  const TokenLogprobs result = ref::LogprobsOf(logits.data(), 5, 3, 4);
   EXPECT_EQ(result.drawn.token, 3);
   EXPECT_NEAR(result.drawn.logprob, -2 - std::log(sum), 1e-12);
   ASSERT_EQ(result.top.size(), 4u);
@@ -51,13 +51,13 @@ TEST(Logprobs, AreTheLogSoftmax) {
     EXPECT_NEAR(result.top[i].logprob,
                 static_cast<double>(logits[static_cast<size_t>(order[i])]) - std::log(sum), 1e-12);
   }
-  EXPECT_TRUE(LogprobsOf(logits.data(), 5, 0, 0).top.empty());
-  EXPECT_EQ(LogprobsOf(logits.data(), 5, 0, 100).top.size(), 5u);
+  EXPECT_TRUE(ref::LogprobsOf(logits.data(), 5, 0, 0).top.empty());
+  EXPECT_EQ(ref::LogprobsOf(logits.data(), 5, 0, 100).top.size(), 5u);
 }
 
 TEST(Logprobs, LargeLogitsDoNotOverflow) {
   const std::vector<float> logits = {30000, 29999, -std::numeric_limits<float>::infinity()};
-  const TokenLogprobs result = LogprobsOf(logits.data(), 3, 0, 3);
+  const TokenLogprobs result = ref::LogprobsOf(logits.data(), 3, 0, 3);
   EXPECT_NEAR(result.drawn.logprob, -std::log1p(std::exp(-1.0)), 1e-9);
   EXPECT_EQ(result.top[2].logprob, -std::numeric_limits<double>::infinity());
 }
