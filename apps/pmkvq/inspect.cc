@@ -12,6 +12,7 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/safetensors.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/model/model.h"
@@ -65,14 +66,12 @@ void InspectModel(const Options& options) {
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;
   int64_t num_foreign = 0;
-  for (const SafetensorsFile& file : checkpoint.files()) {
-    for (const auto& [name, tensor] : file.tensors()) {
-      num_parameters += tensor.num_elements();
-      weight_bytes += static_cast<int64_t>(tensor.num_bytes());
-    }
-    for (const auto& [name, tensor] : file.foreign_tensors()) {
+  for (const StoredWeight& tensor : checkpoint.weights().tensors()) {
+    weight_bytes += static_cast<int64_t>(tensor.num_bytes);
+    if (tensor.data != nullptr) {
+      num_parameters += NumElements(tensor.shape);
+    } else {
       num_foreign += 1;
-      weight_bytes += static_cast<int64_t>(tensor.num_bytes);
     }
   }
   std::vector<Field> fields = {
@@ -80,7 +79,7 @@ void InspectModel(const Options& options) {
       Text("architecture", config.architecture),
       Number("parameters", num_parameters),
       Number("weight_bytes", weight_bytes),
-      Number("files", static_cast<int64_t>(checkpoint.files().size())),
+      Number("files", checkpoint.weights().num_files()),
       Number("blocks", config.num_layers),
       Number("hidden_size", config.hidden_size),
       Number("intermediate_size", config.intermediate_size),

@@ -1,48 +1,39 @@
-// A Hugging Face model folder: config and mapped weights.
+// A model folder: its config and the source of its weights.
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
-#include <vector>
 
 #include "pmkvq/io/model_config.h"
-#include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/weight_source.h"
 
 namespace pmkvq {
 
-// model.safetensors, or the shards that model.safetensors.index.json lists. Weights are mapped
-// and used as stored. Move-only; views stay valid while it lives.
+// Move-only; weights stay valid while it lives.
 class Checkpoint {
  public:
-  // Throws IoError / InvalidInput / Unsupported: no folder, no weights, a shard missing, a tensor
-  // that the index promises and the shard lacks, the same tensor twice, a file instead of a folder.
+  // A Hugging Face folder (io/weights/safetensors_source.h).
+  // Throws IoError / InvalidInput / Unsupported: no folder, a file instead of a folder, and what
+  // LoadModelConfig and OpenSafetensorsSource throw.
   static Checkpoint Open(const std::string& folder);
 
   // A model that exists in memory only: `name` stands for the folder, `config` is taken as valid.
-  // For synthetic models whose weights only have to be of the right shape and size.
+  // Tensors have the names of Hugging Face (io/weights/hugging_face_names.h).
   static Checkpoint FromMemory(const std::string& name, const ModelConfig& config,
                                std::map<std::string, Tensor> tensors);
 
   const std::string& folder() const { return folder_; }
   const ModelConfig& config() const { return config_; }
-  const std::vector<SafetensorsFile>& files() const { return files_; }
+  const WeightSource& weights() const { return *weights_; }
 
-  // The tensor of that name, which must have that shape and be F32, F16 or BF16.
-  // Throws InvalidInput naming file, tensor, found and expected; Unsupported for a dtype that we do
-  // not compute with.
-  const TensorView& Get(const std::string& name, const Shape& shape) const;
-  bool Has(const std::string& name) const;
-  // SafetensorsFile::DropPages of the file that holds it.
-  void DropPages(const TensorView& tensor) const;
-
-  // 128-bit xxHash, as 32 hex digits, over the architecture fields and, in order of name, each
-  // weight tensor's name, dtype, shape and first 64 KiB. Identifies the model in plans.
+  // Identifies the model in plans: WeightSource::Identity with the architecture's fields.
   std::string Identity() const;
 
  private:
   std::string folder_;
   ModelConfig config_;
-  std::vector<SafetensorsFile> files_;
+  std::unique_ptr<const WeightSource> weights_;
 };
 
 // Hash of a whole file's bytes, 32 hex digits (plans name their tensor file's hash).

@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/safetensors.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -49,7 +50,7 @@ TEST(Checkpoint, OpensTheShippedModel) {
   const std::string folder = PMKVQ_SOURCE_DIR "/models/longcot-10m";
   const Checkpoint checkpoint = Checkpoint::Open(folder);
   EXPECT_EQ(checkpoint.folder(), folder);
-  EXPECT_EQ(checkpoint.files().size(), 2u);
+  EXPECT_EQ(checkpoint.weights().num_files(), 2);
   const ModelConfig& config = checkpoint.config();
   EXPECT_EQ(config.model_type, "qwen2");
   EXPECT_EQ(config.num_layers, 12);
@@ -61,39 +62,11 @@ TEST(Checkpoint, OpensTheShippedModel) {
   EXPECT_TRUE(config.tie_word_embeddings && config.qkv_bias);
   EXPECT_EQ(config.bos_token_id, 542);
   EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{544, 542}));
-  EXPECT_EQ(checkpoint.Get("model.embed_tokens.weight", {576, 256}).dtype, DType::kBF16);
-  EXPECT_TRUE(checkpoint.Has("model.layers.11.self_attn.q_proj.bias"));
-  EXPECT_FALSE(checkpoint.Has("lm_head.weight"));
+  EXPECT_EQ(checkpoint.weights().Get("embedding", {576, 256}).format, WeightFormat::kBF16);
+  EXPECT_NE(checkpoint.weights().Find("blocks.11.attn.q.bias"), nullptr);
+  EXPECT_EQ(checkpoint.weights().Find("output_head"), nullptr);
   // Plans of this model carry this number: it must not change by itself.
   EXPECT_EQ(checkpoint.Identity(), "c8907b1f54657f313a66a60b983195a9");
-}
-
-TEST(Checkpoint, OpensASingleFile) {
-  const Folder folder;
-  folder.WriteShard("model.safetensors", {"a", "b"});
-  const Checkpoint checkpoint = folder.Open();
-  EXPECT_EQ(checkpoint.files().size(), 1u);
-  EXPECT_EQ(checkpoint.Get("a", {2, 3}).As<float>()[5], 1.0f);
-}
-
-TEST(Checkpoint, GetNamesFileTensorFoundAndExpected) {
-  const Folder folder;
-  folder.WriteShard("model-1.safetensors", {"a"});
-  folder.WriteShard("model-2.safetensors", {"b"}, 0, DType::kI32);
-  folder.WriteIndex(R"({"a":"model-1.safetensors","b":"model-2.safetensors"})");
-  const Checkpoint checkpoint = folder.Open();
-  ExpectError<InvalidInput>(
-      [&] {
-        checkpoint.Get("a", {3, 2});
-      },
-      {"model-1.safetensors] tensor 'a': found F32 [2, 3], expected F32, F16 or BF16 [3, 2]"});
-  ExpectError<InvalidInput>(
-      [&] {
-        checkpoint.Get("b", {2, 3});
-      },
-      {"model-2.safetensors] tensor 'b': found I32 [2, 3]"});
-  ExpectError<InvalidInput>([&] { checkpoint.Get("c", {2}); },
-                            {folder.path(), "tensor 'c': found nothing, expected"});
 }
 
 TEST(Checkpoint, MissingPieces) {

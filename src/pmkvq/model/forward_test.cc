@@ -133,13 +133,15 @@ TinyWeights Dequantized(const TinyModel& tiny, const TinyWeights& weights) {
     const int64_t rows = tensor.shape()[0];
     const int64_t cols = tensor.shape()[1];
     Q8Weight codes;
-    EXPECT_TRUE(ref::QuantizeWeight({tensor.view().data, tensor.dtype(), rows, cols}, codes));
+    EXPECT_TRUE(ref::QuantizeWeight(
+        {tensor.view().data, *WeightFormatNamed(NameOf(tensor.dtype())), rows, cols}, codes));
     tensor = Tensor(DType::kF32, {rows, cols});
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t k = 0; k < cols; ++k) {
         std::vector<float> unit(static_cast<size_t>(cols), 0.0f);
         unit[static_cast<size_t>(k)] = 1.0f;
-        const WeightView row{codes.data.data() + n * Q8RowBytes(cols), DType::kI8, 1, cols};
+        const WeightView row{codes.data.data() + n * RowBytes(WeightFormat::kQ8, cols),
+                             WeightFormat::kQ8, 1, cols};
         ref::MatMul(unit.data(), 1, row, nullptr, tensor.As<float>() + n * cols + k);
       }
     }

@@ -41,7 +41,7 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   return params;
 }
 
-// Finds weights by their Hugging Face names and remembers which ones were asked for.
+// Finds weights by their canonical names and remembers which ones were asked for.
 class Binder {
  public:
   explicit Binder(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
@@ -60,57 +60,53 @@ class Binder {
   // The rest of the checkpoint must not hold weights of blocks: ignoring them would compute
   // another function than the one that was trained.
   void CheckNothingLeft() const {
-    for (const SafetensorsFile& file : checkpoint_.files()) {
-      for (const auto& [name, tensor] : file.tensors()) {
-        const bool of_block = name.starts_with("model.layers.");
-        // Old checkpoints store the RoPE frequencies; they follow from the config.
-        if (!of_block || name.ends_with("rotary_emb.inv_freq") || bound_.contains(name)) continue;
-        const ModelConfig& config = checkpoint_.config();
-        throw InvalidInput(
-            file.path(),
-            fmt::format("tensor '{}': found here, expected only what config.json announces ({}, "
-                        "{} blocks)",
-                        name, config.architecture, config.num_layers));
-      }
+    for (const StoredWeight& tensor : checkpoint_.weights().tensors()) {
+      if (!tensor.of_block || bound_.contains(&tensor)) continue;
+      const ModelConfig& config = checkpoint_.config();
+      throw InvalidInput(
+          tensor.file,
+          fmt::format("tensor '{}': found here, expected only what config.json announces ({}, "
+                      "{} blocks)",
+                      tensor.stored_name, config.architecture, config.num_layers));
     }
   }
 
  private:
   WeightView Bind(const std::string& name, const Shape& shape, int64_t rows, int64_t cols) {
-    const TensorView& tensor = checkpoint_.Get(name, shape);
-    bound_.insert(name);
-    return {tensor.data, tensor.dtype, rows, cols};
+    const StoredWeight& tensor = checkpoint_.weights().Get(name, shape);
+    bound_.insert(&tensor);
+    return {tensor.data, *tensor.format, rows, cols};
   }
 
   const Checkpoint& checkpoint_;
-  std::set<std::string> bound_;
+  std::set<const StoredWeight*> bound_;
 };
 
 BlockWeights BindBlock(const ModelConfig& config, int64_t layer, Binder& binder) {
-  const std::string block = fmt::format("model.layers.{}.", layer);
-  const std::string attention = block + "self_attn.";
+  const std::string attention = fmt::format("blocks.{}.attn.", layer);
+  const std::string mlp = fmt::format("blocks.{}.mlp.", layer);
   const int64_t hidden = config.hidden_size;
   BlockWeights weights;
-  weights.attention_norm = binder.Vector(block + "input_layernorm.weight", hidden);
-  weights.q_proj = binder.Matrix(attention + "q_proj.weight", config.q_dim(), hidden);
-  weights.k_proj = binder.Matrix(attention + "k_proj.weight", config.kv_dim(), hidden);
-  weights.v_proj = binder.Matrix(attention + "v_proj.weight", config.kv_dim(), hidden);
-  weights.o_proj = binder.Matrix(attention + "o_proj.weight", hidden, config.q_dim());
+  weights.attention_norm = binder.Vector(attention + "norm", hidden);
+  weights.q_proj = binder.Matrix(attention + "q", config.q_dim(), hidden);
+  weights.k_proj = binder.Matrix(attention + "k", config.kv_dim(), hidden);
+  weights.v_proj = binder.Matrix(attention + "v", config.kv_dim(), hidden);
+  weights.o_proj = binder.Matrix(attention + "o", hidden, config.q_dim());
   if (config.qkv_bias) {
-    weights.q_bias = binder.Vector(attention + "q_proj.bias", config.q_dim());
-    weights.k_bias = binder.Vector(attention + "k_proj.bias", config.kv_dim());
-    weights.v_bias = binder.Vector(attention + "v_proj.bias", config.kv_dim());
+    weights.q_bias = binder.Vector(attention + "q.bias", config.q_dim());
+    weights.k_bias = binder.Vector(attention + "k.bias", config.kv_dim());
+    weights.v_bias = binder.Vector(attention + "v.bias", config.kv_dim());
   }
-  if (config.o_bias) weights.o_bias = binder.Vector(attention + "o_proj.bias", hidden);
+  if (config.o_bias) weights.o_bias = binder.Vector(attention + "o.bias", hidden);
   if (config.qk_norm) {
-    weights.q_norm = binder.Vector(attention + "q_norm.weight", config.head_dim);
-    weights.k_norm = binder.Vector(attention + "k_norm.weight", config.head_dim);
+    weights.q_norm = binder.Vector(attention + "q_norm", config.head_dim);
+    weights.k_norm = binder.Vector(attention + "k_norm", config.head_dim);
   }
   const int64_t inner = config.intermediate_size;
-  weights.mlp_norm = binder.Vector(block + "post_attention_layernorm.weight", hidden);
-  weights.gate_proj = binder.Matrix(block + "mlp.gate_proj.weight", inner, hidden);
-  weights.up_proj = binder.Matrix(block + "mlp.up_proj.weight", inner, hidden);
-  weights.down_proj = binder.Matrix(block + "mlp.down_proj.weight", hidden, inner);
+  weights.mlp_norm = binder.Vector(mlp + "norm", hidden);
+  weights.gate_proj = binder.Matrix(mlp + "gate", inner, hidden);
+  weights.up_proj = binder.Matrix(mlp + "up", inner, hidden);
+  weights.down_proj = binder.Matrix(mlp + "down", hidden, inner);
   return weights;
 }
 
@@ -120,11 +116,11 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
     : checkpoint(std::move(opened)), rope(RopeParamsOf(checkpoint.config())) {
   const ModelConfig& config = checkpoint.config();
   Binder binder(checkpoint);
-  embedding = binder.Matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
+  embedding = binder.Matrix("embedding", config.vocab_size, config.hidden_size);
   output_head = config.tie_word_embeddings
                     ? embedding
-                    : binder.Matrix("lm_head.weight", config.vocab_size, config.hidden_size);
-  final_norm = binder.Vector("model.norm.weight", config.hidden_size);
+                    : binder.Matrix("output_head", config.vocab_size, config.hidden_size);
+  final_norm = binder.Vector("final_norm", config.hidden_size);
   blocks.reserve(static_cast<size_t>(config.num_layers));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     blocks.push_back(BindBlock(config, layer, binder));
@@ -135,27 +131,30 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
 }
 
 void Model::Impl::QuantizeWeights(int num_threads) {
-  const auto quantize = [&](WeightView& weight, const std::string& what) {
+  const WeightSource& source = checkpoint.weights();
+  const auto quantize = [&](WeightView& weight, const std::string& name) {
+    const StoredWeight& stored = *source.Find(name);
     Q8Weight& made = quantized.emplace_back();
     if (!QuantizeWeight(weight, num_threads, made)) {
-      throw InvalidInput(checkpoint.folder(),
-                         what + ": found a value that is not finite, expected finite weights");
+      throw InvalidInput(stored.file, fmt::format("tensor '{}': found a value that is not finite, "
+                                                  "expected finite weights",
+                                                  stored.stored_name));
     }
-    checkpoint.DropPages({weight.data, weight.dtype, {weight.rows, weight.cols}});
+    source.DropPages(stored);
     weight = made.view();
   };
   for (size_t layer = 0; layer < blocks.size(); ++layer) {
-    const std::string block = fmt::format("block {} ", layer);
+    const std::string block = fmt::format("blocks.{}.", layer);
     BlockWeights& own = blocks[layer];
-    quantize(own.q_proj, block + "q_proj");
-    quantize(own.k_proj, block + "k_proj");
-    quantize(own.v_proj, block + "v_proj");
-    quantize(own.o_proj, block + "o_proj");
-    quantize(own.gate_proj, block + "gate_proj");
-    quantize(own.up_proj, block + "up_proj");
-    quantize(own.down_proj, block + "down_proj");
+    quantize(own.q_proj, block + "attn.q");
+    quantize(own.k_proj, block + "attn.k");
+    quantize(own.v_proj, block + "attn.v");
+    quantize(own.o_proj, block + "attn.o");
+    quantize(own.gate_proj, block + "mlp.gate");
+    quantize(own.up_proj, block + "mlp.up");
+    quantize(own.down_proj, block + "mlp.down");
   }
-  quantize(output_head, "output head");
+  quantize(output_head, checkpoint.config().tie_word_embeddings ? "embedding" : "output_head");
 }
 
 Model::Model() = default;

@@ -39,7 +39,7 @@ TEST(ModelLoad, BindsEveryArchitecture) {
     for (int64_t layer = 0; layer < tiny.layers; ++layer) {
       const BlockWeights& block = model->block(layer);
       const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-      EXPECT_EQ(block.q_proj.dtype, tiny.dtype) << "weights stay as stored";
+      EXPECT_EQ(NameOf(block.q_proj.format), NameOf(tiny.dtype)) << "weights stay as stored";
       EXPECT_EQ(block.down_proj.rows, tiny.hidden);
       EXPECT_EQ(block.down_proj.cols, tiny.inner);
       EXPECT_EQ(block.q_bias.empty(), !tiny.qkv_bias);
@@ -66,8 +66,7 @@ TEST(ModelLoad, FromMemoryIsThatOfTheFolder) {
     const WeightView& a = made->block(tiny.layers - 1).down_proj;
     const WeightView& b = loaded->block(tiny.layers - 1).down_proj;
     ASSERT_EQ(a.rows * a.cols, b.rows * b.cols);
-    const auto num_bytes = static_cast<size_t>(a.rows * a.cols) * SizeOf(a.dtype);
-    EXPECT_EQ(std::memcmp(a.data, b.data, num_bytes), 0);
+    EXPECT_EQ(std::memcmp(a.data, b.data, a.num_bytes()), 0);
   }
   TinyWeights weights = MakeTinyWeights({});
   TempFolder folder;
@@ -87,13 +86,13 @@ TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
     const std::shared_ptr<const Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
     const std::shared_ptr<const Model> stored = Model::Load(folder.path());
     EXPECT_EQ(stored->weights(), WeightMode::kAsStored);
-    EXPECT_EQ(model->embedding().dtype, tiny.dtype);
-    EXPECT_EQ(model->output_head().dtype, DType::kI8);
+    EXPECT_EQ(NameOf(model->embedding().format), NameOf(tiny.dtype));
+    EXPECT_EQ(model->output_head().format, WeightFormat::kQ8);
     EXPECT_EQ(model->output_head().rows, tiny.vocab);
     const BlockWeights& block = model->block(tiny.layers - 1);
     for (const WeightView* view : {&block.q_proj, &block.k_proj, &block.v_proj, &block.o_proj,
                                    &block.gate_proj, &block.up_proj, &block.down_proj}) {
-      EXPECT_EQ(view->dtype, DType::kI8);
+      EXPECT_EQ(view->format, WeightFormat::kQ8);
     }
     // What was given back to the system is read again: plans still know the model.
     EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
@@ -110,7 +109,7 @@ TEST(ModelLoad, NamesAMatrixThatCannotBeQuantised) {
       [&] {
         Model::Load(folder.path(), {WeightMode::kQ8, 1});
       },
-      {folder.path(), "block 1 up_proj", "not finite"});
+      {"model.safetensors", "model.layers.1.mlp.up_proj.weight", "not finite"});
 }
 
 TEST(ModelLoad, WeightModesByName) {

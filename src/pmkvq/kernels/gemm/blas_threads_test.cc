@@ -30,8 +30,8 @@ constexpr int64_t kSize = 64;
 // Each way into BLAS once.
 void Multiply() {
   const std::vector<float> weights(kSize * kSize, 0.5f);
-  const WeightView weight{reinterpret_cast<const std::byte*>(weights.data()), DType::kF32, kSize,
-                          kSize};
+  const WeightView weight{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kF32,
+                          kSize, kSize};
   const std::vector<float> x(kRows * kSize, 1.0f);
   std::vector<float> y(x.size());
   MatMul(x.data(), kRows, weight, nullptr, y.data(), 2);

@@ -12,7 +12,6 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/blas_threads.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
-#include "pmkvq/kernels/gemm/weight_q8.h"
 
 namespace pmkvq {
 namespace {
@@ -26,7 +25,18 @@ constexpr int64_t kTileCols = 1024;
 // MatMulGradInput: a thread owns columns of dx and walks down the rows of W.
 constexpr int64_t kGradTileCols = 256;
 constexpr int64_t kGradTileRows = 1024;
-static_assert(kTileCols % kQ8Group == 0 && kGradTileCols % kQ8Group == 0);
+// Values that a row of doubles is expanded through at once.
+constexpr int64_t kExpandPiece = 256;
+// Tiles and pieces begin at the beginning of a block of weights.
+constexpr bool TilesAreWholeBlocks() {
+  for (const WeightLayout& layout : kWeightLayouts) {
+    for (const int64_t tile : {kTileCols, kGradTileCols, kExpandPiece}) {
+      if (tile % layout.block_values != 0) return false;
+    }
+  }
+  return true;
+}
+static_assert(TilesAreWholeBlocks());
 // Of one thread: 2^19 multiplications take 30 us, with weights from memory or in the vector
 // kernels.
 constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
@@ -41,33 +51,23 @@ int ThreadsForProducts(int num_threads, int64_t multiplications) {
 }
 
 void CheckWeight(const WeightView& weight) {
-  PMKVQ_CHECK_MSG(IsFloat16Or32(weight.dtype) || weight.dtype == DType::kI8,
-                  "weights are F32, F16, BF16 or I8 groups");
+  LayoutOf(weight.format);
   PMKVQ_CHECK(weight.rows >= 0 && weight.cols >= 0);
 }
 
-// Bytes before element `col` of a row; in quantised weights `col` begins a group.
-size_t BytesBefore(DType dtype, int64_t col) {
-  if (dtype == DType::kI8) return static_cast<size_t>(col / kQ8Group * kQ8GroupBytes);
-  return static_cast<size_t>(col) * SizeOf(dtype);
-}
-
 const std::byte* ElementAt(const WeightView& weight, int64_t row, int64_t col) {
-  const size_t row_bytes = weight.dtype == DType::kI8 ? static_cast<size_t>(Q8RowBytes(weight.cols))
-                                                      : BytesBefore(weight.dtype, weight.cols);
-  return weight.data + static_cast<size_t>(row) * row_bytes + BytesBefore(weight.dtype, col);
+  return weight.data + row * RowBytes(weight.format, weight.cols) + BytesBefore(weight.format, col);
 }
 
-void ExpandElements(const std::byte* data, DType dtype, int64_t count, float* out) {
-  internal::ExpandToFloat(data, dtype, count, out);
+void ExpandElements(const std::byte* data, WeightFormat format, int64_t count, float* out) {
+  internal::ExpandToFloat(data, format, count, out);
 }
 
-void ExpandElements(const std::byte* data, DType dtype, int64_t count, double* out) {
-  constexpr int64_t kPiece = 256;
-  float piece[kPiece];
-  for (int64_t begin = 0; begin < count; begin += kPiece) {
-    const int64_t size = std::min(kPiece, count - begin);
-    internal::ExpandToFloat(data + BytesBefore(dtype, begin), dtype, size, piece);
+void ExpandElements(const std::byte* data, WeightFormat format, int64_t count, double* out) {
+  float piece[kExpandPiece];
+  for (int64_t begin = 0; begin < count; begin += kExpandPiece) {
+    const int64_t size = std::min(kExpandPiece, count - begin);
+    internal::ExpandToFloat(data + BytesBefore(format, begin), format, size, piece);
     for (int64_t i = 0; i < size; ++i) out[begin + i] = static_cast<double>(piece[i]);
   }
 }
@@ -83,14 +83,14 @@ template <class Real>
 Tile<Real> ExpandTile(const WeightView& weight, int64_t row, int64_t num_rows, int64_t col,
                       int64_t num_cols, AlignedVector<Real>& scratch) {
   if constexpr (std::is_same_v<Real, float>) {
-    if (weight.dtype == DType::kF32) {
+    if (weight.format == WeightFormat::kF32) {
       return {reinterpret_cast<const float*>(ElementAt(weight, row, col)), weight.cols};
     }
   }
   const size_t needed = static_cast<size_t>(num_rows * num_cols);
   if (scratch.size() < needed) scratch.resize(needed);
   for (int64_t r = 0; r < num_rows; ++r) {
-    ExpandElements(ElementAt(weight, row + r, col), weight.dtype, num_cols,
+    ExpandElements(ElementAt(weight, row + r, col), weight.format, num_cols,
                    scratch.data() + r * num_cols);
   }
   return {scratch.data(), num_cols};
@@ -128,7 +128,7 @@ const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weig
   float* slice = packed.data();
   for (int64_t row = 0; row < num_rows; row += kSliceRows, slice += slice_floats) {
     internal::PackDecodeRows(x + row * weight.cols, std::min(kSliceRows, num_rows - row),
-                             weight.cols, weight.dtype, slice);
+                             weight.cols, weight.format, slice);
   }
   return packed.data();
 }
@@ -159,9 +159,9 @@ int64_t Multiplications(int64_t num_rows, std::span<const Projection<Real>> proj
   return count;
 }
 
-// All weights are of one type, so that one packed x serves them.
-void DecodeRowsOfType(const float* x, int64_t num_rows,
-                      std::span<const Projection<float>> projections, int num_threads) {
+// All weights are of one format, so that one packed x serves them.
+void DecodeRowsOfFormat(const float* x, int64_t num_rows,
+                        std::span<const Projection<float>> projections, int num_threads) {
   const WeightView& first = *projections.front().weight;
   const float* packed = PackSlices(x, num_rows, first);
   const int threads = ThreadsForProducts(num_threads, Multiplications(num_rows, projections));
@@ -178,9 +178,9 @@ void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<flo
                 int num_threads) {
   while (!projections.empty()) {
     size_t count = 1;
-    const DType dtype = projections.front().weight->dtype;
-    while (count < projections.size() && projections[count].weight->dtype == dtype) ++count;
-    DecodeRowsOfType(x, num_rows, projections.first(count), num_threads);
+    const WeightFormat format = projections.front().weight->format;
+    while (count < projections.size() && projections[count].weight->format == format) ++count;
+    DecodeRowsOfFormat(x, num_rows, projections.first(count), num_threads);
     projections = projections.subspan(count);
   }
 }
@@ -282,7 +282,7 @@ template <class Real>
 void ExpandRow(const WeightView& weight, int64_t row, Real* out) {
   CheckWeight(weight);
   PMKVQ_CHECK(row >= 0 && row < weight.rows);
-  ExpandElements(ElementAt(weight, row, 0), weight.dtype, weight.cols, out);
+  ExpandElements(ElementAt(weight, row, 0), weight.format, weight.cols, out);
 }
 
 template <class Real>

@@ -3,9 +3,9 @@
 //   MatMul:          y[t, n] = sum_k x[t, k] * W[n, k] (+ bias[n])
 //   MatMulGradInput: dx[t, k] = sum_n dy[t, n] * W[n, k]
 //
-// W [N, K] is F32, F16 or BF16 as in the checkpoint (nn.Linear's layout), any alignment of its
-// element type, or quantised (dtype kI8, weight_q8.h). x, y, dx, dy are row-major floats (or
-// doubles).
+// W [N, K] (nn.Linear's layout) is in one of the formats of tensor/weight_format.h. Plain formats
+// need the alignment of their element type, quantised ones none. x, y, dx, dy are row-major floats
+// (or doubles).
 //
 // Up to kDecodeRows rows: own vector kernels; the weight is read from memory once for all rows. A
 // row's bits depend neither on its neighbours, nor on the number of rows, nor on the thread count.
@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <span>
 
-#include "pmkvq/tensor/tensor.h"
+#include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
 
@@ -27,9 +27,11 @@ inline constexpr int64_t kDecodeRows = 64;
 // A weight matrix: `rows` = N outputs, `cols` = K inputs.
 struct WeightView {
   const std::byte* data = nullptr;
-  DType dtype = DType::kF32;
+  WeightFormat format = WeightFormat::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+
+  size_t num_bytes() const { return static_cast<size_t>(rows * RowBytes(format, cols)); }
 };
 
 // `bias` [N] may be null. x [num_rows, K], y [num_rows, N]; y must not overlap x.

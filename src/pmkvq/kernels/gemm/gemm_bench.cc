@@ -62,8 +62,8 @@ BENCHMARK(ReadBandwidth)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
 
 Q8Weight RandomQ8(int64_t rows, int64_t cols) {
   const AlignedVector<uint16_t> weights = RandomBf16(rows * cols);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, rows,
-                        cols};
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16,
+                        rows, cols};
   Q8Weight quantized;
   PMKVQ_CHECK(QuantizeWeight(view, 2, quantized));
   return quantized;
@@ -85,13 +85,14 @@ void Decode(benchmark::State& state, const WeightView& weight, int64_t weight_by
 void DecodeBf16(benchmark::State& state) {
   const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kIntermediate);
   Decode(state,
-         {reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kIntermediate, kHidden},
+         {reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16, kIntermediate,
+          kHidden},
          kHidden * kIntermediate * 2);
 }
 
 void DecodeQ8(benchmark::State& state) {
   const Q8Weight weight = RandomQ8(kIntermediate, kHidden);
-  Decode(state, weight.view(), kIntermediate * Q8RowBytes(kHidden));
+  Decode(state, weight.view(), kIntermediate * RowBytes(WeightFormat::kQ8, kHidden));
 }
 
 void DecodeShapes(benchmark::internal::Benchmark* bench) {
@@ -106,8 +107,8 @@ void SmallProducts(benchmark::State& state, bool shared) {
   constexpr size_t kProducts = 2;
   const int threads = static_cast<int>(state.range(0));
   const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kOuts);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kOuts,
-                        kHidden};
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16,
+                        kOuts, kHidden};
   const AlignedVector<float> x = RandomFloats(kHidden);
   AlignedVector<float> y(kProducts * kOuts);
   Projection<float> projections[kProducts];
@@ -131,8 +132,8 @@ BENCHMARK(SmallShared)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
 void Quantize(benchmark::State& state) {
   const int threads = static_cast<int>(state.range(0));
   const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kHidden);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kHidden,
-                        kHidden};
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16,
+                        kHidden, kHidden};
   Q8Weight quantized;
   for (auto _ : state) {
     PMKVQ_CHECK(QuantizeWeight(view, threads, quantized));
@@ -146,8 +147,8 @@ void PrefillBf16(benchmark::State& state) {
   const int64_t rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
   const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kHidden);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kHidden,
-                        kHidden};
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16,
+                        kHidden, kHidden};
   const AlignedVector<float> x = RandomFloats(rows * kHidden);
   AlignedVector<float> y(static_cast<size_t>(rows * kHidden));
   for (auto _ : state) {
@@ -165,8 +166,8 @@ void GradInputBf16(benchmark::State& state) {
   const int64_t rows = 512;
   const int threads = static_cast<int>(state.range(0));
   const AlignedVector<uint16_t> weights = RandomBf16(kHidden * kHidden);
-  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), DType::kBF16, kHidden,
-                        kHidden};
+  const WeightView view{reinterpret_cast<const std::byte*>(weights.data()), WeightFormat::kBF16,
+                        kHidden, kHidden};
   const AlignedVector<float> dy = RandomFloats(rows * kHidden);
   AlignedVector<float> dx(static_cast<size_t>(rows * kHidden));
   for (auto _ : state) {

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/kernels/gemm/weight_q8.h"
 
 // Largest chunk of any instruction set: two AVX-512 vectors of floats. (HWY_MAX_BYTES would be the
 // baseline's outside of the per-target code.)
@@ -14,8 +13,16 @@
 namespace pmkvq::internal {
 namespace {
 constexpr size_t kMaxChunk = 32;
-// A chunk never straddles two groups of quantised weights.
-static_assert(kQ8Group % kMaxChunk == 0);
+// A chunk never straddles two blocks of quantised weights.
+constexpr bool ChunksLieInBlocks() {
+  for (const WeightLayout& layout : kWeightLayouts) {
+    if (layout.block_values != 1 && layout.block_values % static_cast<int64_t>(kMaxChunk) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+static_assert(ChunksLieInBlocks());
 }  // namespace
 }  // namespace pmkvq::internal
 #endif
@@ -55,12 +62,11 @@ HWY_INLINE void PackChunk(const float* HWY_RESTRICT x, bool even_odd, float* HWY
 }
 
 // Packed layout: [chunk][row][chunk size], so that a block of rows is one stream.
-void PackRows(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, DType dtype,
-              float* HWY_RESTRICT packed) {
+void PackRowsInOrder(const float* HWY_RESTRICT x, int64_t num_rows, int64_t cols, bool even_odd,
+                     float* HWY_RESTRICT packed) {
   const size_t chunk = ChunkSize();
   const size_t num_cols = static_cast<size_t>(cols);
   const size_t rows = static_cast<size_t>(num_rows);
-  const bool even_odd = dtype == DType::kBF16;
   for (size_t begin = 0; begin < num_cols; begin += chunk) {
     for (size_t row = 0; row < rows; ++row) {
       const float* source = x + row * num_cols + begin;
@@ -155,7 +161,7 @@ struct Fetch {
 };
 
 // Part of a product: kRows rows of x from `row` on, kOuts outputs from `out` on, columns
-// [begin, end). `begin` starts a group of quantised weights, and `end` does or is the last.
+// [begin, end). `begin` starts a block of quantised weights, and `end` does or is the last.
 struct TilePlace {
   size_t row;
   size_t out;
@@ -355,19 +361,8 @@ void OutputRange(const DecodeArgs& args, size_t begin, size_t end) {
   for (; out < end; ++out) Panel<Weight, 1>(args, out, out + 1);
 }
 
-void DecodeRange(const float* packed, int64_t num_rows, const WeightView& weight, const float* bias,
-                 int64_t begin, int64_t end, float* y) {
-  const DecodeArgs args{packed, static_cast<size_t>(num_rows), &weight, bias, y};
-  const size_t first = static_cast<size_t>(begin);
-  const size_t last = static_cast<size_t>(end);
-  if (weight.dtype == DType::kBF16) return OutputRange<WeightBF16>(args, first, last);
-  if (weight.dtype == DType::kF16) return OutputRange<WeightF16>(args, first, last);
-  if (weight.dtype == DType::kI8) return OutputRange<WeightQ8>(args, first, last);
-  return OutputRange<WeightF32>(args, first, last);
-}
-
 template <class Weight>
-HWY_INLINE void ExpandNatural(const std::byte* data, size_t count, float* HWY_RESTRICT out) {
+void ExpandNatural(const std::byte* data, size_t count, float* out) {
   using Raw = typename Weight::Raw;
   const D d;
   const size_t lanes = hn::Lanes(d);
@@ -395,12 +390,40 @@ HWY_INLINE void ExpandNatural(const std::byte* data, size_t count, float* HWY_RE
   std::memcpy(out + i, expanded, (count - i) * sizeof(float));
 }
 
-void Expand(const std::byte* data, DType dtype, int64_t count, float* out) {
-  const size_t size = static_cast<size_t>(count);
-  if (dtype == DType::kBF16) return ExpandNatural<WeightBF16InOrder>(data, size, out);
-  if (dtype == DType::kF16) return ExpandNatural<WeightF16>(data, size, out);
-  if (dtype == DType::kI8) return ExpandNatural<WeightQ8>(data, size, out);
-  std::memcpy(out, data, size * sizeof(float));
+// What the kernels do with one format.
+struct FormatFunctions {
+  bool even_odd;  // How x is packed for the product.
+  void (*product)(const DecodeArgs& args, size_t begin, size_t end);
+  void (*expand)(const std::byte* data, size_t count, float* out);
+};
+
+template <class Weight>
+constexpr FormatFunctions FunctionsOf() {
+  return {Weight::kEvenOdd, OutputRange<Weight>, ExpandNatural<typename Weight::InOrder>};
+}
+
+constexpr FormatFunctions kFormats[] = {
+#define PMKVQ_ROW(id, name, block_values, block_bytes) FunctionsOf<Weight##id>(),
+    PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
+#undef PMKVQ_ROW
+};
+
+const FormatFunctions& FunctionsOf(WeightFormat format) {
+  return kFormats[static_cast<size_t>(format)];
+}
+
+void PackRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat format, float* packed) {
+  PackRowsInOrder(x, num_rows, cols, FunctionsOf(format).even_odd, packed);
+}
+
+void DecodeRange(const float* packed, int64_t num_rows, const WeightView& weight, const float* bias,
+                 int64_t begin, int64_t end, float* y) {
+  const DecodeArgs args{packed, static_cast<size_t>(num_rows), &weight, bias, y};
+  FunctionsOf(weight.format).product(args, static_cast<size_t>(begin), static_cast<size_t>(end));
+}
+
+void Expand(const std::byte* data, WeightFormat format, int64_t count, float* out) {
+  FunctionsOf(format).expand(data, static_cast<size_t>(count), out);
 }
 
 int64_t Target() { return HWY_TARGET; }
@@ -422,8 +445,9 @@ size_t PackedDecodeFloats(int64_t num_rows, int64_t cols) {
   return static_cast<size_t>(num_rows) * chunks * kMaxChunk;
 }
 
-void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed) {
-  HWY_DYNAMIC_DISPATCH(PackRows)(x, num_rows, cols, dtype, packed);
+void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat format,
+                    float* packed) {
+  HWY_DYNAMIC_DISPATCH(PackRows)(x, num_rows, cols, format, packed);
 }
 
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
@@ -432,8 +456,8 @@ void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weigh
   HWY_DYNAMIC_DISPATCH(DecodeRange)(packed, num_rows, weight, bias, begin, end, y);
 }
 
-void ExpandToFloat(const std::byte* data, DType dtype, int64_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(Expand)(data, dtype, count, out);
+void ExpandToFloat(const std::byte* data, WeightFormat format, int64_t count, float* out) {
+  HWY_DYNAMIC_DISPATCH(Expand)(data, format, count, out);
 }
 
 int64_t DecodeKernelTarget() { return HWY_DYNAMIC_DISPATCH(Target)(); }

@@ -4,7 +4,7 @@
 // single vector accumulator takes the elements of its lane chunk by chunk, then lanes are summed.
 // Blocking for registers and caches shares loads between rows but never touches that order (sums
 // that leave the registers do so unrounded), so the result's bits depend only on the two rows, the
-// weight's type and the instruction set.
+// weight's format and the instruction set.
 #pragma once
 
 #include <cstddef>
@@ -23,17 +23,17 @@ inline constexpr int64_t kDecodeGrain = 60;
 // Floats needed by PackDecodeRows.
 size_t PackedDecodeFloats(int64_t num_rows, int64_t cols);
 
-// Copies x [num_rows, cols] to the order in which the kernel for `dtype` reads it, zero-padded.
-void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, DType dtype, float* packed);
+// Copies x [num_rows, cols] to the order in which the kernel for `format` reads it, zero-padded.
+void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat format,
+                    float* packed);
 
 // Outputs [begin, end) of all rows: y [num_rows, weight.rows], `packed` as PackDecodeRows made it,
 // with at most kMaxPackedRows rows.
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y);
 
-// out [count] = floats of `count` consecutive elements of one row; of quantised weights (kI8) from
-// the beginning of a group on.
-void ExpandToFloat(const std::byte* data, DType dtype, int64_t count, float* out);
+// out [count] = floats of `count` consecutive weights of one row, from the beginning of a block on.
+void ExpandToFloat(const std::byte* data, WeightFormat format, int64_t count, float* out);
 
 // The HWY_TARGET that the functions above run now (tests prove with it what they tested).
 int64_t DecodeKernelTarget();

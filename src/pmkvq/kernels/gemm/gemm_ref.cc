@@ -9,9 +9,20 @@
 namespace pmkvq::ref {
 namespace {
 
-double Q8At(const WeightView& weight, int64_t row, int64_t col) {
-  const std::byte* group =
-      weight.data + row * Q8RowBytes(weight.cols) + col / kQ8Group * kQ8GroupBytes;
+// Weight `col` of a row in each format.
+
+double F32At(const std::byte* row, int64_t col) { return reinterpret_cast<const float*>(row)[col]; }
+
+double F16At(const std::byte* row, int64_t col) {
+  return ToFloat(reinterpret_cast<const F16*>(row)[col]);
+}
+
+double BF16At(const std::byte* row, int64_t col) {
+  return ToFloat(reinterpret_cast<const BF16*>(row)[col]);
+}
+
+double Q8At(const std::byte* row, int64_t col) {
+  const std::byte* group = row + BytesBefore(WeightFormat::kQ8, col);
   int8_t code;
   BF16 scale;
   std::memcpy(&code, group + col % kQ8Group, sizeof(code));
@@ -20,17 +31,13 @@ double Q8At(const WeightView& weight, int64_t row, int64_t col) {
 }
 
 double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
-  const size_t index = static_cast<size_t>(row * weight.cols + col);
-  switch (weight.dtype) {
-    case DType::kBF16:
-      return ToFloat(reinterpret_cast<const BF16*>(weight.data)[index]);
-    case DType::kF16:
-      return ToFloat(reinterpret_cast<const F16*>(weight.data)[index]);
-    case DType::kI8:
-      return Q8At(weight, row, col);
-    default:
-      return reinterpret_cast<const float*>(weight.data)[index];
-  }
+  constexpr double (*kFormats[])(const std::byte*, int64_t) = {
+#define PMKVQ_ROW(id, name, block_values, block_bytes) id##At,
+      PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
+#undef PMKVQ_ROW
+  };
+  const std::byte* begin = weight.data + row * RowBytes(weight.format, weight.cols);
+  return kFormats[static_cast<size_t>(weight.format)](begin, col);
 }
 
 // The smallest BF16 that is not below `value` >= 0.
@@ -66,7 +73,8 @@ bool QuantizeGroup(const WeightView& weight, int64_t row, int64_t col, int64_t c
 bool QuantizeWeight(const WeightView& weight, Q8Weight& out) {
   out.rows = weight.rows;
   out.cols = weight.cols;
-  out.data.assign(static_cast<size_t>(weight.rows * Q8RowBytes(weight.cols)), std::byte{0});
+  out.data.assign(static_cast<size_t>(weight.rows * RowBytes(WeightFormat::kQ8, weight.cols)),
+                  std::byte{0});
   std::byte* group = out.data.data();
   bool finite = true;
   for (int64_t row = 0; row < weight.rows; ++row) {

@@ -19,16 +19,20 @@ namespace {
 
 PMKVQ_TARGET_SUITE(GemmTest, internal::DecodeKernelTarget, "kernels/gemm/gemm_decode.cc");
 
-constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr WeightFormat kWeightTypes[] = {WeightFormat::kF32, WeightFormat::kF16,
+                                         WeightFormat::kBF16};
+
+// Bytes of a value of a plain format.
+size_t SizeOf(WeightFormat format) { return static_cast<size_t>(LayoutOf(format).block_bytes); }
 
 // A random weight that starts `offset` elements into its memory and ends with it, so that a read
 // past the end is one past the allocation.
 class Weight {
  public:
-  Weight(DType dtype, int64_t rows, int64_t cols, size_t offset = 0, uint64_t seed = 1)
+  Weight(WeightFormat format, int64_t rows, int64_t cols, size_t offset = 0, uint64_t seed = 1)
       : size_(static_cast<size_t>(rows * cols)),
-        memory_(new std::byte[(size_ + offset) * SizeOf(dtype)]) {
-    view_ = {memory_.get() + offset * SizeOf(dtype), dtype, rows, cols};
+        memory_(new std::byte[(size_ + offset) * SizeOf(format)]) {
+    view_ = {memory_.get() + offset * SizeOf(format), format, rows, cols};
     Random random(seed);
     for (size_t i = 0; i < size_; ++i) {
       Set(i, static_cast<float>(random.Uniform() * 2.0 - 1.0));
@@ -43,11 +47,11 @@ class Weight {
  private:
   void Set(size_t i, float value) {
     std::byte* target = memory_.get() + (view_.data - memory_.get()) +
-                        static_cast<std::ptrdiff_t>(i * SizeOf(view_.dtype));
-    if (view_.dtype == DType::kF32) {
+                        static_cast<std::ptrdiff_t>(i * SizeOf(view_.format));
+    if (view_.format == WeightFormat::kF32) {
       std::memcpy(target, &value, 4);
       values_.push_back(value);
-    } else if (view_.dtype == DType::kF16) {
+    } else if (view_.format == WeightFormat::kF16) {
       const F16 half = ToF16(value);
       std::memcpy(target, &half, 2);
       values_.push_back(ToFloat(half));
@@ -99,15 +103,15 @@ void ExpectProduct(const std::vector<Real>& x, int64_t num_rows, const Weight& w
       ASSERT_NEAR(static_cast<double>(y[static_cast<size_t>(t * outs + n)]), sum,
                   SumTolerance<Real>(cols + 1, magnitudes) + 0x1p-52 * magnitudes)
           << "row " << t << " output " << n << " of " << num_rows << "x" << outs << "x" << cols
-          << " " << NameOf(weight.view().dtype);
+          << " " << NameOf(weight.view().format);
     }
   }
 }
 
 template <class Real>
-void CheckMatMul(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, size_t offset,
+void CheckMatMul(WeightFormat format, int64_t num_rows, int64_t outs, int64_t cols, size_t offset,
                  bool with_bias) {
-  const Weight weight(dtype, outs, cols, offset);
+  const Weight weight(format, outs, cols, offset);
   const auto x = RandomReals<Real>(num_rows * cols, 2);
   const auto bias = RandomReals<float>(outs, 3);
   std::vector<Real> y(static_cast<size_t>(num_rows * outs), Real{777});
@@ -116,11 +120,12 @@ void CheckMatMul(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, size
 }
 
 TEST_P(GemmTest, DecodeMatchesOracle) {
-  for (const DType dtype : kWeightTypes) {
+  for (const WeightFormat format : kWeightTypes) {
     for (const int64_t rows : {1, 2, 3, 4, 5, 7, 16, 17, 63, 64}) {
       for (const int64_t cols : {1, 8, 15, 32, 33, 97}) {
         for (const int64_t outs : {1, 7, 8, 29}) {
-          CheckMatMul<float>(dtype, rows, outs, cols, static_cast<size_t>(cols % 3), outs % 2 == 1);
+          CheckMatMul<float>(format, rows, outs, cols, static_cast<size_t>(cols % 3),
+                             outs % 2 == 1);
         }
       }
     }
@@ -129,10 +134,10 @@ TEST_P(GemmTest, DecodeMatchesOracle) {
 
 // Around the widths at which columns are cut into tiles, and outputs into panels.
 TEST_P(GemmTest, DecodeInTilesMatchesOracle) {
-  for (const DType dtype : kWeightTypes) {
+  for (const WeightFormat format : kWeightTypes) {
     for (const int64_t rows : {1, 2, 4, 5, 11, 16, 17}) {
       for (const int64_t cols : {255, 256, 257, 512, 513, 1100}) {
-        CheckMatMul<float>(dtype, rows, rows == 5 ? 2 * internal::kDecodeGrain + 1 : 64, cols,
+        CheckMatMul<float>(format, rows, rows == 5 ? 2 * internal::kDecodeGrain + 1 : 64, cols,
                            static_cast<size_t>(cols % 3), rows % 2 == 1);
       }
     }
@@ -140,29 +145,29 @@ TEST_P(GemmTest, DecodeInTilesMatchesOracle) {
 }
 
 TEST_P(GemmTest, DecodeMatchesOracleWithThreads) {
-  for (const DType dtype : kWeightTypes) {
-    CheckMatMul<float>(dtype, 1, 211, 1031, 1, true);
-    CheckMatMul<float>(dtype, 19, 101, 515, 1, false);
+  for (const WeightFormat format : kWeightTypes) {
+    CheckMatMul<float>(format, 1, 211, 1031, 1, true);
+    CheckMatMul<float>(format, 19, 101, 515, 1, false);
   }
 }
 
 TEST_P(GemmTest, ManyRowsMatchOracle) {
-  for (const DType dtype : kWeightTypes) {
-    CheckMatMul<float>(dtype, 65, 1, 1, 0, true);
-    CheckMatMul<float>(dtype, 66, 129, 37, 1, true);
-    CheckMatMul<float>(dtype, 65, 40, 1025, 1, false);
+  for (const WeightFormat format : kWeightTypes) {
+    CheckMatMul<float>(format, 65, 1, 1, 0, true);
+    CheckMatMul<float>(format, 66, 129, 37, 1, true);
+    CheckMatMul<float>(format, 65, 40, 1025, 1, false);
   }
 }
 
 TEST(GemmTest, DoubleMatchesOracle) {
-  for (const DType dtype : kWeightTypes) {
-    CheckMatMul<double>(dtype, 3, 17, 45, 1, true);
-    CheckMatMul<double>(dtype, 20, 130, 1030, 1, true);
+  for (const WeightFormat format : kWeightTypes) {
+    CheckMatMul<double>(format, 3, 17, 45, 1, true);
+    CheckMatMul<double>(format, 20, 130, 1030, 1, true);
   }
 }
 
 TEST_P(GemmTest, NoColumnsLeaveTheBias) {
-  const Weight weight(DType::kBF16, 3, 0);
+  const Weight weight(WeightFormat::kBF16, 3, 0);
   const float bias[] = {1.0f, 2.0f, 3.0f};
   for (const int64_t rows : {1, 100}) {
     std::vector<float> y(static_cast<size_t>(rows * 3), 9.0f);
@@ -176,7 +181,7 @@ TEST_P(GemmTest, NoColumnsLeaveTheBias) {
 // The oracle itself, against numbers worked out by hand.
 TEST(GemmTest, OracleOnAHandMadeExample) {
   const float w[] = {1, 2, 3, 4, 5, 6};
-  const WeightView weight{reinterpret_cast<const std::byte*>(w), DType::kF32, 2, 3};
+  const WeightView weight{reinterpret_cast<const std::byte*>(w), WeightFormat::kF32, 2, 3};
   const float x[] = {1, 0, -1, 2, 1, 1};
   const float bias[] = {10, 20};
   float y[4];
@@ -191,8 +196,8 @@ TEST(GemmTest, OracleOnAHandMadeExample) {
 TEST_P(GemmTest, DecodeBitsDependOnlyOnTheRow) {
   constexpr int64_t kOuts = 157;
   constexpr int64_t kCols = 1403;
-  for (const DType dtype : kWeightTypes) {
-    const Weight weight(dtype, kOuts, kCols, 1);
+  for (const WeightFormat format : kWeightTypes) {
+    const Weight weight(format, kOuts, kCols, 1);
     const auto x = RandomReals<float>(kDecodeRows * kCols, 5);
     std::vector<float> alone(static_cast<size_t>(kDecodeRows * kOuts));
     for (int64_t t = 0; t < kDecodeRows; ++t) {
@@ -203,7 +208,7 @@ TEST_P(GemmTest, DecodeBitsDependOnlyOnTheRow) {
         std::vector<float> y(static_cast<size_t>(rows * kOuts));
         MatMul(x.data(), rows, weight.view(), nullptr, y.data(), threads);
         ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * sizeof(float)), 0)
-            << rows << " rows, " << threads << " threads, " << NameOf(dtype);
+            << rows << " rows, " << threads << " threads, " << NameOf(format);
       }
     }
     // Another place in the batch.
@@ -215,7 +220,7 @@ TEST_P(GemmTest, DecodeBitsDependOnlyOnTheRow) {
 
 TEST_P(GemmTest, ManyRowsBitsDoNotDependOnThreads) {
   constexpr int64_t kRows = 70;
-  const Weight weight(DType::kBF16, 300, 1100, 1);
+  const Weight weight(WeightFormat::kBF16, 300, 1100, 1);
   const auto x = RandomReals<float>(kRows * 1100, 6);
   const auto dy = RandomReals<float>(kRows * 300, 7);
   std::vector<float> y(kRows * 300);
@@ -233,8 +238,9 @@ TEST_P(GemmTest, ManyRowsBitsDoNotDependOnThreads) {
 }
 
 template <class Real>
-void CheckGradInput(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, bool accumulate) {
-  const Weight weight(dtype, outs, cols, 1);
+void CheckGradInput(WeightFormat format, int64_t num_rows, int64_t outs, int64_t cols,
+                    bool accumulate) {
+  const Weight weight(format, outs, cols, 1);
   const auto dy = RandomReals<Real>(num_rows * outs, 8);
   const auto before = RandomReals<Real>(num_rows * cols, 9);
   std::vector<Real> dx = before;
@@ -252,24 +258,24 @@ void CheckGradInput(DType dtype, int64_t num_rows, int64_t outs, int64_t cols, b
       }
       ASSERT_NEAR(static_cast<double>(dx[index]), sum,
                   SumTolerance<Real>(outs + 1, magnitudes) + 0x1p-52 * magnitudes)
-          << "row " << t << " column " << k << " " << NameOf(dtype);
+          << "row " << t << " column " << k << " " << NameOf(format);
     }
   }
 }
 
 TEST_P(GemmTest, GradInputMatchesOracle) {
-  for (const DType dtype : kWeightTypes) {
+  for (const WeightFormat format : kWeightTypes) {
     for (const bool accumulate : {false, true}) {
-      CheckGradInput<float>(dtype, 1, 1, 1, accumulate);
-      CheckGradInput<float>(dtype, 5, 37, 300, accumulate);
-      CheckGradInput<float>(dtype, 18, 1030, 40, accumulate);
-      CheckGradInput<double>(dtype, 4, 1030, 33, accumulate);
+      CheckGradInput<float>(format, 1, 1, 1, accumulate);
+      CheckGradInput<float>(format, 5, 37, 300, accumulate);
+      CheckGradInput<float>(format, 18, 1030, 40, accumulate);
+      CheckGradInput<double>(format, 4, 1030, 33, accumulate);
     }
   }
 }
 
 TEST(GemmTest, GradInputOfNoOutputsIsZero) {
-  const Weight weight(DType::kF32, 0, 3);
+  const Weight weight(WeightFormat::kF32, 0, 3);
   std::vector<float> dx = {1, 2, 3};
   MatMulGradInput<float>(nullptr, 1, weight.view(), dx.data(), true, 1);
   EXPECT_EQ(dx, (std::vector<float>{1, 2, 3}));
@@ -283,16 +289,17 @@ TEST_P(GemmTest, ExpandRowIsExact) {
   std::vector<uint16_t> patterns(2 * kSize);
   std::iota(patterns.begin(), patterns.end(), uint16_t{0});
   const auto* data = reinterpret_cast<const std::byte*>(patterns.data());
-  const auto check = [&](DType dtype, int64_t row) {
+  const auto check = [&](WeightFormat format, int64_t row) {
     std::vector<float> out(kSize);
     std::vector<double> wide(kSize);
-    ExpandRow<float>({data, dtype, 2, kSize}, row, out.data());
-    ExpandRow<double>({data, dtype, 2, kSize}, row, wide.data());
+    ExpandRow<float>({data, format, 2, kSize}, row, out.data());
+    ExpandRow<double>({data, format, 2, kSize}, row, wide.data());
     for (size_t i = 0; i < kSize; ++i) {
       const uint16_t bits = patterns[static_cast<size_t>(row) * kSize + i];
       // Not all instruction sets expand F16 infinities and NaN exactly; no weight has them.
-      if (dtype == DType::kF16 && (bits & 0x7c00) == 0x7c00) continue;
-      const float expected = dtype == DType::kF16 ? ToFloat(F16{bits}) : ToFloat(BF16{bits});
+      if (format == WeightFormat::kF16 && (bits & 0x7c00) == 0x7c00) continue;
+      const float expected =
+          format == WeightFormat::kF16 ? ToFloat(F16{bits}) : ToFloat(BF16{bits});
       ASSERT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(expected)) << bits;
       if (!std::isnan(expected)) {
         ASSERT_EQ(wide[i], static_cast<double>(expected)) << bits;
@@ -300,15 +307,15 @@ TEST_P(GemmTest, ExpandRowIsExact) {
     }
   };
   for (const int64_t row : {0, 1}) {
-    check(DType::kF16, row);
-    check(DType::kBF16, row);
+    check(WeightFormat::kF16, row);
+    check(WeightFormat::kBF16, row);
   }
 }
 
 TEST(GemmTest, ExpandRowCopiesFloats) {
   const float w[] = {1.5f, -2.5f, 3.5f, 4.5f};
   float out[2];
-  ExpandRow<float>({reinterpret_cast<const std::byte*>(w), DType::kF32, 2, 2}, 1, out);
+  ExpandRow<float>({reinterpret_cast<const std::byte*>(w), WeightFormat::kF32, 2, 2}, 1, out);
   EXPECT_EQ(out[0], 3.5f);
   EXPECT_EQ(out[1], 4.5f);
 }
@@ -354,12 +361,13 @@ TEST(GemmTest, BlasGemmTransposes) {
   }
 }
 
-TEST(GemmDeathTest, RefusesOtherTypesAndRows) {
+TEST(GemmDeathTest, RefusesOtherFormatsAndRows) {
   const std::byte data[8] = {};
   float out[8] = {};
-  EXPECT_DEATH(MatMul<float>(out, 1, {data, DType::kU8, 1, 4}, nullptr, out + 4, 1),
-               "weights are F32, F16, BF16 or I8 groups");
-  EXPECT_DEATH(ExpandRow<float>({data, DType::kBF16, 1, 4}, 1, out), "row < weight.rows");
+  const auto unknown = static_cast<WeightFormat>(kNumWeightFormats);
+  EXPECT_DEATH(MatMul<float>(out, 1, {data, unknown, 1, 4}, nullptr, out + 4, 1),
+               "unknown weight format");
+  EXPECT_DEATH(ExpandRow<float>({data, WeightFormat::kBF16, 1, 4}, 1, out), "row < weight.rows");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// How stored weights of each type become vectors of floats. For gemm_decode.cc.
+// How stored weights of each format (tensor/weight_format.h) become vectors of floats: one struct
+// Weight<id> per format. For gemm_decode.cc.
 #include "hwy/highway.h"
 
 #if defined(PMKVQ_KERNELS_GEMM_WEIGHT_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -25,20 +26,23 @@ using V = hn::Vec<D>;
 // One step of a dot product takes a chunk of two float vectors.
 HWY_INLINE size_t ChunkSize() { return 2 * hn::Lanes(D()); }
 
-// Where a weight type keeps the elements of a row, in units of Raw.
+// Where a format keeps the elements of a row, in units of Raw.
 template <class T>
 struct PlainLayout {
   using Raw = T;
+  // Whether a chunk's vectors are its even and its odd elements, and not its two halves.
+  static constexpr bool kEvenOdd = false;
   // Rows end with their last element, not with a chunk.
   static constexpr bool kPadded = false;
   static HWY_INLINE size_t RowStride(size_t cols) { return cols; }
   static HWY_INLINE size_t OffsetOf(size_t col) { return col; }
 };
 
-// How a chunk of each weight type becomes two vectors, kHalf 0 and 1; `p` points to its first
-// element, which is that of column `col`. The order of elements over the two is free as long as
-// PackRow arranges x alike.
+// How a chunk of each format becomes two vectors, kHalf 0 and 1; `p` points to its first
+// element, which is that of column `col`. InOrder is the struct that has its two halves in order;
+// products may have another order (kEvenOdd), for which x is packed alike.
 struct WeightF32 : PlainLayout<float> {
+  using InOrder = WeightF32;
   template <size_t kHalf>
   static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
@@ -47,6 +51,7 @@ struct WeightF32 : PlainLayout<float> {
 };
 
 struct WeightF16 : PlainLayout<uint16_t> {
+  using InOrder = WeightF16;
   template <size_t kHalf>
   static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
@@ -57,6 +62,7 @@ struct WeightF16 : PlainLayout<uint16_t> {
 };
 
 struct WeightBF16InOrder : PlainLayout<uint16_t> {
+  using InOrder = WeightBF16InOrder;
   template <size_t kHalf>
   static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
@@ -72,6 +78,8 @@ using WeightBF16 = WeightBF16InOrder;
 #else
 // Even elements, then odd ones: a shift and a mask expand a whole vector of BF16.
 struct WeightBF16 : PlainLayout<uint16_t> {
+  using InOrder = WeightBF16InOrder;
+  static constexpr bool kEvenOdd = true;
   template <size_t kHalf>
   static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t /*col*/) {
     const D d;
@@ -86,10 +94,12 @@ struct WeightBF16 : PlainLayout<uint16_t> {
 
 // Codes times the scale of their group; the product is exact (weight_q8.h).
 struct WeightQ8 {
+  using InOrder = WeightQ8;
   using Raw = int8_t;
+  static constexpr bool kEvenOdd = false;
   static constexpr bool kPadded = true;
   static HWY_INLINE size_t RowStride(size_t cols) {
-    return static_cast<size_t>(Q8RowBytes(static_cast<int64_t>(cols)));
+    return static_cast<size_t>(RowBytes(WeightFormat::kQ8, static_cast<int64_t>(cols)));
   }
   static HWY_INLINE size_t OffsetOf(size_t col) {
     return col / kQ8Group * kQ8GroupBytes + col % kQ8Group;

@@ -83,11 +83,11 @@ int64_t Q8KernelTarget() { return HWY_DYNAMIC_DISPATCH(Q8Target)(); }
 }  // namespace internal
 
 bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out) {
-  PMKVQ_CHECK_MSG(IsFloat16Or32(weight.dtype), "only F32, F16 and BF16 weights are quantised");
+  PMKVQ_CHECK_MSG(weight.format != WeightFormat::kQ8, "the weights are quantised already");
   constexpr int64_t kRowsPerItem = 64;
-  const int64_t row_bytes = Q8RowBytes(weight.cols);
+  const int64_t row_bytes = RowBytes(WeightFormat::kQ8, weight.cols);
   const int64_t num_groups = row_bytes / kQ8GroupBytes;
-  const size_t stored_row_bytes = static_cast<size_t>(weight.cols) * SizeOf(weight.dtype);
+  const int64_t stored_row_bytes = RowBytes(weight.format, weight.cols);
   out.rows = weight.rows;
   out.cols = weight.cols;
   out.data.resize(static_cast<size_t>(weight.rows * row_bytes));
@@ -95,8 +95,8 @@ bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out) {
   ParallelForRanges(num_threads, weight.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     AlignedVector<float> row(static_cast<size_t>(num_groups * kQ8Group));
     for (int64_t n = begin; n < end; ++n) {
-      internal::ExpandToFloat(weight.data + static_cast<size_t>(n) * stored_row_bytes, weight.dtype,
-                              weight.cols, row.data());
+      internal::ExpandToFloat(weight.data + n * stored_row_bytes, weight.format, weight.cols,
+                              row.data());
       if (!internal::RunQuantizeGroups(row.data(), num_groups, out.data.data() + n * row_bytes)) {
         finite = false;
       }

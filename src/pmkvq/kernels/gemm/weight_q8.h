@@ -11,7 +11,7 @@
 // errs by at most half a scale. A code has 7 bits and a scale 8, so code * scale is exact in a
 // float: every path that expands a group sees the same weights.
 //
-// A WeightView of such data has dtype kI8, and `rows` and `cols` count weights as ever.
+// This is WeightFormat::kQ8; `rows` and `cols` of a WeightView count weights as ever.
 #pragma once
 
 #include <cstddef>
@@ -22,12 +22,9 @@
 
 namespace pmkvq {
 
-inline constexpr int64_t kQ8Group = 32;
-inline constexpr int64_t kQ8GroupBytes = kQ8Group + 2;
-
-constexpr int64_t Q8RowBytes(int64_t cols) {
-  return (cols + kQ8Group - 1) / kQ8Group * kQ8GroupBytes;
-}
+inline constexpr int64_t kQ8Group = LayoutOf(WeightFormat::kQ8).block_values;
+inline constexpr int64_t kQ8GroupBytes = LayoutOf(WeightFormat::kQ8).block_bytes;
+static_assert(kQ8GroupBytes == kQ8Group + 2);
 
 // Owns the groups of one matrix.
 struct Q8Weight {
@@ -35,11 +32,12 @@ struct Q8Weight {
   int64_t rows = 0;
   int64_t cols = 0;
 
-  WeightView view() const { return {data.data(), DType::kI8, rows, cols}; }
+  WeightView view() const { return {data.data(), WeightFormat::kQ8, rows, cols}; }
 };
 
-// `weight` is F32, F16 or BF16. Returns false when it holds an infinity or NaN, for which there are
-// no codes; `out` is then of no use. The same on every instruction set and for every thread count.
+// `weight` is of any other format. Returns false when it holds an infinity or NaN, for which there
+// are no codes; `out` is then of no use. The same on every instruction set and for every thread
+// count.
 [[nodiscard]] bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out);
 
 namespace internal {

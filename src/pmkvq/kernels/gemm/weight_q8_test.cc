@@ -30,7 +30,7 @@ std::vector<float> RandomFloats(int64_t count, uint64_t seed) {
 }
 
 WeightView ViewOf(const std::vector<float>& values, int64_t rows, int64_t cols) {
-  return {reinterpret_cast<const std::byte*>(values.data()), DType::kF32, rows, cols};
+  return {reinterpret_cast<const std::byte*>(values.data()), WeightFormat::kF32, rows, cols};
 }
 
 Q8Weight Quantized(const WeightView& weight) {
@@ -46,7 +46,7 @@ class ExactlySized {
     const Q8Weight made = Quantized(ViewOf(RandomFloats(rows * cols, seed), rows, cols));
     memory_.reset(new std::byte[made.data.size()]);
     std::copy(made.data.begin(), made.data.end(), memory_.get());
-    view_ = {memory_.get(), DType::kI8, rows, cols};
+    view_ = {memory_.get(), WeightFormat::kQ8, rows, cols};
   }
   const WeightView& view() const { return view_; }
 
@@ -113,14 +113,14 @@ TEST_P(WeightQ8Test, QuantizerEqualsOracle) {
     }
     const WeightView views[] = {
         ViewOf(values, kRows, cols),
-        {reinterpret_cast<const std::byte*>(halves.data()), DType::kBF16, kRows, cols},
-        {reinterpret_cast<const std::byte*>(f16.data()), DType::kF16, kRows, cols}};
+        {reinterpret_cast<const std::byte*>(halves.data()), WeightFormat::kBF16, kRows, cols},
+        {reinterpret_cast<const std::byte*>(f16.data()), WeightFormat::kF16, kRows, cols}};
     for (const WeightView& view : views) {
       const Q8Weight expected = Quantized(view);
       for (const int threads : {1, 2}) {
         Q8Weight made;
         ASSERT_TRUE(QuantizeWeight(view, threads, made));
-        EXPECT_EQ(made.data, expected.data) << NameOf(view.dtype) << " " << cols;
+        EXPECT_EQ(made.data, expected.data) << NameOf(view.format) << " " << cols;
       }
     }
   }
@@ -264,7 +264,7 @@ TEST_P(SharedProductTest, EqualsSeparateProducts) {
   const ExactlySized codes(157, kCols, 8);
   const ExactlySized more_codes(3, kCols, 9);
   const WeightView weights[] = {codes.view(), more_codes.view(), ViewOf(floats, 41, kCols),
-                                WeightView{nullptr, DType::kF32, 0, kCols}};
+                                WeightView{nullptr, WeightFormat::kF32, 0, kCols}};
   const auto bias = RandomFloats(157, 10);
   for (const int64_t rows : {1, 5, 64, 70}) {
     const auto x = RandomFloats(rows * kCols, 11);

@@ -138,8 +138,9 @@ std::string WeightName(WeightMode mode) {
 
 // Bytes in memory per value of a matrix, scales of int8 groups included.
 double BytesPerWeight(WeightMode mode) {
-  if (mode == WeightMode::kAsStored) return 2.0;
-  return static_cast<double>(kQ8GroupBytes) / static_cast<double>(kQ8Group);
+  const WeightLayout& layout =
+      LayoutOf(mode == WeightMode::kAsStored ? WeightFormat::kBF16 : WeightFormat::kQ8);
+  return static_cast<double>(layout.block_bytes) / static_cast<double>(layout.block_values);
 }
 
 Spread InMilliseconds(const Measurements& seconds) {

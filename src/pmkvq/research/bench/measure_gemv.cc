@@ -66,7 +66,7 @@ class Products {
     for (size_t i = 0; i < weights_.size(); ++i) {
       const size_t which = i % matrices_.size();
       const Tensor& tensor = weights_[i];
-      const WeightView view{tensor.view().data, tensor.dtype(), matrices_[which].rows,
+      const WeightView view{tensor.view().data, WeightFormat::kBF16, matrices_[which].rows,
                             matrices_[which].cols};
       seconds[which] += TimeSeconds(
           [&] { MatMul(x_.data(), item.rows, view, nullptr, y_.data(), num_threads_); });

@@ -1,0 +1,16 @@
+// What checkpoints of Hugging Face call the weights that io/weights/weight_source.h names.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace pmkvq {
+
+// "model.layers.3.self_attn.q_proj.weight" -> "blocks.3.attn.q". Empty where the map has no entry.
+std::string CanonicalNameOfHuggingFace(std::string_view stored_name);
+// The reverse. A name that is not in the map stays as it is.
+std::string HuggingFaceName(std::string_view name);
+// The tensor lies below the blocks ("model.layers.") and holds weights.
+bool IsOfBlockOfHuggingFace(std::string_view stored_name);
+
+}  // namespace pmkvq

@@ -1,0 +1,180 @@
+#include "pmkvq/io/weights/safetensors_source.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/hash.h"
+#include "pmkvq/io/json.h"
+#include "pmkvq/io/limits.h"
+#include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr const char* kWeightsName = "model.safetensors";
+constexpr const char* kIndexName = "model.safetensors.index.json";
+constexpr size_t kIdentityBytesPerTensor = 64 * 1024;
+
+bool Holds(const SafetensorsFile& file, const std::string& name) {
+  return file.Find(name) != nullptr || file.foreign_tensors().contains(name);
+}
+
+// Names of the shards, sorted. Throws InvalidInput for one that is not a plain file name.
+std::set<std::string, std::less<>> ShardNames(const JsonValue& weight_map) {
+  std::set<std::string, std::less<>> shards;
+  if (weight_map.size() > limits::kTensors) {
+    weight_map.Fail(fmt::format("at most {} tensors", limits::kTensors));
+  }
+  weight_map.ForEachMember([&](std::string_view, const JsonValue& value) {
+    const std::string_view shard = value.AsStringView();
+    if (shard.empty() || shard.find('/') != std::string_view::npos || shard.front() == '.') {
+      value.Fail("the name of a file in the same folder");
+    }
+    if (shards.find(shard) == shards.end()) shards.emplace(shard);
+    if (shards.size() > limits::kShards)
+      value.Fail(fmt::format("at most {} shards", limits::kShards));
+  });
+  if (shards.empty()) weight_map.Fail("at least one tensor");
+  return shards;
+}
+
+// The files of a sharded checkpoint, in order of name, each holding what the index says.
+std::vector<SafetensorsFile> OpenShards(const std::string& folder, const std::string& index_path) {
+  const JsonValue weight_map = JsonValue::ParseFile(index_path).At("weight_map");
+  const std::set<std::string, std::less<>> shards = ShardNames(weight_map);
+  for (const std::string& shard : shards) {
+    if (FileExists(JoinPath(folder, shard))) continue;
+    throw InvalidInput(index_path, fmt::format("weight_map: shard '{}' is missing in {}, expected "
+                                               "every shard that the index names",
+                                               shard, folder));
+  }
+  std::vector<SafetensorsFile> files;
+  std::map<std::string_view, const SafetensorsFile*> file_of_shard;
+  files.reserve(shards.size());
+  for (const std::string& shard : shards) {
+    files.push_back(SafetensorsFile::Open(JoinPath(folder, shard)));
+    file_of_shard[shard] = &files.back();
+  }
+  weight_map.ForEachMember([&](std::string_view tensor, const JsonValue& value) {
+    const SafetensorsFile& file = *file_of_shard.at(value.AsStringView());
+    if (Holds(file, std::string(tensor))) return;
+    throw InvalidInput(file.path(), fmt::format("tensor '{}': found nothing, expected it here "
+                                                "because {} says so",
+                                                tensor, kIndexName));
+  });
+  return files;
+}
+
+void CheckDistinct(const std::vector<SafetensorsFile>& files) {
+  for (size_t i = 0; i < files.size(); ++i) {
+    for (size_t before = 0; before < i; ++before) {
+      const auto check = [&](const std::string& name) {
+        if (!Holds(files[before], name)) return;
+        throw InvalidInput(files[i].path(), fmt::format("tensor '{}': found here and in {}, "
+                                                        "expected it once",
+                                                        name, files[before].path()));
+      };
+      for (const auto& [name, view] : files[i].tensors()) check(name);
+      for (const auto& [name, tensor] : files[i].foreign_tensors()) check(name);
+    }
+  }
+}
+
+StoredWeight Describe(const SafetensorsFile& file, const std::string& stored_name) {
+  StoredWeight weight;
+  weight.name = CanonicalNameOfHuggingFace(stored_name);
+  weight.stored_name = stored_name;
+  weight.file = file.path();
+  return weight;
+}
+
+std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files) {
+  std::vector<StoredWeight> tensors;
+  for (const SafetensorsFile& file : files) {
+    for (const auto& [name, view] : file.tensors()) {
+      StoredWeight& weight = tensors.emplace_back(Describe(file, name));
+      weight.type = NameOf(view.dtype);
+      weight.format = WeightFormatNamed(weight.type);
+      weight.shape = view.shape;
+      weight.data = view.data;
+      weight.num_bytes = view.num_bytes();
+      weight.of_block = IsOfBlockOfHuggingFace(name);
+    }
+    for (const auto& [name, foreign] : file.foreign_tensors()) {
+      StoredWeight& weight = tensors.emplace_back(Describe(file, name));
+      weight.type = foreign.dtype;
+      weight.shape = foreign.shape;
+      weight.num_bytes = foreign.num_bytes;
+    }
+  }
+  return tensors;
+}
+
+class SafetensorsSource : public WeightSource {
+ public:
+  SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files)
+      : WeightSource(place, "F32, F16 or BF16", ListTensors(files)), files_(std::move(files)) {}
+
+  int64_t num_files() const override { return std::ssize(files_); }
+
+  std::string StoredName(std::string_view name) const override { return HuggingFaceName(name); }
+
+  std::string Identity(std::string_view architecture) const override {
+    std::map<std::string_view, const TensorView*> tensors;
+    for (const SafetensorsFile& file : files_) {
+      for (const auto& [name, view] : file.tensors()) tensors.emplace(name, &view);
+    }
+    Hash128 hash;
+    hash.Update(architecture);
+    for (const auto& [name, view] : tensors) {
+      hash.Update(fmt::format("{} {} {}\n", name, NameOf(view->dtype), ToString(view->shape)));
+      hash.Update(view->data, std::min(view->num_bytes(), kIdentityBytesPerTensor));
+    }
+    return hash.HexDigest();
+  }
+
+  void DropPages(const StoredWeight& weight) const override {
+    for (const SafetensorsFile& file : files_) {
+      const TensorView* view = file.Find(weight.stored_name);
+      if (view != nullptr) file.DropPages(*view);
+    }
+  }
+
+ private:
+  std::vector<SafetensorsFile> files_;
+};
+
+}  // namespace
+
+std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder) {
+  const std::string weights = JoinPath(folder, kWeightsName);
+  const std::string index = JoinPath(folder, kIndexName);
+  std::vector<SafetensorsFile> files;
+  if (FileExists(weights)) {
+    files.push_back(SafetensorsFile::Open(weights));
+  } else if (FileExists(index)) {
+    files = OpenShards(folder, index);
+  } else {
+    throw InvalidInput(
+        folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
+  }
+  CheckDistinct(files);
+  return std::make_unique<SafetensorsSource>(folder, std::move(files));
+}
+
+std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
+                                                          std::map<std::string, Tensor> tensors) {
+  std::vector<SafetensorsFile> files;
+  files.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
+  return std::make_unique<SafetensorsSource>(name, std::move(files));
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,133 @@
+#include "pmkvq/io/weights/weight_source.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/io/weights/safetensors_source.h"
+#include "support/expect_error.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectError;
+using testing_support::TempFolder;
+
+constexpr const char* kNorm = "model.norm.weight";
+constexpr const char* kQ = "model.layers.0.self_attn.q_proj.weight";
+
+Tensor Filled(DType dtype, const Shape& shape) {
+  Tensor tensor(dtype, shape);
+  std::fill_n(tensor.data(), tensor.view().num_bytes(), std::byte{1});
+  return tensor;
+}
+
+TEST(HuggingFaceNames, LeadThereAndBack) {
+  for (const auto& [stored, name] : std::map<std::string, std::string>{
+           {"model.embed_tokens.weight", "embedding"},
+           {"lm_head.weight", "output_head"},
+           {kNorm, "final_norm"},
+           {"model.layers.0.input_layernorm.weight", "blocks.0.attn.norm"},
+           {"model.layers.12.self_attn.k_proj.bias", "blocks.12.attn.k.bias"},
+           {"model.layers.3.self_attn.q_norm.weight", "blocks.3.attn.q_norm"},
+           {"model.layers.107.mlp.down_proj.weight", "blocks.107.mlp.down"}}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(stored), name);
+    EXPECT_EQ(HuggingFaceName(name), stored);
+  }
+}
+
+TEST(HuggingFaceNames, OthersHaveNone) {
+  for (const char* stored :
+       {"", "embedding", "blocks.0.attn.q", "model.layers.", "model.layers.3", "model.layers.x.y",
+        "model.layers..self_attn.q_proj.weight", "model.layers.3.attn.q",
+        "model.layers.-1.self_attn.q_proj.weight", "model.layers.3.mlp.gate_proj.bias",
+        "model.layers.3.self_attn.q_proj.weight.", "model.layers.3.self_attn.rotary_emb.inv_freq",
+        "model.layers.3.model.norm.weight"}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(stored), "") << stored;
+  }
+  EXPECT_EQ(HuggingFaceName("blocks.3.mlp.x"), "blocks.3.mlp.x");
+  EXPECT_TRUE(IsOfBlockOfHuggingFace("model.layers.3.mlp.gate_proj.bias"));
+  EXPECT_FALSE(IsOfBlockOfHuggingFace("model.layers.3.self_attn.rotary_emb.inv_freq"));
+  EXPECT_FALSE(IsOfBlockOfHuggingFace("vision.weight"));
+}
+
+TEST(SafetensorsSource, ListsAndFindsTensorsOfAllShards) {
+  const TempFolder folder;
+  const Tensor norm = Filled(DType::kF32, {3});
+  const Tensor q = Filled(DType::kBF16, {2, 3});
+  const Tensor other = Filled(DType::kI32, {4});
+  WriteSafetensors(folder.File("1.safetensors"), {{kNorm, norm.view()}});
+  WriteSafetensors(folder.File("2.safetensors"), {{kQ, q.view()}, {"other", other.view()}});
+  folder.Write("model.safetensors.index.json",
+               std::string(R"({"weight_map":{")") + kNorm + R"(":"1.safetensors",")" + kQ +
+                   R"(":"2.safetensors","other":"2.safetensors"}})");
+  const std::unique_ptr<const WeightSource> source = OpenSafetensorsSource(folder.path());
+  EXPECT_EQ(source->num_files(), 2);
+  ASSERT_EQ(source->tensors().size(), 3u);
+
+  const StoredWeight& found = source->Get("blocks.0.attn.q", {2, 3});
+  EXPECT_EQ(source->Find("blocks.0.attn.q"), &found);
+  EXPECT_EQ(found.stored_name, kQ);
+  EXPECT_EQ(found.file, folder.File("2.safetensors"));
+  EXPECT_EQ(found.format, WeightFormat::kBF16);
+  EXPECT_EQ(found.num_bytes, 12u);
+  EXPECT_TRUE(std::equal(found.data, found.data + 12, q.view().data));
+  EXPECT_TRUE(found.of_block);
+  EXPECT_FALSE(source->Get("final_norm", {3}).of_block);
+
+  const auto unnamed = std::find_if(source->tensors().begin(), source->tensors().end(),
+                                    [](const StoredWeight& each) { return each.name.empty(); });
+  ASSERT_NE(unnamed, source->tensors().end());
+  EXPECT_EQ(unnamed->stored_name, "other");
+  EXPECT_EQ(unnamed->type, "I32");
+  EXPECT_EQ(unnamed->format, std::nullopt);
+  EXPECT_FALSE(unnamed->of_block);
+
+  source->DropPages(found);
+  EXPECT_TRUE(std::equal(found.data, found.data + 12, q.view().data)) << "read again";
+}
+
+TEST(SafetensorsSource, GetNamesFileTensorFoundAndExpected) {
+  const TempFolder folder;
+  const Tensor norm = Filled(DType::kF32, {2, 3});
+  const Tensor head = Filled(DType::kI32, {2, 3});
+  WriteSafetensors(folder.File("model.safetensors"),
+                   {{kNorm, norm.view()}, {"lm_head.weight", head.view()}});
+  const std::unique_ptr<const WeightSource> source = OpenSafetensorsSource(folder.path());
+  ExpectError<InvalidInput>([&] { source->Get("final_norm", Shape{3}); },
+                            {"model.safetensors] tensor 'model.norm.weight': found F32 [2, 3], "
+                             "expected F32, F16 or BF16 [3]"});
+  ExpectError<InvalidInput>(
+      [&] {
+        source->Get("output_head", Shape{2, 3});
+      },
+      {"model.safetensors] tensor 'lm_head.weight': found I32 [2, 3], expected F32"});
+  ExpectError<InvalidInput>(
+      [&] { source->Get("blocks.4.mlp.up", Shape{2}); },
+      {folder.path(), "tensor 'model.layers.4.mlp.up_proj.weight': found nothing, expected F32"});
+}
+
+// A type whose bytes cannot be read is listed, and refused where it is a weight of the model.
+TEST(SafetensorsSource, ForeignTypesAreListed) {
+  const TempFolder folder;
+  std::string header =
+      std::string(R"({")") + kQ + R"(":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}})";
+  const uint64_t header_bytes = header.size();
+  folder.Write("model.safetensors",
+               std::string(reinterpret_cast<const char*>(&header_bytes), 8) + header + "ab");
+  const std::unique_ptr<const WeightSource> source = OpenSafetensorsSource(folder.path());
+  ASSERT_EQ(source->tensors().size(), 1u);
+  EXPECT_EQ(source->tensors()[0].type, "F8_E4M3");
+  EXPECT_EQ(source->tensors()[0].data, nullptr);
+  EXPECT_FALSE(source->tensors()[0].of_block);
+  ExpectError<Unsupported>([&] { source->Get("blocks.0.attn.q", Shape{2}); },
+                           {"model.safetensors] tensor 'model.layers.0.self_attn.q_proj.weight'",
+                            "found F8_E4M3 [2], expected F32, F16 or BF16", "not supported"});
+}
+
+}  // namespace
+}  // namespace pmkvq
