@@ -6,8 +6,6 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/base/turns.h"
-#include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
 #include "pmkvq/model/model_impl.h"
@@ -15,8 +13,6 @@
 namespace pmkvq {
 namespace {
 
-using model_detail::AddTo;
-using model_detail::DataOrNull;
 using model_detail::GrowTo;
 
 // Its rows are computed as those of chunks of one token.
@@ -50,10 +46,10 @@ class ForwardPass {
         config_(model.config()),
         chunks_(chunks),
         workspace_(workspace),
-        extra_needs_(extra_needs),
-        num_threads_(num_threads) {
+        num_threads_(num_threads),
+        frame_(workspace.scratch) {
     LayOutRows();
-    LayOutBuffers();
+    TakeBuffers(extra_needs);
   }
 
   void Embed() {
@@ -68,28 +64,10 @@ class ForwardPass {
   }
 
   void RunBlock(int64_t layer, KvStore& store) {
-    const KeyScales* scales = store.key_scales();
-    const BlockWeights& block = model_.block(layer);
-    for (const RowSlice& slice : workspace_.slices) {
-      ProjectQkv(block, slice);
-      if (extra_needs_.keys_before_rope) {
-        const int64_t begin = slice.first_row * config_.kv_dim();
-        std::copy_n(k_ + begin, slice.num_rows * config_.kv_dim(), keys_before_rope_ + begin);
-      }
-      Rotate(slice, scales != nullptr ? scales->query_factors(layer) : nullptr,
-             scales != nullptr ? scales->key_factors(layer) : nullptr);
-    }
-    OfferExtras(layer, store);
-    {
-      // Other Forwards of the store may move pages, so a pause comes before or after.
-      const UnpausedScope pages_stay;
-      store.AppendAndAttend(layer, q_, k_, v_, attention_);
-    }
     const bool is_last = layer + 1 == config_.num_layers;
-    for (const RowSlice& slice : is_last ? workspace_.last_slices : workspace_.slices) {
-      AddAttentionOutput(block, slice);
-      AddMlp(block, slice);
-    }
+    rows_.read_slices = is_last ? workspace_.last_slices : workspace_.slices;
+    model_.attention(layer).Forward(rows_, store, x_);
+    model_.mlp(layer).Forward(rows_, x_);
   }
 
   void ComputeLogits() {
@@ -158,92 +136,21 @@ class ForwardPass {
     }
   }
 
-  void LayOutBuffers() {
-    const auto num_rows = static_cast<int64_t>(workspace_.positions.size());
-    int64_t slice_rows = kDecodeRows;
-    for (const RowSlice& slice : workspace_.slices) {
-      slice_rows = std::max(slice_rows, slice.num_rows);
+  void TakeBuffers(const KvExtraNeeds& extra_needs) {
+    rows_.num_rows = std::ssize(workspace_.positions);
+    rows_.positions = workspace_.positions.data();
+    rows_.slices = workspace_.slices;
+    for (const auto* slices : {&workspace_.slices, &workspace_.last_slices}) {
+      for (const RowSlice& slice : *slices) {
+        rows_.max_slice_rows = std::max(rows_.max_slice_rows, slice.num_rows);
+      }
     }
-    struct Part {
-      float** pointer;
-      int64_t count;
-    };
-    const Part parts[] = {
-        {&x_, num_rows * config_.hidden_size},
-        {&q_, num_rows * config_.q_dim()},
-        {&k_, num_rows * config_.kv_dim()},
-        {&v_, num_rows * config_.kv_dim()},
-        {&keys_before_rope_, extra_needs_.keys_before_rope ? num_rows * config_.kv_dim() : 0},
-        {&attention_, num_rows * config_.q_dim()},
-        {&normed_, slice_rows * config_.hidden_size},
-        {&gate_, slice_rows * config_.intermediate_size},
-        {&up_, slice_rows * config_.intermediate_size}};
-    constexpr int64_t kLine = static_cast<int64_t>(kAlignment / sizeof(float));
-    const auto aligned = [](int64_t count) { return (count + kLine - 1) / kLine * kLine; };
-    int64_t total = 0;
-    for (const Part& part : parts) total += aligned(part.count);
-    GrowTo(workspace_.buffer, total);
-    float* next = workspace_.buffer.data();
-    for (const Part& part : parts) {
-      *part.pointer = next;
-      next += aligned(part.count);
-    }
-  }
-
-  void ProjectQkv(const BlockWeights& block, const RowSlice& slice) {
-    RmsNorm(x_ + slice.first_row * config_.hidden_size, slice.num_rows, config_.hidden_size,
-            block.attention_norm.data(), config_.rms_norm_eps, normed_, num_threads_);
-    float* q = q_ + slice.first_row * config_.q_dim();
-    float* k = k_ + slice.first_row * config_.kv_dim();
-    float* v = v_ + slice.first_row * config_.kv_dim();
-    const int64_t rows = slice.num_rows;
-    const Projection<float> projections[] = {{&block.q_proj, DataOrNull(block.q_bias), q},
-                                             {&block.k_proj, DataOrNull(block.k_bias), k},
-                                             {&block.v_proj, DataOrNull(block.v_bias), v}};
-    MatMulShared<float>(normed_, rows, projections, num_threads_);
-    if (!config_.qk_norm) return;
-    RmsNorm(q, rows * config_.num_heads, config_.head_dim, block.q_norm.data(),
-            config_.rms_norm_eps, q, num_threads_);
-    RmsNorm(k, rows * config_.num_kv_heads, config_.head_dim, block.k_norm.data(),
-            config_.rms_norm_eps, k, num_threads_);
-  }
-
-  // The factors may be null.
-  void Rotate(const RowSlice& slice, const float* query_factors, const float* key_factors) {
-    const int64_t* positions = workspace_.positions.data() + slice.first_row;
-    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_heads, query_factors,
-              q_ + slice.first_row * config_.q_dim(), num_threads_);
-    ApplyRope(model_.rope(), positions, slice.num_rows, config_.num_kv_heads, key_factors,
-              k_ + slice.first_row * config_.kv_dim(), num_threads_);
-  }
-
-  void OfferExtras(int64_t layer, KvStore& store) const {
-    if (!extra_needs_.keys_before_rope && !extra_needs_.block_input) return;
-    KvExtras extras;
-    if (extra_needs_.keys_before_rope) extras.keys_before_rope = keys_before_rope_;
-    if (extra_needs_.block_input) extras.block_input = x_;
-    extras.input_width = config_.hidden_size;
-    store.OfferExtras(layer, extras);
-  }
-
-  void AddAttentionOutput(const BlockWeights& block, const RowSlice& slice) {
-    MatMul(attention_ + slice.first_row * config_.q_dim(), slice.num_rows, block.o_proj,
-           DataOrNull(block.o_bias), normed_, num_threads_);
-    AddTo(x_ + slice.first_row * config_.hidden_size, normed_,
-          slice.num_rows * config_.hidden_size);
-  }
-
-  void AddMlp(const BlockWeights& block, const RowSlice& slice) {
-    float* x = x_ + slice.first_row * config_.hidden_size;
-    const int64_t rows = slice.num_rows;
-    RmsNorm(x, rows, config_.hidden_size, block.mlp_norm.data(), config_.rms_norm_eps, normed_,
-            num_threads_);
-    const Projection<float> projections[] = {{&block.gate_proj, nullptr, gate_},
-                                             {&block.up_proj, nullptr, up_}};
-    MatMulShared<float>(normed_, rows, projections, num_threads_);
-    SiluMul(gate_, up_, rows * config_.intermediate_size, gate_, num_threads_);
-    MatMul(gate_, rows, block.down_proj, nullptr, normed_, num_threads_);
-    AddTo(x, normed_, rows * config_.hidden_size);
+    rows_.extra_needs = extra_needs;
+    rows_.scratch = &workspace_.scratch;
+    rows_.num_threads = num_threads_;
+    x_ = workspace_.scratch.Take(rows_.num_rows * config_.hidden_size);
+    normed_ =
+        workspace_.scratch.Take(std::max(kDecodeRows, rows_.max_slice_rows) * config_.hidden_size);
   }
 
   // Multiplies the `num_rows` rows waiting in normed_ with the output head. Returns 0, the number
@@ -260,18 +167,13 @@ class ForwardPass {
   const ModelConfig& config_;
   std::span<const ForwardChunk> chunks_;
   ForwardWorkspace& workspace_;
-  const KvExtraNeeds extra_needs_;
   const int num_threads_;
+  const Scratch<float>::Frame frame_;
+  ForwardRows rows_;
 
   float* x_ = nullptr;  // [rows, E], the residual stream
-  float* q_ = nullptr;  // [rows, H, D]
-  float* k_ = nullptr;  // [rows, Hkv, D]
-  float* v_ = nullptr;
-  float* keys_before_rope_ = nullptr;  // [rows, Hkv, D], where the store wants them
-  float* attention_ = nullptr;         // [rows, H, D]
-  float* normed_ = nullptr;            // [slice rows, E], also the output of a projection back to E
-  float* gate_ = nullptr;              // [slice rows, F]
-  float* up_ = nullptr;
+  float* normed_ =
+      nullptr;  // [max(kDecodeRows, slice rows), E], rows that wait for the output head
 };
 
 // Ends a Forward that an exception leaves; does nothing after EndForward.

@@ -331,13 +331,11 @@ TEST_F(Forward, AllocatesNothingInTheSteadyState) {
   runner.Run({runner.Chunk(seq, prompt, Logits::kLast)});
   const size_t bytes = runner.workspace().num_bytes();
   EXPECT_GT(bytes, 30 * sizeof(float) * static_cast<size_t>(tiny_.hidden));
-  const float* buffer = runner.workspace().buffer.data();
   for (int i = 0; i < 4; ++i) {
     runner.Run({runner.Chunk(seq, std::span(prompt).subspan(0, 1 + static_cast<size_t>(i)),
                              Logits::kLast)});
   }
   EXPECT_EQ(runner.workspace().num_bytes(), bytes);
-  EXPECT_EQ(runner.workspace().buffer.data(), buffer);
 }
 
 // The keys that Forward stores are those that calibration sees.

@@ -1,10 +1,7 @@
 // A llama-family decoder from a checkpoint: weights as stored or quantised, one batched Forward.
 //
-// The graph, for block i with input x (residual stream, float):
-//   h = RmsNorm(x); q, k, v = h Wq + bq, h Wk + bk, h Wv + bv   (biases, q/k norm by config)
-//   q, k = Rope(q), Rope(k); with key scales s: q *= s, k /= s
-//   x = x + Attention(q, k, v) Wo;  x = x + SiluMul(h' Wgate, h' Wup) Wdown,  h' = RmsNorm(x)
-// and logits = RmsNorm(x) Wlm (the embedding when tied).
+// The graph: x = embedding of the tokens; for every block x += Attention(x), x += Mlp(x)
+// (model/blocks/); logits = RmsNorm(x) Wlm (the embedding when tied).
 #pragma once
 
 #include <cstdint>
@@ -18,8 +15,12 @@
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kv/kv_store.h"
+#include "pmkvq/model/forward_workspace.h"
 
 namespace pmkvq {
+
+class Attention;
+class Mlp;
 
 // How the matrices of a model are kept in memory.
 enum class WeightMode : uint8_t {
@@ -34,20 +35,6 @@ WeightMode ParseWeightMode(const std::string& name);
 struct ModelOptions {
   WeightMode weights = WeightMode::kAsStored;
   int num_threads = 1;  // For quantising.
-};
-
-// Weights of one block. Matrices are views into the mapped checkpoint, or into quantised copies;
-// norms and biases are small and kept as floats (empty when the architecture has none).
-struct BlockWeights {
-  std::vector<float> attention_norm;  // [E]
-  WeightView q_proj, k_proj, v_proj;  // [H*D, E], [Hkv*D, E], [Hkv*D, E]
-  std::vector<float> q_bias, k_bias, v_bias;
-  std::vector<float> q_norm, k_norm;  // [D]
-  WeightView o_proj;                  // [E, H*D]
-  std::vector<float> o_bias;
-  std::vector<float> mlp_norm;    // [E]
-  WeightView gate_proj, up_proj;  // [F, E]
-  WeightView down_proj;           // [E, F]
 };
 
 // New tokens of one sequence in one Forward.
@@ -70,36 +57,6 @@ struct ForwardFailure {
 
 // Throws the first one as InvalidInput, for callers that have no use for the other chunks then.
 void ThrowIfFailed(const std::vector<ForwardFailure>& failures);
-
-// Rows that go through the linear layers in one call.
-struct RowSlice {
-  int64_t first_row = 0;
-  int64_t num_rows = 0;
-  bool joinable = false;  // Made of single rows, so that another one may follow.
-};
-
-// Activations and bookkeeping of a Forward, reused between calls: everything grows to the largest
-// batch seen, so that a steady state allocates nothing.
-struct ForwardWorkspace {
-  AlignedVector<float> buffer;
-  AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
-  int64_t num_logit_rows = 0;
-
-  // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the
-  // caller's order.
-  Batch batch;
-  std::vector<int64_t> positions;         // Per row.
-  std::vector<int64_t> chunk_first_rows;  // Per chunk, in the caller's order.
-  std::vector<RowSlice> slices;
-  std::vector<RowSlice> last_slices;  // Of the last block behind its attention: rows with logits.
-
-  size_t num_bytes() const {
-    return (buffer.capacity() + logits.capacity()) * sizeof(float) +
-           batch.capacity() * sizeof(BatchChunk) +
-           (slices.capacity() + last_slices.capacity()) * sizeof(RowSlice) +
-           (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);
-  }
-};
 
 // Immutable: any number of engines and threads may share one model. Each of
 // them needs separate workspaces and stores.
@@ -124,11 +81,13 @@ class Model {
   WeightMode weights() const;
   KvGeometry kv_geometry() const;
   const RopeTable& rope() const;
-  const BlockWeights& block(int64_t layer) const;
+  // The parts of a block (model/blocks/block.h).
+  const Attention& attention(int64_t layer) const;
+  const Mlp& mlp(int64_t layer) const;
   const WeightView& embedding() const;    // [V, E]
   const WeightView& output_head() const;  // [V, E]; the embedding when tied
   const std::vector<float>& final_norm() const;
-  // 1 / sqrt(D).
+  // What attention scores are multiplied with: 1 / sqrt(D).
   double attention_scale() const;
 
   // Why logits [V], which position `position` of a sequence gave, cannot be used: one is not

@@ -1,10 +1,10 @@
 #include <fmt/format.h>
 
-#include <cmath>
 #include <set>
 #include <string>
 #include <utility>
 
+#include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/model/model_impl.h"
 
@@ -41,98 +41,78 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   return params;
 }
 
-// Finds weights by their canonical names and remembers which ones were asked for.
-class Binder {
- public:
-  explicit Binder(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-
-  WeightView Matrix(const std::string& name, int64_t rows, int64_t cols) {
-    return Bind(name, {rows, cols}, rows, cols);
-  }
-
-  std::vector<float> Vector(const std::string& name, int64_t size) {
-    const WeightView weight = Bind(name, {size}, 1, size);
-    std::vector<float> values(static_cast<size_t>(size));
-    ExpandRow(weight, 0, values.data());
-    return values;
-  }
-
-  // The rest of the checkpoint must not hold weights of blocks: ignoring them would compute
-  // another function than the one that was trained.
-  void CheckNothingLeft() const {
-    for (const StoredWeight& tensor : checkpoint_.weights().tensors()) {
-      if (!tensor.of_block || bound_.contains(&tensor)) continue;
-      const ModelConfig& config = checkpoint_.config();
-      throw InvalidInput(
-          tensor.file,
-          fmt::format("tensor '{}': found here, expected only what config.json announces ({}, "
-                      "{} blocks)",
-                      tensor.stored_name, config.architecture, config.num_layers));
+// Fills all places of `list`. The rest of the checkpoint must not hold weights of blocks: ignoring
+// them would compute another function than the one that was trained.
+void BindWeights(const Checkpoint& checkpoint, const WeightList& list) {
+  std::set<const StoredWeight*> bound;
+  for (const WeightSlot& slot : list.slots()) {
+    const StoredWeight& stored = checkpoint.weights().Get(slot.name, slot.shape);
+    bound.insert(&stored);
+    const int64_t cols = slot.shape.back();
+    const WeightView view{stored.data, *stored.format, NumElements(slot.shape) / cols, cols};
+    if (slot.matrix != nullptr) {
+      *slot.matrix = view;
+    } else {
+      slot.vector->resize(static_cast<size_t>(cols));
+      ExpandRow(view, 0, slot.vector->data());
     }
   }
-
- private:
-  WeightView Bind(const std::string& name, const Shape& shape, int64_t rows, int64_t cols) {
-    const StoredWeight& tensor = checkpoint_.weights().Get(name, shape);
-    bound_.insert(&tensor);
-    return {tensor.data, *tensor.format, rows, cols};
+  for (const StoredWeight& tensor : checkpoint.weights().tensors()) {
+    if (!tensor.of_block || bound.contains(&tensor)) continue;
+    const ModelConfig& config = checkpoint.config();
+    throw InvalidInput(
+        tensor.file,
+        fmt::format("tensor '{}': found here, expected only what config.json announces ({}, "
+                    "{} blocks)",
+                    tensor.stored_name, config.architecture, config.num_layers));
   }
-
-  const Checkpoint& checkpoint_;
-  std::set<const StoredWeight*> bound_;
-};
-
-BlockWeights BindBlock(const ModelConfig& config, int64_t layer, Binder& binder) {
-  const std::string attention = fmt::format("blocks.{}.attn.", layer);
-  const std::string mlp = fmt::format("blocks.{}.mlp.", layer);
-  const int64_t hidden = config.hidden_size;
-  BlockWeights weights;
-  weights.attention_norm = binder.Vector(attention + "norm", hidden);
-  weights.q_proj = binder.Matrix(attention + "q", config.q_dim(), hidden);
-  weights.k_proj = binder.Matrix(attention + "k", config.kv_dim(), hidden);
-  weights.v_proj = binder.Matrix(attention + "v", config.kv_dim(), hidden);
-  weights.o_proj = binder.Matrix(attention + "o", hidden, config.q_dim());
-  if (config.qkv_bias) {
-    weights.q_bias = binder.Vector(attention + "q.bias", config.q_dim());
-    weights.k_bias = binder.Vector(attention + "k.bias", config.kv_dim());
-    weights.v_bias = binder.Vector(attention + "v.bias", config.kv_dim());
-  }
-  if (config.o_bias) weights.o_bias = binder.Vector(attention + "o.bias", hidden);
-  if (config.qk_norm) {
-    weights.q_norm = binder.Vector(attention + "q_norm", config.head_dim);
-    weights.k_norm = binder.Vector(attention + "k_norm", config.head_dim);
-  }
-  const int64_t inner = config.intermediate_size;
-  weights.mlp_norm = binder.Vector(mlp + "norm", hidden);
-  weights.gate_proj = binder.Matrix(mlp + "gate", inner, hidden);
-  weights.up_proj = binder.Matrix(mlp + "up", inner, hidden);
-  weights.down_proj = binder.Matrix(mlp + "down", hidden, inner);
-  return weights;
 }
 
 }  // namespace
 
-Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
-    : checkpoint(std::move(opened)), rope(RopeParamsOf(checkpoint.config())) {
-  const ModelConfig& config = checkpoint.config();
-  Binder binder(checkpoint);
-  embedding = binder.Matrix("embedding", config.vocab_size, config.hidden_size);
-  output_head = config.tie_word_embeddings
-                    ? embedding
-                    : binder.Matrix("output_head", config.vocab_size, config.hidden_size);
-  final_norm = binder.Vector("final_norm", config.hidden_size);
-  blocks.reserve(static_cast<size_t>(config.num_layers));
+ModelParts::ModelParts(const ModelConfig& config, const RopeTable& rope) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    blocks.push_back(BindBlock(config, layer, binder));
+    attentions.push_back(MakeAttention(config, rope, layer));
+    mlps.push_back(MakeMlp(config, layer));
   }
-  binder.CheckNothingLeft();
-  if (options.weights == WeightMode::kQ8) QuantizeWeights(options.num_threads);
-  weights = options.weights;
 }
 
-void Model::Impl::QuantizeWeights(int num_threads) {
+void ModelParts::Declare(const ModelConfig& config, WeightList& list) {
+  list.Matrix("embedding", config.vocab_size, config.hidden_size, embedding);
+  if (!config.tie_word_embeddings) {
+    list.Matrix("output_head", config.vocab_size, config.hidden_size, output_head);
+  }
+  list.Norm("final_norm", config.hidden_size, final_norm);
+  for (size_t layer = 0; layer < attentions.size(); ++layer) {
+    list.SetPrefix(fmt::format("blocks.{}.", layer));
+    attentions[layer]->Declare(list);
+    mlps[layer]->Declare(list);
+  }
+}
+
+std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config) {
+  const RopeTable rope(RopeParamsOf(config));
+  ModelParts parts(config, rope);
+  WeightList list;
+  parts.Declare(config, list);
+  return {list.slots().begin(), list.slots().end()};
+}
+
+Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
+    : checkpoint(std::move(opened)),
+      weights(options.weights),
+      rope(RopeParamsOf(checkpoint.config())),
+      parts(checkpoint.config(), rope) {
+  WeightList list;
+  parts.Declare(checkpoint.config(), list);
+  BindWeights(checkpoint, list);
+  if (checkpoint.config().tie_word_embeddings) parts.output_head = parts.embedding;
+  if (weights == WeightMode::kQ8) QuantizeWeights(list, options.num_threads);
+}
+
+void Model::Impl::QuantizeWeights(const WeightList& list, int num_threads) {
   const WeightSource& source = checkpoint.weights();
-  const auto quantize = [&](WeightView& weight, const std::string& name) {
+  const auto quantize = [&](const std::string& name, WeightView& weight) {
     const StoredWeight& stored = *source.Find(name);
     Q8Weight& made = quantized.emplace_back();
     if (!QuantizeWeight(weight, num_threads, made)) {
@@ -143,18 +123,11 @@ void Model::Impl::QuantizeWeights(int num_threads) {
     source.DropPages(stored);
     weight = made.view();
   };
-  for (size_t layer = 0; layer < blocks.size(); ++layer) {
-    const std::string block = fmt::format("blocks.{}.", layer);
-    BlockWeights& own = blocks[layer];
-    quantize(own.q_proj, block + "attn.q");
-    quantize(own.k_proj, block + "attn.k");
-    quantize(own.v_proj, block + "attn.v");
-    quantize(own.o_proj, block + "attn.o");
-    quantize(own.gate_proj, block + "mlp.gate");
-    quantize(own.up_proj, block + "mlp.up");
-    quantize(own.down_proj, block + "mlp.down");
+  for (const WeightSlot& slot : list.slots()) {
+    if (slot.matrix == nullptr || slot.matrix == &parts.embedding) continue;
+    quantize(slot.name, *slot.matrix);
   }
-  quantize(output_head, checkpoint.config().tie_word_embeddings ? "embedding" : "output_head");
+  if (checkpoint.config().tie_word_embeddings) quantize("embedding", parts.output_head);
 }
 
 Model::Model() = default;
@@ -184,22 +157,25 @@ const ModelConfig& Model::config() const { return impl_->checkpoint.config(); }
 const Checkpoint& Model::checkpoint() const { return impl_->checkpoint; }
 WeightMode Model::weights() const { return impl_->weights; }
 const RopeTable& Model::rope() const { return impl_->rope; }
-const WeightView& Model::embedding() const { return impl_->embedding; }
-const WeightView& Model::output_head() const { return impl_->output_head; }
-const std::vector<float>& Model::final_norm() const { return impl_->final_norm; }
+const WeightView& Model::embedding() const { return impl_->parts.embedding; }
+const WeightView& Model::output_head() const { return impl_->parts.output_head; }
+const std::vector<float>& Model::final_norm() const { return impl_->parts.final_norm; }
 
 KvGeometry Model::kv_geometry() const {
   return UniformKvGeometry{config().num_layers, config().num_heads, config().num_kv_heads,
                            config().head_dim};
 }
 
-const BlockWeights& Model::block(int64_t layer) const {
+const Attention& Model::attention(int64_t layer) const {
   PMKVQ_CHECK(layer >= 0 && layer < config().num_layers);
-  return impl_->blocks[static_cast<size_t>(layer)];
+  return *impl_->parts.attentions[static_cast<size_t>(layer)];
 }
 
-double Model::attention_scale() const {
-  return 1.0 / std::sqrt(static_cast<double>(config().head_dim));
+const Mlp& Model::mlp(int64_t layer) const {
+  PMKVQ_CHECK(layer >= 0 && layer < config().num_layers);
+  return *impl_->parts.mlps[static_cast<size_t>(layer)];
 }
+
+double Model::attention_scale() const { return attention(0).scale(); }
 
 }  // namespace pmkvq

@@ -5,7 +5,11 @@
 #include <memory>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/mlp_dense.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/model/weight_list.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 #include "support/tiny_model.h"
@@ -20,6 +24,14 @@ using testing_support::TinyModel;
 using testing_support::TinyModels;
 using testing_support::TinyWeights;
 using testing_support::WriteTinyModel;
+
+const AttentionGqaWeights& AttentionOf(const Model& model, int64_t layer) {
+  return dynamic_cast<const AttentionGqa&>(model.attention(layer)).weights();
+}
+
+const MlpDenseWeights& MlpOf(const Model& model, int64_t layer) {
+  return dynamic_cast<const MlpDense&>(model.mlp(layer)).weights();
+}
 
 TEST(ModelLoad, BindsEveryArchitecture) {
   for (const auto& [name, tiny] : TinyModels()) {
@@ -37,17 +49,18 @@ TEST(ModelLoad, BindsEveryArchitecture) {
     EXPECT_EQ(model->output_head().rows, tiny.vocab);
     EXPECT_EQ(model->final_norm().size(), static_cast<size_t>(tiny.hidden));
     for (int64_t layer = 0; layer < tiny.layers; ++layer) {
-      const BlockWeights& block = model->block(layer);
+      const AttentionGqaWeights& attention = AttentionOf(*model, layer);
+      const MlpDenseWeights& mlp = MlpOf(*model, layer);
       const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-      EXPECT_EQ(NameOf(block.q_proj.format), NameOf(tiny.dtype)) << "weights stay as stored";
-      EXPECT_EQ(block.down_proj.rows, tiny.hidden);
-      EXPECT_EQ(block.down_proj.cols, tiny.inner);
-      EXPECT_EQ(block.q_bias.empty(), !tiny.qkv_bias);
-      EXPECT_EQ(block.o_bias.empty(), !tiny.o_bias);
-      EXPECT_EQ(block.k_norm.empty(), !tiny.qk_norm);
+      EXPECT_EQ(NameOf(attention.q.format), NameOf(tiny.dtype)) << "weights stay as stored";
+      EXPECT_EQ(mlp.down.rows, tiny.hidden);
+      EXPECT_EQ(mlp.down.cols, tiny.inner);
+      EXPECT_EQ(attention.q_bias.empty(), !tiny.qkv_bias);
+      EXPECT_EQ(attention.o_bias.empty(), !tiny.o_bias);
+      EXPECT_EQ(attention.k_norm.empty(), !tiny.qk_norm);
       const std::vector<double> norm =
           testing_support::Values(weights.at(prefix + "input_layernorm.weight"));
-      EXPECT_TRUE(std::equal(norm.begin(), norm.end(), block.attention_norm.begin()));
+      EXPECT_TRUE(std::equal(norm.begin(), norm.end(), attention.norm.begin()));
     }
   }
 }
@@ -63,8 +76,8 @@ TEST(ModelLoad, FromMemoryIsThatOfTheFolder) {
     const std::shared_ptr<const Model> made =
         Model::FromCheckpoint(Checkpoint::FromMemory("(memory)", loaded->config(), weights));
     EXPECT_EQ(made->checkpoint().Identity(), loaded->checkpoint().Identity());
-    const WeightView& a = made->block(tiny.layers - 1).down_proj;
-    const WeightView& b = loaded->block(tiny.layers - 1).down_proj;
+    const WeightView& a = MlpOf(*made, tiny.layers - 1).down;
+    const WeightView& b = MlpOf(*loaded, tiny.layers - 1).down;
     ASSERT_EQ(a.rows * a.cols, b.rows * b.cols);
     EXPECT_EQ(std::memcmp(a.data, b.data, a.num_bytes()), 0);
   }
@@ -89,13 +102,34 @@ TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
     EXPECT_EQ(NameOf(model->embedding().format), NameOf(tiny.dtype));
     EXPECT_EQ(model->output_head().format, WeightFormat::kQ8);
     EXPECT_EQ(model->output_head().rows, tiny.vocab);
-    const BlockWeights& block = model->block(tiny.layers - 1);
-    for (const WeightView* view : {&block.q_proj, &block.k_proj, &block.v_proj, &block.o_proj,
-                                   &block.gate_proj, &block.up_proj, &block.down_proj}) {
+    const AttentionGqaWeights& attention = AttentionOf(*model, tiny.layers - 1);
+    const MlpDenseWeights& mlp = MlpOf(*model, tiny.layers - 1);
+    for (const WeightView* view :
+         {&attention.q, &attention.k, &attention.v, &attention.o, &mlp.gate, &mlp.up, &mlp.down}) {
       EXPECT_EQ(view->format, WeightFormat::kQ8);
     }
     // What was given back to the system is read again: plans still know the model.
     EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
+  }
+}
+
+// The declared list and a checkpoint that loads are the same tensors.
+TEST(ModelLoad, DeclaresWhatItBinds) {
+  for (const auto& [name, tiny] : TinyModels()) {
+    SCOPED_TRACE(name);
+    TempFolder folder;
+    const TinyWeights weights = MakeTinyWeights(tiny);
+    WriteTinyModel(tiny, weights, folder);
+    const ModelConfig config = Model::Load(folder.path())->config();
+    std::map<std::string, Shape> declared;
+    for (const WeightDeclaration& each : DeclaredWeights(config)) {
+      declared[HuggingFaceName(each.name)] = each.shape;
+      EXPECT_EQ(each.role == WeightRole::kMatrix, each.shape.size() == 2) << each.name;
+      EXPECT_EQ(each.role == WeightRole::kBias, each.name.ends_with(".bias")) << each.name;
+    }
+    std::map<std::string, Shape> stored;
+    for (const auto& [tensor_name, tensor] : weights) stored[tensor_name] = tensor.shape();
+    EXPECT_EQ(declared, stored);
   }
 }
 

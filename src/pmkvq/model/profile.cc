@@ -10,7 +10,6 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
-#include "pmkvq/model/profile_block.h"
 
 namespace pmkvq {
 namespace {
@@ -38,15 +37,12 @@ std::vector<int64_t> StretchedPositions(int64_t num_tokens, int64_t effective_le
 template <class Real>
 struct Profile<Real>::Impl {
   Impl(const Model& profiled, int threads)
-      : model(profiled),
-        config(profiled.config()),
-        num_threads(threads),
-        block(profiled, threads) {}
+      : model(profiled), config(profiled.config()), num_threads(threads) {}
 
   const Model& model;
   const ModelConfig& config;
   const int num_threads;
-  ProfileBlock<Real> block;
+  Scratch<Real> scratch;
   AlignedVector<Real> x;         // [N, E], the residual stream
   AlignedVector<Real> dx;        // [N, E], its gradient
   AlignedVector<Real> inputs;    // [L, N, E], ForwardBackward only
@@ -54,7 +50,7 @@ struct Profile<Real>::Impl {
   AlignedVector<Real> logits;    // [kHeadRows, V]
   std::vector<double> row_loss;  // [kHeadRows]
 
-  void Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
+  SequenceRows<Real> Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
   void CheckFinite(const Real* values, const std::string& what) const;
   double Loss(std::span<const int32_t> tokens, bool with_gradient);
   double Backward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
@@ -64,18 +60,18 @@ struct Profile<Real>::Impl {
 
 // Embeds the tokens.
 template <class Real>
-void Profile<Real>::Impl::Start(std::span<const int32_t> tokens,
-                                std::span<const int64_t> positions) {
+SequenceRows<Real> Profile<Real>::Impl::Start(std::span<const int32_t> tokens,
+                                              std::span<const int64_t> positions) {
   PMKVQ_CHECK(tokens.size() >= 2 && tokens.size() == positions.size());
   const auto n = static_cast<int64_t>(tokens.size());
   x.resize(tokens.size() * static_cast<size_t>(config.hidden_size));
-  block.Resize(n);
   for (int64_t t = 0; t < n; ++t) {
     const int32_t token = tokens[static_cast<size_t>(t)];
     PMKVQ_CHECK_MSG(token >= 0 && token < config.vocab_size, "token id out of range");
     ExpandRow(model.embedding(), token, x.data() + t * config.hidden_size);
   }
   CheckFinite(x.data(), "embedding");
+  return {positions, &scratch, num_threads};
 }
 
 template <class Real>
@@ -152,12 +148,14 @@ template <class Real>
 double Profile<Real>::Forward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                               const Visitor& visitor) {
   Impl& impl = *impl_;
-  impl.Start(tokens, positions);
+  const SequenceRows<Real> rows = impl.Start(tokens, positions);
   for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
-    impl.block.ComputeStates(layer, positions, impl.x.data());
-    if (visitor) visitor(impl.block.States(layer, /*with_gradients=*/false));
-    impl.block.AddAttention(layer, impl.x.data());
-    impl.block.AddMlp(layer, impl.x.data());
+    const typename Scratch<Real>::Frame frame(impl.scratch);
+    const auto attention = impl.model.attention(layer).Start(rows);
+    attention->ComputeStates(impl.x.data());
+    if (visitor) visitor(attention->States());
+    attention->AddAttention(impl.x.data());
+    impl.model.mlp(layer).Forward(rows, impl.x.data());
     impl.CheckFinite(impl.x.data(), fmt::format("block {}", layer));
   }
   return impl.Loss(tokens, /*with_gradient=*/false);
@@ -168,33 +166,37 @@ template <class Real>
 double Profile<Real>::Impl::Backward(std::span<const int32_t> tokens,
                                      std::span<const int64_t> positions, const Visitor& visitor,
                                      const ProjectionVisitor& projection_visitor) {
-  Start(tokens, positions);
+  const SequenceRows<Real> rows = Start(tokens, positions);
   const auto size = static_cast<int64_t>(x.size());
   inputs.resize(static_cast<size_t>(size * config.num_layers));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const typename Scratch<Real>::Frame frame(scratch);
     std::copy_n(x.data(), size, inputs.data() + layer * size);
-    block.ComputeStates(layer, positions, x.data());
-    block.AddAttention(layer, x.data());
-    block.AddMlp(layer, x.data());
+    const auto attention = model.attention(layer).Start(rows);
+    attention->ComputeStates(x.data());
+    attention->AddAttention(x.data());
+    model.mlp(layer).Forward(rows, x.data());
     CheckFinite(x.data(), fmt::format("block {}", layer));
   }
   const double loss = Loss(tokens, /*with_gradient=*/true);
   for (int64_t layer = config.num_layers - 1; layer >= 0; --layer) {
+    const typename Scratch<Real>::Frame frame(scratch);
     const Real* input = inputs.data() + layer * size;
     std::copy_n(input, size, x.data());
-    block.ComputeStates(layer, positions, input);
-    block.AddAttention(layer, x.data());
-    block.MlpGrad(layer, x.data(), dx.data());
-    block.AttentionGrad(layer, dx.data());
+    const auto attention = model.attention(layer).Start(rows);
+    attention->ComputeStates(input);
+    attention->AddAttention(x.data());
+    model.mlp(layer).Grad(rows, x.data(), dx.data());
+    attention->AttentionGrad(dx.data());
     CheckFinite(dx.data(), fmt::format("gradient of block {}", layer));
-    if (visitor) visitor(block.States(layer, /*with_gradients=*/true));
+    if (visitor) visitor(attention->States());
     if (layer == 0 && !projection_visitor) break;
-    block.ProjectionOutputGrad(layer, positions);
+    attention->ProjectionOutputGrad();
     if (projection_visitor) {
-      block.ProjectionWeightGrad(layer, input);
-      projection_visitor({layer, block.dk_weight(), block.dv_weight()});
+      const auto gradients = attention->ProjectionWeightGrad(input);
+      projection_visitor({layer, gradients.k, gradients.v});
     }
-    if (layer > 0) block.InputGrad(layer, input, dx.data());
+    if (layer > 0) attention->InputGrad(input, dx.data());
   }
   return loss;
 }
@@ -217,12 +219,14 @@ double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
                                     std::span<const int64_t> positions, int64_t layer,
                                     const Real* delta_k, const Real* delta_v) {
   Impl& impl = *impl_;
-  impl.Start(tokens, positions);
+  const SequenceRows<Real> rows = impl.Start(tokens, positions);
   for (int64_t i = 0; i < impl.config.num_layers; ++i) {
-    impl.block.ComputeStates(i, positions, impl.x.data());
-    if (i == layer) impl.block.AddToStates(delta_k, delta_v);
-    impl.block.AddAttention(i, impl.x.data());
-    impl.block.AddMlp(i, impl.x.data());
+    const typename Scratch<Real>::Frame frame(impl.scratch);
+    const auto attention = impl.model.attention(i).Start(rows);
+    attention->ComputeStates(impl.x.data());
+    if (i == layer) attention->AddToStates(delta_k, delta_v);
+    attention->AddAttention(impl.x.data());
+    impl.model.mlp(i).Forward(rows, impl.x.data());
   }
   return impl.Loss(tokens, /*with_gradient=*/false);
 }
@@ -230,8 +234,7 @@ double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
 template <class Real>
 void Profile<Real>::ProjectAttention(int64_t layer, int64_t num_tokens, const Real* attention,
                                      Real* out) {
-  MatMul(attention, num_tokens, impl_->model.block(layer).o_proj, /*bias=*/nullptr, out,
-         impl_->num_threads);
+  impl_->model.attention(layer).ProjectOutput(attention, num_tokens, out, impl_->num_threads);
 }
 
 template class Profile<float>;

@@ -10,22 +10,10 @@
 #include <span>
 #include <vector>
 
+#include "pmkvq/model/blocks/block.h"
 #include "pmkvq/model/model.h"
 
 namespace pmkvq {
-
-// One block's attention inputs, valid during the visitor's call. Post-RoPE, unscaled.
-template <class Real>
-struct BlockStates {
-  int64_t layer = 0;
-  int64_t num_tokens = 0;   // N
-  const Real* q = nullptr;  // [N, H, D]
-  const Real* k = nullptr;  // [N, Hkv, D]
-  const Real* v = nullptr;  // [N, Hkv, D]
-  // Filled by ForwardBackward only:
-  const Real* dk = nullptr;  // dL/dk [N, Hkv, D]
-  const Real* dv = nullptr;  // dL/dv [N, Hkv, D]
-};
 
 // Positions 0, s, 2s, ... with s = effective_len / num_tokens (a positive integer; callers
 // validate): the paper's positional interpolation.

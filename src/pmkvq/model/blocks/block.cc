@@ -1,0 +1,17 @@
+#include "pmkvq/model/blocks/block.h"
+
+#include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/mlp_dense.h"
+
+namespace pmkvq {
+
+std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTable& rope,
+                                         int64_t layer) {
+  return std::make_unique<AttentionGqa>(config, rope, layer);
+}
+
+std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t /*layer*/) {
+  return std::make_unique<MlpDense>(config);
+}
+
+}  // namespace pmkvq

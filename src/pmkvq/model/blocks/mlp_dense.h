@@ -1,0 +1,48 @@
+// The gated MLP of llama-family models: x += (silu(h Wgate) * (h Wup)) Wdown, h = RmsNorm(x).
+#pragma once
+
+#include <vector>
+
+#include "pmkvq/model/blocks/block.h"
+
+namespace pmkvq {
+
+struct MlpDenseWeights {
+  std::vector<float> norm;  // [E]
+  WeightView gate, up;      // [F, E]
+  WeightView down;          // [E, F]
+};
+
+class MlpDense : public Mlp {
+ public:
+  explicit MlpDense(const ModelConfig& config) : config_(config) {}
+
+  const MlpDenseWeights& weights() const { return weights_; }
+
+  void Declare(WeightList& list) override;
+  void Forward(const ForwardRows& rows, float* x) const override;
+  void Forward(const SequenceRows<float>& rows, float* x) const override;
+  void Forward(const SequenceRows<double>& rows, double* x) const override;
+  void Grad(const SequenceRows<float>& rows, const float* x, float* dx) const override;
+  void Grad(const SequenceRows<double>& rows, const double* x, double* dx) const override;
+
+ private:
+  template <class Real>
+  struct Buffers;
+
+  // gate = h Wgate and up = h Wup, on `rows` rows.
+  template <class Real>
+  void Project(const Real* x, int64_t rows, const Buffers<Real>& buffers, int num_threads) const;
+  // x += MLP of `rows` rows.
+  template <class Real>
+  void AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const;
+  template <class Real>
+  void ForwardSequence(const SequenceRows<Real>& rows, Real* x) const;
+  template <class Real>
+  void GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* dx) const;
+
+  const ModelConfig& config_;
+  MlpDenseWeights weights_;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,69 @@
+// The list of a model's weights. Each part of a block declares its own (model/blocks/); loading,
+// quantising and everything else that goes through all weights uses this list and no other.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pmkvq/io/model_config.h"
+#include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/tensor/tensor.h"
+
+namespace pmkvq {
+
+enum class WeightRole : uint8_t {
+  kMatrix,  // [N, K], used as stored or quantised.
+  kNorm,    // [size], kept as floats.
+  kBias,    // [size], kept as floats.
+};
+
+struct WeightDeclaration {
+  std::string name;  // Canonical (io/weights/weight_source.h).
+  WeightRole role = WeightRole::kMatrix;
+  Shape shape;
+};
+
+// A declared weight and where its owner keeps it: one of the two pointers.
+struct WeightSlot : WeightDeclaration {
+  WeightView* matrix = nullptr;
+  std::vector<float>* vector = nullptr;
+};
+
+// Collects declarations. Places must stay where they are while the list is used.
+class WeightList {
+ public:
+  // Stands before the names that follow: "blocks.3.", or nothing.
+  void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }
+
+  void Matrix(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
+    Add(name, WeightRole::kMatrix, {rows, cols}).matrix = &place;
+  }
+  void Norm(std::string_view name, int64_t size, std::vector<float>& place) {
+    Add(name, WeightRole::kNorm, {size}).vector = &place;
+  }
+  void Bias(std::string_view name, int64_t size, std::vector<float>& place) {
+    Add(name, WeightRole::kBias, {size}).vector = &place;
+  }
+
+  const std::vector<WeightSlot>& slots() const { return slots_; }
+
+ private:
+  WeightSlot& Add(std::string_view name, WeightRole role, Shape shape) {
+    WeightSlot& slot = slots_.emplace_back();
+    slot.name = prefix_;
+    slot.name += name;
+    slot.role = role;
+    slot.shape = std::move(shape);
+    return slot;
+  }
+
+  std::string prefix_;
+  std::vector<WeightSlot> slots_;
+};
+
+// All weights of a model of that config: those outside of blocks, then block by block.
+std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config);
+
+}  // namespace pmkvq
