@@ -49,6 +49,9 @@ TEST(Shapes, SizesByHand) {
   EXPECT_EQ(BlockParameters(shape), 2 * 12845056 + 2 * 1835008 + 3 * int64_t{67895296});
   EXPECT_EQ(SyntheticModelBytes(shape),
             2 * (2 * BlockParameters(shape) + 2 * int64_t{1024} * 3584));
+  std::string names;
+  for (const BlockMatrix& matrix : BlockMatrices(shape)) names += matrix.name + " ";
+  EXPECT_EQ(names, "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj ");
   for (const std::string& name : ShapeNames()) {
     const ModelConfig whole = NamedShape(name, 0);
     EXPECT_EQ(whole.num_heads % whole.num_kv_heads, 0) << name;

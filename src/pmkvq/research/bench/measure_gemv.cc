@@ -2,9 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/gemm/gemm.h"
@@ -18,37 +18,18 @@ namespace {
 // Weights of all blocks together, so that no pass finds them in a cache.
 constexpr int64_t kLeastWeightBytes = int64_t{256} << 20;
 
-struct Matrix {
-  const char* name;
-  int64_t rows;
-  int64_t cols;
-};
-using BlockMatrices = std::array<Matrix, 7>;
-
-BlockMatrices MatricesOf(const ModelConfig& shape) {
-  const int64_t hidden = shape.hidden_size;
-  const int64_t inner = shape.intermediate_size;
-  return {{{"q_proj", shape.q_dim(), hidden},
-           {"k_proj", shape.kv_dim(), hidden},
-           {"v_proj", shape.kv_dim(), hidden},
-           {"o_proj", hidden, shape.q_dim()},
-           {"gate_proj", inner, hidden},
-           {"up_proj", inner, hidden},
-           {"down_proj", hidden, inner}}};
-}
-
 struct BatchCase {
   int64_t rows = 1;
-  Measurements block;                     // Seconds for all matrices of one block.
-  std::array<Measurements, 7> of_matrix;  // Seconds for one of them.
+  Measurements block;                   // Seconds for all matrices of one block.
+  std::vector<Measurements> of_matrix;  // Seconds for each of them.
 };
 
 class Products {
  public:
   Products(const ModelConfig& shape, int64_t max_rows, int num_threads)
-      : matrices_(MatricesOf(shape)), num_threads_(num_threads) {
+      : matrices_(BlockMatrices(shape)), num_threads_(num_threads) {
     for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-      for (const Matrix& matrix : matrices_) {
+      for (const BlockMatrix& matrix : matrices_) {
         weights_.push_back(SyntheticMatrix(matrix.rows, matrix.cols,
                                            static_cast<uint64_t>(weights_.size()), num_threads));
       }
@@ -62,7 +43,7 @@ class Products {
   // One pass over all blocks.
   void Run(BatchCase& item, bool measured) {
     const size_t num_blocks = weights_.size() / matrices_.size();
-    std::array<double, 7> seconds{};
+    std::vector<double> seconds(matrices_.size());
     for (size_t i = 0; i < weights_.size(); ++i) {
       const size_t which = i % matrices_.size();
       const Tensor& tensor = weights_[i];
@@ -72,6 +53,7 @@ class Products {
           [&] { MatMul(x_.data(), item.rows, view, nullptr, y_.data(), num_threads_); });
     }
     if (!measured) return;
+    item.of_matrix.resize(seconds.size());
     double sum = 0;
     for (size_t which = 0; which < seconds.size(); ++which) {
       item.of_matrix[which].Add(seconds[which] / static_cast<double>(num_blocks));
@@ -81,7 +63,7 @@ class Products {
   }
 
  private:
-  BlockMatrices matrices_;
+  std::vector<BlockMatrix> matrices_;
   int num_threads_;
   std::vector<Tensor> weights_;
   AlignedVector<float> x_, y_;
@@ -152,7 +134,7 @@ BenchReport BenchGemv(const BenchOptions& options, bool per_matrix) {
         "block", item.rows, BlockParameters(shape), item.block,
         batch_1([](const BatchCase& c) -> const Measurements& { return c.block; }), ceilings));
     if (!per_matrix) continue;
-    const BlockMatrices matrices = MatricesOf(shape);
+    const std::vector<BlockMatrix> matrices = BlockMatrices(shape);
     for (size_t i = 0; i < matrices.size(); ++i) {
       table.rows.push_back(Describe(
           matrices[i].name, item.rows, matrices[i].rows * matrices[i].cols, item.of_matrix[i],

@@ -7,6 +7,8 @@
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/model/weight_list.h"
 
 namespace pmkvq {
 namespace {
@@ -67,9 +69,22 @@ ModelConfig NamedShape(std::string_view name, int64_t layers) {
                                             fmt::join(ShapeNames(), ", ")));
 }
 
+std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config) {
+  std::vector<BlockMatrix> matrices;
+  for (const WeightDeclaration& declared : DeclaredWeights(config)) {
+    if (declared.role != WeightRole::kMatrix || !declared.name.starts_with("blocks.0.")) continue;
+    // "model.layers.0.self_attn.q_proj.weight"
+    std::string name = HuggingFaceName(declared.name);
+    name.resize(name.rfind('.'));
+    matrices.push_back({name.substr(name.rfind('.') + 1), declared.shape[0], declared.shape[1]});
+  }
+  return matrices;
+}
+
 int64_t BlockParameters(const ModelConfig& config) {
-  return config.hidden_size *
-         (2 * config.q_dim() + 2 * config.kv_dim() + 3 * config.intermediate_size);
+  int64_t count = 0;
+  for (const BlockMatrix& matrix : BlockMatrices(config)) count += matrix.rows * matrix.cols;
+  return count;
 }
 
 int64_t SyntheticModelBytes(const ModelConfig& config) {

@@ -22,7 +22,15 @@ std::vector<std::string> ShapeNames();
 // kBenchVocabulary. Throws InvalidInput for another name.
 ModelConfig NamedShape(std::string_view name, int64_t layers);
 
-// Weights of one block, and bytes of a synthetic model (BF16).
+// The matrices of one block, in the model's order, by their names in checkpoints: "q_proj", ...
+struct BlockMatrix {
+  std::string name;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config);
+
+// Weights of these matrices, and bytes of the matrices of a synthetic model (BF16).
 int64_t BlockParameters(const ModelConfig& config);
 int64_t SyntheticModelBytes(const ModelConfig& config);
 

@@ -9,6 +9,8 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/parallel.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/model/weight_list.h"
 
 namespace pmkvq {
 namespace {
@@ -22,27 +24,17 @@ Tensor Ones(int64_t size) {
   return tensor;
 }
 
-class WeightMaker {
- public:
-  explicit WeightMaker(int num_threads) : num_threads_(num_threads) {}
-
-  void Matrix(const std::string& name, int64_t rows, int64_t cols) {
-    weights_[name + ".weight"] = SyntheticMatrix(rows, cols, ++seed_, num_threads_);
-  }
-  void Norm(const std::string& name, int64_t size) { weights_[name + ".weight"] = Ones(size); }
-  void Bias(const std::string& name, int64_t size) {
-    Tensor bias = SyntheticMatrix(1, size, ++seed_, 1);
-    Tensor flat(DType::kBF16, {size});
-    std::copy_n(bias.As<BF16>(), size, flat.As<BF16>());
-    weights_[name + ".bias"] = std::move(flat);
-  }
-  std::map<std::string, Tensor> Take() { return std::move(weights_); }
-
- private:
-  int num_threads_;
-  uint64_t seed_ = 0;
-  std::map<std::string, Tensor> weights_;
-};
+// A matrix or a bias of made-up values, or a norm of ones.
+Tensor SyntheticWeight(const WeightDeclaration& declared, uint64_t seed, int num_threads) {
+  const int64_t cols = declared.shape.back();
+  if (declared.role == WeightRole::kNorm) return Ones(cols);
+  const bool is_matrix = declared.role == WeightRole::kMatrix;
+  Tensor values = SyntheticMatrix(is_matrix ? declared.shape[0] : 1, cols, seed, num_threads);
+  if (is_matrix) return values;
+  Tensor bias(DType::kBF16, {cols});
+  std::copy_n(values.As<BF16>(), cols, bias.As<BF16>());
+  return bias;
+}
 
 }  // namespace
 
@@ -68,32 +60,14 @@ Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_thread
 
 std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
                                             int num_threads) {
-  const int64_t hidden = config.hidden_size;
-  const int64_t inner = config.intermediate_size;
-  WeightMaker maker(num_threads);
-  maker.Matrix("model.embed_tokens", config.vocab_size, hidden);
-  maker.Matrix("lm_head", config.vocab_size, hidden);
-  maker.Norm("model.norm", hidden);
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const std::string block = "model.layers." + std::to_string(layer) + ".";
-    const std::string attention = block + "self_attn.";
-    maker.Norm(block + "input_layernorm", hidden);
-    maker.Matrix(attention + "q_proj", config.q_dim(), hidden);
-    maker.Matrix(attention + "k_proj", config.kv_dim(), hidden);
-    maker.Matrix(attention + "v_proj", config.kv_dim(), hidden);
-    maker.Matrix(attention + "o_proj", hidden, config.q_dim());
-    if (config.qkv_bias) {
-      maker.Bias(attention + "q_proj", config.q_dim());
-      maker.Bias(attention + "k_proj", config.kv_dim());
-      maker.Bias(attention + "v_proj", config.kv_dim());
-    }
-    maker.Norm(block + "post_attention_layernorm", hidden);
-    maker.Matrix(block + "mlp.gate_proj", inner, hidden);
-    maker.Matrix(block + "mlp.up_proj", inner, hidden);
-    maker.Matrix(block + "mlp.down_proj", hidden, inner);
+  std::map<std::string, Tensor> tensors;
+  uint64_t seed = 0;
+  for (const WeightDeclaration& declared : DeclaredWeights(config)) {
+    tensors[HuggingFaceName(declared.name)] = SyntheticWeight(declared, ++seed, num_threads);
   }
-  return Model::FromCheckpoint(Checkpoint::FromMemory("synthetic model", config, maker.Take()),
-                               {weights, num_threads});
+  return Model::FromCheckpoint(
+      Checkpoint::FromMemory("synthetic model", config, std::move(tensors)),
+      {weights, num_threads});
 }
 
 SyntheticRows::SyntheticRows(uint64_t seed) : random_(seed) {
