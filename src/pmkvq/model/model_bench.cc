@@ -40,7 +40,7 @@ std::unique_ptr<KvStore> Fp16Store(int64_t max_sequences, int64_t max_len, int t
   config.floor_bits = 16;
   config.num_threads = threads;
   config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers()),
-                             BlockBytes(config, max_len, 16, 16));
+                             BlockBytes(config, 0, max_len, 16, 16));
   return MakePackedKvCache(config);
 }
 
