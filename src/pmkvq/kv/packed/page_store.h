@@ -14,8 +14,8 @@
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/packed/page_codec.h"
-#include "pmkvq/kv/packed/page_pool.h"
 #include "pmkvq/kv/packed/policy/block_pages.h"
+#include "pmkvq/kv/packed/slot_allocator.h"
 #include "pmkvq/kv/packed/slot_layout.h"
 
 namespace pmkvq {
@@ -130,7 +130,7 @@ class PageStore {
 
   // Of pages of the block, of keys as of values.
   const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
-  const PagePool& pool() const { return pool_; }
+  const SlotAllocator& pool() const { return pool_; }
   float* values() { return values_.data(); }  // Scratch for one page of any block.
   size_t scratch_bytes() const { return values_.size() * sizeof(float) + narrowed_.size(); }
 
@@ -148,7 +148,7 @@ class PageStore {
 
   CacheConfig config_;
   SlotLayout layout_;
-  PagePool pool_;
+  SlotAllocator pool_;
   std::vector<PageCodec> codecs_;  // By layer.
   AlignedVector<float> values_;
   AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.

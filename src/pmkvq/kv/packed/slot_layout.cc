@@ -13,7 +13,7 @@ namespace {
 
 // Of the largest page, in an extent.
 constexpr int64_t kMostPages = 16;
-// PagePool's limit.
+// SlotAllocator's limit.
 constexpr size_t kMostSlotsPerExtent = 0x7ffe;
 
 // Whole cache lines, which extents are multiples of.
@@ -121,7 +121,7 @@ class LayoutMaker {
     return 2 * (budget / closed_bytes + 1) * layout_.blocks[layer].sides[kKeys].page_bytes[0];
   }
 
-  // For pages and metadata, by the guarantee of page_pool.h.
+  // For pages and metadata, by the guarantee of slot_allocator.h.
   int64_t PageExtents(size_t num_page_classes) const {
     int64_t bytes = 0;
     for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "pmkvq/kv/packed/page_pool.h"
+#include "pmkvq/kv/packed/slot_allocator.h"
 
 namespace pmkvq {
 namespace {
@@ -65,7 +65,7 @@ RC_GTEST_PROP(SlotLayoutProperty, TheArenaHoldsWhateverTheBudgetsAllow, ()) {
     config.budget_bytes.push_back(least + *rc::gen::inRange<int64_t>(0, 20 * least));
   }
   const SlotLayout layout = MakeSlotLayout(config);
-  PagePool pool(layout.extent_bytes, layout.num_extents, layout.slot_bytes);
+  SlotAllocator pool(layout.extent_bytes, layout.num_extents, layout.slot_bytes);
 
   struct Page {
     size_t layer;

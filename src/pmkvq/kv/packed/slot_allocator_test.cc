@@ -1,4 +1,4 @@
-#include "pmkvq/kv/packed/page_pool.h"
+#include "pmkvq/kv/packed/slot_allocator.h"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
@@ -14,13 +14,13 @@ constexpr size_t kExtent = 1024;
 const std::vector<size_t> kSlotBytes = {1024, 512, 256, 128, 64, 320};
 
 // A live slot's content is a function of its tag.
-void Fill(PagePool& pool, SlotHandle handle, size_t bytes, uint32_t tag) {
+void Fill(SlotAllocator& pool, SlotHandle handle, size_t bytes, uint32_t tag) {
   for (size_t i = 0; i < bytes; ++i) {
     pool.Data(handle)[i] = static_cast<std::byte>((tag * 2654435761u + i * 40503u) >> 7);
   }
 }
 
-bool Holds(const PagePool& pool, SlotHandle handle, size_t bytes, uint32_t tag) {
+bool Holds(const SlotAllocator& pool, SlotHandle handle, size_t bytes, uint32_t tag) {
   for (size_t i = 0; i < bytes; ++i) {
     if (pool.Data(handle)[i] != static_cast<std::byte>((tag * 2654435761u + i * 40503u) >> 7)) {
       return false;
@@ -29,8 +29,8 @@ bool Holds(const PagePool& pool, SlotHandle handle, size_t bytes, uint32_t tag) 
   return true;
 }
 
-TEST(PagePoolTest, SlotsOfOneClassShareExtents) {
-  PagePool pool(kExtent, 2, kSlotBytes);
+TEST(SlotAllocatorTest, SlotsOfOneClassShareExtents) {
+  SlotAllocator pool(kExtent, 2, kSlotBytes);
   EXPECT_EQ(pool.arena_bytes(), 2048u);
   std::vector<SlotHandle> handles;
   for (int i = 0; i < 4; ++i) handles.push_back(pool.Allocate(2));
@@ -46,8 +46,8 @@ TEST(PagePoolTest, SlotsOfOneClassShareExtents) {
   pool.CheckInvariants();
 }
 
-TEST(PagePoolTest, ReleaseFillsTheHoleFromThePartlyFilledExtent) {
-  PagePool pool(kExtent, 3, kSlotBytes);
+TEST(SlotAllocatorTest, ReleaseFillsTheHoleFromThePartlyFilledExtent) {
+  SlotAllocator pool(kExtent, 3, kSlotBytes);
   std::vector<SlotHandle> handles;
   for (uint32_t i = 0; i < 5; ++i) {
     handles.push_back(pool.Allocate(1));  // Two per extent: full, full, half.
@@ -62,8 +62,8 @@ TEST(PagePoolTest, ReleaseFillsTheHoleFromThePartlyFilledExtent) {
   pool.CheckInvariants();
 }
 
-TEST(PagePoolTest, TheLastOwnerFreesASlot) {
-  PagePool pool(kExtent, 1, kSlotBytes);
+TEST(SlotAllocatorTest, TheLastOwnerFreesASlot) {
+  SlotAllocator pool(kExtent, 1, kSlotBytes);
   const SlotHandle handle = pool.Allocate(0);
   pool.AddReference(handle);
   EXPECT_EQ(pool.num_references(handle), 2);
@@ -73,9 +73,9 @@ TEST(PagePoolTest, TheLastOwnerFreesASlot) {
   EXPECT_NE(pool.Allocate(0), kNoSlot);
 }
 
-TEST(PagePoolDeathTest, ReleasingTwiceIsACallerBug) {
+TEST(SlotAllocatorDeathTest, ReleasingTwiceIsACallerBug) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  PagePool pool(kExtent, 1, kSlotBytes);
+  SlotAllocator pool(kExtent, 1, kSlotBytes);
   const SlotHandle handle = pool.Allocate(0);
   pool.Release(handle);
   EXPECT_DEATH(pool.Release(handle), "num_references");
@@ -93,12 +93,12 @@ int64_t ExtentsNeeded(const std::map<int, int64_t>& live) {
   return extents;
 }
 
-RC_GTEST_PROP(PagePoolProperty, AllocatesWheneverCompactedBytesHoldIt, ()) {
+RC_GTEST_PROP(SlotAllocatorProperty, AllocatesWheneverCompactedBytesHoldIt, ()) {
   const auto num_extents = *rc::gen::inRange<int64_t>(1, 12);
   const auto steps = *rc::gen::container<std::vector<std::pair<int, uint32_t>>>(
       *rc::gen::inRange<size_t>(0, 250),
       rc::gen::pair(rc::gen::inRange(0, 12), rc::gen::arbitrary<uint32_t>()));
-  PagePool pool(kExtent, num_extents, kSlotBytes);
+  SlotAllocator pool(kExtent, num_extents, kSlotBytes);
   struct Live {
     SlotHandle handle;
     int slot_class;

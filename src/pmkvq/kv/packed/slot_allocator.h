@@ -37,11 +37,11 @@ namespace pmkvq {
 using SlotHandle = uint32_t;
 inline constexpr SlotHandle kNoSlot = ~SlotHandle{0};
 
-class PagePool {
+class SlotAllocator {
  public:
   // `slot_bytes[c]` is the size of a slot of class c, 1 .. extent_bytes. Throws IoError when the
   // system refuses the arena.
-  PagePool(size_t extent_bytes, int64_t num_extents, std::vector<size_t> slot_bytes);
+  SlotAllocator(size_t extent_bytes, int64_t num_extents, std::vector<size_t> slot_bytes);
 
   // A new slot with one owner, its content undefined; kNoSlot when there is neither a free extent
   // nor room in the partly filled one of the class. Cost O(1).

@@ -1,4 +1,4 @@
-#include "pmkvq/kv/packed/page_pool.h"
+#include "pmkvq/kv/packed/slot_allocator.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,8 @@
 
 namespace pmkvq {
 
-PagePool::PagePool(size_t extent_bytes, int64_t num_extents, std::vector<size_t> slot_bytes)
+SlotAllocator::SlotAllocator(size_t extent_bytes, int64_t num_extents,
+                             std::vector<size_t> slot_bytes)
     : extent_bytes_(extent_bytes),
       num_extents_(num_extents),
       slot_bytes_(std::move(slot_bytes)),
@@ -21,7 +22,7 @@ PagePool::PagePool(size_t extent_bytes, int64_t num_extents, std::vector<size_t>
   }
 }
 
-int32_t PagePool::TakeFreeExtent() {
+int32_t SlotAllocator::TakeFreeExtent() {
   if (free_extents_.empty()) {
     if (static_cast<int64_t>(extents_.size()) == num_extents_) return -1;
     extents_.emplace_back();
@@ -32,7 +33,7 @@ int32_t PagePool::TakeFreeExtent() {
   return extent;
 }
 
-SlotHandle PagePool::NewHandle() {
+SlotHandle SlotAllocator::NewHandle() {
   if (free_handles_.empty()) {
     slots_.emplace_back();
     return static_cast<SlotHandle>(slots_.size() - 1);
@@ -42,7 +43,7 @@ SlotHandle PagePool::NewHandle() {
   return handle;
 }
 
-SlotHandle PagePool::Allocate(int slot_class) {
+SlotHandle SlotAllocator::Allocate(int slot_class) {
   int32_t& partial = partial_extents_[static_cast<size_t>(slot_class)];
   if (partial < 0) {
     partial = TakeFreeExtent();
@@ -66,12 +67,12 @@ SlotHandle PagePool::Allocate(int slot_class) {
   return handle;
 }
 
-void PagePool::AddReference(SlotHandle handle) {
+void SlotAllocator::AddReference(SlotHandle handle) {
   PMKVQ_CHECK(slots_[handle].num_references > 0);
   ++slots_[handle].num_references;
 }
 
-void PagePool::MoveSomeSlot(int32_t from, int32_t to, int16_t index) {
+void SlotAllocator::MoveSomeSlot(int32_t from, int32_t to, int16_t index) {
   Extent& source = extents_[static_cast<size_t>(from)];
   const auto last = std::find_if(source.slots.rbegin(), source.slots.rend(),
                                  [](SlotHandle slot) { return slot != kNoSlot; });
@@ -85,7 +86,7 @@ void PagePool::MoveSomeSlot(int32_t from, int32_t to, int16_t index) {
   ++generation_;
 }
 
-void PagePool::FreeExtentIfEmpty(int32_t extent_idx) {
+void SlotAllocator::FreeExtentIfEmpty(int32_t extent_idx) {
   Extent& extent = extents_[static_cast<size_t>(extent_idx)];
   if (extent.holes.size() < extent.slots.size()) return;
   partial_extents_[static_cast<size_t>(extent.slot_class)] = -1;
@@ -93,7 +94,7 @@ void PagePool::FreeExtentIfEmpty(int32_t extent_idx) {
   free_extents_.push_back(extent_idx);
 }
 
-void PagePool::Release(SlotHandle handle) {
+void SlotAllocator::Release(SlotHandle handle) {
   Slot& slot = slots_[handle];
   PMKVQ_CHECK(slot.num_references > 0);
   if (--slot.num_references > 0) return;
@@ -114,7 +115,7 @@ void PagePool::Release(SlotHandle handle) {
   free_handles_.push_back(handle);
 }
 
-void PagePool::CheckInvariants() const {
+void SlotAllocator::CheckInvariants() const {
   std::vector<int64_t> live(slot_bytes_.size(), 0);
   int64_t num_free = 0;
   for (size_t i = 0; i < extents_.size(); ++i) {
