@@ -174,12 +174,12 @@ void PackedKvCache::RebuildViews(Sequence& seq, size_t layer) const {
   }
   block.num_views_in_use = 0;
   block.views_layout = seq.layout;
-  block.views_generation = store_.pool().generation();
+  block.views_generation = store_.slots().generation();
 }
 
 std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, size_t layer) const {
   BlockPages& block = seq.blocks[layer];
-  if (block.views_layout != seq.layout || block.views_generation != store_.pool().generation()) {
+  if (block.views_layout != seq.layout || block.views_generation != store_.slots().generation()) {
     RebuildViews(seq, layer);
   }
   if (seq.num_tokens == 0) return {};
@@ -313,7 +313,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
         codec.WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
         const int close_bits = WidthOf(block.present, side);
         if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
-          NarrowStep step{page, side, close_bits, nullptr};
+          NarrowStep step{page, side, close_bits};
           store_.Narrow(*chunk.seq, layer, {&step, 1});
         }
       } else {
@@ -340,7 +340,8 @@ void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, S
   const StoredPage& stored = block.pages[page][side];
   if (!codec.Encode(store_.values(), stored.bits, stored.axis, store_.Data(stored),
                     store_.Metadata(stored))) {
-    store_.SetRangeFailure(seq, layer, page, side, store_.values());
+    store_.SetRangeFailure(seq, layer, page, side,
+                           *codec.FindUnfitGroup(store_.values(), stored.axis));
   }
 }
 
@@ -395,7 +396,7 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 
 KvStoreStats PackedKvCache::StoreStats() const {
   const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
-  return {store_.pool().arena_bytes(),
+  return {store_.slots().arena_bytes(),
           store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float)};
 }
 

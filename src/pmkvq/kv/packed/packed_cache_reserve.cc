@@ -160,7 +160,7 @@ void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const P
     if (bits == old_bits) continue;
     // Closing at the block's present width is not a halving; what goes beyond it is.
     CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
-    narrow_steps_.push_back({page, side, bits, nullptr});
+    narrow_steps_.push_back({page, side, bits});
   }
 }
 
@@ -288,10 +288,7 @@ void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
   const bool cuts_page = pages_after > 0 && (num_tokens - config_.sink_tokens) % kPageTokens != 0;
   for (const size_t layer : cached_layers_) {
     BlockPages& block = seq.blocks[layer];
-    for (size_t page = pages_after; page < block.pages.size(); ++page) {
-      for (const Side side : kSides) store_.Release(seq, layer, page, side);
-    }
-    block.pages.resize(pages_after);
+    store_.ReleaseFrom(seq, layer, pages_after);
     for (const Side side : kSides) {
       if (cuts_page && block.pages.back()[side].bits < 16) {
         store_.Reopen(seq, layer, pages_after - 1, side);

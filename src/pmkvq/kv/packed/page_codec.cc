@@ -1,6 +1,7 @@
 #include "pmkvq/kv/packed/page_codec.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <vector>
@@ -210,10 +211,35 @@ bool PageCodec::Narrow(const std::byte* page, int bits, QuantAxis axis, std::byt
       bounds += 2 * bounds_bytes;
     }
   }
-  if (!MayHaveSaturated(metadata, axis)) return true;
+  return !MayHaveSaturated(metadata, axis) || !FindUnfitGroup(page, axis);
+}
+
+void PageCodec::Halve(const std::byte* codes, int from_bits, int to_bits, QuantAxis axis,
+                      std::byte* to) const {
+  const int64_t group = axis == QuantAxis::kChannel ? kPageTokens : stream_.group;
+  const int64_t num_groups = num_values() / group;
+  const auto* in = reinterpret_cast<const uint8_t*>(codes);
+  auto* out = reinterpret_cast<uint8_t*>(to);
+  if (from_bits == 2 * to_bits) return HalvePackedCodes(group, from_bits, in, num_groups, out);
+  PMKVQ_CHECK(from_bits == 8 && to_bits == 2);
+  // By way of 4 bits on the stack: a slot is never written but once.
+  constexpr int64_t kBatch = 128;  // Groups: 8 KiB of first-level cache at most.
+  std::array<uint8_t, kBatch * PackedGroupBytes(kMaxGroup, 4)> half;
+  for (int64_t first = 0; first < num_groups; first += kBatch) {
+    const int64_t count = std::min(kBatch, num_groups - first);
+    HalvePackedCodes(group, 8, in + first * PackedGroupBytes(group, 8), count, half.data());
+    HalvePackedCodes(group, 4, half.data(), count, out + first * PackedGroupBytes(group, 2));
+  }
+}
+
+void PageCodec::Expand(const KvTensorView& page, std::byte* to) const {
   std::vector<float> values(static_cast<size_t>(num_values()));
-  Decode({page, nullptr, 16, QuantAxis::kToken}, kPageTokens, values.data());
-  return !FindUnfitGroup(values.data(), axis);
+  Decode(page, kPageTokens, values.data());
+  if (float_type_ == DType::kF16) {
+    // A range rounded up may end just beyond the largest value.
+    for (float& value : values) value = std::clamp(value, -kMaxF16, kMaxF16);
+  }
+  WriteValues(values.data(), num_values(), to);
 }
 
 void PageCodec::Decode(const KvTensorView& page, int64_t capacity, float* values) const {
@@ -247,6 +273,12 @@ bool PageCodec::AllFit(const float* values, int64_t count) const {
     largest = std::max(largest, std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu);
   }
   return largest < OverflowBits(float_type_);
+}
+
+std::optional<UnfitGroup> PageCodec::FindUnfitGroup(const std::byte* page, QuantAxis axis) const {
+  std::vector<float> values(static_cast<size_t>(num_values()));
+  Decode({page, nullptr, 16, QuantAxis::kToken}, kPageTokens, values.data());
+  return FindUnfitGroup(values.data(), axis);
 }
 
 std::optional<UnfitGroup> PageCodec::FindUnfitGroup(const float* values, QuantAxis axis) const {

@@ -46,6 +46,12 @@ class PageCodec {
   // A whole 16-bit page straight to codes of 8, 4 or 2 bits. False as Encode.
   [[nodiscard]] bool Narrow(const std::byte* page, int bits, QuantAxis axis, std::byte* data,
                             std::byte* metadata) const;
+  // Codes of a page brought from 8 or 4 bits to fewer; metadata stays as it is. `to` must not
+  // overlap `codes`.
+  void Halve(const std::byte* codes, int from_bits, int to_bits, QuantAxis axis,
+             std::byte* to) const;
+  // A quantised page back to a 16-bit one, with its values as they read now.
+  void Expand(const KvTensorView& page, std::byte* to) const;
   // The values of a page of any width, out [Hkv, capacity, D].
   void Decode(const KvTensorView& page, int64_t capacity, float* values) const;
 
@@ -54,9 +60,10 @@ class PageCodec {
   // Of values [Hkv, 128, D], rounded to the float type: among groups whose range does not fit it,
   // the one that begins first; nothing where all fit. For error messages: slow.
   std::optional<UnfitGroup> FindUnfitGroup(const float* values, QuantAxis axis) const;
+  // The same of a whole 16-bit page.
+  std::optional<UnfitGroup> FindUnfitGroup(const std::byte* page, QuantAxis axis) const;
 
   // Values of a page [Hkv, 128, D].
-  int64_t group() const { return stream_.group; }
   int64_t num_values() const { return stream_.values() * kPageTokens; }
 
  private:

@@ -1,5 +1,6 @@
-// The memory of a cache: the page pool, the page tables of sequences, and every change of a page's
-// width, with exact accounting. Knows nothing of budgets, policies or attention.
+// The memory of a cache: the arena and its slots, the page tables of sequences, and every change of
+// a page's width, with exact accounting. Tables, slots and accounts change here on the host; bytes
+// follow by move plans (move_plan.h). Knows nothing of budgets, policies or attention.
 #pragma once
 
 #include <algorithm>
@@ -13,27 +14,15 @@
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_failure.h"
+#include "pmkvq/kv/packed/move_executor.h"
+#include "pmkvq/kv/packed/move_plan.h"
 #include "pmkvq/kv/packed/page_codec.h"
-#include "pmkvq/kv/packed/policy/block_pages.h"
 #include "pmkvq/kv/packed/slot_allocator.h"
 #include "pmkvq/kv/packed/slot_layout.h"
+#include "pmkvq/kv/packed/stored_page.h"
+#include "pmkvq/tensor/device/buffer.h"
 
 namespace pmkvq {
-
-inline int WidthOf(const PageWidths& widths, Side side) {
-  return side == kKeys ? widths.k : widths.v;
-}
-
-// K, or V, of 128 tokens of one block.
-struct StoredPage {
-  SlotHandle data = kNoSlot;
-  SlotHandle metadata = kNoSlot;  // Of quantised pages.
-  int bits = 16;
-  QuantAxis axis = QuantAxis::kToken;  // Of its groups; kToken at 16 bits.
-};
-
-// Indexed by Side.
-using PagePair = std::array<StoredPage, 2>;
 
 // Page table of one block of one sequence.
 struct BlockPages {
@@ -75,7 +64,6 @@ struct NarrowStep {
   size_t page = 0;
   Side side = kKeys;
   int bits = 8;
-  const std::byte* data = nullptr;  // Where it lies: Narrow's own.
 };
 
 class PageStore {
@@ -87,13 +75,14 @@ class PageStore {
   // block's bytes stay within its budget (reference accounting: while its tokens fit at the floor).
   void Allocate(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
   void Release(SequencePages& seq, size_t layer, size_t page, Side side);  // If it has slots.
+  // Takes all pages from `first` on out of the block's table.
+  void ReleaseFrom(SequencePages& seq, size_t layer, size_t first);
   void AllocateSink(SequencePages& seq, size_t layer);
   void ReleaseSink(SequencePages& seq, size_t layer);
 
   // Brings full pages to lower widths: floats are quantised straight to them, codes halved. Bytes
-  // only fall: where the pool has no room left over for both at once, what a few pages become waits
-  // in scratch while their old slots go and the new ones come. Uses the configuration's threads.
-  // Reorders `steps`. Sets seq.failure where the bounds of a group do not fit the float type.
+  // only fall. Uses the configuration's threads. Reorders `steps`. Sets seq.failure where the
+  // bounds of a group do not fit the float type.
   void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps);
   // Brings a quantised page back to 16 bits with its values as they read now.
   void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
@@ -109,38 +98,37 @@ class PageStore {
     return std::min(kPageTokens, config_.sink_tokens - piece * kPageTokens);
   }
   KvTensorView SinkView(const BlockPages& block, size_t layer, int64_t piece, Side side) const;
-  std::byte* Data(const StoredPage& page) const { return pool_.Data(page.data); }
+  std::byte* Data(const StoredPage& page) const { return At(page.data); }
   std::byte* SinkData(const BlockPages& block, size_t layer, int64_t piece, Side side) const;
   std::byte* Metadata(const StoredPage& page) const {
-    return page.metadata == kNoSlot ? nullptr : pool_.Data(page.metadata);
+    return page.metadata == kNoSlot ? nullptr : At(page.metadata);
   }
 
-  // Sets seq.failure, unless it is set: a page with these values [Hkv, 128, D], rounded to the
-  // float type, has a group whose bounds do not fit it.
+  // Sets seq.failure, unless it is set: the bounds of this group of the page do not fit the float
+  // type.
   void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
-                       const float* values) const;
+                       const UnfitGroup& group) const;
 
   const StreamSlots& SlotsOf(size_t layer, Side side) const {
     return layout_.blocks[layer].sides[side];
   }
   // Of a page's codes or floats at that width, without metadata.
   size_t CodeBytes(size_t layer, Side side, int bits) const {
-    return pool_.slot_bytes(SlotsOf(layer, side).code_class[WidthIndex(bits)]);
+    return slots_.slot_bytes(SlotsOf(layer, side).code_class[WidthIndex(bits)]);
   }
 
   // Of pages of the block, of keys as of values.
   const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
-  const SlotAllocator& pool() const { return pool_; }
+  const SlotAllocator& slots() const { return slots_; }
   float* values() { return values_.data(); }  // Scratch for one page of any block.
-  size_t scratch_bytes() const { return values_.size() * sizeof(float) + narrowed_.size(); }
+  size_t scratch_bytes() const { return values_.size() * sizeof(float) + plan_.num_bytes(); }
 
  private:
-  void NarrowBatch(SequencePages& seq, size_t layer, std::span<const NarrowStep> steps);
-  size_t ScratchBytes(size_t layer, const StoredPage& stored, const NarrowStep& step) const;
-  StoredPage TrySlotsFor(size_t layer, const StoredPage& stored, const NarrowStep& step);
-  StoredPage FromScratch(const StreamSlots& slots, StoredPage page, const std::byte* scratch);
-  bool NarrowInto(size_t layer, const StoredPage& stored, const StoredPage& narrowed,
-                  std::byte* codes, std::byte* metadata) const;
+  std::byte* At(SlotHandle slot) const { return arena_.data() + slots_.Offset(slot); }
+  void DropPage(SequencePages& seq, size_t layer, size_t page, Side side);
+  void DropPagesFrom(SequencePages& seq, size_t layer, size_t first);
+  void DropSink(SequencePages& seq, size_t layer);
+  std::optional<UnfitPage> MoveBytes(size_t layer);
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 
   SlotHandle AllocateSlot(int slot_class);
@@ -148,10 +136,12 @@ class PageStore {
 
   CacheConfig config_;
   SlotLayout layout_;
-  SlotAllocator pool_;
-  std::vector<PageCodec> codecs_;  // By layer.
+  SlotAllocator slots_;
+  Buffer arena_;
+  std::vector<PageCodec> codecs_;    // By layer.
+  MovePlan plan_;                    // Of the change under way.
+  std::vector<PageChange> changes_;  // Of Narrow.
   AlignedVector<float> values_;
-  AlignedVector<std::byte> narrowed_;  // Scratch of Narrow.
 };
 
 }  // namespace pmkvq

@@ -1,7 +1,6 @@
 #include "pmkvq/kv/packed/slot_allocator.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "pmkvq/base/check.h"
@@ -13,7 +12,6 @@ SlotAllocator::SlotAllocator(size_t extent_bytes, int64_t num_extents,
     : extent_bytes_(extent_bytes),
       num_extents_(num_extents),
       slot_bytes_(std::move(slot_bytes)),
-      arena_(Device::kCpu, extent_bytes * static_cast<size_t>(num_extents)),
       partial_extents_(slot_bytes_.size(), -1),
       live_slots_(slot_bytes_.size(), 0) {
   for (const size_t bytes : slot_bytes_) {
@@ -44,6 +42,7 @@ SlotHandle SlotAllocator::NewHandle() {
 }
 
 SlotHandle SlotAllocator::Allocate(int slot_class) {
+  PMKVQ_CHECK_MSG(moved_.empty(), "moves have not been taken");
   int32_t& partial = partial_extents_[static_cast<size_t>(slot_class)];
   if (partial < 0) {
     partial = TakeFreeExtent();
@@ -60,7 +59,7 @@ SlotHandle SlotAllocator::Allocate(int slot_class) {
   const SlotHandle handle = NewHandle();
   const int16_t index = extent.holes.back();
   extent.holes.pop_back();
-  slots_[handle] = {partial, index, static_cast<int16_t>(slot_class), 1};
+  slots_[handle] = {partial, index, static_cast<int16_t>(slot_class), 1, kNotMoved};
   extent.slots[static_cast<size_t>(index)] = handle;
   if (extent.holes.empty()) partial = -1;
   ++live_slots_[static_cast<size_t>(slot_class)];
@@ -77,13 +76,31 @@ void SlotAllocator::MoveSomeSlot(int32_t from, int32_t to, int16_t index) {
   const auto last = std::find_if(source.slots.rbegin(), source.slots.rend(),
                                  [](SlotHandle slot) { return slot != kNoSlot; });
   const SlotHandle moved = std::exchange(*last, kNoSlot);
-  source.holes.push_back(slots_[moved].index);
-  const std::byte* old_data = Data(moved);
-  slots_[moved].extent = to;
-  slots_[moved].index = index;
+  Slot& slot = slots_[moved];
+  source.holes.push_back(slot.index);
+  if (slot.moved_from == kNotMoved) {
+    slot.moved_from = Offset(moved);
+    moved_.push_back(moved);
+  }
+  slot.extent = to;
+  slot.index = index;
   extents_[static_cast<size_t>(to)].slots[static_cast<size_t>(index)] = moved;
-  std::memcpy(Data(moved), old_data, slot_bytes(source.slot_class));
   ++generation_;
+}
+
+// Holes that a move leaves lie in the partly filled extent, which releases only ever take from: so
+// every target is the place of a slot that was released, and every source that of one that was not.
+std::span<const SlotMove> SlotAllocator::TakeMoves() {
+  taken_moves_.clear();
+  for (const SlotHandle handle : moved_) {
+    Slot& slot = slots_[handle];
+    if (slot.moved_from == kNotMoved) continue;  // It was released afterwards.
+    const ArenaRange target = Range(handle);
+    taken_moves_.push_back({{slot.moved_from, target.bytes}, target});
+    slot.moved_from = kNotMoved;
+  }
+  moved_.clear();
+  return taken_moves_;
 }
 
 void SlotAllocator::FreeExtentIfEmpty(int32_t extent_idx) {

@@ -73,9 +73,8 @@ class LayoutMaker {
     return static_cast<int>(layout_.slot_bytes.size()) - 1;
   }
 
-  // Among classes of pages and metadata.
-  int ClassOf(int64_t bytes) {
-    const auto [found, is_new] = page_classes_.try_emplace(static_cast<size_t>(bytes), 0);
+  int ClassOf(int64_t bytes, std::map<size_t, int>& classes) {
+    const auto [found, is_new] = classes.try_emplace(static_cast<size_t>(bytes), 0);
     if (is_new) found->second = NewClass(static_cast<size_t>(bytes));
     return found->second;
   }
@@ -88,9 +87,11 @@ class LayoutMaker {
       for (const int bits : kWidths) {
         const size_t width = WidthIndex(bits);
         pages.page_bytes[width] = PageBytes(stream, config_.float_type, bits, pages.axis);
-        pages.code_class[width] = ClassOf(PageCodeBytes(stream, config_.float_type, bits));
+        pages.code_class[width] =
+            ClassOf(PageCodeBytes(stream, config_.float_type, bits), code_classes_);
       }
-      pages.metadata_class = ClassOf(PageMetadataBytes(stream, config_.float_type, 8, pages.axis));
+      pages.metadata_class =
+          ClassOf(PageMetadataBytes(stream, config_.float_type, 8, pages.axis), metadata_classes_);
     }
   }
 
@@ -156,7 +157,9 @@ class LayoutMaker {
 
   const CacheConfig& config_;
   SlotLayout layout_;
-  std::map<size_t, int> page_classes_;  // By bytes.
+  // By bytes. Apart, so that a page that is quantised finds room for both (slot_allocator.h).
+  std::map<size_t, int> code_classes_;
+  std::map<size_t, int> metadata_classes_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "pmkvq/kv/packed/slot_allocator.h"
 
@@ -67,6 +68,14 @@ RC_GTEST_PROP(SlotLayoutProperty, TheArenaHoldsWhateverTheBudgetsAllow, ()) {
   const SlotLayout layout = MakeSlotLayout(config);
   SlotAllocator pool(layout.extent_bytes, layout.num_extents, layout.slot_bytes);
 
+  std::set<int> page_classes;
+  for (const BlockSlots& block : layout.blocks) {
+    for (const StreamSlots& slots : block.sides) {
+      page_classes.insert(slots.code_class.begin(), slots.code_class.end());
+      page_classes.insert(slots.metadata_class);
+    }
+  }
+
   struct Page {
     size_t layer;
     int64_t bytes;
@@ -99,6 +108,16 @@ RC_GTEST_PROP(SlotLayoutProperty, TheArenaHoldsWhateverTheBudgetsAllow, ()) {
       bytes[live[index].layer] -= live[index].bytes;
       live.erase(live.begin() + static_cast<ptrdiff_t>(index));
     }
+    (void)pool.TakeMoves();
+    // Beyond the budgets there is room for one slot of each class with several to an extent.
+    std::vector<SlotHandle> beyond;
+    for (const int slot_class : page_classes) {
+      if (pool.slots_per_extent(slot_class) == 1) continue;
+      beyond.push_back(pool.Allocate(slot_class));
+      RC_ASSERT(beyond.back() != kNoSlot);
+    }
+    for (const SlotHandle slot : beyond) pool.Release(slot);
+    (void)pool.TakeMoves();
     pool.CheckInvariants();
   }
 }
