@@ -14,6 +14,7 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/utf8.h"
 #include "run_observer.h"
 #include "terminal.h"
 

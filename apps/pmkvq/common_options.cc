@@ -371,13 +371,6 @@ std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model
   return Tokenizer::Load(model);
 }
 
-void CheckUtf8(const std::string& text, const std::string& source) {
-  const size_t invalid = FindInvalidUtf8(text);
-  if (invalid == std::string::npos) return;
-  throw InvalidInput(source, fmt::format("found byte 0x{:02x} at offset {}, expected UTF-8 text",
-                                         static_cast<unsigned char>(text[invalid]), invalid));
-}
-
 void WriteJson(const std::string& path, const std::string& json) {
   if (path == "-") {
     Print(json + "\n");

@@ -107,9 +107,6 @@ void CheckPlan(const SpecEngineOptions& engine, const Model& model);
 // The tokenizer of a model folder, or null when the folder has no tokenizer.json.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
 
-// Throws InvalidInput naming `source` and the first bad byte when `text` is not UTF-8.
-void CheckUtf8(const std::string& text, const std::string& source);
-
 // Writes `json` to FILE, or to stdout for "-"; nothing for "".
 void WriteJson(const std::string& path, const std::string& json);
 

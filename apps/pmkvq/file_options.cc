@@ -3,10 +3,9 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 
+#include "pmkvq/base/descriptor.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 
@@ -64,7 +63,7 @@ void CheckInput(const std::string& path, bool may_be_folder) {
     throw IoError(path, "is a folder, expected a file");
   }
   if (access(path.c_str(), R_OK) != 0) {
-    throw IoError(path, fmt::format("cannot read: {}", std::strerror(errno)));
+    throw SystemError(path, "read");
   }
 }
 
@@ -162,7 +161,7 @@ void CheckWritable(const std::string& path) {
   if (fs::exists(path, error) && !fs::is_regular_file(path, error)) {
     // A device or a pipe: opening a pipe would be seen by its reader.
     if (access(path.c_str(), W_OK) == 0) return;
-    throw IoError(path, fmt::format("cannot write: {}", std::strerror(errno)));
+    throw SystemError(path, "write");
   }
   AtomicFileWriter probe(path);  // Never committed: `path` stays as it is.
 }

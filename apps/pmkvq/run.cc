@@ -18,6 +18,7 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/kv/spec/spec.h"

@@ -65,6 +65,10 @@ winsize StderrSize() {
   return size;
 }
 
+// For lines on the terminal behind stderr. The last column stays free: a character in it would move
+// the cursor on some terminals.
+size_t StderrTextColumns() { return static_cast<size_t>(std::max(StderrSize().ws_col - 1, 1)); }
+
 bool WantsStyle() {
   const char* no_color = std::getenv("NO_COLOR");
   return no_color == nullptr || *no_color == '\0';
@@ -186,8 +190,7 @@ void ProgressBar::Draw(bool last) {
     std::fflush(stderr);
     return;
   }
-  // The last column stays free: a character in it would move the cursor on some terminals.
-  const int columns = std::max(StderrSize().ws_col - 1, 1);
+  const auto columns = static_cast<int>(StderrTextColumns());
   const std::string line = Text(last, columns);
   // After the terminal became narrower, the line that is there takes several rows.
   const int rows_above = shown_columns_ > 0 ? (shown_columns_ - 1) / (columns + 1) : 0;
@@ -287,18 +290,12 @@ void PrintError(const std::string& line) {
 
 void PrintErrorWrapped(const std::string& text, const std::string& left) {
   if (isatty(STDERR_FILENO) != 1) return PrintError(left + text);
-  PrintError(left + WrapWords(text, StderrSize().ws_col, left.size(), left.size()));
+  PrintError(left + WrapWords(text, StderrTextColumns(), left.size(), left.size()));
 }
 
 void PrintErrorList(const std::string& line) {
-  if (isatty(STDERR_FILENO) != 1) {
-    PrintError(line);
-    return;
-  }
-  // The last column stays free, as under a progress bar.
-  constexpr int kLeastColumns = 20;
-  const int columns = std::max(StderrSize().ws_col - 1, kLeastColumns);
-  PrintError(WrapList(line, static_cast<size_t>(columns), 2));
+  if (isatty(STDERR_FILENO) != 1) return PrintError(line);
+  PrintError(WrapList(line, StderrTextColumns(), 2));
 }
 
 }  // namespace pmkvq::cli

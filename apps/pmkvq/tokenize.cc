@@ -7,6 +7,7 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/utf8.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {

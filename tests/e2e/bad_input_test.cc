@@ -164,7 +164,7 @@ TEST(BadRequest, NoIds) {
 
 TEST(BadRequest, TextToTokenizeIsNoUtf8) {
   ExpectOneLineError(RunProgram({"tokenize", "--model", kModel}, "ab\xff"), 1,
-                     {"stdin", "offset 2", "UTF-8"});
+                     {"stdin", "byte 2", "UTF-8"});
 }
 
 TEST(BadRequest, InspectedFileIsSomethingElse) {

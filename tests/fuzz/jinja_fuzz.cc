@@ -8,6 +8,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/jinja/template.h"
 #include "pmkvq/text/tokenizer.h"
 
@@ -35,7 +36,7 @@ jinja::Variables VariablesOf(std::string_view text) {
 
 // A prompt is UTF-8, and its marks are ascending ranges inside of it that cut no character.
 void CheckPrompt(const MarkedText& prompt, const jinja::Limits& limits) {
-  if (pmkvq::FindInvalidUtf8(prompt.text) != std::string_view::npos) std::abort();
+  if (pmkvq::ValidUtf8Prefix(prompt.text) != prompt.text.size()) std::abort();
   if (static_cast<int64_t>(prompt.text.size()) > limits.max_output_bytes) std::abort();
   size_t done = 0;
   for (const pmkvq::ByteRange& range : prompt.input) {

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/descriptor.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/utf8.h"
@@ -22,43 +23,12 @@
 namespace pmkvq {
 namespace {
 
-IoError SystemError(const std::string& path, const char* action) {
-  return {path, fmt::format("cannot {}: {}", action, std::strerror(errno))};
-}
-
 // Opens for reading; a pipe waits here for its writer. -1 with errno.
 int OpenToRead(const std::string& path) {
   while (true) {
     const int opened = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (opened >= 0 || errno != EINTR) return opened;
     CancelPoint();
-  }
-}
-
-// A file descriptor that closes itself.
-class Descriptor {
- public:
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (value_ >= 0) close(value_);
-  }
-  int get() const { return value_; }
-
- private:
-  int value_;
-};
-
-void WriteAll(int descriptor, const char* bytes, size_t num_bytes, const std::string& path) {
-  while (num_bytes > 0) {
-    const ssize_t written = write(descriptor, bytes, num_bytes);
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      throw SystemError(path, "write");
-    }
-    bytes += written;
-    num_bytes -= static_cast<size_t>(written);
   }
 }
 
@@ -180,11 +150,7 @@ std::string PlainText(std::string content, const std::string& source) {
       text.starts_with(std::string_view("\0\0\xfe\xff", 4))) {
     throw InvalidInput(source, "text: found UTF-16 or UTF-32, expected UTF-8: convert it first");
   }
-  const size_t valid = ValidUtf8Prefix(text);
-  if (valid != text.size()) {
-    throw InvalidInput(source, fmt::format("byte {}: found 0x{:02x}, expected UTF-8 text", valid,
-                                           static_cast<unsigned char>(text[valid])));
-  }
+  CheckUtf8(text, source);
   // Half of the bytes of ASCII in UTF-16 without a mark are NUL.
   if (text.size() >= 2 && (text[0] == '\0' || text[1] == '\0')) {
     throw InvalidInput(source, "text: found NUL bytes as in UTF-16, expected UTF-8: convert it");
@@ -204,7 +170,7 @@ std::string PlainTextFile(const std::string& path) { return PlainText(ReadFile(p
 void WriteFileAtomically(const std::string& path, std::string_view content) {
   if (path == "-") {
     std::fflush(stdout);  // What the program printed before stays before.
-    WriteAll(STDOUT_FILENO, content.data(), content.size(), "standard output");
+    if (!WriteAll(STDOUT_FILENO, content)) throw SystemError("standard output", "write");
     return;
   }
   AtomicFileWriter writer(path);
@@ -259,7 +225,9 @@ AtomicFileWriter::~AtomicFileWriter() {
 
 void AtomicFileWriter::Append(const void* bytes, size_t num_bytes) {
   PMKVQ_CHECK_MSG(descriptor_ >= 0, "Append after Commit");
-  WriteAll(descriptor_, static_cast<const char*>(bytes), num_bytes, path_);
+  if (!WriteAll(descriptor_, {static_cast<const char*>(bytes), num_bytes})) {
+    throw SystemError(path_, "write");
+  }
 }
 
 void AtomicFileWriter::Commit() {

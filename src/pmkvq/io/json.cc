@@ -440,6 +440,11 @@ std::string JsonValue::AsTextOrNumber() const {
   return std::string(document_->Number(at_));
 }
 
+bool JsonValue::BoolOr(std::string_view key, bool otherwise) const {
+  const JsonValue value = Find(key);
+  return value.IsNull() ? otherwise : value.AsBool();
+}
+
 bool JsonValue::Has(std::string_view key) const { return !Find(key).IsNull(); }
 
 JsonValue JsonValue::At(std::string_view key) const {

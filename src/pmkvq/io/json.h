@@ -68,6 +68,8 @@ class JsonValue {
   JsonValue At(std::string_view key) const;
   JsonValue Find(std::string_view key) const;
   std::vector<std::string> Keys() const;
+  // The boolean of `key`; `otherwise` where it is missing or null.
+  bool BoolOr(std::string_view key, bool otherwise) const;
   // Calls visit(name, value) for every member in file order, without a copy of the names.
   template <class Visit>
   void ForEachMember(Visit visit) const;

@@ -4,10 +4,10 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <vector>
 
+#include "pmkvq/base/descriptor.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 
@@ -21,17 +21,13 @@ struct CloseFile {
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
-[[noreturn]] void FailSystem(const std::string& path, const char* action) {
-  throw IoError(path, fmt::format("cannot {}: {}", action, std::strerror(errno)));
-}
-
 File OpenFile(const std::string& path) {
   File file(std::fopen(path.c_str(), "rbe"));
   while (file == nullptr && errno == EINTR) {  // A pipe waits for its writer.
     CancelPoint();
     file.reset(std::fopen(path.c_str(), "rbe"));
   }
-  if (file == nullptr) FailSystem(path, "open");
+  if (file == nullptr) throw SystemError(path, "open");
   std::setvbuf(file.get(), nullptr, _IONBF, 0);  // Read in blocks of our own.
   return file;
 }
@@ -40,7 +36,7 @@ size_t ReadBlock(std::FILE* file, const std::string& path, std::vector<char>* bl
   while (true) {
     const size_t size = std::fread(block->data(), 1, block->size(), file);
     if (size > 0 || std::ferror(file) == 0) return size;
-    if (errno != EINTR) FailSystem(path, "read");
+    if (errno != EINTR) throw SystemError(path, "read");
     CancelPoint();
     std::clearerr(file);
   }

@@ -235,6 +235,18 @@ TEST(JsonWriter, Indents) {
   EXPECT_EQ(json.text(), "{\n  \"a\": [1, 2],\n  \"b\": [\n    1,\n    []\n  ]\n}");
 }
 
+TEST(JsonValue, BoolOr) {
+  const JsonValue json = Parse(R"({"yes": true, "no": false, "null": null, "text": "true"})");
+  for (const bool otherwise : {true, false}) {
+    EXPECT_TRUE(json.BoolOr("yes", otherwise));
+    EXPECT_FALSE(json.BoolOr("no", otherwise));
+    EXPECT_EQ(json.BoolOr("null", otherwise), otherwise);
+    EXPECT_EQ(json.BoolOr("absent", otherwise), otherwise);
+  }
+  ExpectError<InvalidInput>([&] { json.BoolOr("text", true); },
+                            {"text: found \"true\", expected true or false"});
+}
+
 TEST(JsonWriter, ReplacesInvalidUtf8) {
   JsonWriter json;
   json.String("a\xff\xe2\x82z\xf0\x9f\x98\x80");
@@ -283,25 +295,6 @@ TEST(JsonWriterDeathTest, MisuseIsACallerBug) {
 TEST(Json, DumpIsCompactAndReadsBack) {
   const std::string text = R"({"a":[1,2.5,null,true,"x"],"b":{"c":false}})";
   EXPECT_EQ(Parse(text).Dump(), text);
-}
-
-TEST(Utf8, ValidPrefix) {
-  const std::vector<std::pair<std::string, size_t>> cases = {
-      {"", 0},
-      {"abc", 3},
-      {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9},
-      {"a\x80", 1},              // A continuation byte alone.
-      {"a\xc0\x80", 1},          // Overlong.
-      {"a\xe0\x9f\xbf", 1},      // Overlong.
-      {"a\xf0\x8f\xbf\xbf", 1},  // Overlong.
-      {"a\xed\xa0\x80", 1},      // A surrogate.
-      {"a\xf4\x90\x80\x80", 1},  // Above U+10FFFF.
-      {"a\xf5\x80\x80\x80", 1},
-      {"a\xe2\x82", 1},  // Cut off.
-      {"a\xe2\x82z", 1},
-      {"\xed\x9f\xbf\xf4\x8f\xbf\xbf", 7},
-  };
-  for (const auto& [text, valid] : cases) EXPECT_EQ(ValidUtf8Prefix(text), valid) << text;
 }
 
 }  // namespace

@@ -39,10 +39,6 @@ constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", "llama", kNone, 
                                            {"Qwen2ForCausalLM", "qwen2", 32, kNone, kNone, kNone},
                                            {"Qwen3ForCausalLM", "qwen3", 32, 128, kNone, kNone}};
 
-bool BoolOr(const JsonValue& json, const char* key, bool fallback) {
-  return json.Has(key) ? json.At(key).AsBool() : fallback;
-}
-
 const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
   for (const Architecture& each : kArchitectures) {
@@ -115,7 +111,7 @@ void ParseSizes(const JsonValue& json, const Architecture& architecture, ModelCo
 }
 
 void ParseBiases(const JsonValue& json, ModelConfig& config) {
-  const bool attention_bias = BoolOr(json, "attention_bias", false);
+  const bool attention_bias = json.BoolOr("attention_bias", false);
   // The graphs of these two are fixed; transformers ignores the field.
   if (config.model_type == "qwen2") config.qkv_bias = true;
   if (config.model_type == "qwen2" || config.model_type == "mistral") return;
@@ -129,7 +125,7 @@ int64_t SlidingWindow(const JsonValue& json, const ModelConfig& config) {
   const JsonValue window = json.Find("sliding_window");
   if (!window.IsNull() && window.AsInt() < 1) window.Fail("null or an integer above 0");
   if (config.model_type != "mistral") {
-    if (!BoolOr(json, "use_sliding_window", false)) return kNone;
+    if (!json.BoolOr("use_sliding_window", false)) return kNone;
     const JsonValue full_layers = json.Find("max_window_layers");
     if (config.num_layers <=
         (full_layers.IsMissing() ? kDefaultMaxWindowLayers : full_layers.AsInt())) {
@@ -170,7 +166,7 @@ void RefuseOtherGraphs(const JsonValue& json) {
   for (const char* key : {"quantization_config", "compression_config"}) {
     if (json.Has(key)) json.At(key).Refuse("no such field: quantised weights are not supported");
   }
-  if (BoolOr(json, "mlp_bias", false)) json.At("mlp_bias").Refuse("false");
+  if (json.BoolOr("mlp_bias", false)) json.At("mlp_bias").Refuse("false");
   for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts",
                           "num_experts_per_tok", "moe_intermediate_size"}) {
     if (json.Has(key) && json.At(key).AsInt() > 0) {
@@ -245,7 +241,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
       eps.Fail("a number above 0 and at most 1");
     }
   }
-  config.tie_word_embeddings = BoolOr(json, "tie_word_embeddings", false);
+  config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", false);
   AssumeSpecialTokens(json, architecture, config);
   ParseSpecialTokens(json, config);
   return config;

@@ -1,48 +1,44 @@
 #include "pmkvq/io/utf8.h"
 
-#include <cstdint>
+#include <fmt/format.h>
+
+#include "pmkvq/base/error.h"
 
 namespace pmkvq {
-namespace {
 
-// Bytes of the character that starts at text[0], or 0 when it is not valid.
-size_t CharacterLength(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  size_t length = 0;
-  uint8_t low = 0x80;  // Range of the second byte; it excludes overlong forms and surrogates.
-  uint8_t high = 0xbf;
-  if (lead >= 0xc2 && lead <= 0xdf) {
-    length = 2;
-  } else if (lead >= 0xe0 && lead <= 0xef) {
-    length = 3;
-    if (lead == 0xe0) low = 0xa0;
-    if (lead == 0xed) high = 0x9f;
-  } else if (lead >= 0xf0 && lead <= 0xf4) {
-    length = 4;
-    if (lead == 0xf0) low = 0x90;
-    if (lead == 0xf4) high = 0x8f;
-  } else {
-    return 0;
+Utf8Step ScanUtf8(std::string_view text, size_t offset) {
+  const auto byte_at = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte_at(offset);
+  if (lead < 0x80) return {Utf8Kind::kValid, 1};
+  if (lead < 0xC2 || lead > 0xF4) return {Utf8Kind::kInvalid, 1};
+  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  // The second byte carries the limits against overlong forms, surrogates and too large values.
+  const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+  const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+  for (size_t i = 1; i < length; ++i) {
+    if (offset + i == text.size()) return {Utf8Kind::kIncomplete, i};
+    const unsigned char byte = byte_at(offset + i);
+    const bool fits = i == 1 ? byte >= low && byte <= high : (byte & 0xC0) == 0x80;
+    if (!fits) return {Utf8Kind::kInvalid, i};
   }
-  if (text.size() < length || byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  }
-  return length;
+  return {Utf8Kind::kValid, length};
 }
-
-}  // namespace
 
 size_t ValidUtf8Prefix(std::string_view text) {
   size_t position = 0;
   while (position < text.size()) {
-    const size_t length = CharacterLength(text.substr(position));
-    if (length == 0) break;
-    position += length;
+    const Utf8Step step = ScanUtf8(text, position);
+    if (step.kind != Utf8Kind::kValid) break;
+    position += step.length;
   }
   return position;
+}
+
+void CheckUtf8(std::string_view text, const std::string& where) {
+  const size_t valid = ValidUtf8Prefix(text);
+  if (valid == text.size()) return;
+  throw InvalidInput(where, fmt::format("byte {}: found 0x{:02x}, expected UTF-8 text", valid,
+                                        static_cast<unsigned char>(text[valid])));
 }
 
 }  // namespace pmkvq

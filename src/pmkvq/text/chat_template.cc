@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/chat_template_builtin.h"
 #include "pmkvq/text/jinja/template.h"
 #include "pmkvq/text/tokenizer.h"
@@ -39,10 +40,9 @@ std::vector<ByteRange> WithoutTags(std::string_view text) {
 }
 
 void CheckMessage(const ChatMessage& message, size_t index) {
-  const size_t invalid = std::min(FindInvalidUtf8(message.role), FindInvalidUtf8(message.content));
-  if (invalid == std::string_view::npos) return;
-  throw InvalidInput(fmt::format("messages[{}]", index),
-                     fmt::format("byte {} is not valid UTF-8, expected UTF-8 text", invalid));
+  const std::string where = fmt::format("messages[{}]", index);
+  CheckUtf8(message.role, where);
+  CheckUtf8(message.content, where);
 }
 
 jinja::Value MessageValue(const ChatMessage& message) {

@@ -1,6 +1,7 @@
 #include <utility>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/tokenizer.h"
 #include "pmkvq/text/utf8.h"
 

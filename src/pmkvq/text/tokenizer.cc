@@ -12,6 +12,7 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/added_tokens.h"
 #include "pmkvq/text/bpe.h"
 #include "pmkvq/text/normalizer.h"
@@ -24,20 +25,16 @@ namespace {
 
 constexpr size_t kMaxEndTokens = 64;  // Before or after a text.
 
-bool BoolOr(const JsonValue& json, const char* key, bool otherwise) {
-  return json.Has(key) ? json.At(key).AsBool() : otherwise;
-}
-
 AddedToken ParseAddedToken(const JsonValue& json) {
   AddedToken token;
   token.id = static_cast<int32_t>(json.At("id").AsInt(0, Vocabulary::kMaxId));
   token.content = json.At("content").AsString();
   if (token.content.empty()) json.At("content").Fail("a token that is not empty");
-  token.special = BoolOr(json, "special", false);
-  token.normalized = BoolOr(json, "normalized", !token.special);
-  token.single_word = BoolOr(json, "single_word", false);
-  token.lstrip = BoolOr(json, "lstrip", false);
-  token.rstrip = BoolOr(json, "rstrip", false);
+  token.special = json.BoolOr("special", false);
+  token.normalized = json.BoolOr("normalized", !token.special);
+  token.single_word = json.BoolOr("single_word", false);
+  token.lstrip = json.BoolOr("lstrip", false);
+  token.rstrip = json.BoolOr("rstrip", false);
   return token;
 }
 
@@ -203,11 +200,7 @@ struct Tokenizer::Impl {
   }
 
   std::vector<int32_t> Encode(std::string_view text, const std::vector<ByteRange>& literal) const {
-    const size_t invalid = FindInvalidUtf8(text);
-    if (invalid != std::string_view::npos) {
-      throw InvalidInput("text", fmt::format("byte {} is 0x{:02X}, expected valid UTF-8", invalid,
-                                             static_cast<unsigned char>(text[invalid])));
-    }
+    CheckUtf8(text, "text");
     std::vector<int32_t> ids;
     for (const Segment& segment : raw_matcher.Split(text, literal)) {
       if (segment.id >= 0) {

@@ -84,7 +84,4 @@ class StreamDecoder {
   std::string pending_;
 };
 
-// Byte offset of the first invalid UTF-8 byte, or npos when all is valid.
-size_t FindInvalidUtf8(std::string_view text);
-
 }  // namespace pmkvq

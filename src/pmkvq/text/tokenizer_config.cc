@@ -49,10 +49,6 @@ std::string TokenText(const JsonValue& config, const char* key, std::string_view
   return value.IsObject() ? value.At("content").AsString() : value.AsString();
 }
 
-bool BoolOr(const JsonValue& config, const char* key, bool otherwise) {
-  return config.Has(key) ? config.At(key).AsBool() : otherwise;
-}
-
 }  // namespace
 
 std::optional<TextEnds> ReadTextEnds(const std::string& folder) {
@@ -69,10 +65,10 @@ std::optional<TextEnds> ReadTextEnds(const std::string& folder) {
   // for is an error.
   const bool bos_is_null =
       config.Find("bos_token").IsNull() && !config.Find("bos_token").IsMissing();
-  if (BoolOr(config, "add_bos_token", found->add_bos && !bos_is_null)) {
+  if (config.BoolOr("add_bos_token", found->add_bos && !bos_is_null)) {
     ends.bos = TokenText(config, "bos_token", found->bos, &ends.bos_value);
   }
-  if (BoolOr(config, "add_eos_token", false)) {
+  if (config.BoolOr("add_eos_token", false)) {
     ends.eos = TokenText(config, "eos_token", found->eos, &ends.eos_value);
   }
   return ends;

@@ -1,32 +1,11 @@
 #include "pmkvq/text/utf8.h"
 
-#include "pmkvq/io/utf8.h"
-#include "pmkvq/text/tokenizer.h"
-
 namespace pmkvq {
 namespace {
 
 bool IsContinuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
 
 }  // namespace
-
-Utf8Step ScanUtf8(std::string_view text, size_t offset) {
-  const auto byte_at = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte_at(offset);
-  if (lead < 0x80) return {Utf8Kind::kValid, 1};
-  if (lead < 0xC2 || lead > 0xF4) return {Utf8Kind::kInvalid, 1};
-  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  // The second byte carries the limits against overlong forms, surrogates and too large values.
-  const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-  const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-  for (size_t i = 1; i < length; ++i) {
-    if (offset + i == text.size()) return {Utf8Kind::kIncomplete, i};
-    const unsigned char byte = byte_at(offset + i);
-    const bool fits = i == 1 ? byte >= low && byte <= high : IsContinuation(byte);
-    if (!fits) return {Utf8Kind::kInvalid, i};
-  }
-  return {Utf8Kind::kValid, length};
-}
 
 char32_t DecodeUtf8(std::string_view text, size_t offset, size_t* length) {
   const auto bits = [&](size_t i, unsigned mask) {
@@ -78,11 +57,6 @@ bool IsWhiteSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
          c == 0x3000;
-}
-
-size_t FindInvalidUtf8(std::string_view text) {
-  const size_t valid = ValidUtf8Prefix(text);
-  return valid == text.size() ? std::string_view::npos : valid;
 }
 
 }  // namespace pmkvq

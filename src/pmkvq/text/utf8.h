@@ -1,4 +1,4 @@
-// UTF-8 at the level of single characters. Internal to text/.
+// Code points of valid UTF-8 (io/utf8.h checks it). Internal to text/.
 #pragma once
 
 #include <cstddef>
@@ -6,23 +6,6 @@
 #include <string_view>
 
 namespace pmkvq {
-
-enum class Utf8Kind {
-  kValid,       // A whole character.
-  kIncomplete,  // The text ends inside a character that is well-formed so far.
-  kInvalid,     // Not UTF-8.
-};
-
-struct Utf8Step {
-  Utf8Kind kind;
-  // Bytes of the character, or of the longest well-formed beginning of one (at least 1): what
-  // Unicode recommends to replace by a single U+FFFD.
-  size_t length;
-};
-
-// What starts at text[offset]; offset < text.size(). Follows table 3-7 of the Unicode standard:
-// overlong forms, surrogates and values above U+10FFFF are invalid.
-Utf8Step ScanUtf8(std::string_view text, size_t offset);
 
 // The code point that starts at text[offset] of valid UTF-8; `*length` receives its bytes.
 char32_t DecodeUtf8(std::string_view text, size_t offset, size_t* length);

@@ -2,25 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/byte_alphabet.h"
-#include "pmkvq/text/tokenizer.h"
 
 namespace pmkvq {
 namespace {
-
-constexpr size_t kValid = std::string_view::npos;
-
-TEST(FindInvalidUtf8, ReportsWhereTheInvalidPartStarts) {
-  EXPECT_EQ(FindInvalidUtf8(""), kValid);
-  EXPECT_EQ(FindInvalidUtf8("aé你😀\x7f"), kValid);
-  EXPECT_EQ(FindInvalidUtf8("\xf4\x8f\xbf\xbf"), kValid);  // U+10FFFF.
-  EXPECT_EQ(FindInvalidUtf8("ab\x80"), 2u);
-  EXPECT_EQ(FindInvalidUtf8("é\xc0\xaf"), 2u);         // Overlong.
-  EXPECT_EQ(FindInvalidUtf8("\xe0\x9f\xbf"), 0u);      // Overlong.
-  EXPECT_EQ(FindInvalidUtf8("a\xed\xa0\x80"), 1u);     // Surrogate.
-  EXPECT_EQ(FindInvalidUtf8("\xf4\x90\x80\x80"), 0u);  // Above U+10FFFF.
-  EXPECT_EQ(FindInvalidUtf8("abc\xe4\xbd"), 3u);       // Cut.
-}
 
 TEST(ScanUtf8, EveryCodePointIsOneValidStepAndRoundTrips) {
   for (char32_t c = 0; c <= 0x10FFFF; ++c) {
@@ -40,20 +26,6 @@ TEST(ScanUtf8, EveryCodePointIsOneValidStepAndRoundTrips) {
       ASSERT_EQ(partial.length, cut);
     }
   }
-}
-
-TEST(ScanUtf8, InvalidStepsAreTheLongestWellFormedBeginning) {
-  const auto invalid_length = [](std::string_view text) {
-    const Utf8Step step = ScanUtf8(text, 0);
-    return step.kind == Utf8Kind::kInvalid ? step.length : 0;
-  };
-  EXPECT_EQ(invalid_length("\x80"), 1u);
-  EXPECT_EQ(invalid_length("\xff"), 1u);
-  EXPECT_EQ(invalid_length("\xc1\x80"), 1u);
-  EXPECT_EQ(invalid_length("\xe4\xbd z"), 2u);
-  EXPECT_EQ(invalid_length("\xf0\x9f\x98z"), 3u);
-  EXPECT_EQ(invalid_length("\xed\xa0\x80"), 1u);
-  EXPECT_EQ(invalid_length("\xf0\x8f\xbf\xbf"), 1u);
 }
 
 TEST(ByteAlphabet, IsABijectionOnBytes) {

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <set>
 #include <utility>
 
+#include "pmkvq/base/descriptor.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/strings.h"
 #include "pmkvq/io/json.h"
 
 namespace pmkvq {
@@ -146,11 +146,6 @@ std::string TestsAsJson(const CodeTests& tests) {
 
 // ---- Code in a response ----
 
-std::string_view TrimEnd(std::string_view line) {
-  const size_t last = line.find_last_not_of(kBlanks);
-  return last == std::string_view::npos ? std::string_view() : line.substr(0, last + 1);
-}
-
 struct Fence {
   size_t indent = 0;
   size_t length = 0;      // Of the run of back ticks; 0: the line is no fence.
@@ -213,7 +208,7 @@ ProblemRow ParseCodeProblem(std::string_view line, const std::string& source) {
 
 std::vector<ProblemRow> LoadCodeProblems(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw IoError(path, fmt::format("cannot open: {}", std::strerror(errno)));
+  if (!file) throw SystemError(path, "open");
   std::vector<ProblemRow> rows;
   std::set<std::string> ids;
   std::string line;

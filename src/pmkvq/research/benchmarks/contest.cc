@@ -16,19 +16,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kSpaces = " \t\r\n";
-
-std::string_view TrimRight(std::string_view text) {
-  return text.substr(0, text.find_last_not_of(kSpaces) + 1);
-}
-
 std::string ReadText(const std::string& path) {
   std::string text = ReadFile(path);
-  const size_t bad = ValidUtf8Prefix(text);
-  if (bad != text.size()) {
-    throw InvalidInput(path, fmt::format("byte {}: found 0x{:02x}, expected UTF-8 text", bad,
-                                         static_cast<unsigned char>(text[bad])));
-  }
+  CheckUtf8(text, path);
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);
   return text;
 }
@@ -221,7 +211,7 @@ void AddContest(const fs::path& folder, std::vector<ProblemRow>* problems) {
   for (auto& [id, answer] : ParseAnswersCsv(ReadText(answers), answers)) {
     const std::string path = (folder / "problems" / (id + ".tex")).string();
     const std::string text = ReadText(path);
-    const std::string_view problem = TrimRight(text);
+    const std::string_view problem = TrimEnd(text);
     if (problem.empty()) throw InvalidInput(path, "found an empty file, expected a problem");
     ProblemRow row;
     row.id = contest + "." + id;
@@ -283,7 +273,7 @@ std::string ParseInstruction(std::string_view yaml, const std::string& source) {
   std::string_view rest = yaml;
   for (int64_t number = 1; !rest.empty(); ++number) {
     const size_t end = std::min(rest.find('\n'), rest.size());
-    const std::string_view line = TrimRight(rest.substr(0, end));
+    const std::string_view line = TrimEnd(rest.substr(0, end));
     rest.remove_prefix(std::min(end + 1, rest.size()));
     if (line.empty() || Trim(line).starts_with('#') || line == "---") continue;
     const std::string where = fmt::format("{}:{}", source, number);

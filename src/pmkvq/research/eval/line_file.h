@@ -5,26 +5,9 @@
 
 #include <string>
 
-#include "pmkvq/base/error.h"
+#include "pmkvq/base/descriptor.h"
 
 namespace pmkvq {
-
-// "[path] cannot ACTION: " and what errno says.
-IoError SystemError(const std::string& path, const char* action);
-
-// A file descriptor that closes itself; -1: none. Move-only.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(Descriptor&& other) noexcept;
-  Descriptor& operator=(Descriptor&& other) noexcept;
-  ~Descriptor();
-  int get() const { return value_; }
-
- private:
-  int value_ = -1;
-};
 
 // Not for several threads, nor for several processes at once: the caller holds a lock.
 class LineFile {

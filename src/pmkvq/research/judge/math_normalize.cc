@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "pmkvq/base/strings.h"
 #include "pmkvq/research/judge/math_markup.h"
 
 namespace pmkvq {
@@ -65,7 +66,8 @@ bool Contains(const Range& range, std::string_view value) {
 
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-bool IsBlank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == '~'; }
+constexpr std::string_view kBlanks = " \t\r\n~";
+bool IsBlank(char c) { return kBlanks.find(c) != std::string_view::npos; }
 
 struct Token {
   std::string text;
@@ -200,7 +202,7 @@ class Lexer {
     }
     const std::string_view content = text_.substr(begin, end - begin);
     at_ = end + 1;
-    const std::string_view word = Trim(content);
+    const std::string_view word = Trim(content, kBlanks);
     if (word == "and" || word == "or" || word == ", and" || word == ",and" || word == ", or") {
       EmitComma(word.back() == 'r' ? 'o' : 'a');
       return;
@@ -211,12 +213,6 @@ class Lexer {
     }
     Lexer(content, depth_ + 1, &tokens_, &currency_).Run();
     blank_ = true;
-  }
-
-  static std::string_view Trim(std::string_view text) {
-    while (!text.empty() && IsBlank(text.front())) text.remove_prefix(1);
-    while (!text.empty() && IsBlank(text.back())) text.remove_suffix(1);
-    return text;
   }
 
   std::string_view text_;

@@ -89,7 +89,8 @@ bool EndsWith(std::string_view text, std::string_view suffix) {
   return text.size() >= suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
 }
 
-std::string_view TrimEnd(std::string_view text) {
+// Without the marks that may follow a quantity.
+std::string_view WithoutEndMarks(std::string_view text) {
   while (!text.empty()) {
     const char last = text.back();
     if (last == '$' && EndsWith(text, "\\$")) break;
@@ -247,7 +248,7 @@ bool HasMeaningfulWord(std::string_view text) {
 std::string_view TakeDegree(std::string_view text) {
   for (const std::string_view sign :
        {"^\\circ", "^{\\circ}", "^{ \\circ }", "^ \\circ", "\\degree"}) {
-    if (EndsWith(text, sign)) return TrimEnd(text.substr(0, text.size() - sign.size()));
+    if (EndsWith(text, sign)) return WithoutEndMarks(text.substr(0, text.size() - sign.size()));
   }
   return text;
 }
@@ -263,7 +264,7 @@ bool TakeTextGroup(TrailingUnit* answer) {
   const std::string_view head = text.substr(0, open);
   const size_t slash = head.rfind('\\');
   if (slash == std::string_view::npos || !Contains(kTextCommands, head.substr(slash))) return false;
-  const std::string_view quantity = TrimEnd(head.substr(0, slash));
+  const std::string_view quantity = WithoutEndMarks(head.substr(0, slash));
   const bool only_words = std::all_of(content.begin(), content.end(), [](char c) {
     return IsLetter(c) || std::string_view(" ~./-^23'").find(c) != std::string_view::npos;
   });
@@ -318,7 +319,7 @@ bool TakePlainWords(TrailingUnit* answer) {
   }
   if (begin == 0 || begin == text.size()) return false;
   const std::string_view words = text.substr(begin);
-  const std::string_view quantity = TrimEnd(text.substr(0, begin));
+  const std::string_view quantity = WithoutEndMarks(text.substr(0, begin));
   const std::vector<std::string_view> all = Words(words);
   if (all.empty() || !IsQuantity(quantity) || HasMeaningfulWord(words)) return false;
   const bool known = std::all_of(all.begin(), all.end(), [&](std::string_view word) {
@@ -378,10 +379,10 @@ bool CompatibleUnits(const QuantityWords& a, const QuantityWords& b) {
 
 TrailingUnit TakeTrailingUnit(std::string_view answer) {
   TrailingUnit result;
-  result.rest = TrimEnd(answer);
+  result.rest = WithoutEndMarks(answer);
   // "\text{ square}\text{ cm}" has several; each round takes one off.
   while (TakePercentSign(&result) || TakeTextGroup(&result) || TakePlainWords(&result)) {
-    result.rest = TrimEnd(result.rest);
+    result.rest = WithoutEndMarks(result.rest);
   }
   return result;
 }

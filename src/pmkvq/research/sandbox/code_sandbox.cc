@@ -59,7 +59,7 @@ class WorkFolder {
     const std::string path = path_ + "/" + name;
     const Descriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (file.get() < 0) FailSandbox("make " + path);
-    WriteAll(file.get(), content, path);
+    if (!WriteAll(file.get(), content)) FailSandbox("write " + path);
   }
 
   bool IsTooLarge(const SandboxLimits& limits) const {

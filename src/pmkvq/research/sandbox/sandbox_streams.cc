@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/research/sandbox/sandbox_child.h"
@@ -19,14 +18,7 @@ constexpr size_t kKeptErrorBytes = 4096;
 
 }  // namespace
 
-void FailSandbox(const std::string& what, int error) {
-  throw IoError("sandbox", "cannot " + what + ": " + std::strerror(error));
-}
-
-void Descriptor::Close() {
-  if (descriptor_ >= 0) close(descriptor_);
-  descriptor_ = -1;
-}
+void FailSandbox(const std::string& what, int error) { throw SystemError("sandbox", what, error); }
 
 Descriptor MoveUp(int opened) {
   const Descriptor low(opened);
@@ -45,18 +37,9 @@ Pipe MakePipe() {
   return made;
 }
 
-void WriteAll(int descriptor, std::string_view bytes, const std::string& what) {
-  while (!bytes.empty()) {
-    const ssize_t written = write(descriptor, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) FailSandbox("write " + what);
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-}
-
 Descriptor MakeInput(std::string_view input) {
   Descriptor file = MoveUp(memfd_create("input", MFD_CLOEXEC));
-  WriteAll(file.get(), input, "the input");
+  if (!WriteAll(file.get(), input)) FailSandbox("write the input");
   if (lseek(file.get(), 0, SEEK_SET) != 0) FailSandbox("rewind the input");
   return file;
 }

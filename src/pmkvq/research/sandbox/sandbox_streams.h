@@ -5,32 +5,13 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
-#include <utility>
+
+#include "pmkvq/base/descriptor.h"
 
 namespace pmkvq {
 
 // Throws IoError: "[sandbox] cannot <what>: <the system's reason>".
 [[noreturn]] void FailSandbox(const std::string& what, int error = errno);
-
-// Owns a file descriptor; -1: none.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
-  Descriptor(Descriptor&& other) noexcept : descriptor_(other.Release()) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(descriptor_, other.descriptor_);
-    return *this;
-  }
-  ~Descriptor() { Close(); }
-
-  int get() const { return descriptor_; }
-  int Release() { return std::exchange(descriptor_, -1); }
-  void Close();
-
- private:
-  int descriptor_ = -1;
-};
 
 // `opened` as a descriptor of at least kFirstOwnDescriptor, out of the way of the child's 0 to 5,
 // closed by exec. Throws IoError, also for -1: opening failed and errno says why.
@@ -42,8 +23,6 @@ struct Pipe {
 };
 Pipe MakePipe();  // Moved up. Throws IoError.
 
-// `what` names the target in the IoError.
-void WriteAll(int descriptor, std::string_view bytes, const std::string& what);
 // What is left to read. An error ends it.
 std::string ReadUntilEnd(int descriptor);
 // A file in memory with that content, moved up, so that no reader has to keep up.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/utf8.h"
 #include "pmkvq/text/jinja/interpreter.h"
 #include "pmkvq/text/jinja/parser.h"
 #include "pmkvq/text/tokenizer.h"
@@ -76,11 +77,7 @@ Template::~Template() = default;
 
 std::shared_ptr<const Template> Template::Parse(std::string_view text, const std::string& source,
                                                 const Limits& limits) {
-  const size_t invalid = FindInvalidUtf8(text);
-  if (invalid != std::string_view::npos) {
-    throw InvalidInput(source, fmt::format("found byte 0x{:02x} at offset {}, expected UTF-8 text",
-                                           static_cast<unsigned char>(text[invalid]), invalid));
-  }
+  CheckUtf8(text, source);
   const std::shared_ptr<Template> result(new Template());
   result->source_ = source;
   result->limits_ = limits;
