@@ -9,25 +9,25 @@
 #include "pmkvq/model/profile.h"
 #include "support/calibration_support.h"
 #include "support/expect_error.h"
-#include "support/method_driver.h"
-#include "support/scalar_quantizer.h"
+#include "support/method_rule.h"
 
 namespace pmkvq {
 namespace {
 
-using testing_support::ExpectAfterEachAppend;
+using testing_support::BytesAfter;
 using testing_support::ExpectError;
+using testing_support::ExpectRefused;
+using testing_support::ExpectRule;
 using testing_support::KeysAndValues;
+using testing_support::kMethodShape;
 using testing_support::MethodDriver;
 using testing_support::QuantizeChannel;
 using testing_support::QuantizeToken;
 using testing_support::RandomSamples;
-using testing_support::RowShape;
+using testing_support::RuleCase;
 using testing_support::TempFolder;
 using testing_support::TinyFolder;
 using testing_support::TinyModel;
-
-constexpr RowShape kShape{2, 64};
 
 // How many of n tokens are quantised: after every token, what exceeds the ratio of the tokens at
 // full precision goes, in whole groups.
@@ -50,13 +50,13 @@ void QuantizeWord(std::vector<float>& x, int64_t first, int64_t head, int64_t ch
   float low = INFINITY;
   float high = -INFINITY;
   for (int64_t i = 0; i < 11; ++i) {
-    low = std::min(low, x[kShape.At(first + i, head, channel)]);
-    high = std::max(high, x[kShape.At(first + i, head, channel)]);
+    low = std::min(low, x[kMethodShape.At(first + i, head, channel)]);
+    high = std::max(high, x[kMethodShape.At(first + i, head, channel)]);
   }
   const float range = ToFloat(RoundUp<F16>(high - low));
   for (int64_t i = 0; i < 11; ++i) {
     const float step = range / (i == 10 && !cut ? 3.0f : 7.0f);
-    float& value = x[kShape.At(first + i, head, channel)];
+    float& value = x[kMethodShape.At(first + i, head, channel)];
     value = std::min(std::nearbyint((value - low) / step), i == 10 ? 3.0f : 7.0f) * step + low;
   }
 }
@@ -73,38 +73,30 @@ KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule
   KeysAndValues expected{given.k, given.v};
   const int64_t group = rule.k_bits == 3 ? 11 : 32;
   for (int64_t token = 0; token < NumQuantized(n, rule.k_ratio, group); token += group) {
-    for (int64_t head = 0; head < kShape.heads; ++head) {
-      for (int64_t channel = 0; channel < kShape.dim; ++channel) {
+    for (int64_t head = 0; head < kMethodShape.heads; ++head) {
+      for (int64_t channel = 0; channel < kMethodShape.dim; ++channel) {
         if (rule.k_bits == 3) {
           QuantizeWord(expected.first, token, head, channel, rule.cut);
         } else {
-          QuantizeChannel(expected.first, kShape, token, group, head, channel, rule.k_bits);
+          QuantizeChannel(expected.first, kMethodShape, token, group, head, channel, rule.k_bits);
         }
       }
     }
   }
   for (int64_t token = 0; token < NumQuantized(n, rule.v_ratio, 32); ++token) {
-    QuantizeToken(expected.second, kShape, token, 32, rule.v_bits);
+    QuantizeToken(expected.second, kMethodShape, token, 32, rule.v_bits);
   }
   return expected;
 }
 
-struct Case {
-  const char* spec;
-  Rule rule;
-};
+using Case = RuleCase<Rule>;
 
 class KvMixTest : public testing::TestWithParam<Case> {};
 
 TEST_P(KvMixTest, PrefillAndDecodeFollowTheRecursion) {
-  const auto& [spec, rule] = GetParam();
-  MethodDriver driver(spec);
   std::vector<int64_t> chunks(50, 1);
   chunks.insert(chunks.end(), {70, 1, 1, 128, 1, 9});
-  ExpectAfterEachAppend(driver, chunks, 1e-5f,
-                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
-                          return Expected(given, n, rule);
-                        });
+  ExpectRule(GetParam(), chunks, Expected);
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, KvMixTest,
@@ -121,18 +113,13 @@ TEST(KvMix, BytesByHand) {
   // groups of 32 at 2 bits: 32 + 16, at 4 bits: 64 + 16.
   // Ratio 0.1: the first 32 go when there are 35 (35 - 3); 0.2: when there are 40 (40 - 8), and
   // eleven when there are 13 (13 - 2).
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
-  EXPECT_EQ(bytes("kvmix:k=2", 34), 34 * 512);
-  EXPECT_EQ(bytes("kvmix:k=2", 35), 1536 + 32 * 48 + 3 * 512);
-  EXPECT_EQ(bytes("kvmix:k=2", 66), 1536 + 32 * 48 + 34 * 512);
-  EXPECT_EQ(bytes("kvmix:k=2", 67), 2 * 1536 + 64 * 48 + 3 * 512);
-  EXPECT_EQ(bytes("kvmix:k=3+v=4", 12), 12 * 512);
-  EXPECT_EQ(bytes("kvmix:k=3+v=4", 13), 1024 + 2 * 256 + 13 * 256);
-  EXPECT_EQ(bytes("kvmix:k=3+v=4", 40), 3 * 1024 + 7 * 256 + 32 * 80 + 8 * 256);
+  EXPECT_EQ(BytesAfter("kvmix:k=2", 34), 34 * 512);
+  EXPECT_EQ(BytesAfter("kvmix:k=2", 35), 1536 + 32 * 48 + 3 * 512);
+  EXPECT_EQ(BytesAfter("kvmix:k=2", 66), 1536 + 32 * 48 + 34 * 512);
+  EXPECT_EQ(BytesAfter("kvmix:k=2", 67), 2 * 1536 + 64 * 48 + 3 * 512);
+  EXPECT_EQ(BytesAfter("kvmix:k=3+v=4", 12), 12 * 512);
+  EXPECT_EQ(BytesAfter("kvmix:k=3+v=4", 13), 1024 + 2 * 256 + 13 * 256);
+  EXPECT_EQ(BytesAfter("kvmix:k=3+v=4", 40), 3 * 1024 + 7 * 256 + 32 * 80 + 8 * 256);
 }
 
 MethodData FileOf(const std::vector<float>& k, const std::vector<float>& v) {
@@ -210,21 +197,19 @@ TEST(KvMix, CalibrationIsTheMeanNormOfTheProjectionsGradients) {
 }
 
 TEST(KvMix, NamesWhatIsWrong) {
-  const auto expect = [](const std::string& spec, const std::string& part) {
-    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
-  };
-  expect("kvmix",
-         "no importance of blocks, expected from=FILE (made by pmkvq calibrate --kv kvmix --model "
-         "MODEL --dataset TEXTS --out FILE), or k= and v=");
-  expect("kvmix:k=5", "k=5, expected one of 4, 3, 2");
-  expect("kvmix:v=3", "v=3, expected one of 4, 2");
-  expect("kvmix:k=2+recent-low=1", "recent-low=1, expected a number in [0, 0.9]");
-  expect("kvmix:k=2+bits=2", "unknown key 'bits' for kvmix");
+  ExpectRefused(
+      "kvmix",
+      "no importance of blocks, expected from=FILE (made by pmkvq calibrate --kv kvmix --model "
+      "MODEL --dataset TEXTS --out FILE), or k= and v=");
+  ExpectRefused("kvmix:k=5", "k=5, expected one of 4, 3, 2");
+  ExpectRefused("kvmix:v=3", "v=3, expected one of 4, 2");
+  ExpectRefused("kvmix:k=2+recent-low=1", "recent-low=1, expected a number in [0, 0.9]");
+  ExpectRefused("kvmix:k=2+bits=2", "unknown key 'bits' for kvmix");
   const TempFolder folder;
   const std::string path = folder.File("importance");
   MethodData data = FileOf({1}, {1});
   SaveMethodData(data, path);
-  expect("kvmix:k=2+from=" + path, "k= and v= are for all blocks, expected them or from=");
+  ExpectRefused("kvmix:k=2+from=" + path, "k= and v= are for all blocks, expected them or from=");
   data.tensors.erase("v_importance");
   SaveMethodData(data, path);
   ExpectError<InvalidInput>([&] { MethodDriver driver("kvmix:from=" + path); },

@@ -11,26 +11,26 @@
 #include "pmkvq/research/methods/registry.h"
 #include "support/calibration_support.h"
 #include "support/expect_error.h"
-#include "support/method_driver.h"
-#include "support/scalar_quantizer.h"
+#include "support/method_rule.h"
 #include "support/temp_folder.h"
 
 namespace pmkvq {
 namespace {
 
-using testing_support::ExpectAfterEachAppend;
+using testing_support::BytesAfter;
 using testing_support::ExpectError;
+using testing_support::ExpectRefused;
+using testing_support::ExpectRule;
 using testing_support::KeysAndValues;
+using testing_support::kMethodShape;
 using testing_support::MethodDriver;
 using testing_support::QuantizeChannel;
 using testing_support::QuantizeToken;
 using testing_support::RandomSamples;
-using testing_support::RowShape;
+using testing_support::RuleCase;
 using testing_support::TempFolder;
 using testing_support::TinyFolder;
 using testing_support::TinyModel;
-
-constexpr RowShape kShape{2, 64};
 
 struct Rule {
   int k_bits = 4;
@@ -43,34 +43,27 @@ struct Rule {
 KeysAndValues Expected(const testing_support::Rows& given, int64_t n, const Rule& rule) {
   KeysAndValues expected{given.k, given.v};
   for (int64_t t = 0; t < n; ++t) {
-    if (!rule.per_channel) QuantizeToken(expected.first, kShape, t, rule.group, rule.k_bits);
+    if (!rule.per_channel) QuantizeToken(expected.first, kMethodShape, t, rule.group, rule.k_bits);
     if (!rule.per_channel || t < n - rule.residual) {
-      QuantizeToken(expected.second, kShape, t, rule.group, rule.v_bits);
+      QuantizeToken(expected.second, kMethodShape, t, rule.group, rule.v_bits);
     }
   }
   if (!rule.per_channel) return expected;
   for (int64_t t = 0; t < n - n % rule.residual; t += rule.group) {
     for (int64_t column = 0; column < 128; ++column) {
-      QuantizeChannel(expected.first, kShape, t, rule.group, column / 64, column % 64, rule.k_bits);
+      QuantizeChannel(expected.first, kMethodShape, t, rule.group, column / 64, column % 64,
+                      rule.k_bits);
     }
   }
   return expected;
 }
 
-struct Case {
-  const char* spec;
-  Rule rule;
-};
+using Case = RuleCase<Rule>;
 
 class KvTunerTest : public testing::TestWithParam<Case> {};
 
 TEST_P(KvTunerTest, PrefillAndDecodeFollowTheRule) {
-  const auto& [spec, rule] = GetParam();
-  MethodDriver driver(spec);
-  ExpectAfterEachAppend(driver, {1, 30, 1, 95, 1, 1, 128, 1}, 1e-5f,
-                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
-                          return Expected(given, n, rule);
-                        });
+  ExpectRule(GetParam(), {1, 30, 1, 95, 1, 1, 128, 1}, Expected);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -82,17 +75,12 @@ INSTANTIATE_TEST_SUITE_P(
                          {.k_bits = 2, .group = 64, .per_channel = true, .residual = 192}}));
 
 TEST(KvTuner, BytesByHand) {
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
   // Per token 2 heads: 32 + 4 bytes of K at 4 bits, 16 + 4 of V at 2.
-  EXPECT_EQ(bytes("kvtuner", 1), 72 + 40);
-  EXPECT_EQ(bytes("kvtuner", 300), 300 * (72 + 40));
-  EXPECT_EQ(bytes("kvtuner:k=8+v=8", 300), 300 * 2 * (128 + 8));
+  EXPECT_EQ(BytesAfter("kvtuner", 1), 72 + 40);
+  EXPECT_EQ(BytesAfter("kvtuner", 300), 300 * (72 + 40));
+  EXPECT_EQ(BytesAfter("kvtuner:k=8+v=8", 300), 300 * 2 * (128 + 8));
   // Groups of 32: 4 of 16 + 4 bytes a token of K, 4 of 8 + 4 of V; at full precision 256.
-  EXPECT_EQ(bytes("kvtuner:axis=channel", 300), (288 * 80 + 12 * 256) + (268 * 48 + 32 * 256));
+  EXPECT_EQ(BytesAfter("kvtuner:axis=channel", 300), (288 * 80 + 12 * 256) + (268 * 48 + 32 * 256));
 }
 
 constexpr std::array<std::pair<int, int>, 5> kPairs = {{{8, 8}, {8, 4}, {4, 4}, {4, 2}, {2, 2}}};
@@ -290,18 +278,18 @@ TEST(KvTuner, NamesWhatDoesNotGoWithAFile) {
 }
 
 TEST(KvTuner, NamesWhatIsWrong) {
-  const auto expect = [](const std::string& spec, const std::string& part) {
-    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
-  };
-  expect("kvtuner:k=3", "k=3, expected one of 8, 4, 2");
-  expect("kvtuner:axis=head", "axis=head, expected one of token, channel");
-  expect("kvtuner:group=48", "group 48, expected a divisor of head_dim 64");
-  expect("kvtuner:axis=channel+group=16", "group=16, expected 128, 64 or 32 with axis=channel");
-  expect("kvtuner:axis=channel+residual=40", "residual=40, expected a multiple of the group 32");
-  expect("kvtuner:residual=32", "residual=32, expected axis=channel with it");
-  expect("kvtuner:bits=4", "bits=4, expected from= with it, or k= and v= in its place");
-  expect("kvtuner:key=4",
-         "unknown key 'key' for kvtuner, expected k=, v=, from=, bits=, axis=, group=, residual=");
+  ExpectRefused("kvtuner:k=3", "k=3, expected one of 8, 4, 2");
+  ExpectRefused("kvtuner:axis=head", "axis=head, expected one of token, channel");
+  ExpectRefused("kvtuner:group=48", "group 48, expected a divisor of head_dim 64");
+  ExpectRefused("kvtuner:axis=channel+group=16",
+                "group=16, expected 128, 64 or 32 with axis=channel");
+  ExpectRefused("kvtuner:axis=channel+residual=40",
+                "residual=40, expected a multiple of the group 32");
+  ExpectRefused("kvtuner:residual=32", "residual=32, expected axis=channel with it");
+  ExpectRefused("kvtuner:bits=4", "bits=4, expected from= with it, or k= and v= in its place");
+  ExpectRefused(
+      "kvtuner:key=4",
+      "unknown key 'key' for kvtuner, expected k=, v=, from=, bits=, axis=, group=, residual=");
 }
 
 }  // namespace

@@ -5,15 +5,14 @@
 #include <cmath>
 #include <set>
 
-#include "pmkvq/base/error.h"
 #include "pmkvq/research/methods/affine.h"
-#include "support/expect_error.h"
-#include "support/method_driver.h"
+#include "support/method_rule.h"
 
 namespace pmkvq {
 namespace {
 
-using testing_support::ExpectError;
+using testing_support::BytesAfter;
+using testing_support::ExpectRefused;
 using testing_support::KeysAndValues;
 using testing_support::MakeRows;
 using testing_support::MethodDriver;
@@ -172,19 +171,14 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Mikv, BytesByHand) {
   // 2 KV heads of 64, groups of 32. A token at 16 bits takes 512 bytes, at 2 bits 2 * 4 groups *
   // (8 + 4) = 96, at 8 bits 2 * 4 * (32 + 4) = 288. The balancer takes 256, its maxima 512.
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
-  EXPECT_EQ(bytes("mikv", 10), 10 * 512 + /*tags*/ 3 + /*scores*/ 80 + 512);
-  EXPECT_EQ(bytes("mikv", 31), 31 * 512 + 8 + 248 + 512);
-  EXPECT_EQ(bytes("mikv", 32), 6 * 512 + 26 * 96 + 8 + 48 + 256);
-  EXPECT_EQ(bytes("mikv", 500), 100 * 512 + 400 * 96 + 125 + 800 + 256);
-  EXPECT_EQ(bytes("mikv:high=8", 500), 100 * 288 + 400 * 96 + 125 + 800 + 256);
+  EXPECT_EQ(BytesAfter("mikv", 10), 10 * 512 + /*tags*/ 3 + /*scores*/ 80 + 512);
+  EXPECT_EQ(BytesAfter("mikv", 31), 31 * 512 + 8 + 248 + 512);
+  EXPECT_EQ(BytesAfter("mikv", 32), 6 * 512 + 26 * 96 + 8 + 48 + 256);
+  EXPECT_EQ(BytesAfter("mikv", 500), 100 * 512 + 400 * 96 + 125 + 800 + 256);
+  EXPECT_EQ(BytesAfter("mikv:high=8", 500), 100 * 288 + 400 * 96 + 125 + 800 + 256);
   // One group a head: 2 * 2 * (16 + 4) = 80; no tags and no scores where all tokens are alike.
-  EXPECT_EQ(bytes("mikv:reference", 500), 500 * 80 + 256);
-  EXPECT_EQ(bytes("mikv:reference+ratio=0.5", 500), 250 * 512 + 250 * 80 + 63 + 1000 + 256);
+  EXPECT_EQ(BytesAfter("mikv:reference", 500), 500 * 80 + 256);
+  EXPECT_EQ(BytesAfter("mikv:reference+ratio=0.5", 500), 250 * 512 + 250 * 80 + 63 + 1000 + 256);
 }
 
 TEST(Mikv, ContinuesAfterTruncate) {
@@ -211,14 +205,11 @@ TEST(Mikv, ChannelsOfZerosStayZero) {
 }
 
 TEST(Mikv, NamesWhatIsWrong) {
-  const auto expect = [](const std::string& spec, const std::string& part) {
-    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
-  };
-  expect("mikv:bits=8", "bits=8, expected one of 4, 3, 2");
-  expect("mikv:high=4", "high=4, expected one of 16, 8");
-  expect("mikv:ratio=1.5", "ratio=1.5, expected a number in [0, 1]");
-  expect("mikv:window=1",
-         "unknown key 'window' for mikv, expected bits=, high=, ratio=, reference");
+  ExpectRefused("mikv:bits=8", "bits=8, expected one of 4, 3, 2");
+  ExpectRefused("mikv:high=4", "high=4, expected one of 16, 8");
+  ExpectRefused("mikv:ratio=1.5", "ratio=1.5, expected a number in [0, 1]");
+  ExpectRefused("mikv:window=1",
+                "unknown key 'window' for mikv, expected bits=, high=, ratio=, reference");
 }
 
 }  // namespace

@@ -4,24 +4,22 @@
 #include <algorithm>
 #include <cmath>
 
-#include "pmkvq/base/error.h"
-#include "support/expect_error.h"
-#include "support/method_driver.h"
-#include "support/scalar_quantizer.h"
+#include "support/method_rule.h"
 
 namespace pmkvq {
 namespace {
 
-using testing_support::ExpectAfterEachAppend;
-using testing_support::ExpectError;
+using testing_support::BytesAfter;
+using testing_support::ExpectRefused;
+using testing_support::ExpectRule;
 using testing_support::KeysAndValues;
+using testing_support::kMethodShape;
 using testing_support::MethodDriver;
 using testing_support::QuantizeChannel;
 using testing_support::QuantizeToken;
 using testing_support::Rows;
-using testing_support::RowShape;
+using testing_support::RuleCase;
 
-constexpr RowShape kShape{2, 64};
 constexpr int64_t kHeads = 4;  // Of queries; 0 and 1 share KV head 0.
 
 struct Rule {
@@ -36,18 +34,18 @@ struct Rule {
 
 // A_d of channel `column` of [Hkv, D] in the block from `first` on.
 double Salience(const Rows& given, int64_t first, int64_t residual, int64_t column) {
-  const int64_t head = column / kShape.dim;
-  const int64_t channel = column % kShape.dim;
+  const int64_t head = column / kMethodShape.dim;
+  const int64_t channel = column % kMethodShape.dim;
   const int64_t end = first + residual;
   double sum = 0;
   for (int64_t t = 0; t < end; ++t) {
     for (int64_t of_group = 0; of_group < 2; ++of_group) {
       const int64_t row = t * kHeads + head * 2 + of_group;
-      sum += std::abs(double{given.q[static_cast<size_t>(row * kShape.dim + channel)]});
+      sum += std::abs(double{given.q[static_cast<size_t>(row * kMethodShape.dim + channel)]});
     }
   }
   std::vector<float> keys;
-  for (int64_t t = first; t < end; ++t) keys.push_back(given.k[kShape.At(t, head, channel)]);
+  for (int64_t t = first; t < end; ++t) keys.push_back(given.k[kMethodShape.At(t, head, channel)]);
   const auto [lowest, highest] = std::minmax_element(keys.begin(), keys.end());
   return sum / static_cast<double>(2 * end) * (double{*highest} - double{*lowest}) / 3;
 }
@@ -69,30 +67,23 @@ KeysAndValues Expected(const Rows& given, int64_t n, const Rule& rule) {
     for (int64_t column = 0; column < 128; ++column) {
       const int bits = BitsOf(salience, static_cast<size_t>(column), rule);
       for (int64_t t = first; t < first + rule.residual && bits < 16; t += rule.group) {
-        QuantizeChannel(expected.first, kShape, t, rule.group, column / 64, column % 64, bits);
+        QuantizeChannel(expected.first, kMethodShape, t, rule.group, column / 64, column % 64,
+                        bits);
       }
     }
     for (int64_t t = first; t < first + rule.residual; ++t) {
-      QuantizeToken(expected.second, kShape, t, std::min<int64_t>(rule.group, 64), 2);
+      QuantizeToken(expected.second, kMethodShape, t, std::min<int64_t>(rule.group, 64), 2);
     }
   }
   return expected;
 }
 
-struct Case {
-  const char* spec;
-  Rule rule;
-};
+using Case = RuleCase<Rule>;
 
 class MixKvqTest : public testing::TestWithParam<Case> {};
 
 TEST_P(MixKvqTest, PrefillAndDecodeFollowTheRule) {
-  const auto& [spec, rule] = GetParam();
-  MethodDriver driver(spec);
-  ExpectAfterEachAppend(driver, {5, 90, 1, 31, 1, 300, 1, 82, 1}, 1e-5f,
-                        [&rule = rule](const testing_support::Rows& given, int64_t n) {
-                          return Expected(given, n, rule);
-                        });
+  ExpectRule(GetParam(), {5, 90, 1, 31, 1, 300, 1, 82, 1}, Expected);
 }
 
 // The driver's queries have a mean |q| of 1.06 and its keys a range of 4, so that A_d is about 1.4
@@ -151,41 +142,34 @@ TEST(MixKvq, ForgetsNoQueriesWhenTokensAreCut) {
 }
 
 TEST(MixKvq, BytesByHand) {
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
   // A token at full precision: 2 heads * 64 * 2 = 256 bytes of K and as many of V. The means of
   // |q|: 128 floats.
-  EXPECT_EQ(bytes("mixkvq", 1), 512 + 512);
-  EXPECT_EQ(bytes("mixkvq", 127), 127 * 512 + 512);
+  EXPECT_EQ(BytesAfter("mixkvq", 1), 512 + 512);
+  EXPECT_EQ(BytesAfter("mixkvq", 127), 127 * 512 + 512);
   // A block of K: 8 channels * 128 tokens at 2 bytes; 32 channels at 4 bits, 4 groups of 16 + 4
   // bytes each; 88 at 2 bits, 4 groups of 8 + 4; 128 tags of 2 bits.
   constexpr int64_t kKeys = 8 * 256 + 32 * 4 * 20 + 88 * 4 * 12 + 32;
   constexpr int64_t kValues = 128 * 4 * 12;
-  EXPECT_EQ(bytes("mixkvq", 128), kKeys + kValues + 512);
-  EXPECT_EQ(bytes("mixkvq", 300), 2 * (kKeys + kValues) + 44 * 512 + 512);
-  EXPECT_EQ(bytes("mixkvq:sink=32", 300), 2 * (kKeys + kValues) + 44 * 512 + 512);
-  EXPECT_EQ(bytes("mixkvq:sink=64", 300), kKeys + kValues + 172 * 512 + 512);
+  EXPECT_EQ(BytesAfter("mixkvq", 128), kKeys + kValues + 512);
+  EXPECT_EQ(BytesAfter("mixkvq", 300), 2 * (kKeys + kValues) + 44 * 512 + 512);
+  EXPECT_EQ(BytesAfter("mixkvq:sink=32", 300), 2 * (kKeys + kValues) + 44 * 512 + 512);
+  EXPECT_EQ(BytesAfter("mixkvq:sink=64", 300), kKeys + kValues + 172 * 512 + 512);
   // Room that thresholds leave empty counts.
-  EXPECT_EQ(bytes("mixkvq:tau16=9+tau4=9", 128), kKeys + kValues + 512);
-  EXPECT_EQ(bytes("mixkvq:high=0+mid=0", 128), 128 * 4 * 12 + 32 + kValues + 512);
+  EXPECT_EQ(BytesAfter("mixkvq:tau16=9+tau4=9", 128), kKeys + kValues + 512);
+  EXPECT_EQ(BytesAfter("mixkvq:high=0+mid=0", 128), 128 * 4 * 12 + 32 + kValues + 512);
 }
 
 TEST(MixKvq, NamesWhatIsWrong) {
-  const auto expect = [](const std::string& spec, const std::string& part) {
-    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
-  };
-  expect("mixkvq:high=2", "high=2, expected a number in [0, 1]");
-  expect("mixkvq:high=0.5+mid=0.6",
-         "high 0.5 and mid 0.6 are shares of the channels, expected at most 1 together");
-  expect("mixkvq:mid=0.97", "high 0.0625 and mid 0.97 are shares");
-  expect("mixkvq:tau16=-1", "tau16=-1, expected a number in [0, 1000000]");
-  expect("mixkvq:residual=100", "residual=100, expected a multiple of the group 32");
-  expect("mixkvq:tau=1",
-         "unknown key 'tau' for mixkvq, expected high=, mid=, tau16=, tau4=, group=, residual=, "
-         "sink=");
+  ExpectRefused("mixkvq:high=2", "high=2, expected a number in [0, 1]");
+  ExpectRefused("mixkvq:high=0.5+mid=0.6",
+                "high 0.5 and mid 0.6 are shares of the channels, expected at most 1 together");
+  ExpectRefused("mixkvq:mid=0.97", "high 0.0625 and mid 0.97 are shares");
+  ExpectRefused("mixkvq:tau16=-1", "tau16=-1, expected a number in [0, 1000000]");
+  ExpectRefused("mixkvq:residual=100", "residual=100, expected a multiple of the group 32");
+  ExpectRefused(
+      "mixkvq:tau=1",
+      "unknown key 'tau' for mixkvq, expected high=, mid=, tau16=, tau4=, group=, residual=, "
+      "sink=");
 }
 
 }  // namespace

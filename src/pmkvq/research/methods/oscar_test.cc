@@ -11,12 +11,15 @@
 #include "pmkvq/model/profile.h"
 #include "support/calibration_support.h"
 #include "support/expect_error.h"
-#include "support/method_driver.h"
+#include "support/method_rule.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::BytesAfter;
 using testing_support::ExpectError;
+using testing_support::ExpectRefused;
+using testing_support::ExpectRule;
 using testing_support::KeysAndValues;
 using testing_support::MakeRows;
 using testing_support::MethodDriver;
@@ -174,16 +177,11 @@ TEST(Oscar, RotatesByTheFile) {
 TEST(Oscar, BytesByHand) {
   // A token at full precision: 2 heads * 64 * 2 = 256 bytes of K and as many of V. At 2 bits 32
   // bytes of codes and two pairs of 4 bytes, of each.
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
-  EXPECT_EQ(bytes("oscar:hadamard", 1), 512);
-  EXPECT_EQ(bytes("oscar:hadamard", 320), 320 * 512);
-  EXPECT_EQ(bytes("oscar:hadamard", 321), 320 * 512 + 80);
-  EXPECT_EQ(bytes("oscar:hadamard", 500), 320 * 512 + 180 * 80);
-  EXPECT_EQ(bytes("oscar:hadamard+bits=8+sink=0+recent=0", 500), 500 * 2 * (128 + 8));
+  EXPECT_EQ(BytesAfter("oscar:hadamard", 1), 512);
+  EXPECT_EQ(BytesAfter("oscar:hadamard", 320), 320 * 512);
+  EXPECT_EQ(BytesAfter("oscar:hadamard", 321), 320 * 512 + 80);
+  EXPECT_EQ(BytesAfter("oscar:hadamard", 500), 320 * 512 + 180 * 80);
+  EXPECT_EQ(BytesAfter("oscar:hadamard+bits=8+sink=0+recent=0", 500), 500 * 2 * (128 + 8));
 }
 
 // C = sum over rows x of weight(x) x x^T of one block's KV head, by the definition.
@@ -301,15 +299,13 @@ TEST(Oscar, ZerosStayFinite) {
 }
 
 TEST(Oscar, NamesWhatIsWrong) {
-  const auto expect = [](const std::string& spec, const std::string& part) {
-    ExpectError<InvalidInput>([&] { MethodDriver driver(spec); }, {"--kv", spec, part});
-  };
-  expect("oscar",
-         "no rotations, expected from=FILE (made by pmkvq calibrate --kv oscar --model MODEL "
-         "--dataset TEXTS --out FILE), or the word hadamard");
-  expect("oscar:hadamard+bits=5", "bits=5, expected one of 8, 4, 3, 2");
-  expect("oscar:hadamard+clip=0.2", "clip=0.2, expected a number in [0.5, 1]");
-  expect("oscar:hadamrd", "unknown word 'hadamrd' for oscar");
+  ExpectRefused(
+      "oscar",
+      "no rotations, expected from=FILE (made by pmkvq calibrate --kv oscar --model MODEL "
+      "--dataset TEXTS --out FILE), or the word hadamard");
+  ExpectRefused("oscar:hadamard+bits=5", "bits=5, expected one of 8, 4, 3, 2");
+  ExpectRefused("oscar:hadamard+clip=0.2", "clip=0.2, expected a number in [0.5, 1]");
+  ExpectRefused("oscar:hadamrd", "unknown word 'hadamrd' for oscar");
   ExpectError<InvalidInput>(
       [] {
         MethodDriver driver("oscar:hadamard", {1, 2, 2, 96});
@@ -324,7 +320,7 @@ TEST(Oscar, NamesWhatIsWrong) {
   const TempFolder folder;
   const std::string path = folder.File("rotations");
   SaveMethodData(FileOf(rule), path);
-  expect("oscar:hadamard+from=" + path, "hadamard takes no rotations");
+  ExpectRefused("oscar:hadamard+from=" + path, "hadamard takes no rotations");
   rule.value_rotation[1][5][7] += 0.01;
   SaveMethodData(FileOf(rule), path);
   ExpectError<InvalidInput>([&] { MethodDriver driver("oscar:from=" + path); },

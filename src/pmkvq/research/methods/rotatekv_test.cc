@@ -11,11 +11,12 @@
 #include "pmkvq/model/profile.h"
 #include "support/calibration_support.h"
 #include "support/expect_error.h"
-#include "support/method_driver.h"
+#include "support/method_rule.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::BytesAfter;
 using testing_support::ExpectError;
 using testing_support::KeysAndValues;
 using testing_support::MethodDriver;
@@ -150,15 +151,10 @@ INSTANTIATE_TEST_SUITE_P(Specs, RotateKvTest,
 TEST(RotateKv, BytesByHand) {
   // 2 KV heads of 64: a token at full precision takes 512 bytes, at 2 bits 2 * 2 * (16 + 2 + 2) =
   // 80; the order of 128 channels 256; a pivot's position 4, a peak 8.
-  const auto bytes = [](const std::string& spec, int64_t num_tokens) {
-    MethodDriver driver(spec);
-    driver.Append(num_tokens);
-    return driver.BlockBytes();
-  };
-  EXPECT_EQ(bytes("rotatekv", 10), 10 * 512 + 160);
-  EXPECT_EQ(bytes("rotatekv", 32), 20 * 516 + 12 * 80 + 256);
-  EXPECT_EQ(bytes("rotatekv", 500), 20 * 516 + 480 * 80 + 256);
-  EXPECT_EQ(bytes("rotatekv:bits=3+pivots=0", 500), 500 * 2 * 2 * (24 + 4) + 256);
+  EXPECT_EQ(BytesAfter("rotatekv", 10), 10 * 512 + 160);
+  EXPECT_EQ(BytesAfter("rotatekv", 32), 20 * 516 + 12 * 80 + 256);
+  EXPECT_EQ(BytesAfter("rotatekv", 500), 20 * 516 + 480 * 80 + 256);
+  EXPECT_EQ(BytesAfter("rotatekv:bits=3+pivots=0", 500), 500 * 2 * 2 * (24 + 4) + 256);
 }
 
 // The file's order in place of the sequence's own, and not counted.
