@@ -23,7 +23,7 @@ struct Options {
   std::string json;
 };
 
-// A plan is what people take for it: both are JSON files of calibration.
+// Refuses a plan with the right command: both are JSON files of calibration, so people mix them up.
 SensitivityFile LoadSensitivityOnly(const std::string& path) {
   if (IsPlanFile(path)) {
     throw InvalidInput(path,

@@ -33,7 +33,7 @@ struct AnalysisOptions {
   void CheckOutputs() const;
   // For the head of the page. `plan`: its file, or "".
   PageOrigin Origin(const std::string& plan) const;
-  // Writes both, says where the page is. With --quick both page and terminal say so.
+  // Writes JSON and page, prints the name of the page. --quick is said on page and terminal.
   void Write(const std::string& json_text, HtmlPage page) const;
   // `path`, or MODEL/name where that is empty. Throws InvalidInput naming `option` when there is no
   // such file either.

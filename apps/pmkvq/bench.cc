@@ -1,5 +1,5 @@
-// pmkvq bench: speeds against the ceilings of this machine. docs/performance.md says what each
-// figure means.
+// pmkvq bench: speeds against the ceilings of this machine. docs/performance.md explains the
+// figures.
 #include "pmkvq/research/bench/bench.h"
 
 #include <fmt/format.h>
@@ -19,7 +19,7 @@
 namespace pmkvq::cli {
 namespace {
 
-// What all benchmarks share, and what some have besides.
+// Options of all benchmarks, then those of some.
 struct Options {
   BenchOptions bench;
   std::string attention = "accurate";
@@ -101,7 +101,7 @@ class Command {
         ->capture_default_str();
   }
 
-  // Runs `measure` after parsing and shows what it found.
+  // Runs `measure` after parsing and shows its report.
   void OnRun(std::function<BenchReport(const Options&)> measure) {
     AddExamples(*command_, {fmt::format("pmkvq bench {}", command_->get_name()),
                             fmt::format("pmkvq bench {} --repeat 3 --threads 1 --json -",

@@ -37,7 +37,7 @@ struct Options {
   int threads = 0;
 };
 
-// Says what the budget or the length of a plan leaves unused, or asks for in vain.
+// Says how much of the budget stays unused, and warns of a length beyond the model's positions.
 void WarnOfAllocation(const Plan& plan, const AllocationOptions& allocation) {
   int64_t used = 0;
   for (const int64_t bytes : plan.budget_bytes) used += bytes;
@@ -56,8 +56,8 @@ void WarnOfAllocation(const Plan& plan, const AllocationOptions& allocation) {
   }
 }
 
-// --max-len as given; else that of the plan which is allocated anew, or what the model has
-// positions for, up to the paper's 32,768.
+// --max-len as given; else that of the plan of --from; else the model's positions, at most the
+// paper's 32,768.
 int64_t LengthOf(const Options& options, const CLI::App& command, const Plan* from,
                  const ModelConfig* model) {
   const int64_t asked = options.allocation.allocation.max_len;

@@ -37,7 +37,7 @@ struct StepOptions {
     data.Register(command);
     RefuseQuantizedWeights(command);
   }
-  // The samples decide what a checkpoint belongs to; nothing else has to.
+  // A checkpoint belongs to its samples; no other option has to agree.
   CalibrationRunOptions Resolve() const {
     std::error_code error;
     if (std::filesystem::exists(checkpoint, error) &&

@@ -20,10 +20,10 @@ struct CalibrationRunOptions {
 };
 
 // Reads the model, draws the samples, shows progress on stderr, and is cancelled by Ctrl-C. Must
-// outlive what uses context().
+// outlive the users of context().
 class CalibrationRun {
  public:
-  // Throws what Model::Load and DrawSamples throw.
+  // Throws as Model::Load and DrawSamples.
   explicit CalibrationRun(const CalibrationRunOptions& options);
   CalibrationRun(const CalibrationRun&) = delete;
   CalibrationRun& operator=(const CalibrationRun&) = delete;

@@ -82,7 +82,7 @@ class ChatLoop {
   std::vector<ChatMessage> messages_;
   std::optional<KvSequenceStats> kv_;  // After the last answer; empty: nothing is cached.
   uint64_t num_answers_ = 0;
-  // A Ctrl-C before this was meant for an answer that ended by itself.
+  // A Ctrl-C before this was meant for an answer that has ended meanwhile.
   Clock::time_point late_until_;
   bool ended_ = false;
 };
@@ -200,7 +200,8 @@ bool ChatLoop::Answer() {
   if (answer.finish_reason == FinishReason::kError) {
     PrintError(fmt::format("{}; the message is dropped, /clear starts over", answer.error));
     messages_.pop_back();
-    kv_.reset();  // The engine closed the sequence; the next answer stores the conversation anew.
+    kv_.reset();  // The engine closed the sequence; the next answer prefills the whole
+                  // conversation.
     return false;
   }
   ++num_answers_;

@@ -24,7 +24,7 @@ ChatTemplate NamedTemplate(const std::string& name, const std::string& model) {
                                    "model, or one of {}",
                                    name, ChatTemplate::BuiltInNames()));
   }
-  // Special tokens are the model's own, whatever the template.
+  // Every template gets the special tokens of the model.
   SetSpecialTokensOf(model, &result);
   return result;
 }

@@ -19,9 +19,9 @@ struct ChatTemplateCommandOptions {
   void Register(CLI::App& command);
 };
 
-// The template that the options name, for the model in folder `model`. A template of
-// the model goes before a built-in one of the same name, and both before a file. Throws
-// InvalidInput naming the option, and what LoadChatTemplate throws.
+// The template that the options name, for the model in folder `model`. A name is looked for among
+// the model's templates first, then among the built-in ones, then as a file. Throws InvalidInput
+// naming the option, and as LoadChatTemplate.
 ChatTemplate ResolveChatTemplate(const ChatTemplateCommandOptions& options,
                                  const std::string& model);
 

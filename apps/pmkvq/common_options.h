@@ -1,4 +1,4 @@
-// Option groups that several subcommands share, and what they resolve to.
+// Option groups that several subcommands share, and the settings that are made from them.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -88,7 +88,7 @@ bool IsPlanFile(const std::string& path);
 // One line: "block 0..5: 4 bits, 6..11: 2 bits" (K and V apart where they differ).
 std::string FormatAllocation(const Allocation& allocation);
 
-// What a plan was made from and what it says, a few lines.
+// A few lines about a plan: its calibration, widths, budget.
 std::string FormatPlan(const Plan& plan);
 
 int ResolveThreads(int threads);

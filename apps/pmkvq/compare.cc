@@ -342,7 +342,8 @@ void CompareRuns(const Options& options) {
     budget.budget_bytes = jobs.budget_bytes;
     for (const Job& job : jobs.jobs) budget.runs.push_back(runner.RunOrSay(job));
   }
-  const UncancelledScope whole;  // After Ctrl-C the table of what is finished is still written.
+  const UncancelledScope
+      whole;  // After Ctrl-C the table of the finished responses is still written.
   Comparison comparison = DescribeComparison(options, benchmark, *model, evaluation);
   comparison.baseline = baseline.method;
   comparison.num_problems = std::ssize(problems);

@@ -33,7 +33,7 @@ struct Options {
 constexpr int64_t kMaxLen = 4096;
 constexpr double kBudgetMib = 4.9;
 
-// Prints text as it comes and, whenever the widths change, what the cache looks like then.
+// Prints text as it comes, and a line about the cache whenever page widths change.
 class LadderObserver : public EngineObserver {
  public:
   void Attach(const Engine* engine) { engine_ = engine; }
@@ -194,7 +194,7 @@ void Demo(const Options& given) {
   };
   std::vector<SolveRow> rows;
   for (const Method& method : methods) {
-    // Only pm-kvq takes the plan's budgets; the others take what they need for the longest chain.
+    // Only pm-kvq has the plan's budgets; the budgets of the others hold the longest chain.
     const bool progressive = method.spec == "pm-kvq";
     const EvaluationOptions evaluation =
         MakeEvaluationOptions(options, method.spec, method.policy, progressive ? plan : nullptr, 8);

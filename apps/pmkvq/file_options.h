@@ -1,5 +1,5 @@
-// Options that name files: what they may be, and a look at all of them before the work begins, so
-// that hours of work are not lost at the end.
+// Options that name files. All files are checked before the work begins, so that hours of work are
+// not lost at the end.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -18,8 +18,8 @@ enum class FileKind : uint8_t {
   kOutputFolder,    // A folder, made where it is not there.
 };
 
-// Declares what the values of `option` name, and how --help calls them. Values are looked at by
-// CheckFiles. Returns `option`.
+// Declares the kind of file that `option` names; --help shows it, CheckFiles checks it. Returns
+// `option`.
 CLI::Option* NamesFile(CLI::Option* option, FileKind kind);
 
 // Looks at every file that the given options of `command` name, without changing any. Throws

@@ -1,5 +1,5 @@
-// Options and commands that people know from llama.cpp, vLLM, transformers and MLX-LM, with what
-// they are called here.
+// Options and commands of llama.cpp, vLLM, transformers and MLX-LM, with their names in this
+// program.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@ namespace pmkvq::cli {
 struct ForeignName {
   std::string_view name;
   std::string_view ours;  // The option or command that does the same, or "".
-  std::string_view note;  // What else to say, or what there is instead.
+  std::string_view note;  // A remark, or the replacement where there is no such option.
 };
 
 // With dashes ("--ctx-size", "-ngl"); null for a name that is not in the table.

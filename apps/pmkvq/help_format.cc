@@ -67,7 +67,7 @@ std::string HelpFormatter::OptionRow(const CLI::Option* option) const {
   std::string names;
   for (const std::string& name : option->get_snames()) names += ",-" + name;
   for (const std::string& name : option->get_lnames()) names += ",--" + name;
-  // Without such a name it is an argument that stands for itself.
+  // An option without a name is a positional argument.
   if (names.empty()) return Row(option->get_name(true), Description(option));
   return Row(names.substr(1) + ValueText(option), Description(option));
 }

@@ -15,7 +15,7 @@
 namespace pmkvq::cli {
 namespace {
 
-// A SPEC, and what of the packed cache it has; null for a simulated method.
+// A SPEC and its packed method; null for a simulated method.
 struct Method {
   MethodSpec spec;
   const PackedMethod* packed = nullptr;

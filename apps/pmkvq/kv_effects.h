@@ -24,8 +24,8 @@ void WarnOfUnusedBudget(const KvCommandOptions& options);
 // A budget that `max_sequences` sequences cannot all have in this machine's memory.
 void WarnOfMemory(int64_t budget_bytes, int64_t max_sequences);
 
-// What a sequence may take comes from the plan: it is given, --kv-budget is not, and the SPEC
-// neither keeps one width nor says bits.
+// Whether the budget of a sequence comes from the plan: there is a plan, no --kv-budget, and a SPEC
+// whose pages step down without keys that set widths (bits, k, v).
 bool PlanSetsBudget(const KvOptions& kv);
 
 // Budgets of a plan that was made for fewer tokens than --max-len.

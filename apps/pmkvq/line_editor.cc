@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kHistoryEntries = 1000;
 // Stands for a line break inside an edited line: libedit has no line breaks there. The symbol for
-// newline (U+2424) shows what was pasted and hardly occurs in texts.
+// newline (U+2424) shows the line breaks of a paste, and texts rarely contain it.
 constexpr wchar_t kLineBreak = L'\x2424';
 
 std::wstring Widen(const std::string& text) {
@@ -79,8 +79,8 @@ struct LineEditor::Impl {
   std::wstring prompt;
 };
 
-// Runs when the terminal says that a paste begins: everything up to its end is text, whatever the
-// keys would do. Terminals send line breaks of a paste as CR.
+// Runs when the terminal announces a paste. Everything up to the end of the paste is text, also
+// characters that are commands when typed. Terminals send line breaks of a paste as CR.
 unsigned char LineEditor::Impl::Paste(EditLine* editor, wint_t) {
   const std::wstring end = L"\x1b[201~";
   std::wstring text;
@@ -129,7 +129,7 @@ int LineEditor::Impl::ReadCharacter(EditLine*, wchar_t* character) {
 }
 
 void LineEditor::Impl::Open(const std::string& path) {
-  // libedit decodes what is typed by the locale; texts are UTF-8 here whatever the locale says.
+  // libedit decodes typed bytes by the locale. Texts of this program are UTF-8 in every locale.
   std::setlocale(LC_CTYPE, "C.UTF-8");
   editor = el_init("pmkvq", stdin, stdout, stderr);
   if (editor == nullptr) return;
@@ -212,7 +212,8 @@ void LineEditor::Remember(const std::string& message) {
   const std::wstring entry = WithSymbols(Widen(message)) + L"\n";
   impl_->Event(H_ENTER, entry.c_str());
   if (impl_->history_path.empty()) return;
-  // Saved at once: a program that is killed keeps what was typed. The file may hold private texts.
+  // Saved at once: a program that is killed does not lose typed lines. The file may hold private
+  // texts.
   impl_->Event(H_SAVE, impl_->history_path.c_str());
   chmod(impl_->history_path.c_str(), S_IRUSR | S_IWUSR);
 }

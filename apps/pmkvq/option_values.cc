@@ -81,7 +81,7 @@ std::string WithoutPlace(const Error& error) {
   return end == std::string::npos ? text : text.substr(end + 2);
 }
 
-// A validator of what `parse` reads.
+// A validator that accepts the values that `parse` reads without an exception.
 CLI::Validator Parsed(std::function<void(const std::string&)> parse) {
   return CLI::Validator(
       [parse = std::move(parse)](std::string& text) -> std::string {

@@ -1,4 +1,4 @@
-// Hints at plans that would serve a command better than what it runs with.
+// Hints at plans that would serve a command better than its present settings.
 #pragma once
 
 #include <string>
@@ -7,7 +7,7 @@
 
 namespace pmkvq::cli {
 
-// What to say about running `kv` with the model in `folder`, or "":
+// A hint about running `kv` with the model in `folder`, or "":
 // - pm-kvq without a plan, although the folder holds one (plan.json);
 // - `is_best`, the recipe of that name, without a plan or with one whose K and V have equal widths.
 // SPECs with widths or a plan of their own need no hint.

@@ -61,7 +61,7 @@ struct Options {
   KvCommandOptions kv;
 };
 
-// "39=-2.5": token id and what is added to its logit.
+// "39=-2.5": token id, and the number that is added to its logit.
 std::pair<int32_t, float> ParseLogitBias(const std::string& text) {
   const size_t equals = std::min(text.find('='), text.size());
   const auto read = [](std::string_view part, auto* value) {
@@ -188,8 +188,8 @@ std::shared_ptr<const Tokenizer> LoadTokenizerForIds(const std::string& folder) 
   return nullptr;
 }
 
-// The engine asks for room for a first page before it knows the prompt, and for the prompt later;
-// this says both at once, so that the budget that it names works.
+// OpenEngine refuses a budget that does not hold a first page; Submit one that does not hold the
+// prompt. This checks both at once, so that the budget named in the message is enough.
 void CheckBudgetHoldsPrompt(const SpecEngineOptions& engine, const Model& model,
                             int64_t num_tokens) {
   const KvOptions& kv = engine.kv;

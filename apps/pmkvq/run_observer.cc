@@ -28,7 +28,7 @@ void RunObserver::OnHalving(RequestId id, const HalvingEvent& event) {
 void RunObserver::OnFinished(const Completion& completion) {
   if (stats_ != nullptr) stats_->WriteFinish(engine_, completion);
   if (output_.streams) {
-    // With the end of what was held back where the request ended between two tokens.
+    // Includes text that was still held back (half a character, the beginning of a stop string).
     Print(style_.Push(completion.text.substr(num_printed_)) + style_.Finish() + "\n");
   } else if (output_.prints) {
     Print(fmt::format("--- sample {} ({})\n{}\n", completion.id, NameOf(completion.finish_reason),

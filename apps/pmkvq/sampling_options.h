@@ -19,8 +19,8 @@ struct SamplingCommandOptions {
   double min_p = 0;
   uint64_t seed = 42;
 
-  // `temperature_note` and `top_p_note` are the defaults as --help shows them, `seed_text` says
-  // whose seed it is.
+  // `temperature_note` and `top_p_note`: the defaults as --help shows them. `seed_text`: the help
+  // text of --seed.
   void Register(CLI::App& command, const std::string& temperature_note,
                 const std::string& top_p_note, const std::string& seed_text);
   // What was given, else these defaults.

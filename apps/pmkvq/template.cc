@@ -1,4 +1,4 @@
-// pmkvq template: what a chat template makes of messages and other variables.
+// pmkvq template: the prompt that a chat template makes of messages and other variables.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -52,7 +52,7 @@ extern "C" void HandleInterrupt(int signal) {
   _exit(130);
 }
 
-// A progress or status line stands on stderr, without a line break behind it.
+// The last line on stderr is a progress or status line, without a line break behind it.
 bool g_line_is_drawn = false;
 
 // The size of the terminal behind stderr; 24 x 80 where it does not say.
@@ -80,7 +80,7 @@ int CountColumns(std::string_view text) {
       text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) >> 6) != 2; }));
 }
 
-// At most so many columns; what is cut off shows as "..".
+// `text` in at most `columns` columns; ".." stands for the part that is cut off.
 std::string FitColumns(const std::string& text, int columns) {
   if (CountColumns(text) <= columns) return text;
   std::string shown;
@@ -124,7 +124,7 @@ void ExitIfInterrupted(const char* where) { ThrowIfCancelled(&g_interrupted, whe
 void StderrLog::Info(const std::string& message) { PrintError(message); }
 void StderrLog::Warning(const std::string& message) { PrintError("warning: " + message); }
 
-// Where an error ends the work, its message gets a line of its own.
+// Ends the line, so that an error message begins on a new one.
 ProgressBar::~ProgressBar() {
   if (shown_columns_ > 0 && g_line_is_drawn) std::fputc('\n', stderr);
 }

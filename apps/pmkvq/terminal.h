@@ -17,7 +17,7 @@ const CancelFlag* InterruptFlag();
 void InstallInterruptHandler();
 // For a chat, where Ctrl-C ends an answer and not the program: forgets a Ctrl-C, but not a SIGTERM.
 void ClearInterrupt();
-// SIGTERM has come: the program should end, whatever Ctrl-C means at the moment.
+// SIGTERM has come: the program should end, also where Ctrl-C would only end an answer.
 bool TerminationRequested();
 // Ends the program as interrupted (exit code 130) if Ctrl-C was pressed. `where` names the command.
 void ExitIfInterrupted(const char* where);
@@ -88,7 +88,8 @@ class StatusLine {
 bool StderrIsLive();
 bool StdinIsTerminal();
 bool StdoutIsTerminal();
-// Cursor movement and the like; TERM=dumb says that control sequences would show as text.
+// Whether the terminal obeys control sequences (cursor movement); with TERM=dumb it would print
+// them.
 bool TerminalTakesControls();
 // Stdout is a terminal that takes colours: TERM is not dumb, NO_COLOR is unset or empty.
 bool StdoutTakesStyle();
@@ -101,7 +102,7 @@ class ClosedPipe : public IoError {
 
 // Writes to stdout at once. Throws ClosedPipe, IoError.
 void Print(const std::string& text);
-// One line on stderr, in place of a progress or status line that stands there.
+// One line on stderr. Replaces a progress or status line that is shown.
 void PrintError(const std::string& line);
 // `left` and `text` as one line on stderr. Where that is a narrower terminal, `text` is broken at
 // blanks and goes on below its first line.

@@ -13,8 +13,8 @@ constexpr std::string_view kClose = "</think>";
 ThinkingStyle::ThinkingStyle(bool starts_inside, bool enabled)
     : enabled_(enabled), inside_(starts_inside) {}
 
-// Every piece switches dimming on and off again: whatever ends the program between two pieces then
-// leaves the terminal as it was.
+// Every piece switches dimming on and off again, so that the terminal is not left dimmed when the
+// program ends between two pieces.
 std::string ThinkingStyle::Style(std::string_view text) const {
   if (text.empty() || !inside_) return std::string(text);
   return "\x1b[2m" + std::string(text) + "\x1b[0m";

@@ -16,8 +16,8 @@ class ThinkingStyle {
   // `enabled`: false passes text through unchanged.
   ThinkingStyle(bool starts_inside, bool enabled);
 
-  // The text to print for a piece of the answer. A tag may be cut anywhere between pieces: what may
-  // become a tag is held back until the next piece. Tags are shown, dimmed.
+  // The text to print for a piece of the answer. A tag may be cut anywhere between pieces: text
+  // that may become a tag is held back until the next piece. Tags are shown, dimmed.
   std::string Push(std::string_view piece);
   // What is held back, and the end of the dimming.
   std::string Finish();

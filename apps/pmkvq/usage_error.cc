@@ -80,7 +80,7 @@ const ForeignName* FindForeignShortOption(const std::vector<std::string>& argume
   return nullptr;
 }
 
-// CLI11's own messages in our words: what was found, what was expected.
+// CLI11's messages reworded: the value found and the values expected.
 std::string InOurWords(const CLI::ParseError& error) {
   const std::string text = error.what();
   const std::string name = text.substr(0, text.find(':'));

@@ -1,4 +1,4 @@
-// What the program says about a command line that it does not understand.
+// Messages about command lines that the program does not understand.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -17,9 +17,9 @@ struct ChosenCommand {
 };
 ChosenCommand FindChosenCommand(CLI::App& app);
 
-// The one line for `error`: an unknown command or option with the nearest name or what it is
-// called here, before anything else that is wrong; and where help is. `arguments` are those of the
-// program, without its name.
+// The one line for `error`, with the command that shows help. An unknown command or option is named
+// first, with the nearest name or with our name for that of another program. `arguments` are those
+// of the program, without its name.
 std::string DescribeUsageError(CLI::App& app, const CLI::ParseError& error,
                                const std::vector<std::string>& arguments);
 
@@ -30,9 +30,9 @@ void RefuseEmptyAssignments(const CLI::App& app, const std::vector<std::string>&
 // Throws CLI::ValidationError for "--kv-budget 6 MiB", whose unit would be taken for a prompt.
 void RefuseSplitSizes(const std::vector<std::string>& arguments);
 
-// Whether `error`, thrown by the library, is about an option's value that is wrong whatever the
-// files hold, as the SPEC of --kv: exit code 2. A value that does not suit the model or a file, a
-// budget too small for a prompt, say, is a failure: exit code 1.
+// Whether `error`, thrown by the library, is about an option's value that is wrong for every model
+// and file, such as a SPEC of --kv: exit code 2. A value that does not suit this model or file,
+// such as a budget too small for a prompt, is a failure: exit code 1.
 bool IsWrongUsage(const Error& error);
 
 // The line for a command that does not exist in `parent`, whose path is `path`.

@@ -104,8 +104,8 @@ std::optional<double> QuotaOfFolder(const std::string& folder, bool is_version_2
   return *quota / *period;
 }
 
-// The group's path below the mount point. A path outside of what is mounted (a container without
-// a name space for its groups) means the mounted group itself.
+// The group's path below the mount point. A path outside of the mount (a container without a
+// name space for its groups) means the mounted group itself.
 std::string PathBelowMount(const CpuGroup& group) {
   if (group.path.find("/..") != std::string::npos) return "";
   if (group.mount_root == "/") return group.path == "/" ? "" : group.path;

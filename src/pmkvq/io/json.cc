@@ -307,7 +307,7 @@ class JsonValue::Builder : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>
       }
       return;
     }
-    // Sorted by hash, then by name: equal names become neighbours, whatever hashes collide.
+    // Sorted by hash, then by name: equal names become neighbours, also where hashes collide.
     hashes_.clear();
     hashes_.reserve(num_members);
     for (uint32_t name = object + 2; name < end; name = next(name)) {

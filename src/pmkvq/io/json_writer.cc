@@ -24,7 +24,7 @@ struct JsonWriter::Impl {
     out.append(levels.size() * static_cast<size_t>(indent), ' ');
   }
 
-  // Separates an element (a key, or a value that has no key) from what stands before it.
+  // Separates an element (a key, or a value that has no key) from the one before it.
   void Separate() {
     if (levels.empty()) {
       PMKVQ_CHECK_MSG(out.empty(), "JSON text has one top-level value");

@@ -159,7 +159,7 @@ void RefuseSlidingWindow(const JsonValue& json, const ModelConfig& config) {
   }
 }
 
-// Fields that would change what is computed.
+// Refuses fields that change the graph: ignoring one would give wrong text without an error.
 void RefuseOtherGraphs(const JsonValue& json) {
   const JsonValue activation = json.Find("hidden_act");
   if (!activation.IsNull() && activation.AsString() != "silu") activation.Refuse("\"silu\"");

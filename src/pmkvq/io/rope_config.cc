@@ -7,7 +7,7 @@
 namespace pmkvq::internal {
 namespace {
 
-// One set of RoPE values and what stands beside it in the config.
+// One set of RoPE values, and the fields of the config outside of it that complete it.
 struct RopeSet {
   JsonValue config;
   JsonValue values;

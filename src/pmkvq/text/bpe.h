@@ -39,12 +39,12 @@ class MergeTable {
 // The "model" of a tokenizer.json. Keeps a pointer to the vocabulary.
 class BpeModel {
  public:
-  // Throws Unsupported for model parts that change what byte-level BPE gives, InvalidInput for
+  // Throws Unsupported for model parts that change the result of byte-level BPE, InvalidInput for
   // merges of tokens that the vocabulary lacks.
   BpeModel(const JsonValue& model, const Vocabulary* vocabulary);
 
   // Appends the ids of `piece` (bytes, not empty). O(n log n) in its length.
-  // Throws InvalidInput for a byte that no token stands for.
+  // Throws InvalidInput for a byte without a token.
   void Encode(std::string_view piece, std::vector<int32_t>* ids) const;
 
  private:

@@ -110,7 +110,7 @@ void ChatTemplate::SetVariables(const JsonValue& object) {
           fmt::format("found \"{}\", expected variables of the template only", name));
     }
   }
-  (void)jinja::FromJson(object);  // Refuses what is nested too deep.
+  (void)jinja::FromJson(object);  // Throws where the object is nested too deep.
   variables_ = std::make_shared<const JsonValue>(object);
 }
 

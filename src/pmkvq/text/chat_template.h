@@ -1,5 +1,5 @@
-// Chat prompts: what a model's own Jinja template makes of a conversation (text/jinja/template.h
-// says which part of Jinja is known).
+// Chat prompts: a conversation, rendered by the Jinja template of the model (text/jinja/template.h
+// lists the known part of Jinja).
 #pragma once
 
 #include <memory>
@@ -19,7 +19,7 @@ struct Date;
 }  // namespace jinja
 
 struct ChatMessage {
-  std::string role;  // "system", "user", "assistant", or what else the template knows.
+  std::string role;  // "system", "user", "assistant", or another role of the template.
   std::string content;
 };
 
@@ -40,19 +40,19 @@ class ChatTemplate {
 
   // A special token that templates know as a variable: "bos_token", "eos_token", ...
   void SetSpecialToken(const std::string& name, const std::string& text);
-  // More variables of the template, e.g. {"enable_thinking": false}. Throws InvalidInput for what
-  // is no JSON object, and for the names "messages" and "add_generation_prompt".
+  // More variables of the template, e.g. {"enable_thinking": false}. Throws InvalidInput where
+  // `object` is no JSON object, and for the names "messages" and "add_generation_prompt".
   void SetVariables(const JsonValue& object);
-  // What strftime_now says: a day as "2026-01-31", or "today". Default: 2026-01-01, because a
-  // prompt must not depend on the day. Throws InvalidInput.
+  // The day that strftime_now takes for today, as "2026-01-31", or "today". Default: 2026-01-01,
+  // because a prompt must not depend on the day. Throws InvalidInput.
   void SetDate(const std::string& date);
 
   // The prompt for `messages`, ready for the assistant's turn when `add_generation_prompt`. It
   // contains the BOS token where the template writes one: encode it with Tokenizer::Encode, without
-  // prefix_ids(), except when IsNone(). What messages and variables brought is marked as input, but
-  // for the tags around thinking and tool calls in what the assistant wrote.
-  // Throws InvalidInput for no messages, for text that is not UTF-8, and for what the template
-  // refuses (naming its line).
+  // prefix_ids(), except when IsNone(). Text from messages and variables is marked as input, except
+  // the tags around thinking and tool calls in messages of the assistant.
+  // Throws InvalidInput for no messages, for text that is not UTF-8, and where the template raises
+  // an error (naming its line).
   MarkedText Render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
 
   // Tells templates apart in records of runs: "none", the name of a built-in one (also of a model's

@@ -1,5 +1,6 @@
-// Written for this project: what the published templates of these families make of plain
-// conversations, tested against them. longcot is the template of models/longcot-10m to the letter.
+// Templates written for this project. For plain conversations they give the text of the published
+// templates of their families, and are tested against these. longcot is exactly the template of
+// models/longcot-10m.
 #include "pmkvq/text/chat_template_builtin.h"
 
 #include <array>
@@ -65,7 +66,7 @@ constexpr std::string_view kQwen3 = R"jinja(
 {%- endif -%}
 )jinja";
 
-// The last system message stands in front, without a mark.
+// The last system message comes first, without a mark.
 constexpr std::string_view kDeepseekR1 = R"jinja(
 {%- set ns = namespace(system='') -%}
 {%- for message in messages if message.role == 'system' -%}{%- set ns.system = message.content -%}{%- endfor -%}

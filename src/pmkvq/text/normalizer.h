@@ -8,7 +8,7 @@
 
 namespace pmkvq {
 
-// `text` (valid UTF-8) in Unicode normalisation form C. O(n log n) at worst, whatever the text.
+// `text` (valid UTF-8) in Unicode normalisation form C. O(n log n) for every text.
 std::string Nfc(std::string_view text);
 
 // The "normalizer" of a tokenizer.json: null, NFC, or a Sequence of those.

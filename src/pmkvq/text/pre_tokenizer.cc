@@ -35,7 +35,7 @@ struct Part {
   bool is_match;
 };
 
-// The whole text as matches and what lies between them.
+// The whole text as matches and the parts between them.
 std::vector<Part> Partition(std::string_view text, const std::vector<Span>& matches, bool invert) {
   std::vector<Part> parts;
   parts.reserve(matches.size() * 2 + 1);

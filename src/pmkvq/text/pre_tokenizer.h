@@ -13,15 +13,15 @@ namespace pmkvq {
 
 // What becomes of the matches of a Split's pattern.
 enum class SplitBehavior {
-  kIsolated,            // Each match is a piece of its own.
+  kIsolated,            // Each match is one piece.
   kRemoved,             // Matches are dropped.
   kMergedWithPrevious,  // A match is the end of the piece before it.
   kMergedWithNext,      // A match is the beginning of the piece after it.
   kContiguous,          // Matches that touch are one piece.
 };
 
-// The pieces that `text` is cut into when `matches` (in order, not overlapping) are the matches of
-// the pattern; with `invert`, what lies between them are. May hold empty spans.
+// The pieces that `text` is cut into. `matches` (in order, not overlapping) are the matches of the
+// pattern; with `invert`, the parts between them count as matches. May hold empty spans.
 std::vector<Span> ApplySplit(std::string_view text, const std::vector<Span>& matches,
                              SplitBehavior behavior, bool invert);
 

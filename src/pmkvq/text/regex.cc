@@ -104,7 +104,7 @@ Regex& Regex::operator=(Regex&& other) noexcept = default;
 
 namespace {
 
-// One pass over one text; holds what PCRE2 needs per thread.
+// One pass over one text, with the memory that PCRE2 needs per thread.
 class Matcher {
  public:
   Matcher(const pcre2_code* code, std::string_view text)

@@ -10,7 +10,8 @@ namespace {
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD.
 
-// Moves what is decided from `pending` to the result. An incomplete end stays, unless `finish`.
+// Moves decided bytes from `pending` to the result: whole characters, and U+FFFD for invalid bytes.
+// An incomplete character at the end stays, unless `finish`.
 std::string TakeDecided(std::string* pending, bool finish) {
   std::string text;
   size_t offset = 0;

@@ -107,7 +107,7 @@ Ends EndsOf(const JsonValue& json) {
   if (!parts.IsArray()) parts.Fail("an array");
   Ends ends;
   for (size_t i = 0; i < parts.size(); ++i) {
-    // A later processor puts its tokens around what the earlier ones made.
+    // A later processor puts its tokens around those of the earlier ones.
     const Ends outer = EndsOf(parts.At(i));
     ends.prefix.insert(ends.prefix.begin(), outer.prefix.begin(), outer.prefix.end());
     ends.suffix.insert(ends.suffix.end(), outer.suffix.begin(), outer.suffix.end());
@@ -160,7 +160,7 @@ struct Tokenizer::Impl {
     }
   }
 
-  // Replaces what tokenizer.json puts around a text.
+  // Replaces the tokens that tokenizer.json puts around a text.
   void SetEnds(const TextEnds& given) {
     const auto set = [&](const std::string& token, const std::optional<JsonValue>& from,
                          std::vector<int32_t>* side) {
@@ -262,8 +262,8 @@ struct Tokenizer::Impl {
   PreTokenizer pre_tokenizer;
   Ends ends;
   std::unordered_set<std::string> normalized_contents;
-  AddedTokenMatcher raw_matcher;         // Looks at the text as given, ...
-  AddedTokenMatcher normalized_matcher;  // ... at what is left after normalisation.
+  AddedTokenMatcher raw_matcher;         // Searches the text as given.
+  AddedTokenMatcher normalized_matcher;  // Searches the parts between, after normalisation.
 };
 
 Tokenizer::Tokenizer() = default;

@@ -39,7 +39,7 @@ std::string ClassName(const std::string& folder, const JsonValue& config) {
   return is_llama ? "LlamaTokenizer" : "";
 }
 
-// The token that `key` names; `from` says where, unless it is the default.
+// The token that `key` names. `from` gets its JSON value, for errors; unchanged for the default.
 std::string TokenText(const JsonValue& config, const char* key, std::string_view otherwise,
                       std::optional<JsonValue>* from) {
   const JsonValue value = config.Find(key);

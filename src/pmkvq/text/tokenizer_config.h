@@ -1,4 +1,4 @@
-// What tokenizer_config.json says about the tokens at both ends of a text. Internal to text/.
+// The part of tokenizer_config.json about tokens at both ends of a text. Internal to text/.
 #pragma once
 
 #include <optional>
@@ -8,8 +8,8 @@
 
 namespace pmkvq {
 
-// Tokens that the tokenizer class of transformers puts around a text instead of what the
-// post_processor of tokenizer.json says. Empty: none.
+// Tokens that the tokenizer class of transformers puts around a text, in place of those of the
+// post_processor of tokenizer.json. Empty: none.
 struct TextEnds {
   std::string bos;
   std::string eos;

@@ -14,7 +14,7 @@ char32_t DecodeUtf8Before(std::string_view text, size_t end, size_t* length);
 
 void AppendUtf8(char32_t code_point, std::string* text);
 
-// Unicode White_Space: what \s matches in the regular expressions of Hugging Face tokenizers.
+// Unicode White_Space, which \s matches in the regular expressions of Hugging Face tokenizers.
 bool IsWhiteSpace(char32_t code_point);
 
 }  // namespace pmkvq

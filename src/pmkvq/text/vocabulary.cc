@@ -12,7 +12,7 @@
 namespace pmkvq {
 namespace {
 
-// The bytes that a token string of a file stands for. Strings outside of the alphabet cannot come
+// The bytes that a token string of a file spells. Strings outside of the alphabet cannot come
 // from bytes; they are kept as literal text.
 std::string BytesOf(std::string_view token, bool* literal) {
   std::optional<std::string> bytes = AlphabetToBytes(token);

@@ -7,8 +7,8 @@ namespace pmkvq::internal {
 // and the bits of a product must not depend on BLAS's threads.
 //
 // The setting is one of the whole process. The first of them stores it and the last one puts it
-// back, so several engines may compute at once. Meanwhile the host's own calls to BLAS use one
-// thread, too, and what the host sets is undone.
+// back, so several engines may compute at once. Meanwhile the host's calls to BLAS use one
+// thread, too, and a number of threads that the host sets is lost at the end.
 class OneBlasThread {
  public:
   OneBlasThread();

@@ -8,7 +8,7 @@
 //   code = clamp(round_half_even((x - min) / step), 0, 2^b - 1)
 //
 // (min, range) do not depend on b, so halving a width never rewrites them. Both are rounded to the
-// stored type first (min down, range of what is left above the stored min up), and codes are
+// stored type first (min down, then max - stored min up), and codes are
 // computed against the stored values by true division. A constant group has range 0, codes 0.
 // Both saturate at the largest finite value of the stored type: a group that spans more than 65504
 // with F16 metadata keeps its low end, and values above min + 65504 take the largest code. Values

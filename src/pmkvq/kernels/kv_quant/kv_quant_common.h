@@ -1,5 +1,5 @@
-// What the scalar oracle and the vector kernels of group quantisation share: the choice of
-// (min, range) and scalar code arithmetic, so that both round alike.
+// Shared by the scalar oracle and the vector kernels of group quantisation, so that both round
+// alike: the choice of (min, range) and scalar code arithmetic.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Memory that a loop over groups reads soon.
+// Prefetching for loops over groups.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,10 @@
 
 namespace pmkvq::internal {
 
-// Asks for the cache lines of `bytes` that lie 8 KiB after x. Hardware looks ahead only within a
-// page of memory (4 KiB) and begins anew in each. Beyond the last group stands what the caller most
-// likely has next (the next head, the next page); asking for lines that do not exist does nothing.
+// Prefetches `bytes` that lie 8 KiB after x. The hardware prefetcher stops at each page of memory
+// (4 KiB) and starts again in the next. Behind the last group the prefetched memory is usually that
+// of the caller's next call (the next head, the next page). Prefetching unmapped addresses is
+// harmless.
 inline void PrefetchAhead(const void* x, int64_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(x) + 8192;
   for (uintptr_t i = 0; i < static_cast<uintptr_t>(bytes); i += kAlignment) {

@@ -1,10 +1,10 @@
 // Stored floats straight to codes: the first halving of a page, at the speed of memory.
 //
-// Bit-identical to the scalar oracle. What is saved against QuantizeGroups: bounds of 16-bit floats
-// are found among integers, bounds of 16 groups are rounded at once, and codes come from a product
-// with 1 / step instead of a division. The product may round to another code than the quotient only
-// next to the middle between two codes: codes are found with 15 more bits, which tell how near a
-// middle is, and a group in which one is too near is done again with divisions.
+// Bit-identical to the scalar oracle. Three steps are cheaper than in QuantizeGroups: bounds of
+// 16-bit floats are found among integers, bounds of 16 groups are rounded at once, and codes come
+// from a product with 1 / step instead of a division. The product and the quotient can round to
+// different codes only near the middle between two codes. So products are computed with 15 more
+// bits; where these show a value too near to a middle, the group is quantised again with divisions.
 #include <algorithm>
 #include <bit>
 #include <type_traits>
@@ -28,14 +28,17 @@ namespace {
 // until their codes are made.
 constexpr int64_t kBatch = 16;
 
-// Steps whose reciprocal is neither subnormal nor infinite.
+// The reciprocal of a step between these is neither subnormal nor infinite.
 constexpr float kLeastStep = 0x1p-100f;
 constexpr float kMostStep = 0x1p+100f;
-// Beyond it, a group is hardly ever without a value next to a middle.
+// For larger shifts (FindReciprocals) nearly every group would have a value too near to a middle:
+// such groups are divided at once.
 constexpr float kMostShift = 0x1p-10f;
-// Its unit is 1: adding it rounds to a whole number, half to even, which the low bits then hold.
+// x + kRounder rounds x to a whole number, half to even, and has that number in its lowest bits:
+// the last bit of a float of this size has the value 1.
 constexpr float kRounder = 0x1.8p23f;
-// Adding it to a value of [0, 256) leaves the whole number and kFractionBits more in the mantissa.
+// x + kFixedPoint, for x in [0, 256), has the whole part of x and kFractionBits of its fraction in
+// its mantissa.
 constexpr float kFixedPoint = 256.0f;
 constexpr int kFractionBits = 15;
 
@@ -117,8 +120,8 @@ HWY_INLINE void FoldLanes(int16_t* HWY_RESTRICT folded) {
   }
 }
 
-// FindBounds of up to kBatch groups of 16-bit floats, among integers: what is left of each group is
-// reduced for all at once.
+// FindBounds of up to kBatch groups of 16-bit floats, as integers. Each group is reduced to
+// kFoldedLanes values, and these are then reduced for all groups at once.
 template <class T, class DI>
 HWY_INLINE void FindOrderedBounds(DI di, const T* HWY_RESTRICT x, int64_t group, int64_t count,
                                   float* HWY_RESTRICT lowest, float* HWY_RESTRICT highest) {
@@ -214,14 +217,16 @@ HWY_INLINE auto FloatOfBits(DF df, VU bits) {
   }
 }
 
-// Bounds of a batch: found, then rounded to what is stored and computed with.
+// Bounds of a batch: as found; as rounded to the stored type; and the numbers that codes are made
+// with.
 struct Batch {
   HWY_ALIGN float lowest[kBatch] = {};
   HWY_ALIGN float highest[kBatch] = {};
   HWY_ALIGN float step[kBatch];
-  // x * reciprocal + offset, as computed, less kFixedPoint is above the quotient (x - lowest) /
-  // step and a half by at most `margin` of the last of kFractionBits. The reciprocal is 0 where
-  // that is not so, or says little.
+  // The computed x * reciprocal + offset - kFixedPoint is never below (x - lowest) / step + 1/2,
+  // and above it by at most `margin` units of the last of kFractionBits. The reciprocal is 0 for
+  // groups where this cannot be guaranteed, or where the margin would be too large: these are
+  // divided.
   HWY_ALIGN float reciprocal[kBatch];
   HWY_ALIGN float offset[kBatch];
   HWY_ALIGN int32_t margin[kBatch];
@@ -231,11 +236,16 @@ struct Batch {
 
 // `range`: before it is rounded up to a multiple of the step.
 //
-// Errors in units of u = 2^-24, with r = 1 / step, m = |lowest| r, and quotients of at most 255: of
-// x - lowest and of the quotient, which the oracle rounds as well, 255 each; of r 255; of lowest *
-// r m; of x * r where it is rounded (no FMA) m + 255; of adding the offset to it 256; of the first
-// sum of the offset 256, of the second 256 or, where that is more, m + 257. Together at most 3 m +
-// 1789. The shift, above that, keeps what is computed from falling short.
+// Rounding errors in units of u = 2^-24, with r = 1 / step, m = |lowest| r, and quotients of at
+// most 255:
+//   x - lowest, and the quotient (rounded by the oracle, too)   255 each
+//   r                                                           255
+//   lowest * r                                                  m
+//   x * r, where it is rounded (no FMA)                         m + 255
+//   that product + offset                                       256
+//   the two sums of the offset                                  256; the larger of 256 and m + 257
+// Together at most 3 m + 1789. The shift, 3 m + 1800, is larger: so the computed value is never too
+// small.
 template <class T, class DF, class V>
 HWY_INLINE void FindReciprocals(DF df, size_t i, V range, V step, Batch& batch) {
   const hn::Rebind<int32_t, DF> di;
@@ -371,7 +381,7 @@ HWY_INLINE void PackGroup(const T* HWY_RESTRICT x, int64_t group, const Batch& b
   }
 }
 
-// kGroup: the size of a group where it is worth code of its own, or 0.
+// kGroup: the group size, for sizes that are compiled in; 0: `any_group`.
 template <int kBits, int64_t kGroup, class T>
 void QuantizeStoredTyped(int64_t any_group, const T* x, int64_t num_groups, uint8_t* codes, T* mins,
                          T* ranges) {

@@ -1,5 +1,4 @@
-// What this machine can do at best, measured: the ceilings that speeds of kernels are compared
-// with.
+// Measured ceilings of this machine, with which speeds of kernels are compared.
 //
 // Memory: one pass of reading, or copying, by all threads at once. Arithmetic: independent chains
 // of one instruction, operands in registers. Everything runs on the instruction set that Highway
@@ -15,7 +14,7 @@
 
 namespace pmkvq {
 
-// Sum (mod 2^64) of the words: reads each of them once. The oracle of what a read pass computes.
+// Sum (mod 2^64) of the words: reads each of them once. The oracle of a read pass.
 uint64_t SumWords(std::span<const uint64_t> words, int num_threads);
 
 // Bytes per second of one SumWords over `words`. For the bandwidth of memory, not of a cache,

@@ -8,7 +8,8 @@ namespace pmkvq::internal {
 
 uint64_t SumWordsVector(const uint64_t* words, size_t count);
 
-// What a loop of arithmetic did. `result` depends on every step, so that none can be left out.
+// The work of a loop of arithmetic. `result` depends on every step, so that the compiler can leave
+// out none.
 struct PeakWork {
   double operations = 0;
   double result = 0;

@@ -1,4 +1,4 @@
-// Attention distributions of a cache, as they come out of the keys that it really holds.
+// Attention distributions of a cache, computed from its stored keys.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ namespace pmkvq {
 void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, const RopeTable& rope,
                     SequenceId seq, int64_t layer, std::vector<float>& keys);
 
-// A KvStore that passes everything on to another one and, when it is asked to, works out the
-// attention weights of one new token beside it. The other store's results do not change.
+// A KvStore that forwards all calls to another one. On request it also computes the attention
+// weights of one new token. The results of the other store do not change.
 class AttentionRecorder final : public KvStore {
  public:
   // `rope` must outlive the recorder.

@@ -1,4 +1,4 @@
-// Caches to compare where the user names none: several methods inside the same bytes.
+// The default caches of a comparison: several methods within the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@ struct EqualBytes {
 };
 
 // Static widths, kivi and rtn, each at the widest setting that holds requirements.max_len tokens
-// within the bytes, and pm-kvq with the bytes as its budget. The bytes: common.budget_bytes, or the
-// sum of the plan's budgets, or without either the largest of what the narrowest settings take.
-// Methods that do not fit are left out. `few`: static widths and pm-kvq only.
+// within the bytes, and pm-kvq with the bytes as its budget. The bytes: common.budget_bytes, else
+// the sum of the plan's budgets, else enough for the narrowest setting of every method. Methods
+// that do not fit are left out. `few`: static widths and pm-kvq only.
 EqualBytes CachesAtEqualBytes(const KvOptions& common, const KvRequirements& requirements,
                               bool few);
 

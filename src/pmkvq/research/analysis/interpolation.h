@@ -1,6 +1,6 @@
-// What positional interpolation does to calibration: positions of the calibration texts are
-// stretched by each factor, and the resulting key scales and placement are measured on long texts
-// at their real positions (docs/analysis.md).
+// The effect of positional interpolation on calibration. Positions of the calibration texts are
+// stretched by each factor; the resulting key scales and placement are measured on long texts at
+// their real positions (docs/analysis.md).
 #pragma once
 
 #include <cstdint>
@@ -55,7 +55,7 @@ struct Interpolation {
 
 // Cost: per context length and factor one calibration, scale search included; per distinct plan one
 // pass over the texts, with and without its scales, and one of fp16.
-// Throws what the steps throw; InvalidInput without factors, samples or texts.
+// Throws as Calibrate and RunLockStep, and InvalidInput without factors, samples or texts.
 Interpolation MeasureInterpolation(const std::shared_ptr<const Model>& model,
                                    const InterpolationOptions& options);
 

@@ -15,7 +15,7 @@
 namespace pmkvq {
 namespace {
 
-// One cache with what its Forwards need.
+// One cache, its sequence and the memory of its Forwards.
 struct Lane {
   Lane(const KvOptions& kv, const KvRequirements& needs)
       : store(MakeKvStore(kv, needs), UniformOf(needs.geometry), *needs.rope),

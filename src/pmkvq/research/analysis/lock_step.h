@@ -1,5 +1,5 @@
-// Several caches fed with the same tokens in step, each compared with an unquantised one at every
-// position: how far what the model predicts, and what it attends to, has moved.
+// Several caches are fed the same tokens in step. At every position each is compared with an
+// unquantised one: KL of the next token's distribution, and of the attention weights.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct LockStepOptions {
   // Tokens before this position are prefilled and not measured. The first prediction is that of
   // token first + 1, made by token `first`.
   int64_t first = 0;
-  int64_t chunk = 1;            // Tokens of a measured Forward; 1 is what decoding does.
+  int64_t chunk = 1;            // Tokens of a measured Forward; 1 as in decoding.
   int64_t prefill_chunk = 512;  // Of the others.
   // Attention is compared every so many measured positions, from the middle of the first stride
   // on; 0: never. Needs chunk 1.
@@ -42,7 +42,7 @@ struct AttentionSample {
   int64_t bytes = 0;       // Of the whole cache after this token.
 };
 
-// What one cache did.
+// Measurements of one cache.
 struct CacheTrace {
   std::vector<Prediction> predictions;  // By position, from options.first on.
   std::vector<AttentionSample> attention;
@@ -59,13 +59,13 @@ struct LockStepResult {
 // Runs `tokens` (2 or more) through all caches and through fp16 without key scales, of the float
 // type of the first cache. A cache whose budget is spent stops there (spent_at); the others go on.
 // Throws InvalidInput (an option of a cache, tokens longer than max_len or the model's positions,
-// an id out of range, a cache that cannot hold what the model makes, logits that are not finite),
-// Cancelled.
+// an id out of range, a key or value that a cache's float type cannot hold, logits that are not
+// finite), Cancelled.
 LockStepResult RunLockStep(const std::shared_ptr<const Model>& model,
                            std::span<const int32_t> tokens, const std::vector<KvOptions>& caches,
                            const LockStepOptions& options);
 
-// Damage so small that only the rounding of key scales makes it, and nothing was quantised
+// A KL below this comes from the rounding of key scales alone: nothing was quantised
 // (docs/analysis.md).
 inline constexpr double kRoundingKl = 1e-7;
 

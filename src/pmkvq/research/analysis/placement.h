@@ -1,5 +1,4 @@
-// Placing bits over blocks and turning that into caches to measure: shared by the analyses of
-// calibration.
+// Placements of bits over blocks, and caches with them: shared by the analyses of calibration.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +14,15 @@
 namespace pmkvq {
 
 // The bytes of a quarter of the blocks (rounded up) at the widest choice and the others at the
-// narrowest, for max_len tokens: a budget that makes allocation choose.
+// narrowest, for max_len tokens. At this budget allocation has a real choice.
 int64_t ChoosingBudget(const AllocationOptions& options);
 
 // A plan of these widths and budgets, without key scales. Its tokens fit options.max_len.
 Plan PlacementPlan(const Model& model, const AllocationOptions& options,
                    const Allocation& allocation);
 
-// The same bytes in all blocks, whatever their sensitivities: allocation.total_bytes split evenly,
-// no planned widths.
+// allocation.total_bytes split evenly over the blocks, without regard to sensitivities; no planned
+// widths.
 Plan UniformPlan(const Model& model, const AllocationOptions& options,
                  const Allocation& allocation);
 

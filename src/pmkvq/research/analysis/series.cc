@@ -117,7 +117,7 @@ double KlOfLogs(const float* log_p, const float* log_q, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {
     const double p = std::exp(double{log_p[i]});
-    // 0 * log 0 is 0, whatever q is.
+    // p = 0 adds 0, the limit of p log p; log_p is then -inf, and 0 * -inf would be NaN.
     if (p > 0) sum += p * (double{log_p[i]} - double{log_q[i]});
   }
   // Rounding may leave a little less than nothing between equal distributions.

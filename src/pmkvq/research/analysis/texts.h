@@ -1,4 +1,4 @@
-// Token sequences for the analyses: whose tasks differ, or that are long.
+// Token sequences for the analyses: texts by task, and the longest texts.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,9 @@ struct TaskTextOptions {
 };
 
 // Odd rows (the second, the fourth, ...) are for evaluation: the longest ones, cut at seq_len,
-// ties in the order of the file. The others are joined in their order and cut into samples; fewer
-// than asked for is fine, none is not. `texts` hold token ids.
-// Throws InvalidInput naming the task: no whole sample, no text to evaluate on.
+// ties in the order of the file. The others are joined in their order and cut into samples; there
+// may be fewer than asked for, but at least one. `texts` hold token ids. Throws InvalidInput naming
+// the task: no whole sample, no text to evaluate on.
 TaskTexts SplitTask(const std::string& name, const std::vector<std::vector<int32_t>>& texts,
                     const TaskTextOptions& options);
 

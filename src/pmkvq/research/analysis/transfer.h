@@ -1,4 +1,4 @@
-// Do sensitivities carry over from one task to another? Bits are placed by the sensitivities of
+// Whether sensitivities of one task serve another. Bits are placed by the sensitivities of
 // each task, under one budget, and each placement is measured on all tasks (docs/analysis.md).
 #pragma once
 
@@ -26,7 +26,7 @@ struct TransferOptions {
 
 // One placement of bits, measured on all tasks.
 struct TransferRow {
-  std::string name;  // The task that it was calibrated on, or what kind of reference it is.
+  std::string name;  // The task that it was calibrated on, or the name of a reference ("uniform").
   bool is_reference = false;  // Not calibrated on one task: all, mirrored, uniform.
   std::vector<int> k_bits;    // Empty for uniform budgets.
   std::vector<int> v_bits;
@@ -45,13 +45,14 @@ struct Transfer {
 };
 
 // Cost: one backward pass per calibration sample; one pass per distinct placement, and one of fp16,
-// over the evaluation texts. Throws what the steps throw; InvalidInput without tasks.
+// over the evaluation texts. Throws as MeasureSensitivity, Allocate and RunLockStep, and
+// InvalidInput without tasks.
 Transfer MeasureTransfer(const std::shared_ptr<const Model>& model, std::vector<TaskTexts> tasks,
                          const TransferOptions& options);
 
 std::string TransferJson(const Transfer& transfer, const std::string& command);
-// The result in a sentence: what placement by another task's sensitivities costs, beside the rows
-// to compare with.
+// The result in a sentence: the KL with another task's sensitivities against the KL with the task's
+// own, and the reference rows.
 std::string TransferVerdict(const Transfer& transfer);
 HtmlPage TransferPage(const Transfer& transfer, const PageOrigin& origin);
 

@@ -1,9 +1,10 @@
 // pmkvq bench: how fast the kernels and whole steps are, against the ceilings that the same process
-// measures meanwhile. What each report means is described in docs/performance.md.
+// measures meanwhile. docs/performance.md explains the reports.
 //
 // All measure in rounds: a round measures every row once, and the ceilings once, so that rows are
 // compared under the same conditions. Reports give medians over the rounds, and the 10th and 90th
-// percentile. Only public interfaces are called: what is measured is what the product runs.
+// percentile. Only public interfaces are called, so that the code that is measured is the
+// product's.
 //
 // Errors: InvalidInput for sizes out of range or more memory than there is; Cancelled.
 #pragma once

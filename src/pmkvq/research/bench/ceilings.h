@@ -11,15 +11,15 @@ namespace pmkvq {
 
 // Owns the memory that is streamed: 256 MiB, or four times the last cache where that is more.
 //
-// A benchmark calls Measure once per round of its own measurements, so that both see the same
-// machine, whatever else runs on it; a ceiling is the median of its samples.
+// A benchmark calls Measure once per round of its own measurements, so that other work
+// on the machine slows both alike; a ceiling is the median of its samples.
 class Ceilings {
  public:
   explicit Ceilings(int num_threads);
 
   // One more sample of every ceiling. About 0.1 s.
   void Measure();
-  // Fills the caches with other memory, so that what comes next starts from DRAM.
+  // Fills the caches with other memory, so that the next measurement reads from DRAM.
   void EvictCaches();
   // One more sample of OpenBLAS: x [rows, K] times W [N, K]^T in float, W cut over the threads,
   // each calling BLAS on its own part.

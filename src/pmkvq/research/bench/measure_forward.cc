@@ -38,7 +38,7 @@ void CheckSizes(const BenchOptions& options, const ModelConfig& shape, int64_t n
   CheckMemory(bytes, "give fewer --layers, --depth or --bits");
 }
 
-// Sequences at one depth, width and batch, and the time of steps of theirs.
+// Sequences at one depth, width and batch; measures the time of their steps.
 class Case {
  public:
   // Each step adds `new_tokens` tokens to every sequence.
@@ -185,7 +185,7 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
   const Spread time = InMilliseconds(item.seconds);
   const Spread attention = InMilliseconds(item.attention_seconds);
   const auto tokens = static_cast<double>(num_tokens);
-  // Weights, of which the last block needs those behind its attention for one token only; then QK
+  // Weights (the last block multiplies those behind its attention for one token only); then QK
   // and PV of every token over all that it sees.
   const int64_t before_attention = shape.hidden_size * (shape.q_dim() + 2 * shape.kv_dim());
   const int64_t behind_attention = BlockParameters(shape) - before_attention;

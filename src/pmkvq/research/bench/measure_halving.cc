@@ -39,7 +39,7 @@ double HalveCache(const UniformKvGeometry& geometry, int from_bits, int64_t dept
   const SequenceId seq = cache.Open().value();
   FillCache(cache, geometry, seq, depth, rows);
   cache.TakeHalvingEvents();
-  // Two pages more than the budget holds at this width: whatever the open page leaves over.
+  // Two pages, so that the budget is exceeded at this width even if the open page is nearly empty.
   const ReserveResult result = cache.Reserve(seq, 2 * kPageTokens);
   PMKVQ_CHECK(result == ReserveResult::kReservedAfterHalving);
   const KvStream keys = StreamOf(geometry.num_kv_heads, geometry.head_dim);
@@ -72,8 +72,8 @@ double HalveCodes(int from_bits, std::vector<uint8_t>& codes, int num_threads) {
   return 1.5 * static_cast<double>(num_pages * page_bytes) / seconds / 1e9;
 }
 
-// The same for the first halving: stored floats to codes of 8 bits, which go to memory that stays
-// in a cache, as what a page becomes does in the cache.
+// The same for the first halving: stored floats to codes of 8 bits. The codes go to memory that
+// stays in a processor cache, as the codes of a page do.
 double HalveFloats(const std::vector<F16>& values, int num_threads) {
   constexpr int64_t kPageValues = kPageTokens * kMaxGroup;
   constexpr int64_t kGrain = 16;  // Pages.
@@ -105,7 +105,7 @@ std::vector<F16> SyntheticHalves(int64_t count) {
   return halves;
 }
 
-// What single tokens waited for the cache while it stepped down.
+// The times that single tokens waited for the cache while it stepped down.
 struct Waits {
   std::string policy;
   double longest_ms = 0;

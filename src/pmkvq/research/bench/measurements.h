@@ -1,4 +1,4 @@
-// Repeated measurements of one quantity and what is told of them: the median and the spread.
+// Repeated measurements of one quantity, their median and their spread.
 #pragma once
 
 #include <chrono>

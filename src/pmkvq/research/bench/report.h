@@ -19,7 +19,7 @@ struct BenchField {
   int digits = 2;       // Behind the decimal point, for people.
 };
 
-// A row of a table, or what all rows share.
+// The fields of one row of a table, or the fields that all rows share.
 class BenchFields {
  public:
   BenchFields& Add(const std::string& name, BenchValue value, const std::string& heading = "",

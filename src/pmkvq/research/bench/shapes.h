@@ -34,8 +34,8 @@ std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config);
 int64_t BlockParameters(const ModelConfig& config);
 int64_t SyntheticModelBytes(const ModelConfig& config);
 
-// Throws InvalidInput when this machine has less than `bytes` of memory to give now. `remedy` says
-// which option makes it less.
+// Throws InvalidInput when this machine has less than `bytes` of free memory. `remedy` names the
+// option that lowers the need.
 void CheckMemory(int64_t bytes, const std::string& remedy);
 
 }  // namespace pmkvq

@@ -12,8 +12,8 @@
 
 namespace pmkvq {
 
-// BF16 weights [rows, cols], uniform in sign and mantissa and of a size that keeps the scale of
-// what they are multiplied with. The same for every number of threads.
+// BF16 weights [rows, cols], uniform in sign and mantissa, of a size at which a product has the
+// scale of its input. The same for every number of threads.
 Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_threads);
 
 // A model of that configuration in memory (SyntheticModelBytes).

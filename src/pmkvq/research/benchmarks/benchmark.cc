@@ -41,7 +41,7 @@ std::string WithInstruction(const std::string& problem) {
 
 constexpr size_t kMaxRows = size_t{1} << 15;  // GSM8K has 7,473, MATH 12,500.
 
-// Rows of a file with a parser of their own; rows without an id become PREFIX.LINE.
+// Rows of a file, read by `parse_row`; rows without an id become PREFIX.LINE.
 template <class ParseRow>
 std::vector<ProblemRow> LoadRows(const std::string& path, const std::string& prefix,
                                  ParseRow parse_row) {

@@ -37,7 +37,7 @@ struct Benchmark {
   std::vector<ProblemRow> problems;
 };
 
-// How a benchmark is run where its user says nothing.
+// Defaults of a benchmark's options.
 struct BenchmarkInfo {
   std::string name;
   std::string description;  // One line, for --help.

@@ -69,8 +69,8 @@ struct CodeVerdict {
   size_t failed_test = 0;  // Where not passed: index of the first that failed; later ones not run.
   std::string detail;      // kRuntimeError: the last line of standard error, or the signal.
 };
-// Runs the tests in turn, each in a process of its own, until one fails. Blocks for up to
-// limits.wall_ms a test. May be called from several threads. Throws what PythonSandbox throws:
+// Runs the tests in turn, each in a new process, until one fails. Blocks for up to
+// limits.wall_ms a test. May be called from several threads. Throws as PythonSandbox:
 // then nothing is known about the code.
 CodeVerdict RunCodeTests(std::string_view code, const CodeTests& tests,
                          const SandboxLimits& limits = {});

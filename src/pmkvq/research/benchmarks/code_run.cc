@@ -1,4 +1,4 @@
-// Running the tests of a code problem, and comparing what comes out.
+// Runs the tests of a code problem and compares outputs with the expected ones.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,8 +18,8 @@ constexpr std::string_view kBlanks = " \t\r\n\v\f";
 // Runs solution.py as contest code expects it: the usual names imported, deep recursion, long
 // integers in decimal. Python 3.12 and 3.13 end recursion through C code, such as the memoising
 // wrapper of functools, at a fixed depth that setrecursionlimit does not change; there the wrapper
-// written in Python is used, which takes two frames a call. {0}: name of the module; {1}: what
-// follows, with `module` at hand.
+// written in Python is used, which takes two frames a call. {0}: name of the module; {1}: code
+// behind the import, which may use `module`.
 constexpr const char* kScript = R"(
 import _thread, sys, types
 _thread.stack_size(64 << 20)
@@ -50,7 +50,8 @@ def run(): exec(compile(source, "solution.py", "exec"), module.__dict__)
 
 constexpr const char* kRunProgram = "run()\n";
 
-// {}: the function's name. The result leaves by a descriptor of its own: the code may print.
+// {}: the function's name. The result is written to a separate descriptor, since the code may
+// print.
 constexpr const char* kCallFunction = R"(
 import json
 arguments = [json.loads(line) for line in sys.stdin.read().split("\n") if line.strip()]

@@ -86,7 +86,7 @@ class CsvReader {
 
 // ---- YAML
 
-// The value of a double-quoted scalar, `text` being what follows the opening quote.
+// The value of a double-quoted scalar; `text` begins behind the opening quote.
 std::string UnescapeDoubleQuoted(std::string_view text, const std::string& where,
                                  std::string_view* behind) {
   std::string value;

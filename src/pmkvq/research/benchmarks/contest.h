@@ -4,8 +4,7 @@
 //   CONTEST/problems/ID.tex  the problem
 //   CONTEST/config.yaml      instruction: "..."; optional
 //
-// The files are read by small readers of our own that know what such folders hold and refuse the
-// rest.
+// The readers of csv and yaml here know only the forms that such folders use, and refuse others.
 #pragma once
 
 #include <string>
@@ -17,7 +16,7 @@
 
 namespace pmkvq {
 
-// What the reference asks for behind every problem; stands in for a contest without config.yaml.
+// The reference puts this behind every problem; used for a contest without config.yaml.
 inline constexpr std::string_view kInstruction =
     "Please reason step by step, and put your final answer within \\boxed{}.";
 

@@ -30,7 +30,7 @@ struct KnapsackResult {
 // Cost: O(states x choices) per item. All sums of bytes are multiples of the greatest common
 // divisor of the differences between one item's choices, so there are at most
 // (budget - smallest bytes) / gcd + 1 states: for blocks of one geometry the gcd is one page's
-// metadata times the pages per block, and 128 blocks with K and V apart (16 choices) keep some
+// metadata times the pages per block, and 128 blocks with K and V apart (16 choices) keep about
 // 10^4 states. Memory: 16 bytes x states x items. Throws Cancelled (base/interrupt.h).
 KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t budget_bytes);
 
@@ -58,8 +58,8 @@ struct Allocation {
 // 16, 8, 4 or 2; when the sensitivities do not have one value per block and width asked for.
 Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& options);
 
-// Throws what Allocate would throw for these options whatever the sensitivities: to be called
-// before hours of calibration are spent on an impossible budget.
+// Throws where Allocate would throw for these options with any sensitivities. Called first, so that
+// no hours of calibration are spent on an impossible budget.
 void CheckAllocationOptions(const AllocationOptions& options);
 
 }  // namespace pmkvq

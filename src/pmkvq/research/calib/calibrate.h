@@ -19,8 +19,8 @@ struct CalibrateOptions {
   bool search_key_scales = true;  // Without: the plan has no key scales.
   AllocationOptions allocation;   // Its cache.geometry is replaced by the model's.
   int num_threads = 1;
-  // Where the plan goes when it is whole. Checkpoints of the steps lie beside it while they are
-  // needed (CheckpointPath); empty: the plan is only returned, and nothing can be resumed.
+  // File of the finished plan. Checkpoints of the steps lie beside it until then (CheckpointPath).
+  // Empty: the plan is only returned, and an interrupted call cannot be resumed.
   std::string plan_path;
   ProgressSink* progress = nullptr;  // May be null, like the next two.
   LogSink* log = nullptr;
@@ -28,8 +28,8 @@ struct CalibrateOptions {
 };
 
 // `tokenizer` may be null when all rows of the data set have ids. An impossible budget is refused
-// before anything is measured. Cancelled by the flag, it throws Cancelled; the same call then goes
-// on after the last finished sample, with the same result bit for bit.
+// before anything is measured. When the flag is set it throws Cancelled; the same call then
+// continues after the last finished sample, with the same result bit for bit.
 // Throws InvalidInput and IoError as the steps do.
 Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokenizer* tokenizer);
 
@@ -47,7 +47,7 @@ std::string CheckpointPath(const std::string& plan_path, const std::string& step
 AllocationOptions AllocationOptionsOf(const Plan& plan);
 
 // The same calibration with another allocation: budget, max_len, widths, sink, window, float type.
-// The geometry in `options` is replaced by the plan's. Throws what Allocate throws; InvalidInput
+// The geometry in `options` is replaced by the plan's. Throws as Allocate; InvalidInput
 // when the plan holds no sensitivities.
 Plan Reallocate(const Plan& plan, AllocationOptions options);
 

@@ -14,11 +14,11 @@
 
 namespace pmkvq {
 
-// What every step shares. `model` and `samples` (at least one) must be set, the other pointers may
-// be null. A step that is cancelled throws Cancelled after
-// writing its checkpoint file, from which the same call resumes (samples done, running sums in
-// full precision, so that the result is bit-identical). The checkpoint is removed on success, and
-// ignored with a warning when model, data or options differ.
+// Inputs of every step. `model` and `samples` (at least one) must be set, the other pointers may be
+// null. A cancelled step writes its checkpoint file, then throws Cancelled; the same call resumes
+// from the file (samples done, running sums in full precision, so that the result is
+// bit-identical). The checkpoint is removed on success, and ignored with a warning when model, data
+// or options differ.
 struct CalibrationContext {
   const Model* model = nullptr;
   const Samples* samples = nullptr;
@@ -28,8 +28,8 @@ struct CalibrationContext {
   LogSink* log = nullptr;
   const CancelFlag* cancel = nullptr;
   std::string checkpoint_path;  // Empty: no resuming.
-  // Whatever else the caller wants a checkpoint to be recognised by. The model's identity, the
-  // tokens, effective_len and the step's own options are always part of it.
+  // Additional text that a checkpoint must agree with. The model's identity, the tokens,
+  // effective_len and the options of the step must agree in any case.
   std::string fingerprint;
   bool keep_checkpoint = false;  // Keep it on success: the same call then answers at once.
 };

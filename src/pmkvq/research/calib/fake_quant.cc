@@ -11,8 +11,8 @@
 namespace pmkvq {
 namespace {
 
-// Work is cut into runs of this many values whatever the thread count, and the partial sums are
-// added in order.
+// Values per item of the loop. It does not depend on the number of threads, and partial sums are
+// added in order of the items: so the result does not depend on threads either.
 constexpr int64_t kRun = 8192;
 
 template <class Function>

@@ -18,7 +18,7 @@ struct State {
 };
 using Front = std::vector<State>;
 
-// A CancelPoint stands at each 65,536th state, every millisecond or so.
+// One CancelPoint per 65,536 states, about every millisecond.
 constexpr size_t kCancelMask = 0xffff;
 
 // Both fronts in order of bytes, without states that another one beats or equals.
@@ -106,7 +106,7 @@ KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t bud
   if (result.smallest_bytes > budget_bytes) return result;
   result.feasible = true;
 
-  // fronts[i]: items i and after, within what the smallest choices of items before i leave.
+  // fronts[i]: items i and later, within the budget minus the smallest choices of items before i.
   std::vector<Front> fronts(items.size() + 1);
   fronts[items.size()] = {State{0, 0.0}};
   int64_t before = result.smallest_bytes;

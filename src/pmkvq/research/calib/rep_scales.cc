@@ -86,7 +86,7 @@ class BlockSearch {
   int64_t hidden_size_;
   ScaledKeyAttention attention_;
   AlignedVector<float> v_;              // Quantised, [N, Hkv, D]
-  AlignedVector<float> exact_, error_;  // Attention, and what quantisation changes in it, [N, H, D]
+  AlignedVector<float> exact_, error_;  // Attention, and its change by quantised keys, [N, H, D]
   AlignedVector<float> out_;            // The error after o_proj, [N, E]
 };
 

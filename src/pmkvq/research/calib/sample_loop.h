@@ -29,7 +29,7 @@ struct SampleLoopStep {
 //
 // The checkpoint is a JSON file {"format", "version", "fingerprint", "samples_done", "values"},
 // replaced atomically every few seconds and when the loop is cancelled; doubles are written so that
-// they read back exactly. One of another run, or a damaged one, is ignored with a warning.
+// they read back exactly. A checkpoint of another run, or a damaged one, is ignored with a warning.
 // Throws InvalidInput naming the sample when one of its values is not finite.
 std::vector<double> LoopOverSamples(const CalibrationContext& context, const SampleLoopStep& step);
 

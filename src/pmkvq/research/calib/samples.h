@@ -44,7 +44,7 @@ struct Samples {
 // Then the texts, in an order shuffled with Random(seed), each as Tokenizer::EncodeWhole gives it,
 // special tokens parsed: as transformers tokenises a data set. The shuffle comes first and no more
 // texts are tokenised than are needed: kConcat cuts the stream of the shuffled texts, so that its
-// samples are drawn from all over the file; a rest shorter than seq_len is dropped.
+// samples are drawn from all over the file; a last piece shorter than seq_len is dropped.
 //
 // Fewer samples than asked: a warning with the count. `tokenizer` may be null when all rows have
 // ids. Throws InvalidInput: no sample at all, ids out of [0, V), a text without tokenizer,

@@ -19,7 +19,7 @@ struct SensitivityFile {
   Sensitivity sensitivity;     // 4 widths each; those the file does not hold are empty.
   int64_t num_blocks = 0;      // L, the length of every list.
   std::string model_identity;  // "" when the file does not say.
-  CalibrationRecord record;    // As far as the file says.
+  CalibrationRecord record;    // Fields that the file lacks keep their defaults.
 };
 
 // The text of the file, indented; ends in a newline.

@@ -26,7 +26,7 @@ Outcomes Index(const MethodRun& run) {
   return outcomes;
 }
 
-// Throws when `run` lacks what `other` has.
+// Throws when `run` lacks a response that `other` has: pairs need both.
 void CheckNoneMissing(const std::string& run, const Outcomes& outcomes, const std::string& other,
                       const Outcomes& expected) {
   constexpr size_t kNamed = 3;

@@ -1,5 +1,5 @@
-// Cache methods beside each other: the same problems and seeds, pairs of outcomes, intervals and
-// tests. Knows nothing of models; runs come from research/eval/evaluation.h or from files.
+// Comparison of cache methods on the same problems and seeds: pairs of outcomes, intervals, tests.
+// Independent of models; runs come from research/eval/evaluation.h or from files.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace pmkvq {
 
-// What counts of one response.
+// The part of one response that comparisons use.
 struct Outcome {
   std::string id;  // Of the problem.
   int64_t response = 0;
@@ -40,8 +40,8 @@ struct MethodRun {
   std::string method;         // SPEC
   bool is_simulated = false;  // Its speed is not the method's.
   MethodStatus status = MethodStatus::kDone;
-  // Smallest budget that holds `needed_tokens` tokens, where the budget given does not; else 0. A
-  // method that was run all the same is kDone.
+  // Smallest budget that holds `needed_tokens` tokens, where the given budget does not; else 0. A
+  // method that was run in spite of that (--allow-partial) is kDone.
   int64_t needed_bytes = 0;
   int64_t needed_tokens = 0;
   int64_t num_expected = 0;  // Responses asked for.
@@ -101,14 +101,14 @@ std::vector<MethodResult> CompareMethods(const std::vector<MethodRun>& runs, siz
 
 // All methods at one budget.
 struct ComparisonTable {
-  int64_t budget_bytes = 0;  // Of one sequence; 0: each method with what it takes.
+  int64_t budget_bytes = 0;  // Of one sequence; 0: each method has the bytes that it needs.
   std::vector<MethodResult> methods;
 };
 
 struct Comparison {
   std::string benchmark;
   std::string model;     // Identity; "" when unknown.
-  std::string baseline;  // SPEC of what every method is compared with.
+  std::string baseline;  // SPEC of the method that all others are compared with.
   std::string against;   // SPEC of the second one, or "".
   int64_t num_problems = 0;
   int64_t num_responses = 0;                  // To each problem.

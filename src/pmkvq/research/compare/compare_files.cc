@@ -107,7 +107,7 @@ SavedRun LoadSummary(const std::string& path) {
   return saved;
 }
 
-// The runs of a list with the responses that it names, and what it says of those that were not run.
+// The runs of a list: with responses where they were run, else with the reason that it gives.
 void LoadListedRuns(const std::string& folder, const ComparisonList& list,
                     std::vector<SavedRun>& runs) {
   const std::set<std::string> problems(list.problems.begin(), list.problems.end());

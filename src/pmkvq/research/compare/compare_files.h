@@ -13,7 +13,8 @@ namespace pmkvq {
 
 // The folder of one method's run inside --out: "4992KiB/pm-kvq~policy=oldest-first". Budgets that
 // are no whole KiB are in bytes, "5111809B"; without a budget "no-budget". In a SPEC ':' becomes
-// '~', and whatever else a file name should not have %XX; different runs get different folders.
+// '~', and every other character that is unsafe in file names %XX; different runs get different
+// folders.
 std::string RunFolder(const std::string& spec, int64_t budget_bytes);
 
 // A run that was read from disk.
@@ -38,7 +39,7 @@ std::vector<SavedRun> LoadRuns(const std::vector<std::string>& paths);
 
 // One table per --kv-budget in the order of the runs, the first fp16 run in each. A SPEC that
 // occurs twice in a table gets its path beside it. `against`: a SPEC, or "": that of the runs'
-// list. Effective bits need `geometry`, which the caller sets where no list did. Throws
+// list. Effective bits need `geometry`, which the caller sets where no list has it. Throws
 // InvalidInput naming the runs: no fp16, other problems, seeds or lengths, missing responses
 // (CompareMethods), an unknown `against`.
 Comparison CompareSavedRuns(const std::vector<SavedRun>& runs, const std::string& against);
@@ -54,7 +55,7 @@ std::vector<ComparisonTable> MakeTables(const MethodRun& baseline,
 
 // The name of a SPEC is that of a method with simulated bytes.
 bool IsSimulatedMethod(const std::string& spec);
-// fp16, with whatever keys.
+// fp16, with any keys.
 bool IsBaselineMethod(const std::string& spec);
 
 }  // namespace pmkvq

@@ -10,8 +10,8 @@ namespace pmkvq {
 BudgetFit FitBudget(const KvOptions& options, const KvRequirements& requirements,
                     int64_t num_tokens) {
   PMKVQ_CHECK(options.budget_bytes > 0 && num_tokens > 0);
-  // A budget that does not hold the first page is refused as an input, so what is needed is first
-  // asked of one with room to spare. One sequence: how many there are does not matter here.
+  // A budget that does not hold the first page throws, so the bytes that are needed are asked of a
+  // budget that is large enough for any method. One sequence: budgets are per sequence.
   constexpr int64_t kPlentyBytes = int64_t{1} << 43;
   KvRequirements one = requirements;
   one.max_sequences = 1;

@@ -13,8 +13,8 @@ struct BudgetFit {
   int64_t needed_bytes = 0;  // Smallest --kv-budget that does; 0 where this one does.
 };
 
-// Asks whether options.budget_bytes (> 0) holds `num_tokens` tokens at the least that the method
-// can do. Throws InvalidInput for options that no budget makes right (ResolveKvBudget).
+// Whether options.budget_bytes (> 0) holds `num_tokens` tokens at the method's narrowest widths.
+// Throws InvalidInput for options that are wrong with every budget (ResolveKvBudget).
 BudgetFit FitBudget(const KvOptions& options, const KvRequirements& requirements,
                     int64_t num_tokens);
 

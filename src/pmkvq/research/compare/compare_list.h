@@ -1,5 +1,5 @@
-// DIR/comparison.json: what `pmkvq compare --out DIR` compares (docs/formats.md), so that its table
-// can be made again from DIR alone.
+// DIR/comparison.json: the runs and responses that `pmkvq compare --out DIR` compared
+// (docs/formats.md). With it the table can be made again from DIR alone.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace pmkvq {
 struct ListedRun {
   std::string method;        // SPEC
   int64_t budget_bytes = 0;  // 0: the baseline.
-  bool is_run = true;        // False: the budget does not hold what it must.
+  bool is_run = true;        // False: the budget does not hold max_len tokens.
   int64_t needed_bytes = 0;  // As in MethodRun.
   int64_t needed_tokens = 0;
 };
@@ -30,8 +30,8 @@ struct ComparisonList {
 std::string ComparisonListJson(const ComparisonList& list);
 // Throws InvalidInput naming `source` and the field.
 ComparisonList ParseComparisonList(std::string_view text, const std::string& source);
-// `list` and, behind its runs, those of an earlier one that it lacks, where both compare the same
-// responses; otherwise `list` alone.
+// `list` with additional runs at its end: those of `earlier` that `list` lacks. Where the two do
+// not compare the same responses: `list` alone.
 ComparisonList MergeLists(const ComparisonList& list, const ComparisonList& earlier);
 
 }  // namespace pmkvq

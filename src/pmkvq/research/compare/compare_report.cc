@@ -112,8 +112,8 @@ std::string Headline(const Comparison& comparison) {
                      comparison.num_responses, comparison.num_responses == 1 ? "" : "s");
 }
 
-// "--temperature 0, --seed 42": what decides about responses; the JSON has all settings. `quote`
-// goes around each.
+// "--temperature 0, --seed 42": the settings that change responses; the JSON has all of them.
+// `quote` goes around each.
 std::string SettingsLine(const Comparison& comparison, const char* quote) {
   static const std::set<std::string> kShown = {
       "--max-len", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens"};

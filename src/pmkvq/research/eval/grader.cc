@@ -27,7 +27,7 @@ void Grader::Add(Response response, std::string gold) {
   auto job = std::make_unique<Job>();
   job->response = std::move(response);
   job->gold = std::move(gold);
-  // An error leaves the problem unsolved, whatever the text begins with.
+  // A response that ended with an error is wrong, even if the text before the error has the answer.
   const bool is_error = job->response.finish_reason == kErrorReason;
   if (is_error) job->state = JobState::kGraded;
   if (grading_ == Grading::kAnswer && !is_error) {

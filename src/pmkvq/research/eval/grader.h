@@ -1,4 +1,4 @@
-// Grades responses beside their generation.
+// Grades responses while others are generated.
 #pragma once
 
 #include <condition_variable>
@@ -18,29 +18,30 @@
 
 namespace pmkvq {
 
-// Answers are judged at once; code, whose tests may run for seconds, on threads that wait for it.
+// Answers are judged at once in Add. Code, whose tests may run for seconds, is judged by worker
+// threads.
 //
-// Cancelled by the flag, judging ends within a moment: what has no grade then never gets one.
-// Threads: used by one thread. Judging that throws (RunCodeTests) throws from the next Take or
-// Wait, after what was added before it has been taken.
+// Once the flag is set, judging ends within 0.1 s: responses without a grade then never get one.
+// Threads: used by one thread. What judging throws (RunCodeTests) is thrown by a later Take or
+// Wait, after the responses that were added before the failed one have been taken.
 class Grader {
  public:
-  // `num_workers`: programs that are tested at the same time, at least 1. Their limit is processor
-  // time, which they do not take from each other; but they all must get theirs within the wall
-  // time. `cancel` may be null, and must outlive the grader.
+  // `num_workers`: programs that are tested at the same time, at least 1. Programs are limited by
+  // their own processor time, and by a wall time: with too many workers for the processors, a
+  // program may reach the wall time first. `cancel` may be null, and must outlive the grader.
   Grader(Grading grading, int num_workers, const CancelFlag* cancel);
-  // Ends what is being judged, and drops what waits.
+  // Ends the judging that is under way, and drops the responses that wait for it.
   ~Grader();
   Grader(const Grader&) = delete;
   Grader& operator=(const Grader&) = delete;
 
-  // `response` has its text; `gold` is what the problem's answer is (ProblemRow::answer).
+  // `response` has its text; `gold` is ProblemRow::answer.
   void Add(Response response, std::string gold);
-  // Those that can be taken in the order in which they were added: each with `extracted` and
-  // `correct`, none twice, none before one that was added earlier.
+  // Graded responses in the order in which they were added, each once, with `extracted` and
+  // `correct`; up to the first response that is not graded yet.
   std::vector<Response> TakeGraded();
-  // The same once all that were added have been judged, or judging was cancelled. After the latter
-  // what was judged behind an unfinished response is returned, too.
+  // The same once all that were added have been judged, or judging was cancelled. After a
+  // cancellation, judged responses behind one that was not judged are returned, too.
   std::vector<Response> WaitForAll();
 
  private:

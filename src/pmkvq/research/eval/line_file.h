@@ -1,4 +1,4 @@
-// A file of lines that is added to while a run goes on, and survives a kill at any moment.
+// A file of lines that grows while a run goes on. A kill at any moment costs at most its last line.
 #pragma once
 
 #include <sys/types.h>
@@ -21,11 +21,12 @@ class LineFile {
   const std::string& path() const { return path_; }
   // All whole lines.
   std::string Read() const;
-  // `line` ends in a line break. With the operating system before it returns, as a rule by one
-  // call, so that a killed process loses nothing and readers see whole lines. Throws IoError (disk
-  // full names the file); nothing of the line is then left.
+  // `line` ends in a line break. The operating system has the line when Append returns, so that a
+  // killed process loses nothing; one write is enough except for very long lines, so that readers
+  // usually see whole lines. Throws IoError (disk full names the file); the file then ends before
+  // `line`.
   void Append(const std::string& line);
-  // To the disk.
+  // Flushes to the disk.
   void Flush();
 
  private:

@@ -20,13 +20,13 @@ struct PerplexityResult {
   double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
 };
 // KL is to `reference_model` where one is given: the same checkpoint, with other weights in memory.
-// Several sequences run as one batch, which changes no bit of the
-// result; memory is that of the batch in both caches. Reports to `progress` (may be null) at least
-// every `chunk` predictions, in predictions.
+// Several sequences run as one batch, which changes no bit of the result; memory is that of the
+// batch in both caches. Reports to `progress` (may be null) at least every `chunk` predictions, in
+// predictions.
 // Throws InvalidInput naming the sequence (none, shorter than 2 tokens, longer than the model's
 // maximum, token id out of range, a budget that does not hold it at the floor width) or the option,
-// or block and position where a cache cannot hold what the model makes or logits are not finite;
-// and Cancelled.
+// or the block and position of a value that a cache's float type cannot hold or of logits that are
+// not finite; and Cancelled.
 PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& kv, int64_t chunk, int num_threads,

@@ -72,7 +72,8 @@ struct LoadedRows {
   }
 };
 
-// Numbers responses and refuses what contradicts earlier rows.
+// Numbers the responses of each problem. Refuses a row that contradicts an earlier one (another
+// answer, the same index).
 void NumberResponses(const std::vector<std::string>& files, LoadedRows* loaded) {
   std::vector<ResponseRow>& rows = loaded->rows;
   const auto where = [&](size_t row) {

@@ -2,9 +2,9 @@
 //
 // Input: JSON lines, one response each, as `pmkvq eval --out` writes them (docs/formats.md):
 // {"id","answer","text"} and optionally "response" (its index among those of the problem),
-// "finish_reason" and "output_tokens"; other fields are ignored. The text is graded anew, whatever
-// "extracted" and "correct" say; but rows with "grading":"code" count as "correct" says, because
-// the tests are not in them.
+// "finish_reason" and "output_tokens"; other fields are ignored. The text is graded again;
+// "extracted" and "correct" are ignored. Rows with "grading":"code" are the exception: they do not
+// hold the tests, so their "correct" counts.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@
 
 namespace pmkvq {
 
-// Finish reason of a response that the model or the cache could not go on with: never right.
+// Finish reason of a response that ended with an error of model or cache: never right.
 inline constexpr std::string_view kErrorReason = "error";
 
 // One row of a response file.
@@ -38,7 +38,7 @@ ResponseRow ParseResponseRow(std::string_view line, const std::string& source);
 // The rows of a file, or of all *.jsonl files of a folder in the order of their names. In a folder
 // that eval made (run.json), unfinished.jsonl is left out, and a last line without its end is
 // skipped: it is being written, or was cut short by a kill. Rows without an index are numbered per
-// problem in the order they come. Throws InvalidInput naming file, line and field (also for one
+// problem in their order. Throws InvalidInput naming file, line and field (also for one
 // response given twice, and for two answers to one problem), IoError.
 std::vector<ResponseRow> LoadResponses(const std::string& path);
 
@@ -49,8 +49,8 @@ struct JudgeSummary {
   double pass_at_1 = 0;  // Of all responses.
   Interval interval;     // Of pass_at_1, 95 %: ClusteredShareInterval.
   // Between responses: the population standard deviation of the accuracy of response 0 of all
-  // problems, of response 1, and so on. The paper's "+-" is this: its values (LiveCodeBench, 4
-  // responses to 175 problems) are reachable with n, not with n - 1, below the root.
+  // problems, of response 1, and so on. This is the paper's "+-": its values (LiveCodeBench, 4
+  // responses to 175 problems) are possible with n, and impossible with n - 1, below the root.
   double standard_deviation = 0;
   // Problems whose most frequent answer is right. Equivalent answers count as one; of equally
   // frequent ones the first given wins; a response without an answer has no vote.

@@ -1,7 +1,7 @@
 // Tokens of the responses that a run has begun: DIR/unfinished.jsonl (docs/formats.md).
 //
-// A response is a function of its seed and the tokens drawn so far (evaluation.h), so its tokens
-// are all that a later run needs to go on with it (Request::replay_ids).
+// A response is a function of its seed and the tokens drawn so far (evaluation.h), so a later
+// run needs only its tokens to continue it (Request::replay_ids).
 #pragma once
 
 #include <cstdint>
@@ -25,19 +25,20 @@ class UnfinishedResponses {
   using Key = std::pair<std::string, int64_t>;  // Problem id, response index.
 
   UnfinishedResponses() = default;  // Keeps nothing.
-  // Reads what is there; the file is made with the first Append. Leaves out what `is_done` says to
-  // be finished, and a last line without its end. Throws InvalidInput naming file, line and field;
-  // IoError.
+  // Reads the file where there is one; the first Append makes it. Leaves out responses for which
+  // `is_done` is true, and a last line without its end. Throws InvalidInput naming file, line and
+  // field; IoError.
   UnfinishedResponses(const std::string& path, const std::function<bool(const Key&)>& is_done);
 
-  // What was there when the file was read, without those that are finished since.
+  // The responses of the file as read, without those that are finished since.
   const std::map<Key, Begun>& begun() const { return begun_; }
   // Adds tokens that were drawn since the last call for this response. `seconds`: of decoding, as
-  // in Begun. With the operating system before it returns. Throws IoError.
+  // in Begun. The operating system has the line when this returns. Throws IoError.
   void Append(const Key& key, const std::vector<int32_t>& tokens, double seconds);
   // The response is in the log now.
   void Finish(const Key& key);
-  // Rewrites the file without what is finished; removes it where nothing is left. Throws IoError.
+  // Rewrites the file without finished responses; removes it where none is unfinished. Throws
+  // IoError.
   void Compact();
 
  private:

@@ -1,4 +1,4 @@
-// Answers in the text of a reasoning model: where the final answer stands.
+// Finds the final answer in the text of a reasoning model.
 #pragma once
 
 #include <optional>
@@ -17,11 +17,11 @@ std::optional<std::string> ExtractBoxedAnswer(std::string_view text);
 // The final answer of a response: its box; without one the stated answer (answer_stated.h).
 //
 // As in the Python reference, a bare last number is no answer: a chain that was cut off would be
-// graded by whatever number it happened to stop at. Unlike the reference, the first sentence of the
-// response is none either. Linear in the text. Never throws.
+// graded by the number at which it was cut. Unlike in the reference, the first sentence of the
+// response is no answer either. Linear in the text. Never throws.
 std::optional<std::string> ExtractAnswer(std::string_view text);
 
-// The answer inside the reference answer of a data set: what follows the last "####" (GSM8K),
+// The answer inside the reference answer of a data set: the text behind the last "####" (GSM8K),
 // else the box if there is one, else the whole text; trimmed.
 std::string ExtractGold(std::string_view gold);
 

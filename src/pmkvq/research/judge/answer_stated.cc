@@ -53,15 +53,14 @@ std::string LowerCase(std::string_view text) {
   return lower;
 }
 
-// Whether `word` stands at `at`, and no longer word does.
+// Whether the word at `at` is exactly `word`.
 bool WordAt(std::string_view text, size_t at, std::string_view word) {
   const size_t end = at + word.size();
   return text.substr(at, word.size()) == word && (end >= text.size() || !IsLetter(text[end]));
 }
 
-// The end of the phrase "answer is", "answer:" or "answer =" whose word starts at `at`; npos when
-// what stands there is another use of the word. ", therefore," and "to the problem" may come
-// between.
+// The end of the phrase "answer is", "answer:" or "answer =" whose word starts at `at`; npos where
+// the word is used otherwise. ", therefore," and "to the problem" may come between.
 size_t PhraseEnd(std::string_view lower, size_t at) {
   constexpr std::string_view kDecoration = " \t*_";
   size_t i = lower.find_first_not_of(kDecoration, at + std::string_view("answer").size());
@@ -115,7 +114,7 @@ size_t FindClose(std::string_view text, std::string_view close, size_t at) {
   }
 }
 
-// Whether what stands between two dollar signs is prose about money: "18 per day, and ".
+// Whether the text between two dollar signs is prose about money: "18 per day, and ".
 bool IsProse(std::string_view content, char behind) {
   if (IsDigit(behind)) return true;
   if (!content.empty() && IsBlank(content.back()) && IsDigit(content[0])) return true;
@@ -188,7 +187,7 @@ std::string_view FirstSentence(std::string_view text) {
   return text;
 }
 
-// Whether what follows "and" belongs to a list of values.
+// Whether the text behind "and" continues a list of values.
 bool ContinuesList(std::string_view text) {
   std::vector<std::string_view> words;
   size_t begin = 0;

@@ -7,12 +7,12 @@
 
 namespace pmkvq {
 
-// What follows the last "answer is", "answer:" or "answer =" (any case, bold or not) that is
-// followed by an answer. Adverbs before it and quoting marks around it go. It ends with its
+// The answer behind the last "answer is", "answer:" or "answer =" (any case, bold or not) that has
+// one. Adverbs before the answer and quoting marks around it are dropped. The answer ends with its
 // sentence or line, or before a clause ("because ...", ", which ...", ", not 4", "(see above)"). A
-// formula in
-// $...$ or \(...\) stands alone, or in a list of formulas; a dollar sign before a number that
-// closes no formula is money. Nothing otherwise. Linear in the text. Never throws.
+// formula in $...$ or \(...\) is the whole answer, or one of a list of formulas; a dollar sign
+// before a number that closes no formula is money. Nothing where there is no such phrase. Linear in
+// the text. Never throws.
 std::optional<std::string> ExtractStatedAnswer(std::string_view text);
 
 }  // namespace pmkvq

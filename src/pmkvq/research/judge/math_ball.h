@@ -51,7 +51,7 @@ class MathBall {
   MathBall operator-(const MathBall& other) const;
   MathBall operator-() const;
   MathBall operator*(const MathBall& other) const;
-  MathBall operator/(const MathBall& other) const;  // By what may be zero: undefined.
+  MathBall operator/(const MathBall& other) const;  // Undefined where `other` may be zero.
   MathBall IntegerPower(int64_t exponent) const;
   MathBall Power(const MathBall& exponent) const;
   // Real for a real radicand that has a real root, else the principal one. `degree` > 0.
@@ -62,8 +62,8 @@ class MathBall {
   // is the number. Nothing for complex numbers and above 2^kMaxBits.
   std::optional<MathRational> Floor() const;
 
-  // Whether the two cannot be told apart. What cannot be told from zero agrees only with what
-  // cannot either. False for undefined numbers.
+  // Whether the two may be equal within their errors. A number that may be zero overlaps only with
+  // another that may be zero. False for undefined numbers.
   friend bool Overlap(const MathBall& a, const MathBall& b);
   // Sign of a - b for real numbers that can be told apart, 0 where they overlap; nothing for
   // others.

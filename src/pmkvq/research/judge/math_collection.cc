@@ -55,7 +55,7 @@ ItemList ParseItems(std::string_view text) {
 
 namespace {
 
-// "(\begin{matrix}...\end{matrix})": what is inside, and the brackets that it gets.
+// "(\begin{matrix}...\end{matrix})": the matrix, and in `brackets` those around it.
 std::string_view TakeBracketsOfMatrix(std::string_view text, std::string* brackets) {
   for (const std::string_view open : {"(", "["}) {
     for (const std::string_view close : {")", "]"}) {

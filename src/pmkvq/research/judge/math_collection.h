@@ -24,8 +24,9 @@ struct ItemList {
 };
 ItemList ParseItems(std::string_view text);
 
-// Rows of entries. Matrices in round and in square brackets mean the same, whatever environment
-// made them; |...| is a determinant.
+// Rows of entries. Matrices in round and in square brackets mean the same in every LaTeX
+// environment;
+// |...| is a determinant.
 struct Matrix {
   std::string brackets;  // "pmatrix" for these, "vmatrix" for determinants, else the environment.
   std::vector<std::vector<std::string>> rows;

@@ -183,7 +183,7 @@ std::optional<bool> Comparison::SameRelations(std::string_view a, std::string_vi
   return Same(p ? std::string_view(p->value) : a, q ? std::string_view(q->value) : b, depth);
 }
 
-// Same for what has no commas, relations or brackets around it.
+// Same, for answers without commas, relations or enclosing brackets.
 bool Comparison::SameSingle(std::string_view a, std::string_view b, int depth) {
   const std::optional<Matrix> m = ParseMatrix(a);
   const std::optional<Matrix> n = ParseMatrix(b);

@@ -199,7 +199,7 @@ class Parser {
     }
   }
 
-  // What stands behind '^': a sign is allowed, and 2^{3}^{4} is not.
+  // The exponent behind '^': a sign is allowed, and 2^{3}^{4} is not.
   MathValue Exponent() {
     const bool negative = TakeSign();
     const MathValue value = IsDigit(Peek()) ? Number() : Primary();
@@ -272,7 +272,7 @@ class Parser {
     return number.value;
   }
 
-  // "52_8": a name of its own, as nothing says which base a plain number stands for.
+  // "52_8" is equal only to itself: the base of a number without a subscript is not known.
   MathValue MathValueOfBase(std::string_view digits) {
     const std::string base = Subscript();
     if (!std::all_of(digits.begin(), digits.end(), IsDigit)) throw NotAnExpression();
@@ -294,7 +294,7 @@ class Parser {
     return name;
   }
 
-  // The proper fraction behind a whole number, "\frac{4}{5}" or " 4/5", if that is what follows.
+  // The proper fraction behind a whole number, "\frac{4}{5}" or " 4/5"; nothing for other text.
   std::optional<MathValue> FractionOfMixed() {
     const size_t start = at_;
     std::string_view numerator;

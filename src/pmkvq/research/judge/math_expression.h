@@ -20,10 +20,10 @@ namespace pmkvq {
 //   \log_2 8), floor and ceiling, degrees in arguments of functions (\degree), variables with
 //   subscripts, numerals with a base (52_8, equal to themselves only), \infty (a variable).
 //
-// Nothing for whatever else: lists, relations, words (three letters in a row are no product of
+// Nothing for all other text: lists, relations, words (three letters in a row are no product of
 // variables), undefined values, nesting deeper than 64, texts over 4,096 bytes. Implicit and
 // explicit products bind alike, from the left: 1/2x is x/2. \sqrt12 is the root of twelve, and
-// x^10 the tenth power, where TeX itself would take one digit: that reading is never meant.
+// x^10 the tenth power, where TeX itself would take one digit: authors never mean that.
 // Linear in the text. Never throws.
 std::optional<MathValue> EvaluateExpression(std::string_view normalized, int point);
 

@@ -35,7 +35,7 @@ int Compare(const MathValue& a, const MathValue& b) {
   return *order;
 }
 
-// Order of lower ends: that of what they let in first.
+// Order of lower ends by the smallest number that each admits: [3 comes before (3.
 int CompareLow(const End& a, const End& b) {
   if (!a.value || !b.value) return a.value ? 1 : b.value ? -1 : 0;
   const int order = Compare(*a.value, *b.value);
@@ -279,7 +279,7 @@ bool SameEnd(const End& a, const End& b) {
   return a.closed == b.closed && Agree(*a.value, *b.value);
 }
 
-// Whether there is more to it than a tuple, a list or an equation.
+// Whether the text is certainly a set of reals, and not only a tuple, a list or an equation.
 bool IsExplicitSet(std::string_view text) {
   for (const std::string_view token :
        {"<", ">", "\\le", "\\ge", "\\ne", "\\cup", "\\cap", "\\setminus", "\\mathbb{R}", "\\R"}) {

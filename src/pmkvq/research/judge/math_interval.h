@@ -1,4 +1,4 @@
-// Sets of real numbers in answers: intervals, inequalities, and what is made of them.
+// Sets of real numbers in answers: intervals, inequalities, and their unions and intersections.
 #pragma once
 
 #include <optional>
@@ -12,11 +12,11 @@ namespace pmkvq {
 // and
 // (-\infty,3]; "x<2 or x>3" and (-\infty,2)\cup(3,\infty); x \ne 0; \mathbb{R}\setminus\{0\}; sets
 // of numbers in unions with intervals; {x : x > 3}. "or" joins and "and" intersects; a comma joins
-// what does not overlap and intersects the rest. The name of the variable counts only where both
-// give one. Ends may hold other variables.
+// sets that do not overlap, and intersects sets that do. The name of the variable counts only where
+// both give one. Ends may hold other variables.
 //
-// Nothing where neither answer is such a set in a way that a comparison of texts would miss, and
-// where one is no set at all.
+// Nothing where one answer is no set of reals, and where a comparison of the texts is enough for
+// both.
 std::optional<bool> SameRealSet(std::string_view a, std::string_view b, ExpressionCache* cache);
 
 }  // namespace pmkvq

@@ -217,7 +217,7 @@ class Unwrapper {
   }
 
  private:
-  // Appends what is inside of the command `name` whose arguments start at `at`, and sets end_.
+  // Appends the plain text of the arguments of the command `name`, which start at `at`; sets end_.
   bool Wrapped(std::string_view text, std::string_view name, size_t at, int depth,
                std::string* result) {
     if (Contains(kTextCommands, name)) {

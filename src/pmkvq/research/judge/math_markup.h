@@ -7,7 +7,7 @@
 
 namespace pmkvq {
 
-// Rewrites what has a plainer spelling of the same meaning: Unicode signs (also full-width ones,
+// Rewrites markup to a plainer spelling of the same meaning: Unicode signs (also full-width ones,
 // vulgar fractions and bars over digits), "..." (\dots), colours, boxes, spaces and phantoms with
 // arguments, {a \over b} and {n \choose k}, "\text{5 cm}" (5 cm), "a.m." (am), "US\$" (\$),
 // currency signs (a command each), "The answer is". Linear in the text but for \over and \choose,

@@ -237,7 +237,7 @@ size_t DigitRun(const std::vector<Token>& tokens, size_t at, int step) {
   return count;
 }
 
-// Whether the comma at `at` stands between one to three digits and exactly three.
+// Whether the comma at `at` has one to three digits before it and exactly three behind it.
 bool SeparatesThousands(const std::vector<Token>& tokens, size_t at) {
   const Token& comma = tokens[at];
   if (at == 0 || at + 1 >= tokens.size()) return false;

@@ -15,7 +15,7 @@ struct NormalizedAnswer {
   bool is_word = false;    // Nothing but \text{letters}: no product of variables.
 };
 
-// Removes what carries no meaning (markup of math_markup.h, math delimiters, \left and \right,
+// Removes text without meaning (markup of math_markup.h, math delimiters, \left and \right,
 // fonts, sizes, spacing, degree and currency signs, units and words behind the value, a full stop;
 // degrees behind a function of an angle stay, as \degree), and gives synonyms one name (\dfrac and
 // \frac, \leq and \le, x and \cdot and *, Unicode signs and their commands, \text{and} and the

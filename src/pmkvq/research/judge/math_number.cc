@@ -60,7 +60,7 @@ class Reader {
     return Take("}") ? digits : std::string();
   }
 
-  // What stands behind the point: digits, then a period marked by a bar, by brackets, or by dots
+  // The decimals behind the point: digits, then a period marked by a bar, by brackets, or by dots
   // on its first and last digit. False for marks in other places.
   bool Decimals() {
     decimals_ = Digits();

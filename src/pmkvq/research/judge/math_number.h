@@ -20,7 +20,7 @@ struct Numeral {
 // shortest group of digits that ends the numeral at least twice and fills at least half of its
 // decimals: 0.1666\dots is 1/6, and 3.14159\dots is no numeral. Nothing when the text starts
 // otherwise, and for numerals that are too long or carry marks that cannot be read. Linear in the
-// numeral, but for the square of what stands behind its point before dots. Never throws.
+// numeral; quadratic in the decimals before dots. Never throws.
 std::optional<Numeral> ReadNumeral(std::string_view text);
 
 }  // namespace pmkvq

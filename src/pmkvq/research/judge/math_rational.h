@@ -9,7 +9,8 @@
 namespace pmkvq {
 
 // Immutable and cheap to copy (the number is shared). Thread-safe, as every const object is.
-// Numerator and denominator have kMaxBits bits each at most: what would be larger is nothing.
+// Numerator and denominator have kMaxBits bits each at most; operations return nothing for larger
+// results.
 class MathRational {
  public:
   // 4,096 decimal digits, the longest answer that is read, and 1000! fit.

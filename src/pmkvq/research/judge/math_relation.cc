@@ -12,12 +12,13 @@ namespace {
 
 constexpr size_t kMaxName = 48;
 
-// Their value tells little about their argument: an equation with one of them has to be solved.
+// An equation with one of these functions of a variable has to be solved: a value of the function
+// is no value of the variable.
 constexpr std::string_view kSolvedFunctions[] = {"ln",     "lg",    "log",  "exp",    "sqrt",
                                                  "arcsin", "sinh",  "cosh", "tanh",   "arccos",
                                                  "arctan", "binom", "frac", "lfloor", "lceil"};
 constexpr std::string_view kTrigonometric[] = {"sin", "cos", "tan", "cot", "sec", "csc"};
-// Commands that open a quantity of their own, whatever follows.
+// Commands that begin a quantity together with the text behind them.
 constexpr std::string_view kOperators[] = {"int",
                                            "iint",
                                            "oint",
@@ -121,7 +122,7 @@ bool HasSolvedFunction(std::string_view text) {
   return false;
 }
 
-// "AB", "\theta", "A", "\angle BAC", also in brackets: what an angle is called.
+// Names of angles: "AB", "\theta", "A", "\angle BAC", also in brackets.
 bool NamesAngle(std::string_view text) {
   while (!text.empty() && text[0] == ' ') text.remove_prefix(1);
   if (IsEnclosed(text, "(", ")") || IsEnclosed(text, "{", "}")) {

@@ -35,8 +35,9 @@ struct Assignment {
 // where the left side names no quantity.
 std::optional<Assignment> ReadAssignment(std::string_view text, ExpressionCache* cache);
 
-// What stands before the first \approx; behind it when it comes first or a mere name stands before
-// it ("x \approx 3.14").
+// The text before the first \approx. The text behind it where nothing or only a name comes before
+// it
+// ("x \approx 3.14").
 std::string ExactPart(const std::string& text, ExpressionCache* cache);
 
 }  // namespace pmkvq

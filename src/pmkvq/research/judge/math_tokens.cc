@@ -66,8 +66,8 @@ std::vector<std::string> SplitItems(std::string_view text) {
       .parts;
 }
 
-// Whether one pair of brackets, of whatever kinds, encloses the whole of `text`. Interval brackets
-// may be mixed.
+// Whether one pair of brackets out of `open` and `close` encloses the whole of `text`. The two may
+// be of different kinds, as those of intervals are.
 bool IsEnclosed(std::string_view text, std::string_view open, std::string_view close) {
   if (text.size() < open.size() + close.size() || !StartsWith(text, open) ||
       text.substr(text.size() - close.size()) != close) {

@@ -12,7 +12,7 @@ namespace {
 
 struct UnitName {
   std::string_view alias;
-  std::string_view name;  // "": carries no meaning of its own.
+  std::string_view name;  // "": has no meaning.
 };
 
 constexpr UnitName kUnits[] = {
@@ -69,7 +69,7 @@ constexpr std::string_view kCurrencies[] = {"dollar", "cent",  "euro", "pound", 
 constexpr std::string_view kShortWords[] = {"am", "pm", "AM", "PM", "AD", "BC", "CE", "up",
                                             "in", "of", "at", "to", "on", "by", "my", "no"};
 
-// Words behind a number that are more than the name of what is counted.
+// Words behind a number that change the answer; others only name the things that are counted.
 constexpr std::string_view kMeaningfulWords[] = {
     "and",      "or",       "mod",       "more",    "less",  "than",      "least",
     "most",     "hundred",  "million",   "dozen",   "half",  "third",     "quarter",
@@ -189,7 +189,7 @@ std::string CanonicalUnit(std::string_view text, std::string_view exponent, bool
   return unit;
 }
 
-// Sorts the words behind a number into unit and others, in front of what is there already.
+// Sorts the words behind a number into unit and other words, which are put before earlier ones.
 void AddWords(std::string_view text, std::string_view exponent, bool in_text,
               QuantityWords* quantity) {
   bool all_units = true;

@@ -11,8 +11,8 @@ namespace pmkvq {
 struct QuantityWords {
   // Canonical name ("cm", "cm^2", "mi/h", "dollar"); "" when there is none or none that is known.
   std::string unit;
-  // The other words, in lower case and in the singular: what is counted ("apple"), directions,
-  // times of day, months.
+  // The other words, in lower case and in the singular: things that are counted ("apple"),
+  // directions, times of day, months.
   std::vector<std::string> words;
   bool percent = false;  // A percent sign or the word.
 };
@@ -33,7 +33,7 @@ struct TrailingUnit {
 // so do words that change the number ("5 million").
 TrailingUnit TakeTrailingUnit(std::string_view answer);
 
-// The unit of "\$5 per day": the currency, and what trails the number.
+// The unit of "\$5 per day": the currency, and the unit behind the number.
 std::string WithCurrency(std::string_view currency, const std::string& unit);
 
 }  // namespace pmkvq

@@ -45,7 +45,8 @@ MathValue MathValue::Rational(const MathRational& value) {
   const std::optional<uint64_t> first = value.Residue(kPrimes[0]);
   const std::optional<uint64_t> second = value.Residue(kPrimes[1]);
   result.exact_ = true;
-  // A denominator that a prime divides: 1 in 2^61. Such a number just never meets another one.
+  // No residue where the prime divides the denominator, a chance of 1 in 2^61. The number is then
+  // not recognised as equal to another one.
   result.residues_ = {first.value_or(0), second.value_or(0)};
   return result;
 }

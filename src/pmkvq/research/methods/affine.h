@@ -21,7 +21,7 @@ struct AffineGrid {
   float step = 0;
   float max_code = 0;
 
-  // What x reads back as when codes above `highest` cannot be stored.
+  // The value of the code of x when codes above `highest` cannot be stored.
   float Read(float x, float highest) const;
 };
 
@@ -30,7 +30,7 @@ struct AffineGrid {
 // finite, a minimum or a range beyond its largest value.
 AffineGrid GridOf(const AffineFormat& format, int64_t count, int64_t stride, const float* x);
 
-// Replaces x[0], x[stride], ... x[(count - 1) * stride] by what their codes read back as:
+// Replaces x[0], x[stride], ... x[(count - 1) * stride] by the values that their codes stand for:
 //   step = range / (2^bits - 1), code = round_half_even((x - min) / step), value = code * step +
 //   min
 // with min rounded down and range up to the stored type first. A group of range 0 keeps its value.

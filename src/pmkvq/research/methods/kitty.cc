@@ -28,7 +28,7 @@ class Kitty final : public CacheMethod {
     low_ = {2, context.float_type};
     high_ = {4, context.float_type};
     const double boost = spec.Real("boost", 0.125);
-    // Rounded down, but for the error of the product.
+    // Rounded down; the small term makes up for the rounding error of the product.
     const double boosted = boost * static_cast<double>(context.geometry.head_dim) + 1e-6;
     num_boosted_ = static_cast<int64_t>(boosted);
     sink_ = spec.Integer("sink", 32);

@@ -65,7 +65,7 @@ struct Form {
     CheckGroup(spec.text, value_group, geometry.head_dim);
   }
 
-  // What a file of losses is recognised by.
+  // The settings that a file of losses must agree with.
   std::array<float, 3> Numbers() const {
     return {per_channel ? 1.0f : 0.0f, static_cast<float>(key_group),
             static_cast<float>(value_window.recent)};
@@ -96,7 +96,7 @@ std::vector<WidthPair> ChoosePairs(const MethodData& data, const Form& form, dou
     const float* loss = data.Get(BlockTensorName(kLoss, layer), {kNumPairs}).As<float>();
     KnapsackItem item;
     for (size_t i = 0; i < kPairs.size(); ++i) {
-      // Fewer bits never cost less; what says so is chance.
+      // Fewer bits never lose less in truth. A smaller measured loss is noise and is raised.
       item.cost.push_back(i == 0 ? double{loss[0]} : std::max(item.cost.back(), double{loss[i]}));
       item.bytes.push_back(kPairs[i].k_bits + kPairs[i].v_bits);
     }
@@ -166,7 +166,7 @@ class KvTuner final : public CacheMethod {
   std::vector<AffineFormat> values_;
 };
 
-// Keys and values [N, Hkv * D] of one layer, and what quantising them changes.
+// Keys and values [N, Hkv * D] of one layer, and the change of its output when they are quantised.
 class LayerError {
  public:
   LayerError(const Form& form, const UniformKvGeometry& geometry, const BlockStates<float>& states)

@@ -1,6 +1,6 @@
-// What `pmkvq calibrate --kv SPEC` found out for a research method: tensors and how they were made,
-// in one .safetensors file whose header metadata says method, model and record (docs/formats.md).
-// Given to the method by the key `from=FILE` of its SPEC.
+// Calibration data of a research method, made by `pmkvq calibrate --kv SPEC`: tensors in one
+// .safetensors file, with method, model and calibration record as header metadata
+// (docs/formats.md). The key `from=FILE` of the SPEC gives the file to the method.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ struct MethodData {
   const Tensor& Get(const std::string& name, const Shape& shape) const;
 };
 
-// "NAME.LAYER": what tensors that belong to one block are called.
+// "NAME.LAYER": the name of a tensor that belongs to one block.
 std::string BlockTensorName(const std::string& name, int64_t layer);
 
-// What a method says it expects when it was given no file: how one is made.
+// For the error of a method without its file: how the file is made.
 std::string ExpectedMethodData(const std::string& method);
 
 // Throws IoError.

@@ -8,8 +8,8 @@
 // KV head and channel (the channel balancer), from the first tokens of the sequence.
 //
 // The paper takes beta from the whole prompt. A cache does not know where a prompt ends: beta is
-// set by the append that brings the sequence to kBalancerTokens tokens or more, a prompt's first
-// chunk as a rule, and up to there all tokens are important.
+// set by the append that brings the sequence to kBalancerTokens tokens or more (usually the
+// prompt's first chunk). Until then all tokens are important.
 //
 // The word `reference` selects the re-implementation that PM-KVQ was compared with: no important
 // tokens unless ratio says so, chosen for all heads together and without the newest half, and
@@ -170,8 +170,8 @@ class Mikv final : public CacheMethod {
     DamageRow(format, group_, dim, block.Value(token, head));
   }
 
-  // Quantises what is important and should be no more: all but the newest, and but those with the
-  // largest scores among the others. Of equal scores the older token goes first.
+  // Quantises tokens that are no longer important. The newest stay important, and of the others
+  // those with the largest scores; of two equal scores the older token is quantised.
   void Demote(int64_t index, SimulatedBlock& block, MikvState& state) const {
     Choice& choice = state.choices[static_cast<size_t>(index)];
     const int64_t num_tokens = block.num_tokens();

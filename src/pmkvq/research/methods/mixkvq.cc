@@ -1,5 +1,5 @@
-// MixKVQ (arXiv 2512.19206): three widths for the channels of the keys, chosen by what the queries
-// make of them.
+// MixKVQ (arXiv 2512.19206): each channel of the keys has one of three widths, by its weight in the
+// products with queries.
 //
 // Keys after RoPE are quantised per channel in groups of G tokens, values per token in groups of G
 // channels at 2 bits; both in blocks of R tokens, when one is full. In each block of R tokens every
@@ -10,10 +10,11 @@
 // with I_d over all queries up to the block's end and over the query heads that share the KV head,
 // and S_d over the block. 16 bits where A_d > tau16, else 4 where A_d > tau4, else 2.
 //
-// The paper searches the thresholds per model, and what they let through depends on the data. A
-// budget needs bytes that depend on the length alone. So here the channels of all KV heads are
-// ranked by A_d: the first share `high` has room at 16 bits, the next share `mid` at 4, and that
-// room is what counts. The thresholds, 0 by default, demote channels that have room but no need.
+// The paper searches the thresholds per model, so the number of channels above them depends on the
+// data. A budget needs bytes that depend on the length alone. So here the channels of all KV heads
+// are ranked by A_d: the first share `high` may have 16 bits, the next share `mid` 4, and their
+// bytes are counted for these shares. The thresholds, 0 by default, lower the width of channels
+// within a share.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -4,8 +4,8 @@
 // eigenvectors (ascending) of a covariance that attention weighs, H is the Walsh-Hadamard matrix,
 // P puts the column of the i-th largest eigenvalue at the bit-reversed place of i:
 //   keys:   Q^T Q, over the queries after RoPE of the heads that share the KV head;
-//   values: sum over tokens t of w_t v_t^T v_t, w_t = k_t (Q^T Q) k_t^T, what all queries' scores
-//           of the token come to.
+//   values: sum over tokens t of w_t v_t^T v_t, w_t = k_t (Q^T Q) k_t^T, the sum of the squared
+//           scores of all queries with the token.
 // A rotated row is clipped to the clip-quantile of its magnitudes and quantised in groups of
 // min(128, D). The first `sink` and the newest `recent` tokens stay at full precision. The rotation
 // is undone when the row is stored, which is the same as undoing it at every read.

@@ -7,10 +7,10 @@
 //   pm-kvq      progressive: 16 -> 8 -> 4 -> 2 when the budget is reached
 // Their keys: kv/spec/packed_spec.h.
 //
-// Published methods run in the simulated cache (kv/simulated/simulated_cache.h), each in a file of
-// its own that says its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype;
-// a plan, its key scales included, and the options of pages (sink, window, policy) are not theirs.
-// Methods that are calibrated read what CalibrateMethod found by the key from=FILE (method_data.h).
+// Published methods run in the simulated cache (kv/simulated/simulated_cache.h), one file per
+// method with its keys; docs/methods.md lists them all. They take --kv-budget and --kv-dtype. A
+// plan with its key scales, and the options of pages (sink, window, policy), do not apply to them.
+// Calibrated methods read the data of CalibrateMethod by the key from=FILE (method_data.h).
 #pragma once
 
 #include <cstdint>
@@ -32,19 +32,17 @@ namespace pmkvq {
 // The packed cache's configuration for these options. Not for the SPEC of a simulated method.
 //
 // Budgets: --kv-budget (split over blocks in proportion to the plan's budgets for pm-kvq, evenly
-// otherwise); else for pm-kvq the bits key, else the plan's budgets; else, for fp16 and static-b,
-// what max_len tokens take at the method's own width. A plan gives fp16 and static-b its key
-// scales, sink and window only.
-// A budget that cannot hold max_len tokens is no error: the sequence ends with kv_budget.
-// Throws InvalidInput naming the option: unknown method or key (the known ones are listed), pm-kvq
-// without any budget, a plan for other shapes, and what ValidateCacheConfig refuses.
+// otherwise); else for pm-kvq the bits key, else the plan's budgets; for fp16 and static-b the
+// bytes of max_len tokens at the method's width. A plan gives fp16 and static-b its key scales,
+// sink and window only. A budget that cannot hold max_len tokens is no error: the sequence ends
+// with kv_budget. Throws InvalidInput naming the option: unknown method or key (the known ones are
+// listed), pm-kvq without any budget, a plan for other shapes, and as ValidateCacheConfig.
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements);
 
-// What a sequence may take with these options. A simulated method has the most that it takes at
-// any length up to max_len, or --kv-budget, split over blocks in proportion to that.
-// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method) and,
-// for the key from=, what LoadMethodData throws and InvalidInput for a file made for another
-// method, shape or model.
+// The budget of one sequence with these options. For a simulated method: the largest bytes at any
+// length up to max_len; --kv-budget, where given, is split over blocks in proportion to these.
+// Throws InvalidInput (as ResolveCacheConfig; reference accounting with a simulated method). For
+// the key from=: as LoadMethodData, and InvalidInput for a file of another method, shape or model.
 KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements);
 
 // Makes the store. Throws as ResolveKvBudget, and IoError (memory).
@@ -60,7 +58,7 @@ struct MethodInfo {
   std::string description;
   SpecKeys keys;
   bool is_simulated = false;   // Counts the method's bytes; takes nothing from a plan.
-  bool is_calibrated = false;  // CalibrateMethod measures what its key from= names.
+  bool is_calibrated = false;  // CalibrateMethod makes the file of its key from=.
 };
 std::vector<MethodInfo> ListMethods();
 
@@ -72,7 +70,7 @@ std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& 
 // key, a method with nothing to calibrate, the key from=.
 void CheckIsCalibrated(const std::string& spec);
 // Runs the calibration of a published method. `record` says how the samples were drawn.
-// Throws as CheckIsCalibrated, and what a step of calibration throws, Cancelled among it.
+// Throws as CheckIsCalibrated, as the steps of calibration, and Cancelled.
 MethodData CalibrateMethod(const std::string& spec, DType kv_dtype,
                            const CalibrationContext& calibration, const CalibrationRecord& record);
 

@@ -7,8 +7,9 @@
 // at full precision: those that hold the largest entries of the block's input. No window.
 //
 // The order comes from a calibration set (from=, the paper's way). Without one it comes from the
-// append that brings the sequence to kFirstTokens tokens or more, a prompt's first chunk as a rule,
-// and is counted. The pivots come from there in any case. Up to there nothing is quantised.
+// append that brings the sequence to kFirstTokens tokens or more (usually the prompt's first
+// chunk), and its bytes are counted. Pivots always come from that append. Before it nothing is
+// quantised.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -35,14 +35,14 @@ struct SimulatedMethod {
   // `spec` has passed MethodSpec::Check(keys). Throws InvalidInput naming --kv for values that do
   // not go together or do not suit the geometry. The file of the key "from" is context.data.
   std::shared_ptr<const CacheMethod> (*make)(const MethodSpec& spec, const MethodContext& context);
-  // Measures what `make` then finds as context.data->tensors: float32, names and shapes are the
-  // method's own. `context.data` is null. Null: the method has nothing to calibrate.
-  // Throws what a step of calibration throws (research/calib/calibration.h), Cancelled among it.
+  // Measures the tensors that `make` then finds as context.data->tensors: float32; the method
+  // chooses names and shapes. `context.data` is null here. A null pointer: the method is not
+  // calibrated. Throws as the steps of calibration (research/calib/calibration.h), and Cancelled.
   std::map<std::string, Tensor> (*calibrate)(const MethodSpec& spec, const MethodContext& context,
                                              const CalibrationContext& calibration) = nullptr;
 };
 
-// The key from=FILE of a method with a calibration; `help`: what the file holds.
+// The key from=FILE of a method with a calibration; `help` describes the content of the file.
 inline SpecKey FromKey(const std::string& help) {
   return FileKey("from", "none", help + " (pmkvq calibrate --kv makes it)");
 }

@@ -1,5 +1,5 @@
-// Which tokens of a block are quantised, and along which axis: what the methods have in common
-// that keep a sink or their newest tokens at full precision.
+// For methods that keep a sink or their newest tokens at full precision: which tokens of a block
+// are quantised, and along which axis.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,10 @@
 
 namespace pmkvq {
 
-// Of n tokens the first `sink` and the newest `recent` are never quantised; what lies between is
-// quantised in whole blocks of `block` tokens, counted from the sink, as soon as one is full. With
-// block = 1 that is a sliding window; with recent = 0 a buffer that is flushed when it is full.
+// Of n tokens the first `sink` and the newest `recent` are never quantised. The tokens between them
+// are quantised in whole blocks of `block` tokens, counted from the sink, as soon as one is full.
+// With block = 1 that is a sliding window; with recent = 0 a buffer that is flushed when it is
+// full.
 struct TokenWindow {
   int64_t sink = 0;
   int64_t recent = 0;
@@ -40,8 +41,8 @@ void DamageKeyTokens(const AffineFormat& format, int64_t group, const TokenWindo
 void DamageValueTokens(const AffineFormat& format, int64_t group, const TokenWindow& window,
                        int64_t num_before, SimulatedBlock& block);
 
-// Bytes of the K, or of the V, of a block with `num_tokens` tokens: groups of `group` values of
-// what is quantised, and the rest at full precision, counted as used.
+// Bytes of the K, or of the V, of a block with `num_tokens` tokens: quantised tokens in groups of
+// `group` values; the other tokens at full precision, without unused room.
 int64_t WindowedBytes(const MethodContext& context, const AffineFormat& format, int64_t group,
                       const TokenWindow& window, int64_t num_tokens);
 
@@ -49,8 +50,8 @@ int64_t WindowedBytes(const MethodContext& context, const AffineFormat& format, 
 // quantised tokens as n and a block more, or none as well; so no part has fewer bytes.)
 ByteGrowth GrowthOf(const TokenWindow& keys, const TokenWindow& values);
 
-// The key `residual` of a SPEC: tokens at full precision. Declared up to 4096; reading it throws
-// InvalidInput naming --kv for what is no multiple of `group`.
+// The key `residual` of a SPEC: tokens at full precision, up to 4096. Reading it throws
+// InvalidInput naming --kv where it is not a multiple of `group`.
 SpecKey ResidualKey(std::string fallback);
 int64_t ReadResidual(const MethodSpec& spec, int64_t otherwise, int64_t group);
 

@@ -12,8 +12,8 @@
 namespace pmkvq {
 namespace {
 
-// Runs before everything else, so that nothing that goes wrong is lost: what fails shows on the
-// page and on <html>, where a test finds it.
+// Runs before all other scripts. An error of a later one is then shown on the page, and marked on
+// <html> for tests.
 constexpr const char* kErrorScript = R"((function () {
   function report(text) {
     const root = document.documentElement;

@@ -85,8 +85,8 @@ class HtmlPage {
  public:
   HtmlPage(std::string title, PageOrigin origin);
 
-  // Both stand at the top, above the origin: what the page says in a sentence or two; and what its
-  // numbers are not good for.
+  // Both are shown at the top, above the origin: the result in one or two sentences, and a warning
+  // about the numbers.
   void SetVerdict(std::string text);
   void SetWarning(std::string text);
 

@@ -97,7 +97,7 @@ std::vector<std::string> Environment(const std::string& folder) {
           "TMPDIR=" + folder, "OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1"};
 }
 
-// The child from fork to end. Kills it when it is given up.
+// The child process from fork to its end. The destructor kills a child that still runs.
 class Child {
  public:
   explicit Child(const SandboxChild& setup) : pid_(fork()) {
@@ -114,7 +114,7 @@ class Child {
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
-  // There are only threads to end with it.
+  // The child cannot start processes, so one signal ends everything.
   void Kill() const { kill(pid_, SIGKILL); }
 
   // Of the running program.
@@ -154,7 +154,7 @@ class Child {
   rusage usage_ = {};
 };
 
-// A look that is taken from time to time.
+// A check that is repeated, but not more often than once per `interval`.
 class Regularly {
  public:
   explicit Regularly(Clock::duration interval) : interval_(interval) {}
@@ -171,7 +171,7 @@ class Regularly {
   Clock::time_point next_ = Clock::now();
 };
 
-// Reads until the program ends or breaks a limit; then which one.
+// Reads the streams until the program ends or breaks a limit. Returns the broken limit.
 std::optional<SandboxEnd> Attend(Child* child, Streams* streams, const WorkFolder& folder,
                                  const SandboxLimits& limits) {
   const Clock::time_point deadline = Clock::now() + std::chrono::milliseconds(limits.wall_ms);

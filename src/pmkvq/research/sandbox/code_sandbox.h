@@ -1,19 +1,19 @@
-// Runs one Python program that nobody has read, in a child process that can do no harm.
+// Runs one untrusted Python program in a confined child process.
 //
-// What holds on every system, or nothing is run: no network, no other processes (only threads), no
+// On every system (otherwise nothing is run): no network, no other processes (only threads), no
 // signals to others, no new rights, CPU time, address space, threads and file sizes limited,
 // no open files of this process, a new environment, a new working folder and a new session;
 // the kernel ends it when this thread ends. After the wall time it is killed; since it cannot start
-// processes, nothing stays behind. The folder is removed afterwards.
+// processes, none is left. The folder is removed afterwards.
 //
 // Threads are counted in /proc, a hundred times a second, and a program with too many is killed:
 // that works for any user and in any container. Where there are user name spaces, the kernel itself
 // refuses to start more, except for root (RLIMIT_NPROC).
 //
-// What depends on the kernel: with Landlock (Linux 5.13) it may read only the interpreter and the
-// system's libraries, and make files in its folder; without, it may read what the user
-// may read, and write nothing at all, not even there. Where the system allows, it gets user,
-// network, IPC and host name spaces of its own; they add a second line of defence only.
+// With Landlock (Linux 5.13) the program may read only the interpreter and the system's libraries,
+// and make files in its folder. Without Landlock it may read every file that the user may read, and
+// write no file, not even in its folder. Where the system allows, it runs in new user, network, IPC
+// and host name spaces, as a second line of defence.
 //
 // Linux on x86-64 and AArch64. Needs python3 (3.8 or later) at run time.
 #pragma once
@@ -63,14 +63,13 @@ struct SandboxResult {
   std::string errors;  // The last 4 KiB of standard error.
 };
 
-// What the kernel offers beyond what every system must. False: as on a system without it (for
-// tests).
+// Optional features of the kernel. A test sets one to false to run as on a system without it.
 struct SandboxFeatures {
   bool landlock = true;
   bool namespaces = true;
 };
 
-// An interpreter and what it has to read. Runs may come from several threads at once.
+// An interpreter and the files that it has to read. Runs may come from several threads at once.
 class PythonSandbox {
  public:
   // Finds python3 on PATH, and runs a first program. Throws Unsupported when there is none (names
@@ -80,12 +79,12 @@ class PythonSandbox {
   PythonSandbox(const PythonSandbox&) = delete;
   PythonSandbox& operator=(const PythonSandbox&) = delete;
 
-  // The one of this process, made at its first use. Throws what the constructor throws.
+  // The one of this process, made at its first use. Throws as the constructor.
   static const PythonSandbox& Shared();
 
-  // Throws IoError when the system refuses what a run needs (folder, pipes, process): that says
-  // nothing about the program. Has a CancelPoint (base/interrupt.h) ten times a second: Cancelled
-  // then leaves nothing behind.
+  // Throws IoError when the system refuses a resource of the run (folder, pipes, process): the
+  // program may still be right. Has a CancelPoint (base/interrupt.h) ten times a second: a run that
+  // ends with Cancelled leaves no process and no files.
   SandboxResult Run(const SandboxJob& job, const SandboxLimits& limits) const;
 
   // Whether programs may write files in their working folder (Landlock is there).

@@ -51,7 +51,8 @@ void PlaceStreams(const SandboxChild& child) {
   CloseFrom(child.landlock >= 0 ? kLandlock + 1 : kStatus + 1);
 }
 
-// Handlers end with exec; what is ignored or blocked would stay so.
+// exec resets handlers only: signals that this process ignores or blocks would stay so in the
+// child.
 void ResetSignals() {
   for (int number = 1; number < NSIG; ++number) signal(number, SIG_DFL);
   sigset_t none;

@@ -1,4 +1,4 @@
-// From fork to exec: what a child does to itself before it becomes the sandboxed program.
+// The child between fork and exec: it gives up its rights, then becomes the sandboxed program.
 #pragma once
 
 #include <linux/filter.h>

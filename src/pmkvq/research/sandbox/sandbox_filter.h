@@ -1,6 +1,7 @@
 // The system calls that a sandboxed program may make: a seccomp filter.
 //
-// A list of what is refused, since what Python and the C library need differs between versions.
+// The list names refused calls, since the calls that Python and the C library need differ between
+// versions.
 // Refused with EPERM: sockets of every kind, new processes (threads are allowed), signals to
 // anybody, another execve than the one named, tracing and memory of other processes, limits and
 // priorities of others, mounts, namespaces, kernel administration, IPC objects that outlive the
@@ -18,7 +19,8 @@ namespace pmkvq {
 // What the program may do with files; the filter sees flags of open(), but not paths.
 enum class FilterWrites : bool {
   kNone,         // No file may be opened for writing, made, renamed or removed.
-  kByOtherMeans  // Paths are checked elsewhere (Landlock); closes what that leaves open.
+  kByOtherMeans  // Landlock checks paths; the filter refuses the calls that Landlock does not
+                 // cover.
 };
 
 // `program` is the only path for which execve passes: that very pointer, which the next program

@@ -29,8 +29,8 @@ constexpr uint64_t kAllScopes = 3;                 // Abstract sockets and signa
 constexpr uint64_t kRead = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
 constexpr uint64_t kFileRights =
     LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate;
-// No folders or links inside, so that it stays flat, and nothing is removed while it is still open:
-// what is in the folder is all that the program has written.
+// No folders and links, and no file can be removed: so the files directly in the folder are all
+// that the program has written, and IsTooLarge counts all of it.
 constexpr uint64_t kWrite = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_MAKE_REG | kTruncate;
 constexpr uint64_t kHandled =
     kRead | kWrite | kRefer | LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |

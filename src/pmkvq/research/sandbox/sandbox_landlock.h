@@ -15,7 +15,7 @@ int LandlockVersion();
 // caller closes. LandlockVersion() has to be at least 1. Throws IoError.
 int MakeLandlockRules(const std::vector<std::string>& readable, const std::string& writable);
 
-// Confines the calling thread. No memory is allocated. False: errno says why.
+// Confines the calling thread. No memory is allocated. False with errno where the kernel refuses.
 bool EnterLandlock(int rules);
 
 }  // namespace pmkvq

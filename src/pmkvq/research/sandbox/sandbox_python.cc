@@ -20,7 +20,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// One path a line: the program, then what it reads. A shim on PATH (pyenv) leads to the real one.
+// One path a line: the program, then the files and folders that it reads. A shim on PATH (pyenv)
+// leads to the real one.
 constexpr const char* kDescribe = R"(import os, sys
 if sys.version_info < (3, 8): sys.exit(3)
 real = os.path.realpath(sys.executable)

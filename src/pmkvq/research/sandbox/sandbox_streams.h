@@ -14,7 +14,7 @@ namespace pmkvq {
 [[noreturn]] void FailSandbox(const std::string& what, int error = errno);
 
 // `opened` as a descriptor of at least kFirstOwnDescriptor, out of the way of the child's 0 to 5,
-// closed by exec. Throws IoError, also for -1: opening failed and errno says why.
+// closed by exec. Throws IoError, also for -1 (opening failed), by errno.
 Descriptor MoveUp(int opened);
 
 struct Pipe {
@@ -34,7 +34,7 @@ struct Stream {
   std::string text;
 
   bool open() const { return source.get() >= 0; }
-  void Read();  // Takes what is there; waits where nothing is.
+  void Read();  // Appends the bytes that are there; waits where there are none.
 };
 
 struct Streams {

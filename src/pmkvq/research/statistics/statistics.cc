@@ -38,7 +38,7 @@ Interval ScoreInterval(double successes, double n) {
   const double center = p + z2 / (2 * n);
   const double half = kNormalQuantile * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
   Interval interval;
-  // At the ends the limits are 0 and 1 exactly; rounding would put them a little aside.
+  // At the ends the limits are exactly 0 and 1; the formula may miss them by a rounding error.
   interval.low = successes <= 0 ? 0 : (center - half) / (1 + z2 / n);
   interval.high = successes >= n ? 1 : (center + half) / (1 + z2 / n);
   return interval;
@@ -65,8 +65,8 @@ struct ClusterSum {
   int64_t sum = 0;
 };
 
-// Responses that would be worth as much if they were independent. `independent` is the sum of
-// squared deviations from the mean of all responses.
+// The number of independent responses with the same variance of the mean. `independent` is the sum
+// of squared deviations from the mean of all responses.
 double EffectiveResponses(const std::vector<ClusterSum>& problems, double independent) {
   double num_problems = 0;
   double n = 0;

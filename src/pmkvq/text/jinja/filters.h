@@ -1,4 +1,4 @@
-// The filters, by what they work on. Internal to text/jinja.
+// The filters: on text, on items, on values. Internal to text/jinja.
 #pragma once
 
 #include "pmkvq/text/jinja/library.h"

@@ -1,4 +1,4 @@
-// Filters that work on what has items.
+// Filters that work on lists, tuples, dicts, strings and generators.
 #include <fmt/format.h>
 
 #include <algorithm>

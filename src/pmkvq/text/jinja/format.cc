@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kMaxWidth = 10'000;  // Of a field, and digits of a number.
 
-// What stands between % or : and the letter of a conversion.
+// The part of a format between % or : and the letter of a conversion.
 struct Field {
   bool left = false;  // Aligned to the left; else to the right.
   bool center = false;

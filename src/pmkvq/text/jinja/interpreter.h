@@ -84,7 +84,7 @@ class Interpreter : public Runtime {
   Value EvaluateConcat(const Expression& expression);
   bool EvaluateCompare(const Expression& expression);
   bool Compare(Expression::Comparison op, const Value& left, const Value& right);
-  // A chain of filters; `body` stands at its innermost end where the template has no value there.
+  // A chain of filters; `body` is the innermost value where the template has none (a filter block).
   Value EvaluateFilter(const Expression& expression, const Value* body);
   Arguments EvaluateArguments(const Expression& expression);
   std::vector<Value> EvaluateAll(const std::vector<Expression*>& expressions);
@@ -103,7 +103,7 @@ class Interpreter : public Runtime {
   std::vector<Scope*> free_scopes_;
   std::deque<Namespace> namespaces_;
   std::deque<Macro> macros_;
-  std::vector<MemoryCharge> charges_;  // For what lives to the end.
+  std::vector<MemoryCharge> charges_;  // Of values that live until the end.
   int loop_symbol_;
   int caller_symbol_;
   int varargs_symbol_;

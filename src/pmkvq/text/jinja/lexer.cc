@@ -72,8 +72,8 @@ class Lexer {
     return tokens_.back();
   }
 
-  // Text up to a tag, without the white space that the tag takes, whose sign stands at
-  // text_[`begin`] + 2. `is_print`: {{ leaves the white space before it.
+  // Text up to a tag, without the white space that the tag takes. The sign of the tag is
+  // at text_[`begin`] + 2. `is_print`: {{ leaves the white space before it.
   std::string_view DataBefore(size_t begin, size_t end, char sign, bool is_print) const {
     std::string_view data = std::string_view(text_).substr(begin, end - begin);
     if (sign == '-') return data.substr(0, data.size() - TrailingSpace(data));

@@ -35,7 +35,7 @@ struct Token {
 };
 
 // The tokens of a template, kEnd at the end. `source` names it in errors.
-// Throws InvalidInput with the line for what is no Jinja.
+// Throws InvalidInput with the line where the text is not valid Jinja.
 std::vector<Token> Tokenize(std::string_view text, const std::string& source);
 
 }  // namespace pmkvq::jinja

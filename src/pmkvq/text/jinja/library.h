@@ -26,7 +26,7 @@ const Function* FindFunction(std::string_view name);
 // True for the methods of strings, dicts, lists and the others that can be called.
 bool IsKnownMethod(std::string_view name);
 // True when a value of this kind has this method, or an attribute of this name that templates must
-// not use; `*is_safe` says which.
+// not use; `*is_safe` is false for the latter.
 bool HasMethod(const Value& object, std::string_view name, bool* is_safe);
 // Calls a method that HasMethod knows.
 Value CallMethod(Interpreter& interpreter, const Method& method, const Arguments& arguments);

@@ -1,4 +1,4 @@
-// Bounds on what a chat template may do. Templates and messages are foreign input.
+// Bounds on the work and memory of a chat template. Templates and messages are foreign input.
 #pragma once
 
 #include <cstdint>

@@ -49,7 +49,7 @@ struct Macro {
 };
 
 // The variable `loop`. The items after the present one are found when they are asked for, because
-// the filter of a loop may depend on what its body does.
+// the body of a loop may change values that the filter of the loop reads.
 struct Loop {
   std::shared_ptr<const Sequence> items;
   std::function<bool(const Value&)> filter;  // Empty for none, and when the loop has ended.

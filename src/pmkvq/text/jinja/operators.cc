@@ -269,7 +269,7 @@ Value NoItem(Runtime& runtime, const Value& value, const Value& index) {
   return runtime.Undefined(fmt::format("{} has no element {}", ObjectName(value), shown));
 }
 
-// A member of a value that is no item of it: a method or what a loop knows. False for none.
+// A member of a value that is not an item: a method, or an attribute of `loop`. False for none.
 bool FindMember(Runtime& runtime, const Value& value, const std::string& name, Value* member) {
   if (value.Is(Kind::kNamespace)) {
     runtime.StepItems(value.name_space().members.size());

@@ -18,7 +18,7 @@ bool Less(Runtime& runtime, const Value& left, const Value& right, std::string_v
 bool Contains(Runtime& runtime, const Value& container, const Value& item);
 
 // value[index], value.name where it is no method, and value[start:stop:step] (none: left out).
-// Undefined where there is no such item; a slice of what has no slices throws.
+// Undefined where there is no such item; a slice of a value without slices throws.
 Value Item(Runtime& runtime, const Value& value, const Value& index);
 Value Attribute(Runtime& runtime, const Value& value, const std::string& name);
 Value Slice(Runtime& runtime, const Value& value, const Value& start, const Value& stop,

@@ -82,7 +82,7 @@ class Parser {
     if (name == "print") return ParsePrint(line);
     if (name == "break" || name == "continue") return ParseJump(name, line);
     if (name == "generation") {
-      // Marks what an assistant wrote, for training; the text is the same.
+      // Marks the text of the assistant for training; the text itself does not change.
       Statement* node = tokens_.NewStatement(Statement::Kind::kScope, line);
       node->body = ParseBlock({"endgeneration"});
       tokens_.Next();

@@ -9,8 +9,8 @@
 
 namespace pmkvq::jinja {
 
-// Throws InvalidInput for what is no template, and Unsupported for statements, filters, tests,
-// functions and methods that are not known here; both name the line and the construct.
+// Throws InvalidInput where the text is not a valid template, and Unsupported for statements,
+// filters, tests, functions and methods that are not known here; both name the line and construct.
 Tree ParseTree(std::string_view text, const std::string& source, const Limits& limits);
 
 }  // namespace pmkvq::jinja

@@ -63,16 +63,16 @@ class Runtime {
   Value List(std::vector<Value> items) { return Items(Kind::kList, std::move(items)); }
   Value FromDict(Dict dict);
   Value BoundMethod(const Value& object, const std::string& name);
-  // Undefined, with what is said when it is used.
+  // Undefined; `hint` is the error message when it is used.
   Value Undefined(const std::string& hint);
 
-  // Fails with what an undefined value has to say.
+  // Throws with the hint of an undefined value.
   [[noreturn]] void FailUndefined(const Value& undefined) const;
 
   // The items that walking a value gives: items, characters, keys. A generator is used up. Throws
-  // for what cannot be walked.
+  // for values that have no items.
   std::shared_ptr<const Sequence> Walk(const Value& value);
-  // Python's len(). Throws for what has none.
+  // Python's len(). Throws for values without a length.
   int64_t Length(const Value& value);
 
  private:

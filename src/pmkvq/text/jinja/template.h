@@ -6,9 +6,9 @@
 // generation (its text only), comments and white space control; all operators of Jinja; the
 // filters, tests and methods that published templates use, and their relatives (filters_values.cc,
 // tests.cc, methods.cc, string_methods.cc list them). Anything else is refused when the template is
-// read. Integers have 64 bits; what does not fit is an error. Generators are evaluated at once.
+// read. Integers have 64 bits; larger ones are an error. Generators are evaluated at once.
 //
-// What a user wrote stays marked: the prompt says which of its bytes came from the variables.
+// Text of a user stays marked: the prompt records which of its bytes came from the variables.
 #pragma once
 
 #include <memory>
@@ -44,15 +44,15 @@ Value FromJson(const JsonValue& json);
 // Immutable; Render may be called from several threads.
 class Template {
  public:
-  // `source` names the template in errors. Throws InvalidInput for what is no template, Unsupported
+  // `source` names the template in errors. Throws InvalidInput for an invalid template, Unsupported
   // for constructs that are not known here; both name the line.
   static std::shared_ptr<const Template> Parse(std::string_view text, const std::string& source,
                                                const Limits& limits = {});
   ~Template();
 
-  // The text that the template makes of the variables. `date`: what strftime_now says.
-  // Throws InvalidInput: "[source] line N: what", for what Jinja2 raises (also raise_exception) and
-  // for what exceeds the limits.
+  // The text that the template makes of the variables. `date`: the day of strftime_now.
+  // Throws InvalidInput "[source] line N: ..." where Jinja2 would raise an error (also by
+  // raise_exception), and where a limit is exceeded.
   MarkedText Render(const Variables& variables, const Date& date = {}) const;
 
  private:

@@ -26,14 +26,14 @@ struct JsonFormat {
   std::string key_separator = ": ";
   bool sort_keys = false;
 };
-// json.dumps(value). Throws for what JSON does not have.
+// json.dumps(value). Throws for values that JSON cannot express.
 void AppendJson(Runtime& runtime, const Value& value, const JsonFormat& format,
                 StringBuilder* builder);
 
-// Where `part` is in `text` from `from` on, or npos. Linear whatever the texts.
+// Where `part` is in `text` from `from` on, or npos. Linear for all texts.
 size_t FindText(std::string_view text, std::string_view part, size_t from);
 
-// Where `part` begins last in `text`, or npos. Counts what it may cost.
+// Where `part` begins last in `text`, or npos. Charges the worst cost to the step limit.
 size_t FindTextFromRight(Runtime& runtime, std::string_view text, std::string_view part);
 
 // A range from its numbers.

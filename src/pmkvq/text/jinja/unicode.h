@@ -30,7 +30,8 @@ bool IsLower(char32_t c);
 bool IsCased(char32_t c);
 bool IsPrintable(char32_t c);
 
-// Full case mapping, which may give several characters, without what depends on the neighbours.
+// Full case mapping, which may give several characters. Mappings that depend on neighbouring
+// characters are left out.
 std::string UpperCase(char32_t c);
 std::string LowerCase(char32_t c);
 std::string TitleCase(char32_t c);

@@ -1,8 +1,8 @@
 // Values of a running template: Python's, as far as templates see them. Internal to text/jinja.
 //
-// Strings know which of their bytes a user wrote; whatever is made of them knows that too. Lists
-// and dicts never change once they are made: the sandbox of Jinja forbids it. Values charge their
-// bytes to a MemoryBudget, which must outlive them.
+// Strings record which of their bytes a user wrote, and so do strings that are made from them.
+// Lists and dicts never change once they are made: the sandbox of Jinja forbids it. Values charge
+// their bytes to a MemoryBudget, which must outlive them.
 #pragma once
 
 #include <cstdint>
@@ -107,8 +107,8 @@ class Value {
     v.scalar_.number = value;
     return v;
   }
-  // `object` is of the type that belongs to the kind. A kUndefined may carry a String: what is said
-  // when it is used.
+  // `object` is of the type that belongs to the kind. A kUndefined may carry a String: the error
+  // message when it is used.
   Value(Kind kind, std::shared_ptr<const void> object) : kind_(kind), object_(std::move(object)) {}
 
   Kind kind() const { return kind_; }
@@ -177,7 +177,7 @@ struct Dict {
   int depth = 1;
   MemoryCharge charge;
 
-  // The value of a key, or nullptr. Equal numbers are the same key, whatever their kinds.
+  // The value of a key, or nullptr. Equal numbers of different kinds are the same key.
   const Value* Find(const Value& key) const;
   const Value* Find(std::string_view key) const;
   void Set(const Value& key, const Value& value);
@@ -194,8 +194,8 @@ struct Namespace {
   Value* Find(std::string_view name);
 };
 
-// True for what Python can hash and Dict takes as key: strings, numbers, bools, none, undefined,
-// and tuples of these.
+// Whether a value can be a key of Dict, as Python can hash it: strings, numbers, bools, none,
+// undefined, and tuples of these.
 bool IsHashable(const Value& value);
 // A text that is the same for equal keys and for no others.
 std::string KeyText(const Value& key);
