@@ -31,6 +31,7 @@ struct Options {
   int64_t tokens = 512;          // prefill
   int64_t chunk = 512;           // prefill
   int64_t budget_tokens = 2048;  // halve
+  EngineBenchOptions engine;
   CalibrationBenchOptions calibration;
 };
 
@@ -178,6 +179,31 @@ void AddDecodeBench(CLI::App& bench) {
   command.OnRun([](const Options& options) { return BenchDecode(options.bench); });
 }
 
+void AddEngineBench(CLI::App& bench) {
+  Command command(bench, "engine", "scheduling beside a queue, and tokens beside a long prompt");
+  command.AddShape(kLayersTwo);
+  command.AddBatches({8, 64}, "running requests, one or more");
+  command.AddWeights();
+  Options& options = command.options();
+  options.bench.shape = "qwen2-1.5b";
+  options.bench.repeat = 3;
+  const auto add = [&](const char* name, int64_t& value, const char* text, int64_t least) {
+    command.app()
+        .add_option(name, value, text)
+        ->transform(WholeNumber(least, 65536))
+        ->capture_default_str();
+  };
+  add("--waiting", options.engine.waiting, "requests in the queue", 1);
+  add("--prompt", options.engine.prompt_tokens, "tokens of the prompt beside them", 2);
+  add("--chunk", options.engine.chunk, "prompt tokens per forward pass", 1);
+  command.app()
+      .add_option("--prefill-share", options.engine.prefill_share,
+                  "share of a step's time for prompts beside decoding, in (0, 1]")
+      ->transform(DecimalNumber(0.001, 1))
+      ->capture_default_str();
+  command.OnRun([](const Options& given) { return BenchEngine(given.bench, given.engine); });
+}
+
 void AddHalveBench(CLI::App& bench) {
   Command command(bench, "halve", "halving of stored pages, and how long a token waits for it");
   command.AddShape("(0: 4 for the speed, all of the shape for the wait)");
@@ -228,6 +254,7 @@ void AddBench(CLI::App& app) {
   AddGemvBench(*bench);
   AddPrefillBench(*bench);
   AddDecodeBench(*bench);
+  AddEngineBench(*bench);
   AddHalveBench(*bench);
   AddCalibrateBench(*bench);
 }

@@ -35,7 +35,7 @@ struct EngineOptions {
   // While requests decode, the most of a step's time that prompts of others may take: tokens then
   // come 1 / (1 - share) times as far apart. 1: a prompt goes first and decoding waits for it,
   // which suits runs where nobody waits for single tokens. In (0, 1].
-  double prefill_share = 0.3;
+  double prefill_share = 0.25;
 };
 
 // The cache of an engine: a store without sequences, and what one sequence may take of it.

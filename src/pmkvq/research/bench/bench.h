@@ -54,6 +54,16 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
 // bits.
 BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens);
 
+struct EngineBenchOptions {
+  int64_t waiting = 1000;        // Requests in the queue.
+  int64_t prompt_tokens = 2048;  // Of the request that comes while others decode.
+  int64_t chunk = 512;
+  double prefill_share = 0.25;
+};
+// An engine with `batches` running requests: the cost of scheduling beside a queue, and the time
+// between tokens while another one's prompt is computed (2 blocks unless told; 16-bit cache).
+BenchReport BenchEngine(const BenchOptions& options, const EngineBenchOptions& load);
+
 struct CalibrationBenchOptions {
   std::string model;    // Folder
   std::string dataset;  // Texts; empty: MODEL/calibration.jsonl
