@@ -48,15 +48,46 @@ void WriteSide(JsonWriter& json, const std::vector<std::vector<double>>& by_widt
   json.EndObject();
 }
 
+void WriteBlock(JsonWriter& json, const KvBlockGeometry& block, size_t count) {
+  json.BeginObject();
+  json.Key("count").Int(static_cast<int64_t>(count));
+  json.Key("num_heads").Int(block.num_heads);
+  json.Key("streams").BeginArray();
+  for (const KvStream& stream : block.streams) {
+    json.BeginObject();
+    json.Key("heads").Int(stream.heads);
+    json.Key("width").Int(stream.width);
+    json.Key("group").Int(stream.group);
+    json.EndObject();
+  }
+  json.EndArray();
+  json.EndObject();
+}
+
 void WriteModel(JsonWriter& json, const Plan& plan) {
   json.BeginObject();
   json.Key("identity").String(plan.model_identity);
-  const UniformKvGeometry geometry = UniformOf(plan.geometry, "plan");
-  json.Key("num_layers").Int(geometry.num_layers);
-  json.Key("num_heads").Int(geometry.num_heads);
-  json.Key("num_kv_heads").Int(geometry.num_kv_heads);
-  json.Key("head_dim").Int(geometry.head_dim);
+  json.Key("blocks").BeginArray();
+  const std::vector<KvBlockGeometry>& blocks = plan.geometry.blocks;
+  for (size_t begin = 0; begin < blocks.size();) {
+    size_t end = begin + 1;
+    while (end < blocks.size() && blocks[end] == blocks[begin]) ++end;
+    WriteBlock(json, blocks[begin], end - begin);
+    begin = end;
+  }
+  json.EndArray();
   json.EndObject();
+}
+
+// Per block the width of each stream.
+void WriteBits(JsonWriter& json, const Plan& plan) {
+  json.BeginArray();
+  for (size_t i = 0; i < plan.k_bits.size(); ++i) {
+    std::vector<int> bits;
+    if (plan.geometry.blocks[i].has_cache()) bits = {plan.k_bits[i], plan.v_bits[i]};
+    json.Array(bits);
+  }
+  json.EndArray();
 }
 
 void WriteCalibration(JsonWriter& json, const CalibrationRecord& record) {
@@ -85,8 +116,8 @@ std::string ToJson(const Plan& plan, const std::string& tensor_hash) {
   json.Key("reference_accounting").Bool(plan.reference_accounting);
   // Left out where it is false, which is what its absence says.
   if (plan.mirrored) json.Key("mirrored").Bool(true);
-  json.Key("k_bits").Array(plan.k_bits);
-  json.Key("v_bits").Array(plan.v_bits);
+  json.Key("bits");
+  WriteBits(json, plan);
   json.Key("budget_bytes").Array(plan.budget_bytes);
   if (!plan.sensitivity.k.empty()) {
     json.Key("sensitivity").BeginObject().Key("k");
@@ -144,7 +175,8 @@ std::string ReadHash(const JsonValue& value) {
   return hash;
 }
 
-UniformKvGeometry ReadGeometry(const JsonValue& model) {
+// Version 1: all blocks alike.
+KvGeometry ReadUniformGeometry(const JsonValue& model) {
   UniformKvGeometry geometry;
   geometry.num_layers = model.At("num_layers").AsInt(1, kMaxLayers);
   geometry.num_heads = model.At("num_heads").AsInt(1, kMaxHeads);
@@ -153,6 +185,41 @@ UniformKvGeometry ReadGeometry(const JsonValue& model) {
   if (geometry.num_heads % geometry.num_kv_heads != 0) {
     model.At("num_heads")
         .Fail(fmt::format("a multiple of num_kv_heads ({})", geometry.num_kv_heads));
+  }
+  return geometry;
+}
+
+KvStream ReadStream(const JsonValue& value, const JsonValue& num_heads) {
+  KvStream stream;
+  stream.heads = value.At("heads").AsInt(1, kMaxHeads);
+  stream.width = value.At("width").AsInt(8, 256);
+  stream.group = value.At("group").AsInt(1, stream.width);
+  if (stream.width % stream.group != 0) {
+    value.At("group").Fail(fmt::format("a divisor of width ({})", stream.width));
+  }
+  if (num_heads.AsInt() % stream.heads != 0) {
+    num_heads.Fail(fmt::format("a multiple of the heads of streams ({})", stream.heads));
+  }
+  return stream;
+}
+
+KvGeometry ReadGeometry(const JsonValue& model) {
+  const JsonValue runs = model.At("blocks");
+  if (!runs.IsArray() || runs.size() == 0) runs.Fail("an array of blocks");
+  KvGeometry geometry;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const JsonValue run = runs.At(i);
+    const int64_t count = run.At("count").AsInt(1, kMaxLayers - geometry.num_layers());
+    KvBlockGeometry block;
+    block.num_heads = run.At("num_heads").AsInt(1, kMaxHeads);
+    const JsonValue streams = run.At("streams");
+    if (!streams.IsArray() || (streams.size() != 0 && streams.size() != 2)) {
+      streams.Fail("keys and values, or an empty array");
+    }
+    for (size_t j = 0; j < streams.size(); ++j) {
+      block.streams.push_back(ReadStream(streams.At(j), run.At("num_heads")));
+    }
+    geometry.blocks.insert(geometry.blocks.end(), static_cast<size_t>(count), block);
   }
   return geometry;
 }
@@ -195,7 +262,22 @@ CalibrationRecord ReadCalibration(const JsonValue& value) {
   return record;
 }
 
-void ReadAllocation(const JsonValue& root, Plan& plan) {
+// Version 2: per block the width of each stream.
+void ReadBits(const JsonValue& root, Plan& plan) {
+  const JsonValue array = ReadPerBlock(root, "bits", plan.geometry.num_layers());
+  for (size_t i = 0; i < array.size(); ++i) {
+    const size_t num_streams = plan.geometry.blocks[i].streams.size();
+    const JsonValue bits = array.At(i);
+    if (!bits.IsArray() || bits.size() != num_streams) {
+      bits.Fail(fmt::format("an array with one width per stream ({})", num_streams));
+    }
+    // What a block without cache is given has no effect.
+    plan.k_bits.push_back(num_streams == 0 ? 16 : ReadWidth(bits.At(0)));
+    plan.v_bits.push_back(num_streams == 0 ? 16 : ReadWidth(bits.At(1)));
+  }
+}
+
+void ReadAllocation(const JsonValue& root, int64_t version, Plan& plan) {
   plan.sink_tokens = root.At("sink_tokens").AsInt(0, kMaxSinkTokens);
   plan.window_tokens = root.At("window_tokens").AsInt(kPageTokens, kMaxTokens);
   if (plan.window_tokens % kPageTokens != 0) root.At("window_tokens").Fail("a multiple of 128");
@@ -207,17 +289,26 @@ void ReadAllocation(const JsonValue& root, Plan& plan) {
   plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
   plan.reference_accounting = root.At("reference_accounting").AsBool();
   if (root.Has("mirrored")) plan.mirrored = root.At("mirrored").AsBool();
-  plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers());
-  plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers());
+  if (version == 1) {
+    plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers());
+    plan.v_bits = ReadWidths(root, "v_bits", plan.geometry.num_layers());
+  } else {
+    ReadBits(root, plan);
+  }
   const JsonValue budgets = ReadPerBlock(root, "budget_bytes", plan.geometry.num_layers());
   for (size_t i = 0; i < budgets.size(); ++i) {
-    plan.budget_bytes.push_back(budgets.At(i).AsInt(1, kMaxBytes));
+    const int64_t least = plan.geometry.blocks[i].has_cache() ? 1 : 0;
+    plan.budget_bytes.push_back(budgets.At(i).AsInt(least, kMaxBytes));
   }
 }
 
 std::vector<Tensor> ReadKeyScales(const Plan& plan, const SafetensorsFile& file) {
   std::vector<Tensor> scales;
   for (size_t block = 0; block < plan.alpha.size(); ++block) {
+    if (!plan.geometry.blocks[block].has_cache()) {
+      scales.emplace_back();
+      continue;
+    }
     const KvStream& keys = plan.geometry.blocks[block].k();
     const Shape shape = {keys.heads, keys.width / 2};
     const TensorView& view = file.Get(ScaleName(block), DType::kF32, shape);
@@ -253,6 +344,7 @@ void SavePlan(const Plan& plan, const std::string& path) {
   if (!plan.key_scales.empty()) {
     std::map<std::string, TensorView> tensors;
     for (size_t block = 0; block < plan.key_scales.size(); ++block) {
+      if (!plan.geometry.blocks[block].has_cache()) continue;
       tensors.emplace(ScaleName(block), plan.key_scales[block].view());
     }
     WriteSafetensors(tensor_path, tensors, {{"format", kFormatName}});
@@ -267,14 +359,16 @@ Plan ParsePlanJson(std::string_view text, const std::string& source, std::string
   const JsonValue format = root.Find("format");
   if (!format.IsString() || format.AsString() != kFormatName)
     format.Fail(fmt::format("\"{}\"", kFormatName));
-  const JsonValue version = root.At("version");
-  if (version.AsInt() != kPlanVersion) version.Fail(std::to_string(kPlanVersion));
+  const int64_t version = root.At("version").AsInt();
+  if (version != 1 && version != kPlanVersion) {
+    root.At("version").Fail(fmt::format("1 or {}", kPlanVersion));
+  }
 
   Plan plan;
   const JsonValue model = root.At("model");
   plan.model_identity = ReadHash(model.At("identity"));
-  plan.geometry = ReadGeometry(model);
-  ReadAllocation(root, plan);
+  plan.geometry = version == 1 ? ReadUniformGeometry(model) : ReadGeometry(model);
+  ReadAllocation(root, version, plan);
   if (root.Has("sensitivity")) {
     const JsonValue sensitivity = root.At("sensitivity");
     plan.sensitivity.k = ReadSide(sensitivity.At("k"), plan.geometry.num_layers());

@@ -16,7 +16,7 @@
 
 namespace pmkvq {
 
-inline constexpr int kPlanVersion = 1;
+inline constexpr int kPlanVersion = 2;  // Written. Version 1 is read as well.
 
 // Sensitivity of the loss to quantising K or V of each block: index [width in kWidths][block].
 struct Sensitivity {
@@ -47,7 +47,7 @@ struct Plan {
   bool reference_accounting = false;
   bool mirrored = false;  // Block i was judged by the sensitivities of block L - 1 - i.
 
-  // Its result, size L each.
+  // Its result, size L each; widths of a block without cache have no effect.
   std::vector<int> k_bits;
   std::vector<int> v_bits;
   std::vector<int64_t> budget_bytes;
@@ -56,7 +56,8 @@ struct Plan {
   std::vector<double> alpha;  // Chosen exponent per block; empty: no key scales.
   int rep_k_bits = 0;         // Widths of the scale search.
   int rep_v_bits = 0;
-  std::vector<Tensor> key_scales;  // Per block [Hkv, D/2] f32, or empty.
+  // Per block [Hkv, D/2] f32 (nothing in a block without cache), or empty.
+  std::vector<Tensor> key_scales;
   CalibrationRecord record;
 };
 

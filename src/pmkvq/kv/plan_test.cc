@@ -89,6 +89,49 @@ TEST_F(PlanTest, ReadsBackWhatWasSaved) {
   EXPECT_EQ(read.record.seed, ~uint64_t{0});
 }
 
+// Written by the last program that wrote version 1, from SomePlan().
+TEST_F(PlanTest, VersionOneIsRead) {
+  const Plan read = LoadPlan(PMKVQ_SOURCE_DIR "/tests/golden/plan_version_1.json");
+  const Plan plan = SomePlan();
+  EXPECT_EQ(read.model_identity, plan.model_identity);
+  EXPECT_EQ(read.geometry, plan.geometry);
+  EXPECT_EQ(read.k_bits, plan.k_bits);
+  EXPECT_EQ(read.v_bits, plan.v_bits);
+  EXPECT_EQ(read.budget_bytes, plan.budget_bytes);
+  EXPECT_EQ(read.sensitivity.v, plan.sensitivity.v);
+  EXPECT_EQ(read.alpha, plan.alpha);
+  ASSERT_EQ(read.key_scales.size(), 2u);
+  EXPECT_EQ(read.key_scales[1].As<float>()[15], plan.key_scales[1].As<float>()[15]);
+  // What is written of it is version 2 and reads the same.
+  SavePlan(read, path_);
+  EXPECT_NE(ReadFile(path_).find("\"version\": 2"), std::string::npos);
+  const Plan again = LoadPlan(path_);
+  EXPECT_EQ(again.geometry, plan.geometry);
+  EXPECT_EQ(again.k_bits, plan.k_bits);
+  EXPECT_EQ(again.v_bits, plan.v_bits);
+}
+
+TEST_F(PlanTest, BlocksMayDiffer) {
+  Plan plan = SomePlan();
+  plan.geometry.blocks = {BlockOf({1, 4, 2, 16}), {4, {}}, BlockOf({1, 8, 1, 64})};
+  plan.k_bits = {4, 16, 2};
+  plan.v_bits = {2, 16, 8};
+  plan.budget_bytes = {70000, 0, 30000};
+  plan.sensitivity = {};
+  plan.alpha = {0.5, 0, 0.25};
+  plan.key_scales.resize(1);
+  plan.key_scales.emplace_back();
+  plan.key_scales.emplace_back(DType::kF32, Shape{1, 32});
+  for (int i = 0; i < 32; ++i) plan.key_scales[2].As<float>()[i] = 1.5f;
+  SavePlan(plan, path_);
+  const Plan read = LoadPlan(path_);
+  EXPECT_EQ(read.geometry, plan.geometry);
+  EXPECT_EQ(read.k_bits, plan.k_bits);
+  EXPECT_EQ(read.v_bits, plan.v_bits);
+  EXPECT_EQ(read.budget_bytes, plan.budget_bytes);
+  EXPECT_EQ(read.key_scales[2].shape(), (Shape{1, 32}));
+}
+
 TEST_F(PlanTest, SaysWhenSensitivitiesWereMirrored) {
   Plan plan = SomePlan();
   SavePlan(plan, path_);
@@ -160,14 +203,19 @@ TEST_F(PlanTest, WrongFieldsAreNamed) {
     ExpectRefused(path_, message);
   };
   expect("\"pmkvq-plan\"", "\"other\"", "format");
-  expect("\"version\": 1", "\"version\": 2", "version");
+  expect("\"version\": 2", "\"version\": 3", "version: found 3, expected 1 or 2");
   expect("\"identity\": \"0123", "\"identity\": \"x123", "model.identity");
-  expect("\"num_layers\": 2", "\"num_layers\": 3", "one entry per block (3)");
-  expect("\"num_heads\": 4", "\"num_heads\": 3", "a multiple of num_kv_heads (2)");
+  expect("\"count\": 2", "\"count\": 3", "one entry per block (3)");
+  expect("\"count\": 2", "\"count\": 10001", "model.blocks[0].count");
+  expect("\"num_heads\": 4", "\"num_heads\": 3", "a multiple of the heads of streams (2)");
+  expect("\"group\": 16", "\"group\": 12", "model.blocks[0].streams[0].group");
+  expect("\"streams\": [", "\"streams\": [{\"heads\": 2, \"width\": 16, \"group\": 16}, ",
+         "keys and values, or an empty array");
   expect("\"window_tokens\": 256", "\"window_tokens\": 250", "window_tokens");
   expect("\"sink_tokens\": 4", "\"sink_tokens\": -4", "sink_tokens");
   expect("\"kv_dtype\": \"bf16\"", "\"kv_dtype\": \"f64\"", "kv_dtype");
-  expect("\"k_bits\": [4", "\"k_bits\": [3", "k_bits");
+  expect("[4, 2]", "[3, 2]", "bits[0][0]");
+  expect("[4, 2]", "[4]", "one width per stream (2)");
   expect("\"budget_bytes\": [70000", "\"budget_bytes\": [0", "budget_bytes");
   expect("\"alpha\": [0.55", "\"alpha\": [1.55", "alpha");
   expect("2.5", "-2.5", "not negative");
