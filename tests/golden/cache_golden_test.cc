@@ -11,7 +11,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
-#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/research/methods/reference_cache.h"
 
 namespace pmkvq {
 namespace {
@@ -64,7 +64,6 @@ class CacheGoldenTest : public testing::TestWithParam<Variant> {
     config.window_tokens = json_.At("n_window_token").AsInt();
     config.budget_bytes = {
         static_cast<int64_t>(json_.At("kv_budget_mb").AsDouble() * 1024.0 * 1024.0)};
-    config.reference_accounting = true;
     return config;
   }
 
@@ -146,7 +145,7 @@ class CacheGoldenTest : public testing::TestWithParam<Variant> {
   SafetensorsFile file_;
   std::vector<float> k_;
   std::vector<float> v_;
-  PackedKvCache cache_;
+  ReferenceKvCache cache_;
   SequenceId seq_;
 };
 

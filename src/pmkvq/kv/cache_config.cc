@@ -67,7 +67,7 @@ void ValidatePlannedBits(const CacheConfig& config, const std::vector<int>& bits
   }
 }
 
-void ValidateBudgets(const CacheConfig& config) {
+void ValidateBudgets(const CacheConfig& config, BytesAtFloor floor_bytes) {
   const auto num_layers = config.geometry.blocks.size();
   if (config.budget_bytes.size() != num_layers) {
     throw InvalidInput(kWhere, fmt::format("budgets: found {}, expected one per block ({})",
@@ -83,14 +83,14 @@ void ValidateBudgets(const CacheConfig& config) {
     room -= std::max<int64_t>(0, budget);
   }
   for (size_t i = 0; i < num_layers; ++i) {
-    const int64_t smallest = FloorBytes(config, i, config.sink_tokens + 1);
+    const int64_t smallest = floor_bytes(config, i, config.sink_tokens + 1);
     if (config.budget_bytes[i] >= smallest) continue;
     throw InvalidInput(
         "--kv-budget",
         fmt::format("block {}: found {} bytes, which do not hold its first page; expected at least "
                     "{} (all {} blocks: {} bytes)",
                     i, config.budget_bytes[i], smallest, num_layers,
-                    SmallestBudget(config, config.sink_tokens + 1)));
+                    SmallestBudget(config, config.sink_tokens + 1, floor_bytes)));
   }
 }
 
@@ -180,23 +180,6 @@ int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, 
                CheckedProduct(kWhere, {pages - float_pages, pair_bytes(k_bits, v_bits)})});
 }
 
-int64_t ReferenceBlockBytes(const KvBlockGeometry& block, int64_t max_len, int k_bits, int v_bits) {
-  if (!block.has_cache()) return 0;
-  return CheckedProduct(kWhere, {k_bits + v_bits, block.k().values(), max_len}) / 8;
-}
-
-int64_t ReferencePayloadBytes(const CacheConfig& config, size_t layer, int64_t num_tokens,
-                              int k_bits, int v_bits) {
-  const KvBlockGeometry& block = config.geometry.blocks[layer];
-  if (!block.has_cache()) return 0;
-  const int64_t paged = std::max<int64_t>(0, num_tokens - config.sink_tokens);
-  const int64_t closed = paged / kPageTokens * kPageTokens;
-  const int64_t float_tokens = num_tokens - closed;
-  const int64_t bits = CheckedSum(kWhere, {CheckedProduct(kWhere, {2 * 16, float_tokens}),
-                                           CheckedProduct(kWhere, {k_bits + v_bits, closed})});
-  return CheckedProduct(kWhere, {block.k().values(), bits}) / 8;
-}
-
 double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens) {
   return static_cast<double>(bytes) * 8.0 /
          (static_cast<double>(num_tokens) * static_cast<double>(values_per_token));
@@ -204,13 +187,11 @@ double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens
 
 int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens) {
   const PageWidths floor = FloorWidths(config, layer);
-  return config.reference_accounting
-             ? ReferencePayloadBytes(config, layer, num_tokens, floor.k, floor.v)
-             : BlockBytes(config, layer, num_tokens, floor.k, floor.v);
+  return BlockBytes(config, layer, num_tokens, floor.k, floor.v);
 }
 
 // A block's share is total * its values / all values, rounded down.
-int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens) {
+int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens, BytesAtFloor floor_bytes) {
   const int64_t all_values = config.geometry.values();
   int64_t needed = 0;
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
@@ -219,7 +200,7 @@ int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens) {
     const int64_t divisor = std::gcd(values, all_values);
     const int64_t share = values / divisor;
     const int64_t product =
-        CheckedProduct(kWhere, {FloorBytes(config, layer, num_tokens), all_values / divisor});
+        CheckedProduct(kWhere, {floor_bytes(config, layer, num_tokens), all_values / divisor});
     needed = std::max(needed, product / share + (product % share != 0 ? 1 : 0));
   }
   return needed;
@@ -250,7 +231,7 @@ std::vector<int64_t> SplitBudget(int64_t total_bytes, const std::vector<int64_t>
   return budgets;
 }
 
-void ValidateCacheConfig(const CacheConfig& config) {
+void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes) {
   ValidateGeometry(config.geometry);
   if (config.float_type != DType::kF16 && config.float_type != DType::kBF16 &&
       config.float_type != DType::kF32) {
@@ -292,14 +273,7 @@ void ValidateCacheConfig(const CacheConfig& config) {
                          fmt::format("rotate: found head_dim {}, expected a power of two", width));
     }
   }
-  if (config.reference_accounting &&
-      (config.policy != PolicyKind::kLayerBudget || config.window_tokens != kPageTokens)) {
-    throw InvalidInput("--reference-accounting",
-                       fmt::format("found --policy {} and --n-window-token {}, expected "
-                                   "layer-budget and {}, as in the reference",
-                                   NameOf(config.policy), config.window_tokens, kPageTokens));
-  }
-  ValidateBudgets(config);
+  ValidateBudgets(config, floor_bytes);
 }
 
 }  // namespace pmkvq

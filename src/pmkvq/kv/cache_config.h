@@ -76,11 +76,6 @@ struct CacheConfig {
 
   std::shared_ptr<const KeyScales> key_scales;  // Null: none.
 
-  // Counts as the Python reference does: payload only (codes, sink, open tokens as used), checked
-  // after every append, one halving per call, pages close when full. Only with kLayerBudget and a
-  // window of 128. Real bytes may exceed the budget meanwhile; the arena is sized for the tokens
-  // that fit at the floor, stored at 16 bits.
-  bool reference_accounting = false;
   AttentionMode attention = AttentionMode::kAccurate;  // Of decode over packed pages.
   int num_threads = 1;
 };
@@ -112,25 +107,19 @@ int64_t SinkBytes(const CacheConfig& config, size_t layer);
 int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, int k_bits,
                    int v_bits);
 
-// The reference's budget: bits * Hkv * D * max_len / 8 for K and for V, payload only.
-int64_t ReferenceBlockBytes(const KvBlockGeometry& block, int64_t max_len, int k_bits, int v_bits);
-
-// What a block takes by the reference's count: codes of closed pages (pages close when full), sink
-// and open tokens at 16 bits as used, no metadata.
-int64_t ReferencePayloadBytes(const CacheConfig& config, size_t layer, int64_t num_tokens,
-                              int k_bits, int v_bits);
-
 // Bits per stored value: bytes * 8 / (tokens * values). `values_per_token`: of the block, or of all
 // blocks (KvGeometry::values), that take these bytes.
 double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens);
 
-// What `num_tokens` tokens take in one block with every closed page at its floor, counted as the
-// configuration counts.
+// What `num_tokens` tokens take in one block with every closed page at its floor.
 int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens);
+// A function like FloorBytes. Stores that count bytes in another way have one of their own.
+using BytesAtFloor = int64_t (*)(const CacheConfig& config, size_t layer, int64_t num_tokens);
 
 // Smallest budget (all blocks, one sequence, split by EvenWeights) that holds `num_tokens` at the
 // floor. A budget split by other weights may need more.
-int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens);
+int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens,
+                       BytesAtFloor floor_bytes = FloorBytes);
 
 // Weights by which each value of the model gets the same share: KvBlockGeometry::values.
 std::vector<int64_t> EvenWeights(const KvGeometry& geometry);
@@ -141,6 +130,6 @@ std::vector<int64_t> SplitBudget(int64_t total_bytes, const std::vector<int64_t>
 
 // Throws InvalidInput naming the option for values a user may have got wrong (sink, window, widths,
 // budgets that do not hold even the first page at the floor: the smallest that works is named).
-void ValidateCacheConfig(const CacheConfig& config);
+void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes = FloorBytes);
 
 }  // namespace pmkvq

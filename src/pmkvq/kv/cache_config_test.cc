@@ -84,16 +84,6 @@ TEST(CacheConfigTest, EffectiveBitsAtTheStatedLength) {
   EXPECT_NEAR(EffectiveBits(2 * 256, BlockBytes(config, 0, long_n, 2, 2), long_n), 2.25, 0.06);
 }
 
-TEST(CacheConfigTest, ReferenceBudgetsAndPayload) {
-  CacheConfig config = Config();
-  EXPECT_EQ(ReferenceBlockBytes(config.geometry.blocks[0], 1024, 2, 2), 2 * 256 * 2 * 1024 / 8);
-  EXPECT_EQ(ReferenceBlockBytes(config.geometry.blocks[0], 1024, 4, 2), 6 * 256 * 1024 / 8);
-  // Pages close when full: 1 sink + 128 closed + 3 open.
-  EXPECT_EQ(ReferencePayloadBytes(config, 0, 132, 4, 2), 256 * (4 * 32 + 128 * 6) / 8);
-  config.reference_accounting = true;
-  EXPECT_EQ(SmallestBudget(config, 129), 2 * 256 * (32 + 128 * 4) / 8);
-}
-
 TEST(CacheConfigTest, SmallestBudgetIsWhatTheFloorTakes) {
   const CacheConfig config = Config();
   EXPECT_EQ(SmallestBudget(config, 1000), 2 * BlockBytes(config, 0, 1000, 2, 2));
@@ -184,19 +174,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "at least 132096 (all 2 blocks: 264192 bytes)"},
         BadCase{"BudgetNegative", [](CacheConfig& c) { c.budget_bytes[1] = -5; }, "found -5"},
         BadCase{"BudgetHuge", [](CacheConfig& c) { c.budget_bytes[1] = int64_t{1} << 62; },
-                "expected less"},
-        BadCase{"ReferencePolicy",
-                [](CacheConfig& c) {
-                  c.reference_accounting = true;
-                  c.policy = PolicyKind::kOldestFirst;
-                },
-                "oldest-first"},
-        BadCase{"ReferenceWindow",
-                [](CacheConfig& c) {
-                  c.reference_accounting = true;
-                  c.window_tokens = 256;
-                },
-                "--n-window-token 256"}),
+                "expected less"}),
     [](const auto& test_info) { return std::string(test_info.param.name); });
 
 }  // namespace

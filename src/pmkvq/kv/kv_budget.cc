@@ -12,6 +12,9 @@ namespace pmkvq {
 
 KvBudget::KvBudget(const CacheConfig& packed) : packed_(packed) {}
 
+KvBudget::KvBudget(const CacheConfig& packed, BytesAtFloor floor_bytes)
+    : packed_(packed), floor_bytes_(floor_bytes), any_length_(true) {}
+
 KvBudget::KvBudget(const SimulatedConfig& simulated, std::shared_ptr<const CacheMethod> method)
     : simulated_(simulated), method_(std::move(method)) {}
 
@@ -20,12 +23,12 @@ int64_t KvBudget::total_bytes() const {
 }
 
 int64_t KvBudget::BlockNeeds(int64_t layer, int64_t num_tokens) const {
-  return method_ == nullptr ? FloorBytes(packed_, static_cast<size_t>(layer), num_tokens)
+  return method_ == nullptr ? floor_bytes_(packed_, static_cast<size_t>(layer), num_tokens)
                             : MostBlockBytes(*method_, layer, num_tokens);
 }
 
 bool KvBudget::Holds(int64_t num_tokens) const {
-  if (method_ == nullptr && packed_.reference_accounting) return true;
+  if (any_length_) return true;
   for (size_t layer = 0; layer < block_budgets().size(); ++layer) {
     if (BlockNeeds(static_cast<int64_t>(layer), num_tokens) > block_budgets()[layer]) return false;
   }

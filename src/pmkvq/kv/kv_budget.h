@@ -15,12 +15,15 @@ namespace pmkvq {
 class KvBudget {
  public:
   explicit KvBudget(const CacheConfig& packed);
+  // Of a store that counts bytes at the floor in its own way and is asked token by token whether it
+  // has room, so that any length may be tried.
+  KvBudget(const CacheConfig& packed, BytesAtFloor floor_bytes);
   KvBudget(const SimulatedConfig& simulated, std::shared_ptr<const CacheMethod> method);
 
   // Of one sequence, all blocks.
   int64_t total_bytes() const;
-  // Whether `num_tokens` tokens fit every block at the least that the method can do. Always true
-  // with reference accounting, which says by itself when it runs out.
+  // Whether `num_tokens` tokens fit every block at the least that the method can do, or any length
+  // may be tried.
   bool Holds(int64_t num_tokens) const;
   // The smallest --kv-budget that holds `num_tokens` tokens. Call when this one does not.
   int64_t SmallestThatHolds(int64_t num_tokens) const;
@@ -38,6 +41,8 @@ class KvBudget {
   int64_t BlockNeeds(int64_t layer, int64_t num_tokens) const;
 
   CacheConfig packed_;
+  BytesAtFloor floor_bytes_ = FloorBytes;
+  bool any_length_ = false;
   SimulatedConfig simulated_;
   std::shared_ptr<const CacheMethod> method_;  // Null: packed.
 };

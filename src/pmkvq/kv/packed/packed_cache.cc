@@ -311,11 +311,6 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
       const StoredPage& stored = block.pages[page][side];
       if (stored.bits == 16) {
         codec.WriteRows(rows, num_rows, first, kPageTokens, store_.Data(stored));
-        const int close_bits = WidthOf(block.present, side);
-        if (config_.reference_accounting && first + num_rows == kPageTokens && close_bits < 16) {
-          NarrowStep step{page, side, close_bits};
-          store_.Narrow(*chunk.seq, layer, {&step, 1});
-        }
       } else {
         StoreClosingPage(*chunk.seq, layer, page, side, rows, num_rows, first);
       }
@@ -353,8 +348,6 @@ void PackedKvCache::EndForward() {
     if (seq.failure) continue;
     seq.num_tokens += chunk.num_tokens;
     seq.reserved_tokens = 0;
-    if (!config_.reference_accounting) continue;
-    for (const size_t layer : cached_layers_) HalveByReference(seq, layer);
   }
 }
 

@@ -126,7 +126,6 @@ class PackedKvCache final : public KvStore {
                         int64_t num_rows, int64_t first);
 
   // packed_cache_reserve.cc: everything that changes page tables.
-  ReserveResult ReserveReference(Sequence& seq, int64_t num_tokens);
   bool DecideAllWidths(const Sequence& seq, int64_t pages_after);
   bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
   void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
@@ -138,7 +137,6 @@ class PackedKvCache final : public KvStore {
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
   void CountSteps(Side side, int from_bits, int to_bits);
   void EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us);
-  void HalveByReference(Sequence& seq, size_t layer);
   void RestoreMovedRows(Sequence& seq);
   void CutPages(Sequence& seq, int64_t num_tokens);
   void UpdatePresentWidths(BlockPages& block, size_t layer) const;

@@ -141,10 +141,6 @@ std::vector<WideCase> WideCases() {
       cases.push_back({std::string(NameOf(policy)) + suffix, config});
     }
   }
-  CacheConfig reference = SmallConfig(900, 2, 2);
-  reference.reference_accounting = true;
-  reference.budget_bytes.assign(2, ReferenceBlockBytes(reference.geometry.blocks[0], 900, 4, 4));
-  cases.push_back({"reference accounting", reference});
   return cases;
 }
 

@@ -37,7 +37,6 @@ std::vector<Case> Cases() {
   rotated->rotate_keys = true;
   rotated->rotate_values = true;
   rotated->k_axis = QuantAxis::kChannel;
-  add("reference accounting")->reference_accounting = true;
   return cases;
 }
 
@@ -93,7 +92,7 @@ TEST(OneByOneTest, EqualsOneTokenAtATime) {
       EXPECT_EQ(stats.peak_bytes, expected_stats.peak_bytes);
       EXPECT_EQ(stats.narrowed_bytes, expected_stats.narrowed_bytes);
       ExpectSame(driver.cache().TakeHalvingEvents(), decoded.cache().TakeHalvingEvents());
-      if (!one.config.reference_accounting && most == 1000) {
+      if (most == 1000) {
         EXPECT_LT(num_forwards, 1250 / 8) << "a page is a few Forwards";
       }
       // And the next tokens, drawn ones, find the same cache.

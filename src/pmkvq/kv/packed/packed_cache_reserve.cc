@@ -38,7 +38,6 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(!IsInForward(seq) && num_tokens >= 0);
   if (seq.failure) return ReserveResult::kFailed;
   if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
-  if (config_.reference_accounting) return ReserveReference(seq, num_tokens);
 
   const int64_t pages_after = NumPages(config_, seq.num_tokens + num_tokens);
   const bool is_first = seq.num_tokens == 0 && num_tokens > 0;
@@ -64,8 +63,6 @@ int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
   const ReserveResult room = Reserve(id, 1);
   if (room == ReserveResult::kBudgetExhausted || room == ReserveResult::kFailed) return 0;
   Sequence& seq = At(id);
-  // Reference accounting halves after every token.
-  if (config_.reference_accounting) return 1;
   const int64_t sink = config_.sink_tokens;
   const int64_t end =
       seq.num_tokens < sink ? sink : sink + NumPages(config_, seq.num_tokens + 1) * kPageTokens;
@@ -212,46 +209,6 @@ void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
   block.present = CloseWidths(config_, layer);
   if (config_.policy != PolicyKind::kLayerBudget) return;
   for (const PagePair& page : block.pages) block.present = Narrower(block.present, WidthsOf(page));
-}
-
-// Reference accounting: new pages are stored at 16 bits and quantised when they are full; room is
-// made after the append. The end is where even the floor width would not hold the tokens.
-ReserveResult PackedKvCache::ReserveReference(Sequence& seq, int64_t num_tokens) {
-  const int64_t num_after = seq.num_tokens + num_tokens;
-  for (const size_t layer : cached_layers_) {
-    if (FloorBytes(config_, layer, num_after) > config_.budget_bytes[layer]) {
-      return ReserveResult::kBudgetExhausted;
-    }
-  }
-  const auto pages_after = static_cast<size_t>(NumPages(config_, num_after));
-  for (const size_t layer : cached_layers_) {
-    BlockPages& block = seq.blocks[layer];
-    if (block.sink.empty() && num_after > 0) store_.AllocateSink(seq, layer);
-    while (block.pages.size() < pages_after) {
-      block.pages.emplace_back();
-      for (const Side side : kSides) {
-        store_.Allocate(seq, layer, block.pages.size() - 1, side, 16);
-      }
-    }
-  }
-  seq.reserved_tokens = num_tokens;
-  return ReserveResult::kReserved;
-}
-
-void PackedKvCache::HalveByReference(Sequence& seq, size_t layer) {
-  BlockPages& block = seq.blocks[layer];
-  if (ReferencePayloadBytes(config_, layer, seq.num_tokens, block.present.k, block.present.v) <=
-      config_.budget_bytes[layer]) {
-    return;
-  }
-  const NarrowingStart start = StartNarrowing();
-  block.present = NextLayerWidths(LimitsOf(layer), block.present);
-  const int64_t num_closed =
-      std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
-  for (size_t page = 0; page < static_cast<size_t>(num_closed); ++page) {
-    AddNarrowSteps(block, page, Narrower(WidthsOf(block.pages[page]), block.present), {16, 16});
-  }
-  FinishNarrowing(seq, layer, start);
 }
 
 void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {

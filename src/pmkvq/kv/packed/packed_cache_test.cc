@@ -530,46 +530,5 @@ TEST(TruncateTest, DropsAReservation) {
 
 // ---- Reference accounting (its goldens: tests/golden/cache_golden_test.cc).
 
-// Where the reference would run out of memory, Reserve says so beforehand.
-TEST(ReferenceAccountingTest, EndsWhereTheFloorIsFull) {
-  CacheConfig config;
-  config.geometry = UniformKvGeometry{2, 2, 1, 16};
-  config.reference_accounting = true;
-  const int64_t max_len = 1024;
-  config.budget_bytes.assign(2, ReferenceBlockBytes(config.geometry.blocks[0], max_len, 2, 2));
-  const std::unique_ptr<KvStore> store = MakePackedKvCache(config);
-  KvStore& cache = *store;
-  const SequenceId seq = *cache.Open();
-  const std::vector<float> rows(2 * 16, 0.5f);
-  std::vector<float> out(rows.size());
-  int64_t n = 0;
-  while (cache.Reserve(seq, 1) != ReserveResult::kBudgetExhausted) {
-    cache.BeginForward({{seq, 1}});
-    for (int64_t layer = 0; layer < 2; ++layer) {
-      cache.AppendAndAttend(layer, rows.data(), rows.data(), rows.data(), out.data());
-    }
-    cache.EndForward();
-    ++n;
-  }
-  EXPECT_EQ(cache.NumTokens(seq), n);
-  EXPECT_LE(ReferencePayloadBytes(config, 0, n, 2, 2), config.budget_bytes[0]);
-  EXPECT_GT(ReferencePayloadBytes(config, 0, n + 1, 2, 2), config.budget_bytes[0]);
-  EXPECT_LT(n, max_len);  // Sink and buffer count at 16 bits.
-  EXPECT_EQ(cache.LayerStats(seq, 0).k_pages[WidthIndex(2)], (n - 1) / 128);
-
-  // One long prefill overshoots, then halves once per call.
-  cache.Truncate(seq, 0);
-  const int64_t prompt = 800;
-  ASSERT_EQ(cache.Reserve(seq, prompt), ReserveResult::kReserved);
-  cache.BeginForward({{seq, prompt}});
-  const std::vector<float> many(static_cast<size_t>(prompt * 32), 0.25f);
-  std::vector<float> many_out(many.size());
-  for (int64_t layer = 0; layer < 2; ++layer) {
-    cache.AppendAndAttend(layer, many.data(), many.data(), many.data(), many_out.data());
-  }
-  cache.EndForward();
-  EXPECT_EQ(cache.LayerStats(seq, 0).k_pages[WidthIndex(8)], 6);
-}
-
 }  // namespace
 }  // namespace pmkvq

@@ -72,7 +72,7 @@ class PageStore {
   explicit PageStore(const CacheConfig& config);
 
   // Makes a page's slots at `bits`, content undefined. The arena holds every page while each
-  // block's bytes stay within its budget (reference accounting: while its tokens fit at the floor).
+  // block's bytes stay within its budget.
   void Allocate(SequencePages& seq, size_t layer, size_t page, Side side, int bits);
   void Release(SequencePages& seq, size_t layer, size_t page, Side side);  // If it has slots.
   // Takes all pages from `first` on out of the block's table.

@@ -111,23 +111,12 @@ class LayoutMaker {
     return static_cast<int64_t>(layout_.extent_bytes / layout_.slot_bytes[slot_class]);
   }
 
-  // Bytes of pages and metadata that all sequences may have at a time.
-  int64_t LiveBytes(size_t layer) const {
-    const KvBlockGeometry& block = config_.geometry.blocks[layer];
-    const int64_t budget = config_.budget_bytes[layer];
-    if (!config_.reference_accounting) return budget - 2 * SinkRestBytes(config_, block);
-    // Pages are stored at 16 bits at first, whatever the budget.
-    const PageWidths floor = FloorWidths(config_, layer);
-    const int64_t closed_bytes = block.k().values() * kPageTokens * (floor.k + floor.v) / 8;
-    return 2 * (budget / closed_bytes + 1) * layout_.blocks[layer].sides[kKeys].page_bytes[0];
-  }
-
   // For pages and metadata, by the guarantee of slot_allocator.h.
   int64_t PageExtents(size_t num_page_classes) const {
     int64_t bytes = 0;
     for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
-      if (!config_.geometry.blocks[layer].has_cache()) continue;
-      bytes += LiveBytes(layer) * config_.max_sequences;
+      const auto sink_rests = static_cast<int64_t>(2 * layout_.blocks[layer].sink.rest_bytes);
+      bytes += (config_.budget_bytes[layer] - sink_rests) * config_.max_sequences;
     }
     int64_t partial = 0;
     auto full_extent = static_cast<int64_t>(layout_.extent_bytes);

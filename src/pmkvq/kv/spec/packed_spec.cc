@@ -126,22 +126,25 @@ void CheckPlanShapes(const Plan& plan, const std::string& plan_path, const KvGeo
   }
 }
 
+int64_t WholeBlockBytes(const CacheConfig& config, size_t layer, int64_t max_len,
+                        PageWidths widths) {
+  return BlockBytes(config, layer, std::max(max_len, config.sink_tokens + 1), widths.k, widths.v);
+}
+constexpr BlockByteCount kWholeBytes = {WholeBlockBytes, FloorBytes};
+
 // Of every block at the same widths.
-std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, PageWidths widths) {
+std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, PageWidths widths,
+                                    const BlockByteCount& count) {
   std::vector<int64_t> budgets;
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
-    budgets.push_back(
-        config.reference_accounting
-            ? ReferenceBlockBytes(config.geometry.blocks[layer], max_len, widths.k, widths.v)
-            : BlockBytes(config, layer, std::max(max_len, config.sink_tokens + 1), widths.k,
-                         widths.v));
+    budgets.push_back(count.budget(config, layer, max_len, widths));
   }
   return budgets;
 }
 
 // Budgets and widths of pm-kvq. `plan` is null where the SPEC has widths of its own.
 void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const Plan* plan,
-                           int64_t max_len, CacheConfig& config) {
+                           int64_t max_len, const BlockByteCount& count, CacheConfig& config) {
   const PageWidths widths =
       choice.has_widths() ? choice.widths : PageWidths{choice.bits, choice.bits};
   const auto num_layers = config.geometry.blocks.size();
@@ -163,11 +166,9 @@ void SetProgressiveBudgets(const KvOptions& options, const Choice& choice, const
                                              : EvenWeights(config.geometry);
     config.budget_bytes = SplitBudget(options.budget_bytes, weights);
   } else if (widths.k != 0) {
-    config.budget_bytes = UniformBudgets(config, max_len, widths);
+    config.budget_bytes = UniformBudgets(config, max_len, widths, count);
   } else if (plan != nullptr && !plan->budget_bytes.empty()) {
     config.budget_bytes = plan->budget_bytes;
-    // Budgets that count payload only would be too small for a cache that counts everything.
-    config.reference_accounting |= plan->reference_accounting;
   } else {
     throw InvalidInput(
         "--kv", "pm-kvq has no budget, expected --kv-budget, --plan or pm-kvq:bits=16|8|4|2");
@@ -229,7 +230,26 @@ void CheckCommonOptions(const KvOptions& options, const KvRequirements& requirem
   }
 }
 
-CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& requirements) {
+CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& requirements) {
+  if (CountsPayload(options)) {
+    throw Unsupported("--reference-accounting",
+                      "found budgets of payload alone, which a packed cache does not count by");
+  }
+  return ResolvePackedConfig(options, requirements, kWholeBytes);
+}
+
+bool CountsPayload(const KvOptions& given) {
+  const KvOptions options = ApplySpecKeys(given);
+  if (options.reference_accounting) return true;
+  const Choice choice = Read(options.spec);
+  // Budgets of payload would be too small for a cache that counts everything.
+  return options.plan != nullptr && options.plan->reference_accounting &&
+         !options.plan->budget_bytes.empty() && options.budget_bytes <= 0 &&
+         choice.method->progressive && choice.bits == 0 && !choice.has_widths();
+}
+
+CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& requirements,
+                                const BlockByteCount& count) {
   const KvOptions options = ApplySpecKeys(given);
   const Choice choice = Read(options.spec);
   CheckCommonOptions(options, requirements);
@@ -256,7 +276,6 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.max_sequences = requirements.max_sequences;
   config.policy = options.policy;
   config.num_threads = requirements.num_threads;
-  config.reference_accounting = options.reference_accounting;
   config.attention = options.attention;
   config.k_axis = choice.k_axis;
   config.rotate_keys = choice.rotate_keys;
@@ -266,15 +285,15 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
     config.close_bits = options.init_kv_bits;
     const bool has_own_widths = choice.bits != 0 || choice.has_widths();
     SetProgressiveBudgets(options, choice, has_own_widths ? nullptr : plan, requirements.max_len,
-                          config);
+                          count, config);
   } else {
     config.close_bits = choice.method->bits;
     config.budget_bytes = options.budget_bytes > 0
                               ? SplitBudget(options.budget_bytes, EvenWeights(config.geometry))
                               : UniformBudgets(config, requirements.max_len,
-                                               {choice.method->bits, choice.method->bits});
+                                               {choice.method->bits, choice.method->bits}, count);
   }
-  ValidateCacheConfig(config);
+  ValidateCacheConfig(config, count.floor);
   config.key_scales = KeyScales::Make(config.geometry, PackedKeyScales(options));
   return config;
 }

@@ -51,6 +51,20 @@ void CheckCommonOptions(const KvOptions& options, const KvRequirements& requirem
 // Contracts: ResolveCacheConfig and KeyScalesOf of registry.h. The SPEC's name is a packed one;
 // a plan that it names has been loaded (ApplySpecKeys) before key scales are asked for.
 CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& requirements);
+
+// How a store counts the bytes of a block, where budgets follow from widths.
+struct BlockByteCount {
+  // What a block is given for sequences of up to `max_len` tokens at these widths.
+  int64_t (*budget)(const CacheConfig& config, size_t layer, int64_t max_len, PageWidths widths);
+  BytesAtFloor floor;
+};
+// The same for a store that does not count everything it allocates. ResolvePackedConfig refuses
+// options that ask for such a one (CountsPayload): throws Unsupported.
+CacheConfig ResolvePackedConfig(const KvOptions& options, const KvRequirements& requirements,
+                                const BlockByteCount& count);
+// Whether the options, or the plan whose budgets they take, say --reference-accounting. Throws as
+// ApplySpecKeys.
+bool CountsPayload(const KvOptions& options);
 const std::vector<Tensor>& PackedKeyScales(const KvOptions& options);
 
 }  // namespace pmkvq

@@ -9,6 +9,7 @@
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/simulated/simulated_cache.h"
 #include "pmkvq/research/analysis/series.h"
+#include "pmkvq/research/methods/reference_cache.h"
 
 namespace pmkvq {
 namespace {
@@ -55,6 +56,9 @@ void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, con
   if (const auto* packed = dynamic_cast<const PackedKvCache*>(&store)) {
     std::vector<float> values(count);
     packed->ReadTokens(seq, layer, keys.data(), values.data());
+  } else if (const auto* reference = dynamic_cast<const ReferenceKvCache*>(&store)) {
+    std::vector<float> values(count);
+    reference->ReadTokens(seq, layer, keys.data(), values.data());
   } else if (const auto* simulated = dynamic_cast<const SimulatedKvCache*>(&store)) {
     ReadSimulatedKeys(*simulated, geometry, rope, seq, layer, keys);
   } else {

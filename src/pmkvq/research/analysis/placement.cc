@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "pmkvq/research/calib/calibrate.h"
+#include "pmkvq/research/calib/reference_accounting.h"
 
 namespace pmkvq {
 

@@ -12,6 +12,7 @@
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/limits.h"
+#include "pmkvq/research/calib/reference_accounting.h"
 
 namespace pmkvq {
 namespace {

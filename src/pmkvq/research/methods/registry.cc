@@ -11,6 +11,8 @@
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/research/calib/reference_accounting.h"
+#include "pmkvq/research/methods/reference_cache.h"
 #include "pmkvq/research/methods/simulated_method.h"
 
 namespace pmkvq {
@@ -126,17 +128,33 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
   return simulation;
 }
 
+int64_t ReferenceBudget(const CacheConfig& config, size_t layer, int64_t max_len,
+                        PageWidths widths) {
+  return ReferenceBlockBytes(config.geometry.blocks[layer], max_len, widths.k, widths.v);
+}
+
+CacheConfig ResolveReferenceConfig(const KvOptions& options, const KvRequirements& requirements) {
+  const CacheConfig config =
+      ResolvePackedConfig(options, requirements, {ReferenceBudget, ReferenceFloorBytes});
+  ValidateReferenceConfig(config);
+  return config;
+}
+
 }  // namespace
 
 CacheConfig ResolveCacheConfig(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
   PMKVQ_CHECK_MSG(choice.simulated == nullptr, "a simulated method has no packed layout");
-  return ResolvePackedConfig(options, requirements);
+  return CountsPayload(options) ? ResolveReferenceConfig(options, requirements)
+                                : ResolvePackedConfig(options, requirements);
 }
 
 KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
-  if (choice.simulated == nullptr) return KvBudget(ResolvePackedConfig(options, requirements));
+  if (choice.simulated == nullptr) {
+    const CacheConfig config = ResolveCacheConfig(options, requirements);
+    return CountsPayload(options) ? KvBudget(config, ReferenceFloorBytes) : KvBudget(config);
+  }
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return KvBudget(simulation.config, simulation.method);
 }
@@ -144,7 +162,9 @@ KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& require
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
   if (choice.simulated == nullptr) {
-    return MakePackedKvCache(ResolvePackedConfig(options, requirements));
+    const CacheConfig config = ResolveCacheConfig(options, requirements);
+    if (CountsPayload(options)) return std::make_unique<ReferenceKvCache>(config);
+    return MakePackedKvCache(config);
   }
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);

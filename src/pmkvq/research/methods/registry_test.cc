@@ -8,6 +8,8 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/research/methods/reference_cache.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 
@@ -88,7 +90,6 @@ TEST(Registry, PlanGivesPmKvqItsBudgetsWidthsSinkAndWindow) {
   EXPECT_EQ(config.v_bits, options.plan->v_bits);
   EXPECT_EQ(config.sink_tokens, 4);
   EXPECT_EQ(config.window_tokens, 256);
-  EXPECT_FALSE(config.reference_accounting);
 
   options.sink_tokens = 0;
   options.window_tokens = 128;
@@ -132,8 +133,14 @@ TEST(Registry, ReferenceAccountingCountsPayloadOnly) {
   KvOptions options = OptionsFor("pm-kvq:bits=4");
   options.reference_accounting = true;
   const CacheConfig config = ResolveCacheConfig(options, Needs(4096));
-  EXPECT_TRUE(config.reference_accounting);
   EXPECT_EQ(config.budget_bytes, std::vector<int64_t>(3, 4 * 32 * 4096 * 2 / 8));
+  EXPECT_NE(dynamic_cast<ReferenceKvCache*>(MakeKvStore(options, Needs(4096)).get()), nullptr);
+  EXPECT_TRUE(ResolveKvBudget(options, Needs(4096)).Holds(1 << 20)) << "the store ends by itself";
+  ExpectError<Unsupported>([&] { ResolvePackedConfig(options, Needs(4096)); },
+                           {"--reference-accounting", "payload"});
+  options.policy = PolicyKind::kOldestFirst;
+  ExpectError<InvalidInput>([&] { ResolveCacheConfig(options, Needs(4096)); },
+                            {"--reference-accounting", "--policy oldest-first", "layer-budget"});
 
   // A plan that was made so says so itself.
   auto plan = MakePlan();
@@ -141,7 +148,14 @@ TEST(Registry, ReferenceAccountingCountsPayloadOnly) {
   plan->reference_accounting = true;
   options = OptionsFor("pm-kvq");
   options.plan = plan;
-  EXPECT_TRUE(ResolveCacheConfig(options, Needs()).reference_accounting);
+  EXPECT_TRUE(CountsPayload(options));
+  EXPECT_NE(dynamic_cast<ReferenceKvCache*>(MakeKvStore(options, Needs()).get()), nullptr);
+  // Widths of the SPEC's own, or a budget, take nothing of it.
+  options.budget_bytes = 10'000'000;
+  EXPECT_FALSE(CountsPayload(options));
+  options.budget_bytes = 0;
+  options.spec = "pm-kvq:bits=4";
+  EXPECT_FALSE(CountsPayload(options));
 }
 
 TEST(Registry, KeyScalesComeFromThePlanUnlessSwitchedOff) {
