@@ -72,6 +72,28 @@ CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string&)
       ->group("KV cache");
 }
 
+namespace {
+
+// The option of one field, which sets it.
+CLI::Option* AddField(CLI::App& command, const CacheField& field, CacheSettings& settings) {
+  using Kind = CacheField::Kind;
+  if (field.kind == Kind::kFlag) {
+    return command.add_flag_callback(
+        field.option, [&field, &settings] { field.set(settings, "true"); }, field.option_help);
+  }
+  CLI::Option* const option = command.add_option_function<std::string>(
+      field.option, [&field, &settings](const std::string& text) { field.set(settings, text); },
+      field.option_help);
+  option->transform(field.kind == Kind::kInteger ? WholeNumber(0, kMostTokens)
+                                                 : OneOf(field.choices));
+  if (field.kind != Kind::kChoice) option->type_name("INT");
+  const std::string value = field.text(settings);
+  if (value != "default") option->default_str(value);
+  return option;
+}
+
+}  // namespace
+
 void KvCommandOptions::Register(CLI::App& command) {
   command_ = &command;
   const std::string group = "KV cache";
@@ -96,39 +118,9 @@ void KvCommandOptions::Register(CLI::App& command) {
       ->type_name("SIZE")
       ->transform(KvBudgetSize())
       ->group(group);
-  command.add_option("--policy", policy, "what is halved when the budget is reached")
-      ->transform(OneOf({"layer-budget", "oldest-first"}))
-      ->capture_default_str()
-      ->group(group);
-  command
-      .add_option("--n-sink-token", sink_tokens,
-                  "first tokens that stay at 16 bit (default: the plan's, or 1)")
-      ->transform(WholeNumber(0, kMostTokens))
-      ->group(group);
-  command
-      .add_option("--n-window-token", window_tokens,
-                  "newest tokens at 16 bit, a multiple of 128 (default: the plan's, or 128)")
-      ->transform(WholeNumber(0, kMostTokens))
-      ->group(group);
-  command.add_option("--n-init-kv-bits", init_kv_bits, "width at which pm-kvq starts")
-      ->transform(OneOf({"16", "8", "4", "2"}))
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised")
-      ->transform(OneOf({"f16", "bf16", "f32"}))
-      ->capture_default_str()
-      ->group(group);
-  command
-      .add_flag("--reference-accounting", reference_accounting,
-                "count payload bytes only, as the Python reference does")
-      ->group(group);
-  command
-      .add_option("--attention", attention,
-                  "how new tokens attend to quantised pages: accurate (floats) or fast (16-bit "
-                  "integers)")
-      ->transform(OneOf({"accurate", "fast"}))
-      ->capture_default_str()
-      ->group(group);
+  for (const CacheField& field : CacheFields()) {
+    if (*field.option != '\0') AddField(command, field, settings)->group(group);
+  }
   command.add_option("--max-len", max_len, "longest sequence, prompt and output (0: the model's)")
       ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str()
@@ -153,19 +145,13 @@ void KvCommandOptions::PrintPlanHint(const KvOptions& kv, const std::string& mod
 SpecEngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
                                             const std::vector<std::string>& specs) const {
   SpecEngineOptions options;
+  static_cast<CacheSettings&>(options.kv) = settings;
   options.kv.spec = spec;
   if (!plan_path.empty()) {
     options.kv.plan = std::make_shared<const Plan>(LoadPlan(plan_path));
     options.kv.plan_path = plan_path;
   }
   if (!budget.empty()) options.kv.budget_bytes = ParseKvBudget(budget);
-  options.kv.policy = ParsePolicyKind(policy);
-  options.kv.sink_tokens = sink_tokens;
-  options.kv.window_tokens = window_tokens;
-  options.kv.init_kv_bits = init_kv_bits;
-  options.kv.kv_dtype = ParseKvDtype(kv_dtype);
-  options.kv.reference_accounting = reference_accounting;
-  options.kv.attention = ParseAttentionMode(attention);
   options.kv = ApplySpecKeys(options.kv);
   options.max_sequences = max_sequences;
   options.max_len = max_len;

@@ -15,20 +15,12 @@
 
 namespace pmkvq::cli {
 
-// --kv, --recipe, --plan, --kv-budget, --policy, --n-sink-token, --n-window-token,
-// --n-init-kv-bits,
-// --kv-dtype, --reference-accounting, --attention, --chunk, --max-len, --threads.
+// --kv, --recipe, --plan, --kv-budget, the options of CacheFields(), --chunk, --max-len, --threads.
 struct KvCommandOptions {
   std::string spec = "fp16";
   std::string plan_path;
   std::string budget;
-  std::string policy = "layer-budget";
-  std::string kv_dtype = "f16";
-  int64_t sink_tokens = -1;
-  int64_t window_tokens = -1;
-  int init_kv_bits = 16;
-  bool reference_accounting = false;
-  std::string attention = "accurate";
+  CacheSettings settings;  // By the options of CacheFields(); what it holds first is their default.
   int64_t chunk = 512;
   int64_t max_len = 0;
   int threads = 0;

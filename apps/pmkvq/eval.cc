@@ -35,7 +35,7 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("benchmark").String(options.run.benchmark);
   json.Key("kv").String(options.kv.spec);
   json.Key("plan").String(options.kv.plan_path);
-  json.Key("policy").String(options.kv.policy);
+  json.Key("policy").String(NameOf(options.kv.settings.policy));
   json.Key("problems").Int(summary.judged.num_problems);
   json.Key("responses").Int(summary.judged.num_responses);
   json.Key("correct").Int(summary.num_correct);

@@ -69,7 +69,7 @@ void ComputeLogits(const Options& options) {
 
 void AddLogits(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  options->kv.kv_dtype = "f32";
+  options->kv.settings.kv_dtype = DType::kF32;
   CLI::App* command = app.add_subcommand("logits", "write the logits of every prompt position");
   NamesFile(command->add_option("--model", options->model, "model folder")->required(),
             FileKind::kModel);

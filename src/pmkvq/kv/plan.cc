@@ -1,6 +1,7 @@
 #include "pmkvq/kv/plan.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
@@ -34,10 +35,6 @@ std::string TensorPath(const std::string& path) {
 
 std::string ScaleName(size_t block) { return fmt::format("rep_scales.{}", block); }
 
-std::string_view KvDtypeName(DType dtype) {
-  return dtype == DType::kF16 ? "f16" : dtype == DType::kBF16 ? "bf16" : "f32";
-}
-
 // ---- Writing.
 
 void WriteSide(JsonWriter& json, const std::vector<std::vector<double>>& by_width) {
@@ -46,6 +43,24 @@ void WriteSide(JsonWriter& json, const std::vector<std::vector<double>>& by_widt
     json.Key(std::to_string(kWidths[i])).Array(by_width[i]);
   }
   json.EndObject();
+}
+
+void WriteSettings(JsonWriter& json, const CacheSettings& settings) {
+  for (const CacheField& field : CacheFields()) {
+    if (*field.plan_key == '\0') continue;
+    const std::string text = field.text(settings);
+    json.Key(field.plan_key);
+    switch (field.kind) {
+      case CacheField::Kind::kFlag:
+        json.Bool(text == "true");
+        break;
+      case CacheField::Kind::kChoice:
+        json.String(text);
+        break;
+      default:
+        json.Int(std::stoll(text));
+    }
+  }
 }
 
 void WriteBlock(JsonWriter& json, const KvBlockGeometry& block, size_t count) {
@@ -108,12 +123,9 @@ std::string ToJson(const Plan& plan, const std::string& tensor_hash) {
   json.Key("version").Int(kPlanVersion);
   json.Key("model");
   WriteModel(json, plan);
-  json.Key("sink_tokens").Int(plan.sink_tokens);
-  json.Key("window_tokens").Int(plan.window_tokens);
-  json.Key("kv_dtype").String(KvDtypeName(plan.float_type));
+  WriteSettings(json, plan.settings);
   json.Key("max_len").Int(plan.max_len);
   json.Key("memory_budget_bytes").Int(plan.memory_budget_bytes);
-  json.Key("reference_accounting").Bool(plan.reference_accounting);
   // Left out where it is false, which is what its absence says.
   if (plan.mirrored) json.Key("mirrored").Bool(true);
   json.Key("bits");
@@ -262,6 +274,33 @@ CalibrationRecord ReadCalibration(const JsonValue& value) {
   return record;
 }
 
+std::string ReadField(const CacheField& field, const JsonValue& value) {
+  switch (field.kind) {
+    case CacheField::Kind::kFlag:
+      return value.AsBool() ? "true" : "false";
+    case CacheField::Kind::kChoice: {
+      const std::string text = value.AsString();
+      if (std::find(field.choices.begin(), field.choices.end(), text) == field.choices.end()) {
+        value.Fail(fmt::format("one of {}", fmt::join(field.choices, ", ")));
+      }
+      return text;
+    }
+    default: {
+      const int64_t number = value.AsInt(field.least, field.most_in_plan);
+      if (number % field.multiple_of != 0) {
+        value.Fail(fmt::format("a multiple of {}", field.multiple_of));
+      }
+      return std::to_string(number);
+    }
+  }
+}
+
+void ReadSettings(const JsonValue& root, CacheSettings& settings) {
+  for (const CacheField& field : CacheFields()) {
+    if (*field.plan_key != '\0') field.set(settings, ReadField(field, root.At(field.plan_key)));
+  }
+}
+
 // Version 2: per block the width of each stream.
 void ReadBits(const JsonValue& root, Plan& plan) {
   const JsonValue array = ReadPerBlock(root, "bits", plan.geometry.num_layers());
@@ -278,16 +317,9 @@ void ReadBits(const JsonValue& root, Plan& plan) {
 }
 
 void ReadAllocation(const JsonValue& root, int64_t version, Plan& plan) {
-  plan.sink_tokens = root.At("sink_tokens").AsInt(0, kMaxSinkTokens);
-  plan.window_tokens = root.At("window_tokens").AsInt(kPageTokens, kMaxTokens);
-  if (plan.window_tokens % kPageTokens != 0) root.At("window_tokens").Fail("a multiple of 128");
-  const JsonValue dtype = root.At("kv_dtype");
-  const std::string name = dtype.AsString();
-  if (name != "f16" && name != "bf16" && name != "f32") dtype.Fail("f16, bf16 or f32");
-  plan.float_type = ParseKvDtype(name);
+  ReadSettings(root, plan.settings);
   plan.max_len = root.At("max_len").AsInt(1, kMaxTokens);
   plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
-  plan.reference_accounting = root.At("reference_accounting").AsBool();
   if (root.Has("mirrored")) plan.mirrored = root.At("mirrored").AsBool();
   if (version == 1) {
     plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers());

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/spec/cache_settings.h"
 #include "pmkvq/tensor/tensor.h"
 
 namespace pmkvq {
@@ -38,13 +39,10 @@ struct Plan {
   std::string model_identity;  // Checkpoint::Identity()
   KvGeometry geometry;
 
-  // Inputs of allocation.
-  int64_t sink_tokens = 1;
-  int64_t window_tokens = 128;
-  DType float_type = DType::kF16;
+  // Inputs of allocation. Of the settings a plan holds those with a plan_key (CacheField).
+  CacheSettings settings = {.sink_tokens = 1, .window_tokens = kPageTokens};
   int64_t max_len = 0;
   int64_t memory_budget_bytes = 0;
-  bool reference_accounting = false;
   bool mirrored = false;  // Block i was judged by the sensitivities of block L - 1 - i.
 
   // Its result, size L each; widths of a block without cache have no effect.

@@ -32,9 +32,9 @@ Plan SomePlan() {
   Plan plan;
   plan.model_identity = kIdentity;
   plan.geometry = UniformKvGeometry{2, 4, 2, 16};
-  plan.sink_tokens = 4;
-  plan.window_tokens = 256;
-  plan.float_type = DType::kBF16;
+  plan.settings.sink_tokens = 4;
+  plan.settings.window_tokens = 256;
+  plan.settings.kv_dtype = DType::kBF16;
   plan.max_len = 4096;
   plan.memory_budget_bytes = 123456789;
   plan.k_bits = {4, 2};
@@ -60,12 +60,12 @@ TEST_F(PlanTest, ReadsBackWhatWasSaved) {
   const Plan read = LoadPlan(path_);
   EXPECT_EQ(read.model_identity, plan.model_identity);
   EXPECT_EQ(read.geometry, plan.geometry);
-  EXPECT_EQ(read.sink_tokens, 4);
-  EXPECT_EQ(read.window_tokens, 256);
-  EXPECT_EQ(read.float_type, DType::kBF16);
+  EXPECT_EQ(read.settings.sink_tokens, 4);
+  EXPECT_EQ(read.settings.window_tokens, 256);
+  EXPECT_EQ(read.settings.kv_dtype, DType::kBF16);
   EXPECT_EQ(read.max_len, 4096);
   EXPECT_EQ(read.memory_budget_bytes, 123456789);
-  EXPECT_FALSE(read.reference_accounting);
+  EXPECT_FALSE(read.settings.reference_accounting);
   EXPECT_EQ(read.k_bits, plan.k_bits);
   EXPECT_EQ(read.v_bits, plan.v_bits);
   EXPECT_EQ(read.budget_bytes, plan.budget_bytes);
@@ -145,14 +145,14 @@ TEST_F(PlanTest, SaysWhenSensitivitiesWereMirrored) {
 TEST_F(PlanTest, SensitivityAndScalesAreOptional) {
   for (const DType dtype : {DType::kF16, DType::kF32}) {
     Plan plan = SomePlan();
-    plan.float_type = dtype;
+    plan.settings.kv_dtype = dtype;
     plan.sensitivity = {};
     plan.alpha.clear();
     plan.key_scales.clear();
     SavePlan(plan, path_);
     EXPECT_FALSE(FileExists((folder_ / "plan.safetensors").string()));
     const Plan read = LoadPlan(path_);
-    EXPECT_EQ(read.float_type, dtype);
+    EXPECT_EQ(read.settings.kv_dtype, dtype);
     EXPECT_TRUE(read.sensitivity.k.empty() && read.alpha.empty() && read.key_scales.empty());
   }
 }
@@ -213,7 +213,8 @@ TEST_F(PlanTest, WrongFieldsAreNamed) {
          "keys and values, or an empty array");
   expect("\"window_tokens\": 256", "\"window_tokens\": 250", "window_tokens");
   expect("\"sink_tokens\": 4", "\"sink_tokens\": -4", "sink_tokens");
-  expect("\"kv_dtype\": \"bf16\"", "\"kv_dtype\": \"f64\"", "kv_dtype");
+  expect("\"kv_dtype\": \"bf16\"", "\"kv_dtype\": \"f64\"",
+         "kv_dtype: found \"f64\", expected one of f16, bf16, f32");
   expect("[4, 2]", "[3, 2]", "bits[0][0]");
   expect("[4, 2]", "[4]", "one width per stream (2)");
   expect("\"budget_bytes\": [70000", "\"budget_bytes\": [0", "budget_bytes");

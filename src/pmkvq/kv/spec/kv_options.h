@@ -9,22 +9,17 @@
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/plan.h"
+#include "pmkvq/kv/spec/cache_settings.h"
 
 namespace pmkvq {
 
-// The option group that every command that runs a model shares.
-struct KvOptions {
+// The option group that every command that runs a model shares. Fields that a SPEC alone gives are
+// read from it anew where a cache is made.
+struct KvOptions : CacheSettings {
   std::string spec = "fp16";         // --kv
   std::shared_ptr<const Plan> plan;  // --plan; null: none
   std::string plan_path = "--plan";  // Where the plan was read from, for messages.
   int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
-  PolicyKind policy = PolicyKind::kLayerBudget;  // --policy
-  int64_t sink_tokens = -1;                      // --n-sink-token; -1: the plan's, or 1
-  int64_t window_tokens = -1;                    // --n-window-token; -1: the plan's, or 128
-  int init_kv_bits = 16;         // --n-init-kv-bits (pm-kvq): width at which pages close at first
-  DType kv_dtype = DType::kF16;  // --kv-dtype
-  bool reference_accounting = false;
-  AttentionMode attention = AttentionMode::kAccurate;  // --attention; of packed caches
 };
 
 // What the engine knows about its needs.

@@ -38,12 +38,12 @@ CalibrationContext StepContext(const CalibrateOptions& options, const Model& mod
 }  // namespace
 
 void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan& plan) {
-  plan.sink_tokens = options.cache.sink_tokens;
-  plan.window_tokens = options.cache.window_tokens;
-  plan.float_type = options.cache.float_type;
+  plan.settings.sink_tokens = options.cache.sink_tokens;
+  plan.settings.window_tokens = options.cache.window_tokens;
+  plan.settings.kv_dtype = options.cache.float_type;
   plan.max_len = options.max_len;
   plan.memory_budget_bytes = options.memory_budget_bytes;
-  plan.reference_accounting = options.reference_accounting;
+  plan.settings.reference_accounting = options.reference_accounting;
   plan.mirrored = options.mirrored;
   plan.k_bits = std::move(allocation.k_bits);
   plan.v_bits = std::move(allocation.v_bits);
@@ -103,12 +103,12 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
 AllocationOptions AllocationOptionsOf(const Plan& plan) {
   AllocationOptions options;
   options.cache.geometry = plan.geometry;
-  options.cache.sink_tokens = plan.sink_tokens;
-  options.cache.window_tokens = plan.window_tokens;
-  options.cache.float_type = plan.float_type;
+  options.cache.sink_tokens = plan.settings.sink_tokens;
+  options.cache.window_tokens = plan.settings.window_tokens;
+  options.cache.float_type = plan.settings.kv_dtype;
   options.max_len = plan.max_len;
   options.memory_budget_bytes = plan.memory_budget_bytes;
-  options.reference_accounting = plan.reference_accounting;
+  options.reference_accounting = plan.settings.reference_accounting;
   options.mirrored = plan.mirrored;
   options.separate_kv = plan.k_bits != plan.v_bits;
   options.fbit_choices.clear();

@@ -80,9 +80,9 @@ TEST_F(CalibrateTest, FillsAndWritesThePlan) {
   const Plan plan = Calibrate(options_, *model_, nullptr);
   EXPECT_EQ(plan.model_identity, model_->checkpoint().Identity());
   EXPECT_EQ(plan.geometry.num_layers(), 3);
-  EXPECT_EQ(plan.sink_tokens, 3);
-  EXPECT_EQ(plan.window_tokens, 256);
-  EXPECT_EQ(plan.float_type, DType::kBF16);
+  EXPECT_EQ(plan.settings.sink_tokens, 3);
+  EXPECT_EQ(plan.settings.window_tokens, 256);
+  EXPECT_EQ(plan.settings.kv_dtype, DType::kBF16);
   EXPECT_EQ(plan.max_len, 1000);
   EXPECT_EQ(plan.memory_budget_bytes, options_.allocation.memory_budget_bytes);
   EXPECT_EQ(std::count(plan.k_bits.begin(), plan.k_bits.end(), 4), 2);

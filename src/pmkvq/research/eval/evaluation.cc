@@ -197,9 +197,6 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   const auto add = [&](const char* option, const auto& value) {
     settings.options.emplace_back(option, fmt::format("{}", value));
   };
-  const auto number_or_default = [](int64_t value) {
-    return value < 0 ? std::string("default") : fmt::format("{}", value);
-  };
   add("--data", HashOf(benchmark.problems));
   // Files that the SPEC names may change under the same name.
   for (const auto& [key, path] : FilesOfSpec(kv.spec)) {
@@ -208,14 +205,12 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   // Left out for the default, so that runs made before there was a choice can go on.
   if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
   add("--kv-budget", kv.budget_bytes);
-  add("--policy", NameOf(kv.policy));
-  add("--n-sink-token", number_or_default(kv.sink_tokens));
-  add("--n-window-token", number_or_default(kv.window_tokens));
-  add("--n-init-kv-bits", kv.init_kv_bits);
-  add("--kv-dtype", NameOf(kv.kv_dtype));
-  add("--reference-accounting", kv.reference_accounting);
-  // Left out for the default, so that runs made before there was a choice can go on.
-  if (kv.attention != AttentionMode::kAccurate) add("--attention", NameOf(kv.attention));
+  for (const CacheField& field : CacheFields()) {
+    if (field.record == CacheField::Record::kNever) continue;
+    const std::string value = field.record_text ? field.record_text(kv) : field.text(kv);
+    if (field.record == CacheField::Record::kUnlessDefault && value == field.text({})) continue;
+    add(field.option, value);
+  }
   add("--max-len", options.engine.max_len == 0 ? model.config().max_position_embeddings
                                                : options.engine.max_len);
   add("--chunk", options.engine.chunk);

@@ -33,8 +33,8 @@ Plan MakePlan() {
   Plan plan;
   plan.model_identity = "0123456789abcdef0123456789abcdef";
   plan.geometry = kGeometry;
-  plan.sink_tokens = 4;
-  plan.window_tokens = 256;
+  plan.settings.sink_tokens = 4;
+  plan.settings.window_tokens = 256;
   plan.max_len = 1000;
   plan.k_bits = {4, 2, 4};
   plan.v_bits = {2, 2, 4};

@@ -32,8 +32,8 @@ KvOptions OptionsFor(const std::string& spec) {
 std::shared_ptr<Plan> MakePlan() {
   auto plan = std::make_shared<Plan>();
   plan->geometry = kGeometry;
-  plan->sink_tokens = 4;
-  plan->window_tokens = 256;
+  plan->settings.sink_tokens = 4;
+  plan->settings.window_tokens = 256;
   plan->k_bits = {4, 2, 4};
   plan->v_bits = {2, 2, 4};
   plan->budget_bytes = {60000, 50000, 70000};
@@ -144,8 +144,8 @@ TEST(Registry, ReferenceAccountingCountsPayloadOnly) {
 
   // A plan that was made so says so itself.
   auto plan = MakePlan();
-  plan->window_tokens = 128;
-  plan->reference_accounting = true;
+  plan->settings.window_tokens = 128;
+  plan->settings.reference_accounting = true;
   options = OptionsFor("pm-kvq");
   options.plan = plan;
   EXPECT_TRUE(CountsPayload(options));
