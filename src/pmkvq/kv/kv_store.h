@@ -45,8 +45,13 @@ class KvStore {
 
   // A new empty sequence, or nothing when max_sequences are open.
   virtual std::optional<SequenceId> Open() = 0;
-  // Frees all pages of `seq`.
+  // Frees all pages of `seq`, but for those that other sequences share.
   virtual void Close(SequenceId seq) = 0;
+  // A new sequence with the tokens of `seq`, as they are stored now. Both go on as if each had
+  // stored them for itself: the same bits, the same statistics. A store may keep one copy of what
+  // neither changes. Drops a reservation of `seq`. Nothing when max_sequences are open, when `seq`
+  // has failed, or when the store cannot do it.
+  virtual std::optional<SequenceId> Fork(SequenceId /*seq*/) { return std::nullopt; }
 
   // Makes room for `num_tokens` new tokens of `seq` in every block, before Forward.
   //

@@ -100,6 +100,20 @@ void PackedKvCache::Close(SequenceId id) {
   seq.is_open = false;
 }
 
+std::optional<SequenceId> PackedKvCache::Fork(SequenceId id) {
+  Sequence& seq = At(id);
+  PMKVQ_CHECK(!IsInForward(seq));
+  if (seq.failure) return std::nullopt;
+  Truncate(id, seq.num_tokens);
+  const std::optional<SequenceId> copy_id = Open();
+  if (!copy_id) return std::nullopt;
+  Sequence& copy = At(*copy_id);
+  store_.Share(seq, seq.num_tokens, copy);
+  copy.num_tokens = seq.num_tokens;
+  copy.next = seq.next;
+  return copy_id;
+}
+
 void PackedKvCache::BeginForward(const Batch& batch) {
   PMKVQ_CHECK_MSG(!forward_.is_open, "EndForward is missing");
   forward_.chunks.clear();

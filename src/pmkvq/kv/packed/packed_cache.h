@@ -32,6 +32,9 @@ class PackedKvCache final : public KvStore {
   const KeyScales* key_scales() const override { return config_.key_scales.get(); }
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
+  // Closed pages and a full sink are shared; the open page is copied. Each sequence counts shared
+  // pages as its own, so that its budget does not depend on others, and halves them for itself.
+  std::optional<SequenceId> Fork(SequenceId seq) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
@@ -52,6 +55,9 @@ class PackedKvCache final : public KvStore {
   KvLayerStats LayerStats(SequenceId seq, int64_t layer) const override;
   KvStoreStats StoreStats() const override;
   std::vector<HalvingEvent> TakeHalvingEvents() override;
+
+  // Of the arena; for tests.
+  int64_t num_free_extents() const { return store_.slots().num_free_extents(); }
 
   // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D].
   // For tests and inspection: slow, allocates.

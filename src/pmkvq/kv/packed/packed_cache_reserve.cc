@@ -247,10 +247,14 @@ void PackedKvCache::CutPages(Sequence& seq, int64_t num_tokens) {
     BlockPages& block = seq.blocks[layer];
     store_.ReleaseFrom(seq, layer, pages_after);
     for (const Side side : kSides) {
-      if (cuts_page && block.pages.back()[side].bits < 16) {
+      if (!cuts_page) continue;
+      if (block.pages.back()[side].bits < 16) {
         store_.Reopen(seq, layer, pages_after - 1, side);
+      } else {
+        store_.MakeExclusive(seq, layer, pages_after - 1, side);
       }
     }
+    if (num_tokens < config_.sink_tokens) store_.MakeSinkExclusive(seq, layer);
     if (num_tokens == 0) store_.ReleaseSink(seq, layer);
     UpdatePresentWidths(block, layer);
   }

@@ -1,6 +1,7 @@
 #include "pmkvq/kv/packed/page_store.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace pmkvq {
 namespace {
@@ -179,6 +180,52 @@ void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side)
   ++block.page_counts[side][WidthIndex(16)];
   Account(seq, layer, slots.page_bytes[WidthIndex(16)] - slots.page_bytes[WidthIndex(old_bits)]);
   MoveBytes(layer);
+}
+
+SlotHandle PageStore::CopyIfShared(SlotHandle slot) {
+  if (slots_.num_references(slot) == 1) return slot;
+  const SlotHandle copy = AllocateSlot(slots_.ClassOf(slot));
+  std::memcpy(At(copy), At(slot), slots_.Range(slot).bytes);
+  slots_.Release(slot);  // It has another owner, so nothing moves.
+  return copy;
+}
+
+void PageStore::MakeExclusive(SequencePages& seq, size_t layer, size_t page, Side side) {
+  StoredPage& stored = seq.blocks[layer].pages[page][side];
+  stored.data = CopyIfShared(stored.data);
+  if (stored.metadata != kNoSlot) stored.metadata = CopyIfShared(stored.metadata);
+  ++seq.layout;
+}
+
+void PageStore::MakeSinkExclusive(SequencePages& seq, size_t layer) {
+  for (SlotHandle& slot : seq.blocks[layer].sink) slot = CopyIfShared(slot);
+  ++seq.layout;
+}
+
+void PageStore::Share(const SequencePages& seq, int64_t num_tokens, SequencePages& copy) {
+  copy.bytes = seq.bytes;
+  copy.peak_bytes = seq.peak_bytes;
+  copy.narrowed_bytes = seq.narrowed_bytes;
+  const bool ends_in_page = (num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    const BlockPages& from = seq.blocks[layer];
+    BlockPages& to = copy.blocks[layer];
+    to.sink = from.sink;
+    to.pages = from.pages;
+    to.bytes = from.bytes;
+    to.page_counts = from.page_counts;
+    to.present = from.present;
+    for (const SlotHandle slot : to.sink) slots_.AddReference(slot);
+    for (const PagePair& pair : to.pages) {
+      for (const StoredPage& page : pair) {
+        slots_.AddReference(page.data);
+        if (page.metadata != kNoSlot) slots_.AddReference(page.metadata);
+      }
+    }
+    if (num_tokens < config_.sink_tokens) MakeSinkExclusive(copy, layer);
+    if (to.pages.empty() || !ends_in_page) continue;
+    for (const Side side : kSides) MakeExclusive(copy, layer, to.pages.size() - 1, side);
+  }
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {

@@ -87,6 +87,15 @@ class PageStore {
   // Brings a quantised page back to 16 bits with its values as they read now.
   void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
 
+  // Gives `copy`, an empty sequence, the pages and the sink of `seq`, which holds `num_tokens`
+  // tokens. What more tokens are written to is copied, all else is shared. Memory that is shared
+  // counts for each owner, so the arena has room for what one of them changes later.
+  void Share(const SequencePages& seq, int64_t num_tokens, SequencePages& copy);
+  // Copies the slots of a page, or of the sink, where other sequences share them: before tokens
+  // are written there.
+  void MakeExclusive(SequencePages& seq, size_t layer, size_t page, Side side);
+  void MakeSinkExclusive(SequencePages& seq, size_t layer);
+
   // The whole sequence's memory.
   void ReleaseAll(SequencePages& seq);
 
@@ -129,6 +138,8 @@ class PageStore {
   void DropPagesFrom(SequencePages& seq, size_t layer, size_t first);
   void DropSink(SequencePages& seq, size_t layer);
   std::optional<UnfitPage> MoveBytes(size_t layer);
+  // The same slot where it has one owner; else a new one with the same bytes, this owner's.
+  SlotHandle CopyIfShared(SlotHandle slot);
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 
   SlotHandle AllocateSlot(int slot_class);

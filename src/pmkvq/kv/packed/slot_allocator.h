@@ -83,6 +83,7 @@ class SlotAllocator {
   ArenaRange Range(SlotHandle handle) const {
     return {Offset(handle), slot_bytes(slots_[handle].slot_class)};
   }
+  int ClassOf(SlotHandle handle) const { return slots_[handle].slot_class; }
   int64_t num_references(SlotHandle handle) const { return slots_[handle].num_references; }
 
   // Rises whenever a slot moves.
