@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/parallel.h"
@@ -73,83 +72,119 @@ TensorRows ChunkRows(const AttentionShape& shape, const float* x, int64_t head) 
   return rows;
 }
 
+SequenceBlock BlockOf(const AttentionPlan& plan, const AttentionOperands& operands,
+                      int64_t sequence) {
+  const AttentionPlan::Sequence& planned = plan.sequences[static_cast<size_t>(sequence)];
+  const AttentionShape& shape = plan.shape;
+  const int64_t q_offset = planned.first_row * shape.num_heads * shape.head_dim;
+  const int64_t kv_offset = planned.first_row * shape.num_kv_heads * shape.head_dim;
+  return {.tokens = std::span(plan.pages)
+                        .subspan(static_cast<size_t>(planned.first_page),
+                                 static_cast<size_t>(planned.num_pages)),
+          .pages = operands.pages[static_cast<size_t>(sequence)],
+          .num_rows = planned.num_rows,
+          .q = operands.q + q_offset,
+          .k_new = operands.k_new + kv_offset,
+          .v_new = operands.v_new + kv_offset,
+          .out = operands.out + q_offset};
+}
+
 }  // namespace internal
 
 namespace {
 
-using internal::DecodeItem;
+using internal::BlockOf;
 using internal::DecodeLayout;
 using internal::Partial;
+using internal::SequenceBlock;
 
-void CheckCall(const AttentionShape& shape, std::span<const AttentionSequence> sequences) {
+void CheckShape(const AttentionShape& shape) {
   PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
   PMKVQ_CHECK(shape.group > 0 && shape.group <= kMaxGroup && shape.group % 8 == 0);
   PMKVQ_CHECK(shape.head_dim > 0 && shape.head_dim % shape.group == 0);
   PMKVQ_CHECK(IsFloat16Or32(shape.float_type) && IsFloat16Or32(shape.metadata_type));
-  for (const AttentionSequence& sequence : sequences) {
-    for (const KvPageView& page : sequence.pages) {
-      PMKVQ_CHECK(0 <= page.num_tokens && page.num_tokens <= page.capacity);
+}
+
+void CheckPages(const AttentionPlan& plan, const AttentionOperands& operands) {
+  PMKVQ_CHECK(operands.pages.size() == plan.sequences.size());
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const AttentionPlan::Sequence& sequence = plan.sequences[i];
+    for (int64_t p = 0; p < sequence.num_pages; ++p) {
+      const KvPageView& page = operands.pages[i][p];
+      const int32_t capacity = plan.pages[static_cast<size_t>(sequence.first_page + p)].capacity;
       for (const KvTensorView* tensor : {&page.k, &page.v}) {
         const int bits = tensor->bits;
         PMKVQ_CHECK(bits == 16 || bits == 8 || bits == 4 || bits == 2);
         PMKVQ_CHECK(tensor->axis == QuantAxis::kToken ||
-                    (tensor == &page.k && bits != 16 && page.capacity == kPageTokens));
+                    (tensor == &page.k && bits != 16 && capacity == kPageTokens));
         PMKVQ_CHECK(bits == 16 || tensor->metadata != nullptr);
       }
     }
   }
 }
 
-// Pages of one item: it depends on the sequence alone, as its sums do.
-int64_t RunPages(const AttentionSequence& sequence) {
-  const bool is_deep = std::ssize(sequence.pages) >= internal::kDeepPages;
-  return is_deep ? internal::kDeepRunPages : internal::kRunPages;
+// Pages of one run: it depends on the sequence alone, as its sums do.
+int64_t RunPages(int64_t num_pages) {
+  return num_pages >= internal::kDeepPages ? internal::kDeepRunPages : internal::kRunPages;
 }
 
-int64_t NumRuns(const AttentionSequence& sequence) {
-  const int64_t run_pages = RunPages(sequence);
-  return std::max<int64_t>(1, (std::ssize(sequence.pages) + run_pages - 1) / run_pages);
+int64_t NumRuns(int64_t num_pages) {
+  const int64_t run_pages = RunPages(num_pages);
+  return std::max<int64_t>(1, (num_pages + run_pages - 1) / run_pages);
 }
 
-// All items of decode, in the order (sequence, KV head, run); partials are placed later.
-std::vector<DecodeItem> PlanDecode(const AttentionShape& shape,
-                                   std::span<const AttentionSequence* const> sequences,
-                                   AttentionMode mode) {
-  std::vector<DecodeItem> items;
-  for (const AttentionSequence* sequence : sequences) {
-    const auto num_pages = static_cast<int64_t>(sequence->pages.size());
-    const int64_t num_runs = NumRuns(*sequence);
-    const int64_t run_pages = RunPages(*sequence);
-    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-      for (int64_t run = 0; run < num_runs; ++run) {
-        const int64_t first = run * run_pages;
-        items.push_back({.sequence = sequence,
-                         .kv_head = head,
-                         .first_page = first,
-                         .num_pages = std::min(run_pages, num_pages - first),
-                         .with_chunk = run + 1 == num_runs,
-                         .mode = mode,
-                         .partial = nullptr});
-      }
+void PlanDecode(int64_t sequence_idx, AttentionPlan& plan) {
+  constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
+  const AttentionPlan::Sequence& sequence = plan.sequences[static_cast<size_t>(sequence_idx)];
+  const DecodeLayout layout(plan.shape, sequence.num_rows);
+  const int64_t partial_floats = internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
+  const int64_t num_runs = NumRuns(sequence.num_pages);
+  const int64_t run_pages = RunPages(sequence.num_pages);
+  for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+    for (int64_t run = 0; run < num_runs; ++run) {
+      const int64_t first = run * run_pages;
+      plan.runs.push_back({.sequence = sequence_idx,
+                           .kv_head = head,
+                           .first_page = first,
+                           .num_pages = std::min(run_pages, sequence.num_pages - first),
+                           .with_chunk = run + 1 == num_runs,
+                           .partial = plan.partial_floats});
+      plan.partial_floats += partial_floats;
     }
   }
-  return items;
+  plan.decode_thread_floats =
+      std::max(plan.decode_thread_floats, layout.scratch_floats(plan.shape));
 }
 
+void PlanPrefill(int64_t sequence_idx, AttentionPlan& plan) {
+  const AttentionPlan::Sequence& sequence = plan.sequences[static_cast<size_t>(sequence_idx)];
+  const int64_t tokens = internal::QueryTokens(plan.shape);
+  for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+    for (int64_t t = 0; t < sequence.num_rows; t += tokens) {
+      plan.query_blocks.push_back({sequence_idx, head, t, std::min(tokens, sequence.num_rows - t)});
+    }
+  }
+}
+
+// Of one thread, K or V of one stored value and query head: 2^19 take 30 us.
+constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
+
 // Merges the partials of one KV head of one sequence, in the order of their pages.
-void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
-  const AttentionSequence& sequence = *runs.front().sequence;
+void MergeRuns(const AttentionShape& shape, const SequenceBlock& sequence,
+               std::span<const AttentionPlan::Run> runs, float* scratch) {
   const DecodeLayout layout(shape, sequence.num_rows);
   const int64_t heads = shape.num_heads / shape.num_kv_heads;
   for (int64_t r = 0; r < layout.rows; ++r) {
     const int64_t row = r / heads * shape.num_heads + runs.front().kv_head * heads + r % heads;
     float* out = sequence.out + row * shape.head_dim;
     float max = -INFINITY;
-    for (const DecodeItem& run : runs) max = std::max(max, Partial(layout, run.partial).max[r]);
+    for (const AttentionPlan::Run& run : runs) {
+      max = std::max(max, Partial(layout, scratch + run.partial).max[r]);
+    }
     std::fill_n(out, shape.head_dim, 0.0f);
     float sum = 0.0f;
-    for (const DecodeItem& run : runs) {
-      const Partial partial(layout, run.partial);
+    for (const AttentionPlan::Run& run : runs) {
+      const Partial partial(layout, scratch + run.partial);
       const float factor = std::exp(partial.max[r] - max);
       sum += factor * partial.sum[r];
       for (int64_t g = 0; g < shape.head_dim / shape.group; ++g) {
@@ -162,77 +197,97 @@ void MergeRuns(const AttentionShape& shape, std::span<const DecodeItem> runs) {
   }
 }
 
-// Of one thread, K or V of one stored value and query head: 2^19 take 30 us.
-constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
-
-float* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
+std::byte* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
   if (scratch.bytes.size() < num_bytes) {
     scratch.bytes.clear();
     scratch.bytes.reserve(num_bytes);  // No more than that: growing alone might double it.
     scratch.bytes.resize(num_bytes);
   }
-  return reinterpret_cast<float*>(scratch.bytes.data());
+  return scratch.bytes.data();
 }
 
-void DecodeAll(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
-               int num_threads, AttentionScratch& scratch, AttentionMode mode) {
-  constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
-  std::vector<DecodeItem> items = PlanDecode(shape, sequences, mode);
-  int64_t work = 0;
-  for (const AttentionSequence* sequence : sequences) {
-    work += std::ssize(sequence->pages) * kPageTokens * sequence->num_rows * shape.num_heads *
-            shape.head_dim;
-  }
-  int64_t thread_floats = 0;
-  int64_t total_floats = 0;
-  std::vector<int64_t> partial_offsets;
-  for (const DecodeItem& item : items) {
-    const DecodeLayout layout(shape, item.sequence->num_rows);
-    thread_floats = std::max(thread_floats, layout.scratch_floats(shape));
-    partial_offsets.push_back(total_floats);
-    total_floats += internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
-  }
-  const auto num_items = static_cast<int64_t>(items.size());
-  const int threads = static_cast<int>(std::min<int64_t>(
-      num_items, UsefulThreads(num_threads, static_cast<double>(work) * kNsPerMultiplication)));
-  // For all threads, also where one is enough: the scratch must not grow with the stored tokens.
-  const int64_t all_floats = total_floats + std::max(num_threads, 1) * thread_floats;
-  float* partials = GrowScratch(scratch, static_cast<size_t>(all_floats) * sizeof(float));
-  float* thread_memory = partials + total_floats;
-  for (size_t i = 0; i < items.size(); ++i) items[i].partial = partials + partial_offsets[i];
-
-  ParallelFor(threads, num_items, [&](int64_t i, int worker) {
-    float* memory = thread_memory + worker * thread_floats;
-    internal::RunDecodeItem(shape, items[static_cast<size_t>(i)], memory);
+void RunDecode(const AttentionPlan& plan, const AttentionOperands& operands, float* scratch) {
+  float* thread_memory = scratch + plan.partial_floats;
+  ParallelFor(plan.decode_threads, std::ssize(plan.runs), [&](int64_t i, int worker) {
+    const AttentionPlan::Run& run = plan.runs[static_cast<size_t>(i)];
+    const internal::DecodeItem item = {.sequence = BlockOf(plan, operands, run.sequence),
+                                       .kv_head = run.kv_head,
+                                       .first_page = run.first_page,
+                                       .num_pages = run.num_pages,
+                                       .with_chunk = run.with_chunk,
+                                       .mode = plan.mode,
+                                       .partial = scratch + run.partial};
+    internal::RunDecodeItem(plan.shape, item, thread_memory + worker * plan.decode_thread_floats);
   });
-
-  size_t first = 0;
-  for (const AttentionSequence* sequence : sequences) {
-    const auto num_runs = static_cast<size_t>(NumRuns(*sequence));
-    for (int64_t head = 0; head < shape.num_kv_heads; ++head, first += num_runs) {
-      MergeRuns(shape, std::span(items).subspan(first, num_runs));
-    }
+  for (size_t first = 0; first < plan.runs.size();) {
+    size_t count = 1;
+    while (!plan.runs[first + count - 1].with_chunk) ++count;
+    const SequenceBlock sequence = BlockOf(plan, operands, plan.runs[first].sequence);
+    MergeRuns(plan.shape, sequence, std::span(plan.runs).subspan(first, count), scratch);
+    first += count;
   }
+}
+
+void RunPrefill(const AttentionPlan& plan, const AttentionOperands& operands, std::byte* scratch) {
+  ParallelFor(plan.prefill_threads, std::ssize(plan.query_blocks), [&](int64_t i, int worker) {
+    const AttentionPlan::QueryBlock& block = plan.query_blocks[static_cast<size_t>(i)];
+    internal::RunQueryBlock(plan.shape, BlockOf(plan, operands, block.sequence), block,
+                            scratch + static_cast<size_t>(worker) * plan.prefill_thread_bytes);
+  });
 }
 
 }  // namespace
 
-void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
-            int num_threads, AttentionScratch& scratch, AttentionMode mode) {
-  CheckCall(shape, sequences);
-  std::vector<const AttentionSequence*> decode;
-  std::vector<const AttentionSequence*> prefill;
+void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+                   int num_threads, AttentionMode mode, AttentionPlan& plan) {
+  CheckShape(shape);
+  plan.shape = shape;
+  plan.mode = mode;
+  plan.pages.clear();
+  plan.sequences.clear();
+  plan.runs.clear();
+  plan.query_blocks.clear();
+  plan.partial_floats = 0;
+  plan.decode_thread_floats = 0;
+  int64_t decode_work = 0;
   for (const AttentionSequence& sequence : sequences) {
+    for (const PageTokens& page : sequence.pages) {
+      PMKVQ_CHECK(0 <= page.num_tokens && page.num_tokens <= page.capacity);
+    }
+    const int64_t num_pages = std::ssize(sequence.pages);
+    const int64_t index = std::ssize(plan.sequences);
+    plan.sequences.push_back(
+        {std::ssize(plan.pages), num_pages, sequence.num_rows, sequence.first_row});
+    plan.pages.insert(plan.pages.end(), sequence.pages.begin(), sequence.pages.end());
     if (sequence.num_rows == 0) continue;
-    (sequence.num_rows <= internal::kMaxDecodeTokens ? decode : prefill).push_back(&sequence);
+    if (sequence.num_rows <= internal::kMaxDecodeTokens) {
+      PlanDecode(index, plan);
+      decode_work += num_pages * kPageTokens * sequence.num_rows * shape.num_heads * shape.head_dim;
+    } else {
+      PlanPrefill(index, plan);
+    }
   }
-  if (!decode.empty()) DecodeAll(shape, decode, num_threads, scratch, mode);
-  if (!prefill.empty()) {
-    const size_t bytes = internal::PrefillScratchBytes(shape);
-    const int threads = std::max(num_threads, 1);
-    float* memory = GrowScratch(scratch, bytes * static_cast<size_t>(threads));
-    internal::Prefill(shape, prefill, threads, reinterpret_cast<std::byte*>(memory));
+  // Scratch is for all threads, also where one is enough: it must not grow with the stored tokens.
+  const int threads = std::max(num_threads, 1);
+  plan.decode_threads = static_cast<int>(std::clamp<int64_t>(
+      UsefulThreads(threads, static_cast<double>(decode_work) * kNsPerMultiplication), 1,
+      std::max<int64_t>(1, std::ssize(plan.runs))));
+  plan.prefill_threads = threads;
+  const int64_t decode_floats = plan.partial_floats + threads * plan.decode_thread_floats;
+  plan.scratch_bytes = static_cast<size_t>(decode_floats) * sizeof(float);
+  if (!plan.query_blocks.empty()) {
+    plan.prefill_thread_bytes = internal::PrefillScratchBytes(shape);
+    plan.scratch_bytes =
+        std::max(plan.scratch_bytes, plan.prefill_thread_bytes * static_cast<size_t>(threads));
   }
+}
+
+void RunAttention(const AttentionPlan& plan, const AttentionOperands& operands,
+                  AttentionScratch& scratch) {
+  CheckPages(plan, operands);
+  std::byte* memory = GrowScratch(scratch, plan.scratch_bytes);
+  if (!plan.runs.empty()) RunDecode(plan, operands, reinterpret_cast<float*>(memory));
+  if (!plan.query_blocks.empty()) RunPrefill(plan, operands, memory);
 }
 
 }  // namespace pmkvq

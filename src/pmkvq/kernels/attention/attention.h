@@ -12,12 +12,14 @@
 //   (q . K[m])_m = sum_d (q_d * step_d) codes_d + (sum_d q_d * min_d) * 1.
 // No dequantised copy of the cache is made beyond one page at a time in scratch.
 //
-// This header knows nothing of pools or policies: the cache fills `KvPageView`s.
+// The work is planned once per Forward and run once per block. This header knows nothing of slots
+// or policies: the cache fills `PageTokens` for the plan and `KvPageView`s for each block.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/tensor/dtype.h"
@@ -49,6 +51,10 @@ struct KvTensorView {
 struct KvPageView {
   KvTensorView k;
   KvTensorView v;
+};
+
+// The tokens of a stored page: the same in every block.
+struct PageTokens {
   int32_t num_tokens = 0;  // Tokens in use, from the front.
   int32_t capacity = 0;    // Tokens the memory is laid out for (128, or the sink's size).
 };
@@ -61,16 +67,26 @@ struct AttentionShape {
   DType float_type = DType::kF16;     // Of 16-bit pages: kF16, kBF16 or kF32.
   DType metadata_type = DType::kF16;  // Of min and range.
   float scale = 1.0f;                 // 1 / sqrt(D) as a rule.
+
+  friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
 
-// One sequence's part of a batch. Rows are strided views so that callers need not gather.
+// One sequence's part of a batch, as far as it is the same in every block.
 struct AttentionSequence {
-  std::span<const KvPageView> pages;  // Stored tokens, oldest first; all visible to every row.
-  int64_t num_rows = 0;               // New tokens T of this sequence.
-  const float* q = nullptr;           // [T, H, D]
-  const float* k_new = nullptr;       // [T, Hkv, D]; row t sees rows 0..t.
-  const float* v_new = nullptr;       // [T, Hkv, D]
-  float* out = nullptr;               // [T, H, D]
+  std::span<const PageTokens> pages;  // Stored tokens, oldest first; all visible to every row.
+  int64_t num_rows = 0;               // New tokens T; row t sees rows 0..t of its sequence.
+  int64_t first_row = 0;              // Where these lie among the rows of all sequences.
+};
+
+// What attention of one block works on.
+struct AttentionOperands {
+  // Per sequence of the plan, its pages: as many as the plan has for it. Not looked at where there
+  // are none.
+  std::span<const KvPageView* const> pages;
+  const float* q = nullptr;      // [rows, H, D]
+  const float* k_new = nullptr;  // [rows, Hkv, D]
+  const float* v_new = nullptr;  // [rows, Hkv, D]
+  float* out = nullptr;          // [rows, H, D]
 };
 
 // How products with codes are computed.
@@ -82,7 +98,49 @@ enum class AttentionMode : uint8_t {
   kFast,
 };
 
-// Reusable memory; grows to what the largest call needs: O(threads * one page) and, for decode, one
+// How a batch is attended: everything that does not depend on the block. Made once per Forward on
+// the host, used for every block. Holds no pointer to a page or a row. Memory is kept when a plan
+// is made anew.
+struct AttentionPlan {
+  // A sequence's pages are a part of `pages`.
+  struct Sequence {
+    int64_t first_page = 0;
+    int64_t num_pages = 0;
+    int64_t num_rows = 0;
+    int64_t first_row = 0;
+  };
+  // Decode: a run of pages of one KV head of one sequence.
+  struct Run {
+    int64_t sequence = 0;
+    int64_t kv_head = 0;
+    int64_t first_page = 0;  // Of the sequence.
+    int64_t num_pages = 0;
+    bool with_chunk = false;  // The chunk's own tokens too; the last run of a head.
+    int64_t partial = 0;      // Where its partial result lies: floats from the scratch's begin.
+  };
+  // Prefill: some query tokens of one KV head of one sequence.
+  struct QueryBlock {
+    int64_t sequence = 0;
+    int64_t kv_head = 0;
+    int64_t first_token = 0;
+    int64_t num_tokens = 0;
+  };
+
+  AttentionShape shape;
+  AttentionMode mode = AttentionMode::kAccurate;
+  std::vector<PageTokens> pages;
+  std::vector<Sequence> sequences;
+  std::vector<Run> runs;  // In the order (sequence, KV head, pages).
+  std::vector<QueryBlock> query_blocks;
+  int decode_threads = 1;
+  int prefill_threads = 1;
+  int64_t partial_floats = 0;        // Of all runs.
+  int64_t decode_thread_floats = 0;  // Scratch of one thread behind them.
+  size_t prefill_thread_bytes = 0;
+  size_t scratch_bytes = 0;
+};
+
+// Reusable memory; grows to what the largest plan needs: O(threads * one page) and, for decode, one
 // partial result (R rows of D floats, R = T * H / Hkv) for each KV head and run of eight pages.
 class AttentionScratch {
  public:
@@ -90,18 +148,22 @@ class AttentionScratch {
   size_t num_bytes() const { return bytes.capacity(); }
 };
 
-// Attends all sequences of a batch. Work is split over (sequence, KV head, fixed run of pages) and
-// partial results are merged in page order, so that the bits of a row depend neither on the other
-// sequences nor on `num_threads`. Sequences with few rows (decode) use vector kernels on packed
-// pages; those with many rows (prefill) expand each page once and use matrix products.
-// A row's bits may depend on its sequence's num_rows.
-void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
-            int num_threads, AttentionScratch& scratch,
-            AttentionMode mode = AttentionMode::kAccurate);
+// Plans a batch. Work is split over (sequence, KV head, fixed run of pages) and partial results are
+// merged in page order, so that the bits of a row depend neither on the other sequences nor on
+// `num_threads`. Sequences with few rows (decode) use vector kernels on packed pages; those with
+// many rows (prefill) expand each page once and use matrix products. A row's bits may depend on its
+// sequence's num_rows. Cost O(pages + runs), without heap allocation once `plan` has grown.
+void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+                   int num_threads, AttentionMode mode, AttentionPlan& plan);
+
+// Attends one block.
+void RunAttention(const AttentionPlan& plan, const AttentionOperands& operands,
+                  AttentionScratch& scratch);
 
 namespace ref {
 // Scalar oracle in double precision, one row at a time.
-void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences);
+void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+            const AttentionOperands& operands);
 }  // namespace ref
 
 }  // namespace pmkvq

@@ -26,9 +26,11 @@ void Run(benchmark::State& state, int64_t num_pages, int64_t num_rows,
   RandomSequence sequence(
       shape, std::vector<PageSpec>(static_cast<size_t>(num_pages), {bits, bits, 128, 128, k_axis}),
       num_rows);
-  const AttentionSequence view = sequence.view();
+  const AttentionSequence only = sequence.sequence();
+  AttentionPlan plan;
+  PlanAttention(shape, {&only, 1}, /*num_threads=*/1, mode, plan);
   AttentionScratch scratch;
-  for (auto _ : state) Attend(shape, {&view, 1}, /*num_threads=*/1, scratch, mode);
+  for (auto _ : state) RunAttention(plan, sequence.operands(), scratch);
   const auto token_heads = static_cast<double>(num_pages * kPageTokens * kNumKvHeads);
   state.counters["per_token_head"] = benchmark::Counter(
       token_heads, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);

@@ -141,7 +141,7 @@ void LoadQueries(const Context& context, const DecodeItem& item) {
   const int64_t heads = shape.num_heads / shape.num_kv_heads;
   for (int64_t r = 0; r < context.layout.rows; ++r) {
     const int64_t row = r / heads * shape.num_heads + item.kv_head * heads + r % heads;
-    const float* q = item.sequence->q + row * shape.head_dim;
+    const float* q = item.sequence.q + row * shape.head_dim;
     float* out = context.scratch.q + r * shape.head_dim;
     for (int64_t g = 0; g < context.num_groups(); ++g) {
       float sum = 0.0f;
@@ -155,7 +155,7 @@ void LoadQueries(const Context& context, const DecodeItem& item) {
 }
 
 void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) {
-  const AttentionSequence& sequence = *item.sequence;
+  const SequenceBlock& sequence = item.sequence;
   const DecodeLayout layout(shape, sequence.num_rows);
   const DecodeScratch scratch(shape, layout, memory);
   bool queries_ready[3] = {};
@@ -169,17 +169,18 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
 
   const int64_t end = item.first_page + item.num_pages;
   for (int64_t p = item.first_page; p < end; ++p) {
-    const KvPageView& page = sequence.pages[static_cast<size_t>(p)];
-    const TensorRows k = PageRows(shape, page.k, page.capacity, item.kv_head);
-    const TensorRows v = PageRows(shape, page.v, page.capacity, item.kv_head);
-    for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
-      const int64_t count = std::min(kBlockTokens, page.num_tokens - t);
+    const KvPageView& page = sequence.pages[p];
+    const PageTokens tokens = sequence.tokens[static_cast<size_t>(p)];
+    const TensorRows k = PageRows(shape, page.k, tokens.capacity, item.kv_head);
+    const TensorRows v = PageRows(shape, page.v, tokens.capacity, item.kv_head);
+    for (int64_t t = 0; t < tokens.num_tokens; t += kBlockTokens) {
+      const int64_t count = std::min(kBlockTokens, tokens.num_tokens - t);
       Upcoming next;
-      if (t + count < page.num_tokens) {
-        next = {k.From(t + count, shape), std::min(kBlockTokens, page.num_tokens - t - count)};
+      if (t + count < tokens.num_tokens) {
+        next = {k.From(t + count, shape), std::min(kBlockTokens, tokens.num_tokens - t - count)};
       } else if (p + 1 < end) {
-        const KvPageView& after = sequence.pages[static_cast<size_t>(p + 1)];
-        next = {PageRows(shape, after.k, after.capacity, item.kv_head),
+        const PageTokens after = sequence.tokens[static_cast<size_t>(p + 1)];
+        next = {PageRows(shape, sequence.pages[p + 1].k, after.capacity, item.kv_head),
                 std::min(kBlockTokens, int64_t{after.num_tokens})};
       }
       AttendBlock(context, k.From(t, shape), v.From(t, shape), count, /*causal=*/false, next);

@@ -1,4 +1,4 @@
-// Between Attend and its two ways of working: decode (few rows) and prefill (many rows).
+// Between RunAttention and its two ways of working: decode (few rows) and prefill (many rows).
 #pragma once
 
 #include <cstdint>
@@ -65,9 +65,22 @@ struct Partial {
   float* sum;  // [R]
 };
 
+// A sequence of the plan with its operands in the block that is attended.
+struct SequenceBlock {
+  std::span<const PageTokens> tokens;  // By page.
+  const KvPageView* pages;
+  int64_t num_rows;
+  const float* q;      // [T, H, D]
+  const float* k_new;  // [T, Hkv, D]
+  const float* v_new;  // [T, Hkv, D]
+  float* out;          // [T, H, D]
+};
+SequenceBlock BlockOf(const AttentionPlan& plan, const AttentionOperands& operands,
+                      int64_t sequence);
+
 // One piece of decode work: a run of pages of one KV head of one sequence.
 struct DecodeItem {
-  const AttentionSequence* sequence;
+  SequenceBlock sequence;
   int64_t kv_head;
   int64_t first_page;
   int64_t num_pages;
@@ -95,10 +108,11 @@ void ConvertRows(const TensorRows& in, int64_t num_rows, int64_t count, float* o
 // The Highway target whose code the functions above would run now (for tests).
 int64_t AttentionTarget();
 
-// Attends sequences with matrix products; `num_threads` share their heads and query blocks.
-// `scratch` has PrefillScratchBytes for each thread.
+// Query tokens of one block of prefill.
+int64_t QueryTokens(const AttentionShape& shape);
 size_t PrefillScratchBytes(const AttentionShape& shape);
-void Prefill(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
-             int num_threads, std::byte* scratch);
+// Attends them with matrix products. `scratch` has PrefillScratchBytes.
+void RunQueryBlock(const AttentionShape& shape, const SequenceBlock& sequence,
+                   const AttentionPlan::QueryBlock& block, std::byte* scratch);
 
 }  // namespace pmkvq::internal

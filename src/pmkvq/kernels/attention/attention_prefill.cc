@@ -3,10 +3,7 @@
 // where they lie.
 #include <algorithm>
 #include <limits>
-#include <vector>
 
-#include "pmkvq/base/check.h"
-#include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 
@@ -16,10 +13,6 @@ namespace {
 // Query rows (token, head) of one work item: enough to make expansion cheap beside the products.
 constexpr int64_t kQueryRows = 256;
 constexpr int64_t kMinQueryTokens = 16;
-
-int64_t QueryTokens(const AttentionShape& shape) {
-  return std::max(kMinQueryTokens, kQueryRows / (shape.num_heads / shape.num_kv_heads));
-}
 
 // Memory of one thread.
 struct PrefillScratch {
@@ -56,14 +49,6 @@ struct PrefillScratch {
   size_t num_bytes = 0;
 };
 
-// Query tokens [first, first + count) of one KV head of one sequence.
-struct QueryBlock {
-  const AttentionSequence* sequence;
-  int64_t kv_head;
-  int64_t first;
-  int64_t count;
-};
-
 // Stored rows to floats, out [count, D]; of keys per channel [D, 128].
 void ExpandRows(const AttentionShape& shape, const TensorRows& rows, int64_t count, float* out) {
   if (rows.axis == QuantAxis::kChannel) {
@@ -80,25 +65,28 @@ void ExpandRows(const AttentionShape& shape, const TensorRows& rows, int64_t cou
 
 class BlockAttention {
  public:
-  BlockAttention(const AttentionShape& shape, const QueryBlock& block, std::byte* memory)
+  BlockAttention(const AttentionShape& shape, const SequenceBlock& sequence,
+                 const AttentionPlan::QueryBlock& block, std::byte* memory)
       : shape_(shape),
+        sequence_(sequence),
         block_(block),
         heads_(shape.num_heads / shape.num_kv_heads),
-        rows_(block.count * heads_),
+        rows_(block.num_tokens * heads_),
         scratch_(shape, memory) {}
 
   void Run() {
     for (int64_t r = 0; r < rows_; ++r) {
-      std::copy_n(block_.sequence->q + RowOffset(r), shape_.head_dim,
-                  scratch_.q + r * shape_.head_dim);
+      std::copy_n(sequence_.q + RowOffset(r), shape_.head_dim, scratch_.q + r * shape_.head_dim);
     }
     std::fill_n(scratch_.out, rows_ * shape_.head_dim, 0.0f);
     std::fill_n(scratch_.max, rows_, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch_.sum, rows_, 0.0f);
-    for (const KvPageView& page : block_.sequence->pages) AttendPage(page);
+    for (size_t p = 0; p < sequence_.tokens.size(); ++p) {
+      AttendPage(sequence_.pages[p], sequence_.tokens[p]);
+    }
     AttendChunk();
     for (int64_t r = 0; r < rows_; ++r) {
-      float* out = block_.sequence->out + RowOffset(r);
+      float* out = sequence_.out + RowOffset(r);
       for (int64_t i = 0; i < shape_.head_dim; ++i) {
         out[i] = scratch_.out[r * shape_.head_dim + i] / scratch_.sum[r];
       }
@@ -108,15 +96,15 @@ class BlockAttention {
  private:
   // Where row (token, head) lies in q and out.
   int64_t RowOffset(int64_t r) const {
-    const int64_t token = block_.first + r / heads_;
+    const int64_t token = block_.first_token + r / heads_;
     return (token * shape_.num_heads + block_.kv_head * heads_ + r % heads_) * shape_.head_dim;
   }
 
-  void AttendPage(const KvPageView& page) {
-    const TensorRows k = PageRows(shape_, page.k, page.capacity, block_.kv_head);
-    const TensorRows v = PageRows(shape_, page.v, page.capacity, block_.kv_head);
-    for (int64_t t = 0; t < page.num_tokens; t += kBlockTokens) {
-      const int64_t count = std::min(kBlockTokens, page.num_tokens - t);
+  void AttendPage(const KvPageView& page, const PageTokens& tokens) {
+    const TensorRows k = PageRows(shape_, page.k, tokens.capacity, block_.kv_head);
+    const TensorRows v = PageRows(shape_, page.v, tokens.capacity, block_.kv_head);
+    for (int64_t t = 0; t < tokens.num_tokens; t += kBlockTokens) {
+      const int64_t count = std::min(kBlockTokens, tokens.num_tokens - t);
       ExpandRows(shape_, k.From(t, shape_), count, scratch_.k);
       ExpandRows(shape_, v.From(t, shape_), count, scratch_.v);
       std::fill_n(scratch_.visible, rows_, count);
@@ -129,15 +117,16 @@ class BlockAttention {
   // The chunk's own tokens: row t sees rows 0..t.
   void AttendChunk() {
     const int64_t stride = shape_.num_kv_heads * shape_.head_dim;
-    const int64_t end = block_.first + block_.count;
+    const int64_t end = block_.first_token + block_.num_tokens;
     for (int64_t m = 0; m < end; m += kBlockTokens) {
       const int64_t count = std::min(kBlockTokens, end - m);
       for (int64_t r = 0; r < rows_; ++r) {
-        scratch_.visible[r] = std::clamp<int64_t>(block_.first + r / heads_ - m + 1, 0, count);
+        scratch_.visible[r] =
+            std::clamp<int64_t>(block_.first_token + r / heads_ - m + 1, 0, count);
       }
       const int64_t offset = m * stride + block_.kv_head * shape_.head_dim;
-      AttendTokens({block_.sequence->k_new + offset, stride, false},
-                   block_.sequence->v_new + offset, stride, count);
+      AttendTokens({sequence_.k_new + offset, stride, false}, sequence_.v_new + offset, stride,
+                   count);
     }
   }
 
@@ -159,7 +148,8 @@ class BlockAttention {
   }
 
   const AttentionShape& shape_;
-  const QueryBlock& block_;
+  const SequenceBlock& sequence_;
+  const AttentionPlan::QueryBlock& block_;
   const int64_t heads_;
   const int64_t rows_;
   const PrefillScratch scratch_;
@@ -167,27 +157,17 @@ class BlockAttention {
 
 }  // namespace
 
+int64_t QueryTokens(const AttentionShape& shape) {
+  return std::max(kMinQueryTokens, kQueryRows / (shape.num_heads / shape.num_kv_heads));
+}
+
 size_t PrefillScratchBytes(const AttentionShape& shape) {
   return PrefillScratch(shape, nullptr).num_bytes;
 }
 
-void Prefill(const AttentionShape& shape, std::span<const AttentionSequence* const> sequences,
-             int num_threads, std::byte* scratch) {
-  std::vector<QueryBlock> blocks;
-  const int64_t tokens = QueryTokens(shape);
-  for (const AttentionSequence* sequence : sequences) {
-    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-      for (int64_t t = 0; t < sequence->num_rows; t += tokens) {
-        blocks.push_back({sequence, head, t, std::min(tokens, sequence->num_rows - t)});
-      }
-    }
-  }
-  const size_t thread_bytes = PrefillScratchBytes(shape);
-  const auto num_blocks = static_cast<int64_t>(blocks.size());
-  ParallelFor(num_threads, num_blocks, [&](int64_t i, int worker) {
-    std::byte* memory = scratch + static_cast<size_t>(worker) * thread_bytes;
-    BlockAttention(shape, blocks[static_cast<size_t>(i)], memory).Run();
-  });
+void RunQueryBlock(const AttentionShape& shape, const SequenceBlock& sequence,
+                   const AttentionPlan::QueryBlock& block, std::byte* scratch) {
+  BlockAttention(shape, sequence, block, scratch).Run();
 }
 
 }  // namespace pmkvq::internal

@@ -64,25 +64,27 @@ struct DenseHead {
 };
 
 // Stored tokens and the chunk's own, as doubles.
-DenseHead Gather(const AttentionShape& shape, const AttentionSequence& sequence, int64_t head) {
+DenseHead Gather(const AttentionShape& shape, const AttentionSequence& sequence,
+                 const KvPageView* pages, const AttentionOperands& operands, int64_t head) {
   const int64_t dim = shape.head_dim;
   DenseHead dense;
-  for (const KvPageView& page : sequence.pages) dense.num_tokens += page.num_tokens;
+  for (const PageTokens& page : sequence.pages) dense.num_tokens += page.num_tokens;
   dense.num_tokens += sequence.num_rows;
   dense.k.resize(static_cast<size_t>(dense.num_tokens * dim));
   dense.v.resize(dense.k.size());
   double* k = dense.k.data();
   double* v = dense.v.data();
-  for (const KvPageView& page : sequence.pages) {
+  for (const PageTokens& page : sequence.pages) {
     for (int64_t t = 0; t < page.num_tokens; ++t, k += dim, v += dim) {
-      LoadRow(shape, page.k, page.capacity, head, t, k);
-      LoadRow(shape, page.v, page.capacity, head, t, v);
+      LoadRow(shape, pages->k, page.capacity, head, t, k);
+      LoadRow(shape, pages->v, page.capacity, head, t, v);
     }
+    ++pages;
   }
   for (int64_t t = 0; t < sequence.num_rows; ++t, k += dim, v += dim) {
-    const int64_t row = (t * shape.num_kv_heads + head) * dim;
-    std::copy_n(sequence.k_new + row, dim, k);
-    std::copy_n(sequence.v_new + row, dim, v);
+    const int64_t row = ((sequence.first_row + t) * shape.num_kv_heads + head) * dim;
+    std::copy_n(operands.k_new + row, dim, k);
+    std::copy_n(operands.v_new + row, dim, v);
   }
   return dense;
 }
@@ -111,17 +113,21 @@ void AttendRow(const AttentionShape& shape, const DenseHead& dense, int64_t visi
 
 }  // namespace
 
-void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences) {
+void Attend(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+            const AttentionOperands& operands) {
   PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
   const int64_t heads_per_kv = shape.num_heads / shape.num_kv_heads;
-  for (const AttentionSequence& sequence : sequences) {
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const AttentionSequence& sequence = sequences[i];
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-      const DenseHead dense = Gather(shape, sequence, head);
+      const DenseHead dense = Gather(shape, sequence, operands.pages[i], operands, head);
       const int64_t stored = dense.num_tokens - sequence.num_rows;
       for (int64_t t = 0; t < sequence.num_rows; ++t) {
         for (int64_t j = 0; j < heads_per_kv; ++j) {
-          const int64_t row = (t * shape.num_heads + head * heads_per_kv + j) * shape.head_dim;
-          AttendRow(shape, dense, stored + t + 1, sequence.q + row, sequence.out + row);
+          const int64_t row =
+              ((sequence.first_row + t) * shape.num_heads + head * heads_per_kv + j) *
+              shape.head_dim;
+          AttendRow(shape, dense, stored + t + 1, operands.q + row, operands.out + row);
         }
       }
     }

@@ -41,9 +41,9 @@ AttentionShape MakeShape(int64_t head_dim, int64_t heads_per_kv, int64_t num_kv_
 // rescale (one a block); the weighted mean of v by the weights' errors over its spread
 // 2 max|v|, plus the roundings of n additions of terms that themselves sum up to 3 max|v|.
 float Tolerance(const AttentionShape& shape, RandomSequence& sequence) {
-  const AttentionSequence view = sequence.view();
+  const AttentionSequence view = sequence.sequence();
   int64_t tokens = view.num_rows;
-  for (const KvPageView& page : view.pages) tokens += page.num_tokens;
+  for (const PageTokens& page : view.pages) tokens += page.num_tokens;
   float max_q = 0.0f;
   const auto dim = static_cast<size_t>(shape.head_dim);
   for (size_t first = 0; first < sequence.q().size(); first += dim) {
@@ -74,12 +74,19 @@ float FastTolerance(const AttentionShape& shape, RandomSequence& sequence) {
          kHalfStep * std::sqrt(static_cast<float>(kPageTokens)) * 3.0f * sequence.max_v();
 }
 
+AttentionPlan PlanOf(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
+                     int threads, AttentionMode mode = AttentionMode::kAccurate) {
+  AttentionPlan plan;
+  PlanAttention(shape, sequences, threads, mode, plan);
+  return plan;
+}
+
 std::vector<float> Attended(const AttentionShape& shape, RandomSequence& sequence, int threads,
                             AttentionMode mode = AttentionMode::kAccurate) {
-  const AttentionSequence view = sequence.view();
+  const AttentionSequence only = sequence.sequence();
   std::fill(sequence.out().begin(), sequence.out().end(), NAN);
   AttentionScratch scratch;
-  Attend(shape, {&view, 1}, threads, scratch, mode);
+  RunAttention(PlanOf(shape, {&only, 1}, threads, mode), sequence.operands(), scratch);
   return sequence.out();
 }
 
@@ -92,8 +99,7 @@ void ExpectNear(const std::vector<float>& actual, const std::vector<float>& expe
 
 // The oracle once, then every target and mode against it.
 void ExpectMatchesOracle(const AttentionShape& shape, RandomSequence& sequence, int threads = 1) {
-  const AttentionSequence view = sequence.view();
-  ref::Attend(shape, {&view, 1});
+  sequence.AttendByOracle();
   const std::vector<float> expected = sequence.out();
   const float tolerance = Tolerance(shape, sequence);
   const float fast_tolerance = tolerance + FastTolerance(shape, sequence);
@@ -182,7 +188,6 @@ TEST_P(AttentionTest, KeysPerChannelByHand) {
   std::vector<float> v(128 * 8, 0.0f);
   for (size_t t = 0; t < 128; ++t) v[t * 8] = static_cast<float>(t % 2);
   KvPageView page;
-  page.num_tokens = page.capacity = 128;
   page.k = {reinterpret_cast<const std::byte*>(codes.data()),
             reinterpret_cast<const std::byte*>(metadata.data()), 2, QuantAxis::kChannel};
   page.v = {reinterpret_cast<const std::byte*>(v.data()), nullptr, 16, QuantAxis::kToken};
@@ -190,13 +195,16 @@ TEST_P(AttentionTest, KeysPerChannelByHand) {
   const float k_new[8] = {0, 0, 0, -1000, 0, 0, 0, 0};  // No weight.
   const float v_new[8] = {};
   float out[8];
-  const AttentionSequence sequence{{&page, 1}, 1, q, k_new, v_new, out};
+  const PageTokens tokens{128, 128};
+  const AttentionSequence sequence{{&tokens, 1}, 1, 0};
+  const KvPageView* const pages = &page;
+  const AttentionOperands operands{{&pages, 1}, q, k_new, v_new, out};
   // 64 scores of 3 and 64 of 4; the odd ones have value 1.
   const float expected = std::exp(1.0f) / (1.0f + std::exp(1.0f));
-  ref::Attend(shape, {&sequence, 1});
+  ref::Attend(shape, {&sequence, 1}, operands);
   EXPECT_NEAR(out[0], expected, 1e-6f);
   AttentionScratch scratch;
-  Attend(shape, {&sequence, 1}, 1, scratch);
+  RunAttention(PlanOf(shape, {&sequence, 1}, 1), operands, scratch);
   EXPECT_NEAR(out[0], expected, 1e-6f);
 }
 
@@ -301,14 +309,49 @@ TEST_P(AttentionTest, BitsDoNotDependOnOtherSequences) {
   for (const AttentionMode mode : {AttentionMode::kAccurate, AttentionMode::kFast}) {
     std::vector<std::vector<float>> alone;
     for (RandomSequence* sequence : all) alone.push_back(Attended(shape, *sequence, 1, mode));
-    for (RandomSequence* sequence : all) {
-      std::fill(sequence->out().begin(), sequence->out().end(), NAN);
-    }
+    // The rows of all sequences behind one another.
     std::vector<AttentionSequence> batch;
-    for (RandomSequence* sequence : all) batch.push_back(sequence->view());
+    std::vector<const KvPageView*> pages;
+    std::vector<float> q, k_new, v_new;
+    int64_t num_rows = 0;
+    for (RandomSequence* sequence : all) {
+      batch.push_back(sequence->sequence(num_rows));
+      pages.push_back(sequence->pages());
+      num_rows += batch.back().num_rows;
+      q.insert(q.end(), sequence->q().begin(), sequence->q().end());
+      k_new.insert(k_new.end(), sequence->k_new().begin(), sequence->k_new().end());
+      v_new.insert(v_new.end(), sequence->v_new().begin(), sequence->v_new().end());
+    }
+    std::vector<float> out(q.size(), NAN);
     AttentionScratch scratch;
-    Attend(shape, batch, 2, scratch, mode);
-    for (size_t i = 0; i < std::size(all); ++i) EXPECT_EQ(all[i]->out(), alone[i]) << i;
+    RunAttention(PlanOf(shape, batch, 2, mode),
+                 {pages, q.data(), k_new.data(), v_new.data(), out.data()}, scratch);
+    auto begin = out.begin();
+    for (size_t i = 0; i < std::size(all); ++i) {
+      const auto end = begin + std::ssize(alone[i]);
+      EXPECT_EQ(std::vector<float>(begin, end), alone[i]) << i;
+      begin = end;
+    }
+  }
+}
+
+// A plan is used for every block, and its memory for other batches: pages and rows are what the
+// operands say, and nothing of an earlier batch is left.
+TEST_P(AttentionTest, APlanServesManyBlocksAndIsMadeAnew) {
+  const AttentionShape shape = MakeShape(64, 2);
+  AttentionPlan plan;
+  AttentionScratch scratch;
+  for (const int64_t num_rows : {1, 20, 2}) {
+    RandomSequence first(shape, num_rows == 1 ? ManyPages() : MixedPages(), num_rows, /*seed=*/1);
+    RandomSequence second(shape, num_rows == 1 ? ManyPages() : MixedPages(), num_rows, /*seed=*/2);
+    const AttentionSequence planned = first.sequence();
+    PlanAttention(shape, {&planned, 1}, 1, AttentionMode::kAccurate, plan);
+    for (RandomSequence* block : {&first, &second}) {
+      const std::vector<float> expected = Attended(shape, *block, 1);
+      std::fill(block->out().begin(), block->out().end(), NAN);
+      RunAttention(plan, block->operands(), scratch);
+      EXPECT_EQ(block->out(), expected);
+    }
   }
 }
 
@@ -328,8 +371,7 @@ TEST_P(AttentionTest, FastModeRoundsQueriesOnly) {
       }
     }
     sequence.q() = rounded;
-    const AttentionSequence view = sequence.view();
-    ref::Attend(shape, {&view, 1});
+    sequence.AttendByOracle();
     const std::vector<float> expected = sequence.out();
     const float tolerance = Tolerance(shape, sequence);
     ASSERT_NO_FATAL_FAILURE(
@@ -344,8 +386,7 @@ TEST_P(AttentionTest, FastModeErrsLessThanHalfPrecision) {
     for (const QuantAxis axis : {QuantAxis::kToken, QuantAxis::kChannel}) {
       const AttentionShape shape = MakeShape(128, 2, 1);
       RandomSequence sequence(shape, std::vector<PageSpec>(64, {bits, bits, 128, 128, axis}), 1);
-      const AttentionSequence view = sequence.view();
-      ref::Attend(shape, {&view, 1});
+      sequence.AttendByOracle();
       const std::vector<float> expected = sequence.out();
       const std::vector<float> fast = Attended(shape, sequence, 1, AttentionMode::kFast);
       double squares = 0.0;
@@ -383,13 +424,10 @@ TEST_P(AttentionTest, ScratchDoesNotGrowWithStoredTokens) {
   const AttentionShape shape = MakeShape(64, 2);
   RandomSequence small(shape, {{4, 4}}, 64);
   RandomSequence large(shape, ManyPages(), 64);
-  AttentionScratch small_scratch;
-  AttentionScratch large_scratch;
-  const AttentionSequence small_view = small.view();
-  const AttentionSequence large_view = large.view();
-  Attend(shape, {&small_view, 1}, 1, small_scratch);
-  Attend(shape, {&large_view, 1}, 1, large_scratch);
-  EXPECT_EQ(small_scratch.num_bytes(), large_scratch.num_bytes());
+  const AttentionSequence small_sequence = small.sequence();
+  const AttentionSequence large_sequence = large.sequence();
+  EXPECT_EQ(PlanOf(shape, {&small_sequence, 1}, 1).scratch_bytes,
+            PlanOf(shape, {&large_sequence, 1}, 1).scratch_bytes);
 }
 
 }  // namespace

@@ -29,9 +29,8 @@ class RandomSequence {
                  uint32_t seed = 1, int64_t shift = 0)
       : shape_(shape), num_rows_(num_rows), shift_(shift), random_(seed) {
     for (const PageSpec& spec : specs) {
+      tokens_.push_back({spec.num_tokens, spec.capacity});
       KvPageView page;
-      page.num_tokens = spec.num_tokens;
-      page.capacity = spec.capacity;
       page.k = MakeTensor(spec.k_bits, spec.capacity, spec.k_axis, /*outliers=*/true);
       page.v = MakeTensor(spec.v_bits, spec.capacity, QuantAxis::kToken, /*outliers=*/false);
       pages_.push_back(page);
@@ -43,16 +42,29 @@ class RandomSequence {
     out_.assign(q_.size(), -1.0f);
   }
 
-  AttentionSequence view() {
-    return {.pages = pages_,
-            .num_rows = num_rows_,
+  // Its part of a batch, with rows from `first_row` on.
+  AttentionSequence sequence(int64_t first_row = 0) const {
+    return {tokens_, num_rows_, first_row};
+  }
+  const KvPageView* pages() const { return pages_.data(); }
+  // Of a batch of this sequence alone; valid while it lives.
+  AttentionOperands operands() {
+    first_page_ = pages_.data();
+    return {.pages = {&first_page_, 1},
             .q = q_.data(),
             .k_new = k_new_.data(),
             .v_new = v_new_.data(),
             .out = out_.data()};
   }
+  // By the oracle, into out().
+  void AttendByOracle() {
+    const AttentionSequence only = sequence();
+    ref::Attend(shape_, {&only, 1}, operands());
+  }
 
   std::vector<float>& q() { return q_; }
+  std::vector<float>& k_new() { return k_new_; }
+  std::vector<float>& v_new() { return v_new_; }
   std::vector<float>& out() { return out_; }
   // Largest magnitudes of the values behind K and V.
   float max_k() const { return max_k_; }
@@ -131,7 +143,9 @@ class RandomSequence {
   int64_t shift_;
   std::mt19937 random_;
   std::vector<std::unique_ptr<AlignedVector<std::byte>>> memory_;
+  std::vector<PageTokens> tokens_;
   std::vector<KvPageView> pages_;
+  const KvPageView* first_page_ = nullptr;
   std::vector<float> q_;
   std::vector<float> k_new_;
   std::vector<float> v_new_;

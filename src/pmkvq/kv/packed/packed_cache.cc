@@ -53,8 +53,11 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     const KvBlockGeometry& block = config.geometry.blocks[layer];
     if (!block.has_cache()) continue;
     cached_layers_.push_back(layer);
-    shapes_[layer] = {AttentionShapeOf(block, config.float_type), block.q_values(),
-                      block.k().values()};
+    const AttentionShape shape = AttentionShapeOf(block, config.float_type);
+    const auto same = std::find(attention_shapes_.begin(), attention_shapes_.end(), shape);
+    const auto plan = static_cast<size_t>(same - attention_shapes_.begin());
+    if (same == attention_shapes_.end()) attention_shapes_.push_back(shape);
+    shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
   }
 }
 
@@ -118,6 +121,7 @@ void PackedKvCache::BeginForward(const Batch& batch) {
   PMKVQ_CHECK_MSG(!forward_.is_open, "EndForward is missing");
   forward_.chunks.clear();
   forward_.has_failed_chunk = false;
+  forward_.is_planned = false;
   int64_t first_row = 0;
   for (const BatchChunk& part : batch) {
     Sequence& seq = At(part.seq);
@@ -149,6 +153,7 @@ void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* 
     if (HasUnfitValue(chunk, layer, kKeys, k + begin) ||
         HasUnfitValue(chunk, layer, kValues, v + begin)) {
       forward_.has_failed_chunk = true;
+      forward_.is_planned = false;
     }
   }
 }
@@ -167,18 +172,85 @@ bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, 
   return true;
 }
 
+// Plans attention for the chunks that have not failed.
+void PackedKvCache::PlanSteps() {
+  forward_.is_planned = true;
+  forward_.num_steps = 0;
+  int64_t most_tokens = 1;  // Of chunks that are stored one by one.
+  bool has_chunk = false;
+  for (const Chunk& chunk : forward_.chunks) {
+    if (chunk.seq->failure) continue;
+    has_chunk = true;
+    if (chunk.one_by_one) most_tokens = std::max(most_tokens, chunk.num_tokens);
+  }
+  if (!has_chunk) return;
+  forward_.num_steps = static_cast<size_t>(most_tokens);
+  if (forward_.steps.size() < forward_.num_steps) forward_.steps.resize(forward_.num_steps);
+  for (int64_t token = 0; token < most_tokens; ++token) {
+    PlanStep(token, forward_.steps[static_cast<size_t>(token)]);
+  }
+}
+
+// token 0: all chunks, but of those that are stored one by one only the first row. Then row `token`
+// of these, whose sequences count their earlier rows as stored meanwhile.
+void PackedKvCache::PlanStep(int64_t token, AttentionStep& step) {
+  step.parts.clear();
+  page_tokens_.clear();
+  attention_sequences_.clear();
+  for (const Chunk& chunk : forward_.chunks) {
+    if (chunk.seq->failure) continue;
+    if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
+    const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
+    const int64_t row = chunk.first_row + token;
+    step.parts.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before + token});
+    AddPageTokens(chunk.num_before + token);
+  }
+  // Spans of page_tokens_ once it no longer grows.
+  size_t first_page = 0;
+  for (const Chunk& part : step.parts) {
+    const size_t num_pages = NumViews(part.num_before);
+    attention_sequences_.push_back(
+        {std::span(page_tokens_).subspan(first_page, num_pages), part.num_tokens, part.first_row});
+    first_page += num_pages;
+  }
+  step.plans.resize(attention_shapes_.size());
+  for (size_t i = 0; i < attention_shapes_.size(); ++i) {
+    PlanAttention(attention_shapes_[i], attention_sequences_, config_.num_threads,
+                  config_.attention, step.plans[i]);
+  }
+}
+
+// Views that attention reads of a sequence with so many stored tokens.
+size_t PackedKvCache::NumViews(int64_t num_tokens) const {
+  const int64_t sink_tokens = std::min(num_tokens, config_.sink_tokens);
+  return static_cast<size_t>((sink_tokens + kPageTokens - 1) / kPageTokens +
+                             NumPages(config_, num_tokens));
+}
+
+// Appends the tokens of these views to page_tokens_.
+void PackedKvCache::AddPageTokens(int64_t num_tokens) {
+  int64_t rest = num_tokens;
+  const auto add = [&](int64_t capacity) {
+    const int64_t count = std::min(rest, capacity);
+    page_tokens_.push_back({static_cast<int32_t>(count), static_cast<int32_t>(capacity)});
+    rest -= count;
+  };
+  for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
+    add(store_.SinkPieceTokens(piece));
+  }
+  while (rest > 0) add(kPageTokens);
+}
+
 void PackedKvCache::RebuildViews(Sequence& seq, size_t layer) const {
   BlockPages& block = seq.blocks[layer];
   block.views.clear();
   for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
-    const auto tokens = static_cast<int32_t>(store_.SinkPieceTokens(piece));
     block.views.push_back({store_.SinkView(block, layer, piece, kKeys),
-                           store_.SinkView(block, layer, piece, kValues), tokens, tokens});
+                           store_.SinkView(block, layer, piece, kValues)});
   }
   const size_t sink_views = block.views.size();
   for (const PagePair& page : block.pages) {
-    block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues]),
-                           static_cast<int32_t>(kPageTokens), static_cast<int32_t>(kPageTokens)});
+    block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues])});
   }
   const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
   for (const Side side : kSides) {
@@ -186,31 +258,17 @@ void PackedKvCache::RebuildViews(Sequence& seq, size_t layer) const {
     KvPageView& view = block.views[sink_views + open_page];
     (side == kKeys ? view.k : view.v) = store_.View(block.pages.back()[side]);
   }
-  block.num_views_in_use = 0;
   block.views_layout = seq.layout;
   block.views_generation = store_.slots().generation();
 }
 
-std::span<const KvPageView> PackedKvCache::CurrentViews(Sequence& seq, size_t layer) const {
+// The first of all views of the block. The ones in use come first.
+const KvPageView* PackedKvCache::CurrentViews(Sequence& seq, size_t layer) const {
   BlockPages& block = seq.blocks[layer];
   if (block.views_layout != seq.layout || block.views_generation != store_.slots().generation()) {
     RebuildViews(seq, layer);
   }
-  if (seq.num_tokens == 0) return {};
-  const int64_t paged = seq.num_tokens - config_.sink_tokens;
-  const int64_t sink_tokens = std::min(seq.num_tokens, config_.sink_tokens);
-  const auto count = static_cast<size_t>((sink_tokens + kPageTokens - 1) / kPageTokens +
-                                         NumPages(config_, seq.num_tokens));
-  // The view that was the last one until now holds a whole page since.
-  if (block.num_views_in_use > 0 && block.num_views_in_use < count) {
-    KvPageView& filled = block.views[block.num_views_in_use - 1];
-    filled.num_tokens = filled.capacity;
-  }
-  block.num_views_in_use = count;
-  // The sink's pieces are as long as pages, but for the last.
-  const int64_t tokens_in_kind = paged <= 0 ? seq.num_tokens : paged;
-  block.views[count - 1].num_tokens = static_cast<int32_t>((tokens_in_kind - 1) % kPageTokens + 1);
-  return {block.views.data(), count};
+  return block.views.data();
 }
 
 // A copy of heads [count], rotated.
@@ -228,7 +286,7 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
   const BlockShape& shape = shapes_[static_cast<size_t>(layer)];
-  const int64_t head_dim = shape.attention.head_dim;
+  const int64_t head_dim = shape.head_dim;
   if (config_.rotate_keys) {
     q = Rotated(q, num_rows * shape.q_dim, head_dim, rotated_q_).data();
     k = Rotated(k, num_rows * shape.kv_dim, head_dim, rotated_k_).data();
@@ -237,7 +295,10 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   FindUnfitValues(layer, k, v);
 
   const Rows rows = {q, k, v, out};
-  for (int64_t token = 0; AttendAndStore(static_cast<size_t>(layer), rows, token); ++token) {
+  for (size_t i = 0;; ++i) {
+    if (!forward_.is_planned) PlanSteps();
+    if (i >= forward_.num_steps) break;
+    AttendAndStore(static_cast<size_t>(layer), rows, forward_.steps[i]);
   }
   for (const Chunk& chunk : forward_.chunks) {
     if (chunk.one_by_one) chunk.seq->num_tokens = chunk.num_before;
@@ -248,32 +309,18 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   }
 }
 
-// token 0: all chunks, but of those that are stored one by one only the first row. Then row `token`
-// of these, whose sequences count their earlier rows as stored meanwhile. Returns whether there was
-// any row.
-bool PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, int64_t token) {
-  const int64_t q_dim = shapes_[layer].q_dim;
+void PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, const AttentionStep& step) {
   const int64_t kv_dim = shapes_[layer].kv_dim;
-  parts_.clear();
-  attention_sequences_.clear();
-  for (const Chunk& chunk : forward_.chunks) {
-    if (chunk.seq->failure) continue;
-    if (token > 0 && (!chunk.one_by_one || token >= chunk.num_tokens)) continue;
-    if (token > 0) ++chunk.seq->num_tokens;
-    const int64_t row = chunk.first_row + token;
-    const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
-    parts_.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before});
-    attention_sequences_.push_back({CurrentViews(*chunk.seq, layer), num_rows, rows.q + row * q_dim,
-                                    rows.k + row * kv_dim, rows.v + row * kv_dim,
-                                    rows.out + row * q_dim});
+  first_views_.clear();
+  for (const Chunk& part : step.parts) {
+    part.seq->num_tokens = part.num_before;
+    first_views_.push_back(CurrentViews(*part.seq, layer));
   }
-  if (parts_.empty()) return false;
-  Attend(shapes_[layer].attention, attention_sequences_, config_.num_threads, attention_scratch_,
-         config_.attention);
-  for (const Chunk& part : parts_) {
+  RunAttention(step.plans[shapes_[layer].plan], {first_views_, rows.q, rows.k, rows.v, rows.out},
+               attention_scratch_);
+  for (const Chunk& part : step.parts) {
     StoreChunk(part, layer, rows.k + part.first_row * kv_dim, rows.v + part.first_row * kv_dim);
   }
-  return true;
 }
 
 void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
@@ -282,7 +329,7 @@ void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
   const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
-  const int64_t head_dim = shapes_[static_cast<size_t>(layer)].attention.head_dim;
+  const int64_t head_dim = shapes_[static_cast<size_t>(layer)].head_dim;
   if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, head_dim, rotated_k_).data();
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, head_dim, rotated_v_).data();
   FindUnfitValues(layer, k, v);
@@ -302,6 +349,7 @@ void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k,
     block.open_rows_moved = {};
     block.views_layout = 0;
   }
+  if (chunk.seq->failure) forward_.is_planned = false;
 }
 
 void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {

@@ -89,10 +89,19 @@ class PackedKvCache final : public KvStore {
     bool one_by_one = false;
     int64_t num_before = 0;  // Tokens of the sequence before this Forward.
   };
+  // What is attended and stored at once: all chunks, but of those with one_by_one the first row
+  // only; or the next row of each of these. The same in every block.
+  struct AttentionStep {
+    std::vector<Chunk> parts;
+    std::vector<AttentionPlan> plans;  // Of attention_shapes_.
+  };
   struct Pass {
     bool is_open = false;
     bool has_failed_chunk = false;
     std::vector<Chunk> chunks;
+    bool is_planned = false;  // Planned anew when a chunk fails.
+    std::vector<AttentionStep> steps;
+    size_t num_steps = 0;  // The others are kept for their memory.
   };
   // Rows of one AppendAndAttend.
   struct Rows {
@@ -104,9 +113,10 @@ class PackedKvCache final : public KvStore {
 
   // Of one block with a cache.
   struct BlockShape {
-    AttentionShape attention;
-    int64_t q_dim = 0;   // H * D
-    int64_t kv_dim = 0;  // Hkv * D
+    size_t plan = 0;       // Of attention_shapes_.
+    int64_t head_dim = 0;  // D
+    int64_t q_dim = 0;     // H * D
+    int64_t kv_dim = 0;    // Hkv * D
   };
 
   Sequence& At(SequenceId id);
@@ -123,9 +133,13 @@ class PackedKvCache final : public KvStore {
                            AlignedVector<float>& memory) const;
   void FindUnfitValues(int64_t layer, const float* k, const float* v);
   bool HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows);
+  void PlanSteps();
+  void PlanStep(int64_t token, AttentionStep& step);
+  size_t NumViews(int64_t num_tokens) const;
+  void AddPageTokens(int64_t num_tokens);
   void RebuildViews(Sequence& seq, size_t layer) const;
-  std::span<const KvPageView> CurrentViews(Sequence& seq, size_t layer) const;
-  bool AttendAndStore(size_t layer, const Rows& rows, int64_t token);
+  const KvPageView* CurrentViews(Sequence& seq, size_t layer) const;
+  void AttendAndStore(size_t layer, const Rows& rows, const AttentionStep& step);
   void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
   void StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side, const float* rows,
@@ -154,15 +168,19 @@ class PackedKvCache final : public KvStore {
   int64_t TokensToNextStep(const Sequence& seq) const;
 
   CacheConfig config_;
-  std::vector<BlockShape> shapes_;     // By layer; empty ones of blocks without cache.
+  std::vector<AttentionShape> attention_shapes_;  // All that occur, each once.
+  std::vector<BlockShape> shapes_;                // By layer; empty ones of blocks without cache.
   std::vector<size_t> cached_layers_;  // The blocks with a cache; the others have no pages.
   PageStore store_;
   std::vector<Sequence> sequences_;
-  Pass forward_;              // The Forward under way.
-  Pass set_aside_;            // SwapForwards
-  std::vector<Chunk> parts_;  // Rows that AttendAndStore works on.
+  Pass forward_;    // The Forward under way.
+  Pass set_aside_;  // SwapForwards
 
+  // Of PlanStep.
+  std::vector<PageTokens> page_tokens_;
   std::vector<AttentionSequence> attention_sequences_;
+
+  std::vector<const KvPageView*> first_views_;  // Of a block, by part.
   AttentionScratch attention_scratch_;
   AlignedVector<float> rotated_q_, rotated_k_, rotated_v_;  // Of a Forward's rows.
 

@@ -225,16 +225,17 @@ TEST(OptionsTogetherTest, AttentionSeesWhatIsRead) {
         KvPageView page;
         page.k.data = reinterpret_cast<const std::byte*>(k.data());
         page.v.data = reinterpret_cast<const std::byte*>(v.data());
-        page.num_tokens = page.capacity = 1000;
         const auto rows = testing_support::MakeRows(geometry, 1, 1, 1000, num_new);
         std::vector<float> expected(rows.q.size());
         AttentionShape shape{geometry.num_heads, geometry.num_kv_heads, geometry.head_dim,
                              geometry.group()};
         shape.float_type = DType::kF32;
         shape.scale = 0.25f;
-        const AttentionSequence sequence{{&page, 1},    num_new,       rows.q.data(),
-                                         rows.k.data(), rows.v.data(), expected.data()};
-        ref::Attend(shape, {&sequence, 1});
+        const PageTokens tokens{1000, 1000};
+        const AttentionSequence sequence{{&tokens, 1}, num_new, 0};
+        const KvPageView* const pages = &page;
+        ref::Attend(shape, {&sequence, 1},
+                    {{&pages, 1}, rows.q.data(), rows.k.data(), rows.v.data(), expected.data()});
         // Some 2^-24 of scores of up to 25 and values of up to 10 (rotated), a thousand tokens.
         EXPECT_LE(LargestDifference(driver.outputs()[1], expected), 1e-4f)
             << by_channel << rotate << num_new;

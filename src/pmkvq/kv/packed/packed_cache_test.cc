@@ -354,7 +354,7 @@ TEST(PackedCacheTest, AttentionReadsWhatIsStored) {
       KvPageView view;
       view.k.data = reinterpret_cast<const std::byte*>(pages[0].data());
       view.v.data = reinterpret_cast<const std::byte*>(pages[1].data());
-      view.num_tokens = view.capacity = static_cast<int32_t>(n);
+      const PageTokens tokens{static_cast<int32_t>(n), static_cast<int32_t>(n)};
       AttentionShape shape{geometry.num_heads,
                            geometry.num_kv_heads,
                            geometry.head_dim,
@@ -364,10 +364,10 @@ TEST(PackedCacheTest, AttentionReadsWhatIsStored) {
                            0.25f};  // 1 / sqrt(16)
       const testing_support::Rows rows = testing_support::MakeRows(geometry, 4, 1, n, chunk);
       std::vector<float> expected(rows.q.size());
-      AttentionSequence sequence{
-          {&view, n > 0 ? 1u : 0u}, chunk, rows.q.data(), rows.k.data(), rows.v.data(),
-          expected.data()};
-      ref::Attend(shape, {&sequence, 1});
+      const AttentionSequence sequence{{&tokens, n > 0 ? 1u : 0u}, chunk, 0};
+      const KvPageView* const first_page = &view;
+      ref::Attend(shape, {&sequence, 1},
+                  {{&first_page, 1}, rows.q.data(), rows.k.data(), rows.v.data(), expected.data()});
       for (size_t i = 0; i < expected.size(); ++i) {
         ASSERT_NEAR(driver.outputs()[1][i], expected[i], 2e-4) << n << "+" << chunk;
       }

@@ -42,9 +42,8 @@ struct BlockPages {
   std::array<bool, 2> open_rows_moved{};
 
   // What attention reads: sink, then pages. Valid for one layout of the sequence and one
-  // generation of the pool.
+  // generation of the slots.
   std::vector<KvPageView> views;
-  size_t num_views_in_use = 0;
   uint64_t views_layout = 0;
   uint64_t views_generation = 0;
 };

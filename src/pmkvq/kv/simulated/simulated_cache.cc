@@ -190,6 +190,7 @@ void SimulatedKvCache::BeginForward(const Batch& batch) {
     row += part.num_tokens;
   }
   views_.resize(std::max(views_.size(), forward_.chunks.size()));
+  page_tokens_.resize(views_.size());
   forward_.is_open = true;
 }
 
@@ -278,26 +279,31 @@ void SimulatedKvCache::CheckFits(const Chunk& chunk, int64_t layer, const char* 
 void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
                                    float* out) {
   attention_sequences_.clear();
+  first_views_.clear();
   for (size_t i = 0; i < forward_.chunks.size(); ++i) {
     const Chunk& chunk = forward_.chunks[i];
     if (chunk.seq->failure) continue;
     const SimulatedBlock& block = chunk.seq->blocks[layer];
     std::vector<KvPageView>& views = views_[i];
+    std::vector<PageTokens>& tokens = page_tokens_[i];
     views.clear();
+    tokens.clear();
     for (size_t page = 0; page < block.values_.size(); ++page) {
       const int64_t begin = static_cast<int64_t>(page) * kPageTokens;
       KvPageView view;
       view.k.data = block.attended_keys_[page].data();
       view.v.data = block.attended_values_[page].data();
-      view.num_tokens = static_cast<int32_t>(std::min(block.num_tokens() - begin, kPageTokens));
-      view.capacity = static_cast<int32_t>(kPageTokens);
       views.push_back(view);
+      tokens.push_back({static_cast<int32_t>(std::min(block.num_tokens() - begin, kPageTokens)),
+                        static_cast<int32_t>(kPageTokens)});
     }
-    const Rows rows = RowsOf(chunk, q, k, v, out);
-    attention_sequences_.push_back({views, chunk.num_tokens, rows.q, rows.k, rows.v, rows.out});
+    attention_sequences_.push_back({tokens, chunk.num_tokens, chunk.first_row});
+    first_views_.push_back(views.data());
   }
   if (attention_sequences_.empty()) return;
-  Attend(attention_shape_, attention_sequences_, config_.num_threads, attention_scratch_);
+  PlanAttention(attention_shape_, attention_sequences_, config_.num_threads,
+                AttentionMode::kAccurate, attention_plan_);
+  RunAttention(attention_plan_, {first_views_, q, k, v, out}, attention_scratch_);
 }
 
 // Attention that keeps the weights' sums; reads the method's floats. On one thread.

@@ -125,8 +125,12 @@ class SimulatedKvCache final : public KvStore {
   Pass forward_;    // The Forward under way.
   Pass set_aside_;  // SwapForwards
   KvExtras extras_;
-  std::vector<std::vector<KvPageView>> views_;  // Per chunk.
+  // Of AttendPaged: per chunk that is attended.
+  std::vector<std::vector<PageTokens>> page_tokens_;
+  std::vector<std::vector<KvPageView>> views_;
+  std::vector<const KvPageView*> first_views_;
   std::vector<AttentionSequence> attention_sequences_;
+  AttentionPlan attention_plan_;
   AttentionScratch attention_scratch_;
   PageCodec codec_;
   // Of the dense path, one KV head: R = rows x heads of the group.

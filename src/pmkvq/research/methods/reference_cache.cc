@@ -94,7 +94,6 @@ std::optional<SequenceId> ReferenceKvCache::Open() {
   *free = Sequence{};
   free->is_open = true;
   free->blocks.resize(config_.geometry.blocks.size());
-  free->views.resize(config_.geometry.blocks.size());
   for (size_t layer = 0; layer < free->blocks.size(); ++layer) SetPresentWidths(*free, layer);
   return static_cast<SequenceId>(free - sequences_.begin());
 }
@@ -177,22 +176,22 @@ void ReferenceKvCache::CheckRows(const Chunk& chunk, size_t layer, Side side,
 
 void ReferenceKvCache::SetViews(Sequence& seq, size_t layer) const {
   const BlockPages& block = seq.blocks[layer];
-  std::vector<KvPageView>& views = seq.views[layer];
-  views.clear();
+  seq.views.clear();
+  seq.page_tokens.clear();
   int64_t rest = seq.num_tokens;
-  for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-    const int64_t capacity = store_.SinkPieceTokens(piece);
+  const auto add = [&](const KvTensorView& k, const KvTensorView& v, int64_t capacity) {
     const int64_t tokens = std::min(rest, capacity);
-    views.push_back({store_.SinkView(block, layer, piece, kKeys),
-                     store_.SinkView(block, layer, piece, kValues), static_cast<int32_t>(tokens),
-                     static_cast<int32_t>(capacity)});
+    seq.views.push_back({k, v});
+    seq.page_tokens.push_back({static_cast<int32_t>(tokens), static_cast<int32_t>(capacity)});
     rest -= tokens;
+  };
+  for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
+    add(store_.SinkView(block, layer, piece, kKeys), store_.SinkView(block, layer, piece, kValues),
+        store_.SinkPieceTokens(piece));
   }
   for (size_t page = 0; rest > 0; ++page) {
-    const int64_t tokens = std::min(rest, kPageTokens);
-    views.push_back({store_.View(block.pages[page][kKeys]), store_.View(block.pages[page][kValues]),
-                     static_cast<int32_t>(tokens), static_cast<int32_t>(kPageTokens)});
-    rest -= tokens;
+    add(store_.View(block.pages[page][kKeys]), store_.View(block.pages[page][kValues]),
+        kPageTokens);
   }
 }
 
@@ -214,18 +213,20 @@ void ReferenceKvCache::AppendAndAttend(int64_t layer_idx, const float* q, const 
   if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, head_dim, rotated_[2]);
 
   attention_sequences_.clear();
+  first_views_.clear();
   for (const Chunk& chunk : forward_.chunks) {
     const int64_t row = chunk.first_row;
     CheckRows(chunk, layer, kKeys, k + row * kv_dim);
     CheckRows(chunk, layer, kValues, v + row * kv_dim);
     if (chunk.seq->failure) continue;
     SetViews(*chunk.seq, layer);
-    attention_sequences_.push_back({chunk.seq->views[layer], chunk.num_tokens, q + row * q_dim,
-                                    k + row * kv_dim, v + row * kv_dim, out + row * q_dim});
+    attention_sequences_.push_back({chunk.seq->page_tokens, chunk.num_tokens, row});
+    first_views_.push_back(chunk.seq->views.data());
   }
   if (!attention_sequences_.empty()) {
-    Attend(AttentionShapeOf(shape, config_.float_type), attention_sequences_, config_.num_threads,
-           attention_scratch_, config_.attention);
+    PlanAttention(AttentionShapeOf(shape, config_.float_type), attention_sequences_,
+                  config_.num_threads, config_.attention, attention_plan_);
+    RunAttention(attention_plan_, {first_views_, q, k, v, out}, attention_scratch_);
   }
   for (const Chunk& chunk : forward_.chunks) {
     if (chunk.seq->failure) continue;

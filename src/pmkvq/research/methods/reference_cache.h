@@ -55,7 +55,9 @@ class ReferenceKvCache final : public KvStore {
     bool is_open = false;
     int64_t num_tokens = 0;
     int64_t reserved_tokens = 0;
-    std::vector<std::vector<KvPageView>> views;  // Per block, of the last AppendAndAttend.
+    // Of the last AppendAndAttend.
+    std::vector<KvPageView> views;
+    std::vector<PageTokens> page_tokens;
   };
   struct Chunk {
     Sequence* seq = nullptr;
@@ -82,6 +84,8 @@ class ReferenceKvCache final : public KvStore {
   Pass forward_;
   Pass set_aside_;
   std::vector<AttentionSequence> attention_sequences_;
+  std::vector<const KvPageView*> first_views_;  // Of each attention sequence.
+  AttentionPlan attention_plan_;
   AttentionScratch attention_scratch_;
   std::array<AlignedVector<float>, 3> rotated_;  // q, k, v of a Forward's rows.
   std::vector<HalvingEvent> halving_events_;
