@@ -4,7 +4,9 @@
 #                    LIBRARIES <private third-party targets...>
 #                    TEST_LIBRARIES <targets that only its tests use...>)
 #
-# Sources are every .cc below the module's folder but *_test.cc (the unit tests) and *_bench.cc.
+# Sources are every .cc below the module's folder but *_test.cc (the unit tests) and *_bench.cc, and
+# but the files of backends, which backends.cmake lists.
+include(${CMAKE_CURRENT_LIST_DIR}/backends.cmake)
 
 add_library(pmkvq_options INTERFACE)
 target_compile_features(pmkvq_options INTERFACE cxx_std_20)
@@ -56,6 +58,17 @@ function(pmkvq_add_module name)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|bench)\\.cc$")
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")
+  set(backend_files ${sources})
+  list(FILTER sources EXCLUDE REGEX "_(cpu|cuda|cuda_stub)\\.cc$")
+  list(FILTER backend_files INCLUDE REGEX "_(cpu|cuda|cuda_stub)\\.cc$")
+  set(listed ${PMKVQ_CPU_SOURCES_${name}} ${PMKVQ_CUDA_STUBS_${name}})
+  list(TRANSFORM listed PREPEND ${PROJECT_SOURCE_DIR}/src/pmkvq/)
+  foreach(file IN LISTS backend_files)
+    if(NOT file IN_LIST listed)
+      message(FATAL_ERROR "${file} belongs to a backend, but cmake/backends.cmake does not list it")
+    endif()
+  endforeach()
+  list(APPEND sources ${listed})
 
   if(NOT sources)
     file(WRITE ${CMAKE_BINARY_DIR}/empty_${name}.cc "namespace pmkvq {}\n")

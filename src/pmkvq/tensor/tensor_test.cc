@@ -60,7 +60,7 @@ TEST(TensorDeathTest, WrongTypeIsACallerBug) {
 }
 
 TEST(Buffer, IsWritableToItsLastByte) {
-  Buffer buffer(Device::kCpu, 100001);
+  Buffer buffer(DeviceId(), 100001);
   EXPECT_EQ(buffer.num_bytes(), 100001u);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % kAlignment, 0u);
   buffer.data()[0] = std::byte{1};
@@ -69,14 +69,31 @@ TEST(Buffer, IsWritableToItsLastByte) {
 }
 
 TEST(Buffer, MayBeEmpty) {
-  const Buffer buffer(Device::kCpu, 0);
+  const Buffer buffer(DeviceId(), 0);
   EXPECT_EQ(buffer.data(), nullptr);
 }
 
 TEST(Buffer, SaysHowMuchWasRefused) {
   constexpr size_t kTooMuch = std::numeric_limits<size_t>::max() / 2;
-  testing_support::ExpectError<IoError>([] { Buffer(Device::kCpu, kTooMuch); },
+  testing_support::ExpectError<IoError>([] { Buffer(DeviceId(), kTooMuch); },
                                         {"[memory]", std::to_string(kTooMuch)});
+}
+
+TEST(Buffer, OfADeviceWithoutCodeIsRefused) {
+  testing_support::ExpectError<Unsupported>(
+      [] {
+        Buffer(DeviceId{Device::kCuda, 0}, 4096);
+      },
+      {"[cuda:0] memory of 4096 bytes: found a program built without code for this device",
+       "device cpu"});
+}
+
+TEST(Buffer, ItsViewHasItsDevice) {
+  const Buffer buffer(DeviceId(), 100);
+  EXPECT_EQ(buffer.view().device, DeviceId());
+  EXPECT_EQ(buffer.view().data, buffer.data());
+  EXPECT_EQ(buffer.view().num_bytes, 100u);
+  EXPECT_EQ(NameOf(buffer.device()), "cpu");
 }
 
 }  // namespace

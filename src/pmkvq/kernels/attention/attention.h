@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
+#include "pmkvq/tensor/device/device.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
@@ -34,7 +35,14 @@ enum class QuantAxis : uint8_t {
   kChannel,  // The 128 tokens of one channel and head: keys only.
 };
 
-// K, or V, of up to `capacity` tokens of one block of one sequence, all KV heads.
+// How the bytes of a page are arranged: a property of the store, whose codec writes pages so, and
+// of the device, whose attention reads them so. Two layouts have nothing in common but the floats
+// that their pages stand for.
+enum class PageLayout : uint8_t {
+  kPlanes,  // The CPU's, described at KvTensorView and in docs/formats.md.
+};
+
+// K, or V, of up to `capacity` tokens of one block of one sequence, all KV heads. In kPlanes:
 //
 // bits == 16: `data` is [Hkv, capacity, D] of the cache's float type (2 or 4 bytes a value).
 // bits 8/4/2: `data` is packed groups [Hkv, capacity, D / G] (layout: kv_quant.h), and `metadata`
@@ -67,6 +75,7 @@ struct AttentionShape {
   DType float_type = DType::kF16;     // Of 16-bit pages: kF16, kBF16 or kF32.
   DType metadata_type = DType::kF16;  // Of min and range.
   float scale = 1.0f;                 // 1 / sqrt(D) as a rule.
+  PageLayout layout = PageLayout::kPlanes;
 
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
@@ -87,6 +96,7 @@ struct AttentionOperands {
   const float* k_new = nullptr;  // [rows, Hkv, D]
   const float* v_new = nullptr;  // [rows, Hkv, D]
   float* out = nullptr;          // [rows, H, D]
+  DeviceId device = {};          // That all of these lie on, and that attends.
 };
 
 // How products with codes are computed.
@@ -156,7 +166,7 @@ class AttentionScratch {
 void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
                    int num_threads, AttentionMode mode, AttentionPlan& plan);
 
-// Attends one block.
+// Attends one block. Throws Unsupported when the program has no code for the operands' device.
 void RunAttention(const AttentionPlan& plan, const AttentionOperands& operands,
                   AttentionScratch& scratch);
 

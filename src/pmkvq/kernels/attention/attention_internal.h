@@ -108,6 +108,11 @@ void ConvertRows(const TensorRows& in, int64_t num_rows, int64_t count, float* o
 // The Highway target whose code the functions above would run now (for tests).
 int64_t AttentionTarget();
 
+// RunAttention's part of each backend. `scratch` has plan.scratch_bytes.
+void RunAttentionCpu(const AttentionPlan& plan, const AttentionOperands& operands,
+                     std::byte* scratch);
+void RunAttentionCuda(const AttentionPlan& plan, const AttentionOperands& operands);
+
 // Query tokens of one block of prefill.
 int64_t QueryTokens(const AttentionShape& shape);
 size_t PrefillScratchBytes(const AttentionShape& shape);

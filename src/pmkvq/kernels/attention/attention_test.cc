@@ -6,9 +6,11 @@
 #include <numeric>
 #include <vector>
 
+#include "pmkvq/base/error.h"
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/attention/random_pages.h"
+#include "support/expect_error.h"
 #include "support/target_suite.h"
 
 namespace pmkvq {
@@ -353,6 +355,20 @@ TEST_P(AttentionTest, APlanServesManyBlocksAndIsMadeAnew) {
       EXPECT_EQ(block->out(), expected);
     }
   }
+}
+
+TEST(AttentionDeviceTest, ADeviceWithoutCodeIsRefused) {
+  const AttentionShape shape = MakeShape(64, 2);
+  RandomSequence sequence(shape, MixedPages(), 1);
+  const AttentionSequence only = sequence.sequence();
+  AttentionOperands operands = sequence.operands();
+  operands.device = {Device::kCuda, 1};
+  AttentionScratch scratch;
+  testing_support::ExpectError<Unsupported>(
+      [&] {
+        RunAttention(PlanOf(shape, {&only, 1}, 1), operands, scratch);
+      },
+      {"[cuda:1] attention: found a program built without code for this device", "device cpu"});
 }
 
 // With queries that 16 bits hold exactly, and values that are not packed, nothing is rounded more

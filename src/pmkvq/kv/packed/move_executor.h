@@ -1,13 +1,12 @@
-// Carries out move plans on the CPU, in memory that it is given.
+// Carries out move plans in the memory of a device.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "pmkvq/kv/packed/move_plan.h"
 #include "pmkvq/kv/packed/page_codec.h"
+#include "pmkvq/tensor/device/buffer.h"
 
 namespace pmkvq {
 
@@ -17,20 +16,18 @@ struct UnfitPage {
   UnfitGroup group;
 };
 
-class MoveExecutor {
- public:
-  // Uses `num_threads` threads. The codec outlives the executor.
-  MoveExecutor(const PageCodec& codec, int num_threads);
+// Carries out the waves of the plan one after the other, the records of a wave at once, on the
+// arena's device. Cannot be cancelled: the plan's pages already have their new slots. Gives the
+// first page in the order of the plan whose range did not fit; it is stored with that range
+// saturated (kv_quant.h). Throws Unsupported when the program has no code for the device.
+std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
+                                      const DeviceBytes& arena, int num_threads);
 
-  // Carries out the waves of the plan one after the other, the records of a wave at once. Cannot be
-  // cancelled: the plan's pages already have their new slots. Gives the first page in the order of
-  // the plan whose range did not fit; it is stored with that range saturated (kv_quant.h).
-  std::optional<UnfitPage> Execute(const MovePlan& plan, std::byte* arena);
-
- private:
-  const PageCodec& codec_;
-  int num_threads_;
-  std::vector<size_t> item_ends_;  // A thread takes an item, some records of a wave, at a time.
-};
+namespace internal {
+// Its part of each backend.
+std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
+                                         std::byte* arena, int num_threads);
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const DeviceBytes& arena);
+}  // namespace internal
 
 }  // namespace pmkvq

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <random>
 
+#include "pmkvq/base/error.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/packed/move_executor.h"
+#include "support/expect_error.h"
 
 namespace pmkvq {
 namespace {
@@ -83,7 +85,7 @@ class PageWorld {
         layout(MakeSlotLayout(SmallConfig(num_pages))),
         slots(layout.extent_bytes, layout.num_extents, layout.slot_bytes),
         codec(StreamOf(1, 16), kType),
-        arena(slots.arena_bytes()) {}
+        arena(DeviceId(), slots.arena_bytes()) {}
 
   void AddPage(std::mt19937& random) {
     std::normal_distribution<float> normal;
@@ -151,8 +153,7 @@ class PageWorld {
       ASSERT_FALSE(plan.wave(i).empty());
       ASSERT_TRUE(RunsInAnyOrder(plan.wave(i))) << "wave " << i;
     }
-    MoveExecutor executor(codec, /*num_threads=*/2);
-    ASSERT_FALSE(executor.Execute(Shuffled(plan, random), arena.data()));
+    ASSERT_FALSE(ExecuteMoves(Shuffled(plan, random), codec, arena.view(), /*num_threads=*/2));
     slots.CheckInvariants();
     for (size_t i = 0; i < pages.size(); ++i) {
       ASSERT_TRUE(Holds(pages[i].data, model[i].data)) << "page " << i;
@@ -174,7 +175,7 @@ class PageWorld {
   SlotLayout layout;
   SlotAllocator slots;
   PageCodec codec;
-  std::vector<std::byte> arena;
+  Buffer arena;
   std::vector<StoredPage> pages;
   std::vector<ModelPage> model;
 };
@@ -198,7 +199,7 @@ TEST(MovePlanTest, AFullArenaIsHalvedInWavesThatGrow) {
       last_pages = plan.wave(i).size();
     }
     EXPECT_LE(plan.num_waves(), 6u);
-    MoveExecutor(world.codec, 1).Execute(plan, world.arena.data());
+    ExecuteMoves(plan, world.codec, world.arena.view(), 1);
   }
 }
 
@@ -228,12 +229,22 @@ TEST(MovePlanTest, TheFirstPageThatDoesNotFitIsNamed) {
   for (StoredPage& page : world.pages) changes.push_back({&page, 8, &world.of(kValues)});
   MovePlan plan;
   PlanNarrowing(changes, 8, world.slots, plan);
-  const auto unfit = MoveExecutor(world.codec, 2).Execute(plan, world.arena.data());
+  const auto unfit = ExecuteMoves(plan, world.codec, world.arena.view(), 2);
   ASSERT_TRUE(unfit);
   EXPECT_EQ(unfit->page, 1u);
   EXPECT_EQ(unfit->group.first_token, 5);
   EXPECT_EQ(unfit->group.lowest, -60000.0f);
   EXPECT_EQ(unfit->group.highest, 60000.0f);
+}
+
+TEST(MovePlanTest, ADeviceWithoutCodeIsRefused) {
+  PageWorld world(1);
+  DeviceBytes arena = world.arena.view();
+  arena.device = {Device::kCuda, 0};
+  testing_support::ExpectError<Unsupported>(
+      [&] { ExecuteMoves(MovePlan(), world.codec, arena, 1); },
+      {"[cuda:0] quantising and moving pages: found a program built without code for this device",
+       "device cpu"});
 }
 
 RC_GTEST_PROP(MovePlanProperty, PagesAreWhatANaiveModelHas, ()) {

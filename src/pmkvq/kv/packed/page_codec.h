@@ -1,4 +1,5 @@
-// Floats to and from the memory of one page (layout: kernels/attention/attention.h). No ownership.
+// Floats to and from the memory of one page, in the CPU's layout (PageLayout::kPlanes): of the
+// cache's files this one alone knows it. No ownership.
 //
 // Whatever is stored is first rounded to the cache's float type, also where it goes straight to
 // codes, so that a page's content does not depend on how its tokens were cut into chunks.
@@ -28,6 +29,8 @@ struct UnfitGroup {
 // Of pages of one stream: Hkv heads of D values.
 class PageCodec {
  public:
+  static constexpr PageLayout kLayout = PageLayout::kPlanes;
+
   PageCodec(const KvStream& stream, DType float_type);
 
   // Stores `count` values in the float type.

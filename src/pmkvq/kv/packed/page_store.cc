@@ -19,7 +19,7 @@ PageStore::PageStore(const CacheConfig& config)
     : config_(config),
       layout_(MakeSlotLayout(config)),
       slots_(layout_.extent_bytes, layout_.num_extents, layout_.slot_bytes),
-      arena_(Device::kCpu, slots_.arena_bytes()) {
+      arena_(DeviceId(), slots_.arena_bytes()) {
   size_t most_values = 0;
   for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
@@ -62,7 +62,7 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
 std::optional<UnfitPage> PageStore::MoveBytes(size_t layer) {
   PlanMoves(slots_, plan_);
   const std::optional<UnfitPage> unfit =
-      MoveExecutor(codec(layer), config_.num_threads).Execute(plan_, arena_.data());
+      ExecuteMoves(plan_, codec(layer), arena_.view(), config_.num_threads);
   plan_.Clear();
   return unfit;
 }
