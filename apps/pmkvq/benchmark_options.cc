@@ -59,6 +59,12 @@ void BenchmarkCommandOptions::Register(CLI::App& command) {
   command.add_option("--batch", batch, "responses decoded together")
       ->transform(WholeNumber(1, kMostBatch))
       ->capture_default_str();
+  command
+      .add_option("--replicas", replicas,
+                  "engines side by side over one set of weights, which share --batch and --threads "
+                  "(0: chosen by both and the model); texts do not depend on it")
+      ->transform(WholeNumber(0, kMostBatch))
+      ->capture_default_str();
   chat_template.Register(command);
   RegisterSelection(command, selection);
   const std::string group = "Sampling";
@@ -89,7 +95,12 @@ EvaluationOptions BenchmarkCommandOptions::Resolve(const SpecEngineOptions& engi
                                                    const Model& loaded) const {
   const BenchmarkInfo protocol = FindBenchmark(benchmark);
   EvaluationOptions evaluation;
+  if (replicas > batch) {
+    throw CLI::ValidationError(
+        "--replicas", fmt::format("found {}, expected at most the {} of --batch", replicas, batch));
+  }
   evaluation.engine = engine;
+  evaluation.replicas = replicas;
   evaluation.chat_template = ResolveChatTemplate(chat_template, model);
   evaluation.sampling = sampling.Resolve(protocol.temperature, protocol.top_p);
   sampling.WarnOfUnused(protocol.temperature);

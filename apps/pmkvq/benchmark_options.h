@@ -17,7 +17,8 @@
 
 namespace pmkvq::cli {
 
-// --model, --benchmark, --data, --batch, --chat-template, --start, --end, --per-cell, --min-level,
+// --model, --benchmark, --data, --batch, --replicas, --chat-template, --start, --end, --per-cell,
+// --min-level,
 // --max-level, --n-responses, --max-tokens, and those of SamplingCommandOptions.
 struct BenchmarkCommandOptions {
   std::string model;
@@ -26,6 +27,7 @@ struct BenchmarkCommandOptions {
   ChatTemplateCommandOptions chat_template;
   ProblemSelection selection;
   int64_t batch = 16;
+  int64_t replicas = 0;                  // 0: chosen.
   std::optional<int64_t> num_responses;  // Empty: as the benchmark has it.
   std::optional<int64_t> max_tokens;
   SamplingCommandOptions sampling;
@@ -35,7 +37,7 @@ struct BenchmarkCommandOptions {
   // CLI::ValidationError without --data where it is needed, and what LoadBenchmark throws.
   Benchmark Load() const;
   // The evaluation of one cache. Says on stderr where options do not go together. Throws what
-  // ResolveChatTemplate throws.
+  // ResolveChatTemplate throws, and CLI::ValidationError for more replicas than --batch.
   EvaluationOptions Resolve(const SpecEngineOptions& engine, const Model& loaded) const;
 };
 

@@ -39,6 +39,7 @@ constexpr ForeignName kOptions[] = {
     {"--max-num-seqs", "--batch", ""},
     {"-np", "--batch", ""},
     {"--parallel", "--batch", ""},
+    {"--data-parallel-size", "--replicas", "over one set of weights"},
     {"--num-return-sequences", "--n-samples", ""},
     // The cache.
     {"-ctk", "--kv", kWidthNote},

@@ -286,6 +286,8 @@ TEST(EvalRun, MistakesAreNamed) {
   expect({"--out", file, "--end", "1"}, 1, "is a file, expected a folder");
   expect({"--start", "870"}, 1, "expected a number from 0 to 869");
   expect({"--n-responses", "0"}, 2, "--n-responses");
+  expect({"--batch", "2", "--replicas", "3", "--end", "1"}, 2,
+         "found 3, expected at most the 2 of --batch");
   expect({"--top-p", "0", "--end", "1"}, 1, "top_p");
 }
 

@@ -7,16 +7,20 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <optional>
+#include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/base/threads.h"
+#include "pmkvq/engine/request_check.h"
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/research/benchmarks/code_problem.h"
 #include "pmkvq/research/eval/grader.h"
+#include "pmkvq/research/eval/replicas.h"
 #include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
@@ -69,13 +73,12 @@ Response DescribeResponse(const Pending& pending, Grading grading) {
   return response;
 }
 
-// Hands responses to the grader as they finish, everything to the caller's observer, and tokens to
-// the log of what is unfinished.
-class GradingObserver : public EngineObserver {
+// Keeps responses as they finish, hands everything to the caller's observer, and tokens to the log
+// of what is unfinished.
+class ResponseObserver : public EngineObserver {
  public:
-  GradingObserver(Grading grading, Grader& grader, UnfinishedResponses& unfinished,
-                  EngineObserver* next)
-      : grading_(grading), grader_(grader), unfinished_(unfinished), next_(next) {}
+  ResponseObserver(Grading grading, UnfinishedResponses& unfinished, EngineObserver* next)
+      : grading_(grading), unfinished_(unfinished), next_(next) {}
 
   void Expect(RequestId id, const Pending& pending, double seconds_before) {
     Running& running = running_[id];
@@ -98,9 +101,16 @@ class GradingObserver : public EngineObserver {
     // Also of what is finished: grading may take longer than the process lives.
     Keep(running);
     if (completion.finish_reason == FinishReason::kCancelled) return;
-    grader_.Add(MakeResponse(running, completion), running.pending.problem->answer);
+    finished_.push_back({MakeResponse(running, completion), running.pending.problem->answer});
     running_.erase(completion.id);
   }
+
+  struct Finished {
+    Response response;
+    std::string gold;
+  };
+  // Those that finished since the last call.
+  std::vector<Finished> TakeFinished() { return std::exchange(finished_, {}); }
 
   // Writes the tokens that were drawn since the last time, twice a second.
   void KeepUnfinished() {
@@ -144,18 +154,18 @@ class GradingObserver : public EngineObserver {
   }
 
   Grading grading_;
-  Grader& grader_;
   UnfinishedResponses& unfinished_;
   EngineObserver* next_;
+  std::vector<Finished> finished_;
   std::map<RequestId, Running> running_;
   Clock::time_point last_kept_ = Clock::now();
 };
 
 // Why no token can follow a prompt of so many tokens, if so.
-std::optional<FinishReason> WhyPromptIsTooLong(const Engine& engine, int64_t prompt_tokens,
+std::optional<FinishReason> WhyPromptIsTooLong(const KvBudget& budget, int64_t prompt_tokens,
                                                int64_t max_len) {
   if (prompt_tokens >= max_len) return FinishReason::kLength;
-  if (!engine.kv_budget().Holds(prompt_tokens)) return FinishReason::kKvBudget;
+  if (!budget.Holds(prompt_tokens)) return FinishReason::kKvBudget;
   return std::nullopt;
 }
 
@@ -176,6 +186,25 @@ std::string HashOf(const std::vector<ProblemRow>& problems) {
     }
   }
   return hash.HexDigest();
+}
+
+std::vector<Replica> OpenReplicas(const std::shared_ptr<const Model>& model,
+                                  const std::shared_ptr<const Tokenizer>& tokenizer,
+                                  const EvaluationOptions& options) {
+  const EngineOptions& whole = options.engine;
+  const int num_threads = whole.num_threads > 0 ? whole.num_threads : DefaultThreads();
+  const int64_t count = options.replicas > 0
+                            ? options.replicas
+                            : ChooseReplicas(model->config(), num_threads, whole.max_sequences);
+  std::vector<Replica> replicas;
+  for (const EngineShare& share : ShareOut(count, num_threads, whole.max_sequences)) {
+    SpecEngineOptions engine = options.engine;
+    engine.num_threads = share.num_threads;
+    engine.max_sequences = share.max_sequences;
+    engine.prefill_share = 1;  // Nobody waits for single tokens, and full batches are faster.
+    replicas.push_back({OpenEngine(model, tokenizer, engine), share});
+  }
+  return replicas;
 }
 
 }  // namespace
@@ -274,23 +303,32 @@ double Evaluate(const std::shared_ptr<const Model>& model,
   const std::vector<Pending> pending = PendingResponses(*tokenizer, problems, options, log);
   if (pending.empty()) return 0;
   CheckCanGrade(grading);
-  SpecEngineOptions engine_options = options.engine;
-  engine_options.prefill_share = 1;  // Nobody waits for single tokens, and full batches are faster.
-  Engine engine = OpenEngine(model, tokenizer, engine_options);
+  std::vector<Replica> replicas = OpenReplicas(model, tokenizer, options);
+  const KvBudget& budget = replicas.front().engine.kv_budget();
   const int64_t max_len = RequirementsOf(*model, options.engine).max_len;
   const int num_threads = options.engine.num_threads;
   Grader grader(grading, num_threads > 0 ? num_threads : DefaultThreads(), cancel);
   UnfinishedResponses& unfinished = log.unfinished();
-  GradingObserver finished(grading, grader, unfinished, observer);
+  ResponseObserver finished(grading, unfinished, observer);
+  std::mutex mutex;  // Of `finished`, the log and the caller's observer and callback.
   const auto keep = [&](const std::vector<Response>& responses) {
+    const std::lock_guard<std::mutex> lock(mutex);
     for (const Response& response : responses) {
       log.Append(response);
       if (on_response) on_response(response);
     }
     return !responses.empty();
   };
+  const auto take_finished = [&] {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return finished.TakeFinished();
+  };
+  const auto grade = [&] {
+    for (auto& [response, gold] : take_finished()) grader.Add(std::move(response), std::move(gold));
+  };
   const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.
   std::vector<int32_t> prompt_ids;
+  std::vector<Request> requests;
   for (const Pending& one : pending) {
     if (IsCancelled(cancel)) return 0;
     try {
@@ -298,12 +336,12 @@ double Evaluate(const std::shared_ptr<const Model>& model,
         prompt_ids = EncodePrompt(*tokenizer, options.chat_template, *one.problem);
         encoded = one.problem;
       }
-      const auto reason = WhyPromptIsTooLong(engine, std::ssize(prompt_ids), max_len);
+      const auto reason = WhyPromptIsTooLong(budget, std::ssize(prompt_ids), max_len);
       if (reason) {
         Response response = DescribeResponse(one, grading);
         response.finish_reason = NameOf(*reason);
         response.prompt_tokens = std::ssize(prompt_ids);
-        response.budget_bytes = engine.kv_budget().total_bytes();
+        response.budget_bytes = budget.total_bytes();
         keep({response});
         continue;
       }
@@ -315,16 +353,21 @@ double Evaluate(const std::shared_ptr<const Model>& model,
       const auto begun = unfinished.begun().find({one.problem->id, one.response});
       const bool goes_on = begun != unfinished.begun().end();
       if (goes_on) request.replay_ids = begun->second.tokens;
-      finished.Expect(engine.Submit(std::move(request)), one, goes_on ? begun->second.seconds : 0);
+      CheckRequest(request, model->config(), budget, max_len, /*has_tokenizer=*/true);
+      finished.Expect(std::ssize(requests), one, goes_on ? begun->second.seconds : 0);
+      requests.push_back(std::move(request));
     } catch (const InvalidInput& error) {
       throw InvalidInput("problem " + one.problem->id, error.what());
     }
   }
-  while (!IsCancelled(cancel) && engine.Step(&finished)) {
+  const auto between_steps = [&] {
+    grade();
     keep(grader.TakeGraded());
+    const std::lock_guard<std::mutex> lock(mutex);
     finished.KeepUnfinished();
-  }
-  if (IsCancelled(cancel)) engine.CancelAll(&finished);
+  };
+  RunReplicas(replicas, std::move(requests), finished, mutex, between_steps, cancel);
+  grade();
   while (keep(grader.WaitForAll())) {
   }
   unfinished.Compact();

@@ -7,7 +7,8 @@
 // second; a later run goes on with them. The folder is locked while a run writes to it.
 //
 // A response depends on the settings, the problem and its index alone: its seed is drawn from
-// (seed, problem id, response index), so batch, order, selection and resumption change nothing.
+// (seed, problem id, response index), so batch, replicas, order, selection and resumption change
+// nothing. The lines stand in the order in which responses finish.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,9 @@
 namespace pmkvq {
 
 struct EvaluationOptions {
-  SpecEngineOptions engine;    // max_sequences is the batch size.
+  SpecEngineOptions engine;  // max_sequences is the batch size.
+  // Engines that share threads and batch (research/eval/replicas.h). 0: chosen by ChooseReplicas.
+  int64_t replicas = 0;
   ChatTemplate chat_template;  // Renders each problem as one user turn.
   SamplingParams sampling;     // Greedy by default.
   uint64_t seed = 42;
@@ -68,7 +71,7 @@ std::string ResponseLine(const Response& response);  // JSON, no newline.
 Response ParseResponse(std::string_view line, const std::string& source);
 
 // What is fixed for all responses of a folder; a rerun has to have the same. Batch size, threads,
-// selection and the number of responses may differ.
+// replicas, selection and the number of responses may differ.
 struct RunSettings {
   std::string benchmark;
   std::string model_identity;
@@ -140,7 +143,8 @@ using ResponseCallback = std::function<void(const Response&)>;
 // responses are generated (research/eval/grader.h). A prompt longer than max_len ("length") or than
 // the KV budget holds ("kv_budget") is an unsolved response without output. Stops early with
 // `cancel`; what has been begun is then in log.unfinished(), with which the next call goes on.
-// `observer` (may be null) sees tokens as they are drawn. Returns the wall time in seconds. Throws
+// `observer` (may be null) sees tokens as they are drawn; it and `on_response` are called from
+// several threads, but one at a time. Returns the wall time in seconds. Throws
 // what Engine and ResponseLog throw, and CheckCanGrade before the first response is made; a prompt
 // that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<const Model>& model,

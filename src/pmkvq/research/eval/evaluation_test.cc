@@ -127,9 +127,62 @@ TEST_F(EvaluationTest, BatchOrderAndSelectionChangeNothing) {
   EXPECT_NE(texts.at({"p0", 0}), texts.at({"p0", 1}));
 }
 
-TEST_F(EvaluationTest, ResumesWithoutRepeatingOrLosingAResponse) {
+TEST_F(EvaluationTest, EnginesSideBySideChangeNothing) {
+  std::vector<ProblemRow> problems = MakeProblems(12);
+  problems[3].problem = std::string(200, 'x');  // More than --max-len.
+  ResponseLog one;
+  Run(problems, MakeOptions(4), one);
+  const auto texts = Texts(one);
+  EXPECT_EQ(texts.size(), 36u);
+  for (const int64_t replicas : {2, 3, 7}) {
+    for (const int num_threads : {1, 2, 4}) {
+      EvaluationOptions options = MakeOptions(7);
+      options.replicas = replicas;
+      options.engine.num_threads = num_threads;
+      ResponseLog log;
+      int64_t num_called = 0;
+      Run(problems, options, log, [&](const Response&) { ++num_called; });
+      EXPECT_EQ(num_called, 36);
+      EXPECT_EQ(Texts(log), texts) << replicas << " engines, " << num_threads << " threads";
+      for (const Response& response : ResponsesTo(log, problems, 3)) {
+        EXPECT_EQ(response.output_tokens == 0, response.id == "p3");
+      }
+    }
+  }
+  EvaluationOptions too_many = MakeOptions(2);
+  too_many.replicas = 3;
+  ResponseLog log;
+  ExpectError<InvalidInput>([&] { Run(problems, too_many, log); }, {"--replicas", "found 3", "2"});
+}
+
+// What the callback throws ends all engines, and the responses so far are kept.
+TEST_F(EvaluationTest, AnErrorEndsAllEngines) {
+  const std::vector<ProblemRow> problems = MakeProblems(12);
+  EvaluationOptions options = MakeOptions(6);
+  options.replicas = 3;
+  const TempFolder folder;
+  {
+    ResponseLog log(folder.path(), Settings(problems, options));
+    EXPECT_THROW(Run(problems, options, log,
+                     [](const Response&) { throw InvalidInput("callback", "no more"); }),
+                 InvalidInput);
+  }
+  ResponseLog whole;
+  Run(problems, options, whole);
+  ResponseLog log(folder.path(), Settings(problems, options));
+  EXPECT_LT(log.responses().size(), 36u);
+  Run(problems, options, log);
+  EXPECT_EQ(Texts(log), Texts(whole));
+}
+
+class EvaluationResumeTest : public EvaluationTest,
+                             public ::testing::WithParamInterface<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(Replicas, EvaluationResumeTest, ::testing::Values(1, 3));
+
+TEST_P(EvaluationResumeTest, WithoutRepeatingOrLosingAResponse) {
   const std::vector<ProblemRow> problems = MakeProblems(4);
-  const EvaluationOptions options = MakeOptions(3);
+  EvaluationOptions options = MakeOptions(3);
+  options.replicas = GetParam();
   ResponseLog whole;
   Run(problems, options, whole);
   const TempFolder folder;
