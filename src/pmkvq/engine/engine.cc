@@ -61,7 +61,7 @@ void Engine::Impl::Check(const Request& request) const {
   CheckRequest(request, model->config(), budget, max_len, tokenizer != nullptr);
 }
 
-RequestId Engine::Impl::Submit(Request request) {
+RequestId Engine::Impl::Submit(Request request, std::shared_ptr<SampleGroup> group) {
   auto task = std::make_unique<Task>(next_id, std::move(request), tokenizer);
   task->end_ids = task->request.stop_ids;
   if (!task->request.ignore_eos) {
@@ -71,6 +71,7 @@ RequestId Engine::Impl::Submit(Request request) {
       }
     }
   }
+  task->group = std::move(group);
   const int64_t room = max_len - task->prompt_len();
   const int64_t asked = task->request.max_tokens;
   task->max_drawn = asked == 0 ? room : std::min(asked, room);
@@ -175,6 +176,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
     if (prefill_turns.task() == &task) prefill_turns.GiveUp();
     by_seq[static_cast<size_t>(*task.seq)] = nullptr;
     waiting.FreeSession(task.request.session);
+    if (task.group != nullptr && task.group->leader == &task) task.group->leader = nullptr;
     completion.kv = store->SequenceStats(*task.seq);
     // A failed sequence is of no use to the next request of its session. A sequence whose Forward
     // was cancelled has failed, too.
@@ -219,6 +221,25 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 RequestId Engine::Submit(Request request) {
   impl_->Check(request);
   return impl_->Submit(std::move(request));
+}
+
+std::vector<RequestId> Engine::SubmitSamples(const Request& request,
+                                             std::span<const uint64_t> seeds) {
+  impl_->Check(request);
+  if (request.session >= 0) {
+    throw InvalidInput("session", "found one with several samples, expected none");
+  }
+  if (!request.replay_ids.empty()) {
+    throw InvalidInput("replay_ids", "found some with several samples, expected none");
+  }
+  const auto group = std::make_shared<SampleGroup>();
+  std::vector<RequestId> ids;
+  for (const uint64_t seed : seeds) {
+    Request sample = request;
+    sample.seed = seed;
+    ids.push_back(impl_->Submit(std::move(sample), group));
+  }
+  return ids;
 }
 
 bool Engine::Step(EngineObserver* observer) { return impl_->Step(observer); }

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -165,6 +166,12 @@ class Engine {
   // prompt longer than the model's max positions or max_len, a budget that cannot hold the prompt
   // even at the floor width (the smallest that works is named).
   RequestId Submit(Request request);
+
+  // Queues a request for each of `seeds`, all else as in `request`: samples of one prompt. Those
+  // that wait for their prompt when one of them has stored it share its pages (KvStore::Fork)
+  // instead of computing it again. Each has the bits and the statistics that it has alone. Throws
+  // what Submit throws, and InvalidInput for a session or replay_ids.
+  std::vector<RequestId> SubmitSamples(const Request& request, std::span<const uint64_t> seeds);
 
   // Admits waiting requests; draws one token of each request whose prompt is stored; goes on with
   // the oldest prompt, for the time that EngineOptions::prefill_share leaves it or, where nothing

@@ -22,7 +22,7 @@ void Engine::Impl::SortRunning() {
     task->clock = &task->decode_seconds;
     if (IsPrefilling(*task)) {
       task->clock = &task->prefill_seconds;
-      prefilling.push_back(task.get());
+      if (ComputesPrompt(*task)) prefilling.push_back(task.get());
     } else {
       // The time of replayed tokens was counted when they were drawn.
       if (task->num_waiting(store->NumTokens(*task->seq)) > 0) task->clock = nullptr;
@@ -85,9 +85,39 @@ void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
   if (!chunk_failures.empty()) {
     Fail(task, chunk_failures.front().failure);
   } else if (chunk.logits == ForwardChunk::Logits::kLast) {
-    Task* const only = &task;
-    Draw({&only, 1}, logits);
+    ShareOutPrompt(task, logits);
   }
+}
+
+bool Engine::Impl::ComputesPrompt(Task& task) {
+  if (task.group == nullptr) return true;
+  if (task.group->leader == nullptr) task.group->leader = &task;
+  return task.group->leader == &task;
+}
+
+void Engine::Impl::ShareOutPrompt(Task& leader, float* logits) {
+  std::vector<Task*> samples = {&leader};
+  for (const auto& task : running) {
+    const bool waits = leader.group != nullptr && task->group == leader.group &&
+                       task.get() != &leader && !task->finish && IsPrefilling(*task);
+    if (!waits) continue;
+    by_seq[static_cast<size_t>(*task->seq)] = nullptr;
+    store->Close(*task->seq);
+    const std::optional<SequenceId> fork = store->Fork(*leader.seq);
+    if (fork) samples.push_back(task.get());
+    task->seq = fork ? fork : store->Open();  // Not every store forks.
+    by_seq[static_cast<size_t>(*task->seq)] = task.get();
+  }
+  if (leader.group != nullptr) leader.group->leader = nullptr;
+  if (samples.size() > 1) {
+    const auto count = static_cast<size_t>(model->config().vocab_size);
+    group_logits.clear();
+    for (size_t i = 0; i < samples.size(); ++i) {
+      group_logits.insert(group_logits.end(), logits, logits + count);
+    }
+    logits = group_logits.data();
+  }
+  Draw(samples, logits);
 }
 
 void Engine::Impl::Prefill(const UncancelledScope& step) {

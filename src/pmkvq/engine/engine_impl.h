@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "pmkvq/base/aligned.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/engine/engine.h"
@@ -47,13 +48,18 @@ struct Engine::Impl {
        const EngineOptions& o);
 
   void Check(const Request& request) const;
-  RequestId Submit(Request request);
+  RequestId Submit(Request request, std::shared_ptr<SampleGroup> group = nullptr);
   bool Step(EngineObserver* observer);
   bool Cancel(RequestId id, EngineObserver* observer);
   void Admit();
   bool IsPrefilling(const Task& task) const {
     return store->NumTokens(*task.seq) < task.prompt_len();
   }
+  // Whether this request computes its prompt, which another one of its samples may do for it.
+  static bool ComputesPrompt(Task& task);
+  // The leader's prompt is stored, and gave `logits`: waiting samples get forks of its sequence.
+  // Draws the first token of all of them.
+  void ShareOutPrompt(Task& leader, float* logits);
   // Fills prefilling and decoding, and starts the clocks of the step.
   void SortRunning();
 
@@ -131,6 +137,7 @@ struct Engine::Impl {
   std::vector<Task*> drawing;      // Of each row of logits.
   std::vector<ForwardFailure> failures;
   BatchSampler sampler;
+  AlignedVector<float> group_logits;  // Of samples that draw their first token.
   std::vector<SamplingRow> sampling_rows;
   std::vector<Task*> sampling_tasks;  // Of each row.
 };

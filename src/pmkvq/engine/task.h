@@ -14,6 +14,13 @@
 
 namespace pmkvq {
 
+struct Task;
+
+// Requests that differ in their seeds only.
+struct SampleGroup {
+  Task* leader = nullptr;  // The running one that computes the prompt for the others; null: none.
+};
+
 // One request from Submit to its end.
 struct Task {
   Task(RequestId request_id, Request r, const std::shared_ptr<const Tokenizer>& tokenizer)
@@ -48,6 +55,7 @@ struct Task {
   std::string error;                                // With kError.
   TokenCounts counts;                               // What penalties speak of; else empty.
   std::vector<TokenLogprobs> logprobs;
+  std::shared_ptr<SampleGroup> group;  // Null for a request by itself.
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;
