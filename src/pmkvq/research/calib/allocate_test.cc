@@ -157,6 +157,32 @@ TEST(Allocate, SpendsTheBudgetOnTheSensitiveBlock) {
                                   BytesAt(options, 2, 2)}));
 }
 
+// Each block costs what its own shape takes; one without cache has no choice and takes nothing.
+TEST(Allocate, BlocksOfDifferentShapes) {
+  AllocationOptions options = OptionsOf(1, 0);
+  options.cache.geometry.blocks = {
+      BlockOf({1, 8, 2, 128}), {8, {}}, BlockOf({1, 8, 4, 128}), BlockOf({1, 8, 1, 128})};
+  const auto bytes = [&](size_t layer, int bits) {
+    return BlockBytes(options.cache, layer, options.max_len, bits, bits);
+  };
+  ASSERT_EQ(bytes(2, 4), 4 * bytes(3, 4));
+  Sensitivity sensitivity;
+  sensitivity.k = {{}, {}, {0, 0, 0, 0}, {3, 9, 4, 2}};
+  sensitivity.v = sensitivity.k;
+  // Room to raise both smaller blocks; the largest alone takes more.
+  options.memory_budget_bytes = bytes(0, 4) + bytes(2, 2) + bytes(3, 4);
+  const Allocation allocation = Allocate(sensitivity, options);
+  EXPECT_EQ(allocation.k_bits, (std::vector<int>{4, 16, 2, 4}));
+  EXPECT_EQ(allocation.budget_bytes,
+            (std::vector<int64_t>{bytes(0, 4), 0, bytes(2, 2), bytes(3, 4)}));
+  EXPECT_EQ(allocation.objective, 2 * 4);
+
+  options.memory_budget_bytes = bytes(0, 2) + bytes(2, 2) + bytes(3, 2);
+  CheckAllocationOptions(options);
+  options.memory_budget_bytes -= 1;
+  EXPECT_THROW(CheckAllocationOptions(options), InvalidInput);
+}
+
 TEST(Allocate, TiesGoToTheLowerWidthFirst) {
   AllocationOptions options = OptionsOf(3, 0);
   options.memory_budget_bytes = 2 * BytesAt(options, 2, 2) + BytesAt(options, 4, 4);
