@@ -1,4 +1,4 @@
-// pmkvq inspect: what is in a model folder, a plan, or a tensor file.
+// pmkvq inspect: the content of a model folder, a plan, or a tensor file; the bytes of a cache.
 #include <fmt/format.h>
 
 #include <filesystem>

@@ -69,7 +69,7 @@ struct Engine::Impl {
   void PrefillFor(double seconds, const UncancelledScope& step);
   // Starts the next chunk. False: no prompt is left that has room.
   bool BeginPrefillTurns();
-  // Goes on with the chunk under way. True: it has ended and its request goes on.
+  // Computes a part of the chunk under way. True: the chunk has ended and its request is not over.
   bool TakePrefillTurn(Clock::duration turn, const UncancelledScope& step);
   // Makes room for the next chunk of this prompt. False: the request has ended.
   bool ReserveChunk(Task& task, ForwardChunk* chunk);
@@ -80,8 +80,8 @@ struct Engine::Impl {
   // The Forward of `chunks`, into `failures`.
   void RunDecode();
   bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
-  // Runs what takes seconds in a large model: where an open CancelScope around `step` is cancelled,
-  // returns false.
+  // Runs `work`, which may take seconds in a large model and can be cancelled: returns false where
+  // an open CancelScope around `step` is cancelled.
   template <class Work>
   static bool RunUnlessCancelled(const UncancelledScope& step, const Work& work) {
     try {

@@ -12,7 +12,7 @@
 
 namespace pmkvq {
 
-// What a request is told, kept until the observer has taken it.
+// One drawn token, kept until the observer has taken it.
 struct TokenEvent {
   RequestId id;
   int32_t token;
@@ -51,7 +51,7 @@ inline void Tell(EngineObserver& observer, const Event& event) {
   }
 }
 
-// Passes everything on and keeps what finished.
+// Passes all events on and keeps completions.
 class CompletionCollector : public EngineObserver {
  public:
   explicit CompletionCollector(EngineObserver* next) : next_(next) {}

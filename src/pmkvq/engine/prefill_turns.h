@@ -29,7 +29,8 @@ class PrefillTurns {
   // Room for the chunk is reserved. Its tokens stay valid until it ends. Nothing is computed yet.
   void Start(Task& task, const ForwardChunk& chunk);
   // Computes for about `turn`. Returns whether the chunk has ended; failures() and workspace()
-  // then have its results. Throws what Forward throws: the chunk has ended, its sequence failed.
+  // then have its results. Throws as Forward: the chunk has then ended, and its sequence has
+  // failed.
   bool Resume(std::chrono::nanoseconds turn);
   // Ends the chunk early: its sequence has failed.
   void GiveUp();

@@ -1,4 +1,4 @@
-// Validation of what comes from outside: engine options, requests and token ids.
+// Validation of outside input: engine options, requests and token ids.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,7 @@ class RequestQueue {
   // The oldest request whose session is free; the session is busy from now on. Null where there is
   // no such request.
   std::unique_ptr<Task> Pop();
-  // Puts back, at its old place, what Pop returned and nobody has worked on.
+  // Puts a request of Pop back at its old place. Nothing of it may have been computed.
   void PutBack(std::unique_ptr<Task> task);
   // The busy request of this session has ended, or does not belong to the session any more.
   void FreeSession(int64_t session);

@@ -20,8 +20,8 @@ class SequenceKeeper {
   // sequence is free, the session that was idle longest is closed. Nothing when all are in use.
   std::optional<SequenceId> Acquire(int64_t session, const std::vector<int32_t>& prompt);
 
-  // Gives a sequence back: kept for its session (>= 0), or closed. `tokens`: what the sequence was
-  // made from; only the stored ones, the first NumTokens(seq), count.
+  // Gives a sequence back: kept for its session (>= 0), or closed. `tokens`: the tokens of the
+  // request; the first NumTokens(seq) of them are stored in the sequence.
   void Release(SequenceId seq, int64_t session, std::vector<int32_t> tokens);
 
   // Closes an idle session; nothing happens when there is none of that number.

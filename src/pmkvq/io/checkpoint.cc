@@ -14,8 +14,8 @@
 namespace pmkvq {
 namespace {
 
-// Everything that decides what the weights compute, in a fixed order and spelling. Durable: plans
-// hold its hash, so a change here makes every plan one of another model.
+// All config fields that change the result of the model, in a fixed order and spelling. Durable:
+// plans hold its hash, so a change here makes every plan one of another model.
 std::string ArchitectureText(const ModelConfig& config) {
   const auto number = [](double value) {
     std::string text;

@@ -14,7 +14,7 @@ namespace pmkvq {
 namespace {
 
 constexpr char kWhere[] = "kv cache";
-// Beyond any machine, and far from overflow in what is computed from budgets.
+// More than any machine has, and small enough that sums and products of budgets cannot overflow.
 constexpr int64_t kMaxArenaBytes = int64_t{1} << 44;
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }

@@ -46,8 +46,8 @@ int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
     }
     return CheckedProduct("kv cache", {most, num_layers});
   }
-  // Split in fixed proportion, so the block with the least for its needs decides. L covers what
-  // splitting into whole bytes lost. In 128 bits: the product of two byte counts.
+  // Split in fixed proportion, so the block whose share is smallest for its needs decides. L
+  // makes up for rounding shares down to whole bytes. In 128 bits: the product of two byte counts.
   const __int128 before_split = total_bytes() + num_layers;
   int64_t needed = 0;
   for (int64_t layer = 0; layer < num_layers; ++layer) {

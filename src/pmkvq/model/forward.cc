@@ -35,8 +35,8 @@ int64_t NumLogitRows(const ForwardChunk& chunk) {
 // One Forward: the layout of its rows, and the steps on them.
 //
 // Rows with one token per sequence share the linear layers in slices of at most kDecodeRows, where
-// MatMul's bits do not depend on the number of rows; every longer chunk is a slice of its own.
-// Behind the attention of the last block only rows that asked for logits are left; one row of a
+// MatMul's bits do not depend on the number of rows; every longer chunk is one slice.
+// Behind the attention of the last block only rows that asked for logits are computed; one row of a
 // longer chunk is then like a row with one token.
 class ForwardPass {
  public:
@@ -79,7 +79,8 @@ class ForwardPass {
     for (size_t i = 0; i < chunks_.size(); ++i) {
       const int64_t num_rows = NumLogitRows(chunks_[i]);
       if (num_rows == 0) continue;
-      // Several rows of one sequence are one product, whatever surrounds them.
+      // Several rows of one sequence are always one product: their bits depend on its number of
+      // rows.
       if (num_rows > 1 || pending == kDecodeRows) pending = FlushLogits(pending);
       const int64_t end = workspace_.chunk_first_rows[i] + NumTokens(chunks_[i]);
       RmsNorm(x_ + (end - num_rows) * config_.hidden_size, num_rows, config_.hidden_size,
@@ -117,7 +118,7 @@ class ForwardPass {
     for (int64_t t = 0; t < num_tokens; t += piece) {
       AddSlice(first_row + t, piece, workspace_.slices);
     }
-    // Nothing reads what the last block makes of the other rows.
+    // The last block's result is read for these rows only.
     const int64_t num_logit_rows = NumLogitRows(chunk);
     PMKVQ_CHECK(!chunk.one_by_one || num_logit_rows <= 1);
     if (num_logit_rows > 0) {
@@ -204,7 +205,7 @@ std::optional<KvFailure> Model::FailureOfLogits(const float* logits, int64_t pos
   if (largest < kInfinity) return std::nullopt;
   int64_t token = 0;
   while (magnitude(logits[token]) < kInfinity) ++token;
-  // The sign of NaN says nothing.
+  // NaN may have either sign; messages show it without one.
   const float odd = std::isnan(logits[token]) ? std::abs(logits[token]) : logits[token];
   return KvFailure{
       fmt::format("{}, output head, position {}", checkpoint().folder(), position),

@@ -94,7 +94,8 @@ struct HeadGradient {
   Real* dv;
 };
 
-// Sets dq and adds to dk, dv what one block contributes. p and ds are scratch [kQueryBlock, N].
+// Sets dq, and adds the contributions of one block to dk and dv. p and ds are scratch [kQueryBlock,
+// N].
 template <class Real>
 void AddBlockGradient(const Block<Real>& block, const Real* q, const Real* k, const Real* v,
                       const Real* dout, Real* dq, const HeadGradient<Real>& sum, Real* p,

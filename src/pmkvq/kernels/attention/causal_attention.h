@@ -4,10 +4,11 @@
 //
 // Real is float or double (used by the finite-difference tests). Query rows are processed in
 // blocks, so scratch is O(block * N) a thread, not O(N^2); besides, float takes packed copies of k
-// and v, and the gradient [H, N, D] twice. The float forward pass skips what the mask hides, in
-// vector kernels of its own; the rest goes through BLAS. q, out, dq, dout: [N, H, D]; k, v, dk, dv:
-// [N, Hkv, D]. Deterministic for any number of threads. A CancelPoint (base/interrupt.h) stands
-// between blocks of query rows; after Cancelled the results are incomplete.
+// and v, and the gradient [H, N, D] twice. The float forward pass skips masked
+// products, in its own vector kernels; other products go through BLAS. q, out, dq, dout: [N, H, D];
+// k, v, dk, dv: [N, Hkv, D]. Deterministic for any number of threads. A CancelPoint
+// (base/interrupt.h) stands between blocks of query rows; after Cancelled the results are
+// incomplete.
 #pragma once
 
 #include <cstdint>

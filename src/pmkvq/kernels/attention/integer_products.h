@@ -1,5 +1,5 @@
-// Exact products of packed codes with 16-bit integers: what the fast mode of attention computes
-// instead of products with floats.
+// Exact products of packed codes with 16-bit integers, for the fast mode of attention, which has
+// them in place of products with floats.
 //
 // Floats become integers by their largest magnitude, x_i ~ factor * n_i with
 //   factor = max|x| / 32767,  n_i = round_half_even(x_i * (32767 / max|x|)),

@@ -4,8 +4,8 @@
 // token (dots, words of one place side by side over tokens) or one byte of four tokens (sums, side
 // by side over bytes). The products take a word's codes out in registers, two of them in the halves
 // of a lane, and multiply them with the pair of their factors: one instruction multiplies both and
-// adds them up in the lane of their token or dim. So there are no sums over lanes, and what is
-// stored in between is no larger than the codes.
+// adds them up in the lane of their token or dim. So there are no sums over lanes, and the tile
+// is no larger than the codes.
 #include "hwy/highway.h"
 
 #if defined(PMKVQ_KERNELS_ATTENTION_INTEGER_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -168,7 +168,7 @@ HWY_NOINLINE void LoadSumTile(const PackedRows& rows, int64_t num_bytes, int64_t
 // asked for in one pass over it.
 constexpr int64_t kLinesAtOnce = 2;
 
-// A tile, what it is multiplied with, and where the sums go.
+// A tile, its factors, and the place of the sums.
 struct TileProduct {
   const int16_t* x;  // [rows, x_stride]
   int64_t x_stride;

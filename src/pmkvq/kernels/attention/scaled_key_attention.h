@@ -1,5 +1,5 @@
-// Causal attention of one sequence, over and over with keys that are scaled and quantised anew: the
-// inner loop of the search for key scales.
+// Causal attention of one sequence, repeated with keys of different scales, quantised each time:
+// the inner loop of the search for key scales.
 //
 //   out = softmax(scale * (q s) Q_b(k / s)^T + causal mask) v - reference
 //

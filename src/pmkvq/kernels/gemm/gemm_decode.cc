@@ -245,15 +245,16 @@ HWY_INLINE void DotTile(const DecodeArgs& args, const TilePlace& place, float* H
 }
 
 // One row of x is bound by memory, which is fastest when it is read as one stream in the order of
-// addresses: as few outputs at a time as the latency of their additions allows (two of 4 cycles
-// for a chunk; one cache line in that time is faster than memory), and a prefetch that runs ahead
-// in that order, whatever the number of outputs.
+// addresses. So few outputs are computed at a time: one cache line of weights per step. (A step
+// takes the latency of two additions, 8 cycles; one line in 8 cycles is faster than memory.) The
+// prefetch follows the order of addresses for any number of outputs.
 template <class Weight>
 constexpr int OutsOfOneRow() {
   constexpr size_t kOuts = kLineBytes / ChunkBytes<Weight>();
   return kOuts < 1 ? 1 : kOuts > 4 ? 4 : static_cast<int>(kOuts);
 }
-// Further ahead than memory takes to answer, and little enough to be in the first cache still.
+// Far enough that memory has answered in time; near enough that the lines are still in the L1
+// cache.
 constexpr size_t kStreamAheadBytes = 8192;
 
 template <class Weight, int kOuts>
@@ -283,8 +284,8 @@ constexpr size_t kPanelOuts = 30;
 constexpr size_t kRowsOfBlock = 4;
 static_assert(kPanelOuts % kOutsOfManyRows == 0 && kDecodeGrain % kPanelOuts == 0);
 
-// All rows of x for kOuts outputs: blocks of four rows, then what is left. `tile_cols`: columns of
-// a whole tile, of which the last may have fewer.
+// All rows of x for kOuts outputs: blocks of four rows, then the remaining rows. `tile_cols`:
+// columns of a whole tile, of which the last may have fewer.
 template <class Weight, int kOuts>
 HWY_INLINE void AllRows(const DecodeArgs& args, TilePlace place, size_t tile_cols, float* sums,
                         Fetch<Weight, kOuts> fetch) {

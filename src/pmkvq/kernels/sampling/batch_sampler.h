@@ -14,8 +14,8 @@
 
 namespace pmkvq {
 
-// One row of logits and what is asked of it. Pointers are valid during the call, no two rows share
-// `logits` or `random`.
+// One row of logits, and the parameters of its draw. Pointers are valid during the call, no two
+// rows share `logits` or `random`.
 struct SamplingRow {
   float* logits = nullptr;  // [V]. Rules and `forbidden` change it.
   const SamplingParams* params = nullptr;
@@ -40,8 +40,8 @@ struct SampledRow {
   std::optional<TokenLogprobs> logprobs;
 };
 
-// Keeps its memory from call to call: what rows of one size need is allocated in the first one
-// (log-probabilities apart). About 12 bytes per row and 256 tokens.
+// Keeps its memory from call to call: further calls with rows of the same size allocate nothing
+// (except for log-probabilities). About 12 bytes per row and 256 tokens.
 // Threads: one call at a time.
 class BatchSampler {
  public:

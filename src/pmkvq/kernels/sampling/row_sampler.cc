@@ -30,7 +30,7 @@ float KthLargest(int64_t k, std::vector<float>& values) {
   return *place;
 }
 
-// A logit that at least k tokens reach, k <= V, and few more as a rule.
+// A logit that at least k tokens reach, k <= V, and usually few more.
 float ReachedBy(int64_t k, const SampleRow& row, SampleScratch& scratch) {
   const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
   if (k <= num_blocks) {
@@ -109,7 +109,7 @@ int64_t PutHeaviestFirst(double wanted, std::vector<Candidate>& candidates) {
   return end - candidates.begin();
 }
 
-// KeepTopP of all tokens, `candidates` being those that reach `lowest` and what is close to it.
+// KeepTopP of all tokens, `candidates`: the tokens that reach `lowest`, or nearly.
 TopP KeepTopPWithin(double top_p, const Mass& mass, const SampleRow& row, double lowest,
                     std::vector<Candidate>& candidates) {
   const double reached = top_p * mass.high * (1.0 + 0x1p-51);
@@ -139,7 +139,7 @@ bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& m
   const double rest = (1.0 - params.top_p) * mass.low / static_cast<double>(row.vocab_size);
   const double enough =
       LogitAt(row, params.temperature, std::max(std::log(0.999 * rest), kLowestSorted));
-  // Fewer tokens are enough as a rule.
+  // Usually fewer tokens are enough.
   const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
   for (const int64_t first : {std::min(kFirstTopP, num_blocks), num_blocks - num_blocks / 8}) {
     const double lowest = static_cast<double>(ReachedBy(first, row, scratch));
@@ -209,7 +209,7 @@ std::optional<int32_t> DrawFast(const SamplingParams& params, const SampleRow& r
     if (params.top_p < 1.0) KeepTopP(params.top_p, scratch.candidates);
   } else {
     if (params.min_p < 1e-300)
-      return std::nullopt;  // Its logarithm says little of rounded weights.
+      return std::nullopt;  // The logarithm would not bound the rounded weights.
     TakeCandidates(row, temperature, LogitAt(row, temperature, std::log(params.min_p)), scratch);
   }
   if (params.min_p > 0.0) KeepMinP(params.min_p, scratch.candidates);

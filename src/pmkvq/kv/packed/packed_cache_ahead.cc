@@ -1,10 +1,10 @@
-// OldestFirst: the halvings that make room for the next page, done by the tokens before the one
-// that opens it as far as that token alone would do too much (policy/oldest_first.h).
+// OldestFirst: halvings that make room for the next page. Where they are too much for the token
+// that opens the page, the tokens before it do a part (policy/oldest_first.h).
 //
-// The widths for the next page are decided once, right after a page was opened. What is halved
-// ahead is part of that decision, and the rest follows when the page is opened: so the widths are
-// then what they would be had all been done at once. A Truncate drops the decision; what was halved
-// for it stays halved.
+// The widths for the next page are decided once, right after a page was opened. Halvings ahead
+// carry out a part of that decision; the rest follows when the page is opened. So the widths at
+// that moment are those of halving all at once. A Truncate drops the decision; pages that were
+// halved for it stay halved.
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/packed/policy/spread.h"
 

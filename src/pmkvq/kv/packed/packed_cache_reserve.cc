@@ -148,14 +148,14 @@ void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart 
   EmitHalvingEvents(seq, layer, duration.count());
 }
 
-// Adds to narrow_steps_ what brings a page to `widths`, and counts its halvings.
+// Adds to narrow_steps_ the steps that bring a page to `widths`, and counts its halvings.
 void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
                                    const PageWidths& closed_at) {
   for (const Side side : kSides) {
     const int bits = WidthOf(widths, side);
     const int old_bits = block.pages[page][side].bits;
     if (bits == old_bits) continue;
-    // Closing at the block's present width is not a halving; what goes beyond it is.
+    // Closing at the block's present width is not a halving; steps below that width are.
     CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
     narrow_steps_.push_back({page, side, bits});
   }

@@ -57,7 +57,7 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
   Account(seq, layer, slots.page_bytes[WidthIndex(bits)]);
 }
 
-// Carries out plan_ after adding what releases have led to; `layer` is that of pages whose widths
+// Adds the moves of releases to plan_ and executes it. `layer` is that of the pages whose widths
 // change.
 std::optional<UnfitPage> PageStore::MoveBytes(size_t layer) {
   PlanMoves(slots_, plan_);
@@ -123,8 +123,7 @@ void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
   MoveBytes(layer);
 }
 
-// In order of where the pages lie: extents become free one after the other, so that hardly any slot
-// has to move.
+// In order of addresses: extents then become free one after the other, and few slots have to move.
 void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps) {
   std::vector<PagePair>& pages = seq.blocks[layer].pages;
   const auto offset = [&](const NarrowStep& step) {

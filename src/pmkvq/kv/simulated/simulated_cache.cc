@@ -428,7 +428,7 @@ void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
           rows = rotated_.data();
         }
         read_.assign(rows, rows + count * dim);
-        // A value fits, but what stands for it may be beyond the type by a part of a step.
+        // The value fitted the type, but the value of its code may exceed it by a part of a step.
         for (float& value : read_) value = std::clamp(value, -largest, largest);
         codec_.WriteValues(read_.data(), count * dim,
                            attended[page].data() + block.Offset(first, head) * float_bytes);

@@ -37,7 +37,7 @@ bool IsAllowed(const SpecKey& key, const std::string& value) {
       return ReadNumber(value, number) && number >= key.least && number <= key.most;
     }
     case SpecKey::Kind::kFile:
-      return true;  // Whoever reads the file says what is wrong with it.
+      return true;  // The reader of the file reports its errors.
     case SpecKey::Kind::kWord:
     case SpecKey::Kind::kChoice:
       break;

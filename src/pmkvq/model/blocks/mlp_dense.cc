@@ -73,7 +73,7 @@ void MlpDense::ForwardSequence(const SequenceRows<Real>& rows, Real* x) const {
   }
 }
 
-// Recomputes what the forward pass had between x and its result.
+// Recomputes the intermediate values of the forward pass from x.
 template <class Real>
 void MlpDense::GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* dx) const {
   const typename Scratch<Real>::Frame frame(*rows.scratch);

@@ -23,8 +23,8 @@ struct Chain {
   int64_t chain_tokens() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }
 };
 
-// What fp16 answers to `prompt` with greedy decoding, up to max_len tokens in all and max_tokens
-// new ones (0: no other limit). Throws what Engine throws; Cancelled.
+// The answer of fp16 to `prompt` by greedy decoding: at most max_len tokens with the prompt, and at
+// most max_tokens new ones (0: no such limit). Throws as Engine does, and Cancelled.
 Chain GenerateChain(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& prompt,
                     int64_t max_len, int64_t max_tokens, int num_threads, const CancelFlag* cancel);
 
@@ -64,14 +64,14 @@ struct ErrorGrowth {
 };
 
 // Cost: one decode of the chain per cache and for fp16, and one reading of all keys of each cache
-// per attention sample. Throws what RunLockStep throws.
+// per attention sample. Throws as RunLockStep.
 ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<const Model>& model, const Chain& chain,
                                const ErrorGrowthOptions& options);
 
 // Bits per stored value at the cache's largest size.
 double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
                        const UniformKvGeometry& geometry);
-// late_over_early for a table: "from 0" where the first quarter has no damage but of rounding.
+// late_over_early for a table: "from 0" where the KL of the first quarter is only rounding.
 std::string FormatLateOverEarly(const CacheGrowth& cache);
 // The exponent, "-" where the bin means do not follow a power law (R2 below 0.5).
 std::string FormatExponent(const PowerLaw& law);

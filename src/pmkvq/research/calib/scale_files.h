@@ -18,7 +18,7 @@ void WriteScaleFile(ScaleFileKind kind, const std::vector<Tensor>& blocks,
 
 // Throws IoError, and InvalidInput naming file and tensor: a block missing or too many, another
 // dtype or shape, a value that is not finite, is negative, or (rep_scales) is zero; made for
-// another model (files that do not say are taken as they are).
+// another model (a file that names no model is accepted).
 std::vector<Tensor> ReadScaleFile(ScaleFileKind kind, const UniformKvGeometry& geometry,
                                   const std::string& model_identity, const std::string& path);
 

@@ -22,9 +22,8 @@ class LineFile {
   // All whole lines.
   std::string Read() const;
   // `line` ends in a line break. The operating system has the line when Append returns, so that a
-  // killed process loses nothing; one write is enough except for very long lines, so that readers
-  // usually see whole lines. Throws IoError (disk full names the file); the file then ends before
-  // `line`.
+  // killed process loses nothing. A line is one write of the system, unless that takes only a part.
+  // Throws IoError (disk full names the file); the file then ends before `line`.
   void Append(const std::string& line);
   // Flushes to the disk.
   void Flush();

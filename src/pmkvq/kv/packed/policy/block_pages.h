@@ -21,7 +21,7 @@ inline PageWidths Narrower(const PageWidths& a, const PageWidths& b) {
   return {std::min(a.k, b.k), std::min(a.v, b.v)};
 }
 
-// Why a policy is asked, and by what it is bound.
+// The inputs of a policy's decision: budget, bytes of pages, planned widths and floor.
 struct BlockLimits {
   int64_t budget_bytes = 0;
   int64_t fixed_bytes = 0;                // Sink, window and open page: not the policy's.

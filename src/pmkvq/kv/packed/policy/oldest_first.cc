@@ -3,7 +3,7 @@
 namespace pmkvq {
 namespace {
 
-// Halves `width` if it stands at `level` and above `limit`; gives the bytes that this frees.
+// Halves `width` if it equals `level` and is above `limit`. Returns the bytes that this frees.
 int64_t HalveAt(const std::array<int64_t, 4>& page_bytes, int level, int limit, int& width) {
   if (width != level || level <= limit) return 0;
   width /= 2;
