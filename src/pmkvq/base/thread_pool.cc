@@ -23,8 +23,8 @@ namespace {
 // How long a thread waits awake before it sleeps. Longer than the gaps between the loops of one
 // decode step, so that workers sleep between steps at most; short against a turn of the scheduler.
 constexpr std::chrono::microseconds kSpinTime{100};
-// How often it gives its processor to whoever wants it, perhaps the awaited thread. Not at once:
-// most waits are over sooner, and who yields on a busy machine stays away for milliseconds.
+// How often a waiting thread yields its processor, perhaps to the awaited thread. Not at once: most
+// waits are shorter, and on a busy machine a thread that yields may not run again for milliseconds.
 constexpr std::chrono::microseconds kYieldInterval{25};
 constexpr int kPausesPerCheck = 32;  // About a microsecond.
 constexpr int kMaxThreads = 1024;
@@ -118,9 +118,9 @@ class LentScope {
 // claims_ holds (threads of the loop, items not begun yet). A thread begins an item by taking one
 // off with a compare-and-swap, and only then reads the loop's fields. They cannot change under it:
 // the caller leaves (and the next loop is set up) when all items are accounted for in finished_,
-// and this thread's item is not. Before its claim succeeds a thread touches claims_ only, so one
-// that comes late finds no items, or claims one of the next loop, rightly. No generation is needed:
-// what a claim means does not depend on when claims_ was read.
+// and this thread's item is not. Before its claim succeeds a thread touches claims_ only, so a
+// late thread finds no items, or claims an item of the next loop, which is correct. So claims_
+// needs no generation number.
 //
 // Order: the caller's store to claims_ releases the loop's fields, each claim (a read-modify-write,
 // so it continues the release sequence) acquires them. A worker's addition to finished_ releases
@@ -299,9 +299,7 @@ ThreadPool& ThreadPool::OfProcess() {
   return *pool;
 }
 
-ThreadPool& ThreadPool::OfThread() {
-  return bound_pool != nullptr ? *bound_pool : OfProcess();
-}
+ThreadPool& ThreadPool::OfThread() { return bound_pool != nullptr ? *bound_pool : OfProcess(); }
 
 ThreadPoolScope::ThreadPoolScope(ThreadPool& pool) : outer_(std::exchange(bound_pool, &pool)) {}
 

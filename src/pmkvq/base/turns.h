@@ -1,7 +1,7 @@
 // Long work in turns: a piece of a long computation, then something urgent, then the next piece.
 //
-// The work runs on a thread of its own, but never at the same time as the thread that owns it:
-// Resume lets it go on and waits until it pauses or ends. So both may use the same data without
+// The work runs on a second thread, but never at the same time as the thread that owns it: Resume
+// lets the work continue and waits until it pauses or ends. So both may use the same data without
 // locks, and code in between needs no knowledge of being cut into pieces. It pauses at PausePoint,
 // which every item of ParallelFor (base/parallel.h) passes.
 //
@@ -21,7 +21,7 @@ namespace pmkvq {
 
 namespace internal {
 
-// What a PausePoint asks: the work that runs on this thread, null on every other thread.
+// The interface of a PausePoint to the work that runs on this thread.
 class PausableWork {
  public:
   virtual ~PausableWork() = default;
@@ -47,7 +47,7 @@ class UnpausedScope {
   UnpausedScope(const UnpausedScope&) = delete;
   UnpausedScope& operator=(const UnpausedScope&) = delete;
 
-  // What was interrupted; null where there is no pausable work.
+  // The work that does not pause meanwhile; null where there is none.
   internal::PausableWork* work() const { return work_; }
 
  private:
@@ -68,12 +68,12 @@ class Turns {
   bool is_under_way() const;
 
   // Lets the work go on until it ends, or reaches its next PausePoint after `turn`. Returns whether
-  // it has ended. Throws what the work throws; it has ended then. The work starts on the first call
+  // it has ended. Throws as the work does, which has then ended. The work starts on the first call
   // of all in a new thread; where the system gives none, it runs to its end in the caller.
   bool Resume(std::chrono::nanoseconds turn);
 
-  // Ends the work: its PausePoint throws Cancelled, and what the work throws then is lost. Nothing
-  // happens when there is none.
+  // Ends the work: its PausePoint throws Cancelled, and an exception of the work is then dropped.
+  // Nothing happens when there is none.
   void GiveUp();
 
  private:

@@ -2,8 +2,8 @@
 //
 // The engine owns the cache and schedules: up to max_sequences requests are decoded as one batch,
 // others wait; prompts are prefilled in fixed chunks counted from token 0, which are computed in
-// turns between the tokens of other requests. A seed gives the same text whatever else runs. See
-// tests/consumer for a complete 20-line program.
+// turns between the tokens of other requests. A seed gives the same text beside any other
+// requests. tests/consumer has a complete 20-line program.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct EngineOptions {
   double prefill_share = 0.25;
 };
 
-// The cache of an engine: a store without sequences, and what one sequence may take of it.
+// The cache of an engine: a store without sequences, and the budget of one sequence.
 struct EngineCache {
   std::unique_ptr<KvStore> store;
   KvBudget budget;
@@ -68,11 +68,10 @@ struct Request {
   // Log-probabilities of the drawn token and of this many of the likeliest ones, as the model gives
   // them: before rules, temperature and filters. -1: none. Not with replay_ids.
   int64_t num_logprobs = -1;
-  // Tokens that the same request drew earlier, in a run that was interrupted: taken as drawn, with
-  // the bits of the cache and of what follows as if they had been drawn anew. Costs less than
-  // drawing them, as far as the cache allows (KvStore::ReserveOneByOne). What stands behind an end
-  // (stop, max_tokens) is dropped. Observers are not told of them; output_ids and text begin with
-  // them.
+  // Tokens that the same request drew in an earlier, interrupted run. They are taken as drawn: the
+  // cache and all later tokens have the bits of an uninterrupted run. Costs less than drawing them,
+  // where the cache allows it (KvStore::ReserveOneByOne). Tokens behind an end (stop, max_tokens)
+  // are dropped. Observers are not told of replayed tokens; output_ids and text begin with them.
   std::vector<int32_t> replay_ids;
   // Keeps the sequence after the request for the next one of the same session, which reuses the
   // longest common prefix of tokens (Truncate) and prefills the rest. -1: none.
@@ -96,7 +95,7 @@ struct Completion {
   std::string text;  // Without special tokens and stop strings; "" without tokenizer.
   std::vector<TokenLogprobs> logprobs;  // Of each output token, where the request asks for them.
   FinishReason finish_reason = FinishReason::kLength;
-  // kError: one line that names block or output head, position, what was found and what helps.
+  // kError: one line that names block or output head, position, the value found and a remedy.
   std::string error;
   KvSequenceStats kv;  // At the end of the request.
   // Wall time from its admission until its prompt is stored, and from there to its end. Both count
@@ -122,7 +121,7 @@ class EngineObserver {
   virtual void OnFinished(const Completion& /*completion*/) {}
 };
 
-// An observer for text as it comes: calls `on_text` with what OnToken brings, empty texts left out.
+// An observer that calls `on_text` with every text of OnToken that is not empty.
 class TextStream : public EngineObserver {
  public:
   explicit TextStream(std::function<void(RequestId, const std::string&)> on_text)
@@ -135,8 +134,8 @@ class TextStream : public EngineObserver {
   std::function<void(RequestId, const std::string&)> on_text_;
 };
 
-// What an engine has done since it was made, and how much it has to do. Times are wall times of its
-// thread; what is left of `step_seconds` is scheduling.
+// The work of an engine since it was made, and its present load. Times are wall times of its
+// thread; the part of `step_seconds` that is in no other sum is scheduling.
 struct EngineStats {
   int64_t num_running = 0;
   int64_t num_waiting = 0;
@@ -175,27 +174,27 @@ class Engine {
 
   // Admits waiting requests; draws one token of each request whose prompt is stored; goes on with
   // the oldest prompt, for the time that EngineOptions::prefill_share leaves it or, where nothing
-  // decodes, for one chunk; and reports to `observer` (may be null). Returns false when nothing is
-  // left to do. Scheduling costs O(requests that run), and O(log n) of n waiting ones per
-  // admission.
+  // decodes, for one chunk; and reports to `observer` (may be null). Returns false when no
+  // request is unfinished. Scheduling costs O(requests that run), and O(log n) of n waiting ones
+  // per admission.
   //
-  // Errors: what goes wrong with one request ends that request with kError, its session included;
-  // others go on with the bits that they have without it. Such are logits that are not finite, keys
-  // and values that the cache's float type cannot hold, and weights that lead to either.
+  // Errors: an error of one request ends that request with kError, and closes its session. Other
+  // requests keep the bits that they have without it. Such errors are logits that are not finite,
+  // and keys and values that the cache's float type cannot hold, also where weights cause them.
   // Where an open CancelScope (base/interrupt.h) is cancelled, the Forward of a prompt's chunk or
   // of replayed tokens ends early, and its requests end with kCancelled. A Forward of one token
-  // each is always finished. Passes on what the observer throws: the next Step begins with what was
-  // not reported yet. Where memory runs out, requests that were being computed end with kError in
-  // the next Step.
+  // each is always finished. An exception of the observer leaves Step; the next Step begins with
+  // the events that were not reported yet. Where memory runs out, requests that were being computed
+  // end with kError in the next Step.
   bool Step(EngineObserver* observer);
 
   // Submits all, steps to the end or until `cancel` is set (unfinished requests then end with
-  // kCancelled and what they have), and returns completions in the order of `requests`.
+  // kCancelled and their text so far), and returns completions in the order of `requests`.
   std::vector<Completion> Generate(std::vector<Request> requests, EngineObserver* observer,
                                    const CancelFlag* cancel);
 
-  // Ends this request with kCancelled and what it has, between steps; its pages are free at once.
-  // False where no unfinished request has this id. Others go on with the bits that they have
+  // Ends this request with kCancelled and its text so far, between steps; its pages are free at
+  // once. False where no unfinished request has this id. Others go on with the bits that they have
   // without it. Reports to `observer` (may be null).
   bool Cancel(RequestId id, EngineObserver* observer);
   // Ends all unfinished requests with kCancelled.

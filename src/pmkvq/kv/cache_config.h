@@ -49,16 +49,16 @@ struct CacheConfig {
   int close_bits = 16;  // Width at which a page closes at first: 16 (pm-kvq, fp16) or b (static-b).
   int floor_bits = 2;   // Never halved below: 2 (pm-kvq), 16 (fp16), b (static-b).
   PolicyKind policy = PolicyKind::kLayerBudget;
-  // kOldestFirst: what one token may read, over all blocks, of pages that are halved to make room
-  // for a page, as far as other tokens can do the rest (policy/oldest_first.h). Read plus written
-  // is 1.5 times that: at 10 GB/s 8 MiB take 1.3 ms.
+  // kOldestFirst: bytes of pages that one token may halve, over all blocks, to make room for a
+  // page. Earlier tokens halve the rest, as far as they can (policy/oldest_first.h). Read plus
+  // written is 1.5 times that: at 10 GB/s 8 MiB take 1.3 ms.
   int64_t most_bytes_per_token = int64_t{8} << 20;
 
   std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
   // Widths per block that the plan chose (size L; of no effect in a block without cache), or empty.
   // Where K and V have different widths they share one budget: the wider is halved first, V first
-  // on a tie, and a side that stands at its planned width waits until the other has reached its
-  // own.
+  // on a tie; a side at its planned width is not halved before the other has reached its planned
+  // width.
   std::vector<int> k_bits;
   std::vector<int> v_bits;
   // Pages close at once at the widths of k_bits and v_bits, which are their floor as well: the
@@ -69,7 +69,7 @@ struct CacheConfig {
   // and head over its 128 tokens. Below D = 128 the latter takes fewer bytes.
   QuantAxis k_axis = QuantAxis::kToken;
   // Keys (with queries), or values (with outputs), are multiplied by the Walsh-Hadamard matrix of
-  // their head, D a power of two, and stored so: attention stays what it is but for rounding, and a
+  // their head, D a power of two, and stored so: attention is unchanged but for rounding, and a
   // large channel is spread over its group before it is quantised.
   bool rotate_keys = false;
   bool rotate_values = false;

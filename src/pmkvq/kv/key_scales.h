@@ -1,5 +1,6 @@
 // Key scales of a cache: factors s per channel pair, by which keys are divided before they are
-// stored and queries multiplied. q . k stays what it is; keys with equal channels quantise better.
+// stored and queries multiplied. q . k is unchanged; keys whose channels are of like size quantise
+// better.
 #pragma once
 
 #include <cstdint>

@@ -10,10 +10,10 @@
 
 namespace pmkvq {
 
-// Lines for the user, as of base/error.h: InvalidInput(where, what) says "[where] what".
+// For the user's error line: InvalidInput(where, what) gives "[where] what".
 struct KvFailure {
   std::string where;  // Block and position.
-  std::string what;   // What was found and expected, and what helps.
+  std::string what;   // The value found, the values expected, and a remedy.
 };
 
 // Positions `first` to `last` (inclusive) of a sequence in a block.

@@ -21,7 +21,7 @@ struct KvStream {
 KvStream StreamOf(int64_t heads, int64_t width);
 
 // One block. Attention with grouped queries has two streams, keys and values. A block without
-// streams keeps nothing of its tokens: it takes no bytes, and AppendAndAttend is not called for it.
+// streams stores nothing: it takes no bytes, and AppendAndAttend is not called for it.
 struct KvBlockGeometry {
   int64_t num_heads = 0;  // Query heads, a multiple of the heads of the streams.
   std::vector<KvStream> streams;

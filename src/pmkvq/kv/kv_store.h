@@ -80,8 +80,8 @@ class KvStore {
   // Starts a Forward over chunks whose tokens were reserved; a sequence occurs at most once.
   virtual void BeginForward(const Batch& batch) = 0;
 
-  // What AppendAndAttend needs besides its arguments; of no need, nothing is offered. Otherwise
-  // OfferExtras comes before each AppendAndAttend, with what is needed, valid until that ends.
+  // Inputs that AppendAndAttend needs besides its arguments. Where there are any, OfferExtras is
+  // called before each AppendAndAttend, with data that is valid until AppendAndAttend returns.
   virtual KvExtraNeeds ExtraNeeds() const { return {}; }
   virtual void OfferExtras(int64_t /*layer*/, const KvExtras& /*extras*/) {}
 

@@ -67,7 +67,7 @@ enum class ReserveResult : uint8_t {
   kReserved,              // Room at the present widths.
   kReservedAfterHalving,  // Room was made by halving closed pages.
   kBudgetExhausted,       // No room even at the floor width; nothing was changed.
-  kFailed,                // KvStore::FailureOf says why: the sequence can only be closed.
+  kFailed,                // The sequence can only be closed; KvStore::FailureOf has the reason.
 };
 
 }  // namespace pmkvq

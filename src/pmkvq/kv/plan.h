@@ -1,4 +1,4 @@
-// A plan: what calibration found out about one model, and the budget it was made for.
+// A plan: the result of calibration for one model and one budget.
 //
 // On disk: NAME.json (this struct but for tensors, docs/formats.md) and, where there are key
 // scales, NAME.safetensors beside it with "rep_scales.<block>" [Hkv, D/2] f32. The tensor file is

@@ -29,7 +29,7 @@ enum class WeightMode : uint8_t {
 };
 // "as-stored", "q8".
 std::string NameOf(WeightMode mode);
-// Throws InvalidInput naming what there is.
+// Throws InvalidInput naming the known modes.
 WeightMode ParseWeightMode(const std::string& name);
 
 struct ModelOptions {
@@ -62,7 +62,7 @@ void ThrowIfFailed(const std::vector<ForwardFailure>& failures);
 // them needs separate workspaces and stores.
 class Model {
  public:
-  // Maps and binds all weights. Throws what Checkpoint::Open throws, and InvalidInput for missing
+  // Maps and binds all weights. Throws as Checkpoint::Open, and InvalidInput for missing
   // tensors, wrong shapes (file, tensor, found, expected), and for tensors of a block that the
   // config does not announce (a bias, a block too many): the graph would be another one.
   //
@@ -102,8 +102,8 @@ class Model {
   // want no logits. `store` must have room reserved for every chunk; its BeginForward / EndForward
   // are called here. Token ids must be in [0, V) (check; callers validate requests).
   //
-  // Errors: returns the chunks whose sequence failed (kv_store.h), as a rule none. Their logits
-  // mean nothing; those of other chunks are as without them. Callers check logits
+  // Errors: returns the chunks whose sequence failed (kv_store.h), usually none. Their logits are
+  // undefined; those of other chunks are as without them. Callers check logits
   // (FailureOfLogits). Where memory runs out it throws, and all sequences of the call have failed.
   //
   // Batch invariance: with chunks of one token a row's logits do not depend on the other chunks,

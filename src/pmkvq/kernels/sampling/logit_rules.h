@@ -12,7 +12,7 @@ struct LogitRules {
   double repetition_penalty = 1.0;  // > 1: tokens of the prompt and the output get less likely.
   double frequency_penalty = 0.0;   // Per time that a token occurs in the output.
   double presence_penalty = 0.0;    // Once for a token that occurs in the output.
-  std::vector<std::pair<int32_t, float>> bias;  // Token id, what is added to its logit.
+  std::vector<std::pair<int32_t, float>> bias;  // Token id, number added to its logit.
 
   bool has_penalties() const {
     return repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0;

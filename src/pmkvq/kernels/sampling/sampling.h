@@ -23,7 +23,7 @@ struct SamplingParams {
 [[nodiscard]] std::optional<int32_t> SampleToken(const SamplingParams& params, const float* logits,
                                                  int64_t vocab_size, Random& random);
 
-// Takes from `random` what `count` calls of SampleToken take.
+// Takes as many numbers from `random` as `count` calls of SampleToken.
 void SkipSamples(const SamplingParams& params, int64_t count, Random& random);
 
 // Index of the largest value, the lowest on a tie.

@@ -1,11 +1,11 @@
-// What is to be done with page bytes, decided on the host: a list of records with offsets in the
-// arena, in waves. Slots and page tables are up to date when a plan is made; the bytes are when it
-// has been executed (move_executor.h is the CPU's executor).
+// A plan of operations on page bytes, made on the host: a list of records with offsets in the
+// arena, in waves. Making the plan updates slots and page tables; executing it updates the bytes
+// (move_executor.h is the CPU's executor).
 //
-// A wave is a set of records that may run in any order, or at once: what one of them writes, none
-// of them reads and no other one writes. So pages of a wave read their old slots and write slots
-// that no page still to be read lies in. Slots that a wave has read are free for the waves after
-// it. Moves that keep the arena compact are waves of their own between them.
+// Records of a wave may run in any order, or at once: no record writes bytes that another one of
+// the wave reads or writes. So pages of a wave read their old slots and write slots that hold no
+// page that is still to be read. Slots that a wave has read are free for later waves. Moves that
+// keep the arena compact are separate waves.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ struct PageOp {
   QuantAxis axis = QuantAxis::kToken;  // Of the codes.
   uint8_t from_bits = 16;
   uint8_t to_bits = 16;
-  uint32_t page = 0;    // Which page this is: what its planner says. Of copies 0.
+  uint32_t page = 0;    // The planner's number of this page. 0 for copies.
   ArenaRange source;    // Read.
   ArenaRange target;    // Written.
   ArenaRange metadata;  // Written by kQuantize, read by kExpand, otherwise empty.
@@ -65,11 +65,11 @@ struct PageChange {
   const StreamSlots* slots = nullptr;
 };
 
-// Gives pages of full length their slots at lower widths, in the order of `changes`, and plans what
-// their bytes need. A wave takes as many pages as the arena has slots for, at most `most_pages`;
-// their old slots go when it ends. There is room for one page at least while live bytes are within
-// those that the arena was sized for (slot_allocator.h): less room is a caller's bug. PageOp::page
-// is the index in `changes`.
+// Gives pages of full length their slots at lower widths, in the order of `changes`, and plans the
+// operations on their bytes. A wave takes as many pages as the arena has slots for, at most
+// `most_pages`; their old slots go when it ends. There is room for one page at least while live
+// bytes are within those that the arena was sized for (slot_allocator.h): less room is a caller's
+// bug. PageOp::page is the index in `changes`.
 void PlanNarrowing(std::span<const PageChange> changes, size_t most_pages, SlotAllocator& slots,
                    MovePlan& plan);
 

@@ -1,10 +1,10 @@
-// Where slots of a few sizes lie in one arena of fixed size, cut into equal extents. Bookkeeping
+// Places of slots of a few sizes in one arena of fixed size, cut into equal extents. Bookkeeping
 // only: slots are offsets, and nothing here reads or writes a byte of the arena, which may be the
 // memory of a device.
 //
 // An extent is at least as large as the largest slot (in a model of equal blocks: one 16-bit page)
 // and, while in use, holds slots of one class only: one 16-bit page, two of 8 bits, four of 4,
-// eight of 2, metadata, or sinks; slot_layout.h says which classes there are. A slot is reached
+// eight of 2, metadata, or sinks; slot_layout.h defines the classes. A slot is reached
 // through a handle; a release may move another slot (never change its handle), so an offset
 // is good only as long as generation() stays the same.
 //
@@ -24,8 +24,8 @@
 // each class with more than one slot per extent can be had at the same time, since a class without
 // a partly filled extent leaves an extent free.
 //
-// Moves are collected: whoever releases slots then takes the moves (TakeMoves) and sees to the
-// bytes before anything else is done with the arena.
+// Moves are collected: after releasing slots a caller takes the moves (TakeMoves) and moves the
+// bytes before any other use of the arena.
 //
 // Reference counts let one slot serve several sequences (a shared prompt); a slot with more than
 // one owner must not be written.
@@ -67,7 +67,7 @@ class SlotAllocator {
   void AddReference(SlotHandle handle);
   // One owner less; the last one frees the slot. Moves another slot of the same class when this
   // one's extent was full and another one is partly filled: slots that are released extent by
-  // extent, in order of their addresses, hardly move any.
+  // extent, in order of their addresses, cause few moves.
   void Release(SlotHandle handle);
 
   // The moves that the releases since the last call have led to; valid until the next Release. A

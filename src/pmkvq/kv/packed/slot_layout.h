@@ -1,6 +1,7 @@
-// How a cache's arena is cut: the size of an extent, the slot classes that its blocks use, and how
-// many extents never refuse what the budgets allow (slot_allocator.h). Blocks of different shapes
-// share the arena; codes of one size are one class, and so is metadata of one size.
+// The layout of a cache's arena: the size of an extent, the slot classes that its blocks use, and
+// the number of extents with which no allocation within the budgets fails (slot_allocator.h).
+// Blocks of different shapes share the arena; codes of one size are one class, and so is metadata
+// of one size.
 #pragma once
 
 #include <array>

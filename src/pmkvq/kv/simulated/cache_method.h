@@ -1,12 +1,11 @@
-// What a published cache method is to the simulated cache: a rule that damages stored floats, and
-// a count of the bytes that the method would take. Methods live in research/methods/, one file
+// A published cache method in the simulated cache: a rule that quantises stored floats in place,
+// and a count of the bytes that the method would take. Methods live in research/methods/, one file
 // each.
 //
-// The simulated cache keeps dense floats. After each append it lets the method rewrite what it
-// stores, exactly as the method's paper says, and counts bytes by BlockBytes alone; nothing is
-// packed. Sixteen-bit values are rounded to the cache's float type before the method sees them, and
-// what the method wrote is rounded to it for attention, as dequantised values are on 16-bit
-// hardware.
+// The simulated cache keeps dense floats. After each append the method rewrites stored rows as its
+// paper says. Bytes are counted by BlockBytes alone; nothing is packed. Sixteen-bit values are
+// rounded to the cache's float type before the method sees them, and rows that the method wrote are
+// rounded to it for attention, as dequantised values are on 16-bit hardware.
 #pragma once
 
 #include <algorithm>
@@ -128,10 +127,10 @@ class CacheMethod {
   // For a new sequence; null for a method whose rule depends on the lengths alone.
   virtual std::unique_ptr<MethodState> NewState(int64_t /*layer*/) const { return nullptr; }
 
-  // Damages what the append has pushed out of full precision. What was cut off and stored again
-  // may have been damaged before. Everything it is given is finite.
-  // Throws UnfitValues (kv_failure.h) for values whose metadata the method cannot hold: the
-  // sequence ends then, and its block and state are not used any more.
+  // Quantises rows that lose full precision by this append. Rows that a Truncate cut off and an
+  // append stored again may have been quantised before. All given values are finite. Throws
+  // UnfitValues (kv_failure.h) for values whose metadata the method cannot hold: the sequence ends
+  // then, and its block and state are not used any more.
   virtual void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
                         MethodState* state) const = 0;
 

@@ -1,6 +1,6 @@
-// A cache for comparisons: dense floats that a published method damages as its paper says, and an
-// exact count of the bytes that the method would take. Its memory is not the method's: it holds
-// four bytes a value for the method, and two (or four, --kv-dtype f32) for attention.
+// A cache for comparisons: dense floats that a published method quantises in place as its paper
+// says, and an exact count of the bytes that the method would take. Its real memory is larger: it
+// holds four bytes a value for the method, and two (or four, --kv-dtype f32) for attention.
 #pragma once
 
 #include <memory>
@@ -25,9 +25,9 @@ struct SimulatedConfig {
   int num_threads = 1;
 };
 
-// Most bytes that a block takes at any length of 1 .. num_tokens tokens. What the block needs
-// may shrink with a token (a window that is flushed), but a sequence has to get there. Costs
-// from + period calls of BlockBytes (ByteGrowth), whatever the number of tokens.
+// Most bytes that a block takes at any length of 1 .. num_tokens tokens. Bytes may fall with a
+// token (a window that is flushed), but the sequence passes through the larger lengths first. Costs
+// from + period calls of BlockBytes (ByteGrowth), for any number of tokens.
 int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens);
 
 // Throws InvalidInput naming the option: head_dim or a budget that does not hold one token.

@@ -1,4 +1,4 @@
-// What a cache is made from: the options of a command, and what the engine knows about its needs.
+// The inputs of a cache: the options of a command, and the requirements of the engine.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,6 @@
-// The packed methods (fp16, static-b, pm-kvq): their names, the keys of their SPEC, and what these
-// and the options of a command come to.
-// Keys win over the options of a command. PackedMethods() declares them; docs/methods.md says what
-// each does.
+// The packed methods (fp16, static-b, pm-kvq): their names, the keys of their SPEC, and the
+// settings that follow from these and from the options of a command. Keys win over options.
+// PackedMethods() declares them; docs/methods.md describes each.
 #pragma once
 
 #include <span>
@@ -29,8 +28,8 @@ const PackedMethod* FindPackedMethod(std::string_view name);
 
 // The options with the keys of their SPEC applied: sink, window, policy, and the plan, which is
 // loaded. Applying them twice changes nothing; the options of simulated methods are not changed.
-// Whoever asks for key scales or checks the plan's identity does so on the result.
-// Throws InvalidInput for a wrong key of a packed SPEC, and what LoadPlan throws.
+// Key scales and the plan's identity must be read from the result.
+// Throws InvalidInput for a wrong key of a packed SPEC, and as LoadPlan.
 KvOptions ApplySpecKeys(const KvOptions& options);
 
 // The same, for the model of this identity. Throws also InvalidInput for the plan of another model.
