@@ -69,7 +69,7 @@ void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {
         if (bits == old_bits) continue;
         const auto bytes = static_cast<int64_t>(store_.CodeBytes(layer, side, old_bits));
         if (page + window_pages < num_pages) {
-          next.steps.push_back({layer, {page, side, bits}, 0});
+          next.steps.push_back({layer, {page, side, bits, 0}, 0});
           piece_bytes.push_back(bytes);
         } else {
           bytes_at_event += bytes;

@@ -157,7 +157,7 @@ void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const P
     if (bits == old_bits) continue;
     // Closing at the block's present width is not a halving; steps below that width are.
     CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
-    narrow_steps_.push_back({page, side, bits});
+    narrow_steps_.push_back({page, side, bits, 0});
   }
 }
 

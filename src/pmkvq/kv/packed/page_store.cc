@@ -126,11 +126,9 @@ void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
 // In order of addresses: extents then become free one after the other, and few slots have to move.
 void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps) {
   std::vector<PagePair>& pages = seq.blocks[layer].pages;
-  const auto offset = [&](const NarrowStep& step) {
-    return slots_.Offset(pages[step.page][step.side].data);
-  };
+  for (NarrowStep& step : steps) step.offset = slots_.Offset(pages[step.page][step.side].data);
   std::sort(steps.begin(), steps.end(),
-            [&](const NarrowStep& a, const NarrowStep& b) { return offset(a) < offset(b); });
+            [](const NarrowStep& a, const NarrowStep& b) { return a.offset < b.offset; });
   changes_.clear();
   for (const NarrowStep& step : steps) {
     changes_.push_back({&pages[step.page][step.side], step.bits, &SlotsOf(layer, step.side)});

@@ -63,6 +63,7 @@ struct NarrowStep {
   size_t page = 0;
   Side side = kKeys;
   int bits = 8;
+  size_t offset = 0;  // Where it lies in the arena: Narrow's.
 };
 
 class PageStore {
