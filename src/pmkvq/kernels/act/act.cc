@@ -34,10 +34,10 @@ void SiluMulGradRange(const double* gate, const double* up, const double* dy, in
 
 // Calls run(begin, size) over pieces of [0, count).
 template <class Run>
-void InPieces(int64_t count, int num_threads, Run run) {
+void InPieces(int64_t count, const ExecContext& exec, Run run) {
   constexpr int64_t kPiece = int64_t{1} << 14;
   constexpr double kNsPerElement = 0.9;  // From memory; 0.27 in a cache.
-  const int threads = UsefulThreads(num_threads, static_cast<double>(count) * kNsPerElement);
+  const int threads = UsefulThreads(exec.num_threads, static_cast<double>(count) * kNsPerElement);
   ParallelForRanges(threads, count, kPiece,
                     [&](int64_t begin, int64_t end) { run(begin, end - begin); });
 }
@@ -45,24 +45,24 @@ void InPieces(int64_t count, int num_threads, Run run) {
 }  // namespace
 
 template <class Real>
-void SiluMul(const Real* gate, const Real* up, int64_t count, Real* y, int num_threads) {
-  InPieces(count, num_threads, [=](int64_t begin, int64_t size) {
+void SiluMul(const Real* gate, const Real* up, int64_t count, Real* y, const ExecContext& exec) {
+  InPieces(count, exec, [=](int64_t begin, int64_t size) {
     SiluMulRange(gate + begin, up + begin, size, y + begin);
   });
 }
 
 template <class Real>
 void SiluMulGrad(const Real* gate, const Real* up, const Real* dy, int64_t count, Real* dgate,
-                 Real* dup, int num_threads) {
-  InPieces(count, num_threads, [=](int64_t begin, int64_t size) {
+                 Real* dup, const ExecContext& exec) {
+  InPieces(count, exec, [=](int64_t begin, int64_t size) {
     SiluMulGradRange(gate + begin, up + begin, dy + begin, size, dgate + begin, dup + begin);
   });
 }
 
 #define PMKVQ_INSTANTIATE(Real)                                                                 \
-  template void SiluMul<Real>(const Real*, const Real*, int64_t, Real*, int);                   \
+  template void SiluMul<Real>(const Real*, const Real*, int64_t, Real*, const ExecContext&);    \
   template void SiluMulGrad<Real>(const Real*, const Real*, const Real*, int64_t, Real*, Real*, \
-                                  int);
+                                  const ExecContext&);
 PMKVQ_INSTANTIATE(float)
 PMKVQ_INSTANTIATE(double)
 #undef PMKVQ_INSTANTIATE

@@ -95,7 +95,7 @@ std::byte* GrowScratch(AttentionScratch& scratch, size_t num_bytes) {
 }  // namespace
 
 void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
-                   int num_threads, AttentionMode mode, AttentionPlan& plan) {
+                   const ExecContext& exec, AttentionMode mode, AttentionPlan& plan) {
   CheckShape(shape);
   plan.shape = shape;
   plan.mode = mode;
@@ -124,7 +124,7 @@ void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequenc
     }
   }
   // Scratch is for all threads, also where one is enough: it must not grow with the stored tokens.
-  const int threads = std::max(num_threads, 1);
+  const int threads = std::max(exec.num_threads, 1);
   plan.decode_threads = static_cast<int>(std::clamp<int64_t>(
       UsefulThreads(threads, static_cast<double>(decode_work) * kNsPerMultiplication), 1,
       std::max<int64_t>(1, std::ssize(plan.runs))));

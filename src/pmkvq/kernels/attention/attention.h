@@ -23,6 +23,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/tensor/device/device.h"
+#include "pmkvq/tensor/device/exec_context.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
@@ -160,11 +161,11 @@ class AttentionScratch {
 
 // Plans a batch. Work is split over (sequence, KV head, fixed run of pages) and partial results are
 // merged in page order, so that the bits of a row depend neither on the other sequences nor on
-// `num_threads`. Sequences with few rows (decode) use vector kernels on packed pages; those with
-// many rows (prefill) expand each page once and use matrix products. A row's bits may depend on its
-// sequence's num_rows. Cost O(pages + runs), without heap allocation once `plan` has grown.
+// the number of threads. Sequences with few rows (decode) use vector kernels on packed pages; those
+// with many rows (prefill) expand each page once and use matrix products. A row's bits may depend
+// on its sequence's num_rows. Cost O(pages + runs), without heap allocation once `plan` has grown.
 void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequence> sequences,
-                   int num_threads, AttentionMode mode, AttentionPlan& plan);
+                   const ExecContext& exec, AttentionMode mode, AttentionPlan& plan);
 
 // Attends one block. Throws Unsupported when the program has no code for the operands' device.
 void RunAttention(const AttentionPlan& plan, const AttentionOperands& operands,

@@ -135,22 +135,22 @@ void SumHeads(const CausalAttentionShape& shape, const Real* parts, Real* out) {
 }
 
 void Attend(const CausalAttentionShape& shape, const float* q, const float* k, const float* v,
-            float* out, int num_threads) {
+            float* out, const ExecContext& exec) {
   AlignedVector<float> keys;
   AlignedVector<float> values;
   AlignedVector<float> scratch;
-  internal::PackKeys(shape, k, keys, num_threads);
-  internal::PackValues(shape, v, values, num_threads);
+  internal::PackKeys(shape, k, keys, exec);
+  internal::PackValues(shape, v, values, exec);
   internal::AttendPacked(
       {.shape = shape, .q = q, .keys = keys.data(), .values = values.data(), .out = out}, scratch,
-      num_threads);
+      exec);
 }
 
 void Attend(const CausalAttentionShape& shape, const double* q, const double* k, const double* v,
-            double* out, int num_threads) {
+            double* out, const ExecContext& exec) {
   const int64_t num_items = NumBlocks(shape) * shape.num_heads;
   const int64_t p_size = kQueryBlock * shape.num_tokens;
-  const int threads = std::max(num_threads, 1);
+  const int threads = std::max(exec.num_threads, 1);
   AlignedVector<double> scratch(static_cast<size_t>(threads * p_size));
   ParallelFor(threads, num_items, [&](int64_t i, int worker) {
     const int64_t item = num_items - 1 - i;  // Longest blocks first.
@@ -168,19 +168,19 @@ void Attend(const CausalAttentionShape& shape, const double* q, const double* k,
 
 template <class Real>
 void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k, const Real* v,
-                     Real* out, int num_threads) {
+                     Real* out, const ExecContext& exec) {
   CheckShape(shape);
-  Attend(shape, q, k, v, out, num_threads);
+  Attend(shape, q, k, v, out, exec);
 }
 
 template <class Real>
 void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const Real* k,
                          const Real* v, const Real* dout, Real* dq, Real* dk, Real* dv,
-                         int num_threads) {
+                         const ExecContext& exec) {
   CheckShape(shape);
   const int64_t head_size = shape.num_tokens * shape.head_dim;
   const int64_t p_size = kQueryBlock * shape.num_tokens;
-  const int threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, shape.num_heads));
+  const int threads = static_cast<int>(std::clamp<int64_t>(exec.num_threads, 1, shape.num_heads));
   AlignedVector<Real> dk_parts(static_cast<size_t>(shape.num_heads * head_size));
   AlignedVector<Real> dv_parts(dk_parts.size());
   AlignedVector<Real> scratch(static_cast<size_t>(threads * 2 * p_size));
@@ -198,12 +198,14 @@ void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const
 }
 
 template void CausalAttention(const CausalAttentionShape&, const float*, const float*, const float*,
-                              float*, int);
+                              float*, const ExecContext&);
 template void CausalAttention(const CausalAttentionShape&, const double*, const double*,
-                              const double*, double*, int);
+                              const double*, double*, const ExecContext&);
 template void CausalAttentionGrad(const CausalAttentionShape&, const float*, const float*,
-                                  const float*, const float*, float*, float*, float*, int);
+                                  const float*, const float*, float*, float*, float*,
+                                  const ExecContext&);
 template void CausalAttentionGrad(const CausalAttentionShape&, const double*, const double*,
-                                  const double*, const double*, double*, double*, double*, int);
+                                  const double*, const double*, double*, double*, double*,
+                                  const ExecContext&);
 
 }  // namespace pmkvq

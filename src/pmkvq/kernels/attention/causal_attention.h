@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "pmkvq/tensor/device/exec_context.h"
+
 namespace pmkvq {
 
 struct CausalAttentionShape {
@@ -25,13 +27,13 @@ struct CausalAttentionShape {
 
 template <class Real>
 void CausalAttention(const CausalAttentionShape& shape, const Real* q, const Real* k, const Real* v,
-                     Real* out, int num_threads);
+                     Real* out, const ExecContext& exec);
 
 // Gradients of a loss L given dout = dL/dO; q, k, v as in the forward call (P is recomputed).
 // dq, dk, dv are overwritten.
 template <class Real>
 void CausalAttentionGrad(const CausalAttentionShape& shape, const Real* q, const Real* k,
                          const Real* v, const Real* dout, Real* dq, Real* dk, Real* dv,
-                         int num_threads);
+                         const ExecContext& exec);
 
 }  // namespace pmkvq

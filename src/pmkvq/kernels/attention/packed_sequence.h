@@ -8,6 +8,7 @@
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/causal_attention.h"
 #include "pmkvq/kernels/attention/causal_tiles.h"
+#include "pmkvq/tensor/device/exec_context.h"
 
 namespace pmkvq::internal {
 
@@ -17,9 +18,9 @@ inline int64_t NumKeyPanels(const CausalAttentionShape& shape) {
 
 // packed becomes [Hkv] times the panels of a head.
 void PackKeys(const CausalAttentionShape& shape, const float* k, AlignedVector<float>& packed,
-              int num_threads);
+              const ExecContext& exec);
 void PackValues(const CausalAttentionShape& shape, const float* v, AlignedVector<float>& packed,
-                int num_threads);
+                const ExecContext& exec);
 
 struct PackedAttention {
   const CausalAttentionShape& shape;
@@ -32,6 +33,7 @@ struct PackedAttention {
 };
 
 // Grows `scratch` as needed.
-void AttendPacked(const PackedAttention& args, AlignedVector<float>& scratch, int num_threads);
+void AttendPacked(const PackedAttention& args, AlignedVector<float>& scratch,
+                  const ExecContext& exec);
 
 }  // namespace pmkvq::internal

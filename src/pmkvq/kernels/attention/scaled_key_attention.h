@@ -11,6 +11,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/attention/causal_attention.h"
+#include "pmkvq/tensor/device/exec_context.h"
 
 namespace pmkvq {
 
@@ -18,15 +19,15 @@ class ScaledKeyAttention {
  public:
   // Copies k and v [N, Hkv, D]. `group`: values per quantisation group, divides D.
   void SetSequence(const CausalAttentionShape& shape, int64_t group, const float* k, const float* v,
-                   int num_threads);
+                   const ExecContext& exec);
 
   // q, reference, out [N, H, D]; scales [Hkv, D/2], positive, one per channel pair (i, i + D/2).
   // k_bits: 16, 8, 4 or 2. After SetSequence.
   void Run(const float* q, const float* scales, int k_bits, const float* reference, float* out,
-           int num_threads);
+           const ExecContext& exec);
 
  private:
-  void QuantizeKeys(const float* scales, int k_bits, int num_threads);
+  void QuantizeKeys(const float* scales, int k_bits, const ExecContext& exec);
 
   CausalAttentionShape shape_;
   int64_t group_ = 0;

@@ -46,8 +46,9 @@ constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int ThreadsForProducts(int num_threads, int64_t multiplications) {
-  return UsefulThreads(num_threads, static_cast<double>(multiplications) * kNsPerMultiplication);
+int ThreadsForProducts(const ExecContext& exec, int64_t multiplications) {
+  return UsefulThreads(exec.num_threads,
+                       static_cast<double>(multiplications) * kNsPerMultiplication);
 }
 
 void CheckWeight(const WeightView& weight) {
@@ -161,10 +162,10 @@ int64_t Multiplications(int64_t num_rows, std::span<const Projection<Real>> proj
 
 // All weights are of one format, so that one packed x serves them.
 void DecodeRowsOfFormat(const float* x, int64_t num_rows,
-                        std::span<const Projection<float>> projections, int num_threads) {
+                        std::span<const Projection<float>> projections, const ExecContext& exec) {
   const WeightView& first = *projections.front().weight;
   const float* packed = PackSlices(x, num_rows, first);
-  const int threads = ThreadsForProducts(num_threads, Multiplications(num_rows, projections));
+  const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
   const int64_t grain_work = num_rows * std::max<int64_t>(1, first.cols) * kDecodeGrain;
   const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
   ForOutputs(threads, projections, item_outs,
@@ -175,18 +176,18 @@ void DecodeRowsOfFormat(const float* x, int64_t num_rows,
 }
 
 void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<float>> projections,
-                int num_threads) {
+                const ExecContext& exec) {
   while (!projections.empty()) {
     size_t count = 1;
     const WeightFormat format = projections.front().weight->format;
     while (count < projections.size() && projections[count].weight->format == format) ++count;
-    DecodeRowsOfFormat(x, num_rows, projections.first(count), num_threads);
+    DecodeRowsOfFormat(x, num_rows, projections.first(count), exec);
     projections = projections.subspan(count);
   }
 }
 
 void DecodeRows(const double* x, int64_t num_rows, std::span<const Projection<double>> projections,
-                int /*num_threads*/) {
+                const ExecContext& /*exec*/) {
   for (const auto& projection : projections) {
     ref::MatMul(x, num_rows, *projection.weight, projection.bias, projection.y);
   }
@@ -233,7 +234,7 @@ CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : 
 
 template <class Real>
 void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
-                  int num_threads) {
+                  const ExecContext& exec) {
   if (projections.empty()) return;
   const int64_t cols = projections.front().weight->cols;
   for (const auto& projection : projections) {
@@ -243,11 +244,11 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
   if (num_rows == 0) return;
   constexpr bool kHasVectorKernel = std::is_same_v<Real, float>;
   if (num_rows <= (kHasVectorKernel ? kDecodeRows : kSliceRows) || cols == 0) {
-    DecodeRows(x, num_rows, projections, num_threads);
+    DecodeRows(x, num_rows, projections, exec);
     return;
   }
   const internal::OneBlasThread one_thread;
-  const int threads = ThreadsForProducts(num_threads, Multiplications(num_rows, projections));
+  const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
   ForOutputs(threads, projections, kTileOuts,
              [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
                MatMulTile(x, num_rows, *projection.weight, projection.bias, begin, end,
@@ -257,14 +258,14 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
 
 template <class Real>
 void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
-            int num_threads) {
+            const ExecContext& exec) {
   const Projection<Real> projection{&weight, bias, y};
-  MatMulShared<Real>(x, num_rows, {&projection, 1}, num_threads);
+  MatMulShared<Real>(x, num_rows, {&projection, 1}, exec);
 }
 
 template <class Real>
 void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight, Real* dx,
-                     bool accumulate, int num_threads) {
+                     bool accumulate, const ExecContext& exec) {
   CheckWeight(weight);
   if (num_rows == 0 || weight.cols == 0) return;
   if (weight.rows == 0) {
@@ -272,7 +273,7 @@ void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight,
     return;
   }
   const internal::OneBlasThread one_thread;
-  const int threads = ThreadsForProducts(num_threads, num_rows * weight.rows * weight.cols);
+  const int threads = ThreadsForProducts(exec, num_rows * weight.rows * weight.cols);
   ParallelForRanges(threads, weight.cols, kGradTileCols, [&](int64_t begin, int64_t end) {
     GradInputTile(dy, num_rows, weight, accumulate, begin, end, dx);
   });
@@ -301,9 +302,12 @@ void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
 }
 
 #define PMKVQ_INSTANTIATE(Real)                                                                   \
-  template void MatMul<Real>(const Real*, int64_t, const WeightView&, const float*, Real*, int);  \
-  template void MatMulShared<Real>(const Real*, int64_t, std::span<const Projection<Real>>, int); \
-  template void MatMulGradInput<Real>(const Real*, int64_t, const WeightView&, Real*, bool, int); \
+  template void MatMul<Real>(const Real*, int64_t, const WeightView&, const float*, Real*,        \
+                             const ExecContext&);                                                 \
+  template void MatMulShared<Real>(const Real*, int64_t, std::span<const Projection<Real>>,       \
+                                   const ExecContext&);                                           \
+  template void MatMulGradInput<Real>(const Real*, int64_t, const WeightView&, Real*, bool,       \
+                                      const ExecContext&);                                        \
   template void ExpandRow<Real>(const WeightView&, int64_t, Real*);                               \
   template void BlasGemm<Real>(bool, bool, int64_t, int64_t, int64_t, Real, const Real*, int64_t, \
                                const Real*, int64_t, Real, Real*, int64_t);

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <span>
 
+#include "pmkvq/tensor/device/exec_context.h"
 #include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
@@ -38,7 +39,7 @@ struct WeightView {
 // Real is float or double (double: for the finite-difference tests of calibration).
 template <class Real>
 void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y,
-            int num_threads);
+            const ExecContext& exec);
 
 // One of several products with the same x: as the arguments of MatMul.
 template <class Real>
@@ -52,12 +53,12 @@ struct Projection {
 // and threads are started once. For the projections to q, k and v, and to gate and up.
 template <class Real>
 void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
-                  int num_threads);
+                  const ExecContext& exec);
 
 // dx [num_rows, K] is overwritten, or added to when `accumulate`.
 template <class Real>
 void MatMulGradInput(const Real* dy, int64_t num_rows, const WeightView& weight, Real* dx,
-                     bool accumulate, int num_threads);
+                     bool accumulate, const ExecContext& exec);
 
 // Converts one row of a weight to floats: out [cols] (embedding look-up).
 template <class Real>

@@ -82,7 +82,7 @@ int64_t Q8KernelTarget() { return HWY_DYNAMIC_DISPATCH(Q8Target)(); }
 
 }  // namespace internal
 
-bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out) {
+bool QuantizeWeight(const WeightView& weight, const ExecContext& exec, Q8Weight& out) {
   PMKVQ_CHECK_MSG(weight.format != WeightFormat::kQ8, "the weights are quantised already");
   constexpr int64_t kRowsPerItem = 64;
   const int64_t row_bytes = RowBytes(WeightFormat::kQ8, weight.cols);
@@ -92,7 +92,7 @@ bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out) {
   out.cols = weight.cols;
   out.data.resize(static_cast<size_t>(weight.rows * row_bytes));
   std::atomic<bool> finite{true};
-  ParallelForRanges(num_threads, weight.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
+  ParallelForRanges(exec.num_threads, weight.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     AlignedVector<float> row(static_cast<size_t>(num_groups * kQ8Group));
     for (int64_t n = begin; n < end; ++n) {
       internal::ExpandToFloat(weight.data + n * stored_row_bytes, weight.format, weight.cols,

@@ -19,6 +19,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/gemm/gemm.h"
+#include "pmkvq/tensor/device/exec_context.h"
 
 namespace pmkvq {
 
@@ -38,7 +39,7 @@ struct Q8Weight {
 // `weight` is of any other format. Returns false when it holds an infinity or NaN, for which there
 // are no codes; `out` is then of no use. The same on every instruction set and for every thread
 // count.
-[[nodiscard]] bool QuantizeWeight(const WeightView& weight, int num_threads, Q8Weight& out);
+[[nodiscard]] bool QuantizeWeight(const WeightView& weight, const ExecContext& exec, Q8Weight& out);
 
 namespace internal {
 // The HWY_TARGET that QuantizeWeight runs now.

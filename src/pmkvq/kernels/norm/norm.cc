@@ -16,9 +16,9 @@ constexpr int64_t kGrainElements = int64_t{1} << 14;
 
 // Calls run(row) for every row.
 template <class Run>
-void ForEachRow(int64_t num_rows, int64_t size, int num_threads, const Run& run) {
+void ForEachRow(int64_t num_rows, int64_t size, const ExecContext& exec, const Run& run) {
   const int threads =
-      UsefulThreads(num_threads, static_cast<double>(num_rows * size) * kNsPerElement);
+      UsefulThreads(exec.num_threads, static_cast<double>(num_rows * size) * kNsPerElement);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / size);
   ParallelForRanges(threads, num_rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) run(row);
@@ -54,9 +54,9 @@ double InverseRms(const Real* x, int64_t size, double eps) {
 
 template <class Real>
 void RmsNorm(const Real* x, int64_t num_rows, int64_t size, const float* weight, double eps,
-             Real* y, int num_threads) {
+             Real* y, const ExecContext& exec) {
   PMKVQ_CHECK(size > 0);
-  ForEachRow(num_rows, size, num_threads, [=](int64_t row) {
+  ForEachRow(num_rows, size, exec, [=](int64_t row) {
     const Real* in = x + row * size;
     Real* out = y + row * size;
     const Real inverse = static_cast<Real>(InverseRms(in, size, eps));
@@ -68,9 +68,9 @@ void RmsNorm(const Real* x, int64_t num_rows, int64_t size, const float* weight,
 //   dL/dx_j = r w_j dy_j - x_j r^3 / size * sum_i dy_i w_i x_i.
 template <class Real>
 void RmsNormGrad(const Real* x, const Real* dy, int64_t num_rows, int64_t size, const float* weight,
-                 double eps, Real* dx, int num_threads) {
+                 double eps, Real* dx, const ExecContext& exec) {
   PMKVQ_CHECK(size > 0);
-  ForEachRow(num_rows, size, num_threads, [=](int64_t row) {
+  ForEachRow(num_rows, size, exec, [=](int64_t row) {
     const Real* in = x + row * size;
     const Real* grad_out = dy + row * size;
     Real* grad_in = dx + row * size;
@@ -87,10 +87,11 @@ void RmsNormGrad(const Real* x, const Real* dy, int64_t num_rows, int64_t size, 
   });
 }
 
-#define PMKVQ_INSTANTIATE(Real)                                                                 \
-  template void RmsNorm<Real>(const Real*, int64_t, int64_t, const float*, double, Real*, int); \
-  template void RmsNormGrad<Real>(const Real*, const Real*, int64_t, int64_t, const float*,     \
-                                  double, Real*, int);
+#define PMKVQ_INSTANTIATE(Real)                                                             \
+  template void RmsNorm<Real>(const Real*, int64_t, int64_t, const float*, double, Real*,   \
+                              const ExecContext&);                                          \
+  template void RmsNormGrad<Real>(const Real*, const Real*, int64_t, int64_t, const float*, \
+                                  double, Real*, const ExecContext&);
 PMKVQ_INSTANTIATE(float)
 PMKVQ_INSTANTIATE(double)
 #undef PMKVQ_INSTANTIATE

@@ -114,14 +114,14 @@ struct Rotation {
 // Calls rotate_head(rotation, head index, head's data) for every head of every row.
 template <class Real, class RotateHead>
 void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-                 int64_t num_heads, Real* x, int num_threads, RotateHead rotate_head) {
+                 int64_t num_heads, Real* x, const ExecContext& exec, RotateHead rotate_head) {
   constexpr double kNsPerPair = 10;  // Its sine and cosine, in double, once per row.
   constexpr double kNsPerElement = 0.3;
   constexpr int64_t kGrainRows = 16;
   const int64_t head_dim = table.head_dim();
   const double row_ns = static_cast<double>(head_dim / 2) * kNsPerPair +
                         static_cast<double>(num_heads * head_dim) * kNsPerElement;
-  const int threads = UsefulThreads(num_threads, static_cast<double>(num_rows) * row_ns);
+  const int threads = UsefulThreads(exec.num_threads, static_cast<double>(num_rows) * row_ns);
   const auto rotate_rows = [&](int64_t begin, int64_t end) {
     Rotation<Real> rotation(static_cast<size_t>(head_dim / 2));
     for (int64_t row = begin; row < end; ++row) {
@@ -150,9 +150,9 @@ RopeTable::RopeTable(const RopeParams& params)
 
 template <class Real>
 void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-               int64_t num_heads, const float* scales, Real* x, int num_threads) {
+               int64_t num_heads, const float* scales, Real* x, const ExecContext& exec) {
   const int64_t half = table.head_dim() / 2;
-  ForEachHead(table, positions, num_rows, num_heads, x, num_threads,
+  ForEachHead(table, positions, num_rows, num_heads, x, exec,
               [=](const Rotation<Real>& rotation, int64_t head, Real* data) {
                 const Real* cos = rotation.cos.data();
                 const Real* sin = rotation.sin.data();
@@ -174,9 +174,9 @@ void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_row
 
 template <class Real>
 void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-                   int64_t num_heads, Real* x, int num_threads) {
+                   int64_t num_heads, Real* x, const ExecContext& exec) {
   const int64_t half = table.head_dim() / 2;
-  ForEachHead(table, positions, num_rows, num_heads, x, num_threads,
+  ForEachHead(table, positions, num_rows, num_heads, x, exec,
               [=](const Rotation<Real>& rotation, int64_t, Real* data) {
                 const Real* cos = rotation.cos.data();
                 const Real* sin = rotation.sin.data();
@@ -192,8 +192,9 @@ void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num
 
 #define PMKVQ_INSTANTIATE(Real)                                                                   \
   template void ApplyRope<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, const float*, \
-                                Real*, int);                                                      \
-  template void ApplyRopeGrad<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, Real*, int);
+                                Real*, const ExecContext&);                                       \
+  template void ApplyRopeGrad<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, Real*,    \
+                                    const ExecContext&);
 PMKVQ_INSTANTIATE(float)
 PMKVQ_INSTANTIATE(double)
 #undef PMKVQ_INSTANTIATE

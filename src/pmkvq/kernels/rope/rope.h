@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "pmkvq/tensor/device/exec_context.h"
+
 namespace pmkvq {
 
 // Plain numbers, so that this op does not know about config files.
@@ -50,12 +52,12 @@ class RopeTable {
 // exactly as PyTorch's float32 rotary embedding does (position * frequency in float).
 template <class Real>
 void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-               int64_t num_heads, const float* scales, Real* x, int num_threads);
+               int64_t num_heads, const float* scales, Real* x, const ExecContext& exec);
 
 // The inverse rotation times the attention factor, i.e. the gradient: x becomes dL/d(input) given
 // x = dL/d(output). No scales (sensitivity is taken on unscaled keys).
 template <class Real>
 void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-                   int64_t num_heads, Real* x, int num_threads);
+                   int64_t num_heads, Real* x, const ExecContext& exec);
 
 }  // namespace pmkvq

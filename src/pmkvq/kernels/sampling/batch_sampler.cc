@@ -208,7 +208,7 @@ struct BatchSampler::Pass {
 };
 
 std::span<SampledRow> BatchSampler::Sample(std::span<const SamplingRow> rows, int64_t vocab_size,
-                                           int num_threads) {
+                                           const ExecContext& exec) {
   PMKVQ_CHECK(vocab_size > 0);
   for (const SamplingRow& row : rows) {
     PMKVQ_CHECK(row.logits != nullptr && row.params != nullptr && row.random != nullptr);
@@ -218,7 +218,7 @@ std::span<SampledRow> BatchSampler::Sample(std::span<const SamplingRow> rows, in
   const Pass pass{*this, rows, vocab_size};
   const int64_t num_rows = std::ssize(rows);
   const int threads =
-      UsefulThreads(num_threads, static_cast<double>(num_rows * vocab_size) * kNsPerToken);
+      UsefulThreads(exec.num_threads, static_cast<double>(num_rows * vocab_size) * kNsPerToken);
   const auto grow = [](auto& values, int64_t size) {
     if (std::ssize(values) < size) values.resize(static_cast<size_t>(size));
   };

@@ -11,6 +11,7 @@
 #include "pmkvq/kernels/sampling/logit_rules.h"
 #include "pmkvq/kernels/sampling/row_sampler.h"
 #include "pmkvq/kernels/sampling/sampling.h"
+#include "pmkvq/tensor/device/exec_context.h"
 
 namespace pmkvq {
 
@@ -51,7 +52,7 @@ class BatchSampler {
   // A row's token and log-probabilities depend on that row only, neither on other rows, the number
   // of threads, nor the instruction set. Log-probabilities are those of ref::LogprobsOf.
   std::span<SampledRow> Sample(std::span<const SamplingRow> rows, int64_t vocab_size,
-                               int num_threads);
+                               const ExecContext& exec);
 
  private:
   struct Pass;

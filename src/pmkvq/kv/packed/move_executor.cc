@@ -5,7 +5,7 @@
 namespace pmkvq {
 
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
-                                      const DeviceBytes& arena, int num_threads) {
+                                      const DeviceBytes& arena, const ExecContext& exec) {
   for (size_t i = 0; i < plan.num_waves(); ++i) {
     for (const PageOp& op : plan.wave(i)) {
       for (const ArenaRange& range : {op.source, op.target, op.metadata}) {
@@ -16,7 +16,7 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& cod
   }
   switch (arena.device.device) {
     case Device::kCpu:
-      return internal::ExecuteMovesCpu(plan, codec, arena.data, num_threads);
+      return internal::ExecuteMovesCpu(plan, codec, arena.data, exec);
     case Device::kCuda:
       return internal::ExecuteMovesCuda(plan, arena);
   }

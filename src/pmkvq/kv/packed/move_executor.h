@@ -7,6 +7,7 @@
 #include "pmkvq/kv/packed/move_plan.h"
 #include "pmkvq/kv/packed/page_codec.h"
 #include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/device/exec_context.h"
 
 namespace pmkvq {
 
@@ -21,12 +22,12 @@ struct UnfitPage {
 // first page in the order of the plan whose range did not fit; it is stored with that range
 // saturated (kv_quant.h). Throws Unsupported when the program has no code for the device.
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
-                                      const DeviceBytes& arena, int num_threads);
+                                      const DeviceBytes& arena, const ExecContext& exec);
 
 namespace internal {
 // Its part of each backend.
 std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
-                                         std::byte* arena, int num_threads);
+                                         std::byte* arena, const ExecContext& exec);
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const DeviceBytes& arena);
 }  // namespace internal
 

@@ -43,7 +43,7 @@ void LowerTo(size_t value, std::atomic<size_t>& lowest) {
 }  // namespace
 
 std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
-                                         std::byte* arena, int num_threads) {
+                                         std::byte* arena, const ExecContext& exec) {
   const UncancelledScope whole;
   std::optional<UnfitPage> unfit;
   for (size_t i = 0; i < plan.num_waves(); ++i) {
@@ -52,7 +52,7 @@ std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& 
     for (const PageOp& op : wave) largest = std::max(largest, op.source.bytes);
     const auto grain = static_cast<int64_t>((kSharedBytes + largest - 1) / largest);
     std::atomic<size_t> first_unfit = wave.size();
-    ParallelForRanges(num_threads, std::ssize(wave), grain, [&](int64_t begin, int64_t end) {
+    ParallelForRanges(exec.num_threads, std::ssize(wave), grain, [&](int64_t begin, int64_t end) {
       for (auto op = static_cast<size_t>(begin); op < static_cast<size_t>(end); ++op) {
         if (!Run(wave[op], codec, arena)) LowerTo(op, first_unfit);
       }
