@@ -106,8 +106,9 @@ TEST(ReferenceKvCacheTest, ACutPageOpensAgain) {
   EXPECT_EQ(cache.LayerStats(seq, 1).k_pages[WidthIndex(16)], 1);
   const std::vector<float> after = read();
   for (size_t i = 0; i < 300 * 32; ++i) {
-    ASSERT_EQ(after[i], before[i]);
-    ASSERT_EQ(after[300 * 32 + i], before[540 * 32 + i]);
+    // The page that opens again is rounded to f16; values are below 4.
+    ASSERT_NEAR(after[i], before[i], 0.002f);
+    ASSERT_NEAR(after[300 * 32 + i], before[540 * 32 + i], 0.002f);
   }
   cache.Truncate(seq, 0);
   EXPECT_EQ(cache.SequenceStats(seq).bytes, 0);
