@@ -129,7 +129,7 @@ bool Engine::Impl::Step(EngineObserver* observer) {
     const double share = options.prefill_share;
     const double seconds = SecondsSince(start);
     Report(observer);
-    if (!prefilling.empty()) PrefillFor(seconds * share / (1 - share), whole);
+    if (!prefilling.empty()) PrefillBesideDecoding(seconds * share / (1 - share), whole);
   }
   Report(observer);
   const double seconds = SecondsSince(start);

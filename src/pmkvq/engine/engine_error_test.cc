@@ -62,7 +62,7 @@ SpecEngineOptions Options(const std::string& spec, int64_t budget_bytes = 0) {
   options.max_len = 700;
   options.chunk = 50;
   options.num_threads = 1;
-  options.prefill_share = 1e-9;  // Prompts pause wherever they can while others decode.
+  options.prefill_share = 0.9;  // Prompts pause wherever they can while others decode.
   return options;
 }
 

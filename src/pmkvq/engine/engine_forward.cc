@@ -11,6 +11,9 @@ namespace pmkvq {
 namespace {
 
 constexpr std::chrono::hours kWholeChunk{24 * 365};
+constexpr int kMostStepsWithoutPrefill = 8;
+// Beginning and ending a turn takes some 40 us.
+constexpr double kShortestTurnSeconds = 200e-6;
 
 }  // namespace
 
@@ -138,16 +141,23 @@ void Engine::Impl::Prefill(const UncancelledScope& step) {
   }
 }
 
-void Engine::Impl::PrefillFor(double seconds, const UncancelledScope& step) {
-  const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                                   std::chrono::duration<double>(seconds));
-  // At least once: however small its share, a prompt gets on.
-  Clock::time_point now = Clock::now();
+void Engine::Impl::PrefillBesideDecoding(double seconds, const UncancelledScope& step) {
+  // A turn ends at the next pause, which one tile of a product may put off by 10 ms. The steps
+  // after it make up for that, but not for long: prompts get on, however small their share is.
+  prefill_credit = std::min(prefill_credit, 0.0) + seconds;
+  if (prefill_credit <= 0 && ++steps_without_prefill <= kMostStepsWithoutPrefill) return;
+  steps_without_prefill = 0;
+  const Clock::time_point begin = Clock::now();
+  const Clock::time_point end =
+      begin + std::chrono::duration_cast<Clock::duration>(
+                  std::chrono::duration<double>(std::max(prefill_credit, kShortestTurnSeconds)));
+  Clock::time_point now = begin;
   do {
-    if (prefill_turns.task() == nullptr && !BeginPrefillTurns()) return;
-    if (!TakePrefillTurn(end - now, step)) return;
+    if (prefill_turns.task() == nullptr && !BeginPrefillTurns()) break;
+    if (!TakePrefillTurn(end - now, step)) break;
     now = Clock::now();
   } while (now < end);
+  prefill_credit -= SecondsSince(begin);
 }
 
 bool Engine::Impl::BeginPrefillTurns() {

@@ -65,8 +65,9 @@ struct Engine::Impl {
 
   // The whole next chunk of the oldest prompt.
   void Prefill(const UncancelledScope& step);
-  // As much of the prompts, the oldest first, as this time allows, beside decoding.
-  void PrefillFor(double seconds, const UncancelledScope& step);
+  // As much of the prompts, the oldest first, as this time allows; nothing in steps that make up
+  // for longer turns before them.
+  void PrefillBesideDecoding(double seconds, const UncancelledScope& step);
   // Starts the next chunk. False: no prompt is left that has room.
   bool BeginPrefillTurns();
   // Computes a part of the chunk under way. True: the chunk has ended and its request is not over.
@@ -121,6 +122,8 @@ struct Engine::Impl {
   SequenceKeeper sequences;
   ForwardWorkspace workspace;
   PrefillTurns prefill_turns;
+  double prefill_credit = 0;  // Seconds that prompts may take in this step; below 0: took too many.
+  int steps_without_prefill = 0;
   RequestQueue waiting;
   std::vector<std::unique_ptr<Task>> over;     // Ended before they began: not reported yet.
   std::vector<std::unique_ptr<Task>> running;  // In order of admission.
