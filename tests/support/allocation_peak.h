@@ -1,5 +1,5 @@
-// Counts the bytes that a test program holds by operator new. Include in one file of the program:
-// this header defines the global operators.
+// Counts what a test program allocates by operator new, and the bytes that it holds. Include in one
+// file of the program: this header defines the global operators.
 #pragma once
 
 #include <malloc.h>
@@ -13,6 +13,7 @@ namespace pmkvq::testing_support {
 
 inline std::atomic<size_t> allocated_bytes{0};
 inline std::atomic<size_t> peak_allocated_bytes{0};
+inline std::atomic<size_t> num_allocations{0};
 
 // Null where there is no memory.
 inline void* TryCountedAllocate(size_t size, size_t alignment) noexcept {
@@ -21,6 +22,7 @@ inline void* TryCountedAllocate(size_t size, size_t alignment) noexcept {
           ? std::malloc(size == 0 ? 1 : size)
           : std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
   if (memory == nullptr) return nullptr;
+  ++num_allocations;
   const size_t now = allocated_bytes += malloc_usable_size(memory);
   size_t peak = peak_allocated_bytes;
   while (now > peak && !peak_allocated_bytes.compare_exchange_weak(peak, now)) {

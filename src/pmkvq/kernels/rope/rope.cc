@@ -98,8 +98,10 @@ struct Rotation {
   std::vector<Real> cos;
   std::vector<Real> sin;
 
-  explicit Rotation(size_t size) : cos(size), sin(size) {}
-
+  void Resize(size_t size) {
+    cos.resize(size);
+    sin.resize(size);
+  }
   void Set(const RopeTable& table, int64_t position) {
     const Real factor = static_cast<Real>(table.attention_factor());
     for (size_t i = 0; i < cos.size(); ++i) {
@@ -123,7 +125,8 @@ void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_r
                         static_cast<double>(num_heads * head_dim) * kNsPerElement;
   const int threads = UsefulThreads(exec.num_threads, static_cast<double>(num_rows) * row_ns);
   const auto rotate_rows = [&](int64_t begin, int64_t end) {
-    Rotation<Real> rotation(static_cast<size_t>(head_dim / 2));
+    static thread_local Rotation<Real> rotation;  // Decoding a token allocates nothing.
+    rotation.Resize(static_cast<size_t>(head_dim / 2));
     for (int64_t row = begin; row < end; ++row) {
       rotation.Set(table, positions[row]);
       for (int64_t head = 0; head < num_heads; ++head) {
