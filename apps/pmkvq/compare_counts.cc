@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/io/json_lines.h"
 #include "pmkvq/research/compare/compare_report.h"
 #include "terminal.h"
 
@@ -26,10 +27,13 @@ void CompareCounts(const std::string& path, const CLI::App& command) {
   }
   std::istream& lines = path == "-" ? std::cin : file;
   const std::string name = path == "-" ? "stdin" : path;
+  constexpr uint64_t kMostLineBytes = 1 << 20;  // Counts take less than a kilobyte.
   std::string line;
-  for (int64_t number = 1; std::getline(lines, line); ++number) {
+  for (int64_t number = 1;; ++number) {
     CancelPoint();
-    Print(FormatFiguresOf(line, fmt::format("{}:{}", name, number)) + "\n");
+    const std::string where = fmt::format("{}:{}", name, number);
+    if (!ReadLine(lines, where, &line, kMostLineBytes)) break;
+    Print(FormatFiguresOf(line, where) + "\n");
   }
   CancelPoint();  // A signal ends reading as the end of the input does.
 }

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "pmkvq/io/json_lines.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
@@ -169,7 +170,7 @@ LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   line->clear();
   if (!edits()) {
     if (StdoutIsTerminal() && StdinIsTerminal()) Print(prompt);
-    if (std::getline(std::cin, *line)) {
+    if (ReadLine(std::cin, "stdin", line)) {
       if (line->ends_with('\r')) line->pop_back();
       return LineEnd::kLine;
     }

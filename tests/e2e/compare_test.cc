@@ -222,6 +222,7 @@ TEST(Compare, SaysWhatIsWrong) {
            {{"--from", kModel, "--kv", "rtn"}, 2, "--from: found --kv"},
            {{"--counts", kModel + "/config.json", "--kv", "rtn"}, 2, "--counts: found --kv"},
            {{"--counts", "/nothing"}, 1, "[/nothing]"},
+           {{"--counts", "/dev/zero"}, 1, "[/dev/zero:1] found a line of more than 1048576 bytes"},
            {{"--from", "/nothing"}, 1, "[/nothing] no such file or folder"}}) {
     std::vector<std::string> args = {"compare"};
     args.insert(args.end(), c.args.begin(), c.args.end());

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,6 +96,26 @@ TEST(PlainText, OnePromptInEveryKindOfFile) {
     ExpectError<InvalidInput>([&] { PlainText(utf16, "f"); }, {"[f] text: found", "UTF-16"});
   }
   ExpectError<InvalidInput>([] { PlainText("ab\xff", "f"); }, {"[f] byte 2: found 0xff"});
+}
+
+TEST(ReadLine, IsGetlineWithALimit) {
+  for (const std::string content : {"", "\n", "a", "a\n", "a\n\nbb\nc", "\r\nx\r\n"}) {
+    std::istringstream ours(content);
+    std::istringstream theirs(content);
+    std::string found;
+    std::string expected;
+    for (int i = 0; i < 6; ++i) {
+      const bool has_line = static_cast<bool>(std::getline(theirs, expected));
+      EXPECT_EQ(ReadLine(ours, "here", &found, 4), has_line) << content << i;
+      EXPECT_EQ(found, has_line ? expected : "") << content << i;
+      EXPECT_EQ(ours.eof(), theirs.eof()) << content << i;
+    }
+  }
+  std::istringstream exact("1234\n12345\n");
+  std::string line;
+  EXPECT_TRUE(ReadLine(exact, "here", &line, 4));
+  ExpectError<InvalidInput>([&] { ReadLine(exact, "here", &line, 4); },
+                            {"[here] found a line of more than 4 bytes"});
 }
 
 TEST(LineReader, ReadsLines) {

@@ -91,6 +91,28 @@ bool LineReader::Next(std::string* line) {
 
 bool LineReader::whole() const { return impl_->whole; }
 
+bool ReadLine(std::istream& stream, const std::string& where, std::string* line,
+              uint64_t max_bytes) {
+  line->clear();
+  if (!stream.good()) return false;
+  std::streambuf& buffer = *stream.rdbuf();
+  for (;;) {
+    const int c = buffer.sbumpc();
+    if (c == std::char_traits<char>::eof()) {
+      stream.setstate(line->empty() ? std::ios::eofbit | std::ios::failbit : std::ios::eofbit);
+      return !line->empty();
+    }
+    if (c == '\n') return true;
+    if (line->size() == max_bytes) {
+      throw InvalidInput(where, fmt::format("found a line of more than {} bytes, expected at most "
+                                            "that many",
+                                            max_bytes));
+    }
+    line->push_back(static_cast<char>(c));
+    if (line->size() % (size_t{1} << 20) == 0) CancelPoint();
+  }
+}
+
 size_t CountLines(const std::string& path, size_t min_row_bytes) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) return 0;

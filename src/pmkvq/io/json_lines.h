@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <istream>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -31,6 +32,12 @@ class LineReader {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// The next line of a stream without its LF, as std::getline, but for a limit: false at the end, or
+// where reading fails. Throws InvalidInput "[where] ..." for a line beyond the limit. For streams
+// that someone may be typing into; files have LineReader.
+bool ReadLine(std::istream& stream, const std::string& where, std::string* line,
+              uint64_t max_bytes = limits::kLineBytes);
 
 // Lines of a regular file, 0 for a pipe: how much to reserve. At most what the file's size allows
 // when a row takes `min_row_bytes`. Throws IoError.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <fstream>
 #include <set>
 #include <utility>
 
@@ -12,6 +11,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/strings.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/json_lines.h"
 
 namespace pmkvq {
 namespace {
@@ -207,22 +207,16 @@ ProblemRow ParseCodeProblem(std::string_view line, const std::string& source) {
 }
 
 std::vector<ProblemRow> LoadCodeProblems(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw SystemError(path, "open");
   std::vector<ProblemRow> rows;
   std::set<std::string> ids;
-  std::string line;
-  for (int64_t number = 1; std::getline(file, line); ++number) {
-    if (line.find_first_not_of(kBlanks) == std::string::npos) continue;
-    const std::string source = fmt::format("{}:{}", path, number);
+  ForEachLine(path, [&](std::string_view line, const std::string& source, int64_t) {
     rows.push_back(ParseCodeProblem(line, source));
     if (!ids.insert(rows.back().id).second) {
       throw InvalidInput(source, fmt::format("question_id: found '{}' again, expected every id "
                                              "once",
                                              rows.back().id));
     }
-  }
-  if (file.bad()) throw IoError(path, "cannot read");
+  });
   if (rows.empty()) throw InvalidInput(path, "rows: found none, expected at least one JSON line");
   return rows;
 }
