@@ -27,6 +27,9 @@ pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
 pmkvq_install_library(research pmkvq-research-targets COMPONENT research
   LINK pmkvq_pmkvq_package pmkvq_compare pmkvq_analysis MODULES ${research_modules})
 
+# A header that is added to the list is installed by the next build.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/cmake/public_headers.txt)
 file(STRINGS cmake/public_headers.txt public_headers REGEX "^pmkvq/")
 foreach(header IN LISTS public_headers)
   get_filename_component(folder ${header} DIRECTORY)

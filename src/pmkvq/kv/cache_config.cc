@@ -134,6 +134,14 @@ PageWidths FloorWidths(const CacheConfig& config, size_t layer) {
   return {config.floor_bits, config.floor_bits};
 }
 
+PageWidths PlannedWidths(const CacheConfig& config, size_t layer) {
+  const auto planned = [&](const std::vector<int>& bits, int floor) {
+    return bits.empty() ? floor : std::max(bits[layer], floor);
+  };
+  const PageWidths floor = FloorWidths(config, layer);
+  return {planned(config.k_bits, floor.k), planned(config.v_bits, floor.v)};
+}
+
 int64_t PageCodeBytes(const KvStream& stream, DType float_type, int bits) {
   if (bits == 16) {
     return CheckedProduct(kWhere,

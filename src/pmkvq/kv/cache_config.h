@@ -85,6 +85,8 @@ struct CacheConfig {
 // Widths at which pages of a block close at first, and below which they never go.
 PageWidths CloseWidths(const CacheConfig& config, size_t layer);
 PageWidths FloorWidths(const CacheConfig& config, size_t layer);
+// Widths that the plan chose, the floor where they are lower or there is no plan.
+PageWidths PlannedWidths(const CacheConfig& config, size_t layer);
 
 // Bytes of one page (128 tokens of one stream of one block) at a width: codes or floats.
 int64_t PageCodeBytes(const KvStream& stream, DType float_type, int bits);

@@ -24,4 +24,10 @@ void Hadamard(Real* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] *= scale;
 }
 
+// The same for heads: x [count] is whole runs of `width` values, each transformed by itself.
+template <class Real>
+void HadamardHeads(Real* x, int64_t count, int64_t width) {
+  for (int64_t begin = 0; begin < count; begin += width) Hadamard(x + begin, width);
+}
+
 }  // namespace pmkvq

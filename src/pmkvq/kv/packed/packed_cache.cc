@@ -1,40 +1,17 @@
 #include "pmkvq/kv/packed/packed_cache.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/base/error.h"
 #include "pmkvq/kernels/linalg/hadamard.h"
 
 namespace pmkvq {
 namespace {
 
-// x [count] is whole heads of D values.
-void RotateHeads(std::span<float> x, int64_t head_dim) {
-  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(head_dim)) {
-    Hadamard(x.data() + begin, head_dim);
-  }
-}
-
 const CacheConfig& Validated(const CacheConfig& config) {
   ValidateCacheConfig(config);
   return config;
-}
-
-// Copies tokens of a page's values [Hkv, capacity, D] to rows [T, Hkv, D].
-void CopyTokens(const KvStream& stream, const float* values, int64_t capacity, int64_t num_tokens,
-                float* rows) {
-  for (int64_t token = 0; token < num_tokens; ++token) {
-    for (int64_t head = 0; head < stream.heads; ++head) {
-      const float* run = values + (head * capacity + token) * stream.width;
-      rows = std::copy(run, run + stream.width, rows);
-    }
-  }
 }
 
 }  // namespace
@@ -74,14 +51,6 @@ const PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) const {
 
 SequenceId PackedKvCache::IdOf(const Sequence& seq) const {
   return static_cast<SequenceId>(&seq - sequences_.data());
-}
-
-bool PackedKvCache::IsInForward(const Sequence& seq) const {
-  const auto is_of = [&](const Pass& pass) {
-    return pass.is_open && std::any_of(pass.chunks.begin(), pass.chunks.end(),
-                                       [&](const Chunk& chunk) { return chunk.seq == &seq; });
-  };
-  return is_of(forward_) || is_of(set_aside_);
 }
 
 std::optional<SequenceId> PackedKvCache::Open() {
@@ -148,28 +117,18 @@ void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* 
       (forward_.chunks.back().first_row + forward_.chunks.back().num_tokens) * kv_dim;
   if (!forward_.has_failed_chunk && codec.AllFit(k, count) && codec.AllFit(v, count)) return;
   for (const Chunk& chunk : forward_.chunks) {
-    const int64_t begin = chunk.first_row * kv_dim;
     if (chunk.seq->failure) continue;
-    if (HasUnfitValue(chunk, layer, kKeys, k + begin) ||
-        HasUnfitValue(chunk, layer, kValues, v + begin)) {
-      forward_.has_failed_chunk = true;
-      forward_.is_planned = false;
-    }
+    const int64_t begin = chunk.first_row * kv_dim;
+    const auto find = [&](Side side, const float* rows) {
+      return store_.FindUnfitValue(static_cast<size_t>(layer), side, rows + begin, chunk.num_tokens,
+                                   chunk.seq->num_tokens);
+    };
+    chunk.seq->failure = find(kKeys, k);
+    if (!chunk.seq->failure) chunk.seq->failure = find(kValues, v);
+    if (!chunk.seq->failure) continue;
+    forward_.has_failed_chunk = true;
+    forward_.is_planned = false;
   }
-}
-
-bool PackedKvCache::HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows) {
-  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
-  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
-  const int64_t count = chunk.num_tokens * kv_dim;
-  if (codec.AllFit(rows, count)) return false;
-  int64_t i = 0;
-  while (codec.AllFit(rows + i, 1)) ++i;
-  const int64_t position = chunk.seq->num_tokens + i / kv_dim;
-  chunk.seq->failure =
-      KvFailure{KvWhere(layer, position, position),
-                UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
-  return true;
 }
 
 // Plans attention for the chunks that have not failed.
@@ -203,7 +162,7 @@ void PackedKvCache::PlanStep(int64_t token, AttentionStep& step) {
     const int64_t num_rows = chunk.one_by_one ? 1 : chunk.num_tokens;
     const int64_t row = chunk.first_row + token;
     step.parts.push_back({chunk.seq, num_rows, row, chunk.one_by_one, chunk.num_before + token});
-    AddPageTokens(chunk.num_before + token);
+    store_.AddPageTokens(chunk.num_before + token, page_tokens_);
   }
   // Spans of page_tokens_ once it no longer grows.
   size_t first_page = 0;
@@ -227,35 +186,14 @@ size_t PackedKvCache::NumViews(int64_t num_tokens) const {
                              NumPages(config_, num_tokens));
 }
 
-// Appends the tokens of these views to page_tokens_.
-void PackedKvCache::AddPageTokens(int64_t num_tokens) {
-  int64_t rest = num_tokens;
-  const auto add = [&](int64_t capacity) {
-    const int64_t count = std::min(rest, capacity);
-    page_tokens_.push_back({static_cast<int32_t>(count), static_cast<int32_t>(capacity)});
-    rest -= count;
-  };
-  for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-    add(store_.SinkPieceTokens(piece));
-  }
-  while (rest > 0) add(kPageTokens);
-}
-
 void PackedKvCache::RebuildViews(Sequence& seq, size_t layer) const {
   BlockPages& block = seq.blocks[layer];
   block.views.clear();
-  for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
-    block.views.push_back({store_.SinkView(block, layer, piece, kKeys),
-                           store_.SinkView(block, layer, piece, kValues)});
-  }
-  const size_t sink_views = block.views.size();
-  for (const PagePair& page : block.pages) {
-    block.views.push_back({store_.View(page[kKeys]), store_.View(page[kValues])});
-  }
+  store_.AddViews(block, layer, block.views);
   const auto open_page = static_cast<size_t>(NumPages(config_, seq.num_tokens)) - 1;
   for (const Side side : kSides) {
     if (!block.open_rows_moved[side]) continue;
-    KvPageView& view = block.views[sink_views + open_page];
+    KvPageView& view = block.views[block.views.size() - block.pages.size() + open_page];
     (side == kKeys ? view.k : view.v) = store_.View(block.pages.back()[side]);
   }
   block.views_layout = seq.layout;
@@ -275,7 +213,7 @@ const KvPageView* PackedKvCache::CurrentViews(Sequence& seq, size_t layer) const
 std::span<float> PackedKvCache::Rotated(const float* x, int64_t count, int64_t head_dim,
                                         AlignedVector<float>& memory) const {
   memory.assign(x, x + count);
-  RotateHeads(memory, head_dim);
+  HadamardHeads(memory.data(), count, head_dim);
   return memory;
 }
 
@@ -305,7 +243,7 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
     forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
   if (config_.rotate_values) {
-    RotateHeads({out, static_cast<size_t>(num_rows * shape.q_dim)}, head_dim);
+    HadamardHeads(out, num_rows * shape.q_dim, head_dim);
   }
 }
 
@@ -413,40 +351,17 @@ void PackedKvCache::EndForward() {
   }
 }
 
-void PackedKvCache::AbandonForward() {
-  if (!forward_.is_open) return;
-  forward_.is_open = false;
-  for (const Chunk& chunk : forward_.chunks) {
-    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
-  }
-}
-
 int64_t PackedKvCache::NumTokens(SequenceId id) const { return At(id).num_tokens; }
 
 KvSequenceStats PackedKvCache::SequenceStats(SequenceId id) const {
   const Sequence& seq = At(id);
-  KvSequenceStats stats;
-  stats.num_tokens = seq.num_tokens;
-  stats.bytes = seq.bytes;
-  stats.peak_bytes = seq.peak_bytes;
-  stats.narrowed_bytes = seq.narrowed_bytes;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-    stats.budget_bytes += config_.budget_bytes[layer];
-    for (const Side side : kSides) {
-      for (size_t i = 0; i < kWidths.size(); ++i) {
-        stats.pages[i] += seq.blocks[layer].page_counts[side][i];
-      }
-    }
-  }
-  return stats;
+  return StatsOf(seq, seq.num_tokens, config_.budget_bytes);
 }
 
 KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
-  const Sequence& seq = At(id);
   PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
-  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
-  return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes,
-          config_.budget_bytes[static_cast<size_t>(layer)]};
+  const auto i = static_cast<size_t>(layer);
+  return StatsOf(At(id).blocks[i], config_.budget_bytes[i]);
 }
 
 KvStoreStats PackedKvCache::StoreStats() const {
@@ -462,30 +377,8 @@ std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {
 void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float* v_out) const {
   const Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq) && seq.reserved_tokens == 0);
-  const BlockPages& block = seq.blocks[static_cast<size_t>(layer)];
-  const KvBlockGeometry& geometry = config_.geometry.block(layer);
-  PMKVQ_CHECK_MSG(geometry.has_cache(), "a block without cache");
-  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
-  std::vector<float> values(static_cast<size_t>(codec.num_values()));
-  for (const Side side : kSides) {
-    float* out = side == kKeys ? k_out : v_out;
-    int64_t rest = seq.num_tokens;
-    const auto read = [&](const KvTensorView& view, int64_t capacity) {
-      const int64_t num_tokens = std::min(rest, capacity);
-      codec.Decode(view, capacity, values.data());
-      CopyTokens(geometry.streams[side], values.data(), capacity, num_tokens, out);
-      out += num_tokens * geometry.streams[side].values();
-      rest -= num_tokens;
-    };
-    for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-      read(store_.SinkView(block, static_cast<size_t>(layer), piece, side),
-           store_.SinkPieceTokens(piece));
-    }
-    for (const PagePair& page : block.pages) read(store_.View(page[side]), kPageTokens);
-    if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
-      RotateHeads({side == kKeys ? k_out : v_out, out}, geometry.streams[side].width);
-    }
-  }
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
+  store_.ReadTokens(seq, static_cast<size_t>(layer), seq.num_tokens, k_out, v_out);
 }
 
 }  // namespace pmkvq

@@ -9,7 +9,9 @@
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/forward_pass.h"
 #include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/packed/halving_steps.h"
 #include "pmkvq/kv/packed/page_store.h"
 
 namespace pmkvq {
@@ -45,7 +47,7 @@ class PackedKvCache final : public KvStore {
   // benchmarks and tests.
   void Append(int64_t layer, const float* k, const float* v);
   void EndForward() override;
-  void AbandonForward() override;
+  void AbandonForward() override { forward_.Abandon(); }
   void SwapForwards() override { std::swap(forward_, set_aside_); }
   // Also drops a reservation whose Forward has not begun.
   void Truncate(SequenceId seq, int64_t num_tokens) override;
@@ -95,10 +97,8 @@ class PackedKvCache final : public KvStore {
     std::vector<Chunk> parts;
     std::vector<AttentionPlan> plans;  // Of attention_shapes_.
   };
-  struct Pass {
-    bool is_open = false;
+  struct Pass : ForwardPass<Chunk> {
     bool has_failed_chunk = false;
-    std::vector<Chunk> chunks;
     bool is_planned = false;  // Planned anew when a chunk fails.
     std::vector<AttentionStep> steps;
     size_t num_steps = 0;  // The others are kept for their memory.
@@ -122,7 +122,9 @@ class PackedKvCache final : public KvStore {
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
   SequenceId IdOf(const Sequence& seq) const;
-  bool IsInForward(const Sequence& seq) const;
+  bool IsInForward(const Sequence& seq) const {
+    return forward_.Holds(seq) || set_aside_.Holds(seq);
+  }
   // Pages of each block with a cache, open one included.
   size_t NumPagesOf(const Sequence& seq) const {
     return seq.blocks[cached_layers_[0]].pages.size();
@@ -132,11 +134,9 @@ class PackedKvCache final : public KvStore {
   std::span<float> Rotated(const float* x, int64_t count, int64_t head_dim,
                            AlignedVector<float>& memory) const;
   void FindUnfitValues(int64_t layer, const float* k, const float* v);
-  bool HasUnfitValue(const Chunk& chunk, int64_t layer, Side side, const float* rows);
   void PlanSteps();
   void PlanStep(int64_t token, AttentionStep& step);
   size_t NumViews(int64_t num_tokens) const;
-  void AddPageTokens(int64_t num_tokens);
   void RebuildViews(Sequence& seq, size_t layer) const;
   const KvPageView* CurrentViews(Sequence& seq, size_t layer) const;
   void AttendAndStore(size_t layer, const Rows& rows, const AttentionStep& step);
@@ -155,8 +155,6 @@ class PackedKvCache final : public KvStore {
   void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
                       const PageWidths& closed_at);
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
-  void CountSteps(Side side, int from_bits, int to_bits);
-  void EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us);
   void RestoreMovedRows(Sequence& seq);
   void CutPages(Sequence& seq, int64_t num_tokens);
   void UpdatePresentWidths(BlockPages& block, size_t layer) const;
@@ -184,10 +182,10 @@ class PackedKvCache final : public KvStore {
   AttentionScratch attention_scratch_;
   AlignedVector<float> rotated_q_, rotated_k_, rotated_v_;  // Of a Forward's rows.
 
-  std::vector<std::vector<PageWidths>> decided_;   // Per block: widths of all pages after Reserve.
-  std::vector<PageWidths> closed_pages_;           // A policy's working copy.
-  std::vector<NarrowStep> narrow_steps_;           // Of a block.
-  std::array<std::array<int64_t, 4>, 2> steps_{};  // Pages stepped in a block: [side][from width].
+  std::vector<std::vector<PageWidths>> decided_;  // Per block: widths of all pages after Reserve.
+  std::vector<PageWidths> closed_pages_;          // A policy's working copy.
+  std::vector<NarrowStep> narrow_steps_;          // Of a block.
+  HalvingSteps steps_;                            // Of a block.
   std::vector<HalvingEvent> halving_events_;
 };
 

@@ -13,23 +13,15 @@
 #include "pmkvq/kv/packed/policy/oldest_first.h"
 
 namespace pmkvq {
-namespace {
-
-PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
-
-}  // namespace
-
 BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
   BlockLimits limits;
   limits.budget_bytes = config_.budget_bytes[layer];
   limits.k_page_bytes = store_.SlotsOf(layer, kKeys).page_bytes;
   limits.v_page_bytes = store_.SlotsOf(layer, kValues).page_bytes;
   limits.floor = FloorWidths(config_, layer);
-  const auto planned = [&](const std::vector<int>& bits, int floor) {
-    return bits.empty() ? floor : std::max(bits[layer], floor);
-  };
-  limits.planned_k_bits = planned(config_.k_bits, limits.floor.k);
-  limits.planned_v_bits = planned(config_.v_bits, limits.floor.v);
+  const PageWidths planned = PlannedWidths(config_, layer);
+  limits.planned_k_bits = planned.k;
+  limits.planned_v_bits = planned.v;
   return limits;
 }
 
@@ -145,7 +137,8 @@ void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart 
   store_.Narrow(seq, layer, narrow_steps_);
   const std::chrono::duration<double, std::micro> duration =
       std::chrono::steady_clock::now() - start;
-  EmitHalvingEvents(seq, layer, duration.count());
+  steps_.AppendEvents({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens}, duration.count(),
+                      halving_events_);
 }
 
 // Adds to narrow_steps_ the steps that bring a page to `widths`, and counts its halvings.
@@ -156,7 +149,7 @@ void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const P
     const int old_bits = block.pages[page][side].bits;
     if (bits == old_bits) continue;
     // Closing at the block's present width is not a halving; steps below that width are.
-    CountSteps(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
+    steps_.Add(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
     narrow_steps_.push_back({page, side, bits, 0});
   }
 }
@@ -183,23 +176,6 @@ void PackedKvCache::MakeNewPages(Sequence& seq, size_t layer, size_t pages_after
       if (block.pages[page][side].data != kNoSlot) continue;
       store_.Allocate(seq, layer, page, side, WidthOf(decided[page], side));
     }
-  }
-}
-
-void PackedKvCache::CountSteps(Side side, int from_bits, int to_bits) {
-  for (int bits = from_bits; bits > to_bits; bits /= 2) ++steps_[side][WidthIndex(bits)];
-}
-
-// One event per width from which pages stepped; they share the duration evenly, since pages that
-// go down several steps do so at once.
-void PackedKvCache::EmitHalvingEvents(const Sequence& seq, size_t layer, double duration_us) {
-  const auto has_steps = [&](size_t i) { return steps_[kKeys][i] + steps_[kValues][i] > 0; };
-  int num_events = 0;
-  for (size_t i = 0; i < kWidths.size(); ++i) num_events += has_steps(i) ? 1 : 0;
-  for (size_t i = 0; i < kWidths.size(); ++i) {
-    if (!has_steps(i)) continue;
-    halving_events_.push_back({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens, kWidths[i],
-                               steps_[kKeys][i], steps_[kValues][i], duration_us / num_events});
   }
 }
 

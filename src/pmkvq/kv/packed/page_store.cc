@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/linalg/hadamard.h"
+
 namespace pmkvq {
 namespace {
 
@@ -146,6 +149,17 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
   }
 }
 
+std::optional<KvFailure> PageStore::FindUnfitValue(size_t layer, Side side, const float* rows,
+                                                   int64_t num_rows, int64_t first) const {
+  const int64_t kv_dim = config_.geometry.blocks[layer].streams[side].values();
+  if (codec(layer).AllFit(rows, num_rows * kv_dim)) return std::nullopt;
+  int64_t i = 0;
+  while (codec(layer).AllFit(rows + i, 1)) ++i;
+  const int64_t position = first + i / kv_dim;
+  return KvFailure{KvWhere(static_cast<int64_t>(layer), position, position),
+                   UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
+}
+
 void PageStore::SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
                                 const UnfitGroup& group) const {
   if (seq.failure) return;
@@ -248,6 +262,79 @@ std::byte* PageStore::SinkData(const BlockPages& block, size_t layer, int64_t pi
 KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t piece,
                                  Side side) const {
   return {SinkData(block, layer, piece, side), nullptr, 16, QuantAxis::kToken};
+}
+
+void PageStore::AddViews(const BlockPages& block, size_t layer,
+                         std::vector<KvPageView>& views) const {
+  for (int64_t piece = 0; !block.sink.empty() && piece < num_sink_pieces(); ++piece) {
+    views.push_back({SinkView(block, layer, piece, kKeys), SinkView(block, layer, piece, kValues)});
+  }
+  for (const PagePair& page : block.pages)
+    views.push_back({View(page[kKeys]), View(page[kValues])});
+}
+
+void PageStore::AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages) const {
+  int64_t rest = num_tokens;
+  const auto add = [&](int64_t capacity) {
+    const int64_t count = std::min(rest, capacity);
+    pages.push_back({static_cast<int32_t>(count), static_cast<int32_t>(capacity)});
+    rest -= count;
+  };
+  for (int64_t piece = 0; rest > 0 && piece < num_sink_pieces(); ++piece) {
+    add(SinkPieceTokens(piece));
+  }
+  while (rest > 0) add(kPageTokens);
+}
+
+void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_tokens, float* k_out,
+                           float* v_out) const {
+  const KvBlockGeometry& geometry = config_.geometry.blocks[layer];
+  PMKVQ_CHECK_MSG(geometry.has_cache(), "a block without cache");
+  std::vector<KvPageView> views;
+  std::vector<PageTokens> pages;
+  AddViews(seq.blocks[layer], layer, views);
+  AddPageTokens(num_tokens, pages);
+  std::vector<float> values(static_cast<size_t>(codec(layer).num_values()));
+  for (const Side side : kSides) {
+    const KvStream& stream = geometry.streams[side];
+    float* const begin = side == kKeys ? k_out : v_out;
+    float* out = begin;
+    for (size_t i = 0; i < pages.size(); ++i) {
+      codec(layer).Decode(side == kKeys ? views[i].k : views[i].v, pages[i].capacity,
+                          values.data());
+      for (int64_t token = 0; token < pages[i].num_tokens; ++token) {
+        for (int64_t head = 0; head < stream.heads; ++head) {
+          const float* run = values.data() + (head * pages[i].capacity + token) * stream.width;
+          out = std::copy(run, run + stream.width, out);
+        }
+      }
+    }
+    if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
+      HadamardHeads(begin, out - begin, stream.width);
+    }
+  }
+}
+
+KvSequenceStats StatsOf(const SequencePages& seq, int64_t num_tokens,
+                        std::span<const int64_t> budget_bytes) {
+  KvSequenceStats stats;
+  stats.num_tokens = num_tokens;
+  stats.bytes = seq.bytes;
+  stats.peak_bytes = seq.peak_bytes;
+  stats.narrowed_bytes = seq.narrowed_bytes;
+  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
+    stats.budget_bytes += budget_bytes[layer];
+    for (const Side side : kSides) {
+      for (size_t i = 0; i < kWidths.size(); ++i) {
+        stats.pages[i] += seq.blocks[layer].page_counts[side][i];
+      }
+    }
+  }
+  return stats;
+}
+
+KvLayerStats StatsOf(const BlockPages& block, int64_t budget_bytes) {
+  return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes, budget_bytes};
 }
 
 }  // namespace pmkvq

@@ -58,6 +58,11 @@ struct SequencePages {
   std::vector<BlockPages> blocks;
 };
 
+// Statistics, with the budgets of the blocks, or of the block.
+KvSequenceStats StatsOf(const SequencePages& seq, int64_t num_tokens,
+                        std::span<const int64_t> budget_bytes);
+KvLayerStats StatsOf(const BlockPages& block, int64_t budget_bytes);
+
 // A page and the width that it is to have.
 struct NarrowStep {
   size_t page = 0;
@@ -113,6 +118,19 @@ class PageStore {
     return page.metadata == kNoSlot ? nullptr : At(page.metadata);
   }
 
+  // Appends the views of the sink's pieces and of all pages.
+  void AddViews(const BlockPages& block, size_t layer, std::vector<KvPageView>& views) const;
+  // Appends the tokens of the views that `num_tokens` stored tokens use: the first ones.
+  void AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages) const;
+  // The first `num_tokens` stored values of a block as they read now, not rotated any more: k_out
+  // and v_out [num_tokens, Hkv, D]. Slow, allocates.
+  void ReadTokens(const SequencePages& seq, size_t layer, int64_t num_tokens, float* k_out,
+                  float* v_out) const;
+
+  // Why rows [num_rows, Hkv, D], of positions from `first` on, cannot be stored: the first value
+  // that the float type does not hold. Nothing when all fit.
+  std::optional<KvFailure> FindUnfitValue(size_t layer, Side side, const float* rows,
+                                          int64_t num_rows, int64_t first) const;
   // Sets seq.failure, unless it is set: the bounds of this group of the page do not fit the float
   // type.
   void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,

@@ -24,5 +24,6 @@ struct StoredPage {
 
 // Indexed by Side.
 using PagePair = std::array<StoredPage, 2>;
+inline PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
 
 }  // namespace pmkvq

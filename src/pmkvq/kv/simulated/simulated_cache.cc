@@ -142,14 +142,6 @@ std::optional<SequenceId> SimulatedKvCache::Open() {
   return static_cast<SequenceId>(free - sequences_.begin());
 }
 
-bool SimulatedKvCache::IsInForward(const Sequence& seq) const {
-  const auto is_of = [&](const Pass& pass) {
-    return pass.is_open && std::any_of(pass.chunks.begin(), pass.chunks.end(),
-                                       [&](const Chunk& chunk) { return chunk.seq == &seq; });
-  };
-  return is_of(forward_) || is_of(set_aside_);
-}
-
 void SimulatedKvCache::Close(SequenceId seq) {
   PMKVQ_CHECK(!IsInForward(At(seq)));
   At(seq) = Sequence();
@@ -458,14 +450,6 @@ void SimulatedKvCache::EndForward() {
       seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
     }
     seq.reserved_tokens = 0;
-  }
-}
-
-void SimulatedKvCache::AbandonForward() {
-  if (!forward_.is_open) return;
-  forward_.is_open = false;
-  for (const Chunk& chunk : forward_.chunks) {
-    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
   }
 }
 

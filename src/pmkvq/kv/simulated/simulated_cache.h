@@ -10,6 +10,7 @@
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kv/forward_pass.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/kv/packed/page_codec.h"
 #include "pmkvq/kv/simulated/cache_method.h"
@@ -51,7 +52,7 @@ class SimulatedKvCache final : public KvStore {
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
   void EndForward() override;
-  void AbandonForward() override;
+  void AbandonForward() override { forward_.Abandon(); }
   void SwapForwards() override { std::swap(forward_, set_aside_); }
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
@@ -80,10 +81,6 @@ class SimulatedKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t first_row = 0;
   };
-  struct Pass {
-    bool is_open = false;
-    std::vector<Chunk> chunks;
-  };
   // q, k, v, out of one chunk's rows.
   struct Rows {
     const float* q;
@@ -94,7 +91,9 @@ class SimulatedKvCache final : public KvStore {
 
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
-  bool IsInForward(const Sequence& seq) const;
+  bool IsInForward(const Sequence& seq) const {
+    return forward_.Holds(seq) || set_aside_.Holds(seq);
+  }
   int64_t BytesOf(const Sequence& seq) const;
   int64_t MostBytes(size_t layer, int64_t num_tokens);
   Rows RowsOf(const Chunk& chunk, const float* q, const float* k, const float* v, float* out) const;
@@ -122,8 +121,8 @@ class SimulatedKvCache final : public KvStore {
   std::vector<Sequence> sequences_;
   std::vector<std::vector<int64_t>> most_bytes_;  // Per block, by length; grows as asked.
 
-  Pass forward_;    // The Forward under way.
-  Pass set_aside_;  // SwapForwards
+  ForwardPass<Chunk> forward_;    // The Forward under way.
+  ForwardPass<Chunk> set_aside_;  // SwapForwards
   KvExtras extras_;
   // Of AttendPaged: per chunk that is attended.
   std::vector<std::vector<PageTokens>> page_tokens_;

@@ -96,7 +96,7 @@ std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, 
   return budgets;
 }
 
-// Budgets and widths of pm-kvq. `plan` is null where the SPEC has widths of its own.
+// Budgets and widths of pm-kvq. `plan` is null where the SPEC gives the widths (bits=, k=, v=).
 void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settings,
                            const Plan* plan, int64_t max_len, const BlockByteCount& count,
                            CacheConfig& config) {

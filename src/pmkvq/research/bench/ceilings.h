@@ -11,8 +11,8 @@ namespace pmkvq {
 
 // Owns the memory that is streamed: 256 MiB, or four times the last cache where that is more.
 //
-// A benchmark calls Measure once per round of its own measurements, so that other work
-// on the machine slows both alike; a ceiling is the median of its samples.
+// A benchmark calls Measure once in each of its rounds. Other work on the machine then slows the
+// ceiling and the measured code alike. A ceiling is the median of its samples.
 class Ceilings {
  public:
   explicit Ceilings(int num_threads);

@@ -246,7 +246,7 @@ BenchReport BenchEngine(const BenchOptions& options, const EngineBenchOptions& l
   for (const auto& prompt : prompts) prompt_table.rows.push_back(prompt->Describe());
   report.tables.push_back(std::move(prompt_table));
   report.notes.push_back(
-      "scheduling: what is left of a step beside its Forward, room for tokens and sampling");
+      "scheduling: time of a step minus its Forward, its calls of Reserve and its sampling");
   return report;
 }
 

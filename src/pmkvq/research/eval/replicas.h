@@ -2,9 +2,8 @@
 // are too short to be shared out to many threads.
 //
 // Each engine has a store, a thread pool, and a share of the places of the batch and of the
-// threads. Requests are dealt out as places get free. What a request gets does not depend on the
-// engine that takes it (Engine: a seed gives the same text whatever else runs), so texts do not
-// depend on the number of engines.
+// threads. A free place takes the next request. An engine's text for a request depends on the
+// request and its seed alone (engine.h), so the number of engines changes no text.
 //
 // Memory: the stores together take what one of the whole batch takes; each engine has a workspace
 // besides (Engine::workspace_bytes), which grows with the chunk of a prompt.

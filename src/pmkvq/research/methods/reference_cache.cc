@@ -4,28 +4,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <span>
 #include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/linalg/hadamard.h"
+#include "pmkvq/kv/packed/halving_steps.h"
 #include "pmkvq/kv/packed/policy/layer_budget.h"
 #include "pmkvq/research/calib/reference_accounting.h"
 
 namespace pmkvq {
 namespace {
 
-void RotateHeads(std::span<float> x, int64_t head_dim) {
-  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(head_dim)) {
-    Hadamard(x.data() + begin, head_dim);
-  }
-}
-
 const float* Rotated(const float* x, int64_t count, int64_t head_dim,
                      AlignedVector<float>& memory) {
   memory.assign(x, x + count);
-  RotateHeads(memory, head_dim);
+  HadamardHeads(memory.data(), count, head_dim);
   return memory.data();
 }
 
@@ -48,8 +42,6 @@ CacheConfig ArenaConfig(const CacheConfig& config) {
   }
   return arena;
 }
-
-PageWidths WidthsOf(const PagePair& page) { return {page[kKeys].bits, page[kValues].bits}; }
 
 }  // namespace
 
@@ -77,14 +69,6 @@ const ReferenceKvCache::Sequence& ReferenceKvCache::At(SequenceId id) const {
   const Sequence& seq = sequences_[static_cast<size_t>(id)];
   PMKVQ_CHECK_MSG(seq.is_open, "the sequence is not open");
   return seq;
-}
-
-bool ReferenceKvCache::IsInForward(const Sequence& seq) const {
-  const auto is_of = [&](const Pass& pass) {
-    return pass.is_open && std::any_of(pass.chunks.begin(), pass.chunks.end(),
-                                       [&](const Chunk& chunk) { return chunk.seq == &seq; });
-  };
-  return is_of(forward_) || is_of(set_aside_);
 }
 
 std::optional<SequenceId> ReferenceKvCache::Open() {
@@ -160,41 +144,6 @@ const KvFailure* ReferenceKvCache::FailureOf(SequenceId id) const {
   return seq.failure ? &*seq.failure : nullptr;
 }
 
-// Fails the chunk's sequence for a value that does not fit the float type.
-void ReferenceKvCache::CheckRows(const Chunk& chunk, size_t layer, Side side,
-                                 const float* rows) const {
-  const PageCodec& codec = store_.codec(layer);
-  const int64_t kv_dim = config_.geometry.blocks[layer].streams[side].values();
-  if (chunk.seq->failure || codec.AllFit(rows, chunk.num_tokens * kv_dim)) return;
-  int64_t i = 0;
-  while (codec.AllFit(rows + i, 1)) ++i;
-  const int64_t position = chunk.seq->num_tokens + i / kv_dim;
-  chunk.seq->failure =
-      KvFailure{KvWhere(static_cast<int64_t>(layer), position, position),
-                UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
-}
-
-void ReferenceKvCache::SetViews(Sequence& seq, size_t layer) const {
-  const BlockPages& block = seq.blocks[layer];
-  seq.views.clear();
-  seq.page_tokens.clear();
-  int64_t rest = seq.num_tokens;
-  const auto add = [&](const KvTensorView& k, const KvTensorView& v, int64_t capacity) {
-    const int64_t tokens = std::min(rest, capacity);
-    seq.views.push_back({k, v});
-    seq.page_tokens.push_back({static_cast<int32_t>(tokens), static_cast<int32_t>(capacity)});
-    rest -= tokens;
-  };
-  for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-    add(store_.SinkView(block, layer, piece, kKeys), store_.SinkView(block, layer, piece, kValues),
-        store_.SinkPieceTokens(piece));
-  }
-  for (size_t page = 0; rest > 0; ++page) {
-    add(store_.View(block.pages[page][kKeys]), store_.View(block.pages[page][kValues]),
-        kPageTokens);
-  }
-}
-
 void ReferenceKvCache::AppendAndAttend(int64_t layer_idx, const float* q, const float* k,
                                        const float* v, float* out) {
   PMKVQ_CHECK(forward_.is_open && layer_idx >= 0 && layer_idx < config_.geometry.num_layers());
@@ -216,12 +165,19 @@ void ReferenceKvCache::AppendAndAttend(int64_t layer_idx, const float* q, const 
   first_views_.clear();
   for (const Chunk& chunk : forward_.chunks) {
     const int64_t row = chunk.first_row;
-    CheckRows(chunk, layer, kKeys, k + row * kv_dim);
-    CheckRows(chunk, layer, kValues, v + row * kv_dim);
-    if (chunk.seq->failure) continue;
-    SetViews(*chunk.seq, layer);
-    attention_sequences_.push_back({chunk.seq->page_tokens, chunk.num_tokens, row});
-    first_views_.push_back(chunk.seq->views.data());
+    Sequence& seq = *chunk.seq;
+    for (const Side side : kSides) {
+      const float* rows = (side == kKeys ? k : v) + row * kv_dim;
+      if (seq.failure) continue;
+      seq.failure = store_.FindUnfitValue(layer, side, rows, chunk.num_tokens, seq.num_tokens);
+    }
+    if (seq.failure) continue;
+    seq.views.clear();
+    seq.page_tokens.clear();
+    store_.AddViews(seq.blocks[layer], layer, seq.views);
+    store_.AddPageTokens(seq.num_tokens, seq.page_tokens);
+    attention_sequences_.push_back({seq.page_tokens, chunk.num_tokens, row});
+    first_views_.push_back(seq.views.data());
   }
   if (!attention_sequences_.empty()) {
     PlanAttention(AttentionShapeOf(shape, config_.float_type), attention_sequences_,
@@ -233,7 +189,7 @@ void ReferenceKvCache::AppendAndAttend(int64_t layer_idx, const float* q, const 
     StoreRows(chunk, layer, kKeys, k + chunk.first_row * kv_dim);
     StoreRows(chunk, layer, kValues, v + chunk.first_row * kv_dim);
   }
-  if (config_.rotate_values) RotateHeads({out, static_cast<size_t>(num_rows * q_dim)}, head_dim);
+  if (config_.rotate_values) HadamardHeads(out, num_rows * q_dim, head_dim);
 }
 
 void ReferenceKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
@@ -289,12 +245,11 @@ void ReferenceKvCache::Halve(Sequence& seq, size_t layer) {
   const auto start = std::chrono::steady_clock::now();
   BlockLimits limits;
   limits.floor = FloorWidths(config_, layer);
-  limits.planned_k_bits =
-      config_.k_bits.empty() ? limits.floor.k : std::max(config_.k_bits[layer], limits.floor.k);
-  limits.planned_v_bits =
-      config_.v_bits.empty() ? limits.floor.v : std::max(config_.v_bits[layer], limits.floor.v);
+  const PageWidths planned = PlannedWidths(config_, layer);
+  limits.planned_k_bits = planned.k;
+  limits.planned_v_bits = planned.v;
   block.present = NextLayerWidths(limits, block.present);
-  std::array<std::array<int64_t, 4>, 2> num_steps{};  // By side and the width stepped from.
+  HalvingSteps counts;
   std::vector<NarrowStep> steps;
   const int64_t num_closed =
       std::max<int64_t>(0, seq.num_tokens - config_.sink_tokens) / kPageTokens;
@@ -303,31 +258,15 @@ void ReferenceKvCache::Halve(Sequence& seq, size_t layer) {
       const int old_bits = block.pages[page][side].bits;
       const int bits = std::min(old_bits, WidthOf(block.present, side));
       if (bits < old_bits) steps.push_back({page, side, bits});
-      for (int b = old_bits; b > bits; b /= 2) ++num_steps[side][WidthIndex(b)];
+      counts.Add(side, old_bits, bits);
     }
   }
   store_.Narrow(seq, layer, steps);
   const std::chrono::duration<double, std::micro> duration =
       std::chrono::steady_clock::now() - start;
-  // One event per width from which pages stepped; they share the duration.
-  const auto has_steps = [&](size_t i) { return num_steps[kKeys][i] + num_steps[kValues][i] > 0; };
-  int num_events = 0;
-  for (size_t i = 0; i < kWidths.size(); ++i) num_events += has_steps(i) ? 1 : 0;
-  for (size_t i = 0; i < kWidths.size(); ++i) {
-    if (!has_steps(i)) continue;
-    halving_events_.push_back({static_cast<SequenceId>(&seq - sequences_.data()),
-                               static_cast<int64_t>(layer), seq.num_tokens, kWidths[i],
-                               num_steps[kKeys][i], num_steps[kValues][i],
-                               duration.count() / num_events});
-  }
-}
-
-void ReferenceKvCache::AbandonForward() {
-  if (!forward_.is_open) return;
-  forward_.is_open = false;
-  for (const Chunk& chunk : forward_.chunks) {
-    if (!chunk.seq->failure) chunk.seq->failure = AbandonedForward();
-  }
+  counts.AppendEvents({static_cast<SequenceId>(&seq - sequences_.data()),
+                       static_cast<int64_t>(layer), seq.num_tokens},
+                      duration.count(), halving_events_);
 }
 
 void ReferenceKvCache::Truncate(SequenceId id, int64_t num_tokens) {
@@ -355,27 +294,13 @@ void ReferenceKvCache::Truncate(SequenceId id, int64_t num_tokens) {
 
 KvSequenceStats ReferenceKvCache::SequenceStats(SequenceId id) const {
   const Sequence& seq = At(id);
-  KvSequenceStats stats;
-  stats.num_tokens = seq.num_tokens;
-  stats.bytes = seq.bytes;
-  stats.peak_bytes = seq.peak_bytes;
-  stats.narrowed_bytes = seq.narrowed_bytes;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-    stats.budget_bytes += config_.budget_bytes[layer];
-    for (const Side side : kSides) {
-      for (size_t i = 0; i < kWidths.size(); ++i) {
-        stats.pages[i] += seq.blocks[layer].page_counts[side][i];
-      }
-    }
-  }
-  return stats;
+  return StatsOf(seq, seq.num_tokens, config_.budget_bytes);
 }
 
 KvLayerStats ReferenceKvCache::LayerStats(SequenceId id, int64_t layer) const {
   PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
-  const BlockPages& block = At(id).blocks[static_cast<size_t>(layer)];
-  return {block.page_counts[kKeys], block.page_counts[kValues], block.bytes,
-          config_.budget_bytes[static_cast<size_t>(layer)]};
+  const auto i = static_cast<size_t>(layer);
+  return StatsOf(At(id).blocks[i], config_.budget_bytes[i]);
 }
 
 KvStoreStats ReferenceKvCache::StoreStats() const {
@@ -392,36 +317,8 @@ std::vector<HalvingEvent> ReferenceKvCache::TakeHalvingEvents() {
 void ReferenceKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float* v_out) const {
   const Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq) && seq.reserved_tokens == 0);
-  const KvBlockGeometry& shape = config_.geometry.block(layer);
-  PMKVQ_CHECK_MSG(shape.has_cache(), "a block without cache");
-  const auto layer_idx = static_cast<size_t>(layer);
-  const BlockPages& block = seq.blocks[layer_idx];
-  const PageCodec& codec = store_.codec(layer_idx);
-  std::vector<float> values(static_cast<size_t>(codec.num_values()));
-  for (const Side side : kSides) {
-    const KvStream& stream = shape.streams[side];
-    float* const begin = side == kKeys ? k_out : v_out;
-    float* out = begin;
-    int64_t rest = seq.num_tokens;
-    const auto read = [&](const KvTensorView& view, int64_t capacity) {
-      codec.Decode(view, capacity, values.data());
-      const int64_t num_tokens = std::min(rest, capacity);
-      for (int64_t token = 0; token < num_tokens; ++token) {
-        for (int64_t head = 0; head < stream.heads; ++head) {
-          out = std::copy_n(values.data() + (head * capacity + token) * stream.width, stream.width,
-                            out);
-        }
-      }
-      rest -= num_tokens;
-    };
-    for (int64_t piece = 0; rest > 0 && piece < store_.num_sink_pieces(); ++piece) {
-      read(store_.SinkView(block, layer_idx, piece, side), store_.SinkPieceTokens(piece));
-    }
-    for (size_t page = 0; rest > 0; ++page) read(store_.View(block.pages[page][side]), kPageTokens);
-    if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
-      RotateHeads({begin, out}, stream.width);
-    }
-  }
+  PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
+  store_.ReadTokens(seq, static_cast<size_t>(layer), seq.num_tokens, k_out, v_out);
 }
 
 }  // namespace pmkvq

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kv/forward_pass.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/kv/packed/page_store.h"
 
@@ -36,7 +37,7 @@ class ReferenceKvCache final : public KvStore {
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
   void EndForward() override;
-  void AbandonForward() override;
+  void AbandonForward() override { forward_.Abandon(); }
   void SwapForwards() override { std::swap(forward_, set_aside_); }
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
@@ -64,16 +65,12 @@ class ReferenceKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t first_row = 0;
   };
-  struct Pass {
-    bool is_open = false;
-    std::vector<Chunk> chunks;
-  };
 
   Sequence& At(SequenceId id);
   const Sequence& At(SequenceId id) const;
-  bool IsInForward(const Sequence& seq) const;
-  void CheckRows(const Chunk& chunk, size_t layer, Side side, const float* rows) const;
-  void SetViews(Sequence& seq, size_t layer) const;
+  bool IsInForward(const Sequence& seq) const {
+    return forward_.Holds(seq) || set_aside_.Holds(seq);
+  }
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
   void Halve(Sequence& seq, size_t layer);
   void SetPresentWidths(Sequence& seq, size_t layer) const;
@@ -81,8 +78,8 @@ class ReferenceKvCache final : public KvStore {
   CacheConfig config_;
   PageStore store_;
   std::vector<Sequence> sequences_;
-  Pass forward_;
-  Pass set_aside_;
+  ForwardPass<Chunk> forward_;
+  ForwardPass<Chunk> set_aside_;
   std::vector<AttentionSequence> attention_sequences_;
   std::vector<const KvPageView*> first_views_;  // Of each attention sequence.
   AttentionPlan attention_plan_;

@@ -48,14 +48,6 @@ int64_t RotatedHeads(const MethodSpec& spec, const UniformKvGeometry& geometry) 
   return heads;
 }
 
-// Transforms x [Hkv * D], `width` channels at a time.
-template <class Real>
-void RotateHeads(std::vector<Real>& x, int64_t width) {
-  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(width)) {
-    Hadamard(x.data() + begin, width);
-  }
-}
-
 // Channel at each place, by ascending sums.
 template <class Real>
 std::vector<int64_t> OrderBy(std::span<const Real> sums) {
@@ -157,7 +149,7 @@ class RotateKv final : public CacheMethod {
     for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
       std::copy_n(block.Key(token, head), dim, rotated.data() + head * dim);
     }
-    RotateHeads(rotated, width_);
+    HadamardHeads(rotated.data(), std::ssize(rotated), width_);
     CheckFinite(rotated.data(), static_cast<int64_t>(rotated.size()));
   }
 
@@ -199,7 +191,7 @@ class RotateKv final : public CacheMethod {
     for (size_t i = 0; i < key.size(); ++i) ordered[i] = key[static_cast<size_t>(order[i])];
     Quantize(ordered.data(), static_cast<int64_t>(ordered.size()));
     for (size_t i = 0; i < key.size(); ++i) key[static_cast<size_t>(order[i])] = ordered[i];
-    RotateHeads(key, width_);
+    HadamardHeads(key.data(), std::ssize(key), width_);
     for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
       std::copy_n(key.data() + head * block.head_dim(), block.head_dim(), block.Key(token, head));
     }
@@ -283,7 +275,7 @@ std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const Metho
   for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
     const auto begin = sums.begin() + layer * kv_dim;
     std::vector<double> block(begin, begin + kv_dim);
-    RotateHeads(block, width);
+    HadamardHeads(block.data(), std::ssize(block), width);
     Tensor tensor(DType::kF32, {kv_dim});
     std::transform(block.begin(), block.end(), tensor.As<float>(),
                    [&](double sum) { return static_cast<float>(sum / num_tokens); });
