@@ -21,10 +21,25 @@
 namespace pmkvq::cli {
 namespace {
 
-constexpr int64_t kSession = 0;
+constexpr int64_t kSession = PromptCache::kSession;
 
 // A person at a terminal pressed it; SIGTERM and a signal to a piped chat are for the program.
 bool CtrlCIsForTheChat() { return StdinIsTerminal() && !TerminationRequested(); }
+
+// What ChatLoop::ConversationText gives.
+std::vector<ChatMessage> ReadMessages(const JsonValue& conversation) {
+  const JsonValue list = conversation.At("messages");
+  std::vector<ChatMessage> messages;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonValue role = list.At(i).At("role");
+    const std::string name = role.AsString();
+    if (name != "user" && name != "assistant" && (name != "system" || i > 0)) {
+      role.Fail("\"user\" or \"assistant\", or \"system\" for the first message");
+    }
+    messages.push_back({name, list.At(i).At("content").AsString()});
+  }
+  return messages;
+}
 
 class ChatLoop {
  public:
@@ -51,6 +66,11 @@ class ChatLoop {
   };
   static const std::vector<Command>& Commands();
 
+  void Loop();
+  void Resume();
+  // Makes these the conversation; `path` is where they are from.
+  void TakeUp(std::vector<ChatMessage> messages, const std::string& path);
+  std::string ConversationText() const;
   std::string Prompt() const;
   void RunCommand(const std::string& line);
   // Answers the messages so far; false when there is no answer, and the last message is dropped.
@@ -118,6 +138,23 @@ std::string ChatLoop::Prompt() const {
 }
 
 void ChatLoop::Run() {
+  Resume();
+  Loop();
+  // An answer that failed has closed the sequence.
+  if (kv_) options_.prompt_cache.Save(engine_, ConversationText());
+}
+
+// Goes on with the conversation of --prompt-cache.
+void ChatLoop::Resume() {
+  const std::optional<SavedSession> saved = options_.prompt_cache.Load(engine_, {});
+  if (!saved) return;
+  kv_ = saved->kv;
+  if (saved->note.empty()) return;  // Saved without a conversation.
+  const std::string& path = options_.prompt_cache.path;
+  TakeUp(ReadMessages(JsonValue::Parse(saved->note, path)), path);
+}
+
+void ChatLoop::Loop() {
   PrintErrorWrapped(
       "type a message; /help lists commands, Ctrl-C ends an answer, Ctrl-D ends the chat");
   while (!ended_) {
@@ -246,6 +283,11 @@ void ChatLoop::Show(const std::string&) {
 
 void ChatLoop::Save(const std::string& path) {
   if (path.empty()) throw InvalidInput("/save", "found no file name, expected /save FILE");
+  WriteFileAtomically(path, ConversationText() + "\n");
+  PrintError(fmt::format("{} messages are in {}", messages_.size(), path));
+}
+
+std::string ChatLoop::ConversationText() const {
   JsonWriter json(2);
   json.BeginObject().Key("messages").BeginArray();
   for (const ChatMessage& message : messages_) {
@@ -254,28 +296,22 @@ void ChatLoop::Save(const std::string& path) {
     json.EndObject();
   }
   json.EndArray().EndObject();
-  WriteFileAtomically(path, json.text() + "\n");
-  PrintError(fmt::format("{} messages are in {}", messages_.size(), path));
+  return json.text();
 }
 
 void ChatLoop::Load(const std::string& path) {
   if (path.empty()) throw InvalidInput("/load", "found no file name, expected /load FILE");
-  const JsonValue list = JsonValue::ParseFile(path).At("messages");
-  std::vector<ChatMessage> messages;
-  for (size_t i = 0; i < list.size(); ++i) {
-    const JsonValue role = list.At(i).At("role");
-    const std::string name = role.AsString();
-    if (name != "user" && name != "assistant" && (name != "system" || i > 0)) {
-      role.Fail("\"user\" or \"assistant\", or \"system\" for the first message");
-    }
-    messages.push_back({name, list.At(i).At("content").AsString()});
-  }
+  TakeUp(ReadMessages(JsonValue::ParseFile(path)), path);
+  engine_.CloseSession(kSession);
+  kv_.reset();
+  if (!messages_.empty() && messages_.back().role == "user") Answer();
+}
+
+void ChatLoop::TakeUp(std::vector<ChatMessage> messages, const std::string& path) {
   const bool has_system = !messages.empty() && messages.front().role == "system";
   system_ = has_system ? messages.front().content : "";
-  Clear();
   messages_ = std::move(messages);
   PrintError(fmt::format("{} messages from {}", messages_.size(), path));
-  if (!messages_.empty() && messages_.back().role == "user") Answer();
 }
 
 void ChatLoop::Regenerate(const std::string&) {

@@ -6,6 +6,7 @@
 
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/text/chat_template.h"
+#include "prompt_cache.h"
 #include "stats_file.h"
 
 namespace pmkvq::cli {
@@ -17,6 +18,7 @@ struct ChatOptions {
   // answer.
   Request request;
   std::string budget_remedy;  // RunOutput::budget_remedy
+  PromptCache prompt_cache;   // Read at the start, with the conversation; written at the end.
 };
 
 // Reads messages and slash commands until /quit, Ctrl-D, or Ctrl-C at an empty prompt; Ctrl-C

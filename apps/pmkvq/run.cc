@@ -22,6 +22,7 @@
 #include "pmkvq/kv/kv_budget.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/kv/spec/spec.h"
+#include "prompt_cache.h"
 #include "run_observer.h"
 #include "sampling_options.h"
 #include "stats_file.h"
@@ -56,6 +57,7 @@ struct Options {
   std::vector<std::string> logit_bias;
   int64_t min_tokens = 0;
   int64_t num_logprobs = -1;
+  PromptCache prompt_cache;
   SamplingCommandOptions sampling;
   WeightCommandOptions weights;
   KvCommandOptions kv;
@@ -223,6 +225,10 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
   for (int64_t i = 0; i < options.num_samples; ++i) {
     requests.push_back(MakeRequest(options, prompt_ids, i));
   }
+  if (options.prompt_cache.IsUsed()) {
+    requests.front().session = PromptCache::kSession;
+    options.prompt_cache.Load(engine, prompt_ids);
+  }
   std::vector<Completion> completions;
   {
     RunOutput output;
@@ -235,6 +241,9 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
     completions = engine.Generate(std::move(requests), &observer, InterruptFlag());
   }
   WriteResult(options, completions);
+  if (completions.front().finish_reason != FinishReason::kError) {
+    options.prompt_cache.Save(engine, "");
+  }
   std::string error;
   for (const Completion& completion : completions) {
     if (completion.finish_reason != FinishReason::kError || completion.error == error) continue;
@@ -256,6 +265,7 @@ void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer,
   }
   chat.request = MakeRequest(options, {}, 0);
   chat.request.seed = options.sampling.seed;
+  chat.prompt_cache = options.prompt_cache;
   Chat(chat, engine, tokenizer, stats);
 }
 
@@ -266,6 +276,9 @@ void Run(const Options& options) {
     throw CLI::ValidationError(options.json.empty() ? "--n-samples" : "--json",
                                "not for a chat, expected --prompt, --file or piped input with it");
   }
+  if (options.prompt_cache.IsUsed() && options.num_samples > 1) {
+    throw CLI::ValidationError("--n-samples", "found more than 1, expected 1 with --prompt-cache");
+  }
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
   const auto tokenizer =
@@ -274,6 +287,7 @@ void Run(const Options& options) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
   const SpecEngineOptions engine_options = options.kv.Resolve(chat ? 1 : options.num_samples);
+  options.prompt_cache.CheckMethod(engine_options.kv.spec);
   CheckPlan(engine_options, *model);
   std::vector<int32_t> prompt_ids;
   if (!chat) {
@@ -394,6 +408,7 @@ void AddRun(CLI::App& app) {
   NamesFile(command->add_option("--stats", options->stats,
                                 "file for the history of the cache, as JSON lines"),
             FileKind::kOutput);
+  options->prompt_cache.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(*command,

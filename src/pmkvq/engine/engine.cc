@@ -1,5 +1,7 @@
 #include "pmkvq/engine/engine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 #include <variant>
@@ -8,6 +10,7 @@
 #include "pmkvq/base/threads.h"
 #include "pmkvq/engine/engine_impl.h"
 #include "pmkvq/engine/request_check.h"
+#include "pmkvq/engine/session_file.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 
@@ -287,6 +290,31 @@ void Engine::CloseSession(int64_t session) {
   }
   impl_->waiting.FreeSession(session);
   impl_->sequences.CloseSession(session);
+}
+
+void Engine::SaveSession(int64_t session, const std::string& path, const std::string& note) const {
+  const SequenceKeeper::Session* kept = impl_->sequences.FindIdle(session);
+  if (kept == nullptr) {
+    throw InvalidInput("session", fmt::format("found {}, expected an idle session", session));
+  }
+  std::optional<SequenceImage> image = impl_->store->ImageOf(kept->seq);
+  if (!image) throw Unsupported(path, "the cache of this method cannot be saved");
+  WriteSession(path,
+               {impl_->model->checkpoint().Identity(), note, kept->tokens, std::move(*image)});
+}
+
+SavedSession Engine::LoadSession(int64_t session, const std::string& path) {
+  const bool runs = std::any_of(impl_->running.begin(), impl_->running.end(),
+                                [&](const auto& task) { return task->request.session == session; });
+  if (session < 0 || runs) {
+    throw InvalidInput("session",
+                       fmt::format("found {}, expected 0 or more, and no running request "
+                                   "of it",
+                                   session));
+  }
+  StoredSession stored = ReadSession(path, impl_->model->checkpoint().Identity());
+  const SequenceId seq = impl_->sequences.Adopt(session, stored.tokens, stored.image, path);
+  return {std::move(stored.tokens), std::move(stored.note), impl_->store->SequenceStats(seq)};
 }
 
 EngineStats Engine::stats() const {

@@ -150,6 +150,13 @@ struct EngineStats {
   double observer_seconds = 0;  // In the observer's functions.
 };
 
+// What a file of a session holds besides its part of the cache.
+struct SavedSession {
+  std::vector<int32_t> tokens;
+  std::string note;
+  KvSequenceStats kv;
+};
+
 class Engine {
  public:
   // Engines with different caches, plans among them, may share one model. `tokenizer` may be null.
@@ -202,6 +209,17 @@ class Engine {
   // Closes a kept session's sequence, at once or when its running request ends. Kept sequences
   // take a place of max_sequences only until another request needs it.
   void CloseSession(int64_t session);
+
+  // Writes an idle session to a file, with a note of the caller's: its tokens and its part of the
+  // cache as it is. Nothing changes. Memory: as much again as the sequence takes. Throws
+  // InvalidInput (no idle session of this number), Unsupported (a cache that cannot be saved: one
+  // of a published method), IoError.
+  void SaveSession(int64_t session, const std::string& path, const std::string& note = "") const;
+  // Takes up a saved session under this number, in place of one that has it. The next request of
+  // the session goes on as it would have in the engine that saved it, with the same bits. Throws
+  // IoError, and InvalidInput naming the field: a file of another kind, model or cache, a changed
+  // file, a running session of this number.
+  SavedSession LoadSession(int64_t session, const std::string& path);
 
   EngineStats stats() const;
   const Model& model() const;

@@ -3,16 +3,45 @@
 #include <algorithm>
 #include <utility>
 
+#include "pmkvq/base/error.h"
+
 namespace pmkvq {
 
-std::optional<SequenceId> SequenceKeeper::Open() {
-  std::optional<SequenceId> seq = store_->Open();
-  if (seq || idle_.empty()) return seq;
+bool SequenceKeeper::CloseOldest() {
+  if (idle_.empty()) return false;
   const auto oldest = std::min_element(
       idle_.begin(), idle_.end(),
       [](const auto& a, const auto& b) { return a.second.released_at < b.second.released_at; });
   CloseSession(oldest->first);
-  return store_->Open();
+  return true;
+}
+
+std::optional<SequenceId> SequenceKeeper::Open() {
+  std::optional<SequenceId> seq = store_->Open();
+  if (!seq && CloseOldest()) seq = store_->Open();
+  return seq;
+}
+
+const SequenceKeeper::Session* SequenceKeeper::FindIdle(int64_t session) const {
+  const auto found = idle_.find(session);
+  return found == idle_.end() ? nullptr : &found->second;
+}
+
+SequenceId SequenceKeeper::Adopt(int64_t session, std::vector<int32_t> tokens,
+                                 const SequenceImage& image, const std::string& where) {
+  std::optional<SequenceId> seq = store_->OpenImage(image, where);
+  if (!seq) {
+    if (FindIdle(session) != nullptr) {
+      CloseSession(session);
+    } else if (!CloseOldest()) {
+      throw InvalidInput(where,
+                         "all sequences of the engine are running; load it between requests");
+    }
+    seq = store_->OpenImage(image, where);
+  }
+  CloseSession(session);
+  idle_.emplace(session, Session{*seq, std::move(tokens), clock_++});
+  return *seq;
 }
 
 std::optional<SequenceId> SequenceKeeper::Acquire(int64_t session,

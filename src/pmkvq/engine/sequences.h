@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "pmkvq/kv/kv_store.h"
@@ -24,16 +25,25 @@ class SequenceKeeper {
   // request; the first NumTokens(seq) of them are stored in the sequence.
   void Release(SequenceId seq, int64_t session, std::vector<int32_t> tokens);
 
-  // Closes an idle session; nothing happens when there is none of that number.
-  void CloseSession(int64_t session);
-
- private:
   struct Session {
     SequenceId seq = 0;
     std::vector<int32_t> tokens;
     int64_t released_at = 0;
   };
+  // An idle session; null: none of that number.
+  const Session* FindIdle(int64_t session) const;
+  // Opens a sequence with these tokens from an image, kept for a session, whose sequence it
+  // replaces. Throws what KvStore::OpenImage throws; then the session is as before.
+  SequenceId Adopt(int64_t session, std::vector<int32_t> tokens, const SequenceImage& image,
+                   const std::string& where);
+
+  // Closes an idle session; nothing happens when there is none of that number.
+  void CloseSession(int64_t session);
+
+ private:
   std::optional<SequenceId> Open();
+  // Closes the session that was idle longest. False: there is none.
+  bool CloseOldest();
 
   KvStore* store_;
   std::map<int64_t, Session> idle_;

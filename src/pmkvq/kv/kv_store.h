@@ -15,11 +15,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "pmkvq/kv/key_scales.h"
 #include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/kv_types.h"
+#include "pmkvq/kv/sequence_image.h"
 
 namespace pmkvq {
 
@@ -52,6 +54,15 @@ class KvStore {
   // neither changes. Drops a reservation of `seq`. Nothing when max_sequences are open, when `seq`
   // has failed, or when the store cannot do it.
   virtual std::optional<SequenceId> Fork(SequenceId /*seq*/) { return std::nullopt; }
+
+  // The tokens of `seq` as they are stored now; nothing changes. Nothing when `seq` has failed, or
+  // when the store cannot do it. Takes as many bytes as the sequence has.
+  virtual std::optional<SequenceImage> ImageOf(SequenceId /*seq*/) const { return std::nullopt; }
+  // A new sequence that goes on as the one of the image would have: the same bits, the same
+  // statistics. Nothing when max_sequences are open. Throws InvalidInput, naming `where` and the
+  // field, for an image of a store with other settings and for one that no store has made;
+  // Unsupported when the store cannot do it.
+  virtual std::optional<SequenceId> OpenImage(const SequenceImage& image, const std::string& where);
 
   // Makes room for `num_tokens` new tokens of `seq` in every block, before Forward.
   //

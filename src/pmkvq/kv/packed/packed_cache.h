@@ -37,6 +37,9 @@ class PackedKvCache final : public KvStore {
   // Closed pages and a full sink are shared; the open page is copied. Each sequence counts shared
   // pages as its own, so that its budget does not depend on others, and halves them for itself.
   std::optional<SequenceId> Fork(SequenceId seq) override;
+  std::optional<SequenceImage> ImageOf(SequenceId seq) const override;
+  std::optional<SequenceId> OpenImage(const SequenceImage& image,
+                                      const std::string& where) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
@@ -159,6 +162,11 @@ class PackedKvCache final : public KvStore {
   void CutPages(Sequence& seq, int64_t num_tokens);
   void UpdatePresentWidths(BlockPages& block, size_t layer) const;
   BlockLimits LimitsOf(size_t layer) const;
+
+  // packed_cache_image.cc: sequences as plain data.
+  void CheckImage(const SequenceImage& image, const std::string& where) const;
+  void CheckImageBlock(const SequenceImage& image, size_t layer, const std::string& where) const;
+  void CheckImageSteps(const SequenceImage& image, const std::string& where) const;
 
   // packed_cache_ahead.cc: halving before a page is opened.
   void NarrowAhead(Sequence& seq, int64_t num_tokens);

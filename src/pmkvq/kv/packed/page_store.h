@@ -144,6 +144,11 @@ class PageStore {
     return slots_.slot_bytes(SlotsOf(layer, side).code_class[WidthIndex(bits)]);
   }
 
+  // Of a quantised page's metadata.
+  size_t MetadataBytes(size_t layer, Side side) const {
+    return slots_.slot_bytes(SlotsOf(layer, side).metadata_class);
+  }
+
   // Of pages of the block, of keys as of values.
   const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
   const SlotAllocator& slots() const { return slots_; }
