@@ -54,6 +54,9 @@ int ThreadsForProducts(const ExecContext& exec, int64_t multiplications) {
 void CheckWeight(const WeightView& weight) {
   LayoutOf(weight.format);
   PMKVQ_CHECK(weight.rows >= 0 && weight.cols >= 0);
+  if (weight.device.device != Device::kCpu) {
+    internal::ThrowNoBackend(weight.device, "products with weights");
+  }
 }
 
 const std::byte* ElementAt(const WeightView& weight, int64_t row, int64_t col) {

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <span>
 
+#include "pmkvq/tensor/device/device.h"
 #include "pmkvq/tensor/device/exec_context.h"
 #include "pmkvq/tensor/weight_format.h"
 
@@ -31,9 +32,12 @@ struct WeightView {
   WeightFormat format = WeightFormat::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+  DeviceId device = {};  // That the data lie on, and that computes products with them.
 
   size_t num_bytes() const { return static_cast<size_t>(rows * RowBytes(format, cols)); }
 };
+
+// The functions below throw Unsupported when the program has no code for the weight's device.
 
 // `bias` [N] may be null. x [num_rows, K], y [num_rows, N]; y must not overlap x.
 // Real is float or double (double: for the finite-difference tests of calibration).

@@ -9,13 +9,17 @@
 #include <numeric>
 #include <vector>
 
+#include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "support/expect_error.h"
 #include "support/target_suite.h"
 
 namespace pmkvq {
 namespace {
+
+using testing_support::ExpectError;
 
 PMKVQ_TARGET_SUITE(GemmTest, internal::DecodeKernelTarget, "kernels/gemm/gemm_decode.cc");
 
@@ -359,6 +363,19 @@ TEST(GemmTest, BlasGemmTransposes) {
       CheckBlasGemm<double>(transpose_a, transpose_b);
     }
   }
+}
+
+TEST(GemmTest, ADeviceWithoutCodeIsRefused) {
+  const std::byte data[8] = {};
+  float out[8] = {};
+  const WeightView weight = {data, WeightFormat::kBF16, 1, 4, {Device::kCuda, 1}};
+  const std::string message = "[cuda:1] products with weights";
+  const Projection<float> projection = {&weight, nullptr, out + 4};
+  ExpectError<Unsupported>([&] { MatMul<float>(out, 1, weight, nullptr, out + 4, 1); }, {message});
+  ExpectError<Unsupported>([&] { MatMulShared<float>(out, 1, {&projection, 1}, 1); }, {message});
+  ExpectError<Unsupported>([&] { MatMulGradInput<float>(out, 1, weight, out + 4, false, 1); },
+                           {message});
+  ExpectError<Unsupported>([&] { ExpandRow<float>(weight, 0, out); }, {message});
 }
 
 TEST(GemmDeathTest, RefusesOtherFormatsAndRows) {
