@@ -69,7 +69,7 @@ std::vector<std::pair<std::string, Texts>> TasksOfFiles(const Options& options,
     for (TextRow& row : LoadTextRows(path)) {
       if (row.input_ids.empty() && tokenizer == nullptr) {
         throw InvalidInput(path,
-                           "a row has text, and the model folder has no tokenizer.json; "
+                           "a row has text, and the model folder has no tokenizer; "
                            "expected input_ids");
       }
       tasks.back().second.push_back(row.input_ids.empty() ? TextIds(*tokenizer, row.text)

@@ -353,7 +353,7 @@ void CheckPlan(const SpecEngineOptions& engine, const Model& model) {
 }
 
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model) {
-  if (!FileExists(JoinPath(model, "tokenizer.json"))) return nullptr;
+  if (!Tokenizer::IsIn(model)) return nullptr;
   return Tokenizer::Load(model);
 }
 

@@ -96,7 +96,7 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
 // Throws InvalidInput when the options name a plan of another model.
 void CheckPlan(const SpecEngineOptions& engine, const Model& model);
 
-// The tokenizer of a model folder, or null when the folder has no tokenizer.json.
+// The tokenizer of a model folder, or null when the folder has none.
 std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
 
 // Writes `json` to FILE, or to stdout for "-"; nothing for "".

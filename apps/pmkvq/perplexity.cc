@@ -40,7 +40,7 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
     if (ids.empty()) {
       if (tokenizer == nullptr) {
         throw InvalidInput(options.dataset, "a row has text, and " + options.model +
-                                                " has no tokenizer.json; expected input_ids");
+                                                " has no tokenizer; expected input_ids");
       }
       ids = tokenizer->EncodeWhole(row.text, /*parse_special=*/true);
     }

@@ -173,7 +173,9 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
 std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenizer) {
   if (options.ids_given) return ParseIds(options.prompt_ids, "--prompt-ids");
   if (tokenizer == nullptr) {
-    throw InvalidInput(options.model, "has no tokenizer.json; expected one, or --prompt-ids");
+    throw InvalidInput(
+        options.model,
+        "has no tokenizer.json and no tokenizer.model; expected one, or --prompt-ids");
   }
   return EncodePrompt(options, *tokenizer);
 }

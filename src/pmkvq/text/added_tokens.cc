@@ -134,7 +134,9 @@ std::vector<Segment> AddedTokenMatcher::Split(std::string_view text,
     // `begin` lies before `done` when the token before took the white space this one starts with.
     if (begin > done) segments.push_back({text.substr(done, begin - done), kNone});
     segments.push_back({text.substr(begin, end - begin), token.id});
-    done = std::max(done, end);
+    // Back again, where the token before took white space that this one begins with: its rest is
+    // text, as in the library of tokenizer.json.
+    done = end;
   }
   if (done < text.size()) segments.push_back({text.substr(done), kNone});
   return segments;

@@ -1,13 +1,15 @@
-// Byte pair encoding of one piece of text. Internal to text/.
+// Byte pair encoding by a list of merges. Internal to text/.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/io/json.h"
+#include "pmkvq/text/merge_loop.h"
+#include "pmkvq/text/subword_model.h"
 #include "pmkvq/text/vocabulary.h"
 
 namespace pmkvq {
@@ -15,47 +17,50 @@ namespace pmkvq {
 // (left id, right id) -> rank and id of the merged token. Open addressing, filled once.
 class MergeTable {
  public:
-  static constexpr int32_t kNoMerge = -1;
-
   explicit MergeTable(size_t num_merges);
-  // `rank` is below num_merges; lower ones merge first.
-  void Set(int32_t left, int32_t right, int32_t rank, int32_t merged_id);
-  // kNoMerge when the pair does not merge.
-  int32_t FindRank(int32_t left, int32_t right) const;
-  int32_t MergedId(int32_t rank) const { return merged_ids_[static_cast<size_t>(rank)]; }
+  // Lower ranks merge first.
+  void Set(int32_t left, int32_t right, const MergedPair& merged);
+  MergedPair Find(int32_t left, int32_t right) const { return slots_[SlotOf(left, right)].merged; }
 
  private:
   struct Slot {
     int32_t left = -1;  // -1: empty. Ids are not negative.
     int32_t right = -1;
-    int32_t rank = kNoMerge;
+    MergedPair merged;
   };
 
   size_t SlotOf(int32_t left, int32_t right) const;
   std::vector<Slot> slots_;  // At most 7 of 10 are taken.
-  std::vector<int32_t> merged_ids_;
 };
 
-// The "model" of a tokenizer.json. Keeps a pointer to the vocabulary.
-class BpeModel {
+// Keeps a pointer to the vocabulary. A piece begins as its bytes, or as its characters where the
+// vocabulary has pieces; a character without a token begins as the tokens of its bytes (byte
+// fallback).
+class BpeModel : public SubwordModel {
  public:
-  // Throws Unsupported for model parts that change the result of byte-level BPE, InvalidInput for
-  // merges of tokens that the vocabulary lacks.
+  // The "model" of a tokenizer.json. Throws Unsupported for model parts that change the result,
+  // InvalidInput for merges of tokens that the vocabulary lacks, and, with pieces, where a byte has
+  // no token.
   BpeModel(const JsonValue& model, const Vocabulary* vocabulary);
+  // Merges as "a b" in order of rank; `field` names them in the InvalidInput for wrong ones.
+  BpeModel(const std::vector<std::string_view>& merges, const std::string& source,
+           const std::string& field, bool ignore_merges, const Vocabulary* vocabulary);
 
-  // Appends the ids of `piece` (bytes, not empty). O(n log n) in its length.
-  // Throws InvalidInput for a byte without a token.
-  void Encode(std::string_view piece, std::vector<int32_t>* ids) const;
+  void Encode(std::string_view piece, std::vector<int32_t>* ids) const override;
 
  private:
   void CheckSupported(const JsonValue& model) const;
-  void LoadMerges(const JsonValue& merges);
+  // False when the vocabulary lacks one of the tokens, or the merged one.
+  bool AddMerge(std::string_view left, std::string_view right, uint32_t rank);
+  std::vector<MergeSymbol> ByteSymbols(std::string_view piece) const;
+  std::vector<MergeSymbol> CharacterSymbols(std::string_view piece) const;
 
   const Vocabulary* vocabulary_;
   std::string where_;
   bool ignore_merges_ = false;  // A piece that is a token is that token.
-  std::array<int32_t, 256> byte_ids_{};
+  ByteIds byte_ids_;
   MergeTable merges_;
+  std::string joined_;  // Of AddMerge.
 };
 
 }  // namespace pmkvq

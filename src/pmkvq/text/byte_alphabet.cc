@@ -44,16 +44,19 @@ std::string BytesToAlphabet(std::string_view bytes) {
   return text;
 }
 
-std::optional<std::string> AlphabetToBytes(std::string_view text) {
-  std::string bytes;
+bool AppendAlphabetBytes(std::string_view text, std::string* bytes) {
+  const size_t before = bytes->size();
   for (size_t offset = 0; offset < text.size();) {
     size_t length = 0;
     const char32_t character = DecodeUtf8(text, offset, &length);
-    if (character >= kNumCharacters || kAlphabet.byte_of[character] == kNoByte) return std::nullopt;
-    bytes.push_back(static_cast<char>(kAlphabet.byte_of[character]));
+    if (character >= kNumCharacters || kAlphabet.byte_of[character] == kNoByte) {
+      bytes->resize(before);
+      return false;
+    }
+    bytes->push_back(static_cast<char>(kAlphabet.byte_of[character]));
     offset += length;
   }
-  return bytes;
+  return true;
 }
 
 }  // namespace pmkvq

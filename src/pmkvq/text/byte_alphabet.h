@@ -3,7 +3,6 @@
 // U+0100, U+0101, ... in byte order (a space is U+0120). Internal to text/.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -11,7 +10,8 @@ namespace pmkvq {
 
 // Bytes as characters of the alphabet, in UTF-8.
 std::string BytesToAlphabet(std::string_view bytes);
-// The bytes that `text` (valid UTF-8) spells; nothing when a character is not in the alphabet.
-std::optional<std::string> AlphabetToBytes(std::string_view text);
+// Appends the bytes that `text` (valid UTF-8) spells. False, and nothing appended, when a character
+// is not in the alphabet.
+[[nodiscard]] bool AppendAlphabetBytes(std::string_view text, std::string* bytes);
 
 }  // namespace pmkvq

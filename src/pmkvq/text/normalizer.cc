@@ -75,25 +75,106 @@ std::string Nfc(std::string_view text) {
   return result;
 }
 
+std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to,
+                       size_t max_bytes) {
+  std::string result;
+  result.reserve(text.size());
+  size_t done = 0;
+  for (size_t found = text.find(from); found != std::string_view::npos;
+       found = text.find(from, done)) {
+    result.append(text, done, found - done).append(to);
+    done = found + from.size();
+    if (result.size() > max_bytes) {
+      throw InvalidInput("tokenizer", fmt::format("Replace: a text grew beyond {} bytes, expected "
+                                                  "replacements that are not much longer",
+                                                  max_bytes));
+    }
+  }
+  return result.append(text, done);
+}
+
+namespace {
+
+std::string TrimSpaces(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    if (c != ' ' || (!result.empty() && result.back() != ' ')) result += c;
+  }
+  if (!result.empty() && result.back() == ' ') result.pop_back();
+  return result;
+}
+
+// A step takes time for every text, and memory.
+constexpr size_t kMaxSteps = 64;
+constexpr size_t kMaxReplacementBytes = 256;
+
+std::string ShortText(const JsonValue& json) {
+  if (json.AsStringView().size() > kMaxReplacementBytes) {
+    json.Fail(fmt::format("at most {} bytes", kMaxReplacementBytes));
+  }
+  return json.AsString();
+}
+
+}  // namespace
+
 Normalizer::Normalizer(const JsonValue& json) {
   if (!json.IsNull()) Add(json);
 }
 
 void Normalizer::Add(const JsonValue& json) {
   const std::string type = json.At("type").AsString();
-  if (type == "NFC") {
-    nfc_ = true;
-  } else if (type == "Sequence") {
+  if (type == "Sequence") {
     const JsonValue parts = json.At("normalizers");
     if (!parts.IsArray()) parts.Fail("an array");
     for (size_t i = 0; i < parts.size(); ++i) Add(parts.At(i));
+    return;
+  }
+  if (steps_.size() == kMaxSteps) json.Fail(fmt::format("at most {} steps", kMaxSteps));
+  if (type == "NFC") {
+    // Twice is the same as once.
+    if (steps_.empty() || steps_.back().kind != Kind::kNfc) AddNfc();
+  } else if (type == "Prepend") {
+    AddPrefix(ShortText(json.At("prepend")));
+  } else if (type == "Replace") {
+    const JsonValue pattern = json.At("pattern");
+    if (!pattern.Has("String")) {
+      throw Unsupported(pattern.Where(),
+                        fmt::format("found {}, expected a String", pattern.Dump().substr(0, 80)));
+    }
+    const std::string from = ShortText(pattern.At("String"));
+    if (from.empty()) pattern.At("String").Fail("a text that is not empty");
+    AddReplace(from, ShortText(json.At("content")));
   } else {
-    throw Unsupported(json.Where(), fmt::format("found \"{}\", expected NFC or Sequence", type));
+    throw Unsupported(
+        json.Where(),
+        fmt::format("found \"{}\", expected NFC, Prepend, Replace or Sequence", type));
   }
 }
 
-std::string Normalizer::Normalize(std::string_view text) const {
-  return nfc_ ? Nfc(text) : std::string(text);
+std::string Normalizer::Normalize(std::string_view text, bool is_first) const {
+  std::string result(text);
+  constexpr size_t kMostGrowth = 64;
+  const size_t max_bytes = kMostGrowth * (text.size() + 1);
+  for (const Step& step : steps_) {
+    switch (step.kind) {
+      case Kind::kNfc:
+        result = Nfc(result);
+        break;
+      case Kind::kPrefix:
+        if (is_first && !result.empty()) result.insert(0, step.to);
+        break;
+      case Kind::kReplace:
+        result = ReplaceAll(result, step.from, step.to, max_bytes);
+        break;
+      case Kind::kTrimSpaces:
+        result = TrimSpaces(result);
+        break;
+      case Kind::kTrimEnd:
+        while (result.ends_with(step.from)) result.resize(result.size() - step.from.size());
+        break;
+    }
+  }
+  return result;
 }
 
 }  // namespace pmkvq

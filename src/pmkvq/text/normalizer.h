@@ -1,8 +1,10 @@
-// Unicode normalisation. Internal to text/.
+// What is done to a text before it is cut. Internal to text/.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "pmkvq/io/json.h"
 
@@ -11,16 +13,53 @@ namespace pmkvq {
 // `text` (valid UTF-8) in Unicode normalisation form C. O(n log n) for every text.
 std::string Nfc(std::string_view text);
 
-// The "normalizer" of a tokenizer.json: null, NFC, or a Sequence of those.
+// SentencePiece writes a space as U+2581.
+inline constexpr std::string_view kSpaceMark = "\u2581";
+
+// Steps, each on the result of the one before.
 class Normalizer {
  public:
-  // `json` may be a null value. Throws Unsupported naming any other type.
+  // None.
+  Normalizer() = default;
+  // The "normalizer" of a tokenizer.json: null, NFC, Prepend, Replace of a string, or a Sequence of
+  // those. `json` may be a null value. Throws Unsupported naming any other type.
   explicit Normalizer(const JsonValue& json);
-  std::string Normalize(std::string_view text) const;
+
+  // More steps.
+  void AddNfc() { steps_.push_back({Kind::kNfc, {}, {}}); }
+  // Puts `prefix` in front of a text that is not empty.
+  void AddPrefix(std::string_view prefix) {
+    steps_.push_back({Kind::kPrefix, {}, std::string(prefix)});
+  }
+  void AddReplace(std::string_view from, std::string_view to) {
+    steps_.push_back({Kind::kReplace, std::string(from), std::string(to)});
+  }
+  // Makes one space of several, and none of those at both ends.
+  void AddTrimSpaces() { steps_.push_back({Kind::kTrimSpaces, {}, {}}); }
+  // Drops every `end` at the end of a text.
+  void AddTrimEnd(std::string_view end) {
+    steps_.push_back({Kind::kTrimEnd, std::string(end), {}});
+  }
+
+  // `is_first`: whether the text has a beginning; the later parts of one that is cut have none.
+  // Throws InvalidInput where the text grows to more than 64 times its size.
+  std::string Normalize(std::string_view text, bool is_first = true) const;
 
  private:
+  enum class Kind { kNfc, kPrefix, kReplace, kTrimSpaces, kTrimEnd };
+  struct Step {
+    Kind kind;
+    std::string from;
+    std::string to;
+  };
+
   void Add(const JsonValue& json);
-  bool nfc_ = false;
+  std::vector<Step> steps_;
 };
+
+// `text` with every `from` (not empty) replaced by `to`. Throws InvalidInput for a result of more
+// than `max_bytes`: replacements of a hostile file can double a text again and again.
+std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to,
+                       size_t max_bytes);
 
 }  // namespace pmkvq

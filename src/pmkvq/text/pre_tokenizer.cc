@@ -7,13 +7,10 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/limits.h"
+#include "pmkvq/text/normalizer.h"
 
 namespace pmkvq {
 namespace {
-
-// ByteLevel's own pattern, GPT-2's.
-constexpr std::string_view kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 constexpr size_t kMaxSplits = 64;  // A compiled pattern takes some kilobytes, a part some 60 bytes.
 
@@ -107,13 +104,28 @@ std::vector<Span> ApplySplit(std::string_view text, const std::vector<Span>& mat
   return pieces;
 }
 
-PreTokenizer::PreTokenizer(const JsonValue& json) {
+const std::string_view PreTokenizer::kGpt2Pattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+PreTokenizer::PreTokenizer(const JsonValue& json, bool byte_level) {
+  if (!byte_level && json.IsNull()) return;
   if (json.IsNull()) json.Fail("a pre-tokenizer that ends in ByteLevel");
-  Add(json);
-  if (!has_byte_level_) throw Unsupported(json.Where(), "found no ByteLevel at its end");
+  Add(json, byte_level);
+  if (byte_level && !has_byte_level_) {
+    throw Unsupported(json.Where(), "found no ByteLevel at its end");
+  }
 }
 
-void PreTokenizer::Add(const JsonValue& json) {
+PreTokenizer::PreTokenizer(const std::vector<std::string_view>& patterns,
+                           const std::string& where) {
+  for (const std::string_view pattern : patterns) {
+    Stage stage;
+    stage.regex.emplace_back(pattern, Regex::Syntax::kPattern, where);
+    stages_.push_back(std::move(stage));
+  }
+}
+
+void PreTokenizer::Add(const JsonValue& json, bool byte_level) {
   const std::string type = json.At("type").AsString();
   if (has_byte_level_) {
     throw Unsupported(json.Where(), fmt::format("found \"{}\" after ByteLevel", type));
@@ -121,45 +133,106 @@ void PreTokenizer::Add(const JsonValue& json) {
   if (type == "Sequence") {
     const JsonValue parts = json.At("pretokenizers");
     if (!parts.IsArray()) parts.Fail("an array");
-    for (size_t i = 0; i < parts.size(); ++i) Add(parts.At(i));
+    for (size_t i = 0; i < parts.size(); ++i) Add(parts.At(i), byte_level);
   } else if (type == "Split") {
     AddSplit(json);
-  } else if (type == "ByteLevel") {
+  } else if (type == "Digits") {
+    AddDigits(json);
+  } else if (type == "ByteLevel" && byte_level) {
     AddByteLevel(json);
+  } else if (type == "Metaspace" && !byte_level) {
+    AddMetaspace(json);
   } else {
     throw Unsupported(json.Where(),
-                      fmt::format("found \"{}\", expected ByteLevel, Split or Sequence", type));
+                      fmt::format("found \"{}\", expected {}, Split, Digits or Sequence", type,
+                                  byte_level ? "ByteLevel" : "Metaspace"));
   }
+}
+
+void PreTokenizer::AddStage(const JsonValue& json, Stage stage) {
+  if (stages_.size() == kMaxSplits) json.Fail(fmt::format("at most {} splits", kMaxSplits));
+  stages_.push_back(std::move(stage));
 }
 
 void PreTokenizer::AddSplit(const JsonValue& json) {
   const JsonValue pattern = json.At("pattern");
   const bool literal = pattern.Has("String");
   const JsonValue source = literal ? pattern.At("String") : pattern.At("Regex");
-  if (stages_.size() == kMaxSplits) json.Fail(fmt::format("at most {} splits", kMaxSplits));
   if (source.AsStringView().size() > limits::kPatternBytes) {
     source.Fail(fmt::format("at most {} bytes", limits::kPatternBytes));
   }
-  Regex regex(source.AsString(), literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern,
-              source.Where());
-  const bool invert = json.Has("invert") && json.At("invert").AsBool();
-  stages_.push_back({std::move(regex), ParseBehavior(json.At("behavior")), invert});
+  Stage stage;
+  stage.regex.emplace_back(source.AsString(),
+                           literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern,
+                           source.Where());
+  stage.behavior = ParseBehavior(json.At("behavior"));
+  stage.invert = json.Has("invert") && json.At("invert").AsBool();
+  AddStage(json, std::move(stage));
+}
+
+void PreTokenizer::AddDigits(const JsonValue& json) {
+  Stage stage;
+  stage.regex.emplace_back(R"(\p{N})", Regex::Syntax::kPattern, json.Where());
+  if (!json.BoolOr("individual_digits", false)) stage.behavior = SplitBehavior::kContiguous;
+  AddStage(json, std::move(stage));
+}
+
+void PreTokenizer::AddMetaspace(const JsonValue& json) {
+  Stage stage;
+  stage.is_metaspace = true;
+  const JsonValue mark = json.At("replacement");
+  stage.mark = mark.AsString();
+  if (stage.mark.empty() || stage.mark.size() > 4) mark.Fail("one character");
+  // Files from before prepend_scheme have add_prefix_space.
+  const JsonValue scheme = json.Find("prepend_scheme");
+  const std::string name = scheme.IsNull()
+                               ? (json.BoolOr("add_prefix_space", true) ? "always" : "never")
+                               : scheme.AsString();
+  if (name != "first" && name != "always" && name != "never") {
+    scheme.Fail("first, always or never");
+  }
+  stage.prefix = name == "first"    ? Prefix::kFirst
+                 : name == "always" ? Prefix::kAlways
+                                    : Prefix::kNever;
+  if (json.BoolOr("split", true)) {
+    stage.regex.emplace_back(stage.mark, Regex::Syntax::kLiteral, json.Where());
+    stage.behavior = SplitBehavior::kMergedWithNext;
+  }
+  AddStage(json, std::move(stage));
 }
 
 void PreTokenizer::AddByteLevel(const JsonValue& json) {
   has_byte_level_ = true;
   add_prefix_space_ = json.At("add_prefix_space").AsBool();
   if (!json.Has("use_regex") || json.At("use_regex").AsBool()) {
-    byte_level_regex_.push_back({Regex(kGpt2Pattern, Regex::Syntax::kPattern, json.Where()),
-                                 SplitBehavior::kIsolated, false});
+    Stage stage;
+    stage.regex.emplace_back(kGpt2Pattern, Regex::Syntax::kPattern, json.Where());
+    byte_level_regex_.push_back(std::move(stage));
   }
 }
 
-Pieces PreTokenizer::Split(std::string_view text) const {
+// Spaces become the mark, and the mark is put in front. `start`: the piece that Prefix::kFirst is
+// about, by its place.
+void PreTokenizer::Mark(const Stage& stage, std::string_view start, Pieces* pieces) {
+  for (std::string_view& view : pieces->views) {
+    const bool is_start = view.data() == start.data();
+    std::string marked = ReplaceAll(view, " ", stage.mark, std::string::npos);
+    const bool prefix =
+        stage.prefix == Prefix::kAlways || (stage.prefix == Prefix::kFirst && is_start);
+    if (prefix && !marked.starts_with(stage.mark)) marked.insert(0, stage.mark);
+    view = pieces->storage.emplace_back(std::move(marked));
+  }
+}
+
+Pieces PreTokenizer::Split(std::string_view text, bool at_start) const {
   Pieces pieces;
   if (!text.empty()) pieces.views.push_back(text);
-  for (const SplitStage& stage : stages_) {
-    CutAll(&pieces.views, stage.regex, stage.behavior, stage.invert);
+  const std::string_view start = at_start ? text : std::string_view();
+  for (const Stage& stage : stages_) {
+    if (stage.is_metaspace) Mark(stage, start, &pieces);
+    for (const Regex& regex : stage.regex) {
+      CutAll(&pieces.views, regex, stage.behavior, stage.invert);
+    }
   }
   if (add_prefix_space_) {
     for (std::string_view& view : pieces.views) {
@@ -167,8 +240,8 @@ Pieces PreTokenizer::Split(std::string_view text) const {
       view = pieces.storage.emplace_back(1, ' ').append(view);
     }
   }
-  for (const SplitStage& stage : byte_level_regex_) {
-    CutAll(&pieces.views, stage.regex, stage.behavior, stage.invert);
+  for (const Stage& stage : byte_level_regex_) {
+    CutAll(&pieces.views, stage.regex.front(), stage.behavior, stage.invert);
   }
   return pieces;
 }

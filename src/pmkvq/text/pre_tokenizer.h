@@ -31,28 +31,49 @@ struct Pieces {
   std::deque<std::string> storage;
 };
 
-// The "pre_tokenizer" of a tokenizer.json: ByteLevel, alone or at the end of a Sequence of Splits.
 class PreTokenizer {
  public:
-  // Throws Unsupported naming anything else.
-  explicit PreTokenizer(const JsonValue& json);
+  // None: a text is one piece.
+  PreTokenizer() = default;
+  // The "pre_tokenizer" of a tokenizer.json. `byte_level`: ByteLevel, alone or at the end of a
+  // Sequence of Split and Digits. Otherwise: null, Metaspace, Split, Digits, or a Sequence of
+  // those. Throws Unsupported naming anything else.
+  PreTokenizer(const JsonValue& json, bool byte_level);
+  // Isolated matches of each pattern in turn. `where` names them in errors.
+  PreTokenizer(const std::vector<std::string_view>& patterns, const std::string& where);
 
-  // `text`: valid UTF-8 that outlives the result. The pieces are not empty.
-  Pieces Split(std::string_view text) const;
+  // ByteLevel's own pattern, which is GPT-2's.
+  static const std::string_view kGpt2Pattern;
+
+  // `text`: valid UTF-8 that outlives the result. `at_start`: nothing precedes it in the input. The
+  // pieces are not empty.
+  Pieces Split(std::string_view text, bool at_start) const;
 
  private:
-  struct SplitStage {
-    Regex regex;
-    SplitBehavior behavior;
-    bool invert;
+  // Where Metaspace puts a space mark in front of a piece.
+  enum class Prefix { kNever, kFirst, kAlways };
+
+  struct Stage {
+    bool is_metaspace = false;
+    // A Split, with its pattern; a Metaspace has one where it cuts.
+    std::vector<Regex> regex;
+    SplitBehavior behavior = SplitBehavior::kIsolated;
+    bool invert = false;
+    // Metaspace.
+    std::string mark;
+    Prefix prefix = Prefix::kNever;
   };
 
-  void Add(const JsonValue& json);
+  void Add(const JsonValue& json, bool byte_level);
+  void AddStage(const JsonValue& json, Stage stage);
   void AddSplit(const JsonValue& json);
+  void AddDigits(const JsonValue& json);
+  void AddMetaspace(const JsonValue& json);
   void AddByteLevel(const JsonValue& json);
+  static void Mark(const Stage& stage, std::string_view start, Pieces* pieces);
 
-  std::vector<SplitStage> stages_;            // Before the space of add_prefix_space, ...
-  std::vector<SplitStage> byte_level_regex_;  // ... and after it: none or one.
+  std::vector<Stage> stages_;            // Before the space of add_prefix_space, ...
+  std::vector<Stage> byte_level_regex_;  // ... and after it: none or one.
   bool add_prefix_space_ = false;
   bool has_byte_level_ = false;
 };

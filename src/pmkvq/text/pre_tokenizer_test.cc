@@ -12,11 +12,11 @@ using testing_support::ExpectError;
 using Strings = std::vector<std::string>;
 
 PreTokenizer Make(const std::string& json) {
-  return PreTokenizer(JsonValue::Parse(json, "t.json"));
+  return PreTokenizer(JsonValue::Parse(json, "t.json"), true);
 }
 
 Strings Cut(const PreTokenizer& pre_tokenizer, const std::string& text) {
-  const Pieces pieces = pre_tokenizer.Split(text);
+  const Pieces pieces = pre_tokenizer.Split(text, true);
   return {pieces.views.begin(), pieces.views.end()};
 }
 

@@ -8,11 +8,10 @@
 namespace pmkvq {
 namespace {
 
-constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD.
-
-// Moves decided bytes from `pending` to the result: whole characters, and U+FFFD for invalid bytes.
-// An incomplete character at the end stays, unless `finish`.
-std::string TakeDecided(std::string* pending, bool finish) {
+// Moves decided bytes from `pending` to the result: whole characters, and U+FFFD for invalid bytes:
+// for each of them when `each_byte`, else for each beginning of a character. An incomplete
+// character at the end stays, unless `finish`.
+std::string TakeDecided(std::string* pending, bool each_byte, bool finish) {
   std::string text;
   size_t offset = 0;
   while (offset < pending->size()) {
@@ -21,7 +20,8 @@ std::string TakeDecided(std::string* pending, bool finish) {
     if (step.kind == Utf8Kind::kValid) {
       text.append(*pending, offset, step.length);
     } else {
-      text += kReplacement;
+      const size_t count = each_byte ? step.length : 1;
+      for (size_t i = 0; i < count; ++i) AppendUtf8(kReplacementCharacter, &text);
     }
     offset += step.length;
   }
@@ -31,17 +31,33 @@ std::string TakeDecided(std::string* pending, bool finish) {
 
 }  // namespace
 
-StreamDecoder::StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special)
+StreamDecoder::StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special,
+                             bool continues_text)
     : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {
   PMKVQ_CHECK(tokenizer_ != nullptr);
+  spaces_to_drop_ = continues_text ? 0 : tokenizer_->num_stripped_spaces();
 }
 
 std::string StreamDecoder::Push(int32_t id) {
   const std::string bytes = tokenizer_->TokenBytes(id);
   if (!skip_special_ || !tokenizer_->IsSpecial(id)) pending_ += bytes;
-  return TakeDecided(&pending_, false);
+  return Take(false);
 }
 
-std::string StreamDecoder::Finish() { return TakeDecided(&pending_, true); }
+std::string StreamDecoder::Finish() { return Take(true); }
+
+std::string StreamDecoder::Take(bool finish) {
+  std::string text = TakeDecided(&pending_, tokenizer_->has_byte_fallback(), finish);
+  size_t dropped = 0;
+  while (dropped < text.size() && spaces_to_drop_ > 0) {
+    if (text[dropped] == ' ') {
+      ++dropped;
+      --spaces_to_drop_;
+    } else {
+      spaces_to_drop_ = 0;
+    }
+  }
+  return text.erase(0, dropped);
+}
 
 }  // namespace pmkvq

@@ -1,6 +1,7 @@
-// Byte-level BPE as tokenizer.json of Hugging Face describes it.
+// Text to token ids and back: byte-level BPE, and SentencePiece's BPE with byte fallback.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -11,22 +12,32 @@
 
 namespace pmkvq {
 
-class JsonValue;
+struct TokenizerData;
+struct TokenizerParts;
 
 // Immutable after loading; all methods may be called from several threads.
 //
-// Supported: model BPE (merges as "a b" strings or as pairs, ignore_merges), normalizer null / NFC
-// / Sequence of those, pre-tokenizers ByteLevel and Split (Regex or String, behavior Isolated or
-// Removed..., as a Sequence), decoder ByteLevel (alone or in a Sequence), added tokens (special or
-// not, lstrip / rstrip / single_word / normalized). Anything else is refused by name.
+// Of a tokenizer.json: model BPE (merges as "a b" strings or as pairs, ignore_merges,
+// byte_fallback), normalizers NFC, Prepend and Replace, pre-tokenizers Split (Regex or String, all
+// behaviors) and Digits, any of them in a Sequence; added tokens (special or not, lstrip / rstrip /
+// single_word / normalized). Byte-level models have the pre-tokenizer and the decoder ByteLevel,
+// those with byte_fallback none or Metaspace, and a decoder of Replace, ByteFallback, Fuse, Strip.
+// Of a tokenizer.model: SentencePiece's BPE with byte fallback. Anything else is refused by name.
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a folder that holds one. In a folder, tokenizer_config.json
-  // decides about the ends of a text where its tokenizer_class does so in transformers
+  // `path`: a tokenizer.json, a tokenizer.model, or a folder that holds one (the first, where there
+  // are both). In a folder, tokenizer_config.json decides about the ends of a text where its
+  // tokenizer_class does so in transformers, and about the flags of added tokens
   // (tokenizer_config.h). Throws IoError, InvalidInput, Unsupported.
   static std::shared_ptr<const Tokenizer> Load(const std::string& path);
+  // Whether `folder` has a tokenizer, loadable or not.
+  static bool IsIn(const std::string& folder);
   // From the text of a tokenizer.json; `source` names it in errors. The fuzz entry point.
   static std::shared_ptr<const Tokenizer> Parse(std::string_view json, const std::string& source);
+  // From plain data (vocabulary_data.h), which is not kept. Throws InvalidInput naming the field of
+  // a wrong value, Unsupported for a split pattern of unknown name.
+  static std::shared_ptr<const Tokenizer> FromData(const TokenizerData& data,
+                                                   const std::string& source);
   ~Tokenizer();
 
   // Text to ids. Added tokens that occur in the text become their ids when `parse_special`;
@@ -47,12 +58,18 @@ class Tokenizer {
   const std::vector<int32_t>& prefix_ids() const;
   const std::vector<int32_t>& suffix_ids() const;
 
-  // Ids to bytes. Usually valid UTF-8 as a whole; not for arbitrary cuts, see StreamDecoder.
-  // Special added tokens are left out when `skip_special`. Throws InvalidInput for an unknown id.
+  // Ids to the bytes of a whole text. Byte-level: usually valid UTF-8 as a whole; not for arbitrary
+  // cuts, see StreamDecoder. With byte fallback: always valid, without the space that SentencePiece
+  // puts in front of a text. Special added tokens are left out when `skip_special`. Throws
+  // InvalidInput for an unknown id.
   std::string Decode(const std::vector<int32_t>& ids, bool skip_special = false) const;
 
   // Bytes of one token. Throws InvalidInput for an unknown id.
   std::string TokenBytes(int32_t id) const;
+  // Spaces that Decode drops at the beginning of a text.
+  size_t num_stripped_spaces() const;
+  // Whether characters outside of the vocabulary are spelled in byte tokens (SentencePiece).
+  bool has_byte_fallback() const;
   bool IsSpecial(int32_t id) const;
   bool IsValid(int32_t id) const;  // Has a token; a model may have padded rows beyond.
   // -1 when there is no such token (vocabulary or added).
@@ -61,27 +78,34 @@ class Tokenizer {
   int32_t vocab_size() const;
 
  private:
-  Tokenizer();
-  struct Impl;
-  static std::unique_ptr<Impl> MakeImpl(const JsonValue& root);
-  std::unique_ptr<Impl> impl_;
-  friend class StreamDecoder;
+  explicit Tokenizer(std::unique_ptr<const TokenizerParts> parts);
+  void CheckId(int32_t id) const;
+
+  std::unique_ptr<const TokenizerParts> parts_;
 };
 
 // Turns a stream of ids into text that is valid UTF-8 at every step: bytes of a character that is
-// not complete yet are held back; bytes that can no longer become one turn into U+FFFD.
+// not complete yet are held back; bytes that can no longer become one turn into U+FFFD. The steps
+// together are Decode of all ids, but for bytes that are no UTF-8: there a byte-level tokenizer's
+// Decode gives them as they are, and that of a tokenizer.json with byte fallback gives up the whole
+// run of byte tokens.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special = true);
+  // `continues_text`: the first id goes on with a text, whose leading space is not dropped.
+  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special = true,
+                         bool continues_text = false);
   // Text that became complete with this token (may be empty).
   std::string Push(int32_t id);
-  // What is still held back, as U+FFFD per invalid piece.
+  // What is still held back, as U+FFFD per invalid piece (per byte with byte fallback).
   std::string Finish();
 
  private:
+  std::string Take(bool finish);
+
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_;
   std::string pending_;
+  size_t spaces_to_drop_;  // 0 once there was other text.
 };
 
 }  // namespace pmkvq

@@ -1,10 +1,13 @@
-// The part of tokenizer_config.json about tokens at both ends of a text. Internal to text/.
+// The part of tokenizer_config.json about tokens: at both ends of a text, and flags of added ones.
+// Internal to text/.
 #pragma once
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "pmkvq/io/json.h"
+#include "pmkvq/text/added_tokens.h"
 
 namespace pmkvq {
 
@@ -30,5 +33,26 @@ struct TextEnds {
 // tokenizer_class, model_type "llama" or "mistral" of config.json stands for LlamaTokenizer.
 // Throws InvalidInput for values of the wrong type, and for add_bos_token: true with a null token.
 std::optional<TextEnds> ReadTextEnds(const std::string& folder);
+
+// A token that tokenizer_config.json describes. `token.id` is -1 where it has a role only, as
+// "bos_token".
+struct ConfigToken {
+  AddedToken token;
+  JsonValue json;          // For errors.
+  bool has_flags = false;  // An object; a string names a special token and nothing else.
+};
+
+// The entries of "added_tokens_decoder", the tokens with roles (bos_token, eos_token, unk_token,
+// sep_token, pad_token, cls_token, mask_token, additional_special_tokens), and of
+// added_tokens.json, each content once: the first of these counts. None without the files. As in
+// transformers, their flags replace those of tokenizer.json. Throws InvalidInput for values of the
+// wrong type.
+std::vector<ConfigToken> ReadConfigTokens(const std::string& folder);
+
+// Content and flags of an object; what is absent is as transformers assumes it. No id.
+AddedToken ParseTokenFlags(const JsonValue& json);
+
+// Gives `token` the flags that the entry of the same content has.
+void ApplyConfig(const std::vector<ConfigToken>& tokens, AddedToken* token);
 
 }  // namespace pmkvq

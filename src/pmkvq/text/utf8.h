@@ -12,6 +12,9 @@ char32_t DecodeUtf8(std::string_view text, size_t offset, size_t* length);
 // The code point that ends at text[end - 1] of valid UTF-8, end > 0.
 char32_t DecodeUtf8Before(std::string_view text, size_t end, size_t* length);
 
+// What stands for bytes that are no UTF-8.
+inline constexpr char32_t kReplacementCharacter = 0xFFFD;
+
 void AppendUtf8(char32_t code_point, std::string* text);
 
 // Unicode White_Space, which \s matches in the regular expressions of Hugging Face tokenizers.

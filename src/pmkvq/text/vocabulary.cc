@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <optional>
+#include <algorithm>
 #include <utility>
 
 #include "pmkvq/base/error.h"
@@ -12,66 +12,108 @@
 namespace pmkvq {
 namespace {
 
-// The bytes that a token string of a file spells. Strings outside of the alphabet cannot come
-// from bytes; they are kept as literal text.
-std::string BytesOf(std::string_view token, bool* literal) {
-  std::optional<std::string> bytes = AlphabetToBytes(token);
-  *literal = !bytes.has_value();
-  return bytes ? *std::move(bytes) : std::string(token);
+// Bytes of all member names, which is all that the vocabulary stores.
+size_t NumBytes(const JsonValue& vocab) {
+  size_t num_bytes = 0;
+  vocab.ForEachMember([&](std::string_view token, const JsonValue&) { num_bytes += token.size(); });
+  return num_bytes;
+}
+
+size_t CheckedSize(const JsonValue& vocab) {
+  if (!vocab.IsObject()) vocab.Fail("an object of token strings and ids");
+  if (vocab.size() > limits::kTokens) vocab.Fail(fmt::format("at most {} tokens", limits::kTokens));
+  return vocab.size();
 }
 
 }  // namespace
 
-Vocabulary::Vocabulary(const JsonValue& model_vocab) {
-  if (!model_vocab.IsObject()) model_vocab.Fail("an object of token strings and ids");
-  num_tokens_ = model_vocab.size();
-  if (num_tokens_ > limits::kTokens) {
-    model_vocab.Fail(fmt::format("at most {} tokens", limits::kTokens));
-  }
-  size_t num_bytes = 0;
-  model_vocab.ForEachMember(
-      [&](std::string_view token, const JsonValue&) { num_bytes += token.size(); });
+Vocabulary::Vocabulary(TokenAlphabet alphabet, size_t num_tokens, size_t num_bytes)
+    : alphabet_(alphabet), num_tokens_(num_tokens) {
   bytes_.reserve(num_bytes);
   entries_.reserve(num_tokens_);
   slots_.assign(num_tokens_ * 10 / 7 + 1, kNoToken);
+}
+
+Vocabulary::Vocabulary(const JsonValue& model_vocab, TokenAlphabet alphabet,
+                       const std::vector<int32_t>& added)
+    : Vocabulary(alphabet, CheckedSize(model_vocab), NumBytes(model_vocab)) {
   model_vocab.ForEachMember([&](std::string_view token, const JsonValue& value) {
-    const auto id = static_cast<int32_t>(value.AsInt(0, kMaxId));
-    Entry& entry = EntryOf(id, value);
-    if (entry.present) value.Fail("an id that no other token has");
-    bool literal = false;
-    const std::string bytes = BytesOf(token, &literal);
-    const size_t slot = SlotOf(bytes, literal);
-    entry.offset = static_cast<uint32_t>(bytes_.size());
-    entry.length = static_cast<uint32_t>(bytes.size());
-    entry.present = true;
-    entry.literal = literal;
-    bytes_ += bytes;
-    slots_[slot] = id;
+    const InsertResult result = Insert(token, static_cast<int32_t>(value.AsInt(0, kMaxId)));
+    if (result == InsertResult::kInserted) return;
+    if (result == InsertResult::kTooLong) {
+      model_vocab.Refuse(
+          fmt::format("{}, which one of {} bytes is not", Expected(result), token.size()));
+    }
+    value.Fail(Expected(result));
   });
+  if (alphabet_ != TokenAlphabet::kPieces) return;
+  std::vector<int32_t> others = added;
+  std::sort(others.begin(), others.end());
+  for (int32_t id = 0; id < size(); ++id) {
+    if (IsValid(id) || std::binary_search(others.begin(), others.end(), id)) continue;
+    model_vocab.Fail(fmt::format("a token for every id below {}, but none has {}", size(), id));
+  }
 }
 
-void Vocabulary::Add(const AddedToken& token, const JsonValue& json) {
-  Entry& entry = EntryOf(token.id, json.At("id"));
-  if (entry.present && FindInModel(token.content) != token.id) {
-    json.At("id").Fail("an id that no other token has");
+Vocabulary::InsertResult Vocabulary::Insert(std::string_view token, int32_t id) {
+  if (token.size() > kMaxTokenBytes) return InsertResult::kTooLong;
+  Entry* entry = EntryOf(id);
+  if (entry == nullptr) return InsertResult::kIdTooLarge;
+  if (entry->present) return InsertResult::kIdIsTaken;
+  entry->offset = static_cast<uint32_t>(bytes_.size());
+  entry->present = true;
+  // Strings outside of the byte alphabet cannot come from bytes; they are kept as literal text.
+  if (alphabet_ != TokenAlphabet::kBytes || !AppendAlphabetBytes(token, &bytes_)) {
+    entry->literal = alphabet_ == TokenAlphabet::kBytes;
+    bytes_ += token;
   }
-  if (!added_ids_.emplace(token.content, token.id).second) {
-    json.At("content").Fail("a token that was not added before");
+  entry->length = static_cast<uint32_t>(bytes_.size() - entry->offset);
+  longest_ = std::max<size_t>(longest_, entry->length);
+  if (token.empty()) return InsertResult::kInserted;
+  const size_t slot = SlotOf(ModelBytes(*entry), entry->literal);
+  if (slots_[slot] != kNoToken) return InsertResult::kRepeated;
+  slots_[slot] = id;
+  return InsertResult::kInserted;
+}
+
+std::string Vocabulary::Expected(InsertResult result) const {
+  switch (result) {
+    case InsertResult::kIdIsTaken:
+      return "an id that no other token has";
+    case InsertResult::kTooLong:
+      return fmt::format("tokens of at most {} bytes", kMaxTokenBytes);
+    case InsertResult::kIdTooLarge:
+      return fmt::format("an id below {} (4 x {} tokens + 65536)", IdBound(), num_tokens_);
+    case InsertResult::kInserted:
+    case InsertResult::kRepeated:
+      break;
   }
-  entry.present = true;
-  entry.special = token.special;
-  entry.added = true;
+  return "a token that was not there before";
+}
+
+Vocabulary::InsertResult Vocabulary::Add(const AddedToken& token) {
+  if (token.content.size() > kMaxTokenBytes) return InsertResult::kTooLong;
+  Entry* entry = EntryOf(token.id);
+  if (entry == nullptr) return InsertResult::kIdTooLarge;
+  if (entry->present && FindInModel(token.content) != token.id) return InsertResult::kIdIsTaken;
+  if (!added_ids_.emplace(token.content, token.id).second) return InsertResult::kRepeated;
+  entry->present = true;
+  entry->special = token.special;
+  entry->added = true;
   added_bytes_[token.id] = token.content;
+  return InsertResult::kInserted;
 }
 
-Vocabulary::Entry& Vocabulary::EntryOf(int32_t id, const JsonValue& value) {
+void Vocabulary::Respell(int32_t id, std::string_view text) {
+  entries_[static_cast<size_t>(id)].special = false;
+  added_bytes_[id] = text;
+}
+
+Vocabulary::Entry* Vocabulary::EntryOf(int32_t id) {
   const auto index = static_cast<size_t>(id);
-  const size_t bound = 4 * num_tokens_ + 65536;
-  if (index >= bound) {
-    value.Fail(fmt::format("an id below {} (4 x {} tokens + 65536)", bound, num_tokens_));
-  }
+  if (index >= IdBound()) return nullptr;
   if (index >= entries_.size()) entries_.resize(index + 1);
-  return entries_[index];
+  return &entries_[index];
 }
 
 std::string_view Vocabulary::ModelBytes(const Entry& entry) const {
@@ -96,9 +138,10 @@ size_t Vocabulary::SlotOf(std::string_view bytes, bool literal) const {
 }
 
 int32_t Vocabulary::FindInModel(std::string_view token) const {
-  bool literal = false;
-  const std::string bytes = BytesOf(token, &literal);
-  return slots_[SlotOf(bytes, literal)];
+  if (alphabet_ == TokenAlphabet::kPieces) return FindBytes(token);
+  std::string bytes;
+  const bool literal = !AppendAlphabetBytes(token, &bytes);
+  return slots_[SlotOf(literal ? token : bytes, literal)];
 }
 
 int32_t Vocabulary::Find(std::string_view token) const {

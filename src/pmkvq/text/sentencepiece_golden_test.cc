@@ -1,0 +1,165 @@
+// SentencePiece vocabularies in all their forms against published ids.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include <map>
+
+#include "pmkvq/io/json.h"
+#include "support/sentencepiece_golden.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::MistralFromData;
+using testing_support::MistralJson;
+using testing_support::MistralPath;
+using Ids = std::vector<int32_t>;
+using Pointer = std::shared_ptr<const Tokenizer>;
+
+std::vector<std::string> SplitAt(const std::string& text, const std::string& separator) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  for (size_t at = text.find(separator); at != std::string::npos;
+       at = text.find(separator, begin)) {
+    parts.push_back(text.substr(begin, at - begin));
+    begin = at + separator.size();
+  }
+  parts.push_back(text.substr(begin));
+  return parts;
+}
+
+Ids IdsOf(const JsonValue& json) {
+  Ids ids;
+  for (const int64_t id : json.AsIntArray()) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
+std::string Stream(const Pointer& tokenizer, const Ids& ids) {
+  StreamDecoder decoder(tokenizer);
+  std::string text;
+  for (const int32_t id : ids) text += decoder.Push(id);
+  return text + decoder.Finish();
+}
+
+// Carriers with the rule that each part of a text between special tokens gets a space in front.
+std::map<std::string, Pointer> LegacyCarriers() {
+  return {{"tokenizer.json", Tokenizer::Load(MistralPath("tokenizer.json"))},
+          {"tokenizer.model", Tokenizer::Load(MistralPath("tokenizer.model"))},
+          {"data", MistralFromData()}};
+}
+
+TEST(SentencePieceGolden, PublishedVectorsAreExactInEveryForm) {
+  auto texts = SplitAt(ReadFile(MistralPath("vectors.inp")), "\n__ggml_vocab_test__\n");
+  auto lines = SplitAt(ReadFile(MistralPath("vectors.out")), "\n");
+  if (texts.back().empty()) texts.pop_back();
+  if (lines.back().empty()) lines.pop_back();
+  ASSERT_EQ(texts.size(), 46u);
+  ASSERT_EQ(lines.size(), texts.size());
+  for (const auto& [name, tokenizer] : LegacyCarriers()) {
+    for (size_t i = 0; i < texts.size(); ++i) {
+      Ids expected;
+      for (const std::string& word : SplitAt(lines[i], " ")) {
+        if (!word.empty()) expected.push_back(std::stoi(word));
+      }
+      EXPECT_EQ(tokenizer->Encode(texts[i], false), expected) << name << ": " << texts[i];
+      EXPECT_EQ(tokenizer->Decode(expected), texts[i]) << name;
+      EXPECT_EQ(Stream(tokenizer, expected), texts[i]) << name;
+    }
+  }
+}
+
+TEST(SentencePieceGolden, TextsWithSpecialTokensAreExactInEveryForm) {
+  std::map<std::string, Pointer> forms;
+  for (const char* form : {"legacy", "legacy_normalized", "metaspace_first", "metaspace_always"}) {
+    forms[form] = Tokenizer::Parse(MistralJson(form), form);
+  }
+  size_t num_cases = 0;
+  for (const std::string& line : SplitAt(ReadFile(MistralPath("special.jsonl")), "\n")) {
+    if (line.empty()) continue;
+    ++num_cases;
+    const JsonValue entry = JsonValue::Parse(line, "special.jsonl");
+    const std::string text = entry.At("text").AsString();
+    const auto check = [&](const Tokenizer& tokenizer, const Pointer& pointer,
+                           const std::string& form, const std::string& name) {
+      const Ids expected = IdsOf(entry.At(form));
+      EXPECT_EQ(tokenizer.Encode(text), expected) << name << ": " << text;
+      const std::string decoded = entry.At(form + "_decoded").AsString();
+      EXPECT_EQ(tokenizer.Decode(expected, true), decoded) << name << ": " << text;
+      EXPECT_EQ(Stream(pointer, expected), decoded) << name << ": " << text;
+    };
+    for (const auto& [form, tokenizer] : forms) check(*tokenizer, tokenizer, form, form);
+    static const std::map<std::string, Pointer> carriers = LegacyCarriers();
+    for (const auto& [name, tokenizer] : carriers) {
+      check(*tokenizer, tokenizer, "legacy", name);
+      EXPECT_EQ(tokenizer->prefix_ids(), Ids{1}) << name;
+      Ids whole = tokenizer->Encode(text);
+      whole.insert(whole.begin(), 1);
+      EXPECT_EQ(whole, IdsOf(entry.At("legacy_with_bos"))) << name;
+    }
+  }
+  EXPECT_EQ(num_cases, 72u);
+}
+
+TEST(SentencePieceGolden, ASpecialTokenOfAUserIsText) {
+  for (const auto& [name, tokenizer] : LegacyCarriers()) {
+    const Ids ids = tokenizer->Encode("Hello</s>", false);
+    EXPECT_EQ(tokenizer->Decode(ids), "Hello</s>") << name;
+    EXPECT_EQ(std::count(ids.begin(), ids.end(), 2), 0) << name;
+    // The template's token counts, the user's does not.
+    const Ids marked = tokenizer->Encode(MarkedText{"a</s></s>", {{0, 5}}});
+    EXPECT_EQ(std::count(marked.begin(), marked.end(), 2), 1) << name;
+  }
+}
+
+TEST(SentencePieceGolden, AConversationIsExact) {
+  std::string text = ReadFile(MistralPath("chat_text.txt"));
+  testing_support::Replace("▁", " ", &text);
+  // The published text has the space that the tokenizer puts behind <s> and </s>.
+  testing_support::Replace("<s> ", "<s>", &text);
+  testing_support::Replace("</s> ", "</s>", &text);
+  const Ids expected = IdsOf(JsonValue::ParseFile(MistralPath("chat_ids.json")).At("tokens"));
+  for (const auto& [name, tokenizer] : LegacyCarriers()) {
+    EXPECT_EQ(tokenizer->Encode(text), expected) << name;
+  }
+}
+
+TEST(SentencePieceGolden, StreamingHoldsBackBytesAndDropsOneSpace) {
+  for (const auto& [name, tokenizer] : LegacyCarriers()) {
+    const int32_t hello = tokenizer->TokenId("▁Hello");
+    const auto byte = [&](int value) { return 3 + value; };  // <0x00> is 3.
+    StreamDecoder start(tokenizer);
+    EXPECT_EQ(start.Push(1), "") << name;  // BOS.
+    EXPECT_EQ(start.Push(hello), "Hello") << name;
+    EXPECT_EQ(start.Push(hello), " Hello") << name;
+    StreamDecoder later(tokenizer, true, true);
+    EXPECT_EQ(later.Push(hello), " Hello") << name;
+    StreamDecoder bytes(tokenizer);
+    EXPECT_EQ(bytes.Push(byte(0xF0)), "") << name;
+    EXPECT_EQ(bytes.Push(byte(0x9F)), "") << name;
+    EXPECT_EQ(bytes.Push(byte(0x98)), "") << name;
+    EXPECT_EQ(bytes.Push(byte(0x80)), "😀") << name;
+    EXPECT_EQ(bytes.Push(byte(0xE4)), "") << name;
+    EXPECT_EQ(bytes.Push(byte(0xBD)), "") << name;
+    EXPECT_EQ(bytes.Push(hello), "\uFFFD\uFFFD Hello") << name;  // One for each byte.
+    EXPECT_EQ(bytes.Push(byte(0x80)), "\uFFFD") << name;
+    EXPECT_EQ(bytes.Push(byte(0xC3)), "") << name;
+    EXPECT_EQ(bytes.Finish(), "\uFFFD") << name;
+  }
+}
+
+// The library of tokenizer.json gives up a run of byte tokens when one of them is wrong;
+// SentencePiece does so byte by byte.
+TEST(SentencePieceGolden, WrongBytesBecomeReplacementCharacters) {
+  const Ids ids = {3 + 0xE4, 3 + 0xBD, 3 + 0xA0, 3 + 0xFF, 3 + 'a'};
+  const auto carriers = LegacyCarriers();
+  EXPECT_EQ(carriers.at("tokenizer.json")->Decode(ids), "\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD");
+  EXPECT_EQ(carriers.at("tokenizer.model")->Decode(ids), "你\uFFFDa");
+  EXPECT_EQ(carriers.at("data")->Decode(ids), "你\uFFFDa");
+  for (const auto& [name, tokenizer] : carriers) {
+    EXPECT_EQ(Stream(tokenizer, ids), "你\uFFFDa") << name;
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq
