@@ -45,9 +45,13 @@ std::string StopMatcher::Push(std::string_view text) {
 
 std::string StopMatcher::Flush() { return std::exchange(held_, ""); }
 
-OutputText::OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops)
+OutputText::OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops,
+                       const std::vector<int32_t>& prompt_ids)
     : tokenizer_(std::move(tokenizer)), stops_(std::move(stops)) {
-  if (tokenizer_ != nullptr) decoder_ = std::make_unique<StreamDecoder>(tokenizer_);
+  if (tokenizer_ == nullptr) return;
+  const bool follows_text = !prompt_ids.empty() && tokenizer_->IsValid(prompt_ids.back()) &&
+                            !tokenizer_->IsSpecial(prompt_ids.back());
+  decoder_ = std::make_unique<StreamDecoder>(tokenizer_, true, follows_text);
 }
 
 std::string OutputText::Add(std::string piece) {

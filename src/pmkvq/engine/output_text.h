@@ -33,8 +33,10 @@ class StopMatcher {
 // Turns drawn tokens into text without special tokens, cut before the first stop string.
 class OutputText {
  public:
-  // `tokenizer` may be null: all text is then empty.
-  OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops);
+  // `tokenizer` may be null: all text is then empty. `prompt_ids`: what the tokens go on from. The
+  // space that SentencePiece puts in front of a text is dropped unless the prompt ends in text.
+  OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops,
+             const std::vector<int32_t>& prompt_ids);
 
   // Text that became complete with this token. Ids that the tokenizer does not know (padded rows
   // of the output head) add nothing.

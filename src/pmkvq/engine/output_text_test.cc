@@ -1,7 +1,9 @@
 #include "pmkvq/engine/output_text.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "pmkvq/text/vocabulary_data.h"
 #include "support/engine_fixture.h"
 
 namespace pmkvq {
@@ -84,7 +86,7 @@ TEST(StopMatcher, EqualsTheDefinitionForAnyCut) {
 }
 
 TEST(OutputText, WaitsForWholeCharacters) {
-  OutputText text(testing_support::ByteTokenizer(), {});
+  OutputText text(testing_support::ByteTokenizer(), {}, {'p'});
   EXPECT_EQ(text.Push(0xC3), "");
   EXPECT_EQ(text.Push(0xA9), "\xC3\xA9");
   EXPECT_EQ(text.Push(0xE2), "");
@@ -93,7 +95,7 @@ TEST(OutputText, WaitsForWholeCharacters) {
 }
 
 TEST(OutputText, FindsAStopOfSeveralTokensWithinACharacterStream) {
-  OutputText text(testing_support::ByteTokenizer(), {"\xC3\xA9!"});
+  OutputText text(testing_support::ByteTokenizer(), {"\xC3\xA9!"}, {'p'});
   std::string streamed;
   for (const int32_t id : std::vector<int32_t>{'o', 'k', 0xC3, 0xA9, '!', 'x'})
     streamed += text.Push(id);
@@ -104,13 +106,39 @@ TEST(OutputText, FindsAStopOfSeveralTokensWithinACharacterStream) {
 }
 
 TEST(OutputText, IgnoresIdsWithoutAToken) {
-  OutputText text(testing_support::ByteTokenizer(), {});
+  OutputText text(testing_support::ByteTokenizer(), {}, {'p'});
   EXPECT_EQ(text.Push(1000), "");
   EXPECT_EQ(text.Push('a'), "a");
 }
 
+// 0 .. 255 are byte tokens, 256 is "▁a", 257 is the special <s>.
+std::shared_ptr<const Tokenizer> PieceTokenizer() {
+  TokenizerData data;
+  data.kind = TokenizerKind::kSentencePieceBpe;
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.push_back(fmt::format("<0x{:02X}>", byte));
+  tokens.insert(tokens.end(), {"\u2581a", "<s>"});
+  data.tokens.assign(tokens.begin(), tokens.end());
+  data.types.assign(tokens.size(), TokenType::kNormal);
+  data.types.back() = TokenType::kControl;
+  data.scores.assign(tokens.size(), 0.0f);
+  return Tokenizer::FromData(data, "pieces");
+}
+
+TEST(OutputText, KeepsTheFirstSpaceBehindTextOnly) {
+  const auto first = [](const std::vector<int32_t>& prompt) {
+    OutputText text(PieceTokenizer(), {}, prompt);
+    std::string all = text.Push(256);
+    all += text.Push(256);
+    return all + text.Finish();
+  };
+  EXPECT_EQ(first({257, 256}), " a a");
+  EXPECT_EQ(first({256, 257}), "a a");
+  EXPECT_EQ(first({1000}), "a a");  // A row without a token is no text.
+}
+
 TEST(OutputText, IsEmptyWithoutTokenizer) {
-  OutputText text(nullptr, {});
+  OutputText text(nullptr, {}, {});
   EXPECT_EQ(text.Push('a'), "");
   EXPECT_EQ(text.Finish(), "");
   EXPECT_FALSE(text.stopped());

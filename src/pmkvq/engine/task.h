@@ -28,7 +28,7 @@ struct Task {
         request(std::move(r)),
         tokens(request.prompt_ids),
         random(request.seed),
-        text(tokenizer, request.stop) {
+        text(tokenizer, request.stop, request.prompt_ids) {
     if (request.rules.has_penalties()) {
       for (const int32_t token : tokens) counts.emplace(token, 0);
     }
