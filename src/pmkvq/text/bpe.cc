@@ -123,11 +123,17 @@ void BpeModel::CheckSupported(const JsonValue& model) const {
 }
 
 bool BpeModel::AddMerge(std::string_view left, std::string_view right, uint32_t rank) {
-  joined_.assign(left).append(right);
   const int32_t left_id = vocabulary_->FindInModel(left);
   const int32_t right_id = vocabulary_->FindInModel(right);
-  const int32_t merged_id = vocabulary_->FindInModel(joined_);
-  if (left_id < 0 || right_id < 0 || merged_id < 0) return false;
+  if (left_id < 0 || right_id < 0) return false;
+  // Most vocabularies list merged tokens in the order of the merges.
+  int32_t merged_id = last_merged_ + 1;
+  if (!vocabulary_->IsJoined(merged_id, left_id, right_id)) {
+    joined_.assign(left).append(right);
+    merged_id = vocabulary_->FindInModel(joined_);
+    if (merged_id < 0) return false;
+  }
+  last_merged_ = merged_id;
   merges_.Set(left_id, right_id, {rank, merged_id});
   return true;
 }
@@ -149,39 +155,34 @@ void Append(int32_t id, std::vector<MergeSymbol>* symbols) {
 
 }  // namespace
 
-std::vector<MergeSymbol> BpeModel::ByteSymbols(std::string_view piece) const {
-  std::vector<MergeSymbol> symbols;
-  symbols.reserve(piece.size());
+void BpeModel::AddBytes(std::string_view piece, std::vector<MergeSymbol>* symbols) const {
   for (const char character : piece) {
     const auto byte = static_cast<unsigned char>(character);
     if (byte_ids_[byte] == Vocabulary::kNoToken) {
       throw InvalidInput(where_, fmt::format("no token for the byte 0x{:02X} of the text", byte));
     }
-    Append(byte_ids_[byte], &symbols);
+    Append(byte_ids_[byte], symbols);
   }
-  return symbols;
 }
 
-std::vector<MergeSymbol> BpeModel::CharacterSymbols(std::string_view piece) const {
-  std::vector<MergeSymbol> symbols;
-  symbols.reserve(piece.size());
+void BpeModel::AddCharacters(std::string_view piece, std::vector<MergeSymbol>* symbols) const {
   size_t length = 0;
   for (size_t i = 0; i < piece.size(); i += length) {
     DecodeUtf8(piece, i, &length);
     const std::string_view character = piece.substr(i, length);
     const int32_t id = vocabulary_->FindBytes(character);
     if (id != Vocabulary::kNoToken) {
-      Append(id, &symbols);
+      Append(id, symbols);
     } else {
       for (const char byte : character) {
-        Append(byte_ids_[static_cast<unsigned char>(byte)], &symbols);
+        Append(byte_ids_[static_cast<unsigned char>(byte)], symbols);
       }
     }
   }
-  return symbols;
 }
 
-void BpeModel::Encode(std::string_view piece, std::vector<int32_t>* ids) const {
+void BpeModel::Encode(std::string_view piece, MergeBuffers* buffers,
+                      std::vector<int32_t>* ids) const {
   if (ignore_merges_) {
     const int32_t id = vocabulary_->FindBytes(piece);
     if (id != Vocabulary::kNoToken) {
@@ -190,10 +191,14 @@ void BpeModel::Encode(std::string_view piece, std::vector<int32_t>* ids) const {
     }
   }
   CheckPieceSize(piece);
-  const bool bytes = vocabulary_->alphabet() == TokenAlphabet::kBytes;
-  MergeLoop<TablePairs> loop({&merges_}, bytes ? ByteSymbols(piece) : CharacterSymbols(piece));
-  loop.Run();
-  for (const MergeSymbol& symbol : loop.symbols()) {
+  buffers->symbols.clear();
+  if (vocabulary_->alphabet() == TokenAlphabet::kBytes) {
+    AddBytes(piece, &buffers->symbols);
+  } else {
+    AddCharacters(piece, &buffers->symbols);
+  }
+  MergeLoop<TablePairs>({&merges_}, buffers).Run();
+  for (const MergeSymbol& symbol : buffers->symbols) {
     if (symbol.value != MergeSymbol::kGone) ids->push_back(symbol.value);
   }
 }

@@ -46,21 +46,25 @@ class BpeModel : public SubwordModel {
   BpeModel(const std::vector<std::string_view>& merges, const std::string& source,
            const std::string& field, bool ignore_merges, const Vocabulary* vocabulary);
 
-  void Encode(std::string_view piece, std::vector<int32_t>* ids) const override;
+  void Encode(std::string_view piece, MergeBuffers* buffers,
+              std::vector<int32_t>* ids) const override;
 
  private:
   void CheckSupported(const JsonValue& model) const;
   // False when the vocabulary lacks one of the tokens, or the merged one.
   bool AddMerge(std::string_view left, std::string_view right, uint32_t rank);
-  std::vector<MergeSymbol> ByteSymbols(std::string_view piece) const;
-  std::vector<MergeSymbol> CharacterSymbols(std::string_view piece) const;
+  // Append the symbols that a piece begins as.
+  void AddBytes(std::string_view piece, std::vector<MergeSymbol>* symbols) const;
+  void AddCharacters(std::string_view piece, std::vector<MergeSymbol>* symbols) const;
 
   const Vocabulary* vocabulary_;
   std::string where_;
   bool ignore_merges_ = false;  // A piece that is a token is that token.
   ByteIds byte_ids_;
   MergeTable merges_;
-  std::string joined_;  // Of AddMerge.
+  // Of AddMerge.
+  std::string joined_;
+  int32_t last_merged_ = -1;
 };
 
 }  // namespace pmkvq

@@ -29,6 +29,12 @@ struct MergeSymbol {
   MergedPair with_next;  // Set by MergeLoop.
 };
 
+// Memory of a MergeLoop, which many loops in a row can share.
+struct MergeBuffers {
+  std::vector<MergeSymbol> symbols;
+  std::vector<uint64_t> queue;
+};
+
 // `Pairs` has `MergedPair Find(int32_t position, int32_t left, int32_t right)`: the pair of symbols
 // with these values of which the left one is at `position` of the array.
 //
@@ -36,9 +42,10 @@ struct MergeSymbol {
 template <class Pairs>
 class MergeLoop {
  public:
-  // `symbols`: those in the list have their neighbours set.
-  MergeLoop(Pairs pairs, std::vector<MergeSymbol> symbols)
-      : pairs_(std::move(pairs)), symbols_(std::move(symbols)) {
+  // `buffers->symbols`: those in the list have their neighbours set. Outlives this.
+  MergeLoop(Pairs pairs, MergeBuffers* buffers)
+      : pairs_(std::move(pairs)), symbols_(buffers->symbols), queue_(buffers->queue) {
+    queue_.clear();
     for (size_t i = 0; i < symbols_.size(); ++i) {
       if (symbols_[i].value == MergeSymbol::kGone) continue;
       const auto position = static_cast<int32_t>(i);
@@ -63,7 +70,6 @@ class MergeLoop {
     }
   }
 
-  const std::vector<MergeSymbol>& symbols() const { return symbols_; }
   const Pairs& pairs() const { return pairs_; }
 
  private:
@@ -99,8 +105,8 @@ class MergeLoop {
   }
 
   Pairs pairs_;
-  std::vector<MergeSymbol> symbols_;
-  std::vector<uint64_t> queue_;  // A heap of rank << 32 | position.
+  std::vector<MergeSymbol>& symbols_;
+  std::vector<uint64_t>& queue_;  // A heap of rank << 32 | position.
 };
 
 }  // namespace pmkvq

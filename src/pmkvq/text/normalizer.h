@@ -13,9 +13,6 @@ namespace pmkvq {
 // `text` (valid UTF-8) in Unicode normalisation form C. O(n log n) for every text.
 std::string Nfc(std::string_view text);
 
-// SentencePiece writes a space as U+2581.
-inline constexpr std::string_view kSpaceMark = "\u2581";
-
 // Steps, each on the result of the one before.
 class Normalizer {
  public:

@@ -83,9 +83,11 @@ class PieceModel::Pairs {
   std::unordered_map<int32_t, int32_t> lefts_;  // Unused pieces: bytes of the left of the pair.
 };
 
-void PieceModel::Encode(std::string_view piece, std::vector<int32_t>* ids) const {
+void PieceModel::Encode(std::string_view piece, MergeBuffers* buffers,
+                        std::vector<int32_t>* ids) const {
   CheckPieceSize(piece);
-  std::vector<MergeSymbol> symbols(piece.size());
+  std::vector<MergeSymbol>& symbols = buffers->symbols;
+  symbols.assign(piece.size(), MergeSymbol{});
   int32_t previous = MergeSymbol::kNone;
   size_t length = 0;
   for (size_t i = 0; i < piece.size(); i += length) {
@@ -97,10 +99,10 @@ void PieceModel::Encode(std::string_view piece, std::vector<int32_t>* ids) const
                   {}};
     previous = static_cast<int32_t>(i);
   }
-  MergeLoop<Pairs> loop(Pairs(*this, piece), std::move(symbols));
+  MergeLoop<Pairs> loop(Pairs(*this, piece), buffers);
   loop.Run();
   for (size_t i = 0; i < piece.size(); ++i) {
-    const int32_t size = loop.symbols()[i].value;
+    const int32_t size = symbols[i].value;
     if (size != MergeSymbol::kGone) {
       loop.pairs().Append(piece.substr(i, static_cast<size_t>(size)), ids);
     }

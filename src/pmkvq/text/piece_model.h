@@ -21,7 +21,8 @@ class PieceModel : public SubwordModel {
   PieceModel(const std::vector<float>& scores, const std::vector<TokenType>& types,
              const Vocabulary* vocabulary);
 
-  void Encode(std::string_view piece, std::vector<int32_t>* ids) const override;
+  void Encode(std::string_view piece, MergeBuffers* buffers,
+              std::vector<int32_t>* ids) const override;
 
  private:
   class Pairs;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "pmkvq/base/error.h"
@@ -36,6 +37,11 @@ int ByteOfPiece(std::string_view piece) {
   const int high = HexDigit(piece[3]);
   const int low = HexDigit(piece[4]);
   return high < 0 || low < 0 ? -1 : 16 * high + low;
+}
+
+size_t WordEnd(std::string_view text, size_t begin) {
+  while (text.substr(begin).starts_with(kSpaceMark)) begin += kSpaceMark.size();
+  return std::min(text.find(kSpaceMark, begin), text.size());
 }
 
 void CheckPieceSize(std::string_view piece) {

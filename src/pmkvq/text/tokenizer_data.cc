@@ -128,6 +128,7 @@ void AddSentencePiece(const TokenizerData& data, const DataReader& reader, Token
         fmt::format("<0x{:02X}>: a vocabulary with byte fallback", missing - byte_ids.begin()));
   }
   parts->model = std::make_unique<PieceModel>(data.scores, data.types, &parts->vocabulary);
+  parts->merges_stay_in_words = !parts->vocabulary.has_inner_mark();
   const bool prefix = data.add_space_prefix.value_or(true);
   if (data.removes_extra_spaces) parts->normalizer.AddTrimSpaces();
   if (prefix) parts->normalizer.AddPrefix(" ");

@@ -149,6 +149,8 @@ std::unique_ptr<TokenizerParts> PartsOfJson(const JsonValue& root,
     CheckByteLevelDecoder(root.At("decoder"));
   } else {
     parts->pieces = PieceText(root.At("decoder"));
+    parts->merges_stay_in_words =
+        !parts->vocabulary.has_inner_mark() && !model.BoolOr("ignore_merges", false);
   }
   for (size_t i = 0; i < added.size(); ++i) {
     const JsonValue json = added.At(i);

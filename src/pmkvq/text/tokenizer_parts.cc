@@ -5,6 +5,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/utf8.h"
+#include "pmkvq/text/merge_loop.h"
 
 namespace pmkvq {
 namespace {
@@ -132,9 +133,19 @@ std::vector<ByteRange> TokenizerParts::NormalizedRanges(
 void TokenizerParts::EncodePieces(std::string_view text, bool at_start,
                                   std::vector<int32_t>* ids) const {
   const Pieces cut = pre_tokenizer.Split(text, at_start);
+  MergeBuffers buffers;
   for (const std::string_view piece : cut.views) {
     CancelPoint();
-    model->Encode(piece, ids);
+    if (!merges_stay_in_words) {
+      model->Encode(piece, &buffers, ids);
+      continue;
+    }
+    // The same ids as those of the whole, with short lists to merge in.
+    for (size_t begin = 0; begin < piece.size();) {
+      const size_t end = WordEnd(piece, begin);
+      model->Encode(piece.substr(begin, end - begin), &buffers, ids);
+      begin = end;
+    }
   }
 }
 

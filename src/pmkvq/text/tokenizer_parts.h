@@ -50,8 +50,10 @@ struct TokenizerParts {
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   std::optional<PieceText> pieces;  // Nothing: byte-level, where tokens are bytes.
-  std::vector<int32_t> prefix;      // Before a text, ...
-  std::vector<int32_t> suffix;      // ... and behind it.
+  // Pieces: no merge reaches across the beginning of a word (WordEnd).
+  bool merges_stay_in_words = false;
+  std::vector<int32_t> prefix;  // Before a text, ...
+  std::vector<int32_t> suffix;  // ... and behind it.
 
  private:
   std::vector<ByteRange> NormalizedRanges(std::string_view text, const std::string& normalized,

@@ -8,6 +8,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/limits.h"
 #include "pmkvq/text/byte_alphabet.h"
+#include "pmkvq/text/subword_model.h"
 
 namespace pmkvq {
 namespace {
@@ -31,7 +32,7 @@ Vocabulary::Vocabulary(TokenAlphabet alphabet, size_t num_tokens, size_t num_byt
     : alphabet_(alphabet), num_tokens_(num_tokens) {
   bytes_.reserve(num_bytes);
   entries_.reserve(num_tokens_);
-  slots_.assign(num_tokens_ * 10 / 7 + 1, kNoToken);
+  slots_.resize(num_tokens_ * 10 / 7 + 1);
 }
 
 Vocabulary::Vocabulary(const JsonValue& model_vocab, TokenAlphabet alphabet,
@@ -68,11 +69,15 @@ Vocabulary::InsertResult Vocabulary::Insert(std::string_view token, int32_t id) 
     bytes_ += token;
   }
   entry->length = static_cast<uint32_t>(bytes_.size() - entry->offset);
+  if (alphabet_ == TokenAlphabet::kPieces) {
+    has_inner_mark_ |= WordEnd(token, 0) != token.size();
+  }
   longest_ = std::max<size_t>(longest_, entry->length);
   if (token.empty()) return InsertResult::kInserted;
-  const size_t slot = SlotOf(ModelBytes(*entry), entry->literal);
-  if (slots_[slot] != kNoToken) return InsertResult::kRepeated;
-  slots_[slot] = id;
+  uint32_t tag = 0;
+  const size_t slot = SlotOf(ModelBytes(*entry), entry->literal, &tag);
+  if (slots_[slot].id != kNoToken) return InsertResult::kRepeated;
+  slots_[slot] = {tag, id};
   return InsertResult::kInserted;
 }
 
@@ -125,13 +130,16 @@ std::string_view Vocabulary::Bytes(int32_t id) const {
   return entry.added ? added_bytes_.at(id) : ModelBytes(entry);
 }
 
-size_t Vocabulary::SlotOf(std::string_view bytes, bool literal) const {
+size_t Vocabulary::SlotOf(std::string_view bytes, bool literal, uint32_t* tag) const {
   __extension__ using Wide = unsigned __int128;
   const uint64_t hash = std::hash<std::string_view>()(bytes);
+  *tag = static_cast<uint32_t>(hash);  // The slot is made of the upper half.
   auto slot = static_cast<size_t>(static_cast<Wide>(hash) * slots_.size() >> 64);
-  while (slots_[slot] != kNoToken) {
-    const Entry& entry = entries_[static_cast<size_t>(slots_[slot])];
-    if (entry.literal == literal && ModelBytes(entry) == bytes) break;
+  while (slots_[slot].id != kNoToken) {
+    if (slots_[slot].tag == *tag) {
+      const Entry& entry = entries_[static_cast<size_t>(slots_[slot].id)];
+      if (entry.literal == literal && ModelBytes(entry) == bytes) break;
+    }
     slot = slot + 1 == slots_.size() ? 0 : slot + 1;
   }
   return slot;
@@ -141,7 +149,18 @@ int32_t Vocabulary::FindInModel(std::string_view token) const {
   if (alphabet_ == TokenAlphabet::kPieces) return FindBytes(token);
   std::string bytes;
   const bool literal = !AppendAlphabetBytes(token, &bytes);
-  return slots_[SlotOf(literal ? token : bytes, literal)];
+  return FindHashed(literal ? token : std::string_view(bytes), literal);
+}
+
+bool Vocabulary::IsJoined(int32_t id, int32_t left, int32_t right) const {
+  if (!IsValid(id)) return false;
+  const Entry& joined = entries_[static_cast<size_t>(id)];
+  const Entry& first = entries_[static_cast<size_t>(left)];
+  const Entry& second = entries_[static_cast<size_t>(right)];
+  if (joined.length != first.length + second.length) return false;
+  if (joined.literal != first.literal || joined.literal != second.literal) return false;
+  const std::string_view bytes = ModelBytes(joined);
+  return bytes.starts_with(ModelBytes(first)) && bytes.ends_with(ModelBytes(second));
 }
 
 int32_t Vocabulary::Find(std::string_view token) const {

@@ -53,7 +53,11 @@ class Vocabulary {
   // ... or among the added tokens first and then there. kNoToken when there is none.
   int32_t Find(std::string_view token) const;
   // Id of the model's token for these bytes of a text. With pieces: as FindInModel.
-  int32_t FindBytes(std::string_view bytes) const { return slots_[SlotOf(bytes, false)]; }
+  int32_t FindBytes(std::string_view bytes) const { return FindHashed(bytes, false); }
+
+  // Whether the model's token `id`, which need not be valid, is written as those of two valid ids
+  // one after the other.
+  bool IsJoined(int32_t id, int32_t left, int32_t right) const;
 
   bool IsValid(int32_t id) const;
   // The following need a valid id.
@@ -63,6 +67,9 @@ class Vocabulary {
   TokenAlphabet alphabet() const { return alphabet_; }
   // Largest id + 1.
   int32_t size() const { return static_cast<int32_t>(entries_.size()); }
+  // Whether a token of the model has U+2581 behind another character. Where none has, no merge
+  // reaches across the beginning of a word.
+  bool has_inner_mark() const { return has_inner_mark_; }
   // Of the model's tokens, in bytes of text.
   size_t longest() const { return longest_; }
 
@@ -86,16 +93,26 @@ class Vocabulary {
   // Null for an id far beyond the number of tokens.
   Entry* EntryOf(int32_t id);
   std::string_view ModelBytes(const Entry& entry) const;
+  // A token of the model by the hash of its bytes. The tag is a part of the hash by which most
+  // other tokens are told apart without a look at their bytes.
+  struct Slot {
+    uint32_t tag = 0;
+    int32_t id = kNoToken;  // kNoToken: empty.
+  };
   // The slot of a token of the model's vocabulary, or the empty one where it belongs.
-  size_t SlotOf(std::string_view bytes, bool literal) const;
+  size_t SlotOf(std::string_view bytes, bool literal, uint32_t* tag) const;
+  int32_t FindHashed(std::string_view bytes, bool literal) const {
+    uint32_t tag = 0;
+    return slots_[SlotOf(bytes, literal, &tag)].id;
+  }
 
   TokenAlphabet alphabet_;
   std::string bytes_;
   std::vector<Entry> entries_;
-  std::vector<int32_t>
-      slots_;  // Ids of the model's tokens by hash of their bytes; kNoToken: empty.
+  std::vector<Slot> slots_;
   size_t num_tokens_ = 0;
   size_t longest_ = 0;
+  bool has_inner_mark_ = false;
   Ids added_ids_;
   std::unordered_map<int32_t, std::string> added_bytes_;
 };
