@@ -12,6 +12,7 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectBounded;
+using testing_support::PeakBytesOf;
 using testing_support::Repeat;
 using testing_support::SmallTokenizer;
 using testing_support::TempFolder;
@@ -89,6 +90,12 @@ TEST(SizeBombs, TokenizerConfig) {
       ExpectBounded("tokenizer_config", text.size(), 0, [&] { Tokenizer::Load(folder.path()); });
     }
   }
+}
+
+TEST(SizeBombs, ALargeTokenizerTakesLessThanFortyMegabytes) {
+  const std::string folder = std::string(PMKVQ_SOURCE_DIR) + "/tests/golden/tokenizers";
+  const size_t peak = PeakBytesOf([&] { Tokenizer::Load(folder); });  // 5.2 MB, 151,665 tokens.
+  EXPECT_LT(peak, size_t{40} << 20);
 }
 
 }  // namespace
