@@ -36,6 +36,10 @@ inline constexpr size_t kTensorNameBytes = 1024;
 inline constexpr size_t kMetadataEntries = size_t{1} << 15;
 inline constexpr size_t kShards = 4096;
 
+// GGUF. Mixtures of experts that keep each expert apart have some thousand tensors.
+inline constexpr size_t kGgufTensors = size_t{1} << 15;
+inline constexpr size_t kGgufKeyBytes = 1024;
+
 // Tokenizer: tokens of the vocabulary, merges, added tokens, bytes of one regular expression.
 inline constexpr size_t kTokens = size_t{1} << 20;
 inline constexpr size_t kMerges = size_t{1} << 20;

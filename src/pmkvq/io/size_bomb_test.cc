@@ -4,21 +4,27 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <vector>
 
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/dataset.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/limits.h"
 #include "pmkvq/io/model_config.h"
 #include "pmkvq/io/safetensors.h"
+#include "support/gguf_writer.h"
 #include "support/temp_folder.h"
 
 namespace pmkvq {
 namespace {
 
 using testing_support::ExpectBounded;
+using testing_support::GgufWriter;
 using testing_support::Members;
 using testing_support::Repeat;
 using testing_support::TempFolder;
@@ -165,6 +171,29 @@ TEST(Limits, CheckedArithmetic) {
   EXPECT_THROW(CheckedProduct("x", {kMax / 2 + 1, 2}), InvalidInput);
   EXPECT_THROW(CheckedProduct("x", {int64_t{1} << 40, int64_t{1} << 40, 0}), InvalidInput);
   EXPECT_THROW(CheckedSum("x", {kMax, 1}), InvalidInput);
+}
+
+TEST(SizeBombs, Gguf) {
+  const TempFolder folder;
+  for (const size_t bytes : {3 * kMiB, 12 * kMiB}) {
+    GgufWriter strings;
+    strings.Texts("tokens", std::vector<std::string>(bytes / 8));
+    std::string path = folder.Write("strings.gguf", strings.Bytes());
+    ExpectBounded("gguf: strings", std::filesystem::file_size(path), 0,
+                  [&] { GgufSet::Open(path); });
+    GgufWriter tensors;
+    for (size_t i = 0; i < std::min<size_t>(bytes / 64, limits::kGgufTensors); ++i) {
+      tensors.Tensor(fmt::format("{}", i), {1}, GgufTensorType::kF32, std::string(4, '\0'));
+    }
+    path = folder.Write("tensors.gguf", tensors.Bytes());
+    ExpectBounded("gguf: tensors", std::filesystem::file_size(path), 0,
+                  [&] { GgufSet::Open(path); });
+    GgufWriter pairs;
+    for (size_t i = 0; i < std::min<size_t>(bytes / 20, limits::kMetadataEntries); ++i)
+      pairs.Bool(fmt::format("{}", i), true);
+    path = folder.Write("pairs.gguf", pairs.Bytes());
+    ExpectBounded("gguf: pairs", std::filesystem::file_size(path), 0, [&] { GgufSet::Open(path); });
+  }
 }
 
 }  // namespace
