@@ -20,12 +20,15 @@
 namespace pmkvq {
 
 // X(id, name, block_values, block_bytes). Plain formats have blocks of one value; their names are
-// those of safetensors. Q8 is made when a model is loaded (kernels/gemm/weight_q8.h).
+// those of safetensors. Q8 is made when a model is loaded (kernels/gemm/weight_q8.h). Q8_0 is that
+// of GGUF files: a block is an F16 scale and 32 int8 codes, and stands for the weights code *
+// scale.
 #define PMKVQ_WEIGHT_FORMATS(X) \
   X(F32, "F32", 1, 4)           \
   X(F16, "F16", 1, 2)           \
   X(BF16, "BF16", 1, 2)         \
-  X(Q8, "Q8", 32, 34)
+  X(Q8, "Q8", 32, 34)           \
+  X(Q8_0, "Q8_0", 32, 34)
 
 enum class WeightFormat : uint8_t {
 #define PMKVQ_ROW(id, name, block_values, block_bytes) k##id,

@@ -30,6 +30,16 @@ double Q8At(const std::byte* row, int64_t col) {
   return static_cast<double>(code) * static_cast<double>(ToFloat(scale));
 }
 
+double Q8_0At(const std::byte* row, int64_t col) {
+  const int64_t block_values = LayoutOf(WeightFormat::kQ8_0).block_values;
+  const std::byte* block = row + BytesBefore(WeightFormat::kQ8_0, col);
+  F16 scale;
+  int8_t code;
+  std::memcpy(&scale, block, sizeof(scale));
+  std::memcpy(&code, block + sizeof(scale) + col % block_values, sizeof(code));
+  return static_cast<double>(code) * static_cast<double>(ToFloat(scale));
+}
+
 double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
   constexpr double (*kFormats[])(const std::byte*, int64_t) = {
 #define PMKVQ_ROW(id, name, block_values, block_bytes) id##At,

@@ -119,6 +119,39 @@ struct WeightQ8 {
   }
 };
 
+// The same with an F16 scale in front of the codes. It has 11 bits: the product is exact, too.
+struct WeightQ8_0 {
+  using InOrder = WeightQ8_0;
+  using Raw = int8_t;
+  static constexpr bool kEvenOdd = false;
+  static constexpr bool kPadded = true;
+  static constexpr size_t kScaleBytes = 2;
+  static constexpr size_t kBlockValues =
+      static_cast<size_t>(LayoutOf(WeightFormat::kQ8_0).block_values);
+  static constexpr size_t kBlockBytes =
+      static_cast<size_t>(LayoutOf(WeightFormat::kQ8_0).block_bytes);
+  static HWY_INLINE size_t RowStride(size_t cols) {
+    return static_cast<size_t>(RowBytes(WeightFormat::kQ8_0, static_cast<int64_t>(cols)));
+  }
+  // Of the element's code, less the scale: that of column 0 has to be 0.
+  static HWY_INLINE size_t OffsetOf(size_t col) {
+    return col / kBlockValues * kBlockBytes + col % kBlockValues;
+  }
+  template <size_t kHalf>
+  static HWY_INLINE V Load(const Raw* HWY_RESTRICT p, size_t col) {
+    const D d;
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<int8_t, D> d8;
+    const hn::Rebind<uint16_t, D> du16;
+    const hn::Rebind<hwy::float16_t, D> d16;
+    uint16_t bits;
+    std::memcpy(&bits, p - col % kBlockValues, sizeof(bits));
+    const V scale = hn::PromoteTo(d, hn::BitCast(d16, hn::Set(du16, bits)));
+    const auto codes = hn::PromoteTo(d32, hn::LoadU(d8, p + kScaleBytes + kHalf * hn::Lanes(d)));
+    return hn::Mul(hn::ConvertTo(d, codes), scale);
+  }
+};
+
 }  // namespace
 }  // namespace pmkvq::internal::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
