@@ -57,10 +57,13 @@ void CheckWeight(const WeightView& weight) {
   if (weight.device.device != Device::kCpu) {
     internal::ThrowNoBackend(weight.device, "products with weights");
   }
+  PMKVQ_CHECK(weight.pair_rows == 0 ||
+              (weight.pair_rows % 2 == 0 && weight.rows % weight.pair_rows == 0));
 }
 
 const std::byte* ElementAt(const WeightView& weight, int64_t row, int64_t col) {
-  return weight.data + row * RowBytes(weight.format, weight.cols) + BytesBefore(weight.format, col);
+  return weight.data + weight.StoredRow(row) * RowBytes(weight.format, weight.cols) +
+         BytesBefore(weight.format, col);
 }
 
 void ExpandElements(const std::byte* data, WeightFormat format, int64_t count, float* out) {
@@ -76,7 +79,7 @@ void ExpandElements(const std::byte* data, WeightFormat format, int64_t count, d
   }
 }
 
-// A tile of W as Reals, in memory or (F32 weights) where it lies.
+// A tile of W as Reals, in memory or (F32 weights in order) where it lies.
 template <class Real>
 struct Tile {
   const Real* data;
@@ -87,7 +90,7 @@ template <class Real>
 Tile<Real> ExpandTile(const WeightView& weight, int64_t row, int64_t num_rows, int64_t col,
                       int64_t num_cols, AlignedVector<Real>& scratch) {
   if constexpr (std::is_same_v<Real, float>) {
-    if (weight.format == WeightFormat::kF32) {
+    if (weight.format == WeightFormat::kF32 && weight.pair_rows == 0) {
       return {reinterpret_cast<const float*>(ElementAt(weight, row, col)), weight.cols};
     }
   }
@@ -163,6 +166,20 @@ int64_t Multiplications(int64_t num_rows, std::span<const Projection<Real>> proj
   return count;
 }
 
+// y [num_rows, weight.rows] of stored rows becomes that of the weight's rows, plus bias.
+void PutPairedOutputsInOrder(const WeightView& weight, const float* bias, int64_t num_rows,
+                             float* y) {
+  AlignedVector<float>& scratch = ThreadScratch<float>();
+  if (std::ssize(scratch) < weight.rows) scratch.resize(static_cast<size_t>(weight.rows));
+  for (int64_t t = 0; t < num_rows; ++t, y += weight.rows) {
+    std::copy_n(y, weight.rows, scratch.data());
+    for (int64_t n = 0; n < weight.rows; ++n) {
+      y[n] = scratch[static_cast<size_t>(weight.StoredRow(n))];
+      if (bias != nullptr) y[n] += bias[n];
+    }
+  }
+}
+
 // All weights are of one format, so that one packed x serves them.
 void DecodeRowsOfFormat(const float* x, int64_t num_rows,
                         std::span<const Projection<float>> projections, const ExecContext& exec) {
@@ -173,9 +190,15 @@ void DecodeRowsOfFormat(const float* x, int64_t num_rows,
   const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
   ForOutputs(threads, projections, item_outs,
              [&](const Projection<float>& projection, int64_t begin, int64_t end) {
-               DecodeSlices(packed, num_rows, *projection.weight, projection.bias, begin, end,
-                            projection.y);
+               // The kernels take rows as they are stored.
+               const bool in_order = projection.weight->pair_rows == 0;
+               DecodeSlices(packed, num_rows, *projection.weight,
+                            in_order ? projection.bias : nullptr, begin, end, projection.y);
              });
+  for (const auto& projection : projections) {
+    if (projection.weight->pair_rows == 0) continue;
+    PutPairedOutputsInOrder(*projection.weight, projection.bias, num_rows, projection.y);
+  }
 }
 
 void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<float>> projections,

@@ -32,8 +32,19 @@ struct WeightView {
   WeightFormat format = WeightFormat::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+  // Where not 0, rows of each so many (the rows of a head) lie in pairs: rows i and
+  // i + pair_rows / 2, which RoPE rotates together, are stored as rows 2 i and 2 i + 1. Even, and a
+  // divisor of `rows`. Products have the bits that they have with rows in order.
+  int64_t pair_rows = 0;
   DeviceId device = {};  // That the data lie on, and that computes products with them.
 
+  // Which of the stored rows is row `row`.
+  int64_t StoredRow(int64_t row) const {
+    if (pair_rows == 0) return row;
+    const int64_t in_head = row % pair_rows;
+    const int64_t half = pair_rows / 2;
+    return row - in_head + in_head % half * 2 + in_head / half;
+  }
   size_t num_bytes() const { return static_cast<size_t>(rows * RowBytes(format, cols)); }
 };
 

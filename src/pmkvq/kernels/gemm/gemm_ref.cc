@@ -46,7 +46,8 @@ double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
       PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
 #undef PMKVQ_ROW
   };
-  const std::byte* begin = weight.data + row * RowBytes(weight.format, weight.cols);
+  const std::byte* begin =
+      weight.data + weight.StoredRow(row) * RowBytes(weight.format, weight.cols);
   return kFormats[static_cast<size_t>(weight.format)](begin, col);
 }
 

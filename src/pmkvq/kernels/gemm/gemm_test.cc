@@ -368,7 +368,7 @@ TEST(GemmTest, BlasGemmTransposes) {
 TEST(GemmTest, ADeviceWithoutCodeIsRefused) {
   const std::byte data[8] = {};
   float out[8] = {};
-  const WeightView weight = {data, WeightFormat::kBF16, 1, 4, {Device::kCuda, 1}};
+  const WeightView weight = {data, WeightFormat::kBF16, 1, 4, 0, {Device::kCuda, 1}};
   const std::string message = "[cuda:1] products with weights";
   const Projection<float> projection = {&weight, nullptr, out + 4};
   ExpectError<Unsupported>([&] { MatMul<float>(out, 1, weight, nullptr, out + 4, 1); }, {message});
@@ -376,6 +376,59 @@ TEST(GemmTest, ADeviceWithoutCodeIsRefused) {
   ExpectError<Unsupported>([&] { MatMulGradInput<float>(out, 1, weight, out + 4, false, 1); },
                            {message});
   ExpectError<Unsupported>([&] { ExpandRow<float>(weight, 0, out); }, {message});
+}
+
+// Rows in pairs: the bits of a weight whose rows lie in order, for few rows, many rows and
+// gradients.
+TEST_P(GemmTest, RowsInPairsGiveTheSameBits) {
+  constexpr int64_t kPairRows = 8;
+  constexpr int64_t kOuts = 20 * kPairRows;
+  constexpr int64_t kCols = 130;
+  for (const WeightFormat format : kWeightTypes) {
+    const Weight ordered(format, kOuts, kCols, 0);
+    const size_t row_bytes = static_cast<size_t>(RowBytes(format, kCols));
+    std::vector<std::byte> stored(ordered.view().num_bytes());
+    WeightView paired{stored.data(), format, kOuts, kCols, kPairRows};
+    for (int64_t head = 0; head < kOuts / kPairRows; ++head) {
+      for (int64_t s = 0; s < 2; ++s) {
+        for (int64_t i = 0; i < kPairRows / 2; ++i) {
+          const int64_t row = head * kPairRows + s * kPairRows / 2 + i;
+          const int64_t place = head * kPairRows + 2 * i + s;
+          ASSERT_EQ(paired.StoredRow(row), place);
+          std::memcpy(stored.data() + static_cast<size_t>(place) * row_bytes,
+                      ordered.view().data + static_cast<size_t>(row) * row_bytes, row_bytes);
+        }
+      }
+    }
+    const auto bias = RandomReals<float>(kOuts, 3);
+    for (const int64_t rows : {1, 3, 17, 64, 80}) {
+      const auto x = RandomReals<float>(rows * kCols, 2);
+      for (const float* with_bias : {bias.data(), static_cast<const float*>(nullptr)}) {
+        std::vector<float> expected(static_cast<size_t>(rows * kOuts));
+        std::vector<float> y(expected.size());
+        MatMul(x.data(), rows, ordered.view(), with_bias, expected.data(), 2);
+        MatMul(x.data(), rows, paired, with_bias, y.data(), 2);
+        EXPECT_EQ(y, expected) << rows;
+      }
+      const auto dy = RandomReals<float>(rows * kOuts, 4);
+      std::vector<float> expected(x.size());
+      std::vector<float> dx(x.size());
+      MatMulGradInput(dy.data(), rows, ordered.view(), expected.data(), false, 2);
+      MatMulGradInput(dy.data(), rows, paired, dx.data(), false, 2);
+      EXPECT_EQ(dx, expected) << rows;
+    }
+    const auto x = RandomReals<double>(kCols, 2);
+    std::vector<double> expected(kOuts);
+    std::vector<double> y(kOuts);
+    MatMul(x.data(), 1, ordered.view(), bias.data(), expected.data(), 1);
+    MatMul(x.data(), 1, paired, bias.data(), y.data(), 1);
+    EXPECT_EQ(y, expected);
+    std::vector<float> row(kCols);
+    std::vector<float> paired_row(kCols);
+    ExpandRow(ordered.view(), 13, row.data());
+    ExpandRow(paired, 13, paired_row.data());
+    EXPECT_EQ(paired_row, row);
+  }
 }
 
 TEST(GemmDeathTest, RefusesOtherFormatsAndRows) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "pmkvq/base/check.h"
@@ -82,6 +83,23 @@ int64_t Q8KernelTarget() { return HWY_DYNAMIC_DISPATCH(Q8Target)(); }
 
 }  // namespace internal
 
+bool QuantizeRow(const float* weights, int64_t cols, std::byte* out) {
+  return internal::RunQuantizeGroups(weights, RowBytes(WeightFormat::kQ8, cols) / kQ8GroupBytes,
+                                     out);
+}
+
+float RowError(const float* weights, int64_t cols, const std::byte* quantized) {
+  float largest = 0.0f;
+  float group[kQ8Group];
+  for (int64_t col = 0; col < cols; col += kQ8Group, quantized += kQ8GroupBytes) {
+    internal::ExpandToFloat(quantized, WeightFormat::kQ8, kQ8Group, group);
+    for (int64_t i = 0; i < std::min(kQ8Group, cols - col); ++i) {
+      largest = std::max(largest, std::abs(weights[col + i] - group[i]));
+    }
+  }
+  return largest;
+}
+
 bool QuantizeWeight(const WeightView& weight, const ExecContext& exec, Q8Weight& out) {
   PMKVQ_CHECK_MSG(weight.format != WeightFormat::kQ8, "the weights are quantised already");
   constexpr int64_t kRowsPerItem = 64;
@@ -95,11 +113,9 @@ bool QuantizeWeight(const WeightView& weight, const ExecContext& exec, Q8Weight&
   ParallelForRanges(exec.num_threads, weight.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     AlignedVector<float> row(static_cast<size_t>(num_groups * kQ8Group));
     for (int64_t n = begin; n < end; ++n) {
-      internal::ExpandToFloat(weight.data + n * stored_row_bytes, weight.format, weight.cols,
-                              row.data());
-      if (!internal::RunQuantizeGroups(row.data(), num_groups, out.data.data() + n * row_bytes)) {
-        finite = false;
-      }
+      internal::ExpandToFloat(weight.data + weight.StoredRow(n) * stored_row_bytes, weight.format,
+                              weight.cols, row.data());
+      if (!QuantizeRow(row.data(), weight.cols, out.data.data() + n * row_bytes)) finite = false;
     }
   });
   return finite;

@@ -36,10 +36,16 @@ struct Q8Weight {
   WeightView view() const { return {data.data(), WeightFormat::kQ8, rows, cols}; }
 };
 
-// `weight` is of any other format. Returns false when it holds an infinity or NaN, for which there
-// are no codes; `out` is then of no use. The same on every instruction set and for every thread
-// count.
+// `weight` is of any other format; its rows may lie in pairs, those of `out` lie in order. Returns
+// false when it holds an infinity or NaN, for which there are no codes; `out` is then of no use.
+// The same on every instruction set and for every thread count.
 [[nodiscard]] bool QuantizeWeight(const WeightView& weight, const ExecContext& exec, Q8Weight& out);
+
+// One row: `weights` [cols rounded up to groups], those beyond cols zero, to out [RowBytes(kQ8,
+// cols)]. False as above. For weights that come from elsewhere than a WeightView.
+[[nodiscard]] bool QuantizeRow(const float* weights, int64_t cols, std::byte* out);
+// The greatest |weight - code * scale| of a row that QuantizeRow has made.
+float RowError(const float* weights, int64_t cols, const std::byte* quantized);
 
 namespace internal {
 // The HWY_TARGET that QuantizeWeight runs now.

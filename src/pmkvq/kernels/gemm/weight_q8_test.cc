@@ -138,6 +138,32 @@ TEST_P(WeightQ8Test, RefusesValuesThatAreNotFinite) {
   }
 }
 
+// Row by row the same, and the error is that of the expanded row.
+TEST_P(WeightQ8Test, SingleRowsEqualTheMatrix) {
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kCols = 75;
+  const std::vector<float> values = RandomFloats(kRows * kCols, 6);
+  const Q8Weight weight = Quantized(ViewOf(values, kRows, kCols));
+  const int64_t row_bytes = RowBytes(WeightFormat::kQ8, kCols);
+  for (int64_t n = 0; n < kRows; ++n) {
+    std::vector<float> row(96, 0.0f);
+    std::copy_n(values.begin() + n * kCols, kCols, row.begin());
+    std::vector<std::byte> made(static_cast<size_t>(row_bytes));
+    ASSERT_TRUE(QuantizeRow(row.data(), kCols, made.data()));
+    EXPECT_EQ(std::memcmp(made.data(), weight.data.data() + n * row_bytes, made.size()), 0);
+    std::vector<float> expanded(kCols);
+    ExpandRow(weight.view(), n, expanded.data());
+    float expected = 0.0f;
+    for (size_t k = 0; k < expanded.size(); ++k) {
+      expected = std::max(expected, std::abs(row[k] - expanded[k]));
+    }
+    EXPECT_EQ(RowError(row.data(), kCols, made.data()), expected);
+    EXPECT_GT(expected, 0.0f);
+    row[70] = std::numeric_limits<float>::infinity();
+    EXPECT_FALSE(QuantizeRow(row.data(), kCols, made.data()));
+  }
+}
+
 TEST_P(WeightQ8Test, ErrorIsAtMostHalfAScale) {
   constexpr int64_t kCols = 320;
   const std::vector<float> values = RandomFloats(kCols, 5);
