@@ -11,7 +11,8 @@
 namespace pmkvq {
 
 struct RopeScaling {
-  enum class Type { kDefault, kLinear, kLlama3, kYarn };
+  // The numbers are part of a model's identity.
+  enum class Type { kDefault, kLinear, kLlama3, kYarn, kFactors };
   Type type = Type::kDefault;
   double factor = 1.0;
   // llama3:
@@ -24,6 +25,8 @@ struct RopeScaling {
   double beta_slow = 1.0;
   double attention_factor = 1.0;  // Multiplies cos and sin; resolved from mscale or factor.
   bool truncate = true;           // Round the correction range to whole dimensions.
+  // factors: each frequency is divided by one of these [D/2]. GGUF files of Llama 3.1 and later.
+  std::vector<float> factors;
 };
 
 // One llama-family decoder. Shapes: hidden size E, L blocks, H query heads, Hkv key/value heads,

@@ -28,6 +28,9 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
     case RopeScaling::Type::kYarn:
       params.scaling = RopeParams::Scaling::kYarn;
       break;
+    case RopeScaling::Type::kFactors:
+      params.scaling = RopeParams::Scaling::kFactors;
+      break;
   }
   const RopeScaling& scaling = config.rope_scaling;
   params.factor = scaling.factor;
@@ -38,6 +41,7 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   params.beta_slow = scaling.beta_slow;
   params.attention_factor = scaling.attention_factor;
   params.truncate = scaling.truncate;
+  params.factors = scaling.factors;
   return params;
 }
 

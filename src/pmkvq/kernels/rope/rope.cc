@@ -87,6 +87,9 @@ std::vector<float> Frequencies(const RopeParams& params) {
       case RopeParams::Scaling::kYarn:
         values[i] = YarnFrequency(params, range, i, period);
         break;
+      case RopeParams::Scaling::kFactors:
+        values[i] = 1.0f / period / params.factors[i];
+        break;
     }
   }
   return values;
@@ -148,6 +151,9 @@ RopeTable::RopeTable(const RopeParams& params)
                              params.scaling == RopeParams::Scaling::kYarn;
   PMKVQ_CHECK_MSG(!needs_context || params.original_max_position > 0,
                   "llama3 and yarn need the original context length");
+  PMKVQ_CHECK_MSG(params.scaling != RopeParams::Scaling::kFactors ||
+                      std::ssize(params.factors) == params.head_dim / 2,
+                  "factors are one for each pair");
   frequencies_ = Frequencies(params);
 }
 

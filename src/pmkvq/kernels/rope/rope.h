@@ -1,8 +1,8 @@
 // Rotary position embedding in the half-split form of llama-family checkpoints:
 //   y[i]       = x[i] cos(p f_i) - x[i + D/2] sin(p f_i)
 //   y[i + D/2] = x[i + D/2] cos(p f_i) + x[i] sin(p f_i),     i < D/2, position p,
-// with frequencies f_i = theta^(-2i/D), changed by linear, llama3 or yarn scaling, and cos and sin
-// multiplied by yarn's attention factor.
+// with frequencies f_i = theta^(-2i/D), changed by linear, llama3 or yarn scaling or divided by one
+// factor each, and cos and sin multiplied by yarn's attention factor.
 //
 // Key scales (PM-KVQ's reparameterisation, eq. 9) have one value per pair (i, i + D/2), commute
 // with the rotation, and are applied in the same pass.
@@ -17,7 +17,7 @@ namespace pmkvq {
 
 // Plain numbers, so that this op does not know about config files.
 struct RopeParams {
-  enum class Scaling { kDefault, kLinear, kLlama3, kYarn };
+  enum class Scaling { kDefault, kLinear, kLlama3, kYarn, kFactors };
   int64_t head_dim = 0;
   double theta = 10000.0;
   Scaling scaling = Scaling::kDefault;
@@ -29,6 +29,7 @@ struct RopeParams {
   double beta_slow = 1.0;             // yarn
   double attention_factor = 1.0;      // yarn
   bool truncate = true;               // yarn
+  std::vector<float> factors;         // factors: [D/2], f_i is divided by factor i
 };
 
 // Frequencies of one model; immutable, may be shared between threads.

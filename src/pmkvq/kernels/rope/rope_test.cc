@@ -227,6 +227,23 @@ TEST(RopeTest, GradientMatchesFiniteDifferences) {
   }
 }
 
+TEST(RopeTest, FactorsDivideFrequencies) {
+  RopeParams params;
+  params.head_dim = 8;
+  params.theta = 10000.0;
+  params.scaling = Scaling::kFactors;
+  params.factors = {1.0f, 1.5f, 8.0f, 0.5f};
+  const RopeTable table(params);
+  // 10000^(-2 i / 8) = 1, 0.1, 0.01, 0.001.
+  EXPECT_EQ(table.frequencies()[0], 1.0f);
+  EXPECT_FLOAT_EQ(table.frequencies()[1], 0.1f / 1.5f);
+  EXPECT_FLOAT_EQ(table.frequencies()[2], 0.01f / 8.0f);
+  EXPECT_FLOAT_EQ(table.frequencies()[3], 0.001f / 0.5f);
+  EXPECT_EQ(table.attention_factor(), 1.0);
+  params.factors.pop_back();
+  EXPECT_DEATH(RopeTable{params}, "one for each pair");
+}
+
 TEST(RopeDeathTest, RefusesParametersWithoutMeaning) {
   RopeParams params;
   params.head_dim = 7;
