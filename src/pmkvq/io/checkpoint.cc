@@ -7,8 +7,10 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/io/json_text.h"
+#include "pmkvq/io/weights/gguf_source.h"
 #include "pmkvq/io/weights/safetensors_source.h"
 
 namespace pmkvq {
@@ -42,23 +44,29 @@ std::string ArchitectureText(const ModelConfig& config) {
 
 }  // namespace
 
-Checkpoint Checkpoint::Open(const std::string& folder) {
-  std::error_code error;
-  if (std::filesystem::is_regular_file(folder, error)) {
-    throw Unsupported(folder,
-                      fmt::format("model folder: found a file, expected a folder with "
-                                  "config.json and *.safetensors{}",
-                                  folder.ends_with(".gguf") ? " (GGUF is not supported)" : ""));
-  }
-  if (!std::filesystem::is_directory(folder, error)) {
-    throw IoError(folder,
-                  "model folder: found no such folder, expected one with config.json and "
-                  "*.safetensors");
-  }
+Checkpoint Checkpoint::Open(const std::string& path) {
   Checkpoint checkpoint;
-  checkpoint.folder_ = folder;
-  checkpoint.config_ = LoadModelConfig(folder);
-  checkpoint.weights_ = OpenSafetensorsSource(folder);
+  checkpoint.folder_ = path;
+  const std::string gguf = FindGgufFile(path);
+  if (!gguf.empty()) {
+    GgufSet files = GgufSet::Open(gguf);
+    checkpoint.config_ = ParseGgufConfig(files, &checkpoint.warnings_);
+    checkpoint.weights_ = MakeGgufSource(std::move(files), checkpoint.config_.head_dim);
+    return checkpoint;
+  }
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) {
+    throw Unsupported(path,
+                      "model: found a file of another kind, expected a GGUF file, or a folder with "
+                      "config.json and *.safetensors");
+  }
+  if (!std::filesystem::is_directory(path, error)) {
+    throw IoError(path,
+                  "model: found no such folder or file, expected a folder with config.json and "
+                  "*.safetensors, or a GGUF file");
+  }
+  checkpoint.config_ = LoadModelConfig(path);
+  checkpoint.weights_ = OpenSafetensorsSource(path);
   return checkpoint;
 }
 

@@ -71,7 +71,7 @@ TEST(Checkpoint, OpensTheShippedModel) {
 
 TEST(Checkpoint, MissingPieces) {
   ExpectError<IoError>([] { Checkpoint::Open("/no/such/folder"); },
-                       {"[/no/such/folder] model folder: found no such folder"});
+                       {"[/no/such/folder] model: found no such folder or file"});
   const Folder folder;
   ExpectError<InvalidInput>([&] { folder.Open(); },
                             {folder.path(), "weights: found none, expected model.safetensors or"});

@@ -6,19 +6,20 @@
 #include <cmath>
 
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/limits.h"
+#include "pmkvq/io/model_bounds.h"
 #include "pmkvq/io/rope_config.h"
 
 namespace pmkvq {
 namespace {
 
-// Far above every published model; the product of any two, in bytes, stays far below 2^63.
-constexpr int64_t kMaxVocab = int64_t{1} << 24;
-constexpr int64_t kMaxHidden = int64_t{1} << 20;
-constexpr int64_t kMaxIntermediate = int64_t{1} << 22;
-constexpr int64_t kMaxLayers = 4096;
-constexpr int64_t kMaxHeads = 4096;
-constexpr int64_t kMaxHeadDim = 256;
+using internal::kMaxHeadDim;
+using internal::kMaxHeads;
+using internal::kMaxHidden;
+using internal::kMaxIntermediate;
+using internal::kMaxLayers;
+using internal::kMaxVocab;
 
 // What transformers assumes where a config does not say.
 constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral; Qwen with use_sliding_window.
@@ -248,6 +249,8 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
 }
 
 ModelConfig LoadModelConfig(const std::string& folder) {
+  const std::string gguf = FindGgufFile(folder);
+  if (!gguf.empty()) return ParseGgufConfig(GgufSet::Open(gguf));
   ModelConfig config = ParseModelConfig(JsonValue::ParseFile(JoinPath(folder, "config.json")));
   const std::string generation = JoinPath(folder, "generation_config.json");
   if (FileExists(generation)) {

@@ -69,7 +69,8 @@ struct ModelConfig {
 // sliding window in effect, unknown rope scaling, quantised weights, mlp_bias, MoE fields.
 ModelConfig ParseModelConfig(const JsonValue& json);
 
-// Reads `folder`/config.json and, where present, generation_config.json.
+// Reads `folder`/config.json and, where present, generation_config.json; or the metadata of the
+// GGUF file that `folder` means (FindGgufFile, ParseGgufConfig).
 ModelConfig LoadModelConfig(const std::string& folder);
 
 }  // namespace pmkvq

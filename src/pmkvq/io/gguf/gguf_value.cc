@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -84,6 +85,17 @@ std::string Show(GgufType type, const std::byte* place) {
   }
 }
 
+// The number whose decimal digits the float has: 1e-05, and not 9.99999974737875e-06. The writer
+// read it so from the model's config.
+double ShortestDouble(float value) {
+  if (!std::isfinite(value)) return static_cast<double>(value);
+  char digits[32];
+  const auto end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
+  double result = 0;
+  std::from_chars(digits, end, result);
+  return result;
+}
+
 std::string RangeText(int64_t minimum, int64_t maximum) {
   return fmt::format("an integer from {} to {}", minimum, maximum);
 }
@@ -158,7 +170,7 @@ int64_t GgufValue::AsInt(int64_t minimum, int64_t maximum) const {
 double GgufValue::AsDouble() const {
   std::optional<double> value;
   if (!IsMissing()) {
-    if (type_ == GgufType::kF32) value = static_cast<double>(Load<float>(data_));
+    if (type_ == GgufType::kF32) value = ShortestDouble(Load<float>(data_));
     if (type_ == GgufType::kF64) value = Load<double>(data_);
     const std::optional<int64_t> integer = LoadInt(type_, data_);
     if (integer.has_value()) value = static_cast<double>(*integer);

@@ -59,7 +59,9 @@ class GgufValue {
 
   bool AsBool() const;
   int64_t AsInt(int64_t minimum, int64_t maximum) const;
-  double AsDouble() const;            // Finite; of any number type.
+  // Finite; of any number type. An f32 is the shortest decimal number that rounds to it, since
+  // that is what the model's config has.
+  double AsDouble() const;
   std::string_view AsString() const;  // UTF-8.
   bool BoolOr(bool otherwise) const { return IsMissing() ? otherwise : AsBool(); }
 

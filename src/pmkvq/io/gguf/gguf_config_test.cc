@@ -1,0 +1,285 @@
+#include "pmkvq/io/gguf/gguf_config.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/weights/gguf_names.h"
+#include "support/expect_error.h"
+#include "support/gguf_writer.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectError;
+using testing_support::GgufWriter;
+using testing_support::TempFolder;
+
+constexpr int64_t kHidden = 32;
+constexpr int64_t kVocab = 10;
+
+// The metadata of a model of 2 blocks, and an embedding.
+GgufWriter Model(const std::string& architecture = "llama") {
+  GgufWriter writer;
+  const std::string a = architecture + ".";
+  writer.Text("general.architecture", architecture);
+  writer.U32(a + "block_count", 2).U64(a + "embedding_length", kHidden);
+  writer.U32(a + "feed_forward_length", 48).U32(a + "context_length", 4096);
+  writer.I32(a + "attention.head_count", 4).U32(a + "attention.head_count_kv", 2);
+  writer.F32(a + "attention.layer_norm_rms_epsilon", 1e-5f);
+  writer.Tensor("token_embd.weight", {kHidden, kVocab}, GgufTensorType::kF16,
+                std::string(2 * kHidden * kVocab, '\0'));
+  return writer;
+}
+
+ModelConfig Parse(const GgufWriter& writer, std::vector<std::string>* warnings = nullptr) {
+  const TempFolder folder;
+  return ParseGgufConfig(GgufSet::Open(folder.Write("m.gguf", writer.Bytes())), warnings);
+}
+
+std::string Floats(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+TEST(GgufConfig, ReadsALlama) {
+  const ModelConfig config = Parse(Model());
+  EXPECT_EQ(config.architecture, "LlamaForCausalLM");
+  EXPECT_EQ(config.model_type, "llama");
+  EXPECT_EQ(config.num_layers, 2);
+  EXPECT_EQ(config.hidden_size, kHidden);
+  EXPECT_EQ(config.intermediate_size, 48);
+  EXPECT_EQ(config.max_position_embeddings, 4096);
+  EXPECT_EQ(config.num_heads, 4);
+  EXPECT_EQ(config.num_kv_heads, 2);
+  EXPECT_EQ(config.head_dim, 8);
+  EXPECT_EQ(config.vocab_size, kVocab);
+  EXPECT_EQ(config.rms_norm_eps, 1e-5) << "the decimal number, stored as an f32";
+  EXPECT_EQ(config.rope_theta, 10000.0);
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kDefault);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  EXPECT_FALSE(config.qkv_bias || config.o_bias || config.qk_norm);
+  EXPECT_EQ(config.bos_token_id, -1);
+  EXPECT_TRUE(config.eos_token_ids.empty());
+}
+
+TEST(GgufConfig, ReadsTheGoldenModel) {
+  const std::string folder = PMKVQ_SOURCE_DIR "/tests/golden/";
+  const ModelConfig expected = LoadModelConfig(folder + "tiny-llama");
+  for (const char* name : {"gguf/tiny-llama-f32.gguf", "gguf/tiny-llama-q8_0.gguf"}) {
+    const ModelConfig config = LoadModelConfig(folder + name);
+    EXPECT_EQ(config.architecture, expected.architecture);
+    EXPECT_EQ(config.vocab_size, expected.vocab_size);
+    EXPECT_EQ(config.head_dim, expected.head_dim);
+    EXPECT_EQ(config.rope_theta, expected.rope_theta);
+    EXPECT_EQ(config.rms_norm_eps, expected.rms_norm_eps);
+    EXPECT_EQ(config.bos_token_id, expected.bos_token_id);
+    EXPECT_EQ(config.eos_token_ids, expected.eos_token_ids);
+    EXPECT_EQ(config.tie_word_embeddings, expected.tie_word_embeddings);
+  }
+}
+
+TEST(GgufConfig, TheGraphFollowsFromArchitectureAndTensors) {
+  const std::string zeros(4 * kHidden, '\0');
+  const auto with = [&](GgufWriter writer, const char* tensor) {
+    return Parse(writer.Tensor(tensor, {kHidden}, GgufTensorType::kF32, zeros));
+  };
+  EXPECT_TRUE(with(Model(), "blk.0.attn_q.bias").qkv_bias);
+  EXPECT_TRUE(with(Model(), "blk.0.attn_output.bias").o_bias);
+  EXPECT_FALSE(with(Model(), "output.weight").tie_word_embeddings);
+  const ModelConfig qwen2 = Parse(Model("qwen2"));
+  EXPECT_EQ(qwen2.architecture, "Qwen2ForCausalLM");
+  EXPECT_TRUE(qwen2.qkv_bias);
+  const ModelConfig qwen3 = Parse(Model("qwen3"));
+  EXPECT_EQ(qwen3.architecture, "Qwen3ForCausalLM");
+  EXPECT_TRUE(qwen3.qk_norm);
+  EXPECT_FALSE(qwen3.qkv_bias);
+}
+
+TEST(GgufConfig, SizesMayBeArrays) {
+  const auto model = [](std::vector<int32_t> heads) {
+    return Model()
+        .Drop("llama.attention.head_count_kv")
+        .Array("llama.attention.head_count_kv", GgufType::kI32, heads);
+  };
+  EXPECT_EQ(Parse(model({2, 2})).num_kv_heads, 2);
+  ExpectError<Unsupported>(
+      [&] {
+        Parse(model({2, 4}));
+      },
+      {"llama.attention.head_count_kv[1]: found 4", "2, as in block 0"});
+  ExpectError<InvalidInput>([&] { Parse(model({2})); }, {"an array of 2 integers"});
+  EXPECT_EQ(Parse(Model().Drop("llama.attention.head_count_kv")).num_kv_heads, 4);
+}
+
+TEST(GgufConfig, HeadsMayHaveALengthOfTheirOwn) {
+  const ModelConfig config = Parse(Model()
+                                       .U32("llama.attention.key_length", 16)
+                                       .U32("llama.attention.value_length", 16)
+                                       .U32("llama.rope.dimension_count", 16));
+  EXPECT_EQ(config.head_dim, 16);
+  EXPECT_EQ(config.q_dim(), 64);
+  ExpectError<Unsupported>([] { Parse(Model().U32("llama.attention.value_length", 16)); },
+                           {"llama.attention.value_length: found 16", "expected 8"});
+  ExpectError<Unsupported>([] { Parse(Model().U32("llama.rope.dimension_count", 4)); },
+                           {"llama.rope.dimension_count: found 4"});
+  ExpectError<Unsupported>([] { Parse(Model().U32("llama.attention.key_length", 12)); },
+                           {"llama.attention.key_length", "12", "multiple of 8"});
+}
+
+TEST(GgufConfig, ReadsRope) {
+  GgufWriter linear = Model().F32("llama.rope.freq_base", 5e5f);
+  linear.F32("llama.rope.scaling.factor", 4.0f);
+  ModelConfig config = Parse(linear);
+  EXPECT_EQ(config.rope_theta, 5e5);
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kLinear) << "a factor without a type";
+  EXPECT_EQ(config.rope_scaling.factor, 4.0);
+  config = Parse(Model().F32("llama.rope.scale_linear", 2.0f));
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kLinear) << "the older key";
+  EXPECT_EQ(config.rope_scaling.factor, 2.0);
+  config =
+      Parse(Model().F32("llama.rope.scaling.factor", 4.0f).Text("llama.rope.scaling.type", "none"));
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kDefault);
+
+  config = Parse(Model("qwen2")
+                     .Text("qwen2.rope.scaling.type", "yarn")
+                     .F32("qwen2.rope.scaling.factor", 4.0f)
+                     .F32("qwen2.rope.scaling.attn_factor", 2.0f)
+                     .U32("qwen2.rope.scaling.original_context_length", 4096));
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kYarn);
+  EXPECT_EQ(config.rope_scaling.original_max_position_embeddings, 4096);
+  EXPECT_EQ(config.rope_scaling.beta_fast, 32.0);
+  EXPECT_DOUBLE_EQ(config.rope_scaling.attention_factor, 2.0 * (0.1 * std::log(4.0) + 1.0));
+  EXPECT_EQ(config.max_position_embeddings, 16384) << "the original length times the factor";
+
+  ExpectError<Unsupported>([] { Parse(Model().Text("llama.rope.scaling.type", "longrope")); },
+                           {"longrope", "none, linear or yarn"});
+  ExpectError<InvalidInput>([] { Parse(Model().Text("llama.rope.scaling.type", "yarn")); },
+                            {"rope.scaling.factor: found nothing"});
+  ExpectError<InvalidInput>([] { Parse(Model().F32("llama.rope.scaling.factor", 0.5f)); },
+                            {"found 0.5", "at least 1"});
+  ExpectError<Unsupported>(
+      [] {
+        Parse(Model()
+                  .Text("llama.rope.scaling.type", "yarn")
+                  .F32("llama.rope.scaling.factor", 2.0f)
+                  .F32("llama.rope.scaling.yarn_ext_factor", 0.5f));
+      },
+      {"yarn_ext_factor: found 0.5"});
+}
+
+TEST(GgufConfig, ReadsRopeFactorsOfATensor) {
+  const auto model = [](const std::vector<float>& factors) {
+    GgufWriter writer = Model().F32("llama.rope.freq_base", 500000.0f);
+    writer.Drop("llama.context_length").U32("llama.context_length", 131072);
+    if (factors.empty()) return writer;
+    return writer.Tensor("rope_freqs.weight", {factors.size()}, GgufTensorType::kF32,
+                         Floats(factors));
+  };
+  std::vector<std::string> warnings;
+  const ModelConfig config = Parse(model({1, 1, 2.5f, 8}), &warnings);
+  EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kFactors);
+  EXPECT_EQ(config.rope_scaling.factors, (std::vector<float>{1, 1, 2.5f, 8}));
+  EXPECT_TRUE(warnings.empty());
+  EXPECT_EQ(Parse(model({}), &warnings).rope_scaling.type, RopeScaling::Type::kDefault);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("before July 2024"), std::string::npos) << warnings[0];
+
+  ExpectError<InvalidInput>([&] { Parse(model({1, 1})); }, {"rope_freqs.weight", "4 x F32"});
+  ExpectError<InvalidInput>([&] { Parse(model({1, 1, 0, 1})); }, {"found 0", "above 0"});
+  ExpectError<InvalidInput>([&] { Parse(model({1, 1, INFINITY, 1})); }, {"found inf"});
+  ExpectError<Unsupported>(
+      [&] {
+        Parse(model({1, 1, 1, 1}).F32("llama.rope.scaling.factor", 2.0f));
+      },
+      {"rope_freqs.weight", "rope.scaling"});
+}
+
+TEST(GgufConfig, FindsAllEndsOfAnAnswer) {
+  GgufWriter writer = Model();
+  writer.Texts("tokenizer.ggml.tokens", {"a", "<|im_end|>", "<|end|>", "<|eot_id|>", "b", "c"});
+  writer.Array<int32_t>("tokenizer.ggml.token_type", GgufType::kI32, {1, 3, 1, 3, 1, 1});
+  writer.U32("tokenizer.ggml.bos_token_id", 4).U32("tokenizer.ggml.eos_token_id", 5);
+  writer.U32("tokenizer.ggml.eot_token_id", 1).U32("tokenizer.ggml.eom_token_id", 0xffffffff);
+  const ModelConfig config = Parse(writer);
+  EXPECT_EQ(config.bos_token_id, 4);
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{1, 3, 5}));
+  ExpectError<InvalidInput>([] { Parse(Model().U32("tokenizer.ggml.eos_token_id", kVocab)); },
+                            {"eos_token_id: found 10", "0 to 9"});
+}
+
+TEST(GgufConfig, ChecksTheVocabulary) {
+  EXPECT_EQ(Parse(Model().U32("llama.vocab_size", kVocab)).vocab_size, kVocab);
+  ExpectError<InvalidInput>([] { Parse(Model().U32("llama.vocab_size", 9)); },
+                            {"llama.vocab_size: found 9", "expected 10"});
+  EXPECT_EQ(Parse(Model().Texts("tokenizer.ggml.tokens", {"a"})).vocab_size, kVocab)
+      << "rows beyond the tokens are padding";
+  ExpectError<InvalidInput>(
+      [] { Parse(Model().Texts("tokenizer.ggml.tokens", std::vector<std::string>(11))); },
+      {"an array of 11 x string", "at most 10"});
+}
+
+TEST(GgufConfig, RefusesWhatIsMissingOrWrong) {
+  for (const char* key :
+       {"block_count", "embedding_length", "feed_forward_length", "context_length",
+        "attention.head_count", "attention.layer_norm_rms_epsilon"}) {
+    const std::string name = std::string("llama.") + key;
+    ExpectError<InvalidInput>([&] { Parse(Model().Drop(name)); }, {name, "found nothing"});
+  }
+  const auto replace = [](const char* key, uint32_t value) {
+    return Model().Drop(key).U32(key, value);
+  };
+  ExpectError<InvalidInput>([&] { Parse(replace("llama.attention.head_count", 0)); },
+                            {"llama.attention.head_count: found 0"});
+  ExpectError<InvalidInput>([&] { Parse(replace("llama.attention.head_count_kv", 3)); },
+                            {"a divisor of llama.attention.head_count (4)"});
+  ExpectError<InvalidInput>([&] { Parse(replace("llama.embedding_length", 33)); },
+                            {"llama.embedding_length: found 33"});
+  ExpectError<InvalidInput>([&] { Parse(replace("llama.block_count", 100000)); },
+                            {"llama.block_count: found 100000"});
+  ExpectError<Unsupported>([] { Parse(Model("gemma3")); },
+                           {"general.architecture: found \"gemma3\"", "llama, qwen2, qwen3"});
+  ExpectError<Unsupported>([] { Parse(Model().U32("llama.expert_count", 8)); },
+                           {"llama.expert_count: found 8"});
+  EXPECT_EQ(Parse(Model().U32("llama.expert_count", 0)).num_layers, 2);
+  ExpectError<Unsupported>([] { Parse(Model().U32("llama.attention.sliding_window", 1024)); },
+                           {"sliding_window: found 1024", "at least llama.context_length (4096)"});
+  EXPECT_EQ(Parse(Model().U32("llama.attention.sliding_window", 4096)).num_layers, 2);
+  ExpectError<Unsupported>([] { Parse(Model().F32("llama.attention.scale", 0.5f)); },
+                           {"llama.attention.scale: found 0.5"});
+  ExpectError<Unsupported>([] { Parse(Model().Bool("llama.attention.causal", false)); },
+                           {"causal: found false"});
+  const std::string malformed = PMKVQ_SOURCE_DIR "/tests/golden/gguf/malformed/";
+  ExpectError<InvalidInput>([&] { LoadModelConfig(malformed + "heads-0.gguf"); },
+                            {"llama.attention.head_count: found 0"});
+  ExpectError<InvalidInput>([&] { LoadModelConfig(malformed + "architecture-missing.gguf"); },
+                            {"general.architecture: found nothing"});
+  ExpectError<InvalidInput>([&] { LoadModelConfig(malformed + "pre-unknown.gguf"); },
+                            {"a vocabulary only"});
+}
+
+TEST(GgufNames, LeadThereAndBack) {
+  for (const auto& [stored, name] : std::vector<std::pair<std::string, std::string>>{
+           {"token_embd.weight", "embedding"},
+           {"output.weight", "output_head"},
+           {"output_norm.weight", "final_norm"},
+           {"blk.0.attn_norm.weight", "blocks.0.attn.norm"},
+           {"blk.12.attn_k.bias", "blocks.12.attn.k.bias"},
+           {"blk.3.attn_q_norm.weight", "blocks.3.attn.q_norm"},
+           {"blk.107.ffn_down.weight", "blocks.107.mlp.down"}}) {
+    EXPECT_EQ(CanonicalNameOfGguf(stored), name);
+    EXPECT_EQ(GgufName(name), stored);
+  }
+  for (const char* stored : {"", "rope_freqs.weight", "blk.0.attn_rot_embd", "blk.x.attn_q.weight",
+                             "model.norm.weight", "blk.0.ffn_gate_exps.weight"}) {
+    EXPECT_EQ(CanonicalNameOfGguf(stored), "") << stored;
+  }
+  EXPECT_TRUE(IsOfBlockOfGguf("blk.0.ffn_gate_exps.weight"));
+  EXPECT_FALSE(IsOfBlockOfGguf("blk.0.attn_rot_embd"));
+  EXPECT_FALSE(IsOfBlockOfGguf("rope_freqs.weight"));
+}
+
+}  // namespace
+}  // namespace pmkvq

@@ -1,0 +1,20 @@
+// Weights in GGUF files (io/gguf/).
+#pragma once
+
+#include <memory>
+
+#include "pmkvq/io/gguf/gguf_file.h"
+#include "pmkvq/io/weights/weight_source.h"
+
+namespace pmkvq {
+
+// Takes over the mapped files. F32, F16, BF16 and Q8_0 are used as stored; tensors of the other
+// types are decoded by DecodeRow. In files of the architecture llama, rows of q and k, and values
+// of their biases, lie in pairs: llama.cpp rotates neighbours in these models, and halves in
+// others. `head_dim` is the number of rows of a head.
+//
+// Identity: 128-bit xxHash over the architecture and, in order of name, each tensor's name, type,
+// sizes and the first 64 KiB of its stored bytes.
+std::unique_ptr<const WeightSource> MakeGgufSource(GgufSet files, int64_t head_dim);
+
+}  // namespace pmkvq
