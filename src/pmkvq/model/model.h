@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "pmkvq/base/sinks.h"
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/rope/rope.h"
@@ -24,7 +25,8 @@ class Mlp;
 
 // How the matrices of a model are kept in memory.
 enum class WeightMode : uint8_t {
-  kAsStored,  // Mapped, in the checkpoint's types.
+  kAsStored,  // Mapped, in the checkpoint's types. Types of GGUF for which there are no kernels
+              // become q8 groups.
   kQ8,        // Int8 codes in groups (weight_q8.h), made when the model is loaded.
 };
 // "as-stored", "q8".
@@ -34,7 +36,16 @@ WeightMode ParseWeightMode(const std::string& name);
 
 struct ModelOptions {
   WeightMode weights = WeightMode::kAsStored;
-  int num_threads = 1;  // For quantising.
+  int num_threads = 1;               // For quantising.
+  ProgressSink* progress = nullptr;  // Of quantising that takes long, in MiB of stored weights.
+};
+
+// What loading made of weights that are not used as stored.
+struct WeightConversion {
+  std::vector<std::string> types;  // Of the stored tensors: "Q4_K", "Q6_K"; in order of name.
+  int64_t num_tensors = 0;
+  int64_t stored_bytes = 0;
+  int64_t bytes = 0;  // Of the q8 groups.
 };
 
 // New tokens of one sequence in one Forward.
@@ -68,7 +79,11 @@ class Model {
   //
   // kQ8 quantises every matrix of the blocks and the output head, and gives the memory of their
   // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
-  // a quantised copy of the embedding. InvalidInput for weights that are not finite.
+  // a quantised copy of the embedding. Q8_0 stays as stored: it is as small. InvalidInput for
+  // weights that are not finite.
+  //
+  // In either mode matrices that the source can only decode (WeightSource::DecodeRow) become q8
+  // groups, the embedding too, and vectors floats.
   static std::shared_ptr<const Model> Load(const std::string& folder,
                                            const ModelOptions& options = {});
   // The same from a checkpoint that is open, or was made in memory (where originals stay).
@@ -79,6 +94,7 @@ class Model {
   const ModelConfig& config() const;
   const Checkpoint& checkpoint() const;
   WeightMode weights() const;
+  const WeightConversion& conversion() const;
   KvGeometry kv_geometry() const;
   const RopeTable& rope() const;
   // The parts of a block (model/blocks/block.h).

@@ -25,12 +25,13 @@ struct ModelParts {
 struct Model::Impl {
   Impl(Checkpoint opened, const ModelOptions& options);
 
-  // Replaces all matrices but the embedding by quantised ones.
-  void QuantizeWeights(const WeightList& list, int num_threads);
+  // Makes quantised matrices of those that cannot stay as stored, or must not by the mode.
+  void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 
   Checkpoint checkpoint;
   WeightMode weights = WeightMode::kAsStored;
-  std::vector<Q8Weight> quantized;  // What the views of `parts` show with kQ8.
+  std::vector<Q8Weight> quantized;  // What views of `parts` show.
+  WeightConversion conversion;
   RopeTable rope;
   ModelParts parts;
 };

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/model/model_impl.h"
+#include "pmkvq/model/weight_conversion.h"
 
 namespace pmkvq {
 namespace {
@@ -45,32 +47,59 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   return params;
 }
 
-// Fills all places of `list`. The rest of the checkpoint must not hold weights of blocks: ignoring
-// them would compute another function than the one that was trained.
+void BindVector(const WeightSource& source, const StoredWeight& stored, std::vector<float>& place) {
+  const int64_t size = stored.shape.back();
+  place.resize(static_cast<size_t>(size));
+  if (stored.format.has_value()) {
+    ExpandRow(WeightView{stored.data, *stored.format, 1, size}, 0, place.data());
+  } else {
+    source.DecodeRow(stored, 0, place.data());
+  }
+  if (stored.pair_rows == 0) return;
+  const std::vector<float> in_pairs = place;
+  const WeightView rows{nullptr, WeightFormat::kF32, size, 1, stored.pair_rows};
+  for (int64_t i = 0; i < size; ++i) {
+    place[static_cast<size_t>(i)] = in_pairs[static_cast<size_t>(rows.StoredRow(i))];
+  }
+}
+
+// Fills the places of `list`, but those of matrices that the source can only decode. The rest of
+// the checkpoint must not hold weights of blocks: ignoring them would compute another function than
+// the one that was trained.
 void BindWeights(const Checkpoint& checkpoint, const WeightList& list) {
+  const WeightSource& source = checkpoint.weights();
   std::set<const StoredWeight*> bound;
   for (const WeightSlot& slot : list.slots()) {
-    const StoredWeight& stored = checkpoint.weights().Get(slot.name, slot.shape);
+    const StoredWeight& stored = source.Get(slot.name, slot.shape);
     bound.insert(&stored);
-    const int64_t cols = slot.shape.back();
-    const WeightView view{stored.data, *stored.format, NumElements(slot.shape) / cols, cols};
-    if (slot.matrix != nullptr) {
-      *slot.matrix = view;
-    } else {
-      slot.vector->resize(static_cast<size_t>(cols));
-      ExpandRow(view, 0, slot.vector->data());
+    if (slot.vector != nullptr) {
+      BindVector(source, stored, *slot.vector);
+    } else if (stored.format.has_value()) {
+      *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
     }
   }
-  for (const StoredWeight& tensor : checkpoint.weights().tensors()) {
+  for (const StoredWeight& tensor : source.tensors()) {
     if (!tensor.of_block || bound.contains(&tensor)) continue;
     const ModelConfig& config = checkpoint.config();
     throw InvalidInput(
         tensor.file,
-        fmt::format("tensor '{}': found here, expected only what config.json announces ({}, "
+        fmt::format("tensor '{}': found here, expected only what the model's config announces ({}, "
                     "{} blocks)",
                     tensor.stored_name, config.architecture, config.num_layers));
   }
 }
+
+// There are kernels for it that read no more bytes than those of q8 groups.
+bool IsQuantized(WeightFormat format) { return LayoutOf(format).block_values > 1; }
+
+int64_t ToMiB(uint64_t bytes) { return static_cast<int64_t>(bytes >> 20); }
+
+// One matrix to quantise, and where its view belongs.
+struct ToQuantize {
+  const StoredWeight* stored = nullptr;
+  WeightView as_stored;  // Of a matrix with a format.
+  WeightView* place = nullptr;
+};
 
 }  // namespace
 
@@ -110,28 +139,61 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
   WeightList list;
   parts.Declare(checkpoint.config(), list);
   BindWeights(checkpoint, list);
-  if (checkpoint.config().tie_word_embeddings) parts.output_head = parts.embedding;
-  if (weights == WeightMode::kQ8) QuantizeWeights(list, options.num_threads);
+  QuantizeWeights(list, options);
 }
 
-void Model::Impl::QuantizeWeights(const WeightList& list, int num_threads) {
+void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& options) {
   const WeightSource& source = checkpoint.weights();
-  const auto quantize = [&](const std::string& name, WeightView& weight) {
-    const StoredWeight& stored = *source.Find(name);
+  const bool is_tied = checkpoint.config().tie_word_embeddings;
+  std::vector<ToQuantize> work;
+  uint64_t total_bytes = 0;
+  const auto add = [&](const std::string& name, const WeightView& as_stored, WeightView& place) {
+    work.push_back({source.Find(name), as_stored, &place});
+    total_bytes += work.back().stored->num_bytes;
+  };
+  for (const WeightSlot& slot : list.slots()) {
+    if (slot.matrix == nullptr) continue;
+    const std::optional<WeightFormat> format = source.Find(slot.name)->format;
+    const bool is_wanted = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
+    if (!format.has_value() || (is_wanted && !IsQuantized(*format)))
+      add(slot.name, *slot.matrix, *slot.matrix);
+  }
+  const std::optional<WeightFormat> embedding = source.Find("embedding")->format;
+  const bool copies_embedding =
+      is_tied && weights == WeightMode::kQ8 && embedding.has_value() && !IsQuantized(*embedding);
+  if (copies_embedding) add("embedding", parts.embedding, parts.output_head);
+
+  // Less than a second: nobody waits for it.
+  constexpr uint64_t kShownBytes = uint64_t{256} << 20;
+  ProgressSink* const progress = total_bytes >= kShownBytes ? options.progress : nullptr;
+  if (progress != nullptr) progress->Begin("weights", ToMiB(total_bytes), 0);
+  uint64_t done_bytes = 0;
+  std::set<std::string> types;
+  for (const ToQuantize& each : work) {
+    const StoredWeight& stored = *each.stored;
     Q8Weight& made = quantized.emplace_back();
-    if (!QuantizeWeight(weight, num_threads, made)) {
+    const bool is_finite = stored.decodes
+                               ? DecodeToQ8(source, stored, options.num_threads, made)
+                               : QuantizeWeight(each.as_stored, options.num_threads, made);
+    if (!is_finite) {
       throw InvalidInput(stored.file, fmt::format("tensor '{}': found a value that is not finite, "
                                                   "expected finite weights",
                                                   stored.stored_name));
     }
     source.DropPages(stored);
-    weight = made.view();
-  };
-  for (const WeightSlot& slot : list.slots()) {
-    if (slot.matrix == nullptr || slot.matrix == &parts.embedding) continue;
-    quantize(slot.name, *slot.matrix);
+    *each.place = made.view();
+    types.insert(stored.type);
+    conversion.num_tensors += 1;
+    conversion.stored_bytes += static_cast<int64_t>(stored.num_bytes);
+    conversion.bytes += std::ssize(made.data);
+    if (progress != nullptr) {
+      progress->Advance(ToMiB(done_bytes + stored.num_bytes) - ToMiB(done_bytes));
+      done_bytes += stored.num_bytes;
+    }
   }
-  if (checkpoint.config().tie_word_embeddings) quantize("embedding", parts.output_head);
+  if (progress != nullptr) progress->End();
+  conversion.types.assign(types.begin(), types.end());
+  if (is_tied && !copies_embedding) parts.output_head = parts.embedding;
 }
 
 Model::Model() = default;
@@ -160,6 +222,7 @@ std::shared_ptr<const Model> Model::FromCheckpoint(Checkpoint checkpoint,
 const ModelConfig& Model::config() const { return impl_->checkpoint.config(); }
 const Checkpoint& Model::checkpoint() const { return impl_->checkpoint; }
 WeightMode Model::weights() const { return impl_->weights; }
+const WeightConversion& Model::conversion() const { return impl_->conversion; }
 const RopeTable& Model::rope() const { return impl_->rope; }
 const WeightView& Model::embedding() const { return impl_->parts.embedding; }
 const WeightView& Model::output_head() const { return impl_->parts.output_head; }

@@ -1,0 +1,334 @@
+// Models in GGUF files: the same function as the checkpoint that they were made of.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <span>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/io/gguf/gguf_header.h"
+#include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/model/model.h"
+#include "pmkvq/model/weight_conversion.h"
+#include "support/dense_kv_store.h"
+#include "support/expect_error.h"
+#include "support/gguf_model.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq {
+namespace {
+
+using namespace testing_support;
+
+constexpr const char* kGolden = PMKVQ_SOURCE_DIR "/tests/golden/";
+
+// Logits of all tokens, in chunks of `step`.
+std::vector<float> LogitsOf(const Model& model, const std::vector<int32_t>& tokens, size_t step) {
+  DenseKvStore store(UniformOf(model.kv_geometry()));
+  ForwardWorkspace workspace;
+  const SequenceId seq = store.Open().value();
+  std::vector<float> logits;
+  for (size_t begin = 0; begin < tokens.size(); begin += step) {
+    const size_t count = std::min(step, tokens.size() - begin);
+    EXPECT_EQ(store.Reserve(seq, static_cast<int64_t>(count)), ReserveResult::kReserved);
+    const ForwardChunk chunk{seq, std::span(tokens).subspan(begin, count),
+                             static_cast<int64_t>(begin), ForwardChunk::Logits::kAll};
+    ThrowIfFailed(model.Forward({&chunk, 1}, store, workspace, 1));
+    logits.insert(logits.end(), workspace.logits.begin(),
+                  workspace.logits.begin() + workspace.num_logit_rows * model.config().vocab_size);
+  }
+  return logits;
+}
+
+std::shared_ptr<const Model> LoadGguf(const GgufWriter& writer, const ModelOptions& options = {}) {
+  const TempFolder folder;
+  return Model::Load(folder.Write("model.gguf", writer.Bytes()), options);
+}
+
+const AttentionGqaWeights& AttentionOf(const Model& model, int64_t layer) {
+  return dynamic_cast<const AttentionGqa&>(model.attention(layer)).weights();
+}
+
+// Every architecture and variant, permuted rows and biases too: bit for bit, token by token and in
+// chunks that BLAS multiplies.
+TEST(GgufModel, LogitsAreThoseOfTheFolder) {
+  for (const auto& [name, tiny] : TinyModels()) {
+    SCOPED_TRACE(name);
+    const TinyWeights weights = MakeTinyWeights(tiny);
+    const TempFolder folder;
+    WriteTinyModel(tiny, weights, folder);
+    const std::shared_ptr<const Model> expected = Model::Load(folder.path());
+    const std::shared_ptr<const Model> model = LoadGguf(GgufOf(tiny, weights));
+    EXPECT_EQ(model->conversion().num_tensors, 0);
+    EXPECT_EQ(model->config().tie_word_embeddings, tiny.tied);
+    EXPECT_EQ(NameOf(AttentionOf(*model, 0).q.format), NameOf(tiny.dtype)) << "stays as stored";
+    const std::vector<int32_t> tokens = RandomTokens(tiny.vocab, 90, 3);
+    for (const size_t step : {1u, 90u}) {
+      EXPECT_EQ(LogitsOf(*model, tokens, step), LogitsOf(*expected, tokens, step)) << step;
+    }
+    EXPECT_NE(model->checkpoint().Identity(), expected->checkpoint().Identity());
+  }
+}
+
+TEST(GgufModel, GoldenLogitsAreThoseOfTheFolder) {
+  const std::shared_ptr<const Model> expected = Model::Load(std::string(kGolden) + "tiny-llama");
+  const auto f32 = Model::Load(std::string(kGolden) + "gguf/tiny-llama-f32.gguf");
+  const auto q8_0 = Model::Load(std::string(kGolden) + "gguf/tiny-llama-q8_0.gguf");
+  const std::vector<int32_t> tokens = RandomTokens(expected->config().vocab_size, 80, 5);
+  for (const size_t step : {1u, 80u}) {
+    const std::vector<float> logits = LogitsOf(*expected, tokens, step);
+    EXPECT_EQ(LogitsOf(*f32, tokens, step), logits);
+    const std::vector<float> rounded = LogitsOf(*q8_0, tokens, step);
+    // Half a code of 127 in each weight: a sanity check, the exact one is below.
+    double squares = 0;
+    double error_squares = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      squares += std::pow(double{logits[i]}, 2);
+      error_squares += std::pow(double{logits[i]} - double{rounded[i]}, 2);
+    }
+    EXPECT_GT(error_squares, 0);
+    EXPECT_LT(error_squares, squares * 1e-3);
+  }
+  EXPECT_EQ(AttentionOf(*q8_0, 0).q.format, WeightFormat::kQ8_0);
+  EXPECT_EQ(q8_0->conversion().num_tensors, 0);
+}
+
+class EachType : public testing::TestWithParam<size_t> {
+ protected:
+  GgufTensorType type() const { return static_cast<GgufTensorType>(GetParam()); }
+};
+
+TinyModel WideModel(const std::string& architecture) {
+  TinyModel tiny;
+  tiny.architecture = architecture;
+  tiny.hidden = 256;
+  tiny.inner = 512;
+  tiny.layers = 1;
+  tiny.heads = 8;
+  tiny.kv_heads = 4;
+  tiny.head_dim = 32;
+  tiny.qkv_bias = architecture != "Qwen3ForCausalLM";
+  tiny.qk_norm = architecture == "Qwen3ForCausalLM";
+  return tiny;
+}
+
+// What the model multiplies with: of types without kernels the q8 groups.
+TinyWeights Used(const TinyWeights& decoded, bool is_as_stored) {
+  TinyWeights used = decoded;
+  for (auto& [name, tensor] : used) {
+    if (tensor.shape().size() == 1 || is_as_stored) continue;
+    Q8Weight groups;
+    EXPECT_TRUE(ref::QuantizeWeight(
+        {tensor.view().data, WeightFormat::kF32, tensor.shape()[0], tensor.shape()[1]}, groups));
+    for (int64_t row = 0; row < groups.rows; ++row) {
+      ExpandRow(groups.view(), row, tensor.As<float>() + row * groups.cols);
+    }
+  }
+  return used;
+}
+
+// Against a reference in double of the decoded weights. Sums of up to 512 products of values near 1
+// times 0.1, in float, through a block: 1e-4 of logits near 3 is ten times the error seen.
+TEST_P(EachType, LogitsAreThoseOfTheDecodedWeights) {
+  for (const char* architecture : {"LlamaForCausalLM", "Qwen2ForCausalLM"}) {
+    SCOPED_TRACE(architecture);
+    const TinyModel tiny = WideModel(architecture);
+    TinyWeights decoded = MakeTinyWeights(tiny);
+    const GgufWriter writer = RandomGgufOf(tiny, type(), decoded);
+    const std::shared_ptr<const Model> model = LoadGguf(writer, {WeightMode::kAsStored, 2});
+    const bool is_as_stored = WeightFormatNamed(LayoutOf(type()).name).has_value();
+    EXPECT_EQ(model->conversion().num_tensors, is_as_stored ? 0 : 2 + 7);
+    EXPECT_EQ(model->embedding().format == WeightFormat::kQ8, !is_as_stored);
+    const TinyWeights used = Used(decoded, is_as_stored);
+    const std::vector<int32_t> tokens = RandomTokens(tiny.vocab, 6, 3);
+    const std::vector<double> expected = TinyModelOracle(tiny, used).Logits(tokens);
+    for (const size_t step : {1u, 6u}) {
+      const std::vector<float> logits = LogitsOf(*model, tokens, step);
+      ASSERT_EQ(logits.size(), expected.size());
+      double worst = 0;
+      for (size_t i = 0; i < logits.size(); ++i) {
+        worst = std::max(worst, std::abs(double{logits[i]} - expected[i]));
+      }
+      EXPECT_LE(worst, 1e-4) << step;
+    }
+  }
+}
+
+class EachConvertedType : public EachType {};
+
+TEST_P(EachConvertedType, GroupsAreThoseOfTheFloats) {
+  TinyModel tiny = WideModel("Qwen2ForCausalLM");
+  tiny.tied = true;
+  TinyWeights decoded = MakeTinyWeights(tiny);
+  const GgufWriter writer = RandomGgufOf(tiny, type(), decoded);
+  std::vector<std::shared_ptr<const Model>> models;
+  for (const int threads : {1, 3}) {
+    for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+      models.push_back(LoadGguf(writer, {mode, threads}));
+    }
+  }
+  const Tensor& embedding = decoded.at("model.embed_tokens.weight");
+  Q8Weight expected;
+  ASSERT_TRUE(ref::QuantizeWeight(
+      {embedding.view().data, WeightFormat::kF32, tiny.vocab, tiny.hidden}, expected));
+  for (const auto& model : models) {
+    const WeightView& view = model->embedding();
+    ASSERT_EQ(view.num_bytes(), expected.data.size());
+    EXPECT_EQ(std::memcmp(view.data, expected.data.data(), expected.data.size()), 0);
+    EXPECT_EQ(model->output_head().data, view.data) << "a copy would be the same groups";
+    EXPECT_EQ(model->conversion().types,
+              std::vector<std::string>{std::string(LayoutOf(type()).name)});
+    EXPECT_EQ(model->checkpoint().Identity(), models[0]->checkpoint().Identity());
+  }
+  // The error that conversion adds, with and without threads.
+  const WeightSource& source = models[0]->checkpoint().weights();
+  const StoredWeight& stored = *source.Find("embedding");
+  float greatest = 0;
+  float error = 0;
+  for (int64_t row = 0; row < tiny.vocab; ++row) {
+    std::vector<float> expanded(static_cast<size_t>(tiny.hidden));
+    ExpandRow(expected.view(), row, expanded.data());
+    for (int64_t i = 0; i < tiny.hidden; ++i) {
+      const float value = embedding.As<float>()[row * tiny.hidden + i];
+      greatest = std::max(greatest, std::abs(value));
+      error = std::max(error, std::abs(value - expanded[static_cast<size_t>(i)]));
+    }
+  }
+  for (const int threads : {1, 3}) {
+    const Q8Error measured = MeasureQ8Error(source, stored, threads);
+    EXPECT_TRUE(measured.is_finite);
+    EXPECT_EQ(measured.max_error, error);
+    EXPECT_EQ(measured.max_weight, greatest);
+    EXPECT_LE(measured.max_error, greatest / 200);
+  }
+}
+
+std::string TypeName(const testing::TestParamInfo<size_t>& info) {
+  return std::string(kGgufTensorLayouts[info.param].name);
+}
+INSTANTIATE_TEST_SUITE_P(GgufModel, EachType, testing::Range(size_t{0}, kNumGgufTensorTypes),
+                         TypeName);
+
+std::vector<size_t> ConvertedTypes() {
+  std::vector<size_t> types;
+  for (size_t i = 0; i < kNumGgufTensorTypes; ++i) {
+    if (!WeightFormatNamed(kGgufTensorLayouts[i].name).has_value()) types.push_back(i);
+  }
+  return types;
+}
+INSTANTIATE_TEST_SUITE_P(GgufModel, EachConvertedType, testing::ValuesIn(ConvertedTypes()),
+                         TypeName);
+
+// --weights q8 leaves blocks that are as small, and quantises the rest.
+TEST(GgufModel, Q8LeavesQ8_0AsStored) {
+  const TinyModel tiny = WideModel("LlamaForCausalLM");
+  TinyWeights weights = MakeTinyWeights(tiny);
+  const auto q8_0 =
+      LoadGguf(RandomGgufOf(tiny, GgufTensorType::kQ8_0, weights), {WeightMode::kQ8, 1});
+  EXPECT_EQ(AttentionOf(*q8_0, 0).q.format, WeightFormat::kQ8_0);
+  EXPECT_EQ(q8_0->output_head().format, WeightFormat::kQ8_0);
+  const auto bf16 =
+      LoadGguf(RandomGgufOf(tiny, GgufTensorType::kBF16, weights), {WeightMode::kQ8, 1});
+  EXPECT_EQ(AttentionOf(*bf16, 0).q.format, WeightFormat::kQ8);
+  EXPECT_EQ(bf16->embedding().format, WeightFormat::kBF16);
+  EXPECT_EQ(bf16->conversion().types, std::vector<std::string>{"BF16"});
+}
+
+// Factors in a tensor are those that the config of the folder makes.
+TEST(GgufModel, RopeFactorsEqualLlama3Scaling) {
+  TinyModel tiny;
+  tiny.head_dim = 32;
+  tiny.heads = 2;
+  const TinyWeights weights = MakeTinyWeights(tiny);
+  TempFolder folder;
+  WriteTinyModel(tiny, weights, folder);
+  std::string config = TinyConfigJson(tiny);
+  config.insert(1,
+                R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 128},)");
+  folder.Write("config.json", config);
+  const auto expected = Model::Load(folder.path());
+  const std::vector<float>& scaled = expected->rope().frequencies();
+  const std::vector<float> plain = LoadGguf(GgufOf(tiny, weights))->rope().frequencies();
+  std::string factors;
+  for (size_t i = 0; i < scaled.size(); ++i) AppendBytes(factors, plain[i] / scaled[i]);
+  const auto model =
+      LoadGguf(GgufOf(tiny, weights)
+                   .Tensor("rope_freqs.weight", {scaled.size()}, GgufTensorType::kF32, factors));
+  EXPECT_NE(scaled, plain);
+  for (size_t i = 0; i < scaled.size(); ++i) {
+    // Two roundings of division.
+    EXPECT_NEAR(model->rope().frequencies()[i], scaled[i], scaled[i] * 0x1p-22);
+  }
+}
+
+TEST(GgufModel, RefusesOtherTensors) {
+  const TinyModel tiny;
+  const TinyWeights weights = MakeTinyWeights(tiny);
+  const std::string zeros(4 * 32, '\0');
+  ExpectError<InvalidInput>(
+      [&] {
+        LoadGguf(GgufOf(tiny, weights)
+                     .Tensor("blk.0.attn_sinks.weight", {32}, GgufTensorType::kF32, zeros));
+      },
+      {"model.gguf", "tensor 'blk.0.attn_sinks.weight'", "LlamaForCausalLM, 3 blocks"});
+  ExpectError<InvalidInput>(
+      [&] {
+        LoadGguf(GgufOf(tiny, weights)
+                     .Tensor("blk.3.attn_norm.weight", {32}, GgufTensorType::kF32, zeros));
+      },
+      {"tensor 'blk.3.attn_norm.weight'"});
+  EXPECT_NO_THROW(LoadGguf(GgufOf(tiny, weights)
+                               .Tensor("blk.0.attn_rot_embd", {32}, GgufTensorType::kF32, zeros)
+                               .Tensor("other", {32}, GgufTensorType::kF32, zeros)));
+  TinyWeights fewer = weights;
+  fewer.erase("model.layers.1.mlp.up_proj.weight");
+  ExpectError<InvalidInput>([&] { LoadGguf(GgufOf(tiny, fewer)); },
+                            {"tensor 'blk.1.ffn_up.weight': found nothing", "[56, 32]"});
+  TinyWeights other = weights;
+  other["model.layers.1.mlp.up_proj.weight"] = Tensor(DType::kF32, {55, 32});
+  ExpectError<InvalidInput>([&] { LoadGguf(GgufOf(tiny, other)); },
+                            {"tensor 'blk.1.ffn_up.weight': found F32 [55, 32]", "[56, 32]"});
+}
+
+TEST(GgufModel, RefusesWeightsThatAreNotFinite) {
+  const TinyModel tiny = WideModel("LlamaForCausalLM");
+  TinyWeights weights = MakeTinyWeights(tiny);
+  std::string bytes = RandomGgufOf(tiny, GgufTensorType::kQ4_K, weights).Bytes();
+  const F16 infinity = ToF16(INFINITY);
+  const auto file = std::as_bytes(std::span(bytes));
+  for (const GgufTensor& tensor : ParseGgufHeader("model.gguf", file).tensors) {
+    if (tensor.name != "blk.0.ffn_up.weight") continue;
+    const auto last_block = tensor.data + tensor.num_bytes - 144;
+    std::memcpy(bytes.data() + (last_block - file.data()), &infinity, sizeof(infinity));
+  }
+  const TempFolder folder;
+  ExpectError<InvalidInput>([&] { Model::Load(folder.Write("model.gguf", bytes)); },
+                            {"tensor 'blk.0.ffn_up.weight': found a value that is not finite"});
+}
+
+// The name of the folder of one file, split files, and files aligned to less than their elements.
+TEST(GgufModel, LoadsFromAFolder) {
+  const TinyModel tiny;
+  const TinyWeights weights = MakeTinyWeights(tiny);
+  GgufWriter writer = GgufOf(tiny, weights);
+  const auto expected = LoadGguf(writer);
+  const std::vector<int32_t> tokens = RandomTokens(tiny.vocab, 5, 3);
+  const TempFolder folder;
+  // An odd number of metadata bytes and an alignment of 1: no tensor is aligned.
+  for (const char* name : {"", "x", "xy", "xyz"}) {
+    GgufWriter unaligned = writer;
+    unaligned.alignment = 1;
+    unaligned.U32("general.alignment", 1).Text("general.name", name);
+    folder.Write("model.gguf", unaligned.Bytes());
+    const auto model = Model::Load(folder.path());
+    EXPECT_EQ(LogitsOf(*model, tokens, 1), LogitsOf(*expected, tokens, 1));
+    EXPECT_EQ(model->checkpoint().Identity(), expected->checkpoint().Identity())
+        << "of the weights, not of the file";
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq
