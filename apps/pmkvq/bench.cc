@@ -31,6 +31,7 @@ struct Options {
   int64_t tokens = 512;          // prefill
   int64_t chunk = 512;           // prefill
   int64_t budget_tokens = 2048;  // halve
+  int64_t vocab = 152064;        // sampling
   EngineBenchOptions engine;
   CalibrationBenchOptions calibration;
 };
@@ -204,6 +205,16 @@ void AddEngineBench(CLI::App& bench) {
   command.OnRun([](const Options& given) { return BenchEngine(given.bench, given.engine); });
 }
 
+void AddSamplingBench(CLI::App& bench) {
+  Command command(bench, "sampling", "drawing the tokens of a step, by sampling mode");
+  command.AddBatches({1, 32}, "rows at a time, one or more");
+  command.app()
+      .add_option("--vocab", command.options().vocab, "tokens of the vocabulary")
+      ->transform(WholeNumber(50, 1 << 24))
+      ->capture_default_str();
+  command.OnRun([](const Options& options) { return BenchSampling(options.bench, options.vocab); });
+}
+
 void AddHalveBench(CLI::App& bench) {
   Command command(bench, "halve", "halving of stored pages, and how long a token waits for it");
   command.AddShape("(0: 4 for the speed, all of the shape for the wait)");
@@ -255,6 +266,7 @@ void AddBench(CLI::App& app) {
   AddPrefillBench(*bench);
   AddDecodeBench(*bench);
   AddEngineBench(*bench);
+  AddSamplingBench(*bench);
   AddHalveBench(*bench);
   AddCalibrateBench(*bench);
 }

@@ -111,6 +111,20 @@ TEST(Bench, GemvPrefillHalveAndCalibrate) {
   ExpectPositive(calibrate, {"total_seconds"});
 }
 
+TEST(Bench, SamplingHasARowPerBatchAndMode) {
+  const JsonValue json = RunBench({"sampling", "--vocab", "5000", "--batch", "1,3"});
+  ExpectCeilings(json);
+  const JsonValue rows = json.At("rows");
+  ASSERT_EQ(rows.size() % 2, 0u);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const JsonValue row = rows.At(i);
+    EXPECT_EQ(row.At("batch").AsInt(), i < rows.size() / 2 ? 1 : 3);
+    EXPECT_EQ(row.At("mode").AsString(), rows.At(i % (rows.size() / 2)).At("mode").AsString());
+    ExpectPositive(row, {"us", "us_least", "gb_per_s"});
+    EXPECT_LE(row.At("us_least").AsDouble(), row.At("us").AsDouble());
+  }
+}
+
 TEST(Bench, TypicalMistakesAreNamed) {
   const struct {
     std::vector<std::string> args;
@@ -123,6 +137,7 @@ TEST(Bench, TypicalMistakesAreNamed) {
       {{"decode", "--bits", "3"}, "--bits"},
       {{"decode", "--layers", "1000"}, "--layers"},
       {{"halve", "--depth", "100"}, "--depth"},
+      {{"sampling", "--vocab", "3"}, "--vocab"},
       {{"decode", "--json", "/nowhere/out.json"}, "/nowhere"},
   };
   for (const auto& mistake : mistakes) {

@@ -54,6 +54,10 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
 // bits.
 BenchReport BenchHalving(const BenchOptions& options, int64_t budget_tokens);
 
+// Drawing a token of each of `batches` rows of `vocab_size` logits (at least 50): greedy, with each
+// filter, with penalties, with log-probabilities. A row per batch and mode; `shape` is not used.
+BenchReport BenchSampling(const BenchOptions& options, int64_t vocab_size);
+
 struct EngineBenchOptions {
   int64_t waiting = 1000;        // Requests in the queue.
   int64_t prompt_tokens = 2048;  // Of the request that comes while others decode.
