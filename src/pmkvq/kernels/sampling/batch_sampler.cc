@@ -17,6 +17,8 @@ using internal::kSampleBlock;
 // Blocks that a thread takes at a time where rows are shared out in pieces: 16,384 tokens, 5 to 10
 // us.
 constexpr int64_t kPieceBlocks = 64;
+// Blocks that stay in the L1 cache from their scan to their sum: 16 KiB.
+constexpr int64_t kCachedBlocks = 16;
 // With this many rows per thread whole rows are shared out: a row is then read from memory once and
 // its second pass finds it in the L2 cache.
 constexpr int64_t kRowsPerThread = 4;
@@ -66,12 +68,21 @@ struct BatchSampler::Pass {
   bool WantsLogprobs(int64_t r) const { return IsDrawn(r) && At(r).num_logprobs >= 0; }
   bool NeedsMass(int64_t r) const { return IsDrawn(r) && internal::NeedsMass(*At(r).params); }
 
+  // Maxima of the piece's blocks and, where log-probabilities are wanted, their sums.
   void Scan(int64_t r, int64_t piece) const {
-    const int64_t first = piece * kPieceBlocks;
-    const int64_t begin = first * kSampleBlock;
-    own.magnitudes_[static_cast<size_t>(r * num_pieces + piece)] = internal::ScanBlocks(
-        At(r).logits + begin, std::min(kPieceBlocks * kSampleBlock, vocab_size - begin),
-        BlockMax(r) + first);
+    const int64_t end = std::min(num_blocks, (piece + 1) * kPieceBlocks);
+    uint32_t magnitude = 0;
+    for (int64_t first = piece * kPieceBlocks; first < end; first += kCachedBlocks) {
+      const int64_t begin = first * kSampleBlock;
+      const int64_t count =
+          std::min(std::min(kCachedBlocks, end - first) * kSampleBlock, vocab_size - begin);
+      float* const block_max = BlockMax(r) + first;
+      magnitude = std::max(magnitude, internal::ScanBlocks(At(r).logits + begin, count, block_max));
+      if (At(r).num_logprobs >= 0) {
+        internal::BlockExpSums(At(r).logits + begin, count, block_max, Sums(r).data() + first);
+      }
+    }
+    own.magnitudes_[static_cast<size_t>(r * num_pieces + piece)] = magnitude;
   }
 
   void FindMax(int64_t r) const {
@@ -84,10 +95,6 @@ struct BatchSampler::Pass {
     const bool is_finite = *std::max_element(magnitudes, magnitudes + num_pieces) < kInfinityBits;
     Result(r) = {is_finite ? SamplingOutcome::kDrawn : SamplingOutcome::kNotFinite, 0, {}};
     FindMax(r);
-  }
-
-  void SumForLogprobs(int64_t r, int64_t piece) const {
-    internal::SumForLogprobs(View(r), piece * kPieceBlocks, SumsOfPiece(r, piece));
   }
 
   void SumWeights(int64_t r, int64_t piece) const {
@@ -120,14 +127,13 @@ struct BatchSampler::Pass {
     for (const int32_t token : row.forbidden) {
       row.logits[token] = -std::numeric_limits<float>::infinity();
     }
-    scratch.ids.clear();
+    scratch.marks.assign(static_cast<size_t>(num_blocks), false);
     for (const auto& [token, logit] : changed) {
-      scratch.ids.push_back(token / static_cast<int32_t>(kSampleBlock));
+      scratch.marks[static_cast<size_t>(token / kSampleBlock)] = true;
     }
-    std::sort(scratch.ids.begin(), scratch.ids.end());
-    scratch.ids.erase(std::unique(scratch.ids.begin(), scratch.ids.end()), scratch.ids.end());
     uint32_t magnitude = 0;
-    for (const int32_t block : scratch.ids) {
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      if (scratch.marks[static_cast<size_t>(block)] == 0) continue;
       const int64_t begin = block * kSampleBlock;
       magnitude =
           std::max(magnitude, internal::ScanBlocks(row.logits + begin,
@@ -163,10 +169,7 @@ struct BatchSampler::Pass {
   void RunWholeRow(int64_t r, internal::SampleScratch& scratch) const {
     for (int64_t piece = 0; piece < num_pieces; ++piece) Scan(r, piece);
     Check(r);
-    if (WantsLogprobs(r)) {
-      for (int64_t piece = 0; piece < num_pieces; ++piece) SumForLogprobs(r, piece);
-      TakeLogprobs(r, scratch);
-    }
+    if (WantsLogprobs(r)) TakeLogprobs(r, scratch);
     if (IsDrawn(r)) ApplyRules(r, scratch);
     if (NeedsMass(r)) {
       for (int64_t piece = 0; piece < num_pieces; ++piece) SumWeights(r, piece);
@@ -188,11 +191,6 @@ struct BatchSampler::Pass {
     };
     for_pieces([&](int64_t r, int64_t piece) { Scan(r, piece); });
     for (int64_t r = 0; r < std::ssize(rows); ++r) Check(r);
-    if (any_row(&Pass::WantsLogprobs)) {
-      for_pieces([&](int64_t r, int64_t piece) {
-        if (WantsLogprobs(r)) SumForLogprobs(r, piece);
-      });
-    }
     for (int64_t r = 0; r < std::ssize(rows); ++r) {
       if (WantsLogprobs(r)) TakeLogprobs(r, Scratch(0));
       if (IsDrawn(r)) ApplyRules(r, Scratch(0));

@@ -39,7 +39,7 @@ double WeightOf(float logit, float max, double temperature) {
 void KeepTopK(int64_t k, std::vector<Candidate>& candidates) {
   const auto size = static_cast<int64_t>(candidates.size());
   const auto middle = candidates.begin() + std::min(k, size);
-  std::partial_sort(candidates.begin(), middle, candidates.end(), MoreLikely);
+  std::partial_sort(candidates.begin(), middle, candidates.end(), MoreLikely{});
   candidates.erase(middle, candidates.end());
 }
 
@@ -52,7 +52,7 @@ void KeepTopP(double top_p, std::vector<Candidate>& candidates) {
   for (int64_t step = 64; sorted < size; step *= 4) {
     const int64_t end = std::min(size, sorted + step);
     std::partial_sort(candidates.begin() + sorted, candidates.begin() + end, candidates.end(),
-                      MoreLikely);
+                      MoreLikely{});
     for (; sorted < end; ++sorted) {
       mass += candidates[static_cast<size_t>(sorted)].weight;
       if (mass >= wanted) {

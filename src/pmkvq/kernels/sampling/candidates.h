@@ -13,9 +13,12 @@ struct Candidate {
   int32_t id;
 };
 
-inline bool MoreLikely(const Candidate& a, const Candidate& b) {
-  return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-}
+// A type, which sorting inlines; a pointer to a function it does not.
+struct MoreLikely {
+  bool operator()(const Candidate& a, const Candidate& b) const {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+  }
+};
 
 // Aborts unless the parameters are in the ranges of sampling.h.
 void CheckSampling(const SamplingParams& params);

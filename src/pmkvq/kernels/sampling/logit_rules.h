@@ -44,12 +44,14 @@ namespace ref {
 
 // log softmax of `logits` [vocab_size], finite or -inf but for the largest: of `drawn` and of the
 // `num_top` likeliest tokens (fewer where the vocabulary is smaller). The definition, whose bits
-// batch_sampler.h repeats on every instruction set. Sums in double: exponentials of the distances
-// to the largest logit by ref::ExpSums, those of logits below LogprobCut being 0 (V of them are
-// less than V 2^-63 of the sum), sums of blocks added in their order.
+// batch_sampler.h repeats on every instruction set: exponentials of the distances to the largest
+// logit of each block of 256 by ref::BlockExpSums, whose sums are scaled by ref::ExpFixed and added
+// in order; blocks whose largest logit is further below that of all than kLowestBlock count as 0.
+// The error is below kLogprobError.
 TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top);
-// max - 44, rounded up.
-float LogprobCut(float max);
+// exp(-44) of 2^24 tokens is less than 2^-39 of the sum.
+constexpr double kLowestBlock = -44.0;
+constexpr double kLogprobError = 5e-7;
 
 }  // namespace ref
 }  // namespace pmkvq

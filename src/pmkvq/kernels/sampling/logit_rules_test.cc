@@ -43,13 +43,14 @@ TEST(Logprobs, AreTheLogSoftmax) {
   for (const float x : logits) sum += std::exp(static_cast<double>(x));
   const TokenLogprobs result = ref::LogprobsOf(logits.data(), 5, 3, 4);
   EXPECT_EQ(result.drawn.token, 3);
-  EXPECT_NEAR(result.drawn.logprob, -2 - std::log(sum), 1e-12);
+  EXPECT_NEAR(result.drawn.logprob, -2 - std::log(sum), ref::kLogprobError);
   ASSERT_EQ(result.top.size(), 4u);
   const std::vector<int32_t> order = {1, 2, 0, 4};  // Of equal ones the lowest id.
   for (size_t i = 0; i < order.size(); ++i) {
     EXPECT_EQ(result.top[i].token, order[i]);
     EXPECT_NEAR(result.top[i].logprob,
-                static_cast<double>(logits[static_cast<size_t>(order[i])]) - std::log(sum), 1e-12);
+                static_cast<double>(logits[static_cast<size_t>(order[i])]) - std::log(sum),
+                ref::kLogprobError);
   }
   EXPECT_TRUE(ref::LogprobsOf(logits.data(), 5, 0, 0).top.empty());
   EXPECT_EQ(ref::LogprobsOf(logits.data(), 5, 0, 100).top.size(), 5u);
@@ -58,7 +59,7 @@ TEST(Logprobs, AreTheLogSoftmax) {
 TEST(Logprobs, LargeLogitsDoNotOverflow) {
   const std::vector<float> logits = {30000, 29999, -std::numeric_limits<float>::infinity()};
   const TokenLogprobs result = ref::LogprobsOf(logits.data(), 3, 0, 3);
-  EXPECT_NEAR(result.drawn.logprob, -std::log1p(std::exp(-1.0)), 1e-9);
+  EXPECT_NEAR(result.drawn.logprob, -std::log1p(std::exp(-1.0)), ref::kLogprobError);
   EXPECT_EQ(result.top[2].logprob, -std::numeric_limits<double>::infinity());
 }
 

@@ -18,8 +18,8 @@ constexpr double kLowestSorted = -40.0;
 constexpr double kLowestSummed = -44.0;
 // How many tokens top-p looks at first.
 constexpr int64_t kFirstTopP = 64;
-// Levels of weights that top-p tells apart: 60 octaves.
-constexpr uint64_t kLevels = 240;
+// Levels of weights that top-p tells apart: 60 octaves. One more has all lower ones.
+constexpr uint64_t kLevels = 960;
 // Temperatures for which the inverse and all products stay in the range of float.
 bool IsUsual(double temperature) { return temperature >= 1e-30 && temperature <= 1e30; }
 
@@ -45,15 +45,19 @@ float ReachedBy(int64_t k, const SampleRow& row, SampleScratch& scratch) {
 std::span<const int32_t> IdsAtLeast(const SampleRow& row, float threshold, SampleScratch& scratch) {
   size_t num_ids = 0;
   const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    if (row.block_max[b] < threshold) continue;
-    if (scratch.ids.size() < num_ids + kSampleBlock) {
-      scratch.ids.resize(2 * num_ids + kSampleBlock);
+  for (int64_t b = 0; b < num_blocks;) {
+    int64_t end = b;  // Neighbours in one call.
+    while (end < num_blocks && row.block_max[end] >= threshold) ++end;
+    if (end > b) {
+      const int64_t begin = b * kSampleBlock;
+      const int64_t count = std::min(end * kSampleBlock, row.vocab_size) - begin;
+      const size_t room = num_ids + static_cast<size_t>(count);
+      if (scratch.ids.size() < room) scratch.ids.resize(room + num_ids);
+      num_ids += static_cast<size_t>(GatherAtLeast(row.logits + begin, count, threshold,
+                                                   static_cast<int32_t>(begin),
+                                                   scratch.ids.data() + num_ids));
     }
-    const int64_t begin = b * kSampleBlock;
-    num_ids += static_cast<size_t>(
-        GatherAtLeast(row.logits + begin, std::min(kSampleBlock, row.vocab_size - begin), threshold,
-                      static_cast<int32_t>(begin), scratch.ids.data() + num_ids));
+    b = end + 1;
   }
   return {scratch.ids.data(), num_ids};
 }
@@ -92,45 +96,71 @@ Mass BoundMass(const SampleRow& row, std::span<const double> sums, MassPrecision
 
 enum class TopP : uint8_t { kKept, kTooFew, kUndecided };
 
-// How many of the candidates, which come first afterwards, have about `wanted` of the weight. They
-// are the heaviest ones, and a few more: weights are told apart to a quarter of an octave.
-int64_t PutHeaviestFirst(double wanted, std::vector<Candidate>& candidates) {
-  constexpr int kShift = 50;  // Leaves sign, exponent and two bits of the mantissa.
+// Sorts the heaviest candidates, which come first afterwards: those with about `wanted` of the
+// weight, and a few more. Returns their number. By buckets: weights are told apart to a sixteenth
+// of an octave, and few of them are alike.
+int64_t SortHeaviest(double wanted, SampleScratch& scratch) {
+  constexpr int kShift = 48;  // Leaves sign, exponent and four bits of the mantissa.
   constexpr uint64_t kHighest = std::bit_cast<uint64_t>(1.0) >> kShift;
-  const auto level = [](double weight) {
-    return std::min<uint64_t>(kHighest - (std::bit_cast<uint64_t>(weight) >> kShift), kLevels - 1);
+  const auto level_of = [](double weight) {
+    return std::min<uint64_t>(kHighest - (std::bit_cast<uint64_t>(weight) >> kShift), kLevels);
   };
-  std::array<double, kLevels> masses{};
-  for (const Candidate& candidate : candidates) masses[level(candidate.weight)] += candidate.weight;
+  std::vector<Candidate>& candidates = scratch.candidates;
+  std::array<double, kLevels + 1> masses{};
+  std::array<uint32_t, kLevels + 1> counts{};
+  for (const Candidate& candidate : candidates) {
+    const uint64_t level = level_of(candidate.weight);
+    masses[level] += candidate.weight;
+    ++counts[level];
+  }
+  // Places of the levels up to `last`, and behind them those of all others, in `places`.
+  std::array<uint32_t, kLevels + 1> places;
+  uint32_t num_sorted = 0;
+  double mass = 0;
   uint64_t last = 0;
-  for (double mass = masses[0]; mass < wanted && last + 1 < kLevels; mass += masses[last]) ++last;
-  const auto end = std::partition(candidates.begin(), candidates.end(),
-                                  [&](const Candidate& c) { return level(c.weight) <= last; });
-  return end - candidates.begin();
+  for (uint64_t level = 0; level < kLevels && (level == 0 || mass < wanted); ++level) {
+    places[level] = num_sorted;
+    num_sorted += counts[level];
+    mass += masses[level];
+    last = level;
+  }
+  scratch.sorted.resize(candidates.size());
+  uint32_t next_other = num_sorted;
+  for (const Candidate& candidate : candidates) {
+    const uint64_t level = level_of(candidate.weight);
+    scratch.sorted[level <= last ? places[level]++ : next_other++] = candidate;
+  }
+  candidates.swap(scratch.sorted);
+  for (uint64_t level = 0; level <= last; ++level) {
+    const auto end = candidates.begin() + places[level];
+    std::sort(end - counts[level], end, MoreLikely{});
+  }
+  return num_sorted;
 }
 
-// KeepTopP of all tokens, `candidates`: the tokens that reach `lowest`, or nearly.
+// KeepTopP of all tokens, of scratch.candidates: the tokens that reach `lowest`, or nearly.
 TopP KeepTopPWithin(double top_p, const Mass& mass, const SampleRow& row, double lowest,
-                    std::vector<Candidate>& candidates) {
+                    SampleScratch& scratch) {
   const double reached = top_p * mass.high * (1.0 + 0x1p-51);
   const double not_reached = top_p * mass.low * (1.0 - 0x1p-51);
+  std::vector<Candidate>& candidates = scratch.candidates;
   const auto size = std::ssize(candidates);
   double sum = 0.0;
-  int64_t end = PutHeaviestFirst(reached, candidates);
-  for (int64_t sorted = 0; sorted < size; end = size) {
-    std::sort(candidates.begin() + sorted, candidates.begin() + end, MoreLikely);
-    for (; sorted < end; ++sorted) {
-      const Candidate& candidate = candidates[static_cast<size_t>(sorted)];
+  int64_t place = 0;
+  for (int64_t sorted = SortHeaviest(reached, scratch);; sorted = size) {
+    for (; place < sorted; ++place) {
+      const Candidate& candidate = candidates[static_cast<size_t>(place)];
       // Behind it tokens may follow that were not taken.
       if (static_cast<double>(row.logits[candidate.id]) < lowest) return TopP::kTooFew;
       sum += candidate.weight;
       if (sum < not_reached) continue;
       if (sum < reached) return TopP::kUndecided;
-      candidates.erase(candidates.begin() + sorted + 1, candidates.end());
+      candidates.erase(candidates.begin() + place + 1, candidates.end());
       return TopP::kKept;
     }
+    if (sorted == size) return TopP::kTooFew;
+    std::sort(candidates.begin() + sorted, candidates.end(), MoreLikely{});
   }
-  return TopP::kTooFew;
 }
 
 bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& mass,
@@ -145,11 +175,11 @@ bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& m
     const double lowest = static_cast<double>(ReachedBy(first, row, scratch));
     if (lowest <= enough) break;
     TakeCandidates(row, params.temperature, lowest, scratch);
-    const TopP result = KeepTopPWithin(params.top_p, mass, row, lowest, scratch.candidates);
+    const TopP result = KeepTopPWithin(params.top_p, mass, row, lowest, scratch);
     if (result != TopP::kTooFew) return result == TopP::kKept;
   }
   TakeCandidates(row, params.temperature, enough, scratch);
-  return KeepTopPWithin(params.top_p, mass, row, enough, scratch.candidates) == TopP::kKept;
+  return KeepTopPWithin(params.top_p, mass, row, enough, scratch) == TopP::kKept;
 }
 
 // Without filters: the first token, in the order of ids, at which the mass exceeds `uniform` of the
@@ -238,18 +268,14 @@ int32_t LikeliestToken(const SampleRow& row) {
   return static_cast<int32_t>(std::find(begin, row.logits + row.vocab_size, row.max) - row.logits);
 }
 
-void SumForLogprobs(const SampleRow& row, int64_t first_block, std::span<double> sums) {
-  const int64_t begin = first_block * kSampleBlock;
-  const int64_t end =
-      std::min(row.vocab_size, begin + static_cast<int64_t>(sums.size()) * kSampleBlock);
-  FineExpSums(row.logits + begin, end - begin, row.block_max + first_block, row.max, 1.0,
-              ref::LogprobCut(row.max), sums.data());
-}
-
 double LogSumExp(const SampleRow& row, std::span<const double> sums) {
+  const auto max = static_cast<double>(row.max);
   double sum = 0;
-  for (const double block : sums) sum += block;
-  return static_cast<double>(row.max) + std::log(sum);
+  for (size_t b = 0; b < sums.size(); ++b) {
+    const double distance = static_cast<double>(row.block_max[b]) - max;
+    if (distance >= ref::kLowestBlock) sum += sums[b] * ref::ExpFixed(distance);
+  }
+  return max + std::log(sum);
 }
 
 std::vector<TokenLogprob> TopLogprobs(const SampleRow& row, int64_t num_top, double log_sum,

@@ -39,9 +39,11 @@ struct SampleRow {
 // Memory of one thread, used again from row to row.
 struct SampleScratch {
   std::vector<Candidate> candidates;
+  std::vector<Candidate> sorted;
   std::vector<int32_t> ids;
   std::vector<float> values;
   std::vector<double> sums;
+  std::vector<uint8_t> marks;  // [block]
 };
 
 // Whether DrawFast needs `sums` for these parameters.
@@ -65,10 +67,7 @@ int32_t DrawToken(const SamplingParams& params, const SampleRow& row, std::span<
 // The lowest id of the largest logit.
 int32_t LikeliestToken(const SampleRow& row);
 
-// Exponentials of the distances to the largest logit, summed per block in double as
-// ref::LogprobsOf does; blocks as in SumWeights.
-void SumForLogprobs(const SampleRow& row, int64_t first_block, std::span<double> sums);
-// log of the sum of exp(logit), given the sums of all blocks.
+// log of the sum of exp(logit), given the sums of all blocks by BlockExpSums.
 double LogSumExp(const SampleRow& row, std::span<const double> sums);
 // The `num_top` likeliest tokens as ref::LogprobsOf.
 std::vector<TokenLogprob> TopLogprobs(const SampleRow& row, int64_t num_top, double log_sum,

@@ -28,16 +28,23 @@ std::vector<Candidate> TemperedWeights(const float* logits, int64_t vocab_size, 
   return candidates;
 }
 
-double ExpFixed(double x) {
-  const double shifted = x * internal::kLog2E + internal::kRoundDouble;
-  const double n = shifted - internal::kRoundDouble;
-  const double r = (x - n * internal::kLn2High) - n * internal::kLn2Low;
-  double p = internal::kExpSeries[0];
-  for (size_t i = 1; i < std::size(internal::kExpSeries); ++i) {
-    p = p * r + internal::kExpSeries[i];
+float ExpFloat(float distance) {
+  const float shifted = distance * internal::kLog2EFloat + internal::kRoundFloat;
+  const float n = shifted - internal::kRoundFloat;
+  const float r = (distance - n * internal::kLn2HighFloat) - n * internal::kLn2LowFloat;
+  float p = internal::kExpFloatSeries[0];
+  for (size_t i = 1; i < std::size(internal::kExpFloatSeries); ++i) {
+    p = p * r + internal::kExpFloatSeries[i];
   }
-  return std::bit_cast<double>(std::bit_cast<uint64_t>(p) +
-                               (std::bit_cast<uint64_t>(shifted) << 52));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) +
+                              (std::bit_cast<uint32_t>(shifted) << 23));
+}
+
+double SumOfLanes(double (&lanes)[internal::kExpSumLanes]) {
+  for (int half = internal::kExpSumLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
 }
 
 }  // namespace
@@ -63,6 +70,32 @@ std::optional<int32_t> SampleToken(const SamplingParams& params, const float* lo
   return DrawToken(params, logits, vocab_size, logits[best], random.Uniform());
 }
 
+double ExpFixed(double x) {
+  const double shifted = x * internal::kLog2E + internal::kRoundDouble;
+  const double n = shifted - internal::kRoundDouble;
+  const double r = (x - n * internal::kLn2High) - n * internal::kLn2Low;
+  double p = internal::kExpSeries[0];
+  for (size_t i = 1; i < std::size(internal::kExpSeries); ++i) {
+    p = p * r + internal::kExpSeries[i];
+  }
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(p) +
+                               (std::bit_cast<uint64_t>(shifted) << 52));
+}
+
+void BlockExpSums(const float* x, int64_t count, const float* block_max, double* sums) {
+  for (int64_t begin = 0; begin < count; begin += internal::kSampleBlock) {
+    const int64_t size = std::min(internal::kSampleBlock, count - begin);
+    const float max = block_max[begin / internal::kSampleBlock];
+    double lanes[internal::kExpSumLanes] = {};
+    for (int64_t i = 0; i < size; ++i) {
+      const float distance = x[begin + i] - max;
+      if (!(distance >= internal::kLowestFloatDistance)) continue;
+      lanes[i % internal::kExpSumLanes] += static_cast<double>(ExpFloat(distance));
+    }
+    sums[begin / internal::kSampleBlock] = SumOfLanes(lanes);
+  }
+}
+
 void ExpSums(const float* x, int64_t count, float max, double scale, float cut, double* sums) {
   for (int64_t begin = 0; begin < count; begin += internal::kSampleBlock) {
     const int64_t size = std::min(internal::kSampleBlock, count - begin);
@@ -73,20 +106,26 @@ void ExpSums(const float* x, int64_t count, float max, double scale, float cut, 
       lanes[i % internal::kExpSumLanes] +=
           ExpFixed((static_cast<double>(value) - static_cast<double>(max)) * scale);
     }
-    for (int half = internal::kExpSumLanes / 2; half > 0; half /= 2) {
-      for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-    }
-    sums[begin / internal::kSampleBlock] = lanes[0];
+    sums[begin / internal::kSampleBlock] = SumOfLanes(lanes);
   }
 }
 
 TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn, int64_t num_top) {
   PMKVQ_CHECK(drawn >= 0 && drawn < vocab_size && num_top >= 0);
-  const float max = *std::max_element(logits, logits + vocab_size);
-  std::vector<double> sums(static_cast<size_t>(internal::NumSampleBlocks(vocab_size)));
-  ExpSums(logits, vocab_size, max, 1.0, LogprobCut(max), sums.data());
-  const double log_sum =
-      static_cast<double>(max) + std::log(std::accumulate(sums.begin(), sums.end(), 0.0));
+  std::vector<float> block_max;
+  for (int64_t begin = 0; begin < vocab_size; begin += internal::kSampleBlock) {
+    const int64_t end = std::min(vocab_size, begin + internal::kSampleBlock);
+    block_max.push_back(*std::max_element(logits + begin, logits + end));
+  }
+  const double max = static_cast<double>(*std::max_element(block_max.begin(), block_max.end()));
+  std::vector<double> sums(block_max.size());
+  BlockExpSums(logits, vocab_size, block_max.data(), sums.data());
+  double sum = 0;
+  for (size_t b = 0; b < sums.size(); ++b) {
+    const double distance = static_cast<double>(block_max[b]) - max;
+    if (distance >= kLowestBlock) sum += sums[b] * ExpFixed(distance);
+  }
+  const double log_sum = max + std::log(sum);
   const auto logprob = [&](int32_t token) {
     return TokenLogprob{token, static_cast<double>(logits[token]) - log_sum};
   };
@@ -101,7 +140,5 @@ TokenLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t drawn,
   }
   return result;
 }
-
-float LogprobCut(float max) { return internal::FloatNotBelow(static_cast<double>(max) - 44.0); }
 
 }  // namespace pmkvq::ref

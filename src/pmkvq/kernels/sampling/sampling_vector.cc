@@ -1,6 +1,8 @@
 #include "pmkvq/kernels/sampling/sampling_vector.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "pmkvq/kernels/sampling/exp_constants.h"
@@ -95,6 +97,61 @@ HWY_INLINE hn::Vec<DD> ExpFixed(hn::Vec<DD> x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
 }
 
+// The steps of ref::BlockExpSums for one distance; below kLowestFloatDistance 0.
+HWY_INLINE hn::Vec<DF> ExpFloat(hn::Vec<DF> distance) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const auto magic = hn::Set(d, kRoundFloat);
+  const auto shifted = hn::Add(hn::Mul(distance, hn::Set(d, kLog2EFloat)), magic);
+  const auto n = hn::Sub(shifted, magic);
+  const auto r = hn::Sub(hn::Sub(distance, hn::Mul(n, hn::Set(d, kLn2HighFloat))),
+                         hn::Mul(n, hn::Set(d, kLn2LowFloat)));
+  auto p = hn::Set(d, kExpFloatSeries[0]);
+  for (size_t i = 1; i < std::size(kExpFloatSeries); ++i) {
+    p = hn::Add(hn::Mul(p, r), hn::Set(d, kExpFloatSeries[i]));
+  }
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+  const auto exp = hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+  return hn::IfThenElseZero(hn::Ge(distance, hn::Set(d, kLowestFloatDistance)), exp);
+}
+
+constexpr int kSumParts = kExpSumLanes / kDoubleLanes;
+
+HWY_INLINE double SumOfParts(const hn::Vec<DD> (&sum)[kSumParts]) {
+  HWY_ALIGN double lanes[kExpSumLanes];
+  for (int part = 0; part < kSumParts; ++part) {
+    hn::Store(sum[part], DD(), lanes + part * kDoubleLanes);
+  }
+  for (int half = kExpSumLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
+}
+
+void BlockExpSumsAll(const float* x, int64_t count, const float* block_max, double* sums) {
+  const DF d;
+  const DD dd;
+  const hn::Rebind<float, DD> half;
+  ForBlocks(x, count, -std::numeric_limits<float>::infinity(),
+            [&](int64_t b, const float* v) HWY_ATTR {
+              const auto max = hn::Set(d, block_max[b]);
+              // Through memory: vectors of float and double differ in their number of lanes.
+              HWY_ALIGN float exps[kSampleBlock];
+              for (int64_t i = 0; i < kSampleBlock; i += kFloatLanes) {
+                hn::Store(ExpFloat(hn::Sub(hn::LoadU(d, v + i), max)), d, exps + i);
+              }
+              hn::Vec<DD> sum[kSumParts];
+              for (auto& part : sum) part = hn::Zero(dd);
+              for (int64_t i = 0; i < kSampleBlock; i += kExpSumLanes) {
+                for (int part = 0; part < kSumParts; ++part) {
+                  const auto exp = hn::Load(half, exps + i + part * kDoubleLanes);
+                  sum[part] = hn::Add(sum[part], hn::PromoteTo(dd, exp));
+                }
+              }
+              sums[b] = SumOfParts(sum);
+            });
+}
+
 // Sums exp of (value - max) * scale, by `exp`, per block.
 template <class Exp>
 HWY_INLINE void ExpSums(const float* x, int64_t count, const float* block_max, float max,
@@ -104,34 +161,92 @@ HWY_INLINE void ExpSums(const float* x, int64_t count, const float* block_max, f
   const auto top = hn::Set(d, static_cast<double>(max));
   const auto factor = hn::Set(d, scale);
   const auto lowest = hn::Set(d, static_cast<double>(cut));
-  constexpr int kParts = kExpSumLanes / kDoubleLanes;
   ForBlocks(x, count, -std::numeric_limits<float>::infinity(),
             [&](int64_t b, const float* v) HWY_ATTR {
               sums[b] = 0.0;
               if (block_max[b] < cut) return;
-              hn::Vec<DD> sum[kParts];
+              hn::Vec<DD> sum[kSumParts];
               for (auto& part : sum) part = hn::Zero(d);
               for (int64_t i = 0; i < kSampleBlock; i += kExpSumLanes) {
-                for (int part = 0; part < kParts; ++part) {
+                for (int part = 0; part < kSumParts; ++part) {
                   const auto value = hn::PromoteTo(d, hn::LoadU(df, v + i + part * kDoubleLanes));
                   const auto weight = exp(hn::Mul(hn::Sub(value, top), factor));
                   sum[part] = hn::Add(sum[part], hn::IfThenElseZero(hn::Ge(value, lowest), weight));
                 }
               }
-              HWY_ALIGN double lanes[kExpSumLanes];
-              for (int part = 0; part < kParts; ++part) {
-                hn::Store(sum[part], d, lanes + part * kDoubleLanes);
-              }
-              for (int half = kExpSumLanes / 2; half > 0; half /= 2) {
-                for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-              }
-              sums[b] = lanes[0];
+              sums[b] = SumOfParts(sum);
             });
 }
 
+#if HWY_NATIVE_FMA
+constexpr float kMostProduct = 0x1p21f;
+
+// The sums of RoughExpSums in float. The product of value and factor is never rounded: with fused
+// multiply-add it is kept exact until the integer next to it is subtracted. So large logits lose
+// nothing. `whole` is an integer near max * factor, whose rest is in `rest`.
+void RoughExpSumsFloat(const float* x, int64_t count, const float* block_max, double factor,
+                       float whole, double rest, float cut, double* sums) {
+  constexpr int kVectors = 64 / kFloatLanes;
+  const DF d;
+  const DD dd;
+  const hn::Rebind<float, DD> half;
+  const hn::RebindToSigned<DF> di;
+  const auto high = hn::Set(d, static_cast<float>(factor));
+  const auto low =
+      hn::Set(d, static_cast<float>(factor - static_cast<double>(static_cast<float>(factor))));
+  const auto magic = hn::Set(d, kRoundFloat - whole);
+  const auto lowest = hn::Set(d, cut);
+  const auto exp2 = [&](hn::Vec<DF> value) HWY_ATTR {
+    const auto shifted = hn::MulAdd(value, high, magic);
+    const auto r = hn::MulAdd(value, low, hn::MulSub(value, high, hn::Sub(shifted, magic)));
+    auto p = hn::Set(d, kExp2FloatSeries[0]);
+    for (size_t i = 1; i < std::size(kExp2FloatSeries); ++i) {
+      p = hn::MulAdd(p, r, hn::Set(d, kExp2FloatSeries[i]));
+    }
+    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+    const auto exp = hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+    return hn::IfThenElseZero(hn::Ge(value, lowest), exp);
+  };
+  const double scale = std::exp2(-rest);
+  ForBlocks(x, count, -std::numeric_limits<float>::infinity(),
+            [&](int64_t b, const float* v) HWY_ATTR {
+              sums[b] = 0.0;
+              if (block_max[b] < cut) return;
+              HWY_ALIGN float lanes[kFloatLanes];
+              auto sum = hn::Zero(dd);
+              for (int64_t i = 0; i < kSampleBlock; i += 64) {
+                hn::Vec<DF> group[kVectors];
+                for (int k = 0; k < kVectors; ++k) {
+                  group[k] = exp2(hn::LoadU(d, v + i + k * kFloatLanes));
+                }
+                for (int step = 1; step < kVectors; step *= 2) {
+                  for (int k = 0; k < kVectors; k += 2 * step) {
+                    group[k] = hn::Add(group[k], group[k + step]);
+                  }
+                }
+                hn::Store(group[0], d, lanes);
+                for (int64_t lane = 0; lane < kFloatLanes; lane += kDoubleLanes) {
+                  sum = hn::Add(sum, hn::PromoteTo(dd, hn::Load(half, lanes + lane)));
+                }
+              }
+              sums[b] = scale * hn::GetLane(hn::SumOfLanes(dd, sum));
+            });
+}
+#endif
+
 void RoughExpSumsAll(const float* x, int64_t count, const float* block_max, float max, double scale,
                      float cut, double* sums) {
-  ExpSums(x, count, block_max, max, scale * kLog2E, cut, sums,
+  const double factor = scale * kLog2E;
+#if HWY_NATIVE_FMA
+  const double product = static_cast<double>(max) * factor;
+  if (std::abs(product) < static_cast<double>(kMostProduct) && factor > 1e-30 && factor < 1e30) {
+    const double whole = std::nearbyint(product);
+    RoughExpSumsFloat(x, count, block_max, factor, static_cast<float>(whole), product - whole, cut,
+                      sums);
+    return;
+  }
+#endif
+  ExpSums(x, count, block_max, max, factor, cut, sums,
           [](hn::Vec<DD> y) HWY_ATTR { return RoughExp2(y); });
 }
 
@@ -144,22 +259,22 @@ void FineExpSumsAll(const float* x, int64_t count, const float* block_max, float
 int64_t GatherAtLeastAll(const float* x, int64_t count, float threshold, int32_t first_id,
                          int32_t* ids) {
   const DF d;
+  const hn::RebindToSigned<DF> di;
   const auto lowest = hn::Set(d, threshold);
   int64_t num_ids = 0;
   int64_t i = 0;
-  const auto gather = [&](int64_t end) {
-    for (; i < end; ++i) {
-      if (x[i] >= threshold) ids[num_ids++] = first_id + static_cast<int32_t>(i);
-    }
-  };
-  while (i + kFloatLanes <= count) {
-    if (hn::AllFalse(d, hn::Ge(hn::LoadU(d, x + i), lowest))) {
-      i += kFloatLanes;
-    } else {
-      gather(i + kFloatLanes);
-    }
+  for (; i + kFloatLanes <= count; i += kFloatLanes) {
+    const auto reaches = hn::Ge(hn::LoadU(d, x + i), lowest);
+    if (hn::AllFalse(d, reaches)) continue;
+    // Stores whole vectors, inside the room for `count` since num_ids <= i. CompressStore is slow
+    // on some processors.
+    const auto id = hn::Iota(di, first_id + static_cast<int32_t>(i));
+    hn::StoreU(hn::Compress(id, hn::RebindMask(di, reaches)), di, ids + num_ids);
+    num_ids += static_cast<int64_t>(hn::CountTrue(d, reaches));
   }
-  gather(count);
+  for (; i < count; ++i) {
+    if (x[i] >= threshold) ids[num_ids++] = first_id + static_cast<int32_t>(i);
+  }
   return num_ids;
 }
 
@@ -173,6 +288,7 @@ HWY_AFTER_NAMESPACE();
 namespace pmkvq::internal {
 
 HWY_EXPORT(ScanBlocksAll);
+HWY_EXPORT(BlockExpSumsAll);
 HWY_EXPORT(RoughExpSumsAll);
 HWY_EXPORT(FineExpSumsAll);
 HWY_EXPORT(GatherAtLeastAll);
@@ -180,6 +296,10 @@ HWY_EXPORT(Target);
 
 uint32_t ScanBlocks(const float* x, int64_t count, float* block_max) {
   return HWY_DYNAMIC_DISPATCH(ScanBlocksAll)(x, count, block_max);
+}
+
+void BlockExpSums(const float* x, int64_t count, const float* block_max, double* sums) {
+  HWY_DYNAMIC_DISPATCH(BlockExpSumsAll)(x, count, block_max, sums);
 }
 
 void RoughExpSums(const float* x, int64_t count, const float* block_max, float max, double scale,

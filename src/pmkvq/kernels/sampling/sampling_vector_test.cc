@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pmkvq/base/random.h"
+#include "pmkvq/kernels/sampling/batch_sampler.h"
 #include "pmkvq/kernels/sampling/candidates.h"
 #include "pmkvq/kernels/sampling/logit_rules.h"
 #include "pmkvq/kernels/sampling/sampling.h"
@@ -64,6 +65,40 @@ TEST_P(SamplingVectorTest, ScanFindsMaximaAndMagnitude) {
   }
 }
 
+TEST_P(SamplingVectorTest, BlockSumsHaveTheBitsOfTheDefinition) {
+  for (const int64_t count : kCounts) {
+    for (const double deviation : {0.0, 1.0, 8.0, 60.0, 1e8}) {
+      auto x = NormalValues(count, deviation, 5);
+      if (count > 20) x[7] = -kInf;
+      if (count > 300) x[290] = x[270];
+      const auto num_blocks = static_cast<size_t>(internal::NumSampleBlocks(count));
+      std::vector<float> block_max(num_blocks);
+      internal::ScanBlocks(x.data(), count, block_max.data());
+      std::vector<double> sums(num_blocks);
+      std::vector<double> expected(num_blocks);
+      internal::BlockExpSums(x.data(), count, block_max.data(), sums.data());
+      ref::BlockExpSums(x.data(), count, block_max.data(), expected.data());
+      ASSERT_EQ(sums, expected) << count << ", deviation " << deviation;
+      for (size_t b = 0; b < num_blocks; ++b) {
+        double exact = 0.0;
+        for (int64_t i = static_cast<int64_t>(b) * internal::kSampleBlock;
+             i < std::min<int64_t>(count, static_cast<int64_t>(b + 1) * internal::kSampleBlock);
+             ++i) {
+          const float value = x[static_cast<size_t>(i)];
+          exact += std::exp(static_cast<double>(value) - static_cast<double>(block_max[b]));
+        }
+        ASSERT_NEAR(sums[b], exact, 4e-7 * exact);
+      }
+    }
+  }
+  // A block of one value: its exponential is exactly 1 each time.
+  const std::vector<float> same(600, 3.25f);
+  const std::vector<float> block_max(3, 3.25f);
+  std::vector<double> sums(3);
+  internal::BlockExpSums(same.data(), 600, block_max.data(), sums.data());
+  EXPECT_EQ(sums, (std::vector<double>{256, 256, 88}));
+}
+
 TEST_P(SamplingVectorTest, FineSumsHaveTheBitsOfTheDefinition) {
   for (const int64_t count : kCounts) {
     for (const double deviation : {0.0, 1.0, 8.0, 1e8}) {
@@ -98,9 +133,12 @@ TEST_P(SamplingVectorTest, FineSumsHaveTheBitsOfTheDefinition) {
 
 TEST_P(SamplingVectorTest, RoughSumsStayWithinTheirBound) {
   for (const int64_t count : kCounts) {
-    for (const double deviation : {0.0, 0.01, 1.0, 3.0, 12.0, 1e30}) {
+    for (const double deviation : {0.0, 0.01, 1.0, 3.0, 12.0, 1e4, 1e30}) {
       for (const double temperature : {1e-6, 0.1, 0.6, 1.0, 7.0, 1e9}) {
         auto x = NormalValues(count, deviation, 3);
+        if (deviation == 1e4) {  // Far from 0, where products of value and 1 / temperature are.
+          for (float& value : x) value = 3e4f + value / 1e4f;
+        }
         if (count > 20) x[7] = -kInf;
         const float max = *std::max_element(x.begin(), x.end());
         const auto num_blocks = static_cast<size_t>(internal::NumSampleBlocks(count));
@@ -195,6 +233,45 @@ TEST_P(SamplingVectorTest, EveryTokenIsThatOfTheDefinition) {
                                  << ", top_k " << params.top_k << ", top_p " << params.top_p
                                  << ", min_p " << params.min_p;
       ASSERT_EQ(random.Next(), same.Next());
+    }
+  }
+}
+
+// Also where many tokens are as likely as the last of the likeliest.
+TEST_P(SamplingVectorTest, LogprobsHaveTheBitsOfTheDefinition) {
+  BatchSampler sampler;
+  Random choice(12);
+  for (std::vector<float>& logits : OddRows()) {
+    const auto vocab_size = static_cast<int64_t>(logits.size());
+    if (std::find(logits.begin(), logits.end(), -kInf) != logits.end()) continue;
+    for (const int64_t num_top : {0, 1, 5, 20, 300}) {
+      const SamplingParams params{1.0, 0, 1.0, 0.0};
+      Random random(choice.Next());
+      SamplingRow row;
+      row.logits = logits.data();
+      row.params = &params;
+      row.random = &random;
+      row.num_logprobs = num_top;
+      const SampledRow drawn = sampler.Sample({&row, 1}, vocab_size, 2).front();
+      ASSERT_EQ(drawn.outcome, SamplingOutcome::kDrawn);
+      const TokenLogprobs& found = drawn.logprobs.value();
+      const TokenLogprobs expected =
+          ref::LogprobsOf(logits.data(), vocab_size, drawn.token, num_top);
+      ASSERT_EQ(found.drawn.logprob, expected.drawn.logprob) << "V " << vocab_size;
+      ASSERT_EQ(found.top.size(), expected.top.size());
+      for (size_t i = 0; i < expected.top.size(); ++i) {
+        ASSERT_EQ(found.top[i].token, expected.top[i].token) << i << " of V " << vocab_size;
+        ASSERT_EQ(found.top[i].logprob, expected.top[i].logprob);
+      }
+      // Against the plain formula, where doubles tell the logits apart.
+      const double max = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
+      if (std::abs(max) > 1e6) continue;
+      double sum = 0.0;
+      for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - max);
+      ASSERT_NEAR(
+          found.drawn.logprob,
+          static_cast<double>(logits[static_cast<size_t>(drawn.token)]) - max - std::log(sum),
+          ref::kLogprobError);
     }
   }
 }
