@@ -78,10 +78,15 @@ RequestId Engine::Impl::Submit(Request request, std::shared_ptr<SampleGroup> gro
   const int64_t room = max_len - task->prompt_len();
   const int64_t asked = task->request.max_tokens;
   task->max_drawn = asked == 0 ? room : std::min(asked, room);
-  if (task->max_drawn == 0) {  // The prompt fills max_len.
+  const int64_t num_prompt_logprobs = task->request.num_prompt_logprobs;
+  if (num_prompt_logprobs >= 0) {
+    task->prompt_logprobs = std::make_unique<PromptLogprobs>(model.get(), task->request.prompt_ids,
+                                                             num_prompt_logprobs, num_threads);
+  }
+  if (task->max_drawn == 0 && num_prompt_logprobs < 0) {  // The prompt fills max_len.
     over.push_back(std::move(task));
   } else {
-    PushReplayed(*task);
+    if (task->max_drawn > 0) PushReplayed(*task);
     waiting.Push(std::move(task));
   }
   return next_id++;
@@ -167,7 +172,6 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   Completion completion;
   completion.id = task.id;
   completion.output_ids.assign(task.tokens.begin() + task.prompt_len(), task.tokens.end());
-  completion.prompt_ids = std::move(task.request.prompt_ids);
   completion.text = task.text.text();
   completion.logprobs = std::move(task.logprobs);
   completion.finish_reason = reason;
@@ -181,12 +185,14 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
     waiting.FreeSession(task.request.session);
     if (task.group != nullptr && task.group->leader == &task) task.group->leader = nullptr;
     completion.kv = store->SequenceStats(*task.seq);
+    if (task.prompt_logprobs != nullptr) completion.prompt_logprobs = task.prompt_logprobs->Take();
     // A failed sequence is of no use to the next request of its session. A sequence whose Forward
     // was cancelled has failed, too.
     const bool failed = reason == FinishReason::kError || store->FailureOf(*task.seq) != nullptr;
     const int64_t session = failed ? -1 : task.request.session;
     sequences.Release(*task.seq, session, std::move(task.tokens));
   }
+  completion.prompt_ids = std::move(task.request.prompt_ids);
   events.Push(std::move(completion));
 }
 

@@ -68,6 +68,12 @@ struct Request {
   // Log-probabilities of the drawn token and of this many of the likeliest ones, as the model gives
   // them: before rules, temperature and filters. -1: none. Not with replay_ids.
   int64_t num_logprobs = -1;
+  // Log-probabilities of each prompt token but the first, given those before it, and of this many
+  // of the likeliest ones in its place; as above. They are read while the prompt is computed, chunk
+  // by chunk: 64 rows of logits at most are in memory, and the output has the bits that it has
+  // without. Costs a product with the output head per token. A request whose prompt fills max_len
+  // is computed, too. -1: none. Not with a session, whose stored tokens are not computed again.
+  int64_t num_prompt_logprobs = -1;
   // Tokens that the same request drew in an earlier, interrupted run. They are taken as drawn: the
   // cache and all later tokens have the bits of an uninterrupted run. Costs less than drawing them,
   // where the cache allows it (KvStore::ReserveOneByOne). Tokens behind an end (stop, max_tokens)
@@ -94,6 +100,9 @@ struct Completion {
   std::vector<int32_t> output_ids;  // End-of-sequence token included, where one was drawn.
   std::string text;  // Without special tokens and stop strings; "" without tokenizer.
   std::vector<TokenLogprobs> logprobs;  // Of each output token, where the request asks for them.
+  // Entry i is of prompt token i + 1, where the request asks for them; of a request that ended
+  // before its prompt was stored as many as were computed.
+  std::vector<TokenLogprobs> prompt_logprobs;
   FinishReason finish_reason = FinishReason::kLength;
   // kError: one line that names block or output head, position, the value found and a remedy.
   std::string error;
@@ -115,6 +124,9 @@ class EngineObserver {
   // where a request ends between tokens (kKvBudget, kCancelled, kError) only Completion::text has
   // it.
   virtual void OnToken(RequestId /*id*/, int32_t /*token*/, const std::string& /*text*/) {}
+  // Once, when the prompt is stored, for requests that ask for its log-probabilities; as
+  // Completion::prompt_logprobs.
+  virtual void OnPromptLogprobs(RequestId /*id*/, const std::vector<TokenLogprobs>& /*logprobs*/) {}
   // Right before OnToken, for requests that ask for log-probabilities.
   virtual void OnLogprobs(RequestId /*id*/, const TokenLogprobs& /*logprobs*/) {}
   virtual void OnHalving(RequestId /*id*/, const HalvingEvent& /*event*/) {}

@@ -73,11 +73,16 @@ bool Engine::Impl::ReserveChunk(Task& task, ForwardChunk* chunk) {
   const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
   double pause_us = 0;  // Of a whole chunk: no pause of a token.
   if (!Reserve(task, end - begin, &pause_us)) return false;
-  const bool draws = end == task.prompt_len() && task.num_drawn() == 0;
+  const bool draws = end == task.prompt_len() && task.num_drawn() == 0 && task.max_drawn > 0;
   *chunk = {*task.seq,
             {task.tokens.data() + begin, static_cast<size_t>(end - begin)},
             begin,
             draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+  if (task.prompt_logprobs != nullptr) {
+    task.prompt_logprobs->StartChunk(begin);
+    chunk->reader = task.prompt_logprobs.get();
+    chunk->num_read = task.prompt_logprobs->NumRows(begin, end);
+  }
   return true;
 }
 
@@ -87,9 +92,19 @@ void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
   stats.prompt_tokens += std::ssize(chunk.tokens);
   if (!chunk_failures.empty()) {
     Fail(task, chunk_failures.front().failure);
+  } else if (task.prompt_logprobs != nullptr && task.prompt_logprobs->failure()) {
+    Fail(task, *task.prompt_logprobs->failure());
   } else if (chunk.logits == ForwardChunk::Logits::kLast) {
     ShareOutPrompt(task, logits);
+  } else if (!IsPrefilling(task)) {
+    TellPrompt(task);
+    if (task.max_drawn == 0) task.finish = FinishReason::kLength;
   }
+}
+
+void Engine::Impl::TellPrompt(const Task& task) {
+  if (task.prompt_logprobs == nullptr) return;
+  events.Push(PromptEvent{task.id, task.prompt_logprobs->logprobs()});
 }
 
 bool Engine::Impl::ComputesPrompt(Task& task) {
@@ -107,7 +122,12 @@ void Engine::Impl::ShareOutPrompt(Task& leader, float* logits) {
     by_seq[static_cast<size_t>(*task->seq)] = nullptr;
     store->Close(*task->seq);
     const std::optional<SequenceId> fork = store->Fork(*leader.seq);
-    if (fork) samples.push_back(task.get());
+    if (fork) {
+      samples.push_back(task.get());
+      if (leader.prompt_logprobs != nullptr) {
+        task->prompt_logprobs->CopyFrom(*leader.prompt_logprobs);
+      }
+    }
     task->seq = fork ? fork : store->Open();  // Not every store forks.
     by_seq[static_cast<size_t>(*task->seq)] = task.get();
   }
@@ -120,6 +140,7 @@ void Engine::Impl::ShareOutPrompt(Task& leader, float* logits) {
     }
     logits = group_logits.data();
   }
+  for (const Task* const sample : samples) TellPrompt(*sample);
   Draw(samples, logits);
 }
 

@@ -76,6 +76,8 @@ struct Engine::Impl {
   bool ReserveChunk(Task& task, ForwardChunk* chunk);
   void FinishChunk(Task& task, const ForwardChunk& chunk,
                    const std::vector<ForwardFailure>& chunk_failures, float* logits);
+  // Queues the log-probabilities of a prompt that is stored, where they are asked for.
+  void TellPrompt(const Task& task);
   // One token, or a chunk of replayed ones, of each request in `decoding`.
   void Decode(EngineObserver* observer, const UncancelledScope& step);
   // The Forward of `chunks`, into `failures`.

@@ -19,7 +19,11 @@ struct TokenEvent {
   std::string text;
   std::optional<TokenLogprobs> logprobs;
 };
-using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion>;
+struct PromptEvent {
+  RequestId id;
+  std::vector<TokenLogprobs> logprobs;
+};
+using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion, PromptEvent>;
 
 // First in, first out. Keeps its memory.
 class EventQueue {
@@ -46,6 +50,8 @@ inline void Tell(EngineObserver& observer, const Event& event) {
     observer.OnToken(token->id, token->token, token->text);
   } else if (const auto* halving = std::get_if<std::pair<RequestId, HalvingEvent>>(&event)) {
     observer.OnHalving(halving->first, halving->second);
+  } else if (const auto* prompt = std::get_if<PromptEvent>(&event)) {
+    observer.OnPromptLogprobs(prompt->id, prompt->logprobs);
   } else {
     observer.OnFinished(std::get<Completion>(event));
   }
@@ -58,6 +64,9 @@ class CompletionCollector : public EngineObserver {
 
   void OnToken(RequestId id, int32_t token, const std::string& text) override {
     if (next_ != nullptr) next_->OnToken(id, token, text);
+  }
+  void OnPromptLogprobs(RequestId id, const std::vector<TokenLogprobs>& logprobs) override {
+    if (next_ != nullptr) next_->OnPromptLogprobs(id, logprobs);
   }
   void OnLogprobs(RequestId id, const TokenLogprobs& logprobs) override {
     if (next_ != nullptr) next_->OnLogprobs(id, logprobs);

@@ -108,6 +108,14 @@ void CheckRequest(const Request& request, const ModelConfig& model, const KvBudg
                        "found replay_ids beside it, whose log-probabilities are not "
                        "known; expected one of them");
   }
+  CheckField(request.num_prompt_logprobs >= -1 && request.num_prompt_logprobs <= kMostLogprobs,
+             "num_prompt_logprobs", request.num_prompt_logprobs,
+             "a number in [-1, 100] (-1: none)");
+  if (request.num_prompt_logprobs >= 0 && request.session >= 0) {
+    throw InvalidInput("num_prompt_logprobs",
+                       "found a session beside it, whose stored tokens are not computed again; "
+                       "expected one of them");
+  }
   for (const std::string& stop : request.stop) {
     if (stop.empty()) throw InvalidInput("stop", "found an empty string, expected text");
     if (!has_tokenizer) {

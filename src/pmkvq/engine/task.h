@@ -11,6 +11,7 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/engine/output_text.h"
+#include "pmkvq/engine/prompt_logprobs.h"
 
 namespace pmkvq {
 
@@ -55,7 +56,8 @@ struct Task {
   std::string error;                                // With kError.
   TokenCounts counts;                               // What penalties speak of; else empty.
   std::vector<TokenLogprobs> logprobs;
-  std::shared_ptr<SampleGroup> group;  // Null for a request by itself.
+  std::unique_ptr<PromptLogprobs> prompt_logprobs;  // Null where none are asked for.
+  std::shared_ptr<SampleGroup> group;               // Null for a request by itself.
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;

@@ -77,6 +77,10 @@ class ForwardPass {
     workspace_.num_logit_rows = 0;
     int64_t pending = 0;
     for (size_t i = 0; i < chunks_.size(); ++i) {
+      if (chunks_[i].num_read > 0) {
+        pending = FlushLogits(pending);
+        HandOver(i);
+      }
       const int64_t num_rows = NumLogitRows(chunks_[i]);
       if (num_rows == 0) continue;
       // Several rows of one sequence are always one product: their bits depend on its number of
@@ -120,7 +124,10 @@ class ForwardPass {
     }
     // The last block's result is read for these rows only.
     const int64_t num_logit_rows = NumLogitRows(chunk);
-    PMKVQ_CHECK(!chunk.one_by_one || num_logit_rows <= 1);
+    PMKVQ_CHECK(!chunk.one_by_one || (num_logit_rows <= 1 && chunk.num_read == 0));
+    PMKVQ_CHECK(chunk.num_read == 0 || (chunk.reader != nullptr && num_logit_rows <= 1 &&
+                                        chunk.num_read + num_logit_rows <= num_tokens));
+    if (chunk.num_read > 0) AddSlice(first_row, chunk.num_read, workspace_.last_slices);
     if (num_logit_rows > 0) {
       AddSlice(first_row + num_tokens - num_logit_rows, num_logit_rows, workspace_.last_slices);
     }
@@ -152,6 +159,22 @@ class ForwardPass {
     x_ = workspace_.scratch.Take(rows_.num_rows * config_.hidden_size);
     normed_ =
         workspace_.scratch.Take(std::max(kDecodeRows, rows_.max_slice_rows) * config_.hidden_size);
+  }
+
+  // Logits of the rows that this chunk's reader wants. Pieces are counted from the chunk's first
+  // row: a row's bits depend on its chunk only.
+  void HandOver(size_t index) {
+    const ForwardChunk& chunk = chunks_[index];
+    const float* const x = x_ + workspace_.chunk_first_rows[index] * config_.hidden_size;
+    GrowTo(workspace_.read_logits, std::min(chunk.num_read, kMostReadRows) * config_.vocab_size);
+    for (int64_t row = 0; row < chunk.num_read; row += kMostReadRows) {
+      const int64_t num_rows = std::min(kMostReadRows, chunk.num_read - row);
+      RmsNorm(x + row * config_.hidden_size, num_rows, config_.hidden_size,
+              model_.final_norm().data(), config_.rms_norm_eps, normed_, num_threads_);
+      MatMul(normed_, num_rows, model_.output_head(), nullptr, workspace_.read_logits.data(),
+             num_threads_);
+      chunk.reader->Read(row, num_rows, workspace_.read_logits.data());
+    }
   }
 
   // Multiplies the `num_rows` rows waiting in normed_ with the output head. Returns 0, the number

@@ -316,6 +316,57 @@ TEST_F(Forward, LogitsComeInTheOrderOfChunksForEveryMixture) {
   EXPECT_EQ(store->last_batch().size(), parts.size());
 }
 
+// Keeps what it is handed.
+class KeepingReader : public LogitReader {
+ public:
+  explicit KeepingReader(int64_t vocab_size) : vocab_size_(vocab_size) {}
+  void Read(int64_t first_row, int64_t num_rows, const float* logits) override {
+    EXPECT_EQ(first_row * vocab_size_, std::ssize(values));
+    EXPECT_GT(num_rows, 0);
+    EXPECT_LE(num_rows, kMostReadRows);
+    values.insert(values.end(), logits, logits + num_rows * vocab_size_);
+  }
+  std::vector<float> values;
+
+ private:
+  int64_t vocab_size_;
+};
+
+// A reader gets the rows before the last one, which keeps the bits that it has without a reader,
+// as do other chunks.
+TEST_F(Forward, AReaderGetsRowsWhileTheyAreComputed) {
+  for (const int64_t length : {1, 2, 3, 65, 150}) {
+    const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, length, 9);
+    const std::vector<int32_t> other = RandomTokens(tiny_.vocab, 5, 10);
+    const std::vector<double> expected = Oracle(tokens);
+    for (const bool keeps : {true, false}) {
+      SCOPED_TRACE(testing::Message() << length << (keeps ? ", last row kept" : ""));
+      const Logits kept = keeps ? Logits::kLast : Logits::kNone;
+      Runner plain(*model_, Fp16KindStore(*model_, 4, 1), 1);
+      const std::vector<float> without =
+          plain.Run({plain.Chunk(plain.Open(), {other.data(), 1}, Logits::kLast),
+                     plain.Chunk(plain.Open(), tokens, kept),
+                     plain.Chunk(plain.Open(), other, Logits::kLast)});
+      Runner runner(*model_, Fp16KindStore(*model_, 4, 2), 2);
+      KeepingReader reader(tiny_.vocab);
+      std::vector<ForwardChunk> chunks = {
+          runner.Chunk(runner.Open(), {other.data(), 1}, Logits::kLast),
+          runner.Chunk(runner.Open(), tokens, kept),
+          runner.Chunk(runner.Open(), other, Logits::kLast)};
+      chunks[1].reader = &reader;
+      chunks[1].num_read = keeps ? length - 1 : length;
+      EXPECT_EQ(runner.Run(chunks), without);
+      ASSERT_EQ(std::ssize(reader.values), chunks[1].num_read * tiny_.vocab);
+      ExpectNear(reader.values, expected.data(), kLogitTolerance);
+      // Never the logits of all rows of a chunk at once.
+      const ForwardWorkspace& workspace = runner.workspace();
+      EXPECT_EQ(std::ssize(workspace.read_logits),
+                std::min(chunks[1].num_read, kMostReadRows) * tiny_.vocab);
+      EXPECT_EQ(workspace.logits.size(), without.size());
+    }
+  }
+}
+
 TEST_F(Forward, OfNoChunksLeavesNoLogits) {
   DenseKvStore store(UniformOf(model_->kv_geometry()));
   ForwardWorkspace workspace;

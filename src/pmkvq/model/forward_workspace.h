@@ -24,6 +24,7 @@ struct ForwardWorkspace {
   Scratch<float> scratch;
   AlignedVector<float> logits;  // [rows that asked for logits, V], in order of chunks and rows.
   int64_t num_logit_rows = 0;
+  AlignedVector<float> read_logits;  // [kMostReadRows, V], of rows that go to a LogitReader.
 
   // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the
   // caller's order.
@@ -34,7 +35,7 @@ struct ForwardWorkspace {
   std::vector<RowSlice> last_slices;  // Of the last block behind its attention: rows with logits.
 
   size_t num_bytes() const {
-    return scratch.num_bytes() + logits.capacity() * sizeof(float) +
+    return scratch.num_bytes() + (logits.capacity() + read_logits.capacity()) * sizeof(float) +
            batch.capacity() * sizeof(BatchChunk) +
            (slices.capacity() + last_slices.capacity()) * sizeof(RowSlice) +
            (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);

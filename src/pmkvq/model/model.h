@@ -48,6 +48,15 @@ struct WeightConversion {
   int64_t bytes = 0;  // Of the q8 groups.
 };
 
+// Takes logits of many rows of a chunk a few at a time, so that they are never all in memory.
+class LogitReader {
+ public:
+  virtual ~LogitReader() = default;
+  // Of `num_rows` rows of the chunk, in their order: logits [num_rows, V], valid during the call,
+  // which Forward makes on its thread, where it may pause (base/turns.h).
+  virtual void Read(int64_t first_row, int64_t num_rows, const float* logits) = 0;
+};
+
 // New tokens of one sequence in one Forward.
 struct ForwardChunk {
   enum class Logits : uint8_t { kNone, kLast, kAll };
@@ -56,9 +65,16 @@ struct ForwardChunk {
   int64_t start_pos = 0;  // Position of tokens[0]: the sequence's length so far.
   Logits logits = Logits::kLast;
   // The tokens get the bits that Forwards of one token each would give (KvStore::ReserveOneByOne
-  // made the room), while weights are read once for many. Not with kAll (check).
+  // made the room), while weights are read once for many. Not with kAll or a reader (check).
   bool one_by_one = false;
+  // Logits of the first `num_read` rows go to `reader`, kMostReadRows at a time at most, and not to
+  // the workspace. What `logits` keeps, not kAll, lies behind these rows (check) and has the bits
+  // that it has without a reader.
+  LogitReader* reader = nullptr;
+  int64_t num_read = 0;
 };
+
+constexpr int64_t kMostReadRows = 64;
 
 // A chunk of a Forward whose sequence the store could not go on with. It can only be closed.
 struct ForwardFailure {

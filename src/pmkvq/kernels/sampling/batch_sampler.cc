@@ -17,8 +17,6 @@ using internal::kSampleBlock;
 // Blocks that a thread takes at a time where rows are shared out in pieces: 16,384 tokens, 5 to 10
 // us.
 constexpr int64_t kPieceBlocks = 64;
-// Blocks that stay in the L1 cache from their scan to their sum: 16 KiB.
-constexpr int64_t kCachedBlocks = 16;
 // With this many rows per thread whole rows are shared out: a row is then read from memory once and
 // its second pass finds it in the L2 cache.
 constexpr int64_t kRowsPerThread = 4;
@@ -70,19 +68,11 @@ struct BatchSampler::Pass {
 
   // Maxima of the piece's blocks and, where log-probabilities are wanted, their sums.
   void Scan(int64_t r, int64_t piece) const {
-    const int64_t end = std::min(num_blocks, (piece + 1) * kPieceBlocks);
-    uint32_t magnitude = 0;
-    for (int64_t first = piece * kPieceBlocks; first < end; first += kCachedBlocks) {
-      const int64_t begin = first * kSampleBlock;
-      const int64_t count =
-          std::min(std::min(kCachedBlocks, end - first) * kSampleBlock, vocab_size - begin);
-      float* const block_max = BlockMax(r) + first;
-      magnitude = std::max(magnitude, internal::ScanBlocks(At(r).logits + begin, count, block_max));
-      if (At(r).num_logprobs >= 0) {
-        internal::BlockExpSums(At(r).logits + begin, count, block_max, Sums(r).data() + first);
-      }
-    }
-    own.magnitudes_[static_cast<size_t>(r * num_pieces + piece)] = magnitude;
+    const int64_t first = piece * kPieceBlocks;
+    const int64_t begin = first * kSampleBlock;
+    own.magnitudes_[static_cast<size_t>(r * num_pieces + piece)] = internal::ScanAndSum(
+        At(r).logits + begin, std::min(kPieceBlocks * kSampleBlock, vocab_size - begin),
+        BlockMax(r) + first, At(r).num_logprobs >= 0 ? Sums(r).data() + first : nullptr);
   }
 
   void FindMax(int64_t r) const {

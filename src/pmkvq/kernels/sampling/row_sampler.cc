@@ -268,6 +268,18 @@ int32_t LikeliestToken(const SampleRow& row) {
   return static_cast<int32_t>(std::find(begin, row.logits + row.vocab_size, row.max) - row.logits);
 }
 
+uint32_t ScanAndSum(const float* x, int64_t count, float* block_max, double* sums) {
+  constexpr int64_t kCached = 16 * kSampleBlock;  // 16 KiB.
+  uint32_t magnitude = 0;
+  for (int64_t begin = 0; begin < count; begin += kCached) {
+    const int64_t block = begin / kSampleBlock;
+    const int64_t size = std::min(kCached, count - begin);
+    magnitude = std::max(magnitude, ScanBlocks(x + begin, size, block_max + block));
+    if (sums != nullptr) BlockExpSums(x + begin, size, block_max + block, sums + block);
+  }
+  return magnitude;
+}
+
 double LogSumExp(const SampleRow& row, std::span<const double> sums) {
   const auto max = static_cast<double>(row.max);
   double sum = 0;

@@ -67,6 +67,9 @@ int32_t DrawToken(const SamplingParams& params, const SampleRow& row, std::span<
 // The lowest id of the largest logit.
 int32_t LikeliestToken(const SampleRow& row);
 
+// ScanBlocks and, where `sums` is not null, BlockExpSums of the same blocks while they are in the
+// L1 cache.
+uint32_t ScanAndSum(const float* x, int64_t count, float* block_max, double* sums);
 // log of the sum of exp(logit), given the sums of all blocks by BlockExpSums.
 double LogSumExp(const SampleRow& row, std::span<const double> sums);
 // The `num_top` likeliest tokens as ref::LogprobsOf.

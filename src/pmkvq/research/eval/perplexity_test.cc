@@ -70,6 +70,35 @@ double WholeSequenceLoss(const Model& model, const std::vector<int32_t>& tokens)
   return sum / static_cast<double>(length - 1);
 }
 
+// Both are the loss of the same tokens: here from prompt chunks, there token by token. A chunk's
+// rows see each other as floats. So with 16-bit floats in the cache the sums are equal where a
+// chunk is a token, and else the means are as close as the rounding of keys and values allows.
+TEST(Perplexity, EqualsThePromptLogprobsOfAnEngine) {
+  const auto model = LoadTinyLlama();
+  const std::vector<int32_t> tokens = RandomPrompt(400, 3);
+  for (const DType dtype : {DType::kF32, DType::kF16}) {
+    KvOptions kv = OptionsFor("fp16");
+    kv.kv_dtype = dtype;
+    const PerplexityResult expected = Measure(model, {tokens}, kv);
+    for (const int64_t chunk : {1, 64, 512}) {
+      EngineOptions options;
+      options.chunk = chunk;
+      options.num_threads = 1;
+      options.max_len = 400;
+      Engine engine(model, nullptr, MakePackedCache(*model, kv, options), options);
+      Request request = testing_support::MakeRequest(tokens, 1);
+      request.num_prompt_logprobs = 0;
+      double sum = 0;
+      for (const TokenLogprobs& one : testing_support::RunOne(engine, request).prompt_logprobs) {
+        sum += one.drawn.logprob;
+      }
+      const auto count = static_cast<double>(expected.num_tokens);
+      const bool same_rows = chunk == 1 || dtype == DType::kF32;
+      EXPECT_NEAR(-sum, expected.loss * count, same_rows ? 1e-4 : 1e-4 * count);
+    }
+  }
+}
+
 TEST(Perplexity, EqualsTheLossOfTheWholeSequence) {
   const auto model = LoadTinyLlama();
   const std::vector<int32_t> tokens = RandomPrompt(200, 1);
