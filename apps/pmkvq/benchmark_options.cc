@@ -68,7 +68,7 @@ void BenchmarkCommandOptions::Register(CLI::App& command) {
   chat_template.Register(command);
   RegisterSelection(command, selection);
   const std::string group = "Sampling";
-  command.add_option("-n,--n-responses", num_responses, "responses to each problem")
+  command.add_option("--n-responses", num_responses, "responses to each problem")
       ->transform(WholeNumber(1, kMostBatch))
       ->default_str("16; longcot, jsonl: 1")
       ->group(group);

@@ -6,6 +6,8 @@
 namespace pmkvq::cli {
 namespace {
 
+using enum ForeignName::Use;
+
 constexpr std::string_view kWidthNote =
     "static-8 and static-4, or k=8+v=4 of pm-kvq for K and V apart";
 constexpr std::string_view kNoGpu = "pmkvq runs on the CPU only, leave it out";
@@ -21,15 +23,16 @@ constexpr std::string_view kNoDraft = "there is no speculative decoding";
 
 constexpr ForeignName kOptions[] = {
     // Context, output, batch.
-    {"-c", "--max-len", ""},
-    {"--ctx-size", "--max-len", ""},
+    {"-c", "--max-len", "", kAlias},
+    {"--ctx-size", "--max-len", "", kAlias},
     {"--context-length", "--max-len", ""},
-    {"--max-model-len", "--max-len", ""},
+    {"--max-model-len", "--max-len", "", kAlias},
     {"--max-seq-len", "--max-len", ""},
     {"--max-length", "--max-len", ""},
-    {"--n-predict", "--max-tokens", ""},
-    {"--predict", "--max-tokens", ""},
-    {"--max-new-tokens", "--max-tokens", ""},
+    {"-n", "--max-tokens", "", kAlias},
+    {"--n-predict", "--max-tokens", "", kAlias},
+    {"--predict", "--max-tokens", "", kAlias},
+    {"--max-new-tokens", "--max-tokens", "", kAlias},
     {"-b", "--chunk", ""},
     {"-ub", "--chunk", ""},
     {"--ubatch-size", "--chunk", ""},
@@ -42,10 +45,10 @@ constexpr ForeignName kOptions[] = {
     {"--data-parallel-size", "--replicas", "over one set of weights"},
     {"--num-return-sequences", "--n-samples", ""},
     // The cache.
-    {"-ctk", "--kv", kWidthNote},
-    {"-ctv", "--kv", kWidthNote},
-    {"--cache-type-k", "--kv", kWidthNote},
-    {"--cache-type-v", "--kv", kWidthNote},
+    {"-ctk", "--kv", kWidthNote, kKeyType},
+    {"-ctv", "--kv", kWidthNote, kValueType},
+    {"--cache-type-k", "--kv", kWidthNote, kKeyType},
+    {"--cache-type-v", "--kv", kWidthNote, kValueType},
     {"--kv-bits", "--kv", kWidthNote},
     {"--nbits", "--kv", kWidthNote},
     {"--kv-cache-dtype", "--kv", "its float type is --kv-dtype"},
@@ -60,7 +63,7 @@ constexpr ForeignName kOptions[] = {
     {"-fa", "--attention", "fast, say"},
     {"--flash-attn", "--attention", "fast, say"},
     // Model and weights.
-    {"-m", "--model", ""},
+    {"-m", "--model", "", kAlias},
     {"-hf", "--model", "a folder on this machine: download the model first"},
     {"-hfr", "--model", "a folder on this machine: download the model first"},
     {"--hf-repo", "--model", "a folder on this machine: download the model first"},
@@ -94,8 +97,8 @@ constexpr ForeignName kOptions[] = {
     {"--prompt-cache", "", "prompts are not kept in files"},
     {"--no-display-prompt", "", "the prompt is never printed, leave it out"},
     // Sampling.
-    {"--temp", "--temperature", ""},
-    {"-s", "--seed", ""},
+    {"--temp", "--temperature", "", kAlias},
+    {"-s", "--seed", "", kAlias},
     {"--do-sample", "--temperature", "0 is greedy"},
     {"--num-beams", "", "there is no beam search: sampling only"},
     {"--repeat-penalty", "--repetition-penalty", ""},
@@ -106,7 +109,7 @@ constexpr ForeignName kOptions[] = {
     {"--grammar-file", "", kNoGrammar},
     {"--json-schema", "", kNoGrammar},
     // Machine.
-    {"-t", "--threads", ""},
+    {"-t", "--threads", "", kAlias},
     {"-tb", "--threads", ""},
     {"--threads-batch", "--threads", ""},
     {"--num-threads", "--threads", ""},
@@ -123,7 +126,6 @@ constexpr ForeignName kOptions[] = {
     {"--tensor-parallel-size", "", kOneMachine},
     {"-pp", "", kOneMachine},
     {"--pipeline-parallel-size", "", kOneMachine},
-    {"--data-parallel-size", "", kOneMachine},
     {"-md", "", kNoDraft},
     {"--model-draft", "", kNoDraft},
     {"--draft-max", "", kNoDraft},
@@ -164,6 +166,7 @@ const ForeignName* Find(const ForeignName (&table)[n], std::string_view name) {
 
 }  // namespace
 
+std::span<const ForeignName> ForeignOptions() { return kOptions; }
 const ForeignName* FindForeignOption(std::string_view name) { return Find(kOptions, name); }
 const ForeignName* FindForeignCommand(std::string_view name) { return Find(kCommands, name); }
 

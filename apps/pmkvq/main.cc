@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "option_aliases.h"
 #include "option_values.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
@@ -84,8 +85,10 @@ int Run(int argc, char** argv) {
       "  pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt\n"
       "  pmkvq help run    # or pmkvq run --help\n\n"
       "Sizes are a number and a unit: 6MiB, 512k, 1.5GB, 2TiB. Without a unit\n"
-      "--kv-budget counts bytes and --memory-budget counts MiB.");
+      "--kv-budget counts bytes and --memory-budget counts MiB.\n\n"
+      "Names of llama.cpp are understood: -m, -c, -n, -t, -s, --temp, -ctk, -ctv.");
   const std::vector<std::string> arguments(argv + 1, argv + argc);
+  std::vector<std::string> ours;  // Empty until aliases are replaced.
   try {
     if (!arguments.empty() && arguments.front() == "help") {
       PrintHelpOf(app, {arguments.begin() + 1, arguments.end()});
@@ -94,8 +97,13 @@ int Run(int argc, char** argv) {
     RefuseEmptyAssignments(app, arguments);
     RefuseSplitSizes(arguments);
     app.parse_complete_callback([&] { CheckFiles(*FindChosenCommand(app).app); });
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
+    ours = ReplaceAliases(app, arguments);
+    app.parse(std::vector<std::string>(ours.rbegin(), ours.rend()));
+  } catch (const CLI::CallForHelp& help) {
+    if (HasForeignShortOption(ours)) {
+      std::fputs(DescribeUsageError(app, help, ours).c_str(), stderr);
+      return 2;
+    }
     const ChosenCommand command = FindChosenCommand(app);
     Print(command.app->help(ParentOf(command.path)));
   } catch (const CLI::CallForVersion&) {
@@ -107,7 +115,7 @@ int Run(int argc, char** argv) {
       Print(command.app->help(ParentOf(command.path)));
       return 0;
     }
-    std::fputs(DescribeUsageError(app, error, arguments).c_str(), stderr);
+    std::fputs(DescribeUsageError(app, error, ours).c_str(), stderr);
     return 2;
   }
   return 0;

@@ -364,7 +364,7 @@ void AddRun(CLI::App& app) {
       ->excludes(ids);
   command->add_option("--system", options->system, "system message");
   options->chat_template.Register(*command);
-  command->add_option("-n,--n-samples", options->num_samples, "samples decoded as one batch")
+  command->add_option("--n-samples", options->num_samples, "samples decoded as one batch")
       ->transform(WholeNumber(1, kMostBatch))
       ->capture_default_str();
   command->add_option("--max-tokens", options->max_tokens, "output tokens (0: as many as fit)")

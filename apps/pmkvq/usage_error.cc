@@ -69,7 +69,7 @@ std::string DescribeUnknownOption(const CLI::App& app, const CLI::App& command,
   return fmt::format("unknown option {}", name);
 }
 
-// -ngl begins like -n, so CLI11 reads "gl" as the value of -n. One dash and several letters that
+// -hf begins like -h, so CLI11 shows the help. One dash and several letters that
 // are in the table are meant as in the table.
 const ForeignName* FindForeignShortOption(const std::vector<std::string>& arguments) {
   for (const std::string& argument : arguments) {
@@ -199,6 +199,10 @@ void RefuseSplitSizes(const std::vector<std::string>& arguments) {
     throw CLI::ValidationError(
         name, fmt::format("found '{0}' and '{1}' apart: did you mean {0}{1}?", number, unit));
   }
+}
+
+bool HasForeignShortOption(const std::vector<std::string>& arguments) {
+  return FindForeignShortOption(arguments) != nullptr;
 }
 
 std::string DescribeUsageError(CLI::App& app, const CLI::ParseError& error,

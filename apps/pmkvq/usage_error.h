@@ -19,9 +19,13 @@ ChosenCommand FindChosenCommand(CLI::App& app);
 
 // The one line for `error`, with the command that shows help. An unknown command or option is named
 // first, with the nearest name or with our name for that of another program. `arguments` are those
-// of the program, without its name.
+// that were parsed.
 std::string DescribeUsageError(CLI::App& app, const CLI::ParseError& error,
                                const std::vector<std::string>& arguments);
+
+// Whether one of them is an option of another program with one dash and several letters, which
+// CLI11 may take for a help flag: "-hf".
+bool HasForeignShortOption(const std::vector<std::string>& arguments);
 
 // Throws CLI::ValidationError for "--name=" of an option: CLI11 would take the next argument as the
 // value.

@@ -142,9 +142,9 @@ TEST(Run, SamplesAreIndependentOfTheBatch) {
       "run",          "--model", kTiny,          "--prompt-ids", "5,6,7",
       "--max-tokens", "30",      "--ignore-eos", "--json",       "-"};
   std::vector<std::string> three = base;
-  three.insert(three.end(), {"-n", "3"});
+  three.insert(three.end(), {"--n-samples", "3"});
   std::vector<std::string> five = base;
-  five.insert(five.end(), {"-n", "5", "--threads", "1"});
+  five.insert(five.end(), {"--n-samples", "5", "--threads", "1"});
   const JsonValue a = ParseOut(RunProgram(three));
   const JsonValue b = ParseOut(RunProgram(five));
   ASSERT_EQ(a.At("sequences").size(), 3u);

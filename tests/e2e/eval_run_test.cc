@@ -31,9 +31,10 @@ using Key = std::pair<std::string, int64_t>;
 
 // Short replies, hot enough to differ: 4 to each of the 5 tasks' first problem.
 Args ShortRun(const std::string& folder, const std::string& batch = "4") {
-  return {"eval", "--model", kModel, "--per-cell",   "1",  "--max-level", "1",   "--temperature",
-          "2",    "-n",      "4",    "--max-tokens", "40", "--max-len",   "512", "--batch",
-          batch,  "--out",   folder};
+  return {"eval", "--model",       kModel, "--per-cell",    "1",   "--max-level",
+          "1",    "--temperature", "2",    "--n-responses", "4",   "--max-tokens",
+          "40",   "--max-len",     "512",  "--batch",       batch, "--out",
+          folder};
 }
 
 Args Plus(Args args, const Args& more) {
@@ -128,7 +129,7 @@ TEST(EvalRun, AFinishedRunOnlyPrintsItsSummary) {
 
   // More responses to the same problems go on where these end.
   Args more = ShortRun(run);
-  *(std::find(more.begin(), more.end(), "-n") + 1) = "5";
+  *(std::find(more.begin(), more.end(), "--n-responses") + 1) = "5";
   const ProgramResult extended = RunProgram(Plus(more, {"--json", folder.File("s.json")}));
   ASSERT_EQ(extended.exit_code, 0) << extended.err;
   EXPECT_NE(extended.err.find("20 of 25 responses are there, going on"), std::string::npos);
@@ -177,9 +178,9 @@ TEST(EvalRun, TwoProcessesOnOneFolderRefuseEachOtherAndCtrlCKeepsWhatIsDone) {
   const TempFolder folder;
   const std::string run = folder.File("run");
   // More work than there is time for, ended by Ctrl-C.
-  const Args args = {"eval", "--model",   kModel, "--max-level",   "1", "--batch",
-                     "2",    "-n",        "64",   "--temperature", "1", "--max-tokens",
-                     "4",    "--max-len", "512",  "--out",         run};
+  const Args args = {"eval", "--model",       kModel, "--max-level",   "1", "--batch",
+                     "2",    "--n-responses", "64",   "--temperature", "1", "--max-tokens",
+                     "4",    "--max-len",     "512",  "--out",         run};
   ProgramResult first;
   std::thread thread([&] { first = RunProgram(args, "", {.after_ms = 3000}); });
   for (int i = 0; i < 100 && !std::filesystem::exists(run + "/responses.jsonl"); ++i) {
@@ -302,7 +303,7 @@ TEST(EvalRun, CodeWithoutPythonIsRefusedBeforeAnythingIsGenerated) {
       R"("[{\"input\":\"1 2\",\"output\":\"3\",\"testtype\":\"stdin\"}]","private_test_cases":"[]"})"
       "\n");
   const Args args = {"eval",        "--model",       kModel,
-                     "--benchmark", "livecodebench", "-n",
+                     "--benchmark", "livecodebench", "--n-responses",
                      "1",           "--data",        data,
                      "--max-len",   "512",           "--max-tokens",
                      "8",           "--out",         folder.File("run")};

@@ -69,19 +69,8 @@ TEST(UnknownNames, CommandsNameTheNearest) {
 TEST(UnknownNames, OptionsOfOtherProgramsAreAnsweredWithOurs) {
   const Args run = {"run", "--model", kModel};
   for (const auto& [foreign, ours] : std::vector<std::pair<Args, std::string>>{
-           {{"-c", "4096"}, "--max-len"},
-           {{"--ctx-size", "4096"}, "--max-len"},
-           {{"--ctx-size=4096"}, "--max-len"},
-           {{"--max-model-len", "4096"}, "--max-len"},
-           {{"--n-predict", "10"}, "--max-tokens"},
-           {{"--max-new-tokens", "10"}, "--max-tokens"},
-           {{"--temp", "0"}, "--temperature"},
-           {{"-t", "4"}, "--threads"},
-           {{"-s", "4"}, "--seed"},
-           {{"-m", "x"}, "--model"},
-           {{"-ctk", "q8_0"}, "--kv"},
-           {{"--cache-type-k", "q8_0"}, "--kv"},
-           {{"--cache-type-v", "q4_0"}, "--kv"},
+           {{"--context-length", "4096"}, "--max-len"},
+           {{"--max-seq-len=4096"}, "--max-len"},
            {{"--kv-cache-dtype", "fp8"}, "--kv"},
            {{"--gpu-memory-utilization", "0.9"}, "--kv-budget"},
            {{"--tensor-parallel-size", "2"}, "one machine"},
