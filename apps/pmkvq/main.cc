@@ -43,6 +43,7 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddTemplate(app);
   AddInspect(app);
   AddMethods(app);
+  AddFit(app);
   AddBench(app);
   AddDemo(app);
 }

@@ -111,6 +111,14 @@ int64_t ReadKvBudget(const std::string& text) {
   return bytes;
 }
 
+int64_t ReadMemory(const std::string& text) {
+  const int64_t bytes = ParseByteSize(text, "--memory");
+  if (bytes < kLeastBareBytes) {
+    throw InvalidInput("--memory", Found(text, "a size like 24GB"));
+  }
+  return bytes;
+}
+
 int64_t ReadMemoryBudget(const std::string& text) {
   const int64_t bytes = ParseByteSize(text, "--memory-budget", BareSize::kMib);
   if (bytes == 0) throw InvalidInput("--memory-budget", Found(text, "more than 0 bytes"));
@@ -250,6 +258,7 @@ CLI::Validator KvBudgetSizes() {
     for (const std::string& piece : SplitAtCommas(text)) ReadKvBudget(piece);
   });
 }
+CLI::Validator MemorySize() { return Parsed(ReadMemory); }
 CLI::Validator MemoryBudgetSize() { return Parsed(ReadMemoryBudget); }
 
 void ApplyValueRules(CLI::App& app) {

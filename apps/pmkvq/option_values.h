@@ -59,6 +59,8 @@ int64_t ParseMemoryBudget(const std::string& text);
 CLI::Validator KvBudgetSize();
 CLI::Validator KvBudgetSizes();  // Several with commas.
 CLI::Validator MemoryBudgetSize();
+// --memory of a machine: a size; a number without a unit is bytes.
+CLI::Validator MemorySize();
 
 // The rules that every option of every command keeps, whoever declared it: no empty value, no
 // option's name in the place of a value, whole numbers and decimals as above. Call once, when all

@@ -207,6 +207,19 @@ void ParseSpecialTokens(const JsonValue& json, ModelConfig& config) {
   }
 }
 
+// transformers 5 writes `dtype`, its versions before `torch_dtype`; the former wins.
+std::optional<DType> ParseWeightType(const JsonValue& json) {
+  const JsonValue new_name = json.Find("dtype");
+  const JsonValue value = new_name.IsNull() ? json.Find("torch_dtype") : new_name;
+  if (value.IsNull()) return std::nullopt;
+  std::string name = value.AsString();
+  if (name.starts_with("torch.")) name = name.substr(6);
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float16" || name == "half") return DType::kF16;
+  if (name == "float32" || name == "float") return DType::kF32;
+  return std::nullopt;
+}
+
 void ParseRope(const JsonValue& json, ModelConfig& config) {
   const internal::RopeConfig rope = internal::ParseRopeConfig(json, config.max_position_embeddings);
   config.rope_theta = rope.theta;
@@ -243,6 +256,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
     }
   }
   config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", false);
+  config.weight_type = ParseWeightType(json);
   AssumeSpecialTokens(json, architecture, config);
   ParseSpecialTokens(json, config);
   return config;

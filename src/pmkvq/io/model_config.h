@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ struct ModelConfig {
   bool qkv_bias = false;  // q_proj, k_proj, v_proj have a bias.
   bool o_bias = false;    // o_proj has one.
   bool qk_norm = false;   // Qwen3: RMSNorm over each head of q and k before RoPE.
+
+  // Type of the weights as `dtype`, or `torch_dtype`, announces it: for estimates without the
+  // weights, which say their types themselves. Nothing where the key is absent or names another
+  // type.
+  std::optional<DType> weight_type;
 
   // From config.json (what transformers assumes where a key is absent), overridden by
   // generation_config.json where that is present.

@@ -254,6 +254,16 @@ TEST(ModelConfig, SlidingWindowsInEffectAreRefused) {
   }
 }
 
+TEST(ModelConfig, TypeOfWeights) {
+  EXPECT_EQ(Llama().weight_type, std::nullopt);
+  EXPECT_EQ(Llama({{"torch_dtype", "\"float16\""}}).weight_type, DType::kF16);
+  EXPECT_EQ(Llama({{"torch_dtype", "\"torch.float32\""}}).weight_type, DType::kF32);
+  EXPECT_EQ(Llama({{"torch_dtype", "\"float16\""}, {"dtype", "\"bfloat16\""}}).weight_type,
+            DType::kBF16);
+  EXPECT_EQ(Llama({{"dtype", "\"float64\""}}).weight_type, std::nullopt);
+  ExpectBad<InvalidInput>("LlamaForCausalLM", {{"dtype", "5"}}, {"dtype: found 5"});
+}
+
 TEST(ModelConfig, LayerTypes) {
   const std::string full = "\"full_attention\"";
   const auto types = [&](const std::string& last) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <tuple>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -156,9 +157,7 @@ class ForwardPass {
     rows_.extra_needs = extra_needs;
     rows_.scratch = &workspace_.scratch;
     rows_.num_threads = num_threads_;
-    x_ = workspace_.scratch.Take(rows_.num_rows * config_.hidden_size);
-    normed_ =
-        workspace_.scratch.Take(std::max(kDecodeRows, rows_.max_slice_rows) * config_.hidden_size);
+    std::tie(x_, normed_) = TakeRowBuffers(config_, rows_);
   }
 
   // Logits of the rows that this chunk's reader wants. Pieces are counted from the chunk's first

@@ -7,6 +7,7 @@
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/model/profile.h"
 #include "support/dense_kv_store.h"
 #include "support/temp_folder.h"
@@ -174,6 +175,35 @@ TEST_P(ForwardOfEach, QuantisedWeightsAreThoseOfTheOracle) {
 }
 
 // The rotation and the scales cancel in q . k; the stored keys are divided by the scales.
+// Memory is known without a Forward.
+TEST_P(ForwardOfEach, TakesTheWorkspaceThatTheConfigTells) {
+  TinyModel tiny = TinyModels().at(GetParam());
+  const auto model = LoadTiny(tiny, MakeTinyWeights(tiny));
+  const auto bytes = [](const ForwardWorkspace& workspace) {
+    return static_cast<int64_t>(workspace.scratch.num_bytes() +
+                                workspace.logits.size() * sizeof(float));
+  };
+  const std::vector<int32_t> tokens(30, 3);
+  const auto store = Fp16KindStore(*model, 70, 1);
+  ForwardWorkspace workspace;
+  std::vector<ForwardChunk> singles;
+  for (int i = 0; i < 70; ++i) {
+    singles.push_back({store->Open().value(), std::span(tokens).first(1), 0});
+    ASSERT_EQ(store->Reserve(singles.back().seq, 1), ReserveResult::kReserved);
+  }
+  ThrowIfFailed(model->Forward(singles, *store, workspace, 1));
+  EXPECT_EQ(bytes(workspace), WorkspaceBytesOf(model->config(), 70, 0));
+  const ForwardChunk chunk{singles[0].seq, tokens, 1};
+  ASSERT_EQ(store->Reserve(chunk.seq, 30), ReserveResult::kReserved);
+  ThrowIfFailed(model->Forward({&chunk, 1}, *store, workspace, 1));
+  EXPECT_EQ(bytes(workspace), WorkspaceBytesOf(model->config(), 70, 30));
+  ForwardWorkspace other;
+  ASSERT_EQ(store->Reserve(chunk.seq, 30), ReserveResult::kReserved);
+  const ForwardChunk next{singles[0].seq, tokens, 31};
+  ThrowIfFailed(model->Forward({&next, 1}, *store, other, 1));
+  EXPECT_EQ(bytes(other), WorkspaceBytesOf(model->config(), 0, 30));
+}
+
 TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
   const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 21, 4);
   const auto run = [&](DenseKvStore** store, const std::vector<Tensor>& with_scales) {

@@ -111,6 +111,8 @@ class Model {
   const Checkpoint& checkpoint() const;
   WeightMode weights() const;
   const WeightConversion& conversion() const;
+  // Memory that the weights take: matrices in their formats, norms and biases as floats.
+  int64_t weight_bytes() const;
   KvGeometry kv_geometry() const;
   const RopeTable& rope() const;
   // The parts of a block (model/blocks/block.h).

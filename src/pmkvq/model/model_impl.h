@@ -1,7 +1,9 @@
 // What a Model owns. Private to this module.
 #pragma once
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/kernels/gemm/weight_q8.h"
@@ -9,6 +11,8 @@
 #include "pmkvq/model/model.h"
 
 namespace pmkvq {
+
+RopeParams RopeParamsOf(const ModelConfig& config);
 
 // The graph of a config and the places of its weights. `config` and `rope` must outlive it.
 struct ModelParts {
@@ -22,6 +26,16 @@ struct ModelParts {
   std::vector<std::unique_ptr<Mlp>> mlps;
 };
 
+// The residual stream [rows, E], and rows that wait for the output head [max(kDecodeRows, slice
+// rows), E], of a Forward; from rows.scratch.
+inline std::pair<float*, float*> TakeRowBuffers(const ModelConfig& config,
+                                                const ForwardRows& rows) {
+  float* const x = rows.scratch->Take(rows.num_rows * config.hidden_size);
+  float* const normed =
+      rows.scratch->Take(std::max(kDecodeRows, rows.max_slice_rows) * config.hidden_size);
+  return {x, normed};
+}
+
 struct Model::Impl {
   Impl(Checkpoint opened, const ModelOptions& options);
 
@@ -30,6 +44,7 @@ struct Model::Impl {
 
   Checkpoint checkpoint;
   WeightMode weights = WeightMode::kAsStored;
+  int64_t weight_bytes = 0;
   std::vector<Q8Weight> quantized;  // What views of `parts` show.
   WeightConversion conversion;
   RopeTable rope;

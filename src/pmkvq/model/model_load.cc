@@ -8,10 +8,10 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/model/model_impl.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/model/weight_conversion.h"
 
 namespace pmkvq {
-namespace {
 
 RopeParams RopeParamsOf(const ModelConfig& config) {
   RopeParams params;
@@ -46,6 +46,8 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   params.factors = scaling.factors;
   return params;
 }
+
+namespace {
 
 void BindVector(const WeightSource& source, const StoredWeight& stored, std::vector<float>& place) {
   const int64_t size = stored.shape.back();
@@ -140,6 +142,16 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
   parts.Declare(checkpoint.config(), list);
   BindWeights(checkpoint, list);
   QuantizeWeights(list, options);
+  for (const WeightSlot& slot : list.slots()) {
+    weight_bytes += slot.matrix != nullptr
+                        ? slot.matrix->rows * RowBytes(slot.matrix->format, slot.matrix->cols)
+                        : std::ssize(*slot.vector) * static_cast<int64_t>(sizeof(float));
+  }
+  // A tied head that was quantised is a copy.
+  if (checkpoint.config().tie_word_embeddings && parts.output_head.data != parts.embedding.data) {
+    weight_bytes +=
+        parts.output_head.rows * RowBytes(parts.output_head.format, parts.output_head.cols);
+  }
 }
 
 void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& options) {
@@ -228,10 +240,9 @@ const WeightView& Model::embedding() const { return impl_->parts.embedding; }
 const WeightView& Model::output_head() const { return impl_->parts.output_head; }
 const std::vector<float>& Model::final_norm() const { return impl_->parts.final_norm; }
 
-KvGeometry Model::kv_geometry() const {
-  return UniformKvGeometry{config().num_layers, config().num_heads, config().num_kv_heads,
-                           config().head_dim};
-}
+KvGeometry Model::kv_geometry() const { return KvGeometryOf(config()); }
+
+int64_t Model::weight_bytes() const { return impl_->weight_bytes; }
 
 const Attention& Model::attention(int64_t layer) const {
   PMKVQ_CHECK(layer >= 0 && layer < config().num_layers);

@@ -15,21 +15,32 @@ namespace pmkvq {
 template <class Real>
 class Scratch {
  public:
+  Scratch() = default;
+  // One that only counts: Take gives null, and num_bytes what the memory would be.
+  static Scratch CountOnly() {
+    Scratch scratch;
+    scratch.counts_only_ = true;
+    return scratch;
+  }
+
   // `count` values, aligned to kAlignment, of unspecified content; valid until the frame ends in
   // which they were taken.
   Real* Take(int64_t count) {
     if (num_taken_ == buffers_.size()) buffers_.emplace_back();
-    AlignedVector<Real>& buffer = buffers_[num_taken_++];
-    if (static_cast<int64_t>(buffer.size()) < count) {
-      buffer = AlignedVector<Real>();  // First: both at once would double the peak.
-      buffer.resize(static_cast<size_t>(count));
+    Buffer& buffer = buffers_[num_taken_++];
+    if (buffer.size < count) {
+      buffer.size = count;
+      if (!counts_only_) {
+        buffer.values = AlignedVector<Real>();  // First: both at once would double the peak.
+        buffer.values.resize(static_cast<size_t>(count));
+      }
     }
-    return buffer.data();
+    return counts_only_ ? nullptr : buffer.values.data();
   }
 
   size_t num_bytes() const {
     size_t bytes = 0;
-    for (const AlignedVector<Real>& buffer : buffers_) bytes += buffer.capacity() * sizeof(Real);
+    for (const Buffer& buffer : buffers_) bytes += static_cast<size_t>(buffer.size) * sizeof(Real);
     return bytes;
   }
 
@@ -47,7 +58,13 @@ class Scratch {
   };
 
  private:
-  std::vector<AlignedVector<Real>> buffers_;
+  struct Buffer {
+    int64_t size = 0;  // Values.
+    AlignedVector<Real> values;
+  };
+
+  std::vector<Buffer> buffers_;
+  bool counts_only_ = false;
   size_t num_taken_ = 0;
 };
 

@@ -73,19 +73,36 @@ void AttentionGqa::AddOutput(const Real* attention, int64_t rows, Real* h, Real*
   AddTo(x, h, rows * config_.hidden_size);
 }
 
+struct AttentionGqa::ForwardBuffers {
+  ForwardBuffers(const ModelConfig& config, const ForwardRows& rows)
+      : q(rows.scratch->Take(rows.num_rows * config.q_dim())),
+        k(rows.scratch->Take(rows.num_rows * config.kv_dim())),
+        v(rows.scratch->Take(rows.num_rows * config.kv_dim())),
+        attention(rows.scratch->Take(rows.num_rows * config.q_dim())),
+        h(rows.scratch->Take(rows.max_slice_rows * config.hidden_size)),
+        keys_before_rope(rows.extra_needs.keys_before_rope
+                             ? rows.scratch->Take(rows.num_rows * config.kv_dim())
+                             : nullptr) {}
+
+  float* q;
+  float* k;
+  float* v;
+  float* attention;
+  float* h;  // Of a slice.
+  float* keys_before_rope;
+};
+
+void AttentionGqa::CountScratch(const ForwardRows& rows) const {
+  const Scratch<float>::Frame frame(*rows.scratch);
+  const ForwardBuffers buffers(config_, rows);
+}
+
 void AttentionGqa::Forward(const ForwardRows& rows, KvStore& store, float* x) const {
-  Scratch<float>& scratch = *rows.scratch;
-  const Scratch<float>::Frame frame(scratch);
+  const Scratch<float>::Frame frame(*rows.scratch);
   const int64_t hidden = config_.hidden_size;
   const int64_t q_dim = config_.q_dim();
   const int64_t kv_dim = config_.kv_dim();
-  float* q = scratch.Take(rows.num_rows * q_dim);
-  float* k = scratch.Take(rows.num_rows * kv_dim);
-  float* v = scratch.Take(rows.num_rows * kv_dim);
-  float* attention = scratch.Take(rows.num_rows * q_dim);
-  float* h = scratch.Take(rows.max_slice_rows * hidden);
-  float* keys_before_rope =
-      rows.extra_needs.keys_before_rope ? scratch.Take(rows.num_rows * kv_dim) : nullptr;
+  const auto [q, k, v, attention, h, keys_before_rope] = ForwardBuffers(config_, rows);
 
   const KeyScales* scales = store.key_scales();
   for (const RowSlice& slice : rows.slices) {

@@ -30,6 +30,7 @@ class AttentionGqa : public Attention {
   void Declare(WeightList& list) override;
   double scale() const override;
   void Forward(const ForwardRows& rows, KvStore& store, float* x) const override;
+  void CountScratch(const ForwardRows& rows) const override;
   std::unique_ptr<AttentionPass<float>> Start(const SequenceRows<float>& rows) const override;
   std::unique_ptr<AttentionPass<double>> Start(const SequenceRows<double>& rows) const override;
   void ProjectOutput(const float* attention, int64_t num_rows, float* out,
@@ -42,6 +43,7 @@ class AttentionGqa : public Attention {
   class Pass;
   template <class Real>
   struct Heads;
+  struct ForwardBuffers;
 
   // Steps that both forward passes share; all on `rows` rows.
 

@@ -105,6 +105,10 @@ class Attention {
   // themselves, which are stored. Key scales are the store's. Only rows of rows.read_slices change.
   virtual void Forward(const ForwardRows& rows, KvStore& store, float* x) const = 0;
 
+  // Takes from rows.scratch what Forward takes, and gives it back. For counting its memory: of
+  // `rows` only the numbers of rows and the needs of the store are read. Needs no weights.
+  virtual void CountScratch(const ForwardRows& rows) const = 0;
+
   // Over a whole sequence with dense float attention. Key scales are not used.
   virtual std::unique_ptr<AttentionPass<float>> Start(const SequenceRows<float>& rows) const = 0;
   virtual std::unique_ptr<AttentionPass<double>> Start(const SequenceRows<double>& rows) const = 0;
@@ -124,6 +128,8 @@ class Mlp {
 
   // x [rows, E] += MLP of the rows of rows.read_slices.
   virtual void Forward(const ForwardRows& rows, float* x) const = 0;
+  // As Attention::CountScratch.
+  virtual void CountScratch(const ForwardRows& rows) const = 0;
 
   // The same for all rows of a sequence, x [N, E].
   virtual void Forward(const SequenceRows<float>& rows, float* x) const = 0;

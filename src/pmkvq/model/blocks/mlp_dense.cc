@@ -62,6 +62,11 @@ void MlpDense::Forward(const ForwardRows& rows, float* x) const {
   }
 }
 
+void MlpDense::CountScratch(const ForwardRows& rows) const {
+  const Scratch<float>::Frame frame(*rows.scratch);
+  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch);
+}
+
 template <class Real>
 void MlpDense::ForwardSequence(const SequenceRows<Real>& rows, Real* x) const {
   const typename Scratch<Real>::Frame frame(*rows.scratch);

@@ -21,6 +21,7 @@ class MlpDense : public Mlp {
 
   void Declare(WeightList& list) override;
   void Forward(const ForwardRows& rows, float* x) const override;
+  void CountScratch(const ForwardRows& rows) const override;
   void Forward(const SequenceRows<float>& rows, float* x) const override;
   void Forward(const SequenceRows<double>& rows, double* x) const override;
   void Grad(const SequenceRows<float>& rows, const float* x, float* dx) const override;
