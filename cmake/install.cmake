@@ -53,6 +53,10 @@ set(PMKVQ_PC_LIBS "")
 foreach(module IN LISTS product_modules)
   string(PREPEND PMKVQ_PC_LIBS "-l${module} ")
 endforeach()
+set(PMKVQ_PC_CUDA "")
+if(PMKVQ_HAS_CUDA)
+  set(PMKVQ_PC_CUDA " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+endif()
 # Relative to the file's folder: --prefix is known at the installation only.
 file(RELATIVE_PATH PMKVQ_PC_INCLUDE /${CMAKE_INSTALL_LIBDIR}/pkgconfig
   /${CMAKE_INSTALL_INCLUDEDIR})

@@ -5,15 +5,16 @@
 #                    TEST_LIBRARIES <targets that only its tests use...>)
 #
 # Sources are every .cc below the module's folder but *_test.cc (the unit tests) and *_bench.cc, and
-# but the files of backends, which backends.cmake lists.
+# but the files of backends, which backends.cmake lists. *_cuda_test.cc are the tests that want a
+# device: a program of their own, with the label gpu, in builds with CUDA.
 include(${CMAKE_CURRENT_LIST_DIR}/backends.cmake)
 
 add_library(pmkvq_options INTERFACE)
 target_compile_features(pmkvq_options INTERFACE cxx_std_20)
-target_compile_options(pmkvq_options INTERFACE
+target_compile_options(pmkvq_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:
   -Wall -Wextra -Wconversion -Wshadow $<$<BOOL:${PMKVQ_WERROR}>:-Werror>
   # GCC 12 reports impossible overlaps inside std::string.
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -fno-math-errno -ffp-contract=off)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -fno-math-errno -ffp-contract=off>)
 # Highway compiles its kernels for these instruction sets and picks one at run time: plain C++, SSE4,
 # AVX2 and AVX-512 (or NEON). Newer compilers make Highway take EMU128 for plain C++, and Highway 1.1
 # added targets: without these settings the same program would run other instruction sets on Debian 13
@@ -22,8 +23,8 @@ set(PMKVQ_DISABLED_TARGETS "HWY_SSSE3|HWY_AVX3_DL|HWY_SVE|HWY_SVE2|HWY_SVE_256|H
 if(HWY_VERSION VERSION_GREATER_EQUAL 1.1)
   string(APPEND PMKVQ_DISABLED_TARGETS "|HWY_SSE2|HWY_AVX3_ZEN4|HWY_AVX3_SPR")
 endif()
-target_compile_definitions(pmkvq_options INTERFACE HWY_BROKEN_EMU128=1
-  "HWY_DISABLED_TARGETS=(${PMKVQ_DISABLED_TARGETS})")
+target_compile_definitions(pmkvq_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:HWY_BROKEN_EMU128=1>
+  "$<$<COMPILE_LANGUAGE:CXX>:HWY_DISABLED_TARGETS=(${PMKVQ_DISABLED_TARGETS})>")
 if(PMKVQ_SANITIZE)
   target_compile_options(pmkvq_options INTERFACE
     -fsanitize=${PMKVQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -42,6 +43,9 @@ if(PMKVQ_SANITIZE)
   set(PMKVQ_TEST_TIMEOUT 600)
 endif()
 
+if(PMKVQ_BUILD_TESTS AND PMKVQ_HAS_CUDA)
+  add_custom_target(gpu_tests)  # The programs with the label gpu.
+endif()
 if(PMKVQ_BUILD_TESTS)
   # PMKVQ_TARGET=SSE4 chooses the instruction set of a test program.
   add_library(pmkvq_process_target OBJECT ${PROJECT_SOURCE_DIR}/tests/support/process_target.cc)
@@ -58,17 +62,29 @@ function(pmkvq_add_module name)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|bench)\\.cc$")
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")
+  set(cuda_tests ${tests})
+  list(FILTER tests EXCLUDE REGEX "_cuda_test\\.cc$")
+  list(FILTER cuda_tests INCLUDE REGEX "_cuda_test\\.cc$")
   set(backend_files ${sources})
   list(FILTER sources EXCLUDE REGEX "_(cpu|cuda|cuda_stub)\\.cc$")
   list(FILTER backend_files INCLUDE REGEX "_(cpu|cuda|cuda_stub)\\.cc$")
-  set(listed ${PMKVQ_CPU_SOURCES_${name}} ${PMKVQ_CUDA_STUBS_${name}})
-  list(TRANSFORM listed PREPEND ${PROJECT_SOURCE_DIR}/src/pmkvq/)
-  foreach(file IN LISTS backend_files)
-    if(NOT file IN_LIST listed)
+  file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_FOLDER}/*.cu)
+  foreach(backend CPU_SOURCES CUDA_SOURCES CUDA_STUBS)
+    set(${backend} ${PMKVQ_${backend}_${name}})
+    list(TRANSFORM ${backend} PREPEND ${PROJECT_SOURCE_DIR}/src/pmkvq/)
+  endforeach()
+  foreach(file IN LISTS backend_files cuda_files)
+    if(NOT file IN_LIST CPU_SOURCES AND NOT file IN_LIST CUDA_SOURCES AND
+       NOT file IN_LIST CUDA_STUBS)
       message(FATAL_ERROR "${file} belongs to a backend, but cmake/backends.cmake does not list it")
     endif()
   endforeach()
-  list(APPEND sources ${listed})
+  list(APPEND sources ${CPU_SOURCES})
+  if(PMKVQ_HAS_CUDA)
+    list(APPEND sources ${CUDA_SOURCES})
+  else()
+    list(APPEND sources ${CUDA_STUBS})
+  endif()
 
   if(NOT sources)
     file(WRITE ${CMAKE_BINARY_DIR}/empty_${name}.cc "namespace pmkvq {}\n")
@@ -82,31 +98,48 @@ function(pmkvq_add_module name)
   target_link_libraries(pmkvq_${name}
     PUBLIC ${ARG_DEPENDS} ${ARG_PUBLIC_LIBRARIES}
     PRIVATE ${ARG_LIBRARIES} fmt::fmt $<BUILD_INTERFACE:pmkvq_options>)
+  if(PMKVQ_HAS_CUDA AND CUDA_SOURCES)
+    target_link_libraries(pmkvq_${name}
+      PRIVATE CUDA::cudart_static $<BUILD_INTERFACE:pmkvq_cuda_options>)
+  endif()
   # "research:" marks the modules of the second library.
   string(REGEX MATCH "^research" library ${ARG_FOLDER})
   string(REPLACE "research" "research:" library "${library}")
   set(PMKVQ_MODULES ${PMKVQ_MODULES} ${library}pmkvq_${name} CACHE INTERNAL "")
 
-  if(PMKVQ_BUILD_TESTS AND tests)
-    add_executable(pmkvq_${name}_test ${tests})
-    if(TARGET pmkvq_kernels)
-      target_link_libraries(pmkvq_${name}_test PRIVATE pmkvq_process_target)
+  if(NOT PMKVQ_HAS_CUDA)
+    set(cuda_tests "")
+  endif()
+  foreach(kind tests cuda_tests)
+    if(NOT PMKVQ_BUILD_TESTS OR NOT ${kind})
+      continue()
     endif()
-    target_link_libraries(pmkvq_${name}_test PRIVATE
+    set(program pmkvq_${name}_test)
+    set(properties LABELS unit)
+    if(kind STREQUAL "cuda_tests")
+      set(program pmkvq_${name}_cuda_test)
+      set(properties LABELS gpu RUN_SERIAL ON)
+      add_dependencies(gpu_tests ${program})
+    endif()
+    add_executable(${program} ${${kind}})
+    if(TARGET pmkvq_kernels)
+      target_link_libraries(${program} PRIVATE pmkvq_process_target)
+    endif()
+    target_link_libraries(${program} PRIVATE
       pmkvq_${name} pmkvq_options GTest::gtest_main rapidcheck fmt::fmt ${ARG_LIBRARIES}
       ${ARG_TEST_LIBRARIES})
-    target_include_directories(pmkvq_${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_include_directories(${program} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     # Optimising test code costs more time than it saves.
-    target_compile_options(pmkvq_${name}_test PRIVATE $<$<CONFIG:Release>:-O1>)
+    target_compile_options(${program} PRIVATE $<$<CONFIG:Release>:-O1>)
     # Only where it is used: a compiler cache that several checkouts share then knows the other tests.
-    foreach(test ${tests})
+    foreach(test ${${kind}})
       file(STRINGS ${test} uses REGEX "PMKVQ_SOURCE_DIR|(engine_fixture|sentencepiece_golden)\\.h" LIMIT_COUNT 1)
       if(uses)
         set_property(SOURCE ${test} APPEND PROPERTY
           COMPILE_DEFINITIONS PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
       endif()
     endforeach()
-    gtest_discover_tests(pmkvq_${name}_test
-      DISCOVERY_MODE PRE_TEST PROPERTIES LABELS unit TIMEOUT ${PMKVQ_TEST_TIMEOUT})
-  endif()
+    gtest_discover_tests(${program}
+      DISCOVERY_MODE PRE_TEST PROPERTIES ${properties} TIMEOUT ${PMKVQ_TEST_TIMEOUT})
+  endforeach()
 endfunction()

@@ -26,5 +26,6 @@ void AddInspect(CLI::App& app);
 void AddMethods(CLI::App& app);
 void AddFit(CLI::App& app);
 void AddBench(CLI::App& app);
+void AddDevices(CLI::App& app);
 
 }  // namespace pmkvq::cli

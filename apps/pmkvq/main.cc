@@ -45,6 +45,7 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddMethods(app);
   AddFit(app);
   AddBench(app);
+  AddDevices(app);
   AddDemo(app);
 }
 
@@ -76,7 +77,7 @@ int Run(int argc, char** argv) {
   CLI::App app("Runs long chain-of-thought models inside a fixed KV-cache budget (PM-KVQ).",
                "pmkvq");
   app.set_help_flag("-h,--help", "this text");
-  app.set_version_flag("--version", "", "version, commit, compiler, instruction sets");
+  app.set_version_flag("--version", "", "version, commit, compiler, instruction sets, CUDA");
   app.require_subcommand(1);
   app.formatter(std::make_shared<HelpFormatter>(HelpColumns()));
   AddCommands(app, argc, argv);

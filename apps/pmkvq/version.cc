@@ -5,6 +5,7 @@
 
 #include "pmkvq/base/threads.h"
 #include "pmkvq/kernels/process_target.h"
+#include "pmkvq/tensor/device/device_info.h"
 
 namespace pmkvq::cli {
 
@@ -46,6 +47,7 @@ std::string VersionText() {
   line("in use",
        targets.chosen + (asked == nullptr || *asked == '\0' ? " (another one: PMKVQ_TARGET=NAME)"
                                                             : " (by PMKVQ_TARGET)"));
+  line("CUDA", CudaVersionText());
   line("threads", fmt::format("{}", DefaultThreads()));
   line("features",
        fmt::format("weights BF16, F16, F32, q8; cache 16, 8, 4, 2 bits; Highway {}.{}.{}, "

@@ -155,7 +155,7 @@ TEST(Version, SaysWhatThisProgramIs) {
   ASSERT_GE(lines.size(), 6u);
   EXPECT_TRUE(lines[0].starts_with("pmkvq ")) << lines[0];
   for (const char* part :
-       {"\ncommit ", "\ncompiler ", "\ninstruction sets ", "\nin use ", "\nfeatures "}) {
+       {"\ncommit ", "\ncompiler ", "\ninstruction sets ", "\nin use ", "\nCUDA ", "\nfeatures "}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
   }
   // The one in use is one of the machine's, and the environment chooses it.
@@ -176,6 +176,17 @@ TEST(Version, SaysWhatThisProgramIs) {
   EXPECT_TRUE(field(chosen, "in use").starts_with(least + " (by PMKVQ_TARGET)")) << chosen;
   EXPECT_EQ(field(chosen, "instruction sets"), sets);
   EXPECT_EQ(empty.exit_code, 0) << empty.err;
+}
+
+TEST(Devices, ListsThemOrSaysWhyThereAreNone) {
+  const ProgramResult result = RunProgram({"devices"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(result.out.starts_with("cpu ")) << result.out;
+  EXPECT_NE(result.out.find("\ncuda:0 ") == std::string::npos,
+            result.out.find("\nno CUDA device: ") == std::string::npos)
+      << result.out;
+  const ProgramResult json = RunProgram({"devices", "--json", "-"});
+  EXPECT_TRUE(json.out.starts_with("{\"problem\":\"")) << json.out;
 }
 
 // What a shell prints on stderr and answers for `command`; $P is the program.

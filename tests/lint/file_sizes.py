@@ -12,7 +12,7 @@ def main() -> int:
     files = 0
     for folder in ("src", "apps", "tests", "bench", "tools", "scripts"):
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix not in (".h", ".cc", ".py", ".sh", ".cmake"):
+            if path.suffix not in (".h", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake"):
                 continue
             files += 1
             lines = len(path.read_text().splitlines())

@@ -29,6 +29,11 @@ OWNERS = {
     "mpfr": ["src/pmkvq/research/judge/"],
     "mpc": ["src/pmkvq/research/judge/"],
 }
+# Only files of the CUDA backend include its headers.
+CUDA_HEADERS = re.compile(r"cuda|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
+CUDA_FILES = re.compile(r".*(\.cu|\.cuh|_cuda\.cc|/cuda_runtime\.h)$")
+
+
 def module_of(parts) -> str:
     """The module of the path pmkvq/PARTS: its first folder, or two below research/."""
     return "/".join(parts[:2]) if parts[0] == "research" else parts[0]
@@ -62,8 +67,8 @@ def main() -> int:
     root = pathlib.Path(sys.argv[1])
     errors = []
     files = 0
-    for path in sorted([*root.glob("src/**/*.h"), *root.glob("src/**/*.cc"), *root.glob("apps/**/*.*")]):
-        if path.suffix not in (".h", ".cc"):
+    for path in sorted([*root.glob("src/**/*.h"), *root.glob("src/**/*.c*"), *root.glob("apps/**/*.*")]):
+        if path.suffix not in (".h", ".cc", ".cu", ".cuh"):
             continue
         files += 1
         relative = path.relative_to(root).as_posix()
@@ -81,6 +86,8 @@ def main() -> int:
                 elif LEVELS[included] >= LEVELS[module]:
                     errors.append(f"{relative}:{number}: {module} (level {LEVELS[module]}) includes "
                                   f"{included} (level {LEVELS[included]})")
+            if CUDA_HEADERS.match(header) and not CUDA_FILES.match(relative):
+                errors.append(f"{relative}:{number}: {header} may be included only in files of the CUDA backend")
             for prefix, owners in OWNERS.items():
                 if header.startswith(prefix) and (
                         path.suffix == ".h" and not relative.startswith("apps/")

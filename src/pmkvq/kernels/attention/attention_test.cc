@@ -10,6 +10,7 @@
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/integer_products.h"
 #include "pmkvq/kernels/attention/random_pages.h"
+#include "pmkvq/tensor/device/device_info.h"
 #include "support/expect_error.h"
 #include "support/target_suite.h"
 
@@ -358,6 +359,7 @@ TEST_P(AttentionTest, APlanServesManyBlocksAndIsMadeAnew) {
 }
 
 TEST(AttentionDeviceTest, ADeviceWithoutCodeIsRefused) {
+  if (CudaVersionText() != "none") GTEST_SKIP() << "this build has CUDA";
   const AttentionShape shape = MakeShape(64, 2);
   RandomSequence sequence(shape, MixedPages(), 1);
   const AttentionSequence only = sequence.sequence();

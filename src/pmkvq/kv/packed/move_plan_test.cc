@@ -11,6 +11,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/packed/move_executor.h"
+#include "pmkvq/tensor/device/device_info.h"
 #include "support/expect_error.h"
 
 namespace pmkvq {
@@ -238,6 +239,7 @@ TEST(MovePlanTest, TheFirstPageThatDoesNotFitIsNamed) {
 }
 
 TEST(MovePlanTest, ADeviceWithoutCodeIsRefused) {
+  if (CudaVersionText() != "none") GTEST_SKIP() << "this build has CUDA";
   PageWorld world(1);
   DeviceBytes arena = world.arena.view();
   arena.device = {Device::kCuda, 0};

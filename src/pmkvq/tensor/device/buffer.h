@@ -17,11 +17,12 @@ struct DeviceBytes {
 
 // Owns `num_bytes` of device memory, allocated once, aligned to 64 bytes, not initialised.
 // On the CPU the memory is reserved from the system page by page as it is first written, so
-// resident memory grows with use up to num_bytes and never beyond.
+// resident memory grows with use up to num_bytes and never beyond. On CUDA all of it is taken at
+// once.
 class Buffer {
  public:
-  // Throws IoError when the system refuses the memory, Unsupported when the program has no code for
-  // the device.
+  // Throws IoError when the system refuses the memory, DeviceError when a device does (bytes asked
+  // and free), Unsupported when the program has no code for the device.
   Buffer(DeviceId device, size_t num_bytes);
   ~Buffer();
   Buffer(const Buffer&) = delete;

@@ -1,0 +1,44 @@
+# The CUDA backend, where it is asked for: PMKVQ_CUDA ON, or AUTO, which is ON where a CUDA compiler
+# is found. Sets PMKVQ_HAS_CUDA. The toolkit is the system's or that of PyPI's wheels
+# (scripts/find-cuda.sh); -DCUDAToolkit_ROOT=FOLDER names it.
+set(PMKVQ_CUDA OFF CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO (ON where nvcc is found)")
+set_property(CACHE PMKVQ_CUDA PROPERTY STRINGS OFF ON AUTO)
+set(PMKVQ_HAS_CUDA OFF)
+if(NOT PMKVQ_CUDA MATCHES "^(ON|OFF|AUTO)$")
+  message(FATAL_ERROR "PMKVQ_CUDA: found ${PMKVQ_CUDA}, expected ON, OFF or AUTO")
+endif()
+if(PMKVQ_CUDA STREQUAL "OFF")
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(PMKVQ_NVCC nvcc HINTS ${CUDAToolkit_ROOT}/bin /usr/local/cuda/bin)
+  if(PMKVQ_NVCC)
+    set(CMAKE_CUDA_COMPILER ${PMKVQ_NVCC})
+  elseif(PMKVQ_CUDA STREQUAL "AUTO")
+    message(STATUS "CUDA: no nvcc; built without")
+    return()
+  else()
+    message(FATAL_ERROR "PMKVQ_CUDA=ON: found no nvcc; scripts/find-cuda.sh --install gets one from "
+      "PyPI, -DCUDAToolkit_ROOT=FOLDER names one, PMKVQ_CUDA=OFF builds without")
+  endif()
+endif()
+# Code for each of them, and PTX of the last for chips to come.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90")
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 13.0 REQUIRED)
+if(PMKVQ_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${PMKVQ_CCACHE})
+endif()
+
+add_library(pmkvq_cuda_options INTERFACE)
+# CMake 3.25 knows no CUDA_STANDARD 20 of nvcc 13. -fmad=false: a fused multiply-add is used only
+# where the code asks for it, as on the CPU. Warnings of conversions stay with host code.
+target_compile_options(pmkvq_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:
+  -std=c++20 -fmad=false -t 2 -Xcompiler=-Wall,-Wextra,-ffp-contract=off
+  -Xptxas=-v,-warn-spills --resource-usage
+  $<$<BOOL:${PMKVQ_WERROR}>:-Werror=all-warnings>>)
+set(PMKVQ_HAS_CUDA ON)
+message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CUDAToolkit_VERSION}, ${CMAKE_CUDA_ARCHITECTURES}")
