@@ -11,8 +11,8 @@ packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
 for group in "$@"; do
   case "$group" in
     build) ;;
-    # chromium opens the pages that `pmkvq analyze` writes.
-    test) packages+=(libgtest-dev librapidcheck-dev python3 chromium) ;;
+    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes.
+    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 chromium) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-dev) ;;

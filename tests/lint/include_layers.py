@@ -23,6 +23,7 @@ OWNERS = {
     "histedit": ["apps/"],
     "pcre2": ["src/pmkvq/text/"],
     "utf8proc": ["src/pmkvq/text/"],
+    "sentencepiece_": ["src/pmkvq/text/"],
     "cblas": ["src/pmkvq/kernels/gemm/"],
     "xxhash": ["src/pmkvq/io/"],
     "gmp": ["src/pmkvq/research/judge/"],

@@ -31,7 +31,7 @@ PieceText::PieceText(size_t num_stripped) : num_stripped_(num_stripped) {
   replaced_.emplace_back(kSpaceMark, " ");
 }
 
-PieceText::PieceText(const JsonValue& json) : judges_runs_(true) {
+PieceText::PieceText(const JsonValue& json) : is_json_(true) {
   if (json.At("type").AsString() != "Sequence") Refuse(json);
   const JsonValue parts = json.At("decoders");
   if (!parts.IsArray()) parts.Fail("an array");
@@ -70,29 +70,51 @@ std::string PieceText::BytesOf(std::string_view piece) const {
   return text;
 }
 
+bool PieceText::KeepsSpaces(std::string_view piece) const {
+  return !is_json_ && ByteOfPiece(piece) >= 0;
+}
+
+namespace {
+
+// Takes at most `*most` spaces off the beginning; a text that goes on ends the counting.
+void DropSpaces(std::string* text, size_t* most) {
+  const size_t spaces = std::min(std::min(text->find_first_not_of(' '), text->size()), *most);
+  text->erase(0, spaces);
+  *most = text->empty() ? *most - spaces : 0;
+}
+
+}  // namespace
+
 std::string PieceText::Decode(const std::vector<std::string_view>& pieces) const {
   std::string text;
+  size_t droppable = num_stripped_;
   std::string run;  // Bytes of byte tokens in a row.
+  const auto append = [&](std::string part) {
+    if (droppable > 0) DropSpaces(&part, &droppable);
+    text += part;
+  };
   const auto end_run = [&] {
-    if (judges_runs_ && ValidUtf8Prefix(run) != run.size()) {
-      for (size_t i = 0; i < run.size(); ++i) AppendUtf8(kReplacementCharacter, &text);
+    std::string part;
+    if (is_json_ && ValidUtf8Prefix(run) != run.size()) {
+      for (size_t i = 0; i < run.size(); ++i) AppendUtf8(kReplacementCharacter, &part);
     } else {
-      AppendValid(run, &text);
+      AppendValid(run, &part);
     }
     run.clear();
+    append(std::move(part));
   };
   for (const std::string_view piece : pieces) {
     CancelPoint();
+    if (KeepsSpaces(piece)) droppable = 0;
     if (ByteOfPiece(piece) >= 0) {
       run += BytesOf(piece);
       continue;
     }
     if (!run.empty()) end_run();
-    text += BytesOf(piece);
+    append(BytesOf(piece));
   }
-  end_run();
-  const size_t spaces = std::min(text.find_first_not_of(' '), text.size());
-  return text.erase(0, std::min(spaces, num_stripped_));
+  if (!run.empty()) end_run();
+  return text;
 }
 
 void AppendValid(std::string_view bytes, std::string* text) {

@@ -3,6 +3,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/io/utf8.h"
 #include "pmkvq/text/tokenizer.h"
+#include "pmkvq/text/tokenizer_parts.h"
 #include "pmkvq/text/utf8.h"
 
 namespace pmkvq {
@@ -35,19 +36,25 @@ StreamDecoder::StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool sk
                              bool continues_text)
     : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {
   PMKVQ_CHECK(tokenizer_ != nullptr);
-  spaces_to_drop_ = continues_text ? 0 : tokenizer_->num_stripped_spaces();
+  const std::optional<PieceText>& pieces = tokenizer_->parts_->pieces;
+  spaces_to_drop_ = continues_text || !pieces.has_value() ? 0 : pieces->num_stripped();
 }
 
 std::string StreamDecoder::Push(int32_t id) {
   const std::string bytes = tokenizer_->TokenBytes(id);
-  if (!skip_special_ || !tokenizer_->IsSpecial(id)) pending_ += bytes;
+  if (skip_special_ && tokenizer_->IsSpecial(id)) return Take(false);
+  const TokenizerParts& parts = *tokenizer_->parts_;
+  if (parts.pieces.has_value() && parts.pieces->KeepsSpaces(parts.vocabulary.Bytes(id))) {
+    spaces_to_drop_ = 0;
+  }
+  pending_ += bytes;
   return Take(false);
 }
 
 std::string StreamDecoder::Finish() { return Take(true); }
 
 std::string StreamDecoder::Take(bool finish) {
-  std::string text = TakeDecided(&pending_, tokenizer_->has_byte_fallback(), finish);
+  std::string text = TakeDecided(&pending_, tokenizer_->parts_->pieces.has_value(), finish);
   size_t dropped = 0;
   while (dropped < text.size() && spaces_to_drop_ > 0) {
     if (text[dropped] == ' ') {

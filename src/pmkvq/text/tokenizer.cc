@@ -127,12 +127,6 @@ std::string Tokenizer::TokenBytes(int32_t id) const {
   return parts_->pieces.has_value() ? parts_->pieces->BytesOf(bytes) : std::string(bytes);
 }
 
-size_t Tokenizer::num_stripped_spaces() const {
-  return parts_->pieces.has_value() ? parts_->pieces->num_stripped() : 0;
-}
-
-bool Tokenizer::has_byte_fallback() const { return parts_->pieces.has_value(); }
-
 bool Tokenizer::IsSpecial(int32_t id) const {
   return IsValid(id) && parts_->vocabulary.IsSpecial(id);
 }

@@ -66,10 +66,6 @@ class Tokenizer {
 
   // Bytes of one token. Throws InvalidInput for an unknown id.
   std::string TokenBytes(int32_t id) const;
-  // Spaces that Decode drops at the beginning of a text.
-  size_t num_stripped_spaces() const;
-  // Whether characters outside of the vocabulary are spelled in byte tokens (SentencePiece).
-  bool has_byte_fallback() const;
   bool IsSpecial(int32_t id) const;
   bool IsValid(int32_t id) const;  // Has a token; a model may have padded rows beyond.
   // -1 when there is no such token (vocabulary or added).
@@ -82,6 +78,7 @@ class Tokenizer {
   void CheckId(int32_t id) const;
 
   std::unique_ptr<const TokenizerParts> parts_;
+  friend class StreamDecoder;
 };
 
 // Turns a stream of ids into text that is valid UTF-8 at every step: bytes of a character that is
