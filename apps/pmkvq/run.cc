@@ -13,6 +13,7 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "kv_effects.h"
+#include "logprobs_output.h"
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/random.h"
@@ -57,6 +58,7 @@ struct Options {
   std::vector<std::string> logit_bias;
   int64_t min_tokens = 0;
   int64_t num_logprobs = -1;
+  int64_t num_prompt_logprobs = -1;
   PromptCache prompt_cache;
   SamplingCommandOptions sampling;
   WeightCommandOptions weights;
@@ -81,25 +83,6 @@ std::pair<int32_t, float> ParseLogitBias(const std::string& text) {
   return {token, bias};
 }
 
-void WriteLogprobs(JsonWriter& json, const std::vector<TokenLogprobs>& logprobs) {
-  const auto pair = [&](const TokenLogprob& one) {
-    json.Key("token").Int(one.token).Key("logprob").Number(one.logprob);
-  };
-  json.Key("logprobs").BeginArray();
-  for (const TokenLogprobs& token : logprobs) {
-    json.BeginObject();
-    pair(token.drawn);
-    json.Key("top").BeginArray();
-    for (const TokenLogprob& one : token.top) {
-      json.BeginObject();
-      pair(one);
-      json.EndObject();
-    }
-    json.EndArray().EndObject();
-  }
-  json.EndArray();
-}
-
 void WriteResult(const Options& options, const std::vector<Completion>& completions) {
   if (options.json.empty()) return;
   JsonWriter json;
@@ -112,7 +95,16 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
     json.Key("finish_reason").String(NameOf(completion.finish_reason));
     if (completion.finish_reason == FinishReason::kError)
       json.Key("error").String(completion.error);
-    if (options.num_logprobs >= 0) WriteLogprobs(json, completion.logprobs);
+    if (options.num_prompt_logprobs >= 0) {
+      json.Key("prompt_logprobs").BeginArray().Null();  // Nothing is before the first token.
+      for (const TokenLogprobs& token : completion.prompt_logprobs) WriteLogprobs(json, token);
+      json.EndArray();
+    }
+    if (options.num_logprobs >= 0) {
+      json.Key("logprobs").BeginArray();
+      for (const TokenLogprobs& token : completion.logprobs) WriteLogprobs(json, token);
+      json.EndArray();
+    }
     json.Key("kv").BeginObject();
     json.Key("bytes").Int(completion.kv.bytes);
     json.Key("budget_bytes").Int(completion.kv.budget_bytes);
@@ -129,11 +121,10 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
   WriteJson(options.json, json.text());
 }
 
-Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids, int64_t sample) {
+Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids) {
   Request request;
   request.prompt_ids = std::move(prompt_ids);
   request.sampling = options.sampling.Resolve(kDefaultTemperature, kDefaultTopP);
-  request.seed = StreamSeed(options.sampling.seed, static_cast<uint64_t>(sample));
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;
   request.ignore_eos = options.ignore_eos;
@@ -143,6 +134,7 @@ Request MakeRequest(const Options& options, std::vector<int32_t> prompt_ids, int
   }
   request.min_tokens = options.min_tokens;
   request.num_logprobs = options.json.empty() ? -1 : options.num_logprobs;
+  request.num_prompt_logprobs = options.num_prompt_logprobs;
   return request;
 }
 
@@ -223,12 +215,13 @@ std::string BudgetRemedy(const KvOptions& kv) {
 std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tokenizer,
                     const std::vector<int32_t>& prompt_ids, const std::string& budget_remedy,
                     StatsFile* stats) {
-  std::vector<Request> requests;
+  std::vector<uint64_t> seeds;
   for (int64_t i = 0; i < options.num_samples; ++i) {
-    requests.push_back(MakeRequest(options, prompt_ids, i));
+    seeds.push_back(StreamSeed(options.sampling.seed, static_cast<uint64_t>(i)));
   }
+  Request request = MakeRequest(options, prompt_ids);
   if (options.prompt_cache.IsUsed()) {
-    requests.front().session = PromptCache::kSession;
+    request.session = PromptCache::kSession;
     options.prompt_cache.Load(engine, prompt_ids);
   }
   std::vector<Completion> completions;
@@ -238,9 +231,16 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
     output.prints = output.reports_all = options.json != "-";
     output.several = options.num_samples > 1;
     output.budget_remedy = budget_remedy;
+    output.tokenizer = tokenizer;
+    output.first_token = prompt_ids.front();
     output.in_thinking = tokenizer != nullptr && EndsInThinking(*tokenizer, prompt_ids);
     RunObserver observer(engine, output, stats);
-    completions = engine.Generate(std::move(requests), &observer, InterruptFlag());
+    if (options.prompt_cache.IsUsed()) {  // One sample, which keeps its sequence.
+      request.seed = seeds.front();
+      completions = engine.Generate({std::move(request)}, &observer, InterruptFlag());
+    } else {
+      completions = engine.GenerateSamples(request, seeds, &observer, InterruptFlag());
+    }
   }
   WriteResult(options, completions);
   if (completions.front().finish_reason != FinishReason::kError) {
@@ -265,7 +265,7 @@ void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer,
     throw InvalidInput("--chat-template", "chat needs a chat template, and " + options.model +
                                               " has none; name one with --chat-template");
   }
-  chat.request = MakeRequest(options, {}, 0);
+  chat.request = MakeRequest(options, {});
   chat.request.seed = options.sampling.seed;
   chat.prompt_cache = options.prompt_cache;
   Chat(chat, engine, tokenizer, stats);
@@ -274,8 +274,11 @@ void RunChat(const Options& options, Engine& engine, const Tokenizer& tokenizer,
 void Run(const Options& options) {
   const bool has_prompt = options.prompt_given || options.ids_given || !options.file.empty();
   const bool chat = options.chat || (!has_prompt && StdinIsTerminal());
-  if (chat && (options.num_samples > 1 || !options.json.empty())) {
-    throw CLI::ValidationError(options.json.empty() ? "--n-samples" : "--json",
+  if (chat &&
+      (options.num_samples > 1 || options.num_prompt_logprobs >= 0 || !options.json.empty())) {
+    throw CLI::ValidationError(!options.json.empty()     ? "--json"
+                               : options.num_samples > 1 ? "--n-samples"
+                                                         : "--prompt-logprobs",
                                "not for a chat, expected --prompt, --file or piped input with it");
   }
   if (options.prompt_cache.IsUsed() && options.num_samples > 1) {
@@ -364,7 +367,9 @@ void AddRun(CLI::App& app) {
       ->excludes(ids);
   command->add_option("--system", options->system, "system message");
   options->chat_template.Register(*command);
-  command->add_option("--n-samples", options->num_samples, "samples decoded as one batch")
+  command
+      ->add_option("--n-samples", options->num_samples,
+                   "samples of one prompt, which is computed once; decoded as one batch")
       ->transform(WholeNumber(1, kMostBatch))
       ->capture_default_str();
   command->add_option("--max-tokens", options->max_tokens, "output tokens (0: as many as fit)")
@@ -382,6 +387,11 @@ void AddRun(CLI::App& app) {
   command
       ->add_option("--logprobs", options->num_logprobs,
                    "with --json: log-probabilities of each token and of this many of the likeliest")
+      ->transform(WholeNumber(0, 100));
+  command
+      ->add_option("--prompt-logprobs", options->num_prompt_logprobs,
+                   "log-probabilities of each token of the prompt and of this many of the "
+                   "likeliest in its place, before the answer and in --json")
       ->transform(WholeNumber(0, 100));
   constexpr double kMostPenalty = 1000;
   command
@@ -417,7 +427,9 @@ void AddRun(CLI::App& app) {
               {"pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt "
                "--temperature 0 --kv pm-kvq --plan models/longcot-10m/plan.json "
                "--stats stats.jsonl",
-               "pmkvq run --model models/longcot-10m --chat --kv static-4 --temperature 0"});
+               "pmkvq run --model models/longcot-10m --chat --kv static-4 --temperature 0",
+               "pmkvq run --model models/longcot-10m -n 4 --json samples.json \"Multiply 472 by 58 "
+               "with column sums of digit products. What is the product?\""});
   command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
     options->ids_given = ids->count() > 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "common_options.h"
+#include "logprobs_output.h"
 #include "pmkvq/base/byte_size.h"
 
 namespace pmkvq::cli {
@@ -12,6 +13,13 @@ RunObserver::RunObserver(const Engine& engine, const RunOutput& output, StatsFil
       output_(output),
       stats_(stats),
       style_(output.in_thinking, output.streams && StdoutTakesStyle()) {}
+
+void RunObserver::OnPromptLogprobs(RequestId, const std::vector<TokenLogprobs>& logprobs) {
+  if (output_.prints && !has_shown_prompt_) {
+    Print(FormatPromptLogprobs(output_.tokenizer, output_.first_token, logprobs));
+  }
+  has_shown_prompt_ = true;
+}
 
 void RunObserver::OnToken(RequestId id, int32_t, const std::string& text) {
   ++num_tokens_;

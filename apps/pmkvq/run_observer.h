@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "pmkvq/engine/engine.h"
 #include "stats_file.h"
@@ -17,6 +18,9 @@ struct RunOutput {
   bool several = false;      // Name the sample of a text and of the status line.
   bool in_thinking = false;  // The prompt ends in an opened <think>.
   bool reports_all = true;   // A closing line per sample; false: only for a spent budget.
+  // Of the prompt, for its log-probabilities; null: tokens are shown as ids.
+  const Tokenizer* tokenizer = nullptr;
+  int32_t first_token = 0;
   // What to do when the budget is spent.
   std::string budget_remedy;
 };
@@ -27,6 +31,7 @@ class RunObserver : public EngineObserver {
  public:
   RunObserver(const Engine& engine, const RunOutput& output, StatsFile* stats);
 
+  void OnPromptLogprobs(RequestId id, const std::vector<TokenLogprobs>& logprobs) override;
   void OnToken(RequestId id, int32_t token, const std::string& text) override;
   void OnHalving(RequestId id, const HalvingEvent& event) override;
   void OnFinished(const Completion& completion) override;
@@ -41,6 +46,7 @@ class RunObserver : public EngineObserver {
   StatsFile* stats_;
   StatusLine status_;
   ThinkingStyle style_;
+  bool has_shown_prompt_ = false;  // All samples have the same.
   int64_t num_tokens_ = 0;
   size_t num_printed_ = 0;  // Bytes of the one sample's text.
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

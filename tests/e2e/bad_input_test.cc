@@ -287,6 +287,7 @@ TEST(BadUsage, ExitsWithTwo) {
            {"run", "--model", kTiny, "--kv-dtype", "f64"},
            {"run", "--model", kTiny, "--prompt", "a", "--prompt-ids", "1"},
            {"run", "--model", kTiny, "--chat", "--n-samples", "2"},
+           {"run", "--model", kTiny, "--chat", "--prompt-logprobs", "2"},
            {"run", "--model", kTiny, "--chat", "--json", "-"},
            {"allocate", "--sensitivity", "x", "--memory-budget", "1"}}) {
     ExpectOneLineError(RunProgram(args), 2, {"--help"});

@@ -118,6 +118,55 @@ TEST(Run, PenaltiesBiasesAndLogprobs) {
   }
 }
 
+// Of prompt tokens: as text before the answer, and in the JSON; the loss is that of `perplexity`.
+TEST(Run, PromptLogprobs) {
+  const TempFolder folder;
+  std::string ids;
+  for (int i = 0; i < 60; ++i) ids += (i > 0 ? "," : "") + std::to_string(i * 7 % 250 + 3);
+  const std::vector<std::string> base = {"run", "--model",      kTiny, "--prompt-ids",
+                                         ids,   "--max-tokens", "4",   "--ignore-eos"};
+  const auto run = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return RunProgram(more);
+  };
+  const JsonValue asked = ParseOut(run({"--prompt-logprobs", "2", "--chunk", "1", "--json", "-"}));
+  const JsonValue sequence = asked.At("sequences").At(size_t{0});
+  const JsonValue logprobs = sequence.At("prompt_logprobs");
+  ASSERT_EQ(logprobs.size(), 60u);
+  EXPECT_TRUE(logprobs.At(size_t{0}).IsNull());
+  double sum = 0;
+  for (size_t i = 1; i < 60; ++i) {
+    const JsonValue one = logprobs.At(i);
+    EXPECT_EQ(one.At("token").AsInt(), sequence.At("prompt_ids").At(i).AsInt());
+    ASSERT_EQ(one.At("top").size(), 2u);
+    EXPECT_GE(one.At("top").At(size_t{0}).At("logprob").AsDouble(), one.At("logprob").AsDouble());
+    sum += one.At("logprob").AsDouble();
+  }
+  const std::string dataset = folder.Write("rows.jsonl", "{\"input_ids\":[" + ids + "]}\n");
+  const JsonValue perplexity =
+      ParseOut(RunProgram({"perplexity", "--model", kTiny, "--dataset", dataset, "--json", "-"}));
+  EXPECT_NEAR(-sum, perplexity.At("loss").AsDouble() * 59, 1e-4);
+
+  const JsonValue silent = ParseOut(run({"--chunk", "1", "--json", "-"}));
+  EXPECT_FALSE(silent.At("sequences").At(size_t{0}).Has("prompt_logprobs"));
+  EXPECT_EQ(silent.At("sequences").At(size_t{0}).At("output_ids").Dump(),
+            sequence.At("output_ids").Dump());
+
+  // A line per token and one for the sum, once for all samples.
+  const ProgramResult text = run({"--prompt-logprobs", "1", "-n", "3"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_EQ(text.out.find("     0           -  3\n     1  "), 0u) << text.out;
+  EXPECT_NE(text.out.find("  10    likeliest: "), std::string::npos) << text.out;
+  const size_t summary = text.out.find("[prompt] 60 tokens, log-probability -");
+  ASSERT_NE(summary, std::string::npos) << text.out;
+  EXPECT_EQ(text.out.find("[prompt]", summary + 1), std::string::npos);
+  EXPECT_LT(summary, text.out.find("--- sample 1"));
+  const ProgramResult words =
+      RunProgram({"run", "--model", kModel, "--max-tokens", "2", "--chat-template", "none",
+                  "--prompt-logprobs", "0", "What\nis 12?"});
+  EXPECT_NE(words.out.find("  \"\\n\"\n"), std::string::npos) << words.out;
+}
+
 TEST(Run, SimulatedMethodsCountTheirBytes) {
   // 2 blocks, 2 KV heads of 16: 64 bytes of K or V a token at 16 bits. 39 tokens are stored.
   const std::vector<std::pair<std::string, int64_t>> cases = {

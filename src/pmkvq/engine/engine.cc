@@ -15,6 +15,28 @@
 #include "pmkvq/kv/spec/packed_spec.h"
 
 namespace pmkvq {
+namespace {
+
+std::vector<Completion> RunToEnd(Engine& engine, std::span<const RequestId> ids,
+                                 EngineObserver* observer, const CancelFlag* cancel) {
+  CompletionCollector collector(observer);
+  const CancelScope scope(cancel, "generate");
+  for (size_t next = 0; next < ids.size();) {
+    if (collector.Has(ids[next])) {
+      ++next;
+    } else if (IsCancelled(cancel)) {
+      engine.CancelAll(&collector);
+    } else {
+      engine.Step(&collector);
+    }
+  }
+  std::vector<Completion> completions;
+  for (const RequestId id : ids) completions.push_back(collector.Take(id));
+  return completions;
+}
+
+}  // namespace
+
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) {
   const int64_t max_len = CheckEngineOptions(options, model.config());
   const int num_threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
@@ -258,20 +280,14 @@ std::vector<Completion> Engine::Generate(std::vector<Request> requests, EngineOb
   for (const Request& request : requests) impl_->Check(request);  // All of them, or none is queued.
   std::vector<RequestId> ids;
   for (Request& request : requests) ids.push_back(impl_->Submit(std::move(request)));
-  CompletionCollector collector(observer);
-  const CancelScope scope(cancel, "generate");
-  for (size_t next = 0; next < ids.size();) {
-    if (collector.Has(ids[next])) {
-      ++next;
-    } else if (IsCancelled(cancel)) {
-      CancelAll(&collector);
-    } else {
-      impl_->Step(&collector);
-    }
-  }
-  std::vector<Completion> completions;
-  for (const RequestId id : ids) completions.push_back(collector.Take(id));
-  return completions;
+  return RunToEnd(*this, ids, observer, cancel);
+}
+
+std::vector<Completion> Engine::GenerateSamples(const Request& request,
+                                                std::span<const uint64_t> seeds,
+                                                EngineObserver* observer,
+                                                const CancelFlag* cancel) {
+  return RunToEnd(*this, SubmitSamples(request, seeds), observer, cancel);
 }
 
 bool Engine::Cancel(RequestId id, EngineObserver* observer) { return impl_->Cancel(id, observer); }

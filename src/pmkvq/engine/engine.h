@@ -212,6 +212,10 @@ class Engine {
   std::vector<Completion> Generate(std::vector<Request> requests, EngineObserver* observer,
                                    const CancelFlag* cancel);
 
+  // SubmitSamples, and the rest as Generate: completions in the order of `seeds`.
+  std::vector<Completion> GenerateSamples(const Request& request, std::span<const uint64_t> seeds,
+                                          EngineObserver* observer, const CancelFlag* cancel);
+
   // Ends this request with kCancelled and its text so far, between steps; its pages are free at
   // once. False where no unfinished request has this id. Others go on with the bits that they have
   // without it. Reports to `observer` (may be null).
