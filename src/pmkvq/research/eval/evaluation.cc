@@ -328,7 +328,9 @@ double Evaluate(const std::shared_ptr<const Model>& model,
   };
   const ProblemRow* encoded = nullptr;  // The responses to one problem are neighbours.
   std::vector<int32_t> prompt_ids;
-  std::vector<Request> requests;
+  std::vector<PromptSamples> prompts;
+  RequestId num_samples = 0;
+  const ProblemRow* sampled = nullptr;  // Whose samples the last of `prompts` may take.
   for (const Pending& one : pending) {
     if (IsCancelled(cancel)) return 0;
     try {
@@ -348,14 +350,19 @@ double Evaluate(const std::shared_ptr<const Model>& model,
       Request request;
       request.prompt_ids = prompt_ids;
       request.sampling = options.sampling;
-      request.seed = ResponseSeed(options.seed, one.problem->id, one.response);
+      const uint64_t seed = ResponseSeed(options.seed, one.problem->id, one.response);
       request.max_tokens = one.max_tokens;
       const auto begun = unfinished.begun().find({one.problem->id, one.response});
       const bool goes_on = begun != unfinished.begun().end();
       if (goes_on) request.replay_ids = begun->second.tokens;
       CheckRequest(request, model->config(), budget, max_len, /*has_tokenizer=*/true);
-      finished.Expect(std::ssize(requests), one, goes_on ? begun->second.seconds : 0);
-      requests.push_back(std::move(request));
+      finished.Expect(num_samples++, one, goes_on ? begun->second.seconds : 0);
+      if (one.problem == sampled && !goes_on) {
+        prompts.back().seeds.push_back(seed);
+        continue;
+      }
+      sampled = goes_on ? nullptr : one.problem;
+      prompts.push_back({std::move(request), {seed}});
     } catch (const InvalidInput& error) {
       throw InvalidInput("problem " + one.problem->id, error.what());
     }
@@ -366,7 +373,7 @@ double Evaluate(const std::shared_ptr<const Model>& model,
     const std::lock_guard<std::mutex> lock(mutex);
     finished.KeepUnfinished();
   };
-  RunReplicas(replicas, std::move(requests), finished, mutex, between_steps, cancel);
+  RunReplicas(replicas, std::move(prompts), finished, mutex, between_steps, cancel);
   grade();
   while (keep(grader.WaitForAll())) {
   }

@@ -32,9 +32,9 @@ int64_t WeightBytes(const ModelConfig& model) {
 // One RunReplicas.
 class Group {
  public:
-  Group(std::vector<Request> requests, EngineObserver& observer, std::mutex& mutex,
+  Group(std::vector<PromptSamples> prompts, EngineObserver& observer, std::mutex& mutex,
         const CancelFlag* cancel)
-      : requests_(std::move(requests)), observer_(observer), mutex_(mutex), cancel_(cancel) {}
+      : prompts_(std::move(prompts)), observer_(observer), mutex_(mutex), cancel_(cancel) {}
 
   // Steps the engine until there is nothing to do for it. Keeps the first error of all engines.
   void Run(Replica& replica, const std::function<void()>& between_steps) noexcept {
@@ -42,7 +42,7 @@ class Group {
       const CancelScope ending(&ends_, "replicas");
       LocalObserver local(*this);
       while (!IsCancelled(cancel_) && !IsCancelled(&ends_)) {
-        while (local.num_running() < replica.share.max_sequences && Deal(replica.engine, local)) {
+        while (Deal(replica.engine, replica.share.max_sequences - local.num_running(), local)) {
         }
         if (local.num_running() == 0) break;
         replica.engine.Step(&local);
@@ -113,22 +113,41 @@ class Group {
     std::map<RequestId, RequestId> indices_;  // Of the engine's requests.
   };
 
-  // Hands the engine the next request. Returns false when none is left.
-  bool Deal(Engine& engine, LocalObserver& local) {
-    Request request;
-    size_t index = 0;
+  // Hands the engine samples of the next prompt, `num_places` at most. Returns false when there is
+  // no place or no sample is left.
+  bool Deal(Engine& engine, int64_t num_places, LocalObserver& local) {
+    PromptSamples dealt;
+    RequestId first_index = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (next_ == requests_.size()) return false;
-      index = next_++;
-      request = std::move(requests_[index]);
+      if (num_places == 0 || next_ == prompts_.size()) return false;
+      const PromptSamples& prompt = prompts_[next_];
+      const auto begin = prompt.seeds.begin() + num_dealt_;
+      const int64_t count = std::min(num_places, prompt.seeds.end() - begin);
+      dealt = {prompt.request, {begin, begin + count}};
+      first_index = next_index_;
+      next_index_ += count;
+      num_dealt_ += count;
+      if (num_dealt_ == std::ssize(prompt.seeds)) {
+        ++next_;
+        num_dealt_ = 0;
+      }
     }
-    local.Add(engine.Submit(std::move(request)), static_cast<RequestId>(index));
+    std::vector<RequestId> ids;
+    if (dealt.seeds.size() > 1) {
+      ids = engine.SubmitSamples(dealt.request, dealt.seeds);
+    } else {
+      dealt.request.seed = dealt.seeds.front();
+      ids = {engine.Submit(std::move(dealt.request))};
+    }
+    for (const RequestId id : ids) local.Add(id, first_index++);
     return true;
   }
 
-  std::vector<Request> requests_;
-  size_t next_ = 0;
+  std::vector<PromptSamples> prompts_;
+  size_t next_ = 0;           // The prompt of which samples are left,
+  int64_t num_dealt_ = 0;     // how many of its samples were dealt,
+  RequestId next_index_ = 0;  // and the index of the next one.
   EngineObserver& observer_;
   std::mutex& mutex_;
   const CancelFlag* const cancel_;
@@ -164,10 +183,10 @@ std::vector<EngineShare> ShareOut(int64_t replicas, int num_threads, int64_t bat
   return shares;
 }
 
-void RunReplicas(std::vector<Replica>& replicas, std::vector<Request> requests,
+void RunReplicas(std::vector<Replica>& replicas, std::vector<PromptSamples> prompts,
                  EngineObserver& observer, std::mutex& mutex,
                  const std::function<void()>& between_steps, const CancelFlag* cancel) {
-  Group group(std::move(requests), observer, mutex, cancel);
+  Group group(std::move(prompts), observer, mutex, cancel);
   if (replicas.size() == 1) {
     group.Run(replicas.front(), between_steps);
     return group.RethrowError();

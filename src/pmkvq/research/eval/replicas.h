@@ -41,14 +41,24 @@ struct Replica {
   EngineShare share;
 };
 
-// Runs `requests` to their ends, or until `cancel` (may be null) is set; those that have begun then
-// end with kCancelled, the others are dropped.
+// Requests that differ in their seeds only.
+struct PromptSamples {
+  Request request;
+  std::vector<uint64_t> seeds;  // One, where the request has replay_ids.
+};
+
+// Runs all samples to their ends, or until `cancel` (may be null) is set; those that have begun
+// then end with kCancelled, the others are dropped.
+//
+// A free place takes the next sample, and further free places of the engine take others of the same
+// prompt: samples that begin together compute their prompt once (Engine::SubmitSamples).
 //
 // Each engine runs on a thread; the first one on the calling thread. `observer` is called with
-// `mutex` held, ids being indices of `requests`. `between_steps` is called on the calling thread
-// after each step of the first engine, and 20 times a second while it waits for the others.
-// Throws what engines, observer and between_steps throw, the first of them, when all have stopped.
-void RunReplicas(std::vector<Replica>& replicas, std::vector<Request> requests,
+// `mutex` held, ids being indices of samples, counted through all prompts. `between_steps` is
+// called on the calling thread after each step of the first engine, and 20 times a second while it
+// waits for the others. Throws what engines, observer and between_steps throw, the first of them,
+// when all have stopped.
+void RunReplicas(std::vector<Replica>& replicas, std::vector<PromptSamples> prompts,
                  EngineObserver& observer, std::mutex& mutex,
                  const std::function<void()>& between_steps, const CancelFlag* cancel);
 
