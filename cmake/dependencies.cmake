@@ -13,6 +13,9 @@ pkg_check_modules(GMP REQUIRED IMPORTED_TARGET gmpxx gmp)
 pkg_check_modules(MPFR REQUIRED IMPORTED_TARGET mpfr)
 # MPC has no pkg-config file. Not used as a path: the installed package names the library.
 find_library(PMKVQ_MPC mpc REQUIRED)
+# Asio and Beast: headers only, in the system's include folder.
+find_package(Boost 1.81 REQUIRED)
+pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 if(PMKVQ_BUILD_TESTS)
   find_package(GTest REQUIRED)

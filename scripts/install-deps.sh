@@ -7,7 +7,14 @@ set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
   libhwy-dev libopenblas-pthread-dev rapidjson-dev libcli11-dev libfmt-dev
-  libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev libgmp-dev libmpfr-dev libmpc-dev)
+  libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev libgmp-dev libmpfr-dev libmpc-dev
+  libssl-dev)
+# Debian 12's libboost-dev is 1.74, whose Asio is too old; it has 1.81 beside it.
+if [ "$(. /etc/os-release 2>/dev/null && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
+  packages+=(libboost1.81-dev)
+else
+  packages+=(libboost-dev)
+fi
 for group in "$@"; do
   case "$group" in
     build) ;;

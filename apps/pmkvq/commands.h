@@ -27,5 +27,6 @@ void AddMethods(CLI::App& app);
 void AddFit(CLI::App& app);
 void AddBench(CLI::App& app);
 void AddDevices(CLI::App& app);
+void AddServe(CLI::App& app);
 
 }  // namespace pmkvq::cli

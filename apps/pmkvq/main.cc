@@ -28,6 +28,7 @@ int Fail(const char* message, int code) {
 
 void AddCommands(CLI::App& app, int argc, char** argv) {
   AddRun(app);
+  AddServe(app);
   AddCalibrate(app);
   AddSensitivity(app);
   AddMaxKeys(app);

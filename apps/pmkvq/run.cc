@@ -335,7 +335,7 @@ void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
   }
   if (options.num_samples > 1 &&
       options.sampling.Resolve(kDefaultTemperature, kDefaultTopP).temperature == 0) {
-    PrintError("warning: --temperature 0 makes all samples of -n equal");
+    PrintError("warning: --temperature 0 makes all samples equal");
   }
 }
 
@@ -428,7 +428,8 @@ void AddRun(CLI::App& app) {
                "--temperature 0 --kv pm-kvq --plan models/longcot-10m/plan.json "
                "--stats stats.jsonl",
                "pmkvq run --model models/longcot-10m --chat --kv static-4 --temperature 0",
-               "pmkvq run --model models/longcot-10m -n 4 --json samples.json \"Multiply 472 by 58 "
+               "pmkvq run --model models/longcot-10m --n-samples 4 --json samples.json \"Multiply "
+               "472 by 58 "
                "with column sums of digit products. What is the product?\""});
   command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;

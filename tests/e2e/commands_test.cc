@@ -153,7 +153,7 @@ TEST(Run, PromptLogprobs) {
             sequence.At("output_ids").Dump());
 
   // A line per token and one for the sum, once for all samples.
-  const ProgramResult text = run({"--prompt-logprobs", "1", "-n", "3"});
+  const ProgramResult text = run({"--prompt-logprobs", "1", "--n-samples", "3"});
   EXPECT_EQ(text.exit_code, 0) << text.err;
   EXPECT_EQ(text.out.find("     0           -  3\n     1  "), 0u) << text.out;
   EXPECT_NE(text.out.find("  10    likeliest: "), std::string::npos) << text.out;

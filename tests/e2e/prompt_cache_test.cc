@@ -71,7 +71,7 @@ TEST_F(PromptCacheTest, WrongUseIsSaidInOneLine) {
     EXPECT_EQ(result.exit_code, code) << result.err;
     EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
   };
-  expect(Run({"-p", "hi", "--prompt-cache", cache_, "-n", "2"}), 2, "--n-samples");
+  expect(Run({"-p", "hi", "--prompt-cache", cache_, "--n-samples", "2"}), 2, "--n-samples");
   expect(Run({"-p", "hi", "--prompt-cache-ro"}), 2, "--prompt-cache");
   expect(
       RunProgram({"run", "--model", kModel, "-p", "hi", "--kv", "kivi", "--prompt-cache", cache_}),

@@ -11,7 +11,7 @@ import sys
 
 LEVELS = {
     "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
-    "engine": 5,
+    "engine": 5, "server": 6,
     # What measures. Its levels are above the product's, so the product cannot include it.
     "research/calib": 6, "research/methods": 7, "research/bench": 8, "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
     "research/benchmarks": 9, "research/eval": 10, "research/compare": 11, "research/analysis": 11,
@@ -29,10 +29,14 @@ OWNERS = {
     "gmp": ["src/pmkvq/research/judge/"],
     "mpfr": ["src/pmkvq/research/judge/"],
     "mpc": ["src/pmkvq/research/judge/"],
+    "boost/": ["src/pmkvq/server/http/"],
+    "openssl/": ["src/pmkvq/server/"],
 }
 # Only files of the CUDA backend include its headers.
 CUDA_HEADERS = re.compile(r"cuda|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
 CUDA_FILES = re.compile(r".*(\.cu|\.cuh|_cuda\.cc|/cuda_runtime\.h)$")
+# Headers that only .cc files of their folder include.
+PRIVATE_HEADERS = {"src/pmkvq/server/http/connection.h"}
 
 
 def module_of(parts) -> str:
@@ -92,6 +96,7 @@ def main() -> int:
             for prefix, owners in OWNERS.items():
                 if header.startswith(prefix) and (
                         path.suffix == ".h" and not relative.startswith("apps/")
+                        and relative not in PRIVATE_HEADERS
                         or not any(relative.startswith(owner) for owner in owners)):
                     errors.append(f"{relative}:{number}: {header} may be included only in .cc files of "
                                   f"{', '.join(owners)}")

@@ -197,6 +197,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.text = task.text.text();
   completion.logprobs = std::move(task.logprobs);
   completion.finish_reason = reason;
+  if (reason == FinishReason::kStop) completion.stop_string = task.text.stop_string();
   completion.error = std::move(task.error);
   completion.prefill_seconds = task.prefill_seconds;
   completion.decode_seconds = task.decode_seconds;

@@ -61,6 +61,9 @@ struct Request {
   uint64_t seed = 0;
   int64_t max_tokens = 0;         // 0: up to max_len, which bounds it in any case.
   std::vector<std::string> stop;  // Stop strings; cut from the text. Need a tokenizer.
+  // Stop strings count behind the first occurrence of this text only: "</think>" for a prompt that
+  // ends in open thinking. "": everywhere.
+  std::string stop_after;
   std::vector<int32_t> stop_ids;  // End the request as end-of-sequence tokens do.
   bool ignore_eos = false;
   int64_t min_tokens = 0;  // End-of-sequence tokens and stop_ids are not drawn before so many.
@@ -104,6 +107,7 @@ struct Completion {
   // before its prompt was stored as many as were computed.
   std::vector<TokenLogprobs> prompt_logprobs;
   FinishReason finish_reason = FinishReason::kLength;
+  std::string stop_string;  // kStop: the stop string that ended it; "": a token did.
   // kError: one line that names block or output head, position, the value found and a remedy.
   std::string error;
   KvSequenceStats kv;  // At the end of the request.

@@ -29,7 +29,10 @@ using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Compl
 class EventQueue {
  public:
   bool empty() const { return next_ == events_.size(); }
-  void Push(Event event) { events_.push_back(std::move(event)); }
+  template <class Kind>
+  void Push(Kind event) {
+    events_.emplace_back(std::move(event));
+  }
   Event Pop() {
     Event event = std::move(events_[next_++]);
     if (empty()) {

@@ -23,10 +23,13 @@ class StopMatcher {
   // What is held back: no more text will come. "" after a match.
   std::string Flush();
   bool matched() const { return matched_; }
+  // The stop string that was found; "" before.
+  const std::string& found() const { return found_; }
 
  private:
   std::vector<std::string> stops_;
   std::string held_;
+  std::string found_;
   bool matched_ = false;
 };
 
@@ -35,8 +38,9 @@ class OutputText {
  public:
   // `tokenizer` may be null: all text is then empty. `prompt_ids`: what the tokens go on from. The
   // space that SentencePiece puts in front of a text is dropped unless the prompt ends in text.
+  // `stop_after`: text up to its first occurrence is not searched for stop strings; "": all is.
   OutputText(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stops,
-             const std::vector<int32_t>& prompt_ids);
+             const std::vector<int32_t>& prompt_ids, std::string stop_after = "");
 
   // Text that became complete with this token. Ids that the tokenizer does not know (padded rows
   // of the output head) add nothing.
@@ -44,15 +48,20 @@ class OutputText {
   // The rest, once no more tokens will come.
   std::string Finish();
   bool stopped() const { return stops_.matched(); }
+  const std::string& stop_string() const { return stops_.found(); }
   // Everything returned so far.
   const std::string& text() const { return text_; }
 
  private:
   std::string Add(std::string piece);
+  // The part of new text that passes by the search for stop strings.
+  size_t LengthBeforeSearch(std::string_view piece);
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<StreamDecoder> decoder_;
   StopMatcher stops_;
+  std::string stop_after_;  // Not found yet; "" behind it.
+  std::string tail_;        // The end of the text so far that may begin it.
   std::string text_;
 };
 

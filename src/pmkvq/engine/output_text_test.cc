@@ -144,5 +144,23 @@ TEST(OutputText, IsEmptyWithoutTokenizer) {
   EXPECT_FALSE(text.stopped());
 }
 
+// Stop strings count behind the first occurrence of another text only, however tokens cut it.
+TEST(OutputText, StopsCountBehindAText) {
+  const auto tokenizer = testing_support::ByteTokenizer();
+  const std::string text = "a STOP b</thi</think> c STOP d";
+  for (const std::string& after : {"", "</think>", "never"}) {
+    OutputText out(tokenizer, {"STOP"}, {}, after);
+    std::string streamed;
+    for (const int32_t id : tokenizer->Encode(text)) {
+      if (!out.stopped()) streamed += out.Push(id);
+    }
+    streamed += out.Finish();
+    EXPECT_EQ(streamed, out.text());
+    const size_t stop = after.empty() ? text.find("STOP") : text.rfind("STOP");
+    EXPECT_EQ(out.text(), after == "never" ? text : text.substr(0, stop)) << after;
+    EXPECT_EQ(out.stop_string(), after == "never" ? "" : "STOP");
+  }
+}
+
 }  // namespace
 }  // namespace pmkvq

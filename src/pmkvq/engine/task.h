@@ -29,7 +29,7 @@ struct Task {
         request(std::move(r)),
         tokens(request.prompt_ids),
         random(request.seed),
-        text(tokenizer, request.stop, request.prompt_ids) {
+        text(tokenizer, request.stop, request.prompt_ids, request.stop_after) {
     if (request.rules.has_penalties()) {
       for (const int32_t token : tokens) counts.emplace(token, 0);
     }

@@ -1,0 +1,330 @@
+// pmkvq serve: an HTTP server with the endpoints of OpenAI's API.
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "chat_template_options.h"
+#include "commands.h"
+#include "common_options.h"
+#include "file_options.h"
+#include "help_format.h"
+#include "option_values.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/io/hash.h"
+#include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/server/http/server.h"
+#include "terminal.h"
+#include "version.h"
+#include "weight_options.h"
+
+namespace pmkvq::cli {
+namespace {
+
+constexpr int kEngineFailed = 70;  // EX_SOFTWARE: a supervisor starts the server again.
+
+struct Options {
+  std::string model;
+  std::string served_name;
+  std::string key_file;
+  bool insecure_no_key = false;
+  std::string allowed_hosts;
+  std::string log_file;
+  std::string max_body = "4MiB";
+  std::string reasoning = "auto";
+  std::string generation_config = "auto";
+  bool strict = false;
+  bool metrics_open = false;
+  int64_t max_sequences = 16;
+  int64_t queue_size = 64;
+  int64_t client_choices = 0;
+  double prefill_share = 0.5;
+  int64_t keep_alive = 15;
+  int64_t shutdown_timeout = 30;
+  server::ServerOptions http;
+  int64_t port = 8080;
+  ChatTemplateCommandOptions chat_template;
+  WeightCommandOptions weights;
+  KvCommandOptions kv;
+};
+
+bool IsLoopback(const std::string& host) { return host == "::1" || host.starts_with("127."); }
+
+server::ApiKeys LoadKeys(const Options& options) {
+  server::ApiKeys keys;
+  if (!options.key_file.empty()) keys = server::ApiKeys::FromFile(options.key_file);
+  if (const char* key = std::getenv("PMKVQ_API_KEY"); key != nullptr && *key != '\0') {
+    keys.Add(key, "PMKVQ_API_KEY");
+  }
+  if (keys.empty() && !IsLoopback(options.http.host) && !options.insecure_no_key) {
+    throw InvalidInput("--host",
+                       fmt::format("found {}, which others can reach, and no key; expected "
+                                   "--api-key-file or PMKVQ_API_KEY (--insecure-no-key "
+                                   "serves everybody)",
+                                   options.http.host));
+  }
+  if (!keys.empty() && options.http.cors_origin == "*") {
+    throw InvalidInput("--cors-origin", "found *, expected one origin where there are keys");
+  }
+  return keys;
+}
+
+std::vector<std::string> SplitAtCommas(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+// Each connection takes a descriptor, and the usual limit is 1,024.
+void RaiseFileLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+std::string NameOfModel(const Options& options) {
+  if (!options.served_name.empty()) return SplitAtCommas(options.served_name).front();
+  return std::filesystem::weakly_canonical(options.model).filename().string();
+}
+
+bool ParsesReasoning(const Options& options, const ChatTemplate& chat_template,
+                     const Tokenizer& tokenizer) {
+  if (options.reasoning != "auto") return options.reasoning == "on";
+  if (tokenizer.TokenId("</think>") >= 0) return true;
+  if (chat_template.IsNone()) return false;
+  return chat_template.Render({{"user", "x"}}, true).text.find("<think>") != std::string::npos;
+}
+
+class ServeCommand {
+ public:
+  explicit ServeCommand(const Options& options) : options_(options) {}
+
+  // The exit status.
+  int Run();
+
+ private:
+  void Load();
+  std::unique_ptr<server::EngineThread> MakeEngineThread(Engine engine);
+
+  const Options& options_;
+  std::unique_ptr<server::Log> log_;
+  std::unique_ptr<server::Service> service_;
+  std::unique_ptr<server::HttpServer> http_;
+  std::unique_ptr<server::EngineThread> engine_thread_;
+  std::atomic<int> status_{0};
+};
+
+std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engine) {
+  const auto deliver = [this](std::vector<server::GenerationEvent> events) {
+    // A std::function must be copyable, and events are not.
+    auto shared = std::make_shared<std::vector<server::GenerationEvent>>(std::move(events));
+    http_->Post([this, shared] { service_->OnEvents(std::move(*shared)); });
+  };
+  const auto failed = [this](const std::string& message) {
+    status_ = kEngineFailed;
+    http_->Post([this, message] {
+      JsonWriter json;
+      json.BeginObject().Key("message").String(message).EndObject();
+      const std::string text = json.text();
+      log_->Write("error", "engine_failed", text.substr(1, text.size() - 2));
+      server::ApiError error;
+      error.status = 500;
+      error.type = "server_error";
+      error.code = "internal";
+      error.message = "the engine has failed";
+      service_->BeginDrain();
+      service_->FailAll(error);
+      // Replies are written by work that is queued behind this.
+      http_->Post([this] { http_->Stop(); });
+    });
+  };
+  return std::make_unique<server::EngineThread>(std::move(engine), deliver, failed);
+}
+
+void ServeCommand::Load() {
+  const std::shared_ptr<const Model> model =
+      options_.weights.Load(options_.model, options_.kv.threads);
+  const std::shared_ptr<const Tokenizer> tokenizer = Tokenizer::Load(options_.model);
+  SpecEngineOptions engine_options = options_.kv.Resolve(options_.max_sequences);
+  if (FindPackedMethod(ParseMethodSpec(engine_options.kv.spec).name) == nullptr) {
+    throw Unsupported("--kv", fmt::format("found {}, expected a packed cache: fp16, static-8, "
+                                          "static-4, static-2 or pm-kvq",
+                                          engine_options.kv.spec));
+  }
+  engine_options.prefill_share = options_.prefill_share;
+  CheckPlan(engine_options, *model);
+  Engine engine = OpenEngine(model, tokenizer, engine_options);
+
+  auto context = std::make_shared<server::ApiContext>();
+  context->model_names = options_.served_name.empty()
+                             ? std::vector<std::string>{NameOfModel(options_)}
+                             : SplitAtCommas(options_.served_name);
+  context->tokenizer = tokenizer;
+  context->chat_template = ResolveChatTemplate(options_.chat_template, options_.model);
+  context->parses_reasoning = ParsesReasoning(options_, context->chat_template, *tokenizer);
+  if (options_.generation_config == "auto") {
+    context->defaults = server::LoadSamplingDefaults(options_.model);
+  }
+  context->vocab_size = model->config().vocab_size;
+  const int64_t max_positions = model->config().max_position_embeddings;
+  context->max_len =
+      engine_options.max_len > 0 ? std::min(engine_options.max_len, max_positions) : max_positions;
+  context->strict = options_.strict;
+
+  Hash128 hash;
+  hash.Update(model->checkpoint().Identity());
+  hash.Update(fmt::format("{} {} {}", VersionText(), engine_options.kv.spec,
+                          engine.kv_budget().total_bytes()));
+  const int64_t pool = engine.kv_budget().total_bytes() * options_.max_sequences;
+  const std::string budget = FormatByteSize(engine.kv_budget().total_bytes());
+  std::vector<int64_t> eos_ids = model->config().eos_token_ids;
+  engine_thread_ = MakeEngineThread(std::move(engine));
+  http_->Post([this, context, fingerprint = "fp_" + hash.HexDigest().substr(0, 12), eos_ids, pool] {
+    service_->SetReady(context, engine_thread_.get(), fingerprint, eos_ids, pool);
+  });
+  PrintError(
+      fmt::format("ready: http://{}:{} serves {}: {} requests at once, {} of cache and {} "
+                  "tokens for each",
+                  options_.http.host, http_->port(), context->model_names.front(),
+                  options_.max_sequences, budget, context->max_len));
+}
+
+int ServeCommand::Run() {
+  RaiseFileLimit();
+  log_ = std::make_unique<server::Log>(options_.log_file);
+  server::ServiceOptions service;
+  service.allowed_hosts = SplitAtCommas(options_.allowed_hosts);
+  service.cors_origin = options_.http.cors_origin;
+  service.most_choices = options_.max_sequences + options_.queue_size;
+  service.most_choices_per_client =
+      options_.client_choices > 0 ? options_.client_choices : service.most_choices;
+  service.metrics_need_key = !options_.metrics_open;
+  service.version = fmt::format("{}", PMKVQ_VERSION);
+  service_ = std::make_unique<server::Service>(service, LoadKeys(options_), log_.get());
+  server::ServerOptions http = options_.http;
+  http.port = static_cast<int>(options_.port);
+  http.keep_alive_seconds = static_cast<double>(options_.keep_alive);
+  http.shutdown_seconds = static_cast<double>(options_.shutdown_timeout);
+  http.max_body_bytes = static_cast<uint64_t>(ParseByteSize(options_.max_body, "--max-body"));
+  http_ = std::make_unique<server::HttpServer>(http, service_.get());
+  std::thread io([&] {
+    http_->Run([this] {
+      log_->Reopen();
+      try {
+        service_->SetKeys(LoadKeys(options_));
+      } catch (const Error& error) {
+        PrintError(error.what());  // The former keys stay.
+      }
+    });
+  });
+  try {
+    Load();
+  } catch (...) {
+    http_->Stop();
+    io.join();
+    throw;
+  }
+  io.join();
+  engine_thread_.reset();
+  return status_;
+}
+
+void Serve(const Options& options) {
+  int status = 0;
+  {
+    ServeCommand command(options);
+    status = command.Run();
+  }
+  if (status != 0) std::exit(status);
+}
+
+}  // namespace
+
+void AddServe(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("serve", "serve a model over HTTP, as OpenAI's API (chat, completions)");
+  NamesFile(command->add_option("--model", options->model, "model folder (Hugging Face layout)")
+                ->required(),
+            FileKind::kModel);
+  command->add_option("--host", options->http.host, "IP address to listen on")
+      ->capture_default_str();
+  command->add_option("--port", options->port, "port to listen on (0: a free one)")
+      ->transform(WholeNumber(0, 65535))
+      ->capture_default_str();
+  command->add_option("--served-model-name", options->served_name,
+                      "names of the model for clients, with commas; the first one is in replies "
+                      "(default: the folder's name)");
+  NamesFile(
+      command->add_option("--api-key-file", options->key_file,
+                          "file with the keys of clients, one a line; PMKVQ_API_KEY holds one "
+                          "more"),
+      FileKind::kInput);
+  command->add_flag("--insecure-no-key", options->insecure_no_key,
+                    "listen on an address that others reach, without keys");
+  command->add_option("--allowed-hosts", options->allowed_hosts,
+                      "names in Host fields besides loopback ones, with commas");
+  command->add_option("--cors-origin", options->http.cors_origin,
+                      "origin whose web pages may use the server");
+  command->add_option("--max-sequences", options->max_sequences, "requests decoded together")
+      ->transform(WholeNumber(1, kMostBatch))
+      ->capture_default_str();
+  command->add_option("--queue-size", options->queue_size, "requests that may wait; more get 429")
+      ->transform(WholeNumber(0, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--client-requests", options->client_choices,
+                   "requests of one client that may run or wait (0: as many as of all)")
+      ->transform(WholeNumber(0, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--prefill-share", options->prefill_share,
+                   "part of the time that prompts may take while answers are decoded")
+      ->transform(DecimalNumber(0.01, 1))
+      ->capture_default_str();
+  command->add_option("--reasoning", options->reasoning, "text before </think> is reasoning")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str();
+  command
+      ->add_option("--generation-config", options->generation_config,
+                   "defaults of sampling from the model's generation_config.json")
+      ->check(CLI::IsMember({"auto", "none"}))
+      ->capture_default_str();
+  command->add_flag("--strict", options->strict, "refuse fields that are not known");
+  command->add_option("--max-body", options->max_body, "largest body of a request")
+      ->capture_default_str();
+  command
+      ->add_option("--keep-alive", options->keep_alive,
+                   "seconds of silence in a stream before a comment is sent")
+      ->transform(WholeNumber(1, 3600))
+      ->capture_default_str();
+  command
+      ->add_option("--shutdown-timeout", options->shutdown_timeout,
+                   "seconds that running requests get after SIGTERM")
+      ->transform(WholeNumber(0, 1 << 20))
+      ->capture_default_str();
+  command->add_flag("--metrics-open", options->metrics_open, "/metrics needs no key");
+  NamesFile(command->add_option("--log-file", options->log_file,
+                                "file for the log, as JSON lines (default: stderr)"),
+            FileKind::kOutput);
+  options->chat_template.Register(*command);
+  options->weights.Register(*command);
+  options->kv.Register(*command);
+  AddExamples(*command,
+              {"pmkvq serve --model models/longcot-10m --kv pm-kvq --kv-budget 4.75MiB",
+               "curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' "
+               "-d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'"});
+  command->callback([options] { Serve(*options); });
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,28 @@
+#include "pmkvq/server/api/api_error.h"
+
+#include "pmkvq/io/json.h"
+
+namespace pmkvq::server {
+
+ApiError InvalidRequest(const std::string& code, const std::string& param,
+                        const std::string& message) {
+  ApiError error;
+  error.code = code;
+  error.param = param;
+  error.message = message;
+  return error;
+}
+
+std::string ErrorBody(const ApiError& error) {
+  JsonWriter json;
+  json.BeginObject().Key("error").BeginObject();
+  json.Key("message").String(error.message);
+  json.Key("type").String(error.type);
+  json.Key("param");
+  error.param.empty() ? json.Null() : json.String(error.param);
+  json.Key("code").String(error.code);
+  json.EndObject().EndObject();
+  return json.text();
+}
+
+}  // namespace pmkvq::server

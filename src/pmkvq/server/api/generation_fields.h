@@ -1,0 +1,53 @@
+// The fields that both completion endpoints share: sampling, stops, lengths, streaming.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/server/api/body_fields.h"
+
+namespace pmkvq::server {
+
+// What holds where a request does not say: generation_config.json of the model, or 1, 1, 0, 0.
+struct SamplingDefaults {
+  double temperature = 1;
+  double top_p = 1;
+  int64_t top_k = 0;
+  double min_p = 0;
+  double repetition_penalty = 1;
+};
+// Of a model's folder; those of the struct where there is no generation_config.json. Throws
+// InvalidInput naming file and field.
+SamplingDefaults LoadSamplingDefaults(const std::string& folder);
+
+struct GenerationFields {
+  SamplingParams sampling;
+  std::optional<uint64_t> seed;  // Empty: a random one.
+  int64_t max_tokens = -1;       // -1: to the model's, or the server's, length.
+  int64_t min_tokens = 0;
+  bool ignore_eos = false;
+  LogitRules rules;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_ids;
+  bool include_stop = false;
+  bool stop_in_reasoning = false;
+  int64_t n = 1;
+  bool stream = false;
+  bool include_usage = false;
+  bool continuous_usage = false;
+};
+
+// Bounds that keep a single request from taking all memory.
+inline constexpr int64_t kMostChoices = 8;    // n
+inline constexpr int64_t kMostPrompts = 64;   // of a completion; n * prompts as well
+inline constexpr int64_t kMostLogprobs = 20;  // alternatives of a token
+
+// Reads them and refuses those that are not supported. `vocab_size`: of ids in fields. Throws
+// RefusedRequest.
+GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& defaults,
+                                      int64_t vocab_size);
+
+}  // namespace pmkvq::server

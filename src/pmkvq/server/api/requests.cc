@@ -1,0 +1,385 @@
+#include "pmkvq/server/api/requests.h"
+
+#include <fmt/format.h>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/server/api/api_error.h"
+
+namespace pmkvq::server {
+namespace {
+
+constexpr size_t kMostMessages = 4096;
+constexpr size_t kMostTextBytes = size_t{64} << 20;  // The body's own limit is lower.
+
+[[noreturn]] void Refuse(const std::string& code, const std::string& param,
+                         const std::string& message, int status = 400) {
+  ApiError error = InvalidRequest(code, param, message);
+  error.status = status;
+  if (status == 404) error.type = "not_found_error";
+  throw RefusedRequest(error);
+}
+
+void CheckModel(BodyFields& body, const ApiContext& context) {
+  const std::optional<std::string> model = body.Text("model", 1024);
+  if (!model) return;
+  for (const std::string& name : context.model_names) {
+    if (*model == name) return;
+  }
+  Refuse("model_not_found", "model",
+         fmt::format("model: found \"{}\", expected \"{}\"", *model, context.model_names.front()),
+         404);
+}
+
+void CheckUnknown(const BodyFields& body, const ApiContext& context,
+                  std::vector<std::string>* unknown) {
+  *unknown = body.unknown();
+  if (!context.strict || unknown->empty()) return;
+  Refuse("unsupported_parameter", unknown->front(),
+         fmt::format("{}: a field that this server does not know", unknown->front()));
+}
+
+// Text of a string, or of a list of parts of type text.
+std::string ContentOf(const JsonValue& content, const std::string& where) {
+  if (content.IsString()) return content.AsString();
+  if (!content.IsArray()) {
+    Refuse("invalid_value", where,
+           fmt::format("{}: found {}, expected a string or a list of parts", where,
+                       content.Dump().substr(0, 40)));
+  }
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const JsonValue part = content.At(i);
+    const std::string part_where = fmt::format("{}[{}]", where, i);
+    const bool is_text = part.IsObject() && part.Has("type") && part.At("type").IsString() &&
+                         part.At("type").AsStringView() == "text" && part.Has("text") &&
+                         part.At("text").IsString();
+    if (!is_text) {
+      Refuse("unsupported_parameter", part_where,
+             fmt::format("{}: found {}, expected a part of type \"text\"", part_where,
+                         part.Dump().substr(0, 60)));
+    }
+    text += part.At("text").AsString();
+  }
+  return text;
+}
+
+std::vector<ChatMessage> ReadMessages(BodyFields& body) {
+  if (!body.Has("messages")) body.Fail("messages", "none", "a list of messages");
+  const JsonValue list = body.Value("messages");
+  if (!list.IsArray() || list.size() == 0 || list.size() > kMostMessages) {
+    body.Fail("messages",
+              list.IsArray() ? fmt::format("{} messages", list.size()) : list.Dump().substr(0, 40),
+              fmt::format("a list of 1 to {} messages", kMostMessages));
+  }
+  std::vector<ChatMessage> messages;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const std::string where = fmt::format("messages[{}]", i);
+    const JsonValue message = list.At(i);
+    if (!message.IsObject() || !message.Has("role") || !message.At("role").IsString()) {
+      Refuse("invalid_value", where, where + ": expected an object with a role");
+    }
+    std::string role = message.At("role").AsString();
+    if (role == "developer") role = "system";
+    if (role != "system" && role != "user" && role != "assistant") {
+      Refuse(role == "tool" || role == "function" ? "unsupported_parameter" : "invalid_value",
+             where + ".role",
+             fmt::format("{}.role: found \"{}\", expected system, developer, user or assistant",
+                         where, role.substr(0, 40)));
+    }
+    if (message.Has("tool_calls") && message.At("tool_calls").size() > 0) {
+      Refuse("unsupported_parameter", where + ".tool_calls",
+             where + ".tool_calls: this server has no tools yet");
+    }
+    std::string content;
+    if (message.Has("content")) {
+      content = ContentOf(message.At("content"), where + ".content");
+    } else if (role != "assistant") {
+      Refuse("invalid_value", where + ".content", where + ".content: missing, expected a string");
+    }
+    messages.push_back({std::move(role), std::move(content)});
+  }
+  return messages;
+}
+
+// The template with the variables that the request gives it.
+ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context) {
+  ChatTemplate chat_template = context.chat_template;
+  const bool has_kwargs = body.Has("chat_template_kwargs");
+  const std::optional<std::string> effort = body.Text("reasoning_effort", 64);
+  if (!has_kwargs && !effort) return chat_template;
+  JsonWriter json;
+  json.BeginObject();
+  if (effort) json.Key("reasoning_effort").String(*effort);
+  if (has_kwargs) {
+    const JsonValue kwargs = body.Value("chat_template_kwargs");
+    const auto fail = [&](const std::string& found) {
+      body.Fail("chat_template_kwargs", found,
+                "an object of at most 64 scalars with names of a-z and _");
+    };
+    if (!kwargs.IsObject() || kwargs.size() > 64) fail(kwargs.Dump().substr(0, 40));
+    kwargs.ForEachMember([&](std::string_view name, const JsonValue& value) {
+      const bool is_name =
+          !name.empty() && name.size() <= 64 &&
+          name.find_first_not_of("abcdefghijklmnopqrstuvwxyz_") == std::string_view::npos;
+      if (!is_name || value.IsObject() || value.IsArray()) fail(std::string(name.substr(0, 64)));
+      if (effort && name == "reasoning_effort") return;
+      json.Key(name);
+      if (value.IsString()) {
+        json.String(value.AsString());
+      } else if (value.IsBool()) {
+        json.Bool(value.AsBool());
+      } else if (value.IsInteger()) {
+        json.Int(value.AsInt());
+      } else if (value.IsNumber()) {
+        json.Number(value.AsDouble());
+      } else {
+        json.Null();
+      }
+    });
+  }
+  json.EndObject();
+  try {
+    chat_template.SetVariables(JsonValue::Parse(json.text(), "chat_template_kwargs"));
+  } catch (const InvalidInput& error) {
+    Refuse("invalid_value", "chat_template_kwargs", error.what());
+  }
+  return chat_template;
+}
+
+// The prompt of messages; with continue_final_message it ends within the last one.
+MarkedText RenderPrompt(BodyFields& body, const ApiContext& context) {
+  if (context.chat_template.IsNone()) {
+    Refuse(
+        "unsupported_parameter", "messages",
+        "messages: the model has no chat template; use /v1/completions, or start the server with "
+        "--chat-template");
+  }
+  const std::vector<ChatMessage> messages = ReadMessages(body);
+  const ChatTemplate chat_template = TemplateFor(body, context);
+  const bool continues = body.Bool("continue_final_message").value_or(false);
+  const bool adds_prompt = body.Bool("add_generation_prompt").value_or(!continues);
+  if (continues && (adds_prompt || messages.back().role != "assistant")) {
+    body.Fail("continue_final_message", "true",
+              "a last message of the assistant, and no add_generation_prompt");
+  }
+  try {
+    MarkedText prompt = chat_template.Render(messages, adds_prompt);
+    if (!continues) return prompt;
+    std::string content = messages.back().content;
+    content.erase(content.find_last_not_of(" \t\r\n") + 1);
+    const size_t begin = prompt.text.rfind(content);
+    if (content.empty() || begin == std::string::npos) {
+      body.Fail("continue_final_message", "a message that the template leaves out", "its text");
+    }
+    prompt.text.resize(begin + content.size());
+    std::erase_if(prompt.input,
+                  [&](const ByteRange& range) { return range.begin >= prompt.text.size(); });
+    if (!prompt.input.empty()) {
+      prompt.input.back().end = std::min(prompt.input.back().end, prompt.text.size());
+    }
+    return prompt;
+  } catch (const InvalidInput& error) {
+    Refuse("invalid_value", "messages", error.what());
+  }
+}
+
+bool EndsInOpenThinking(std::string_view prompt) {
+  const size_t open = prompt.rfind("<think>");
+  if (open == std::string_view::npos) return false;
+  const size_t close = prompt.rfind("</think>");
+  return close == std::string_view::npos || close < open;
+}
+
+std::vector<int32_t> ReadIds(const JsonValue& list, const std::string& where, int64_t vocab_size) {
+  std::vector<int32_t> ids;
+  ids.reserve(list.size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonValue id = list.At(i);
+    if (!id.IsInteger() || id.AsInt() < 0 || id.AsInt() >= vocab_size) {
+      Refuse("invalid_value", where,
+             fmt::format("{}: found {}, expected token ids from 0 to {}", where,
+                         id.Dump().substr(0, 40), vocab_size - 1));
+    }
+    ids.push_back(static_cast<int32_t>(id.AsInt()));
+  }
+  return ids;
+}
+
+std::vector<int32_t> Encode(const std::string& text, bool add_special_tokens,
+                            const std::string& where, const ApiContext& context) {
+  try {
+    return add_special_tokens ? context.tokenizer->EncodeWhole(text, true)
+                              : context.tokenizer->Encode(text, true);
+  } catch (const InvalidInput& error) {
+    Refuse("invalid_utf8", where, error.what());
+  }
+}
+
+void CheckLength(const std::vector<int32_t>& ids, const std::string& param,
+                 const ApiContext& context) {
+  if (ids.empty()) Refuse("invalid_value", param, param + ": the prompt is empty");
+  if (std::ssize(ids) < context.max_len) return;
+  Refuse("context_length_exceeded", param,
+         fmt::format("{}: found {} tokens, expected at most {}, so that one can be answered", param,
+                     ids.size(), context.max_len - 1));
+}
+
+void CheckChoices(const CompletionRequest& request, BodyFields& body) {
+  const int64_t choices = request.fields.n * std::ssize(request.prompts);
+  if (choices > kMostPrompts) {
+    body.Fail("n", fmt::format("{} times {} prompts", request.fields.n, request.prompts.size()),
+              fmt::format("at most {} choices", kMostPrompts));
+  }
+  if (request.fields.max_tokens == 0) {
+    body.Fail("max_tokens", "0", "1 or more");
+  }
+}
+
+void ReadPrompts(BodyFields& body, const ApiContext& context, CompletionRequest& request) {
+  if (!body.Has("prompt")) body.Fail("prompt", "none", "a string, token ids, or a list of either");
+  const bool add_special_tokens = body.Bool("add_special_tokens").value_or(true);
+  const JsonValue prompt = body.Value("prompt");
+  const auto add_text = [&](const JsonValue& text) {
+    request.prompts.push_back(Encode(text.AsString(), add_special_tokens, "prompt", context));
+  };
+  if (prompt.IsString()) {
+    add_text(prompt);
+  } else if (prompt.IsArray() && prompt.size() > 0 && prompt.At(0).IsInteger()) {
+    request.prompts.push_back(ReadIds(prompt, "prompt", context.vocab_size));
+  } else {
+    if (!prompt.IsArray() || prompt.size() == 0 ||
+        static_cast<int64_t>(prompt.size()) > kMostPrompts) {
+      body.Fail("prompt", prompt.Dump().substr(0, 40),
+                fmt::format("a string, token ids, or a list of 1 to {} of either", kMostPrompts));
+    }
+    for (size_t i = 0; i < prompt.size(); ++i) {
+      const JsonValue one = prompt.At(i);
+      if (one.IsString()) {
+        add_text(one);
+      } else if (one.IsArray()) {
+        request.prompts.push_back(ReadIds(one, fmt::format("prompt[{}]", i), context.vocab_size));
+      } else {
+        body.Fail("prompt", one.Dump().substr(0, 40), "strings, or lists of token ids");
+      }
+    }
+  }
+  for (const std::vector<int32_t>& ids : request.prompts) CheckLength(ids, "prompt", context);
+}
+
+}  // namespace
+
+Request CompletionRequest::EngineRequest(size_t prompt) const {
+  Request request;
+  request.prompt_ids = prompts[prompt];
+  request.sampling = fields.sampling;
+  request.max_tokens = std::max<int64_t>(0, fields.max_tokens);
+  request.min_tokens = fields.min_tokens;
+  request.ignore_eos = fields.ignore_eos;
+  request.rules = fields.rules;
+  request.stop = fields.stop;
+  request.stop_ids = fields.stop_ids;
+  request.num_logprobs = num_logprobs;
+  if (starts_in_reasoning && !fields.stop_in_reasoning) request.stop_after = "</think>";
+  return request;
+}
+
+CompletionRequest ReadChatRequest(std::string_view text, const ApiContext& context) {
+  const JsonValue json = BodyFields::Parse(text);
+  BodyFields body(json);
+  CheckModel(body, context);
+  CompletionRequest request;
+  request.is_chat = true;
+  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
+  const int64_t top = body.Integer("top_logprobs", 0, kMostLogprobs).value_or(0);
+  if (body.Bool("logprobs").value_or(false)) {
+    request.num_logprobs = top;
+  } else if (top > 0) {
+    body.Fail("top_logprobs", "it without logprobs", "it only with \"logprobs\": true");
+  }
+  if (body.Has("response_format")) {
+    BodyFields format(body.Value("response_format"), "response_format.");
+    const std::optional<std::string> type = format.Text("type", 64);
+    if (type.value_or("text") != "text") {
+      Refuse("unsupported_parameter", "response_format",
+             fmt::format("response_format.type: found \"{}\", expected \"text\"", *type));
+    }
+  }
+  if (body.Has("tool_choice")) {
+    const JsonValue choice = body.Value("tool_choice");
+    const bool is_none =
+        choice.IsString() && (choice.AsStringView() == "none" || choice.AsStringView() == "auto");
+    if (!is_none) body.Refuse({"tool_choice"});
+  }
+  if (body.Has("modalities")) {
+    const std::vector<std::string> modalities = body.Texts("modalities", 8, 64);
+    for (const std::string& modality : modalities) {
+      if (modality != "text") body.Refuse({"modalities"});
+    }
+  }
+  body.Refuse({"tools", "echo", "suffix", "prediction", "web_search_options"});
+  const MarkedText prompt = RenderPrompt(body, context);
+  request.starts_in_reasoning = context.parses_reasoning && EndsInOpenThinking(prompt.text);
+  request.prompts.push_back(context.tokenizer->Encode(prompt));
+  CheckLength(request.prompts.front(), "messages", context);
+  CheckChoices(request, body);
+  CheckUnknown(body, context, &request.unknown_fields);
+  return request;
+}
+
+CompletionRequest ReadTextRequest(std::string_view text, const ApiContext& context) {
+  const JsonValue json = BodyFields::Parse(text);
+  BodyFields body(json);
+  CheckModel(body, context);
+  CompletionRequest request;
+  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
+  request.num_logprobs = body.Integer("logprobs", 0, kMostLogprobs).value_or(-1);
+  body.Refuse({"echo", "suffix", "response_format", "tools"});
+  ReadPrompts(body, context, request);
+  CheckChoices(request, body);
+  CheckUnknown(body, context, &request.unknown_fields);
+  return request;
+}
+
+TokenizeRequest ReadTokenizeRequest(std::string_view text, const ApiContext& context) {
+  const JsonValue json = BodyFields::Parse(text);
+  BodyFields body(json);
+  CheckModel(body, context);
+  TokenizeRequest request;
+  request.with_pieces = body.Bool("with_pieces").value_or(false);
+  const bool add_special_tokens = body.Bool("add_special_tokens").value_or(true);
+  if (body.Has("messages")) {
+    request.ids = context.tokenizer->Encode(RenderPrompt(body, context));
+    return request;
+  }
+  std::optional<std::string> prompt = body.Text("prompt", kMostTextBytes);
+  if (!prompt) prompt = body.Text("content", kMostTextBytes);
+  if (!prompt) body.Fail("prompt", "none", "prompt, content or messages");
+  request.ids = Encode(*prompt, add_special_tokens, "prompt", context);
+  return request;
+}
+
+std::string ReadDetokenizeRequest(std::string_view text, const ApiContext& context) {
+  const JsonValue json = BodyFields::Parse(text);
+  BodyFields body(json);
+  CheckModel(body, context);
+  if (!body.Has("tokens") || !body.Value("tokens").IsArray()) {
+    body.Fail("tokens", "none", "a list of token ids");
+  }
+  const std::vector<int32_t> ids =
+      ReadIds(body.Value("tokens"), "tokens", context.tokenizer->vocab_size());
+  StreamDecoder decoder(context.tokenizer, false);
+  std::string out;
+  for (const int32_t id : ids) {
+    if (context.tokenizer->IsValid(id)) out += decoder.Push(id);
+  }
+  return out + decoder.Finish();
+}
+
+std::string ReadTemplateRequest(std::string_view text, const ApiContext& context) {
+  const JsonValue json = BodyFields::Parse(text);
+  BodyFields body(json);
+  CheckModel(body, context);
+  return RenderPrompt(body, context).text;
+}
+
+}  // namespace pmkvq::server

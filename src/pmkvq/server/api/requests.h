@@ -1,0 +1,56 @@
+// Bodies of requests as plain data. No HTTP, no engine thread: text, ids and fields only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/server/api/generation_fields.h"
+#include "pmkvq/text/chat_template.h"
+#include "pmkvq/text/tokenizer.h"
+
+namespace pmkvq::server {
+
+// What requests are read with; immutable, shared by all threads.
+struct ApiContext {
+  std::vector<std::string> model_names;  // The first one is the name in replies.
+  std::shared_ptr<const Tokenizer> tokenizer;
+  ChatTemplate chat_template;
+  bool parses_reasoning = false;  // Text before </think> is reasoning.
+  SamplingDefaults defaults;
+  int64_t vocab_size = 0;
+  int64_t max_len = 0;  // Prompt and output together.
+  bool strict = false;  // Unknown fields are refused.
+};
+
+// A completion of either kind, ready for the engine: `prompts` times n choices.
+struct CompletionRequest {
+  bool is_chat = false;
+  GenerationFields fields;
+  std::vector<std::vector<int32_t>> prompts;  // Not empty.
+  int64_t num_logprobs = -1;                  // -1: none.
+  bool starts_in_reasoning = false;           // The prompt ends in an open <think>.
+  std::vector<std::string> unknown_fields;
+
+  // The engine's request for a prompt, without its seed.
+  Request EngineRequest(size_t prompt) const;
+};
+
+// The body of POST /v1/chat/completions and /v1/completions. They throw RefusedRequest.
+CompletionRequest ReadChatRequest(std::string_view body, const ApiContext& context);
+CompletionRequest ReadTextRequest(std::string_view body, const ApiContext& context);
+
+// The ids for POST /tokenize, and whether pieces are wanted too.
+struct TokenizeRequest {
+  std::vector<int32_t> ids;
+  bool with_pieces = false;
+};
+TokenizeRequest ReadTokenizeRequest(std::string_view body, const ApiContext& context);
+// The text for POST /detokenize.
+std::string ReadDetokenizeRequest(std::string_view body, const ApiContext& context);
+// The prompt for POST /apply-template.
+std::string ReadTemplateRequest(std::string_view body, const ApiContext& context);
+
+}  // namespace pmkvq::server

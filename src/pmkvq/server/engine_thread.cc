@@ -1,0 +1,211 @@
+#include "pmkvq/server/engine_thread.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "pmkvq/base/error.h"
+
+namespace pmkvq::server {
+namespace {
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// "[prompt] found ..." without its brackets.
+ApiError RefusalOf(const InvalidInput& error) {
+  std::string message = error.what();
+  const size_t end = message.find("] ");
+  std::string param;
+  if (message.starts_with("[") && end != std::string::npos) {
+    param = message.substr(1, end - 1);
+    message = param + ": " + message.substr(end + 2);
+  }
+  const bool is_budget = message.find("budget") != std::string::npos;
+  return InvalidRequest(is_budget ? "kv_pool_too_small" : "invalid_value", "", message);
+}
+
+}  // namespace
+
+class EngineThread::Observer : public EngineObserver {
+ public:
+  explicit Observer(EngineThread* owner) : owner_(owner) {}
+
+  void OnLogprobs(RequestId, const TokenLogprobs& logprobs) override { logprobs_ = logprobs; }
+  void OnToken(RequestId id, int32_t token, const std::string& text) override {
+    GenerationEvent event = EventOf(id);
+    event.token = token;
+    event.text = text;
+    event.logprobs = std::exchange(logprobs_, std::nullopt);
+    owner_->events_.push_back(std::move(event));
+  }
+  void OnHalving(RequestId id, const HalvingEvent& halving) override {
+    owner_->num_halvings_ += halving.num_k_pages + halving.num_v_pages;
+    const auto found = owner_->places_.find(id);
+    if (found == owner_->places_.end()) return;
+    std::unique_ptr<Hash128>& history = found->second.history;
+    if (history == nullptr) history = std::make_unique<Hash128>();
+    history->Update(fmt::format("{} {} {} {} {}\n", halving.num_tokens, halving.layer,
+                                halving.from_bits, halving.num_k_pages, halving.num_v_pages));
+  }
+  void OnFinished(const Completion& completion) override {
+    GenerationEvent event = EventOf(completion.id);
+    event.kind = GenerationEvent::Kind::kFinished;
+    event.completion = std::make_unique<Completion>(completion);
+    const auto place = owner_->places_.find(completion.id);
+    const bool was_halved = place != owner_->places_.end() && place->second.history != nullptr;
+    event.history = was_halved ? place->second.history->HexDigest().substr(0, 16) : "";
+    auto running = owner_->running_.find(event.generation);
+    if (running != owner_->running_.end()) {
+      std::erase(running->second, completion.id);
+      if (running->second.empty()) owner_->running_.erase(running);
+    }
+    owner_->places_.erase(completion.id);
+    owner_->events_.push_back(std::move(event));
+  }
+
+ private:
+  GenerationEvent EventOf(RequestId id) const {
+    GenerationEvent event;
+    const auto place = owner_->places_.find(id);
+    if (place != owner_->places_.end()) {
+      event.generation = place->second.generation;
+      event.choice = place->second.choice;
+    }
+    return event;
+  }
+
+  EngineThread* owner_;
+  std::optional<TokenLogprobs> logprobs_;
+};
+
+EngineThread::EngineThread(Engine engine, Deliver deliver, Failed failed)
+    : engine_(std::move(engine)), deliver_(std::move(deliver)), failed_(std::move(failed)) {
+  thread_ = std::thread([this] {
+    try {
+      Run();
+    } catch (const std::exception& error) {
+      failed_(error.what());
+    }
+  });
+}
+
+EngineThread::~EngineThread() {
+  {
+    const std::lock_guard lock(mutex_);
+    ends_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+GenerationId EngineThread::Submit(Generation generation) {
+  GenerationId id = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    id = next_id_++;
+    commands_.push_back({id, std::move(generation)});
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void EngineThread::Cancel(GenerationId generation) {
+  {
+    const std::lock_guard lock(mutex_);
+    commands_.push_back({generation, std::nullopt});
+  }
+  wake_.notify_one();
+}
+
+EngineSnapshot EngineThread::snapshot() const {
+  const std::lock_guard lock(mutex_);
+  return snapshot_;
+}
+
+double EngineThread::SecondsInStep() const {
+  const int64_t began = step_began_ns_.load();
+  return began == 0 ? 0 : static_cast<double>(NowNs() - began) * 1e-9;
+}
+
+// Waits for a command where the engine has nothing to do. False: the thread ends.
+bool EngineThread::TakeCommands(std::vector<Command>* commands) {
+  std::unique_lock lock(mutex_);
+  if (is_idle_) wake_.wait(lock, [&] { return ends_ || !commands_.empty(); });
+  *commands = std::exchange(commands_, {});
+  return !ends_;
+}
+
+void EngineThread::Carry(Command command, Observer& observer) {
+  if (!command.generation) {
+    const auto running = running_.find(command.id);
+    if (running == running_.end()) return;
+    const std::vector<RequestId> ids = running->second;
+    for (const RequestId id : ids) engine_.Cancel(id, &observer);
+    return;
+  }
+  Generation& generation = *command.generation;
+  std::vector<RequestId> submitted;
+  try {
+    size_t choice = 0;
+    for (Request& prompt : generation.prompts) {
+      for (const RequestId id : engine_.SubmitSamples(prompt, generation.seeds)) {
+        submitted.push_back(id);
+        places_[id] = {command.id, choice++, nullptr};
+      }
+    }
+    running_[command.id] = std::move(submitted);
+  } catch (const InvalidInput& error) {
+    for (const RequestId id : submitted) {
+      places_.erase(id);
+      engine_.Cancel(id, nullptr);
+    }
+    GenerationEvent event;
+    event.kind = GenerationEvent::Kind::kRefused;
+    event.generation = command.id;
+    event.error = RefusalOf(error);
+    events_.push_back(std::move(event));
+  }
+}
+
+void EngineThread::Publish() {
+  EngineSnapshot now;
+  now.stats = engine_.stats();
+  now.num_halvings = num_halvings_;
+  for (const auto& [id, place] : places_) {
+    const std::optional<SequenceId> seq = engine_.SequenceOf(id);
+    if (!seq) continue;
+    const KvSequenceStats stats = engine_.store().SequenceStats(*seq);
+    now.kv_bytes += stats.bytes;
+    for (size_t i = 0; i < stats.pages.size(); ++i) now.kv_pages[i] += stats.pages[i];
+  }
+  const std::lock_guard lock(mutex_);
+  snapshot_ = now;
+}
+
+void EngineThread::Run() {
+  Observer observer(this);
+  std::vector<Command> commands;
+  int64_t published_ns = 0;
+  constexpr int64_t kPublishEveryNs = 100'000'000;
+  while (TakeCommands(&commands)) {
+    for (Command& command : commands) Carry(std::move(command), observer);
+    commands.clear();
+    step_began_ns_ = NowNs();
+    is_idle_ = !engine_.Step(&observer);
+    step_began_ns_ = 0;
+    if (!events_.empty()) deliver_(std::exchange(events_, {}));
+    const int64_t now = NowNs();
+    if (is_idle_ || now - published_ns >= kPublishEveryNs) {
+      Publish();
+      published_ns = now;
+    }
+  }
+}
+
+}  // namespace pmkvq::server

@@ -1,0 +1,114 @@
+// The thread that drives the engine. Other threads hand it commands and get events back; nothing
+// else of the server touches the engine.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "pmkvq/engine/engine.h"
+#include "pmkvq/io/hash.h"
+#include "pmkvq/server/api/api_error.h"
+
+namespace pmkvq::server {
+
+using GenerationId = uint64_t;
+
+// Several engine requests that one HTTP request asks for: n samples of each prompt.
+struct Generation {
+  std::vector<Request> prompts;  // One per prompt, without seed.
+  std::vector<uint64_t> seeds;   // Of the samples of each prompt.
+};
+
+struct GenerationEvent {
+  enum class Kind : uint8_t {
+    kToken,     // text, token, logprobs
+    kFinished,  // completion, history, halved_pages
+    kRefused,   // error: nothing of the generation was queued.
+  };
+  Kind kind = Kind::kToken;
+  GenerationId generation = 0;
+  size_t choice = 0;  // prompt * seeds + seed
+  int32_t token = 0;
+  std::string text;
+  std::optional<TokenLogprobs> logprobs;
+  std::unique_ptr<Completion> completion;
+  std::string history;  // Digest of the halvings of this request, 16 hex digits.
+  ApiError error;
+};
+
+// The state of the engine as the last step left it.
+struct EngineSnapshot {
+  EngineStats stats;
+  int64_t kv_bytes = 0;  // Of running requests.
+  PagesPerWidth kv_pages{};
+  int64_t num_halvings = 0;  // Pages that were brought to a lower width, since the start.
+  double last_step_seconds = 0;
+};
+
+class EngineThread {
+ public:
+  // Called on the engine's thread, once per step that has events.
+  using Deliver = std::function<void(std::vector<GenerationEvent>)>;
+  // Called on the engine's thread when the engine has thrown; no event comes any more.
+  using Failed = std::function<void(std::string)>;
+
+  EngineThread(Engine engine, Deliver deliver, Failed failed);
+  ~EngineThread();  // Ends the thread after its step; unfinished generations get no events.
+  EngineThread(const EngineThread&) = delete;
+  EngineThread& operator=(const EngineThread&) = delete;
+
+  // From any thread.
+  GenerationId Submit(Generation generation);
+  // Its choices end; their events still come. Unknown and ended ones: nothing happens.
+  void Cancel(GenerationId generation);
+  EngineSnapshot snapshot() const;
+  // Seconds that the step under way has taken so far; 0 between steps.
+  double SecondsInStep() const;
+
+ private:
+  class Observer;
+  struct Command {
+    GenerationId id = 0;
+    std::optional<Generation> generation;  // Empty: cancel.
+  };
+  struct Place {  // Of an engine request.
+    GenerationId generation = 0;
+    size_t choice = 0;
+    std::unique_ptr<Hash128> history;
+  };
+
+  void Run();
+  bool TakeCommands(std::vector<Command>* commands);
+  void Carry(Command command, Observer& observer);
+  void Publish();
+
+  Engine engine_;
+  Deliver deliver_;
+  Failed failed_;
+  std::vector<GenerationEvent> events_;                     // Of this step.
+  std::unordered_map<RequestId, Place> places_;             // Unfinished ones.
+  std::map<GenerationId, std::vector<RequestId>> running_;  // Unfinished requests of each.
+  int64_t num_halvings_ = 0;
+  bool is_idle_ = true;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Command> commands_;
+  bool ends_ = false;
+  GenerationId next_id_ = 1;
+  EngineSnapshot snapshot_;
+  std::atomic<int64_t> step_began_ns_{0};  // steady_clock; 0 between steps.
+  std::thread thread_;
+};
+
+}  // namespace pmkvq::server

@@ -1,0 +1,85 @@
+// A connection and what connections share. Private to this folder: includes Boost.
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/message.hpp>
+#include <boost/beast/http/string_body.hpp>
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "pmkvq/server/http/server.h"
+
+namespace pmkvq::server {
+
+using Seconds = std::chrono::duration<double>;
+inline std::chrono::nanoseconds Nanoseconds(double seconds) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Seconds(seconds));
+}
+
+// Of all connections; I/O thread only.
+struct ConnectionShared {
+  explicit ConnectionShared(const ServerOptions& server_options, Service* the_service)
+      : options(server_options), service(the_service) {}
+
+  ServerOptions options;
+  Service* service;
+  boost::asio::io_context io{1};
+  boost::asio::thread_pool preparation{2};
+  int64_t num_preparing = 0;
+  int64_t num_connections = 0;
+  std::map<std::string, int64_t> num_of_address;
+  bool is_draining = false;
+};
+
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(ConnectionShared* shared, boost::asio::ip::tcp::socket socket);
+  ~Connection();
+
+  boost::asio::awaitable<void> Run();
+  // Closes it where it waits for a request.
+  void CloseIfIdle();
+  // Says that there are too many connections, and ends.
+  boost::asio::awaitable<void> TurnAway();
+
+ private:
+  using Message = boost::beast::http::request<boost::beast::http::string_body>;
+  template <class T>
+  using Awaitable = boost::asio::awaitable<T>;
+
+  // The next request into message_ and head_; false: the connection ends. Replies to bad ones.
+  Awaitable<bool> ReadRequest();
+  // Reads to the end of the header's text. A reply that refuses it, or status 0.
+  Awaitable<HttpReply> ReadHeaderText(size_t* header_bytes);
+  Awaitable<void> Handle();
+  Awaitable<void> Complete(CompletionRequest request);
+  Awaitable<int> StreamAnswer(const std::shared_ptr<LiveRequest>& live);
+  Awaitable<void> Write(HttpReply reply);
+  // Wakes `live` when the client closes its side.
+  void Watch(const std::shared_ptr<LiveRequest>& live);
+  Awaitable<bool> WaitFor(const std::shared_ptr<LiveRequest>& live, double seconds);
+  RequestHead HeadOf(const Message& message) const;
+
+  ConnectionShared* shared_;
+  boost::beast::tcp_stream stream_;
+  boost::asio::steady_timer wake_;
+  boost::beast::flat_buffer buffer_;
+  std::string address_;
+  Message message_;
+  RequestHead head_;
+  std::string client_;
+  bool is_idle_ = true;
+  bool keeps_alive_ = true;
+  bool is_head_ = false;  // HEAD: no body in replies.
+};
+
+}  // namespace pmkvq::server

@@ -1,0 +1,54 @@
+// The HTTP/1.1 server: sockets, limits, timers, streams. Boost.Beast is in its .cc files only.
+//
+// Threads: everything runs on the I/O thread, but for bodies, which preparation threads read.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pmkvq/server/http/service.h"
+
+namespace pmkvq::server {
+
+struct ServerOptions {
+  std::string host = "127.0.0.1";
+  int port = 8080;  // 0: a free one.
+  uint64_t max_body_bytes = uint64_t{4} << 20;
+  int64_t max_connections = 4096;
+  int64_t max_per_address = 256;
+  double keep_alive_seconds = 15;  // Of silence in a stream, before a comment is sent.
+  double idle_seconds = 75;        // Between requests of a connection.
+  double header_seconds = 10;      // From a header's first byte to its last.
+  double body_seconds = 30;        // Likewise; and 1 KiB/s at least after 5 s.
+  double write_seconds = 60;       // For a client to take what was written.
+  double shutdown_seconds = 30;    // For running requests after SIGTERM.
+  std::string cors_origin;         // "": none.
+};
+
+class HttpServer {
+ public:
+  // Binds the port. Throws IoError (address in use, no such address).
+  HttpServer(const ServerOptions& options, Service* service);
+  ~HttpServer();
+  HttpServer(const HttpServer&) = delete;
+  HttpServer& operator=(const HttpServer&) = delete;
+
+  int port() const;
+
+  // Serves until the server has shut down: after SIGTERM or SIGINT, which let running requests end,
+  // a second such signal, or Stop. `on_hangup`: at SIGHUP, on the I/O thread.
+  void Run(std::function<void()> on_hangup);
+  // Runs `work` on the I/O thread. From any thread.
+  void Post(std::function<void()> work);
+  // Ends Run at once. From any thread.
+  void Stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pmkvq::server

@@ -1,0 +1,131 @@
+// What the server does with requests: routes, keys, limits, generations. I/O thread only, but for
+// the parts that say otherwise. Knows no sockets.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "pmkvq/server/api/reasoning.h"
+#include "pmkvq/server/api/replies.h"
+#include "pmkvq/server/api/requests.h"
+#include "pmkvq/server/api_keys.h"
+#include "pmkvq/server/engine_thread.h"
+#include "pmkvq/server/http/http_types.h"
+#include "pmkvq/server/log.h"
+#include "pmkvq/server/metrics.h"
+
+namespace pmkvq::server {
+
+struct ServiceOptions {
+  std::vector<std::string> allowed_hosts;  // Besides loopback names, where there are no keys.
+  std::string cors_origin;                 // "": none.
+  int64_t most_choices = 64;               // Running and waiting ones together.
+  int64_t most_choices_per_client = 64;
+  bool metrics_need_key = true;
+  std::string version;
+};
+
+// One completion request from its submission to its end.
+struct LiveRequest {
+  CompletionRequest request;
+  ReplyHead head;
+  std::vector<ChoiceState> choices;
+  std::vector<ReasoningSplitter> splitters;
+  std::vector<size_t> taken;  // Bytes of each choice's text so far.
+  std::vector<KvSequenceStats> kv;
+  UsageState usage;
+  uint64_t seed = 0;
+  std::string history;
+  size_t num_open = 0;            // Choices that have not ended.
+  std::optional<ApiError> error;  // Ends the whole request.
+  std::string client;             // Whose it is: key or address.
+  std::string request_id;
+  std::chrono::steady_clock::time_point began;
+  std::vector<std::chrono::steady_clock::time_point> last_token;
+  GenerationId generation = 0;
+  bool is_cancelled = false;
+  std::function<void()> wake;  // Something has changed. Set by the connection.
+
+  bool ended() const { return error.has_value() || num_open == 0; }
+};
+
+class Service {
+ public:
+  enum class State { kLoading, kReady, kDraining };
+
+  Service(ServiceOptions options, ApiKeys keys, Log* log);
+
+  // The model is there. `engine_thread` must outlive the service.
+  void SetReady(std::shared_ptr<const ApiContext> context, EngineThread* engine_thread,
+                std::string fingerprint, std::vector<int64_t> eos_ids, int64_t kv_pool_bytes);
+  void SetKeys(ApiKeys keys) { keys_ = std::move(keys); }
+  void BeginDrain() { state_ = State::kDraining; }
+  State state() const { return state_; }
+  Metrics& metrics() { return metrics_; }
+  Log& log() { return *log_; }
+
+  // Before a body is read: method, host, key, media type. `client`: whose request it is.
+  std::optional<HttpReply> Refuse(const RequestHead& head, const std::string& address,
+                                  std::string* client);
+  // Of requests that need no engine; nothing for the others.
+  std::optional<HttpReply> ReplyAtOnce(const RequestHead& head);
+  // Requests that are read, and answered, on a preparation thread: any thread may call it.
+  static bool IsPrepared(const RequestHead& head);
+  struct Prepared {
+    std::optional<HttpReply> reply;  // Complete already: /tokenize and its like, and errors.
+    std::optional<CompletionRequest> completion;
+  };
+  static Prepared Prepare(const RequestHead& head, const std::string& body,
+                          const ApiContext& context);
+  std::shared_ptr<const ApiContext> context() const { return context_; }
+
+  // Hands a completion to the engine; null with `refused` where the server is full.
+  std::shared_ptr<LiveRequest> Start(CompletionRequest request, const RequestHead& head,
+                                     const std::string& client, HttpReply* refused);
+  // Nobody waits for it any more: ended, or the client has gone.
+  void End(const std::shared_ptr<LiveRequest>& live, int status);
+  void OnEvents(std::vector<GenerationEvent> events);
+  // Ends everything that runs with this error.
+  void FailAll(const ApiError& error);
+  size_t num_live() const { return live_.size(); }
+
+  // A whole answer; the request has ended.
+  HttpReply WholeAnswer(LiveRequest& live) const;
+  // What a stream has to say now; "": nothing. Includes its end.
+  std::string StreamText(LiveRequest& live) const;
+
+  static HttpReply ErrorReply(const ApiError& error);
+  // Of a fixed set, for counters: a client's path is no label.
+  static std::string EndpointOf(const std::string& path);
+
+ private:
+  void TakeToken(LiveRequest& live, GenerationEvent& event);
+  void TakeFinished(LiveRequest& live, GenerationEvent& event);
+  static void AddText(LiveRequest& live, size_t choice, const AnswerText& text);
+
+  ServiceOptions options_;
+  ApiKeys keys_;
+  Log* log_;
+  State state_ = State::kLoading;
+  std::shared_ptr<const ApiContext> context_;
+  EngineThread* engine_thread_ = nullptr;
+  std::string fingerprint_;
+  std::vector<int64_t> eos_ids_;
+  int64_t kv_pool_bytes_ = 0;
+  int64_t created_ = 0;
+  Metrics metrics_;
+  std::unordered_map<GenerationId, std::shared_ptr<LiveRequest>> live_;
+  int64_t num_choices_ = 0;  // Of live requests.
+  std::map<std::string, int64_t> choices_of_client_;
+  double mean_seconds_ = 1;  // Of requests, for Retry-After.
+  std::map<std::string, int64_t> unknown_fields_;
+};
+
+}  // namespace pmkvq::server

@@ -1,0 +1,106 @@
+#include "pmkvq/server/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+
+namespace pmkvq::server {
+namespace {
+
+void Declare(std::string& out, const std::string& name, const char* type, const char* help) {
+  fmt::format_to(std::back_inserter(out), "# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
+}
+
+void Sample(std::string& out, const char* name, const char* type, const char* help, double value) {
+  Declare(out, name, type, help);
+  fmt::format_to(std::back_inserter(out), "{} {}\n", name, value);
+}
+
+}  // namespace
+
+Histogram::Histogram(std::vector<double> bounds)
+    : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
+
+void Histogram::Observe(double value) {
+  const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
+  ++counts_[static_cast<size_t>(bucket)];
+  sum_ += value;
+}
+
+void Histogram::AppendTo(std::string& out, const std::string& name) const {
+  int64_t count = 0;
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    count += counts_[i];
+    const std::string bound = i < bounds_.size() ? fmt::format("{}", bounds_[i]) : "+Inf";
+    fmt::format_to(std::back_inserter(out), "{}_bucket{{le=\"{}\"}} {}\n", name, bound, count);
+  }
+  fmt::format_to(std::back_inserter(out), "{}_sum {}\n{}_count {}\n", name, sum_, name, count);
+}
+
+std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
+                          const std::string& build) const {
+  std::string out;
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  Declare(out, "pmkvq_build_info", "gauge", "Version of the program.");
+  fmt::format_to(std::back_inserter(out), "pmkvq_build_info{{version=\"{}\"}} 1\n", build);
+  Declare(out, "pmkvq_requests_total", "counter", "Replies by endpoint and status.");
+  for (const auto& [key, count] : requests) {
+    fmt::format_to(std::back_inserter(out),
+                   "pmkvq_requests_total{{endpoint=\"{}\",code=\"{}\"}} {}\n", key.first,
+                   key.second, count);
+  }
+  Declare(out, "pmkvq_finished_total", "counter", "Ended choices by reason.");
+  for (const auto& [reason, count] : finished) {
+    fmt::format_to(std::back_inserter(out), "pmkvq_finished_total{{reason=\"{}\"}} {}\n", reason,
+                   count);
+  }
+  Sample(out, "pmkvq_requests_running", "gauge", "Choices that the engine computes.",
+         number(engine.stats.num_running));
+  Sample(out, "pmkvq_requests_waiting", "gauge", "Choices that wait for a place.",
+         number(engine.stats.num_waiting));
+  Sample(out, "pmkvq_prompt_tokens_total", "counter", "Tokens of prompts.", number(prompt_tokens));
+  Sample(out, "pmkvq_generated_tokens_total", "counter", "Tokens drawn.", number(generated_tokens));
+  Sample(out, "pmkvq_reasoning_tokens_total", "counter", "Tokens drawn in reasoning.",
+         number(reasoning_tokens));
+  Sample(out, "pmkvq_kv_pool_bytes", "gauge", "Bytes that the caches may take.",
+         number(kv_pool_bytes));
+  Sample(out, "pmkvq_kv_used_bytes", "gauge", "Bytes that the caches take.",
+         number(engine.kv_bytes));
+  Sample(out, "pmkvq_kv_usage_ratio", "gauge", "Used part of the pool.",
+         kv_pool_bytes > 0 ? number(engine.kv_bytes) / number(kv_pool_bytes) : 0);
+  Declare(out, "pmkvq_kv_pages", "gauge", "Pages of running requests by width.");
+  for (const int bits : kWidths) {
+    fmt::format_to(std::back_inserter(out), "pmkvq_kv_pages{{bits=\"{}\"}} {}\n", bits,
+                   engine.kv_pages[WidthIndex(bits)]);
+  }
+  Sample(out, "pmkvq_kv_halved_pages_total", "counter", "Steps of pages to a lower width.",
+         number(engine.num_halvings));
+  Sample(out, "pmkvq_connections", "gauge", "Open connections.", number(connections));
+  Sample(out, "pmkvq_slow_readers_cancelled_total", "counter", "Streams that nobody read.",
+         number(slow_readers));
+  Sample(out, "pmkvq_clients_gone_total", "counter", "Requests whose client went away.",
+         number(clients_gone));
+  Sample(out, "pmkvq_log_dropped_total", "counter", "Log lines that could not be written.",
+         number(log_lines_dropped));
+  Declare(out, "pmkvq_step_seconds_total", "counter", "Time of the engine's steps by kind.");
+  const auto step = [&](const char* kind, double seconds) {
+    fmt::format_to(std::back_inserter(out), "pmkvq_step_seconds_total{{kind=\"{}\"}} {}\n", kind,
+                   seconds);
+  };
+  step("decode", engine.stats.decode_seconds);
+  step("prefill", engine.stats.prefill_seconds);
+  step("sampling", engine.stats.sampling_seconds);
+  step("reserve", engine.stats.reserve_seconds);
+  const auto histogram = [&](const char* name, const char* help, const Histogram& values) {
+    Declare(out, name, "histogram", help);
+    values.AppendTo(out, name);
+  };
+  histogram("pmkvq_time_to_first_token_seconds", "From the request to its first token.",
+            time_to_first_token);
+  histogram("pmkvq_inter_token_seconds", "Between tokens of a choice.", inter_token);
+  histogram("pmkvq_request_seconds", "From the request to its end.", request_seconds);
+  return out;
+}
+
+}  // namespace pmkvq::server
