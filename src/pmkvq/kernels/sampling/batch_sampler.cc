@@ -88,8 +88,7 @@ struct BatchSampler::Pass {
   }
 
   void SumWeights(int64_t r, int64_t piece) const {
-    internal::SumWeights(View(r), At(r).params->temperature, piece * kPieceBlocks,
-                         SumsOfPiece(r, piece));
+    internal::SumWeights(*At(r).params, View(r), piece * kPieceBlocks, SumsOfPiece(r, piece));
   }
 
   // Of the likeliest tokens. Puts off the drawn one: its place takes the logarithm of the sum.

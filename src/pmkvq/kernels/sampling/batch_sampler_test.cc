@@ -169,7 +169,7 @@ TEST(BatchSamplerTest, BoundsDecideNearlyAllDraws) {
                                   *std::max_element(block_max.begin(), block_max.end())};
     const SamplingParams params{0.6, 0, 0.95, 0.0};
     std::vector<double> sums(block_max.size());
-    internal::SumWeights(row, params.temperature, 0, sums);
+    internal::SumWeights(params, row, 0, sums);
     internal::SampleScratch scratch;
     num_undecided +=
         !internal::DrawFast(params, row, sums, internal::MassPrecision::kRough, 0.5, scratch);

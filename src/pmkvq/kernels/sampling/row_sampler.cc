@@ -16,6 +16,8 @@ constexpr double kOrderGap = 1e-12;
 constexpr double kLowestSorted = -40.0;
 // exp(-44) V is less than the bounds of a sum allow for.
 constexpr double kLowestSummed = -44.0;
+// Top-p needs no such precision at first: rows of language models have few blocks above it.
+constexpr double kLowestSummedForTopP = -22.0;
 // How many tokens top-p looks at first.
 constexpr int64_t kFirstTopP = 64;
 // Levels of weights that top-p tells apart: 60 octaves. One more has all lower ones.
@@ -85,13 +87,23 @@ struct Mass {
   double slack() const { return high - low; }
 };
 
-Mass BoundMass(const SampleRow& row, std::span<const double> sums, MassPrecision precision) {
+// Weights below exp of this are left out of rough sums.
+double LowestRoughlySummed(const SamplingParams& params) {
+  return params.top_p < 1.0 ? kLowestSummedForTopP : kLowestSummed;
+}
+
+Mass BoundMass(const SamplingParams& params, const SampleRow& row, std::span<const double> sums,
+               MassPrecision precision) {
   double sum = 0;
   for (const double block : sums) sum += block;
-  // The definition rounds V times by 2^-53. What was cut, and the sums here, err by less.
-  const double relative = (precision == MassPrecision::kRough ? kRoughSumError : 1e-13) +
-                          static_cast<double>(row.vocab_size) * 0x1p-51;
-  return {sum * (1.0 - relative), sum * (1.0 + relative)};
+  const auto vocab_size = static_cast<double>(row.vocab_size);
+  const bool rough = precision == MassPrecision::kRough;
+  // The definition rounds V times by 2^-53. What kLowestSummed cuts, and the sums here, err by
+  // less.
+  const double relative = (rough ? kRoughSumError : 1e-13) + vocab_size * 0x1p-51;
+  const double left_out =
+      rough && params.top_p < 1.0 ? vocab_size * std::exp(kLowestSummedForTopP) : 0.0;
+  return {sum * (1.0 - relative), sum * (1.0 + relative) + left_out};
 }
 
 enum class TopP : uint8_t { kKept, kTooFew, kUndecided };
@@ -211,13 +223,14 @@ bool NeedsMass(const SamplingParams& params) {
          (params.top_p < 1.0 || params.min_p == 0.0);
 }
 
-void SumWeights(const SampleRow& row, double temperature, int64_t first_block,
+void SumWeights(const SamplingParams& params, const SampleRow& row, int64_t first_block,
                 std::span<double> sums) {
   const int64_t begin = first_block * kSampleBlock;
   const int64_t end =
       std::min(row.vocab_size, begin + static_cast<int64_t>(sums.size()) * kSampleBlock);
   RoughExpSums(row.logits + begin, end - begin, row.block_max + first_block, row.max,
-               1.0 / temperature, FloatNotBelow(LogitAt(row, temperature, kLowestSummed)),
+               1.0 / params.temperature,
+               FloatNotBelow(LogitAt(row, params.temperature, LowestRoughlySummed(params))),
                sums.data());
 }
 
@@ -227,7 +240,7 @@ std::optional<int32_t> DrawFast(const SamplingParams& params, const SampleRow& r
   const double temperature = params.temperature;
   if (!IsUsual(temperature)) return std::nullopt;
   if (NeedsMass(params)) {
-    const Mass mass = BoundMass(row, sums, precision);
+    const Mass mass = BoundMass(params, row, sums, precision);
     if (params.top_p == 1.0) return DrawFromAll(row, temperature, sums, mass, uniform);
     if (!TopPOfAll(params, row, mass, scratch)) return std::nullopt;
   } else if (params.top_k > 0) {

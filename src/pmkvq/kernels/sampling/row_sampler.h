@@ -48,9 +48,10 @@ struct SampleScratch {
 
 // Whether DrawFast needs `sums` for these parameters.
 bool NeedsMass(const SamplingParams& params);
-// Weights of the tokens, summed per block roughly, for DrawFast. The row's first block is
-// `first_block`, of which and of the following ones as many are summed as `sums` has places.
-void SumWeights(const SampleRow& row, double temperature, int64_t first_block,
+// Weights of the tokens, summed per block roughly, for DrawFast: those that matter for these
+// parameters. The row's first block is `first_block`, of which and of the following ones as many
+// are summed as `sums` has places.
+void SumWeights(const SamplingParams& params, const SampleRow& row, int64_t first_block,
                 std::span<double> sums);
 
 // Draws as ref::DrawToken, temperature > 0. `sums`: of all blocks by SumWeights, where

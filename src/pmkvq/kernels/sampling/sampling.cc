@@ -32,7 +32,7 @@ std::optional<int32_t> SampleToken(const SamplingParams& params, const float* lo
   if (!std::isfinite(row.max)) return std::nullopt;
   if (params.temperature == 0.0) return internal::LikeliestToken(row);
   std::vector<double> sums(internal::NeedsMass(params) ? num_blocks : 0);
-  if (!sums.empty()) internal::SumWeights(row, params.temperature, 0, sums);
+  if (!sums.empty()) internal::SumWeights(params, row, 0, sums);
   internal::SampleScratch scratch;
   return internal::DrawToken(params, row, sums, random.Uniform(), scratch);
 }
