@@ -17,13 +17,14 @@ void CheckShape(const AttentionShape& shape) {
   PMKVQ_CHECK(shape.group > 0 && shape.group <= kMaxGroup && shape.group % 8 == 0);
   PMKVQ_CHECK(shape.head_dim > 0 && shape.head_dim % shape.group == 0);
   PMKVQ_CHECK(IsFloat16Or32(shape.float_type) && IsFloat16Or32(shape.metadata_type));
+  PMKVQ_CHECK(shape.sliding_window >= 0);
 }
 
 void CheckPages(const AttentionPlan& plan, const AttentionOperands& operands) {
   PMKVQ_CHECK(operands.pages.size() == plan.sequences.size());
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const AttentionPlan::Sequence& sequence = plan.sequences[i];
-    for (int64_t p = 0; p < sequence.num_pages; ++p) {
+    for (int64_t p = sequence.first_seen_page; p < sequence.num_pages; ++p) {
       const KvPageView& page = operands.pages[i][p];
       const int32_t capacity = plan.pages[static_cast<size_t>(sequence.first_page + p)].capacity;
       for (const KvTensorView* tensor : {&page.k, &page.v}) {
@@ -32,6 +33,7 @@ void CheckPages(const AttentionPlan& plan, const AttentionOperands& operands) {
         PMKVQ_CHECK(tensor->axis == QuantAxis::kToken ||
                     (tensor == &page.k && bits != 16 && capacity == kPageTokens));
         PMKVQ_CHECK(bits == 16 || tensor->metadata != nullptr);
+        PMKVQ_CHECK(tensor->data != nullptr || capacity == 0);
       }
     }
   }
@@ -47,23 +49,44 @@ int64_t NumRuns(int64_t num_pages) {
   return std::max<int64_t>(1, (num_pages + run_pages - 1) / run_pages);
 }
 
+// Passes over the pages that no row sees: the first row sees the most of them.
+void SkipUnseenPages(const AttentionPlan& plan, AttentionPlan::Sequence& sequence) {
+  const int64_t window = plan.shape.sliding_window;
+  if (window == 0) return;
+  const int64_t first_seen_token = sequence.num_stored - window + 1;
+  for (; sequence.first_seen_page < sequence.num_pages; ++sequence.first_seen_page) {
+    const int64_t page = sequence.first_page + sequence.first_seen_page;
+    const int64_t end = sequence.num_unseen + plan.pages[static_cast<size_t>(page)].num_tokens;
+    if (end > first_seen_token) return;
+    sequence.num_unseen = end;
+  }
+}
+
 void PlanDecode(int64_t sequence_idx, AttentionPlan& plan) {
   constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
   const AttentionPlan::Sequence& sequence = plan.sequences[static_cast<size_t>(sequence_idx)];
   const DecodeLayout layout(plan.shape, sequence.num_rows);
   const int64_t partial_floats = internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
-  const int64_t num_runs = NumRuns(sequence.num_pages);
-  const int64_t run_pages = RunPages(sequence.num_pages);
+  const int64_t num_pages = sequence.num_pages - sequence.first_seen_page;
+  const int64_t num_runs = NumRuns(num_pages);
+  const int64_t run_pages = RunPages(num_pages);
   for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+    int64_t first_token = sequence.num_unseen;
     for (int64_t run = 0; run < num_runs; ++run) {
       const int64_t first = run * run_pages;
+      const int64_t run_end = std::min(first + run_pages, num_pages);
       plan.runs.push_back({.sequence = sequence_idx,
                            .kv_head = head,
-                           .first_page = first,
-                           .num_pages = std::min(run_pages, sequence.num_pages - first),
+                           .first_page = sequence.first_seen_page + first,
+                           .num_pages = run_end - first,
+                           .first_token = first_token,
                            .with_chunk = run + 1 == num_runs,
                            .partial = plan.partial_floats});
       plan.partial_floats += partial_floats;
+      for (int64_t page = first; page < run_end; ++page) {
+        const int64_t index = sequence.first_page + sequence.first_seen_page + page;
+        first_token += plan.pages[static_cast<size_t>(index)].num_tokens;
+      }
     }
   }
   plan.decode_thread_floats =
@@ -107,18 +130,26 @@ void PlanAttention(const AttentionShape& shape, std::span<const AttentionSequenc
   plan.decode_thread_floats = 0;
   int64_t decode_work = 0;
   for (const AttentionSequence& sequence : sequences) {
+    int64_t num_stored = 0;
     for (const PageTokens& page : sequence.pages) {
       PMKVQ_CHECK(0 <= page.num_tokens && page.num_tokens <= page.capacity);
+      num_stored += page.num_tokens;
     }
     const int64_t num_pages = std::ssize(sequence.pages);
     const int64_t index = std::ssize(plan.sequences);
-    plan.sequences.push_back(
-        {std::ssize(plan.pages), num_pages, sequence.num_rows, sequence.first_row});
+    plan.sequences.push_back({.first_page = std::ssize(plan.pages),
+                              .num_pages = num_pages,
+                              .num_rows = sequence.num_rows,
+                              .first_row = sequence.first_row,
+                              .num_stored = num_stored});
     plan.pages.insert(plan.pages.end(), sequence.pages.begin(), sequence.pages.end());
+    AttentionPlan::Sequence& planned = plan.sequences.back();
+    SkipUnseenPages(plan, planned);
     if (sequence.num_rows == 0) continue;
     if (sequence.num_rows <= internal::kMaxDecodeTokens) {
       PlanDecode(index, plan);
-      decode_work += num_pages * kPageTokens * sequence.num_rows * shape.num_heads * shape.head_dim;
+      decode_work += (num_pages - planned.first_seen_page) * kPageTokens * sequence.num_rows *
+                     shape.num_heads * shape.head_dim;
     } else {
       PlanPrefill(index, plan);
     }

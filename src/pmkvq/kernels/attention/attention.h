@@ -5,6 +5,8 @@
 //
 //   out[t, h] = sum_m softmax_m(scale * q[t, h] . K[m, g]) V[m, g]
 //
+// With a sliding window W a row sees only the newest W of these tokens, itself among them.
+//
 // Scale and minimum of a quantised group stay outside the inner loops:
 //   q . K[m] = step_m * (q . codes_m) + min_m * sum(q),
 //   sum_m p_m V[m] = sum_m (p_m * step_m) codes_m + (sum_m p_m * min_m) * 1.
@@ -76,6 +78,7 @@ struct AttentionShape {
   DType float_type = DType::kF16;     // Of 16-bit pages: kF16, kBF16 or kF32.
   DType metadata_type = DType::kF16;  // Of min and range.
   float scale = 1.0f;                 // 1 / sqrt(D) as a rule.
+  int64_t sliding_window = 0;         // W; 0: none, every row sees all tokens before it.
   PageLayout layout = PageLayout::kPlanes;
 
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
@@ -83,7 +86,7 @@ struct AttentionShape {
 
 // One sequence's part of a batch, as far as it is the same in every block.
 struct AttentionSequence {
-  std::span<const PageTokens> pages;  // Stored tokens, oldest first; all visible to every row.
+  std::span<const PageTokens> pages;  // Stored tokens, oldest first.
   int64_t num_rows = 0;               // New tokens T; row t sees rows 0..t of its sequence.
   int64_t first_row = 0;              // Where these lie among the rows of all sequences.
 };
@@ -91,7 +94,7 @@ struct AttentionSequence {
 // What attention of one block works on.
 struct AttentionOperands {
   // Per sequence of the plan, its pages: as many as the plan has for it. Not looked at where there
-  // are none.
+  // are none, and pages before Sequence::first_seen_page need no bytes.
   std::span<const KvPageView* const> pages;
   const float* q = nullptr;      // [rows, H, D]
   const float* k_new = nullptr;  // [rows, Hkv, D]
@@ -119,6 +122,10 @@ struct AttentionPlan {
     int64_t num_pages = 0;
     int64_t num_rows = 0;
     int64_t first_row = 0;
+    int64_t num_stored = 0;  // Tokens of all its pages.
+    // The pages before this one lie outside of every row's window; so many tokens are in them.
+    int64_t first_seen_page = 0;
+    int64_t num_unseen = 0;
   };
   // Decode: a run of pages of one KV head of one sequence.
   struct Run {
@@ -126,6 +133,7 @@ struct AttentionPlan {
     int64_t kv_head = 0;
     int64_t first_page = 0;  // Of the sequence.
     int64_t num_pages = 0;
+    int64_t first_token = 0;  // Tokens of the sequence before the first page.
     bool with_chunk = false;  // The chunk's own tokens too; the last run of a head.
     int64_t partial = 0;      // Where its partial result lies: floats from the scratch's begin.
   };

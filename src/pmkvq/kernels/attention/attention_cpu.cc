@@ -81,6 +81,9 @@ SequenceBlock BlockOf(const AttentionPlan& plan, const AttentionOperands& operan
                                  static_cast<size_t>(planned.num_pages)),
           .pages = operands.pages[static_cast<size_t>(sequence)],
           .num_rows = planned.num_rows,
+          .num_stored = planned.num_stored,
+          .first_seen_page = planned.first_seen_page,
+          .num_unseen = planned.num_unseen,
           .q = operands.q + q_offset,
           .k_new = operands.k_new + kv_offset,
           .v_new = operands.v_new + kv_offset,
@@ -125,6 +128,7 @@ void RunDecode(const AttentionPlan& plan, const AttentionOperands& operands, flo
                              .kv_head = run.kv_head,
                              .first_page = run.first_page,
                              .num_pages = run.num_pages,
+                             .first_token = run.first_token,
                              .with_chunk = run.with_chunk,
                              .mode = plan.mode,
                              .partial = scratch + run.partial};

@@ -117,22 +117,35 @@ void AskFor(const Context& context, const Upcoming& next) {
   }
 }
 
-// Attends at most kBlockTokens tokens. When `causal`, row (t, j) sees the first t + 1 only. `next`
-// is read after it.
-void AttendBlock(const Context& context, const TensorRows& k, const TensorRows& v, int64_t count,
-                 bool causal, const Upcoming& next) {
+// At most kBlockTokens tokens.
+struct TokenBlock {
+  TensorRows k;
+  TensorRows v;
+  int64_t count = 0;
+  int64_t first = 0;  // Position of the first one, counted from the first row's.
+};
+
+// Attends a block. Rows see tokens up to their position, and of those the ones in the window.
+// `next` is read after it.
+void AttendBlock(const Context& context, const TokenBlock& block, const Upcoming& next) {
   const DecodeScratch& s = context.scratch;
   const int64_t rows = context.layout.rows;
   const int64_t heads = context.shape.num_heads / context.shape.num_kv_heads;
-  AskFor(context, {v, count});
-  Score(context, k, count);
+  const int64_t count = block.count;
+  AskFor(context, {block.v, count});
+  Score(context, block.k, count);
   AskFor(context, next);
-  for (int64_t r = 0; r < rows; ++r) s.visible[r] = causal ? r / heads + 1 : count;
-  OnlineSoftmax(rows, RoundUpTo(count, kMaxLanes), kBlockTokens, s.visible, s.scores,
-                context.partial.max, context.partial.sum, s.rescale);
+  const int64_t window = context.shape.sliding_window;
+  for (int64_t r = 0; r < rows; ++r) {
+    s.visible[r] = std::min(count, r / heads - block.first + 1);
+    if (window > 0) s.hidden[r] = HiddenTokens(window, r / heads, block.first, count);
+  }
+  OnlineSoftmax(rows, RoundUpTo(count, kMaxLanes), kBlockTokens,
+                {s.visible, window > 0 ? s.hidden : nullptr}, s.scores, context.partial.max,
+                context.partial.sum, s.rescale);
   ScaleRows(rows, context.layout.row_stride, context.layout.row_stride, s.rescale,
             context.partial.out);
-  AddValues(context, v, count);
+  AddValues(context, block.v, count);
 }
 
 // q times the attention scale, rows (t, j), and its sums over groups.
@@ -168,6 +181,7 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
   std::fill_n(context.partial.sum, layout.rows, 0.0f);
 
   const int64_t end = item.first_page + item.num_pages;
+  int64_t first = item.first_token - sequence.num_stored;
   for (int64_t p = item.first_page; p < end; ++p) {
     const KvPageView& page = sequence.pages[p];
     const PageTokens tokens = sequence.tokens[static_cast<size_t>(p)];
@@ -183,12 +197,14 @@ void Decode(const AttentionShape& shape, const DecodeItem& item, float* memory) 
         next = {PageRows(shape, sequence.pages[p + 1].k, after.capacity, item.kv_head),
                 std::min(kBlockTokens, int64_t{after.num_tokens})};
       }
-      AttendBlock(context, k.From(t, shape), v.From(t, shape), count, /*causal=*/false, next);
+      AttendBlock(context, {k.From(t, shape), v.From(t, shape), count, first + t}, next);
     }
+    first += tokens.num_tokens;
   }
   if (item.with_chunk) {
-    AttendBlock(context, ChunkRows(shape, sequence.k_new, item.kv_head),
-                ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, /*causal=*/true,
+    AttendBlock(context,
+                {ChunkRows(shape, sequence.k_new, item.kv_head),
+                 ChunkRows(shape, sequence.v_new, item.kv_head), sequence.num_rows, 0},
                 Upcoming());
   }
 }

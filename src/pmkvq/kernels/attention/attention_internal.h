@@ -1,6 +1,7 @@
 // Between RunAttention and its two ways of working: decode (few rows) and prefill (many rows).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "pmkvq/kernels/attention/attention.h"
@@ -70,6 +71,9 @@ struct SequenceBlock {
   std::span<const PageTokens> tokens;  // By page.
   const KvPageView* pages;
   int64_t num_rows;
+  int64_t num_stored;       // Tokens before the first row.
+  int64_t first_seen_page;  // Of the plan.
+  int64_t num_unseen;
   const float* q;      // [T, H, D]
   const float* k_new;  // [T, Hkv, D]
   const float* v_new;  // [T, Hkv, D]
@@ -84,7 +88,8 @@ struct DecodeItem {
   int64_t kv_head;
   int64_t first_page;
   int64_t num_pages;
-  bool with_chunk;  // The chunk's own tokens too; the sequence's last item.
+  int64_t first_token;  // Tokens of the sequence before the first page.
+  bool with_chunk;      // The chunk's own tokens too; the sequence's last item.
   AttentionMode mode;
   float* partial;
 };
@@ -93,10 +98,22 @@ struct DecodeItem {
 // `scratch` has layout.scratch_floats() floats. All memory is aligned to kAlignment.
 void RunDecodeItem(const AttentionShape& shape, const DecodeItem& item, float* scratch);
 
+// The tokens of a block that row r sees: from hidden[r] on, before visible[r].
+struct SeenTokens {
+  const int64_t* visible = nullptr;
+  const int64_t* hidden = nullptr;  // Null: 0 for all rows, as without a sliding window.
+};
+
+// How many of `count` tokens, the first of which has position `first`, a row at `position` does not
+// see because of the window.
+inline int64_t HiddenTokens(int64_t window, int64_t position, int64_t first, int64_t count) {
+  return window == 0 ? 0 : std::clamp<int64_t>(position - window + 1 - first, 0, count);
+}
+
 // Softmax of one block of scores, in the online form. For each row r of scores [rows, stride]:
-// the first visible[r] of `count` scores become exp(s - max[r]), the others 0; max[r] and sum[r]
+// the scores that it sees, of `count`, become exp(s - max[r]), the others 0; max[r] and sum[r]
 // take up the new scores; rescale[r] is what earlier sums must be multiplied by.
-void OnlineSoftmax(int64_t rows, int64_t count, int64_t stride, const int64_t* visible,
+void OnlineSoftmax(int64_t rows, int64_t count, int64_t stride, const SeenTokens& seen,
                    float* scores, float* max, float* sum, float* rescale);
 
 // out[r, i] *= factor[r], rows of `count` values, `stride` apart.

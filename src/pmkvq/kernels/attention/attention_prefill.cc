@@ -36,16 +36,20 @@ struct PrefillScratch {
     sum = take_floats(rows);
     rescale = take_floats(rows);
     visible = reinterpret_cast<int64_t*>(take(rows, sizeof(int64_t)));
+    if (shape.sliding_window > 0) {
+      hidden = reinterpret_cast<int64_t*>(take(rows, sizeof(int64_t)));
+    }
   }
-  float* q;          // [rows, D]
-  float* out;        // [rows, D]
-  float* scores;     // [rows, 128]
-  float* k;          // [128, D], or [D, 128]
-  float* v;          // [128, D]
-  float* max;        // [rows]
-  float* sum;        // [rows]
-  float* rescale;    // [rows]
-  int64_t* visible;  // [rows]
+  float* q;                   // [rows, D]
+  float* out;                 // [rows, D]
+  float* scores;              // [rows, 128]
+  float* k;                   // [128, D], or [D, 128]
+  float* v;                   // [128, D]
+  float* max;                 // [rows]
+  float* sum;                 // [rows]
+  float* rescale;             // [rows]
+  int64_t* visible;           // [rows]
+  int64_t* hidden = nullptr;  // [rows], with a sliding window.
   size_t num_bytes = 0;
 };
 
@@ -81,8 +85,11 @@ class BlockAttention {
     std::fill_n(scratch_.out, rows_ * shape_.head_dim, 0.0f);
     std::fill_n(scratch_.max, rows_, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch_.sum, rows_, 0.0f);
-    for (size_t p = 0; p < sequence_.tokens.size(); ++p) {
-      AttendPage(sequence_.pages[p], sequence_.tokens[p]);
+    int64_t first = sequence_.num_unseen - sequence_.num_stored;
+    for (auto p = static_cast<size_t>(sequence_.first_seen_page); p < sequence_.tokens.size();
+         ++p) {
+      AttendPage(sequence_.pages[p], sequence_.tokens[p], first);
+      first += sequence_.tokens[p].num_tokens;
     }
     AttendChunk();
     for (int64_t r = 0; r < rows_; ++r) {
@@ -100,17 +107,32 @@ class BlockAttention {
     return (token * shape_.num_heads + block_.kv_head * heads_ + r % heads_) * shape_.head_dim;
   }
 
-  void AttendPage(const KvPageView& page, const PageTokens& tokens) {
+  // Whether no row of the block sees a token of these: positions count from the chunk's first row.
+  bool AreHidden(int64_t first, int64_t count) const {
+    return HiddenTokens(shape_.sliding_window, block_.first_token, first, count) == count;
+  }
+
+  void AttendPage(const KvPageView& page, const PageTokens& tokens, int64_t first) {
     const TensorRows k = PageRows(shape_, page.k, tokens.capacity, block_.kv_head);
     const TensorRows v = PageRows(shape_, page.v, tokens.capacity, block_.kv_head);
     for (int64_t t = 0; t < tokens.num_tokens; t += kBlockTokens) {
       const int64_t count = std::min(kBlockTokens, tokens.num_tokens - t);
+      if (AreHidden(first + t, count)) continue;
       ExpandRows(shape_, k.From(t, shape_), count, scratch_.k);
       ExpandRows(shape_, v.From(t, shape_), count, scratch_.v);
       std::fill_n(scratch_.visible, rows_, count);
       const bool by_channel = k.axis == QuantAxis::kChannel;
+      HideTokens(first + t, count);
       AttendTokens({scratch_.k, by_channel ? kPageTokens : shape_.head_dim, by_channel}, scratch_.v,
                    shape_.head_dim, count);
+    }
+  }
+
+  void HideTokens(int64_t first, int64_t count) {
+    if (scratch_.hidden == nullptr) return;
+    for (int64_t r = 0; r < rows_; ++r) {
+      scratch_.hidden[r] =
+          HiddenTokens(shape_.sliding_window, block_.first_token + r / heads_, first, count);
     }
   }
 
@@ -120,6 +142,8 @@ class BlockAttention {
     const int64_t end = block_.first_token + block_.num_tokens;
     for (int64_t m = 0; m < end; m += kBlockTokens) {
       const int64_t count = std::min(kBlockTokens, end - m);
+      if (AreHidden(m, count)) continue;
+      HideTokens(m, count);
       for (int64_t r = 0; r < rows_; ++r) {
         scratch_.visible[r] =
             std::clamp<int64_t>(block_.first_token + r / heads_ - m + 1, 0, count);
@@ -140,8 +164,8 @@ class BlockAttention {
     const int64_t dim = shape_.head_dim;
     BlasGemm<float>(false, !k.by_channel, rows_, count, dim, shape_.scale, scratch_.q, dim, k.data,
                     k.stride, 0.0f, scratch_.scores, kBlockTokens);
-    OnlineSoftmax(rows_, count, kBlockTokens, scratch_.visible, scratch_.scores, scratch_.max,
-                  scratch_.sum, scratch_.rescale);
+    OnlineSoftmax(rows_, count, kBlockTokens, {scratch_.visible, scratch_.hidden}, scratch_.scores,
+                  scratch_.max, scratch_.sum, scratch_.rescale);
     ScaleRows(rows_, dim, dim, scratch_.rescale, scratch_.out);
     BlasGemm<float>(false, false, rows_, dim, count, 1.0f, scratch_.scores, kBlockTokens, v,
                     v_stride, 1.0f, scratch_.out, dim);

@@ -92,19 +92,24 @@ DenseHead Gather(const AttentionShape& shape, const AttentionSequence& sequence,
 void AttendRow(const AttentionShape& shape, const DenseHead& dense, int64_t visible, const float* q,
                float* out) {
   const int64_t dim = shape.head_dim;
+  const int64_t window = shape.sliding_window;
+  const int64_t first = window == 0 ? 0 : std::max<int64_t>(0, visible - window);
   std::vector<double> weights(static_cast<size_t>(visible));
   double max = -INFINITY;
-  for (int64_t m = 0; m < visible; ++m) {
+  for (int64_t m = first; m < visible; ++m) {
     double dot = 0.0;
     for (int64_t i = 0; i < dim; ++i) dot += q[i] * dense.k[static_cast<size_t>(m * dim + i)];
     weights[static_cast<size_t>(m)] = dot * shape.scale;
     max = std::max(max, dot * shape.scale);
   }
   double sum = 0.0;
-  for (double& weight : weights) sum += weight = std::exp(weight - max);
+  for (int64_t m = first; m < visible; ++m) {
+    double& weight = weights[static_cast<size_t>(m)];
+    sum += weight = std::exp(weight - max);
+  }
   for (int64_t i = 0; i < dim; ++i) {
     double value = 0.0;
-    for (int64_t m = 0; m < visible; ++m) {
+    for (int64_t m = first; m < visible; ++m) {
       value += weights[static_cast<size_t>(m)] * dense.v[static_cast<size_t>(m * dim + i)];
     }
     out[i] = static_cast<float>(value / sum);

@@ -58,16 +58,19 @@ float ExpRow(float max, int64_t count, float* x) {
   return hn::GetLane(hn::SumOfLanes(df, sum)) + tail;
 }
 
-void OnlineSoftmaxRows(int64_t rows, int64_t count, int64_t stride, const int64_t* visible,
+void OnlineSoftmaxRows(int64_t rows, int64_t count, int64_t stride, const SeenTokens& seen,
                        float* scores, float* max, float* sum, float* rescale) {
   for (int64_t r = 0; r < rows; ++r) {
+    const int64_t end = seen.visible[r];
+    const int64_t begin = seen.hidden == nullptr ? 0 : std::min(seen.hidden[r], end);
     float* row = scores + r * stride;
     rescale[r] = 1.0f;
-    std::fill(row + visible[r], row + count, 0.0f);
-    if (visible[r] == 0) continue;
-    const float new_max = std::max(max[r], MaxOf(row, visible[r]));
+    std::fill(row, row + begin, 0.0f);
+    std::fill(row + end, row + count, 0.0f);
+    if (begin == end) continue;
+    const float new_max = std::max(max[r], MaxOf(row + begin, end - begin));
     if (max[r] != new_max) rescale[r] = std::exp(max[r] - new_max);
-    sum[r] = sum[r] * rescale[r] + ExpRow(new_max, visible[r], row);
+    sum[r] = sum[r] * rescale[r] + ExpRow(new_max, end - begin, row + begin);
     max[r] = new_max;
   }
 }
@@ -123,10 +126,10 @@ HWY_EXPORT(OnlineSoftmaxRows);
 HWY_EXPORT(ScaleAllRows);
 HWY_EXPORT(Convert);
 
-void OnlineSoftmax(int64_t rows, int64_t count, int64_t stride, const int64_t* visible,
+void OnlineSoftmax(int64_t rows, int64_t count, int64_t stride, const SeenTokens& seen,
                    float* scores, float* max, float* sum, float* rescale) {
   HWY_DYNAMIC_DISPATCH(OnlineSoftmaxRows)
-  (rows, count, stride, visible, scores, max, sum, rescale);
+  (rows, count, stride, seen, scores, max, sum, rescale);
 }
 
 void ScaleRows(int64_t rows, int64_t count, int64_t stride, const float* factor, float* out) {

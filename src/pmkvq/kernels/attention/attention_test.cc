@@ -265,6 +265,93 @@ TEST_P(AttentionTest, LongSequencesOverSeveralRunsOfPages) {
   }
 }
 
+// Windows of every kind: a row alone, inside a page, whole pages, more than there is. Decode,
+// prefill, and chunks longer than the window.
+TEST_P(AttentionTest, SlidingWindowsMatchTheOracle) {
+  for (const int64_t window : {1, 2, 5, 100, 128, 129, 300, 513, 100000}) {
+    for (const int64_t num_rows : {1, 3, 7, 150}) {
+      SCOPED_TRACE(testing::Message() << "W " << window << " T " << num_rows);
+      AttentionShape shape = MakeShape(32, 3);
+      shape.sliding_window = window;
+      for (const std::vector<PageSpec>& pages : {MixedPages(), ChannelPages(), {}}) {
+        RandomSequence sequence(shape, pages, num_rows);
+        ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, sequence));
+      }
+      RandomSequence many(shape, ManyPages(), num_rows);
+      ASSERT_NO_FATAL_FAILURE(ExpectMatchesOracle(shape, many, /*threads=*/2));
+      EXPECT_EQ(Attended(shape, many, 1), Attended(shape, many, 3));
+    }
+  }
+}
+
+// By hand: four tokens with values 1, 2, 4, 8 and equal scores.
+TEST_P(AttentionTest, ASlidingWindowCountsTheRowItself) {
+  AttentionShape shape = MakeShape(8, 1, 1, DType::kF32, DType::kF32);
+  const std::vector<float> keys(8 * 8, 0.0f);
+  std::vector<float> stored(2 * 8, 0.0f);
+  stored[0] = 1.0f;
+  stored[8] = 2.0f;
+  std::vector<float> values(2 * 8, 0.0f);
+  values[0] = 4.0f;
+  values[8] = 8.0f;
+  KvPageView page;
+  page.k = {reinterpret_cast<const std::byte*>(keys.data()), nullptr, 16, QuantAxis::kToken};
+  page.v = {reinterpret_cast<const std::byte*>(stored.data()), nullptr, 16, QuantAxis::kToken};
+  const PageTokens tokens{2, 2};
+  const AttentionSequence sequence{{&tokens, 1}, 2, 0};
+  const KvPageView* const pages = &page;
+  std::vector<float> out(2 * 8);
+  const AttentionOperands operands{
+      {&pages, 1}, keys.data(), keys.data(), values.data(), out.data()};
+  const std::pair<float, float> expected[] = {{7.0f / 3, 15.0f / 4},
+                                              {4.0f, 8.0f},
+                                              {3.0f, 6.0f},
+                                              {7.0f / 3, 14.0f / 3},
+                                              {7.0f / 3, 15.0f / 4}};
+  AttentionScratch scratch;
+  for (int64_t window = 0; window < 5; ++window) {
+    shape.sliding_window = window;
+    RunAttention(PlanOf(shape, {&sequence, 1}, 1), operands, scratch);
+    EXPECT_NEAR(out[0], expected[window].first, 1e-6f) << window;
+    EXPECT_NEAR(out[8], expected[window].second, 1e-6f) << window;
+    ref::Attend(shape, {&sequence, 1}, operands);
+    EXPECT_NEAR(out[0], expected[window].first, 1e-6f) << window;
+    EXPECT_NEAR(out[8], expected[window].second, 1e-6f) << window;
+  }
+}
+
+// Pages that no row sees may have given their memory back.
+TEST_P(AttentionTest, PagesOutsideOfTheWindowAreNotRead) {
+  AttentionShape shape = MakeShape(32, 2);
+  for (const int64_t num_rows : {1, 4, 20}) {
+    for (const int64_t window : {1, 128, 150, 700}) {
+      shape.sliding_window = window;
+      RandomSequence sequence(shape, ManyPages(), num_rows);
+      const std::vector<float> expected = Attended(shape, sequence, 1);
+      const AttentionSequence view = sequence.sequence();
+      std::vector<KvPageView> pages(sequence.pages(), sequence.pages() + view.pages.size());
+      int64_t num_stored = 0;
+      for (const PageTokens& tokens : view.pages) num_stored += tokens.num_tokens;
+      int64_t end = 0;
+      int num_freed = 0;
+      for (size_t i = 0; i < pages.size(); ++i) {
+        end += view.pages[i].num_tokens;
+        if (end > num_stored - window + 1) break;
+        pages[i] = {};
+        ++num_freed;
+      }
+      EXPECT_GT(num_freed, 5);
+      AttentionOperands operands = sequence.operands();
+      const KvPageView* const first = pages.data();
+      operands.pages = {&first, 1};
+      std::fill(sequence.out().begin(), sequence.out().end(), NAN);
+      AttentionScratch scratch;
+      RunAttention(PlanOf(shape, {&view, 1}, 1), operands, scratch);
+      EXPECT_EQ(sequence.out(), expected);
+    }
+  }
+}
+
 // So many pages that the items of decode are larger, and a last item that is not full.
 TEST_P(AttentionTest, DeepSequencesOverLargerRunsOfPages) {
   const AttentionShape shape = MakeShape(64, 2);

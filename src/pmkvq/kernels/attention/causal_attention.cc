@@ -18,25 +18,26 @@ namespace {
 constexpr int64_t kQueryBlock = 128;
 
 void CheckShape(const CausalAttentionShape& shape) {
-  PMKVQ_CHECK(shape.num_tokens >= 0 && shape.head_dim > 0);
+  PMKVQ_CHECK(shape.num_tokens >= 0 && shape.head_dim > 0 && shape.sliding_window >= 0);
   PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
 }
 
-// Softmax of the first `visible` of `count` scores; the others become 0.
-void SoftmaxRow(int64_t visible, int64_t count, double* scores) {
-  const double max = *std::max_element(scores, scores + visible);
+// Softmax of the scores from `hidden` on and before `visible`, of `count`; the others become 0.
+void SoftmaxRow(int64_t hidden, int64_t visible, int64_t count, double* scores) {
+  const double max = *std::max_element(scores + hidden, scores + visible);
   double sum = 0.0;
-  for (int64_t m = 0; m < visible; ++m) sum += scores[m] = std::exp(scores[m] - max);
-  for (int64_t m = 0; m < visible; ++m) scores[m] /= sum;
+  for (int64_t m = hidden; m < visible; ++m) sum += scores[m] = std::exp(scores[m] - max);
+  for (int64_t m = hidden; m < visible; ++m) scores[m] /= sum;
+  std::fill(scores, scores + hidden, 0.0);
   std::fill(scores + visible, scores + count, 0.0);
 }
 
-void SoftmaxRow(int64_t visible, int64_t count, float* scores) {
+void SoftmaxRow(int64_t hidden, int64_t visible, int64_t count, float* scores) {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0.0f;
   float rescale = 1.0f;
-  internal::OnlineSoftmax(1, count, count, &visible, scores, &max, &sum, &rescale);
-  for (int64_t m = 0; m < visible; ++m) scores[m] /= sum;
+  internal::OnlineSoftmax(1, count, count, {&visible, &hidden}, scores, &max, &sum, &rescale);
+  for (int64_t m = hidden; m < visible; ++m) scores[m] /= sum;
 }
 
 // One block of query rows of one head, and the keys that it sees: those before `visible`.
@@ -60,7 +61,10 @@ struct Block {
   void Probabilities(const Real* q, const Real* k, Real* p) const {
     BlasGemm<Real>(false, true, rows, visible(), shape.head_dim, static_cast<Real>(shape.scale),
                    q + q_offset(), q_stride(), k + kv_offset(), kv_stride(), Real{0}, p, visible());
-    for (int64_t r = 0; r < rows; ++r) SoftmaxRow(first + r + 1, visible(), p + r * visible());
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t hidden = internal::HiddenTokens(shape.sliding_window, first + r, 0, visible());
+      SoftmaxRow(hidden, first + r + 1, visible(), p + r * visible());
+    }
   }
 
   // ds [rows, visible]: dL/dP on entry, dL/d(Q K^T) on return.

@@ -2,6 +2,7 @@
 //
 //   P = softmax(scale * Q K^T + causal mask),  O = P V, per head; KV head g serves H / Hkv heads.
 //
+// With a sliding window W a row sees only the newest W tokens, itself among them.
 // Real is float or double (used by the finite-difference tests). Query rows are processed in
 // blocks, so scratch is O(block * N) a thread, not O(N^2); besides, float takes packed copies of k
 // and v, and the gradient [H, N, D] twice. The float forward pass skips masked
@@ -23,6 +24,7 @@ struct CausalAttentionShape {
   int64_t num_kv_heads = 0;  // Hkv
   int64_t head_dim = 0;      // D
   double scale = 1.0;
+  int64_t sliding_window = 0;  // W; 0: none.
 };
 
 template <class Real>

@@ -18,8 +18,8 @@ PMKVQ_TARGET_SUITE(CausalAttentionGradTest, internal::CausalTilesTarget);
 
 template <class Real>
 struct Problem {
-  Problem(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim)
-      : shape{tokens, heads, kv_heads, dim, 1.0 / std::sqrt(static_cast<double>(dim))},
+  Problem(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window = 0)
+      : shape{tokens, heads, kv_heads, dim, 1.0 / std::sqrt(static_cast<double>(dim)), window},
         q(Random(heads)),
         k(Random(kv_heads)),
         v(Random(kv_heads)),
@@ -57,14 +57,14 @@ struct Problem {
 
 // The definition, one row at a time.
 std::vector<double> Naive(const Problem<double>& p) {
-  const auto [tokens, heads, kv_heads, dim, scale] = p.shape;
+  const auto [tokens, heads, kv_heads, dim, scale, window] = p.shape;
   std::vector<double> out(p.q.size(), 0.0);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
       const double* q = p.q.data() + (t * heads + h) * dim;
       double* o = out.data() + (t * heads + h) * dim;
       double sum = 0.0;
-      for (int64_t m = 0; m <= t; ++m) {
+      for (int64_t m = window == 0 ? 0 : std::max<int64_t>(0, t - window + 1); m <= t; ++m) {
         const int64_t row = (m * kv_heads + h / (heads / kv_heads)) * dim;
         double dot = 0.0;
         for (int64_t i = 0; i < dim; ++i) dot += q[i] * p.k[static_cast<size_t>(row + i)];
@@ -105,6 +105,20 @@ TEST_P(CausalAttentionTest, MatchesTheDefinition) {
   }
 }
 
+TEST_P(CausalAttentionTest, SlidingWindowsMatchTheDefinition) {
+  for (const int64_t window : {1, 2, 15, 16, 17, 100, 128, 299, 300, 1000}) {
+    for (const int64_t tokens : {1, 129, 300}) {
+      Problem<double> p(tokens, 4, 2, 8, window);
+      p.Forward();
+      const std::vector<double> expected = Naive(p);
+      EXPECT_LE(LargestDifference(p.out, expected), kDoubleTolerance) << tokens << " " << window;
+      Problem<float> f(tokens, 4, 2, 8, window);
+      f.Forward(2);
+      EXPECT_LE(LargestDifference(f.out, expected), kFloatTolerance) << tokens << " " << window;
+    }
+  }
+}
+
 void ExpectFiniteDifferences(Problem<double>& p, std::vector<double>& x,
                              const std::vector<double>& gradient) {
   // Central differences err by h^2 (third derivatives of order 1) plus 2^-53 L / h.
@@ -122,11 +136,13 @@ void ExpectFiniteDifferences(Problem<double>& p, std::vector<double>& x,
 }
 
 TEST(CausalAttentionGradTest, MatchesFiniteDifferences) {
-  Problem<double> p(9, 6, 2, 4);
-  p.Backward();
-  ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.q, p.dq));
-  ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.k, p.dk));
-  ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.v, p.dv));
+  for (const int64_t window : {0, 1, 4}) {
+    Problem<double> p(9, 6, 2, 4, window);
+    p.Backward();
+    ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.q, p.dq)) << window;
+    ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.k, p.dk)) << window;
+    ASSERT_NO_FATAL_FAILURE(ExpectFiniteDifferences(p, p.v, p.dv)) << window;
+  }
 }
 
 // Across block edges: a directional derivative over all inputs at once.
@@ -157,13 +173,15 @@ TEST(CausalAttentionGradTest, MatchesDirectionalDerivativeOverSeveralBlocks) {
 }
 
 TEST_P(CausalAttentionGradTest, FloatAgreesWithDouble) {
-  Problem<double> d(200, 4, 2, 16);
-  Problem<float> f(200, 4, 2, 16);
-  d.Backward();
-  f.Backward();
-  EXPECT_LE(LargestDifference(f.dq, d.dq), kFloatTolerance);
-  EXPECT_LE(LargestDifference(f.dk, d.dk), kFloatTolerance);
-  EXPECT_LE(LargestDifference(f.dv, d.dv), kFloatTolerance);
+  for (const int64_t window : {0, 33, 150}) {
+    Problem<double> d(200, 4, 2, 16, window);
+    Problem<float> f(200, 4, 2, 16, window);
+    d.Backward();
+    f.Backward();
+    EXPECT_LE(LargestDifference(f.dq, d.dq), kFloatTolerance) << window;
+    EXPECT_LE(LargestDifference(f.dk, d.dk), kFloatTolerance) << window;
+    EXPECT_LE(LargestDifference(f.dv, d.dv), kFloatTolerance) << window;
+  }
 }
 
 TEST_P(CausalAttentionTest, BitsDoNotDependOnThreads) {

@@ -97,12 +97,15 @@ void CopyQueries(const CausalBlock& block, float* HWY_RESTRICT out) {
   std::fill(out + block.rows * block.dim, out + BlockRows() * block.dim, 0.0f);
 }
 
+// Of a key that a row does not see: its exponential is 0.
+constexpr float kLowestScore = -3e38f;
+
 // x[i] = exp(x[i] - max x), for `count` values; gives 1 / sum. Writes zeros from there to `end`.
 float SoftmaxRow(int64_t count, int64_t end, float* HWY_RESTRICT x) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   // Whole vectors: scores past `count` were computed, and must not count.
-  const auto lowest = hn::Set(d, -3e38f);
+  const auto lowest = hn::Set(d, kLowestScore);
   const int64_t full = count / lanes * lanes;
   if (full != count) {
     const auto seen = hn::FirstN(d, static_cast<size_t>(count - full));
@@ -137,16 +140,24 @@ int64_t ScratchFloats(int64_t num_tokens, int64_t dim) {
   return BlockRows() * (dim + ScoreStride(num_tokens)) + kGroupRows * Width();
 }
 
+// The first key that a row of the block sees.
+int64_t FirstSeen(const CausalBlock& block, int64_t row) {
+  return block.sliding_window == 0
+             ? 0
+             : std::max<int64_t>(0, block.first + row - block.sliding_window + 1);
+}
+
 // Scores of the whole block: rows see keys before `visible` at most.
 void ScoreBlock(const CausalBlock& block, const float* queries, int64_t stride, float* scores) {
   const int64_t width = Width();
   const int64_t num_groups = (block.rows + kGroupRows - 1) / kGroupRows;
   const int64_t visible = block.first + block.rows;
-  for (int64_t key = 0; key < visible; key += width) {
+  for (int64_t key = FirstSeen(block, 0) / width * width; key < visible; key += width) {
     // The first group of rows that sees the panel.
     const int64_t begin = std::max<int64_t>(0, key - block.first) / kGroupRows;
     for (int64_t group = begin; group < num_groups; ++group) {
       const int64_t row = group * kGroupRows;
+      if (key + width <= FirstSeen(block, row)) break;  // Later rows see even less.
       MultiplyPanel(queries + row * block.dim, block.dim, block.keys + key * block.dim, block.dim,
                     scores + row * stride + key, stride);
     }
@@ -163,14 +174,17 @@ void Attend(const CausalBlock& block, float* scratch) {
   ScoreBlock(block, queries, stride, scores);
   for (int64_t row = 0; row < block.rows; row += kGroupRows) {
     const int64_t rows = std::min<int64_t>(kGroupRows, block.rows - row);
-    const int64_t visible = block.first + row + rows;
+    const int64_t begin = FirstSeen(block, row) / width * width;
+    const int64_t visible = block.first + row + rows - begin;
     float factor[kGroupRows];
     for (int64_t r = 0; r < rows; ++r) {
-      factor[r] = SoftmaxRow(block.first + row + r + 1, visible, scores + (row + r) * stride);
+      float* x = scores + (row + r) * stride;
+      std::fill(x + begin, x + FirstSeen(block, row + r), kLowestScore);
+      factor[r] = SoftmaxRow(block.first + row + r + 1 - begin, visible, x + begin);
     }
     for (int64_t dim = 0; dim < block.dim; dim += width) {
-      MultiplyPanel(scores + row * stride, stride, block.values + dim * block.num_tokens, visible,
-                    sums, width);
+      MultiplyPanel(scores + row * stride + begin, stride,
+                    block.values + dim * block.num_tokens + begin * width, visible, sums, width);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t offset = (row + r) * block.stride + dim;
         StoreOutput(sums + r * width, factor[r],

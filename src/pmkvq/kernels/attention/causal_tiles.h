@@ -31,6 +31,7 @@ struct CausalBlock {
   int64_t num_tokens = 0;  // N, of the packed values
   int64_t dim = 0;         // D
   float scale = 1.0f;
+  int64_t sliding_window = 0;  // W: row r sees no keys before first + r - W + 1; 0: none.
   const float* keys = nullptr;
   const float* values = nullptr;
   const float* subtract = nullptr;  // Subtracted from the output; may be null.

@@ -31,6 +31,7 @@ DecodeScratch::DecodeScratch(const AttentionShape& shape, const DecodeLayout& la
   mins = take(kBlockTokens);
   rescale = take(layout.rows);
   visible = reinterpret_cast<int64_t*>(take(2 * layout.rows));
+  hidden = reinterpret_cast<int64_t*>(take(2 * layout.rows));
   integer_tile = reinterpret_cast<uint32_t*>(take(kIntegerTileSize));
   integer_sums = reinterpret_cast<int32_t*>(take(layout.rows * kBlockTokens));
   const int64_t integer_floats = layout.rows * kBlockTokens / 2;

@@ -30,7 +30,8 @@ struct DecodeScratch {
   float* steps;      // [128]
   float* mins;       // [128]
   float* rescale;    // [R]
-  int64_t* visible;  // [R], tokens of the block that a row sees.
+  int64_t* visible;  // [R], tokens of the block that a row sees: before this one,
+  int64_t* hidden;   // [R], and from this one on.
   // Of the fast mode:
   uint32_t* integer_tile;
   int32_t* integer_sums;        // [R, 128]

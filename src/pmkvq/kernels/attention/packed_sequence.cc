@@ -59,6 +59,7 @@ void AttendPacked(const PackedAttention& args, AlignedVector<float>& scratch,
     block.num_tokens = shape.num_tokens;
     block.dim = dim;
     block.scale = static_cast<float>(shape.scale);
+    block.sliding_window = shape.sliding_window;
     block.keys = args.keys + kv_head * key_floats;
     block.values = args.values + kv_head * value_floats;
     if (args.subtract != nullptr) block.subtract = args.subtract + offset;

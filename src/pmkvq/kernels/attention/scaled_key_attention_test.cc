@@ -17,8 +17,8 @@ PMKVQ_TARGET_SUITE(ScaledKeyAttentionTest, internal::CausalTilesTarget,
                    "kernels/attention/causal_tiles.cc", "kernels/kv_quant/fake_quant_columns.cc");
 
 struct Sequence {
-  Sequence(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim)
-      : shape{tokens, heads, kv_heads, dim, 1.0 / std::sqrt(static_cast<double>(dim))},
+  Sequence(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window = 0)
+      : shape{tokens, heads, kv_heads, dim, 1.0 / std::sqrt(static_cast<double>(dim)), window},
         q(Normal(tokens * heads * dim)),
         k(Normal(tokens * kv_heads * dim)),
         v(Normal(tokens * kv_heads * dim)),
@@ -51,7 +51,7 @@ struct Sequence {
 
 // The definition in double, from scaled queries and keys that are quantised row by row.
 std::vector<double> Expected(const Sequence& s, int64_t group, int bits) {
-  const auto [tokens, heads, kv_heads, dim, scale] = s.shape;
+  const auto [tokens, heads, kv_heads, dim, scale, window] = s.shape;
   std::vector<float> keys = s.k;
   for (size_t i = 0; i < keys.size(); ++i) {
     const auto index = static_cast<int64_t>(i);
@@ -78,11 +78,11 @@ constexpr double kTolerance = 2e-4;
 
 TEST_P(ScaledKeyAttentionTest, MatchesTheDefinition) {
   struct Case {
-    int64_t tokens, heads, kv_heads, dim, group;
+    int64_t tokens, heads, kv_heads, dim, group, window = 0;
   };
   for (const Case& c : {Case{1, 1, 1, 8, 8}, Case{33, 4, 2, 24, 24}, Case{129, 6, 2, 40, 40},
-                        Case{70, 2, 1, 256, 128}}) {
-    const Sequence sequence(c.tokens, c.heads, c.kv_heads, c.dim);
+                        Case{70, 2, 1, 256, 128}, Case{129, 6, 2, 40, 40, 50}}) {
+    const Sequence sequence(c.tokens, c.heads, c.kv_heads, c.dim, c.window);
     for (const int bits : {16, 8, 4, 2}) {
       const std::vector<float> found = sequence.Run(c.group, bits, 1);
       const std::vector<double> expected = Expected(sequence, c.group, bits);
