@@ -35,7 +35,8 @@ void ComputeLogits(const Options& options) {
                                     std::max(engine.max_len, num_tokens),
                                     engine.num_threads,
                                     &model->rope(),
-                                    &model->checkpoint()};
+                                    &model->checkpoint(),
+                                    engine.chunk};
   const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
   const SequenceId seq = store->Open().value();
   Tensor logits(DType::kF32, {num_tokens, model->config().vocab_size});

@@ -61,7 +61,7 @@ class Fitter {
 
  private:
   KvRequirements Requirements(int64_t max_len) const {
-    return {geometry_, 1, max_len, options_.num_threads, nullptr, nullptr};
+    return {geometry_, 1, max_len, options_.num_threads, nullptr, nullptr, options_.chunk};
   }
 
   // Of a method with a fixed width. Its budget is that of max_len tokens.

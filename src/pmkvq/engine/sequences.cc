@@ -52,8 +52,10 @@ std::optional<SequenceId> SequenceKeeper::Acquire(int64_t session,
   idle_.erase(found);
   const auto end =
       std::mismatch(kept.tokens.begin(), kept.tokens.end(), prompt.begin(), prompt.end() - 1);
-  const int64_t common = end.first - kept.tokens.begin();
-  if (common == 0) {  // A new conversation: nothing of the old one, its peak included, remains.
+  const int64_t common = store_->LongestTruncation(kept.seq, end.first - kept.tokens.begin());
+  // A new conversation, or one whose pages have left a sliding window: nothing of the old one, its
+  // peak included, remains.
+  if (common == 0) {
     store_->Close(kept.seq);
     return store_->Open();
   }

@@ -27,6 +27,11 @@ void ValidateBlock(const KvBlockGeometry& block, size_t layer) {
                                           layer, Describe(block)));
   }
   const KvStream& stream = block.k();
+  if (block.sliding_window < 0) {
+    throw InvalidInput(kWhere, fmt::format("block {}: found a sliding window of {}, expected 0 or "
+                                           "more tokens",
+                                           layer, block.sliding_window));
+  }
   if (block.num_heads < 1 || stream.heads < 1 || block.num_heads % stream.heads != 0) {
     throw InvalidInput(kWhere, fmt::format("block {}: found {} heads, {} key/value heads; expected "
                                            "positive numbers, heads a multiple of key/value heads",
@@ -167,6 +172,22 @@ int64_t NumPages(const CacheConfig& config, int64_t num_tokens) {
   return (paged + kPageTokens - 1) / kPageTokens;
 }
 
+int64_t FirstSeenPage(const CacheConfig& config, size_t layer, int64_t num_tokens) {
+  const int64_t window = config.geometry.blocks[layer].sliding_window;
+  if (window == 0) return 0;
+  return std::max<int64_t>(0, num_tokens - window + 1 - config.sink_tokens) / kPageTokens;
+}
+
+int64_t MostPages(const CacheConfig& config, size_t layer, int64_t num_tokens) {
+  const int64_t pages = NumPages(config, num_tokens);
+  const int64_t window = config.geometry.blocks[layer].sliding_window;
+  if (window == 0) return pages;
+  // Right after a page was opened: the tokens that the first new one sees, and the new ones; they
+  // may begin with the last token of a page.
+  const int64_t tokens = window - 1 + std::min(config.chunk_tokens, num_tokens);
+  return std::min(pages, (tokens - 2) / kPageTokens + 2);
+}
+
 int64_t SinkBytes(const CacheConfig& config, size_t layer) {
   return CheckedProduct(kWhere, {config.sink_tokens, config.geometry.blocks[layer].values(),
                                  static_cast<int64_t>(SizeOf(config.float_type))});
@@ -181,7 +202,7 @@ int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, 
     return PageBytes(block.k(), config.float_type, k, config.k_axis) +
            PageBytes(block.v(), config.float_type, v);
   };
-  const int64_t pages = NumPages(config, num_tokens);
+  const int64_t pages = MostPages(config, layer, num_tokens);
   const int64_t float_pages = std::min(pages, config.window_tokens / kPageTokens);
   return CheckedSum(
       kWhere, {SinkBytes(config, layer), CheckedProduct(kWhere, {float_pages, pair_bytes(16, 16)}),
@@ -198,25 +219,34 @@ int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens) 
   return BlockBytes(config, layer, num_tokens, floor.k, floor.v);
 }
 
-// A block's share is total * its values / all values, rounded down.
+// A block's share is total * its weight / all weights, rounded down.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens, BytesAtFloor floor_bytes) {
-  const int64_t all_values = config.geometry.values();
+  const std::vector<int64_t> weights = EvenWeights(config);
+  const int64_t sum = std::accumulate(weights.begin(), weights.end(), int64_t{0});
   int64_t needed = 0;
-  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
-    const int64_t values = config.geometry.blocks[layer].values();
-    if (values == 0) continue;
-    const int64_t divisor = std::gcd(values, all_values);
-    const int64_t share = values / divisor;
+  for (size_t layer = 0; layer < weights.size(); ++layer) {
+    const int64_t weight = weights[layer];
+    if (weight == 0) continue;
+    const int64_t divisor = std::gcd(weight, sum);
+    const int64_t share = weight / divisor;
     const int64_t product =
-        CheckedProduct(kWhere, {floor_bytes(config, layer, num_tokens), all_values / divisor});
+        CheckedProduct(kWhere, {floor_bytes(config, layer, num_tokens), sum / divisor});
     needed = std::max(needed, product / share + (product % share != 0 ? 1 : 0));
   }
   return needed;
 }
 
-std::vector<int64_t> EvenWeights(const KvGeometry& geometry) {
+std::vector<int64_t> EvenWeights(const CacheConfig& config) {
+  const std::vector<KvBlockGeometry>& blocks = config.geometry.blocks;
+  const bool has_window = std::any_of(blocks.begin(), blocks.end(),
+                                      [](const auto& block) { return block.sliding_window > 0; });
   std::vector<int64_t> weights;
-  for (const KvBlockGeometry& block : geometry.blocks) weights.push_back(block.values());
+  for (size_t layer = 0; layer < blocks.size(); ++layer) {
+    const int64_t pages = has_window && config.max_len > 0
+                              ? std::max<int64_t>(1, MostPages(config, layer, config.max_len))
+                              : 1;
+    weights.push_back(blocks[layer].values() * pages);
+  }
   return weights;
 }
 
@@ -256,10 +286,11 @@ void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes) {
                                    "least {}",
                                    config.window_tokens, kPageTokens, kPageTokens));
   }
-  if (config.max_sequences < 1 || config.num_threads < 1) {
-    throw InvalidInput(kWhere, fmt::format("found {} sequences and {} threads, expected at least "
-                                           "1 of each",
-                                           config.max_sequences, config.num_threads));
+  if (config.max_sequences < 1 || config.num_threads < 1 || config.chunk_tokens < 1) {
+    throw InvalidInput(kWhere,
+                       fmt::format("found {} sequences, {} threads and chunks of {} tokens, "
+                                   "expected at least 1 of each",
+                                   config.max_sequences, config.num_threads, config.chunk_tokens));
   }
   if (!IsWidth(config.close_bits) || !IsWidth(config.floor_bits) ||
       config.floor_bits > config.close_bits) {

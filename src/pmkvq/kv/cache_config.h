@@ -45,6 +45,10 @@ struct CacheConfig {
   // too.
   int64_t window_tokens = kPageTokens;
   int64_t max_sequences = 1;
+  // Longest sequence that budgets are split for, and most tokens of a sequence in one Forward that
+  // they allow for: they matter where a block has a sliding window. max_len 0: unknown.
+  int64_t max_len = 0;
+  int64_t chunk_tokens = 512;
 
   int close_bits = 16;  // Width at which a page closes at first: 16 (pm-kvq, fp16) or b (static-b).
   int floor_bits = 2;   // Never halved below: 2 (pm-kvq), 16 (fp16), b (static-b).
@@ -99,12 +103,18 @@ int64_t PageBytes(const KvStream& stream, DType float_type, int bits,
                   QuantAxis axis = QuantAxis::kToken);
 // Pages (open one included) that hold `num_tokens` tokens of a sequence, its sink left out.
 int64_t NumPages(const CacheConfig& config, int64_t num_tokens);
+// The first page of a block that a token behind `num_tokens` stored ones may still attend to; the
+// pages before it lie outside of the block's sliding window, and the cache has freed them.
+int64_t FirstSeenPage(const CacheConfig& config, size_t layer, int64_t num_tokens);
+// The most pages that a block has of a sequence of up to `num_tokens` tokens, when a Forward stores
+// up to chunk_tokens: NumPages, or with a sliding window those of the window and of a chunk.
+int64_t MostPages(const CacheConfig& config, size_t layer, int64_t num_tokens);
 // Bytes of the sink of one block, all streams, whole from the first token on.
 int64_t SinkBytes(const CacheConfig& config, size_t layer);
 
 // Bytes that one block takes at `num_tokens` tokens with every closed page at (k_bits, v_bits)
 // (window pages at 16). Non-decreasing in num_tokens, so this is also the most it takes at any
-// n <= num_tokens: the budget that `allocate` gives a block.
+// n <= num_tokens: the budget that `allocate` gives a block. Pages: MostPages.
 // 0 for a block without streams.
 int64_t BlockBytes(const CacheConfig& config, size_t layer, int64_t num_tokens, int k_bits,
                    int v_bits);
@@ -123,8 +133,9 @@ using BytesAtFloor = int64_t (*)(const CacheConfig& config, size_t layer, int64_
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens,
                        BytesAtFloor floor_bytes = FloorBytes);
 
-// Weights by which each value of the model gets the same share: KvBlockGeometry::values.
-std::vector<int64_t> EvenWeights(const KvGeometry& geometry);
+// Weights by which each value of the model gets the same share: KvBlockGeometry::values; where
+// blocks have sliding windows, times the most pages of a block at max_len.
+std::vector<int64_t> EvenWeights(const CacheConfig& config);
 
 // Splits a budget for one sequence over the blocks: in proportion to `weights` (size L, not all 0),
 // whole bytes, summing to at most `total_bytes`.

@@ -22,7 +22,7 @@ KvStream StreamOf(int64_t heads, int64_t width) {
 
 KvBlockGeometry BlockOf(const UniformKvGeometry& uniform) {
   const KvStream stream = StreamOf(uniform.num_kv_heads, uniform.head_dim);
-  return {uniform.num_heads, {stream, stream}};
+  return {uniform.num_heads, {stream, stream}, 0};
 }
 
 KvGeometry::KvGeometry(const UniformKvGeometry& uniform) {
@@ -34,7 +34,9 @@ UniformKvGeometry UniformOf(const KvGeometry& geometry, const std::string& where
   const KvBlockGeometry& first = geometry.blocks.front();
   for (size_t i = 0; i < geometry.blocks.size(); ++i) {
     const KvBlockGeometry& block = geometry.blocks[i];
-    if (IsGqa(block) && block == first) continue;
+    if (IsGqa(block) && block.num_heads == first.num_heads && block.streams == first.streams) {
+      continue;
+    }
     throw Unsupported(
         where, fmt::format("block {}: found {}, expected {}, as all blocks", i, Describe(block),
                            IsGqa(first) ? Describe(first) : "keys and values of one shape"));
@@ -42,16 +44,29 @@ UniformKvGeometry UniformOf(const KvGeometry& geometry, const std::string& where
   return {geometry.num_layers(), first.num_heads, first.k().heads, first.k().width};
 }
 
+void RefuseSlidingWindows(const KvGeometry& geometry, const std::string& where) {
+  for (size_t i = 0; i < geometry.blocks.size(); ++i) {
+    const int64_t window = geometry.blocks[i].sliding_window;
+    if (window == 0) continue;
+    throw Unsupported(where, fmt::format("block {}: found a sliding window of {} tokens, expected "
+                                         "none; fp16, static-8|4|2 and pm-kvq have them",
+                                         i, window));
+  }
+}
+
 std::string Describe(const KvBlockGeometry& block) {
   if (!block.has_cache()) return "no cache";
+  std::string text;
   if (IsGqa(block)) {
-    return fmt::format("{} heads, {} KV heads, head_dim {}", block.num_heads, block.k().heads,
+    text = fmt::format("{} heads, {} KV heads, head_dim {}", block.num_heads, block.k().heads,
                        block.k().width);
+  } else {
+    text = fmt::format("{} heads", block.num_heads);
+    for (const KvStream& stream : block.streams) {
+      text += fmt::format(", a stream of {} x {}", stream.heads, stream.width);
+    }
   }
-  std::string text = fmt::format("{} heads", block.num_heads);
-  for (const KvStream& stream : block.streams) {
-    text += fmt::format(", a stream of {} x {}", stream.heads, stream.width);
-  }
+  if (block.sliding_window > 0) text += fmt::format(", sliding window {}", block.sliding_window);
   return text;
 }
 

@@ -25,6 +25,8 @@ KvStream StreamOf(int64_t heads, int64_t width);
 struct KvBlockGeometry {
   int64_t num_heads = 0;  // Query heads, a multiple of the heads of the streams.
   std::vector<KvStream> streams;
+  // W: a token attends to the newest W tokens only, itself among them. 0: to all before it.
+  int64_t sliding_window = 0;
 
   bool has_cache() const { return !streams.empty(); }
   // Of a block that has them.
@@ -73,10 +75,15 @@ struct UniformKvGeometry {
 KvBlockGeometry BlockOf(const UniformKvGeometry& uniform);
 
 // Throws Unsupported naming `where` and the first block that differs from block 0, or that has
-// other streams than keys and values of one shape.
+// other streams than keys and values of one shape. Sliding windows may differ; they are left out.
 UniformKvGeometry UniformOf(const KvGeometry& geometry, const std::string& where = "model");
 
-// "12 heads, 2 KV heads, head_dim 128", "no cache"; other streams one by one.
+// For code that has all tokens attend to all before them. Throws Unsupported naming `where` and the
+// first block with a sliding window.
+void RefuseSlidingWindows(const KvGeometry& geometry, const std::string& where);
+
+// "12 heads, 2 KV heads, head_dim 128", then "sliding window 4096" where there is one; "no cache";
+// other streams one by one.
 std::string Describe(const KvBlockGeometry& block);
 // "28 blocks, 12 heads, 2 KV heads, head_dim 128"; where blocks differ, runs of equal ones:
 // "blocks 0-3: ...; block 4: no cache".

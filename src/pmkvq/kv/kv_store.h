@@ -115,7 +115,13 @@ class KvStore {
   // none. So a Forward of other sequences can run while one of many rows waits between two blocks.
   virtual void SwapForwards() = 0;
 
-  // Drops all tokens from `num_tokens` on (num_tokens <= current length). A quantised page that is
+  // How many of the first `num_tokens` tokens Truncate can leave: all of them, or 0 where a block
+  // with a sliding window has freed pages that their continuation would attend to.
+  virtual int64_t LongestTruncation(SequenceId /*seq*/, int64_t num_tokens) const {
+    return num_tokens;
+  }
+  // Drops all tokens from `num_tokens` on (num_tokens <= current length, and what LongestTruncation
+  // gives for it: check). A quantised page that is
   // cut becomes the open page again, with its values as they read now.
   virtual void Truncate(SequenceId seq, int64_t num_tokens) = 0;
 

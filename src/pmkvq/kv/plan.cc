@@ -13,6 +13,7 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/limits.h"
 #include "pmkvq/io/safetensors.h"
 
 namespace pmkvq {
@@ -76,6 +77,7 @@ void WriteBlock(JsonWriter& json, const KvBlockGeometry& block, size_t count) {
     json.EndObject();
   }
   json.EndArray();
+  if (block.sliding_window > 0) json.Key("sliding_window").Int(block.sliding_window);
   json.EndObject();
 }
 
@@ -230,6 +232,9 @@ KvGeometry ReadGeometry(const JsonValue& model) {
     }
     for (size_t j = 0; j < streams.size(); ++j) {
       block.streams.push_back(ReadStream(streams.At(j), run.At("num_heads")));
+    }
+    if (run.Has("sliding_window")) {
+      block.sliding_window = run.At("sliding_window").AsInt(1, limits::kPositions);
     }
     geometry.blocks.insert(geometry.blocks.end(), static_cast<size_t>(count), block);
   }

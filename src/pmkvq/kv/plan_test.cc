@@ -114,6 +114,7 @@ TEST_F(PlanTest, VersionOneIsRead) {
 TEST_F(PlanTest, BlocksMayDiffer) {
   Plan plan = SomePlan();
   plan.geometry.blocks = {BlockOf({1, 4, 2, 16}), {4, {}}, BlockOf({1, 8, 1, 64})};
+  plan.geometry.blocks[2].sliding_window = 4096;
   plan.k_bits = {4, 16, 2};
   plan.v_bits = {2, 16, 8};
   plan.budget_bytes = {70000, 0, 30000};

@@ -24,9 +24,10 @@ namespace pmkvq {
 std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
 
 // What MakePackedKvCache makes. All blocks with a cache have the same pages of a sequence, only
-// their sizes and widths differ, so a token that opens no page costs O(1) in Reserve and O(1) per
-// block around Attend, without heap allocation. OldestFirst decides the widths for the next page,
-// O(pages), with the token after the one that opened a page.
+// their sizes and widths differ; a block with a sliding window has given up the oldest, when a page
+// was opened and no token to come could attend to them. So a token that opens no page costs O(1) in
+// Reserve and O(1) per block around Attend, without heap allocation. OldestFirst decides the widths
+// for the next page, O(pages), with the token after the one that opened a page.
 class PackedKvCache final : public KvStore {
  public:
   explicit PackedKvCache(const CacheConfig& config);
@@ -52,6 +53,7 @@ class PackedKvCache final : public KvStore {
   void EndForward() override;
   void AbandonForward() override { forward_.Abandon(); }
   void SwapForwards() override { std::swap(forward_, set_aside_); }
+  int64_t LongestTruncation(SequenceId seq, int64_t num_tokens) const override;
   // Also drops a reservation whose Forward has not begun.
   void Truncate(SequenceId seq, int64_t num_tokens) override;
 
@@ -77,6 +79,7 @@ class PackedKvCache final : public KvStore {
   };
   struct NextPage {
     bool is_planned = false;
+    int64_t opened_at = 0;                        // Tokens that are stored then.
     std::vector<std::vector<PageWidths>> widths;  // Of all pages then; empty: there is no room.
     std::vector<AheadStep> steps;                 // In the order in which they are done.
     size_t num_done = 0;
@@ -149,8 +152,11 @@ class PackedKvCache final : public KvStore {
                         int64_t num_rows, int64_t first);
 
   // packed_cache_reserve.cc: everything that changes page tables.
-  bool DecideAllWidths(const Sequence& seq, int64_t pages_after);
-  bool DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after);
+  bool DecideAllWidths(const Sequence& seq, int64_t num_tokens, int64_t pages_after);
+  bool DecideWidths(const Sequence& seq, size_t layer, int64_t num_tokens, int64_t pages_after);
+  size_t FirstSeen(size_t layer, int64_t num_tokens) const {
+    return static_cast<size_t>(FirstSeenPage(config_, layer, num_tokens));
+  }
   void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
   using NarrowingStart = std::chrono::steady_clock::time_point;
   NarrowingStart StartNarrowing();

@@ -54,7 +54,8 @@ void PackedKvCache::PlanNextPage(Sequence& seq, int64_t tokens_before) {
   next.steps.clear();
   next.num_done = 0;
   const size_t num_pages = NumPagesOf(seq);
-  if (!DecideAllWidths(seq, static_cast<int64_t>(num_pages) + 1)) return;
+  next.opened_at = config_.sink_tokens + static_cast<int64_t>(num_pages) * kPageTokens;
+  if (!DecideAllWidths(seq, next.opened_at, static_cast<int64_t>(num_pages) + 1)) return;
   next.widths = decided_;
 
   // Pages of the window stay as they are until they leave it.

@@ -105,12 +105,12 @@ TEST(MixedBlocksTest, BytesFollowFromEachBlocksShape) {
   EXPECT_EQ(BlockBytes(config, 1, 2000, 4, 2), 4 * BlockBytes(config, 3, 2000, 4, 2));
   EXPECT_EQ(BlockBytes(config, 2, 2000, 16, 16), 0);
   EXPECT_EQ(config.geometry.values(), 2 * (2 + 4 + 1) * 16 + 2 * 2 * 64);
-  EXPECT_EQ(EvenWeights(config.geometry), (std::vector<int64_t>{64, 128, 0, 32, 256}));
+  EXPECT_EQ(EvenWeights(config), (std::vector<int64_t>{64, 128, 0, 32, 256}));
 
   // Split by values, the smallest budget just holds what it is for.
   const int64_t smallest = SmallestBudget(config, 1500);
   const auto fits = [&](int64_t total) {
-    const std::vector<int64_t> budgets = SplitBudget(total, EvenWeights(config.geometry));
+    const std::vector<int64_t> budgets = SplitBudget(total, EvenWeights(config));
     for (size_t layer = 0; layer < budgets.size(); ++layer) {
       if (FloorBytes(config, layer, 1500) > budgets[layer]) return false;
     }

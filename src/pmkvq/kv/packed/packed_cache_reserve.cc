@@ -36,7 +36,7 @@ ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   const auto pages_before = static_cast<int64_t>(NumPagesOf(seq));
   const size_t events_before = halving_events_.size();
   if (is_first || pages_after != pages_before) {
-    if (!DecideAllWidths(seq, pages_after)) return ReserveResult::kBudgetExhausted;
+    if (!DecideAllWidths(seq, seq.num_tokens, pages_after)) return ReserveResult::kBudgetExhausted;
     for (const size_t layer : cached_layers_) {
       ApplyWidths(seq, layer, pages_after);
     }
@@ -66,29 +66,39 @@ int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
   return seq.reserved_tokens;
 }
 
-// Fills decided_ for all blocks: as planned when this is the page that was planned for.
-bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t pages_after) {
+// Fills decided_ for all blocks: as planned when this is the page that was planned for. Pages are
+// opened when `num_tokens` are stored.
+bool PackedKvCache::DecideAllWidths(const Sequence& seq, int64_t num_tokens, int64_t pages_after) {
   const NextPage& next = seq.next;
-  if (next.is_planned && !next.widths.empty() &&
+  // A chunk may open the page earlier than planned, when a sliding window still has a page more.
+  const bool is_same_window =
+      std::all_of(cached_layers_.begin(), cached_layers_.end(), [&](size_t layer) {
+        return FirstSeen(layer, num_tokens) == FirstSeen(layer, next.opened_at);
+      });
+  if (next.is_planned && !next.widths.empty() && is_same_window &&
       static_cast<int64_t>(next.widths[cached_layers_[0]].size()) == pages_after) {
     decided_ = next.widths;
     return true;
   }
   for (const size_t layer : cached_layers_) {
-    if (!DecideWidths(seq, layer, pages_after)) return false;
+    if (!DecideWidths(seq, layer, num_tokens, pages_after)) return false;
   }
   return true;
 }
 
-// Fills decided_[layer] with the widths of all pages once there are `pages_after` of them.
-bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t pages_after) {
+// Fills decided_[layer] with the widths of all pages once there are `pages_after` of them; those of
+// pages that are freed then mean nothing.
+bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t num_tokens,
+                                 int64_t pages_after) {
   const BlockPages& block = seq.blocks[layer];
   std::vector<PageWidths>& decided = decided_[layer];
   decided.assign(static_cast<size_t>(pages_after), PageWidths{});
   for (size_t i = 0; i < block.pages.size(); ++i) decided[i] = WidthsOf(block.pages[i]);
 
   const int64_t window_pages = config_.window_tokens / kPageTokens;
-  const auto num_closed = static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages));
+  const size_t first = FirstSeen(layer, num_tokens);
+  const size_t num_closed =
+      std::max(first, static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages)));
   BlockLimits limits = LimitsOf(layer);
   limits.fixed_bytes = SinkBytes(config_, layer);
   for (size_t i = num_closed; i < decided.size(); ++i) {
@@ -96,14 +106,15 @@ bool PackedKvCache::DecideWidths(const Sequence& seq, size_t layer, int64_t page
   }
 
   closed_pages_.clear();
-  for (size_t i = 0; i < num_closed; ++i) {
+  for (size_t i = first; i < num_closed; ++i) {
     closed_pages_.push_back(Narrower(decided[i], block.present));
   }
   const bool fits = config_.policy == PolicyKind::kLayerBudget
                         ? FitLayerBudget(limits, block.present, closed_pages_)
                         : FitOldestFirst(limits, closed_pages_);
   if (!fits) return false;
-  std::copy(closed_pages_.begin(), closed_pages_.end(), decided.begin());
+  std::copy(closed_pages_.begin(), closed_pages_.end(),
+            decided.begin() + static_cast<std::ptrdiff_t>(first));
   return true;
 }
 
@@ -114,9 +125,11 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
   const bool last_is_partial =
       pages_before > 0 && (seq.num_tokens - config_.sink_tokens) % kPageTokens != 0;
   const size_t num_full = pages_before - (last_is_partial ? 1 : 0);
+  const size_t first = FirstSeen(layer, seq.num_tokens);
+  store_.FreeBefore(seq, layer, first);
 
   const NarrowingStart start = StartNarrowing();
-  for (size_t page = 0; page < num_full; ++page) {
+  for (size_t page = first; page < num_full; ++page) {
     AddNarrowSteps(block, page, decided[page], block.present);
   }
   FinishNarrowing(seq, layer, start);
@@ -187,10 +200,19 @@ void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
   for (const PagePair& page : block.pages) block.present = Narrower(block.present, WidthsOf(page));
 }
 
+int64_t PackedKvCache::LongestTruncation(SequenceId id, int64_t num_tokens) const {
+  const Sequence& seq = At(id);
+  const bool has_all = std::all_of(cached_layers_.begin(), cached_layers_.end(), [&](size_t layer) {
+    return FirstSeen(layer, num_tokens) >= seq.blocks[layer].num_freed;
+  });
+  return has_all ? num_tokens : 0;
+}
+
 void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
   Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq));
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
+  PMKVQ_CHECK(LongestTruncation(id, num_tokens) == num_tokens);
   RestoreMovedRows(seq);
   const bool cuts = num_tokens < seq.num_tokens || seq.reserved_tokens > 0;
   seq.reserved_tokens = 0;

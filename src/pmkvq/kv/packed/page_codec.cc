@@ -66,6 +66,7 @@ AttentionShape AttentionShapeOf(const KvBlockGeometry& block, DType float_type) 
   shape.float_type = float_type;
   shape.metadata_type = float_type;
   shape.layout = PageCodec::kLayout;
+  shape.sliding_window = block.sliding_window;
   shape.scale = 1.0f / std::sqrt(static_cast<float>(block.k().width));
   return shape;
 }

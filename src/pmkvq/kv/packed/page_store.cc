@@ -88,6 +88,16 @@ void PageStore::DropPagesFrom(SequencePages& seq, size_t layer, size_t first) {
     for (const Side side : kSides) DropPage(seq, layer, page, side);
   }
   pages.resize(std::min(first, pages.size()));
+  seq.blocks[layer].num_freed = std::min(seq.blocks[layer].num_freed, pages.size());
+}
+
+void PageStore::FreeBefore(SequencePages& seq, size_t layer, size_t end) {
+  BlockPages& block = seq.blocks[layer];
+  if (end <= block.num_freed) return;
+  for (; block.num_freed < end; ++block.num_freed) {
+    for (const Side side : kSides) DropPage(seq, layer, block.num_freed, side);
+  }
+  MoveBytes(layer);
 }
 
 void PageStore::Release(SequencePages& seq, size_t layer, size_t page, Side side) {
@@ -226,9 +236,11 @@ void PageStore::Share(const SequencePages& seq, int64_t num_tokens, SequencePage
     to.bytes = from.bytes;
     to.page_counts = from.page_counts;
     to.present = from.present;
+    to.num_freed = from.num_freed;
     for (const SlotHandle slot : to.sink) slots_.AddReference(slot);
     for (const PagePair& pair : to.pages) {
       for (const StoredPage& page : pair) {
+        if (page.data == kNoSlot) continue;  // Freed.
         slots_.AddReference(page.data);
         if (page.metadata != kNoSlot) slots_.AddReference(page.metadata);
       }
@@ -269,8 +281,10 @@ void PageStore::AddViews(const BlockPages& block, size_t layer,
   for (int64_t piece = 0; !block.sink.empty() && piece < num_sink_pieces(); ++piece) {
     views.push_back({SinkView(block, layer, piece, kKeys), SinkView(block, layer, piece, kValues)});
   }
-  for (const PagePair& page : block.pages)
-    views.push_back({View(page[kKeys]), View(page[kValues])});
+  views.resize(views.size() + block.num_freed);
+  for (size_t page = block.num_freed; page < block.pages.size(); ++page) {
+    views.push_back({View(block.pages[page][kKeys]), View(block.pages[page][kValues])});
+  }
 }
 
 void PageStore::AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages) const {
@@ -300,8 +314,12 @@ void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_t
     float* const begin = side == kKeys ? k_out : v_out;
     float* out = begin;
     for (size_t i = 0; i < pages.size(); ++i) {
-      codec(layer).Decode(side == kKeys ? views[i].k : views[i].v, pages[i].capacity,
-                          values.data());
+      const KvTensorView& view = side == kKeys ? views[i].k : views[i].v;
+      if (view.data == nullptr) {
+        std::fill(values.begin(), values.end(), 0.0f);
+      } else {
+        codec(layer).Decode(view, pages[i].capacity, values.data());
+      }
       for (int64_t token = 0; token < pages[i].num_tokens; ++token) {
         for (int64_t head = 0; head < stream.heads; ++head) {
           const float* run = values.data() + (head * pages[i].capacity + token) * stream.width;

@@ -29,7 +29,10 @@ struct BlockPages {
   // Empty until there are tokens. K and V slot of each whole piece (kPageTokens tokens, a 16-bit
   // page), then the rest's slot: one for K and V, or one each.
   std::vector<SlotHandle> sink;
-  std::vector<PagePair> pages;  // Oldest first; the last one is the open page.
+  // Oldest first; the last one is the open page. The first `num_freed` have left the block's
+  // sliding window: they have no slots any more.
+  std::vector<PagePair> pages;
+  size_t num_freed = 0;
 
   int64_t bytes = 0;
   std::array<PagesPerWidth, 2> page_counts{};  // By side.
@@ -82,6 +85,8 @@ class PageStore {
   void Release(SequencePages& seq, size_t layer, size_t page, Side side);  // If it has slots.
   // Takes all pages from `first` on out of the block's table.
   void ReleaseFrom(SequencePages& seq, size_t layer, size_t first);
+  // Gives up the slots of the pages before `end`, which keep their places in the table.
+  void FreeBefore(SequencePages& seq, size_t layer, size_t end);
   void AllocateSink(SequencePages& seq, size_t layer);
   void ReleaseSink(SequencePages& seq, size_t layer);
 
@@ -118,12 +123,12 @@ class PageStore {
     return page.metadata == kNoSlot ? nullptr : At(page.metadata);
   }
 
-  // Appends the views of the sink's pieces and of all pages.
+  // Appends the views of the sink's pieces and of all pages; those of freed pages are empty.
   void AddViews(const BlockPages& block, size_t layer, std::vector<KvPageView>& views) const;
   // Appends the tokens of the views that `num_tokens` stored tokens use: the first ones.
   void AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages) const;
   // The first `num_tokens` stored values of a block as they read now, not rotated any more: k_out
-  // and v_out [num_tokens, Hkv, D]. Slow, allocates.
+  // and v_out [num_tokens, Hkv, D]; zeros of freed pages. Slow, allocates.
   void ReadTokens(const SequencePages& seq, size_t layer, int64_t num_tokens, float* k_out,
                   float* v_out) const;
 

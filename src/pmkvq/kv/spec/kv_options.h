@@ -31,6 +31,8 @@ struct KvRequirements {
   const RopeTable* rope = nullptr;  // The model's, for methods that work on keys before RoPE.
   const Checkpoint* checkpoint = nullptr;  // The model's: files of from= made for another one are
                                            // refused. Null: taken without asking.
+  int64_t chunk_tokens = 512;  // Most tokens of a sequence in one Forward; sizes caches of sliding
+                               // windows.
 };
 
 }  // namespace pmkvq

@@ -121,9 +121,8 @@ void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settin
                                            options.spec));
   }
   if (options.budget_bytes > 0) {
-    const std::vector<int64_t> weights = plan != nullptr && !plan->budget_bytes.empty()
-                                             ? plan->budget_bytes
-                                             : EvenWeights(config.geometry);
+    const std::vector<int64_t> weights =
+        plan != nullptr && !plan->budget_bytes.empty() ? plan->budget_bytes : EvenWeights(config);
     config.budget_bytes = SplitBudget(options.budget_bytes, weights);
   } else if (has_widths) {
     config.budget_bytes = UniformBudgets(config, max_len, widths, count);
@@ -239,6 +238,8 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
                          : plan != nullptr           ? plan->settings.window_tokens
                                                      : kPageTokens;
   config.max_sequences = requirements.max_sequences;
+  config.max_len = requirements.max_len;
+  config.chunk_tokens = requirements.chunk_tokens;
   config.policy = settings.policy;
   config.num_threads = requirements.num_threads;
   config.attention = settings.attention;
@@ -255,7 +256,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
     const int bits = read.method->bits;
     config.close_bits = bits;
     config.budget_bytes = options.budget_bytes > 0
-                              ? SplitBudget(options.budget_bytes, EvenWeights(config.geometry))
+                              ? SplitBudget(options.budget_bytes, EvenWeights(config))
                               : UniformBudgets(config, requirements.max_len, {bits, bits}, count);
   }
   ValidateCacheConfig(config, count.floor);

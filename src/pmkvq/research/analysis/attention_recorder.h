@@ -50,6 +50,9 @@ class AttentionRecorder final : public KvStore {
   void EndForward() override;
   void AbandonForward() override { store_->AbandonForward(); }
   void SwapForwards() override { store_->SwapForwards(); }
+  int64_t LongestTruncation(SequenceId seq, int64_t num_tokens) const override {
+    return store_->LongestTruncation(seq, num_tokens);
+  }
   void Truncate(SequenceId seq, int64_t num_tokens) override { store_->Truncate(seq, num_tokens); }
   int64_t NumTokens(SequenceId seq) const override { return store_->NumTokens(seq); }
   KvSequenceStats SequenceStats(SequenceId seq) const override {

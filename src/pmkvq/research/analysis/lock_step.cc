@@ -32,6 +32,8 @@ class LockStep {
            const std::vector<KvOptions>& caches, const LockStepOptions& options)
       : model_(*model), tokens_(tokens), options_(options) {
     Check();
+    // Attention weights are recorded over all tokens.
+    RefuseSlidingWindows(model_.kv_geometry(), model_.checkpoint().folder());
     const int64_t max_len = options.max_len > 0 ? options.max_len : Length();
     const KvRequirements needs{
         model_.kv_geometry(), 1, max_len, options.num_threads, &model_.rope(),

@@ -37,7 +37,9 @@ Plan UniformPlan(const Model& model, const AllocationOptions& options,
   Allocation even = allocation;
   even.k_bits.clear();
   even.v_bits.clear();
-  even.budget_bytes = SplitBudget(allocation.total_bytes, EvenWeights(model.kv_geometry()));
+  CacheConfig cache = options.cache;
+  cache.max_len = options.max_len;
+  even.budget_bytes = SplitBudget(allocation.total_bytes, EvenWeights(cache));
   return PlacementPlan(model, options, even);
 }
 

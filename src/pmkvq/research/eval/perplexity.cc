@@ -179,9 +179,13 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
   }
   const KvOptions kv = ApplySpecKeysFor(model->checkpoint().Identity(), given_kv);
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();
-  KvRequirements needs{
-      model->kv_geometry(), 1, CheckSequences(sequences, model->config()), threads, &model->rope(),
-      &model->checkpoint()};
+  KvRequirements needs{model->kv_geometry(),
+                       1,
+                       CheckSequences(sequences, model->config()),
+                       threads,
+                       &model->rope(),
+                       &model->checkpoint(),
+                       chunk};
   const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {

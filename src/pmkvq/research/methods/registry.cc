@@ -108,6 +108,7 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
         "--reference-accounting",
         fmt::format("{} counts every byte, expected a method of pages", choice.spec.name));
   }
+  RefuseSlidingWindows(requirements.geometry, "--kv " + choice.spec.name);
   const UniformKvGeometry geometry = UniformOf(requirements.geometry, "--kv " + choice.spec.name);
   Simulation simulation;
   simulation.method = choice.simulated->make(
@@ -134,6 +135,7 @@ int64_t ReferenceBudget(const CacheConfig& config, size_t layer, int64_t max_len
 }
 
 CacheConfig ResolveReferenceConfig(const KvOptions& options, const KvRequirements& requirements) {
+  RefuseSlidingWindows(requirements.geometry, "--reference-accounting");
   const CacheConfig config =
       ResolvePackedConfig(options, requirements, {ReferenceBudget, ReferenceFloorBytes});
   ValidateReferenceConfig(config);
