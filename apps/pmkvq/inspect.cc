@@ -1,6 +1,7 @@
 // pmkvq inspect: the content of a model folder, a plan, or a tensor file; the bytes of a cache.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "commands.h"
@@ -91,6 +92,14 @@ void InspectModel(const Options& options) {
       Number("kv_bytes_per_token_at_16_bit", 4 * config.num_layers * config.kv_dim()),
       Text("identity", checkpoint.Identity()),
   };
+  if (!config.sliding_windows.empty()) {
+    const int64_t window =
+        *std::max_element(config.sliding_windows.begin(), config.sliding_windows.end());
+    const auto count =
+        std::count(config.sliding_windows.begin(), config.sliding_windows.end(), window);
+    fields.push_back(Number("sliding_window", window));
+    fields.push_back(Number("blocks_with_sliding_window", count));
+  }
   if (num_foreign > 0) fields.push_back(Number("tensors_of_types_not_computed_with", num_foreign));
   if (!options.json.empty()) {
     JsonWriter json;

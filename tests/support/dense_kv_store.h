@@ -16,9 +16,10 @@ namespace pmkvq::testing_support {
 
 class DenseKvStore : public KvStore {
  public:
-  explicit DenseKvStore(const UniformKvGeometry& geometry,
+  // Blocks of one shape; their sliding windows may differ.
+  explicit DenseKvStore(const KvGeometry& geometry,
                         std::shared_ptr<const KeyScales> key_scales = nullptr)
-      : geometry_(geometry), key_scales_(std::move(key_scales)) {}
+      : blocks_(geometry), geometry_(UniformOf(geometry)), key_scales_(std::move(key_scales)) {}
 
   const KeyScales* key_scales() const override { return key_scales_.get(); }
 
@@ -47,7 +48,8 @@ class DenseKvStore : public KvStore {
         stored.k.insert(stored.k.end(), k, k + geometry_.kv_dim());
         stored.v.insert(stored.v.end(), v, v + geometry_.kv_dim());
         for (int64_t head = 0; head < geometry_.num_heads; ++head) {
-          AttendHead(stored, head, q + head * geometry_.head_dim, out + head * geometry_.head_dim);
+          AttendHead(layer, stored, head, q + head * geometry_.head_dim,
+                     out + head * geometry_.head_dim);
         }
         q += q_dim;
         out += q_dim;
@@ -83,13 +85,16 @@ class DenseKvStore : public KvStore {
     std::vector<float> k, v;
   };
 
-  void AttendHead(const Layer& stored, int64_t head, const float* q, float* out) const {
+  void AttendHead(int64_t layer, const Layer& stored, int64_t head, const float* q,
+                  float* out) const {
     const int64_t dim = geometry_.head_dim;
     const int64_t offset = head / (geometry_.num_heads / geometry_.num_kv_heads) * dim;
     const int64_t num_tokens = static_cast<int64_t>(stored.k.size()) / geometry_.kv_dim();
     std::vector<double> sum(static_cast<size_t>(dim));
     double total = 0.0;
+    const int64_t window = blocks_.block(layer).sliding_window;
     for (int64_t m = 0; m < num_tokens; ++m) {
+      if (window > 0 && m < num_tokens - window) continue;
       const float* key = stored.k.data() + m * geometry_.kv_dim() + offset;
       const float* value = stored.v.data() + m * geometry_.kv_dim() + offset;
       double score = 0.0;
@@ -103,6 +108,7 @@ class DenseKvStore : public KvStore {
     }
   }
 
+  KvGeometry blocks_;
   UniformKvGeometry geometry_;
   std::shared_ptr<const KeyScales> key_scales_;
   std::map<SequenceId, std::vector<Layer>> sequences_;

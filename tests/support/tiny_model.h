@@ -1,6 +1,7 @@
 // Random checkpoints of a few kilobytes for tests, and an oracle that computes their logits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -31,6 +32,8 @@ struct TinyModel {
   bool qk_norm = false;
   DType dtype = DType::kF32;
   uint64_t seed = 1;
+  int64_t window = 0;       // Sliding window; 0: none.
+  int64_t full_layers = 0;  // Blocks in front that have none (Qwen's max_window_layers).
 
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
@@ -54,6 +57,12 @@ inline std::map<std::string, TinyModel> TinyModels() {
                          .kv_heads = 2,
                          .head_dim = 8,
                          .qk_norm = true};
+  models["mistral_window_f32"] = {.architecture = "MistralForCausalLM", .window = 9};
+  models["qwen2_window_bf16"] = {.architecture = "Qwen2ForCausalLM",
+                                 .qkv_bias = true,
+                                 .dtype = DType::kBF16,
+                                 .window = 20,
+                                 .full_layers = 2};
   return models;
 }
 
@@ -143,6 +152,10 @@ inline std::string TinyConfigJson(const TinyModel& model) {
          field("num_attention_heads", model.heads) + field("num_key_value_heads", model.kv_heads) +
          field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) +
          "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
+         (model.window > 0 ? field("sliding_window", model.window) +
+                                 field("max_window_layers", model.full_layers) +
+                                 "\"use_sliding_window\": true,\n"
+                           : "") +
          "\"attention_bias\": " + (bias_field ? "true" : "false") + ",\n" +
          "\"tie_word_embeddings\": " + (model.tied ? "true" : "false") + "}\n";
 }
@@ -172,7 +185,7 @@ class TinyModelOracle {
     }
     for (int64_t layer = 0; layer < model_.layers; ++layer) {
       const std::string block = "model.layers." + std::to_string(layer) + ".";
-      AddAttention(block, x);
+      AddAttention(block, layer < model_.full_layers ? 0 : model_.window, x);
       for (Row& row : x) AddMlp(block, row);
     }
     std::vector<double> logits;
@@ -229,7 +242,7 @@ class TinyModelOracle {
     }
   }
 
-  void AddAttention(const std::string& block, std::vector<Row>& x) const {
+  void AddAttention(const std::string& block, int64_t window, std::vector<Row>& x) const {
     std::vector<Row> q, k, v;
     for (size_t t = 0; t < x.size(); ++t) {
       const Row h = Norm(block + "input_layernorm.weight", x[t]);
@@ -242,7 +255,11 @@ class TinyModelOracle {
     for (size_t t = 0; t < x.size(); ++t) {
       Row out;
       for (int64_t head = 0; head < model_.heads; ++head) {
-        const Row part = AttendHead(head, q[t], k, v, t);
+        const size_t first =
+            window == 0
+                ? 0
+                : static_cast<size_t>(std::max<int64_t>(0, static_cast<int64_t>(t) - window + 1));
+        const Row part = AttendHead(head, q[t], k, v, first, t);
         out.insert(out.end(), part.begin(), part.end());
       }
       const Row y = Linear(block + "self_attn.o_proj", out, model_.hidden);
@@ -251,13 +268,13 @@ class TinyModelOracle {
   }
 
   Row AttendHead(int64_t head, const Row& q, const std::vector<Row>& k, const std::vector<Row>& v,
-                 size_t last) const {
+                 size_t first, size_t last) const {
     const auto dim = static_cast<size_t>(model_.head_dim);
     const size_t q_begin = static_cast<size_t>(head) * dim;
     const size_t kv_begin = static_cast<size_t>(head / (model_.heads / model_.kv_heads)) * dim;
     Row out(dim);
     double sum = 0.0;
-    for (size_t m = 0; m <= last; ++m) {
+    for (size_t m = first; m <= last; ++m) {
       double score = 0.0;
       for (size_t i = 0; i < dim; ++i) score += q[q_begin + i] * k[m][kv_begin + i];
       const double weight = std::exp(score / std::sqrt(static_cast<double>(dim)));

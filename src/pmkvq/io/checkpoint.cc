@@ -1,6 +1,7 @@
 #include "pmkvq/io/checkpoint.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <filesystem>
 #include <utility>
@@ -39,6 +40,9 @@ std::string ArchitectureText(const ModelConfig& config) {
       static_cast<int>(rope.type), number(rope.factor), number(rope.low_freq_factor),
       number(rope.high_freq_factor), rope.original_max_position_embeddings, number(rope.beta_fast),
       number(rope.beta_slow), rope.attention_factor, rope.truncate);
+  if (!config.sliding_windows.empty()) {
+    text += fmt::format("windows={}\n", fmt::join(config.sliding_windows, ","));
+  }
   return text;
 }
 

@@ -133,6 +133,25 @@ TEST(Checkpoint, IdentityDependsOnWeightsAndArchitectureOnly) {
   const Folder other_rope(",\"rope_theta\":10001");
   other_rope.WriteShard("model.safetensors", {"a", "b"});
   EXPECT_NE(other_rope.Open().Identity(), identity);
+  // A window that changes nothing does not change it.
+  const Folder unused_window(",\"sliding_window\":4096");
+  unused_window.WriteShard("model.safetensors", {"a", "b"});
+  EXPECT_EQ(unused_window.Open().Identity(), identity);
+}
+
+TEST(Checkpoint, IdentityCoversSlidingWindows) {
+  ModelConfig config;
+  const auto identity = [&] {
+    std::map<std::string, Tensor> tensors;
+    tensors.emplace("a", Tensor(DType::kF32, {4}));
+    return Checkpoint::FromMemory("m", config, std::move(tensors)).Identity();
+  };
+  const std::string none = identity();
+  config.sliding_windows = {0, 512};
+  const std::string one = identity();
+  config.sliding_windows = {512, 512};
+  EXPECT_NE(one, none);
+  EXPECT_NE(identity(), one);
 }
 
 TEST(Checkpoint, IdentityReadsTheFirst64KiBOfATensor) {

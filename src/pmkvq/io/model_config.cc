@@ -26,19 +26,28 @@ constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral; Qwen with use_slidi
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen.
 constexpr int64_t kNone = -1;
 
+// Which blocks have a sliding window.
+enum class Windows : uint8_t {
+  kNever,
+  kAll,      // All where sliding_window is not null.
+  kByLayer,  // With use_sliding_window: those of layer_types, or from max_window_layers on.
+};
+
 struct Architecture {
   const char* name;
   const char* model_type;
+  Windows windows;
   // Values of absent keys.
   int64_t num_kv_heads;  // kNone: as many as heads.
   int64_t head_dim;      // kNone: hidden_size / heads.
   int64_t bos_token_id;
   int64_t eos_token_id;
 };
-constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", "llama", kNone, kNone, 1, 2},
-                                           {"MistralForCausalLM", "mistral", 8, kNone, 1, 2},
-                                           {"Qwen2ForCausalLM", "qwen2", 32, kNone, kNone, kNone},
-                                           {"Qwen3ForCausalLM", "qwen3", 32, 128, kNone, kNone}};
+constexpr Architecture kArchitectures[] = {
+    {"LlamaForCausalLM", "llama", Windows::kNever, kNone, kNone, 1, 2},
+    {"MistralForCausalLM", "mistral", Windows::kAll, 8, kNone, 1, 2},
+    {"Qwen2ForCausalLM", "qwen2", Windows::kByLayer, 32, kNone, kNone, kNone},
+    {"Qwen3ForCausalLM", "qwen3", Windows::kByLayer, 32, 128, kNone, kNone}};
 
 const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
@@ -121,42 +130,70 @@ void ParseBiases(const JsonValue& json, ModelConfig& config) {
   config.qk_norm = config.model_type == "qwen3";
 }
 
-// The window of the layers that have one; kNone where no layer has.
-int64_t SlidingWindow(const JsonValue& json, const ModelConfig& config) {
+// The window of blocks that have one; kNone: no block has.
+int64_t SlidingWindow(const JsonValue& json, const Architecture& architecture) {
   const JsonValue window = json.Find("sliding_window");
   if (!window.IsNull() && window.AsInt() < 1) window.Fail("null or an integer above 0");
-  if (config.model_type != "mistral") {
-    if (!json.BoolOr("use_sliding_window", false)) return kNone;
-    const JsonValue full_layers = json.Find("max_window_layers");
-    if (config.num_layers <=
-        (full_layers.IsMissing() ? kDefaultMaxWindowLayers : full_layers.AsInt())) {
-      return kNone;
+  const bool use = json.BoolOr("use_sliding_window", false);
+  if (architecture.windows == Windows::kNever) {
+    if (use) {
+      json.At("use_sliding_window")
+          .Refuse("false: " + std::string(architecture.name) + " has none");
     }
+    return kNone;
   }
+  if (architecture.windows == Windows::kByLayer && !use) return kNone;
   if (window.IsMissing()) return kDefaultSlidingWindow;
   return window.IsNull() ? kNone : window.AsInt();
 }
 
-// Windows that end before max_position_embeddings would drop keys this cache keeps.
-void RefuseSlidingWindow(const JsonValue& json, const ModelConfig& config) {
-  const int64_t size = SlidingWindow(json, config);
-  if (size != kNone && size < config.max_position_embeddings) {
-    if (config.model_type != "mistral") {
-      json.At("use_sliding_window").Refuse("false: sliding windows are not supported");
+// Which blocks attend to a window.
+std::vector<bool> WindowedBlocks(const JsonValue& json, const Architecture& architecture,
+                                 int64_t window, const ModelConfig& config) {
+  const auto num_layers = static_cast<size_t>(config.num_layers);
+  std::vector<bool> blocks(num_layers, window != kNone);
+  if (architecture.windows == Windows::kByLayer) {
+    const JsonValue full = json.Find("max_window_layers");
+    const int64_t num_full = full.IsNull() ? kDefaultMaxWindowLayers : full.AsInt();
+    for (int64_t i = 0; i < std::clamp<int64_t>(num_full, 0, config.num_layers); ++i) {
+      blocks[static_cast<size_t>(i)] = false;
     }
-    const JsonValue window = json.Find("sliding_window");
-    window.Refuse(fmt::format(
-        "null or at least the number of positions ({}){}: sliding windows are not supported",
-        config.max_position_embeddings,
-        window.IsMissing() ? fmt::format("; absent means {}", kDefaultSlidingWindow) : ""));
   }
   const JsonValue types = json.Find("layer_types");
-  if (types.IsNull()) return;
-  if (static_cast<int64_t>(types.size()) != config.num_layers) {
+  if (types.IsNull()) return blocks;
+  if (types.size() != num_layers) {
     types.Fail(fmt::format("an array of num_hidden_layers ({}) strings", config.num_layers));
   }
-  for (size_t i = 0; i < types.size(); ++i) {
-    if (types.At(i).AsString() != "full_attention") types.At(i).Refuse("\"full_attention\"");
+  for (size_t i = 0; i < num_layers; ++i) {
+    const std::string type = types.At(i).AsString();
+    if (type != "full_attention" && type != "sliding_attention") {
+      types.At(i).Refuse("\"full_attention\" or \"sliding_attention\"");
+    }
+    const bool is_windowed = type == "sliding_attention";
+    if (architecture.windows == Windows::kByLayer) {
+      if (is_windowed && window == kNone) {
+        types.At(i).Fail(
+            "\"full_attention\" where use_sliding_window is false or sliding_window null");
+      }
+      blocks[i] = is_windowed;
+    } else if (is_windowed != blocks[i]) {
+      // transformers does not look at the field of these.
+      types.At(i).Refuse(fmt::format("\"{}_attention\", which {} has in all blocks{}",
+                                     blocks[i] ? "sliding" : "full", architecture.name,
+                                     blocks[i] ? "" : " (sliding_window is null)"));
+    }
+  }
+  return blocks;
+}
+
+void ParseSlidingWindows(const JsonValue& json, const Architecture& architecture,
+                         ModelConfig& config) {
+  const int64_t window = SlidingWindow(json, architecture);
+  const std::vector<bool> blocks = WindowedBlocks(json, architecture, window, config);
+  if (window == kNone || window >= config.max_position_embeddings) return;
+  if (std::find(blocks.begin(), blocks.end(), true) == blocks.end()) return;
+  for (const bool is_windowed : blocks) {
+    config.sliding_windows.push_back(is_windowed ? window : 0);
   }
 }
 
@@ -246,7 +283,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
   ParseSizes(json, architecture, config);
   ParseBiases(json, config);
   ParseRope(json, config);
-  RefuseSlidingWindow(json, config);
+  ParseSlidingWindows(json, architecture, config);
   if (json.Has("rms_norm_eps")) {
     const JsonValue eps = json.At("rms_norm_eps");
     config.rms_norm_eps = eps.AsDouble();

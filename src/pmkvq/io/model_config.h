@@ -48,6 +48,9 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
+  // Per block: a token attends to the newest so many tokens only, itself among them; 0: to all
+  // before it. Empty: 0 for all blocks. A window that holds all positions counts as none.
+  std::vector<int64_t> sliding_windows;
   bool tie_word_embeddings = false;
   bool qkv_bias = false;  // q_proj, k_proj, v_proj have a bias.
   bool o_bias = false;    // o_proj has one.
@@ -63,6 +66,9 @@ struct ModelConfig {
   int64_t bos_token_id = -1;  // -1: none.
   std::vector<int64_t> eos_token_ids;
 
+  int64_t sliding_window(int64_t layer) const {
+    return sliding_windows.empty() ? 0 : sliding_windows[static_cast<size_t>(layer)];
+  }
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
   // Values that share one (min, range) pair: G = min(128, D).
@@ -72,7 +78,8 @@ struct ModelConfig {
 // Validates everything a later stage relies on. Throws Unsupported or InvalidInput naming the
 // file, the field, the value found and what was expected: unknown architecture or hidden_act,
 // missing or zero sizes, heads not divisible, head_dim odd / not a multiple of 8 / above 256,
-// sliding window in effect, unknown rope scaling, quantised weights, mlp_bias, MoE fields.
+// RoPE that differs between layer types, unknown rope scaling, quantised weights, mlp_bias, MoE
+// fields.
 ModelConfig ParseModelConfig(const JsonValue& json);
 
 // Reads `folder`/config.json and, where present, generation_config.json; or the metadata of the

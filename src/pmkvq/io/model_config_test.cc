@@ -225,33 +225,51 @@ TEST(ModelConfig, OtherGraphsAreRefused) {
   ExpectBad<InvalidInput>("LlamaForCausalLM", {{"mlp_bias", "1"}}, {"mlp_bias: found 1"});
 }
 
-TEST(ModelConfig, SlidingWindowsInEffectAreRefused) {
+using Blocks = std::vector<int64_t>;
+
+TEST(ModelConfig, SlidingWindowsOfMistral) {
+  const auto windows = [](const Fields& changes) {
+    return Parse("MistralForCausalLM", changes).sliding_windows;
+  };
+  const Blocks all(4, 4096);
+  EXPECT_EQ(windows({{"sliding_window", "4096"}}), all);
+  EXPECT_EQ(windows({}), all);  // As the first Mistral 7B, whose config says so, too.
+  EXPECT_EQ(windows({{"sliding_window", "1"}}), Blocks(4, 1));
   for (const char* window : {"null", "32768", "40000"}) {
-    EXPECT_EQ(Parse("MistralForCausalLM", {{"sliding_window", window}}).model_type, "mistral");
+    EXPECT_EQ(windows({{"sliding_window", window}}), Blocks{}) << window;
   }
-  ExpectBad<Unsupported>("MistralForCausalLM", {}, {"sliding_window: found nothing", "4096"});
-  EXPECT_EQ(Parse("MistralForCausalLM", {{"max_position_embeddings", "4096"}}).model_type,
-            "mistral");
-  ExpectBad<Unsupported>("MistralForCausalLM", {{"sliding_window", "4096"}},
-                         {"sliding_window: found 4096, expected null or at least "
-                          "the number of positions (32768)"});
+  EXPECT_EQ(windows({{"max_position_embeddings", "4096"}}), Blocks{});
+  // Positions that YaRN adds lie outside of the window.
+  EXPECT_EQ(windows({{"sliding_window", "32768"},
+                     {"rope_scaling", R"({"rope_type":"yarn","factor":4.0})"}}),
+            Blocks(4, 32768));
   ExpectBad<InvalidInput>("MistralForCausalLM", {{"sliding_window", "0"}},
                           {"sliding_window: found 0"});
+  ExpectBad<InvalidInput>("MistralForCausalLM", {{"sliding_window", "\"all\""}},
+                          {"sliding_window: found \"all\""});
+}
 
+TEST(ModelConfig, SlidingWindowsOfQwen) {
   const auto qwen = [](const char* use, const char* window, const char* layers) {
     return Fields{
         {"use_sliding_window", use}, {"sliding_window", window}, {"max_window_layers", layers}};
   };
   for (const char* architecture : {"Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
-    EXPECT_EQ(Parse(architecture, qwen("false", "4096", "2")).num_layers, 4);
-    EXPECT_EQ(Parse(architecture, qwen("true", "4096", "4")).num_layers, 4);
-    EXPECT_EQ(Parse(architecture, qwen("true", "32768", "2")).num_layers, 4);
-    EXPECT_EQ(Parse(architecture, qwen("true", "4096", "")).num_layers, 4);  // 28 by default.
-    EXPECT_EQ(Parse(architecture, qwen("true", "null", "2")).num_layers, 4);
-    ExpectBad<Unsupported>(architecture, qwen("true", "4096", "3"),
-                           {"use_sliding_window: found true, expected false"});
-    ExpectBad<Unsupported>(architecture, qwen("true", "", "3"), {"use_sliding_window: found true"});
+    const auto windows = [&](const Fields& changes) {
+      return Parse(architecture, changes).sliding_windows;
+    };
+    EXPECT_EQ(windows(qwen("false", "4096", "2")), Blocks{});
+    EXPECT_EQ(windows(qwen("true", "4096", "4")), Blocks{});
+    EXPECT_EQ(windows(qwen("true", "32768", "2")), Blocks{});
+    EXPECT_EQ(windows(qwen("true", "4096", "")), Blocks{});  // 28 by default.
+    EXPECT_EQ(windows(qwen("true", "null", "2")), Blocks{});
+    EXPECT_EQ(windows(qwen("true", "4096", "3")), (Blocks{0, 0, 0, 4096}));
+    EXPECT_EQ(windows(qwen("true", "", "1")), (Blocks{0, 4096, 4096, 4096}));
+    EXPECT_EQ(windows(qwen("true", "4096", "0")), Blocks(4, 4096));
   }
+  ExpectBad<Unsupported>("LlamaForCausalLM", {{"use_sliding_window", "true"}},
+                         {"use_sliding_window: found true, expected false"});
+  EXPECT_EQ(Llama({{"sliding_window", "4096"}}).sliding_windows, Blocks{});
 }
 
 TEST(ModelConfig, TypeOfWeights) {
@@ -265,17 +283,60 @@ TEST(ModelConfig, TypeOfWeights) {
 }
 
 TEST(ModelConfig, LayerTypes) {
-  const std::string full = "\"full_attention\"";
-  const auto types = [&](const std::string& last) {
-    return Fields{{"layer_types", fmt::format("[{0},{0},{0},{1}]", full, last)}};
+  const auto types = [](const std::string& letters) {
+    std::string text;
+    for (const char letter : letters) {
+      text += text.empty() ? "[" : ",";
+      text += letter == 's' ? "\"sliding_attention\"" : "\"full_attention\"";
+    }
+    return text + "]";
   };
-  EXPECT_EQ(Llama(types(full)).num_layers, 4);
-  ExpectBad<Unsupported>("Qwen3ForCausalLM", types("\"sliding_attention\""),
-                         {"layer_types[3]: found \"sliding_attention\", expected \"full_"});
+  EXPECT_EQ(Llama({{"layer_types", types("ffff")}}).sliding_windows, Blocks{});
+  // They win over max_window_layers.
+  Fields qwen = {{"use_sliding_window", "true"},
+                 {"sliding_window", "512"},
+                 {"max_window_layers", "1"},
+                 {"layer_types", types("sfsf")}};
+  EXPECT_EQ(Parse("Qwen2ForCausalLM", qwen).sliding_windows, (Blocks{512, 0, 512, 0}));
+  qwen["layer_types"] = types("ffff");
+  EXPECT_EQ(Parse("Qwen3ForCausalLM", qwen).sliding_windows, Blocks{});
+  EXPECT_EQ(Parse("MistralForCausalLM", {{"layer_types", types("ssss")}}).sliding_windows,
+            Blocks(4, 4096));
+  EXPECT_EQ(
+      Parse("MistralForCausalLM", {{"layer_types", types("ffff")}, {"sliding_window", "null"}})
+          .sliding_windows,
+      Blocks{});
+
+  ExpectBad<InvalidInput>("Qwen3ForCausalLM", {{"layer_types", types("fffs")}},
+                          {"layer_types[3]: found \"sliding_attention\"", "use_sliding_window"});
+  ExpectBad<Unsupported>("LlamaForCausalLM", {{"layer_types", types("fffs")}},
+                         {"layer_types[3]: found \"sliding_attention\"", "full_attention"});
+  ExpectBad<Unsupported>("MistralForCausalLM", {{"layer_types", types("sfss")}},
+                         {"layer_types[1]: found \"full_attention\"", "sliding_attention"});
+  ExpectBad<Unsupported>("Qwen3ForCausalLM",
+                         {{"layer_types", R"(["full_attention","x","full_attention","x"])"}},
+                         {"layer_types[1]: found \"x\"", "sliding_attention"});
   ExpectBad<InvalidInput>("Qwen3ForCausalLM", {{"layer_types", "[\"full_attention\"]"}},
                           {"layer_types: found", "num_hidden_layers (4)"});
   ExpectBad<InvalidInput>("Qwen3ForCausalLM", {{"layer_types", "\"full_attention\""}},
                           {"layer_types: found"});
+}
+
+// As transformers 5 writes them: RoPE in rope_parameters, `dtype`, `layer_types`.
+TEST(ModelConfig, ConfigsOfToday) {
+  const ModelConfig qwen =
+      Parse("Qwen2ForCausalLM",
+            {{"rope_theta", ""},
+             {"rope_parameters", R"({"rope_type":"default","rope_theta":1000000.0})"},
+             {"dtype", "\"bfloat16\""},
+             {"use_sliding_window", "false"},
+             {"sliding_window", "null"},
+             {"max_window_layers", "28"},
+             {"layer_types",
+              R"(["full_attention","full_attention","full_attention","full_attention"])"}});
+  EXPECT_EQ(qwen.rope_theta, 1e6);
+  EXPECT_EQ(qwen.weight_type, DType::kBF16);
+  EXPECT_TRUE(qwen.sliding_windows.empty());
 }
 
 // The scaling object in each of its spellings: new, old, and old with "type".
@@ -422,6 +483,15 @@ TEST(RopeConfig, ValuesByLayerType) {
   EXPECT_EQ(yarn.rope_scaling.type, RopeScaling::Type::kYarn);
   EXPECT_EQ(yarn.max_position_embeddings, 131072);
   EXPECT_EQ(yarn.rope_theta, 10000.0);
+  const auto both = [](const std::string& sliding) {
+    return Fields{{"rope_theta", ""},
+                  {"rope_parameters",
+                   R"({"full_attention":{"rope_theta":1e6},"sliding_attention":)" + sliding + "}"}};
+  };
+  EXPECT_EQ(Llama(both(R"({"rope_theta":1e6})")).rope_theta, 1e6);
+  EXPECT_EQ(Llama(both("null")).rope_theta, 1e6);
+  ExpectBad<Unsupported>("LlamaForCausalLM", both(R"({"rope_theta":1e4})"),
+                         {"rope_parameters.sliding_attention: found {", "one RoPE"});
   ExpectBad<Unsupported>("LlamaForCausalLM", nested(R"({"partial_rotary_factor":0.5})"),
                          {"rope_parameters.full_attention.partial_rotary_factor: found 0.5"});
   ExpectBad<Unsupported>("LlamaForCausalLM",

@@ -130,19 +130,21 @@ void CheckTypeIsNotForgotten(const JsonValue& values, const JsonValue& type) {
   }
 }
 
-// The values of the layer type that all our layers have, where `values` holds one set for each.
+// The values of full_attention, where `values` holds one set for each layer type. All layer types
+// must have the same: one table of frequencies serves all blocks.
 JsonValue FullAttentionValues(const JsonValue& values, bool* nested) {
   *nested = false;
   if (!values.IsObject()) return values;
   values.ForEachMember(
       [&](std::string_view, const JsonValue& value) { *nested = *nested || value.IsObject(); });
   if (!*nested) return values;
-  constexpr std::string_view kFull = "full_attention";
+  const JsonValue full = values.Find("full_attention");
   values.ForEachMember([&](std::string_view name, const JsonValue& value) {
-    if (name == kFull && value.IsObject()) return;
-    if (!value.IsNull()) value.Refuse("values of full_attention only beside other layer types");
+    if (value.IsNull() || name == "full_attention") return;
+    if (name != "sliding_attention" || !full.IsObject() || value.Dump() != full.Dump()) {
+      value.Refuse("no other values than those of full_attention: one RoPE serves all blocks");
+    }
   });
-  const JsonValue full = values.Find(kFull);
   if (!full.IsObject()) full.Fail("an object");
   return full;
 }

@@ -15,7 +15,8 @@ struct RopeConfig {
 
 // `json` is the whole config. As in transformers 5:
 //  * `rope_scaling`, unless it is empty, replaces `rope_parameters`;
-//  * either may hold one set of values for each layer type ("full_attention": {...});
+//  * either may hold one set of values for each layer type ("full_attention": {...}), which must be
+//    the same here;
 //  * `rope_type` wins over `type`; neither means "default";
 //  * `rope_theta` beside the set is its default, 10000 the default of both;
 //  * `original_max_position_embeddings` beside the set wins over the one inside; where there is

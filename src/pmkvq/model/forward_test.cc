@@ -39,7 +39,7 @@ std::shared_ptr<const Model> LoadTiny(const TinyModel& tiny, const TinyWeights& 
 
 std::unique_ptr<KvStore> Fp16KindStore(const Model& model, int64_t max_sequences, int threads) {
   CacheConfig config;
-  config.geometry = UniformOf(model.kv_geometry());
+  config.geometry = model.kv_geometry();
   config.float_type = DType::kF32;
   config.max_sequences = max_sequences;
   config.close_bits = 16;
@@ -108,7 +108,7 @@ TEST_P(ForwardOfEach, LogitsAreThoseOfTheOracle) {
       SCOPED_TRACE(testing::Message() << "packed " << packed << ", chunks of " << step);
       Runner runner(*model_,
                     packed ? Fp16KindStore(*model_, 1, 1)
-                           : std::make_unique<DenseKvStore>(UniformOf(model_->kv_geometry())),
+                           : std::make_unique<DenseKvStore>(model_->kv_geometry()),
                     1);
       const SequenceId seq = runner.Open();
       std::vector<float> logits;
@@ -161,7 +161,7 @@ TEST_P(ForwardOfEach, QuantisedWeightsAreThoseOfTheOracle) {
   const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 70, 9);
   const std::vector<double> expected = TinyModelOracle(untied, dequantized).Logits(tokens);
   for (const size_t step : {70u, 1u}) {
-    Runner runner(*model, std::make_unique<DenseKvStore>(UniformOf(model->kv_geometry())), 2);
+    Runner runner(*model, std::make_unique<DenseKvStore>(model->kv_geometry()), 2);
     const SequenceId seq = runner.Open();
     std::vector<float> logits;
     for (size_t begin = 0; begin < tokens.size(); begin += step) {
@@ -208,8 +208,7 @@ TEST_P(ForwardOfEach, KeyScalesChangeTheKeysButNotTheLogits) {
   const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 21, 4);
   const auto run = [&](DenseKvStore** store, const std::vector<Tensor>& with_scales) {
     auto dense = std::make_unique<DenseKvStore>(
-        UniformOf(model_->kv_geometry()),
-        KeyScales::Make(UniformOf(model_->kv_geometry()), with_scales));
+        model_->kv_geometry(), KeyScales::Make(model_->kv_geometry(), with_scales));
     *store = dense.get();
     auto runner = std::make_unique<Runner>(*model_, std::move(dense), 1);
     const SequenceId seq = runner->Open();
@@ -306,7 +305,7 @@ class Forward : public testing::Test {
 
 // Decode rows are computed first inside; logits come in the caller's order all the same.
 TEST_F(Forward, LogitsComeInTheOrderOfChunksForEveryMixture) {
-  DenseKvStore* store = new DenseKvStore(UniformOf(model_->kv_geometry()));
+  DenseKvStore* store = new DenseKvStore(model_->kv_geometry());
   Runner runner(*model_, std::unique_ptr<KvStore>(store), 2);
   struct Part {
     int64_t num_tokens;
@@ -398,7 +397,7 @@ TEST_F(Forward, AReaderGetsRowsWhileTheyAreComputed) {
 }
 
 TEST_F(Forward, OfNoChunksLeavesNoLogits) {
-  DenseKvStore store(UniformOf(model_->kv_geometry()));
+  DenseKvStore store(model_->kv_geometry());
   ForwardWorkspace workspace;
   workspace.num_logit_rows = 3;
   EXPECT_TRUE(model_->Forward({}, store, workspace, 1).empty());
@@ -406,7 +405,7 @@ TEST_F(Forward, OfNoChunksLeavesNoLogits) {
 }
 
 TEST_F(Forward, AllocatesNothingInTheSteadyState) {
-  Runner runner(*model_, std::make_unique<DenseKvStore>(UniformOf(model_->kv_geometry())), 1);
+  Runner runner(*model_, std::make_unique<DenseKvStore>(model_->kv_geometry()), 1);
   const std::vector<int32_t> prompt = RandomTokens(tiny_.vocab, 30, 1);
   const SequenceId seq = runner.Open();
   runner.Run({runner.Chunk(seq, prompt, Logits::kLast)});
@@ -422,7 +421,7 @@ TEST_F(Forward, AllocatesNothingInTheSteadyState) {
 // The keys that Forward stores are those that calibration sees.
 TEST_F(Forward, StoresTheKeysOfProfile) {
   const std::vector<int32_t> tokens = RandomTokens(tiny_.vocab, 33, 8);
-  DenseKvStore* store = new DenseKvStore(UniformOf(model_->kv_geometry()));
+  DenseKvStore* store = new DenseKvStore(model_->kv_geometry());
   Runner runner(*model_, std::unique_ptr<KvStore>(store), 1);
   const SequenceId seq = runner.Open();
   runner.Run({runner.Chunk(seq, tokens, Logits::kNone)});
@@ -437,8 +436,7 @@ TEST_F(Forward, StoresTheKeysOfProfile) {
 // Rotates the keys before RoPE that it is handed and compares them with those that it stores.
 class ExtrasStore : public DenseKvStore {
  public:
-  explicit ExtrasStore(const Model& model)
-      : DenseKvStore(UniformOf(model.kv_geometry())), model_(model) {}
+  explicit ExtrasStore(const Model& model) : DenseKvStore(model.kv_geometry()), model_(model) {}
 
   KvExtraNeeds ExtraNeeds() const override { return {true, true}; }
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
@@ -492,7 +490,7 @@ using ForwardDeath = Forward;
 
 TEST_F(ForwardDeath, ChecksTokens) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");  // Workers of earlier tests are alive.
-  DenseKvStore store(UniformOf(model_->kv_geometry()));
+  DenseKvStore store(model_->kv_geometry());
   const SequenceId seq = store.Open().value();
   ForwardWorkspace workspace;
   for (const int32_t token : {-1, 48}) {

@@ -7,8 +7,12 @@
 namespace pmkvq {
 
 KvGeometry KvGeometryOf(const ModelConfig& config) {
-  return UniformKvGeometry{config.num_layers, config.num_heads, config.num_kv_heads,
-                           config.head_dim};
+  KvGeometry geometry =
+      UniformKvGeometry{config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim};
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    geometry.blocks[static_cast<size_t>(layer)].sliding_window = config.sliding_window(layer);
+  }
+  return geometry;
 }
 
 int64_t NumMatrixWeights(const ModelConfig& config) {

@@ -144,8 +144,8 @@ class AttentionGqa::Pass : public AttentionPass<Real> {
         rows_(rows),
         num_tokens_(rows.num_tokens()),
         num_threads_(rows.num_threads),
-        shape_{num_tokens_, config_.num_heads, config_.num_kv_heads, config_.head_dim,
-               attention.scale()} {
+        shape_{num_tokens_,      config_.num_heads, config_.num_kv_heads,
+               config_.head_dim, attention.scale(), config_.sliding_window(attention.layer_)} {
     h_ = Take(config_.hidden_size);
     heads_ = {Take(config_.q_dim()), Take(config_.kv_dim()), Take(config_.kv_dim())};
     raw_ = heads_;

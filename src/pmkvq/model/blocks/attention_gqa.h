@@ -2,6 +2,7 @@
 //   h = RmsNorm(x); q, k, v = h Wq + bq, h Wk + bk, h Wv + bv     (biases, q/k norm by config)
 //   q, k = Rope(q), Rope(k); with key scales s: q *= s, k /= s
 //   x += softmax(q k^T / sqrt(D)) v Wo + bo
+// A block with a sliding window has each token attend to the newest tokens only.
 #pragma once
 
 #include <vector>

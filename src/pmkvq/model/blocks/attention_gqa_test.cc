@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "pmkvq/model/model_size.h"
 #include "support/dense_kv_store.h"
 #include "support/tiny_model.h"
 
@@ -16,7 +17,7 @@ using testing_support::NormalDraw;
 using testing_support::RandomTensor;
 
 // Attention with random weights, bound by its declarations alone; with and without the optional
-// ones.
+// ones, and a sliding window.
 class AttentionGqaTest : public testing::TestWithParam<bool> {
  protected:
   AttentionGqaTest() : config_(Config(GetParam())), rope_(Rope()), attention_(config_, rope_, 0) {
@@ -47,6 +48,7 @@ class AttentionGqaTest : public testing::TestWithParam<bool> {
     config.qkv_bias = with_optional_weights;
     config.o_bias = with_optional_weights;
     config.qk_norm = with_optional_weights;
+    if (with_optional_weights) config.sliding_windows = {7};
     return config;
   }
 
@@ -96,7 +98,7 @@ TEST_P(AttentionGqaTest, BatchedRowsAreThoseOfASequence) {
   std::vector<float> x(input.begin(), input.end());
   const std::vector<float> before = x;
 
-  DenseKvStore store(UniformKvGeometry{1, config_.num_heads, config_.num_kv_heads, 8});
+  DenseKvStore store(KvGeometryOf(config_));
   const SequenceId seq = store.Open().value();
   ASSERT_EQ(store.Reserve(seq, kTokens), ReserveResult::kReserved);
   store.BeginForward({{seq, kTokens, false}});

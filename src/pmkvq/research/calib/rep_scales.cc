@@ -53,8 +53,12 @@ class BlockSearch {
     const int64_t num_tokens = states.num_tokens;
     const int64_t kv_count = num_tokens * geometry_.kv_dim();
     const int64_t out_count = num_tokens * hidden_size_;
-    const CausalAttentionShape shape{num_tokens, geometry_.num_heads, geometry_.num_kv_heads,
-                                     geometry_.head_dim, context_.model->attention_scale()};
+    const CausalAttentionShape shape{num_tokens,
+                                     geometry_.num_heads,
+                                     geometry_.num_kv_heads,
+                                     geometry_.head_dim,
+                                     context_.model->attention_scale(),
+                                     context_.model->config().sliding_window(states.layer)};
     Resize(num_tokens);
     CausalAttention(shape, states.q, states.k, states.v, exact_.data(), context_.num_threads);
     FakeQuantizeParallel(geometry_.group(), options_.v_bits, states.v, kv_count / geometry_.group(),
