@@ -67,7 +67,11 @@ std::string SettingsText(const StoredSession& session) {
   json.Key("peak_bytes").Int(image.peak_bytes);
   json.Key("narrowed_bytes").Int(image.narrowed_bytes);
   json.Key("next_is_planned").Bool(image.next_is_planned);
+  json.Key("next_opened_at").Int(image.next_opened_at);
   json.Key("num_blocks").Int(std::ssize(image.blocks));
+  std::vector<int64_t> freed;
+  for (const SequenceImage::Block& block : image.blocks) freed.push_back(block.num_freed);
+  json.Key("num_freed").Array(freed);
   json.Key("settings").BeginArray();
   for (const ImageSetting& setting : image.settings) {
     json.BeginObject();
@@ -197,6 +201,7 @@ StoredSession ReadSession(const std::string& path, const std::string& model_iden
   image.peak_bytes = json.At("peak_bytes").AsInt();
   image.narrowed_bytes = json.At("narrowed_bytes").AsInt();
   image.next_is_planned = json.At("next_is_planned").AsBool();
+  image.next_opened_at = json.At("next_opened_at").AsInt();
   const JsonValue list = json.At("settings");
   for (size_t i = 0; i < list.size(); ++i) {
     image.settings.push_back({list.At(i).At("name").AsString(), list.At(i).At("value").AsString()});
@@ -214,6 +219,7 @@ StoredSession ReadSession(const std::string& path, const std::string& model_iden
   for (int64_t i = 0; i < num_blocks; ++i) {
     const auto block = static_cast<size_t>(i);
     image.blocks.push_back({reader.ReadWidths(BlockName(block, "widths")),
+                            json.At("num_freed").At(block).AsInt(),
                             reader.ReadWidths(BlockName(block, "next_widths")),
                             {reader.ReadBytes(BlockName(block, "keys")),
                              reader.ReadBytes(BlockName(block, "values"))}});

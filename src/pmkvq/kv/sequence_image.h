@@ -35,6 +35,7 @@ struct ImageAheadStep {
 struct SequenceImage {
   struct Block {  // Without sink, pages and bytes where the model's block has no cache.
     std::vector<PageWidths> pages;       // Oldest first; the last one is the open page.
+    int64_t num_freed = 0;               // The first pages, outside of a sliding window: no bytes.
     std::vector<PageWidths> next_pages;  // What OldestFirst decided for the next page; or empty.
     // Of keys and values: the sink, then page after page: codes or floats, then metadata. Floats
     // are [Hkv, tokens, D], those behind the last token 0.
@@ -46,6 +47,7 @@ struct SequenceImage {
   int64_t peak_bytes = 0;
   int64_t narrowed_bytes = 0;
   bool next_is_planned = false;
+  int64_t next_opened_at = 0;  // Tokens that are stored when the planned page is opened.
   std::vector<ImageAheadStep> next_steps;
   std::vector<Block> blocks;
   bool operator==(const SequenceImage&) const = default;

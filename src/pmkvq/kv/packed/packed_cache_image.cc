@@ -115,6 +115,7 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
   for (const size_t layer : cached_layers_) {
     const BlockPages& block = seq.blocks[layer];
     SequenceImage::Block& out = image.blocks[layer];
+    out.num_freed = static_cast<int64_t>(block.num_freed);
     for (const PagePair& pair : block.pages) out.pages.push_back(WidthsOf(pair));
     for (const Side side : kSides) {
       const KvStream& stream = config_.geometry.blocks[layer].streams[side];
@@ -130,7 +131,7 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
         add_floats(store_.SinkData(block, layer, piece, side), store_.SinkPieceTokens(piece),
                    seq.num_tokens - piece * kPageTokens);
       }
-      for (size_t i = 0; i < block.pages.size(); ++i) {
+      for (size_t i = block.num_freed; i < block.pages.size(); ++i) {
         const StoredPage& page = block.pages[i][side];
         if (page.bits == 16) {
           add_floats(store_.Data(page), kPageTokens,
@@ -141,9 +142,12 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
         AddBytes(bytes, store_.Metadata(page), store_.MetadataBytes(layer, side));
       }
     }
-    if (!seq.next.widths.empty()) out.next_pages = seq.next.widths[layer];
+    // What was planned for the page that is open now is of no use any more.
+    if (seq.next.is_planned && !seq.next.widths.empty()) out.next_pages = seq.next.widths[layer];
   }
   image.next_is_planned = seq.next.is_planned;
+  if (!seq.next.is_planned) return image;
+  image.next_opened_at = seq.next.opened_at;
   for (size_t i = seq.next.num_done; i < seq.next.steps.size(); ++i) {
     const AheadStep& step = seq.next.steps[i];
     image.next_steps.push_back(
@@ -167,6 +171,8 @@ void PackedKvCache::CheckImage(const SequenceImage& image, const std::string& wh
         fmt::format("{}", shapes_.size()));
   check(image.num_tokens >= 0 && image.num_tokens <= kMostTokens, "num_tokens", image.num_tokens,
         fmt::format("0 to {}", kMostTokens));
+  check(image.next_opened_at >= 0 && image.next_opened_at <= kMostTokens, "next_opened_at",
+        image.next_opened_at, fmt::format("0 to {}", kMostTokens));
   check(image.narrowed_bytes >= 0, "narrowed_bytes", image.narrowed_bytes, "0 or more");
   for (const size_t layer : cached_layers_) CheckImageBlock(image, layer, where);
   CheckImageSteps(image, where);
@@ -183,6 +189,11 @@ void PackedKvCache::CheckImageBlock(const SequenceImage& image, size_t layer,
     fail(fmt::format("found {} pages, expected {} for {} tokens", block.pages.size(), num_pages,
                      image.num_tokens));
   }
+  const int64_t most_freed = FirstSeenPage(config_, layer, image.num_tokens);
+  if (block.num_freed < 0 || block.num_freed > most_freed) {
+    fail(fmt::format("found {} freed pages, expected at most {}", block.num_freed, most_freed));
+  }
+  const auto first = static_cast<size_t>(block.num_freed);
   const PageWidths floor = FloorWidths(config_, layer);
   const PageWidths close = CloseWidths(config_, layer);
   const PageWidths open = {16, 16};
@@ -194,7 +205,7 @@ void PackedKvCache::CheckImageBlock(const SequenceImage& image, size_t layer,
                                                   static_cast<int64_t>(SizeOf(config_.float_type))
                                             : 0;
   }
-  for (size_t i = 0; i < num_pages; ++i) {
+  for (size_t i = first; i < num_pages; ++i) {
     const PageWidths& widths = block.pages[i];
     const bool fits = i + 1 == num_pages ? widths == open
                                          : IsWidth(widths.k) && IsWidth(widths.v) &&
@@ -221,14 +232,19 @@ void PackedKvCache::CheckImageBlock(const SequenceImage& image, size_t layer,
   // Widths decided for one page more: the present ones or less, and within the budget.
   BlockLimits limits = LimitsOf(layer);
   limits.fixed_bytes = SinkBytes(config_, layer);
-  bool fits = block.next_pages.size() == num_pages + 1 && block.next_pages.back() == open;
-  for (size_t i = 0; fits && i < num_pages; ++i) {
+  // Pages that are freed when the page is opened mean nothing.
+  const auto first_seen = static_cast<size_t>(FirstSeenPage(config_, layer, image.next_opened_at));
+  bool fits = block.next_pages.size() == num_pages + 1 && block.next_pages.back() == open &&
+              first <= first_seen && first_seen <= num_pages;
+  std::vector<PageWidths> decided;
+  for (size_t i = first_seen; fits && i <= num_pages; ++i) decided.push_back(block.next_pages[i]);
+  for (size_t i = first_seen; fits && i < num_pages; ++i) {
     const PageWidths& widths = block.next_pages[i];
     fits = IsWidth(widths.k) && IsWidth(widths.v) &&
            IsBetween(floor, Narrower(widths, close), close) &&
            Narrower(widths, block.pages[i]) == widths;
   }
-  if (!fits || BytesOf(limits, block.next_pages) > limits.budget_bytes) {
+  if (!fits || BytesOf(limits, decided) > limits.budget_bytes) {
     fail("the widths decided for its next page are none that a cache decides on");
   }
 }
@@ -263,7 +279,8 @@ void PackedKvCache::CheckImageSteps(const SequenceImage& image, const std::strin
     const auto page = static_cast<size_t>(step.page);
     const auto side = static_cast<Side>(step.side);
     bool& is_seen = seen[static_cast<size_t>(step.layer)][page][side];
-    const bool fits = step.bits == WidthOf(block.next_pages[page], side) &&
+    const bool fits = step.page >= block.num_freed &&
+                      step.bits == WidthOf(block.next_pages[page], side) &&
                       step.bits < WidthOf(block.pages[page], side) && !is_seen &&
                       step.tokens_before >= 0 && step.tokens_before <= tokens_before;
     if (!fits)
@@ -285,6 +302,7 @@ std::optional<SequenceId> PackedKvCache::OpenImage(const SequenceImage& image,
     BlockPages& block = seq.blocks[layer];
     if (image.num_tokens > 0) store_.AllocateSink(seq, layer);
     block.pages.resize(from.pages.size());
+    block.num_freed = static_cast<size_t>(from.num_freed);
     for (const Side side : kSides) {
       const KvStream& stream = config_.geometry.blocks[layer].streams[side];
       const std::byte* source = from.bytes[side].data();
@@ -297,7 +315,7 @@ std::optional<SequenceId> PackedKvCache::OpenImage(const SequenceImage& image,
              static_cast<size_t>(store_.SinkPieceTokens(piece) * stream.values()) *
                  SizeOf(config_.float_type));
       }
-      for (size_t i = 0; i < from.pages.size(); ++i) {
+      for (size_t i = block.num_freed; i < from.pages.size(); ++i) {
         const int bits = WidthOf(from.pages[i], side);
         store_.Allocate(seq, layer, i, side, bits);
         const StoredPage& page = block.pages[i][side];
@@ -311,6 +329,7 @@ std::optional<SequenceId> PackedKvCache::OpenImage(const SequenceImage& image,
   seq.peak_bytes = std::max(seq.bytes, image.peak_bytes);
   seq.narrowed_bytes = image.narrowed_bytes;
   seq.next.is_planned = image.next_is_planned;
+  seq.next.opened_at = image.next_opened_at;
   if (!cached_layers_.empty() && !image.blocks[cached_layers_[0]].next_pages.empty()) {
     for (const SequenceImage::Block& block : image.blocks)
       seq.next.widths.push_back(block.next_pages);

@@ -14,12 +14,13 @@ using testing_support::CacheDriver;
 
 CacheConfig Config(PolicyKind policy, int64_t bytes_per_token, int64_t sink_tokens,
                    int64_t window_tokens, double budget_share, DType float_type = DType::kF16,
-                   QuantAxis k_axis = QuantAxis::kToken) {
+                   QuantAxis k_axis = QuantAxis::kToken, int64_t sliding_window = 0) {
   CacheConfig config;
   config.float_type = float_type;
   config.k_axis = k_axis;
   config.geometry.blocks.assign(2, BlockOf({1, 4, 2, 16}));
   config.geometry.blocks.insert(config.geometry.blocks.begin() + 1, KvBlockGeometry{});
+  config.geometry.blocks[2].sliding_window = sliding_window;
   config.sink_tokens = sink_tokens;
   config.window_tokens = window_tokens;
   config.max_sequences = 2;
@@ -46,7 +47,8 @@ RC_GTEST_PROP(PackedCacheImage, GoesOnInAnotherStore, ()) {
              *rc::gen::element<int64_t>(8 << 20, 10'000, 1),
              *rc::gen::element<int64_t>(0, 1, 70, 128, 300), *rc::gen::element<int64_t>(128, 256),
              0.01 * *rc::gen::inRange(0, 101), *rc::gen::element(DType::kF16, DType::kF32),
-             *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel));
+             *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel),
+             *rc::gen::element<int64_t>(0, 5, 200));
   CacheDriver first(config);
   CacheDriver second(config);
   RC_ASSERT(second.cache().Open().has_value());  // The restored one is another sequence there.
@@ -67,7 +69,8 @@ RC_GTEST_PROP(PackedCacheImage, GoesOnInAnotherStore, ()) {
     std::vector<std::vector<float>> outputs_of_copy;
     const auto seed = static_cast<uint64_t>(i) + 1;
     if (*rc::gen::inRange(0, 5) == 0) {
-      const int64_t rest = first.cache().NumTokens(seq) * *rc::gen::inRange(0, 101) / 100;
+      const int64_t rest = first.cache().LongestTruncation(
+          seq, first.cache().NumTokens(seq) * *rc::gen::inRange(0, 101) / 100);
       first.cache().Truncate(seq, rest);
       if (copy >= 0) second.cache().Truncate(copy, rest);
     } else {
