@@ -20,8 +20,8 @@ constexpr double kLowestSummed = -44.0;
 constexpr double kLowestSummedForTopP = -22.0;
 // How many tokens top-p looks at first.
 constexpr int64_t kFirstTopP = 64;
-// Levels of weights that top-p tells apart: 60 octaves. One more has all lower ones.
-constexpr uint64_t kLevels = 960;
+// Levels of weights that top-p tells apart: 20 octaves. One more has all lower ones.
+constexpr uint64_t kLevels = 1280;
 // Temperatures for which the inverse and all products stay in the range of float.
 bool IsUsual(double temperature) { return temperature >= 1e-30 && temperature <= 1e30; }
 
@@ -87,9 +87,11 @@ struct Mass {
   double slack() const { return high - low; }
 };
 
-// Weights below exp of this are left out of rough sums.
-double LowestRoughlySummed(const SamplingParams& params) {
-  return params.top_p < 1.0 ? kLowestSummedForTopP : kLowestSummed;
+// Blocks below this logit are left out of rough sums.
+float LowestSummedBlock(const SamplingParams& params, float max) {
+  return FloatNotBelow(static_cast<double>(max) +
+                       params.temperature *
+                           (params.top_p < 1.0 ? kLowestSummedForTopP : kLowestSummed));
 }
 
 Mass BoundMass(const SamplingParams& params, const SampleRow& row, std::span<const double> sums,
@@ -101,18 +103,23 @@ Mass BoundMass(const SamplingParams& params, const SampleRow& row, std::span<con
   // The definition rounds V times by 2^-53. What kLowestSummed cuts, and the sums here, err by
   // less.
   const double relative = (rough ? kRoughSumError : 1e-13) + vocab_size * 0x1p-51;
-  const double left_out =
-      rough && params.top_p < 1.0 ? vocab_size * std::exp(kLowestSummedForTopP) : 0.0;
+  double left_out = 0;
+  if (rough && params.top_p < 1.0) {
+    const float lowest = LowestSummedBlock(params, row.max);
+    const auto num_blocks = std::count_if(row.block_max, row.block_max + std::ssize(sums),
+                                          [=](float block_max) { return block_max < lowest; });
+    left_out = static_cast<double>(num_blocks * kSampleBlock) * std::exp(kLowestSummedForTopP);
+  }
   return {sum * (1.0 - relative), sum * (1.0 + relative) + left_out};
 }
 
 enum class TopP : uint8_t { kKept, kTooFew, kUndecided };
 
 // Sorts the heaviest candidates, which come first afterwards: those with about `wanted` of the
-// weight, and a few more. Returns their number. By buckets: weights are told apart to a sixteenth
-// of an octave, and few of them are alike.
+// weight, and a few more. Returns their number. By buckets: weights are told apart to a 64th of an
+// octave, and few of them are alike.
 int64_t SortHeaviest(double wanted, SampleScratch& scratch) {
-  constexpr int kShift = 48;  // Leaves sign, exponent and four bits of the mantissa.
+  constexpr int kShift = 46;  // Leaves sign, exponent and six bits of the mantissa.
   constexpr uint64_t kHighest = std::bit_cast<uint64_t>(1.0) >> kShift;
   const auto level_of = [](double weight) {
     return std::min<uint64_t>(kHighest - (std::bit_cast<uint64_t>(weight) >> kShift), kLevels);
@@ -175,8 +182,17 @@ TopP KeepTopPWithin(double top_p, const Mass& mass, const SampleRow& row, double
   }
 }
 
-bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& mass,
-               SampleScratch& scratch) {
+// Of the tokens in blocks that reach a logit.
+double MassOfBlocks(const SampleRow& row, std::span<const double> sums, float lowest) {
+  double mass = 0;
+  for (size_t b = 0; b < sums.size(); ++b) {
+    mass += row.block_max[b] >= lowest ? sums[b] : 0.0;
+  }
+  return mass;
+}
+
+bool TopPOfAll(const SamplingParams& params, const SampleRow& row, std::span<const double> sums,
+               const Mass& mass, SampleScratch& scratch) {
   // Tokens with less than this weight together have less than 1 - top_p of the mass.
   const double rest = (1.0 - params.top_p) * mass.low / static_cast<double>(row.vocab_size);
   const double enough =
@@ -184,8 +200,10 @@ bool TopPOfAll(const SamplingParams& params, const SampleRow& row, const Mass& m
   // Usually fewer tokens are enough.
   const int64_t num_blocks = NumSampleBlocks(row.vocab_size);
   for (const int64_t first : {std::min(kFirstTopP, num_blocks), num_blocks - num_blocks / 8}) {
-    const double lowest = static_cast<double>(ReachedBy(first, row, scratch));
+    const float reached = ReachedBy(first, row, scratch);
+    const auto lowest = static_cast<double>(reached);
     if (lowest <= enough) break;
+    if (1.001 * MassOfBlocks(row, sums, reached) < params.top_p * mass.low) continue;  // Too few.
     TakeCandidates(row, params.temperature, lowest, scratch);
     const TopP result = KeepTopPWithin(params.top_p, mass, row, lowest, scratch);
     if (result != TopP::kTooFew) return result == TopP::kKept;
@@ -230,8 +248,8 @@ void SumWeights(const SamplingParams& params, const SampleRow& row, int64_t firs
       std::min(row.vocab_size, begin + static_cast<int64_t>(sums.size()) * kSampleBlock);
   RoughExpSums(row.logits + begin, end - begin, row.block_max + first_block, row.max,
                1.0 / params.temperature,
-               FloatNotBelow(LogitAt(row, params.temperature, LowestRoughlySummed(params))),
-               sums.data());
+               FloatNotBelow(LogitAt(row, params.temperature, kLowestSummed)),
+               LowestSummedBlock(params, row.max), sums.data());
 }
 
 std::optional<int32_t> DrawFast(const SamplingParams& params, const SampleRow& row,
@@ -242,7 +260,7 @@ std::optional<int32_t> DrawFast(const SamplingParams& params, const SampleRow& r
   if (NeedsMass(params)) {
     const Mass mass = BoundMass(params, row, sums, precision);
     if (params.top_p == 1.0) return DrawFromAll(row, temperature, sums, mass, uniform);
-    if (!TopPOfAll(params, row, mass, scratch)) return std::nullopt;
+    if (!TopPOfAll(params, row, sums, mass, scratch)) return std::nullopt;
   } else if (params.top_k > 0) {
     const float kth = ReachedBy(std::min(params.top_k, row.vocab_size), row, scratch);
     TakeCandidates(row, temperature,

@@ -155,7 +155,7 @@ void BlockExpSumsAll(const float* x, int64_t count, const float* block_max, doub
 // Sums exp of (value - max) * scale, by `exp`, per block.
 template <class Exp>
 HWY_INLINE void ExpSums(const float* x, int64_t count, const float* block_max, float max,
-                        double scale, float cut, double* sums, const Exp& exp) {
+                        double scale, float cut, float lowest_block, double* sums, const Exp& exp) {
   const DD d;
   const hn::Rebind<float, DD> df;
   const auto top = hn::Set(d, static_cast<double>(max));
@@ -164,7 +164,7 @@ HWY_INLINE void ExpSums(const float* x, int64_t count, const float* block_max, f
   ForBlocks(x, count, -std::numeric_limits<float>::infinity(),
             [&](int64_t b, const float* v) HWY_ATTR {
               sums[b] = 0.0;
-              if (block_max[b] < cut) return;
+              if (block_max[b] < lowest_block) return;
               hn::Vec<DD> sum[kSumParts];
               for (auto& part : sum) part = hn::Zero(d);
               for (int64_t i = 0; i < kSampleBlock; i += kExpSumLanes) {
@@ -185,7 +185,7 @@ constexpr float kMostProduct = 0x1p21f;
 // multiply-add it is kept exact until the integer next to it is subtracted. So large logits lose
 // nothing. `whole` is an integer near max * factor, whose rest is in `rest`.
 void RoughExpSumsFloat(const float* x, int64_t count, const float* block_max, double factor,
-                       float whole, double rest, float cut, double* sums) {
+                       float whole, double rest, float cut, float lowest_block, double* sums) {
   constexpr int kVectors = 64 / kFloatLanes;
   const DF d;
   const DD dd;
@@ -211,7 +211,7 @@ void RoughExpSumsFloat(const float* x, int64_t count, const float* block_max, do
   ForBlocks(x, count, -std::numeric_limits<float>::infinity(),
             [&](int64_t b, const float* v) HWY_ATTR {
               sums[b] = 0.0;
-              if (block_max[b] < cut) return;
+              if (block_max[b] < lowest_block) return;
               HWY_ALIGN float lanes[kFloatLanes];
               auto sum = hn::Zero(dd);
               for (int64_t i = 0; i < kSampleBlock; i += 64) {
@@ -235,24 +235,24 @@ void RoughExpSumsFloat(const float* x, int64_t count, const float* block_max, do
 #endif
 
 void RoughExpSumsAll(const float* x, int64_t count, const float* block_max, float max, double scale,
-                     float cut, double* sums) {
+                     float cut, float lowest_block, double* sums) {
   const double factor = scale * kLog2E;
 #if HWY_NATIVE_FMA
   const double product = static_cast<double>(max) * factor;
   if (std::abs(product) < static_cast<double>(kMostProduct) && factor > 1e-30 && factor < 1e30) {
     const double whole = std::nearbyint(product);
     RoughExpSumsFloat(x, count, block_max, factor, static_cast<float>(whole), product - whole, cut,
-                      sums);
+                      lowest_block, sums);
     return;
   }
 #endif
-  ExpSums(x, count, block_max, max, factor, cut, sums,
+  ExpSums(x, count, block_max, max, factor, cut, lowest_block, sums,
           [](hn::Vec<DD> y) HWY_ATTR { return RoughExp2(y); });
 }
 
 void FineExpSumsAll(const float* x, int64_t count, const float* block_max, float max, double scale,
                     float cut, double* sums) {
-  ExpSums(x, count, block_max, max, scale, cut, sums,
+  ExpSums(x, count, block_max, max, scale, cut, cut, sums,
           [](hn::Vec<DD> value) HWY_ATTR { return ExpFixed(value); });
 }
 
@@ -303,8 +303,9 @@ void BlockExpSums(const float* x, int64_t count, const float* block_max, double*
 }
 
 void RoughExpSums(const float* x, int64_t count, const float* block_max, float max, double scale,
-                  float cut, double* sums) {
-  HWY_DYNAMIC_DISPATCH(RoughExpSumsAll)(x, count, block_max, max, scale, cut, sums);
+                  float cut, float lowest_block, double* sums) {
+  HWY_DYNAMIC_DISPATCH(RoughExpSumsAll)
+  (x, count, block_max, max, scale, cut, lowest_block, sums);
 }
 
 void FineExpSums(const float* x, int64_t count, const float* block_max, float max, double scale,

@@ -35,7 +35,7 @@ void BlockExpSums(const float* x, int64_t count, const float* block_max, double*
 // its exponential, and four additions in float at most. Its bits depend on the instruction set.
 constexpr double kRoughSumError = 4e-7;
 void RoughExpSums(const float* x, int64_t count, const float* block_max, float max, double scale,
-                  float cut, double* sums);
+                  float cut, float lowest_block, double* sums);
 
 // To about 1e-15, with the same bits on all instruction sets: those of ref::ExpSums. Eight times
 // the time.
