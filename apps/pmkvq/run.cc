@@ -232,7 +232,7 @@ std::string RunOnce(const Options& options, Engine& engine, const Tokenizer* tok
     output.several = options.num_samples > 1;
     output.budget_remedy = budget_remedy;
     output.tokenizer = tokenizer;
-    output.first_token = prompt_ids.front();
+    output.first_token = prompt_ids.empty() ? 0 : prompt_ids.front();  // Submit refuses no tokens.
     output.in_thinking = tokenizer != nullptr && EndsInThinking(*tokenizer, prompt_ids);
     RunObserver observer(engine, output, stats);
     if (options.prompt_cache.IsUsed()) {  // One sample, which keeps its sequence.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ctime>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -21,6 +22,13 @@ namespace {
 constexpr int kCallsPerRound = 5;
 constexpr int kCountedTokens = 1000;
 constexpr int kPeaks = 50;
+
+// Of all threads of the process. Unlike wall time it hardly depends on other work of the machine.
+double ProcessorSeconds() {
+  timespec time;
+  PMKVQ_CHECK(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) == 0);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 // What a row of the table asks for.
 struct Mode {
@@ -100,13 +108,17 @@ class SamplingCase {
   void Round(bool measured, int num_threads) {
     for (int call = 0; call <= kCallsPerRound; ++call) {
       const std::vector<float> before = CountedLogits();
+      const double cpu_before = ProcessorSeconds();
       const double seconds = TimeSeconds([&] {
         for (const SampledRow& row : sampler_.Sample(rows_, vocab_size_, num_threads)) {
           PMKVQ_CHECK(row.outcome == SamplingOutcome::kDrawn);
         }
       });
+      const double cpu_seconds = ProcessorSeconds() - cpu_before;
       RestoreLogits(before);
-      if (measured && call > 0) microseconds_.Add(seconds * 1e6);
+      if (!measured || call == 0) continue;
+      microseconds_.Add(seconds * 1e6);
+      cpu_microseconds_.Add(cpu_seconds * 1e6 / num_threads);
     }
   }
 
@@ -119,6 +131,7 @@ class SamplingCase {
     row.Add("batch", std::ssize(rows_), "batch");
     row.AddSpread("us", time, "us a batch", 0);
     row.Add("us_least", microseconds_.Quantile(0), "least", 0);
+    row.AddSpread("cpu_us", cpu_microseconds_.ToSpread(), "cpu us a thread", 0);
     row.Add("gb_per_s", gb_per_s, "GB/s of logits", 1);
     row.Add("percent_of_read", 100.0 * gb_per_s / read_gb_per_s, "% of read", 0);
     return row;
@@ -151,6 +164,7 @@ class SamplingCase {
   std::vector<SamplingRow> rows_;
   BatchSampler sampler_;
   Measurements microseconds_;
+  Measurements cpu_microseconds_;  // Per thread.
 };
 
 }  // namespace
