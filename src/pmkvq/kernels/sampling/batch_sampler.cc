@@ -116,23 +116,35 @@ struct BatchSampler::Pass {
     for (const int32_t token : row.forbidden) {
       row.logits[token] = -std::numeric_limits<float>::infinity();
     }
+    if (!UpdateMaxima(r, scratch)) Result(r).outcome = SamplingOutcome::kNoneLeft;
+  }
+
+  // The largest logits of blocks and row after changes. Blocks that lost their largest one are
+  // scanned again. False where no logit is left, or one is NaN or +inf.
+  bool UpdateMaxima(int64_t r, internal::SampleScratch& scratch) const {
+    const SamplingRow& row = At(r);
+    const auto& changed = own.changed_[static_cast<size_t>(r)];
+    float* const block_max = BlockMax(r);
     scratch.marks.assign(static_cast<size_t>(num_blocks), false);
-    for (const auto& [token, logit] : changed) {
-      scratch.marks[static_cast<size_t>(token / kSampleBlock)] = true;
+    for (const auto& [token, as_given] : changed) {
+      const int64_t block = token / kSampleBlock;
+      if (as_given == block_max[block]) scratch.marks[static_cast<size_t>(block)] = true;
     }
-    uint32_t magnitude = 0;
+    bool has_nan = false;
+    for (const auto& [token, as_given] : changed) {
+      const int64_t block = token / kSampleBlock;
+      const float logit = row.logits[token];
+      has_nan |= logit != logit;
+      block_max[block] = std::max(block_max[block], logit);
+    }
     for (int64_t block = 0; block < num_blocks; ++block) {
       if (scratch.marks[static_cast<size_t>(block)] == 0) continue;
       const int64_t begin = block * kSampleBlock;
-      magnitude =
-          std::max(magnitude, internal::ScanBlocks(row.logits + begin,
-                                                   std::min(kSampleBlock, vocab_size - begin),
-                                                   BlockMax(r) + block));
+      internal::ScanBlocks(row.logits + begin, std::min(kSampleBlock, vocab_size - begin),
+                           block_max + block);
     }
     FindMax(r);
-    if (magnitude > kInfinityBits || !std::isfinite(View(r).max)) {
-      Result(r).outcome = SamplingOutcome::kNoneLeft;
-    }
+    return !has_nan && std::isfinite(View(r).max);
   }
 
   void Draw(int64_t r, internal::SampleScratch& scratch) const {

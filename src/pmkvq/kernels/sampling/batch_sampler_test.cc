@@ -144,6 +144,49 @@ TEST(BatchSamplerTest, RulesThatLeaveNoToken) {
   }
 }
 
+// Rules that lower the likeliest tokens of most blocks, raise others, or both.
+TEST(BatchSamplerTest, RulesMayChangeEveryMaximum) {
+  constexpr int64_t kVocab = 2100;  // Nine blocks.
+  BatchSampler sampler;
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    Random random(seed);
+    std::vector<Asked> asked(1);
+    Asked& one = asked[0];
+    one.logits = RandomLogits(kVocab, 8.0, seed);
+    for (float& logit : one.logits) logit = std::round(logit * 4.0f) / 4.0f;
+    one.params = {seed % 3 == 0 ? 0.0 : 0.7, 0, seed % 3 == 1 ? 0.9 : 1.0, 0.0};
+    one.num_logprobs = 3;
+    one.rules.repetition_penalty = seed % 2 == 0 ? 1.5 : 0.8;
+    one.rules.frequency_penalty = seed % 5 == 0 ? -1.0 : 0.5;
+    for (int i = 0; i < 300; ++i) {
+      one.counts.emplace(static_cast<int32_t>(random.Below(kVocab)),
+                         static_cast<int64_t>(random.Below(4)));
+    }
+    for (int64_t block = 0; block < kVocab; block += internal::kSampleBlock) {
+      const auto begin = one.logits.begin() + block;
+      const auto end = begin + std::min(internal::kSampleBlock, kVocab - block);
+      const auto best = static_cast<int32_t>(std::max_element(begin, end) - one.logits.begin());
+      if (random.Below(2) == 0) one.counts[best] = 3;
+      if (random.Below(4) == 0) one.forbidden.push_back(best);
+      if (random.Below(4) == 0) one.rules.bias.emplace_back(best, -2.0f);
+    }
+    one.random = Random(seed + 1000);
+    Asked alone = one;
+    ApplyLogitRules(alone.rules, alone.counts, alone.logits.data());
+    for (const int32_t id : alone.forbidden) alone.logits[static_cast<size_t>(id)] = -kInf;
+    const TokenLogprobs before = ref::LogprobsOf(one.logits.data(), kVocab, 0, 3);
+    const SampledRow drawn = SampleAll(asked, 1, sampler).front();
+    ASSERT_EQ(drawn.outcome, SamplingOutcome::kDrawn);
+    ASSERT_EQ(drawn.token,
+              ref::SampleToken(alone.params, alone.logits.data(), kVocab, alone.random))
+        << "seed " << seed;
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(drawn.logprobs->top[i].token, before.top[i].token);
+      EXPECT_EQ(drawn.logprobs->top[i].logprob, before.top[i].logprob);
+    }
+  }
+}
+
 TEST(BatchSamplerTest, NoRows) {
   BatchSampler sampler;
   EXPECT_TRUE(sampler.Sample({}, 10, 2).empty());
