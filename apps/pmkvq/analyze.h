@@ -18,11 +18,12 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line);
 void AddTransfer(CLI::App& analyze, const std::string& command_line);
 void AddInterpolation(CLI::App& analyze, const std::string& command_line);
 
-// --model, --data, --chat-template, --quick, --json, --html.
+// --model, --data, --chat-template, --tokenizer, --quick, --json, --html.
 struct AnalysisOptions {
   std::string model;
   std::string data;
   ChatTemplateCommandOptions chat_template;
+  TokenizerCommandOptions tokenizer;
   std::string json;
   std::string html;
   bool quick = false;

@@ -118,7 +118,7 @@ void PrintTable(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
 void Run(Options options) {
   options.common.CheckOutputs();
   const std::shared_ptr<const Model> model = Model::Load(options.common.model);
-  const auto tokenizer = Tokenizer::Load(options.common.model);
+  const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,
                       std::min(kFullMaxLen, model->config().max_position_embeddings), kQuickMaxLen);

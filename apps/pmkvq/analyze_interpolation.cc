@@ -123,7 +123,7 @@ void Run(const Options& options) {
   analysis.log = &log;
   analysis.cancel = InterruptFlag();
 
-  const auto tokenizer = Tokenizer::Load(options.common.model);
+  const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   for (const int64_t seq_len :
        ParseList(Chosen<std::string>(options.seq_lens, "", quick, "1024,2048", "128,256"),
                  "--seq-len", 2)) {

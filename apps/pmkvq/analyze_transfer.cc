@@ -129,8 +129,10 @@ void Run(const Options& options) {
   transfer_options.log = &log;
   transfer_options.cancel = InterruptFlag();
 
-  const auto tokenizer = options.tasks.empty() ? Tokenizer::Load(options.common.model)
-                                               : LoadTokenizerIfPresent(options.common.model);
+  const TokenizerCommandOptions& asked = options.common.tokenizer;
+  const auto tokenizer = options.tasks.empty()
+                             ? asked.Load(options.common.model)
+                             : asked.LoadIfReadable(options.common.model, kNoText);
   std::vector<TaskTexts> tasks;
   for (const auto& [name, ids] : options.tasks.empty()
                                      ? TasksOfProblems(options, *tokenizer)

@@ -66,6 +66,7 @@ void BenchmarkCommandOptions::Register(CLI::App& command) {
       ->transform(WholeNumber(0, kMostBatch))
       ->capture_default_str();
   chat_template.Register(command);
+  tokenizer.Register(command);
   RegisterSelection(command, selection);
   const std::string group = "Sampling";
   command.add_option("--n-responses", num_responses, "responses to each problem")

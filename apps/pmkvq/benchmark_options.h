@@ -14,10 +14,12 @@
 #include "pmkvq/research/eval/evaluation.h"
 #include "sampling_options.h"
 #include "terminal.h"
+#include "tokenizer_options.h"
 
 namespace pmkvq::cli {
 
-// --model, --benchmark, --data, --batch, --replicas, --chat-template, --start, --end, --per-cell,
+// --model, --benchmark, --data, --batch, --replicas, --chat-template, --tokenizer, --start, --end,
+// --per-cell,
 // --min-level,
 // --max-level, --n-responses, --max-tokens, and those of SamplingCommandOptions.
 struct BenchmarkCommandOptions {
@@ -25,6 +27,7 @@ struct BenchmarkCommandOptions {
   std::string benchmark = "longcot";
   std::string data;
   ChatTemplateCommandOptions chat_template;
+  TokenizerCommandOptions tokenizer;
   ProblemSelection selection;
   int64_t batch = 16;
   int64_t replicas = 0;                  // 0: chosen.

@@ -87,7 +87,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
   } else {
     const std::shared_ptr<const Model> model = Model::Load(options.model);
     allocation.max_len = LengthOf(options, command, nullptr, &model->config());
-    const auto tokenizer = LoadTokenizerIfPresent(options.model);
+    const auto tokenizer = options.data.tokenizer.LoadIfReadable(options.model, kNoText);
     StderrLog log;
     ProgressBar progress;
     CalibrateOptions calibrate;
@@ -116,6 +116,7 @@ void RunMethod(const Options& options) {
   CheckIsCalibrated(options.kv);
   const CalibrationRun run({.model = options.model,
                             .samples = options.data.Resolve(),
+                            .tokenizer = options.data.tokenizer,
                             .threads = options.threads,
                             .checkpoint = options.out + ".partial.json",
                             .fingerprint = options.kv});

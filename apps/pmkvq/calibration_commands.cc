@@ -46,7 +46,7 @@ struct StepOptions {
                                              "', expected a file: it is replaced, and removed at "
                                              "the end of the step");
     }
-    return {model, data.Resolve(), threads, checkpoint, /*fingerprint=*/""};
+    return {model, data.Resolve(), data.tokenizer, threads, checkpoint, /*fingerprint=*/""};
   }
 };
 

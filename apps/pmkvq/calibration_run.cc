@@ -6,7 +6,7 @@ namespace pmkvq::cli {
 
 CalibrationRun::CalibrationRun(const CalibrationRunOptions& options)
     : sample_options_(options.samples), model_(Model::Load(options.model)) {
-  const auto tokenizer = LoadTokenizerIfPresent(options.model);
+  const auto tokenizer = options.tokenizer.LoadIfReadable(options.model, kNoText);
   samples_ = DrawSamples(sample_options_, model_->config(), tokenizer.get(), &log_);
   context_.model = model_.get();
   context_.samples = &samples_;

@@ -7,6 +7,7 @@
 #include "pmkvq/research/calib/calibrate.h"
 #include "pmkvq/research/calib/calibration.h"
 #include "terminal.h"
+#include "tokenizer_options.h"
 
 namespace pmkvq::cli {
 
@@ -14,6 +15,7 @@ namespace pmkvq::cli {
 struct CalibrationRunOptions {
   std::string model;
   SampleOptions samples;
+  TokenizerCommandOptions tokenizer;
   int threads = 0;          // 0: all processors.
   std::string checkpoint;   // File for partial results; "": none.
   std::string fingerprint;  // What else than model and samples a checkpoint depends on.

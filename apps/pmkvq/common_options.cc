@@ -172,6 +172,7 @@ void SampleCommandOptions::Register(CLI::App& command) {
                 ->required()
                 ->group(group),
             FileKind::kInput);
+  tokenizer.Register(command, group);
   command.add_option("--pack", pack, "concat: cut the joined texts; single: one text per sample")
       ->transform(OneOf({"concat", "single"}))
       ->capture_default_str()
@@ -350,11 +351,6 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
 void CheckPlan(const SpecEngineOptions& engine, const Model& model) {
   if (engine.kv.plan == nullptr) return;
   CheckPlanMatches(*engine.kv.plan, model.checkpoint().Identity(), engine.kv.plan_path);
-}
-
-std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model) {
-  if (!Tokenizer::IsIn(model)) return nullptr;
-  return Tokenizer::Load(model);
 }
 
 void WriteJson(const std::string& path, const std::string& json) {

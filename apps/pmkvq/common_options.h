@@ -12,6 +12,7 @@
 #include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/calib/samples.h"
 #include "pmkvq/research/methods/spec_engine.h"
+#include "tokenizer_options.h"
 
 namespace pmkvq::cli {
 
@@ -50,9 +51,10 @@ CLI::Validator KnownMethod();
 // takes several --kv replaces it by one that adds to its list.
 CLI::Option* AddRecipe(CLI::App& command, std::function<void(const std::string& spec)> use);
 
-// --dataset, --pack, --n-samples, --seq-len, --effective-len, --seed.
+// --dataset, --tokenizer, --pack, --n-samples, --seq-len, --effective-len, --seed.
 struct SampleCommandOptions {
   SampleOptions samples;
+  TokenizerCommandOptions tokenizer;
   std::string pack = "concat";
 
   void Register(CLI::App& command);
@@ -95,9 +97,6 @@ void CheckPrompt(const std::vector<int32_t>& ids, const ModelConfig& config,
 
 // Throws InvalidInput when the options name a plan of another model.
 void CheckPlan(const SpecEngineOptions& engine, const Model& model);
-
-// The tokenizer of a model folder, or null when the folder has none.
-std::shared_ptr<const Tokenizer> LoadTokenizerIfPresent(const std::string& model);
 
 // Writes `json` to FILE, or to stdout for "-"; nothing for "".
 void WriteJson(const std::string& path, const std::string& json);

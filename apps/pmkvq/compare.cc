@@ -210,7 +210,7 @@ class Runner {
         benchmark_(benchmark),
         problems_(problems),
         model_(model),
-        tokenizer_(Tokenizer::Load(options.run.model)),
+        tokenizer_(options.run.tokenizer.Load(options.run.model)),
         evaluation_(evaluation) {}
 
   MethodRun Run(const Job& job) {

@@ -125,7 +125,7 @@ void Run(const Options& options) {
       SelectProblems(benchmark.problems, options.run.selection);
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.run.model, options.kv.threads);
-  const auto tokenizer = Tokenizer::Load(options.run.model);
+  const auto tokenizer = options.run.tokenizer.Load(options.run.model);
   const SpecEngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.
   options.kv.PrintPlanHint(engine.kv, options.run.model);

@@ -23,13 +23,14 @@ struct Options {
   std::string json;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
+  TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
 };
 
 // The first rows of the data set as token sequences, each cut at seq_len or the model's maximum.
 std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const ModelConfig& config) {
-  const auto tokenizer = LoadTokenizerIfPresent(options.model);
+  const auto tokenizer = options.tokenizer.LoadIfReadable(options.model, kNoText);
   const auto limit = static_cast<size_t>(
       options.seq_len > 0 ? std::min(options.seq_len, config.max_position_embeddings)
                           : config.max_position_embeddings);
@@ -104,6 +105,7 @@ void AddPerplexity(CLI::App& app) {
       ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str();
   AddJson(*command, options->json, "write the result as JSON");
+  options->tokenizer.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(*command,

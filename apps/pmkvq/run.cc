@@ -29,6 +29,7 @@
 #include "stats_file.h"
 #include "terminal.h"
 #include "token_ids.h"
+#include "tokenizer_options.h"
 #include "weight_options.h"
 
 namespace pmkvq::cli {
@@ -61,6 +62,7 @@ struct Options {
   int64_t num_prompt_logprobs = -1;
   PromptCache prompt_cache;
   SamplingCommandOptions sampling;
+  TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
 };
@@ -172,18 +174,6 @@ std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenize
   return EncodePrompt(options, *tokenizer);
 }
 
-// A prompt of ids needs no tokenizer: without one the output is ids, too.
-std::shared_ptr<const Tokenizer> LoadTokenizerForIds(const std::string& folder) {
-  try {
-    return LoadTokenizerIfPresent(folder);
-  } catch (const InvalidInput& error) {
-    PrintError(fmt::format("warning: {}; the output has ids and no text", error.what()));
-  } catch (const Unsupported& error) {
-    PrintError(fmt::format("warning: {}; the output has ids and no text", error.what()));
-  }
-  return nullptr;
-}
-
 // OpenEngine refuses a budget that does not hold a first page; Submit one that does not hold the
 // prompt. This checks both at once, so that the budget named in the message is enough.
 void CheckBudgetHoldsPrompt(const SpecEngineOptions& engine, const Model& model,
@@ -286,8 +276,9 @@ void Run(const Options& options) {
   }
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
-  const auto tokenizer =
-      options.ids_given ? LoadTokenizerForIds(options.model) : Tokenizer::Load(options.model);
+  const auto tokenizer = options.ids_given ? options.tokenizer.LoadIfReadable(
+                                                 options.model, "the output has ids and no text")
+                                           : options.tokenizer.Load(options.model);
   if (options.ids_given) {
     CheckPrompt(ParseIds(options.prompt_ids, "--prompt-ids"), model->config(), "--prompt-ids");
   }
@@ -367,6 +358,7 @@ void AddRun(CLI::App& app) {
       ->excludes(ids);
   command->add_option("--system", options->system, "system message");
   options->chat_template.Register(*command);
+  options->tokenizer.Register(*command);
   command
       ->add_option("--n-samples", options->num_samples,
                    "samples of one prompt, which is computed once; decoded as one batch")

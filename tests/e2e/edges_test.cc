@@ -117,6 +117,24 @@ TEST(Run, WorksWithATokenizerThatIsNotRead) {
   EXPECT_NE(result.err.find("ids and no text"), std::string::npos) << result.err;
   ExpectOneLineError(RunProgram(text), 1, {"tokenizer.json", "model.type", "Unigram", "BPE"});
 
+  // What needs no text does not look at it; rows of ids need none either.
+  EXPECT_EQ(RunProgram({"logits", "--model", folder.path(), "--prompt-ids", "1,2", "--out",
+                        folder.File("l.safetensors")})
+                .exit_code,
+            0);
+  const std::string rows = folder.Write("rows.jsonl", R"({"input_ids": [1, 2, 3, 4]})");
+  const ProgramResult by_ids =
+      RunProgram({"perplexity", "--model", folder.path(), "--dataset", rows});
+  EXPECT_EQ(by_ids.exit_code, 0) << by_ids.err;
+  EXPECT_NE(by_ids.err.find("rows with text cannot be read"), std::string::npos) << by_ids.err;
+  // Another tokenizer in its place.
+  const std::string other = std::string(PMKVQ_SOURCE_DIR) + "/models/longcot-10m/tokenizer.json";
+  const ProgramResult replaced = RunProgram(
+      Plus(text, {"--tokenizer", other, "--chat-template", "none", "--max-tokens", "1"}));
+  EXPECT_EQ(replaced.err.find("Unigram"), std::string::npos) << replaced.err;
+  ExpectOneLineError(RunProgram(Plus(text, {"--tokenizer", folder.File("none.json")})), 1,
+                     {"none.json", "no such file"});
+
   std::filesystem::remove(folder.File("tokenizer.json"));
   folder.Write("tokenizer.model", "x");
   EXPECT_EQ(RunProgram(ids).exit_code, 0);
