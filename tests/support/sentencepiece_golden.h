@@ -30,6 +30,15 @@ inline void SetField(const std::string& field, const std::string& old_value,
   if (at != std::string::npos) json->replace(at, old_text.size(), "\"" + field + "\":" + value);
 }
 
+// Replaces what stands between the fields `field` and `next` of the file by `value`.
+inline void SetValueBefore(const std::string& field, const std::string& next,
+                           const std::string& value, std::string* json) {
+  const std::string name = "\"" + field + "\":";
+  const size_t begin = json->find(name) + name.size();
+  const size_t end = json->find(",\"" + next + "\":", begin);
+  json->replace(begin, end - begin, value);
+}
+
 constexpr char kLegacyNormalizer[] =
     R"({"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]})";
 

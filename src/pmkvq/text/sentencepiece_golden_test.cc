@@ -101,6 +101,37 @@ TEST(SentencePieceGolden, TextsWithSpecialTokensAreExactInEveryForm) {
   EXPECT_EQ(num_cases, 72u);
 }
 
+// Random forms and flags of added tokens, random texts and ids.
+TEST(SentencePieceGolden, FormsAndFlagsAreThoseOfTheLibrary) {
+  const std::string base = MistralJson("legacy");
+  size_t num_cases = 0;
+  for (const std::string& line : SplitAt(ReadFile(MistralPath("forms.jsonl")), "\n")) {
+    if (line.empty()) continue;
+    const JsonValue form = JsonValue::Parse(line, "forms.jsonl");
+    std::string json = base;
+    const std::pair<const char*, const char*> fields[] = {{"added_tokens", "normalizer"},
+                                                          {"normalizer", "pre_tokenizer"},
+                                                          {"pre_tokenizer", "post_processor"},
+                                                          {"decoder", "model"}};
+    for (const auto& [field, next] : fields) {
+      testing_support::SetValueBefore(field, next, form.At(field).Dump(), &json);
+    }
+    const auto tokenizer = Tokenizer::Parse(json, "form");
+    const JsonValue cases = form.At("cases");
+    for (size_t i = 0; i < cases.size(); ++i, ++num_cases) {
+      const JsonValue entry = cases.At(i);
+      const Ids ids = IdsOf(entry.At("ids"));
+      const std::string decoded = entry.At("decoded").AsString();
+      EXPECT_EQ(tokenizer->Decode(ids, true), decoded) << line;
+      EXPECT_EQ(tokenizer->Decode(ids, false), entry.At("whole").AsString()) << line;
+      if (!entry.Has("text")) continue;
+      EXPECT_EQ(tokenizer->Encode(entry.At("text").AsString()), ids) << line;
+      EXPECT_EQ(Stream(tokenizer, ids), decoded) << line;
+    }
+  }
+  EXPECT_EQ(num_cases, 420u);
+}
+
 TEST(SentencePieceGolden, ASpecialTokenOfAUserIsText) {
   for (const auto& [name, tokenizer] : LegacyCarriers()) {
     const Ids ids = tokenizer->Encode("Hello</s>", false);
