@@ -42,8 +42,8 @@ Vocabulary::Vocabulary(const JsonValue& model_vocab, TokenAlphabet alphabet,
     const InsertResult result = Insert(token, static_cast<int32_t>(value.AsInt(0, kMaxId)));
     if (result == InsertResult::kInserted) return;
     if (result == InsertResult::kTooLong) {
-      model_vocab.Refuse(
-          fmt::format("{}, which one of {} bytes is not", Expected(result), token.size()));
+      throw InvalidInput(value.Where(), fmt::format("found a token of {} bytes, expected {}",
+                                                    token.size(), Expected(result)));
     }
     value.Fail(Expected(result));
   });
