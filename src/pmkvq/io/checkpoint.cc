@@ -70,7 +70,7 @@ Checkpoint Checkpoint::Open(const std::string& path) {
                   "*.safetensors, or a GGUF file");
   }
   checkpoint.config_ = LoadModelConfig(path);
-  checkpoint.weights_ = OpenSafetensorsSource(path);
+  checkpoint.weights_ = OpenSafetensorsSource(path, checkpoint.config_.fp8);
   return checkpoint;
 }
 

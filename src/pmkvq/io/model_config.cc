@@ -201,9 +201,6 @@ void ParseSlidingWindows(const JsonValue& json, const Architecture& architecture
 void RefuseOtherGraphs(const JsonValue& json) {
   const JsonValue activation = json.Find("hidden_act");
   if (!activation.IsNull() && activation.AsString() != "silu") activation.Refuse("\"silu\"");
-  for (const char* key : {"quantization_config", "compression_config"}) {
-    if (json.Has(key)) json.At(key).Refuse("no such field: quantised weights are not supported");
-  }
   if (json.BoolOr("mlp_bias", false)) json.At("mlp_bias").Refuse("false");
   for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts",
                           "num_experts_per_tok", "moe_intermediate_size"}) {
@@ -294,6 +291,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
   }
   config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", false);
   config.weight_type = ParseWeightType(json);
+  config.fp8 = ParseQuantizationConfig(json);
   AssumeSpecialTokens(json, architecture, config);
   ParseSpecialTokens(json, config);
   return config;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/quantization_config.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
@@ -56,6 +57,8 @@ struct ModelConfig {
   bool o_bias = false;    // o_proj has one.
   bool qk_norm = false;   // Qwen3: RMSNorm over each head of q and k before RoPE.
 
+  // Set where matrices may be float8 with scales (io/weights/fp8_weights.h).
+  std::optional<Fp8Format> fp8;
   // Type of the weights as `dtype`, or `torch_dtype`, announces it: for estimates without the
   // weights, which say their types themselves. Nothing where the key is absent or names another
   // type.

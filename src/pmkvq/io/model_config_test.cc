@@ -205,7 +205,8 @@ TEST(ModelConfig, NormEpsilonAndTheta) {
 TEST(ModelConfig, OtherGraphsAreRefused) {
   const std::vector<std::pair<Fields, std::string>> cases = {
       {{{"hidden_act", "\"gelu\""}}, "hidden_act: found \"gelu\", expected \"silu\""},
-      {{{"quantization_config", R"({"quant_method":"awq"})"}}, "quantization_config: found {"},
+      {{{"quantization_config", R"({"quant_method":"awq"})"}},
+       "quantization_config.quant_method: found \"awq\""},
       {{{"compression_config", "{}"}}, "compression_config: found {}"},
       {{{"mlp_bias", "true"}}, "mlp_bias: found true, expected false"},
       {{{"num_experts", "8"}}, "num_experts: found 8"},

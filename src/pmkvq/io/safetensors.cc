@@ -128,7 +128,9 @@ class HeaderParser {
                                                      static_cast<uintptr_t>(extent.begin));
       extent.name = &header_.tensors.emplace(name, std::move(view)).first->first;
     } else {
-      ForeignTensor tensor{std::string(type_name), std::move(shape), found};
+      const auto* data = reinterpret_cast<const std::byte*>(reinterpret_cast<uintptr_t>(data_) +
+                                                            static_cast<uintptr_t>(extent.begin));
+      ForeignTensor tensor{std::string(type_name), std::move(shape), found, data};
       extent.name = &header_.foreign_tensors.emplace(name, std::move(tensor)).first->first;
     }
     extents_.push_back(extent);

@@ -15,11 +15,13 @@
 namespace pmkvq {
 
 // A tensor of a dtype that the format has, or will have, and that no computation here takes:
-// F8_E4M3, F8_E5M2, F8_E8M0, F6_E2M3, F4, C64, ... It can be listed; its bytes stay unread.
+// F8_E4M3, F8_E5M2, F8_E8M0, F6_E2M3, F4, C64, ... It can be listed; float8 weights are expanded
+// (io/weights/fp8_weights.h).
 struct ForeignTensor {
   std::string dtype;
   Shape shape;
   uint64_t num_bytes = 0;
+  const std::byte* data = nullptr;  // As TensorView's; not aligned.
 };
 
 // One mapped file. Views stay valid while this object lives and move with it. Their data is

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/model/blocks/block.h"
 #include "pmkvq/model/model.h"
@@ -39,13 +40,17 @@ inline std::pair<float*, float*> TakeRowBuffers(const ModelConfig& config,
 struct Model::Impl {
   Impl(Checkpoint opened, const ModelOptions& options);
 
+  // Fills the places of `list`, but those of matrices that the source can only decode. Float8
+  // weights are expanded, unless they are to be quantised.
+  void BindWeights(const WeightList& list, int num_threads);
   // Makes quantised matrices of those that cannot stay as stored, or must not by the mode.
   void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 
   Checkpoint checkpoint;
   WeightMode weights = WeightMode::kAsStored;
   int64_t weight_bytes = 0;
-  std::vector<Q8Weight> quantized;  // What views of `parts` show.
+  std::vector<AlignedVector<std::byte>> expanded;  // Float8 weights as BF16.
+  std::vector<Q8Weight> quantized;                 // What views of `parts` show.
   WeightConversion conversion;
   RopeTable rope;
   ModelParts parts;

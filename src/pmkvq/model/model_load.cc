@@ -7,6 +7,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/io/weights/fp8_weights.h"
 #include "pmkvq/model/model_impl.h"
 #include "pmkvq/model/model_size.h"
 #include "pmkvq/model/weight_conversion.h"
@@ -49,10 +50,20 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
 
 namespace {
 
-void BindVector(const WeightSource& source, const StoredWeight& stored, std::vector<float>& place) {
+AlignedVector<std::byte> Expanded(const StoredWeight& stored, int num_threads) {
+  AlignedVector<std::byte> values(static_cast<size_t>(NumElements(stored.shape)) * sizeof(BF16));
+  ExpandFp8(stored, num_threads, reinterpret_cast<BF16*>(values.data()));
+  return values;
+}
+
+void BindVector(const WeightSource& source, const StoredWeight& stored, int num_threads,
+                std::vector<float>& place) {
   const int64_t size = stored.shape.back();
   place.resize(static_cast<size_t>(size));
-  if (stored.format.has_value()) {
+  if (stored.fp8 != nullptr) {
+    const AlignedVector<std::byte> values = Expanded(stored, num_threads);
+    ExpandRow(WeightView{values.data(), *stored.format, 1, size}, 0, place.data());
+  } else if (stored.format.has_value()) {
     ExpandRow(WeightView{stored.data, *stored.format, 1, size}, 0, place.data());
   } else {
     source.DecodeRow(stored, 0, place.data());
@@ -65,22 +76,10 @@ void BindVector(const WeightSource& source, const StoredWeight& stored, std::vec
   }
 }
 
-// Fills the places of `list`, but those of matrices that the source can only decode. The rest of
-// the checkpoint must not hold weights of blocks: ignoring them would compute another function than
-// the one that was trained.
-void BindWeights(const Checkpoint& checkpoint, const WeightList& list) {
-  const WeightSource& source = checkpoint.weights();
-  std::set<const StoredWeight*> bound;
-  for (const WeightSlot& slot : list.slots()) {
-    const StoredWeight& stored = source.Get(slot.name, slot.shape);
-    bound.insert(&stored);
-    if (slot.vector != nullptr) {
-      BindVector(source, stored, *slot.vector);
-    } else if (stored.format.has_value()) {
-      *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
-    }
-  }
-  for (const StoredWeight& tensor : source.tensors()) {
+// The weights of the checkpoint must not hold more of a block than is bound: ignoring them would
+// compute another function than the one that was trained.
+void CheckAllAreBound(const Checkpoint& checkpoint, const std::set<const StoredWeight*>& bound) {
+  for (const StoredWeight& tensor : checkpoint.weights().tensors()) {
     if (!tensor.of_block || bound.contains(&tensor)) continue;
     const ModelConfig& config = checkpoint.config();
     throw InvalidInput(
@@ -140,7 +139,7 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
       parts(checkpoint.config(), rope) {
   WeightList list;
   parts.Declare(checkpoint.config(), list);
-  BindWeights(checkpoint, list);
+  BindWeights(list, options.num_threads);
   QuantizeWeights(list, options);
   for (const WeightSlot& slot : list.slots()) {
     weight_bytes += slot.matrix != nullptr
@@ -152,6 +151,26 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
     weight_bytes +=
         parts.output_head.rows * RowBytes(parts.output_head.format, parts.output_head.cols);
   }
+}
+
+void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
+  const WeightSource& source = checkpoint.weights();
+  std::set<const StoredWeight*> bound;
+  for (const WeightSlot& slot : list.slots()) {
+    const StoredWeight& stored = source.Get(slot.name, slot.shape);
+    bound.insert(&stored);
+    if (slot.vector != nullptr) {
+      BindVector(source, stored, num_threads, *slot.vector);
+    } else if (stored.format.has_value()) {
+      *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
+      // Those that become Q8 are expanded one by one, when it is their turn.
+      const bool is_quantized = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
+      if (stored.fp8 != nullptr && !is_quantized) {
+        slot.matrix->data = expanded.emplace_back(Expanded(stored, num_threads)).data();
+      }
+    }
+  }
+  CheckAllAreBound(checkpoint, bound);
 }
 
 void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& options) {
@@ -181,8 +200,13 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   if (progress != nullptr) progress->Begin("weights", ToMiB(total_bytes), 0);
   uint64_t done_bytes = 0;
   std::set<std::string> types;
-  for (const ToQuantize& each : work) {
+  for (ToQuantize& each : work) {
     const StoredWeight& stored = *each.stored;
+    AlignedVector<std::byte> values;
+    if (stored.fp8 != nullptr && each.as_stored.data == stored.data) {
+      values = Expanded(stored, options.num_threads);
+      each.as_stored.data = values.data();
+    }
     Q8Weight& made = quantized.emplace_back();
     const bool is_finite = stored.decodes
                                ? DecodeToQ8(source, stored, options.num_threads, made)

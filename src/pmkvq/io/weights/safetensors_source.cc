@@ -14,6 +14,7 @@
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/limits.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/fp8_weights.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
 
 namespace pmkvq {
@@ -96,7 +97,8 @@ StoredWeight Describe(const SafetensorsFile& file, const std::string& stored_nam
   return weight;
 }
 
-std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files) {
+std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
+                                      const std::optional<Fp8Format>& fp8) {
   std::vector<StoredWeight> tensors;
   for (const SafetensorsFile& file : files) {
     for (const auto& [name, view] : file.tensors()) {
@@ -113,15 +115,20 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files)
       weight.type = foreign.dtype;
       weight.shape = foreign.shape;
       weight.num_bytes = foreign.num_bytes;
+      if (fp8 && foreign.dtype == "F8_E4M3") weight.data = foreign.data;
     }
   }
+  if (fp8) AttachFp8Scales(*fp8, tensors);
   return tensors;
 }
 
 class SafetensorsSource : public WeightSource {
  public:
-  SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files)
-      : WeightSource(place, "F32, F16 or BF16", ListTensors(files)), files_(std::move(files)) {}
+  SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files,
+                    const std::optional<Fp8Format>& fp8)
+      : WeightSource(place, fp8 ? "F32, F16, BF16 or F8_E4M3" : "F32, F16 or BF16",
+                     ListTensors(files, fp8)),
+        files_(std::move(files)) {}
 
   int64_t num_files() const override { return std::ssize(files_); }
 
@@ -138,10 +145,22 @@ class SafetensorsSource : public WeightSource {
       hash.Update(fmt::format("{} {} {}\n", name, NameOf(view->dtype), ToString(view->shape)));
       hash.Update(view->data, std::min(view->num_bytes(), kIdentityBytesPerTensor));
     }
+    // Behind the others, so that models without such weights keep their identity.
+    std::map<std::string_view, const StoredWeight*> fp8_weights;
+    for (const StoredWeight& weight : this->tensors()) {
+      if (weight.fp8 != nullptr) fp8_weights.emplace(weight.stored_name, &weight);
+    }
+    for (const auto& [name, weight] : fp8_weights) {
+      hash.Update(fmt::format("{} {} {}\n", name, weight->type, ToString(weight->shape)));
+      hash.Update(weight->data,
+                  std::min(static_cast<size_t>(weight->num_bytes), kIdentityBytesPerTensor));
+    }
     return hash.HexDigest();
   }
 
   void DropPages(const StoredWeight& weight) const override {
+    if (weight.fp8 != nullptr)
+      return;  // Clean pages of a file: the system takes them when it must.
     for (const SafetensorsFile& file : files_) {
       const TensorView* view = file.Find(weight.stored_name);
       if (view != nullptr) file.DropPages(*view);
@@ -154,7 +173,8 @@ class SafetensorsSource : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder) {
+std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
+                                                          const std::optional<Fp8Format>& fp8) {
   const std::string weights = JoinPath(folder, kWeightsName);
   const std::string index = JoinPath(folder, kIndexName);
   std::vector<SafetensorsFile> files;
@@ -167,14 +187,14 @@ std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& fol
         folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
   }
   CheckDistinct(files);
-  return std::make_unique<SafetensorsSource>(folder, std::move(files));
+  return std::make_unique<SafetensorsSource>(folder, std::move(files), fp8);
 }
 
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
                                                           std::map<std::string, Tensor> tensors) {
   std::vector<SafetensorsFile> files;
   files.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
-  return std::make_unique<SafetensorsSource>(name, std::move(files));
+  return std::make_unique<SafetensorsSource>(name, std::move(files), std::nullopt);
 }
 
 }  // namespace pmkvq

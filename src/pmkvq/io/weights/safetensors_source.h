@@ -3,8 +3,10 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "pmkvq/io/quantization_config.h"
 #include "pmkvq/io/weights/weight_source.h"
 
 namespace pmkvq {
@@ -15,7 +17,10 @@ namespace pmkvq {
 //
 // Identity: 128-bit xxHash over the architecture and, in order of name, each tensor's name, dtype,
 // shape and first 64 KiB. Tensors of types that cannot be read do not count.
-std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder);
+// With `fp8` E4M3 matrices are weights, too (fp8_weights.h; throws as AttachFp8Scales); their codes
+// follow the other tensors in the identity.
+std::unique_ptr<const WeightSource> OpenSafetensorsSource(
+    const std::string& folder, const std::optional<Fp8Format>& fp8 = std::nullopt);
 
 // The same of tensors in memory; `name` stands for the folder.
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,

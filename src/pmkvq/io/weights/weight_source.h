@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,6 +25,8 @@
 #include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
+
+struct Fp8Scales;
 
 // A tensor as it lies in a file, or in memory.
 struct StoredWeight {
@@ -41,6 +44,9 @@ struct StoredWeight {
   // It is a weight of a block: a model that leaves it out computes another function than the one
   // that was trained. False for types of which not even the size is known.
   bool of_block = false;
+  // Set for float8 weights: `data` are codes, and `format` is that of the values which ExpandFp8
+  // (fp8_weights.h) makes of them.
+  std::shared_ptr<const Fp8Scales> fp8;
 };
 
 class WeightSource {
