@@ -15,9 +15,13 @@ set(PMKVQ_CPU_SOURCES_kernels
   kernels/attention/attention_cpu.cc
   kernels/kv_quant/kv_quant_cpu.cc)
 set(PMKVQ_CUDA_SOURCES_kernels
-  kernels/attention/attention_cuda.cc)
+  kernels/attention/attention_cuda.cc
+  kernels/kv_quant/append_pages_cuda.cu
+  kernels/kv_quant/halve_pages_cuda.cu
+  kernels/kv_quant/quantize_pages_cuda.cu)
 set(PMKVQ_CUDA_STUBS_kernels
-  kernels/attention/attention_cuda_stub.cc)
+  kernels/attention/attention_cuda_stub.cc
+  kernels/kv_quant/page_moves_cuda_stub.cc)
 set(PMKVQ_CPU_SOURCES_kv
   kv/packed/move_executor_cpu.cc)
 set(PMKVQ_CUDA_SOURCES_kv

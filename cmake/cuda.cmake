@@ -28,17 +28,23 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90")
 endif()
 enable_language(CUDA)
+# CMake 3.25 does not know that nvcc 13 takes C++20.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
+endif()
 find_package(CUDAToolkit 13.0 REQUIRED)
 if(PMKVQ_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${PMKVQ_CCACHE})
 endif()
 
 add_library(pmkvq_cuda_options INTERFACE)
-# CMake 3.25 knows no CUDA_STANDARD 20 of nvcc 13. -fmad=false: a fused multiply-add is used only
-# where the code asks for it, as on the CPU. Warnings of conversions stay with host code.
+# -fmad=false: a fused multiply-add is used only where the code asks for it, as on the CPU. Warnings
+# of conversions stay with host code.
 target_compile_options(pmkvq_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:
-  -std=c++20 -fmad=false -t 2 -Xcompiler=-Wall,-Wextra,-ffp-contract=off
-  -Xptxas=-v,-warn-spills --resource-usage
+  -fmad=false -t 2 -Xcompiler=-Wall,-Wextra,-ffp-contract=off
+  -Xptxas=-warn-spills
   $<$<BOOL:${PMKVQ_WERROR}>:-Werror=all-warnings>>)
 set(PMKVQ_HAS_CUDA ON)
 message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CUDAToolkit_VERSION}, ${CMAKE_CUDA_ARCHITECTURES}")

@@ -1,0 +1,138 @@
+// Floats into pages: one token of each sequence, and codes back to floats of 16 bits.
+#include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/kv_quant/page_moves.cuh"
+
+namespace pmkvq {
+namespace cuda {
+namespace {
+
+// A thread makes the words of one lane for one step of one tile: 8 values, of two rows and four
+// columns.
+template <class T>
+__global__ void __launch_bounds__(256)
+    ExpandKernel(const __grid_constant__ MoveList list, uint8_t* arena, int heads, int head_dim,
+                 bool is_values, int bits) {
+  const int head = blockIdx.x % heads;
+  const Move move = list.moves[blockIdx.x / heads];
+  const uint8_t* codes = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
+                         static_cast<size_t>(head) * fragment::BlockBytes(bits, head_dim);
+  uint8_t* out = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
+                 static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
+  const T* mins =
+      reinterpret_cast<const T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
+                                 static_cast<size_t>(head) * fragment::MetadataBytes());
+  const fragment::BlockShape shape = fragment::ShapeOf(is_values, head_dim);
+  const int steps = shape.cols / 16;
+  const float max_code = static_cast<float>((1 << bits) - 1);
+  const int num_words = shape.rows / 16 * steps * fragment::kLanes;
+  for (int i = threadIdx.x; i < num_words; i += blockDim.x) {
+    const int lane = i % fragment::kLanes;
+    const int step = i / fragment::kLanes % steps;
+    const int tile = i / fragment::kLanes / steps;
+    const int first_row = shape.rows / 8 * (lane / 4) + 2 * tile;
+    const int first_col = shape.cols / 4 * (lane % 4) + 2 * step;
+    T values[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {  // half + 2 y of the word, x of the half-word.
+      const int row = first_row + (n >> 1 & 1);
+      const int col = first_col + (n >> 2) + shape.cols / 8 * (n & 1);
+      const fragment::Place place = fragment::PlaceOf(bits, shape, row, col);
+      const uint32_t word = *reinterpret_cast<const uint32_t*>(codes + place.byte);
+      const uint32_t code =
+          (fragment::RotateRight(word, place.rotation) >> place.shift) & ((1u << bits) - 1u);
+      const int token = is_values ? col : row;
+      const float range = ToFloat(mins[fragment::kTokens + token]);
+      float value = __fadd_rn(__fmul_rn(static_cast<float>(code), __fdiv_rn(range, max_code)),
+                              ToFloat(mins[token]));
+      // A range rounded up may end just beyond the largest F16.
+      if constexpr (sizeof(T) == sizeof(__half) && MaxFinite<T>() < 1e5f) {
+        value = fminf(fmaxf(value, -MaxFinite<T>()), MaxFinite<T>());
+      }
+      values[n] = Round<T>(value);
+    }
+    StoreOnce(out + (tile * steps + step) * fragment::kRowBytes + lane * 16,
+              *reinterpret_cast<const uint4*>(values));
+  }
+}
+
+// Blocks: sequences x (keys of all heads, values of all heads, query heads); a thread per dim.
+template <class T>
+__global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_heads) {
+  const int sequence = blockIdx.x;
+  const int dim = threadIdx.x;
+  const int head_dim = blockDim.x;
+  const int part = blockIdx.y;
+  const AppendTarget target = op.targets[sequence];
+  if (target.capacity < 0) return;
+  bool finite = true;
+  if (part >= 2 * kv_heads) {
+    const size_t at =
+        (static_cast<size_t>(sequence) * op.num_heads + part - 2 * kv_heads) * head_dim + dim;
+    const __half rounded = Round<__half>(op.q[at]);
+    reinterpret_cast<__half*>(op.q_rounded)[at] = rounded;
+    finite = isfinite(ToFloat(rounded));
+  } else {
+    const bool is_values = part >= kv_heads;
+    const int head = is_values ? part - kv_heads : part;
+    const float* rows = is_values ? op.v : op.k;
+    const T value =
+        Round<T>(rows[(static_cast<size_t>(sequence) * kv_heads + head) * head_dim + dim]);
+    finite = isfinite(ToFloat(value));
+    auto* slot = reinterpret_cast<uint8_t*>(op.arena) +
+                 static_cast<size_t>(is_values ? target.v : target.k) * fragment::kArenaUnit;
+    if (target.capacity > 0) {
+      reinterpret_cast<T*>(slot)[(head * target.capacity + target.index) * head_dim + dim] = value;
+    } else {
+      uint8_t* block = slot + static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
+      if (is_values && target.index == 0) {
+        for (int i = threadIdx.x * 16; i < fragment::BlockBytes(16, head_dim); i += 16 * head_dim) {
+          *reinterpret_cast<uint4*>(block + i) = make_uint4(0, 0, 0, 0);
+        }
+        __syncthreads();
+      }
+      const fragment::Place place =
+          is_values ? fragment::PlaceOf(16, fragment::ShapeOf(true, head_dim), dim, target.index)
+                    : fragment::PlaceOf(16, fragment::ShapeOf(false, head_dim), target.index, dim);
+      *reinterpret_cast<T*>(block + place.byte + place.shift / 8) = value;
+    }
+  }
+  if (!finite) atomicMin(op.unfit, static_cast<uint32_t>(sequence));
+}
+
+}  // namespace
+}  // namespace cuda
+
+void ExpandPages(const FragmentPageShape& shape, DType float_type, int bits,
+                 std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
+  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
+  PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
+  const auto kernel =
+      float_type == DType::kF16 ? cuda::ExpandKernel<__half> : cuda::ExpandKernel<__nv_bfloat16>;
+  const auto heads = static_cast<int>(shape.heads);
+  cuda::ForEachPart(moves, stream, [&](const cuda::MoveList& list, unsigned count, uint32_t) {
+    kernel<<<count* static_cast<unsigned>(heads), 256, 0, stream.handle()>>>(
+        list, reinterpret_cast<uint8_t*>(arena), heads, static_cast<int>(shape.head_dim),
+        shape.is_values, bits);
+  });
+}
+
+void AppendTokens(int64_t num_kv_heads, int64_t head_dim, DType float_type,
+                  const AppendOperands& operands, Stream& stream) {
+  PMKVQ_CHECK(fragment::IsHeadDim(head_dim));
+  PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
+  if (operands.num_sequences == 0) return;
+  const internal::CudaDeviceScope scope(stream.device());
+  const int64_t parts = 2 * num_kv_heads + (operands.q == nullptr ? 0 : operands.num_heads);
+  const dim3 grid(static_cast<unsigned>(operands.num_sequences), static_cast<unsigned>(parts));
+  const auto threads = static_cast<unsigned>(head_dim);
+  const auto heads = static_cast<int>(num_kv_heads);
+  if (float_type == DType::kF16) {
+    cuda::AppendKernel<__half><<<grid, threads, 0, stream.handle()>>>(operands, heads);
+  } else {
+    cuda::AppendKernel<__nv_bfloat16><<<grid, threads, 0, stream.handle()>>>(operands, heads);
+  }
+  internal::CheckLaunch("storing tokens");
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,57 @@
+// What the kernels on pages share: how moves reach them, loads and stores that leave the cache to
+// others, and the launch over all moves.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <span>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/kv_quant/fragment_layout.h"
+#include "pmkvq/kernels/kv_quant/page_moves.h"
+#include "pmkvq/tensor/device/cuda_runtime.h"
+
+namespace pmkvq::cuda {
+
+// Moves travel with the launch, as its parameter: nothing to upload, nothing to keep until the
+// launch has run. 1,024 moves of 8 heads are eight times as many blocks as an H200 runs at once.
+constexpr int kMovesPerLaunch = 1024;
+struct Move {  // In units of fragment::kArenaUnit.
+  uint32_t source;
+  uint32_t target;
+  uint32_t metadata;
+};
+struct MoveList {
+  Move moves[kMovesPerLaunch];
+};
+
+__device__ __forceinline__ uint4 LoadOnce(const uint8_t* p) {
+  return __ldcs(reinterpret_cast<const uint4*>(p));
+}
+__device__ __forceinline__ void StoreOnce(uint8_t* p, uint4 value) {
+  __stcs(reinterpret_cast<uint4*>(p), value);
+}
+
+inline uint32_t UnitsOf(size_t offset) {
+  PMKVQ_CHECK(offset % fragment::kArenaUnit == 0);
+  return static_cast<uint32_t>(offset / fragment::kArenaUnit);
+}
+
+// Calls launch(list, number of moves, index of the first) for parts of the moves.
+template <class Launch>
+void ForEachPart(std::span<const PageMove> moves, Stream& stream, const Launch& launch) {
+  const internal::CudaDeviceScope scope(stream.device());
+  for (size_t first = 0; first < moves.size(); first += kMovesPerLaunch) {
+    const size_t count = std::min<size_t>(kMovesPerLaunch, moves.size() - first);
+    MoveList list;
+    for (size_t i = 0; i < count; ++i) {
+      const PageMove& move = moves[first + i];
+      list.moves[i] = {UnitsOf(move.source), UnitsOf(move.target), UnitsOf(move.metadata)};
+    }
+    launch(list, static_cast<unsigned>(count), static_cast<uint32_t>(first));
+    internal::CheckLaunch("an operation on pages");
+  }
+}
+
+}  // namespace pmkvq::cuda

@@ -1,0 +1,28 @@
+#include "pmkvq/kernels/kv_quant/page_moves.h"
+
+namespace pmkvq {
+namespace {
+constexpr char kWhat[] = "operations on pages";
+}  // namespace
+
+void QuantizePages(const FragmentPageShape&, DType, int, std::span<const PageMove>, std::byte*,
+                   uint32_t*, uint32_t, Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void HalvePages(const FragmentPageShape&, int, int, std::span<const PageMove>, std::byte*,
+                Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void HalvePagesInPlace(const FragmentPageShape&, int, int, std::span<const PageMove>, std::byte*,
+                       Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void ExpandPages(const FragmentPageShape&, DType, int, std::span<const PageMove>, std::byte*,
+                 Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void AppendTokens(int64_t, int64_t, DType, const AppendOperands&, Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+
+}  // namespace pmkvq

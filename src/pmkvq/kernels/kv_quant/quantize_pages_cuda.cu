@@ -1,0 +1,334 @@
+// Pages of 16 bits to codes. A block of threads has one head's block of values in registers: a warp
+// a tile, a lane the words that the layout gives it, which are those that its codes go to.
+//
+// Codes are those of true division. Where the product with 1 / step is farther than 1e-4 from the
+// middle between two codes, it rounds to the quotient's code: both are within 2^-15 of the exact
+// quotient, which is at most 255. Values nearer to a middle are divided.
+#include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/kv_quant/page_moves.cuh"
+
+namespace pmkvq {
+namespace cuda {
+namespace {
+
+// Adding it rounds a float below 2^22 to a whole number, half to even, in the lowest bits.
+constexpr float kRounder = 0x1.8p23f;
+constexpr float kNearMiddle = 0.4999f;
+// Above it 1 / step may be infinite: such groups are divided.
+constexpr float kMostReciprocal = 0x1p126f;
+
+struct Bounds {
+  float min;
+  float range;
+  float step;
+  float reciprocal;
+};
+
+// The stored (min, range) of a group, and what makes codes of it. Sets `unfit` where the range is
+// beyond the type's.
+template <class T>
+__device__ __forceinline__ Bounds MakeBounds(T lowest, T highest, float max_code, T& min, T& range,
+                                             bool& unfit) {
+  Bounds bounds;
+  bounds.min = __fadd_rn(ToFloat(lowest), 0.0f);  // -0 becomes +0, as on the CPU.
+  min = Round<T>(bounds.min);
+  const float wide = __fadd_rn(ToFloat(highest), -bounds.min);
+  unfit |= wide > MaxFinite<T>();
+  range = RoundUp<T>(__fadd_rn(fminf(fmaxf(wide, 0.0f), MaxFinite<T>()), 0.0f));
+  bounds.range = ToFloat(range);
+  bounds.step = __fdiv_rn(bounds.range, max_code);
+  bounds.reciprocal = bounds.step > 0.0f ? __frcp_rn(bounds.step) : 0.0f;
+  return bounds;
+}
+
+// Four codes as the bytes of a word, in the order of `x`.
+__device__ __forceinline__ uint32_t Codes(const float (&x)[4], const Bounds* const (&bounds)[4],
+                                          float max_code) {
+  uint32_t code[4];
+  float worst = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Bounds& group = *bounds[i];
+    const float above = fminf(__fadd_rn(x[i], -group.min), group.range);
+    const float rounded = __fmaf_rn(above, group.reciprocal, kRounder);
+    code[i] = __float_as_uint(rounded);
+    const float off = __fmaf_rn(above, group.reciprocal, -__fadd_rn(rounded, -kRounder));
+    worst = fmaxf(worst, group.reciprocal > kMostReciprocal ? 1.0f : fabsf(off));
+  }
+  if (worst > kNearMiddle) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const Bounds& group = *bounds[i];
+      const float quotient = __fdiv_rn(__fadd_rn(x[i], -group.min), group.step);
+      code[i] = group.step > 0.0f
+                    ? static_cast<uint32_t>(rintf(fminf(fmaxf(quotient, 0.0f), max_code)))
+                    : 0u;
+    }
+  }
+  return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040),
+                     0x5410);
+}
+
+// Writes what a lane has of a tile: words of 8-bit codes, 2 step + half, as they lie at 8 bits.
+template <int kSteps>
+__device__ __forceinline__ void StoreTile(const uint32_t (&words)[2 * kSteps], int bits, int tile,
+                                          int lane, uint8_t* codes) {
+  constexpr int kCols = 16 * kSteps;
+  if (bits == 8) {
+#pragma unroll
+    for (int v = 0; v < kSteps / 2; ++v) {
+      StoreOnce(codes + fragment::WordByte(tile * fragment::TileWords(8, kCols) + 4 * v, lane),
+                {words[4 * v], words[4 * v + 1], words[4 * v + 2], words[4 * v + 3]});
+    }
+  } else if (bits == 4) {
+#pragma unroll
+    for (int v = 0; v < kSteps / 4; ++v) {
+      const uint32_t* w = words + 8 * v;
+      StoreOnce(codes + fragment::WordByte(tile * fragment::TileWords(4, kCols) + 4 * v, lane),
+                {fragment::Pack4(w[0], w[1]), fragment::Pack4(w[2], w[3]),
+                 fragment::Pack4(w[4], w[5]), fragment::Pack4(w[6], w[7])});
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < kSteps / 2; n += 2) {
+      const uint32_t* w = words + 4 * n;
+      const uint2 two = {fragment::Pack2(w[0], w[1], w[2], w[3]),
+                         fragment::Pack2(w[4], w[5], w[6], w[7])};
+      *reinterpret_cast<uint2*>(
+          codes + fragment::WordByte(tile * fragment::TileWords(2, kCols) + n, lane)) = two;
+    }
+  }
+}
+
+// The words of a 16-bit tile: of step k register half + 2 y is component half + 2 y of values[k].
+template <int kSteps>
+__device__ __forceinline__ void LoadTile(const uint8_t* in, int tile, int lane,
+                                         uint4 (&values)[kSteps]) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    values[k] = LoadOnce(in + (tile * kSteps + k) * fragment::kRowBytes + lane * 16);
+  }
+}
+
+// x of half `half` of one step, in the order of the bytes of a word: y + 2 x.
+template <class T>
+__device__ __forceinline__ void Unpack(const uint4& value, int half, float (&x)[4]) {
+  const float2 y0 = ToFloats(AsPair<T>(half != 0 ? value.y : value.x));
+  const float2 y1 = ToFloats(AsPair<T>(half != 0 ? value.w : value.z));
+  x[0] = y0.x;
+  x[1] = y1.x;
+  x[2] = y0.y;
+  x[3] = y1.y;
+}
+
+struct QuantizeTarget {
+  int bits;
+  float max_code;
+  int heads;
+  uint32_t* unfit;
+  uint32_t first_index;
+};
+
+// Keys: the values of a token are a row, which four lanes share.
+template <class T, int kDim>
+__global__ void __launch_bounds__(256)
+    QuantizeKeys(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
+  constexpr int kSteps = kDim / 16;
+  const int head = blockIdx.x % to.heads;
+  const Move move = list.moves[blockIdx.x / to.heads];
+  const uint8_t* in = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
+                      static_cast<size_t>(head) * fragment::BlockBytes(16, kDim);
+  uint8_t* codes = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
+                   static_cast<size_t>(head) * fragment::BlockBytes(to.bits, kDim);
+  T* metadata =
+      reinterpret_cast<T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
+                           static_cast<size_t>(head) * fragment::MetadataBytes());
+  const int tile = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  uint4 values[kSteps];
+  LoadTile(in, tile, lane, values);
+
+  uint32_t low[2] = {values[0].x, values[0].y};
+  uint32_t high[2] = {values[0].x, values[0].y};
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    low[0] = MinOfPairs<T>(low[0], MinOfPairs<T>(values[k].x, values[k].z));
+    low[1] = MinOfPairs<T>(low[1], MinOfPairs<T>(values[k].y, values[k].w));
+    high[0] = MaxOfPairs<T>(high[0], MaxOfPairs<T>(values[k].x, values[k].z));
+    high[1] = MaxOfPairs<T>(high[1], MaxOfPairs<T>(values[k].y, values[k].w));
+  }
+  Bounds bounds[2];
+  T mins[2];
+  T ranges[2];
+  bool unfit = false;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+      low[half] = MinOfPairs<T>(low[half], __shfl_xor_sync(~0u, low[half], distance));
+      high[half] = MaxOfPairs<T>(high[half], __shfl_xor_sync(~0u, high[half], distance));
+    }
+    const auto lows = AsPair<T>(low[half]);
+    const auto highs = AsPair<T>(high[half]);
+    bounds[half] = MakeBounds<T>(__hmin(lows.x, lows.y), __hmax(highs.x, highs.y), to.max_code,
+                                 mins[half], ranges[half], unfit);
+  }
+  if (lane % 4 == 0) {
+    const int token = 16 * (lane / 4) + 2 * tile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      metadata[token + half] = mins[half];
+      metadata[fragment::kTokens + token + half] = ranges[half];
+    }
+    if (unfit) atomicMin(to.unfit, to.first_index + blockIdx.x / to.heads);
+  }
+  uint32_t words[2 * kSteps];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float x[4];
+      Unpack<T>(values[k], half, x);
+      const Bounds* const same[4] = {&bounds[half], &bounds[half], &bounds[half], &bounds[half]};
+      words[2 * k + half] = Codes(x, same, to.max_code);
+    }
+  }
+  StoreTile<kSteps>(words, to.bits, tile, lane, codes);
+}
+
+// Values: those of a token are a column, which all warps and eight lanes of each share.
+template <class T, int kDim>
+__global__ void __launch_bounds__(2 * kDim)
+    QuantizeValues(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
+  constexpr int kSteps = fragment::kTokens / 16;
+  constexpr int kWarps = kDim / 16;
+  // Of a lane's sixteenth tokens 33 apart, so that four lanes meet no common bank.
+  __shared__ Bounds table[4 * 33];
+  __shared__ T lowest[kWarps][fragment::kTokens];
+  __shared__ T highest[kWarps][fragment::kTokens];
+  const int head = blockIdx.x % to.heads;
+  const Move move = list.moves[blockIdx.x / to.heads];
+  const uint8_t* in = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
+                      static_cast<size_t>(head) * fragment::BlockBytes(16, kDim);
+  uint8_t* codes = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
+                   static_cast<size_t>(head) * fragment::BlockBytes(to.bits, kDim);
+  T* metadata =
+      reinterpret_cast<T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
+                           static_cast<size_t>(head) * fragment::MetadataBytes());
+  const int tile = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  uint4 values[kSteps];
+  LoadTile(in, tile, lane, values);
+
+  // Of tokens 32 t + 2 k + y, and the same + 16 in the upper half: index 2 k + y.
+  uint32_t low[2 * kSteps];
+  uint32_t high[2 * kSteps];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    low[2 * k] = MinOfPairs<T>(values[k].x, values[k].y);
+    low[2 * k + 1] = MinOfPairs<T>(values[k].z, values[k].w);
+    high[2 * k] = MaxOfPairs<T>(values[k].x, values[k].y);
+    high[2 * k + 1] = MaxOfPairs<T>(values[k].z, values[k].w);
+  }
+  // Lanes with the same t trade halves of their indices, three times; then lane g has the bounds
+  // over all of them of indices 2 g and 2 g + 1. 28 shuffles instead of 96.
+#pragma unroll
+  for (int round = 0; round < 3; ++round) {
+    const int bit = 2 - round;
+    const int count = 16 >> (round + 1);
+    const bool upper = (g >> bit & 1) != 0;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (j >= count) break;
+      const uint32_t given_low = upper ? low[j] : low[j + count];
+      const uint32_t kept_low = upper ? low[j + count] : low[j];
+      const uint32_t given_high = upper ? high[j] : high[j + count];
+      const uint32_t kept_high = upper ? high[j + count] : high[j];
+      low[j] = MinOfPairs<T>(kept_low, __shfl_xor_sync(~0u, given_low, 4 << bit));
+      high[j] = MaxOfPairs<T>(kept_high, __shfl_xor_sync(~0u, given_high, 4 << bit));
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int token = 32 * t + 2 * g + j;
+    const auto lows = AsPair<T>(low[j]);
+    const auto highs = AsPair<T>(high[j]);
+    lowest[tile][token] = lows.x;
+    lowest[tile][token + 16] = lows.y;
+    highest[tile][token] = highs.x;
+    highest[tile][token + 16] = highs.y;
+  }
+  __syncthreads();
+  if (threadIdx.x < fragment::kTokens) {
+    const int token = threadIdx.x;
+    T least = lowest[0][token];
+    T most = highest[0][token];
+#pragma unroll
+    for (int warp = 1; warp < kWarps; ++warp) {
+      least = __hmin(least, lowest[warp][token]);
+      most = __hmax(most, highest[warp][token]);
+    }
+    T min;
+    T range;
+    bool unfit = false;
+    table[token + token / 32] = MakeBounds<T>(least, most, to.max_code, min, range, unfit);
+    metadata[token] = min;
+    metadata[fragment::kTokens + token] = range;
+    if (unfit) atomicMin(to.unfit, to.first_index + blockIdx.x / to.heads);
+  }
+  __syncthreads();
+  uint32_t words[2 * kSteps];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const Bounds* of_lane = table + 33 * t + 2 * k;
+    const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[16], of_lane[17]};
+    const Bounds* const each[4] = {&own[0], &own[1], &own[2], &own[3]};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float x[4];
+      Unpack<T>(values[k], half, x);
+      words[2 * k + half] = Codes(x, each, to.max_code);
+    }
+  }
+  StoreTile<kSteps>(words, to.bits, tile, lane, codes);
+}
+
+template <class T, int kDim>
+void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const PageMove> moves,
+              std::byte* arena, Stream& stream) {
+  const uint32_t first_index = to.first_index;
+  ForEachPart(moves, stream, [&](const MoveList& list, unsigned count, uint32_t first) {
+    to.first_index = first_index + first;
+    const unsigned blocks = count * static_cast<unsigned>(to.heads);
+    auto* bytes = reinterpret_cast<uint8_t*>(arena);
+    if (shape.is_values) {
+      QuantizeValues<T, kDim><<<blocks, 2 * kDim, 0, stream.handle()>>>(list, bytes, to);
+    } else {
+      QuantizeKeys<T, kDim><<<blocks, 256, 0, stream.handle()>>>(list, bytes, to);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+
+void QuantizePages(const FragmentPageShape& shape, DType float_type, int bits,
+                   std::span<const PageMove> moves, std::byte* arena, uint32_t* unfit,
+                   uint32_t first_index, Stream& stream) {
+  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
+  PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
+  const cuda::QuantizeTarget to{bits, static_cast<float>((1 << bits) - 1),
+                                static_cast<int>(shape.heads), unfit, first_index};
+  const bool wide = shape.head_dim == 128;
+  if (float_type == DType::kF16) {
+    return wide ? cuda::Quantize<__half, 128>(shape, to, moves, arena, stream)
+                : cuda::Quantize<__half, 64>(shape, to, moves, arena, stream);
+  }
+  return wide ? cuda::Quantize<__nv_bfloat16, 128>(shape, to, moves, arena, stream)
+              : cuda::Quantize<__nv_bfloat16, 64>(shape, to, moves, arena, stream);
+}
+
+}  // namespace pmkvq
