@@ -25,6 +25,6 @@ set(PMKVQ_CUDA_STUBS_kernels
 set(PMKVQ_CPU_SOURCES_kv
   kv/packed/move_executor_cpu.cc)
 set(PMKVQ_CUDA_SOURCES_kv
-  kv/packed/move_executor_cuda_stub.cc)
+  kv/packed/move_executor_cuda.cc)
 set(PMKVQ_CUDA_STUBS_kv
   kv/packed/move_executor_cuda_stub.cc)

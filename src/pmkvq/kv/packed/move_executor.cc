@@ -18,7 +18,7 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& cod
     case Device::kCpu:
       return internal::ExecuteMovesCpu(plan, codec, arena.data, exec);
     case Device::kCuda:
-      return internal::ExecuteMovesCuda(plan, arena);
+      return internal::ExecuteMovesCuda(plan, codec, arena, exec);
   }
   return std::nullopt;
 }

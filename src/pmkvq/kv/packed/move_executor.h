@@ -20,7 +20,10 @@ struct UnfitPage {
 // Carries out the waves of the plan one after the other, the records of a wave at once, on the
 // arena's device. Cannot be cancelled: the plan's pages already have their new slots. Gives the
 // first page in the order of the plan whose range did not fit; it is stored with that range
-// saturated (kv_quant.h). Throws Unsupported when the program has no code for the device.
+// saturated (kv_quant.h). On CUDA pages are in fragment order, the context has a stream of the
+// arena's device, and the host waits only where a plan quantises, once per wave. Throws Unsupported
+// when the program has no code for the device, or CUDA none for the pages (head size, float type,
+// keys per channel).
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
                                       const DeviceBytes& arena, const ExecContext& exec);
 
@@ -28,7 +31,8 @@ namespace internal {
 // Its part of each backend.
 std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
                                          std::byte* arena, const ExecContext& exec);
-std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const DeviceBytes& arena);
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
+                                          const DeviceBytes& arena, const ExecContext& exec);
 }  // namespace internal
 
 }  // namespace pmkvq

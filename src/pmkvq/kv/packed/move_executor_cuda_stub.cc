@@ -2,7 +2,8 @@
 
 namespace pmkvq::internal {
 
-std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& /*plan*/, const DeviceBytes& arena) {
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& /*plan*/, const PageCodec& /*codec*/,
+                                          const DeviceBytes& arena, const ExecContext& /*exec*/) {
   ThrowNoBackend(arena.device, "quantising and moving pages");
 }
 

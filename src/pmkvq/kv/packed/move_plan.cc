@@ -23,11 +23,12 @@ StoredPage TryAllocate(const PageChange& change, SlotAllocator& slots) {
   return narrowed;
 }
 
-PageOp NarrowingOp(const StoredPage& from, const StoredPage& to, size_t page,
+PageOp NarrowingOp(const StoredPage& from, const StoredPage& to, Side side, size_t page,
                    const SlotAllocator& slots) {
   PageOp op;
   op.kind = from.bits == 16 ? PageOpKind::kQuantize : PageOpKind::kHalve;
   op.axis = to.axis;
+  op.side = side;
   op.from_bits = static_cast<uint8_t>(from.bits);
   op.to_bits = static_cast<uint8_t>(to.bits);
   op.page = static_cast<uint32_t>(page);
@@ -70,7 +71,7 @@ void PlanNarrowing(std::span<const PageChange> changes, size_t most_pages, SlotA
       const StoredPage narrowed = TryAllocate(changes[next], slots);
       if (narrowed.data == kNoSlot) break;
       StoredPage& page = *changes[next].page;
-      plan.Add(NarrowingOp(page, narrowed, next, slots));
+      plan.Add(NarrowingOp(page, narrowed, changes[next].slots->side, next, slots));
       old_slots.push_back(page.data);
       page = narrowed;
       ++next;
@@ -92,6 +93,7 @@ void PlanExpanding(StoredPage& page, const StreamSlots& classes, SlotAllocator& 
   PageOp op;
   op.kind = PageOpKind::kExpand;
   op.axis = old.axis;
+  op.side = classes.side;
   op.from_bits = static_cast<uint8_t>(old.bits);
   op.source = slots.Range(old.data);
   op.target = slots.Range(page.data);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "pmkvq/kv/packed/slot_allocator.h"
+#include "pmkvq/kv/packed/slot_layout.h"
 #include "pmkvq/kv/packed/stored_page.h"
 
 namespace pmkvq {
@@ -28,6 +29,7 @@ enum class PageOpKind : uint8_t {
 struct PageOp {
   PageOpKind kind = PageOpKind::kCopy;
   QuantAxis axis = QuantAxis::kToken;  // Of the codes.
+  Side side = kKeys;                   // Of kQuantize and kExpand: layouts may differ by it.
   uint8_t from_bits = 16;
   uint8_t to_bits = 16;
   uint32_t page = 0;    // The planner's number of this page. 0 for copies.

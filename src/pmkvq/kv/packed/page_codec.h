@@ -66,6 +66,8 @@ class PageCodec {
   // The same of a whole 16-bit page.
   std::optional<UnfitGroup> FindUnfitGroup(const std::byte* page, QuantAxis axis) const;
 
+  const KvStream& stream() const { return stream_; }
+  DType float_type() const { return float_type_; }
   // Values of a page [Hkv, 128, D].
   int64_t num_values() const { return stream_.values() * kPageTokens; }
 

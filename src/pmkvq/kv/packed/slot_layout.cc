@@ -84,6 +84,7 @@ class LayoutMaker {
       const KvStream& stream = block.streams[side];
       StreamSlots& pages = slots.sides[side];
       pages.axis = side == kKeys ? config_.k_axis : QuantAxis::kToken;
+      pages.side = side;
       for (const int bits : kWidths) {
         const size_t width = WidthIndex(bits);
         pages.page_bytes[width] = PageBytes(stream, config_.float_type, bits, pages.axis);

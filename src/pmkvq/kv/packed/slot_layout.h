@@ -22,6 +22,7 @@ struct StreamSlots {
   std::array<int, 4> code_class{};      // By WidthIndex.
   int metadata_class = 0;
   QuantAxis axis = QuantAxis::kToken;  // Of quantised pages.
+  Side side = kKeys;
 };
 
 // The sink lies in pieces of kPageTokens tokens, which are 16-bit pages, and a shorter rest.
