@@ -1,0 +1,62 @@
+#include "pmkvq/kernels/attention/decode_attention.h"
+
+#include <fmt/format.h>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+
+namespace pmkvq {
+namespace {
+
+constexpr int64_t kMostGroup = 8;
+
+void CheckShape(const DecodeShape& shape, DeviceId device) {
+  PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
+  PMKVQ_CHECK(shape.sink.piece_tokens % fragment::kTokens == 0);
+  PMKVQ_CHECK(0 <= shape.sink.rest_tokens && shape.sink.rest_tokens < fragment::kTokens);
+  const auto refuse = [&](const std::string& what) {
+    throw Unsupported(NameOf(device), "attention: " + what + "; use --device cpu");
+  };
+  if (!fragment::IsHeadDim(shape.head_dim)) {
+    refuse(fmt::format("found heads of {} values, expected 64 or 128", shape.head_dim));
+  }
+  if (shape.num_heads / shape.num_kv_heads > kMostGroup) {
+    refuse(fmt::format("found {} query heads per KV head, expected at most {}",
+                       shape.num_heads / shape.num_kv_heads, kMostGroup));
+  }
+  if (shape.float_type != DType::kF16) {
+    refuse(fmt::format("found a cache of {}, expected F16 (--kv-dtype f16)",
+                       NameOf(shape.float_type)));
+  }
+}
+
+}  // namespace
+
+size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64_t max_pages) {
+  const int64_t sequences = std::min(num_sequences, internal::kMostDecodeSequences);
+  const int64_t items = sequences * shape.num_kv_heads * MostRuns(static_cast<int>(max_pages));
+  const int64_t heads = shape.num_heads / shape.num_kv_heads;
+  return static_cast<size_t>(items * heads * (shape.head_dim + 2)) * sizeof(float);
+}
+
+void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands,
+                        const DeviceBytes& scratch, Stream& stream) {
+  CheckShape(shape, stream.device());
+  PMKVQ_CHECK(scratch.num_bytes >=
+              DecodeScratchBytes(shape, operands.num_sequences, operands.max_pages));
+  PMKVQ_CHECK(shape.sink.rest_tokens == 0 || operands.sink_rests != nullptr);
+  for (int64_t first = 0; first < operands.num_sequences; first += internal::kMostDecodeSequences) {
+    DecodeOperands part = operands;
+    const int64_t row = first * shape.num_heads * shape.head_dim;
+    part.q += row * 2;
+    part.out += row;
+    part.entries += first * operands.max_pages;
+    part.bits += first * operands.max_pages;
+    part.num_tokens += first;
+    if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
+    part.num_sequences = std::min(internal::kMostDecodeSequences, operands.num_sequences - first);
+    internal::RunDecodeAttentionCuda(shape, part, scratch, stream);
+  }
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,118 @@
+// Decode attention on a CUDA device: the newest token of each sequence attends to everything that
+// its cache holds, itself included (it is stored first: kv_quant/page_moves.h).
+//
+//   out[b, h] = sum_m softmax_m(scale * q[b, h] . K[m, g]) V[m, g],   g = h / (H / Hkv)
+//
+// over the sequence's tokens m as they are stored. Pages lie in one arena, in fragment order
+// (kv_quant/fragment_layout.h), at any width of K and V; the sink's rest lies beside them. All that
+// changes from step to step is in device memory, so a captured launch stays right when lengths,
+// widths and pages change.
+//
+// Bits: a sequence's output depends on its own pages alone. They are cut into runs by their number
+// (RunPages), the runs' partial results are merged in order. What the other sequences are, and the
+// size of the device, changes nothing.
+//
+// Numerics: queries and 16-bit pages are F16; so are weights times steps; sums are float. Relative
+// error of a head against the exact result: docs/numerics.md.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "pmkvq/kernels/kv_quant/fragment_layout.h"
+#include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/device/stream.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+// K and V of 128 tokens: where their codes and metadata begin, in units of 256 bytes.
+struct PageEntry {
+  uint32_t k = 0;
+  uint32_t v = 0;
+  uint32_t k_metadata = 0;  // Not read at 16 bits.
+  uint32_t v_metadata = 0;
+};
+struct PageBits {
+  uint8_t k = 16;
+  uint8_t v = 16;
+};
+
+// How a sequence's tokens are laid out: whole pieces of the sink, which are pages; the sink's rest,
+// which is none; pages.
+struct SinkLayout {
+  int32_t piece_tokens = 0;  // A multiple of 128.
+  int32_t rest_tokens = 0;   // 0 to 127.
+
+  PMKVQ_HOST_DEVICE int32_t InRest(int32_t num_tokens) const {
+    const int32_t behind = num_tokens - piece_tokens;
+    return behind < 0 ? 0 : (behind < rest_tokens ? behind : rest_tokens);
+  }
+  PMKVQ_HOST_DEVICE int32_t InPages(int32_t num_tokens) const {
+    return num_tokens - InRest(num_tokens);
+  }
+};
+
+struct DecodeShape {
+  int64_t num_heads = 0;     // H
+  int64_t num_kv_heads = 0;  // Hkv; at most 8 query heads each.
+  int64_t head_dim = 0;      // D: 64 or 128.
+  float scale = 1.0f;
+  DType float_type = DType::kF16;  // Of 16-bit pages, sinks and metadata.
+  SinkLayout sink;
+};
+
+// All pointers are of the device.
+struct DecodeOperands {
+  const std::byte* q = nullptr;  // F16 [B, H, D]
+  float* out = nullptr;          // [B, H, D]; rows of sequences without tokens stay.
+  const std::byte* arena = nullptr;
+  const PageEntry* entries = nullptr;   // [B, max_pages]
+  const PageBits* bits = nullptr;       // [B, max_pages]
+  const int32_t* num_tokens = nullptr;  // [B], the sink's included.
+  // [B, 2], where a sink has a rest: its keys [Hkv, rest_tokens, D] and its values, 256-byte units.
+  const uint32_t* sink_rests = nullptr;
+  int64_t num_sequences = 0;  // B
+  int64_t max_pages = 0;      // Of a table.
+};
+
+// Pages of a run, for a sequence with `num_pages`: short runs keep all of the device busy when
+// there is little to do, long ones cost less.
+PMKVQ_HOST_DEVICE constexpr int RunPages(int num_pages) {
+  return num_pages < 128 ? 8 : num_pages < 512 ? 16 : num_pages < 2048 ? 32 : 64;
+}
+PMKVQ_HOST_DEVICE constexpr int NumRuns(int num_pages) {
+  return (num_pages + RunPages(num_pages) - 1) / RunPages(num_pages);
+}
+// The most runs that a sequence of at most `max_pages` has: longer runs begin with fewer of them.
+constexpr int MostRuns(int max_pages) {
+  int most = NumRuns(max_pages);
+  for (const int bound : {128, 512, 2048}) {
+    if (max_pages >= bound) most = std::max(most, NumRuns(bound - 1));
+  }
+  return most;
+}
+
+// Device memory that a call needs for partial results; contents do not matter.
+size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64_t max_pages);
+
+// Launches on the stream and returns. `scratch` has DecodeScratchBytes. Throws Unsupported for a
+// head size, a number of query heads per KV head, or a float type that there is no code for, and in
+// a program without CUDA.
+void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands,
+                        const DeviceBytes& scratch, Stream& stream);
+
+namespace ref {
+// Oracle in double precision, on the host: all pointers are of the host.
+void DecodeAttention(const DecodeShape& shape, const DecodeOperands& operands, double* out);
+}  // namespace ref
+
+namespace internal {
+// After the checks. One launch takes 64 sequences.
+inline constexpr int64_t kMostDecodeSequences = 64;
+void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,
+                            const DeviceBytes& scratch, Stream& stream);
+}  // namespace internal
+
+}  // namespace pmkvq

@@ -1,0 +1,38 @@
+// Decode attention on CUDA: arguments, and the choice by head size.
+#include "pmkvq/kernels/attention/decode_kernel.cuh"
+
+namespace pmkvq::internal {
+
+void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,
+                            const DeviceBytes& scratch, Stream& stream) {
+  constexpr float kLog2E = 1.44269504f;
+  const auto max_pages = static_cast<int>(operands.max_pages);
+  const int most_items = static_cast<int>(operands.num_sequences * shape.num_kv_heads) *
+                         std::max(1, MostRuns(max_pages));
+  const int64_t group = shape.num_heads / shape.num_kv_heads;
+  auto* partial = reinterpret_cast<float*>(scratch.data);
+  const cuda::DecodeArguments arguments{
+      .q = reinterpret_cast<const __half*>(operands.q),
+      .out = operands.out,
+      .arena = reinterpret_cast<const uint8_t*>(operands.arena),
+      .entries = operands.entries,
+      .bits = operands.bits,
+      .num_tokens = operands.num_tokens,
+      .sink_rests = operands.sink_rests,
+      .partial_out = partial,
+      .partial_sums = partial + most_items * group * shape.head_dim,
+      .num_sequences = static_cast<int>(operands.num_sequences),
+      .num_heads = static_cast<int>(shape.num_heads),
+      .num_kv_heads = static_cast<int>(shape.num_kv_heads),
+      .group = static_cast<int>(group),
+      .max_pages = max_pages,
+      .sink = shape.sink,
+      .scale = shape.scale * kLog2E};
+  if (shape.head_dim == 128) {
+    cuda::LaunchDecode<128>(arguments, most_items, stream);
+  } else {
+    cuda::LaunchDecode<64>(arguments, most_items, stream);
+  }
+}
+
+}  // namespace pmkvq::internal

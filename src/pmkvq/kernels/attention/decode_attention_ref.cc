@@ -1,0 +1,117 @@
+// Oracle of decode attention over pages in fragment order: double precision, one head at a time.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/kv_quant/fragment_page.h"
+#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+
+namespace pmkvq::ref {
+namespace {
+
+double FloatAt(DType type, const std::byte* data, int64_t index) {
+  return internal::VisitFloatType(type, [&]<class T>(T) {
+    T value{};
+    std::memcpy(&value, data + static_cast<size_t>(index) * sizeof(T), sizeof(T));
+    return static_cast<double>(ToFloat(value));
+  });
+}
+
+const std::byte* At(const DecodeOperands& operands, uint32_t units) {
+  return operands.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
+}
+
+// One KV head of one sequence as doubles, [tokens, D] each.
+struct Dense {
+  std::vector<double> k;
+  std::vector<double> v;
+};
+
+void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is_values,
+               uint32_t codes, uint32_t metadata, int bits, int64_t head, int64_t token,
+               std::vector<double>& out) {
+  const FragmentPageShape page{shape.num_kv_heads, shape.head_dim, is_values};
+  for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
+    const uint32_t value = FragmentValue(page, bits, At(operands, codes), head, token, dim);
+    if (bits == 16) {
+      const auto half = static_cast<uint16_t>(value);
+      out.push_back(FloatAt(shape.float_type, reinterpret_cast<const std::byte*>(&half), 0));
+      continue;
+    }
+    const std::byte* bounds = At(operands, metadata) + head * int64_t{fragment::MetadataBytes()};
+    const double min = FloatAt(shape.float_type, bounds, token);
+    const double range = FloatAt(shape.float_type, bounds, fragment::kTokens + token);
+    out.push_back(value * (range / static_cast<double>(internal::MaxCode(bits))) + min);
+  }
+}
+
+Dense Gather(const DecodeShape& shape, const DecodeOperands& operands, int64_t sequence,
+             int64_t head) {
+  Dense dense;
+  const int32_t num_tokens = operands.num_tokens[sequence];
+  const int32_t in_rest = shape.sink.InRest(num_tokens);
+  const int32_t in_pages = shape.sink.InPages(num_tokens);
+  for (int64_t token = 0; token < in_rest; ++token) {
+    for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
+      const int64_t index = (head * shape.sink.rest_tokens + token) * shape.head_dim + dim;
+      dense.k.push_back(
+          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * sequence]), index));
+      dense.v.push_back(
+          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * sequence + 1]), index));
+    }
+  }
+  for (int64_t token = 0; token < in_pages; ++token) {
+    const int64_t page = sequence * operands.max_pages + token / fragment::kTokens;
+    const PageEntry& entry = operands.entries[page];
+    const PageBits& bits = operands.bits[page];
+    const int64_t row = token % fragment::kTokens;
+    AppendRow(shape, operands, false, entry.k, entry.k_metadata, bits.k, head, row, dense.k);
+    AppendRow(shape, operands, true, entry.v, entry.v_metadata, bits.v, head, row, dense.v);
+  }
+  return dense;
+}
+
+void Attend(const DecodeShape& shape, const std::byte* q, const Dense& dense, double* out) {
+  const int64_t dims = shape.head_dim;
+  const auto num_tokens = static_cast<int64_t>(dense.k.size()) / dims;
+  std::vector<double> weights;
+  double largest = -INFINITY;
+  for (int64_t m = 0; m < num_tokens; ++m) {
+    double dot = 0.0;
+    for (int64_t d = 0; d < dims; ++d) {
+      dot += FloatAt(DType::kF16, q, d) * dense.k[static_cast<size_t>(m * dims + d)];
+    }
+    weights.push_back(dot * static_cast<double>(shape.scale));
+    largest = std::max(largest, weights.back());
+  }
+  double sum = 0.0;
+  for (double& weight : weights) sum += weight = std::exp(weight - largest);
+  for (int64_t d = 0; d < dims; ++d) {
+    double value = 0.0;
+    for (int64_t m = 0; m < num_tokens; ++m) {
+      value += weights[static_cast<size_t>(m)] * dense.v[static_cast<size_t>(m * dims + d)];
+    }
+    out[d] = value / sum;
+  }
+}
+
+}  // namespace
+
+void DecodeAttention(const DecodeShape& shape, const DecodeOperands& operands, double* out) {
+  const int64_t group = shape.num_heads / shape.num_kv_heads;
+  for (int64_t sequence = 0; sequence < operands.num_sequences; ++sequence) {
+    if (operands.num_tokens[sequence] == 0) continue;
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      const Dense dense = Gather(shape, operands, sequence, head);
+      for (int64_t j = 0; j < group; ++j) {
+        const int64_t row = (sequence * shape.num_heads + head * group + j) * shape.head_dim;
+        Attend(shape, operands.q + row * 2, dense, out + row);
+      }
+    }
+  }
+}
+
+}  // namespace pmkvq::ref

@@ -1,0 +1,587 @@
+// The attention kernel for pages of all widths, and the one that merges its partial results.
+//
+// Work is items: a run of pages of one KV head of one sequence. A grid of as many blocks as the
+// device holds takes them with a fixed stride. A block is four warps; the pages of a run go to them
+// in turn. Each warp has its own place in shared memory for keys, values and metadata, and asks for
+// the next keys when the scores are done, for the next values when the output is updated, across
+// items too: no barrier of the whole block is in the loop over pages.
+#pragma once
+
+#include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/attention/decode_unit.cuh"
+#include "pmkvq/kernels/cuda/copy.cuh"
+
+namespace pmkvq::cuda {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kMostHeads = 8;  // Query heads of a KV head: the columns of a product.
+constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequences);
+
+struct DecodeArguments {
+  const __half* q;
+  float* out;
+  const uint8_t* arena;
+  const PageEntry* entries;
+  const PageBits* bits;
+  const int32_t* num_tokens;
+  const uint32_t* sink_rests;
+  float* partial_out;   // [items, group, D]
+  float* partial_sums;  // [items, group, 2]: reference, sum of weights.
+  int num_sequences;
+  int num_heads;
+  int num_kv_heads;
+  int group;
+  int max_pages;
+  SinkLayout sink;
+  float scale;  // With log2(e).
+};
+
+// Bytes of shared memory of one warp: keys, metadata, values.
+template <int kDim>
+struct WarpMemory {
+  static constexpr int kCodes = 64 * kDim;
+  static constexpr int kMetadata = 2 * fragment::MetadataBytes();
+  static constexpr int kBytes = 2 * kCodes + kMetadata;
+};
+
+__device__ __forceinline__ int NumPages(const DecodeArguments& a, int sequence) {
+  return (a.sink.InPages(a.num_tokens[sequence]) + fragment::kTokens - 1) / fragment::kTokens;
+}
+__device__ __forceinline__ int NumItems(const DecodeArguments& a, int sequence) {
+  return sequence < a.num_sequences ? NumRuns(NumPages(a, sequence)) * a.num_kv_heads : 0;
+}
+// No partial result is written where one run is everything.
+__device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int sequence, int num_runs) {
+  return num_runs == 1 && a.sink.InRest(a.num_tokens[sequence]) == 0;
+}
+
+// What a warp does of an item: page `lane` of its pages, by lane.
+struct WarpPages {
+  uint4 entry;
+  int bits;  // Of keys, of values << 8, tokens << 16.
+  int count;
+  int sequence;
+  int head;
+};
+
+template <int kDim>
+class DecodeWarp {
+ public:
+  __device__ DecodeWarp(const DecodeArguments& arguments, uint8_t* memory, uint64_t* barriers,
+                        const int* item_ends)
+      : a_(arguments),
+        memory_(memory),
+        item_ends_(item_ends),
+        lane_(threadIdx.x % 32),
+        warp_(threadIdx.x / 32),
+        k_barrier_(SharedAddress(barriers)),
+        v_barrier_(SharedAddress(barriers + 1)) {
+    InitBarrier(k_barrier_, lane_);
+    InitBarrier(v_barrier_, lane_);
+  }
+
+  // This warp's pages of an item; none behind the last item.
+  __device__ __forceinline__ WarpPages Fetch(int item, int num_items) const {
+    WarpPages pages{};
+    if (item >= num_items) return pages;
+    const int ended = __popc(__ballot_sync(~0u, item_ends_[lane_] <= item)) +
+                      __popc(__ballot_sync(~0u, item_ends_[lane_ + 32] <= item));
+    const int first_item = ended == 0 ? 0 : item_ends_[ended - 1];
+    const int runs = (item_ends_[ended] - first_item) / a_.num_kv_heads;
+    pages.sequence = ended;
+    pages.head = (item - first_item) / runs;
+    const int run = (item - first_item) % runs;
+    const int in_pages = a_.sink.InPages(a_.num_tokens[ended]);
+    const int num_pages = (in_pages + fragment::kTokens - 1) / fragment::kTokens;
+    const int begin = run * RunPages(num_pages);
+    const int end = min(begin + RunPages(num_pages), num_pages);
+    pages.count = max(0, (end - begin - warp_ + kWarps - 1) / kWarps);
+    if (lane_ < pages.count) {
+      const int page = begin + warp_ + lane_ * kWarps;
+      const size_t at = static_cast<size_t>(ended) * a_.max_pages + page;
+      pages.entry = __ldg(reinterpret_cast<const uint4*>(a_.entries + at));
+      const auto widths = __ldg(reinterpret_cast<const unsigned short*>(a_.bits + at));
+      pages.bits = widths | (min(fragment::kTokens, in_pages - page * fragment::kTokens) << 16);
+    }
+    return pages;
+  }
+
+  // Asks for keys from tile `tile` of page n on; with the first ones for the page's metadata.
+  __device__ __forceinline__ void CopyKeys(const WarpPages& pages, int n, int tile) const {
+    const uint32_t keys = __shfl_sync(~0u, pages.entry.x, n);
+    const uint32_t k_metadata = __shfl_sync(~0u, pages.entry.z, n);
+    const uint32_t v_metadata = __shfl_sync(~0u, pages.entry.w, n);
+    const int packed = __shfl_sync(~0u, pages.bits, n);
+    const int bits = packed & 0xff;
+    const bool with_k = tile == 0 && bits < 16;
+    const bool with_v = tile == 0 && (packed >> 8 & 0xff) < 16;
+    constexpr int kOneSide = fragment::MetadataBytes();
+    const uint32_t bytes = 2 * kDim * bits * TilesOf(bits);
+    const uint32_t target = SharedAddress(memory_);
+    BeginCopy(k_barrier_, bytes + (with_k ? kOneSide : 0) + (with_v ? kOneSide : 0), lane_);
+    CopyBytes(target,
+              At(keys) + pages.head * fragment::BlockBytes(bits, kDim) + tile * 2 * kDim * bits,
+              bytes, k_barrier_, lane_);
+    const uint32_t metadata = target + WarpMemory<kDim>::kCodes;
+    if (with_k) {
+      CopyBytes(metadata, At(k_metadata) + pages.head * kOneSide, kOneSide, k_barrier_, lane_);
+    }
+    if (with_v) {
+      CopyBytes(metadata + kOneSide, At(v_metadata) + pages.head * kOneSide, kOneSide, k_barrier_,
+                lane_);
+    }
+    EndCopy(k_barrier_);
+  }
+
+  // Asks for values of the tokens from tile `tile` on: of each tile of dims a piece.
+  __device__ __forceinline__ void CopyValues(const WarpPages& pages, int n, int tile) const {
+    const uint32_t values = __shfl_sync(~0u, pages.entry.y, n);
+    const int bits = __shfl_sync(~0u, pages.bits, n) >> 8 & 0xff;
+    const uint8_t* source = At(values) + pages.head * fragment::BlockBytes(bits, kDim);
+    const uint32_t target = SharedAddress(Values());
+    if (bits <= 4) {
+      const uint32_t bytes = fragment::BlockBytes(bits, kDim);
+      BeginCopy(v_barrier_, bytes, lane_);
+      CopyBytes(target, source, bytes, v_barrier_, lane_);
+    } else {
+      BeginCopy(v_barrier_, kDim / 16 * 1024, lane_);
+      CopyPieces(target, source + tile / TilesOf(bits) * 1024, kDim / 16, 256 * bits, 1024,
+                 v_barrier_, lane_);
+    }
+    EndCopy(v_barrier_);
+  }
+
+  __device__ __forceinline__ void LoadQueries(const WarpPages& pages,
+                                              uint4 (&rows)[kDim / 32]) const {
+    const int g = lane_ >> 2;
+    const __half* q =
+        a_.q +
+        (static_cast<size_t>(pages.sequence) * a_.num_heads + pages.head * a_.group + g) * kDim +
+        kDim / 4 * (lane_ & 3);
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) {
+      rows[i] =
+          g < a_.group ? __ldg(reinterpret_cast<const uint4*>(q + 8 * i)) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  // A lane has a quarter of one head's query; it needs sums of two heads.
+  __device__ __forceinline__ void MakeQueries(const uint4 (&rows)[kDim / 32],
+                                              Queries<kDim>& queries) {
+    const __half* q = reinterpret_cast<const __half*>(rows);
+    float sum = 0.0f;
+    float wide = 0.0f;  // With columns y = 1 divided by 16.
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      const __half2 y0 = __halves2half2(q[2 * k], q[kDim / 8 + 2 * k]);
+      const __half2 y1 = __halves2half2(q[2 * k + 1], q[kDim / 8 + 2 * k + 1]);
+      const __half2 narrow = __hmul2(y1, __float2half2_rn(1.0f / 16));
+      const float first = __low2float(y0) + __high2float(y0);
+      sum += first + __low2float(y1) + __high2float(y1);
+      wide += first + __low2float(narrow) + __high2float(narrow);
+      queries.b[k][0] = *reinterpret_cast<const uint32_t*>(&y0);
+      queries.b[k][1] = *reinterpret_cast<const uint32_t*>(&y1);
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, distance);
+      wide += __shfl_xor_sync(~0u, wide, distance);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int owner = 8 * (lane_ & 3) + 4 * i;
+      const float own = __shfl_sync(~0u, sum, owner);
+      queries.sum[i] = own * a_.scale;
+      queries.offset[i] = -1024.0f * own;
+      queries.wide_offset[i] = -1024.0f * __shfl_sync(~0u, wide, owner);
+    }
+    wide_queries_ = false;
+  }
+
+  // Attends this warp's pages; asks for the keys of the next item's first page towards the end.
+  __device__ __forceinline__ void Attend(const WarpPages& pages, const WarpPages& next,
+                                         Queries<kDim>& queries, WarpSums<kDim>& sums) {
+    even_ = odd_ = 1.0f;
+    int n = 0;
+    int tile = 0;
+    while (n < pages.count) {
+      const int packed = __shfl_sync(~0u, pages.bits, n);
+      const int k_bits = packed & 0xff;
+      const int v_bits = packed >> 8 & 0xff;
+      FitWidths(k_bits, v_bits, queries, sums);
+      const int tiles = min(TilesOf(k_bits), TilesOf(v_bits));
+      const int behind = tile + tiles;
+      const auto k_done = [&] {
+        if (behind % TilesOf(k_bits) != 0) return;
+        if (behind < 8) {
+          CopyKeys(pages, n, behind);
+        } else if (n + 1 < pages.count) {
+          CopyKeys(pages, n + 1, 0);
+        } else if (next.count > 0) {
+          CopyKeys(next, 0, 0);
+        }
+      };
+      const auto v_ready = [&] {
+        if (tile % TilesOf(v_bits) != 0) return;
+        Wait(v_barrier_, v_turn_);
+        v_turn_ ^= 1;
+      };
+      if (tile % TilesOf(k_bits) == 0) {
+        Wait(k_barrier_, k_turn_);
+        k_turn_ ^= 1;
+      }
+      const UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16,
+                              memory_ + WarpMemory<kDim>::kCodes};
+      ForWidths(k_bits, v_bits, [&]<int kBitsK, int kBitsV>() {
+        AttendUnit<kBitsK, kBitsV>(sums, queries, a_.scale, memory, tile, packed >> 16, lane_,
+                                   k_done, v_ready);
+      });
+      __syncwarp();
+      if (behind % TilesOf(v_bits) == 0) {
+        if (behind < 8) {
+          CopyValues(pages, n, behind);
+        } else if (n + 1 < pages.count) {
+          CopyValues(pages, n + 1, 0);
+        }
+      }
+      n = behind < 8 ? n : n + 1;
+      tile = behind % 8;
+    }
+    if (pages.count == 0 && next.count > 0) CopyKeys(next, 0, 0);
+  }
+
+  // Puts the warp's result, [group, D] floats, where its values were, and (reference, sum) beside.
+  __device__ __forceinline__ void Deposit(WarpSums<kDim>& sums, float (*references)[2]) {
+    const int g = lane_ >> 2;
+    const int t = lane_ & 3;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2) {
+        sums.weight[i] += __shfl_xor_sync(~0u, sums.weight[i], distance);
+        sums.minimum[i] += __shfl_xor_sync(~0u, sums.minimum[i], distance);
+      }
+    }
+    const float even = 1.0f / even_;
+    const float odd = 1.0f / odd_;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int head = 2 * t + i;
+      if (head >= a_.group) continue;
+#pragma unroll
+      for (int j = 0; j < kDim / 16; j += 2) {
+        const float4 four = {sums.out[j][i] * even + sums.minimum[i],
+                             sums.out[j][2 + i] * odd + sums.minimum[i],
+                             sums.out[j + 1][i] * even + sums.minimum[i],
+                             sums.out[j + 1][2 + i] * odd + sums.minimum[i]};
+        *reinterpret_cast<float4*>(Deposited(Values(), head, kDim / 32 * g + j / 2)) = four;
+      }
+      if (g == 0) {
+        references[head][0] = sums.reference[i];
+        references[head][1] = sums.weight[i];
+      }
+    }
+  }
+
+  // Of four dims of a head; turned by the head, so that lanes of a warp meet no common bank.
+  static __device__ __forceinline__ uint8_t* Deposited(uint8_t* values, int head, int four) {
+    return values + head * kDim * 4 + ((four ^ (head >> 1)) * 16);
+  }
+
+  __device__ __forceinline__ uint8_t* Values() const {
+    return memory_ + WarpMemory<kDim>::kCodes + WarpMemory<kDim>::kMetadata;
+  }
+
+ private:
+  __device__ __forceinline__ const uint8_t* At(uint32_t units) const {
+    return a_.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
+  }
+
+  // Sums hold m of the values' width (decode_unit.cuh), queries what wide columns are divided by.
+  __device__ __forceinline__ void FitWidths(int k_bits, int v_bits, Queries<kDim>& queries,
+                                            WarpSums<kDim>& sums) {
+    const float even = v_bits <= 4 ? 4.0f : 1.0f;
+    const float odd = v_bits == 4 ? 64.0f : v_bits == 2 ? 16.0f : 1.0f;
+    if (even != even_ || odd != odd_) {
+      const float by_even = even / even_;
+      const float by_odd = odd / odd_;
+#pragma unroll
+      for (int j = 0; j < kDim / 16; ++j) {
+        sums.out[j][0] *= by_even;
+        sums.out[j][1] *= by_even;
+        sums.out[j][2] *= by_odd;
+        sums.out[j][3] *= by_odd;
+      }
+      even_ = even;
+      odd_ = odd;
+    }
+    if ((k_bits == 2) != wide_queries_) {
+      wide_queries_ = k_bits == 2;
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        queries.b[k][1] = MultiplyHalves(queries.b[k][1], wide_queries_ ? 1.0f / 16 : 16.0f);
+      }
+    }
+  }
+
+  template <int kBitsK, class Function>
+  __device__ __forceinline__ void ForValueWidth(int v_bits, const Function& function) {
+    if (v_bits == 16) {
+      function.template operator()<kBitsK, 16>();
+    } else if (v_bits == 8) {
+      function.template operator()<kBitsK, 8>();
+    } else if (v_bits == 4) {
+      function.template operator()<kBitsK, 4>();
+    } else {
+      function.template operator()<kBitsK, 2>();
+    }
+  }
+  template <class Function>
+  __device__ __forceinline__ void ForWidths(int k_bits, int v_bits, const Function& function) {
+    if (k_bits == 4) {
+      ForValueWidth<4>(v_bits, function);
+    } else if (k_bits == 2) {
+      ForValueWidth<2>(v_bits, function);
+    } else if (k_bits == 8) {
+      ForValueWidth<8>(v_bits, function);
+    } else {
+      ForValueWidth<16>(v_bits, function);
+    }
+  }
+
+  const DecodeArguments& a_;
+  uint8_t* memory_;
+  const int* item_ends_;
+  int lane_;
+  int warp_;
+  uint32_t k_barrier_;
+  uint32_t v_barrier_;
+  uint32_t k_turn_ = 0;
+  uint32_t v_turn_ = 0;
+  float even_ = 1.0f;
+  float odd_ = 1.0f;
+  bool wide_queries_ = false;
+};
+
+// item_ends[s]: items of sequences 0 to s. By one warp.
+__device__ __forceinline__ void SumItems(const DecodeArguments& a, int* item_ends) {
+  const int lane = threadIdx.x % 32;
+  int carried = 0;
+#pragma unroll
+  for (int first = 0; first < kMostSequences; first += 32) {
+    int sum = NumItems(a, first + lane);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int before = __shfl_up_sync(~0u, sum, distance);
+      if (lane >= distance) sum += before;
+    }
+    item_ends[first + lane] = sum += carried;
+    carried = __shfl_sync(~0u, sum, 31);
+  }
+}
+
+// Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
+constexpr int kResidentBlocks = kHasBulkCopies ? 3 : 2;
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    DecodeKernel(const __grid_constant__ DecodeArguments a) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  __shared__ __align__(8) uint64_t barriers[kWarps][2];
+  __shared__ float references[kWarps][kMostHeads][2];
+  __shared__ int item_ends[kMostSequences];
+  using Memory = WarpMemory<kDim>;
+  const int warp = threadIdx.x / 32;
+  if (warp == 0) SumItems(a, item_ends);
+  DecodeWarp<kDim> self(a, memory + warp * Memory::kBytes, barriers[warp], item_ends);
+  __syncthreads();
+  LetNextKernelStart();
+  const int num_items = item_ends[kMostSequences - 1];
+  int item = blockIdx.x;
+  if (item >= num_items) return;
+  WarpPages pages = self.Fetch(item, num_items);
+  if (pages.count > 0) self.CopyKeys(pages, 0, 0);
+  uint4 rows[kDim / 32];
+  self.LoadQueries(pages, rows);
+  for (; item < num_items; item += gridDim.x) {
+    const int next_item = item + gridDim.x;
+    const WarpPages next = self.Fetch(next_item, num_items);
+    if (pages.count > 0) self.CopyValues(pages, 0, 0);
+    Queries<kDim> queries;
+    self.MakeQueries(rows, queries);
+    WarpSums<kDim> sums{};
+    sums.reference[0] = sums.reference[1] = -INFINITY;
+    self.Attend(pages, next, queries, sums);
+    self.Deposit(sums, references[warp]);
+    self.LoadQueries(next_item < num_items ? next : pages, rows);
+    __syncthreads();
+    const int first_item = pages.sequence == 0 ? 0 : item_ends[pages.sequence - 1];
+    const int num_runs = (item_ends[pages.sequence] - first_item) / a.num_kv_heads;
+    const bool is_whole = IsWhole(a, pages.sequence, num_runs);
+    for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
+      const int head = x / (kDim / 4);
+      const int four = x % (kDim / 4);
+      float reference = -INFINITY;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) reference = fmaxf(reference, references[w][head][0]);
+      float weight = 0.0f;
+      float4 out = {0, 0, 0, 0};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float factor = Exp2(references[w][head][0] - reference);
+        uint8_t* values = memory + w * Memory::kBytes + Memory::kCodes + Memory::kMetadata;
+        const float4 v =
+            *reinterpret_cast<const float4*>(DecodeWarp<kDim>::Deposited(values, head, four));
+        weight = fmaf(factor, references[w][head][1], weight);
+        out.x = fmaf(factor, v.x, out.x);
+        out.y = fmaf(factor, v.y, out.y);
+        out.z = fmaf(factor, v.z, out.z);
+        out.w = fmaf(factor, v.w, out.w);
+      }
+      if (is_whole) {
+        const float inverse = 1.0f / weight;
+        const size_t row =
+            static_cast<size_t>(pages.sequence) * a.num_heads + pages.head * a.group + head;
+        reinterpret_cast<float4*>(a.out + row * kDim)[four] =
+            make_float4(out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse);
+      } else {
+        const size_t row = static_cast<size_t>(item) * a.group + head;
+        __stcg(reinterpret_cast<float4*>(a.partial_out + row * kDim) + four, out);
+        if (four == 0) {
+          __stcg(reinterpret_cast<float2*>(a.partial_sums + row * 2),
+                 make_float2(reference, weight));
+        }
+      }
+    }
+    FenceForCopies();
+    __syncthreads();
+    pages = next;
+  }
+}
+
+// Takes one more partial result, or token, into a head's sums.
+struct Merged {
+  float reference = -INFINITY;
+  float weight = 0.0f;
+  float4 out = {0, 0, 0, 0};
+
+  __device__ __forceinline__ void Raise(float to) {
+    const float factor = Exp2(reference - to);
+    reference = to;
+    weight *= factor;
+    out = {out.x * factor, out.y * factor, out.z * factor, out.w * factor};
+  }
+  __device__ __forceinline__ void Add(float factor, float more, const float4& v) {
+    weight = fmaf(factor, more, weight);
+    out.x = fmaf(factor, v.x, out.x);
+    out.y = fmaf(factor, v.y, out.y);
+    out.z = fmaf(factor, v.z, out.z);
+    out.w = fmaf(factor, v.w, out.w);
+  }
+};
+
+// A block merges what one (sequence, KV head) has: the sink's rest, then its runs in their order.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+    CombineKernel(const __grid_constant__ DecodeArguments a) {
+  __shared__ float scores[kMostHeads][fragment::kTokens];
+  const int sequence = blockIdx.x / a.num_kv_heads;
+  const int kv_head = blockIdx.x % a.num_kv_heads;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  WaitForEarlierKernel();
+  const int rest = a.sink.InRest(a.num_tokens[sequence]);
+  const int num_runs = NumRuns(NumPages(a, sequence));
+  if ((num_runs == 0 && rest == 0) || IsWhole(a, sequence, num_runs)) return;
+  int first_item = 0;
+#pragma unroll
+  for (int first = 0; first < kMostSequences; first += 32) {
+    if (first + lane < sequence) first_item += NumItems(a, first + lane);
+  }
+  first_item = __reduce_add_sync(~0u, first_item) + kv_head * num_runs;
+
+  const __half* keys = nullptr;
+  const __half* values = nullptr;
+  if (rest > 0) {
+    const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
+    const uint32_t* slots = a.sink_rests + 2 * sequence;
+    keys = reinterpret_cast<const __half*>(a.arena +
+                                           static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
+           skipped;
+    values = reinterpret_cast<const __half*>(a.arena +
+                                             static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
+             skipped;
+    for (int pair = warp; pair < a.group * rest; pair += kWarps) {
+      const int head = pair / rest;
+      const int token = pair % rest;
+      const __half* q =
+          a.q + (static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head) * kDim;
+      float dot = 0.0f;
+#pragma unroll
+      for (int d = 0; d < kDim; d += 32) {
+        dot = fmaf(__half2float(q[d + lane]), __half2float(keys[token * kDim + d + lane]), dot);
+      }
+#pragma unroll
+      for (int distance = 16; distance > 0; distance /= 2) {
+        dot += __shfl_xor_sync(~0u, dot, distance);
+      }
+      if (lane == 0) scores[head][token] = dot * a.scale;
+    }
+    __syncthreads();
+  }
+  for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
+    const int head = x / (kDim / 4);
+    const int four = x % (kDim / 4);
+    Merged merged;
+    if (rest > 0) {
+      float largest = -INFINITY;
+      for (int token = 0; token < rest; ++token) largest = fmaxf(largest, scores[head][token]);
+      merged.Raise(largest);
+      for (int token = 0; token < rest; ++token) {
+        const auto* pairs = reinterpret_cast<const __half2*>(values + token * kDim) + 2 * four;
+        const float2 v0 = __half22float2(pairs[0]);
+        const float2 v1 = __half22float2(pairs[1]);
+        merged.Add(Exp2(scores[head][token] - largest), 1.0f, {v0.x, v0.y, v1.x, v1.y});
+      }
+    }
+    const size_t row = static_cast<size_t>(first_item) * a.group + head;
+    const float* outs = a.partial_out + row * kDim + 4 * four;
+    const float* sums = a.partial_sums + row * 2;
+    constexpr int kAtOnce = 8;  // Loads in flight.
+    for (int first = 0; first < num_runs; first += kAtOnce) {
+      float2 sum[kAtOnce];
+      float4 out[kAtOnce];
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r >= num_runs) break;
+        const size_t at = static_cast<size_t>(first + r) * a.group;
+        sum[r] = __ldcg(reinterpret_cast<const float2*>(sums + at * 2));
+        out[r] = __ldcg(reinterpret_cast<const float4*>(outs + at * kDim));
+      }
+      float largest = merged.reference;
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r < num_runs) largest = fmaxf(largest, sum[r].x);
+      }
+      merged.Raise(largest);
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r < num_runs) merged.Add(Exp2(sum[r].x - largest), sum[r].y, out[r]);
+      }
+    }
+    const float inverse = 1.0f / merged.weight;
+    const size_t out_row = static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head;
+    reinterpret_cast<float4*>(a.out + out_row * kDim)[four] =
+        make_float4(merged.out.x * inverse, merged.out.y * inverse, merged.out.z * inverse,
+                    merged.out.w * inverse);
+  }
+}
+
+// Both launches.
+template <int kDim>
+void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
+extern template void LaunchDecode<64>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<128>(const DecodeArguments&, int, Stream&);
+
+}  // namespace pmkvq::cuda
