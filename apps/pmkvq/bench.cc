@@ -12,8 +12,11 @@
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
+#include "pmkvq/base/error.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/research/bench/bench_cuda.h"
 #include "pmkvq/research/bench/shapes.h"
+#include "pmkvq/tensor/device/device_info.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
@@ -25,6 +28,8 @@ struct Options {
   std::string attention = "accurate";
   std::string weights = "as-stored";
   std::string json;
+  std::string device = "cpu";  // attention, halve
+  bool mixed = false;          // attention on CUDA
   int threads = 0;
 
   bool per_matrix = false;       // gemv
@@ -103,6 +108,18 @@ class Command {
         ->capture_default_str();
   }
 
+  void AddDevice() {
+    command_->add_option("--device", options_->device, "cpu, cuda or cuda:N")
+        ->check(CLI::Validator(
+            [](const std::string& text) {
+              return ParseDevice(text)
+                         ? std::string()
+                         : fmt::format("found {}, expected cpu, cuda or cuda:N", text);
+            },
+            ""))
+        ->capture_default_str();
+  }
+
   // Runs `measure` after parsing and shows its report.
   void OnRun(std::function<BenchReport(const Options&)> measure) {
     AddExamples(*command_, {fmt::format("pmkvq bench {}", command_->get_name()),
@@ -135,7 +152,22 @@ void AddAttentionBench(CLI::App& bench) {
   command.AddDepths({4096, 16384, 32768}, "stored tokens, one or more");
   command.AddBits({16, 8, 4, 2});
   command.AddAttention();
-  command.OnRun([](const Options& options) { return BenchAttention(options.bench); });
+  command.AddDevice();
+  command.AddBatches({1}, "sequences at a time, on CUDA, one or more");
+  command.app().add_flag("--mixed", command.options().mixed,
+                         "on CUDA: a row for pages of mixed widths, too");
+  command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) {
+      return BenchCudaAttention(options.bench, device, options.mixed);
+    }
+    if (options.mixed || options.bench.batches != std::vector<int64_t>{1}) {
+      throw InvalidInput("bench attention",
+                         "found --batch or --mixed on the CPU, which attends for "
+                         "one sequence here; expected --device cuda with them");
+    }
+    return BenchAttention(options.bench);
+  });
 }
 
 void AddGemvBench(CLI::App& bench) {
@@ -225,8 +257,12 @@ void AddHalveBench(CLI::App& bench) {
                   "the wait: tokens that the budget holds at 16 bits")
       ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();
-  command.OnRun(
-      [](const Options& options) { return BenchHalving(options.bench, options.budget_tokens); });
+  command.AddDevice();
+  command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) return BenchCudaHalving(options.bench, device);
+    return BenchHalving(options.bench, options.budget_tokens);
+  });
 }
 
 void AddCalibrateBench(CLI::App& bench) {

@@ -2,12 +2,28 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 
 namespace pmkvq {
 
 DeviceInfo Query(DeviceId id) { return internal::FindUsable(ListDevices(), id); }
+
+std::optional<DeviceId> ParseDevice(std::string_view text) {
+  constexpr std::string_view kCudaPrefix = "cuda:";
+  if (text == "cpu") return DeviceId{};
+  if (text == "cuda") return DeviceId{Device::kCuda, 0};
+  if (!text.starts_with(kCudaPrefix)) return std::nullopt;
+  text.remove_prefix(kCudaPrefix.size());
+  DeviceId id{Device::kCuda, 0};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id.index);
+  if (error != std::errc() || end != text.data() + text.size() || id.index < 0) {
+    return std::nullopt;
+  }
+  return id;
+}
 
 namespace internal {
 

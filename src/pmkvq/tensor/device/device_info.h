@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pmkvq/tensor/device/device.h"
@@ -40,6 +42,9 @@ std::string CudaVersionText();
 // Throws DeviceError when there is no such device, Unsupported where the program has no code for
 // it or its capability is too low. The CPU is refused as a caller's bug.
 DeviceInfo Query(DeviceId id);
+
+// "cpu", "cuda" (its first device) or "cuda:N"; nothing for another text.
+std::optional<DeviceId> ParseDevice(std::string_view text);
 
 namespace internal {
 // What Query decides, on a list that is given.

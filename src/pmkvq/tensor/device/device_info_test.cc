@@ -29,6 +29,15 @@ TEST(DeviceInfoTest, ListsDevicesOrSaysWhyThereAreNone) {
   EXPECT_EQ(list.versions.empty(), CudaVersionText() == "none");
 }
 
+TEST(DeviceInfoTest, NamesOfDevicesAreRead) {
+  EXPECT_EQ(ParseDevice("cpu"), DeviceId());
+  EXPECT_EQ(ParseDevice("cuda"), kFirst);
+  EXPECT_EQ(ParseDevice("cuda:1"), kSecond);
+  for (const char* text : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "CPU", "cuda:99999999999"}) {
+    EXPECT_EQ(ParseDevice(text), std::nullopt) << text;
+  }
+}
+
 TEST(DeviceInfoTest, AnUsableDeviceIsFound) {
   const DeviceList list{
       .problem = "", .versions = "CUDA", .devices = {Chip(kFirst, 7), Chip(kSecond, 9)}};

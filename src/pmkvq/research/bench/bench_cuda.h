@@ -1,0 +1,28 @@
+// pmkvq bench on a CUDA device. The kernels are called as a store on the device will call them.
+//
+// The ceiling is a copy on the stream in the same run, bytes read plus written over time; rows
+// say which part of it their bytes reach. Captured copies are slower and no ceiling. Launches are
+// captured and replayed over different pages in turn, more than the second-level cache holds;
+// medians over the rounds.
+//
+// Errors: those of Query and InvalidInput for more memory than the device has free.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "pmkvq/research/bench/bench.h"
+#include "pmkvq/tensor/device/device.h"
+
+namespace pmkvq {
+
+// Decode attention of one block: a row per batch, depth and width (`options.bits`, K and V alike);
+// with `mixed` one more, for pages of which the oldest 50 % have 2 bits, then 39 % 4, 10 % 8 and
+// 1 % 16.
+BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, bool mixed);
+
+// Halving and the first quantisation of many pages, and the time that a step takes longer when it
+// halves 8 MiB.
+BenchReport BenchCudaHalving(const BenchOptions& options, DeviceId device);
+
+}  // namespace pmkvq

@@ -1,0 +1,14 @@
+#include "pmkvq/base/check.h"
+#include "pmkvq/tensor/device/captured_work.h"
+
+namespace pmkvq {
+
+CapturedWork::CapturedWork(Stream& stream, const std::function<void()>& /*work*/) {
+  internal::ThrowNoBackend(stream.device(), "recorded work");
+}
+CapturedWork::~CapturedWork() = default;
+void CapturedWork::Launch(Stream& /*stream*/) {
+  PMKVQ_CHECK_MSG(false, "there is no stream of this device");
+}
+
+}  // namespace pmkvq
