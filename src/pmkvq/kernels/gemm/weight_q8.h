@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/gemm/gemm.h"
@@ -27,9 +28,20 @@ inline constexpr int64_t kQ8Group = LayoutOf(WeightFormat::kQ8).block_values;
 inline constexpr int64_t kQ8GroupBytes = LayoutOf(WeightFormat::kQ8).block_bytes;
 static_assert(kQ8GroupBytes == kQ8Group + 2);
 
+// Bytes that a resize adds are left as the memory is: the threads that write them next then touch
+// its pages first, in place of one thread that fills gigabytes with zeros.
+struct UnfilledAllocator : AlignedAllocator<std::byte> {
+  template <class U>
+  struct rebind {
+    using other = UnfilledAllocator;
+  };
+  void construct(std::byte* /*place*/) {}
+  void construct(std::byte* place, std::byte value) { *place = value; }
+};
+
 // Owns the groups of one matrix.
 struct Q8Weight {
-  AlignedVector<std::byte> data;
+  std::vector<std::byte, UnfilledAllocator> data;
   int64_t rows = 0;
   int64_t cols = 0;
 
