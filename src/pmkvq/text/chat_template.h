@@ -69,12 +69,14 @@ class ChatTemplate {
 };
 
 // The template of a model: the file chat_template.jinja in `folder`, or else chat_template in
-// tokenizer_config.json (a string, or the one named "default" of a list). `name`: another one of
-// that list, or the file additional_chat_templates/NAME.jinja. Special tokens come from
-// tokenizer_config.json and special_tokens_map.json. No template there: none.
-// Throws InvalidInput and Unsupported naming chat_template, and InvalidInput for an unknown name.
+// tokenizer_config.json (a string, or the one named "default" of a list), or else
+// tokenizer.chat_template of a GGUF file, which `folder` may also be. `name`: another one of
+// that list, the file additional_chat_templates/NAME.jinja, or tokenizer.chat_template.NAME.
+// Special tokens come from tokenizer_config.json, special_tokens_map.json and the ids that the GGUF
+// file names. No template there: none. Throws InvalidInput and Unsupported naming chat_template,
+// and InvalidInput for an unknown name.
 ChatTemplate LoadChatTemplate(const std::string& folder, const std::string& name = "");
-// True when the folder has a template of this name.
+// True when the model has a template of this name.
 bool HasChatTemplate(const std::string& folder, const std::string& name);
 // The special tokens of `folder` for a template that does not come from there.
 void SetSpecialTokensOf(const std::string& folder, ChatTemplate* chat_template);

@@ -1,13 +1,16 @@
-// Where a model folder keeps its templates and special tokens.
+// Where a model keeps its templates and special tokens.
 #include <fmt/format.h>
 
 #include <array>
 #include <optional>
+#include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/text/chat_template.h"
+#include "pmkvq/text/gguf_tokenizer.h"
 
 namespace pmkvq {
 namespace {
@@ -49,18 +52,44 @@ std::optional<Source> FromConfig(const std::string& folder, const std::string& n
   return std::nullopt;
 }
 
+std::optional<Source> FromGguf(const std::string& model, const std::string& name) {
+  const std::string path = FindGgufFile(model);
+  if (path.empty()) return std::nullopt;
+  std::string jinja = GgufChatTemplate(GgufSet::Open(path), name);
+  if (jinja.empty()) return std::nullopt;
+  return Source{std::move(jinja),
+                path + ": tokenizer.chat_template" + (name.empty() ? "" : "." + name)};
+}
+
+// Files beside a GGUF file come before what is in it.
 std::optional<Source> FindSource(const std::string& folder, const std::string& name) {
   // A name is one part of a path, never a way out of the folder.
   if (name.find('/') != std::string::npos || name.starts_with('.')) return std::nullopt;
   const std::string file =
       name.empty() ? "chat_template.jinja" : "additional_chat_templates/" + name + ".jinja";
   const std::optional<Source> own = FromFile(JoinPath(folder, file));
-  return own ? own : FromConfig(folder, name);
+  if (own) return own;
+  const std::optional<Source> in_config = FromConfig(folder, name);
+  return in_config ? in_config : FromGguf(folder, name);
+}
+
+void SetSpecialTokensOfGguf(const std::string& path, ChatTemplate* chat_template) {
+  const GgufSet file = GgufSet::Open(path);
+  constexpr std::pair<const char*, const char*> kRoles[] = {{"bos_token", "bos"},
+                                                            {"eos_token", "eos"},
+                                                            {"unk_token", "unknown"},
+                                                            {"pad_token", "padding"}};
+  for (const auto& [name, role] : kRoles) {
+    const std::string text = GgufSpecialToken(file, role);
+    if (!text.empty()) chat_template->SetSpecialToken(name, text);
+  }
 }
 
 }  // namespace
 
 void SetSpecialTokensOf(const std::string& folder, ChatTemplate* chat_template) {
+  const std::string gguf = FindGgufFile(folder);
+  if (!gguf.empty()) SetSpecialTokensOfGguf(gguf, chat_template);
   const std::optional<JsonValue> config = ReadJson(folder, "tokenizer_config.json");
   const std::optional<JsonValue> map = ReadJson(folder, "special_tokens_map.json");
   for (const char* name : kSpecialTokens) {

@@ -10,7 +10,9 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/text/gguf_tokenizer.h"
 #include "pmkvq/text/sentencepiece_file.h"
 #include "pmkvq/text/tokenizer_config.h"
 #include "pmkvq/text/tokenizer_parts.h"
@@ -40,17 +42,40 @@ std::unique_ptr<TokenizerParts> LoadFile(const std::string& path,
   return PartsOfData(file.data(), path, config);
 }
 
+// Some converters store the whole tokenizer.json, too, which says more.
+constexpr char kWholeJson[] = "tokenizer.huggingface.json";
+
+std::unique_ptr<TokenizerParts> LoadGguf(const std::string& path) {
+  const GgufSet file = GgufSet::Open(path);
+  const GgufValue json = file.Find(kWholeJson);
+  if (!json.IsMissing()) return PartsOfJson(JsonValue::Parse(json.AsString(), json.Where()), {});
+  return PartsOfData(GgufTokenizerData(file), path, {});
+}
+
+bool IsInGguf(const std::string& path) {
+  const GgufSet file = GgufSet::Open(path);
+  return !file.Find(kWholeJson).IsMissing() || !file.Find("tokenizer.ggml.model").IsMissing();
+}
+
+bool HasTokenizerFile(const std::string& folder) {
+  return FileExists(JoinPath(folder, "tokenizer.json")) ||
+         FileExists(JoinPath(folder, "tokenizer.model"));
+}
+
 }  // namespace
 
 Tokenizer::Tokenizer(std::unique_ptr<const TokenizerParts> parts) : parts_(std::move(parts)) {}
 Tokenizer::~Tokenizer() = default;
 
-bool Tokenizer::IsIn(const std::string& folder) {
-  return FileExists(JoinPath(folder, "tokenizer.json")) ||
-         FileExists(JoinPath(folder, "tokenizer.model"));
+bool Tokenizer::IsIn(const std::string& model) {
+  if (HasTokenizerFile(model)) return true;
+  const std::string gguf = FindGgufFile(model);
+  return !gguf.empty() && IsInGguf(gguf);
 }
 
 std::shared_ptr<const Tokenizer> Tokenizer::Load(const std::string& path) {
+  const std::string gguf = HasTokenizerFile(path) ? "" : FindGgufFile(path);
+  if (!gguf.empty()) return std::shared_ptr<const Tokenizer>(new Tokenizer(LoadGguf(gguf)));
   if (!std::filesystem::is_directory(path)) {
     return std::shared_ptr<const Tokenizer>(new Tokenizer(LoadFile(path, {})));
   }

@@ -26,12 +26,13 @@ struct TokenizerParts;
 class Tokenizer {
  public:
   // `path`: a tokenizer.json, a tokenizer.model, or a folder that holds one (the first, where there
-  // are both). In a folder, tokenizer_config.json decides about the ends of a text where its
-  // tokenizer_class does so in transformers, and about the flags of added tokens
-  // (tokenizer_config.h). Throws IoError, InvalidInput, Unsupported.
+  // are both); or a GGUF file, or a folder that holds one and no tokenizer beside it. In a folder,
+  // tokenizer_config.json decides about the ends of a text where its tokenizer_class does so in
+  // transformers, and about the flags of added tokens (tokenizer_config.h). Throws IoError,
+  // InvalidInput, Unsupported.
   static std::shared_ptr<const Tokenizer> Load(const std::string& path);
-  // Whether `folder` has a tokenizer, loadable or not.
-  static bool IsIn(const std::string& folder);
+  // Whether `model`, a folder or a GGUF file, has a tokenizer, loadable or not.
+  static bool IsIn(const std::string& model);
   // From the text of a tokenizer.json; `source` names it in errors. The fuzz entry point.
   static std::shared_ptr<const Tokenizer> Parse(std::string_view json, const std::string& source);
   // From plain data (vocabulary_data.h), which is not kept. Throws InvalidInput naming the field of

@@ -62,7 +62,8 @@ int64_t RunSteps(const BenchOptions& options, const SampleOptions& sample_option
 BenchReport BenchCalibration(const BenchOptions& options,
                              const CalibrationBenchOptions& calibration) {
   internal::CheckOptions(options);
-  const std::shared_ptr<const Model> model = Model::Load(calibration.model);
+  const std::shared_ptr<const Model> model =
+      Model::Load(calibration.model, {WeightMode::kAsStored, options.num_threads});
   SampleOptions sample_options;
   sample_options.dataset = calibration.dataset.empty()
                                ? JoinPath(calibration.model, "calibration.jsonl")
@@ -70,9 +71,7 @@ BenchReport BenchCalibration(const BenchOptions& options,
   sample_options.num_samples = calibration.num_samples;
   sample_options.seq_len = calibration.seq_len;
   std::shared_ptr<const Tokenizer> tokenizer;
-  if (FileExists(JoinPath(calibration.model, "tokenizer.json"))) {
-    tokenizer = Tokenizer::Load(calibration.model);
-  }
+  if (Tokenizer::IsIn(calibration.model)) tokenizer = Tokenizer::Load(calibration.model);
 
   StepTimes times;
   int64_t num_tokens = 0;
