@@ -88,7 +88,8 @@ void AddAllocate(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("allocate", "choose bit widths per block under a memory budget, exactly");
   auto* model =
-      NamesFile(command->add_option("--model", options->model, "model folder"), FileKind::kModel);
+      NamesFile(command->add_option("--model", options->model, "model folder or .gguf file"),
+                FileKind::kModel);
   command->add_option("--kv-dim", options->kv_dim, "KV heads x head_dim, instead of a model")
       ->transform(WholeNumber(1, 1 << 20))
       ->excludes(model);

@@ -16,7 +16,8 @@
 namespace pmkvq::cli {
 
 void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) {
-  NamesFile(command.add_option("--model", model, "model folder")->required(), FileKind::kModel);
+  NamesFile(command.add_option("--model", model, "model folder or .gguf file")->required(),
+            FileKind::kModel);
   NamesFile(command.add_option("--data", data, data_text), FileKind::kInput);
   chat_template.Register(command);
   tokenizer.Register(command);

@@ -14,6 +14,7 @@
 #include "pmkvq/research/analysis/error_growth.h"
 #include "pmkvq/research/analysis/texts.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -117,7 +118,7 @@ void PrintTable(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
 
 void Run(Options options) {
   options.common.CheckOutputs();
-  const std::shared_ptr<const Model> model = Model::Load(options.common.model);
+  const std::shared_ptr<const Model> model = LoadModel(options.common.model);
   const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,

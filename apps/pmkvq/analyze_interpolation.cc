@@ -13,6 +13,7 @@
 #include "pmkvq/research/analysis/placement.h"
 #include "pmkvq/research/analysis/texts.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -107,7 +108,7 @@ void PrintTable(const Interpolation& interpolation) {
 void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
-  const std::shared_ptr<const Model> model = Model::Load(options.common.model);
+  const std::shared_ptr<const Model> model = LoadModel(options.common.model);
   const int64_t positions = model->config().max_position_embeddings;
   InterpolationOptions analysis;
   analysis.allocation =

@@ -12,6 +12,7 @@
 #include "pmkvq/research/analysis/placement.h"
 #include "pmkvq/research/analysis/transfer.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -103,7 +104,7 @@ void PrintMatrix(const Transfer& transfer) {
 void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
-  const std::shared_ptr<const Model> model = Model::Load(options.common.model);
+  const std::shared_ptr<const Model> model = LoadModel(options.common.model);
   TransferOptions transfer_options;
   TaskTextOptions texts;
   texts.seq_len = Chosen<int64_t>(options.seq_len, 0, quick, 2048, 320);

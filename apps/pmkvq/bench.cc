@@ -271,7 +271,7 @@ void AddCalibrateBench(CLI::App& bench) {
   options.bench.repeat = 1;
   options.calibration.model = "models/longcot-10m";
   NamesFile(command.app()
-                .add_option("--model", options.calibration.model, "model folder")
+                .add_option("--model", options.calibration.model, "model folder or .gguf file")
                 ->capture_default_str(),
             FileKind::kModel);
   NamesFile(command.app().add_option("--dataset", options.calibration.dataset,

@@ -46,7 +46,7 @@ void RegisterSelection(CLI::App& command, ProblemSelection& selection) {
 }  // namespace
 
 void BenchmarkCommandOptions::Register(CLI::App& command) {
-  NamesFile(command.add_option("--model", model, "model folder"), FileKind::kModel);
+  NamesFile(command.add_option("--model", model, "model folder or .gguf file"), FileKind::kModel);
   const std::vector<std::string> names = BenchmarkNames();
   command
       .add_option("--benchmark", benchmark,

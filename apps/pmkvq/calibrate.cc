@@ -85,7 +85,8 @@ void RunPlan(const Options& options, const CLI::App& command) {
     plan = Reallocate(from, allocation);
     SavePlan(plan, options.plan);
   } else {
-    const std::shared_ptr<const Model> model = Model::Load(options.model);
+    const std::shared_ptr<const Model> model =
+        LoadModel(options.model, WeightMode::kAsStored, options.threads);
     allocation.max_len = LengthOf(options, command, nullptr, &model->config());
     const auto tokenizer = options.data.tokenizer.LoadIfReadable(options.model, kNoText);
     StderrLog log;
@@ -191,7 +192,8 @@ void AddCalibrate(CLI::App& app) {
       "measure, search and allocate in one go, and write a plan (or, with --kv of another method, "
       "what that method is calibrated with); a rerun resumes");
   auto* model =
-      NamesFile(command->add_option("--model", options->model, "model folder"), FileKind::kModel);
+      NamesFile(command->add_option("--model", options->model, "model folder or .gguf file"),
+                FileKind::kModel);
   command
       ->add_option("--kv", options->kv,
                    "what is calibrated, NAME[:key=value[+key=value]]: pm-kvq makes a plan; a file "

@@ -28,7 +28,8 @@ struct StepOptions {
   int threads = 0;
 
   void Register(CLI::App& command) {
-    NamesFile(command.add_option("--model", model, "model folder")->required(), FileKind::kModel);
+    NamesFile(command.add_option("--model", model, "model folder or .gguf file")->required(),
+              FileKind::kModel);
     NamesFile(
         command.add_option("--checkpoint", checkpoint,
                            "file for partial results; a rerun after an interrupt resumes from it"),

@@ -1,11 +1,13 @@
 #include "calibration_run.h"
 
 #include "common_options.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 
 CalibrationRun::CalibrationRun(const CalibrationRunOptions& options)
-    : sample_options_(options.samples), model_(Model::Load(options.model)) {
+    : sample_options_(options.samples),
+      model_(LoadModel(options.model, WeightMode::kAsStored, options.threads)) {
   const auto tokenizer = options.tokenizer.LoadIfReadable(options.model, kNoText);
   samples_ = DrawSamples(sample_options_, model_->config(), tokenizer.get(), &log_);
   context_.model = model_.get();

@@ -55,9 +55,11 @@ ChatTemplate ResolveChatTemplate(const ChatTemplateCommandOptions& options,
   ChatTemplate result =
       options.name.empty() ? LoadChatTemplate(model) : NamedTemplate(options.name, model);
   if (options.name.empty() && result.IsNone()) {
-    StderrLog().Warning(model +
-                        ": found no chat template (tokenizer_config.json, chat_template.jinja): "
-                        "prompts are given as they are; --chat-template none says so");
+    StderrLog().Warning(
+        model +
+        ": found no chat template (tokenizer_config.json, chat_template.jinja, or in a GGUF "
+        "file tokenizer.chat_template): "
+        "prompts are given as they are; --chat-template none says so");
   }
   if (!options.kwargs.empty()) {
     result.SetVariables(JsonValue::Parse(options.kwargs, "--chat-template-kwargs"));

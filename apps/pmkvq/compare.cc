@@ -359,12 +359,14 @@ void CompareRuns(const Options& options) {
 void CompareFiles(const Options& options) {
   Comparison comparison = CompareSavedRuns(LoadRuns(options.from), options.against);
   if (!options.run.model.empty()) {
-    const std::shared_ptr<const Model> model = Model::Load(options.run.model);
-    if (!comparison.model.empty() && comparison.model != model->checkpoint().Identity()) {
+    const Checkpoint model = Checkpoint::Open(options.run.model);
+    if (!comparison.model.empty() && comparison.model != model.Identity()) {
       throw InvalidInput("--model", fmt::format("found {}, but the runs are of another model ({})",
-                                                model->checkpoint().Identity(), comparison.model));
+                                                model.Identity(), comparison.model));
     }
-    comparison.geometry = UniformOf(model->kv_geometry());
+    const ModelConfig& config = model.config();
+    comparison.geometry = UniformKvGeometry{config.num_layers, config.num_heads,
+                                            config.num_kv_heads, config.head_dim};
     if (options.kv.max_len > 0) comparison.max_len = options.kv.max_len;
   }
   Report(options, comparison);

@@ -15,6 +15,7 @@
 #include "pmkvq/research/eval/evaluation.h"
 #include "solve_table.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -162,7 +163,7 @@ void Demo(const Options& given) {
   Options options = given;
   if (options.plan.empty()) options.plan = JoinPath(options.model, "plan.json");
   if (!FileExists(options.plan)) CheckWritable(options.plan);  // Before it is calibrated.
-  const std::shared_ptr<const Model> model = Model::Load(options.model);
+  const std::shared_ptr<const Model> model = LoadModel(options.model);
   const auto tokenizer = Tokenizer::Load(options.model);
   CalibrateIfMissing(options, *model, *tokenizer);
   const auto plan = std::make_shared<const Plan>(LoadPlan(options.plan));

@@ -8,6 +8,7 @@
 #include "pmkvq/base/descriptor.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -24,7 +25,7 @@ constexpr KindText kKinds[] = {
     {FileKind::kInput, "input file", "FILE"},
     {FileKind::kInputOrStdin, "input file or -", "FILE"},
     {FileKind::kInputs, "input file or folder", "PATH"},
-    {FileKind::kModel, "model folder", "DIR"},
+    {FileKind::kModel, "model", "PATH"},
     {FileKind::kOutput, "output file", "FILE"},
     {FileKind::kOutputOrStdout, "output file or -", "FILE"},
     {FileKind::kOutputFolder, "output folder", "DIR"},
@@ -34,24 +35,25 @@ constexpr KindText kKinds[] = {
 std::string MissingModelText(const std::string& path) {
   const bool is_hub_name = path.front() != '/' && path.front() != '.' &&
                            path.find('/') != std::string::npos && path.back() != '/';
-  return std::string("no such folder") +
-         (is_hub_name ? "; models are folders on this machine, nothing is downloaded" : "");
+  return std::string("no such folder or file") +
+         (is_hub_name ? "; models are folders and files on this machine, nothing is downloaded"
+                      : "");
 }
 
 void CheckModel(const std::string& path) {
   std::error_code error;
   if (fs::is_directory(path, error)) {
-    if (fs::exists(fs::path(path) / "config.json", error)) return;
-    throw IoError(path, "found no config.json in this folder, expected a model folder");
+    if (fs::exists(fs::path(path) / "config.json", error) || !FindGgufFile(path).empty()) return;
+    throw IoError(path,
+                  "found no config.json and no .gguf file in this folder, expected a model folder");
   }
   if (!fs::exists(path, error)) throw IoError(path, MissingModelText(path));
-  if (fs::path(path).extension() == ".gguf") {
+  if (FindGgufFile(path).empty()) {
     throw IoError(
         path,
-        "is a GGUF file, which is not supported; expected a model folder with config.json "
-        "and .safetensors files");
+        "is a file of another kind, expected the model folder with config.json, or a GGUF "
+        "file");
   }
-  throw IoError(path, "is a file, expected the model folder with config.json");
 }
 
 void CheckInput(const std::string& path, bool may_be_folder) {

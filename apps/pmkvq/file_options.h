@@ -12,7 +12,7 @@ enum class FileKind : uint8_t {
   kInput,           // A file to read.
   kInputOrStdin,    // The same, or "-".
   kInputs,          // A file or a folder to read.
-  kModel,           // A model folder.
+  kModel,           // A model: a folder, or a GGUF file.
   kOutput,          // A file to write; it may be there. A device or pipe is written in place.
   kOutputOrStdout,  // The same, or "-".
   kOutputFolder,    // A folder, made where it is not there.

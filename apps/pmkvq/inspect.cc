@@ -1,17 +1,20 @@
-// pmkvq inspect: the content of a model folder, a plan, or a tensor file; the bytes of a cache.
+// pmkvq inspect: the content of a model, a plan, or a tensor file; the bytes of a cache.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
 
 #include "commands.h"
 #include "common_options.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "inspect_tensor_types.h"
 #include "kv_effects.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
 #include "pmkvq/kv/cache_config.h"
@@ -19,7 +22,10 @@
 #include "pmkvq/model/model.h"
 #include "pmkvq/research/calib/sensitivity_file.h"
 #include "pmkvq/research/methods/registry.h"
+#include "pmkvq/text/chat_template.h"
+#include "pmkvq/text/tokenizer.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -61,8 +67,25 @@ void WriteFields(const std::vector<Field>& fields, JsonWriter& json) {
   }
 }
 
+std::string DescribeTokenizer(const Tokenizer& tokenizer) {
+  return fmt::format("{} of {} tokens",
+                     tokenizer.has_byte_fallback() ? "SentencePiece" : "byte-level BPE",
+                     tokenizer.vocab_size());
+}
+
+// One that is not supported is no error here: the rest of the model can be used with token ids.
+std::string DescribeTokenizerOf(const std::string& model) {
+  if (!Tokenizer::IsIn(model)) return "none";
+  try {
+    return DescribeTokenizer(*Tokenizer::Load(model));
+  } catch (const Unsupported& error) {
+    return fmt::format("not supported: {}", error.what());
+  }
+}
+
 void InspectModel(const Options& options) {
   const Checkpoint checkpoint = Checkpoint::Open(options.path);
+  for (const std::string& warning : checkpoint.warnings()) StderrLog().Warning(warning);
   const ModelConfig& config = checkpoint.config();
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;
@@ -100,7 +123,24 @@ void InspectModel(const Options& options) {
     fields.push_back(Number("sliding_window", window));
     fields.push_back(Number("blocks_with_sliding_window", count));
   }
+  if (!FindGgufFile(options.path).empty()) {
+    fields.push_back(Text("tokenizer", DescribeTokenizerOf(options.path)));
+    fields.push_back(Text("chat_template", HasChatTemplate(options.path, "") ? "yes" : "none"));
+  }
   if (num_foreign > 0) fields.push_back(Number("tensors_of_types_not_computed_with", num_foreign));
+  const std::vector<TensorTypeUse> types = TensorTypesOf(checkpoint, ResolveThreads(0));
+  if (!options.json.empty()) {
+    JsonWriter json;
+    json.BeginObject();
+    WriteFields(fields, json);
+    WriteTensorTypes(types, json);
+    json.EndObject();
+    WriteJson(options.json, json.text());
+  }
+  if (options.json != "-") Print(FormatFields(fields) + FormatTensorTypes(types));
+}
+
+void PrintFields(const Options& options, const std::vector<Field>& fields) {
   if (!options.json.empty()) {
     JsonWriter json;
     json.BeginObject();
@@ -109,6 +149,57 @@ void InspectModel(const Options& options) {
     WriteJson(options.json, json.text());
   }
   if (options.json != "-") Print(FormatFields(fields));
+}
+
+// What a tensor file lists, one after the other.
+class TensorTable {
+ public:
+  TensorTable() {
+    text_ = fmt::format("{:<56} {:>5}  {}\n", "tensor", "dtype", "shape");
+    json_.BeginObject();
+    json_.Key("kind").String("tensors");
+    json_.Key("tensors").BeginObject();
+  }
+  void Add(std::string_view name, std::string_view dtype, const Shape& shape) {
+    text_ += fmt::format("{:<56} {:>5}  {}\n", name, dtype, ToString(shape));
+    json_.Key(name).BeginObject();
+    json_.Key("dtype").String(dtype);
+    json_.Key("shape").Array(shape);
+    json_.EndObject();
+  }
+  void Show(const Options& options) {
+    json_.EndObject().EndObject();
+    WriteJson(options.json, json_.text());
+    if (options.json != "-") Print(text_);
+  }
+
+ private:
+  std::string text_;
+  JsonWriter json_;
+};
+
+// A model; or a file of a vocabulary only, whose tokenizer has to be right; or tensors without a
+// model.
+void InspectGguf(const Options& options) {
+  const std::string path = FindGgufFile(options.path);
+  const GgufSet file = GgufSet::Open(path);
+  const std::string architecture(file.Find("general.architecture").AsString());
+  if (file.tensors().empty() && Tokenizer::IsIn(path)) {
+    const std::shared_ptr<const Tokenizer> tokenizer = Tokenizer::Load(path);
+    PrintFields(options, {Text("kind", "vocabulary"), Text("architecture", architecture),
+                          Text("tokenizer", DescribeTokenizer(*tokenizer)),
+                          Text("chat_template", HasChatTemplate(path, "") ? "yes" : "none")});
+  } else if (!file.tensors().empty() && file.Find(architecture + ".block_count").IsMissing()) {
+    TensorTable table;
+    for (const GgufTensor& tensor : file.tensors()) {
+      Shape shape(tensor.sizes, tensor.sizes + tensor.num_dims);
+      std::reverse(shape.begin(), shape.end());
+      table.Add(tensor.name, LayoutOf(tensor.type).name, shape);
+    }
+    table.Show(options);
+  } else {
+    InspectModel(options);
+  }
 }
 
 void InspectSensitivity(const Options& options) {
@@ -190,28 +281,19 @@ void InspectJson(const Options& options) {
 
 void InspectTensors(const Options& options) {
   const SafetensorsFile file = SafetensorsFile::Open(options.path);
-  std::string text = fmt::format("{:<56} {:>5}  {}\n", "tensor", "dtype", "shape");
-  JsonWriter json;
-  json.BeginObject();
-  json.Key("kind").String("tensors");
-  json.Key("tensors").BeginObject();
-  const auto add = [&](const std::string& name, std::string_view dtype, const Shape& shape) {
-    text += fmt::format("{:<56} {:>5}  {}\n", name, dtype, ToString(shape));
-    json.Key(name).BeginObject();
-    json.Key("dtype").String(dtype);
-    json.Key("shape").Array(shape);
-    json.EndObject();
-  };
-  for (const auto& [name, tensor] : file.tensors()) add(name, NameOf(tensor.dtype), tensor.shape);
-  for (const auto& [name, tensor] : file.foreign_tensors()) add(name, tensor.dtype, tensor.shape);
-  json.EndObject().EndObject();
-  WriteJson(options.json, json.text());
-  if (options.json != "-") Print(text);
+  TensorTable table;
+  for (const auto& [name, tensor] : file.tensors()) {
+    table.Add(name, NameOf(tensor.dtype), tensor.shape);
+  }
+  for (const auto& [name, tensor] : file.foreign_tensors()) {
+    table.Add(name, tensor.dtype, tensor.shape);
+  }
+  table.Show(options);
 }
 
 // What a cache takes, without running anything.
 void InspectCache(const Options& options) {
-  const std::shared_ptr<const Model> model = Model::Load(options.path);
+  const std::shared_ptr<const Model> model = LoadModel(options.path);
   const SpecEngineOptions engine = options.kv.Resolve(1);
   const KvGeometry geometry = model->kv_geometry();
   const int64_t max_len = RequirementsOf(*model, engine).max_len;
@@ -243,19 +325,23 @@ void InspectCache(const Options& options) {
 
 void Inspect(const Options& options) {
   const std::filesystem::path path(options.path);
+  const bool is_gguf = !FindGgufFile(options.path).empty();
+  const bool is_model = is_gguf || std::filesystem::is_directory(path);
   if (options.inspects_cache) {
-    if (!std::filesystem::is_directory(path)) {
+    if (!is_model) {
       throw InvalidInput(
           options.path,
-          fmt::format("is {}, expected a model folder: --kv asks what a cache of a "
-                      "model takes{}",
+          fmt::format("is {}, expected a model folder or a .gguf file: --kv asks what a cache of "
+                      "a model takes{}",
                       path.extension() == ".json" ? "a plan or another file" : "a file",
                       path.extension() == ".json"
                           ? "; with a plan: pmkvq inspect MODEL --kv pm-kvq --plan " + options.path
                           : ""));
     }
     InspectCache(options);
-  } else if (std::filesystem::is_directory(path)) {
+  } else if (is_gguf) {
+    InspectGguf(options);
+  } else if (is_model) {
     InspectModel(options);
   } else if (path.extension() == ".safetensors") {
     InspectTensors(options);
@@ -263,8 +349,8 @@ void Inspect(const Options& options) {
     InspectJson(options);
   } else {
     throw InvalidInput(options.path,
-                       "cannot tell what this is; expected a model folder, a plan or sensitivities "
-                       "(.json) or a .safetensors file");
+                       "cannot tell what this is; expected a model folder, a .gguf file, a plan or "
+                       "sensitivities (.json) or a .safetensors file");
   }
 }
 
@@ -289,7 +375,7 @@ void AddInspect(CLI::App& app) {
       "inspect", "what is in a model, a plan or a tensor file; with --kv, what a cache takes");
   NamesFile(command
                 ->add_option("path", options->path,
-                             "model folder, plan or sensitivities (.json), or .safetensors")
+                             "model folder, .gguf, plan or sensitivities (.json), or .safetensors")
                 ->required(),
             FileKind::kInputs);
   auto* json = NamesFile(

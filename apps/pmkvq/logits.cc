@@ -72,8 +72,9 @@ void AddLogits(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->kv.settings.kv_dtype = DType::kF32;
   CLI::App* command = app.add_subcommand("logits", "write the logits of every prompt position");
-  NamesFile(command->add_option("--model", options->model, "model folder")->required(),
-            FileKind::kModel);
+  NamesFile(
+      command->add_option("--model", options->model, "model folder or .gguf file")->required(),
+      FileKind::kModel);
   command->add_option("--prompt-ids", options->prompt_ids, "token ids: 1,2,3")
       ->transform(TokenIds())
       ->required();

@@ -65,7 +65,9 @@ void Perplexity(const Options& options) {
   options.kv.PrintPlanHint(engine.kv, options.model);
   // Quantised weights are compared with the model as stored: KL has the error of both in it.
   const std::shared_ptr<const Model> as_stored =
-      model->weights() == WeightMode::kAsStored ? nullptr : Model::Load(options.model);
+      model->weights() == WeightMode::kAsStored
+          ? nullptr
+          : LoadModel(options.model, WeightMode::kAsStored, options.kv.threads);
   ProgressBar progress;
   const PerplexityResult result =
       MeasurePerplexity(model, sequences, engine.kv, engine.chunk, engine.num_threads, &progress,
@@ -91,8 +93,9 @@ void AddPerplexity(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "perplexity", "teacher-forced loss of texts under a cache, token by token, and KL to fp16");
-  NamesFile(command->add_option("--model", options->model, "model folder")->required(),
-            FileKind::kModel);
+  NamesFile(
+      command->add_option("--model", options->model, "model folder or .gguf file")->required(),
+      FileKind::kModel);
   NamesFile(
       command
           ->add_option("--dataset", options->dataset, "texts: .jsonl (text or input_ids) or .txt")

@@ -167,9 +167,8 @@ std::vector<int32_t> EncodePrompt(const Options& options, const Tokenizer& token
 std::vector<int32_t> PromptIds(const Options& options, const Tokenizer* tokenizer) {
   if (options.ids_given) return ParseIds(options.prompt_ids, "--prompt-ids");
   if (tokenizer == nullptr) {
-    throw InvalidInput(
-        options.model,
-        "has no tokenizer.json and no tokenizer.model; expected one, or --prompt-ids");
+    throw InvalidInput(options.model,
+                       "has no tokenizer; expected one, --tokenizer, or --prompt-ids");
   }
   return EncodePrompt(options, *tokenizer);
 }
@@ -335,7 +334,9 @@ void WarnOfUnusedOptions(const Options& options, const CLI::App& command) {
 void AddRun(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("run", "generate from a prompt, or chat");
-  NamesFile(command->add_option("--model", options->model, "model folder (Hugging Face layout)")
+  NamesFile(command
+                ->add_option("--model", options->model,
+                             "model folder (Hugging Face layout) or .gguf file")
                 ->required(),
             FileKind::kModel);
   auto* prompt =
@@ -413,6 +414,7 @@ void AddRun(CLI::App& app) {
                                 "file for the history of the cache, as JSON lines"),
             FileKind::kOutput);
   options->prompt_cache.Register(*command);
+  options->tokenizer.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(*command,

@@ -20,6 +20,7 @@
 #include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/server/http/server.h"
 #include "terminal.h"
+#include "tokenizer_options.h"
 #include "version.h"
 #include "weight_options.h"
 
@@ -49,6 +50,7 @@ struct Options {
   server::ServerOptions http;
   int64_t port = 8080;
   ChatTemplateCommandOptions chat_template;
+  TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
 };
@@ -154,7 +156,7 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
 void ServeCommand::Load() {
   const std::shared_ptr<const Model> model =
       options_.weights.Load(options_.model, options_.kv.threads);
-  const std::shared_ptr<const Tokenizer> tokenizer = Tokenizer::Load(options_.model);
+  const std::shared_ptr<const Tokenizer> tokenizer = options_.tokenizer.Load(options_.model);
   SpecEngineOptions engine_options = options_.kv.Resolve(options_.max_sequences);
   if (FindPackedMethod(ParseMethodSpec(engine_options.kv.spec).name) == nullptr) {
     throw Unsupported("--kv", fmt::format("found {}, expected a packed cache: fp16, static-8, "
@@ -318,6 +320,7 @@ void AddServe(CLI::App& app) {
                                 "file for the log, as JSON lines (default: stderr)"),
             FileKind::kOutput);
   options->chat_template.Register(*command);
+  options->tokenizer.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(*command,

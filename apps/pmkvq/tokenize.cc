@@ -47,8 +47,7 @@ void AddTokenize(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("tokenize", "print the token ids of a text on one line");
   NamesFile(
-      command
-          ->add_option("--model", options->model, "model folder, tokenizer.json or tokenizer.model")
+      command->add_option("--model", options->model, "folder with tokenizer.json, or .gguf file")
           ->required(),
       FileKind::kInputs);
   auto* text = command->add_option("text", options->text, "text (default: --file)");

@@ -1,7 +1,16 @@
 #include "weight_options.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+
 #include "common_options.h"
 #include "option_values.h"
+#include "pmkvq/base/byte_size.h"
+#include "terminal.h"
 
 namespace pmkvq::cli {
 
@@ -17,7 +26,42 @@ void WeightCommandOptions::Register(CLI::App& command) {
 
 std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder,
                                                         int threads) const {
-  return Model::Load(folder, {mode(), ResolveThreads(threads)});
+  return LoadModel(folder, mode(), threads);
+}
+
+namespace {
+
+// Types without kernels, which a user did not ask to have quantised.
+bool HasConvertedTypes(const WeightConversion& conversion) {
+  return std::any_of(conversion.types.begin(), conversion.types.end(),
+                     [](const std::string& type) { return !WeightFormatNamed(type).has_value(); });
+}
+
+// Of this process so far, mapped files included.
+int64_t PeakMemoryBytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{1024} * usage.ru_maxrss;
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode, int threads) {
+  ProgressBar progress;
+  const auto start = std::chrono::steady_clock::now();
+  const std::shared_ptr<const Model> model =
+      Model::Load(path, {mode, ResolveThreads(threads), &progress});
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);
+  const WeightConversion& conversion = model->conversion();
+  if (HasConvertedTypes(conversion)) {
+    PrintError(fmt::format(
+        "weights: {} tensors of {} became q8 groups: {} for {}, in {:.1f} s, peak memory {}",
+        conversion.num_tensors, fmt::join(conversion.types, ", "), FormatByteSize(conversion.bytes),
+        FormatByteSize(conversion.stored_bytes), seconds.count(),
+        FormatByteSize(PeakMemoryBytes())));
+  }
+  return model;
 }
 
 void RefuseQuantizedWeights(CLI::App& command) {

@@ -165,10 +165,13 @@ TEST(Inputs, AreLookedAtBeforeAnythingElse) {
   ExpectOneLineError(RunProgram({"run", "--model", "Qwen/Qwen2.5-7B", "text"}), 1,
                      {"Qwen/Qwen2.5-7B", "nothing is downloaded"});
   ExpectOneLineError(RunProgram({"run", "--model", folder.path(), "text"}), 1,
-                     {folder.path(), "found no config.json in this folder"});
+                     {folder.path(), "found no config.json and no .gguf file"});
   const std::string gguf = folder.Write("x.gguf", "GGUF");
   ExpectOneLineError(RunProgram({"run", "--model", gguf, "text"}), 1,
-                     {gguf, "GGUF", "not supported"});
+                     {gguf, "version: found the end of the file (4 bytes)"});
+  const std::string other = folder.Write("x.bin", "text");
+  ExpectOneLineError(RunProgram({"run", "--model", other, "text"}), 1,
+                     {other, "is a file of another kind", "GGUF"});
   ExpectOneLineError(RunProgram({"run", "--model", kModel, "--file", folder.path()}), 1,
                      {folder.path(), "is a folder"});
 }

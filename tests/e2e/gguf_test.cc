@@ -1,0 +1,204 @@
+// GGUF files as their user meets them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "pmkvq/io/file.h"
+#include "pmkvq/io/json.h"
+#include "pmkvq/io/safetensors.h"
+#include "support/command_help.h"
+#include "support/gguf_model.h"
+#include "support/run_program.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::ExpectOneLineError;
+using testing_support::GgufOf;
+using testing_support::GgufWriter;
+using testing_support::MakeTinyWeights;
+using testing_support::Plus;
+using testing_support::ProgramResult;
+using testing_support::RandomGgufOf;
+using testing_support::RunProgram;
+using testing_support::TempFolder;
+using testing_support::TinyModel;
+using Args = std::vector<std::string>;
+
+const std::string kGolden = PMKVQ_SOURCE_DIR "/tests/golden/";
+const std::string kFolder = kGolden + "tiny-llama";
+const std::string kF32 = kGolden + "gguf/tiny-llama-f32.gguf";
+const std::string kQ8_0 = kGolden + "gguf/tiny-llama-q8_0.gguf";
+
+std::string Ids(int count) {
+  std::string ids;
+  for (int i = 0; i < count; ++i) ids += (i > 0 ? "," : "") + std::to_string(i * 37 % 250);
+  return ids;
+}
+
+std::string Rows(const TempFolder& folder) {
+  std::string rows;
+  for (int i = 0; i < 3; ++i) rows += "{\"input_ids\":[" + Ids(300) + "]}\n";
+  return folder.Write("rows.jsonl", rows);
+}
+
+// A model whose matrices are Q4_K.
+std::string WriteQ4K(const TempFolder& folder) {
+  TinyModel tiny;
+  tiny.vocab = 256;
+  tiny.hidden = 256;
+  tiny.inner = 256;
+  tiny.layers = 1;
+  tiny.heads = 8;
+  tiny.kv_heads = 4;
+  tiny.head_dim = 32;
+  auto weights = MakeTinyWeights(tiny);
+  return folder.Write("q4_k.gguf", RandomGgufOf(tiny, GgufTensorType::kQ4_K, weights).Bytes());
+}
+
+std::vector<int64_t> GreedyIds(const std::string& model, const Args& more = {}) {
+  const Args run = {"run", "--model",       model, "--prompt-ids", Ids(70), "--max-tokens",
+                    "40",  "--temperature", "0",   "--json",       "-"};
+  const ProgramResult result = RunProgram(Plus(run, more));
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  if (result.exit_code != 0) return {};
+  const JsonValue json = JsonValue::Parse(result.out, "run");
+  return json.At("sequences").At(size_t{0}).At("output_ids").AsIntArray();
+}
+
+TEST(Gguf, GreedyOutputIsThatOfTheFolder) {
+  const std::vector<int64_t> expected = GreedyIds(kFolder);
+  ASSERT_GE(expected.size(), 1u);
+  EXPECT_EQ(GreedyIds(kF32), expected);
+  EXPECT_EQ(GreedyIds(kF32, {"--weights", "q8"}), GreedyIds(kFolder, {"--weights", "q8"}));
+  EXPECT_FALSE(GreedyIds(kQ8_0).empty());
+  const TempFolder folder;
+  std::filesystem::copy_file(kF32, folder.File("model.gguf"));
+  EXPECT_EQ(GreedyIds(folder.path()), expected) << "the folder of one file";
+}
+
+TEST(Gguf, LogitsAreThoseOfTheFolder) {
+  const TempFolder folder;
+  std::vector<std::string> files;
+  for (const std::string& model : {kFolder, kF32}) {
+    const std::string out = folder.File(std::to_string(files.size()) + ".safetensors");
+    const ProgramResult result = RunProgram(
+        {"logits", "--model", model, "--prompt-ids", Ids(100), "--out", out, "--threads", "2"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    files.push_back(ReadFile(out));
+  }
+  EXPECT_EQ(files[0], files[1]);
+}
+
+TEST(Gguf, EveryCommandTakesThem) {
+  const TempFolder folder;
+  const std::string rows = Rows(folder);
+  const std::string plan = folder.File("plan.json");
+  const Args data = {"--dataset", rows, "--n-samples", "2", "--seq-len", "128"};
+  const std::string q4_k = WriteQ4K(folder);
+  for (const std::string& model : {kQ8_0, q4_k}) {
+    SCOPED_TRACE(model);
+    const auto run = [&](const Args& args) {
+      const ProgramResult result = RunProgram(args);
+      EXPECT_EQ(result.exit_code, 0) << result.err;
+      return result;
+    };
+    run({"perplexity", "--model", model, "--dataset", rows, "--kv", "static-4"});
+    run(Plus({"sensitivity", "--model", model, "--json", folder.File("s.json")}, data));
+    run({"allocate", "--model", model, "--sensitivity", folder.File("s.json"), "--memory-budget",
+         "1MiB", "--max-len", "256", "--json", folder.File("a.json")});
+    run(Plus({"calibrate", "--model", model, "--plan", plan, "--memory-budget", "1MiB", "--max-len",
+              "256"},
+             data));
+    run({"inspect", model, "--kv", "pm-kvq", "--plan", plan});
+    EXPECT_FALSE(GreedyIds(model, {"--kv", "pm-kvq", "--plan", plan}).empty());
+  }
+  // The plan is of the last model.
+  ExpectOneLineError(RunProgram({"run", "--model", kQ8_0, "--prompt-ids", "1,2", "--kv", "pm-kvq",
+                                 "--plan", plan}),
+                     1, {plan, "model.identity", "another one"});
+}
+
+TEST(Gguf, SaysWhatBecameOfWeights) {
+  const TempFolder folder;
+  const std::string q4_k = WriteQ4K(folder);
+  const ProgramResult run =
+      RunProgram({"run", "--model", q4_k, "--prompt-ids", "1,2", "--max-tokens", "1"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_NE(run.err.find("weights: 9 tensors of Q4_K became q8 groups"), std::string::npos)
+      << run.err;
+  EXPECT_NE(run.err.find("peak memory"), std::string::npos) << run.err;
+  EXPECT_EQ(RunProgram({"run", "--model", kQ8_0, "--prompt-ids", "1,2", "--max-tokens", "1"})
+                .err.find("became q8"),
+            std::string::npos);
+
+  const ProgramResult inspect = RunProgram({"inspect", q4_k, "--json"});
+  ASSERT_EQ(inspect.exit_code, 0) << inspect.err;
+  const JsonValue types = JsonValue::Parse(inspect.out, "inspect").At("tensor_types");
+  EXPECT_EQ(types.At("F32").At("kept_as").AsString(), "as-stored");
+  EXPECT_EQ(types.At("F32").At("max_added_error").AsDouble(), 0);
+  EXPECT_EQ(types.At("Q4_K").At("kept_as").AsString(), "q8");
+  EXPECT_EQ(types.At("Q4_K").At("tensors").AsInt(), 9);
+  // At most half a code of 127, of which the scale is rounded up by 2^-7 at most.
+  EXPECT_GT(types.At("Q4_K").At("max_added_share").AsDouble(), 1e-4);
+  EXPECT_LT(types.At("Q4_K").At("max_added_share").AsDouble(), 0.0041);
+  const ProgramResult table = RunProgram({"inspect", q4_k});
+  EXPECT_NE(table.out.find("of the largest weight of its tensor"), std::string::npos) << table.out;
+  EXPECT_EQ(JsonValue::Parse(RunProgram({"inspect", kQ8_0, "--json"}).out, "inspect")
+                .At("tensor_types")
+                .At("Q8_0")
+                .At("kept_as")
+                .AsString(),
+            "as-stored");
+  const ProgramResult blocks = RunProgram({"inspect", kGolden + "gguf/blocks.gguf"});
+  EXPECT_EQ(blocks.exit_code, 0) << blocks.err;
+  EXPECT_NE(blocks.out.find("mxfp4.weight"), std::string::npos) << blocks.out;
+}
+
+// With a fault in the tokenizer a file still holds a model: the golden one, that is.
+TEST(Gguf, ATokenizerThatIsRefusedLeavesTokenIds) {
+  const TinyModel tiny;
+  GgufWriter writer = GgufOf(tiny, MakeTinyWeights(tiny));
+  writer.Text("tokenizer.ggml.model", "gpt2").Text("tokenizer.ggml.pre", "no-such-pre");
+  writer.Texts("tokenizer.ggml.tokens", {"a", "b"}).Texts("tokenizer.ggml.merges", {});
+  const TempFolder folder;
+  const std::string model = folder.Write("m.gguf", writer.Bytes());
+  const ProgramResult ids =
+      RunProgram({"run", "--model", model, "--prompt-ids", "1,2", "--max-tokens", "2"});
+  EXPECT_EQ(ids.exit_code, 0) << ids.err;
+  EXPECT_NE(ids.err.find("no-such-pre"), std::string::npos) << ids.err;
+  ExpectOneLineError(RunProgram({"run", "--model", model, "text"}), 1,
+                     {"tokenizer.ggml.pre", "no-such-pre", "--tokenizer"});
+  // Another tokenizer in its place; its ids are beyond this model's 48.
+  const std::string other = PMKVQ_SOURCE_DIR "/models/longcot-10m";
+  const ProgramResult text = RunProgram({"run", "--model", model, "--tokenizer", other,
+                                         "--chat-template", "none", "--max-tokens", "1", "3"});
+  EXPECT_EQ(text.err.find("no-such-pre"), std::string::npos) << text.err;
+  const ProgramResult inspect = RunProgram({"inspect", model});
+  EXPECT_EQ(inspect.exit_code, 0) << inspect.err;
+  EXPECT_NE(inspect.out.find("not supported"), std::string::npos) << inspect.out;
+}
+
+TEST(Gguf, MalformedFilesAreErrorsOfOneLine) {
+  const JsonValue cases = JsonValue::ParseFile(kGolden + "gguf/malformed/cases.json");
+  int count = 0;
+  cases.ForEachMember([&](std::string_view name, const JsonValue&) {
+    const std::string path = kGolden + "gguf/malformed/" + std::string(name);
+    if (!FileExists(path)) return;  // The one that a unit test makes.
+    ++count;
+    SCOPED_TRACE(path);
+    for (const Args& args : {Args{"inspect", path}, Args{"run", "--model", path, "text"},
+                             Args{"tokenize", "--model", path, "text"}}) {
+      const ProgramResult result = RunProgram(args);
+      EXPECT_EQ(result.exit_code, 1);
+      EXPECT_NE(result.err.find(path), std::string::npos) << result.err;
+      EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+      EXPECT_LT(result.peak_rss_kib, 64 * 1024);
+    }
+  });
+  EXPECT_EQ(count, 30);
+}
+
+}  // namespace
+}  // namespace pmkvq
