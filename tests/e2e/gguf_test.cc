@@ -2,18 +2,23 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/io/model_config.h"
 #include "pmkvq/io/safetensors.h"
 #include "support/command_help.h"
 #include "support/gguf_model.h"
+#include "support/gguf_vocabulary.h"
 #include "support/run_program.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::AddByteLevelVocabulary;
+using testing_support::AppendBytes;
 using testing_support::ExpectOneLineError;
 using testing_support::GgufOf;
 using testing_support::GgufWriter;
@@ -28,6 +33,7 @@ using Args = std::vector<std::string>;
 
 const std::string kGolden = PMKVQ_SOURCE_DIR "/tests/golden/";
 const std::string kFolder = kGolden + "tiny-llama";
+const std::string kLongcot = PMKVQ_SOURCE_DIR "/models/longcot-10m";
 const std::string kF32 = kGolden + "gguf/tiny-llama-f32.gguf";
 const std::string kQ8_0 = kGolden + "gguf/tiny-llama-q8_0.gguf";
 
@@ -57,6 +63,65 @@ std::string WriteQ4K(const TempFolder& folder) {
   return folder.Write("q4_k.gguf", RandomGgufOf(tiny, GgufTensorType::kQ4_K, weights).Bytes());
 }
 
+// Blocks of 32 BF16 weights as Q8_0, as llama.cpp rounds them.
+std::string ToQ8_0(const TensorView& tensor) {
+  std::string data;
+  for (int64_t begin = 0; begin < tensor.num_elements(); begin += 32) {
+    const BF16* weights = tensor.As<BF16>() + begin;
+    float largest = 0;
+    for (int i = 0; i < 32; ++i) largest = std::max(largest, std::abs(ToFloat(weights[i])));
+    const float scale = largest / 127;
+    AppendBytes(data, ToF16(scale));
+    for (int i = 0; i < 32; ++i) {
+      const float code = scale > 0 ? ToFloat(weights[i]) / scale : 0;
+      data += static_cast<char>(std::lround(code));
+    }
+  }
+  return data;
+}
+
+// The shipped model with its tokenizer and template: matrices as stored, or as Q8_0.
+std::string WriteLongcot(const std::string& path, bool q8_0) {
+  const ModelConfig config = LoadModelConfig(kLongcot);
+  GgufWriter writer;
+  writer.Text("general.architecture", "qwen2");
+  const auto number = [&](const char* key, int64_t value) {
+    writer.U32(std::string("qwen2.") + key, static_cast<uint32_t>(value));
+  };
+  number("block_count", config.num_layers);
+  number("context_length", config.max_position_embeddings);
+  number("embedding_length", config.hidden_size);
+  number("feed_forward_length", config.intermediate_size);
+  number("attention.head_count", config.num_heads);
+  number("attention.head_count_kv", config.num_kv_heads);
+  number("attention.key_length", config.head_dim);
+  number("attention.value_length", config.head_dim);
+  writer.F32("qwen2.attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
+  writer.F32("qwen2.rope.freq_base", static_cast<float>(config.rope_theta));
+  AddByteLevelVocabulary(writer, kLongcot + "/tokenizer.json", "qwen2");
+  writer.U32("tokenizer.ggml.bos_token_id", static_cast<uint32_t>(config.bos_token_id));
+  writer.U32("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(config.eos_token_ids[0]));
+  writer.Text(
+      "tokenizer.chat_template",
+      JsonValue::ParseFile(kLongcot + "/tokenizer_config.json").At("chat_template").AsString());
+  for (const char* shard :
+       {"/model-00001-of-00002.safetensors", "/model-00002-of-00002.safetensors"}) {
+    const SafetensorsFile file = SafetensorsFile::Open(kLongcot + shard);
+    for (const auto& [name, tensor] : file.tensors()) {
+      const std::string stored = GgufName(CanonicalNameOfHuggingFace(name));
+      std::vector<uint64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
+      if (q8_0 && sizes.size() == 2) {
+        writer.Tensor(stored, sizes, GgufTensorType::kQ8_0, ToQ8_0(tensor));
+      } else {
+        writer.Tensor(stored, sizes, GgufTensorType::kBF16,
+                      {reinterpret_cast<const char*>(tensor.data), tensor.num_bytes()});
+      }
+    }
+  }
+  WriteFileAtomically(path, writer.Bytes());
+  return path;
+}
+
 std::vector<int64_t> GreedyIds(const std::string& model, const Args& more = {}) {
   const Args run = {"run", "--model",       model, "--prompt-ids", Ids(70), "--max-tokens",
                     "40",  "--temperature", "0",   "--json",       "-"};
@@ -76,6 +141,24 @@ TEST(Gguf, GreedyOutputIsThatOfTheFolder) {
   const TempFolder folder;
   std::filesystem::copy_file(kF32, folder.File("model.gguf"));
   EXPECT_EQ(GreedyIds(folder.path()), expected) << "the folder of one file";
+}
+
+// Text in, text out: tokenizer, template, ends of an answer and weights of the file.
+TEST(Gguf, AnswersOfAWholeModelAreThoseOfTheFolder) {
+  const TempFolder folder;
+  const auto answer = [](const std::string& model) {
+    const ProgramResult result =
+        RunProgram({"run", "--model", model, "--temperature", "0",
+                    "Multiply 472 by 58 with column sums of digit products. What is the product?"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_NE(result.err.find("[stop]"), std::string::npos) << result.err;
+    return result.out;
+  };
+  const std::string expected = answer(kLongcot);
+  EXPECT_NE(expected.find("27376"), std::string::npos) << expected;
+  EXPECT_EQ(answer(WriteLongcot(folder.File("bf16.gguf"), false)), expected);
+  const std::string rounded = answer(WriteLongcot(folder.File("q8_0.gguf"), true));
+  EXPECT_NE(rounded.find("27376"), std::string::npos) << rounded;
 }
 
 TEST(Gguf, LogitsAreThoseOfTheFolder) {

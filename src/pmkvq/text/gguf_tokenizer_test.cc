@@ -1,16 +1,15 @@
 #include "pmkvq/text/gguf_tokenizer.h"
 
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
-#include "pmkvq/io/json.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/tokenizer.h"
 #include "support/expect_error.h"
+#include "support/gguf_vocabulary.h"
 #include "support/gguf_writer.h"
 #include "support/sentencepiece_golden.h"
 #include "support/temp_folder.h"
@@ -18,6 +17,7 @@
 namespace pmkvq {
 namespace {
 
+using testing_support::AddByteLevelVocabulary;
 using testing_support::ExpectError;
 using testing_support::GgufWriter;
 using testing_support::TempFolder;
@@ -74,38 +74,9 @@ GgufWriter MistralVocabulary() {
 
 // The byte-level tokenizer.json of tests/golden, R1-Distill-Qwen, as metadata.
 GgufWriter QwenVocabulary() {
-  const JsonValue json = JsonValue::ParseFile(kGolden + "tokenizers/tokenizer.json");
-  std::vector<std::string> tokens;
-  std::vector<int32_t> types;
-  const auto put = [&](int64_t id, std::string text, int32_t type) {
-    const auto index = static_cast<size_t>(id);
-    for (size_t i = tokens.size(); i <= index; ++i) {
-      tokens.push_back(fmt::format("[PAD{}]", i));
-      types.push_back(5);
-    }
-    tokens[index] = std::move(text);
-    types[index] = type;
-  };
-  json.At("model").At("vocab").ForEachMember(
-      [&](std::string_view token, const JsonValue& id) { put(id.AsInt(), std::string(token), 1); });
-  const JsonValue added = json.At("added_tokens");
-  for (size_t i = 0; i < added.size(); ++i) {
-    const JsonValue token = added.At(i);
-    put(token.At("id").AsInt(), token.At("content").AsString(),
-        token.BoolOr("special", false) ? 3 : 4);
-  }
-  std::vector<std::string> merges;
-  const JsonValue list = json.At("model").At("merges");
-  for (size_t i = 0; i < list.size(); ++i) {
-    const JsonValue merge = list.At(i);
-    merges.push_back(merge.IsString() ? merge.AsString()
-                                      : merge.At(0).AsString() + " " + merge.At(1).AsString());
-  }
   GgufWriter writer;
-  writer.Text("general.architecture", "qwen2").Text("tokenizer.ggml.model", "gpt2");
-  writer.Text("tokenizer.ggml.pre", "deepseek-r1-qwen").Texts("tokenizer.ggml.tokens", tokens);
-  writer.Array("tokenizer.ggml.token_type", GgufType::kI32, types);
-  writer.Texts("tokenizer.ggml.merges", merges);
+  writer.Text("general.architecture", "qwen2");
+  AddByteLevelVocabulary(writer, kGolden + "tokenizers/tokenizer.json", "deepseek-r1-qwen");
   return writer;
 }
 

@@ -1,0 +1,48 @@
+// Vocabularies of tokenizer.json files as metadata of GGUF files.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "pmkvq/io/json.h"
+#include "support/gguf_writer.h"
+
+namespace pmkvq::testing_support {
+
+// Tokens, types and merges of a byte-level tokenizer.json; `pre` names its split pattern.
+inline void AddByteLevelVocabulary(GgufWriter& writer, const std::string& path,
+                                   const std::string& pre) {
+  const JsonValue json = JsonValue::ParseFile(path);
+  std::vector<std::string> tokens;
+  std::vector<int32_t> types;
+  const auto put = [&](int64_t id, std::string text, int32_t type) {
+    const auto index = static_cast<size_t>(id);
+    for (size_t i = tokens.size(); i <= index; ++i) {
+      tokens.push_back("[PAD" + std::to_string(i) + "]");
+      types.push_back(5);
+    }
+    tokens[index] = std::move(text);
+    types[index] = type;
+  };
+  json.At("model").At("vocab").ForEachMember(
+      [&](std::string_view token, const JsonValue& id) { put(id.AsInt(), std::string(token), 1); });
+  const JsonValue added = json.At("added_tokens");
+  for (size_t i = 0; i < added.size(); ++i) {
+    const JsonValue token = added.At(i);
+    put(token.At("id").AsInt(), token.At("content").AsString(),
+        token.BoolOr("special", false) ? 3 : 4);
+  }
+  std::vector<std::string> merges;
+  const JsonValue list = json.At("model").At("merges");
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonValue merge = list.At(i);
+    merges.push_back(merge.IsString() ? merge.AsString()
+                                      : merge.At(0).AsString() + " " + merge.At(1).AsString());
+  }
+  writer.Text("tokenizer.ggml.model", "gpt2").Text("tokenizer.ggml.pre", pre);
+  writer.Texts("tokenizer.ggml.tokens", tokens);
+  writer.Array("tokenizer.ggml.token_type", GgufType::kI32, types);
+  writer.Texts("tokenizer.ggml.merges", merges);
+}
+
+}  // namespace pmkvq::testing_support
