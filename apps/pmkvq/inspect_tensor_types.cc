@@ -46,7 +46,7 @@ std::vector<TensorTypeUse> TensorTypesOf(const Checkpoint& checkpoint, int threa
   constexpr int64_t kShownBytes = int64_t{256} << 20;
   const bool shows_progress = total_bytes >= kShownBytes;
   ProgressBar progress;
-  if (shows_progress) progress.Begin("weights", ToMiB(total_bytes), 0);
+  if (shows_progress) progress.Begin("MiB of weights", ToMiB(total_bytes), 0);
   std::map<std::string, TensorTypeUse> by_type;
   int64_t done_bytes = 0;
   for (const StoredWeight& tensor : checkpoint.weights().tensors()) {

@@ -19,7 +19,7 @@ void WeightCommandOptions::Register(CLI::App& command) {
       .add_option(
           "--weights", weights,
           "as-stored, or q8: int8 codes in groups of 32, made while loading; decoding reads "
-          "about half of BF16's bytes (docs/numerics.md)")
+          "about half of BF16's bytes (docs/numerics.md). Types of GGUF below 8 bits are always q8")
       ->transform(OneOf({NameOf(WeightMode::kAsStored), NameOf(WeightMode::kQ8)}))
       ->capture_default_str();
 }

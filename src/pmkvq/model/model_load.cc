@@ -197,7 +197,7 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   // Less than a second: nobody waits for it.
   constexpr uint64_t kShownBytes = uint64_t{256} << 20;
   ProgressSink* const progress = total_bytes >= kShownBytes ? options.progress : nullptr;
-  if (progress != nullptr) progress->Begin("weights", ToMiB(total_bytes), 0);
+  if (progress != nullptr) progress->Begin("MiB of weights", ToMiB(total_bytes), 0);
   uint64_t done_bytes = 0;
   std::set<std::string> types;
   for (ToQuantize& each : work) {
