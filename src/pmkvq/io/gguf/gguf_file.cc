@@ -7,6 +7,8 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <span>
+#include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -22,13 +24,20 @@ constexpr std::string_view kExtension = ".gguf";
 
 struct OneFile {
   std::string path;
-  MappedFile mapped;
+  std::optional<MappedFile> mapped;  // Nothing: `owned` are the bytes.
+  std::vector<std::byte> owned;
   GgufHeader header;
+
+  std::span<const std::byte> bytes() const {
+    return mapped.has_value() ? std::span(mapped->data(), mapped->size()) : std::span(owned);
+  }
 };
 
 std::unique_ptr<OneFile> OpenOne(const std::string& path) {
-  auto file = std::make_unique<OneFile>(OneFile{path, MappedFile::Open(path), {}});
-  file->header = ParseGgufHeader(file->path, {file->mapped.data(), file->mapped.size()});
+  auto file = std::make_unique<OneFile>();
+  file->path = path;
+  file->mapped = MappedFile::Open(path);
+  file->header = ParseGgufHeader(file->path, file->bytes());
   return file;
 }
 
@@ -150,6 +159,8 @@ std::vector<std::string> FirstFilesOf(const std::string& folder) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string path = entry.path().string();
     if (!path.ends_with(kExtension) || !entry.is_regular_file(error)) continue;
+    // The image part of a model that also takes images.
+    if (entry.path().filename().string().starts_with("mmproj")) continue;
     const std::optional<PartName> name = ParsePartName(path);
     if (!name || name->number == 1) files.push_back(path);
   }
@@ -193,6 +204,17 @@ GgufSet GgufSet::Open(const std::string& path) {
   return set;
 }
 
+GgufSet GgufSet::FromMemory(const std::string& name, std::vector<std::byte> bytes) {
+  auto file = std::make_unique<OneFile>();
+  file->path = name;
+  file->owned = std::move(bytes);
+  file->header = ParseGgufHeader(file->path, file->bytes());
+  auto impl = std::make_unique<Impl>();
+  impl->tensors = file->header.tensors;
+  impl->files.push_back(std::move(file));
+  return GgufSet(std::move(impl));
+}
+
 const std::string& GgufSet::path() const { return impl_->files.front()->path; }
 int64_t GgufSet::num_files() const { return std::ssize(impl_->files); }
 
@@ -209,8 +231,8 @@ const GgufTensor* GgufSet::FindTensor(std::string_view name) const {
 
 const std::string& GgufSet::FileOf(const GgufTensor& tensor) const {
   const auto holds = [&](const std::unique_ptr<OneFile>& file) {
-    return tensor.data >= file->mapped.data() &&
-           tensor.data < file->mapped.data() + file->mapped.size();
+    const std::span<const std::byte> bytes = file->bytes();
+    return tensor.data >= bytes.data() && tensor.data < bytes.data() + bytes.size();
   };
   const auto found = std::find_if(impl_->files.begin(), impl_->files.end(), holds);
   PMKVQ_CHECK_MSG(found != impl_->files.end(), "a tensor of another set");
@@ -219,7 +241,8 @@ const std::string& GgufSet::FileOf(const GgufTensor& tensor) const {
 
 void GgufSet::DropPages(const GgufTensor& tensor) const {
   for (const auto& file : impl_->files) {
-    file->mapped.DropPages(tensor.data, static_cast<size_t>(tensor.num_bytes));
+    if (!file->mapped.has_value()) continue;
+    file->mapped->DropPages(tensor.data, static_cast<size_t>(tensor.num_bytes));
   }
 }
 

@@ -1,6 +1,7 @@
 // GGUF files: one, or all parts of a split one.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -22,6 +23,9 @@ class GgufSet {
   // naming the first one.
   static GgufSet Open(const std::string& path);
 
+  // The same of one file's bytes, under a name that errors can show.
+  static GgufSet FromMemory(const std::string& name, std::vector<std::byte> bytes);
+
   GgufSet(GgufSet&&) noexcept;
   GgufSet& operator=(GgufSet&&) noexcept;
   ~GgufSet();
@@ -37,7 +41,7 @@ class GgufSet {
   const GgufTensor* FindTensor(std::string_view name) const;
   const std::string& FileOf(const GgufTensor& tensor) const;
 
-  // Gives the memory of a tensor back; it is read from its file when next used.
+  // Gives the memory of a mapped tensor back; it is read from its file when next used.
   void DropPages(const GgufTensor& tensor) const;
 
  private:
@@ -48,8 +52,8 @@ class GgufSet {
 
 // The GGUF file that `path`, which a user gave for a model, means: the file itself when it is one
 // (its name ends in .gguf, or it begins like one), or the only one of a folder that holds no
-// safetensors checkpoint (of a split file its first part). Empty where `path` means none.
-// Throws InvalidInput for a folder with several, listing them.
+// safetensors checkpoint (of a split file its first part; mmproj*.gguf do not count). Empty where
+// `path` means none. Throws InvalidInput for a folder with several, listing them.
 std::string FindGgufFile(const std::string& path);
 
 }  // namespace pmkvq

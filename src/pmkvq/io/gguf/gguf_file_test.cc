@@ -274,6 +274,7 @@ TEST(GgufFile, FindsTheFileThatAPathMeans) {
   const std::string bytes = GgufWriter().U32("a", 1).Bytes();
   const std::string a = folder.Write("a.gguf", bytes);
   EXPECT_EQ(FindGgufFile(a), a);
+  folder.Write("mmproj-a.gguf", bytes);
   EXPECT_EQ(FindGgufFile(folder.path()), folder.File("a.gguf"));
   EXPECT_EQ(FindGgufFile(folder.Write("model.bin", bytes)), folder.File("model.bin"));
   EXPECT_EQ(FindGgufFile(folder.Write("text.txt", "GGU")), "");
