@@ -91,6 +91,12 @@ int32_t AddedTokenMatcher::LongestAt(std::string_view text, size_t offset) const
   return longest;
 }
 
+size_t AddedTokenMatcher::LengthAt(std::string_view text, size_t offset) const {
+  if (!starts_[static_cast<unsigned char>(text[offset])]) return 0;
+  const int32_t index = LongestAt(text, offset);
+  return index == kNone ? 0 : tokens_[static_cast<size_t>(index)].content.size();
+}
+
 std::vector<Segment> AddedTokenMatcher::Split(std::string_view text, bool parse_special) const {
   if (parse_special || text.empty()) return Split(text, std::vector<ByteRange>{});
   return Split(text, std::vector<ByteRange>{{0, text.size()}});

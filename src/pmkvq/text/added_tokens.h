@@ -37,6 +37,9 @@ class AddedTokenMatcher {
   // `token.content` must not be empty; a second token of the same content is a caller bug.
   void Add(const AddedToken& token);
 
+  // Bytes of the longest token that starts at text[offset]; 0 for none.
+  size_t LengthAt(std::string_view text, size_t offset) const;
+
   // Segments of `text` (valid UTF-8) in order, without empty stretches. With `parse_special` off,
   // control tokens are found but left as text (and hide other tokens inside them).
   std::vector<Segment> Split(std::string_view text, bool parse_special) const;

@@ -169,6 +169,9 @@ std::string Normalizer::Normalize(std::string_view text, bool is_first) const {
       case Kind::kTrimSpaces:
         result = TrimSpaces(result);
         break;
+      case Kind::kMap:
+        result = map_->map.Apply(result, map_->kept, max_bytes);
+        break;
       case Kind::kTrimEnd:
         while (result.ends_with(step.from)) result.resize(result.size() - step.from.size());
         break;

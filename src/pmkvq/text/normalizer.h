@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/io/json.h"
+#include "pmkvq/text/character_map.h"
 
 namespace pmkvq {
 
@@ -31,6 +34,11 @@ class Normalizer {
   void AddReplace(std::string_view from, std::string_view to) {
     steps_.push_back({Kind::kReplace, std::string(from), std::string(to)});
   }
+  // Replaces characters by `map`, but for those of the tokens `kept`.
+  void AddCharacterMap(CharacterMap map, AddedTokenMatcher kept) {
+    map_ = std::make_shared<const Map>(Map{std::move(map), std::move(kept)});
+    steps_.push_back({Kind::kMap, {}, {}});
+  }
   // Makes one space of several, and none of those at both ends.
   void AddTrimSpaces() { steps_.push_back({Kind::kTrimSpaces, {}, {}}); }
   // Drops every `end` at the end of a text.
@@ -43,7 +51,7 @@ class Normalizer {
   std::string Normalize(std::string_view text, bool is_first = true) const;
 
  private:
-  enum class Kind { kNfc, kPrefix, kReplace, kTrimSpaces, kTrimEnd };
+  enum class Kind { kNfc, kPrefix, kReplace, kTrimSpaces, kTrimEnd, kMap };
   struct Step {
     Kind kind;
     std::string from;
@@ -51,7 +59,12 @@ class Normalizer {
   };
 
   void Add(const JsonValue& json);
+  struct Map {
+    CharacterMap map;
+    AddedTokenMatcher kept;
+  };
   std::vector<Step> steps_;
+  std::shared_ptr<const Map> map_;
 };
 
 // `text` with every `from` (not empty) replaced by `to`. Throws InvalidInput for a result of more

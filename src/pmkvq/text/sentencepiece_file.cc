@@ -130,8 +130,7 @@ struct SentencePieceFile::Fields {
   std::string_view bos = "<s>";
   std::string_view eos = "</s>";
   std::string_view pad = "<pad>";
-  std::string_view normalizer;
-  bool has_character_map = false;
+  std::string_view character_map;
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = true;
   bool escape_whitespaces = true;
@@ -168,11 +167,12 @@ SentencePieceFile::SentencePieceFile(std::string_view bytes, const std::string& 
     throw InvalidInput(source_, "no SentencePiece model: found no pieces, expected ModelProto");
   }
   CheckSupported(fields);
-  if (denormalizer.has_character_map) {
+  if (!denormalizer.character_map.empty()) {
     throw Unsupported(source_,
                       "denormalizer_spec.precompiled_charsmap: found a map, expected none");
   }
   data_.add_space_prefix = fields.add_dummy_prefix;
+  data_.character_map = fields.character_map;
   data_.removes_extra_spaces = fields.remove_extra_whitespaces;
   data_.unk = FindControl(fields.unk);
   data_.bos = FindControl(fields.bos);
@@ -244,11 +244,8 @@ void SentencePieceFile::ReadNormalizer(std::string_view message, const std::stri
   FieldReader spec(message, source, "NormalizerSpec");
   while (spec.Next()) {
     switch (spec.field()) {
-      case 1:
-        fields->normalizer = spec.Bytes();
-        break;
       case 2:
-        fields->has_character_map = !spec.Bytes().empty();
+        fields->character_map = spec.Bytes();
         break;
       case 3:
         fields->add_dummy_prefix = spec.Bool();
@@ -276,9 +273,6 @@ void SentencePieceFile::CheckSupported(const Fields& fields) const {
   expect(fields.byte_fallback, "trainer_spec.byte_fallback", "false", "true");
   expect(!fields.whitespace_as_suffix, "trainer_spec.treat_whitespace_as_suffix", "true", "false");
   expect(fields.escape_whitespaces, "normalizer_spec.escape_whitespaces", "false", "true");
-  expect(!fields.has_character_map, "normalizer_spec.precompiled_charsmap",
-         fmt::format("the map \"{}\"", fields.normalizer.substr(0, 40)),
-         "none (the normaliser \"identity\"); a tokenizer.json of the model may work");
 }
 
 int32_t SentencePieceFile::FindControl(std::string_view piece) const {

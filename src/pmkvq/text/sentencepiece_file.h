@@ -13,7 +13,7 @@ class SentencePieceFile {
  public:
   // `bytes`: the file, which outlives this. `source` names it in errors. Throws InvalidInput for
   // what is no such message or has no pieces, Unsupported for models other than BPE with byte
-  // fallback and for normalisation by a character map.
+  // fallback.
   SentencePieceFile(std::string_view bytes, const std::string& source);
 
   // Points into the bytes.

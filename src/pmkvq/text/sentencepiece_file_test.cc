@@ -118,9 +118,43 @@ TEST(SentencePieceFile, OtherModelsAreRefused) {
   model = {};
   model.whitespace_as_suffix = true;
   ExpectRefused<Unsupported>(model.Bytes(), {"treat_whitespace_as_suffix"});
-  model = {};
-  model.character_map = "x";
-  ExpectRefused<Unsupported>(model.Bytes(), {"precompiled_charsmap", "identity"});
+}
+
+TEST(SentencePieceFile, ACharacterMapReplacesLongestMatches) {
+  // Units: the root, whose children lie at 256 ^ byte; 'x' with a value at 2; "xy" at 512 ^ 'y'.
+  const auto offset = [](uint32_t value) { return value << 10; };
+  std::vector<uint32_t> units(1024);
+  constexpr uint32_t kLeaf = 1u << 8;
+  units[0] = offset(256);
+  units[256 ^ 'x'] = 'x' | kLeaf | offset((256 ^ 'x') ^ 512);
+  units[512] = 0x80000000u | 0;  // "x" becomes "A".
+  units[512 ^ 'y'] = 'y' | kLeaf | offset((512 ^ 'y') ^ 700);
+  units[700] = 0x80000000u | 2;  // "xy" becomes nothing.
+  std::string map;
+  const auto append = [&](uint32_t word) {
+    for (int shift = 0; shift < 32; shift += 8) map += static_cast<char>(word >> shift & 255);
+  };
+  append(static_cast<uint32_t>(4 * units.size()));
+  for (const uint32_t unit : units) append(unit);
+  map += std::string("A\0\0", 3);
+  SmallSentencePiece model;
+  model.character_map = map;
+  model.add_dummy_prefix = false;
+  const auto tokenizer = Load(model);
+  EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("xaxyx")), "AaA");
+  const auto refused = [](const std::string& wrong, std::initializer_list<std::string> words) {
+    SmallSentencePiece with_map;
+    with_map.character_map = wrong;
+    ExpectRefused<InvalidInput>(with_map.Bytes(), words);
+  };
+  refused("x", {"precompiled_charsmap", "trie"});
+  refused(map.substr(0, 100), {"precompiled_charsmap", "4096", "100"});
+  refused(map + "\xff", {"precompiled_charsmap", "UTF-8"});
+  // A place beyond the replacements is found when it is used.
+  SmallSentencePiece cut;
+  cut.character_map = map.substr(0, map.size() - 3);
+  const auto broken = Load(cut);
+  ExpectError<InvalidInput>([&] { (void)broken->Encode("x"); }, {"precompiled_charsmap", "byte 0"});
 }
 
 TEST(SentencePieceFile, WrongPiecesAreNamed) {

@@ -34,9 +34,10 @@ std::string RandomText() {
         AppendUtf8(point, &text);
         return text;
       });
-  const auto word = rc::gen::elementOf(
-      std::vector<std::string>{" ", "  ", "    ", "the", " the", "cache", " token", "tokens of ",
-                               "ing", "123", " 4", "▁", "<0x41>", "<user>", "return x", "é"});
+  const auto word = rc::gen::elementOf(std::vector<std::string>{
+      " ",   "  ",  "    ", "the", " the",   "cache",  " token",   "tokens of ",
+      "ing", "123", " 4",   "▁",   "<0x41>", "<user>", "return x", "é",
+      "The", "½ x", "Ⅷ",    "ﬁ",   "①",      "\u3000", "\u200b"});
   std::string text;
   for (const std::string& part :
        *rc::gen::container<std::vector<std::string>>(rc::gen::oneOf(character, word, word))) {
@@ -108,12 +109,17 @@ TEST(SentencePieceOracle, RandomTextsArePiecesOfTrainedVocabularies) {
        {{"remove_extra_whitespaces", "false"}, {"allow_whitespace_only_pieces", "true"}}},
       {"pieces across words",
        {{"remove_extra_whitespaces", "false"}, {"split_by_whitespace", "false"}}},
+      {"characters by nmt_nfkc", {{"normalization_rule_name", "nmt_nfkc"}}},
+      {"characters by nfkc_cf, user-defined pieces",
+       {{"normalization_rule_name", "nfkc_cf"},
+        {"remove_extra_whitespaces", "false"},
+        {"user_defined_symbols", "Ⅷ,The,½ x"}}},
       {"user-defined pieces",
        {{"remove_extra_whitespaces", "false"}, {"user_defined_symbols", "▁▁,the,<user>,\t"}}},
   };
   for (const auto& [name, more] : kinds) {
     std::unordered_map<std::string, std::string> settings = common;
-    settings.insert(more.begin(), more.end());
+    for (const auto& [field, value] : more) settings[field] = value;
     Lines lines(text);
     std::string bytes;
     const auto status = sentencepiece::SentencePieceTrainer::Train(settings, &lines, &bytes);

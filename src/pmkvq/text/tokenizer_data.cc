@@ -130,6 +130,18 @@ void AddSentencePiece(const TokenizerData& data, const DataReader& reader, Token
   parts->model = std::make_unique<PieceModel>(data.scores, data.types, &parts->vocabulary);
   parts->merges_stay_in_words = !parts->vocabulary.has_inner_mark();
   const bool prefix = data.add_space_prefix.value_or(true);
+  if (!data.character_map.empty()) {
+    AddedTokenMatcher kept;
+    for (size_t id = 0; id < data.types.size(); ++id) {
+      if (data.types[id] != TokenType::kUserDefined || data.tokens[id].empty()) continue;
+      AddedToken token;
+      token.content = data.tokens[id];
+      kept.Add(token);
+    }
+    parts->normalizer.AddCharacterMap(
+        CharacterMap(data.character_map, parts->source + ": normalizer_spec.precompiled_charsmap"),
+        std::move(kept));
+  }
   if (data.removes_extra_spaces) parts->normalizer.AddTrimSpaces();
   if (prefix) parts->normalizer.AddPrefix(" ");
   parts->normalizer.AddReplace(" ", kSpaceMark);

@@ -56,6 +56,8 @@ struct TokenizerData {
   // them starts anew: GGUF. Otherwise they are found after spaces became U+2581, and the text
   // around them is one: a tokenizer.model.
   bool cuts_user_defined = true;
+  // tokenizer.model: what characters become first (character_map.h); empty: nothing changes.
+  std::string_view character_map;
   // tokenizer.model: runs of spaces become one, and those at both ends of a text are dropped.
   bool removes_extra_spaces = false;
 
