@@ -69,7 +69,7 @@ void WriteFields(const std::vector<Field>& fields, JsonWriter& json) {
 
 std::string DescribeTokenizer(const Tokenizer& tokenizer) {
   return fmt::format("{} of {} tokens",
-                     tokenizer.has_byte_fallback() ? "SentencePiece" : "byte-level BPE",
+                     tokenizer.is_sentence_piece() ? "SentencePiece" : "byte-level BPE",
                      tokenizer.vocab_size());
 }
 

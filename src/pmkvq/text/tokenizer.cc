@@ -120,6 +120,8 @@ std::vector<int32_t> Tokenizer::EncodeWhole(std::string_view text, bool parse_sp
   return ids;
 }
 
+bool Tokenizer::is_sentence_piece() const { return parts_->pieces.has_value(); }
+
 const std::vector<int32_t>& Tokenizer::prefix_ids() const { return parts_->prefix; }
 const std::vector<int32_t>& Tokenizer::suffix_ids() const { return parts_->suffix; }
 

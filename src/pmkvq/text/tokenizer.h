@@ -73,6 +73,8 @@ class Tokenizer {
   int32_t TokenId(std::string_view token) const;
   // Largest id + 1.
   int32_t vocab_size() const;
+  // Pieces with byte fallback; otherwise byte-level BPE.
+  bool is_sentence_piece() const;
 
  private:
   explicit Tokenizer(std::unique_ptr<const TokenizerParts> parts);
