@@ -414,7 +414,6 @@ void AddRun(CLI::App& app) {
                                 "file for the history of the cache, as JSON lines"),
             FileKind::kOutput);
   options->prompt_cache.Register(*command);
-  options->tokenizer.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(*command,
