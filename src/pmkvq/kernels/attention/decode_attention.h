@@ -79,11 +79,12 @@ struct DecodeOperands {
 
 // Pages of a run, for a sequence with `num_pages`: short runs keep all of the device busy when
 // there is little to do, long ones cost less.
-PMKVQ_HOST_DEVICE constexpr int RunPages(int num_pages) {
-  return num_pages < 128 ? 8 : num_pages < 512 ? 16 : num_pages < 2048 ? 32 : 64;
+PMKVQ_HOST_DEVICE constexpr int RunPagesLog2(int num_pages) {
+  return num_pages < 128 ? 3 : num_pages < 512 ? 4 : num_pages < 2048 ? 5 : 6;
 }
+PMKVQ_HOST_DEVICE constexpr int RunPages(int num_pages) { return 1 << RunPagesLog2(num_pages); }
 PMKVQ_HOST_DEVICE constexpr int NumRuns(int num_pages) {
-  return (num_pages + RunPages(num_pages) - 1) / RunPages(num_pages);
+  return (num_pages + RunPages(num_pages) - 1) >> RunPagesLog2(num_pages);
 }
 // The most runs that a sequence of at most `max_pages` has: longer runs begin with fewer of them.
 constexpr int MostRuns(int max_pages) {

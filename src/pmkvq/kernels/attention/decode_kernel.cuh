@@ -1,10 +1,11 @@
 // The attention kernel for pages of all widths, and the one that merges its partial results.
 //
-// Work is items: a run of pages of one KV head of one sequence. A grid of as many blocks as the
-// device holds takes them with a fixed stride. A block is four warps; the pages of a run go to them
-// in turn. Each warp has its own place in shared memory for keys, values and metadata, and asks for
-// the next keys when the scores are done, for the next values when the output is updated, across
-// items too: no barrier of the whole block is in the loop over pages.
+// Work is items: a run of pages of one KV head of one sequence, newest runs first, since new pages
+// are wide and what ends last should be short. A grid of as many blocks as the device holds takes
+// them with a fixed stride. A block is four warps; the pages of a run go to them in turn. Each warp
+// has its own place in shared memory for keys, values and metadata, and asks for the next keys when
+// the scores are done, for the next values when the output is updated, across items too: no barrier
+// of the whole block is in the loop over pages.
 #pragma once
 
 #include "pmkvq/kernels/attention/decode_attention.h"
@@ -45,16 +46,26 @@ struct WarpMemory {
   static constexpr int kBytes = 2 * kCodes + kMetadata;
 };
 
-__device__ __forceinline__ int NumPages(const DecodeArguments& a, int sequence) {
-  return (a.sink.InPages(a.num_tokens[sequence]) + fragment::kTokens - 1) / fragment::kTokens;
+__device__ __forceinline__ int NumPages(int tokens_in_pages) {
+  return (tokens_in_pages + fragment::kTokens - 1) / fragment::kTokens;
 }
-__device__ __forceinline__ int NumItems(const DecodeArguments& a, int sequence) {
-  return sequence < a.num_sequences ? NumRuns(NumPages(a, sequence)) * a.num_kv_heads : 0;
+// Tokens of a sequence; none behind the last one.
+__device__ __forceinline__ int NumTokens(const DecodeArguments& a, int sequence) {
+  return sequence < a.num_sequences ? __ldg(a.num_tokens + sequence) : 0;
+}
+__device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
+  return NumRuns(NumPages(a.sink.InPages(num_tokens))) * a.num_kv_heads;
 }
 // No partial result is written where one run is everything.
-__device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int sequence, int num_runs) {
-  return num_runs == 1 && a.sink.InRest(a.num_tokens[sequence]) == 0;
+__device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
+  return num_runs == 1 && a.sink.InRest(num_tokens) == 0;
 }
+
+// What a block knows of the batch.
+struct BatchTable {
+  int item_ends[kMostSequences];  // Items of sequences 0 to s.
+  int num_tokens[kMostSequences];
+};
 
 // What a warp does of an item: page `lane` of its pages, by lane.
 struct WarpPages {
@@ -69,10 +80,10 @@ template <int kDim>
 class DecodeWarp {
  public:
   __device__ DecodeWarp(const DecodeArguments& arguments, uint8_t* memory, uint64_t* barriers,
-                        const int* item_ends)
+                        const BatchTable& batch)
       : a_(arguments),
         memory_(memory),
-        item_ends_(item_ends),
+        batch_(batch),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         k_barrier_(SharedAddress(barriers)),
@@ -85,15 +96,15 @@ class DecodeWarp {
   __device__ __forceinline__ WarpPages Fetch(int item, int num_items) const {
     WarpPages pages{};
     if (item >= num_items) return pages;
-    const int ended = __popc(__ballot_sync(~0u, item_ends_[lane_] <= item)) +
-                      __popc(__ballot_sync(~0u, item_ends_[lane_ + 32] <= item));
-    const int first_item = ended == 0 ? 0 : item_ends_[ended - 1];
-    const int runs = (item_ends_[ended] - first_item) / a_.num_kv_heads;
+    const int ended = __popc(__ballot_sync(~0u, batch_.item_ends[lane_] <= item)) +
+                      __popc(__ballot_sync(~0u, batch_.item_ends[lane_ + 32] <= item));
+    const int first_item = ended == 0 ? 0 : batch_.item_ends[ended - 1];
+    const int in_pages = a_.sink.InPages(batch_.num_tokens[ended]);
+    const int num_pages = NumPages(in_pages);
+    const int runs = NumRuns(num_pages);
     pages.sequence = ended;
-    pages.head = (item - first_item) / runs;
-    const int run = (item - first_item) % runs;
-    const int in_pages = a_.sink.InPages(a_.num_tokens[ended]);
-    const int num_pages = (in_pages + fragment::kTokens - 1) / fragment::kTokens;
+    pages.head = (item - first_item) % a_.num_kv_heads;
+    const int run = runs - 1 - (item - first_item) / a_.num_kv_heads;
     const int begin = run * RunPages(num_pages);
     const int end = min(begin + RunPages(num_pages), num_pages);
     pages.count = max(0, (end - begin - warp_ + kWarps - 1) / kWarps);
@@ -210,43 +221,13 @@ class DecodeWarp {
       const int k_bits = packed & 0xff;
       const int v_bits = packed >> 8 & 0xff;
       FitWidths(k_bits, v_bits, queries, sums);
-      const int tiles = min(TilesOf(k_bits), TilesOf(v_bits));
-      const int behind = tile + tiles;
-      const auto k_done = [&] {
-        if (behind % TilesOf(k_bits) != 0) return;
-        if (behind < 8) {
-          CopyKeys(pages, n, behind);
-        } else if (n + 1 < pages.count) {
-          CopyKeys(pages, n + 1, 0);
-        } else if (next.count > 0) {
-          CopyKeys(next, 0, 0);
-        }
-      };
-      const auto v_ready = [&] {
-        if (tile % TilesOf(v_bits) != 0) return;
-        Wait(v_barrier_, v_turn_);
-        v_turn_ ^= 1;
-      };
-      if (tile % TilesOf(k_bits) == 0) {
-        Wait(k_barrier_, k_turn_);
-        k_turn_ ^= 1;
-      }
-      const UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16,
-                              memory_ + WarpMemory<kDim>::kCodes};
       ForWidths(k_bits, v_bits, [&]<int kBitsK, int kBitsV>() {
-        AttendUnit<kBitsK, kBitsV>(sums, queries, a_.scale, memory, tile, packed >> 16, lane_,
-                                   k_done, v_ready);
+        tile = AttendTiles<kBitsK, kBitsV>(pages, next, n, tile, packed >> 16, queries, sums);
       });
-      __syncwarp();
-      if (behind % TilesOf(v_bits) == 0) {
-        if (behind < 8) {
-          CopyValues(pages, n, behind);
-        } else if (n + 1 < pages.count) {
-          CopyValues(pages, n + 1, 0);
-        }
+      if (tile == kPageTiles) {
+        tile = 0;
+        ++n;
       }
-      n = behind < 8 ? n : n + 1;
-      tile = behind % 8;
     }
     if (pages.count == 0 && next.count > 0) CopyKeys(next, 0, 0);
   }
@@ -294,6 +275,53 @@ class DecodeWarp {
   }
 
  private:
+  static constexpr int kPageTiles = 8;
+
+  // The unit of page n that begins with `tile`; gives the tile behind it.
+  template <int kBitsK, int kBitsV>
+  __device__ __forceinline__ int AttendTiles(const WarpPages& pages, const WarpPages& next, int n,
+                                             int first_tile, int tokens, Queries<kDim>& queries,
+                                             WarpSums<kDim>& sums) {
+    constexpr int kTilesK = Width<kBitsK>::kTiles;  // In shared memory at a time.
+    constexpr int kTilesV = Width<kBitsV>::kTiles;
+    constexpr int kTiles = kTilesK < kTilesV ? kTilesK : kTilesV;
+    const int tile = kTiles == kPageTiles ? 0 : first_tile;
+    const int behind = tile + kTiles;
+    const bool is_last = kTiles == kPageTiles || behind == kPageTiles;
+    if (kTiles == kTilesK || tile % kTilesK == 0) {
+      Wait(k_barrier_, k_turn_);
+      k_turn_ ^= 1;
+    }
+    const UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16,
+                            memory_ + WarpMemory<kDim>::kCodes};
+    AttendUnit<kBitsK, kBitsV>(
+        sums, queries, a_.scale, memory, tile, tokens, lane_,
+        [&] {
+          if (kTiles != kTilesK && behind % kTilesK != 0) return;
+          if (!is_last) {
+            CopyKeys(pages, n, behind);
+          } else if (n + 1 < pages.count) {
+            CopyKeys(pages, n + 1, 0);
+          } else if (next.count > 0) {
+            CopyKeys(next, 0, 0);
+          }
+        },
+        [&] {
+          if (kTiles != kTilesV && tile % kTilesV != 0) return;
+          Wait(v_barrier_, v_turn_);
+          v_turn_ ^= 1;
+        });
+    __syncwarp();
+    if (kTiles == kTilesV || behind % kTilesV == 0) {
+      if (!is_last) {
+        CopyValues(pages, n, behind);
+      } else if (n + 1 < pages.count) {
+        CopyValues(pages, n + 1, 0);
+      }
+    }
+    return behind;
+  }
+
   __device__ __forceinline__ const uint8_t* At(uint32_t units) const {
     return a_.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
   }
@@ -352,7 +380,7 @@ class DecodeWarp {
 
   const DecodeArguments& a_;
   uint8_t* memory_;
-  const int* item_ends_;
+  const BatchTable& batch_;
   int lane_;
   int warp_;
   uint32_t k_barrier_;
@@ -364,19 +392,21 @@ class DecodeWarp {
   bool wide_queries_ = false;
 };
 
-// item_ends[s]: items of sequences 0 to s. By one warp.
-__device__ __forceinline__ void SumItems(const DecodeArguments& a, int* item_ends) {
+// Fills the table; by one warp.
+__device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& batch) {
   const int lane = threadIdx.x % 32;
+  const int tokens[2] = {NumTokens(a, lane), NumTokens(a, lane + 32)};
   int carried = 0;
 #pragma unroll
-  for (int first = 0; first < kMostSequences; first += 32) {
-    int sum = NumItems(a, first + lane);
+  for (int part = 0; part < kMostSequences / 32; ++part) {
+    int sum = NumItems(a, tokens[part]);
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int before = __shfl_up_sync(~0u, sum, distance);
       if (lane >= distance) sum += before;
     }
-    item_ends[first + lane] = sum += carried;
+    batch.num_tokens[32 * part + lane] = tokens[part];
+    batch.item_ends[32 * part + lane] = sum += carried;
     carried = __shfl_sync(~0u, sum, 31);
   }
 }
@@ -390,14 +420,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ __align__(8) uint64_t barriers[kWarps][2];
   __shared__ float references[kWarps][kMostHeads][2];
-  __shared__ int item_ends[kMostSequences];
+  __shared__ BatchTable batch;
   using Memory = WarpMemory<kDim>;
   const int warp = threadIdx.x / 32;
-  if (warp == 0) SumItems(a, item_ends);
-  DecodeWarp<kDim> self(a, memory + warp * Memory::kBytes, barriers[warp], item_ends);
+  if (warp == 0) MakeTable(a, batch);
+  DecodeWarp<kDim> self(a, memory + warp * Memory::kBytes, barriers[warp], batch);
   __syncthreads();
   LetNextKernelStart();
-  const int num_items = item_ends[kMostSequences - 1];
+  const int num_items = batch.item_ends[kMostSequences - 1];
   int item = blockIdx.x;
   if (item >= num_items) return;
   WarpPages pages = self.Fetch(item, num_items);
@@ -416,9 +446,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     self.Deposit(sums, references[warp]);
     self.LoadQueries(next_item < num_items ? next : pages, rows);
     __syncthreads();
-    const int first_item = pages.sequence == 0 ? 0 : item_ends[pages.sequence - 1];
-    const int num_runs = (item_ends[pages.sequence] - first_item) / a.num_kv_heads;
-    const bool is_whole = IsWhole(a, pages.sequence, num_runs);
+    const int num_tokens = batch.num_tokens[pages.sequence];
+    const bool is_whole = IsWhole(a, num_tokens, NumRuns(NumPages(a.sink.InPages(num_tokens))));
     for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
       const int head = x / (kDim / 4);
       const int four = x % (kDim / 4);
@@ -490,16 +519,18 @@ __global__ void __launch_bounds__(kThreads)
   const int kv_head = blockIdx.x % a.num_kv_heads;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  WaitForEarlierKernel();
-  const int rest = a.sink.InRest(a.num_tokens[sequence]);
-  const int num_runs = NumRuns(NumPages(a, sequence));
-  if ((num_runs == 0 && rest == 0) || IsWhole(a, sequence, num_runs)) return;
+  // Up to the wait nothing is read that the attention kernel writes.
+  const int num_tokens = NumTokens(a, sequence);
+  const int rest = a.sink.InRest(num_tokens);
+  const int num_runs = NumRuns(NumPages(a.sink.InPages(num_tokens)));
+  const bool has_nothing = (num_runs == 0 && rest == 0) || IsWhole(a, num_tokens, num_runs);
   int first_item = 0;
 #pragma unroll
   for (int first = 0; first < kMostSequences; first += 32) {
-    if (first + lane < sequence) first_item += NumItems(a, first + lane);
+    if (first + lane < sequence) first_item += NumItems(a, NumTokens(a, first + lane));
   }
-  first_item = __reduce_add_sync(~0u, first_item) + kv_head * num_runs;
+  // Of run 0; that of the next one is a row of heads before it.
+  first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.num_kv_heads + kv_head;
 
   const __half* keys = nullptr;
   const __half* values = nullptr;
@@ -530,6 +561,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
+  WaitForEarlierKernel();
+  if (has_nothing) return;
   for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
     const int head = x / (kDim / 4);
     const int four = x % (kDim / 4);
@@ -555,7 +588,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int r = 0; r < kAtOnce; ++r) {
         if (first + r >= num_runs) break;
-        const size_t at = static_cast<size_t>(first + r) * a.group;
+        const ptrdiff_t at = -static_cast<ptrdiff_t>(first + r) * a.num_kv_heads * a.group;
         sum[r] = __ldcg(reinterpret_cast<const float2*>(sums + at * 2));
         out[r] = __ldcg(reinterpret_cast<const float4*>(outs + at * kDim));
       }

@@ -12,6 +12,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     ExpandKernel(const __grid_constant__ MoveList list, uint8_t* arena, int heads, int head_dim,
                  bool is_values, int bits) {
+  LetNextKernelStart();
   const int head = blockIdx.x % heads;
   const Move move = list.moves[blockIdx.x / heads];
   const uint8_t* codes = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(256)
     StoreOnce(out + (tile * steps + step) * fragment::kRowBytes + lane * 16,
               *reinterpret_cast<const uint4*>(values));
   }
+  WaitForEarlierKernel();
 }
 
 // Blocks: sequences x (keys of all heads, values of all heads, query heads); a thread per dim.
@@ -109,12 +111,13 @@ void ExpandPages(const FragmentPageShape& shape, DType float_type, int bits,
   PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
   const auto kernel =
       float_type == DType::kF16 ? cuda::ExpandKernel<__half> : cuda::ExpandKernel<__nv_bfloat16>;
-  const auto heads = static_cast<int>(shape.heads);
-  cuda::ForEachPart(moves, stream, [&](const cuda::MoveList& list, unsigned count, uint32_t) {
-    kernel<<<count* static_cast<unsigned>(heads), 256, 0, stream.handle()>>>(
-        list, reinterpret_cast<uint8_t*>(arena), heads, static_cast<int>(shape.head_dim),
-        shape.is_values, bits);
-  });
+  auto* bytes = reinterpret_cast<uint8_t*>(arena);
+  int heads = static_cast<int>(shape.heads);
+  int head_dim = static_cast<int>(shape.head_dim);
+  bool is_values = shape.is_values;
+  cuda::LaunchParts(
+      kernel, static_cast<unsigned>(heads), 256, moves, stream, [](uint32_t) {}, bytes, heads,
+      head_dim, is_values, bits);
 }
 
 void AppendTokens(int64_t num_kv_heads, int64_t head_dim, DType float_type,

@@ -32,15 +32,14 @@ __device__ __forceinline__ uint4 NarrowRows(const uint4* rows) {
   }
 }
 
-// A block of threads makes this many rows of 16 bytes a thread, all of its loads in flight at once.
+// A block of threads makes kVectors times 16 bytes a thread, all of its loads in flight at once.
 constexpr int kThreads = 128;
-constexpr int kVectors = 4;
 
-template <int kFrom, int kTo>
+template <int kFrom, int kTo, int kVectors>
 __global__ void __launch_bounds__(kThreads)
-    HalveKernel(const __grid_constant__ MoveList list, uint8_t* arena, int target_vectors,
-                int blocks_per_page) {
+    HalveKernel(const __grid_constant__ MoveList list, uint8_t* arena, int blocks_per_page) {
   constexpr int kRatio = kFrom / kTo;
+  LetNextKernelStart();
   const Move move = list.moves[blockIdx.x / blocks_per_page];
   const int first = blockIdx.x % blocks_per_page * kThreads * kVectors + threadIdx.x;
   const uint8_t* source = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit;
@@ -49,37 +48,36 @@ __global__ void __launch_bounds__(kThreads)
   uint4 in[kVectors][kRatio];
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
-    const int vector = first + k * kThreads;
-    if (vector >= target_vectors) break;
+    const int row = (first + k * kThreads) / fragment::kLanes * kRatio;
 #pragma unroll
-    for (int r = 0; r < kRatio; ++r) {
-      in[k][r] = LoadOnce(source + (vector / fragment::kLanes * kRatio + r) * kRow + lane * 16);
-    }
+    for (int r = 0; r < kRatio; ++r) in[k][r] = LoadOnce(source + (row + r) * kRow + lane * 16);
   }
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int vector = first + k * kThreads;
-    if (vector >= target_vectors) break;
     StoreOnce(target + static_cast<size_t>(vector) * 16, NarrowRows<kFrom, kTo>(in[k]));
   }
+  WaitForEarlierKernel();
 }
 
 // One block of threads holds a whole page in registers, then writes the slot's front.
 constexpr int kPageThreads = 1024;
 constexpr int kPageVectors = kMostBytesInPlace / 16 / kPageThreads;  // Of a thread.
 
-template <int kFrom, int kTo>
+// kOwn: what a thread writes, in units of 16 bytes.
+template <int kFrom, int kTo, int kOwn>
 __global__ void __launch_bounds__(kPageThreads)
     HalveInPlaceKernel(const __grid_constant__ MoveList list, uint8_t* arena, int target_vectors) {
   constexpr int kRatio = kFrom / kTo;
-  constexpr int kOwn = kPageVectors / kRatio;
+  LetNextKernelStart();
   uint8_t* page = arena + static_cast<size_t>(list.moves[blockIdx.x].source) * fragment::kArenaUnit;
   const int lane = threadIdx.x % fragment::kLanes;
   uint4 in[kOwn][kRatio];
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) {
-    const int vector = k * kPageThreads + threadIdx.x;
-    if (vector >= target_vectors) break;
+    // Behind the page's end once more its last row: no load waits for a comparison.
+    const int vector = min(k * kPageThreads + static_cast<int>(threadIdx.x),
+                           target_vectors - fragment::kLanes + lane);
 #pragma unroll
     for (int r = 0; r < kRatio; ++r) {
       in[k][r] = LoadOnce(page + (vector / fragment::kLanes * kRatio + r) * kRow + lane * 16);
@@ -89,9 +87,11 @@ __global__ void __launch_bounds__(kPageThreads)
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) {
     const int vector = k * kPageThreads + threadIdx.x;
-    if (vector >= target_vectors) break;
-    StoreOnce(page + static_cast<size_t>(vector) * 16, NarrowRows<kFrom, kTo>(in[k]));
+    if (vector < target_vectors) {
+      StoreOnce(page + static_cast<size_t>(vector) * 16, NarrowRows<kFrom, kTo>(in[k]));
+    }
   }
+  WaitForEarlierKernel();
 }
 
 int TargetVectors(const FragmentPageShape& shape, int to_bits) {
@@ -99,26 +99,39 @@ int TargetVectors(const FragmentPageShape& shape, int to_bits) {
                           fragment::BlockBytes(to_bits, static_cast<int>(shape.head_dim)) / 16);
 }
 
+template <int kFrom, int kTo, int kVectors>
+void HalveBy(int vectors, std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
+  auto* bytes = reinterpret_cast<uint8_t*>(arena);
+  int blocks = vectors / (kThreads * kVectors);
+  LaunchParts(
+      HalveKernel<kFrom, kTo, kVectors>, static_cast<unsigned>(blocks), kThreads, moves, stream,
+      [](uint32_t) {}, bytes, blocks);
+}
+
+// A head has at least 128 vectors of the target, and a power of two.
 template <int kFrom, int kTo>
 void Halve(const FragmentPageShape& shape, std::span<const PageMove> moves, std::byte* arena,
            Stream& stream) {
   const int vectors = TargetVectors(shape, kTo);
-  const int blocks = (vectors + kThreads * kVectors - 1) / (kThreads * kVectors);
-  ForEachPart(moves, stream, [&](const MoveList& list, unsigned count, uint32_t) {
-    HalveKernel<kFrom, kTo><<<count* static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(
-        list, reinterpret_cast<uint8_t*>(arena), vectors, blocks);
-  });
+  if (vectors % (4 * kThreads) == 0) return HalveBy<kFrom, kTo, 4>(vectors, moves, arena, stream);
+  if (vectors % (2 * kThreads) == 0) return HalveBy<kFrom, kTo, 2>(vectors, moves, arena, stream);
+  PMKVQ_CHECK(vectors % kThreads == 0);
+  HalveBy<kFrom, kTo, 1>(vectors, moves, arena, stream);
 }
 
 template <int kFrom, int kTo>
 void HalveInPlace(const FragmentPageShape& shape, std::span<const PageMove> moves, std::byte* arena,
                   Stream& stream) {
-  const int vectors = TargetVectors(shape, kTo);
+  auto* bytes = reinterpret_cast<uint8_t*>(arena);
+  int vectors = TargetVectors(shape, kTo);
   PMKVQ_CHECK(static_cast<size_t>(vectors) * 16 * (kFrom / kTo) <= kMostBytesInPlace);
-  ForEachPart(moves, stream, [&](const MoveList& list, unsigned count, uint32_t) {
-    HalveInPlaceKernel<kFrom, kTo><<<count, kPageThreads, 0, stream.handle()>>>(
-        list, reinterpret_cast<uint8_t*>(arena), vectors);
-  });
+  constexpr int kMost = kPageVectors / (kFrom / kTo);
+  const auto kernel = vectors <= kPageThreads ? HalveInPlaceKernel<kFrom, kTo, 1>
+                                              : vectors <= 2 * kPageThreads
+                          ? HalveInPlaceKernel < kFrom,
+             kTo, kMost < 2 ? kMost : 2 > : HalveInPlaceKernel<kFrom, kTo, kMost>;
+  LaunchParts(
+      kernel, 1, kPageThreads, moves, stream, [](uint32_t) {}, bytes, vectors);
 }
 
 }  // namespace

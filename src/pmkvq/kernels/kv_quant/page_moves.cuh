@@ -8,6 +8,7 @@
 #include <span>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/cuda/copy.cuh"
 #include "pmkvq/kernels/kv_quant/fragment_layout.h"
 #include "pmkvq/kernels/kv_quant/page_moves.h"
 #include "pmkvq/tensor/device/cuda_runtime.h"
@@ -38,10 +39,23 @@ inline uint32_t UnitsOf(size_t offset) {
   return static_cast<uint32_t>(offset / fragment::kArenaUnit);
 }
 
-// Calls launch(list, number of moves, index of the first) for parts of the moves.
-template <class Launch>
-void ForEachPart(std::span<const PageMove> moves, Stream& stream, const Launch& launch) {
+// Launches kernel(list, arguments...) for parts of the moves, so many blocks a move. `prepare` gets
+// the index of a part's first move. Parts do not depend on each other: one starts while the one
+// before it ends, where the chip can do that. Such a kernel must begin with LetNextKernelStart and
+// end with WaitForEarlierKernel, so that whatever comes behind the last part finds all of them
+// done.
+template <class Kernel, class Prepare, class... Arguments>
+void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
+                 std::span<const PageMove> moves, Stream& stream, const Prepare& prepare,
+                 Arguments&... arguments) {
   const internal::CudaDeviceScope scope(stream.device());
+  int capability = 0;
+  internal::CheckCuda(
+      cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, stream.device().index),
+      "asking for a device");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   for (size_t first = 0; first < moves.size(); first += kMovesPerLaunch) {
     const size_t count = std::min<size_t>(kMovesPerLaunch, moves.size() - first);
     MoveList list;
@@ -49,8 +63,15 @@ void ForEachPart(std::span<const PageMove> moves, Stream& stream, const Launch& 
       const PageMove& move = moves[first + i];
       list.moves[i] = {UnitsOf(move.source), UnitsOf(move.target), UnitsOf(move.metadata)};
     }
-    launch(list, static_cast<unsigned>(count), static_cast<uint32_t>(first));
-    internal::CheckLaunch("an operation on pages");
+    prepare(static_cast<uint32_t>(first));
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(count) * blocks_per_move);
+    config.blockDim = dim3(threads);
+    config.stream = stream.handle();
+    config.attrs = &early;
+    config.numAttrs = first > 0 && capability >= 9 ? 1 : 0;
+    internal::CheckCuda(cudaLaunchKernelEx(&config, kernel, list, arguments...),
+                        "an operation on pages");
   }
 }
 

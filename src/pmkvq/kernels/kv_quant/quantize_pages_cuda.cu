@@ -17,7 +17,7 @@ constexpr float kNearMiddle = 0.4999f;
 // Above it 1 / step may be infinite: such groups are divided.
 constexpr float kMostReciprocal = 0x1p126f;
 
-struct Bounds {
+struct alignas(16) Bounds {
   float min;
   float range;
   float step;
@@ -41,11 +41,15 @@ __device__ __forceinline__ Bounds MakeBounds(T lowest, T highest, float max_code
   return bounds;
 }
 
+__device__ __forceinline__ bool MustDivide(const Bounds& bounds) {
+  return bounds.reciprocal > kMostReciprocal;
+}
+
 // Four codes as the bytes of a word, in the order of `x`.
 __device__ __forceinline__ uint32_t Codes(const float (&x)[4], const Bounds* const (&bounds)[4],
-                                          float max_code) {
+                                          bool must_divide, float max_code) {
   uint32_t code[4];
-  float worst = 0.0f;
+  float worst = must_divide ? 1.0f : 0.0f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Bounds& group = *bounds[i];
@@ -53,7 +57,7 @@ __device__ __forceinline__ uint32_t Codes(const float (&x)[4], const Bounds* con
     const float rounded = __fmaf_rn(above, group.reciprocal, kRounder);
     code[i] = __float_as_uint(rounded);
     const float off = __fmaf_rn(above, group.reciprocal, -__fadd_rn(rounded, -kRounder));
-    worst = fmaxf(worst, group.reciprocal > kMostReciprocal ? 1.0f : fabsf(off));
+    worst = fmaxf(worst, fabsf(off));
   }
   if (worst > kNearMiddle) {
 #pragma unroll
@@ -134,6 +138,7 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(256)
     QuantizeKeys(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
   constexpr int kSteps = kDim / 16;
+  LetNextKernelStart();
   const int head = blockIdx.x % to.heads;
   const Move move = list.moves[blockIdx.x / to.heads];
   const uint8_t* in = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
@@ -190,10 +195,11 @@ __global__ void __launch_bounds__(256)
       float x[4];
       Unpack<T>(values[k], half, x);
       const Bounds* const same[4] = {&bounds[half], &bounds[half], &bounds[half], &bounds[half]};
-      words[2 * k + half] = Codes(x, same, to.max_code);
+      words[2 * k + half] = Codes(x, same, MustDivide(bounds[half]), to.max_code);
     }
   }
   StoreTile<kSteps>(words, to.bits, tile, lane, codes);
+  WaitForEarlierKernel();
 }
 
 // Values: those of a token are a column, which all warps and eight lanes of each share.
@@ -206,6 +212,7 @@ __global__ void __launch_bounds__(2 * kDim)
   __shared__ Bounds table[4 * 33];
   __shared__ T lowest[kWarps][fragment::kTokens];
   __shared__ T highest[kWarps][fragment::kTokens];
+  LetNextKernelStart();
   const int head = blockIdx.x % to.heads;
   const Move move = list.moves[blockIdx.x / to.heads];
   const uint8_t* in = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
@@ -285,30 +292,31 @@ __global__ void __launch_bounds__(2 * kDim)
     const Bounds* of_lane = table + 33 * t + 2 * k;
     const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[16], of_lane[17]};
     const Bounds* const each[4] = {&own[0], &own[1], &own[2], &own[3]};
+    const bool must_divide =
+        MustDivide(own[0]) || MustDivide(own[1]) || MustDivide(own[2]) || MustDivide(own[3]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float x[4];
       Unpack<T>(values[k], half, x);
-      words[2 * k + half] = Codes(x, each, to.max_code);
+      words[2 * k + half] = Codes(x, each, must_divide, to.max_code);
     }
   }
   StoreTile<kSteps>(words, to.bits, tile, lane, codes);
+  WaitForEarlierKernel();
 }
 
 template <class T, int kDim>
 void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const PageMove> moves,
               std::byte* arena, Stream& stream) {
+  auto* bytes = reinterpret_cast<uint8_t*>(arena);
   const uint32_t first_index = to.first_index;
-  ForEachPart(moves, stream, [&](const MoveList& list, unsigned count, uint32_t first) {
-    to.first_index = first_index + first;
-    const unsigned blocks = count * static_cast<unsigned>(to.heads);
-    auto* bytes = reinterpret_cast<uint8_t*>(arena);
-    if (shape.is_values) {
-      QuantizeValues<T, kDim><<<blocks, 2 * kDim, 0, stream.handle()>>>(list, bytes, to);
-    } else {
-      QuantizeKeys<T, kDim><<<blocks, 256, 0, stream.handle()>>>(list, bytes, to);
-    }
-  });
+  const auto prepare = [&](uint32_t first) { to.first_index = first_index + first; };
+  const auto blocks = static_cast<unsigned>(to.heads);
+  if (shape.is_values) {
+    LaunchParts(QuantizeValues<T, kDim>, blocks, 2 * kDim, moves, stream, prepare, bytes, to);
+  } else {
+    LaunchParts(QuantizeKeys<T, kDim>, blocks, 256, moves, stream, prepare, bytes, to);
+  }
 }
 
 }  // namespace
