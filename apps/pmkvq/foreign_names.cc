@@ -68,7 +68,6 @@ constexpr ForeignName kOptions[] = {
     {"-hfr", "--model", "a folder on this machine: download the model first"},
     {"--hf-repo", "--model", "a folder on this machine: download the model first"},
     {"--model-path", "--model", ""},
-    {"--tokenizer", "--model", "the folder holds the tokenizer"},
     {"-q", "--weights", "q8, say"},
     {"--quantization", "--weights", "q8, say"},
     {"--dtype", "--weights", "the float type of the cache is --kv-dtype"},

@@ -70,7 +70,9 @@ Checkpoint Checkpoint::Open(const std::string& path) {
                   "*.safetensors, or a GGUF file");
   }
   checkpoint.config_ = LoadModelConfig(path);
-  checkpoint.weights_ = OpenSafetensorsSource(path, checkpoint.config_.fp8);
+  const ModelConfig& config = checkpoint.config_;
+  checkpoint.weights_ = OpenSafetensorsSource(
+      path, {config.q_dim(), config.kv_dim(), config.intermediate_size}, config.fp8);
   return checkpoint;
 }
 

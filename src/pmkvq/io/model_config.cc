@@ -22,7 +22,6 @@ using internal::kMaxLayers;
 using internal::kMaxVocab;
 
 // What transformers assumes where a config does not say.
-constexpr int64_t kDefaultSlidingWindow = 4096;  // Mistral; Qwen with use_sliding_window.
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen.
 constexpr int64_t kNone = -1;
 
@@ -38,16 +37,18 @@ struct Architecture {
   const char* model_type;
   Windows windows;
   // Values of absent keys.
-  int64_t num_kv_heads;  // kNone: as many as heads.
-  int64_t head_dim;      // kNone: hidden_size / heads.
+  int64_t sliding_window;  // kNone: none.
+  int64_t num_kv_heads;    // kNone: as many as heads.
+  int64_t head_dim;        // kNone: hidden_size / heads.
   int64_t bos_token_id;
   int64_t eos_token_id;
 };
 constexpr Architecture kArchitectures[] = {
-    {"LlamaForCausalLM", "llama", Windows::kNever, kNone, kNone, 1, 2},
-    {"MistralForCausalLM", "mistral", Windows::kAll, 8, kNone, 1, 2},
-    {"Qwen2ForCausalLM", "qwen2", Windows::kByLayer, 32, kNone, kNone, kNone},
-    {"Qwen3ForCausalLM", "qwen3", Windows::kByLayer, 32, 128, kNone, kNone}};
+    {"LlamaForCausalLM", "llama", Windows::kNever, kNone, kNone, kNone, 1, 2},
+    {"MistralForCausalLM", "mistral", Windows::kAll, 4096, 8, kNone, 1, 2},
+    {"Phi3ForCausalLM", "phi3", Windows::kAll, kNone, kNone, kNone, 1, 32000},
+    {"Qwen2ForCausalLM", "qwen2", Windows::kByLayer, 4096, 32, kNone, kNone, kNone},
+    {"Qwen3ForCausalLM", "qwen3", Windows::kByLayer, 4096, 32, 128, kNone, kNone}};
 
 const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
@@ -122,9 +123,12 @@ void ParseSizes(const JsonValue& json, const Architecture& architecture, ModelCo
 
 void ParseBiases(const JsonValue& json, ModelConfig& config) {
   const bool attention_bias = json.BoolOr("attention_bias", false);
-  // The graphs of these two are fixed; transformers ignores the field.
+  // The graphs of these are fixed; transformers ignores the field.
   if (config.model_type == "qwen2") config.qkv_bias = true;
-  if (config.model_type == "qwen2" || config.model_type == "mistral") return;
+  if (config.model_type == "qwen2" || config.model_type == "mistral" ||
+      config.model_type == "phi3") {
+    return;
+  }
   config.qkv_bias = attention_bias;
   config.o_bias = attention_bias;
   config.qk_norm = config.model_type == "qwen3";
@@ -143,7 +147,7 @@ int64_t SlidingWindow(const JsonValue& json, const Architecture& architecture) {
     return kNone;
   }
   if (architecture.windows == Windows::kByLayer && !use) return kNone;
-  if (window.IsMissing()) return kDefaultSlidingWindow;
+  if (window.IsMissing()) return architecture.sliding_window;
   return window.IsNull() ? kNone : window.AsInt();
 }
 

@@ -35,7 +35,7 @@ struct RopeScaling {
 // head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv.
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", "Qwen2ForCausalLM", ...
-  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3"
+  std::string model_type;    // "llama", "mistral", "phi3", "qwen2", "qwen3"
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;

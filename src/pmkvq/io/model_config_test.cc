@@ -143,7 +143,7 @@ TEST(ModelConfig, Architectures) {
   EXPECT_EQ(Parse("Qwen3ForCausalLM", {{"model_type", "\"qwen3\""}}).model_type, "qwen3");
   ExpectBad<Unsupported>("GPT2LMHeadModel", {},
                          {"[config.json] architectures[0]: found \"GPT2LMHeadModel\"",
-                          "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"});
+                          "LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM"});
   ExpectBad<Unsupported>("Qwen2MoeForCausalLM", {}, {"architectures[0]"});
   ExpectBad<InvalidInput>("", {{"architectures", ""}}, {"architectures: found nothing"});
   ExpectBad<InvalidInput>("", {{"architectures", "[]"}}, {"architectures: found []"});
@@ -271,6 +271,30 @@ TEST(ModelConfig, SlidingWindowsOfQwen) {
   ExpectBad<Unsupported>("LlamaForCausalLM", {{"use_sliding_window", "true"}},
                          {"use_sliding_window: found true, expected false"});
   EXPECT_EQ(Llama({{"sliding_window", "4096"}}).sliding_windows, Blocks{});
+}
+
+// As microsoft/Phi-3-mini-4k-instruct and phi-4 publish it.
+TEST(ModelConfig, Phi3) {
+  const ModelConfig mini =
+      Parse("Phi3ForCausalLM", {{"num_key_value_heads", ""},
+                                {"sliding_window", "2047"},
+                                {"attention_bias", "false"},
+                                {"rope_scaling", "null"},
+                                {"original_max_position_embeddings", "32768"}});
+  EXPECT_EQ(mini.model_type, "phi3");
+  EXPECT_EQ(mini.num_kv_heads, 8);
+  EXPECT_EQ(mini.sliding_windows, Blocks(4, 2047));
+  EXPECT_FALSE(mini.qkv_bias || mini.o_bias || mini.qk_norm);
+  EXPECT_EQ(Parse("Phi3ForCausalLM").sliding_windows, Blocks{});
+  EXPECT_EQ(Parse("Phi3ForCausalLM", {{"sliding_window", "null"}}).sliding_windows, Blocks{});
+  EXPECT_EQ(Parse("Phi3ForCausalLM", {{"vocab_size", "32064"}}).eos_token_ids,
+            std::vector<int64_t>{32000});
+  ExpectBad<Unsupported>(
+      "Phi3ForCausalLM",
+      {{"rope_scaling", R"({"type":"longrope","long_factor":[1],"short_factor":[1]})"}},
+      {"rope_scaling.type: found \"longrope\""});
+  ExpectBad<Unsupported>("Phi3ForCausalLM", {{"partial_rotary_factor", "0.75"}},
+                         {"partial_rotary_factor: found 0.75"});
 }
 
 TEST(ModelConfig, TypeOfWeights) {

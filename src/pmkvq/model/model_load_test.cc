@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "pmkvq/model/blocks/mlp_dense.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/weight_list.h"
+#include "support/dense_kv_store.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 #include "support/tiny_model.h"
@@ -62,6 +64,50 @@ TEST(ModelLoad, BindsEveryArchitecture) {
           testing_support::Values(weights.at(prefix + "input_layernorm.weight"));
       EXPECT_TRUE(std::equal(norm.begin(), norm.end(), attention.norm.begin()));
     }
+  }
+}
+
+// The graph of Phi-3 is Llama's; its files hold q, k, v as one matrix, and gate and up as another.
+TEST(ModelLoad, FusedMatricesOfPhi3ComputeTheSame) {
+  TinyModel tiny;
+  const TinyWeights plain = MakeTinyWeights(tiny);
+  TinyWeights fused = plain;
+  const auto fuse = [&](const std::string& name, const std::vector<std::string>& parts) {
+    std::vector<float> values;
+    for (const std::string& part : parts) {
+      const Tensor& tensor = plain.at(part);
+      values.insert(values.end(), tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
+      fused.erase(part);
+    }
+    Tensor whole(DType::kF32, {std::ssize(values) / tiny.hidden, tiny.hidden});
+    std::copy(values.begin(), values.end(), whole.As<float>());
+    fused.emplace(name, std::move(whole));
+  };
+  for (int64_t layer = 0; layer < tiny.layers; ++layer) {
+    const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
+    const std::string mlp = "model.layers." + std::to_string(layer) + ".mlp.";
+    fuse(attention + "qkv_proj.weight",
+         {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
+    fuse(mlp + "gate_up_proj.weight", {mlp + "gate_proj.weight", mlp + "up_proj.weight"});
+  }
+  const TempFolder plain_folder;
+  WriteTinyModel(tiny, plain, plain_folder);
+  tiny.architecture = "Phi3ForCausalLM";
+  const TempFolder folder;
+  WriteTinyModel(tiny, fused, folder);
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+    const auto phi = Model::Load(folder.path(), {mode, 1});
+    const auto llama = Model::Load(plain_folder.path(), {mode, 1});
+    EXPECT_EQ(phi->weight_bytes(), llama->weight_bytes());
+    const auto logits = [&](const Model& model) {
+      testing_support::DenseKvStore store(model.kv_geometry());
+      const std::vector<int32_t> tokens = testing_support::RandomTokens(tiny.vocab, 20, 3);
+      const ForwardChunk chunk{store.Open().value(), tokens, 0, ForwardChunk::Logits::kAll};
+      ForwardWorkspace workspace;
+      ThrowIfFailed(model.Forward({&chunk, 1}, store, workspace, 1));
+      return std::vector<float>(workspace.logits.begin(), workspace.logits.end());
+    };
+    EXPECT_EQ(logits(*phi), logits(*llama)) << NameOf(mode);
   }
 }
 

@@ -24,6 +24,16 @@ constexpr internal::NamePair kOfBlock[] = {
 
 constexpr internal::NameMap kMap{kStoredBlocks, kOutside, kOfBlock};
 
+constexpr std::string_view kPartsOfQkv[] = {"attn.q", "attn.k", "attn.v"};
+constexpr std::string_view kPartsOfGateUp[] = {"mlp.gate", "mlp.up"};
+
+struct Fused {
+  std::string_view stored;
+  std::span<const std::string_view> parts;
+};
+constexpr Fused kFused[] = {{"self_attn.qkv_proj.weight", kPartsOfQkv},
+                            {"mlp.gate_up_proj.weight", kPartsOfGateUp}};
+
 }  // namespace
 
 std::string CanonicalNameOfHuggingFace(std::string_view stored_name) {
@@ -32,6 +42,21 @@ std::string CanonicalNameOfHuggingFace(std::string_view stored_name) {
 
 std::string HuggingFaceName(std::string_view name) {
   return kMap.StoredName(name).value_or(std::string(name));
+}
+
+std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name) {
+  if (!stored_name.starts_with(kStoredBlocks)) return {};
+  const std::string_view behind = stored_name.substr(kStoredBlocks.size());
+  const size_t digits = behind.find_first_not_of("0123456789");
+  if (digits == std::string_view::npos || digits == 0 || behind[digits] != '.') return {};
+  std::vector<std::string> names;
+  for (const Fused& fused : kFused) {
+    if (behind.substr(digits + 1) != fused.stored) continue;
+    for (const std::string_view part : fused.parts) {
+      names.push_back(std::string("blocks.").append(behind.substr(0, digits + 1)).append(part));
+    }
+  }
+  return names;
 }
 
 bool IsOfBlockOfHuggingFace(std::string_view stored_name) {

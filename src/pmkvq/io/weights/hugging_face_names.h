@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace pmkvq {
 
@@ -10,6 +11,10 @@ namespace pmkvq {
 std::string CanonicalNameOfHuggingFace(std::string_view stored_name);
 // The reverse. A name that is not in the map stays as it is.
 std::string HuggingFaceName(std::string_view name);
+// Some checkpoints hold several matrices as one, rows behind rows: "self_attn.qkv_proj.weight" has
+// the rows of q, k and v, "mlp.gate_up_proj.weight" those of gate and up. The canonical names of
+// the parts, in order; empty for other tensors.
+std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name);
 // The tensor lies below the blocks ("model.layers.") and holds weights.
 bool IsOfBlockOfHuggingFace(std::string_view stored_name);
 

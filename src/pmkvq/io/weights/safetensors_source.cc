@@ -1,6 +1,7 @@
 #include "pmkvq/io/weights/safetensors_source.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <set>
@@ -97,8 +98,46 @@ StoredWeight Describe(const SafetensorsFile& file, const std::string& stored_nam
   return weight;
 }
 
+int64_t RowsOfPart(std::string_view part, const FusedRows& rows) {
+  if (part.ends_with("attn.q")) return rows.q;
+  return part.ends_with("attn.k") || part.ends_with("attn.v") ? rows.kv : rows.inner;
+}
+
+// Puts the parts of fused matrices in their places: rows of one tensor lie behind each other.
+std::vector<StoredWeight> SplitFused(std::vector<StoredWeight> tensors, const FusedRows& rows) {
+  std::vector<StoredWeight> split;
+  for (StoredWeight& tensor : tensors) {
+    const std::vector<std::string> parts = FusedPartsOfHuggingFace(tensor.stored_name);
+    if (parts.empty() || rows.q == 0) {
+      split.push_back(std::move(tensor));
+      continue;
+    }
+    int64_t num_rows = 0;
+    for (const std::string& part : parts) num_rows += RowsOfPart(part, rows);
+    if (tensor.fp8 != nullptr || !tensor.format.has_value() || tensor.shape.size() != 2 ||
+        tensor.shape[0] != num_rows) {
+      throw InvalidInput(tensor.file,
+                         fmt::format("tensor '{}': found {} {}, expected F32, F16 or BF16 of {} "
+                                     "rows, the parts of {}",
+                                     tensor.stored_name, tensor.type, ToString(tensor.shape),
+                                     num_rows, fmt::join(parts, ", ")));
+    }
+    const int64_t row_bytes = RowBytes(*tensor.format, tensor.shape[1]);
+    const std::byte* data = tensor.data;
+    for (const std::string& part : parts) {
+      StoredWeight& weight = split.emplace_back(tensor);
+      weight.name = part;
+      weight.shape[0] = RowsOfPart(part, rows);
+      weight.data = data;
+      weight.num_bytes = static_cast<uint64_t>(weight.shape[0] * row_bytes);
+      data += weight.num_bytes;
+    }
+  }
+  return split;
+}
+
 std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
-                                      const std::optional<Fp8Format>& fp8) {
+                                      const FusedRows& rows, const std::optional<Fp8Format>& fp8) {
   std::vector<StoredWeight> tensors;
   for (const SafetensorsFile& file : files) {
     for (const auto& [name, view] : file.tensors()) {
@@ -119,15 +158,15 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
     }
   }
   if (fp8) AttachFp8Scales(*fp8, tensors);
-  return tensors;
+  return SplitFused(std::move(tensors), rows);
 }
 
 class SafetensorsSource : public WeightSource {
  public:
   SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files,
-                    const std::optional<Fp8Format>& fp8)
+                    const FusedRows& rows, const std::optional<Fp8Format>& fp8)
       : WeightSource(place, fp8 ? "F32, F16, BF16 or F8_E4M3" : "F32, F16 or BF16",
-                     ListTensors(files, fp8)),
+                     ListTensors(files, rows, fp8)),
         files_(std::move(files)) {}
 
   int64_t num_files() const override { return std::ssize(files_); }
@@ -174,6 +213,7 @@ class SafetensorsSource : public WeightSource {
 }  // namespace
 
 std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
+                                                          const FusedRows& rows,
                                                           const std::optional<Fp8Format>& fp8) {
   const std::string weights = JoinPath(folder, kWeightsName);
   const std::string index = JoinPath(folder, kIndexName);
@@ -187,14 +227,14 @@ std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& fol
         folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
   }
   CheckDistinct(files);
-  return std::make_unique<SafetensorsSource>(folder, std::move(files), fp8);
+  return std::make_unique<SafetensorsSource>(folder, std::move(files), rows, fp8);
 }
 
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
                                                           std::map<std::string, Tensor> tensors) {
   std::vector<SafetensorsFile> files;
   files.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
-  return std::make_unique<SafetensorsSource>(name, std::move(files), std::nullopt);
+  return std::make_unique<SafetensorsSource>(name, std::move(files), FusedRows{}, std::nullopt);
 }
 
 }  // namespace pmkvq

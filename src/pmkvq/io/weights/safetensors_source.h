@@ -1,6 +1,7 @@
 // Weights in *.safetensors files under the names of Hugging Face checkpoints.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,10 +18,20 @@ namespace pmkvq {
 //
 // Identity: 128-bit xxHash over the architecture and, in order of name, each tensor's name, dtype,
 // shape and first 64 KiB. Tensors of types that cannot be read do not count.
+// Matrices that a checkpoint holds as one (FusedPartsOfHuggingFace) are listed part by part, where
+// `rows` says how many rows each has.
+//
 // With `fp8` E4M3 matrices are weights, too (fp8_weights.h; throws as AttachFp8Scales); their codes
 // follow the other tensors in the identity.
+// Rows of matrices that may be parts of fused ones.
+struct FusedRows {
+  int64_t q = 0;      // H * D
+  int64_t kv = 0;     // Hkv * D
+  int64_t inner = 0;  // F
+};
 std::unique_ptr<const WeightSource> OpenSafetensorsSource(
-    const std::string& folder, const std::optional<Fp8Format>& fp8 = std::nullopt);
+    const std::string& folder, const FusedRows& rows = {},
+    const std::optional<Fp8Format>& fp8 = std::nullopt);
 
 // The same of tensors in memory; `name` stands for the folder.
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,

@@ -55,6 +55,41 @@ TEST(HuggingFaceNames, OthersHaveNone) {
   EXPECT_FALSE(IsOfBlockOfHuggingFace("vision.weight"));
 }
 
+TEST(SafetensorsSource, FusedMatricesAreListedPartByPart) {
+  const TempFolder folder;
+  Tensor qkv(DType::kF32, {4 + 2 + 2, 3});
+  for (int64_t i = 0; i < qkv.num_elements(); ++i) qkv.As<float>()[i] = static_cast<float>(i);
+  const Tensor gate_up = Filled(DType::kBF16, {10, 3});
+  const std::string block = "model.layers.7.";
+  WriteSafetensors(folder.File("model.safetensors"),
+                   {{block + "self_attn.qkv_proj.weight", qkv.view()},
+                    {block + "mlp.gate_up_proj.weight", gate_up.view()}});
+  const auto source = OpenSafetensorsSource(folder.path(), {4, 2, 5});
+  ASSERT_EQ(source->tensors().size(), 5u);
+  const auto first = [&](const char* name, const Shape& shape) {
+    const StoredWeight& weight = source->Get(name, shape);
+    EXPECT_EQ(weight.num_bytes, static_cast<uint64_t>(NumElements(shape)) * 4);
+    EXPECT_TRUE(weight.of_block);
+    EXPECT_EQ(weight.stored_name, block + "self_attn.qkv_proj.weight");
+    return reinterpret_cast<const float*>(weight.data)[0];
+  };
+  EXPECT_EQ(first("blocks.7.attn.q", {4, 3}), 0.0f);
+  EXPECT_EQ(first("blocks.7.attn.k", {2, 3}), 12.0f);
+  EXPECT_EQ(first("blocks.7.attn.v", {2, 3}), 18.0f);
+  EXPECT_EQ(source->Get("blocks.7.mlp.up", {5, 3}).num_bytes, 5u * 3 * 2);
+  EXPECT_EQ(source->Find("blocks.7.attn.qkv"), nullptr);
+  // The parts are bytes of the file: the identity is that of the file.
+  EXPECT_EQ(source->Identity("a"), OpenSafetensorsSource(folder.path())->Identity("a"));
+  ExpectError<InvalidInput>(
+      [&] {
+        OpenSafetensorsSource(folder.path(), {4, 2, 6});
+      },
+      {"model.safetensors", "gate_up_proj.weight': found BF16 [10, 3]", "12 rows",
+       "blocks.7.mlp.gate, blocks.7.mlp.up"});
+  EXPECT_TRUE(FusedPartsOfHuggingFace("model.layers.x.self_attn.qkv_proj.weight").empty());
+  EXPECT_TRUE(FusedPartsOfHuggingFace("self_attn.qkv_proj.weight").empty());
+}
+
 TEST(SafetensorsSource, ListsAndFindsTensorsOfAllShards) {
   const TempFolder folder;
   const Tensor norm = Filled(DType::kF32, {3});
