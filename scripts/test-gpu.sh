@@ -7,6 +7,11 @@ set -euo pipefail
 build=$1
 export PMKVQ_REQUIRE_GPU=1
 
+# One line instead of a failure of each test.
+if ! first=$("$build/bin/pmkvq_tensor_cuda_test" --gtest_filter='*QueryDescribesTheDevice' 2>&1); then
+  grep -o 'found no CUDA device: .*' <<<"$first" | head -n 1 >&2 || echo "$first" >&2
+  exit 1
+fi
 if [ "${2:-}" != --sanitize ]; then
   exec ctest --test-dir "$build" -L gpu --output-on-failure --no-tests=error
 fi
@@ -20,6 +25,7 @@ if [ ! -x "$sanitizer" ]; then
 fi
 for tool in memcheck racecheck; do
   for program in "$build"/bin/pmkvq_*_cuda_test; do
+    if ! "$program" --gtest_list_tests --gtest_filter='*SmallTest*' | grep -q SmallTest; then continue; fi
     echo "$tool $(basename "$program")"
     "$sanitizer" --tool "$tool" --error-exitcode 1 "$program" --gtest_filter='*SmallTest*' \
       --gtest_brief=1

@@ -4,6 +4,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/device/captured_work.h"
 #include "support/expect_error.h"
 #include "support/gpu_test.h"
 
@@ -59,6 +60,27 @@ TEST_F(DeviceCudaTest, EventsMeasureAndOrderStreams) {
   other.Synchronize();
   EXPECT_EQ(first[0], 2);
   EXPECT_EQ(first[1], 1);
+}
+
+TEST_F(DeviceCudaTest, CapturedWorkRunsWhenItIsLaunched) {
+  const Buffer memory(kDevice, 64);
+  const auto first_byte = [&] {
+    uint8_t value = 0;
+    CopyToHost(stream(), &value, memory.data(), 1);
+    stream().Synchronize();
+    return int{value};
+  };
+  FillOnDevice(stream(), memory.data(), 1, 64);
+  CapturedWork work(stream(), [&] { FillOnDevice(stream(), memory.data(), 2, 64); });
+  EXPECT_EQ(first_byte(), 1);
+  work.Launch(stream());
+  EXPECT_EQ(first_byte(), 2);
+  FillOnDevice(stream(), memory.data(), 3, 64);
+  work.Launch(stream());
+  EXPECT_EQ(first_byte(), 2);
+  // What throws while it is recorded leaves a stream that still works.
+  EXPECT_THROW(CapturedWork(stream(), [] { throw InvalidInput("test", "thrown"); }), InvalidInput);
+  EXPECT_EQ(first_byte(), 2);
 }
 
 TEST_F(DeviceCudaTest, TooMuchMemoryIsRefusedWithFiguresAndTheDeviceGoesOn) {
