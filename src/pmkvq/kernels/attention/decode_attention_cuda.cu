@@ -1,5 +1,5 @@
 // Decode attention on CUDA: arguments, and the choice by head size.
-#include "pmkvq/kernels/attention/decode_kernel.cuh"
+#include "pmkvq/kernels/attention/decode_arguments.cuh"
 
 namespace pmkvq::internal {
 

@@ -1,4 +1,4 @@
-// The attention kernel for pages of all widths, and the one that merges its partial results.
+// The attention kernel for pages of all widths.
 //
 // Work is items: a run of pages of one KV head of one sequence, newest runs first, since new pages
 // are wide and what ends last should be short. A grid of as many blocks as the device holds takes
@@ -8,35 +8,11 @@
 // of the whole block is in the loop over pages.
 #pragma once
 
-#include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/attention/decode_arguments.cuh"
 #include "pmkvq/kernels/attention/decode_unit.cuh"
 #include "pmkvq/kernels/cuda/copy.cuh"
 
 namespace pmkvq::cuda {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kMostHeads = 8;  // Query heads of a KV head: the columns of a product.
-constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequences);
-
-struct DecodeArguments {
-  const __half* q;
-  float* out;
-  const uint8_t* arena;
-  const PageEntry* entries;
-  const PageBits* bits;
-  const int32_t* num_tokens;
-  const uint32_t* sink_rests;
-  float* partial_out;   // [items, group, D]
-  float* partial_sums;  // [items, group, 2]: reference, sum of weights.
-  int num_sequences;
-  int num_heads;
-  int num_kv_heads;
-  int group;
-  int max_pages;
-  SinkLayout sink;
-  float scale;  // With log2(e).
-};
 
 // Bytes of shared memory of one warp: keys, metadata, values.
 template <int kDim>
@@ -45,21 +21,6 @@ struct WarpMemory {
   static constexpr int kMetadata = 2 * fragment::MetadataBytes();
   static constexpr int kBytes = 2 * kCodes + kMetadata;
 };
-
-__device__ __forceinline__ int NumPages(int tokens_in_pages) {
-  return (tokens_in_pages + fragment::kTokens - 1) / fragment::kTokens;
-}
-// Tokens of a sequence; none behind the last one.
-__device__ __forceinline__ int NumTokens(const DecodeArguments& a, int sequence) {
-  return sequence < a.num_sequences ? __ldg(a.num_tokens + sequence) : 0;
-}
-__device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
-  return NumRuns(NumPages(a.sink.InPages(num_tokens))) * a.num_kv_heads;
-}
-// No partial result is written where one run is everything.
-__device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
-  return num_runs == 1 && a.sink.InRest(num_tokens) == 0;
-}
 
 // What a block knows of the batch.
 struct BatchTable {
@@ -488,133 +449,5 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     pages = next;
   }
 }
-
-// Takes one more partial result, or token, into a head's sums.
-struct Merged {
-  float reference = -INFINITY;
-  float weight = 0.0f;
-  float4 out = {0, 0, 0, 0};
-
-  __device__ __forceinline__ void Raise(float to) {
-    const float factor = Exp2(reference - to);
-    reference = to;
-    weight *= factor;
-    out = {out.x * factor, out.y * factor, out.z * factor, out.w * factor};
-  }
-  __device__ __forceinline__ void Add(float factor, float more, const float4& v) {
-    weight = fmaf(factor, more, weight);
-    out.x = fmaf(factor, v.x, out.x);
-    out.y = fmaf(factor, v.y, out.y);
-    out.z = fmaf(factor, v.z, out.z);
-    out.w = fmaf(factor, v.w, out.w);
-  }
-};
-
-// A block merges what one (sequence, KV head) has: the sink's rest, then its runs in their order.
-template <int kDim>
-__global__ void __launch_bounds__(kThreads)
-    CombineKernel(const __grid_constant__ DecodeArguments a) {
-  __shared__ float scores[kMostHeads][fragment::kTokens];
-  const int sequence = blockIdx.x / a.num_kv_heads;
-  const int kv_head = blockIdx.x % a.num_kv_heads;
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  // Up to the wait nothing is read that the attention kernel writes.
-  const int num_tokens = NumTokens(a, sequence);
-  const int rest = a.sink.InRest(num_tokens);
-  const int num_runs = NumRuns(NumPages(a.sink.InPages(num_tokens)));
-  const bool has_nothing = (num_runs == 0 && rest == 0) || IsWhole(a, num_tokens, num_runs);
-  int first_item = 0;
-#pragma unroll
-  for (int first = 0; first < kMostSequences; first += 32) {
-    if (first + lane < sequence) first_item += NumItems(a, NumTokens(a, first + lane));
-  }
-  // Of run 0; that of the next one is a row of heads before it.
-  first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.num_kv_heads + kv_head;
-
-  const __half* keys = nullptr;
-  const __half* values = nullptr;
-  if (rest > 0) {
-    const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
-    const uint32_t* slots = a.sink_rests + 2 * sequence;
-    keys = reinterpret_cast<const __half*>(a.arena +
-                                           static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
-           skipped;
-    values = reinterpret_cast<const __half*>(a.arena +
-                                             static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
-             skipped;
-    for (int pair = warp; pair < a.group * rest; pair += kWarps) {
-      const int head = pair / rest;
-      const int token = pair % rest;
-      const __half* q =
-          a.q + (static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head) * kDim;
-      float dot = 0.0f;
-#pragma unroll
-      for (int d = 0; d < kDim; d += 32) {
-        dot = fmaf(__half2float(q[d + lane]), __half2float(keys[token * kDim + d + lane]), dot);
-      }
-#pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2) {
-        dot += __shfl_xor_sync(~0u, dot, distance);
-      }
-      if (lane == 0) scores[head][token] = dot * a.scale;
-    }
-    __syncthreads();
-  }
-  WaitForEarlierKernel();
-  if (has_nothing) return;
-  for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
-    const int head = x / (kDim / 4);
-    const int four = x % (kDim / 4);
-    Merged merged;
-    if (rest > 0) {
-      float largest = -INFINITY;
-      for (int token = 0; token < rest; ++token) largest = fmaxf(largest, scores[head][token]);
-      merged.Raise(largest);
-      for (int token = 0; token < rest; ++token) {
-        const auto* pairs = reinterpret_cast<const __half2*>(values + token * kDim) + 2 * four;
-        const float2 v0 = __half22float2(pairs[0]);
-        const float2 v1 = __half22float2(pairs[1]);
-        merged.Add(Exp2(scores[head][token] - largest), 1.0f, {v0.x, v0.y, v1.x, v1.y});
-      }
-    }
-    const size_t row = static_cast<size_t>(first_item) * a.group + head;
-    const float* outs = a.partial_out + row * kDim + 4 * four;
-    const float* sums = a.partial_sums + row * 2;
-    constexpr int kAtOnce = 8;  // Loads in flight.
-    for (int first = 0; first < num_runs; first += kAtOnce) {
-      float2 sum[kAtOnce];
-      float4 out[kAtOnce];
-#pragma unroll
-      for (int r = 0; r < kAtOnce; ++r) {
-        if (first + r >= num_runs) break;
-        const ptrdiff_t at = -static_cast<ptrdiff_t>(first + r) * a.num_kv_heads * a.group;
-        sum[r] = __ldcg(reinterpret_cast<const float2*>(sums + at * 2));
-        out[r] = __ldcg(reinterpret_cast<const float4*>(outs + at * kDim));
-      }
-      float largest = merged.reference;
-#pragma unroll
-      for (int r = 0; r < kAtOnce; ++r) {
-        if (first + r < num_runs) largest = fmaxf(largest, sum[r].x);
-      }
-      merged.Raise(largest);
-#pragma unroll
-      for (int r = 0; r < kAtOnce; ++r) {
-        if (first + r < num_runs) merged.Add(Exp2(sum[r].x - largest), sum[r].y, out[r]);
-      }
-    }
-    const float inverse = 1.0f / merged.weight;
-    const size_t out_row = static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head;
-    reinterpret_cast<float4*>(a.out + out_row * kDim)[four] =
-        make_float4(merged.out.x * inverse, merged.out.y * inverse, merged.out.z * inverse,
-                    merged.out.w * inverse);
-  }
-}
-
-// Both launches.
-template <int kDim>
-void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
-extern template void LaunchDecode<64>(const DecodeArguments&, int, Stream&);
-extern template void LaunchDecode<128>(const DecodeArguments&, int, Stream&);
 
 }  // namespace pmkvq::cuda

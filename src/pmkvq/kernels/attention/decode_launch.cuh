@@ -1,4 +1,5 @@
-// The launches of decode_kernel.cuh. Included by the files that make its code, one per head size.
+// The launches of decode_kernel.cuh and decode_combine.cuh. Included by the files that make its
+// code, one per head size.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <atomic>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/attention/decode_combine.cuh"
 #include "pmkvq/kernels/attention/decode_kernel.cuh"
 #include "pmkvq/tensor/device/cuda_runtime.h"
 
