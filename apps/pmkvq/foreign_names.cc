@@ -12,7 +12,6 @@ constexpr std::string_view kWidthNote =
     "static-8 and static-4, or k=8+v=4 of pm-kvq for K and V apart";
 constexpr std::string_view kNoGpu = "pmkvq runs on the CPU only, leave it out";
 constexpr std::string_view kOneMachine = "pmkvq runs on one machine without GPUs, leave it out";
-constexpr std::string_view kNoServer = "there is no server yet";
 constexpr std::string_view kSampling =
     "not supported: sampling has --temperature, --top-k, --top-p, --min-p, penalties and "
     "--logit-bias";
@@ -93,7 +92,6 @@ constexpr ForeignName kOptions[] = {
     {"-r", "--stop", ""},
     {"--reverse-prompt", "--stop", ""},
     {"--prompt-file", "--file", ""},
-    {"--prompt-cache", "", "prompts are not kept in files"},
     {"--no-display-prompt", "", "the prompt is never printed, leave it out"},
     // Sampling.
     {"--temp", "--temperature", "", kAlias},
@@ -129,10 +127,7 @@ constexpr ForeignName kOptions[] = {
     {"--model-draft", "", kNoDraft},
     {"--draft-max", "", kNoDraft},
     {"--speculative-config", "", kNoDraft},
-    {"--host", "", kNoServer},
-    {"--port", "", kNoServer},
-    {"--api-key", "", kNoServer},
-    {"--served-model-name", "", kNoServer},
+    {"--api-key", "--api-key-file", "a key on a command line is seen by all users"},
     {"--enable-prefix-caching", "", "prompts share nothing yet"},
     {"--kl-divergence", "", "pmkvq perplexity always prints the KL to fp16, leave it out"},
 };
@@ -142,8 +137,7 @@ constexpr ForeignName kCommands[] = {
     {"generate", "run", ""},
     {"complete", "run", ""},
     {"cli", "run", ""},
-    {"serve", "", kNoServer},
-    {"server", "", kNoServer},
+    {"server", "serve", ""},
     {"evaluate", "eval", ""},
     {"benchmark", "eval", "for speed: bench"},
     {"ppl", "perplexity", ""},

@@ -421,9 +421,8 @@ void AddRun(CLI::App& app) {
                "--temperature 0 --kv pm-kvq --plan models/longcot-10m/plan.json "
                "--stats stats.jsonl",
                "pmkvq run --model models/longcot-10m --chat --kv static-4 --temperature 0",
-               "pmkvq run --model models/longcot-10m --n-samples 4 --json samples.json \"Multiply "
-               "472 by 58 "
-               "with column sums of digit products. What is the product?\""});
+               "pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt "
+               "--n-samples 4 --json samples.json"});
   command->callback([options, command, prompt, ids] {
     options->prompt_given = prompt->count() > 0;
     options->ids_given = ids->count() > 0;

@@ -295,12 +295,12 @@ void AddServe(CLI::App& app) {
       ->transform(DecimalNumber(0.01, 1))
       ->capture_default_str();
   command->add_option("--reasoning", options->reasoning, "text before </think> is reasoning")
-      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->transform(OneOf({"auto", "on", "off"}))
       ->capture_default_str();
   command
       ->add_option("--generation-config", options->generation_config,
                    "defaults of sampling from the model's generation_config.json")
-      ->check(CLI::IsMember({"auto", "none"}))
+      ->transform(OneOf({"auto", "none"}))
       ->capture_default_str();
   command->add_flag("--strict", options->strict, "refuse fields that are not known");
   command->add_option("--max-body", options->max_body, "largest body of a request")
@@ -325,8 +325,7 @@ void AddServe(CLI::App& app) {
   options->kv.Register(*command);
   AddExamples(*command,
               {"pmkvq serve --model models/longcot-10m --kv pm-kvq --kv-budget 4.75MiB",
-               "curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' "
-               "-d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'"});
+               "pmkvq serve --model MODEL --host 0.0.0.0 --api-key-file keys --max-sequences 64"});
   command->callback([options] { Serve(*options); });
 }
 

@@ -62,7 +62,7 @@ TEST(UnknownNames, CommandsNameTheNearest) {
     ExpectOneLineError(RunProgram(args), 2, {"'" + wrong, "did you mean " + expected + "?"});
   }
   ExpectOneLineError(RunProgram({"zzzzzz"}), 2, {"'zzzzzz'", "run", "calibrate"});
-  ExpectOneLineError(RunProgram({"serve", "MODEL"}), 2, {"'serve'", "no server"});
+  ExpectOneLineError(RunProgram({"server", "MODEL"}), 2, {"'server'", "serve"});
   ExpectOneLineError(RunProgram({"chat"}), 2, {"pmkvq run"});
 }
 

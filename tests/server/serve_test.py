@@ -24,15 +24,18 @@ class Server:
     """A server on a free port, until `with` ends."""
 
     def __init__(self, *options, env=None, wait=True):
-        command = [PROGRAM, "serve", "--model", MODEL, "--port", "0", "--threads", "2", "--kv", "pm-kvq",
-                   "--kv-budget", "4MiB", "--max-len", "2048", "--max-sequences", "4", *options]
+        command = [PROGRAM, "serve", "--model", MODEL, "--port", "0", "--threads", "2", "--kv", "pm-kvq"]
+        for name, value in {"--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}.items():
+            if name not in options:
+                command += [name, value]
+        command += options
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, **(env or {})})
         self.lines = []
         self.port = None
         self.is_ready = threading.Event()
         threading.Thread(target=self.read, daemon=True).start()
-        if wait and not self.is_ready.wait(60):
+        if wait and (not self.is_ready.wait(60) or self.port is None):
             raise RuntimeError("not ready: " + "".join(self.lines))
 
     def read(self):
@@ -54,6 +57,7 @@ class Server:
                 self.process.wait(40)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        self.process.stderr.close()
 
     def request(self, method, path, body=None, headers=None, raw=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -174,9 +178,13 @@ class Replies(unittest.TestCase):
             if i % 2:
                 self.assertEqual(reply["choices"], alone["choices"])
 
+    def prompt(self):
+        """What the chat template makes of the question: the model answers nothing else."""
+        return self.server.post("/apply-template", {"messages": [{"role": "user", "content": QUESTION}]})[1]["prompt"]
+
     def test_completions_take_text_and_ids(self):
-        _, tokens = self.server.post("/tokenize", {"prompt": QUESTION})
-        _, text = self.server.post("/v1/completions", {"prompt": QUESTION, "temperature": 0, "max_tokens": 20, "logprobs": 2})
+        _, tokens = self.server.post("/tokenize", {"prompt": self.prompt()})
+        _, text = self.server.post("/v1/completions", {"prompt": self.prompt(), "temperature": 0, "max_tokens": 20, "logprobs": 2})
         _, ids = self.server.post("/v1/completions", {"prompt": tokens["tokens"], "temperature": 0, "max_tokens": 20, "logprobs": 2})
         self.assertEqual(text["choices"], ids["choices"])
         logprobs = text["choices"][0]["logprobs"]
@@ -185,20 +193,20 @@ class Replies(unittest.TestCase):
         for token, value, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]):
             self.assertEqual(value, max(top.values()), "greedy draws the likeliest")
             self.assertIn(token, top)
-        _, several = self.server.post("/v1/completions", {"prompt": [QUESTION, tokens["tokens"] and "Hello"], "n": 2,
+        _, several = self.server.post("/v1/completions", {"prompt": [self.prompt(), "Hello"], "n": 2,
                                                           "temperature": 0, "max_tokens": 5})
         self.assertEqual([c["index"] for c in several["choices"]], [0, 1, 2, 3])
         self.assertEqual(several["choices"][0]["text"], several["choices"][1]["text"])
 
     def test_stops(self):
-        _, plain = self.server.post("/v1/completions", {"prompt": QUESTION, "temperature": 0, "max_tokens": 60})
+        _, plain = self.server.post("/v1/completions", {"prompt": self.prompt(), "temperature": 0, "max_tokens": 60})
         stop = plain["choices"][0]["text"][20:24]
-        _, cut = self.server.post("/v1/completions", {"prompt": QUESTION, "temperature": 0, "max_tokens": 60, "stop": stop})
+        _, cut = self.server.post("/v1/completions", {"prompt": self.prompt(), "temperature": 0, "max_tokens": 60, "stop": stop})
         text = plain["choices"][0]["text"]
         self.assertEqual(cut["choices"][0]["text"], text[:text.index(stop)])
         self.assertEqual(cut["choices"][0]["stop_reason"], stop)
         self.assertEqual(cut["choices"][0]["finish_reason"], "stop")
-        _, kept = self.server.post("/v1/completions", {"prompt": QUESTION, "temperature": 0, "max_tokens": 60, "stop": [stop],
+        _, kept = self.server.post("/v1/completions", {"prompt": self.prompt(), "temperature": 0, "max_tokens": 60, "stop": [stop],
                                                        "include_stop_str_in_output": True})
         self.assertEqual(kept["choices"][0]["text"], text[:text.index(stop)] + stop)
 

@@ -95,7 +95,7 @@ struct Turns::Impl final : internal::PausableWork {
   bool is_given_up = false;
   bool ends = false;
   Clock::time_point turn_ends;
-  ThreadPool* pool = nullptr;     // The owner's.
+  ThreadPool* pool = nullptr;   // The owner's.
   internal::CancelLink scopes;  // Those of the owner, in front of which the work opens others.
 };
 

@@ -210,9 +210,12 @@ TEST(EngineQueue, ManyWaitingRequestsCostNothing) {
   EXPECT_EQ(num_finished, kRequests);
   const EngineStats stats = engine.stats();
   EXPECT_EQ(stats.num_waiting + stats.num_running, 0);
-  const double rest = stats.step_seconds - stats.prefill_seconds - stats.decode_seconds -
-                      stats.sampling_seconds - stats.observer_seconds - stats.reserve_seconds;
+  [[maybe_unused]] const double rest = stats.step_seconds - stats.prefill_seconds -
+                                       stats.decode_seconds - stats.sampling_seconds -
+                                       stats.observer_seconds - stats.reserve_seconds;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && defined(NDEBUG)
   EXPECT_LT(rest / static_cast<double>(stats.num_steps), 200e-6);
+#endif
 }
 
 }  // namespace

@@ -148,7 +148,7 @@ TEST(OutputText, IsEmptyWithoutTokenizer) {
 TEST(OutputText, StopsCountBehindAText) {
   const auto tokenizer = testing_support::ByteTokenizer();
   const std::string text = "a STOP b</thi</think> c STOP d";
-  for (const std::string& after : {"", "</think>", "never"}) {
+  for (const std::string after : {"", "</think>", "never"}) {
     OutputText out(tokenizer, {"STOP"}, {}, after);
     std::string streamed;
     for (const int32_t id : tokenizer->Encode(text)) {

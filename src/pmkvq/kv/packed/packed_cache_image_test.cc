@@ -5,7 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "pmkvq/base/error.h"
 #include "support/cache_driver.h"
+#include "support/expect_error.h"
 
 namespace pmkvq {
 namespace {
@@ -121,6 +123,38 @@ TEST(PackedCacheImageTest, NothingOfOtherSequencesIsInIt) {
     ASSERT_EQ(fresh.Append(b, count, 2), ReserveResult::kReserved);
     EXPECT_EQ(used.cache().ImageOf(a), fresh.cache().ImageOf(b)) << count;
   }
+}
+
+// A cut drops what was decided for the next page.
+TEST(PackedCacheImageTest, HoldsNothingThatACutHasDropped) {
+  const CacheConfig config = Config(PolicyKind::kOldestFirst, 1, 0, 128, 0.06);
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  ASSERT_EQ(driver.Append(seq, 3, 1), ReserveResult::kReserved);
+  ASSERT_EQ(driver.Append(seq, 60, 2), ReserveResult::kReserved);
+  driver.cache().Truncate(seq, 0);
+  const SequenceImage image = *driver.cache().ImageOf(seq);
+  EXPECT_FALSE(image.next_is_planned);
+  EXPECT_TRUE(image.blocks[0].next_pages.empty());
+  EXPECT_TRUE(driver.cache().OpenImage(image, "image").has_value());
+}
+
+// Pages that have left a sliding window take no bytes, and no others are left out.
+TEST(PackedCacheImageTest, FreedPagesAreLeftOut) {
+  const CacheConfig config =
+      Config(PolicyKind::kLayerBudget, 8 << 20, 1, 128, 1, DType::kF16, QuantAxis::kToken, 200);
+  CacheDriver driver(config);
+  const SequenceId seq = *driver.cache().Open();
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_EQ(driver.Append(seq, 100, i), ReserveResult::kReserved);
+  SequenceImage image = *driver.cache().ImageOf(seq);
+  EXPECT_EQ(image.blocks[0].num_freed, 0);
+  EXPECT_GT(image.blocks[2].num_freed, 2);
+  EXPECT_LT(image.blocks[2].bytes[0].size(), image.blocks[0].bytes[0].size());
+  EXPECT_TRUE(driver.cache().OpenImage(image, "image").has_value());
+  driver.cache().Close(1);
+  ++image.blocks[2].num_freed;
+  testing_support::ExpectError<InvalidInput>(
+      [&] { (void)driver.cache().OpenImage(image, "image"); }, {"block 2"});
 }
 
 TEST(PackedCacheImageTest, NeedsAFreeSequence) {

@@ -133,7 +133,8 @@ std::optional<HttpReply> Service::Refuse(const RequestHead& head, const std::str
   const bool host_is_known =
       IsLoopback(name) || std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(),
                                     name) != options_.allowed_hosts.end();
-  if (!host_is_known && (keys_.empty() || !options_.allowed_hosts.empty())) {
+  // HTTP/1.0 may leave the field out, and browsers do not speak that.
+  if (!head.host.empty() && !host_is_known && (keys_.empty() || !options_.allowed_hosts.empty())) {
     return ErrorReply(ErrorOf(403, "permission_error", "host_not_allowed",
                               fmt::format("Host: found \"{}\", expected a loopback name or one of "
                                           "--allowed-hosts",
