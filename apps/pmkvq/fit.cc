@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "commands.h"
 #include "common_options.h"
@@ -13,6 +14,7 @@
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/io/checkpoint.h"
+#include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/model/model_size.h"
 #include "terminal.h"
@@ -33,7 +35,7 @@ struct Options {
 
 struct Source {
   FitModel model;
-  WeightFormat stored = WeightFormat::kBF16;
+  std::string types;   // Of the matrices, as files have them.
   std::string remark;  // On the weights, for the table.
 };
 
@@ -50,22 +52,24 @@ Source ReadSource(const Options& options) {
     }
   }
   Source source;
-  if (has_weights) {
+  if (has_weights || !FindGgufFile(options.model).empty()) {
     const Checkpoint checkpoint = Checkpoint::Open(options.model);
     source.model.config = checkpoint.config();
-    source.stored =
-        checkpoint.weights()
-            .Get("embedding", {checkpoint.config().vocab_size, checkpoint.config().hidden_size})
-            .format.value();
-  } else {
-    source.model.config = is_folder ? LoadModelConfig(options.model)
-                                    : ParseModelConfig(JsonValue::ParseFile(options.model));
-    const std::optional<DType> type = source.model.config.weight_type;
-    if (type) source.stored = FormatOf(*type);
-    source.remark = type ? ", as the config says" : ", assumed: the config has no dtype";
+    std::set<std::string> types;
+    for (const StoredWeight& stored : checkpoint.weights().tensors()) {
+      if (stored.shape.size() == 2) types.insert(stored.type);
+    }
+    source.types = fmt::format("{}", fmt::join(types, ", "));
+    source.model.weight_bytes = WeightBytesOf(checkpoint, options.weights.mode());
+    return source;
   }
-  source.model.weight_bytes =
-      WeightBytesOf(source.model.config, source.stored, options.weights.mode());
+  source.model.config = is_folder ? LoadModelConfig(options.model)
+                                  : ParseModelConfig(JsonValue::ParseFile(options.model));
+  const std::optional<DType> type = source.model.config.weight_type;
+  const WeightFormat stored = type ? FormatOf(*type) : WeightFormat::kBF16;
+  source.types = NameOf(stored);
+  source.remark = type ? ", as the config says" : ", assumed: the config has no dtype";
+  source.model.weight_bytes = WeightBytesOf(source.model.config, stored, options.weights.mode());
   return source;
 }
 
@@ -92,7 +96,7 @@ void PrintTable(const Options& options, const Source& source, const Fit& fit) {
   };
   line("memory", options.fit.memory_bytes, "--memory " + options.memory);
   line("weights", fit.weight_bytes,
-       is_q8 ? "Q8, made while loading" : std::string(NameOf(source.stored)) + source.remark);
+       is_q8 ? "Q8, made while loading" : source.types + source.remark);
   line(
       "working memory", fit.working_bytes,
       fmt::format("{}, chunks of {} tokens",
@@ -136,8 +140,7 @@ void WriteFit(const Options& options, const Source& source, const Fit& fit) {
   json.Key("architecture").String(source.model.config.architecture);
   json.Key("parameters").Int(NumMatrixWeights(source.model.config));
   json.Key("memory_bytes").Int(options.fit.memory_bytes);
-  json.Key("weights").String(options.weights.mode() == WeightMode::kQ8 ? "Q8"
-                                                                       : NameOf(source.stored));
+  json.Key("weights").String(options.weights.mode() == WeightMode::kQ8 ? "Q8" : source.types);
   json.Key("weight_bytes").Int(fit.weight_bytes);
   json.Key("working_bytes").Int(fit.working_bytes);
   json.Key("cache_bytes").Int(fit.cache_bytes);
@@ -180,11 +183,12 @@ void AddFit(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "fit", "what fits into a memory: weights, working memory and cache, at every width");
-  NamesFile(command
-                ->add_option("model,--model", options->model,
-                             "model folder, or a config.json alone: ask before downloading")
-                ->required(),
-            FileKind::kInputs);
+  NamesFile(
+      command
+          ->add_option("model,--model", options->model,
+                       "model folder, GGUF file, or a config.json alone: ask before downloading")
+          ->required(),
+      FileKind::kInputs);
   command->add_option("--memory", options->memory, "memory to fit into: 24GB, 16GiB")
       ->check(MemorySize())
       ->required();

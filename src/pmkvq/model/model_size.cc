@@ -43,6 +43,29 @@ int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode
   return bytes;
 }
 
+int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode) {
+  int64_t bytes = 0;
+  for (const WeightDeclaration& weight : DeclaredWeights(checkpoint.config())) {
+    if (weight.role != WeightRole::kMatrix) {
+      bytes += NumElements(weight.shape) * static_cast<int64_t>(sizeof(float));
+      continue;
+    }
+    const StoredWeight& stored = checkpoint.weights().Get(weight.name, weight.shape);
+    const WeightFormat format = stored.format.value_or(WeightFormat::kQ8);
+    const bool is_plain = LayoutOf(format).block_values == 1;
+    const bool is_embedding = weight.name == "embedding";
+    const bool becomes_q8 = mode == WeightMode::kQ8 && is_plain;
+    const auto rows_as = [&](WeightFormat kept) {
+      return weight.shape[0] * RowBytes(kept, weight.shape[1]);
+    };
+    bytes += rows_as(becomes_q8 && !is_embedding ? WeightFormat::kQ8 : format);
+    if (becomes_q8 && is_embedding && checkpoint.config().tie_word_embeddings) {
+      bytes += rows_as(WeightFormat::kQ8);
+    }
+  }
+  return bytes;
+}
+
 int64_t WorkspaceBytesOf(const ModelConfig& config, int64_t num_sequences, int64_t chunk_tokens) {
   const RopeTable rope(RopeParamsOf(config));
   const ModelParts parts(config, rope);

@@ -19,6 +19,9 @@ int64_t NumMatrixWeights(const ModelConfig& config);
 
 // Model::weight_bytes of a model whose files have all matrices in the format `stored`.
 int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode mode);
+// Model::weight_bytes of the checkpoint, whose files may have matrices of several types. Throws
+// InvalidInput for a weight that is missing or of another shape.
+int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode);
 
 // ForwardWorkspace::scratch and logits after Forwards of `num_sequences` chunks of one token each,
 // and of one chunk of `chunk_tokens`, with logits of the last tokens. 0 leaves either out.
