@@ -135,10 +135,8 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
   const auto failed = [this](const std::string& message) {
     status_ = kEngineFailed;
     http_->Post([this, message] {
-      JsonWriter json;
-      json.BeginObject().Key("message").String(message).EndObject();
-      const std::string text = json.text();
-      log_->Write("error", "engine_failed", text.substr(1, text.size() - 2));
+      log_->Write("error", "engine_failed",
+                  [&](JsonWriter& json) { json.Key("message").String(message); });
       server::ApiError error;
       error.status = 500;
       error.type = "server_error";

@@ -6,17 +6,13 @@
 #include "pmkvq/base/check.h"
 
 namespace pmkvq {
-namespace {
 
-// Length of the longest end of `text` that is a beginning of `stop`, the whole of it excepted.
 size_t PossibleStart(std::string_view text, std::string_view stop) {
   for (size_t length = std::min(text.size(), stop.size() - 1); length > 0; --length) {
     if (text.ends_with(stop.substr(0, length))) return length;
   }
   return 0;
 }
-
-}  // namespace
 
 StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {
   for (const std::string& stop : stops_) PMKVQ_CHECK(!stop.empty());

@@ -10,6 +10,9 @@
 
 namespace pmkvq {
 
+// Length of the longest end of `text` that is a beginning of `stop`, the whole of it excepted.
+size_t PossibleStart(std::string_view text, std::string_view stop);
+
 // Finds the first of several stop strings in text that arrives in pieces: the one that is complete
 // first, the longest of those that end together, however the text is cut. Text that may be the
 // beginning of a stop string is held back until that is decided.

@@ -17,15 +17,8 @@ int64_t NowNs() {
       .count();
 }
 
-// "[prompt] found ..." without its brackets.
 ApiError RefusalOf(const InvalidInput& error) {
-  std::string message = error.what();
-  const size_t end = message.find("] ");
-  std::string param;
-  if (message.starts_with("[") && end != std::string::npos) {
-    param = message.substr(1, end - 1);
-    message = param + ": " + message.substr(end + 2);
-  }
+  const std::string message = WithoutBrackets(error.what());
   const bool is_budget = message.find("budget") != std::string::npos;
   return InvalidRequest(is_budget ? "kv_pool_too_small" : "invalid_value", "", message);
 }

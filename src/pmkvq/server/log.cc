@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/io/json.h"
 
 namespace pmkvq::server {
 
@@ -34,7 +33,8 @@ void Log::Reopen() {
   descriptor_ = next;
 }
 
-void Log::Write(std::string_view level, std::string_view event, std::string_view fields) {
+void Log::Write(std::string_view level, std::string_view event,
+                const std::function<void(JsonWriter&)>& add_fields) {
   const auto now = std::chrono::system_clock::now();
   const auto milliseconds =
       std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
@@ -43,15 +43,10 @@ void Log::Write(std::string_view level, std::string_view event, std::string_view
   json.Key("ts").String(fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z",
                                     fmt::gmtime(std::chrono::system_clock::to_time_t(now)),
                                     milliseconds));
-  json.Key("level").String(level).Key("event").String(event).EndObject();
-  std::string line = json.text();
-  if (!fields.empty()) {
-    line.pop_back();
-    line += ",";
-    line += fields;
-    line += "}";
-  }
-  line += "\n";
+  json.Key("level").String(level).Key("event").String(event);
+  if (add_fields) add_fields(json);
+  json.EndObject();
+  const std::string line = json.text() + "\n";
   const ssize_t written = write(descriptor_, line.data(), line.size());
   if (written != static_cast<ssize_t>(line.size())) ++num_dropped_;
 }

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
+
+#include "pmkvq/io/json.h"
 
 namespace pmkvq::server {
 
@@ -15,8 +18,9 @@ class Log {
   Log(const Log&) = delete;
   Log& operator=(const Log&) = delete;
 
-  // `fields`: more members of the object, as JSON text without braces; "" for none.
-  void Write(std::string_view level, std::string_view event, std::string_view fields = "");
+  // `add_fields` writes more members of the line's object; null: none.
+  void Write(std::string_view level, std::string_view event,
+             const std::function<void(JsonWriter&)>& add_fields = nullptr);
   // Opens the file again, after it was moved away.
   void Reopen();
   int64_t num_dropped() const { return num_dropped_; }

@@ -65,9 +65,4 @@ struct TokenizerData {
   std::string field_prefix = "tokenizer.ggml.";
 };
 
-// The ids that end an answer: eos, eot, eom, and control tokens whose text is a known end
-// (<|im_end|>, <|eot_id|>, <|end|>, <end_of_turn>, <|endoftext|>), because many files name only one
-// of them. Ascending, without repeats.
-std::vector<int32_t> EndTokenIds(const TokenizerData& data);
-
 }  // namespace pmkvq

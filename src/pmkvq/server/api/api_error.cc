@@ -13,6 +13,12 @@ ApiError InvalidRequest(const std::string& code, const std::string& param,
   return error;
 }
 
+std::string WithoutBrackets(const std::string& text) {
+  const size_t end = text.find("] ");
+  if (!text.starts_with("[") || end == std::string::npos) return text;
+  return text.substr(1, end - 1) + ": " + text.substr(end + 2);
+}
+
 std::string ErrorBody(const ApiError& error) {
   JsonWriter json;
   json.BeginObject().Key("error").BeginObject();

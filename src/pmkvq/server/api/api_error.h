@@ -31,6 +31,9 @@ class RefusedRequest : public std::runtime_error {
 ApiError InvalidRequest(const std::string& code, const std::string& param,
                         const std::string& message);
 
+// The text of an Error (base/error.h) without the brackets around its place: "field: found ...".
+std::string WithoutBrackets(const std::string& text);
+
 // {"error": {"message", "type", "param", "code"}}
 std::string ErrorBody(const ApiError& error);
 

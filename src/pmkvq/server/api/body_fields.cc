@@ -10,13 +10,6 @@ namespace {
 
 constexpr size_t kMostDepth = 64;
 
-// "[body: temperature] found ..." without its brackets.
-std::string WithoutBrackets(std::string text) {
-  const size_t end = text.find("] ");
-  if (!text.starts_with("[") || end == std::string::npos) return text;
-  return text.substr(1, end - 1) + ": " + text.substr(end + 2);
-}
-
 bool AsksForNothing(const JsonValue& value) {
   switch (value.kind()) {
     case JsonValue::Kind::kNull:

@@ -2,19 +2,13 @@
 
 #include <algorithm>
 
+#include "pmkvq/engine/output_text.h"
+
 namespace pmkvq::server {
 namespace {
 
 constexpr std::string_view kOpen = "<think>";
 constexpr std::string_view kClose = "</think>";
-
-// Length of the longest end of `text` that begins `tag`.
-size_t PossibleStart(std::string_view text, std::string_view tag) {
-  for (size_t length = std::min(text.size(), tag.size() - 1); length > 0; --length) {
-    if (text.ends_with(tag.substr(0, length))) return length;
-  }
-  return 0;
-}
 
 }  // namespace
 

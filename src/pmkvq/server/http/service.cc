@@ -294,10 +294,8 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   }
   for (const std::string& field : request.unknown_fields) {
     if (unknown_fields_.size() >= 1000 || unknown_fields_[field]++ > 0) continue;
-    JsonWriter json;
-    json.BeginObject().Key("field").String(field.substr(0, 80)).EndObject();
-    const std::string text = json.text();
-    log_->Write("warning", "unknown_field", text.substr(1, text.size() - 2));
+    log_->Write("warning", "unknown_field",
+                [&](JsonWriter& json) { json.Key("field").String(field.substr(0, 80)); });
   }
   auto live = std::make_shared<LiveRequest>();
   live->seed = request.fields.seed.value_or(RandomBits());
@@ -346,19 +344,16 @@ void Service::End(const std::shared_ptr<LiveRequest>& live, int status) {
   const double seconds = Seconds(std::chrono::steady_clock::now() - live->began);
   metrics_.request_seconds.Observe(seconds);
   mean_seconds_ += 0.1 * (seconds - mean_seconds_);
-  JsonWriter json;
-  json.BeginObject();
-  json.Key("request").String(live->request_id).Key("id").String(live->head.id);
-  json.Key("client").String(live->client).Key("status").Int(status);
-  json.Key("prompt_tokens").Int(live->usage.prompt_tokens);
-  json.Key("completion_tokens").Int(live->usage.completion_tokens);
-  json.Key("seconds").Number(seconds);
-  json.Key("finish").String(live->error          ? live->error->code
-                            : live->is_cancelled ? "client_gone"
-                                                 : live->choices.front().finish_reason);
-  json.EndObject();
-  const std::string text = json.text();
-  log_->Write("info", "request", text.substr(1, text.size() - 2));
+  log_->Write("info", "request", [&](JsonWriter& json) {
+    json.Key("request").String(live->request_id).Key("id").String(live->head.id);
+    json.Key("client").String(live->client).Key("status").Int(status);
+    json.Key("prompt_tokens").Int(live->usage.prompt_tokens);
+    json.Key("completion_tokens").Int(live->usage.completion_tokens);
+    json.Key("seconds").Number(seconds);
+    json.Key("finish").String(live->error          ? live->error->code
+                              : live->is_cancelled ? "client_gone"
+                                                   : live->choices.front().finish_reason);
+  });
 }
 
 void Service::AddText(LiveRequest& live, size_t choice, const AnswerText& text) {
