@@ -107,7 +107,7 @@ void PrintTable(const Options& options, const Source& source, const Fit& fit) {
     line("missing", -fit.cache_bytes, "nothing is left for a cache");
     return;
   }
-  line("cache", fit.cache_bytes, "what is left");
+  line("cache", fit.cache_bytes, "memory without the two above");
   const std::string tokens = WithSeparators(fit.max_len);
   const std::string count = WithSeparators(options.fit.sequences);
   Print(fmt::format("\nsequences of {} tokens, {} at a time\n", tokens, count));

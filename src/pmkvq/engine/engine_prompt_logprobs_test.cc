@@ -108,8 +108,8 @@ TEST(EnginePromptLogprobs, AreThoseOfTheTokensOneByOne) {
 
 class OfEachStore : public testing::TestWithParam<std::string> {};
 
-// Asking changes no bit of the answer; other requests change none of what is asked for, also where
-// the prompt is computed in turns.
+// A request for log-probabilities has the answer that it has without them, and other requests
+// change none of its log-probabilities, also where the prompt is computed in turns.
 TEST_P(OfEachStore, ChangeNothingAndDependOnTheRequestOnly) {
   const auto model = LoadTinyLlama();
   Engine alone = OpenEngine(model, nullptr, Options(GetParam()));
