@@ -1,6 +1,6 @@
 # The CUDA backend, where it is asked for: PMKVQ_CUDA ON, or AUTO, which is ON where a CUDA compiler
-# is found. Sets PMKVQ_HAS_CUDA. The toolkit is the system's or that of PyPI's wheels
-# (scripts/find-cuda.sh); -DCUDAToolkit_ROOT=FOLDER names it.
+# and cuBLASLt are found. Sets PMKVQ_HAS_CUDA. Both are the system's or those of PyPI's wheels
+# (scripts/find-cuda.sh); -DCUDAToolkit_ROOT=FOLDER and -DPMKVQ_CUBLAS_ROOT=FOLDER name them.
 set(PMKVQ_CUDA OFF CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO (ON where nvcc is found)")
 set_property(CACHE PMKVQ_CUDA PROPERTY STRINGS OFF ON AUTO)
 set(PMKVQ_HAS_CUDA OFF)
@@ -35,6 +35,24 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
 endif()
 find_package(CUDAToolkit 13.0 REQUIRED)
+include(${CMAKE_CURRENT_LIST_DIR}/cublas.cmake)
+if(NOT TARGET pmkvq::cublasLt)
+  set(problem "found no cuBLASLt 13 (include/cublasLt.h, lib/libcublasLt.so.13) in ")
+  if(PMKVQ_CUBLAS_ROOT)
+    string(APPEND problem "PMKVQ_CUBLAS_ROOT=${PMKVQ_CUBLAS_ROOT}")
+  else()
+    string(APPEND problem "the CUDA toolkit ${CUDAToolkit_BIN_DIR} and python3's packages")
+  endif()
+  if(PMKVQ_CUDA STREQUAL "AUTO")
+    message(STATUS "CUDA: ${problem}; built without")
+    return()
+  endif()
+  message(FATAL_ERROR "PMKVQ_CUDA=ON: ${problem}; scripts/find-cuda.sh --install gets it from PyPI, "
+    "-DPMKVQ_CUBLAS_ROOT=FOLDER names it, PMKVQ_CUDA=OFF builds without")
+endif()
+get_target_property(PMKVQ_CUBLASLT pmkvq::cublasLt IMPORTED_LOCATION)
+# Installed programs find it where the built ones do.
+set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
 if(PMKVQ_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${PMKVQ_CCACHE})
 endif()
@@ -47,4 +65,4 @@ target_compile_options(pmkvq_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:
   -Xptxas=-warn-spills
   $<$<BOOL:${PMKVQ_WERROR}>:-Werror=all-warnings>>)
 set(PMKVQ_HAS_CUDA ON)
-message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CUDAToolkit_VERSION}, ${CMAKE_CUDA_ARCHITECTURES}")
+message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CUDAToolkit_VERSION}, ${PMKVQ_CUBLASLT}, ${CMAKE_CUDA_ARCHITECTURES}")

@@ -55,7 +55,9 @@ foreach(module IN LISTS product_modules)
 endforeach()
 set(PMKVQ_PC_CUDA "")
 if(PMKVQ_HAS_CUDA)
-  set(PMKVQ_PC_CUDA " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+  set(PMKVQ_PC_CUDA " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt ${PMKVQ_CUBLASLT}")
+  install(FILES cmake/cublas.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq
+    COMPONENT product)
 endif()
 # Relative to the file's folder: --prefix is known at the installation only.
 file(RELATIVE_PATH PMKVQ_PC_INCLUDE /${CMAKE_INSTALL_LIBDIR}/pkgconfig

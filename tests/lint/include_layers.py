@@ -33,7 +33,7 @@ OWNERS = {
     "openssl/": ["src/pmkvq/server/"],
 }
 # Only files of the CUDA backend include its headers.
-CUDA_HEADERS = re.compile(r"cuda|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
+CUDA_HEADERS = re.compile(r"cuda|cublas|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
 CUDA_FILES = re.compile(r".*(\.cu|\.cuh|_cuda\.cc|/cuda_runtime\.h)$")
 # Headers that only .cc files of their folder include.
 PRIVATE_HEADERS = {"src/pmkvq/server/http/connection.h"}
