@@ -60,8 +60,8 @@ std::vector<std::byte> RandomMetadata(size_t num_bytes) {
 }
 
 double TimeOnStream(Stream& stream, const std::function<void()>& launch) {
-  Event begin(stream.device());
-  Event end(stream.device());
+  StreamEvent begin(stream.device());
+  StreamEvent end(stream.device());
   begin.Record(stream);
   launch();
   end.Record(stream);

@@ -45,8 +45,8 @@ TEST_F(DeviceCudaTest, BytesComeBackAsTheyWentThere) {
 TEST_F(DeviceCudaTest, EventsMeasureAndOrderStreams) {
   Stream other(kDevice);
   const Buffer memory(kDevice, size_t{64} << 20);
-  Event begin(kDevice);
-  Event end(kDevice);
+  StreamEvent begin(kDevice);
+  StreamEvent end(kDevice);
   begin.Record(stream());
   FillOnDevice(stream(), memory.data(), 1, memory.num_bytes());
   end.Record(stream());

@@ -19,7 +19,7 @@ struct CUevent_st;
 
 namespace pmkvq {
 
-class Event;
+class StreamEvent;
 
 class Stream {
  public:
@@ -31,7 +31,7 @@ class Stream {
   // Waits until all work is done. Throws the error of the work, if it had one.
   void Synchronize();
   // Work that is launched from now on waits for the event.
-  void Wait(const Event& event);
+  void Wait(const StreamEvent& event);
 
   DeviceId device() const { return device_; }
   CUstream_st* handle() const { return handle_; }
@@ -42,12 +42,12 @@ class Stream {
 };
 
 // A point in a stream.
-class Event {
+class StreamEvent {
  public:
-  explicit Event(DeviceId device);
-  ~Event();
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
+  explicit StreamEvent(DeviceId device);
+  ~StreamEvent();
+  StreamEvent(const StreamEvent&) = delete;
+  StreamEvent& operator=(const StreamEvent&) = delete;
 
   void Record(Stream& stream);
   // Waits until the stream has come to it.
@@ -61,7 +61,7 @@ class Event {
 };
 
 // Microseconds between two events that the device has passed.
-double MicrosecondsBetween(const Event& begin, const Event& end);
+double MicrosecondsBetween(const StreamEvent& begin, const StreamEvent& end);
 
 // Host memory that a device copies from and to without the host's help. Not initialised.
 class PinnedBuffer {

@@ -35,24 +35,24 @@ Stream::~Stream() { static_cast<void>(cudaStreamDestroy(handle_)); }
 
 void Stream::Synchronize() { CheckCuda(cudaStreamSynchronize(handle_), "work on the device"); }
 
-void Stream::Wait(const Event& event) {
+void Stream::Wait(const StreamEvent& event) {
   CheckCuda(cudaStreamWaitEvent(handle_, event.handle()), "waiting for an event");
 }
 
-Event::Event(DeviceId device) : device_(device) {
+StreamEvent::StreamEvent(DeviceId device) : device_(device) {
   const CudaDeviceScope scope(device);
   CheckCuda(cudaEventCreate(&handle_), "making an event");
 }
 
-Event::~Event() { static_cast<void>(cudaEventDestroy(handle_)); }
+StreamEvent::~StreamEvent() { static_cast<void>(cudaEventDestroy(handle_)); }
 
-void Event::Record(Stream& stream) {
+void StreamEvent::Record(Stream& stream) {
   CheckCuda(cudaEventRecord(handle_, stream.handle()), "recording an event");
 }
 
-void Event::Synchronize() { CheckCuda(cudaEventSynchronize(handle_), "work on the device"); }
+void StreamEvent::Synchronize() { CheckCuda(cudaEventSynchronize(handle_), "work on the device"); }
 
-double MicrosecondsBetween(const Event& begin, const Event& end) {
+double MicrosecondsBetween(const StreamEvent& begin, const StreamEvent& end) {
   float milliseconds = 0.0f;
   CheckCuda(cudaEventElapsedTime(&milliseconds, begin.handle(), end.handle()),
             "the time between events");

@@ -17,13 +17,13 @@ constexpr DeviceId kCuda{Device::kCuda, 0};
 Stream::Stream(DeviceId device) : device_(device) { internal::ThrowNoBackend(device, "a stream"); }
 Stream::~Stream() = default;
 void Stream::Synchronize() { Unreachable(); }
-void Stream::Wait(const Event& /*event*/) { Unreachable(); }
+void Stream::Wait(const StreamEvent& /*event*/) { Unreachable(); }
 
-Event::Event(DeviceId device) : device_(device) { internal::ThrowNoBackend(device, "an event"); }
-Event::~Event() = default;
-void Event::Record(Stream& /*stream*/) { Unreachable(); }
-void Event::Synchronize() { Unreachable(); }
-double MicrosecondsBetween(const Event& /*begin*/, const Event& /*end*/) { Unreachable(); }
+StreamEvent::StreamEvent(DeviceId device) : device_(device) { internal::ThrowNoBackend(device, "an event"); }
+StreamEvent::~StreamEvent() = default;
+void StreamEvent::Record(Stream& /*stream*/) { Unreachable(); }
+void StreamEvent::Synchronize() { Unreachable(); }
+double MicrosecondsBetween(const StreamEvent& /*begin*/, const StreamEvent& /*end*/) { Unreachable(); }
 
 PinnedBuffer::PinnedBuffer(DeviceId device, size_t num_bytes)
     : device_(device), num_bytes_(num_bytes) {
