@@ -18,19 +18,25 @@ set(PMKVQ_CPU_SOURCES_kernels
   kernels/kv_quant/kv_quant_cpu.cc)
 set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/attention_cuda.cc
+  kernels/attention/chunk_attention_cuda.cu
   kernels/attention/decode_attention_cuda.cu
   kernels/attention/decode_attention_d128_cuda.cu
   kernels/attention/decode_attention_d64_cuda.cu
+  kernels/device_rows/device_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
   kernels/kv_quant/append_pages_cuda.cu
   kernels/kv_quant/halve_pages_cuda.cu
+  kernels/kv_quant/page_rows_cuda.cu
   kernels/kv_quant/quantize_pages_cuda.cu
   kernels/sampling/device_sampler_cuda.cu)
 set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/attention_cuda_stub.cc
+  kernels/attention/chunk_attention_cuda_stub.cc
   kernels/attention/decode_attention_cuda_stub.cc
+  kernels/device_rows/device_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/kv_quant/page_moves_cuda_stub.cc
+  kernels/kv_quant/page_rows_cuda_stub.cc
   kernels/sampling/device_sampler_cuda_stub.cc)
 set(PMKVQ_CPU_SOURCES_kv
   kv/packed/move_executor_cpu.cc)

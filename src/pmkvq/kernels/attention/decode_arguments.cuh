@@ -18,6 +18,7 @@ struct DecodeArguments {
   const uint8_t* arena;
   const PageEntry* entries;
   const PageBits* bits;
+  const int32_t* table_rows;
   const int32_t* num_tokens;
   const uint32_t* sink_rests;
   float* partial_out;   // [items, group, D]
@@ -37,6 +38,10 @@ __device__ __forceinline__ int NumPages(int tokens_in_pages) {
 // Tokens of a sequence; none behind the last one.
 __device__ __forceinline__ int NumTokens(const DecodeArguments& a, int sequence) {
   return sequence < a.num_sequences ? __ldg(a.num_tokens + sequence) : 0;
+}
+// The row of a sequence in the page tables.
+__device__ __forceinline__ int TableRow(const DecodeArguments& a, int sequence) {
+  return a.table_rows == nullptr ? sequence : __ldg(a.table_rows + sequence);
 }
 __device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
   return NumRuns(NumPages(a.sink.InPages(num_tokens))) * a.num_kv_heads;

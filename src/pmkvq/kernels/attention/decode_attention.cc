@@ -6,11 +6,13 @@
 #include "pmkvq/base/error.h"
 
 namespace pmkvq {
+namespace internal {
+
 namespace {
-
 constexpr int64_t kMostGroup = 8;
+}  // namespace
 
-void CheckShape(const DecodeShape& shape, DeviceId device) {
+void CheckDecodeShape(const DecodeShape& shape, DeviceId device) {
   PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
   PMKVQ_CHECK(shape.sink.piece_tokens % fragment::kTokens == 0);
   PMKVQ_CHECK(0 <= shape.sink.rest_tokens && shape.sink.rest_tokens < fragment::kTokens);
@@ -30,7 +32,7 @@ void CheckShape(const DecodeShape& shape, DeviceId device) {
   }
 }
 
-}  // namespace
+}  // namespace internal
 
 size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64_t max_pages) {
   const int64_t sequences = std::min(num_sequences, internal::kMostDecodeSequences);
@@ -41,7 +43,7 @@ size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64
 
 void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands,
                         const DeviceBytes& scratch, Stream& stream) {
-  CheckShape(shape, stream.device());
+  internal::CheckDecodeShape(shape, stream.device());
   PMKVQ_CHECK(scratch.num_bytes >=
               DecodeScratchBytes(shape, operands.num_sequences, operands.max_pages));
   PMKVQ_CHECK(shape.sink.rest_tokens == 0 || operands.sink_rests != nullptr);
@@ -50,10 +52,14 @@ void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands
     const int64_t row = first * shape.num_heads * shape.head_dim;
     part.q += row * 2;
     part.out += row;
-    part.entries += first * operands.max_pages;
-    part.bits += first * operands.max_pages;
     part.num_tokens += first;
-    if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
+    if (part.table_rows != nullptr) {
+      part.table_rows += first;
+    } else {
+      part.entries += first * operands.max_pages;
+      part.bits += first * operands.max_pages;
+      if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
+    }
     part.num_sequences = std::min(internal::kMostDecodeSequences, operands.num_sequences - first);
     internal::RunDecodeAttentionCuda(shape, part, scratch, stream);
   }

@@ -19,25 +19,15 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "pmkvq/kernels/kv_quant/fragment_layout.h"
+#include "pmkvq/kernels/kv_quant/page_entry.h"
 #include "pmkvq/tensor/device/buffer.h"
 #include "pmkvq/tensor/device/stream.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
-
-// K and V of 128 tokens: where their codes and metadata begin, in units of 256 bytes.
-struct PageEntry {
-  uint32_t k = 0;
-  uint32_t v = 0;
-  uint32_t k_metadata = 0;  // Not read at 16 bits.
-  uint32_t v_metadata = 0;
-};
-struct PageBits {
-  uint8_t k = 16;
-  uint8_t v = 16;
-};
 
 // How a sequence's tokens are laid out: whole pieces of the sink, which are pages; the sink's rest,
 // which is none; pages.
@@ -68,10 +58,14 @@ struct DecodeOperands {
   const std::byte* q = nullptr;  // F16 [B, H, D]
   float* out = nullptr;          // [B, H, D]; rows of sequences without tokens stay.
   const std::byte* arena = nullptr;
-  const PageEntry* entries = nullptr;   // [B, max_pages]
-  const PageBits* bits = nullptr;       // [B, max_pages]
+  // Page tables, a row of max_pages each: row table_rows[b] is that of sequence b; row b where
+  // table_rows is null.
+  const PageEntry* entries = nullptr;
+  const PageBits* bits = nullptr;
+  const int32_t* table_rows = nullptr;  // [B]
   const int32_t* num_tokens = nullptr;  // [B], the sink's included.
-  // [B, 2], where a sink has a rest: its keys [Hkv, rest_tokens, D] and its values, 256-byte units.
+  // A pair for each row of the tables, where a sink has a rest: its keys [Hkv, rest_tokens, D] and
+  // its values, 256-byte units.
   const uint32_t* sink_rests = nullptr;
   int64_t num_sequences = 0;  // B
   int64_t max_pages = 0;      // Of a table.
@@ -105,11 +99,22 @@ void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands
                         const DeviceBytes& scratch, Stream& stream);
 
 namespace ref {
+// The tokens of one KV head of one sequence as they read, [tokens, D] each.
+struct DenseHead {
+  std::vector<double> k;
+  std::vector<double> v;
+};
+DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int64_t sequence,
+                   int64_t head);
+// One query q [D] over all of them.
+void AttendHead(const DecodeShape& shape, const double* q, const DenseHead& dense, double* out);
 // Oracle in double precision, on the host: all pointers are of the host.
 void DecodeAttention(const DecodeShape& shape, const DecodeOperands& operands, double* out);
 }  // namespace ref
 
 namespace internal {
+// Throws Unsupported for a shape that attention on `device` has no code for.
+void CheckDecodeShape(const DecodeShape& shape, DeviceId device);
 // After the checks. One launch takes 64 sequences.
 inline constexpr int64_t kMostDecodeSequences = 64;
 void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,

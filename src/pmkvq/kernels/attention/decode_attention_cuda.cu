@@ -17,6 +17,7 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
       .arena = reinterpret_cast<const uint8_t*>(operands.arena),
       .entries = operands.entries,
       .bits = operands.bits,
+      .table_rows = operands.table_rows,
       .num_tokens = operands.num_tokens,
       .sink_rests = operands.sink_rests,
       .partial_out = partial,

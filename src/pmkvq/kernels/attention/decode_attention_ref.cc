@@ -24,12 +24,6 @@ const std::byte* At(const DecodeOperands& operands, uint32_t units) {
   return operands.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
 }
 
-// One KV head of one sequence as doubles, [tokens, D] each.
-struct Dense {
-  std::vector<double> k;
-  std::vector<double> v;
-};
-
 void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is_values,
                uint32_t codes, uint32_t metadata, int bits, int64_t head, int64_t token,
                std::vector<double>& out) {
@@ -48,9 +42,12 @@ void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is
   }
 }
 
-Dense Gather(const DecodeShape& shape, const DecodeOperands& operands, int64_t sequence,
-             int64_t head) {
-  Dense dense;
+}  // namespace
+
+DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int64_t sequence,
+                   int64_t head) {
+  DenseHead dense;
+  const int64_t row = operands.table_rows == nullptr ? sequence : operands.table_rows[sequence];
   const int32_t num_tokens = operands.num_tokens[sequence];
   const int32_t in_rest = shape.sink.InRest(num_tokens);
   const int32_t in_pages = shape.sink.InPages(num_tokens);
@@ -58,23 +55,23 @@ Dense Gather(const DecodeShape& shape, const DecodeOperands& operands, int64_t s
     for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
       const int64_t index = (head * shape.sink.rest_tokens + token) * shape.head_dim + dim;
       dense.k.push_back(
-          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * sequence]), index));
+          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * row]), index));
       dense.v.push_back(
-          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * sequence + 1]), index));
+          FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * row + 1]), index));
     }
   }
   for (int64_t token = 0; token < in_pages; ++token) {
-    const int64_t page = sequence * operands.max_pages + token / fragment::kTokens;
+    const int64_t page = row * operands.max_pages + token / fragment::kTokens;
     const PageEntry& entry = operands.entries[page];
     const PageBits& bits = operands.bits[page];
-    const int64_t row = token % fragment::kTokens;
-    AppendRow(shape, operands, false, entry.k, entry.k_metadata, bits.k, head, row, dense.k);
-    AppendRow(shape, operands, true, entry.v, entry.v_metadata, bits.v, head, row, dense.v);
+    const int64_t in_page = token % fragment::kTokens;
+    AppendRow(shape, operands, false, entry.k, entry.k_metadata, bits.k, head, in_page, dense.k);
+    AppendRow(shape, operands, true, entry.v, entry.v_metadata, bits.v, head, in_page, dense.v);
   }
   return dense;
 }
 
-void Attend(const DecodeShape& shape, const std::byte* q, const Dense& dense, double* out) {
+void AttendHead(const DecodeShape& shape, const double* q, const DenseHead& dense, double* out) {
   const int64_t dims = shape.head_dim;
   const auto num_tokens = static_cast<int64_t>(dense.k.size()) / dims;
   std::vector<double> weights;
@@ -82,7 +79,7 @@ void Attend(const DecodeShape& shape, const std::byte* q, const Dense& dense, do
   for (int64_t m = 0; m < num_tokens; ++m) {
     double dot = 0.0;
     for (int64_t d = 0; d < dims; ++d) {
-      dot += FloatAt(DType::kF16, q, d) * dense.k[static_cast<size_t>(m * dims + d)];
+      dot += q[d] * dense.k[static_cast<size_t>(m * dims + d)];
     }
     weights.push_back(dot * static_cast<double>(shape.scale));
     largest = std::max(largest, weights.back());
@@ -98,17 +95,19 @@ void Attend(const DecodeShape& shape, const std::byte* q, const Dense& dense, do
   }
 }
 
-}  // namespace
-
 void DecodeAttention(const DecodeShape& shape, const DecodeOperands& operands, double* out) {
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   for (int64_t sequence = 0; sequence < operands.num_sequences; ++sequence) {
     if (operands.num_tokens[sequence] == 0) continue;
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-      const Dense dense = Gather(shape, operands, sequence, head);
+      const DenseHead dense = ReadHead(shape, operands, sequence, head);
       for (int64_t j = 0; j < group; ++j) {
         const int64_t row = (sequence * shape.num_heads + head * group + j) * shape.head_dim;
-        Attend(shape, operands.q + row * 2, dense, out + row);
+        std::vector<double> q;
+        for (int64_t d = 0; d < shape.head_dim; ++d) {
+          q.push_back(FloatAt(DType::kF16, operands.q, row + d));
+        }
+        AttendHead(shape, q.data(), dense, out + row);
       }
     }
   }

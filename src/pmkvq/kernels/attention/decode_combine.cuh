@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
   const __half* values = nullptr;
   if (rest > 0) {
     const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
-    const uint32_t* slots = a.sink_rests + 2 * sequence;
+    const uint32_t* slots = a.sink_rests + 2 * TableRow(a, sequence);
     keys = reinterpret_cast<const __half*>(a.arena +
                                            static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
            skipped;

@@ -71,7 +71,7 @@ class DecodeWarp {
     pages.count = max(0, (end - begin - warp_ + kWarps - 1) / kWarps);
     if (lane_ < pages.count) {
       const int page = begin + warp_ + lane_ * kWarps;
-      const size_t at = static_cast<size_t>(ended) * a_.max_pages + page;
+      const size_t at = static_cast<size_t>(TableRow(a_, ended)) * a_.max_pages + page;
       pages.entry = __ldg(reinterpret_cast<const uint4*>(a_.entries + at));
       const auto widths = __ldg(reinterpret_cast<const unsigned short*>(a_.bits + at));
       pages.bits = widths | (min(fragment::kTokens, in_pages - page * fragment::kTokens) << 16);

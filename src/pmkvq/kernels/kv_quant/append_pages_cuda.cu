@@ -65,8 +65,9 @@ __global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_he
   const int head_dim = blockDim.x;
   const int part = blockIdx.y;
   const AppendTarget target = op.targets[sequence];
-  if (target.capacity < 0) return;
+  if (target.capacity == AppendTarget::kNothing) return;
   bool finite = true;
+  UnfitRow kind = UnfitRow::kQuery;
   if (part >= 2 * kv_heads) {
     const size_t at =
         (static_cast<size_t>(sequence) * op.num_heads + part - 2 * kv_heads) * head_dim + dim;
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_he
     finite = isfinite(ToFloat(rounded));
   } else {
     const bool is_values = part >= kv_heads;
+    kind = is_values ? UnfitRow::kValue : UnfitRow::kKey;
     const int head = is_values ? part - kv_heads : part;
     const float* rows = is_values ? op.v : op.k;
     const T value =
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_he
       reinterpret_cast<T*>(slot)[(head * target.capacity + target.index) * head_dim + dim] = value;
     } else {
       uint8_t* block = slot + static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
-      if (is_values && target.index == 0) {
+      if (is_values && target.index == 0 && target.capacity == AppendTarget::kPage) {
         for (int i = threadIdx.x * 16; i < fragment::BlockBytes(16, head_dim); i += 16 * head_dim) {
           *reinterpret_cast<uint4*>(block + i) = make_uint4(0, 0, 0, 0);
         }
@@ -98,7 +100,9 @@ __global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_he
       *reinterpret_cast<T*>(block + place.byte + place.shift / 8) = value;
     }
   }
-  if (!finite) atomicMin(op.unfit, static_cast<uint32_t>(sequence));
+  if (!finite) {
+    atomicMin(op.unfit + sequence, kUnfitKinds * op.block + static_cast<uint32_t>(kind));
+  }
 }
 
 }  // namespace

@@ -52,21 +52,30 @@ struct AppendTarget {
   uint32_t k = 0;  // Its open page of keys, in units of 256 bytes; or the sink's rest of keys.
   uint32_t v = 0;
   int32_t index = 0;     // Of the token in the page, or in the rest.
-  int32_t capacity = 0;  // 0: a page. Else a sink's rest, row-major [Hkv, capacity, D].
+  int32_t capacity = 0;  // Above 0: a sink's rest, row-major [Hkv, capacity, D]. Else:
+  static constexpr int32_t kPage = 0;
+  static constexpr int32_t kNothing = -1;     // There is no such sequence.
+  static constexpr int32_t kZeroedPage = -2;  // A page whose values are 0 where there are none.
 };
 
+// What is not finite once rounded.
+enum class UnfitRow : uint32_t { kKey = 0, kValue = 1, kQuery = 2 };
+inline constexpr uint32_t kUnfitKinds = 4;  // Words count in so many.
+inline constexpr uint32_t kAllFit = 0xffffffffu;
+
 // Stores one token of each sequence, rounded to the float type, and rounds its queries to F16. The
-// first token of a page zeroes the page of values, since attention multiplies unused values by 0.
+// first token of a kPage zeroes the page of values, since attention multiplies unused values by 0.
 struct AppendOperands {
   const float* q = nullptr;               // [B, H, D], on the device as all of these; may be null.
   const float* k = nullptr;               // [B, Hkv, D]
   const float* v = nullptr;               // [B, Hkv, D]
-  const AppendTarget* targets = nullptr;  // [B]; capacity < 0: nothing to store.
+  const AppendTarget* targets = nullptr;  // [B]
   std::byte* q_rounded = nullptr;         // F16 [B, H, D]
   std::byte* arena = nullptr;
-  // Becomes the least of itself and the index of a sequence with a key, value or query that is not
-  // finite once rounded.
+  // [B]: a word becomes the least of itself and kUnfitKinds * block + UnfitRow, where a value of
+  // the sequence is not finite once rounded.
   uint32_t* unfit = nullptr;
+  uint32_t block = 0;
   int64_t num_sequences = 0;  // B
   int64_t num_heads = 0;      // H
 };

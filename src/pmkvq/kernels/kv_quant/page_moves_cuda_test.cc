@@ -274,8 +274,8 @@ TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
   const Buffer rows(kDevice, (2 * kv_floats + q_floats) * sizeof(float));
   const Buffer targets(kDevice, 3 * sizeof(AppendTarget));
   const Buffer q_out(kDevice, q_floats * 2);
-  const Buffer unfit(kDevice, sizeof(uint32_t));
-  FillOnDevice(stream(), unfit.data(), 0xff, sizeof(uint32_t));
+  const Buffer unfit(kDevice, 3 * sizeof(uint32_t));
+  FillOnDevice(stream(), unfit.data(), 0xff, unfit.num_bytes());
   const auto units = [](size_t bytes) { return static_cast<uint32_t>(bytes / 256); };
   std::vector<float> values;
   std::vector<Bytes> expected(2, Bytes(page, std::byte{0}));  // Of sequence 0, in planes.
@@ -299,6 +299,7 @@ TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
                   .q_rounded = q_out.data(),
                   .arena = arena.data(),
                   .unfit = reinterpret_cast<uint32_t*>(unfit.data()),
+                  .block = 7,
                   .num_sequences = 3,
                   .num_heads = query_heads},
                  stream());
@@ -319,8 +320,8 @@ TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
     if (token != 50 && token != 127) continue;
     Bytes back(arena.num_bytes());
     CopyToHost(stream(), back.data(), arena.data(), back.size());
-    uint32_t first_unfit = 0;
-    CopyToHost(stream(), &first_unfit, unfit.data(), sizeof(first_unfit));
+    std::vector<uint32_t> unfits(3);
+    CopyToHost(stream(), unfits.data(), unfit.data(), unfit.num_bytes());
     std::vector<F16> q(q_floats);
     CopyToHost(stream(), q.data(), q_out.data(), q_floats * 2);
     stream().Synchronize();
@@ -349,7 +350,9 @@ TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
       }
     });
     EXPECT_EQ(got, want);
-    EXPECT_EQ(first_unfit, token == 127 ? 2u : 0xffffffffu);
+    const uint32_t unfit_value = 7 * kUnfitKinds + static_cast<uint32_t>(UnfitRow::kValue);
+    EXPECT_EQ(unfits,
+              (std::vector<uint32_t>{kAllFit, kAllFit, token == 127 ? unfit_value : kAllFit}));
   }
 }
 
