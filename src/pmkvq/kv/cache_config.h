@@ -17,6 +17,7 @@
 #include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/kv/kv_types.h"
 #include "pmkvq/kv/packed/policy/block_pages.h"
+#include "pmkvq/tensor/device/device.h"
 
 namespace pmkvq {
 
@@ -38,6 +39,7 @@ inline constexpr int64_t kMaxSinkTokens = 65536;
 
 struct CacheConfig {
   KvGeometry geometry;
+  DeviceId device;                 // Whose memory holds the pages, and that attends to them.
   DType float_type = DType::kF16;  // Of sink, open page and 16-bit pages; also of min and range.
   int64_t sink_tokens = 1;         // --n-sink-token, 0 to kMaxSinkTokens
   // --n-window-token, a multiple of 128, >= 128: newest tokens kept at 16 bit. 128 is the
@@ -46,7 +48,8 @@ struct CacheConfig {
   int64_t window_tokens = kPageTokens;
   int64_t max_sequences = 1;
   // Longest sequence that budgets are split for, and most tokens of a sequence in one Forward that
-  // they allow for: they matter where a block has a sliding window. max_len 0: unknown.
+  // they allow for: they matter where a block has a sliding window. max_len 0: unknown; on a device
+  // it is the most tokens of a sequence, since page tables have a fixed size.
   int64_t max_len = 0;
   int64_t chunk_tokens = 512;
 

@@ -48,6 +48,12 @@ std::string UnfitRangeMessage(const char* name, float lowest, float highest, DTy
                      Expected(type));
 }
 
+std::string UnfitOnDeviceMessage(const char* name) {
+  return fmt::format("found a {} that is not finite or does not fit f16, expected at most 65504; "
+                     "--device cpu names the value, --kv-dtype bf16 holds more there",
+                     name);
+}
+
 KvFailure AbandonedForward() {
   return {"kv cache", "the forward pass was broken off, expected it to end: out of memory?"};
 }

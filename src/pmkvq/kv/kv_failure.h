@@ -25,6 +25,9 @@ std::string UnfitValueMessage(const char* name, float value, DType type);
 // Values of one group from `lowest` to `highest`, whose minimum or range is not finite in `type`.
 std::string UnfitRangeMessage(const char* name, float lowest, float highest, DType type);
 
+// A `name` that a device found not to fit f16; it does not say the value.
+std::string UnfitOnDeviceMessage(const char* name);
+
 // Of sequences whose Forward ended before its time.
 KvFailure AbandonedForward();
 

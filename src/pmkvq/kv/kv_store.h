@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/kv/key_scales.h"
 #include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/kv_types.h"
@@ -44,6 +45,10 @@ class KvStore {
   // What Forward multiplies queries and divides keys by, for all sequences; null: nothing. Does not
   // change while the store lives.
   virtual const KeyScales* key_scales() const { return nullptr; }
+
+  // Of a store whose pages lie on a device: what a model there calls in place of AppendAndAttend.
+  // Null: the pages lie in the host's memory.
+  virtual DeviceKvStore* OnDevice() { return nullptr; }
 
   // A new empty sequence, or nothing when max_sequences are open.
   virtual std::optional<SequenceId> Open() = 0;
@@ -100,7 +105,7 @@ class KvStore {
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the
   // chunk's K and V; of a chunk with one_by_one, row after row. q, out [rows, H, D]; k, v [rows,
   // Hkv, D], post-RoPE, key scales applied. `out` is undefined for chunks whose sequence has
-  // failed.
+  // failed. Not for a store on a device (check).
   virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                float* out) = 0;
 

@@ -46,19 +46,23 @@ std::vector<Group> GroupsOf(std::span<const PageOp> wave) {
   return groups;
 }
 
-// A word of the device that quantising sets, in stream order.
+// A word of the device that quantising sets, in stream order. Allocated by the first Reset.
 class UnfitWord {
  public:
-  explicit UnfitWord(Stream& stream) : stream_(stream) {
-    const CudaDeviceScope scope(stream.device());
-    CheckCuda(cudaMallocAsync(&word_, sizeof(uint32_t), stream.handle()), "a word of memory");
-    Reset();
+  explicit UnfitWord(Stream& stream) : stream_(stream) {}
+  ~UnfitWord() {
+    if (word_ != nullptr) static_cast<void>(cudaFreeAsync(word_, stream_.handle()));
   }
-  ~UnfitWord() { static_cast<void>(cudaFreeAsync(word_, stream_.handle())); }
   UnfitWord(const UnfitWord&) = delete;
   UnfitWord& operator=(const UnfitWord&) = delete;
 
-  void Reset() { FillOnDevice(stream_, static_cast<std::byte*>(word_), 0xff, sizeof(uint32_t)); }
+  void Reset() {
+    if (word_ == nullptr) {
+      const CudaDeviceScope scope(stream_.device());
+      CheckCuda(cudaMallocAsync(&word_, sizeof(uint32_t), stream_.handle()), "a word of memory");
+    }
+    FillOnDevice(stream_, static_cast<std::byte*>(word_), 0xff, sizeof(uint32_t));
+  }
   uint32_t* address() const { return static_cast<uint32_t*>(word_); }
   // Waits. The least index that did not fit, if one did.
   std::optional<uint32_t> Read() const {
@@ -176,6 +180,7 @@ class Executor {
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
                                           const DeviceBytes& arena, const ExecContext& exec) {
   PMKVQ_CHECK(exec.stream != nullptr && exec.stream->device() == arena.device);
+  if (plan.num_waves() == 0) return std::nullopt;
   return Executor(codec, arena, *exec.stream).Run(plan);
 }
 

@@ -36,6 +36,7 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     if (same == attention_shapes_.end()) attention_shapes_.push_back(shape);
     shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
   }
+  if (config_.device.device != Device::kCpu) device_ = std::make_unique<DeviceSide>(config_, store_);
 }
 
 PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) {
@@ -101,6 +102,30 @@ void PackedKvCache::BeginForward(const Batch& batch) {
     first_row += part.num_tokens;
   }
   forward_.is_open = true;
+  if (device_ != nullptr) BeginOnDevice();
+}
+
+void PackedKvCache::BeginOnDevice() {
+  std::vector<DeviceSide::Chunk> chunks;
+  for (const Chunk& chunk : forward_.chunks) {
+    chunks.push_back({chunk.seq, IdOf(*chunk.seq), chunk.num_tokens, chunk.num_before,
+                      chunk.num_tokens == 1 || chunk.one_by_one});
+  }
+  device_->Begin(chunks);
+}
+
+// Waits for the device, which knows only then what did not fit.
+void PackedKvCache::EndOnDevice() {
+  const std::vector<std::optional<KvFailure>> failures = device_->End();
+  for (size_t i = 0; i < failures.size(); ++i) {
+    Sequence& seq = *forward_.chunks[i].seq;
+    if (!seq.failure) seq.failure = failures[i];
+    for (BlockPages& block : seq.blocks) {
+      if (!block.open_rows_moved[kKeys] && !block.open_rows_moved[kValues]) continue;
+      block.open_rows_moved = {};
+      block.views_layout = 0;
+    }
+  }
 }
 
 const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
@@ -219,6 +244,7 @@ std::span<float> PackedKvCache::Rotated(const float* x, int64_t count, int64_t h
 
 void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                     float* out) {
+  PMKVQ_CHECK_MSG(device_ == nullptr, "pages on a device");
   PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers());
   PMKVQ_CHECK_MSG(config_.geometry.block(layer).has_cache(), "a block without cache");
   if (forward_.chunks.empty()) return;
@@ -262,6 +288,7 @@ void PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, const Attenti
 }
 
 void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
+  PMKVQ_CHECK_MSG(device_ == nullptr, "pages on a device");
   PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers());
   PMKVQ_CHECK_MSG(config_.geometry.block(layer).has_cache(), "a block without cache");
   if (forward_.chunks.empty()) return;
@@ -342,6 +369,7 @@ void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, S
 
 void PackedKvCache::EndForward() {
   PMKVQ_CHECK(forward_.is_open);
+  if (device_ != nullptr) EndOnDevice();
   forward_.is_open = false;
   for (const Chunk& chunk : forward_.chunks) {
     Sequence& seq = *chunk.seq;
@@ -367,7 +395,8 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 KvStoreStats PackedKvCache::StoreStats() const {
   const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
   return {store_.slots().arena_bytes(),
-          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float)};
+          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float) +
+              (device_ == nullptr ? 0 : device_->num_bytes())};
 }
 
 std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {

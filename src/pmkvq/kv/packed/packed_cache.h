@@ -11,12 +11,14 @@
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/forward_pass.h"
 #include "pmkvq/kv/kv_store.h"
+#include "pmkvq/kv/packed/device_side.h"
 #include "pmkvq/kv/packed/halving_steps.h"
 #include "pmkvq/kv/packed/page_store.h"
 
 namespace pmkvq {
 
-// Throws InvalidInput (ValidateCacheConfig) or IoError (arena memory refused).
+// Throws InvalidInput (ValidateCacheConfig), IoError (arena memory refused), and for a device
+// Unsupported (no code for such pages, naming them) and DeviceError.
 //
 // Arena: max_sequences * sum(budget_bytes), rounded up to extents per sequence, plus the extents
 // that partly filled slot classes may waste; allocated once, never exceeded. For f16 the bits of
@@ -33,6 +35,7 @@ class PackedKvCache final : public KvStore {
   explicit PackedKvCache(const CacheConfig& config);
 
   const KeyScales* key_scales() const override { return config_.key_scales.get(); }
+  DeviceKvStore* OnDevice() override { return device_.get(); }
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
   // Closed pages and a full sink are shared; the open page is copied. Each sequence counts shared
@@ -137,6 +140,8 @@ class PackedKvCache final : public KvStore {
   }
 
   // packed_cache.cc: Forward.
+  void BeginOnDevice();
+  void EndOnDevice();
   std::span<float> Rotated(const float* x, int64_t count, int64_t head_dim,
                            AlignedVector<float>& memory) const;
   void FindUnfitValues(int64_t layer, const float* k, const float* v);
@@ -184,6 +189,7 @@ class PackedKvCache final : public KvStore {
   std::vector<BlockShape> shapes_;                // By layer; empty ones of blocks without cache.
   std::vector<size_t> cached_layers_;  // The blocks with a cache; the others have no pages.
   PageStore store_;
+  std::unique_ptr<DeviceSide> device_;  // Where the pages lie on a device.
   std::vector<Sequence> sequences_;
   Pass forward_;    // The Forward under way.
   Pass set_aside_;  // SwapForwards

@@ -84,10 +84,6 @@ void CheckSettings(const CacheConfig& config, const SequenceImage& image,
   }
 }
 
-void AddBytes(std::vector<std::byte>& bytes, const std::byte* data, size_t count) {
-  bytes.insert(bytes.end(), data, data + count);
-}
-
 // Zeroes the rows of floats [heads, capacity, row_bytes] from `num_tokens` on.
 void ZeroRowsBehind(std::byte* data, const KvStream& stream, int64_t capacity, int64_t num_tokens,
                     size_t float_bytes) {
@@ -121,25 +117,32 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
       const KvStream& stream = config_.geometry.blocks[layer].streams[side];
       std::vector<std::byte>& bytes = out.bytes[side];
       bytes.reserve(static_cast<size_t>(block.bytes));
-      const auto add_floats = [&](const std::byte* data, int64_t capacity, int64_t num_tokens) {
-        const auto count = static_cast<size_t>(capacity * stream.values()) * float_bytes;
-        AddBytes(bytes, data, count);
-        ZeroRowsBehind(&*(bytes.end() - static_cast<int64_t>(count)), stream, capacity, num_tokens,
-                       float_bytes);
+      const auto more = [&](size_t count) {
+        bytes.resize(bytes.size() + count);
+        return &*(bytes.end() - static_cast<std::ptrdiff_t>(count));
+      };
+      const auto more_floats = [&](int64_t capacity) {
+        return more(static_cast<size_t>(capacity * stream.values()) * float_bytes);
       };
       for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
-        add_floats(store_.SinkData(block, layer, piece, side), store_.SinkPieceTokens(piece),
-                   seq.num_tokens - piece * kPageTokens);
+        const int64_t capacity = store_.SinkPieceTokens(piece);
+        std::byte* const floats = more_floats(capacity);
+        store_.ReadSink(block, layer, piece, side, floats);
+        ZeroRowsBehind(floats, stream, capacity, seq.num_tokens - piece * kPageTokens, float_bytes);
       }
       for (size_t i = block.num_freed; i < block.pages.size(); ++i) {
         const StoredPage& page = block.pages[i][side];
         if (page.bits == 16) {
-          add_floats(store_.Data(page), kPageTokens,
-                     seq.num_tokens - config_.sink_tokens - static_cast<int64_t>(i) * kPageTokens);
+          std::byte* const floats = more_floats(kPageTokens);
+          store_.ReadPage(layer, side, page, floats);
+          ZeroRowsBehind(
+              floats, stream, kPageTokens,
+              seq.num_tokens - config_.sink_tokens - static_cast<int64_t>(i) * kPageTokens,
+              float_bytes);
           continue;
         }
-        AddBytes(bytes, store_.Data(page), store_.CodeBytes(layer, side, page.bits));
-        AddBytes(bytes, store_.Metadata(page), store_.MetadataBytes(layer, side));
+        store_.ReadPage(layer, side, page, more(store_.CodeBytes(layer, side, page.bits)));
+        store_.ReadMetadata(layer, side, page, more(store_.MetadataBytes(layer, side)));
       }
     }
     // What was planned for the page that is open now is of no use any more.
@@ -306,21 +309,20 @@ std::optional<SequenceId> PackedKvCache::OpenImage(const SequenceImage& image,
     for (const Side side : kSides) {
       const KvStream& stream = config_.geometry.blocks[layer].streams[side];
       const std::byte* source = from.bytes[side].data();
-      const auto read = [&](std::byte* target, size_t count) {
-        std::memcpy(target, source, count);
-        source += count;
-      };
       for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
-        read(store_.SinkData(block, layer, piece, side),
-             static_cast<size_t>(store_.SinkPieceTokens(piece) * stream.values()) *
-                 SizeOf(config_.float_type));
+        store_.WriteSink(block, layer, piece, side, source);
+        source += static_cast<size_t>(store_.SinkPieceTokens(piece) * stream.values()) *
+                  SizeOf(config_.float_type);
       }
       for (size_t i = block.num_freed; i < from.pages.size(); ++i) {
         const int bits = WidthOf(from.pages[i], side);
         store_.Allocate(seq, layer, i, side, bits);
         const StoredPage& page = block.pages[i][side];
-        read(store_.Data(page), store_.CodeBytes(layer, side, bits));
-        if (bits < 16) read(store_.Metadata(page), store_.MetadataBytes(layer, side));
+        store_.WritePage(layer, side, page, source);
+        source += store_.CodeBytes(layer, side, bits);
+        if (bits == 16) continue;
+        store_.WriteMetadata(layer, side, page, source);
+        source += store_.MetadataBytes(layer, side);
       }
     }
     UpdatePresentWidths(block, layer);

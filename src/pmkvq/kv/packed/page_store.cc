@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/kv_quant/fragment_page.h"
 #include "pmkvq/kernels/linalg/hadamard.h"
 
 namespace pmkvq {
@@ -16,13 +17,27 @@ size_t WavePages(int num_threads) {
   return std::clamp<size_t>(8 * static_cast<size_t>(num_threads), 8, kMostWavePages);
 }
 
+size_t LargestPage(const CacheConfig& config) {
+  int64_t most = 0;
+  for (const KvBlockGeometry& block : config.geometry.blocks) {
+    if (block.has_cache()) {
+      most = std::max(most, PageCodeBytes(block.k(), config.float_type, 16));
+    }
+  }
+  return static_cast<size_t>(most);
+}
+
 }  // namespace
 
 PageStore::PageStore(const CacheConfig& config)
     : config_(config),
       layout_(MakeSlotLayout(config)),
       slots_(layout_.extent_bytes, layout_.num_extents, layout_.slot_bytes),
-      arena_(DeviceId(), slots_.arena_bytes()) {
+      stream_(config.device.device == Device::kCpu ? nullptr
+                                                   : std::make_unique<Stream>(config.device)),
+      staged_page_bytes_(stream_ == nullptr ? 0 : LargestPage(config)),
+      arena_(config.device,
+             slots_.arena_bytes() + static_cast<size_t>(kStagedPages) * staged_page_bytes_) {
   size_t most_values = 0;
   for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
@@ -64,8 +79,9 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
 // change.
 std::optional<UnfitPage> PageStore::MoveBytes(size_t layer) {
   PlanMoves(slots_, plan_);
-  const std::optional<UnfitPage> unfit =
-      ExecuteMoves(plan_, codec(layer), arena_.view(), config_.num_threads);
+  const ExecContext exec = stream_ == nullptr ? ExecContext(config_.num_threads)
+                                              : ExecContext(config_.num_threads, *stream_);
+  const std::optional<UnfitPage> unfit = ExecuteMoves(plan_, codec(layer), arena_.view(), exec);
   plan_.Clear();
   return unfit;
 }
@@ -206,7 +222,11 @@ void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side)
 SlotHandle PageStore::CopyIfShared(SlotHandle slot) {
   if (slots_.num_references(slot) == 1) return slot;
   const SlotHandle copy = AllocateSlot(slots_.ClassOf(slot));
-  std::memcpy(At(copy), At(slot), slots_.Range(slot).bytes);
+  if (stream_ == nullptr) {
+    std::memcpy(At(copy), At(slot), slots_.Range(slot).bytes);
+  } else {
+    CopyOnDevice(*stream_, At(copy), At(slot), slots_.Range(slot).bytes);
+  }
   slots_.Release(slot);  // It has another owner, so nothing moves.
   return copy;
 }
@@ -268,12 +288,74 @@ std::byte* PageStore::SinkData(const BlockPages& block, size_t layer, int64_t pi
                                Side side) const {
   const auto first_slot = static_cast<size_t>(2 * piece);
   if (first_slot + 1 < block.sink.size()) return At(block.sink[first_slot + side]);
-  return At(block.sink[first_slot]) + (side == kValues ? layout_.blocks[layer].sink.rest_bytes : 0);
+  return At(block.sink[first_slot]) + (side == kValues ? layout_.blocks[layer].sink.rest_stride : 0);
 }
 
 KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t piece,
                                  Side side) const {
   return {SinkData(block, layer, piece, side), nullptr, 16, QuantAxis::kToken};
+}
+
+void PageStore::ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
+                          std::byte* out) const {
+  if (stream_ == nullptr) {
+    std::memcpy(out, from, count);
+    return;
+  }
+  std::vector<std::byte> fragments(bits == 0 ? 0 : count);
+  CopyToHost(*stream_, bits == 0 ? out : fragments.data(), from, count);
+  stream_->Synchronize();
+  if (bits == 0) return;
+  const KvStream& stream = config_.geometry.blocks[layer].streams[side];
+  FragmentsToPlanes({stream.heads, stream.width, side == kValues}, bits, fragments.data(), out);
+}
+
+void PageStore::WriteBytes(size_t layer, Side side, int bits, const std::byte* in, size_t count,
+                           std::byte* to) {
+  if (stream_ == nullptr) {
+    std::memcpy(to, in, count);
+    return;
+  }
+  std::vector<std::byte> fragments(bits == 0 ? 0 : count);
+  if (bits != 0) {
+    const KvStream& stream = config_.geometry.blocks[layer].streams[side];
+    PlanesToFragments({stream.heads, stream.width, side == kValues}, bits, in, fragments.data());
+  }
+  CopyToDevice(*stream_, to, bits == 0 ? in : fragments.data(), count);
+  stream_->Synchronize();
+}
+
+void PageStore::ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out) const {
+  ReadBytes(layer, side, page.bits, Data(page), CodeBytes(layer, side, page.bits), out);
+}
+void PageStore::WritePage(size_t layer, Side side, const StoredPage& page, const std::byte* in) {
+  WriteBytes(layer, side, page.bits, in, CodeBytes(layer, side, page.bits), Data(page));
+}
+
+void PageStore::ReadMetadata(size_t layer, Side side, const StoredPage& page,
+                             std::byte* out) const {
+  ReadBytes(layer, side, 0, Metadata(page), MetadataBytes(layer, side), out);
+}
+void PageStore::WriteMetadata(size_t layer, Side side, const StoredPage& page,
+                              const std::byte* in) {
+  WriteBytes(layer, side, 0, in, MetadataBytes(layer, side), Metadata(page));
+}
+
+size_t PageStore::SinkPieceBytes(size_t layer, int64_t piece, Side side) const {
+  const int64_t values = config_.geometry.blocks[layer].streams[side].values();
+  return static_cast<size_t>(SinkPieceTokens(piece) * values) * SizeOf(config_.float_type);
+}
+
+// Whole pieces are pages.
+void PageStore::ReadSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
+                         std::byte* out) const {
+  ReadBytes(layer, side, SinkPieceTokens(piece) == kPageTokens ? 16 : 0,
+            SinkData(block, layer, piece, side), SinkPieceBytes(layer, piece, side), out);
+}
+void PageStore::WriteSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
+                          const std::byte* in) {
+  WriteBytes(layer, side, SinkPieceTokens(piece) == kPageTokens ? 16 : 0, in,
+             SinkPieceBytes(layer, piece, side), SinkData(block, layer, piece, side));
 }
 
 void PageStore::AddViews(const BlockPages& block, size_t layer,
@@ -300,29 +382,50 @@ void PageStore::AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages
   while (rest > 0) add(kPageTokens);
 }
 
+// A page's, or a piece's, bytes in the CPU's layout become its values.
 void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_tokens, float* k_out,
                            float* v_out) const {
   const KvBlockGeometry& geometry = config_.geometry.blocks[layer];
   PMKVQ_CHECK_MSG(geometry.has_cache(), "a block without cache");
-  std::vector<KvPageView> views;
+  const BlockPages& block = seq.blocks[layer];
   std::vector<PageTokens> pages;
-  AddViews(seq.blocks[layer], layer, views);
   AddPageTokens(num_tokens, pages);
+  const int64_t num_pieces =
+      std::min<int64_t>(block.sink.empty() ? 0 : num_sink_pieces(), std::ssize(pages));
   std::vector<float> values(static_cast<size_t>(codec(layer).num_values()));
+  std::vector<std::byte> bytes(CodeBytes(layer, kKeys, 16));
+  std::vector<std::byte> metadata(MetadataBytes(layer, kKeys));
   for (const Side side : kSides) {
     const KvStream& stream = geometry.streams[side];
     float* const begin = side == kKeys ? k_out : v_out;
     float* out = begin;
-    for (size_t i = 0; i < pages.size(); ++i) {
-      const KvTensorView& view = side == kKeys ? views[i].k : views[i].v;
+    for (int64_t i = 0; i < std::ssize(pages); ++i) {
+      const PageTokens& page = pages[static_cast<size_t>(i)];
+      const int64_t in_table = i - num_pieces;
+      KvTensorView view{bytes.data(), nullptr, 16, QuantAxis::kToken};
+      if (in_table < 0) {
+        ReadSink(block, layer, i, side, bytes.data());
+      } else if (in_table < static_cast<int64_t>(block.num_freed)) {
+        view.data = nullptr;
+      } else {
+        const StoredPage& stored = block.pages[static_cast<size_t>(in_table)][side];
+        ReadPage(layer, side, stored, bytes.data());
+        view.bits = stored.bits;
+        view.axis = stored.axis;
+        if (stored.bits < 16) {
+          metadata.resize(MetadataBytes(layer, side));
+          ReadMetadata(layer, side, stored, metadata.data());
+          view.metadata = metadata.data();
+        }
+      }
       if (view.data == nullptr) {
         std::fill(values.begin(), values.end(), 0.0f);
       } else {
-        codec(layer).Decode(view, pages[i].capacity, values.data());
+        codec(layer).Decode(view, page.capacity, values.data());
       }
-      for (int64_t token = 0; token < pages[i].num_tokens; ++token) {
+      for (int64_t token = 0; token < page.num_tokens; ++token) {
         for (int64_t head = 0; head < stream.heads; ++head) {
-          const float* run = values.data() + (head * pages[i].capacity + token) * stream.width;
+          const float* run = values.data() + (head * page.capacity + token) * stream.width;
           out = std::copy(run, run + stream.width, out);
         }
       }

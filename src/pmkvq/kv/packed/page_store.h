@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "pmkvq/kv/packed/slot_layout.h"
 #include "pmkvq/kv/packed/stored_page.h"
 #include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/device/stream.h"
 
 namespace pmkvq {
 
@@ -76,7 +78,8 @@ struct NarrowStep {
 
 class PageStore {
  public:
-  // The configuration must be valid. Throws IoError when the system refuses the arena.
+  // The configuration must be valid. Throws IoError when the system refuses the arena, DeviceError
+  // when a device does.
   explicit PageStore(const CacheConfig& config);
 
   // Makes a page's slots at `bits`, content undefined. The arena holds every page while each
@@ -158,10 +161,41 @@ class PageStore {
   const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
   const SlotAllocator& slots() const { return slots_; }
   float* values() { return values_.data(); }  // Scratch for one page of any block.
-  size_t scratch_bytes() const { return values_.size() * sizeof(float) + plan_.num_bytes(); }
+  size_t scratch_bytes() const {
+    return values_.size() * sizeof(float) + plan_.num_bytes() + arena_.num_bytes() -
+           slots_.arena_bytes();
+  }
+
+  // On a device: its stream, which all work on pages is launched on, else null.
+  Stream* stream() const { return stream_.get(); }
+  std::byte* arena() const { return arena_.data(); }
+  // Behind the arena's slots a device has room for kStagedPages pages of 16 bits of any block,
+  // where pages are put together that are stored at fewer bits.
+  static constexpr int64_t kStagedPages = 8;
+  size_t StagedPage(int64_t index) const {
+    return slots_.arena_bytes() + static_cast<size_t>(index) * staged_page_bytes_;
+  }
+
+  // What lies in the slots, in the CPU's layout wherever the arena is: the codes or floats of a
+  // page, its metadata, the floats [Hkv, tokens, D] of a piece of the sink. Waits for the device.
+  // The memory given has CodeBytes, MetadataBytes, the bytes of the floats.
+  void ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out) const;
+  void ReadMetadata(size_t layer, Side side, const StoredPage& page, std::byte* out) const;
+  void ReadSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
+                std::byte* out) const;
+  void WritePage(size_t layer, Side side, const StoredPage& page, const std::byte* in);
+  void WriteMetadata(size_t layer, Side side, const StoredPage& page, const std::byte* in);
+  void WriteSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
+                 const std::byte* in);
 
  private:
   std::byte* At(SlotHandle slot) const { return arena_.data() + slots_.Offset(slot); }
+  // `bits` 0: as they are, else those of a page, whose layout changes on the way.
+  void ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
+                 std::byte* out) const;
+  void WriteBytes(size_t layer, Side side, int bits, const std::byte* in, size_t count,
+                  std::byte* to);
+  size_t SinkPieceBytes(size_t layer, int64_t piece, Side side) const;
   void DropPage(SequencePages& seq, size_t layer, size_t page, Side side);
   void DropPagesFrom(SequencePages& seq, size_t layer, size_t first);
   void DropSink(SequencePages& seq, size_t layer);
@@ -176,7 +210,9 @@ class PageStore {
   CacheConfig config_;
   SlotLayout layout_;
   SlotAllocator slots_;
-  Buffer arena_;
+  std::unique_ptr<Stream> stream_;  // Of a device.
+  size_t staged_page_bytes_ = 0;    // 0 on the CPU.
+  Buffer arena_;                    // Staged pages behind it.
   std::vector<PageCodec> codecs_;    // By layer.
   MovePlan plan_;                    // Of the change under way.
   std::vector<PageChange> changes_;  // Of Narrow.

@@ -7,6 +7,7 @@
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/kernels/kv_quant/fragment_layout.h"
 
 namespace pmkvq {
 namespace {
@@ -16,8 +17,8 @@ constexpr int64_t kMostPages = 16;
 // SlotAllocator's limit.
 constexpr size_t kMostSlotsPerExtent = 0x7ffe;
 
-// Whole cache lines, which extents are multiples of.
-size_t WholeLines(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+// Extents are multiples of whole cache lines.
+size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 // K, or V, of the sink's rest beyond its whole pieces, in one block.
 int64_t SinkRestBytes(const CacheConfig& config, const KvBlockGeometry& block) {
@@ -101,8 +102,13 @@ class LayoutMaker {
     sink.bytes = SinkBytes(config_, layer);
     sink.rest_bytes = static_cast<size_t>(SinkRestBytes(config_, config_.geometry.blocks[layer]));
     if (sink.rest_bytes == 0) return;
-    sink.num_rest_slots = 2 * sink.rest_bytes > layout_.extent_bytes ? 2 : 1;
-    const size_t bytes = WholeLines(2 * sink.rest_bytes / static_cast<size_t>(sink.num_rest_slots));
+    sink.rest_stride = sink.rest_bytes;
+    if (config_.device.device == Device::kCuda) {
+      sink.rest_stride = RoundUp(sink.rest_bytes, fragment::kArenaUnit);
+    }
+    sink.num_rest_slots = 2 * sink.rest_stride > layout_.extent_bytes ? 2 : 1;
+    const size_t bytes =
+        RoundUp(2 * sink.rest_stride / static_cast<size_t>(sink.num_rest_slots), kAlignment);
     const auto [found, is_new] = classes.try_emplace(bytes, 0);
     if (is_new) found->second = NewClass(bytes);
     sink.rest_class = found->second;

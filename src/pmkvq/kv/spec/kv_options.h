@@ -33,6 +33,7 @@ struct KvRequirements {
                                            // refused. Null: taken without asking.
   int64_t chunk_tokens = 512;  // Most tokens of a sequence in one Forward; sizes caches of sliding
                                // windows.
+  DeviceId device = {};        // That the model runs on, and packed caches lie on.
 };
 
 }  // namespace pmkvq

@@ -238,6 +238,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
                          : plan != nullptr           ? plan->settings.window_tokens
                                                      : kPageTokens;
   config.max_sequences = requirements.max_sequences;
+  config.device = requirements.device;
   config.max_len = requirements.max_len;
   config.chunk_tokens = requirements.chunk_tokens;
   config.policy = settings.policy;

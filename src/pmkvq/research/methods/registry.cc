@@ -136,8 +136,9 @@ int64_t ReferenceBudget(const CacheConfig& config, size_t layer, int64_t max_len
 
 CacheConfig ResolveReferenceConfig(const KvOptions& options, const KvRequirements& requirements) {
   RefuseSlidingWindows(requirements.geometry, "--reference-accounting");
-  const CacheConfig config =
+  CacheConfig config =
       ResolvePackedConfig(options, requirements, {ReferenceBudget, ReferenceFloorBytes});
+  config.device = {};  // Its pages lie on the host.
   ValidateReferenceConfig(config);
   return config;
 }
