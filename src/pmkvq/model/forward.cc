@@ -9,6 +9,8 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/device/device_model.h"
+#include "pmkvq/model/forward_layout.h"
 #include "pmkvq/model/model_impl.h"
 
 namespace pmkvq {
@@ -16,29 +18,7 @@ namespace {
 
 using model_detail::GrowTo;
 
-// Its rows are computed as those of chunks of one token.
-bool IsDecode(const ForwardChunk& chunk) { return chunk.tokens.size() == 1 || chunk.one_by_one; }
-
-int64_t NumTokens(const ForwardChunk& chunk) { return static_cast<int64_t>(chunk.tokens.size()); }
-
-int64_t NumLogitRows(const ForwardChunk& chunk) {
-  switch (chunk.logits) {
-    case ForwardChunk::Logits::kNone:
-      return 0;
-    case ForwardChunk::Logits::kLast:
-      return 1;
-    case ForwardChunk::Logits::kAll:
-      return NumTokens(chunk);
-  }
-  return 0;
-}
-
-// One Forward: the layout of its rows, and the steps on them.
-//
-// Rows with one token per sequence share the linear layers in slices of at most kDecodeRows, where
-// MatMul's bits do not depend on the number of rows; every longer chunk is one slice.
-// Behind the attention of the last block only rows that asked for logits are computed; one row of a
-// longer chunk is then like a row with one token.
+// One Forward on the CPU: the layout of its rows, and the steps on them.
 class ForwardPass {
  public:
   ForwardPass(const Model& model, std::span<const ForwardChunk> chunks, ForwardWorkspace& workspace,
@@ -49,7 +29,7 @@ class ForwardPass {
         workspace_(workspace),
         num_threads_(num_threads),
         frame_(workspace.scratch) {
-    LayOutRows();
+    LayOutRows(chunks_, workspace_);
     TakeBuffers(extra_needs);
   }
 
@@ -98,53 +78,6 @@ class ForwardPass {
   }
 
  private:
-  void LayOutRows() {
-    workspace_.batch.clear();
-    workspace_.positions.clear();
-    workspace_.slices.clear();
-    workspace_.last_slices.clear();
-    workspace_.chunk_first_rows.resize(chunks_.size());
-    for (const bool decode : {true, false}) {
-      for (size_t i = 0; i < chunks_.size(); ++i) {
-        if (IsDecode(chunks_[i]) == decode) AddChunk(i);
-      }
-    }
-  }
-
-  void AddChunk(size_t index) {
-    const ForwardChunk& chunk = chunks_[index];
-    const int64_t num_tokens = NumTokens(chunk);
-    PMKVQ_CHECK_MSG(num_tokens > 0, "empty chunk");
-    const auto first_row = static_cast<int64_t>(workspace_.positions.size());
-    workspace_.chunk_first_rows[index] = first_row;
-    workspace_.batch.push_back({chunk.seq, num_tokens, chunk.one_by_one});
-    for (int64_t t = 0; t < num_tokens; ++t) workspace_.positions.push_back(chunk.start_pos + t);
-    const int64_t piece = IsDecode(chunk) ? 1 : num_tokens;
-    for (int64_t t = 0; t < num_tokens; t += piece) {
-      AddSlice(first_row + t, piece, workspace_.slices);
-    }
-    // The last block's result is read for these rows only.
-    const int64_t num_logit_rows = NumLogitRows(chunk);
-    PMKVQ_CHECK(!chunk.one_by_one || (num_logit_rows <= 1 && chunk.num_read == 0));
-    PMKVQ_CHECK(chunk.num_read == 0 || (chunk.reader != nullptr && num_logit_rows <= 1 &&
-                                        chunk.num_read + num_logit_rows <= num_tokens));
-    if (chunk.num_read > 0) AddSlice(first_row, chunk.num_read, workspace_.last_slices);
-    if (num_logit_rows > 0) {
-      AddSlice(first_row + num_tokens - num_logit_rows, num_logit_rows, workspace_.last_slices);
-    }
-  }
-
-  // Rows with one token of a sequence join the slice before them where they follow it.
-  static void AddSlice(int64_t first_row, int64_t num_rows, std::vector<RowSlice>& slices) {
-    if (num_rows == 1 && !slices.empty() && slices.back().joinable &&
-        slices.back().first_row + slices.back().num_rows == first_row &&
-        slices.back().num_rows < kDecodeRows) {
-      ++slices.back().num_rows;
-    } else {
-      slices.push_back({first_row, num_rows, num_rows == 1});
-    }
-  }
-
   void TakeBuffers(const KvExtraNeeds& extra_needs) {
     rows_.num_rows = std::ssize(workspace_.positions);
     rows_.positions = workspace_.positions.data();
@@ -199,18 +132,6 @@ class ForwardPass {
       nullptr;  // [max(kDecodeRows, slice rows), E], rows that wait for the output head
 };
 
-// Ends a Forward that an exception leaves; does nothing after EndForward.
-class OpenForward {
- public:
-  explicit OpenForward(KvStore& store) : store_(store) {}
-  ~OpenForward() { store_.AbandonForward(); }
-  OpenForward(const OpenForward&) = delete;
-  OpenForward& operator=(const OpenForward&) = delete;
-
- private:
-  KvStore& store_;
-};
-
 }  // namespace
 
 void ThrowIfFailed(const std::vector<ForwardFailure>& failures) {
@@ -255,7 +176,10 @@ std::vector<ForwardFailure> Model::FailuresOfLogits(std::span<const ForwardChunk
 std::vector<ForwardFailure> Model::Forward(std::span<const ForwardChunk> chunks, KvStore& store,
                                            ForwardWorkspace& workspace, int num_threads) const {
   workspace.num_logit_rows = 0;
+  workspace.drawn.clear();
   if (chunks.empty()) return {};
+  if (impl_->device != nullptr) return impl_->device->Forward(chunks, store, workspace);
+  PMKVQ_CHECK_MSG(store.OnDevice() == nullptr, "a model on the CPU with pages on a device");
   ForwardPass pass(*this, chunks, workspace, store.ExtraNeeds(), num_threads);
   pass.Embed();
   store.BeginForward(workspace.batch);
@@ -263,12 +187,7 @@ std::vector<ForwardFailure> Model::Forward(std::span<const ForwardChunk> chunks,
   for (int64_t layer = 0; layer < config().num_layers; ++layer) pass.RunBlock(layer, store);
   pass.ComputeLogits();  // Before EndForward: when memory runs out here, nothing counts as stored.
   store.EndForward();
-  std::vector<ForwardFailure> failures;
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    const KvFailure* failure = store.FailureOf(chunks[i].seq);
-    if (failure != nullptr) failures.push_back({i, *failure});
-  }
-  return failures;
+  return FailuresOf(chunks, store);
 }
 
 }  // namespace pmkvq

@@ -15,6 +15,8 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kernels/sampling/batch_sampler.h"
+#include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/model/forward_workspace.h"
 
@@ -38,6 +40,7 @@ struct ModelOptions {
   WeightMode weights = WeightMode::kAsStored;
   int num_threads = 1;               // For quantising.
   ProgressSink* progress = nullptr;  // Of quantising that takes long, in MiB of stored weights.
+  DeviceId device = {};              // That the weights lie on, and Forward runs on.
 };
 
 // What loading made of weights that are not used as stored.
@@ -57,6 +60,12 @@ class LogitReader {
   virtual void Read(int64_t first_row, int64_t num_rows, const float* logits) = 0;
 };
 
+// The next token, drawn where the logits are instead of handing them over.
+struct ForwardDraw {
+  SamplingParams params;
+  double uniform = 0.0;  // In [0, 1), of the request's generator. Not used where greedy.
+};
+
 // New tokens of one sequence in one Forward.
 struct ForwardChunk {
   enum class Logits : uint8_t { kNone, kLast, kAll };
@@ -72,6 +81,9 @@ struct ForwardChunk {
   // that it has without a reader.
   LogitReader* reader = nullptr;
   int64_t num_read = 0;
+  // With one token and kLast, of all chunks of a Forward or of none, where Model::draws_tokens: the
+  // workspace's `drawn` gets the tokens. Logits are left only where some are not finite.
+  const ForwardDraw* draw = nullptr;
 };
 
 constexpr int64_t kMostReadRows = 64;
@@ -98,6 +110,9 @@ class Model {
   // a quantised copy of the embedding. Q8_0 stays as stored: it is as small. InvalidInput for
   // weights that are not finite.
   //
+  // A device gets a copy of all weights. Throws Unsupported for what there is no code for, naming
+  // it, and DeviceError (no such device, memory short: bytes asked and free).
+  //
   // In either mode matrices that the source can only decode (WeightSource::DecodeRow) become q8
   // groups, the embedding too, and vectors floats.
   static std::shared_ptr<const Model> Load(const std::string& folder,
@@ -110,6 +125,10 @@ class Model {
   const ModelConfig& config() const;
   const Checkpoint& checkpoint() const;
   WeightMode weights() const;
+  // That Forward runs on. Profile and what else reads weights one by one run on the CPU.
+  DeviceId device() const;
+  // Whether Forward takes ForwardChunk::draw.
+  bool draws_tokens() const;
   const WeightConversion& conversion() const;
   // Memory that the weights take: matrices in their formats, norms and biases as floats.
   int64_t weight_bytes() const;
@@ -139,6 +158,9 @@ class Model {
   // Errors: returns the chunks whose sequence failed (kv_store.h), usually none. Their logits are
   // undefined; those of other chunks are as without them. Callers check logits
   // (FailureOfLogits). Where memory runs out it throws, and all sequences of the call have failed.
+  //
+  // On a device the workspace belongs to one store at a time, and to one model. `num_threads` is
+  // of stores of the host.
   //
   // Batch invariance: with chunks of one token a row's logits do not depend on the other chunks,
   // nor on the thread count. Other chunks, but those with one_by_one, are computed one sequence at

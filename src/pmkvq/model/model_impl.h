@@ -37,7 +37,10 @@ inline std::pair<float*, float*> TakeRowBuffers(const ModelConfig& config,
   return {x, normed};
 }
 
+class DeviceModel;
+
 struct Model::Impl {
+  ~Impl();
   Impl(Checkpoint opened, const ModelOptions& options);
 
   // Fills the places of `list`, but those of matrices that the source can only decode. Float8
@@ -54,6 +57,7 @@ struct Model::Impl {
   WeightConversion conversion;
   RopeTable rope;
   ModelParts parts;
+  std::unique_ptr<DeviceModel> device;  // Null on the CPU.
 };
 
 }  // namespace pmkvq

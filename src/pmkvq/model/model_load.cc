@@ -8,6 +8,8 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/fp8_weights.h"
+#include "pmkvq/kernels/sampling/device_sampler.h"
+#include "pmkvq/model/device/device_model.h"
 #include "pmkvq/model/model_impl.h"
 #include "pmkvq/model/model_size.h"
 #include "pmkvq/model/weight_conversion.h"
@@ -151,7 +153,11 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
     weight_bytes +=
         parts.output_head.rows * RowBytes(parts.output_head.format, parts.output_head.cols);
   }
+  if (options.device.device == Device::kCpu) return;
+  device = std::make_unique<DeviceModel>(checkpoint.config(), parts, rope, options.device);
 }
+
+Model::Impl::~Impl() = default;
 
 void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
   const WeightSource& source = checkpoint.weights();
@@ -258,6 +264,12 @@ std::shared_ptr<const Model> Model::FromCheckpoint(Checkpoint checkpoint,
 const ModelConfig& Model::config() const { return impl_->checkpoint.config(); }
 const Checkpoint& Model::checkpoint() const { return impl_->checkpoint; }
 WeightMode Model::weights() const { return impl_->weights; }
+bool Model::draws_tokens() const {
+  return impl_->device != nullptr && config().vocab_size <= DeviceSampler::kMostVocabulary;
+}
+DeviceId Model::device() const {
+  return impl_->device == nullptr ? DeviceId{} : impl_->device->device();
+}
 const WeightConversion& Model::conversion() const { return impl_->conversion; }
 const RopeTable& Model::rope() const { return impl_->rope; }
 const WeightView& Model::embedding() const { return impl_->parts.embedding; }

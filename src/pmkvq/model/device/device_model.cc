@@ -1,0 +1,518 @@
+#include "pmkvq/model/device/device_model.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/turns.h"
+#include "pmkvq/kernels/device_rows/device_rows.h"
+#include "pmkvq/model/detail.h"
+#include "pmkvq/model/device/device_workspace.h"
+#include "pmkvq/model/forward_layout.h"
+
+namespace pmkvq {
+namespace {
+
+using model_detail::GrowTo;
+
+// Captured launches are made for 1, 2, 4, ... kDecodeRows rows, then for multiples of kDecodeRows.
+int64_t CapturedRows(int64_t rows) {
+  if (rows > kDecodeRows) return (rows + kDecodeRows - 1) / kDecodeRows * kDecodeRows;
+  int64_t captured = 1;
+  while (captured < rows) captured *= 2;
+  return captured;
+}
+
+int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Rows of one part of a product's operand: those of single tokens are always as many, so that their
+// bits do not depend on the batch.
+int64_t PartRows(int64_t rows) { return std::max(kDecodeRows, RoundUp(rows, 8)); }
+
+bool IsSingleToken(const ForwardChunk& chunk) {
+  return chunk.tokens.size() == 1 && chunk.logits == ForwardChunk::Logits::kLast &&
+         chunk.num_read == 0;
+}
+
+int PartsOf(DType type) { return type == DType::kF32 ? 1 : 2; }
+
+}  // namespace
+
+// One Forward.
+class DeviceModel::Pass {
+ public:
+  Pass(const DeviceModel& model, std::span<const ForwardChunk> chunks, KvStore& store,
+       ForwardWorkspace& host)
+      : model_(model),
+        config_(model.config_),
+        chunks_(chunks),
+        store_(store),
+        on_device_(store.OnDevice()),
+        host_(host),
+        own_(*host.device),
+        extra_needs_(store.ExtraNeeds()) {
+    if (on_device_ == nullptr && own_.stream == nullptr) {
+      own_.stream = std::make_unique<Stream>(model.device_);
+    }
+    stream_ = on_device_ == nullptr ? own_.stream.get() : &on_device_->stream();
+    num_rows_ = std::ssize(host_.positions);
+    for (const ForwardChunk& chunk : chunks_) {
+      if (IsDecode(chunk)) decode_rows_ += NumTokens(chunk);
+    }
+    is_captured_ = on_device_ != nullptr &&
+                   std::all_of(chunks_.begin(), chunks_.end(), IsSingleToken);
+    has_draws_ = !chunks_.empty() && chunks_.front().draw != nullptr;
+    for (const ForwardChunk& chunk : chunks_) {
+      PMKVQ_CHECK_MSG((chunk.draw != nullptr) == has_draws_ && (!has_draws_ || is_captured_),
+                      "tokens are drawn in Forwards of one token each, with pages on the device");
+    }
+    if (is_captured_) decode_rows_ = num_rows_ = CapturedRows(num_rows_);
+    if (on_device_ != nullptr) on_device_->PrepareRows(decode_rows_);
+    MakeSlices();
+    TakeMemory();
+  }
+
+  void Run() {
+    Upload();
+    if (!is_captured_) {
+      RunBlocks();
+      ReadLogits();
+      return;
+    }
+    std::unique_ptr<CapturedWork>& captured = own_.captured[{num_rows_, has_draws_}];
+    if (captured == nullptr) {
+      PrepareProducts();
+      captured = std::make_unique<CapturedWork>(*stream_, [&] {
+        RunBlocks();
+        for (int64_t first = 0; first < num_rows_; first += kDecodeRows) {
+          const int64_t rows = std::min(kDecodeRows, num_rows_ - first);
+          LaunchLogits(first, rows);
+          if (has_draws_) LaunchDraws(first, rows);
+        }
+      });
+    }
+    captured->Launch(*stream_);
+    if (has_draws_ && ReadDrawn()) return;
+    const int64_t count = std::ssize(chunks_);
+    GrowTo(host_.logits, count * config_.vocab_size);
+    CopyLogits(0, count, host_.logits.data());
+    host_.num_logit_rows = count;
+  }
+
+ private:
+  // Rows that go through the linear layers together.
+  void MakeSlices() {
+    if (!is_captured_) {
+      slices_.assign(host_.slices.begin(), host_.slices.end());
+    } else {
+      for (int64_t first = 0; first < num_rows_; first += kDecodeRows) {
+        slices_.push_back({first, std::min(kDecodeRows, num_rows_ - first), true});
+      }
+    }
+    for (const RowSlice& slice : slices_) most_slice_rows_ = std::max(most_slice_rows_, slice.num_rows);
+    for (size_t i = 0; i < chunks_.size(); ++i) num_logit_rows_ += NumLogitRows(chunks_[i]);
+    if (!has_draws_) GrowTo(host_.logits, num_logit_rows_ * config_.vocab_size);
+  }
+
+  void TakeMemory() {
+    const DeviceId device = model_.device_;
+    const int64_t hidden = config_.hidden_size;
+    const int64_t stacked = config_.q_dim() + 2 * config_.kv_dim();
+    const int64_t part_rows = DeviceGemm::PaddedRows(2 * PartRows(most_slice_rows_));
+    const int64_t vocab = config_.vocab_size;
+    bool is_new = false;
+    const auto take = [&](GrowingBuffer& buffer, int64_t count) {
+      is_new |= buffer.Grow(device, static_cast<size_t>(count) * sizeof(float));
+    };
+    const auto grow_inputs = [&](int64_t rows) {
+      if (rows <= own_.input_rows) return;
+      own_.input_rows = RoundUp(rows, kDecodeRows);
+      take(own_.inputs, 3 * own_.input_rows);
+      own_.input_staging = std::make_unique<PinnedBuffer>(device, own_.inputs.num_bytes());
+    };
+    grow_inputs(num_rows_);
+    take(own_.rotations, num_rows_ * config_.head_dim);
+    take(own_.x, num_rows_ * hidden);
+    take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), config_.intermediate_size}));
+    take(own_.sums, part_rows * std::max({hidden, stacked, 2 * config_.intermediate_size}));
+    take(own_.q, num_rows_ * config_.q_dim());
+    take(own_.k, num_rows_ * config_.kv_dim());
+    take(own_.v, num_rows_ * config_.kv_dim());
+    take(own_.out, num_rows_ * config_.q_dim());
+    if (extra_needs_.keys_before_rope) take(own_.raw_k, num_rows_ * config_.kv_dim());
+    take(own_.head_sums, DeviceGemm::PaddedRows(2 * kDecodeRows) * vocab);
+    // Captured launches leave the logits of all rows.
+    take(own_.logits, std::max(kDecodeRows, is_captured_ ? num_rows_ : 0) * vocab);
+    if (is_captured_) TakeDrawMemory(is_new);
+    const uint64_t id = on_device_ == nullptr ? 0 : on_device_->id();
+    if (is_new || id != own_.store_id) own_.captured.clear();
+    own_.store_id = id;
+    if (on_device_ == nullptr) UploadFactors();
+  }
+
+  void TakeDrawMemory(bool& is_new) {
+    const DeviceId device = model_.device_;
+    if (!has_draws_) return;
+    const auto rows = static_cast<size_t>(RoundUp(num_rows_, kDecodeRows));
+    is_new |= own_.draws.Grow(device, rows * sizeof(DeviceDraw));
+    is_new |= own_.drawn.Grow(device, rows * sizeof(DeviceDrawn));
+    const auto stage = [&](std::unique_ptr<PinnedBuffer>& staging, size_t num_bytes) {
+      if (staging != nullptr && staging->num_bytes() >= num_bytes) return;
+      staging = std::make_unique<PinnedBuffer>(device, num_bytes);
+    };
+    stage(own_.draw_staging, rows * sizeof(DeviceDraw));
+    stage(own_.drawn_staging, rows * sizeof(DeviceDrawn));
+    if (own_.sampler == nullptr) {
+      own_.sampler = std::make_unique<DeviceSampler>(device, config_.vocab_size, kDecodeRows);
+    }
+  }
+
+  // Key scales of a store of the host.
+  void UploadFactors() {
+    const KeyScales* const scales = store_.key_scales();
+    if (scales == own_.scales) return;
+    own_.scales = scales;
+    if (scales == nullptr) return;
+    std::vector<float> values;
+    own_.factor_offsets.clear();
+    for (const bool is_query : {true, false}) {
+      for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+        const float* const from =
+            is_query ? scales->query_factors(layer) : scales->key_factors(layer);
+        const int64_t count = (is_query ? config_.q_dim() : config_.kv_dim()) / 2;
+        own_.factor_offsets.push_back(values.size());
+        values.insert(values.end(), from, from + count);
+      }
+    }
+    own_.factors.Grow(model_.device_, values.size() * sizeof(float));
+    CopyToDevice(*stream_, own_.factors.As<std::byte>(), values.data(),
+                 values.size() * sizeof(float));
+    stream_->Synchronize();
+  }
+
+  const float* FactorsOf(int64_t layer, bool is_query) const {
+    if (on_device_ != nullptr) {
+      return is_query ? on_device_->query_factors(layer) : on_device_->key_factors(layer);
+    }
+    if (own_.scales == nullptr) return nullptr;
+    const int64_t index = layer + (is_query ? 0 : config_.num_layers);
+    return own_.factors.As<const float>() + own_.factor_offsets[static_cast<size_t>(index)];
+  }
+
+  int32_t* ids() const { return own_.inputs.As<int32_t>(); }
+  int32_t* positions() const { return ids() + own_.input_rows; }
+  int32_t* picked() const { return ids() + 2 * own_.input_rows; }
+
+  void Upload() {
+    const int64_t rows = own_.input_rows;
+    auto* const staged = reinterpret_cast<int32_t*>(own_.input_staging->data());
+    std::fill_n(staged, 3 * rows, 0);
+    int64_t picked = 0;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const int64_t first = host_.chunk_first_rows[i];
+      int64_t row = first;
+      for (const int32_t token : chunks_[i].tokens) {
+        PMKVQ_CHECK_MSG(token >= 0 && token < config_.vocab_size, "token id out of range");
+        staged[row++] = token;
+      }
+      const int64_t end = first + NumTokens(chunks_[i]);
+      for (int64_t r = end - NumLogitRows(chunks_[i]); r < end; ++r) {
+        staged[2 * rows + picked++] = static_cast<int32_t>(r);
+      }
+    }
+    for (size_t i = 0; i < host_.positions.size(); ++i) {
+      staged[static_cast<size_t>(rows) + i] = static_cast<int32_t>(host_.positions[i]);
+    }
+    CopyToDevice(*stream_, own_.inputs.As<std::byte>(), staged, own_.input_staging->num_bytes());
+    if (has_draws_) UploadDraws();
+  }
+
+  void UploadDraws() {
+    auto* const staged = reinterpret_cast<DeviceDraw*>(own_.draw_staging->data());
+    std::fill_n(staged, num_rows_, DeviceDraw{});
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const ForwardDraw& draw = *chunks_[i].draw;
+      staged[i] = {draw.params.temperature, draw.params.top_k, draw.params.top_p,
+                   draw.params.min_p,       draw.uniform,      1};
+    }
+    CopyToDevice(*stream_, own_.draws.As<std::byte>(), staged,
+                 static_cast<size_t>(num_rows_) * sizeof(DeviceDraw));
+  }
+
+  void LaunchDraws(int64_t first, int64_t rows) {
+    own_.sampler->Launch(own_.logits.As<float>() + first * config_.vocab_size, rows,
+                         own_.draws.As<DeviceDraw>() + first,
+                         own_.drawn.As<DeviceDrawn>() + first, *stream_);
+  }
+
+  // Waits. Whether all logits were finite: else somebody wants to know which were not.
+  bool ReadDrawn() {
+    const size_t count = chunks_.size();
+    auto* const staged = reinterpret_cast<DeviceDrawn*>(own_.drawn_staging->data());
+    CopyToHost(*stream_, staged, own_.drawn.As<const std::byte>(), count * sizeof(DeviceDrawn));
+    stream_->Synchronize();
+    bool all_finite = true;
+    for (size_t i = 0; i < count; ++i) {
+      const auto outcome = static_cast<SamplingOutcome>(staged[i].outcome);
+      host_.drawn.push_back({staged[i].token, outcome});
+      all_finite &= outcome == SamplingOutcome::kDrawn;
+    }
+    return all_finite;
+  }
+
+  // Of rows that are multiplied with such a matrix.
+  ProductRows OperandOf(const DeviceMatrix& matrix, int64_t rows) const {
+    return {own_.operand.As<std::byte>(), matrix.type, PartsOf(matrix.type), PartRows(rows)};
+  }
+  DeviceProduct ProductOf(const DeviceMatrix& matrix, int64_t rows, float* sums) const {
+    DeviceProduct product;
+    product.type = matrix.type;
+    product.x = own_.operand.As<std::byte>();
+    product.w = matrix.data;
+    product.y = sums;
+    product.rows = PartsOf(matrix.type) * PartRows(rows);
+    product.n = matrix.n;
+    product.k = matrix.k;
+    return product;
+  }
+  ProductSums Multiply(const DeviceMatrix& matrix, int64_t rows, float* sums) {
+    own_.gemm.Multiply(ProductOf(matrix, rows, sums), *stream_);
+    return {sums, PartsOf(matrix.type), PartRows(rows)};
+  }
+  // So that nothing has to be chosen, or loaded, while launches are captured.
+  void PrepareProducts() {
+    const auto prepare = [&](const DeviceMatrix& matrix) {
+      own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false);
+    };
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      const DeviceBlockWeights& block = model_.weights_.block(layer);
+      for (const DeviceMatrix* const matrix :
+           {&block.qkv, &block.o, &block.gate_up, &block.down}) {
+        prepare(*matrix);
+      }
+    }
+    prepare(model_.weights_.output_head());
+  }
+
+  void RunBlocks() {
+    EmbedRows(model_.weights_.embedding().data, model_.weights_.embedding().type, ids(), num_rows_,
+              config_.hidden_size, own_.x.As<float>(), *stream_);
+    MakeRotations(positions(), num_rows_, model_.weights_.frequencies(), config_.head_dim / 2,
+                  model_.rope_factor_, own_.rotations.As<float>(), *stream_);
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      if (!is_captured_) CancelPoint();
+      RunBlock(layer);
+    }
+  }
+
+  float* RowOf(const GrowingBuffer& buffer, const RowSlice& slice, int64_t width) const {
+    return buffer.As<float>() + slice.first_row * width;
+  }
+
+  void RunBlock(int64_t layer) {
+    const DeviceBlockWeights& weights = model_.weights_.block(layer);
+    const int64_t hidden = config_.hidden_size;
+    const auto eps = static_cast<float>(config_.rms_norm_eps);
+    float* const sums = own_.sums.As<float>();
+    for (const RowSlice& slice : slices_) {
+      NormRows norm;
+      norm.x = RowOf(own_.x, slice, hidden);
+      norm.rows = slice.num_rows;
+      norm.width = hidden;
+      norm.weight = weights.attn_norm;
+      norm.eps = eps;
+      norm.out = OperandOf(weights.qkv, slice.num_rows);
+      AddAndNormRows(norm, *stream_);
+      HeadRows heads;
+      heads.sums = Multiply(weights.qkv, slice.num_rows, sums);
+      heads.rows = slice.num_rows;
+      heads.num_heads = config_.num_heads;
+      heads.num_kv_heads = config_.num_kv_heads;
+      heads.head_dim = config_.head_dim;
+      heads.bias = weights.qkv_bias;
+      heads.q_norm = weights.q_norm;
+      heads.k_norm = weights.k_norm;
+      heads.eps = eps;
+      heads.rotations = RowOf(own_.rotations, slice, config_.head_dim);
+      heads.query_factors = FactorsOf(layer, true);
+      heads.key_factors = FactorsOf(layer, false);
+      heads.q = RowOf(own_.q, slice, config_.q_dim());
+      heads.k = RowOf(own_.k, slice, config_.kv_dim());
+      heads.v = RowOf(own_.v, slice, config_.kv_dim());
+      if (extra_needs_.keys_before_rope) heads.raw_k = RowOf(own_.raw_k, slice, config_.kv_dim());
+      MakeHeadRows(heads, *stream_);
+    }
+    Attend(layer);
+    for (const RowSlice& slice : slices_) {
+      RoundRows(RowOf(own_.out, slice, config_.q_dim()), slice.num_rows, config_.q_dim(),
+                OperandOf(weights.o, slice.num_rows), *stream_);
+      NormRows norm;
+      norm.x = RowOf(own_.x, slice, hidden);
+      norm.rows = slice.num_rows;
+      norm.width = hidden;
+      norm.sums = Multiply(weights.o, slice.num_rows, sums);
+      norm.bias = weights.o_bias;
+      norm.weight = weights.mlp_norm;
+      norm.eps = eps;
+      norm.out = OperandOf(weights.gate_up, slice.num_rows);
+      AddAndNormRows(norm, *stream_);
+      const ProductSums gate_up = Multiply(weights.gate_up, slice.num_rows, sums);
+      SiluMulRows(gate_up, slice.num_rows, config_.intermediate_size,
+                  OperandOf(weights.down, slice.num_rows), *stream_);
+      NormRows add;
+      add.x = norm.x;
+      add.rows = slice.num_rows;
+      add.width = hidden;
+      add.sums = Multiply(weights.down, slice.num_rows, sums);
+      AddAndNormRows(add, *stream_);
+    }
+  }
+
+  void Attend(int64_t layer) {
+    if (on_device_ == nullptr) {
+      AttendOnHost(layer);
+      return;
+    }
+    DeviceBlockRows rows;
+    rows.q = own_.q.As<float>();
+    rows.k = own_.k.As<float>();
+    rows.v = own_.v.As<float>();
+    rows.out = own_.out.As<float>();
+    rows.decode_rows = decode_rows_;
+    on_device_->LaunchBlock(layer, rows);
+  }
+
+  void AttendOnHost(int64_t layer) {
+    const auto fetch = [&](const GrowingBuffer& buffer, int64_t width,
+                           AlignedVector<float>& memory) {
+      memory.resize(static_cast<size_t>(num_rows_ * width));
+      CopyToHost(*stream_, memory.data(), buffer.As<const std::byte>(),
+                 memory.size() * sizeof(float));
+      return memory.data();
+    };
+    const float* const q = fetch(own_.q, config_.q_dim(), own_.host_q);
+    const float* const k = fetch(own_.k, config_.kv_dim(), own_.host_k);
+    const float* const v = fetch(own_.v, config_.kv_dim(), own_.host_v);
+    KvExtras extras;
+    if (extra_needs_.keys_before_rope) {
+      extras.keys_before_rope = fetch(own_.raw_k, config_.kv_dim(), own_.host_raw_k);
+    }
+    if (extra_needs_.block_input) {
+      extras.block_input = fetch(own_.x, config_.hidden_size, own_.host_x);
+    }
+    extras.input_width = config_.hidden_size;
+    own_.host_out.resize(own_.host_q.size());
+    stream_->Synchronize();
+    if (extra_needs_.keys_before_rope || extra_needs_.block_input) {
+      store_.OfferExtras(layer, extras);
+    }
+    store_.AppendAndAttend(layer, q, k, v, own_.host_out.data());
+    CopyToDevice(*stream_, own_.out.As<std::byte>(), own_.host_out.data(),
+                 own_.host_out.size() * sizeof(float));
+  }
+
+  // Logits of at most kDecodeRows picked rows, from `first` on, to their place in `logits`.
+  void LaunchLogits(int64_t first, int64_t rows) {
+    const DeviceMatrix& head = model_.weights_.output_head();
+    NormRows norm;
+    norm.x = own_.x.As<float>();
+    norm.rows = rows;
+    norm.width = config_.hidden_size;
+    norm.weight = model_.weights_.final_norm();
+    norm.eps = static_cast<float>(config_.rms_norm_eps);
+    norm.picked = picked() + first;
+    norm.out = OperandOf(head, rows);
+    AddAndNormRows(norm, *stream_);
+    const ProductSums sums = Multiply(head, rows, own_.head_sums.As<float>());
+    float* const logits = own_.logits.As<float>();
+    AddPartsOfRows(sums, rows, config_.vocab_size,
+                   is_captured_ ? logits + first * config_.vocab_size : logits, *stream_);
+  }
+
+  // Waits.
+  void CopyLogits(int64_t first, int64_t rows, float* to) {
+    const auto bytes = static_cast<size_t>(rows * config_.vocab_size) * sizeof(float);
+    const float* const from = own_.logits.As<const float>() + first * config_.vocab_size;
+    CopyToHost(*stream_, to, reinterpret_cast<const std::byte*>(from), bytes);
+    stream_->Synchronize();
+  }
+
+  void ReadLogits() {
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      if (chunks_[i].num_read > 0) HandOver(i);
+    }
+    for (int64_t first = 0; first < num_logit_rows_; first += kDecodeRows) {
+      const int64_t rows = std::min(kDecodeRows, num_logit_rows_ - first);
+      LaunchLogits(first, rows);
+      CopyLogits(0, rows, host_.logits.data() + first * config_.vocab_size);
+    }
+    host_.num_logit_rows = num_logit_rows_;
+  }
+
+  // Logits of the rows that this chunk's reader wants.
+  void HandOver(size_t index) {
+    const ForwardChunk& chunk = chunks_[index];
+    GrowTo(host_.read_logits, std::min(chunk.num_read, kMostReadRows) * config_.vocab_size);
+    for (int64_t row = 0; row < chunk.num_read; row += kMostReadRows) {
+      const int64_t rows = std::min(kMostReadRows, chunk.num_read - row);
+      // The picks of the rows that keep their logits are uploaded again behind these.
+      auto* const staged = reinterpret_cast<int32_t*>(own_.input_staging->data());
+      const int64_t first = host_.chunk_first_rows[index] + row;
+      std::vector<int32_t> picks(static_cast<size_t>(rows));
+      for (int64_t i = 0; i < rows; ++i) picks[static_cast<size_t>(i)] = static_cast<int32_t>(first + i);
+      CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()), picks.data(),
+                   picks.size() * sizeof(int32_t));
+      LaunchLogits(0, rows);
+      CopyLogits(0, rows, host_.read_logits.data());
+      CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()),
+                   staged + 2 * own_.input_rows,
+                   static_cast<size_t>(own_.input_rows) * sizeof(int32_t));
+      chunk.reader->Read(row, rows, host_.read_logits.data());
+    }
+  }
+
+  const DeviceModel& model_;
+  const ModelConfig& config_;
+  std::span<const ForwardChunk> chunks_;
+  KvStore& store_;
+  DeviceKvStore* const on_device_;
+  ForwardWorkspace& host_;
+  DeviceWorkspace& own_;
+  const KvExtraNeeds extra_needs_;
+  Stream* stream_ = nullptr;
+  int64_t num_rows_ = 0;     // With rows without meaning, where launches are captured.
+  int64_t decode_rows_ = 0;  // The first ones: of single tokens.
+  bool is_captured_ = false;
+  bool has_draws_ = false;
+  std::vector<RowSlice> slices_;
+  int64_t most_slice_rows_ = 0;
+  int64_t num_logit_rows_ = 0;
+};
+
+DeviceModel::DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
+                         DeviceId device)
+    : config_(config),
+      rope_factor_(static_cast<float>(rope.attention_factor())),
+      device_(device),
+      weights_(config, parts, rope, device) {}
+
+DeviceModel::~DeviceModel() = default;
+
+std::vector<ForwardFailure> DeviceModel::Forward(std::span<const ForwardChunk> chunks,
+                                                 KvStore& store,
+                                                 ForwardWorkspace& workspace) const {
+  // A pause between launches would let another Forward take the store's tables.
+  const UnpausedScope whole;
+  if (workspace.device == nullptr) workspace.device = std::make_shared<DeviceWorkspace>(device_);
+  LayOutRows(chunks, workspace);
+  Pass pass(*this, chunks, store, workspace);
+  store.BeginForward(workspace.batch);
+  const OpenForward open(store);
+  pass.Run();
+  store.EndForward();
+  workspace.device_bytes = workspace.device->num_bytes();
+  return FailuresOf(chunks, store);
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,243 @@
+// A model on a CUDA device beside the same one on the CPU: logits of prompts and of single tokens,
+// batches, stores of the host.
+#include <cmath>
+#include <memory>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/model/model.h"
+#include "support/expect_error.h"
+#include "support/gpu_test.h"
+#include "support/tiny_model.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::MakeTinyWeights;
+using testing_support::RandomTokens;
+using testing_support::TempFolder;
+using testing_support::TinyModel;
+using testing_support::TinyWeights;
+using testing_support::WriteTinyModel;
+using Logits = ForwardChunk::Logits;
+
+constexpr DeviceId kCuda{Device::kCuda, 0};
+
+TinyModel WithHeads(TinyModel model, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+  model.vocab = 200;
+  model.hidden = 96;
+  model.inner = 136;
+  model.heads = heads;
+  model.kv_heads = kv_heads;
+  model.head_dim = head_dim;
+  return model;
+}
+
+std::map<std::string, TinyModel> Models() {
+  std::map<std::string, TinyModel> models;
+  models["llama_f32"] = WithHeads({}, 4, 2, 64);
+  models["llama_bias_bf16"] =
+      WithHeads({.qkv_bias = true, .o_bias = true, .dtype = DType::kBF16}, 6, 2, 64);
+  models["mistral_f16_tied"] = WithHeads(
+      {.architecture = "MistralForCausalLM", .tied = true, .dtype = DType::kF16}, 2, 1, 128);
+  models["qwen2_bf16_tied"] = WithHeads({.architecture = "Qwen2ForCausalLM",
+                                         .tied = true,
+                                         .qkv_bias = true,
+                                         .dtype = DType::kBF16},
+                                        7, 1, 128);
+  models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
+  return models;
+}
+
+std::shared_ptr<const Model> Load(const TinyModel& tiny, DeviceId device) {
+  TempFolder folder;
+  WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+  ModelOptions options;
+  options.device = device;
+  return Model::Load(folder.path(), options);
+}
+
+CacheConfig ConfigOf(const Model& model, DeviceId device, int bits) {
+  CacheConfig config;
+  config.geometry = model.kv_geometry();
+  config.max_sequences = 71;
+  config.max_len = 700;
+  config.close_bits = config.floor_bits = bits;
+  config.device = device;
+  config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers()),
+                             BlockBytes(config, 0, 700, 16, 16));
+  return config;
+}
+
+// A model and a store, and what is needed to send them tokens.
+class Runner {
+ public:
+  Runner(const Model& model, DeviceId store_device, int bits)
+      : model_(model), store_(MakePackedKvCache(ConfigOf(model, store_device, bits))) {}
+
+  KvStore& store() { return *store_; }
+  SequenceId Open() { return store_->Open().value(); }
+
+  // Logits of the rows that are asked for, of all parts.
+  struct Part {
+    SequenceId seq;
+    std::vector<int32_t> tokens;
+    Logits logits = Logits::kLast;
+    bool one_by_one = false;
+  };
+  std::vector<float> Forward(const std::vector<Part>& parts) {
+    std::vector<ForwardChunk> chunks;
+    for (const Part& part : parts) {
+      const auto count = std::ssize(part.tokens);
+      if (part.one_by_one) {
+        EXPECT_EQ(store_->ReserveOneByOne(part.seq, count), count);
+      } else {
+        EXPECT_EQ(store_->Reserve(part.seq, count), ReserveResult::kReserved);
+      }
+      chunks.push_back({part.seq, part.tokens, store_->NumTokens(part.seq), part.logits,
+                        part.one_by_one});
+    }
+    ThrowIfFailed(model_.Forward(chunks, *store_, workspace_, 2));
+    return {workspace_.logits.begin(),
+            workspace_.logits.begin() +
+                static_cast<std::ptrdiff_t>(workspace_.num_logit_rows * model_.config().vocab_size)};
+  }
+
+ private:
+  const Model& model_;
+  std::unique_ptr<KvStore> store_;
+  ForwardWorkspace workspace_;
+};
+
+void ExpectNear(const std::vector<float>& got, const std::vector<float>& expected,
+                double tolerance) {
+  ASSERT_EQ(got.size(), expected.size());
+  double difference = 0.0;
+  double size = 0.0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    difference += std::pow(double{got[i]} - expected[i], 2);
+    size += std::pow(double{expected[i]}, 2);
+  }
+  EXPECT_TRUE(std::sqrt(difference / size) < tolerance) << std::sqrt(difference / size);
+}
+
+class DeviceModelTest : public GpuTest {};
+
+// Attention rounds queries and weights to F16 (2^-11), in three blocks; F16 keys and values are
+// the same on both.
+constexpr double kTolerance = 3e-3;
+
+TEST_F(DeviceModelTest, LogitsAreThoseOfTheCpu) {
+  for (const auto& [name, tiny] : Models()) {
+    SCOPED_TRACE(name);
+    const auto cpu_model = Load(tiny, {});
+    const auto cuda_model = Load(tiny, kCuda);
+    EXPECT_EQ(cuda_model->device(), kCuda);
+    for (const int bits : {16, 8}) {
+      Runner cpu(*cpu_model, {}, bits);
+      Runner cuda(*cuda_model, kCuda, bits);
+      const SequenceId seq = cpu.Open();
+      ASSERT_EQ(cuda.Open(), seq);
+      const auto both = [&](const std::vector<Runner::Part>& parts) {
+        ExpectNear(cuda.Forward(parts), cpu.Forward(parts), kTolerance);
+      };
+      both({{seq, RandomTokens(200, 150, 1), Logits::kAll}});
+      both({{seq, RandomTokens(200, 90, 2)}});
+      for (uint64_t i = 0; i < 20; ++i) both({{seq, RandomTokens(200, 1, 3 + i)}});
+      both({{seq, RandomTokens(200, 30, 40), Logits::kLast, true}});
+      both({{seq, RandomTokens(200, 1, 41)}});
+    }
+  }
+}
+
+TEST_F(DeviceModelTest, StoresOfTheHostServeAModelOnADevice) {
+  for (const auto& [name, tiny] : Models()) {
+    SCOPED_TRACE(name);
+    const auto cpu_model = Load(tiny, {});
+    const auto cuda_model = Load(tiny, kCuda);
+    Runner cpu(*cpu_model, {}, 8);
+    Runner cuda(*cuda_model, {}, 8);
+    const SequenceId seq = cpu.Open();
+    ASSERT_EQ(cuda.Open(), seq);
+    for (const int64_t count : {150, 1, 1, 40}) {
+      const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), 1e-3);
+    }
+  }
+}
+
+// Alone, among 6 and among 69 others, captured or launched one by one: a sequence's logits have the
+// same bits.
+TEST_F(DeviceModelTest, BitsDependOnTheSequenceAlone) {
+  for (const std::string name : {"llama_bias_bf16", "llama_f32", "qwen2_bf16_tied"}) {
+    SCOPED_TRACE(name);
+    const auto model = Load(Models().at(name), kCuda);
+    const auto vocab = static_cast<size_t>(model->config().vocab_size);
+    std::vector<std::vector<float>> expected;
+    for (const int64_t others : {0, 6, 69}) {
+      for (const bool is_captured : {true, false}) {
+        Runner runner(*model, kCuda, 4);
+        std::vector<SequenceId> open;
+        for (int64_t i = 0; i <= others; ++i) {
+          open.push_back(runner.Open());
+          runner.Forward({{open.back(), RandomTokens(200, 129 + i % 5, static_cast<uint64_t>(i))}});
+        }
+        const SequenceId extra = is_captured ? -1 : runner.Open();
+        for (uint64_t step = 0; step < 4; ++step) {
+          std::vector<Runner::Part> parts;
+          for (const SequenceId seq : open) {
+            parts.push_back({seq, RandomTokens(200, 1, 100 * step + static_cast<uint64_t>(seq))});
+          }
+          // A Forward with a token whose logits nobody wants is not captured.
+          if (!is_captured) parts.push_back({extra, RandomTokens(200, 1, step), Logits::kNone});
+          const std::vector<float> logits = runner.Forward(parts);
+          const std::vector<float> first(logits.begin(),
+                                         logits.begin() + static_cast<std::ptrdiff_t>(vocab));
+          if (expected.size() <= step) {
+            expected.push_back(first);
+          } else {
+            EXPECT_EQ(first, expected[step]) << others << " others, step " << step;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Tokens one by one in one Forward leave the bits of single Forwards.
+TEST_F(DeviceModelTest, ReplayedTokensLeaveTheBitsOfSingleSteps) {
+  const auto model = Load(Models().at("llama_bias_bf16"), kCuda);
+  Runner single(*model, kCuda, 8);
+  Runner replayed(*model, kCuda, 8);
+  const SequenceId seq = single.Open();
+  ASSERT_EQ(replayed.Open(), seq);
+  const std::vector<int32_t> tokens = RandomTokens(200, 100, 7);
+  single.Forward({{seq, {3}}});  // The sink.
+  replayed.Forward({{seq, {3}}});
+  std::vector<float> expected;
+  for (const int32_t token : tokens) expected = single.Forward({{seq, {token}}});
+  EXPECT_EQ(replayed.Forward({{seq, tokens, Logits::kLast, true}}), expected);
+  EXPECT_EQ(replayed.Forward({{seq, {5}}}), single.Forward({{seq, {5}}}));
+}
+
+TEST_F(DeviceModelTest, WhatThereIsNoCodeForIsRefusedByName) {
+  const auto load = [](WeightMode mode, const TinyModel& tiny) {
+    TempFolder folder;
+    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+    ModelOptions options{mode};
+    options.device = kCuda;
+    return Model::Load(folder.path(), options);
+  };
+  const TinyModel tiny = WithHeads({}, 4, 2, 64);
+  ModelOptions none;
+  none.device = {Device::kCuda, 77};
+  TempFolder folder;
+  WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+  testing_support::ExpectError<DeviceError>([&] { Model::Load(folder.path(), none); },
+                                            {"cuda:77", "expected an index below"});
+  const auto model = load(WeightMode::kAsStored, tiny);
+  EXPECT_GT(model->weight_bytes(), 0);
+}
+
+}  // namespace
+}  // namespace pmkvq

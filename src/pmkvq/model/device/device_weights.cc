@@ -1,0 +1,207 @@
+#include "pmkvq/model/device/device_weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
+#include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/tensor/device/device_info.h"
+#include "pmkvq/tensor/device/stream.h"
+
+namespace pmkvq {
+namespace {
+
+DType TypeOf(WeightFormat format, DeviceId device) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return DType::kF32;
+    case WeightFormat::kF16:
+      return DType::kF16;
+    case WeightFormat::kBF16:
+      return DType::kBF16;
+    default:
+      throw Unsupported(NameOf(device),
+                        fmt::format("weights: found {}, expected F32, F16 or BF16; use --device cpu",
+                                    NameOf(format)));
+  }
+}
+
+// The one type of all, or F32.
+DType CommonType(std::span<const WeightView* const> matrices, DeviceId device) {
+  const DType first = TypeOf(matrices.front()->format, device);
+  for (const WeightView* const matrix : matrices) {
+    if (TypeOf(matrix->format, device) != first) return DType::kF32;
+  }
+  return first;
+}
+
+}  // namespace
+
+// Goes through all weights twice in the same order: first places are counted, then, with memory,
+// they are filled.
+class DeviceWeights::Packer {
+ public:
+  explicit Packer(DeviceId device) : device_(device), stream_(device) {}
+
+  void Fill(Buffer& arena) {
+    arena_ = &arena;
+    used_ = 0;
+    for (Staging& staging : staging_) {
+      staging.memory = std::make_unique<PinnedBuffer>(device_, kStagingBytes);
+      staging.copied = std::make_unique<StreamEvent>(device_);
+      staging.copied->Record(stream_);
+    }
+  }
+  // After all weights.
+  void Finish() {
+    Flush();
+    stream_.Synchronize();
+  }
+  size_t used() const { return used_; }
+
+  DeviceMatrix Stack(std::initializer_list<const WeightView*> matrices) {
+    const std::span<const WeightView* const> all(matrices.begin(), matrices.size());
+    DeviceMatrix stacked;
+    stacked.type = CommonType(all, device_);
+    stacked.k = all.front()->cols;
+    for (const WeightView* const matrix : all) stacked.n += matrix->rows;
+    const size_t row_bytes = static_cast<size_t>(stacked.k) * SizeOf(stacked.type);
+    stacked.data = Begin(static_cast<size_t>(stacked.n) * row_bytes);
+    if (arena_ == nullptr) return stacked;
+    for (const WeightView* const matrix : all) CopyRows(*matrix, stacked.type, row_bytes);
+    return stacked;
+  }
+
+  // Vectors one after the other; null where all are empty.
+  const float* Vector(std::initializer_list<const std::vector<float>*> vectors) {
+    size_t count = 0;
+    for (const std::vector<float>* const vector : vectors) count += vector->size();
+    if (count == 0) return nullptr;
+    std::byte* const data = Begin(count * sizeof(float));
+    if (arena_ != nullptr) {
+      for (const std::vector<float>* const vector : vectors) {
+        Append(reinterpret_cast<const std::byte*>(vector->data()), vector->size() * sizeof(float));
+      }
+    }
+    return reinterpret_cast<const float*>(data);
+  }
+
+ private:
+  static constexpr size_t kStagingBytes = size_t{32} << 20;
+  struct Staging {
+    std::unique_ptr<PinnedBuffer> memory;
+    std::unique_ptr<StreamEvent> copied;
+  };
+
+  // The next place, which Append then fills.
+  std::byte* Begin(size_t num_bytes) {
+    constexpr size_t kAlign = 256;
+    if (arena_ != nullptr) Flush();
+    target_ = arena_ == nullptr ? nullptr : arena_->data() + used_;
+    std::byte* const place = target_;
+    used_ += (num_bytes + kAlign - 1) / kAlign * kAlign;
+    return place;
+  }
+
+  void CopyRows(const WeightView& matrix, DType type, size_t row_bytes) {
+    const bool is_same = TypeOf(matrix.format, device_) == type;
+    if (is_same && matrix.pair_rows == 0) {
+      Append(matrix.data, matrix.num_bytes());
+      return;
+    }
+    std::vector<float> values(is_same ? 0 : static_cast<size_t>(matrix.cols));
+    for (int64_t row = 0; row < matrix.rows; ++row) {
+      if (is_same) {
+        Append(matrix.data + static_cast<size_t>(matrix.StoredRow(row)) * row_bytes, row_bytes);
+      } else {
+        ExpandRow(matrix, row, values.data());
+        Append(reinterpret_cast<const std::byte*>(values.data()), row_bytes);
+      }
+    }
+  }
+
+  // Two stagings take turns: one is filled while the other one is copied.
+  void Append(const std::byte* data, size_t num_bytes) {
+    while (num_bytes > 0) {
+      const size_t count = std::min(num_bytes, kStagingBytes - staged_);
+      if (staged_ == 0) staging_[turn_].copied->Synchronize();
+      std::memcpy(staging_[turn_].memory->data() + staged_, data, count);
+      staged_ += count;
+      data += count;
+      num_bytes -= count;
+      if (staged_ == kStagingBytes) Flush();
+    }
+  }
+  void Flush() {
+    if (staged_ == 0) return;
+    CancelPoint();
+    Staging& staging = staging_[turn_];
+    CopyToDevice(stream_, target_, staging.memory->data(), staged_);
+    staging.copied->Record(stream_);
+    target_ += staged_;
+    staged_ = 0;
+    turn_ ^= 1;
+  }
+
+  DeviceId device_;
+  Stream stream_;
+  Buffer* arena_ = nullptr;
+  size_t used_ = 0;
+  std::byte* target_ = nullptr;
+  std::array<Staging, 2> staging_;
+  size_t staged_ = 0;
+  size_t turn_ = 0;
+};
+
+DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
+                             const RopeTable& rope, DeviceId device) {
+  Query(device);  // Says what is wrong with the device, if something is.
+  const auto refuse_part = [&](const char* part, int64_t layer) {
+    throw Unsupported(NameOf(device),
+                      fmt::format("block {}: found {} of another kind, expected grouped-query "
+                                  "attention and a gated MLP; use --device cpu",
+                                  layer, part));
+  };
+  const bool is_tied = parts.output_head.data == parts.embedding.data;
+  Packer packer(device);
+  const auto pack = [&] {
+    embedding_ = packer.Stack({&parts.embedding});
+    head_ = is_tied ? embedding_ : packer.Stack({&parts.output_head});
+    final_norm_ = packer.Vector({&parts.final_norm});
+    frequencies_ = packer.Vector({&rope.frequencies()});
+    blocks_.clear();
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      const auto i = static_cast<size_t>(layer);
+      const auto* const attention = dynamic_cast<const AttentionGqa*>(parts.attentions[i].get());
+      const auto* const mlp = dynamic_cast<const MlpDense*>(parts.mlps[i].get());
+      if (attention == nullptr) refuse_part("attention", layer);
+      if (mlp == nullptr) refuse_part("an MLP", layer);
+      const AttentionGqaWeights& a = attention->weights();
+      const MlpDenseWeights& m = mlp->weights();
+      DeviceBlockWeights& block = blocks_.emplace_back();
+      block.attn_norm = packer.Vector({&a.norm});
+      block.qkv = packer.Stack({&a.q, &a.k, &a.v});
+      block.qkv_bias = packer.Vector({&a.q_bias, &a.k_bias, &a.v_bias});
+      block.q_norm = packer.Vector({&a.q_norm});
+      block.k_norm = packer.Vector({&a.k_norm});
+      block.o = packer.Stack({&a.o});
+      block.o_bias = packer.Vector({&a.o_bias});
+      block.mlp_norm = packer.Vector({&m.norm});
+      block.gate_up = packer.Stack({&m.gate, &m.up});
+      block.down = packer.Stack({&m.down});
+    }
+  };
+  pack();
+  arena_ = std::make_unique<Buffer>(device, packer.used());
+  packer.Fill(*arena_);
+  pack();
+  packer.Finish();
+}
+
+}  // namespace pmkvq

@@ -1,0 +1,65 @@
+// The weights of a model in the memory of a device, as its Forward reads them: matrices that
+// multiply the same rows are stacked, so that a block has four products.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/model/model_impl.h"
+#include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/dtype.h"
+
+namespace pmkvq {
+
+struct DeviceMatrix {
+  std::byte* data = nullptr;  // [n, k]
+  DType type = DType::kBF16;  // kF16, kBF16 or kF32
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+// Vectors are floats; null where the model has none.
+struct DeviceBlockWeights {
+  DeviceMatrix qkv;                  // [(H + 2 Hkv) D, E]
+  DeviceMatrix o;                    // [E, H D]
+  DeviceMatrix gate_up;              // [2 F, E]
+  DeviceMatrix down;                 // [E, F]
+  const float* attn_norm = nullptr;  // [E]
+  const float* qkv_bias = nullptr;   // [(H + 2 Hkv) D]
+  const float* q_norm = nullptr;     // [D]
+  const float* k_norm = nullptr;     // [D]
+  const float* o_bias = nullptr;     // [E]
+  const float* mlp_norm = nullptr;   // [E]
+};
+
+class DeviceWeights {
+ public:
+  // Copies the weights; `parts` are not needed any more then. Matrices stay in their types; where
+  // those of one stack differ, all of it becomes F32. Throws Unsupported, naming them, for blocks
+  // and weight formats that there is no code for, and DeviceError where memory is short, before
+  // anything is copied.
+  DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
+                DeviceId device);
+
+  const DeviceBlockWeights& block(int64_t layer) const {
+    return blocks_[static_cast<size_t>(layer)];
+  }
+  const DeviceMatrix& embedding() const { return embedding_; }  // [V, E]
+  const DeviceMatrix& output_head() const { return head_; }     // [V, E]
+  const float* final_norm() const { return final_norm_; }       // [E]
+  const float* frequencies() const { return frequencies_; }     // [D/2], of RoPE
+  size_t num_bytes() const { return arena_->num_bytes(); }
+
+ private:
+  class Packer;
+  DeviceMatrix embedding_, head_;
+  const float* final_norm_ = nullptr;
+  const float* frequencies_ = nullptr;
+  std::vector<DeviceBlockWeights> blocks_;
+  std::unique_ptr<Buffer> arena_;
+};
+
+}  // namespace pmkvq

@@ -1,0 +1,88 @@
+// Memory of Forwards on a device, and their captured launches. Private to this folder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "pmkvq/base/aligned.h"
+#include "pmkvq/kernels/gemm/device_gemm.h"
+#include "pmkvq/kernels/sampling/device_sampler.h"
+#include "pmkvq/kv/key_scales.h"
+#include "pmkvq/tensor/device/buffer.h"
+#include "pmkvq/tensor/device/captured_work.h"
+#include "pmkvq/tensor/device/stream.h"
+
+namespace pmkvq {
+
+// Memory that grows to the largest size asked for. Growing waits for the device.
+class GrowingBuffer {
+ public:
+  // True where the memory is another one than before.
+  bool Grow(DeviceId device, size_t num_bytes) {
+    if (buffer_ != nullptr && buffer_->num_bytes() >= num_bytes) return false;
+    buffer_.reset();
+    buffer_ = std::make_unique<Buffer>(device, num_bytes);
+    return true;
+  }
+  template <class T>
+  T* As() const {
+    return reinterpret_cast<T*>(buffer_->data());
+  }
+  size_t num_bytes() const { return buffer_ == nullptr ? 0 : buffer_->num_bytes(); }
+
+ private:
+  std::unique_ptr<Buffer> buffer_;
+};
+
+class DeviceWorkspace {
+ public:
+  explicit DeviceWorkspace(DeviceId device) : gemm(device) {}
+
+  DeviceGemm gemm;
+
+  GrowingBuffer inputs;     // Token ids, then positions, then picked rows: int32 [input_rows] each.
+  GrowingBuffer rotations;  // [rows, D/2, 2]
+  GrowingBuffer x;          // [rows, E], the residual stream
+  GrowingBuffer operand;    // Of products.
+  GrowingBuffer sums;       // What products give.
+  GrowingBuffer q, k, v, out;
+  GrowingBuffer raw_k;        // For stores that want keys before RoPE.
+  GrowingBuffer head_sums;    // [parts * kDecodeRows, V]
+  GrowingBuffer logits;       // [kDecodeRows, V] at a time
+  int64_t input_rows = 0;
+  std::unique_ptr<PinnedBuffer> input_staging;
+
+  // Of the store that captured launches are for.
+  uint64_t store_id = 0;
+  // By number of rows, and whether tokens are drawn.
+  std::map<std::pair<int64_t, bool>, std::unique_ptr<CapturedWork>> captured;
+
+  // Drawing tokens.
+  std::unique_ptr<DeviceSampler> sampler;  // Of kDecodeRows rows at a time.
+  GrowingBuffer draws;                     // DeviceDraw [rows]
+  GrowingBuffer drawn;                     // DeviceDrawn [rows]
+  std::unique_ptr<PinnedBuffer> draw_staging, drawn_staging;
+
+  // For stores of the host.
+  std::unique_ptr<Stream> stream;
+  const KeyScales* scales = nullptr;  // Those in `factors`.
+  GrowingBuffer factors;
+  std::vector<size_t> factor_offsets;  // Query factors of each block, then key factors.
+  AlignedVector<float> host_q, host_k, host_v, host_out, host_raw_k, host_x;
+
+  size_t num_bytes() const {
+    size_t sum = 0;
+    for (const GrowingBuffer* const buffer :
+         {&inputs, &rotations, &x, &operand, &sums, &q, &k, &v, &out, &raw_k, &head_sums, &logits,
+          &factors, &draws, &drawn}) {
+      sum += buffer->num_bytes();
+    }
+    return sum;
+  }
+};
+
+}  // namespace pmkvq
