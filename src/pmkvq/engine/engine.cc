@@ -40,8 +40,8 @@ std::vector<Completion> RunToEnd(Engine& engine, std::span<const RequestId> ids,
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) {
   const int64_t max_len = CheckEngineOptions(options, model.config());
   const int num_threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
-  return {model.kv_geometry(), options.max_sequences, max_len,      num_threads,
-          &model.rope(),       &model.checkpoint(),   options.chunk};
+  return {model.kv_geometry(), options.max_sequences, max_len,       num_threads,
+          &model.rope(),       &model.checkpoint(),   options.chunk, model.device()};
 }
 
 EngineCache MakePackedCache(const Model& model, const KvOptions& options,

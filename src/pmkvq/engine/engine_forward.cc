@@ -237,6 +237,7 @@ void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step
     }
   }
   TakeHalvings();
+  if (!is_replaying) AskForDraws();
   // All of Reserve counts for a token's pause, not the halvings alone.
   for (Task* const task : drawing) task->pause_us = task->reserve_us;
   Report(observer);
@@ -253,9 +254,43 @@ void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step
   TakeHalvings();
   for (const ForwardFailure& failed : failures) Fail(*chunk_tasks[failed.chunk], failed.failure);
 
-  Draw(drawing, workspace.logits.data());
+  if (workspace.drawn.empty()) {
+    Draw(drawing, workspace.logits.data());
+  } else {
+    TakeDraws();
+  }
   for (Task* const task : decoding) {
     task->longest_pause_us = std::max(task->longest_pause_us, task->pause_us);
+  }
+}
+
+// Tokens are drawn where the logits are, if that is all that anybody wants of the logits.
+void Engine::Impl::AskForDraws() {
+  asked_draws.clear();
+  if (!model->draws_tokens() || store->OnDevice() == nullptr) return;
+  for (const Task* const task : drawing) {
+    const Request& request = task->request;
+    if (request.num_logprobs >= 0 || !request.rules.changes_nothing() ||
+        task->num_drawn() < request.min_tokens) {
+      return;
+    }
+  }
+  for (Task* const task : drawing) {
+    const SamplingParams& params = task->request.sampling;
+    asked_draws.push_back({params, params.temperature > 0 ? task->random.Uniform() : 0.0});
+  }
+  for (size_t i = 0; i < chunks.size(); ++i) chunks[i].draw = &asked_draws[i];
+}
+
+void Engine::Impl::TakeDraws() {
+  const AddTime timing(&stats.sampling_seconds);
+  const int64_t vocab_size = model->config().vocab_size;
+  for (size_t i = 0; i < drawing.size(); ++i) {
+    if (drawing[i]->finish) continue;
+    SampledRow drawn;
+    drawn.outcome = workspace.drawn[i].outcome;
+    drawn.token = workspace.drawn[i].token;
+    TakeDrawn(*drawing[i], workspace.logits.data() + static_cast<int64_t>(i) * vocab_size, drawn);
   }
 }
 

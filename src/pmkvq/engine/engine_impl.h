@@ -108,6 +108,8 @@ struct Engine::Impl {
   void PushReplayed(Task& task);
   // Adds a chunk of replayed tokens, or ends the task where the budget does not hold one.
   bool AddReplayed(Task& task, int64_t stored);
+  void AskForDraws();
+  void TakeDraws();
   // Ends a request that is in neither queue any more.
   void Finish(Task& task, FinishReason reason);
   void RemoveFinished();
@@ -138,6 +140,7 @@ struct Engine::Impl {
   std::vector<Task*> prefilling;
   std::vector<Task*> decoding;
   std::vector<ForwardChunk> chunks;
+  std::vector<ForwardDraw> asked_draws;  // Of chunks, where the model draws.
   std::vector<Task*> chunk_tasks;  // Of each chunk.
   std::vector<Task*> drawing;      // Of each row of logits.
   std::vector<ForwardFailure> failures;

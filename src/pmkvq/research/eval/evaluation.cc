@@ -233,6 +233,8 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   }
   // Left out for the default, so that runs made before there was a choice can go on.
   if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
+  // Devices round in other places; which of several does not matter.
+  if (model.device().device != Device::kCpu) add("--device", "cuda");
   add("--kv-budget", kv.budget_bytes);
   for (const CacheField& field : CacheFields()) {
     if (field.record == CacheField::Record::kNever) continue;

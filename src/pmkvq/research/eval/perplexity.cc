@@ -185,7 +185,8 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                        threads,
                        &model->rope(),
                        &model->checkpoint(),
-                       chunk};
+                       chunk,
+                       model->device()};
   const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {

@@ -1,0 +1,204 @@
+// The engine with a model and its cache on a CUDA device: texts of the shipped model, sampling,
+// sessions, budgets that force halvings, published methods on the host.
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+
+#include "pmkvq/engine/engine.h"
+#include "support/engine_fixture.h"
+#include "support/gpu_test.h"
+#include "support/temp_folder.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::DefaultModelFolder;
+using testing_support::MakeRequest;
+using testing_support::RecordingObserver;
+using testing_support::RunOne;
+
+class EngineOnCudaTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    ModelOptions options;
+    options.device = kDevice;
+    cuda_ = Model::Load(DefaultModelFolder(), options);
+    cpu_ = Model::Load(DefaultModelFolder());
+    tokenizer_ = Tokenizer::Load(DefaultModelFolder());
+  }
+
+  Request Ask(const std::string& problem) const {
+    Request request;
+    request.prompt_ids = tokenizer_->Encode("<|im_start|>user\n" + problem +
+                                            "<|im_end|>\n<|im_start|>assistant\n<think>\n");
+    return request;
+  }
+
+  std::shared_ptr<const Model> cuda_, cpu_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+};
+
+SpecEngineOptions Options(const std::string& spec, int64_t max_sequences, int64_t max_len) {
+  SpecEngineOptions options;
+  options.kv.spec = spec;
+  options.max_sequences = max_sequences;
+  options.max_len = max_len;
+  options.num_threads = 2;
+  return options;
+}
+
+const char* const kProblems[] = {"Compute 12 * 34. Work digit by digit.",
+                                 "Compute 507 * 83. Work digit by digit.",
+                                 "Compute 9 * 8. Work digit by digit."};
+
+TEST_F(EngineOnCudaTest, GreedyTextsAreThoseOfTheCpu) {
+  for (const char* const spec : {"fp16", "static-8", "pm-kvq"}) {
+    SCOPED_TRACE(spec);
+    SpecEngineOptions options = Options(spec, 3, 1024);
+    if (options.kv.spec == "pm-kvq") options.kv.budget_bytes = 1'300'000;
+    Engine cuda = OpenEngine(cuda_, tokenizer_, options);
+    Engine cpu = OpenEngine(cpu_, tokenizer_, options);
+    std::vector<Request> requests;
+    for (const char* const problem : kProblems) requests.push_back(Ask(problem));
+    const std::vector<Completion> a = cuda.Generate(requests, nullptr, nullptr);
+    const std::vector<Completion> b = cpu.Generate(requests, nullptr, nullptr);
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(a[i].text, b[i].text);
+      EXPECT_EQ(a[i].finish_reason, b[i].finish_reason);
+      EXPECT_EQ(a[i].kv.bytes, b[i].kv.bytes);
+      EXPECT_EQ(a[i].kv.pages, b[i].kv.pages);
+    }
+  }
+}
+
+TEST_F(EngineOnCudaTest, ASeedGivesTheSameTextBesideOtherRequests) {
+  const SpecEngineOptions options = Options("pm-kvq:policy=oldest-first", 5, 700);
+  Request sampled = Ask(kProblems[0]);
+  sampled.sampling.temperature = 0.8;
+  sampled.sampling.top_p = 0.9;
+  sampled.seed = 4;
+  sampled.max_tokens = 200;
+  Engine alone = OpenEngine(cuda_, tokenizer_, options);
+  const std::string text = RunOne(alone, sampled).text;
+  Engine together = OpenEngine(cuda_, tokenizer_, options);
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 9; ++i) {
+    requests.push_back(Ask(kProblems[i % 3]));
+    requests.back().sampling.temperature = 1.0;
+    requests.back().seed = 100 + i;
+    requests.back().max_tokens = 40 + static_cast<int64_t>(i) * 20;
+  }
+  requests.insert(requests.begin() + 4, sampled);
+  EXPECT_EQ(together.Generate(requests, nullptr, nullptr)[4].text, text);
+}
+
+TEST_F(EngineOnCudaTest, SessionsGoOnAndAreSavedForTheCpu) {
+  const SpecEngineOptions options = Options("static-8", 2, 1024);
+  Engine cuda = OpenEngine(cuda_, tokenizer_, options);
+  Request first = Ask(kProblems[1]);
+  first.session = 3;
+  first.max_tokens = 100;
+  const Completion begun = RunOne(cuda, first);
+  const testing_support::TempFolder folder;
+  cuda.SaveSession(3, folder.File("session"));
+  Request second = first;
+  second.prompt_ids = begun.prompt_ids;
+  second.prompt_ids.insert(second.prompt_ids.end(), begun.output_ids.begin(),
+                           begun.output_ids.end());
+  const Completion on_cuda = RunOne(cuda, second);
+  Engine cpu = OpenEngine(cpu_, tokenizer_, options);
+  cpu.LoadSession(3, folder.File("session"));
+  EXPECT_EQ(RunOne(cpu, second).text, on_cuda.text);
+}
+
+TEST_F(EngineOnCudaTest, PublishedMethodsRunOnTheHost) {
+  for (const char* const spec : {"kivi", "rotatekv"}) {
+    SCOPED_TRACE(spec);
+    const SpecEngineOptions options = Options(spec, 1, 512);
+    Engine cuda = OpenEngine(cuda_, tokenizer_, options);
+    Engine cpu = OpenEngine(cpu_, tokenizer_, options);
+    Request request = Ask(kProblems[2]);
+    request.max_tokens = 60;
+    EXPECT_EQ(RunOne(cuda, request).text, RunOne(cpu, request).text);
+  }
+}
+
+// Requests of random lengths arrive and are cancelled at random, in a budget that forces pages down
+// to 2 bits. PMKVQ_STRESS_SECONDS says how long (5 unless set).
+TEST_F(EngineOnCudaTest, StressOfArrivalsCancelsAndHalvings) {
+  const char* const asked = std::getenv("PMKVQ_STRESS_SECONDS");
+  const double seconds = asked == nullptr ? 5.0 : std::atof(asked);
+  constexpr int64_t kMaxLen = 8000;
+  constexpr size_t kSequences = 12;
+  SpecEngineOptions options = Options("pm-kvq", kSequences, kMaxLen);
+  options.kv.policy = PolicyKind::kOldestFirst;
+  // 12 blocks of one KV head of 128: 6,144 bytes a token at 16 bits; 2 bits hold 8,000.
+  options.kv.budget_bytes = int64_t{8'500'000};
+  Engine engine = OpenEngine(cuda_, nullptr, options);
+  Random random(1);
+  RecordingObserver observer;
+  std::vector<RequestId> open;
+  size_t free_bytes = 0;
+  int64_t num_submitted = 0;
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  while (elapsed() < seconds) {
+    if (open.size() < 2 * kSequences && random.Below(3) == 0) {
+      // Most are short, some fill the budget.
+      const int64_t most = int64_t{1} << random.Below(13);
+      const auto prompt = static_cast<int64_t>(1 + random.Below(static_cast<uint64_t>(most)));
+      Request request = MakeRequest(testing_support::RandomPrompt(prompt, random.Next(), 540), 0);
+      request.max_tokens = 1 + static_cast<int64_t>(random.Below(random.Below(8) == 0 ? 8000 : 200));
+      request.sampling.temperature = random.Below(2) == 0 ? 0.0 : 1.0;
+      request.seed = random.Next();
+      open.push_back(engine.Submit(request));
+      ++num_submitted;
+    }
+    engine.Step(&observer);
+    if (!open.empty() && random.Below(200) == 0) {
+      engine.Cancel(open[static_cast<size_t>(random.Below(open.size()))], &observer);
+    }
+    for (const Completion& completion : observer.finished) {
+      EXPECT_NE(completion.finish_reason, FinishReason::kError) << completion.error;
+      EXPECT_LE(completion.kv.peak_bytes, completion.kv.budget_bytes);
+      std::erase(open, completion.id);
+    }
+    observer = {};
+    const size_t now = Query(kDevice).free_bytes;
+    // Once all kinds of steps have been met, memory stays as it is.
+    if (elapsed() > seconds / 2 && free_bytes == 0) free_bytes = now;
+    if (free_bytes != 0) EXPECT_EQ(now, free_bytes);
+    if (HasFailure()) break;
+  }
+  engine.CancelAll(&observer);
+  EXPECT_GT(num_submitted, 10);
+  RecordProperty("requests", std::to_string(num_submitted));
+}
+
+TEST_F(EngineOnCudaTest, PromptLogprobsAndRepliesOfSamplesAreThose) {
+  const SpecEngineOptions options = Options("fp16", 4, 700);
+  Engine cuda = OpenEngine(cuda_, tokenizer_, options);
+  Engine cpu = OpenEngine(cpu_, tokenizer_, options);
+  Request request = Ask(kProblems[0]);
+  request.num_prompt_logprobs = 2;
+  request.max_tokens = 30;
+  const Completion a = RunOne(cuda, request);
+  const Completion b = RunOne(cpu, request);
+  ASSERT_EQ(a.prompt_logprobs.size(), b.prompt_logprobs.size());
+  request.num_prompt_logprobs = -1;
+  const std::vector<uint64_t> seeds = {1, 2, 3};
+  request.sampling.temperature = 0.7;
+  const std::vector<Completion> samples = cuda.GenerateSamples(request, seeds, nullptr, nullptr);
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    Request alone = request;
+    alone.seed = seeds[i];
+    EXPECT_EQ(RunOne(cuda, alone).text, samples[i].text);
+  }
+}
+
+}  // namespace
+}  // namespace pmkvq
