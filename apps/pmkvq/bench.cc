@@ -120,6 +120,14 @@ class Command {
         ->capture_default_str();
   }
 
+  // Of a synthetic model on a device; on the CPU the output layer costs next to nothing.
+  void AddVocab() {
+    command_
+        ->add_option("--vocab", options_->vocab, "on CUDA: tokens of the vocabulary")
+        ->transform(WholeNumber(50, 1 << 20))
+        ->capture_default_str();
+  }
+
   // Runs `measure` after parsing and shows its report.
   void OnRun(std::function<BenchReport(const Options&)> measure) {
     AddExamples(*command_, {fmt::format("pmkvq bench {}", command_->get_name()),
@@ -144,7 +152,7 @@ class Command {
 };
 
 constexpr char kLayersTwo[] =
-    "(0: 2); two blocks of qwen2-7b take 0.9 GiB of memory, and the cache comes on top";
+    "(0: 2, on CUDA all); two blocks of qwen2-7b take 0.9 GiB of memory, and the cache comes on top";
 
 void AddAttentionBench(CLI::App& bench) {
   Command command(bench, "attention", "one token's attention over a cache, from memory");
@@ -196,7 +204,13 @@ void AddPrefillBench(CLI::App& bench) {
       .add_option("--chunk", command.options().chunk, "tokens per forward pass")
       ->transform(WholeNumber(2, 65536))
       ->capture_default_str();
+  command.AddDevice();
+  command.AddVocab();
   command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) {
+      return BenchCudaPrefill(options.bench, device, options.tokens, options.chunk, options.vocab);
+    }
     return BenchPrefill(options.bench, options.tokens, options.chunk);
   });
 }
@@ -209,7 +223,15 @@ void AddDecodeBench(CLI::App& bench) {
   command.AddBatches({1}, "sequences at a time, one or more");
   command.AddAttention();
   command.AddWeights();
-  command.OnRun([](const Options& options) { return BenchDecode(options.bench); });
+  command.AddDevice();
+  command.AddVocab();
+  command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) {
+      return BenchCudaDecode(options.bench, device, options.vocab);
+    }
+    return BenchDecode(options.bench);
+  });
 }
 
 void AddEngineBench(CLI::App& bench) {

@@ -209,7 +209,7 @@ void AddFit(CLI::App& app) {
   add_len("--max-len")->group("");
   add_sequences("--sequences");
   add_sequences("--batch")->group("");
-  options->weights.Register(*command);
+  options->weights.RegisterWeights(*command);
   command->add_option("--chunk", options->fit.chunk, "prompt tokens per prefill step")
       ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();

@@ -67,7 +67,8 @@ void Perplexity(const Options& options) {
   const std::shared_ptr<const Model> as_stored =
       model->weights() == WeightMode::kAsStored
           ? nullptr
-          : LoadModel(options.model, WeightMode::kAsStored, options.kv.threads);
+          : LoadModel(options.model, WeightMode::kAsStored, options.kv.threads,
+                      options.weights.device);
   ProgressBar progress;
   const PerplexityResult result =
       MeasurePerplexity(model, sequences, engine.kv, engine.chunk, engine.num_threads, &progress,

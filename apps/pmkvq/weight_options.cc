@@ -10,11 +10,35 @@
 #include "common_options.h"
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
+#include "pmkvq/tensor/device/device_info.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
+namespace {
+constexpr char kAutoDevice[] = "auto";
+}  // namespace
 
 void WeightCommandOptions::Register(CLI::App& command) {
+  RegisterWeights(command);
+  RegisterDevice(command, device);
+}
+
+void RegisterDevice(CLI::App& command, std::string& device) {
+  const auto check = [](const std::string& found) -> std::string {
+    if (found == kAutoDevice || ParseDevice(found)) return "";
+    return fmt::format("found {}, expected cpu, cuda, cuda:N or auto (pmkvq devices lists them)",
+                       found);
+  };
+  command
+      .add_option("--device", device,
+                  "what the model runs on: cpu, cuda (its first device), cuda:N, or auto: cuda "
+                  "where this build, a device and its memory allow it, else cpu")
+      ->check(CLI::Validator(check, "DEVICE", "device"))
+      ->capture_default_str();
+}
+
+void WeightCommandOptions::RegisterWeights(CLI::App& command) {
   command
       .add_option(
           "--weights", weights,
@@ -26,10 +50,38 @@ void WeightCommandOptions::Register(CLI::App& command) {
 
 std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder,
                                                         int threads) const {
-  return LoadModel(folder, mode(), threads);
+  return LoadModel(folder, mode(), threads, device);
 }
 
 namespace {
+
+std::shared_ptr<const Model> LoadOn(DeviceId device, const std::string& path,
+                                    ModelOptions options) {
+  options.device = device;
+  return Model::Load(path, options);
+}
+
+// --device auto
+std::shared_ptr<const Model> LoadWhereItFits(const std::string& path, const ModelOptions& options) {
+  constexpr DeviceId kFirst{Device::kCuda, 0};
+  std::string reason;
+  const DeviceList list = ListDevices();
+  if (list.devices.empty()) {
+    reason = list.problem;
+  } else {
+    try {
+      std::shared_ptr<const Model> model = LoadOn(kFirst, path, options);
+      PrintError(fmt::format("device: {}, {}", NameOf(kFirst), list.devices.front().name));
+      return model;
+    } catch (const DeviceError& error) {
+      reason = error.what();
+    } catch (const Unsupported& error) {
+      reason = error.what();
+    }
+  }
+  PrintError("device: cpu: " + reason);
+  return LoadOn({}, path, options);
+}
 
 // Types without kernels, which a user did not ask to have quantised.
 bool HasConvertedTypes(const WeightConversion& conversion) {
@@ -46,11 +98,14 @@ int64_t PeakMemoryBytes() {
 
 }  // namespace
 
-std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode, int threads) {
+std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode, int threads,
+                                       const std::string& device) {
   ProgressBar progress;
   const auto start = std::chrono::steady_clock::now();
-  const std::shared_ptr<const Model> model =
-      Model::Load(path, {mode, ResolveThreads(threads), &progress});
+  ModelOptions options{mode, ResolveThreads(threads), &progress};
+  const std::shared_ptr<const Model> model = device == kAutoDevice
+                                                 ? LoadWhereItFits(path, options)
+                                                 : LoadOn(ParseDevice(device).value(), path, options);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);
   const WeightConversion& conversion = model->conversion();

@@ -1,4 +1,4 @@
-// --weights: how the matrices of a model are kept in memory.
+// --weights and --device: how the matrices of a model are kept, and where.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,18 +12,28 @@ namespace pmkvq::cli {
 
 struct WeightCommandOptions {
   std::string weights = "as-stored";
+  std::string device = "cpu";
 
   // This must outlive the parsing of `command`.
   void Register(CLI::App& command);
+  // --weights alone, for a command that runs no model.
+  void RegisterWeights(CLI::App& command);
   WeightMode mode() const { return ParseWeightMode(weights); }
-  // Model::Load with these weights. `threads` as given to --threads.
+  // Model::Load with these weights, on this device. "auto": on the first CUDA device where the
+  // build, the device and its memory allow that, else on the CPU; says which, and why. `threads` as
+  // given to --threads.
   std::shared_ptr<const Model> Load(const std::string& folder, int threads) const;
 };
+
+// --device alone, for a command that reads weights as they are stored. `device` must outlive the
+// parsing of `command`.
+void RegisterDevice(CLI::App& command, std::string& device);
 
 // Model::Load as commands do it: with progress on stderr, the files' warnings, and a line about
 // weights that were converted. `threads` as given to --threads.
 std::shared_ptr<const Model> LoadModel(const std::string& path,
-                                       WeightMode mode = WeightMode::kAsStored, int threads = 0);
+                                       WeightMode mode = WeightMode::kAsStored, int threads = 0,
+                                       const std::string& device = "cpu");
 
 // For commands that measure the model as it is stored: --weights q8 is refused, with the reason.
 void RefuseQuantizedWeights(CLI::App& command);

@@ -25,4 +25,13 @@ BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, boo
 // halves 8 MiB.
 BenchReport BenchCudaHalving(const BenchOptions& options, DeviceId device);
 
+// Decoding steps of a whole synthetic model with `vocab_size` tokens, drawn greedily on the device:
+// a row per batch, depth and width, one cache after the other. A step is what an engine does for a
+// token: reserving, one Forward, the tokens back on the host.
+BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_t vocab_size);
+
+// Prefill of `num_tokens` tokens in chunks of `chunk`: a row per depth and width.
+BenchReport BenchCudaPrefill(const BenchOptions& options, DeviceId device, int64_t num_tokens,
+                             int64_t chunk, int64_t vocab_size);
+
 }  // namespace pmkvq

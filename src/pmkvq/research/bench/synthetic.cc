@@ -59,7 +59,7 @@ Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_thread
 }
 
 std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
-                                            int num_threads) {
+                                            int num_threads, DeviceId device) {
   std::map<std::string, Tensor> tensors;
   uint64_t seed = 0;
   for (const WeightDeclaration& declared : DeclaredWeights(config)) {
@@ -67,7 +67,7 @@ std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMod
   }
   return Model::FromCheckpoint(
       Checkpoint::FromMemory("synthetic model", config, std::move(tensors)),
-      {weights, num_threads});
+      {weights, num_threads, nullptr, device});
 }
 
 SyntheticRows::SyntheticRows(uint64_t seed) : random_(seed) {

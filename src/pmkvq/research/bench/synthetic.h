@@ -18,7 +18,7 @@ Tensor SyntheticMatrix(int64_t rows, int64_t cols, uint64_t seed, int num_thread
 
 // A model of that configuration in memory (SyntheticModelBytes).
 std::shared_ptr<const Model> SyntheticModel(const ModelConfig& config, WeightMode weights,
-                                            int num_threads);
+                                            int num_threads, DeviceId device = {});
 
 // Rows of normally distributed values, drawn from a table: far faster than drawing each.
 class SyntheticRows {
