@@ -28,7 +28,7 @@ struct Options {
   std::string attention = "accurate";
   std::string weights = "as-stored";
   std::string json;
-  std::string device = "cpu";  // attention, halve
+  std::string device = "cpu";  // attention, gemv, halve, sampling
   bool mixed = false;          // attention on CUDA
   int threads = 0;
 
@@ -179,13 +179,19 @@ void AddAttentionBench(CLI::App& bench) {
 }
 
 void AddGemvBench(CLI::App& bench) {
-  Command command(bench, "gemv", "weight products of a block with few rows, bf16");
+  Command command(bench, "gemv", "weight products of a block with few rows, bf16; on CUDA q8, too");
   command.AddShape("(0: as many as hold 256 MiB of weights)");
   command.AddBatches({1, 2, 4, 8, 16}, "rows at a time, one or more");
   command.app().add_flag("--per-matrix", command.options().per_matrix,
                          "a line for each matrix, too");
-  command.OnRun(
-      [](const Options& options) { return BenchGemv(options.bench, options.per_matrix); });
+  command.AddDevice();
+  command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) {
+      return BenchCudaGemv(options.bench, device, options.per_matrix);
+    }
+    return BenchGemv(options.bench, options.per_matrix);
+  });
 }
 
 void AddPrefillBench(CLI::App& bench) {
@@ -266,7 +272,14 @@ void AddSamplingBench(CLI::App& bench) {
       .add_option("--vocab", command.options().vocab, "tokens of the vocabulary")
       ->transform(WholeNumber(50, 1 << 24))
       ->capture_default_str();
-  command.OnRun([](const Options& options) { return BenchSampling(options.bench, options.vocab); });
+  command.AddDevice();
+  command.OnRun([](const Options& options) {
+    const DeviceId device = *ParseDevice(options.device);
+    if (device.device != Device::kCpu) {
+      return BenchCudaSampling(options.bench, device, options.vocab);
+    }
+    return BenchSampling(options.bench, options.vocab);
+  });
 }
 
 void AddHalveBench(CLI::App& bench) {

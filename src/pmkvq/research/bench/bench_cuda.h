@@ -21,6 +21,14 @@ namespace pmkvq {
 // 1 % 16.
 BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, bool mixed);
 
+// Products of a block's weights, q, k and v as one matrix and gate and up too, in BF16 and in q8: a
+// row for each and each number of rows (at most kDecodeRows); with `per_matrix` one for each
+// matrix.
+BenchReport BenchCudaGemv(const BenchOptions& options, DeviceId device, bool per_matrix);
+
+// Drawing tokens: the modes of BenchSampling without rules and log-probabilities.
+BenchReport BenchCudaSampling(const BenchOptions& options, DeviceId device, int64_t vocab_size);
+
 // Halving and the first quantisation of many pages, and the time that a step takes longer when it
 // halves 8 MiB.
 BenchReport BenchCudaHalving(const BenchOptions& options, DeviceId device);

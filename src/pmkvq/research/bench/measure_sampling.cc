@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <ctime>
 #include <iterator>
 #include <memory>
@@ -14,14 +13,17 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/sampling/batch_sampler.h"
 #include "pmkvq/research/bench/rounds.h"
+#include "pmkvq/research/bench/sampling_rows.h"
 #include "pmkvq/research/bench/shapes.h"
 
 namespace pmkvq {
 namespace {
 
+using internal::kSamplingModes;
+using internal::SamplingMode;
+
 constexpr int kCallsPerRound = 5;
 constexpr int kCountedTokens = 1000;
-constexpr int kPeaks = 50;
 
 // Of all threads of the process. Unlike wall time it hardly depends on other work of the machine.
 double ProcessorSeconds() {
@@ -30,54 +32,11 @@ double ProcessorSeconds() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// What a row of the table asks for.
-struct Mode {
-  const char* name;
-  SamplingParams params;
-  bool flat = false;
-  bool has_penalties = false;
-  int64_t num_logprobs = -1;
-};
-
-const Mode kModes[] = {
-    {"greedy", {0.0, 0, 1.0, 0.0}},
-    {"temperature 1", {1.0, 0, 1.0, 0.0}},
-    {"temperature 1, flat", {1.0, 0, 1.0, 0.0}, true},
-    {"top-k 20", {0.6, 20, 1.0, 0.0}},
-    {"top-p 0.95", {0.6, 0, 0.95, 0.0}},
-    {"top-p 0.95, flat", {0.6, 0, 0.95, 0.0}, true},
-    {"top-k 20, top-p 0.95", {0.6, 20, 0.95, 0.0}},
-    {"min-p 0.05", {0.6, 0, 1.0, 0.05}},
-    {"top-p 0.95, penalties", {0.6, 0, 0.95, 0.0}, false, true},
-    {"greedy, 5 log-probabilities", {0.0, 0, 1.0, 0.0}, false, false, 5},
-    {"top-p 0.95, 5 log-probabilities", {0.6, 0, 0.95, 0.0}, false, false, 5},
-    {"top-p 0.95, penalties, 5 log-probabilities", {0.6, 0, 0.95, 0.0}, false, true, 5},
-};
-
-// [rows, vocab]: flat, normally distributed with deviation 3, of which top-p keeps hundreds of
-// tokens; or with deviation 2.5 and kPeaks tokens far above, whose probabilities fall like i^-1.5.
-std::vector<float> RandomLogits(int64_t num_rows, int64_t vocab_size, bool flat) {
-  std::vector<float> logits(static_cast<size_t>(num_rows * vocab_size));
-  Random random(1);
-  for (float& logit : logits) {
-    double sum = -6.0;
-    for (int i = 0; i < 12; ++i) sum += random.Uniform();
-    logit = static_cast<float>((flat ? 3.0 : 2.5) * sum);
-  }
-  for (int64_t row = 0; !flat && row < num_rows; ++row) {
-    for (int i = 0; i < kPeaks; ++i) {
-      const auto id = static_cast<int64_t>(random.Below(static_cast<uint64_t>(vocab_size)));
-      logits[static_cast<size_t>(row * vocab_size + id)] =
-          static_cast<float>(22.0 - 1.5 * std::log(i + 1.0));
-    }
-  }
-  return logits;
-}
-
 // Rows of one mode that are drawn from again and again.
 class SamplingCase {
  public:
-  SamplingCase(const Mode& mode, int64_t batch, int64_t vocab_size, std::vector<float>& logits)
+  SamplingCase(const SamplingMode& mode, int64_t batch, int64_t vocab_size,
+               std::vector<float>& logits)
       : mode_(mode), vocab_size_(vocab_size) {
     Random random(2);
     for (int64_t r = 0; r < batch; ++r) randoms_.emplace_back(static_cast<uint64_t>(r));
@@ -156,7 +115,7 @@ class SamplingCase {
     }
   }
 
-  const Mode& mode_;
+  const SamplingMode& mode_;
   int64_t vocab_size_;
   LogitRules rules_;
   std::vector<TokenCounts> counts_;
@@ -171,15 +130,15 @@ class SamplingCase {
 
 BenchReport BenchSampling(const BenchOptions& options, int64_t vocab_size) {
   internal::CheckOptions(options);
-  PMKVQ_CHECK(vocab_size >= kPeaks);
+  PMKVQ_CHECK(vocab_size >= internal::kPeaks);
   const int64_t most_rows = *std::max_element(options.batches.begin(), options.batches.end());
   CheckMemory(2 * most_rows * vocab_size * static_cast<int64_t>(sizeof(float)),
               "give a smaller --batch or --vocab");
-  std::vector<float> peaked = RandomLogits(most_rows, vocab_size, false);
-  std::vector<float> flat = RandomLogits(most_rows, vocab_size, true);
+  std::vector<float> peaked = internal::RandomLogits(most_rows, vocab_size, false);
+  std::vector<float> flat = internal::RandomLogits(most_rows, vocab_size, true);
   std::vector<std::unique_ptr<SamplingCase>> cases;
   for (const int64_t batch : options.batches) {
-    for (const Mode& mode : kModes) {
+    for (const SamplingMode& mode : kSamplingModes) {
       cases.push_back(
           std::make_unique<SamplingCase>(mode, batch, vocab_size, mode.flat ? flat : peaked));
     }

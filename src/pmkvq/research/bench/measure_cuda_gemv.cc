@@ -1,0 +1,271 @@
+// Products of a block's weights with few rows on a CUDA device, as decoding does them there: q, k
+// and v are one matrix, gate and up too.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/gemm/device_gemm.h"
+#include "pmkvq/kernels/gemm/device_gemm_q8.h"
+#include "pmkvq/research/bench/bench_cuda.h"
+#include "pmkvq/research/bench/cuda_memory.h"
+#include "pmkvq/research/bench/rounds.h"
+#include "pmkvq/research/bench/shapes.h"
+#include "pmkvq/tensor/device/device_info.h"
+
+namespace pmkvq {
+namespace {
+
+// Weights that are read before the same bytes come again: more than any second-level cache.
+constexpr size_t kColdBytes = size_t{500} << 20;
+constexpr size_t kPatternBytes = size_t{16} << 20;
+// Enough to be measured well.
+constexpr double kLeastMicroseconds = 400.0;
+constexpr double kUsualBytesPerMicrosecond = 4e6;
+
+struct Matrix {
+  std::string name;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+// The matrices of a block, those with one x stacked.
+std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
+  std::vector<Matrix> stacked;
+  for (const BlockMatrix& matrix : BlockMatrices(shape)) {
+    const std::string& name = matrix.name;
+    const bool follows = name == "k_proj" || name == "v_proj" || name == "up_proj";
+    if (follows && !stacked.empty() && stacked.back().k == matrix.cols) {
+      stacked.back().n += matrix.rows;
+      stacked.back().name += "+" + name;
+    } else {
+      stacked.push_back({name, matrix.rows, matrix.cols});
+    }
+  }
+  return stacked;
+}
+
+enum class Kind { kBf16, kQ8 };
+const char* NameOf(Kind kind) { return kind == Kind::kBf16 ? "bf16" : "q8"; }
+
+size_t BytesOf(Kind kind, const Matrix& matrix) {
+  if (kind == Kind::kQ8) return DeviceQ8Bytes(matrix.n, matrix.k);
+  return static_cast<size_t>(matrix.n * matrix.k) * 2;
+}
+
+std::vector<std::byte> NormalBf16(size_t num_bytes, float deviation) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<std::byte> bytes(num_bytes);
+  for (size_t at = 0; at + 2 <= num_bytes; at += 2) {
+    const BF16 value = ToBF16(normal(random));
+    std::memcpy(bytes.data() + at, &value, sizeof(value));
+  }
+  return bytes;
+}
+
+// Whole tiles of random codes with scales like those of such weights.
+std::vector<std::byte> RandomTiles(size_t num_bytes) {
+  std::vector<std::byte> bytes = internal::RandomCodes(num_bytes);
+  const BF16 scale = ToBF16(0.0005f);
+  for (size_t tile = 0; tile + device_q8::kTileBytes <= num_bytes; tile += device_q8::kTileBytes) {
+    for (size_t at = device_q8::kCodeBytes; at < device_q8::kTileBytes; at += 2) {
+      std::memcpy(bytes.data() + tile + at, &scale, sizeof(scale));
+    }
+  }
+  return bytes;
+}
+
+// Weights of one kind: matrices of any size are cut from it one behind the other, and from its
+// front again at its end.
+class WeightPool {
+ public:
+  WeightPool(Stream& stream, Kind kind, size_t num_bytes) : memory_(stream.device(), num_bytes) {
+    const size_t pattern = kPatternBytes / device_q8::kTileBytes * device_q8::kTileBytes;
+    internal::FillWithPattern(
+        stream, memory_.data(), num_bytes,
+        kind == Kind::kBf16 ? NormalBf16(pattern, 0.02f) : RandomTiles(pattern));
+  }
+
+  const std::byte* Take(size_t num_bytes) {
+    if (at_ + num_bytes > memory_.num_bytes()) at_ = 0;
+    const std::byte* taken = memory_.data() + at_;
+    at_ += (num_bytes + kUnit - 1) / kUnit * kUnit;
+    return taken;
+  }
+  size_t num_bytes() const { return memory_.num_bytes(); }
+
+ private:
+  // Tiles, and what products want the beginning to be a multiple of.
+  static constexpr size_t kUnit = size_t{device_q8::kTileBytes} * 8;
+
+  Buffer memory_;
+  size_t at_ = 0;
+};
+
+struct Case {
+  std::string matrix;
+  Kind kind = Kind::kBf16;
+  int64_t rows = 1;
+  double read_bytes = 0;
+  Measurements microseconds = {};
+};
+
+class CudaProducts {
+ public:
+  CudaProducts(const BenchOptions& options, DeviceId device, const ModelConfig& shape)
+      : options_(options),
+        stream_(device),
+        matrices_(StackedMatrices(shape)),
+        gemm_(device),
+        ceiling_(device) {
+    size_t largest = 0;
+    size_t block = 0;
+    for (const Matrix& matrix : matrices_) {
+      largest = std::max(largest, BytesOf(Kind::kBf16, matrix));
+      block += BytesOf(Kind::kBf16, matrix);
+      widest_k_ = std::max(widest_k_, matrix.k);
+      widest_n_ = std::max(widest_n_, matrix.n);
+    }
+    pool_bytes_ = std::max({kColdBytes, block, 2 * largest});
+    const size_t free_bytes = Query(device).free_bytes;
+    if (2 * pool_bytes_ > free_bytes) {
+      throw InvalidInput(NameOf(device), fmt::format("the weights take {} bytes, found {} free",
+                                                     2 * pool_bytes_, free_bytes));
+    }
+    const auto x_bytes = static_cast<size_t>(kDecodeRows * widest_k_) * 2;
+    x_ = std::make_unique<Buffer>(device, x_bytes);
+    internal::FillWithPattern(stream_, x_->data(), x_bytes, NormalBf16(x_bytes, 1.0f));
+    y_ = std::make_unique<Buffer>(device,
+                                  static_cast<size_t>(kDecodeRows * widest_n_) * sizeof(float));
+  }
+
+  void Run(bool per_matrix) {
+    const auto rows_per_case = static_cast<int64_t>(per_matrix ? matrices_.size() + 1 : 1);
+    if (options_.progress != nullptr) {
+      options_.progress->Begin("gemv", 2 * rows_per_case * std::ssize(options_.batches), 0);
+    }
+    for (const Kind kind : {Kind::kBf16, Kind::kQ8}) {
+      WeightPool pool(stream_, kind, pool_bytes_);
+      for (const int64_t rows : options_.batches) {
+        Measure("block", kind, rows, matrices_, pool);
+        if (!per_matrix) continue;
+        for (const Matrix& matrix : matrices_) Measure(matrix.name, kind, rows, {matrix}, pool);
+      }
+    }
+    if (options_.progress != nullptr) options_.progress->End();
+  }
+
+  const std::vector<Case>& cases() const { return cases_; }
+  const internal::CopyCeiling& ceiling() const { return ceiling_; }
+
+ private:
+  void Multiply(Kind kind, const Matrix& matrix, int64_t rows, const std::byte* weight) {
+    auto* y = reinterpret_cast<float*>(y_->data());
+    if (kind == Kind::kQ8) {
+      MultiplyQ8({.type = DType::kBF16,
+                  .x = x_->data(),
+                  .w = weight,
+                  .y = y,
+                  .rows = rows,
+                  .n = matrix.n,
+                  .k = matrix.k},
+                 stream_);
+      return;
+    }
+    gemm_.Multiply({.type = DType::kBF16,
+                    .x = x_->data(),
+                    .w = weight,
+                    .y = y,
+                    .rows = rows,
+                    .n = matrix.n,
+                    .k = matrix.k},
+                   stream_);
+  }
+
+  // The time of all `matrices` once, from memory.
+  void Measure(const std::string& name, Kind kind, int64_t rows,
+               const std::vector<Matrix>& matrices, WeightPool& pool) {
+    ThrowIfCancelled(options_.cancel, "bench");
+    double bytes = 0;
+    for (const Matrix& matrix : matrices) {
+      bytes += static_cast<double>(BytesOf(kind, matrix));
+      if (kind == Kind::kBf16) gemm_.Prepare(DType::kBF16, matrix.n, matrix.k, rows, false);
+    }
+    const double at_ceiling_us = bytes / kUsualBytesPerMicrosecond + 2.0;
+    const auto passes = static_cast<int64_t>(std::ceil(std::max(
+        static_cast<double>(pool.num_bytes()) / bytes, kLeastMicroseconds / at_ceiling_us)));
+    CapturedWork work(stream_, [&] {
+      for (int64_t pass = 0; pass < passes; ++pass) {
+        for (const Matrix& matrix : matrices) {
+          Multiply(kind, matrix, rows, pool.Take(BytesOf(kind, matrix)));
+        }
+      }
+    });
+    Case item{.matrix = name, .kind = kind, .rows = rows, .read_bytes = bytes};
+    for (int round = -2; round < options_.repeat; ++round) {
+      const double us = internal::TimeOnStream(stream_, [&] { work.Launch(stream_); });
+      if (round >= 0) item.microseconds.Add(us / static_cast<double>(passes));
+    }
+    ceiling_.Measure(stream_);
+    cases_.push_back(std::move(item));
+    if (options_.progress != nullptr) options_.progress->Advance(1);
+  }
+
+  const BenchOptions& options_;
+  Stream stream_;
+  std::vector<Matrix> matrices_;
+  DeviceGemm gemm_;
+  internal::CopyCeiling ceiling_;
+  int64_t widest_n_ = 0;
+  int64_t widest_k_ = 0;
+  size_t pool_bytes_ = 0;
+  std::unique_ptr<Buffer> x_, y_;
+  std::vector<Case> cases_;
+};
+
+}  // namespace
+
+BenchReport BenchCudaGemv(const BenchOptions& options, DeviceId device, bool per_matrix) {
+  internal::CheckOptions(options);
+  for (const int64_t rows : options.batches) {
+    if (rows <= kDecodeRows) continue;
+    throw InvalidInput("bench gemv", fmt::format("--batch: found {}, expected at most {} on a "
+                                                 "device",
+                                                 rows, kDecodeRows));
+  }
+  const DeviceInfo info = Query(device);
+  const ModelConfig shape = internal::ShapeOf(options, 1);
+  CudaProducts bench(options, device, shape);
+  bench.Run(per_matrix);
+  const Spread copy = bench.ceiling().gb_per_s().ToSpread();
+
+  BenchReport report = internal::NewReport(options, "gemv", shape);
+  report.facts.Add("device", info.name, "device");
+  report.facts.AddSpread("copy_gb_per_s", copy, "copies GB/s (r+w)", 0);
+  BenchTable table{"rows", "weights of one block, from memory", {}};
+  for (const Case& item : bench.cases()) {
+    const Spread us = item.microseconds.ToSpread();
+    const double gb_per_s = item.read_bytes / us.median * 1e-3;
+    BenchFields row;
+    row.Add("matrix", item.matrix, "matrix");
+    row.Add("weights", std::string(NameOf(item.kind)), "weights");
+    row.Add("batch", item.rows, "batch");
+    row.AddSpread("us", us, "us", 1);
+    row.Add("read_gb_per_s", gb_per_s, "GB/s", 0);
+    row.Add("of_copy", gb_per_s / copy.median, "of copy");
+    table.rows.push_back(std::move(row));
+  }
+  report.tables.push_back(std::move(table));
+  report.notes.push_back("bytes: those of the weights, each read once");
+  return report;
+}
+
+}  // namespace pmkvq
