@@ -47,6 +47,47 @@ __device__ __forceinline__ void Store(const ProductRows& out, int64_t width, int
   }
 }
 
+__device__ __forceinline__ float4 Add(const float4& a, const float4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+// Four adjacent values; widths are multiples of 4.
+__device__ __forceinline__ float4 FourSumsOf(const ProductSums& sums, int64_t width, int64_t row,
+                                             int64_t four) {
+  const auto* const data = reinterpret_cast<const float4*>(sums.data);
+  const float4 first = __ldcg(data + row * width / 4 + four);
+  if (sums.parts == 1) return first;
+  return Add(first, __ldcg(data + (sums.part_rows + row) * width / 4 + four));
+}
+
+template <class T>
+__device__ __forceinline__ void StoreFourParts(const ProductRows& out, int64_t width, int64_t row,
+                                               int64_t four, const float4& value) {
+  const float values[4] = {value.x, value.y, value.z, value.w};
+  T rounded[4];
+  T rest[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    rounded[i] = Round<T>(values[i]);
+    rest[i] = Round<T>(values[i] - ToFloat(rounded[i]));
+  }
+  auto* const data = reinterpret_cast<uint2*>(out.data);
+  data[row * width / 4 + four] = *reinterpret_cast<const uint2*>(rounded);
+  if (out.parts == 2) {
+    data[(out.part_rows + row) * width / 4 + four] = *reinterpret_cast<const uint2*>(rest);
+  }
+}
+__device__ __forceinline__ void StoreFour(const ProductRows& out, int64_t width, int64_t row,
+                                          int64_t four, const float4& value) {
+  switch (out.type) {
+    case DType::kF16:
+      return StoreFourParts<__half>(out, width, row, four, value);
+    case DType::kBF16:
+      return StoreFourParts<__nv_bfloat16>(out, width, row, four, value);
+    default:
+      reinterpret_cast<float4*>(out.data)[row * width / 4 + four] = value;
+  }
+}
+
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
@@ -87,6 +128,55 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ N
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.eps);
   for (int64_t i = threadIdx.x; i < op.width; i += kThreads) {
     Store(op.out, op.width, row, i, x[i] * inverse * op.weight[i]);
+  }
+}
+
+// Rows of at most kMostFours * 4 values, a multiple of 4, in registers between both passes: few rows
+// are one chain of dependent steps, which reading them twice would make longer.
+constexpr int kNormThreads = 1024;
+constexpr int kFoursPerThread = 2;
+constexpr int kMostFours = kNormThreads * kFoursPerThread;
+
+__global__ void __launch_bounds__(kNormThreads)
+    NormFoursKernel(const __grid_constant__ NormRows op) {
+  __shared__ float warp_sums[kNormThreads / kWarp];
+  const int64_t row = blockIdx.x;
+  const int fours = static_cast<int>(op.width / 4);
+  auto* const x = reinterpret_cast<float4*>(op.x) +
+                  (op.picked != nullptr ? op.picked[row] : row) * fours;
+  float4 values[kFoursPerThread];
+  float square = 0.0f;
+#pragma unroll
+  for (int n = 0; n < kFoursPerThread; ++n) {
+    const int i = threadIdx.x + n * blockDim.x;
+    if (i >= fours) break;
+    float4 value = x[i];
+    if (op.sums.data != nullptr) {
+      value = Add(value, FourSumsOf(op.sums, op.width, row, i));
+      if (op.bias != nullptr) value = Add(value, reinterpret_cast<const float4*>(op.bias)[i]);
+      x[i] = value;
+    }
+    values[n] = value;
+    square = fmaf(value.x, value.x, square);
+    square = fmaf(value.y, value.y, square);
+    square = fmaf(value.z, value.z, square);
+    square = fmaf(value.w, value.w, square);
+  }
+  if (op.weight == nullptr) return;
+  square = WarpSum(square);
+  if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = square;
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
+  const float sum = WarpSum(lane < static_cast<int>(blockDim.x) / kWarp ? warp_sums[lane] : 0.0f);
+  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.eps);
+#pragma unroll
+  for (int n = 0; n < kFoursPerThread; ++n) {
+    const int i = threadIdx.x + n * blockDim.x;
+    if (i >= fours) break;
+    const float4 weight = reinterpret_cast<const float4*>(op.weight)[i];
+    StoreFour(op.out, op.width, row, i,
+              {values[n].x * inverse * weight.x, values[n].y * inverse * weight.y,
+               values[n].z * inverse * weight.z, values[n].w * inverse * weight.w});
   }
 }
 
@@ -202,6 +292,30 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
+    RoundFoursKernel(const float* x, int64_t width, const __grid_constant__ ProductRows out) {
+  const int64_t four = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  if (four >= width / 4) return;
+  StoreFour(out, width, blockIdx.x, four,
+            reinterpret_cast<const float4*>(x)[blockIdx.x * width / 4 + four]);
+}
+
+__device__ __forceinline__ float SiluMul(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    SiluMulFoursKernel(const __grid_constant__ ProductSums sums, int64_t width,
+                       const __grid_constant__ ProductRows out) {
+  const int64_t four = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  if (four >= width / 4) return;
+  const float4 gate = FourSumsOf(sums, 2 * width, blockIdx.x, four);
+  const float4 up = FourSumsOf(sums, 2 * width, blockIdx.x, width / 4 + four);
+  StoreFour(out, width, blockIdx.x, four,
+            {SiluMul(gate.x, up.x), SiluMul(gate.y, up.y), SiluMul(gate.z, up.z),
+             SiluMul(gate.w, up.w)});
+}
+
+__global__ void __launch_bounds__(kThreads)
     SiluMulKernel(const __grid_constant__ ProductSums sums, int64_t width,
                   const __grid_constant__ ProductRows out) {
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
@@ -209,7 +323,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   const float gate = SumOf(sums, 2 * width, row, i);
   const float up = SumOf(sums, 2 * width, row, width + i);
-  Store(out, width, row, i, gate / (1.0f + expf(-gate)) * up);
+  Store(out, width, row, i, SiluMul(gate, up));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -295,6 +409,13 @@ void AddAndNormRows(const NormRows& op, Stream& stream) {
   PMKVQ_CHECK(op.picked == nullptr || op.sums.data == nullptr);
   if (op.weight != nullptr) cuda::CheckOut(op.out, op.rows);
   const internal::CudaDeviceScope scope(stream.device());
+  if (op.width % 4 == 0 && op.width / 4 <= cuda::kMostFours) {
+    const int64_t warps = (op.width / 4 + cuda::kWarp - 1) / cuda::kWarp;
+    const auto threads = static_cast<unsigned>(std::min<int64_t>(warps * cuda::kWarp, cuda::kNormThreads));
+    cuda::NormFoursKernel<<<static_cast<unsigned>(op.rows), threads, 0, stream.handle()>>>(op);
+    internal::CheckLaunch("norms of rows");
+    return;
+  }
   cuda::NormKernel<<<static_cast<unsigned>(op.rows), cuda::kThreads, 0, stream.handle()>>>(op);
   internal::CheckLaunch("norms of rows");
 }
@@ -325,8 +446,13 @@ void RoundRows(const float* x, int64_t rows, int64_t width, const ProductRows& o
   if (rows == 0) return;
   cuda::CheckOut(out, rows);
   const internal::CudaDeviceScope scope(stream.device());
-  cuda::RoundKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(x, width,
-                                                                                          out);
+  if (width % 4 == 0) {
+    cuda::RoundFoursKernel<<<cuda::RowPieces(rows, width / 4), cuda::kThreads, 0,
+                             stream.handle()>>>(x, width, out);
+  } else {
+    cuda::RoundKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(
+        x, width, out);
+  }
   internal::CheckLaunch("rounding rows");
 }
 
@@ -335,8 +461,9 @@ void SiluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const Pro
   if (rows == 0) return;
   cuda::CheckOut(out, rows);
   const internal::CudaDeviceScope scope(stream.device());
-  cuda::SiluMulKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(
-      sums, width, out);
+  const auto kernel = width % 4 == 0 ? cuda::SiluMulFoursKernel : cuda::SiluMulKernel;
+  kernel<<<cuda::RowPieces(rows, width % 4 == 0 ? width / 4 : width), cuda::kThreads, 0,
+           stream.handle()>>>(sums, width, out);
   internal::CheckLaunch("SiLU");
 }
 

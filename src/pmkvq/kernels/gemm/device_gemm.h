@@ -76,11 +76,12 @@ class DeviceGemm {
   static int64_t PaddedRows(int64_t rows);
 
   // Chooses the algorithm of such a product, and runs it once on memory that is given back, where
-  // the device has so much free, so that its code is loaded. Waits for all work of the device. Does
+  // the device has so much free, so that its code is loaded. Waits for the stream, on which this
+  // object's products follow each other. Does
   // nothing when called again for the same.
   // Throws Unsupported where the library has no algorithm: for F16 and BF16, N and K should be
   // multiples of 8.
-  void Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate);
+  void Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate, Stream& stream);
 
   // Launches on the stream and returns. May be captured (CapturedWork), best after Prepare. Throws
   // as Prepare does, where that was not called.
@@ -92,7 +93,7 @@ class DeviceGemm {
 
   // Of a backend. The arguments are checked.
   void Launch(const Batched& product, Stream& stream);
-  void Warm(const Batched& product);
+  void Warm(const Batched& product, Stream& stream);
 
   DeviceId device_;
   std::unique_ptr<State> state_;

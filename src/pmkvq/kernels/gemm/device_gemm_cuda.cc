@@ -226,7 +226,7 @@ void DeviceGemm::Launch(const Batched& product, Stream& stream) {
       "a product of matrices");
 }
 
-void DeviceGemm::Warm(const Batched& product) {
+void DeviceGemm::Warm(const Batched& product, Stream& stream) {
   const CudaDeviceScope scope(device_);
   Plan& plan = state_->PlanOf(product);
   if (plan.is_warm) return;
@@ -234,11 +234,8 @@ void DeviceGemm::Warm(const Batched& product) {
   const size_t a = AreaOf(product.type, product.m, product.k);
   const size_t b = AreaOf(product.type, product.n, product.k);
   const size_t c = AreaOf(product.out_type, product.m, product.n);
-  // The workspace may be in use.
-  CheckCuda(cudaDeviceSynchronize(), "work on the device");
   const SpareMemory memory(a + b + c);
   if (memory.data() == nullptr) return;
-  Stream stream(device_);
   FillOnDevice(stream, memory.data(), 0, a + b + c);
   Batched trial = product;
   trial.a = memory.data();

@@ -239,7 +239,7 @@ TEST_P(DeviceGemmTest, ARowsBitsDependOnTheRowAlone) {
     SCOPED_TRACE(testing::Message() << n << " x " << k);
     const Matrix x = RandomMatrix(type, 64 * k, 3);
     const auto weight = Upload(LargeMatrix(type, n * k, 4));
-    gemm().Prepare(type, n, k, 1, false);
+    gemm().Prepare(type, n, k, 1, false, stream());
     const auto all = Multiply(type, *UploadRows(type, x, 64, k), *weight, 64, n, k);
     // Rows from `first` on, `rows` of them, at places from 0 on.
     for (const auto& [first, rows] : std::vector<std::pair<int64_t, int64_t>>{
@@ -272,7 +272,7 @@ TEST_P(DeviceGemmTest, RepeatsAndCapturedWorkGiveEqualBits) {
                                 .rows = rows,
                                 .n = kN,
                                 .k = kK};
-    gemm().Prepare(type, kN, kK, rows, false);
+    gemm().Prepare(type, kN, kK, rows, false, stream());
     CapturedWork work(stream(), [&] { gemm().Multiply(product, stream()); });
     for (int i = 0; i < 3; ++i) {
       FillOnDevice(stream(), y.data(), 0xff, y.num_bytes());
@@ -291,7 +291,7 @@ TEST_P(DeviceGemmTest, AnotherObjectGivesEqualBits) {
   const auto first = Multiply(type, *x, *weight, 64, 512, 3584);
   DeviceGemm other(kDevice);
   const Buffer y(kDevice, first.size() * sizeof(float));
-  other.Prepare(type, 512, 3584, 64, false);
+  other.Prepare(type, 512, 3584, 64, false, stream());
   other.Multiply({.type = type,
                   .x = x->data(),
                   .w = weight->data(),

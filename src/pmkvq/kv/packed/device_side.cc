@@ -507,7 +507,9 @@ void DeviceSide::StoreClosing(size_t layer, const Chunk& chunk, std::span<Closin
 std::vector<std::optional<KvFailure>> DeviceSide::End() {
   PMKVQ_CHECK(is_open_);
   CopyToHost(stream(), unfit_staging_->data(), unfit_->data(), unfit_->num_bytes());
+  store_.LaunchUnfitCopy();
   stream().Synchronize();
+  store_.TakeUnfit();
   is_open_ = false;
   const auto* const words = reinterpret_cast<const uint32_t*>(unfit_staging_->data());
   std::vector<std::optional<KvFailure>> failures;

@@ -5,7 +5,8 @@
 namespace pmkvq {
 
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
-                                      const DeviceBytes& arena, const ExecContext& exec) {
+                                      const DeviceBytes& arena, const ExecContext& exec,
+                                      uint32_t* unfit_word) {
   for (size_t i = 0; i < plan.num_waves(); ++i) {
     for (const PageOp& op : plan.wave(i)) {
       for (const ArenaRange& range : {op.source, op.target, op.metadata}) {
@@ -18,7 +19,7 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& cod
     case Device::kCpu:
       return internal::ExecuteMovesCpu(plan, codec, arena.data, exec);
     case Device::kCuda:
-      return internal::ExecuteMovesCuda(plan, codec, arena, exec);
+      return internal::ExecuteMovesCuda(plan, codec, arena, exec, unfit_word);
   }
   return std::nullopt;
 }

@@ -24,15 +24,20 @@ struct UnfitPage {
 // arena's device, and the host waits only where a plan quantises, once per wave. Throws Unsupported
 // when the program has no code for the device, or CUDA none for the pages (head size, float type,
 // keys per channel).
+//
+// unfit_word, on CUDA: a word of the device that becomes less than it is (all bits) where a page did
+// not fit; then nobody waits, and nothing is returned.
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
-                                      const DeviceBytes& arena, const ExecContext& exec);
+                                      const DeviceBytes& arena, const ExecContext& exec,
+                                      uint32_t* unfit_word = nullptr);
 
 namespace internal {
 // Its part of each backend.
 std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
                                          std::byte* arena, const ExecContext& exec);
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
-                                          const DeviceBytes& arena, const ExecContext& exec);
+                                          const DeviceBytes& arena, const ExecContext& exec,
+                                          uint32_t* unfit_word);
 }  // namespace internal
 
 }  // namespace pmkvq

@@ -79,8 +79,8 @@ class UnfitWord {
 
 class Executor {
  public:
-  Executor(const PageCodec& codec, const DeviceBytes& arena, Stream& stream)
-      : codec_(codec), arena_(arena), stream_(stream), unfit_(stream) {
+  Executor(const PageCodec& codec, const DeviceBytes& arena, Stream& stream, uint32_t* unfit_word)
+      : codec_(codec), arena_(arena), stream_(stream), unfit_word_(unfit_word), unfit_(stream) {
     CheckSupported();
   }
 
@@ -149,6 +149,11 @@ class Executor {
         ExpandPages(shape, codec_.float_type(), op.from_bits, group.moves, arena_.data, stream_);
         break;
       case PageOpKind::kQuantize: {
+        if (unfit_word_ != nullptr) {
+          QuantizePages(shape, codec_.float_type(), op.to_bits, group.moves, arena_.data,
+                        unfit_word_, 0, stream_);
+          break;
+        }
         unfit_.Reset();
         QuantizePages(shape, codec_.float_type(), op.to_bits, group.moves, arena_.data,
                       unfit_.address(), 0, stream_);
@@ -172,16 +177,18 @@ class Executor {
   const PageCodec& codec_;
   DeviceBytes arena_;
   Stream& stream_;
+  uint32_t* unfit_word_;
   UnfitWord unfit_;
 };
 
 }  // namespace
 
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
-                                          const DeviceBytes& arena, const ExecContext& exec) {
+                                          const DeviceBytes& arena, const ExecContext& exec,
+                                          uint32_t* unfit_word) {
   PMKVQ_CHECK(exec.stream != nullptr && exec.stream->device() == arena.device);
   if (plan.num_waves() == 0) return std::nullopt;
-  return Executor(codec, arena, *exec.stream).Run(plan);
+  return Executor(codec, arena, *exec.stream, unfit_word).Run(plan);
 }
 
 }  // namespace pmkvq::internal

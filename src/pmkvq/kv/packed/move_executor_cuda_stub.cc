@@ -3,7 +3,8 @@
 namespace pmkvq::internal {
 
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& /*plan*/, const PageCodec& /*codec*/,
-                                          const DeviceBytes& arena, const ExecContext& /*exec*/) {
+                                          const DeviceBytes& arena, const ExecContext& /*exec*/,
+                                          uint32_t* /*unfit_word*/) {
   ThrowNoBackend(arena.device, "quantising and moving pages");
 }
 

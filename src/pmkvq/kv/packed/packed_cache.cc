@@ -76,6 +76,7 @@ void PackedKvCache::Close(SequenceId id) {
 std::optional<SequenceId> PackedKvCache::Fork(SequenceId id) {
   Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq));
+  store_.SettleUnfit();
   if (seq.failure) return std::nullopt;
   Truncate(id, seq.num_tokens);
   const std::optional<SequenceId> copy_id = Open();

@@ -368,6 +368,47 @@ TEST_F(PackedCacheOnCudaTest, ValuesThatDoNotFitFailTheirSequenceAlone) {
   }
 }
 
+// Keys of +-40000 fit F16, the range of their group does not: it shows when the page is quantised.
+TEST_F(PackedCacheOnCudaTest, RangesThatDoNotFitFailTheirSequenceAlone) {
+  CacheConfig config = MakeConfig(2000, 16, 16);
+  config.device = kCuda;
+  testing_support::SetUniform(config, 8);
+  for (const int64_t chunk : {1, 150}) {
+    PackedKvCache cache(config);
+    DeviceKvStore& device = *cache.OnDevice();
+    const SequenceId good = *cache.Open();
+    const SequenceId bad = *cache.Open();
+    const Buffer memory(kCuda, size_t{4} << 20);
+    for (int64_t done = 0; done < 150 && cache.FailureOf(bad) == nullptr; done += chunk) {
+      ASSERT_EQ(cache.Reserve(good, 1), ReserveResult::kReserved);
+      ASSERT_EQ(cache.Reserve(bad, chunk), ReserveResult::kReserved);
+      cache.BeginForward({{good, 1}, {bad, chunk}});
+      for (const int64_t layer : {0, 2, 3}) {
+        const int64_t width = config.geometry.block(layer).k().values();
+        std::vector<float> k(static_cast<size_t>((1 + chunk) * width), 0.5f);
+        for (size_t i = static_cast<size_t>(width); layer == 2 && i < k.size(); ++i) {
+          k[i] = i % 2 == 0 ? 4e4f : -4e4f;
+        }
+        const std::vector<float> v(k.size(), 0.25f);
+        DeviceBlockRows rows;
+        rows.k = reinterpret_cast<float*>(memory.data());
+        rows.v = rows.k + k.size();
+        rows.decode_rows = chunk == 1 ? 2 : 1;
+        CopyToDevice(device.stream(), memory.data(), k.data(), k.size() * sizeof(float));
+        CopyToDevice(device.stream(), reinterpret_cast<std::byte*>(rows.v), v.data(),
+                     v.size() * sizeof(float));
+        device.LaunchStore(layer, rows);
+        device.stream().Synchronize();
+      }
+      cache.EndForward();
+    }
+    EXPECT_EQ(cache.FailureOf(good), nullptr);
+    ASSERT_NE(cache.FailureOf(bad), nullptr) << chunk;
+    EXPECT_NE(cache.FailureOf(bad)->where.find("block 2"), std::string::npos);
+    EXPECT_NE(cache.FailureOf(bad)->what.find("range"), std::string::npos);
+  }
+}
+
 TEST_F(PackedCacheOnCudaTest, WhatThereIsNoCodeForIsRefusedByName) {
   const auto refuse = [](const CacheConfig& config, const std::string& what) {
     testing_support::ExpectError<Unsupported>([&] { DeviceDriver driver(config); }, {what});

@@ -45,6 +45,7 @@ PageStore::PageStore(const CacheConfig& config)
     most_values = std::max(most_values, static_cast<size_t>(codecs_.back().num_values()));
   }
   values_.resize(most_values);
+  if (stream_ != nullptr) unfit_words_ = std::make_unique<UnfitWords<UnfitOwner>>(*stream_);
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -77,11 +78,11 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
 
 // Adds the moves of releases to plan_ and executes it. `layer` is that of the pages whose widths
 // change.
-std::optional<UnfitPage> PageStore::MoveBytes(size_t layer) {
+std::optional<UnfitPage> PageStore::MoveBytes(size_t layer, uint32_t* unfit_word) {
   PlanMoves(slots_, plan_);
   const ExecContext exec = stream_ == nullptr ? ExecContext(config_.num_threads)
                                               : ExecContext(config_.num_threads, *stream_);
-  const std::optional<UnfitPage> unfit = ExecuteMoves(plan_, codec(layer), arena_.view(), exec);
+  const std::optional<UnfitPage> unfit = ExecuteMoves(plan_, codec(layer), arena_.view(), exec, unfit_word);
   plan_.Clear();
   return unfit;
 }
@@ -158,8 +159,12 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
   for (NarrowStep& step : steps) step.offset = slots_.Offset(pages[step.page][step.side].data);
   std::sort(steps.begin(), steps.end(),
             [](const NarrowStep& a, const NarrowStep& b) { return a.offset < b.offset; });
+  uint32_t* unfit_word = nullptr;
   changes_.clear();
   for (const NarrowStep& step : steps) {
+    if (unfit_word == nullptr && pages[step.page][step.side].bits == 16) {
+      unfit_word = TakeUnfitWord(seq, layer, step.page);
+    }
     changes_.push_back({&pages[step.page][step.side], step.bits, &SlotsOf(layer, step.side)});
   }
   PlanNarrowing(changes_, WavePages(config_.num_threads), slots_, plan_);
@@ -169,10 +174,38 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
       AccountNarrowed(seq, layer, steps[op.page].side, op.from_bits, op.to_bits);
     }
   }
-  if (const std::optional<UnfitPage> unfit = MoveBytes(layer)) {
+  if (const std::optional<UnfitPage> unfit = MoveBytes(layer, unfit_word)) {
     const NarrowStep& step = steps[unfit->page];
     SetRangeFailure(seq, layer, step.page, step.side, unfit->group);
   }
+}
+
+uint32_t* PageStore::TakeUnfitWord(SequencePages& seq, size_t layer, size_t first_page) {
+  if (unfit_words_ == nullptr) return nullptr;
+  if (unfit_words_->is_full()) SettleUnfit();
+  return unfit_words_->Take({&seq, layer, first_page});
+}
+
+void PageStore::LaunchUnfitCopy() {
+  if (!unfit_words_->is_empty()) unfit_words_->LaunchCopy();
+}
+
+void PageStore::TakeUnfit() {
+  if (unfit_words_->is_empty()) return;
+  for (const UnfitOwner& owner : unfit_words_->Read()) {
+    if (owner.seq->failure) continue;
+    const int64_t first = config_.sink_tokens + static_cast<int64_t>(owner.page) * kPageTokens;
+    owner.seq->failure =
+        KvFailure{KvWhere(static_cast<int64_t>(owner.layer), first, first + kPageTokens - 1),
+                  UnfitOnDeviceMessage("range of a group of values")};
+  }
+}
+
+void PageStore::SettleUnfit() {
+  if (unfit_words_ == nullptr || unfit_words_->is_empty()) return;
+  LaunchUnfitCopy();
+  stream_->Synchronize();
+  TakeUnfit();
 }
 
 std::optional<KvFailure> PageStore::FindUnfitValue(size_t layer, Side side, const float* rows,
@@ -272,6 +305,7 @@ void PageStore::Share(const SequencePages& seq, int64_t num_tokens, SequencePage
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {
+  SettleUnfit();  // Its words must not speak of the sequence that comes after it.
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     DropPagesFrom(seq, layer, 0);
     seq.blocks[layer].open_rows_moved = {};

@@ -21,6 +21,7 @@
 #include "pmkvq/kv/packed/slot_allocator.h"
 #include "pmkvq/kv/packed/slot_layout.h"
 #include "pmkvq/kv/packed/stored_page.h"
+#include "pmkvq/kv/packed/unfit_words.h"
 #include "pmkvq/tensor/device/buffer.h"
 #include "pmkvq/tensor/device/stream.h"
 
@@ -166,6 +167,13 @@ class PageStore {
            slots_.arena_bytes();
   }
 
+  // On a device a page whose range does not fit shows late. LaunchUnfitCopy launches the look at
+  // what was quantised since the last time; once the stream has come there, TakeUnfit sets the
+  // failures of its sequences. SettleUnfit does both, and waits, where there is something to see.
+  void LaunchUnfitCopy();
+  void TakeUnfit();
+  void SettleUnfit();
+
   // On a device: its stream, which all work on pages is launched on, else null.
   Stream* stream() const { return stream_.get(); }
   std::byte* arena() const { return arena_.data(); }
@@ -199,7 +207,9 @@ class PageStore {
   void DropPage(SequencePages& seq, size_t layer, size_t page, Side side);
   void DropPagesFrom(SequencePages& seq, size_t layer, size_t first);
   void DropSink(SequencePages& seq, size_t layer);
-  std::optional<UnfitPage> MoveBytes(size_t layer);
+  std::optional<UnfitPage> MoveBytes(size_t layer, uint32_t* unfit_word = nullptr);
+  // On a device, for changes of which one quantises floats.
+  uint32_t* TakeUnfitWord(SequencePages& seq, size_t layer, size_t first_page);
   // The same slot where it has one owner; else a new one with the same bytes, this owner's.
   SlotHandle CopyIfShared(SlotHandle slot);
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
@@ -212,6 +222,12 @@ class PageStore {
   SlotAllocator slots_;
   std::unique_ptr<Stream> stream_;  // Of a device.
   size_t staged_page_bytes_ = 0;    // 0 on the CPU.
+  struct UnfitOwner {
+    SequencePages* seq = nullptr;
+    size_t layer = 0;
+    size_t page = 0;  // The first that was quantised.
+  };
+  std::unique_ptr<UnfitWords<UnfitOwner>> unfit_words_;  // Of a device.
   Buffer arena_;                    // Staged pages behind it.
   std::vector<PageCodec> codecs_;    // By layer.
   MovePlan plan_;                    // Of the change under way.

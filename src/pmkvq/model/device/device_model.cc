@@ -1,12 +1,13 @@
 #include "pmkvq/model/device/device_model.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/turns.h"
 #include "pmkvq/kernels/device_rows/device_rows.h"
+#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/model/detail.h"
 #include "pmkvq/model/device/device_workspace.h"
 #include "pmkvq/model/forward_layout.h"
@@ -261,29 +262,52 @@ class DeviceModel::Pass {
     return all_finite;
   }
 
+  // Q8 weights are read as they are for few rows, which are floats then; for many they are expanded.
+  static bool ReadsCodes(const DeviceMatrix& matrix, int64_t rows) {
+    return matrix.is_q8 && rows <= kDecodeRows;
+  }
   // Of rows that are multiplied with such a matrix.
   ProductRows OperandOf(const DeviceMatrix& matrix, int64_t rows) const {
-    return {own_.operand.As<std::byte>(), matrix.type, PartsOf(matrix.type), PartRows(rows)};
-  }
-  DeviceProduct ProductOf(const DeviceMatrix& matrix, int64_t rows, float* sums) const {
-    DeviceProduct product;
-    product.type = matrix.type;
-    product.x = own_.operand.As<std::byte>();
-    product.w = matrix.data;
-    product.y = sums;
-    product.rows = PartsOf(matrix.type) * PartRows(rows);
-    product.n = matrix.n;
-    product.k = matrix.k;
-    return product;
+    const DType type = ReadsCodes(matrix, rows) ? DType::kF32 : matrix.type;
+    return {own_.operand.As<std::byte>(), type, PartsOf(type), PartRows(rows)};
   }
   ProductSums Multiply(const DeviceMatrix& matrix, int64_t rows, float* sums) {
-    own_.gemm.Multiply(ProductOf(matrix, rows, sums), *stream_);
-    return {sums, PartsOf(matrix.type), PartRows(rows)};
+    if (ReadsCodes(matrix, rows)) {
+      MultiplyQ8({.type = DType::kF32,
+                  .x = own_.operand.As<std::byte>(),
+                  .w = matrix.data,
+                  .y = sums,
+                  .rows = rows,
+                  .n = matrix.n,
+                  .k = matrix.k},
+                 *stream_);
+      return {sums, 1, rows};
+    }
+    const std::byte* weights = matrix.data;
+    if (matrix.is_q8) {
+      own_.expanded.Grow(model_.device_, static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
+      ExpandQ8OnDevice(matrix.data, matrix.n, matrix.k, matrix.type, own_.expanded.As<std::byte>(),
+                       *stream_);
+      weights = own_.expanded.As<std::byte>();
+    }
+    const int64_t part_rows = PartRows(rows);
+    const int parts = PartsOf(matrix.type);
+    own_.gemm.Multiply({.type = matrix.type,
+                        .x = own_.operand.As<std::byte>(),
+                        .w = weights,
+                        .y = sums,
+                        .rows = parts * part_rows,
+                        .n = matrix.n,
+                        .k = matrix.k},
+                       *stream_);
+    return {sums, parts, part_rows};
   }
   // So that nothing has to be chosen, or loaded, while launches are captured.
   void PrepareProducts() {
     const auto prepare = [&](const DeviceMatrix& matrix) {
-      own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false);
+      if (matrix.is_q8) return;
+      own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false,
+                        *stream_);
     };
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       const DeviceBlockWeights& block = model_.weights_.block(layer);
@@ -304,6 +328,14 @@ class DeviceModel::Pass {
       if (!is_captured_) CancelPoint();
       RunBlock(layer);
     }
+    if (mlp_sums_.data != nullptr) {
+      NormRows add;
+      add.x = own_.x.As<float>();
+      add.rows = num_rows_;
+      add.width = config_.hidden_size;
+      add.sums = mlp_sums_;
+      AddAndNormRows(add, *stream_);
+    }
   }
 
   float* RowOf(const GrowingBuffer& buffer, const RowSlice& slice, int64_t width) const {
@@ -320,6 +352,7 @@ class DeviceModel::Pass {
       norm.x = RowOf(own_.x, slice, hidden);
       norm.rows = slice.num_rows;
       norm.width = hidden;
+      norm.sums = mlp_sums_;
       norm.weight = weights.attn_norm;
       norm.eps = eps;
       norm.out = OperandOf(weights.qkv, slice.num_rows);
@@ -360,11 +393,13 @@ class DeviceModel::Pass {
       const ProductSums gate_up = Multiply(weights.gate_up, slice.num_rows, sums);
       SiluMulRows(gate_up, slice.num_rows, config_.intermediate_size,
                   OperandOf(weights.down, slice.num_rows), *stream_);
+      mlp_sums_ = Multiply(weights.down, slice.num_rows, sums);
+      if (slices_.size() == 1) return;  // The next block's norm adds them.
       NormRows add;
       add.x = norm.x;
       add.rows = slice.num_rows;
       add.width = hidden;
-      add.sums = Multiply(weights.down, slice.num_rows, sums);
+      add.sums = std::exchange(mlp_sums_, {});
       AddAndNormRows(add, *stream_);
     }
   }
@@ -488,14 +523,15 @@ class DeviceModel::Pass {
   std::vector<RowSlice> slices_;
   int64_t most_slice_rows_ = 0;
   int64_t num_logit_rows_ = 0;
+  ProductSums mlp_sums_;  // Of the block before, not yet added to x.
 };
 
 DeviceModel::DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
-                         DeviceId device)
+                         DeviceId device, int num_threads)
     : config_(config),
       rope_factor_(static_cast<float>(rope.attention_factor())),
       device_(device),
-      weights_(config, parts, rope, device) {}
+      weights_(config, parts, rope, device, num_threads) {}
 
 DeviceModel::~DeviceModel() = default;
 

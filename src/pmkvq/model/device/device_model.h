@@ -28,7 +28,7 @@ class DeviceModel {
  public:
   // Copies the weights to the device. Throws as DeviceWeights.
   DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
-              DeviceId device);
+              DeviceId device, int num_threads);
   ~DeviceModel();
 
   DeviceId device() const { return device_; }

@@ -49,10 +49,11 @@ std::map<std::string, TinyModel> Models() {
   return models;
 }
 
-std::shared_ptr<const Model> Load(const TinyModel& tiny, DeviceId device) {
+std::shared_ptr<const Model> Load(const TinyModel& tiny, DeviceId device,
+                                  WeightMode weights = WeightMode::kAsStored) {
   TempFolder folder;
   WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
-  ModelOptions options;
+  ModelOptions options{weights};
   options.device = device;
   return Model::Load(folder.path(), options);
 }
@@ -146,6 +147,25 @@ TEST_F(DeviceModelTest, LogitsAreThoseOfTheCpu) {
       for (uint64_t i = 0; i < 20; ++i) both({{seq, RandomTokens(200, 1, 3 + i)}});
       both({{seq, RandomTokens(200, 30, 40), Logits::kLast, true}});
       both({{seq, RandomTokens(200, 1, 41)}});
+    }
+  }
+}
+
+// Few rows are multiplied with the codes, many with their F16 expansion.
+TEST_F(DeviceModelTest, QuantisedWeightsGiveTheLogitsOfTheCpu) {
+  for (const std::string name : {"llama_f32", "qwen2_bf16_tied"}) {
+    SCOPED_TRACE(name);
+    TinyModel tiny = Models().at(name);
+    tiny.hidden = 128;
+    const auto cpu_model = Load(tiny, {}, WeightMode::kQ8);
+    const auto cuda_model = Load(tiny, kCuda, WeightMode::kQ8);
+    Runner cpu(*cpu_model, {}, 16);
+    Runner cuda(*cuda_model, kCuda, 16);
+    const SequenceId seq = cpu.Open();
+    ASSERT_EQ(cuda.Open(), seq);
+    for (const int64_t count : {150, 1, 40, 1}) {
+      const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), 4e-3);
     }
   }
 }

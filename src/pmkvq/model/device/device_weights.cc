@@ -3,12 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <span>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/parallel.h"
+#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
 #include "pmkvq/tensor/device/device_info.h"
@@ -17,28 +21,33 @@
 namespace pmkvq {
 namespace {
 
-DType TypeOf(WeightFormat format, DeviceId device) {
+// What a matrix of this format is on the device, as plain rows.
+DType TypeOf(WeightFormat format) {
   switch (format) {
     case WeightFormat::kF32:
       return DType::kF32;
-    case WeightFormat::kF16:
-      return DType::kF16;
     case WeightFormat::kBF16:
       return DType::kBF16;
     default:
-      throw Unsupported(NameOf(device),
-                        fmt::format("weights: found {}, expected F32, F16 or BF16; use --device cpu",
-                                    NameOf(format)));
+      return DType::kF16;
   }
 }
+bool IsPlain(WeightFormat format) { return LayoutOf(format).block_values == 1; }
 
 // The one type of all, or F32.
-DType CommonType(std::span<const WeightView* const> matrices, DeviceId device) {
-  const DType first = TypeOf(matrices.front()->format, device);
+DType CommonType(std::span<const WeightView* const> matrices) {
+  const DType first = TypeOf(matrices.front()->format);
   for (const WeightView* const matrix : matrices) {
-    if (TypeOf(matrix->format, device) != first) return DType::kF32;
+    if (TypeOf(matrix->format) != first) return DType::kF32;
   }
   return first;
+}
+
+bool AreAllQ8(std::span<const WeightView* const> matrices) {
+  return std::all_of(matrices.begin(), matrices.end(), [](const WeightView* matrix) {
+    return matrix->format == WeightFormat::kQ8 && matrix->rows % device_q8::kRows == 0 &&
+           matrix->cols % 8 == 0;
+  });
 }
 
 }  // namespace
@@ -47,7 +56,8 @@ DType CommonType(std::span<const WeightView* const> matrices, DeviceId device) {
 // they are filled.
 class DeviceWeights::Packer {
  public:
-  explicit Packer(DeviceId device) : device_(device), stream_(device) {}
+  Packer(DeviceId device, int num_threads)
+      : device_(device), num_threads_(num_threads), stream_(device) {}
 
   void Fill(Buffer& arena) {
     arena_ = &arena;
@@ -65,10 +75,33 @@ class DeviceWeights::Packer {
   }
   size_t used() const { return used_; }
 
+  // Of a product: q8 weights stay what they are.
   DeviceMatrix Stack(std::initializer_list<const WeightView*> matrices) {
     const std::span<const WeightView* const> all(matrices.begin(), matrices.size());
+    if (!AreAllQ8(all)) return StackRows(all);
     DeviceMatrix stacked;
-    stacked.type = CommonType(all, device_);
+    stacked.type = DType::kF16;
+    stacked.is_q8 = true;
+    stacked.k = all.front()->cols;
+    size_t num_bytes = 0;
+    for (const WeightView* const matrix : all) {
+      stacked.n += matrix->rows;
+      num_bytes += DeviceQ8Bytes(matrix->rows, matrix->cols);
+    }
+    stacked.data = Begin(num_bytes);
+    if (arena_ == nullptr) return stacked;
+    for (const WeightView* const matrix : all) {
+      std::vector<std::byte> tiles(DeviceQ8Bytes(matrix->rows, matrix->cols));
+      LayOutQ8(*matrix, tiles.data(), num_threads_);
+      Append(tiles.data(), tiles.size());
+    }
+    return stacked;
+  }
+
+  // As plain rows.
+  DeviceMatrix StackRows(std::span<const WeightView* const> all) {
+    DeviceMatrix stacked;
+    stacked.type = CommonType(all);
     stacked.k = all.front()->cols;
     for (const WeightView* const matrix : all) stacked.n += matrix->rows;
     const size_t row_bytes = static_cast<size_t>(stacked.k) * SizeOf(stacked.type);
@@ -110,19 +143,35 @@ class DeviceWeights::Packer {
   }
 
   void CopyRows(const WeightView& matrix, DType type, size_t row_bytes) {
-    const bool is_same = TypeOf(matrix.format, device_) == type;
+    const bool is_same = IsPlain(matrix.format) && TypeOf(matrix.format) == type;
     if (is_same && matrix.pair_rows == 0) {
       Append(matrix.data, matrix.num_bytes());
       return;
     }
-    std::vector<float> values(is_same ? 0 : static_cast<size_t>(matrix.cols));
-    for (int64_t row = 0; row < matrix.rows; ++row) {
-      if (is_same) {
+    if (is_same) {
+      for (int64_t row = 0; row < matrix.rows; ++row) {
         Append(matrix.data + static_cast<size_t>(matrix.StoredRow(row)) * row_bytes, row_bytes);
-      } else {
-        ExpandRow(matrix, row, values.data());
-        Append(reinterpret_cast<const std::byte*>(values.data()), row_bytes);
       }
+      return;
+    }
+    constexpr int64_t kRowsAtOnce = 1024;
+    PMKVQ_CHECK(type == DType::kF32 || type == DType::kF16);
+    std::vector<std::byte> rows(static_cast<size_t>(std::min(kRowsAtOnce, matrix.rows)) * row_bytes);
+    for (int64_t first = 0; first < matrix.rows; first += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, matrix.rows - first);
+      ParallelForRanges(num_threads_, count, 16, [&](int64_t begin, int64_t end) {
+        std::vector<float> values(static_cast<size_t>(matrix.cols));
+        for (int64_t row = begin; row < end; ++row) {
+          std::byte* const out = rows.data() + static_cast<size_t>(row) * row_bytes;
+          ExpandRow(matrix, first + row, values.data());
+          if (type == DType::kF32) {
+            std::memcpy(out, values.data(), row_bytes);
+          } else {
+            for (size_t i = 0; i < values.size(); ++i) reinterpret_cast<F16*>(out)[i] = ToF16(values[i]);
+          }
+        }
+      });
+      Append(rows.data(), static_cast<size_t>(count) * row_bytes);
     }
   }
 
@@ -150,6 +199,7 @@ class DeviceWeights::Packer {
   }
 
   DeviceId device_;
+  int num_threads_;
   Stream stream_;
   Buffer* arena_ = nullptr;
   size_t used_ = 0;
@@ -160,7 +210,7 @@ class DeviceWeights::Packer {
 };
 
 DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
-                             const RopeTable& rope, DeviceId device) {
+                             const RopeTable& rope, DeviceId device, int num_threads) {
   Query(device);  // Says what is wrong with the device, if something is.
   const auto refuse_part = [&](const char* part, int64_t layer) {
     throw Unsupported(NameOf(device),
@@ -169,9 +219,10 @@ DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
                                   layer, part));
   };
   const bool is_tied = parts.output_head.data == parts.embedding.data;
-  Packer packer(device);
+  Packer packer(device, num_threads);
   const auto pack = [&] {
-    embedding_ = packer.Stack({&parts.embedding});
+    const WeightView* const embedding[] = {&parts.embedding};
+    embedding_ = packer.StackRows(embedding);
     head_ = is_tied ? embedding_ : packer.Stack({&parts.output_head});
     final_norm_ = packer.Vector({&parts.final_norm});
     frequencies_ = packer.Vector({&rope.frequencies()});

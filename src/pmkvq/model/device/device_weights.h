@@ -16,7 +16,8 @@ namespace pmkvq {
 
 struct DeviceMatrix {
   std::byte* data = nullptr;  // [n, k]
-  DType type = DType::kBF16;  // kF16, kBF16 or kF32
+  DType type = DType::kBF16;  // kF16, kBF16 or kF32; of q8 weights, what they are expanded to.
+  bool is_q8 = false;         // In tiles of codes and scales (kernels/gemm/device_gemm_q8.h).
   int64_t n = 0;
   int64_t k = 0;
 };
@@ -37,12 +38,12 @@ struct DeviceBlockWeights {
 
 class DeviceWeights {
  public:
-  // Copies the weights; `parts` are not needed any more then. Matrices stay in their types; where
-  // those of one stack differ, all of it becomes F32. Throws Unsupported, naming them, for blocks
-  // and weight formats that there is no code for, and DeviceError where memory is short, before
-  // anything is copied.
+  // Copies the weights; `parts` are not needed any more then. Matrices stay in their types, Q8 too;
+  // Q8_0 becomes F16, and so does a Q8 embedding. Where the types of one stack differ, all of it
+  // becomes F32. Throws Unsupported, naming them, for blocks that there is no code for, and
+  // DeviceError where memory is short, before anything is copied.
   DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
-                DeviceId device);
+                DeviceId device, int num_threads);
 
   const DeviceBlockWeights& block(int64_t layer) const {
     return blocks_[static_cast<size_t>(layer)];

@@ -50,6 +50,7 @@ class DeviceWorkspace {
   GrowingBuffer operand;    // Of products.
   GrowingBuffer sums;       // What products give.
   GrowingBuffer q, k, v, out;
+  GrowingBuffer expanded;     // A q8 matrix as plain rows, for prompts.
   GrowingBuffer raw_k;        // For stores that want keys before RoPE.
   GrowingBuffer head_sums;    // [parts * kDecodeRows, V]
   GrowingBuffer logits;       // [kDecodeRows, V] at a time
@@ -78,7 +79,7 @@ class DeviceWorkspace {
     size_t sum = 0;
     for (const GrowingBuffer* const buffer :
          {&inputs, &rotations, &x, &operand, &sums, &q, &k, &v, &out, &raw_k, &head_sums, &logits,
-          &factors, &draws, &drawn}) {
+          &factors, &draws, &drawn, &expanded}) {
       sum += buffer->num_bytes();
     }
     return sum;
