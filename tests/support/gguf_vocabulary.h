@@ -1,10 +1,12 @@
-// Vocabularies of tokenizer.json files as metadata of GGUF files.
+// Vocabularies of tokenizer.json and tokenizer.model files as metadata of GGUF files.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/text/sentencepiece_file.h"
 #include "support/gguf_writer.h"
 
 namespace pmkvq::testing_support {
@@ -43,6 +45,22 @@ inline void AddByteLevelVocabulary(GgufWriter& writer, const std::string& path,
   writer.Texts("tokenizer.ggml.tokens", tokens);
   writer.Array("tokenizer.ggml.token_type", GgufType::kI32, types);
   writer.Texts("tokenizer.ggml.merges", merges);
+}
+
+// Pieces, scores and types of a tokenizer.model with the usual ids: <unk>, <s>, </s>.
+inline void AddPieces(GgufWriter& writer, const std::string& path) {
+  const std::string bytes = ReadFile(path);
+  const SentencePieceFile model(bytes, path);
+  const TokenizerData& data = model.data();
+  writer.Text("tokenizer.ggml.model", "llama").Text("tokenizer.ggml.pre", "default");
+  writer.Texts("tokenizer.ggml.tokens", {data.tokens.begin(), data.tokens.end()});
+  writer.Array("tokenizer.ggml.scores", GgufType::kF32, data.scores);
+  std::vector<int32_t> types;
+  for (const TokenType type : data.types) types.push_back(static_cast<int32_t>(type));
+  writer.Array("tokenizer.ggml.token_type", GgufType::kI32, types);
+  writer.U32("tokenizer.ggml.bos_token_id", 1).U32("tokenizer.ggml.eos_token_id", 2);
+  writer.U32("tokenizer.ggml.unknown_token_id", 0);
+  writer.Bool("tokenizer.ggml.add_bos_token", true).Bool("tokenizer.ggml.add_eos_token", false);
 }
 
 }  // namespace pmkvq::testing_support

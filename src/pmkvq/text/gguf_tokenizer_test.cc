@@ -7,68 +7,32 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/text/chat_template.h"
+#include "pmkvq/text/normalizer.h"
 #include "pmkvq/text/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/gguf_vocabulary.h"
 #include "support/gguf_writer.h"
 #include "support/sentencepiece_golden.h"
 #include "support/temp_folder.h"
+#include "support/tokenizer_vectors.h"
 
 namespace pmkvq {
 namespace {
 
 using testing_support::AddByteLevelVocabulary;
+using testing_support::AddPieces;
 using testing_support::ExpectError;
+using testing_support::ExpectTokenizerVectors;
 using testing_support::GgufWriter;
+using testing_support::LoadTokenizerVectors;
 using testing_support::TempFolder;
 
 const std::string kGolden = PMKVQ_SOURCE_DIR "/tests/golden/";
 
-std::vector<std::string> SplitAt(const std::string& text, const std::string& separator) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (size_t at = text.find(separator); at != std::string::npos;
-       at = text.find(separator, begin)) {
-    parts.push_back(text.substr(begin, at - begin));
-    begin = at + separator.size();
-  }
-  parts.push_back(text.substr(begin));
-  return parts;
-}
-
-// The 46 texts of `folder` and their ids.
-void ExpectVectors(const Tokenizer& tokenizer, const std::string& folder) {
-  const std::vector<std::string> texts =
-      SplitAt(ReadFile(folder + "vectors.inp"), "\n__ggml_vocab_test__\n");
-  const std::vector<std::string> lines = SplitAt(ReadFile(folder + "vectors.out"), "\n");
-  ASSERT_GE(texts.size(), 46u);
-  ASSERT_GE(lines.size(), 46u);
-  for (size_t i = 0; i < 46; ++i) {
-    std::vector<int32_t> expected;
-    for (const std::string& word : SplitAt(lines[i], " ")) {
-      if (!word.empty()) expected.push_back(std::stoi(word));
-    }
-    EXPECT_EQ(tokenizer.Encode(texts[i], false), expected) << i << ": " << texts[i];
-  }
-}
-
-// tokenizer.model of tests/golden as the metadata that a converter makes of it.
 GgufWriter MistralVocabulary() {
-  const std::string path = testing_support::MistralPath("tokenizer.model");
-  const std::string bytes = ReadFile(path);
-  const SentencePieceFile model(bytes, path);
-  const TokenizerData& data = model.data();
   GgufWriter writer;
-  writer.Text("general.architecture", "llama").Text("tokenizer.ggml.model", "llama");
-  writer.Text("tokenizer.ggml.pre", "default");
-  writer.Texts("tokenizer.ggml.tokens", {data.tokens.begin(), data.tokens.end()});
-  writer.Array("tokenizer.ggml.scores", GgufType::kF32, data.scores);
-  std::vector<int32_t> types;
-  for (const TokenType type : data.types) types.push_back(static_cast<int32_t>(type));
-  writer.Array("tokenizer.ggml.token_type", GgufType::kI32, types);
-  writer.U32("tokenizer.ggml.bos_token_id", 1).U32("tokenizer.ggml.eos_token_id", 2);
-  writer.U32("tokenizer.ggml.unknown_token_id", 0);
-  writer.Bool("tokenizer.ggml.add_bos_token", true).Bool("tokenizer.ggml.add_eos_token", false);
+  writer.Text("general.architecture", "llama");
+  AddPieces(writer, testing_support::MistralPath("tokenizer.model"));
   return writer;
 }
 
@@ -84,7 +48,8 @@ TEST(GgufTokenizer, SentencePieceVectorsAreExact) {
   const TempFolder folder;
   const std::string path = folder.Write("vocab.gguf", MistralVocabulary().Bytes());
   const auto tokenizer = Tokenizer::Load(path);
-  ExpectVectors(*tokenizer, kGolden + "tokenizers/mistral-v1/");
+  ExpectTokenizerVectors(
+      tokenizer, LoadTokenizerVectors("mistral-v1/vectors.inp", "mistral-v1/vectors.out"), path);
   EXPECT_EQ(tokenizer->prefix_ids(), std::vector<int32_t>{1});
   EXPECT_TRUE(tokenizer->suffix_ids().empty());
   EXPECT_TRUE(Tokenizer::IsIn(path));
@@ -95,7 +60,8 @@ TEST(GgufTokenizer, SentencePieceVectorsAreExact) {
 TEST(GgufTokenizer, ByteLevelVectorsAreExact) {
   const TempFolder folder;
   const auto tokenizer = Tokenizer::Load(folder.Write("vocab.gguf", QwenVocabulary().Bytes()));
-  ExpectVectors(*tokenizer, kGolden + "tokenizers/");
+  ExpectTokenizerVectors(tokenizer, LoadTokenizerVectors("vectors.inp", "vectors.out"),
+                         "vocab.gguf", [](const std::string& text) { return Nfc(text); });
   const auto json = Tokenizer::Load(kGolden + "tokenizers");
   const std::string text = "<｜User｜>Where?<think>\n";
   EXPECT_EQ(tokenizer->Encode(text), json->Encode(text));

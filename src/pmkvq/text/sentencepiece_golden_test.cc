@@ -7,39 +7,25 @@
 
 #include "pmkvq/io/json.h"
 #include "support/sentencepiece_golden.h"
+#include "support/tokenizer_vectors.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectTokenizerVectors;
+using testing_support::LoadTokenizerVectors;
 using testing_support::MistralFromData;
 using testing_support::MistralJson;
 using testing_support::MistralPath;
+using testing_support::SplitAt;
+using testing_support::StreamOf;
 using Ids = std::vector<int32_t>;
 using Pointer = std::shared_ptr<const Tokenizer>;
-
-std::vector<std::string> SplitAt(const std::string& text, const std::string& separator) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (size_t at = text.find(separator); at != std::string::npos;
-       at = text.find(separator, begin)) {
-    parts.push_back(text.substr(begin, at - begin));
-    begin = at + separator.size();
-  }
-  parts.push_back(text.substr(begin));
-  return parts;
-}
 
 Ids IdsOf(const JsonValue& json) {
   Ids ids;
   for (const int64_t id : json.AsIntArray()) ids.push_back(static_cast<int32_t>(id));
   return ids;
-}
-
-std::string Stream(const Pointer& tokenizer, const Ids& ids) {
-  StreamDecoder decoder(tokenizer);
-  std::string text;
-  for (const int32_t id : ids) text += decoder.Push(id);
-  return text + decoder.Finish();
 }
 
 // Carriers with the rule that each part of a text between special tokens gets a space in front.
@@ -50,22 +36,9 @@ std::map<std::string, Pointer> LegacyCarriers() {
 }
 
 TEST(SentencePieceGolden, PublishedVectorsAreExactInEveryForm) {
-  auto texts = SplitAt(ReadFile(MistralPath("vectors.inp")), "\n__ggml_vocab_test__\n");
-  auto lines = SplitAt(ReadFile(MistralPath("vectors.out")), "\n");
-  if (texts.back().empty()) texts.pop_back();
-  if (lines.back().empty()) lines.pop_back();
-  ASSERT_EQ(texts.size(), 46u);
-  ASSERT_EQ(lines.size(), texts.size());
+  const auto vectors = LoadTokenizerVectors("mistral-v1/vectors.inp", "mistral-v1/vectors.out");
   for (const auto& [name, tokenizer] : LegacyCarriers()) {
-    for (size_t i = 0; i < texts.size(); ++i) {
-      Ids expected;
-      for (const std::string& word : SplitAt(lines[i], " ")) {
-        if (!word.empty()) expected.push_back(std::stoi(word));
-      }
-      EXPECT_EQ(tokenizer->Encode(texts[i], false), expected) << name << ": " << texts[i];
-      EXPECT_EQ(tokenizer->Decode(expected), texts[i]) << name;
-      EXPECT_EQ(Stream(tokenizer, expected), texts[i]) << name;
-    }
+    ExpectTokenizerVectors(tokenizer, vectors, name);
   }
 }
 
@@ -86,7 +59,7 @@ TEST(SentencePieceGolden, TextsWithSpecialTokensAreExactInEveryForm) {
       EXPECT_EQ(tokenizer.Encode(text), expected) << name << ": " << text;
       const std::string decoded = entry.At(form + "_decoded").AsString();
       EXPECT_EQ(tokenizer.Decode(expected, true), decoded) << name << ": " << text;
-      EXPECT_EQ(Stream(pointer, expected), decoded) << name << ": " << text;
+      EXPECT_EQ(StreamOf(pointer, expected), decoded) << name << ": " << text;
     };
     for (const auto& [form, tokenizer] : forms) check(*tokenizer, tokenizer, form, form);
     static const std::map<std::string, Pointer> carriers = LegacyCarriers();
@@ -126,7 +99,7 @@ TEST(SentencePieceGolden, FormsAndFlagsAreThoseOfTheLibrary) {
       EXPECT_EQ(tokenizer->Decode(ids, false), entry.At("whole").AsString()) << line;
       if (!entry.Has("text")) continue;
       EXPECT_EQ(tokenizer->Encode(entry.At("text").AsString()), ids) << line;
-      EXPECT_EQ(Stream(tokenizer, ids), decoded) << line;
+      EXPECT_EQ(StreamOf(tokenizer, ids), decoded) << line;
     }
   }
   EXPECT_EQ(num_cases, 420u);
@@ -188,7 +161,7 @@ TEST(SentencePieceGolden, WrongBytesBecomeReplacementCharacters) {
   EXPECT_EQ(carriers.at("tokenizer.model")->Decode(ids), "你\uFFFDa");
   EXPECT_EQ(carriers.at("data")->Decode(ids), "你\uFFFDa");
   for (const auto& [name, tokenizer] : carriers) {
-    EXPECT_EQ(Stream(tokenizer, ids), "你\uFFFDa") << name;
+    EXPECT_EQ(StreamOf(tokenizer, ids), "你\uFFFDa") << name;
   }
 }
 

@@ -11,36 +11,23 @@
 #include "pmkvq/text/normalizer.h"
 #include "pmkvq/text/tokenizer.h"
 #include "pmkvq/text/utf8.h"
+#include "support/tokenizer_vectors.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::ExpectTokenizerVectors;
+using testing_support::LoadTokenizerVectors;
+using testing_support::SplitAt;
+
 const std::string kRoot = PMKVQ_SOURCE_DIR;
 
-std::vector<std::string> SplitAt(const std::string& text, const std::string& separator) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (size_t at = text.find(separator); at != std::string::npos;
-       at = text.find(separator, begin)) {
-    parts.push_back(text.substr(begin, at - begin));
-    begin = at + separator.size();
-  }
-  parts.push_back(text.substr(begin));
-  return parts;
-}
-
-std::vector<int32_t> ParseIds(const std::string& line) {
-  std::vector<int32_t> ids;
-  for (const std::string& word : SplitAt(line, " ")) {
-    if (!word.empty()) ids.push_back(std::stoi(word));
-  }
-  return ids;
-}
-
-const Tokenizer& R1Distill() {
+const std::shared_ptr<const Tokenizer>& LoadedR1Distill() {
   static const auto tokenizer = Tokenizer::Load(kRoot + "/tests/golden/tokenizers");
-  return *tokenizer;
+  return tokenizer;
 }
+
+const Tokenizer& R1Distill() { return *LoadedR1Distill(); }
 
 const Tokenizer& Longcot() {
   static const auto tokenizer = Tokenizer::Load(kRoot + "/models/longcot-10m");
@@ -48,18 +35,8 @@ const Tokenizer& Longcot() {
 }
 
 TEST(TokenizerGolden, PublishedVectorsAreExact) {
-  auto texts =
-      SplitAt(ReadFile(kRoot + "/tests/golden/tokenizers/vectors.inp"), "\n__ggml_vocab_test__\n");
-  auto lines = SplitAt(ReadFile(kRoot + "/tests/golden/tokenizers/vectors.out"), "\n");
-  if (texts.back().empty()) texts.pop_back();
-  if (lines.back().empty()) lines.pop_back();
-  ASSERT_EQ(texts.size(), 46u);
-  ASSERT_EQ(lines.size(), texts.size());
-  for (size_t i = 0; i < texts.size(); ++i) {
-    const std::vector<int32_t> expected = ParseIds(lines[i]);
-    EXPECT_EQ(R1Distill().Encode(texts[i]), expected) << "vector " << i << ": " << texts[i];
-    EXPECT_EQ(R1Distill().Decode(expected), Nfc(texts[i])) << "vector " << i;
-  }
+  ExpectTokenizerVectors(LoadedR1Distill(), LoadTokenizerVectors("vectors.inp", "vectors.out"),
+                         "tokenizer.json", [](const std::string& text) { return Nfc(text); });
 }
 
 TEST(TokenizerGolden, R1DistillTokens) {
