@@ -34,6 +34,10 @@ struct TinyModel {
   uint64_t seed = 1;
   int64_t window = 0;       // Sliding window; 0: none.
   int64_t full_layers = 0;  // Blocks in front that have none (Qwen's max_window_layers).
+  // Of the oracle: radians per position of each pair of a head [D/2]; empty: those of theta 10000.
+  // And what the rotated values are multiplied with.
+  std::vector<double> frequencies = {};
+  double rope_factor = 1;
 
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
@@ -141,6 +145,30 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
   return weights;
 }
 
+// The same weights with the fused matrices of Phi-3; F32.
+inline TinyWeights FusedAsPhi3(const TinyModel& model, const TinyWeights& plain) {
+  TinyWeights fused = plain;
+  const auto fuse = [&](const std::string& name, const std::vector<std::string>& parts) {
+    std::vector<float> values;
+    for (const std::string& part : parts) {
+      const Tensor& tensor = plain.at(part);
+      values.insert(values.end(), tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
+      fused.erase(part);
+    }
+    Tensor whole(DType::kF32, {std::ssize(values) / model.hidden, model.hidden});
+    std::copy(values.begin(), values.end(), whole.As<float>());
+    fused.emplace(name, std::move(whole));
+  };
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
+    const std::string mlp = "model.layers." + std::to_string(layer) + ".mlp.";
+    fuse(attention + "qkv_proj.weight",
+         {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
+    fuse(mlp + "gate_up_proj.weight", {mlp + "gate_proj.weight", mlp + "up_proj.weight"});
+  }
+  return fused;
+}
+
 inline std::string TinyConfigJson(const TinyModel& model) {
   const auto field = [](const std::string& name, int64_t value) {
     return "\"" + name + "\": " + std::to_string(value) + ",\n";
@@ -231,11 +259,13 @@ class TinyModelOracle {
                x.begin() + static_cast<int64_t>(begin + dim));
       if (model_.qk_norm) head = Norm(norm, head);
       for (size_t i = 0; i < dim / 2; ++i) {
-        const double angle =
-            static_cast<double>(position) *
-            std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
-        const double low = head[i];
-        const double high = head[i + dim / 2];
+        const double frequency =
+            model_.frequencies.empty()
+                ? std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim))
+                : model_.frequencies[i];
+        const double angle = static_cast<double>(position) * frequency;
+        const double low = model_.rope_factor * head[i];
+        const double high = model_.rope_factor * head[i + dim / 2];
         x[begin + i] = low * std::cos(angle) - high * std::sin(angle);
         x[begin + i + dim / 2] = high * std::cos(angle) + low * std::sin(angle);
       }

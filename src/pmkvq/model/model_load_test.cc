@@ -20,6 +20,7 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectError;
+using testing_support::FusedAsPhi3;
 using testing_support::MakeTinyWeights;
 using testing_support::TempFolder;
 using testing_support::TinyModel;
@@ -71,25 +72,7 @@ TEST(ModelLoad, BindsEveryArchitecture) {
 TEST(ModelLoad, FusedMatricesOfPhi3ComputeTheSame) {
   TinyModel tiny;
   const TinyWeights plain = MakeTinyWeights(tiny);
-  TinyWeights fused = plain;
-  const auto fuse = [&](const std::string& name, const std::vector<std::string>& parts) {
-    std::vector<float> values;
-    for (const std::string& part : parts) {
-      const Tensor& tensor = plain.at(part);
-      values.insert(values.end(), tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
-      fused.erase(part);
-    }
-    Tensor whole(DType::kF32, {std::ssize(values) / tiny.hidden, tiny.hidden});
-    std::copy(values.begin(), values.end(), whole.As<float>());
-    fused.emplace(name, std::move(whole));
-  };
-  for (int64_t layer = 0; layer < tiny.layers; ++layer) {
-    const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
-    const std::string mlp = "model.layers." + std::to_string(layer) + ".mlp.";
-    fuse(attention + "qkv_proj.weight",
-         {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
-    fuse(mlp + "gate_up_proj.weight", {mlp + "gate_proj.weight", mlp + "up_proj.weight"});
-  }
+  const TinyWeights fused = FusedAsPhi3(tiny, plain);
   const TempFolder plain_folder;
   WriteTinyModel(tiny, plain, plain_folder);
   tiny.architecture = "Phi3ForCausalLM";
