@@ -19,13 +19,12 @@
 #include "pmkvq/io/safetensors.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_budget.h"
-#include "pmkvq/model/model.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/research/calib/sensitivity_file.h"
 #include "pmkvq/research/methods/registry.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/tokenizer.h"
 #include "terminal.h"
-#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -291,13 +290,13 @@ void InspectTensors(const Options& options) {
   table.Show(options);
 }
 
-// What a cache takes, without running anything.
+// What a cache takes, by the headers of the model's files.
 void InspectCache(const Options& options) {
-  const std::shared_ptr<const Model> model = LoadModel(options.path);
+  const Checkpoint checkpoint = Checkpoint::Open(options.path);
   const SpecEngineOptions engine = options.kv.Resolve(1);
-  const KvGeometry geometry = model->kv_geometry();
-  const int64_t max_len = RequirementsOf(*model, engine).max_len;
-  const KvBudget budget = CheckKvOptions(*model, engine);
+  const KvGeometry geometry = KvGeometryOf(checkpoint.config());
+  const int64_t max_len = RequirementsOf(checkpoint, engine).max_len;
+  const KvBudget budget = CheckKvOptions(checkpoint, engine);
   const int64_t needs = budget.SmallestThatHolds(max_len);
   const auto effective_bits = [&](int64_t bytes) {
     return EffectiveBits(geometry.values(), bytes, max_len);

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "pmkvq/io/file.h"
+#include "pmkvq/io/gguf/gguf_header.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/model_config.h"
 #include "pmkvq/io/safetensors.h"
@@ -239,6 +242,30 @@ TEST(Gguf, SaysWhatBecameOfWeights) {
   EXPECT_NE(blocks.out.find("mxfp4.weight"), std::string::npos) << blocks.out;
 }
 
+// A question about bytes is answered by the header: weights that no model could be made of do not
+// matter.
+TEST(Gguf, BytesOfACacheNeedNoWeights) {
+  const TempFolder folder;
+  const std::string model = WriteQ4K(folder);
+  const Args ask = {"inspect", model, "--kv", "static-4", "--max-len", "256", "--json", "-"};
+  const ProgramResult whole = RunProgram(ask);
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  std::string bytes = ReadFile(model);
+  const F16 infinity = ToF16(INFINITY);
+  const auto file = std::as_bytes(std::span(bytes));
+  for (const GgufTensor& tensor : ParseGgufHeader(model, file).tensors) {
+    if (tensor.name != "blk.0.ffn_up.weight") continue;
+    std::memcpy(bytes.data() + (tensor.data - file.data()), &infinity, sizeof(infinity));
+  }
+  folder.Write("q4_k.gguf", bytes);
+  ExpectOneLineError(RunProgram({"run", "--model", model, "--prompt-ids", "1,2"}), 1,
+                     {model, "not finite"});
+  const ProgramResult spoilt = RunProgram(ask);
+  EXPECT_EQ(spoilt.exit_code, 0) << spoilt.err;
+  EXPECT_EQ(spoilt.out, whole.out);
+  EXPECT_EQ(whole.err + spoilt.err, "");
+}
+
 // With a fault in the tokenizer a file still holds a model: the golden one, that is.
 TEST(Gguf, ATokenizerThatIsRefusedLeavesTokenIds) {
   const TinyModel tiny;
@@ -261,6 +288,11 @@ TEST(Gguf, ATokenizerThatIsRefusedLeavesTokenIds) {
   const ProgramResult inspect = RunProgram({"inspect", model});
   EXPECT_EQ(inspect.exit_code, 0) << inspect.err;
   EXPECT_NE(inspect.out.find("not supported"), std::string::npos) << inspect.out;
+  const Args bench = {"bench", "calibrate", "--n-samples", "1", "--seq-len", "8", "--model", model};
+  const std::string rows = folder.Write("ids.jsonl", "{\"input_ids\":[1,2,3,4,5,6,7,8]}\n");
+  EXPECT_EQ(RunProgram(Plus(bench, {"--dataset", rows})).exit_code, 0);
+  const std::string texts = folder.Write("texts.jsonl", "{\"text\":\"abab\"}\n");
+  ExpectOneLineError(RunProgram(Plus(bench, {"--dataset", texts})), 1, {"no-such-pre"});
 }
 
 TEST(Gguf, MalformedFilesAreErrorsOfOneLine) {

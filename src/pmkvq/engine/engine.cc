@@ -13,6 +13,7 @@
 #include "pmkvq/engine/session_file.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/model/model_size.h"
 
 namespace pmkvq {
 namespace {
@@ -37,11 +38,22 @@ std::vector<Completion> RunToEnd(Engine& engine, std::span<const RequestId> ids,
 
 }  // namespace
 
+KvRequirements RequirementsOf(const Checkpoint& checkpoint, const EngineOptions& options) {
+  KvRequirements needs;
+  needs.geometry = KvGeometryOf(checkpoint.config());
+  needs.max_sequences = options.max_sequences;
+  needs.max_len = CheckEngineOptions(options, checkpoint.config());
+  needs.num_threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
+  needs.checkpoint = &checkpoint;
+  needs.chunk_tokens = options.chunk;
+  return needs;
+}
+
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) {
-  const int64_t max_len = CheckEngineOptions(options, model.config());
-  const int num_threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
-  return {model.kv_geometry(), options.max_sequences, max_len,       num_threads,
-          &model.rope(),       &model.checkpoint(),   options.chunk, model.device()};
+  KvRequirements needs = RequirementsOf(model.checkpoint(), options);
+  needs.rope = &model.rope();
+  needs.device = model.device();
+  return needs;
 }
 
 EngineCache MakePackedCache(const Model& model, const KvOptions& options,

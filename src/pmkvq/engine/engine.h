@@ -47,6 +47,9 @@ struct EngineCache {
 
 // What a cache for these options has to hold. Throws InvalidInput (max_len, max_sequences).
 KvRequirements RequirementsOf(const Model& model, const EngineOptions& options);
+// The same without the weights, for budgets only: there is no RoPE table in it. `checkpoint` has to
+// outlive what is made of it.
+KvRequirements RequirementsOf(const Checkpoint& checkpoint, const EngineOptions& options);
 
 // A packed cache (fp16, static-b, pm-kvq) for an engine with these options. All SPECs, published
 // methods among them: research/methods/spec_engine.h.

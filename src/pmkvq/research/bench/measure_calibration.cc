@@ -1,7 +1,9 @@
 // The steps of calibration, timed one by one.
+#include <algorithm>
 #include <array>
 #include <memory>
 
+#include "pmkvq/io/dataset.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/research/bench/rounds.h"
 #include "pmkvq/research/calib/allocate.h"
@@ -57,6 +59,15 @@ int64_t RunSteps(const BenchOptions& options, const SampleOptions& sample_option
   return num_tokens;
 }
 
+// Rows of token ids need none, and one that is refused must not stop them.
+std::shared_ptr<const Tokenizer> TokenizerForRows(const std::string& dataset,
+                                                  const std::string& model) {
+  const std::vector<TextRow> rows = LoadTextRows(dataset);
+  const bool has_text = std::any_of(rows.begin(), rows.end(),
+                                    [](const TextRow& row) { return row.input_ids.empty(); });
+  return has_text && Tokenizer::IsIn(model) ? Tokenizer::Load(model) : nullptr;
+}
+
 }  // namespace
 
 BenchReport BenchCalibration(const BenchOptions& options,
@@ -70,8 +81,8 @@ BenchReport BenchCalibration(const BenchOptions& options,
                                : calibration.dataset;
   sample_options.num_samples = calibration.num_samples;
   sample_options.seq_len = calibration.seq_len;
-  std::shared_ptr<const Tokenizer> tokenizer;
-  if (Tokenizer::IsIn(calibration.model)) tokenizer = Tokenizer::Load(calibration.model);
+  const std::shared_ptr<const Tokenizer> tokenizer =
+      TokenizerForRows(sample_options.dataset, calibration.model);
 
   StepTimes times;
   int64_t num_tokens = 0;

@@ -1,5 +1,6 @@
 #include "pmkvq/research/methods/spec_engine.h"
 
+#include <string>
 #include <utility>
 
 #include "pmkvq/kv/spec/packed_spec.h"
@@ -7,9 +8,16 @@
 
 namespace pmkvq {
 
+KvBudget CheckKvOptions(const Checkpoint& checkpoint, const SpecEngineOptions& options) {
+  // An identity reads a part of every tensor; only a plan asks for it.
+  const bool has_plan = ApplySpecKeys(options.kv).plan != nullptr;
+  const std::string identity = has_plan ? checkpoint.Identity() : "";
+  return ResolveKvBudget(ApplySpecKeysFor(identity, options.kv),
+                         RequirementsOf(checkpoint, options));
+}
+
 KvBudget CheckKvOptions(const Model& model, const SpecEngineOptions& options) {
-  return ResolveKvBudget(ApplySpecKeysFor(model.checkpoint().Identity(), options.kv),
-                         RequirementsOf(model, options));
+  return CheckKvOptions(model.checkpoint(), options);
 }
 
 Engine OpenEngine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,

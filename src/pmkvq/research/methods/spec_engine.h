@@ -15,6 +15,8 @@ struct SpecEngineOptions : EngineOptions {
 // Throws InvalidInput as OpenEngine does for its cache options (SPEC, budget, a plan for another
 // model).
 KvBudget CheckKvOptions(const Model& model, const SpecEngineOptions& options);
+// The same without loading weights.
+KvBudget CheckKvOptions(const Checkpoint& checkpoint, const SpecEngineOptions& options);
 
 // An engine with the cache that the SPEC names. `tokenizer` may be null.
 // Throws InvalidInput (options; a plan for another model), IoError (memory).
