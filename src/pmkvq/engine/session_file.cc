@@ -135,10 +135,12 @@ class TensorReader {
   size_t num_read_ = 0;
 };
 
-const std::string& MetadataOf(const SafetensorsFile& file, const std::string& key) {
+// The result is the file's.
+const std::string& MetadataOf(const SafetensorsFile& file, const char* key) {
   const auto found = file.metadata().find(key);
   if (found == file.metadata().end()) {
-    throw InvalidInput(file.path(), key + ": missing; expected a session that pmkvq has saved");
+    throw InvalidInput(file.path(),
+                       std::string(key) + ": missing; expected a session that pmkvq has saved");
   }
   return found->second;
 }
