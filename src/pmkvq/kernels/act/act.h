@@ -1,4 +1,6 @@
-// The gated activation of llama-family MLPs: y = silu(gate) * up, silu(z) = z / (1 + exp(-z)).
+// The gated activations of MLPs: y = act(gate) * up.
+//   silu(z) = z / (1 + exp(-z))                                           llama family
+//   gelu(z) = z / (1 + exp(-2 u)), u = sqrt(2 / pi) (z + 0.044715 z^3)    Gemma: GELU by tanh(u)
 #pragma once
 
 #include <cstdint>
@@ -14,6 +16,13 @@ void SiluMul(const Real* gate, const Real* up, int64_t count, Real* y, const Exe
 // dgate, dup [count] overwritten, given dy; may equal gate and up.
 template <class Real>
 void SiluMulGrad(const Real* gate, const Real* up, const Real* dy, int64_t count, Real* dgate,
+                 Real* dup, const ExecContext& exec);
+
+// The same with gelu.
+template <class Real>
+void GeluMul(const Real* gate, const Real* up, int64_t count, Real* y, const ExecContext& exec);
+template <class Real>
+void GeluMulGrad(const Real* gate, const Real* up, const Real* dy, int64_t count, Real* dgate,
                  Real* dup, const ExecContext& exec);
 
 }  // namespace pmkvq

@@ -72,6 +72,36 @@ struct SiluMulGradOp {
   }
 };
 
+struct GeluMulOp {
+  HWY_INLINE void operator()(const V (&in)[2], V (&out)[1]) const {
+    const D d;
+    const V z = in[0];
+    const V slope = hn::MulAdd(hn::Set(d, static_cast<float>(kGeluCubic)), hn::Mul(z, z),
+                               hn::Set(d, static_cast<float>(kGeluLinear)));
+    out[0] = hn::Mul(hn::Mul(z, Sigmoid(hn::Mul(z, slope))), in[1]);
+  }
+};
+
+// gelu'(z) = s + z s (1 - s) a'(z) with s = sigmoid(a), a = kGeluLinear z + kGeluCubic z^3.
+struct GeluMulGradOp {
+  HWY_INLINE void operator()(const V (&in)[3], V (&out)[2]) const {
+    const D d;
+    const V linear = hn::Set(d, static_cast<float>(kGeluLinear));
+    const V cubic = hn::Set(d, static_cast<float>(kGeluCubic));
+    const V z = in[0];
+    const V square = hn::Mul(z, z);
+    const V a = hn::Mul(z, hn::MulAdd(cubic, square, linear));
+    const V s = Sigmoid(a);
+    const V inner = hn::MulAdd(hn::Mul(cubic, hn::Set(d, 3.0f)), square, linear);
+    // 1 - s would cancel. Where a factor vanishes, the square of a large z may not be finite and
+    // must not count.
+    const V rest = hn::Mul(s, Sigmoid(hn::Neg(a)));
+    const V bent = hn::IfThenElseZero(hn::Gt(rest, hn::Zero(d)), hn::Mul(hn::Mul(z, rest), inner));
+    out[0] = hn::Mul(hn::Mul(in[2], in[1]), hn::Add(s, bent));
+    out[1] = hn::Mul(in[2], hn::Mul(z, s));
+  }
+};
+
 void SiluMulAll(const float* gate, const float* up, int64_t count, float* y) {
   const float* const in[2] = {gate, up};
   float* const out[1] = {y};
@@ -85,6 +115,19 @@ void SiluMulGradAll(const float* gate, const float* up, const float* dy, int64_t
   Map<3, 2>(in, out, static_cast<size_t>(count), SiluMulGradOp());
 }
 
+void GeluMulAll(const float* gate, const float* up, int64_t count, float* y) {
+  const float* const in[2] = {gate, up};
+  float* const out[1] = {y};
+  Map<2, 1>(in, out, static_cast<size_t>(count), GeluMulOp());
+}
+
+void GeluMulGradAll(const float* gate, const float* up, const float* dy, int64_t count,
+                    float* dgate, float* dup) {
+  const float* const in[3] = {gate, up, dy};
+  float* const out[2] = {dgate, dup};
+  Map<3, 2>(in, out, static_cast<size_t>(count), GeluMulGradOp());
+}
+
 int64_t Target() { return HWY_TARGET; }
 
 }  // namespace
@@ -96,6 +139,8 @@ namespace pmkvq::internal {
 
 HWY_EXPORT(SiluMulAll);
 HWY_EXPORT(SiluMulGradAll);
+HWY_EXPORT(GeluMulAll);
+HWY_EXPORT(GeluMulGradAll);
 HWY_EXPORT(Target);
 
 void SiluMulFloat(const float* gate, const float* up, int64_t count, float* y) {
@@ -105,6 +150,15 @@ void SiluMulFloat(const float* gate, const float* up, int64_t count, float* y) {
 void SiluMulGradFloat(const float* gate, const float* up, const float* dy, int64_t count,
                       float* dgate, float* dup) {
   HWY_DYNAMIC_DISPATCH(SiluMulGradAll)(gate, up, dy, count, dgate, dup);
+}
+
+void GeluMulFloat(const float* gate, const float* up, int64_t count, float* y) {
+  HWY_DYNAMIC_DISPATCH(GeluMulAll)(gate, up, count, y);
+}
+
+void GeluMulGradFloat(const float* gate, const float* up, const float* dy, int64_t count,
+                      float* dgate, float* dup) {
+  HWY_DYNAMIC_DISPATCH(GeluMulGradAll)(gate, up, dy, count, dgate, dup);
 }
 
 int64_t ActKernelTarget() { return HWY_DYNAMIC_DISPATCH(Target)(); }
