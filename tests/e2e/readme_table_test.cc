@@ -72,6 +72,7 @@ TinyModel Tiny(const std::string& architecture) {
   tiny.architecture = architecture;
   tiny.qkv_bias = architecture == "Qwen2ForCausalLM";
   tiny.qk_norm = architecture == "Qwen3ForCausalLM";
+  if (architecture == "Gemma3ForCausalLM") tiny = TinyModels().at("gemma3_f32");
   return tiny;
 }
 
@@ -374,8 +375,8 @@ Names KnownToTheProgram() {
 
 Samples AllSamples() {
   Samples samples;
-  for (const char* name :
-       {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+  for (const char* name : {"Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
+                           "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
     samples[{kConfig, name}] = [=] { ExpectFolder(Tiny(name)); };
   }
   samples[{kConfig, "Phi3ForCausalLM"}] = ExpectPhi3;
@@ -429,6 +430,12 @@ Samples AllSamples() {
     tiny.full_layers = 1;
     ExpectFolder(tiny, R"("layer_types": ["full_attention", "sliding_attention",
                           "sliding_attention"])");
+  };
+  samples[{kWindows, "sliding_window_pattern"}] = [] {
+    TinyModel tiny = Tiny("Gemma3ForCausalLM");
+    tiny.layers = 3;
+    tiny.window_pattern = 2;
+    ExpectFolder(tiny);
   };
   const std::string folder = kTokenizers;
   samples[{kTokenizerFile, "tokenizer.json"}] = [=] { ExpectVector(folder, ""); };

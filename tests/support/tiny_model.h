@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <numbers>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,18 @@ struct TinyModel {
   // And what the rotated values are multiplied with.
   std::vector<double> frequencies = {};
   double rope_factor = 1;
+  // Gemma 3: norms of weight 1 + w in front of and behind each part, GELU, the embedding times
+  // sqrt(E), scores times kQueryScalar ** -0.5, and theta kLocalTheta in blocks with a window.
+  bool is_gemma = false;
+  int64_t window_pattern = 0;  // Of is_gemma: each so many-th block has no window, in place of
+                               // full_layers.
+  static constexpr double kQueryScalar = 20;
+  static constexpr double kLocalTheta = 500;
 
+  bool has_window(int64_t layer) const {
+    if (window == 0) return false;
+    return window_pattern > 0 ? (layer + 1) % window_pattern != 0 : layer >= full_layers;
+  }
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
 };
@@ -67,6 +79,14 @@ inline std::map<std::string, TinyModel> TinyModels() {
                                  .dtype = DType::kBF16,
                                  .window = 20,
                                  .full_layers = 2};
+  models["gemma3_f32"] = {.architecture = "Gemma3ForCausalLM",
+                          .tied = true,
+                          .qk_norm = true,
+                          .window = 9,
+                          .full_layers = 1,
+                          .is_gemma = true};
+  models["gemma3_bf16"] = models["gemma3_f32"];
+  models["gemma3_bf16"].dtype = DType::kBF16;
   return models;
 }
 
@@ -117,7 +137,7 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
     weights[name] = RandomTensor(model.dtype, {rows, cols}, 0.0, spread, random);
   };
   const auto norm = [&](const std::string& name, int64_t size) {
-    weights[name] = RandomTensor(model.dtype, {size}, 1.0, 0.2, random);
+    weights[name] = RandomTensor(model.dtype, {size}, model.is_gemma ? 0.0 : 1.0, 0.2, random);
   };
   const auto linear = [&](const std::string& name, int64_t rows, int64_t cols, bool bias) {
     matrix(name + ".weight", rows, cols, 1.2 / std::sqrt(static_cast<double>(cols)));
@@ -138,6 +158,10 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
       norm(block + "self_attn.k_norm.weight", model.head_dim);
     }
     norm(block + "post_attention_layernorm.weight", model.hidden);
+    if (model.is_gemma) {
+      norm(block + "pre_feedforward_layernorm.weight", model.hidden);
+      norm(block + "post_feedforward_layernorm.weight", model.hidden);
+    }
     linear(block + "mlp.gate_proj", model.inner, model.hidden, false);
     linear(block + "mlp.up_proj", model.inner, model.hidden, false);
     linear(block + "mlp.down_proj", model.hidden, model.inner, false);
@@ -173,12 +197,25 @@ inline std::string TinyConfigJson(const TinyModel& model) {
   const auto field = [](const std::string& name, int64_t value) {
     return "\"" + name + "\": " + std::to_string(value) + ",\n";
   };
+  std::string gemma;
+  if (model.is_gemma) {
+    gemma = "\"hidden_activation\": \"gelu_pytorch_tanh\",\n\"query_pre_attn_scalar\": " +
+            std::to_string(TinyModel::kQueryScalar) +
+            ",\n\"rope_local_base_freq\": " + std::to_string(TinyModel::kLocalTheta) + ",\n";
+    std::string types;
+    for (int64_t layer = 0; layer < model.layers; ++layer) {
+      types += types.empty() ? "" : ", ";
+      types += model.has_window(layer) ? "\"sliding_attention\"" : "\"full_attention\"";
+    }
+    gemma += model.window_pattern > 0 ? field("sliding_window_pattern", model.window_pattern)
+                                      : "\"layer_types\": [" + types + "],\n";
+  }
   const bool bias_field = model.architecture != "Qwen2ForCausalLM" && model.qkv_bias;
   return "{\"architectures\": [\"" + model.architecture + "\"],\n" +
          field("vocab_size", model.vocab) + field("hidden_size", model.hidden) +
          field("intermediate_size", model.inner) + field("num_hidden_layers", model.layers) +
          field("num_attention_heads", model.heads) + field("num_key_value_heads", model.kv_heads) +
-         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) +
+         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) + gemma +
          "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
          (model.window > 0 ? field("sliding_window", model.window) +
                                  field("max_window_layers", model.full_layers) +
@@ -210,10 +247,11 @@ class TinyModelOracle {
     for (const int32_t token : tokens) {
       const auto begin = embedding.begin() + token * model_.hidden;
       x.emplace_back(begin, begin + model_.hidden);
+      for (double& value : x.back()) value *= EmbeddingFactor();
     }
     for (int64_t layer = 0; layer < model_.layers; ++layer) {
       const std::string block = "model.layers." + std::to_string(layer) + ".";
-      AddAttention(block, layer < model_.full_layers ? 0 : model_.window, x);
+      AddAttention(block, model_.has_window(layer) ? model_.window : 0, x);
       for (Row& row : x) AddMlp(block, row);
     }
     std::vector<double> logits;
@@ -227,6 +265,13 @@ class TinyModelOracle {
 
  private:
   using Row = std::vector<double>;
+
+  // Rounded to the type of the embedding.
+  double EmbeddingFactor() const {
+    if (!model_.is_gemma) return 1;
+    const auto factor = static_cast<float>(std::sqrt(static_cast<double>(model_.hidden)));
+    return model_.dtype == DType::kBF16 ? ToFloat(ToBF16(factor)) : factor;
+  }
 
   Row Weight(const std::string& name) const { return Values(weights_.at(name)); }
 
@@ -246,13 +291,15 @@ class TinyModelOracle {
     for (const double value : x) sum += value * value;
     Row y = x;
     for (size_t i = 0; i < x.size(); ++i) {
-      y[i] *= weight[i] / std::sqrt(sum / static_cast<double>(x.size()) + 1e-5);
+      y[i] *= ((model_.is_gemma ? 1.0 : 0.0) + weight[i]) /
+              std::sqrt(sum / static_cast<double>(x.size()) + 1e-5);
     }
     return y;
   }
 
   // Per-head norm where the architecture has one, then the rotation.
-  void PrepareHeads(const std::string& norm, int64_t position, Row& x) const {
+  void PrepareHeads(const std::string& norm, int64_t position, bool is_local, Row& x) const {
+    const double theta = model_.is_gemma && is_local ? TinyModel::kLocalTheta : 10000.0;
     const auto dim = static_cast<size_t>(model_.head_dim);
     for (size_t begin = 0; begin < x.size(); begin += dim) {
       Row head(x.begin() + static_cast<int64_t>(begin),
@@ -261,7 +308,7 @@ class TinyModelOracle {
       for (size_t i = 0; i < dim / 2; ++i) {
         const double frequency =
             model_.frequencies.empty()
-                ? std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim))
+                ? std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim))
                 : model_.frequencies[i];
         const double angle = static_cast<double>(position) * frequency;
         const double low = model_.rope_factor * head[i];
@@ -279,8 +326,9 @@ class TinyModelOracle {
       q.push_back(Linear(block + "self_attn.q_proj", h, model_.q_dim()));
       k.push_back(Linear(block + "self_attn.k_proj", h, model_.kv_dim()));
       v.push_back(Linear(block + "self_attn.v_proj", h, model_.kv_dim()));
-      PrepareHeads(block + "self_attn.q_norm.weight", static_cast<int64_t>(t), q.back());
-      PrepareHeads(block + "self_attn.k_norm.weight", static_cast<int64_t>(t), k.back());
+      const auto position = static_cast<int64_t>(t);
+      PrepareHeads(block + "self_attn.q_norm.weight", position, window > 0, q.back());
+      PrepareHeads(block + "self_attn.k_norm.weight", position, window > 0, k.back());
     }
     for (size_t t = 0; t < x.size(); ++t) {
       Row out;
@@ -292,7 +340,8 @@ class TinyModelOracle {
         const Row part = AttendHead(head, q[t], k, v, first, t);
         out.insert(out.end(), part.begin(), part.end());
       }
-      const Row y = Linear(block + "self_attn.o_proj", out, model_.hidden);
+      Row y = Linear(block + "self_attn.o_proj", out, model_.hidden);
+      if (model_.is_gemma) y = Norm(block + "post_attention_layernorm.weight", y);
       for (size_t i = 0; i < y.size(); ++i) x[t][i] += y[i];
     }
   }
@@ -307,7 +356,8 @@ class TinyModelOracle {
     for (size_t m = first; m <= last; ++m) {
       double score = 0.0;
       for (size_t i = 0; i < dim; ++i) score += q[q_begin + i] * k[m][kv_begin + i];
-      const double weight = std::exp(score / std::sqrt(static_cast<double>(dim)));
+      const double weight = std::exp(
+          score / std::sqrt(model_.is_gemma ? TinyModel::kQueryScalar : static_cast<double>(dim)));
       sum += weight;
       for (size_t i = 0; i < dim; ++i) out[i] += weight * v[m][kv_begin + i];
     }
@@ -316,12 +366,21 @@ class TinyModelOracle {
   }
 
   void AddMlp(const std::string& block, Row& x) const {
-    const Row h = Norm(block + "post_attention_layernorm.weight", x);
+    const Row h = Norm(block + (model_.is_gemma ? "pre_feedforward_layernorm.weight"
+                                                : "post_attention_layernorm.weight"),
+                       x);
     Row gate = Linear(block + "mlp.gate_proj", h, model_.inner);
     const Row up = Linear(block + "mlp.up_proj", h, model_.inner);
-    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
-    const Row y = Linear(block + "mlp.down_proj", gate, model_.hidden);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = up[i] * Activate(gate[i]);
+    Row y = Linear(block + "mlp.down_proj", gate, model_.hidden);
+    if (model_.is_gemma) y = Norm(block + "post_feedforward_layernorm.weight", y);
     for (size_t i = 0; i < y.size(); ++i) x[i] += y[i];
+  }
+
+  double Activate(double z) const {
+    if (!model_.is_gemma) return z / (1.0 + std::exp(-z));
+    return 0.5 * z *
+           (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (z + 0.044715 * z * z * z)));
   }
 
   const TinyModel& model_;

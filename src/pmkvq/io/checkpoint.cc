@@ -17,16 +17,27 @@
 namespace pmkvq {
 namespace {
 
+std::string NumberText(double value) {
+  std::string text;
+  internal::AppendJsonNumber(text, value);
+  return text;
+}
+
+// attention_factor comes from log(), whose last bit is not the same everywhere: 9 digits of it.
+std::string RopeText(const RopeScaling& rope) {
+  const auto number = NumberText;
+  return fmt::format(
+      " rope={} factor={} low={} high={} original={} fast={} slow={} attention={:.9g} "
+      "truncate={}\n",
+      static_cast<int>(rope.type), number(rope.factor), number(rope.low_freq_factor),
+      number(rope.high_freq_factor), rope.original_max_position_embeddings, number(rope.beta_fast),
+      number(rope.beta_slow), rope.attention_factor, rope.truncate);
+}
+
 // All config fields that change the result of the model, in a fixed order and spelling. Durable:
 // plans hold its hash, so a change here makes every plan one of another model.
 std::string ArchitectureText(const ModelConfig& config) {
-  const auto number = [](double value) {
-    std::string text;
-    internal::AppendJsonNumber(text, value);
-    return text;
-  };
-  const RopeScaling& rope = config.rope_scaling;
-  // attention_factor comes from log(), whose last bit is not the same everywhere: 9 digits of it.
+  const auto number = NumberText;
   std::string text = fmt::format(
       "{} vocab={} hidden={} intermediate={} layers={} heads={} kv_heads={} head_dim={} eps={} "
       "theta={} tied={} qkv_bias={} o_bias={} qk_norm={}",
@@ -34,14 +45,20 @@ std::string ArchitectureText(const ModelConfig& config) {
       config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
       number(config.rms_norm_eps), number(config.rope_theta), config.tie_word_embeddings,
       config.qkv_bias, config.o_bias, config.qk_norm);
-  text += fmt::format(
-      " rope={} factor={} low={} high={} original={} fast={} slow={} attention={:.9g} "
-      "truncate={}\n",
-      static_cast<int>(rope.type), number(rope.factor), number(rope.low_freq_factor),
-      number(rope.high_freq_factor), rope.original_max_position_embeddings, number(rope.beta_fast),
-      number(rope.beta_slow), rope.attention_factor, rope.truncate);
+  text += RopeText(config.rope_scaling);
   if (!config.sliding_windows.empty()) {
     text += fmt::format("windows={}\n", fmt::join(config.sliding_windows, ","));
+  }
+  if (config.local_rope) {
+    const LocalRope& local = *config.local_rope;
+    const std::vector<int> blocks(local.blocks.begin(), local.blocks.end());
+    text += fmt::format("local={} theta={}", fmt::join(blocks, ","), number(local.theta));
+    text += RopeText(local.scaling);
+  }
+  if (config.post_norms) {
+    text += fmt::format("post_norms offset={} embedding={:.9g} query={:.9g} activation={}\n",
+                        number(config.norm_offset), config.embedding_factor, config.query_factor,
+                        static_cast<int>(config.activation));
   }
   return text;
 }

@@ -23,6 +23,9 @@ using internal::kMaxVocab;
 
 // What transformers assumes where a config does not say.
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen.
+constexpr int64_t kDefaultWindowPattern = 6;     // Gemma 3.
+constexpr double kDefaultQueryScalar = 256;
+constexpr double kDefaultGlobalTheta = 1e6;
 constexpr int64_t kNone = -1;
 
 // Which blocks have a sliding window.
@@ -30,11 +33,15 @@ enum class Windows : uint8_t {
   kNever,
   kAll,      // All where sliding_window is not null.
   kByLayer,  // With use_sliding_window: those of layer_types, or from max_window_layers on.
+  kPattern,  // Those of layer_types, or all but each sliding_window_pattern-th one.
 };
+
+enum class Graph : uint8_t { kLlama, kGemma3 };
 
 struct Architecture {
   const char* name;
   const char* model_type;
+  Graph graph;
   Windows windows;
   // Values of absent keys.
   int64_t sliding_window;  // kNone: none.
@@ -44,11 +51,12 @@ struct Architecture {
   int64_t eos_token_id;
 };
 constexpr Architecture kArchitectures[] = {
-    {"LlamaForCausalLM", "llama", Windows::kNever, kNone, kNone, kNone, 1, 2},
-    {"MistralForCausalLM", "mistral", Windows::kAll, 4096, 8, kNone, 1, 2},
-    {"Phi3ForCausalLM", "phi3", Windows::kAll, kNone, kNone, kNone, 1, 32000},
-    {"Qwen2ForCausalLM", "qwen2", Windows::kByLayer, 4096, 32, kNone, kNone, kNone},
-    {"Qwen3ForCausalLM", "qwen3", Windows::kByLayer, 4096, 32, 128, kNone, kNone}};
+    {"Gemma3ForCausalLM", "gemma3_text", Graph::kGemma3, Windows::kPattern, 4096, 4, 256, 2, 1},
+    {"LlamaForCausalLM", "llama", Graph::kLlama, Windows::kNever, kNone, kNone, kNone, 1, 2},
+    {"MistralForCausalLM", "mistral", Graph::kLlama, Windows::kAll, 4096, 8, kNone, 1, 2},
+    {"Phi3ForCausalLM", "phi3", Graph::kLlama, Windows::kAll, kNone, kNone, kNone, 1, 32000},
+    {"Qwen2ForCausalLM", "qwen2", Graph::kLlama, Windows::kByLayer, 4096, 32, kNone, kNone, kNone},
+    {"Qwen3ForCausalLM", "qwen3", Graph::kLlama, Windows::kByLayer, 4096, 32, 128, kNone, kNone}};
 
 const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
@@ -131,7 +139,7 @@ void ParseBiases(const JsonValue& json, ModelConfig& config) {
   }
   config.qkv_bias = attention_bias;
   config.o_bias = attention_bias;
-  config.qk_norm = config.model_type == "qwen3";
+  config.qk_norm = config.model_type == "qwen3" || config.model_type == "gemma3_text";
 }
 
 // The window of blocks that have one; kNone: no block has.
@@ -147,6 +155,9 @@ int64_t SlidingWindow(const JsonValue& json, const Architecture& architecture) {
     return kNone;
   }
   if (architecture.windows == Windows::kByLayer && !use) return kNone;
+  if (architecture.windows == Windows::kPattern && window.IsNull() && !window.IsMissing()) {
+    window.Fail("an integer above 0");
+  }
   if (window.IsMissing()) return architecture.sliding_window;
   return window.IsNull() ? kNone : window.AsInt();
 }
@@ -163,6 +174,15 @@ std::vector<bool> WindowedBlocks(const JsonValue& json, const Architecture& arch
       blocks[static_cast<size_t>(i)] = false;
     }
   }
+  if (architecture.windows == Windows::kPattern) {
+    const JsonValue old_name = json.Find("sliding_window_pattern");
+    const JsonValue pattern = old_name.IsNull() ? json.Find("_sliding_window_pattern") : old_name;
+    const int64_t every = pattern.IsNull() ? kDefaultWindowPattern : pattern.AsInt();
+    if (every < 1) pattern.Fail("an integer above 0");
+    for (int64_t i = every - 1; i < config.num_layers; i += every) {
+      blocks[static_cast<size_t>(i)] = false;
+    }
+  }
   const JsonValue types = json.Find("layer_types");
   if (types.IsNull()) return blocks;
   if (types.size() != num_layers) {
@@ -174,7 +194,9 @@ std::vector<bool> WindowedBlocks(const JsonValue& json, const Architecture& arch
       types.At(i).Refuse("\"full_attention\" or \"sliding_attention\"");
     }
     const bool is_windowed = type == "sliding_attention";
-    if (architecture.windows == Windows::kByLayer) {
+    if (architecture.windows == Windows::kPattern) {
+      blocks[i] = is_windowed;
+    } else if (architecture.windows == Windows::kByLayer) {
       if (is_windowed && window == kNone) {
         types.At(i).Fail(
             "\"full_attention\" where use_sliding_window is false or sliding_window null");
@@ -194,17 +216,32 @@ void ParseSlidingWindows(const JsonValue& json, const Architecture& architecture
                          ModelConfig& config) {
   const int64_t window = SlidingWindow(json, architecture);
   const std::vector<bool> blocks = WindowedBlocks(json, architecture, window, config);
-  if (window == kNone || window >= config.max_position_embeddings) return;
   if (std::find(blocks.begin(), blocks.end(), true) == blocks.end()) return;
-  for (const bool is_windowed : blocks) {
-    config.sliding_windows.push_back(is_windowed ? window : 0);
+  if (architecture.graph == Graph::kGemma3) {
+    const internal::RopeConfig rope =
+        internal::ParseLocalRopeConfig(json, config.max_position_embeddings);
+    config.local_rope = LocalRope{rope.theta, rope.scaling, blocks};
   }
+  const bool holds_all = window == kNone || window >= config.max_position_embeddings;
+  if (holds_all && !config.local_rope) return;
+  const int64_t size = std::min(window, config.max_position_embeddings);
+  for (const bool is_windowed : blocks) config.sliding_windows.push_back(is_windowed ? size : 0);
 }
 
 // Refuses fields that change the graph: ignoring one would give wrong text without an error.
-void RefuseOtherGraphs(const JsonValue& json) {
-  const JsonValue activation = json.Find("hidden_act");
-  if (!activation.IsNull() && activation.AsString() != "silu") activation.Refuse("\"silu\"");
+void RefuseOtherGraphs(const JsonValue& json, const Architecture& architecture) {
+  const bool is_gemma = architecture.graph == Graph::kGemma3;
+  const JsonValue activation = json.Find(is_gemma ? "hidden_activation" : "hidden_act");
+  const std::string known = is_gemma ? "gelu_pytorch_tanh" : "silu";
+  if (!activation.IsNull() && activation.AsString() != known) {
+    activation.Refuse("\"" + known + "\"");
+  }
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (is_gemma && !json.Find(key).IsNull()) json.At(key).Refuse("null");
+  }
+  if (is_gemma && json.BoolOr("use_bidirectional_attention", false)) {
+    json.At("use_bidirectional_attention").Refuse("false");
+  }
   if (json.BoolOr("mlp_bias", false)) json.At("mlp_bias").Refuse("false");
   for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts",
                           "num_experts_per_tok", "moe_intermediate_size"}) {
@@ -258,8 +295,11 @@ std::optional<DType> ParseWeightType(const JsonValue& json) {
   return std::nullopt;
 }
 
-void ParseRope(const JsonValue& json, ModelConfig& config) {
-  const internal::RopeConfig rope = internal::ParseRopeConfig(json, config.max_position_embeddings);
+void ParseRope(const JsonValue& json, const Architecture& architecture, ModelConfig& config) {
+  internal::RopeRules rules;
+  if (architecture.graph == Graph::kGemma3) rules = {true, kDefaultGlobalTheta};
+  const internal::RopeConfig rope =
+      internal::ParseRopeConfig(json, config.max_position_embeddings, rules);
   config.rope_theta = rope.theta;
   config.rope_scaling = rope.scaling;
   if (rope.scaling.type != RopeScaling::Type::kYarn) return;
@@ -274,16 +314,30 @@ void ParseRope(const JsonValue& json, ModelConfig& config) {
       std::max(config.max_position_embeddings, static_cast<int64_t>(stretched));
 }
 
+// What the graph of Gemma 3 has besides that of llama.
+void ParseGemma3(const JsonValue& json, ModelConfig& config) {
+  config.post_norms = true;
+  config.norm_offset = 1;
+  config.embedding_factor = std::sqrt(static_cast<double>(config.hidden_size));
+  config.activation = GateActivation::kGelu;
+  double scalar = kDefaultQueryScalar;
+  const JsonValue value = json.Find("query_pre_attn_scalar");
+  if (!value.IsMissing()) scalar = value.AsDouble();
+  if (!(scalar > 0) || scalar > 1e6) value.Fail("a number above 0 and at most 1000000");
+  // Scores are multiplied with 1 / sqrt(scalar), and everywhere here with 1 / sqrt(head_dim).
+  config.query_factor = std::sqrt(static_cast<double>(config.head_dim) / scalar);
+}
+
 }  // namespace
 
 ModelConfig ParseModelConfig(const JsonValue& json) {
   if (!json.IsObject()) json.Fail("an object");
   ModelConfig config;
   const Architecture& architecture = ParseArchitecture(json, config);
-  RefuseOtherGraphs(json);
+  RefuseOtherGraphs(json, architecture);
   ParseSizes(json, architecture, config);
   ParseBiases(json, config);
-  ParseRope(json, config);
+  ParseRope(json, architecture, config);
   ParseSlidingWindows(json, architecture, config);
   if (json.Has("rms_norm_eps")) {
     const JsonValue eps = json.At("rms_norm_eps");
@@ -293,7 +347,9 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
       eps.Fail("a number above 0 and at most 1");
     }
   }
-  config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", false);
+  const bool is_gemma = architecture.graph == Graph::kGemma3;
+  config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", is_gemma);
+  if (is_gemma) ParseGemma3(json, config);
   config.weight_type = ParseWeightType(json);
   config.fp8 = ParseQuantizationConfig(json);
   AssumeSpecialTokens(json, architecture, config);

@@ -31,11 +31,21 @@ struct RopeScaling {
   std::vector<float> factors;
 };
 
+// The RoPE of some blocks, where they have another one than the rest.
+struct LocalRope {
+  double theta = 10000.0;
+  RopeScaling scaling;
+  std::vector<bool> blocks;  // Per block: whether it has this one.
+};
+
+// What the gate of an MLP goes through (kernels/act).
+enum class GateActivation : uint8_t { kSilu, kGelu };
+
 // One llama-family decoder. Shapes: hidden size E, L blocks, H query heads, Hkv key/value heads,
 // head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv.
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", "Qwen2ForCausalLM", ...
-  std::string model_type;    // "llama", "mistral", "phi3", "qwen2", "qwen3"
+  std::string model_type;    // "llama", "gemma3_text", "mistral", "phi3", "qwen2", "qwen3"
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -49,13 +59,21 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
+  std::optional<LocalRope> local_rope;
   // Per block: a token attends to the newest so many tokens only, itself among them; 0: to all
-  // before it. Empty: 0 for all blocks. A window that holds all positions counts as none.
+  // before it. Empty: 0 for all blocks. A window that holds all positions counts as none, unless
+  // its blocks have a local RoPE.
   std::vector<int64_t> sliding_windows;
   bool tie_word_embeddings = false;
   bool qkv_bias = false;  // q_proj, k_proj, v_proj have a bias.
   bool o_bias = false;    // o_proj has one.
-  bool qk_norm = false;   // Qwen3: RMSNorm over each head of q and k before RoPE.
+  bool qk_norm = false;   // Qwen3, Gemma: RMSNorm over each head of q and k before RoPE.
+  // Gemma: RMSNorm over what attention and MLP give, before it is added to the residual stream.
+  bool post_norms = false;
+  double norm_offset = 0.0;       // Added to the stored weights of norms.
+  double embedding_factor = 1.0;  // Of the embedding, rounded to the type in which it is stored.
+  double query_factor = 1.0;      // Of queries behind their norm; 1 without qk_norm.
+  GateActivation activation = GateActivation::kSilu;
 
   // Set where matrices may be float8 with scales (io/weights/fp8_weights.h).
   std::optional<Fp8Format> fp8;
@@ -81,8 +99,8 @@ struct ModelConfig {
 // Validates everything a later stage relies on. Throws Unsupported or InvalidInput naming the
 // file, the field, the value found and what was expected: unknown architecture or hidden_act,
 // missing or zero sizes, heads not divisible, head_dim odd / not a multiple of 8 / above 256,
-// RoPE that differs between layer types, unknown rope scaling, quantised weights, mlp_bias, MoE
-// fields.
+// RoPE that differs between layer types where the architecture has one for all, unknown rope
+// scaling, quantised weights, mlp_bias, MoE fields.
 ModelConfig ParseModelConfig(const JsonValue& json);
 
 // Reads `folder`/config.json and, where present, generation_config.json; or the metadata of the

@@ -143,7 +143,7 @@ TEST(ModelConfig, Architectures) {
   EXPECT_EQ(Parse("Qwen3ForCausalLM", {{"model_type", "\"qwen3\""}}).model_type, "qwen3");
   ExpectBad<Unsupported>("GPT2LMHeadModel", {},
                          {"[config.json] architectures[0]: found \"GPT2LMHeadModel\"",
-                          "LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM"});
+                          "Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM"});
   ExpectBad<Unsupported>("Qwen2MoeForCausalLM", {}, {"architectures[0]"});
   ExpectBad<InvalidInput>("", {{"architectures", ""}}, {"architectures: found nothing"});
   ExpectBad<InvalidInput>("", {{"architectures", "[]"}}, {"architectures: found []"});
@@ -295,6 +295,89 @@ TEST(ModelConfig, Phi3) {
       {"rope_scaling.type: found \"longrope\""});
   ExpectBad<Unsupported>("Phi3ForCausalLM", {{"partial_rotary_factor", "0.75"}},
                          {"partial_rotary_factor: found 0.75"});
+}
+
+Fields Gemma(Fields changes = {}) {
+  changes.emplace("hidden_act", "");
+  changes.emplace("rope_theta", "");
+  changes.emplace("num_hidden_layers", "8");
+  return changes;
+}
+
+TEST(ModelConfig, Gemma3) {
+  const auto parse = [](const Fields& changes) {
+    return Parse("Gemma3ForCausalLM", Gemma(changes));
+  };
+  const ModelConfig config = parse({{"model_type", "\"gemma3_text\""}});
+  EXPECT_EQ(config.head_dim, 256);
+  EXPECT_EQ(parse({{"num_key_value_heads", ""}}).num_kv_heads, 4);
+  EXPECT_TRUE(config.qk_norm && config.post_norms && config.tie_word_embeddings);
+  EXPECT_EQ(config.activation, GateActivation::kGelu);
+  EXPECT_EQ(config.norm_offset, 1);
+  EXPECT_EQ(config.embedding_factor, std::sqrt(512.0));
+  EXPECT_EQ(config.query_factor, 1);
+  EXPECT_EQ(parse({{"query_pre_attn_scalar", "64"}}).query_factor, 2);
+  EXPECT_EQ(config.bos_token_id, 2);
+  EXPECT_EQ(config.eos_token_ids, std::vector<int64_t>{1});
+  const auto w = int64_t{4096};
+  EXPECT_EQ(config.sliding_windows, (std::vector<int64_t>{w, w, w, w, w, 0, w, w}));
+  for (const char* key : {"sliding_window_pattern", "_sliding_window_pattern"}) {
+    EXPECT_EQ(parse({{key, "4"}, {"sliding_window", "9"}}).sliding_windows,
+              (std::vector<int64_t>{9, 9, 9, 0, 9, 9, 9, 0}));
+  }
+  EXPECT_EQ(parse({{"num_hidden_layers", "2"},
+                   {"layer_types", R"(["full_attention","sliding_attention"])"}})
+                .sliding_windows,
+            (std::vector<int64_t>{0, w}));
+  ExpectBad<Unsupported>("Gemma3ForCausalLM", Gemma({{"hidden_activation", "\"gelu\""}}),
+                         {"hidden_activation: found \"gelu\", expected \"gelu_pytorch_tanh\""});
+  ExpectBad<Unsupported>("Gemma3ForCausalLM", Gemma({{"final_logit_softcapping", "30.0"}}),
+                         {"final_logit_softcapping: found 30"});
+  ExpectBad<Unsupported>("Gemma3ForCausalLM", Gemma({{"use_bidirectional_attention", "true"}}),
+                         {"use_bidirectional_attention: found true"});
+  ExpectBad<InvalidInput>("Gemma3ForCausalLM", Gemma({{"sliding_window", "null"}}),
+                          {"sliding_window: found null"});
+  ExpectBad<InvalidInput>("Gemma3ForCausalLM", Gemma({{"sliding_window_pattern", "0"}}),
+                          {"sliding_window_pattern: found 0"});
+  ExpectBad<InvalidInput>("Gemma3ForCausalLM", Gemma({{"query_pre_attn_scalar", "0"}}),
+                          {"query_pre_attn_scalar: found 0"});
+}
+
+// The spellings of transformers 4 and 5; a window that holds all positions keeps its RoPE.
+TEST(RopeConfig, LocalRopeOfGemma3) {
+  const auto parse = [](const Fields& changes) {
+    return Parse("Gemma3ForCausalLM", Gemma(changes));
+  };
+  const ModelConfig absent = parse({});
+  EXPECT_EQ(absent.rope_theta, 1e6);
+  ASSERT_TRUE(absent.local_rope.has_value());
+  EXPECT_EQ(absent.local_rope->theta, 10000);
+  EXPECT_EQ(absent.local_rope->blocks,
+            (std::vector<bool>{true, true, true, true, true, false, true, true}));
+  const Fields old_spelling = {{"rope_theta", "5e5"},
+                               {"rope_local_base_freq", "2e4"},
+                               {"rope_scaling", R"({"rope_type":"linear","factor":8.0})"}};
+  const Fields new_spelling = {
+      {"rope_parameters",
+       R"({"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":5e5},)"
+       R"("sliding_attention":{"rope_type":"default","rope_theta":2e4}})"}};
+  for (const Fields& fields : {old_spelling, new_spelling}) {
+    const ModelConfig config = parse(fields);
+    EXPECT_EQ(config.rope_theta, 5e5);
+    EXPECT_EQ(config.rope_scaling.type, RopeScaling::Type::kLinear);
+    EXPECT_EQ(config.rope_scaling.factor, 8);
+    EXPECT_EQ(config.local_rope->theta, 2e4);
+    EXPECT_EQ(config.local_rope->scaling.type, RopeScaling::Type::kDefault);
+  }
+  for (const char* window : {"32768", "99999"}) {
+    EXPECT_EQ(parse({{"sliding_window", window}}).sliding_windows[0], 32768);
+  }
+  EXPECT_FALSE(parse({{"sliding_window_pattern", "1"}}).local_rope.has_value());
+  EXPECT_FALSE(Llama().local_rope.has_value());
+  ExpectBad<Unsupported>(
+      "Gemma3ForCausalLM",
+      Gemma({{"rope_parameters", R"({"full_attention":{},"sliding_attention":{"type":"x"}})"}}),
+      {"rope_parameters.sliding_attention.type: found \"x\""});
 }
 
 TEST(ModelConfig, TypeOfWeights) {

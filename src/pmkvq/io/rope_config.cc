@@ -130,9 +130,9 @@ void CheckTypeIsNotForgotten(const JsonValue& values, const JsonValue& type) {
   }
 }
 
-// The values of full_attention, where `values` holds one set for each layer type. All layer types
-// must have the same: one table of frequencies serves all blocks.
-JsonValue FullAttentionValues(const JsonValue& values, bool* nested) {
+// The values of full_attention, where `values` holds one set for each layer type. Unless
+// `may_differ`, all layer types must have the same: one table of frequencies serves all blocks.
+JsonValue FullAttentionValues(const JsonValue& values, bool may_differ, bool* nested) {
   *nested = false;
   if (!values.IsObject()) return values;
   values.ForEachMember(
@@ -141,6 +141,7 @@ JsonValue FullAttentionValues(const JsonValue& values, bool* nested) {
   const JsonValue full = values.Find("full_attention");
   values.ForEachMember([&](std::string_view name, const JsonValue& value) {
     if (value.IsNull() || name == "full_attention") return;
+    if (name == "sliding_attention" && may_differ) return;
     if (name != "sliding_attention" || !full.IsObject() || value.Dump() != full.Dump()) {
       value.Refuse("no other values than those of full_attention: one RoPE serves all blocks");
     }
@@ -149,9 +150,19 @@ JsonValue FullAttentionValues(const JsonValue& values, bool* nested) {
   return full;
 }
 
+RopeScaling ParseTypeAndScaling(const RopeSet& set) {
+  const JsonValue old_type = set.values.Find("type");
+  JsonValue type = set.values.Find("rope_type");
+  if (type.IsMissing() && !old_type.IsMissing()) type = old_type;
+  if (!type.IsMissing()) return ParseScaling(set, type);
+  CheckTypeIsNotForgotten(set.values, type);
+  return {};
+}
+
 }  // namespace
 
-RopeConfig ParseRopeConfig(const JsonValue& json, int64_t max_position_embeddings) {
+RopeConfig ParseRopeConfig(const JsonValue& json, int64_t max_position_embeddings,
+                           const RopeRules& rules) {
   const JsonValue parameters = json.Find("rope_parameters");
   const JsonValue scaling = json.Find("rope_scaling");
   for (const JsonValue& value : {parameters, scaling}) {
@@ -159,11 +170,13 @@ RopeConfig ParseRopeConfig(const JsonValue& json, int64_t max_position_embedding
   }
   const bool scaling_rules = scaling.size() > 0;
   RopeSet set{json, json, false, max_position_embeddings};
-  set.values = FullAttentionValues(scaling_rules ? scaling : parameters, &set.nested);
+  set.values =
+      FullAttentionValues(scaling_rules ? scaling : parameters, rules.by_layer_type, &set.nested);
   RefusePartialRotary(json);
   RefusePartialRotary(set.values);
 
   RopeConfig config;
+  config.theta = rules.theta;
   const JsonValue inside = set.values.Find("rope_theta");
   const JsonValue theta = inside.IsMissing() ? json.Find("rope_theta") : inside;
   if (!theta.IsMissing()) config.theta = PositiveNumber(theta);
@@ -174,15 +187,19 @@ RopeConfig ParseRopeConfig(const JsonValue& json, int64_t max_position_embedding
         "it in rope_scaling, too (rope_scaling replaces rope_parameters, and transformers would "
         "take 10000)");
   }
+  config.scaling = ParseTypeAndScaling(set);
+  return config;
+}
 
-  const JsonValue old_type = set.values.Find("type");
-  JsonValue type = set.values.Find("rope_type");
-  if (type.IsMissing() && !old_type.IsMissing()) type = old_type;
-  if (type.IsMissing()) {
-    CheckTypeIsNotForgotten(set.values, type);
-  } else {
-    config.scaling = ParseScaling(set, type);
-  }
+RopeConfig ParseLocalRopeConfig(const JsonValue& json, int64_t max_position_embeddings) {
+  const JsonValue values = json.Find("rope_parameters").Find("sliding_attention");
+  if (!values.IsNull() && !values.IsObject()) values.Fail("an object or null");
+  RefusePartialRotary(values);
+  RopeConfig config;
+  const JsonValue inside = values.Find("rope_theta");
+  const JsonValue theta = inside.IsMissing() ? json.Find("rope_local_base_freq") : inside;
+  if (!theta.IsMissing()) config.theta = PositiveNumber(theta);
+  config.scaling = ParseTypeAndScaling({json, values, true, max_position_embeddings});
   return config;
 }
 

@@ -16,6 +16,7 @@
 namespace pmkvq {
 namespace {
 
+using model_detail::EmbedToken;
 using model_detail::GrowTo;
 
 // One Forward on the CPU: the layout of its rows, and the steps on them.
@@ -38,7 +39,7 @@ class ForwardPass {
       float* row = x_ + workspace_.chunk_first_rows[i] * config_.hidden_size;
       for (const int32_t token : chunks_[i].tokens) {
         PMKVQ_CHECK_MSG(token >= 0 && token < config_.vocab_size, "token id out of range");
-        ExpandRow(model_.embedding(), token, row);
+        EmbedToken(model_, token, row);
         row += config_.hidden_size;
       }
     }

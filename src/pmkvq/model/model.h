@@ -1,7 +1,7 @@
 // A llama-family decoder from a checkpoint: weights as stored or quantised, one batched Forward.
 //
-// The graph: x = embedding of the tokens; for every block x += Attention(x), x += Mlp(x)
-// (model/blocks/); logits = RmsNorm(x) Wlm (the embedding when tied).
+// The graph: x = embedding of the tokens, times a factor in some models; for every block x +=
+// Attention(x), x += Mlp(x) (model/blocks/); logits = RmsNorm(x) Wlm (the embedding when tied).
 #pragma once
 
 #include <cstdint>
@@ -133,11 +133,15 @@ class Model {
   // Memory that the weights take: matrices in their formats, norms and biases as floats.
   int64_t weight_bytes() const;
   KvGeometry kv_geometry() const;
+  // That of blocks without a local one (ModelConfig::local_rope). Stores that want keys before RoPE
+  // refuse models with sliding windows, which are those that have two.
   const RopeTable& rope() const;
+  const RopeTable& rope(int64_t layer) const;
   // The parts of a block (model/blocks/block.h).
   const Attention& attention(int64_t layer) const;
   const Mlp& mlp(int64_t layer) const;
   const WeightView& embedding() const;    // [V, E]
+  float embedding_factor() const;         // Of its rows, in the residual stream.
   const WeightView& output_head() const;  // [V, E]; the embedding when tied
   const std::vector<float>& final_norm() const;
   // What attention scores are multiplied with: 1 / sqrt(D).

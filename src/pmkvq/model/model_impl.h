@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,11 +14,24 @@
 
 namespace pmkvq {
 
-RopeParams RopeParamsOf(const ModelConfig& config);
+// The RoPE of each block of a config.
+class RopeTables {
+ public:
+  explicit RopeTables(const ModelConfig& config);
 
-// The graph of a config and the places of its weights. `config` and `rope` must outlive it.
+  const RopeTable& Of(int64_t layer) const;
+  // Of the blocks that have no local one.
+  const RopeTable& global() const { return global_; }
+
+ private:
+  RopeTable global_;
+  std::optional<RopeTable> local_;
+  std::vector<bool> is_local_;  // Per block; empty: none is.
+};
+
+// The graph of a config and the places of its weights. `config` and `ropes` must outlive it.
 struct ModelParts {
-  ModelParts(const ModelConfig& config, const RopeTable& rope);
+  ModelParts(const ModelConfig& config, const RopeTables& ropes);
   void Declare(const ModelConfig& config, WeightList& list);
 
   WeightView embedding;
@@ -55,8 +69,9 @@ struct Model::Impl {
   std::vector<AlignedVector<std::byte>> expanded;  // Float8 weights as BF16.
   std::vector<Q8Weight> quantized;                 // What views of `parts` show.
   WeightConversion conversion;
-  RopeTable rope;
+  RopeTables ropes;
   ModelParts parts;
+  float embedding_factor = 1;
   std::unique_ptr<DeviceModel> device;  // Null on the CPU.
 };
 

@@ -16,11 +16,13 @@
 
 namespace pmkvq {
 
-RopeParams RopeParamsOf(const ModelConfig& config) {
+namespace {
+
+RopeParams ParamsOf(int64_t head_dim, double theta, const RopeScaling& scaling) {
   RopeParams params;
-  params.head_dim = config.head_dim;
-  params.theta = config.rope_theta;
-  switch (config.rope_scaling.type) {
+  params.head_dim = head_dim;
+  params.theta = theta;
+  switch (scaling.type) {
     case RopeScaling::Type::kDefault:
       params.scaling = RopeParams::Scaling::kDefault;
       break;
@@ -37,7 +39,6 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
       params.scaling = RopeParams::Scaling::kFactors;
       break;
   }
-  const RopeScaling& scaling = config.rope_scaling;
   params.factor = scaling.factor;
   params.low_freq_factor = scaling.low_freq_factor;
   params.high_freq_factor = scaling.high_freq_factor;
@@ -49,8 +50,6 @@ RopeParams RopeParamsOf(const ModelConfig& config) {
   params.factors = scaling.factors;
   return params;
 }
-
-namespace {
 
 AlignedVector<std::byte> Expanded(const StoredWeight& stored, int num_threads) {
   AlignedVector<std::byte> values(static_cast<size_t>(NumElements(stored.shape)) * sizeof(BF16));
@@ -95,6 +94,14 @@ void CheckAllAreBound(const Checkpoint& checkpoint, const std::set<const StoredW
 // There are kernels for it that read no more bytes than those of q8 groups.
 bool IsQuantized(WeightFormat format) { return LayoutOf(format).block_values > 1; }
 
+// transformers rounds the factor to the type in which the embedding is stored.
+float RoundedTo(WeightFormat format, double factor) {
+  const auto value = static_cast<float>(factor);
+  if (format == WeightFormat::kBF16) return ToFloat(ToBF16(value));
+  if (format == WeightFormat::kF16) return ToFloat(ToF16(value));
+  return value;
+}
+
 int64_t ToMiB(uint64_t bytes) { return static_cast<int64_t>(bytes >> 20); }
 
 // One matrix to quantise, and where its view belongs.
@@ -106,9 +113,20 @@ struct ToQuantize {
 
 }  // namespace
 
-ModelParts::ModelParts(const ModelConfig& config, const RopeTable& rope) {
+RopeTables::RopeTables(const ModelConfig& config)
+    : global_(ParamsOf(config.head_dim, config.rope_theta, config.rope_scaling)) {
+  if (!config.local_rope) return;
+  local_.emplace(ParamsOf(config.head_dim, config.local_rope->theta, config.local_rope->scaling));
+  is_local_ = config.local_rope->blocks;
+}
+
+const RopeTable& RopeTables::Of(int64_t layer) const {
+  return !is_local_.empty() && is_local_[static_cast<size_t>(layer)] ? *local_ : global_;
+}
+
+ModelParts::ModelParts(const ModelConfig& config, const RopeTables& ropes) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    attentions.push_back(MakeAttention(config, rope, layer));
+    attentions.push_back(MakeAttention(config, ropes.Of(layer), layer));
     mlps.push_back(MakeMlp(config, layer));
   }
 }
@@ -118,7 +136,7 @@ void ModelParts::Declare(const ModelConfig& config, WeightList& list) {
   if (!config.tie_word_embeddings) {
     list.Matrix("output_head", config.vocab_size, config.hidden_size, output_head);
   }
-  list.Norm("final_norm", config.hidden_size, final_norm);
+  list.Norm("final_norm", config.hidden_size, final_norm, {config.norm_offset});
   for (size_t layer = 0; layer < attentions.size(); ++layer) {
     list.SetPrefix(fmt::format("blocks.{}.", layer));
     attentions[layer]->Declare(list);
@@ -127,8 +145,8 @@ void ModelParts::Declare(const ModelConfig& config, WeightList& list) {
 }
 
 std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config) {
-  const RopeTable rope(RopeParamsOf(config));
-  ModelParts parts(config, rope);
+  const RopeTables ropes(config);
+  ModelParts parts(config, ropes);
   WeightList list;
   parts.Declare(config, list);
   return {list.slots().begin(), list.slots().end()};
@@ -137,12 +155,13 @@ std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config) {
 Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
     : checkpoint(std::move(opened)),
       weights(options.weights),
-      rope(RopeParamsOf(checkpoint.config())),
-      parts(checkpoint.config(), rope) {
+      ropes(checkpoint.config()),
+      parts(checkpoint.config(), ropes) {
   WeightList list;
   parts.Declare(checkpoint.config(), list);
   BindWeights(list, options.num_threads);
   QuantizeWeights(list, options);
+  embedding_factor = RoundedTo(parts.embedding.format, checkpoint.config().embedding_factor);
   for (const WeightSlot& slot : list.slots()) {
     weight_bytes += slot.matrix != nullptr
                         ? slot.matrix->rows * RowBytes(slot.matrix->format, slot.matrix->cols)
@@ -168,6 +187,9 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
     bound.insert(&stored);
     if (slot.vector != nullptr) {
       BindVector(source, stored, num_threads, *slot.vector);
+      for (float& value : *slot.vector) {
+        value = static_cast<float>((double{value} + slot.form.offset) * slot.form.factor);
+      }
     } else if (stored.format.has_value()) {
       *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
       // Those that become Q8 are expanded one by one, when it is their turn.
@@ -272,7 +294,9 @@ DeviceId Model::device() const {
   return impl_->device == nullptr ? DeviceId{} : impl_->device->device();
 }
 const WeightConversion& Model::conversion() const { return impl_->conversion; }
-const RopeTable& Model::rope() const { return impl_->rope; }
+const RopeTable& Model::rope() const { return impl_->ropes.global(); }
+const RopeTable& Model::rope(int64_t layer) const { return impl_->ropes.Of(layer); }
+float Model::embedding_factor() const { return impl_->embedding_factor; }
 const WeightView& Model::embedding() const { return impl_->parts.embedding; }
 const WeightView& Model::output_head() const { return impl_->parts.output_head; }
 const std::vector<float>& Model::final_norm() const { return impl_->parts.final_norm; }

@@ -67,8 +67,8 @@ int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode) {
 }
 
 int64_t WorkspaceBytesOf(const ModelConfig& config, int64_t num_sequences, int64_t chunk_tokens) {
-  const RopeTable rope(RopeParamsOf(config));
-  const ModelParts parts(config, rope);
+  const RopeTables ropes(config);
+  const ModelParts parts(config, ropes);
   Scratch<float> scratch = Scratch<float>::CountOnly();
   const auto count = [&](int64_t num_rows, int64_t max_slice_rows) {
     ForwardRows rows;

@@ -10,6 +10,7 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
+#include "pmkvq/model/detail.h"
 
 namespace pmkvq {
 namespace {
@@ -68,7 +69,7 @@ SequenceRows<Real> Profile<Real>::Impl::Start(std::span<const int32_t> tokens,
   for (int64_t t = 0; t < n; ++t) {
     const int32_t token = tokens[static_cast<size_t>(t)];
     PMKVQ_CHECK_MSG(token >= 0 && token < config.vocab_size, "token id out of range");
-    ExpandRow(model.embedding(), token, x.data() + t * config.hidden_size);
+    model_detail::EmbedToken(model, token, x.data() + t * config.hidden_size);
   }
   CheckFinite(x.data(), "embedding");
   return {positions, &scratch, num_threads};

@@ -25,10 +25,17 @@ struct WeightDeclaration {
   Shape shape;
 };
 
+// What the values of a norm are made of when they are loaded: (stored + offset) * factor.
+struct NormForm {
+  double offset = 0;
+  double factor = 1;
+};
+
 // A declared weight and where its owner keeps it: one of the two pointers.
 struct WeightSlot : WeightDeclaration {
   WeightView* matrix = nullptr;
   std::vector<float>* vector = nullptr;
+  NormForm form;
 };
 
 // Collects declarations. Places must stay where they are while the list is used.
@@ -40,8 +47,11 @@ class WeightList {
   void Matrix(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
     Add(name, WeightRole::kMatrix, {rows, cols}).matrix = &place;
   }
-  void Norm(std::string_view name, int64_t size, std::vector<float>& place) {
-    Add(name, WeightRole::kNorm, {size}).vector = &place;
+  void Norm(std::string_view name, int64_t size, std::vector<float>& place,
+            const NormForm& form = {}) {
+    WeightSlot& slot = Add(name, WeightRole::kNorm, {size});
+    slot.vector = &place;
+    slot.form = form;
   }
   void Bias(std::string_view name, int64_t size, std::vector<float>& place) {
     Add(name, WeightRole::kBias, {size}).vector = &place;

@@ -22,7 +22,15 @@ constexpr internal::NamePair kOfBlock[] = {
     {"mlp.gate_proj.weight", "mlp.gate"},       {"mlp.up_proj.weight", "mlp.up"},
     {"mlp.down_proj.weight", "mlp.down"}};
 
+// Where there are norms behind attention and MLP, the first of them has the name that the norm in
+// front of the MLP has elsewhere. Looked up before kOfBlock.
+constexpr internal::NamePair kOfBlockWithPostNorms[] = {
+    {"post_attention_layernorm.weight", "attn.post_norm"},
+    {"pre_feedforward_layernorm.weight", "mlp.norm"},
+    {"post_feedforward_layernorm.weight", "mlp.post_norm"}};
+
 constexpr internal::NameMap kMap{kStoredBlocks, kOutside, kOfBlock};
+constexpr internal::NameMap kPostNormMap{kStoredBlocks, {}, kOfBlockWithPostNorms};
 
 constexpr std::string_view kPartsOfQkv[] = {"attn.q", "attn.k", "attn.v"};
 constexpr std::string_view kPartsOfGateUp[] = {"mlp.gate", "mlp.up"};
@@ -36,11 +44,24 @@ constexpr Fused kFused[] = {{"self_attn.qkv_proj.weight", kPartsOfQkv},
 
 }  // namespace
 
-std::string CanonicalNameOfHuggingFace(std::string_view stored_name) {
+bool ShowsPostNorms(std::string_view stored_name) {
+  return stored_name.starts_with(kStoredBlocks) &&
+         stored_name.ends_with(".pre_feedforward_layernorm.weight");
+}
+
+std::string CanonicalNameOfHuggingFace(std::string_view stored_name, bool has_post_norms) {
+  if (has_post_norms) {
+    const std::optional<std::string> name = kPostNormMap.CanonicalName(stored_name);
+    if (name.has_value()) return *name;
+  }
   return kMap.CanonicalName(stored_name).value_or("");
 }
 
-std::string HuggingFaceName(std::string_view name) {
+std::string HuggingFaceName(std::string_view name, bool has_post_norms) {
+  if (has_post_norms) {
+    const std::optional<std::string> stored = kPostNormMap.StoredName(name);
+    if (stored.has_value()) return *stored;
+  }
   return kMap.StoredName(name).value_or(std::string(name));
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/safetensors.h"
@@ -38,6 +39,21 @@ TEST(HuggingFaceNames, LeadThereAndBack) {
     EXPECT_EQ(CanonicalNameOfHuggingFace(stored), name);
     EXPECT_EQ(HuggingFaceName(name), stored);
   }
+}
+
+TEST(HuggingFaceNames, NormsBehindAttentionAndMlp) {
+  const std::string block = "model.layers.12.";
+  for (const auto& [stored, name] :
+       std::map<std::string, std::string>{{"post_attention_layernorm.weight", "attn.post_norm"},
+                                          {"pre_feedforward_layernorm.weight", "mlp.norm"},
+                                          {"post_feedforward_layernorm.weight", "mlp.post_norm"},
+                                          {"input_layernorm.weight", "attn.norm"}}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(block + stored, true), "blocks.12." + name);
+    EXPECT_EQ(HuggingFaceName("blocks.12." + name, true), block + stored);
+  }
+  EXPECT_EQ(CanonicalNameOfHuggingFace("model.norm.weight", true), "final_norm");
+  EXPECT_TRUE(ShowsPostNorms(block + "pre_feedforward_layernorm.weight"));
+  EXPECT_FALSE(ShowsPostNorms(block + "post_attention_layernorm.weight"));
 }
 
 TEST(HuggingFaceNames, OthersHaveNone) {

@@ -22,7 +22,8 @@ struct AttentionGqa::Heads {
 
 void AttentionGqa::Declare(WeightList& list) {
   const int64_t hidden = config_.hidden_size;
-  list.Norm("attn.norm", hidden, weights_.norm);
+  const double offset = config_.norm_offset;
+  list.Norm("attn.norm", hidden, weights_.norm, {offset});
   list.Matrix("attn.q", config_.q_dim(), hidden, weights_.q);
   list.Matrix("attn.k", config_.kv_dim(), hidden, weights_.k);
   list.Matrix("attn.v", config_.kv_dim(), hidden, weights_.v);
@@ -34,9 +35,10 @@ void AttentionGqa::Declare(WeightList& list) {
   }
   if (config_.o_bias) list.Bias("attn.o.bias", hidden, weights_.o_bias);
   if (config_.qk_norm) {
-    list.Norm("attn.q_norm", config_.head_dim, weights_.q_norm);
-    list.Norm("attn.k_norm", config_.head_dim, weights_.k_norm);
+    list.Norm("attn.q_norm", config_.head_dim, weights_.q_norm, {offset, config_.query_factor});
+    list.Norm("attn.k_norm", config_.head_dim, weights_.k_norm, {offset});
   }
+  if (config_.post_norms) list.Norm("attn.post_norm", hidden, weights_.post_norm, {offset});
 }
 
 double AttentionGqa::scale() const {
@@ -67,9 +69,19 @@ void AttentionGqa::Rotate(const int64_t* positions, int64_t rows, const float* q
 }
 
 template <class Real>
+void AttentionGqa::ProjectRows(const Real* attention, int64_t rows, Real* h,
+                               int num_threads) const {
+  MatMul(attention, rows, weights_.o, DataOrNull(weights_.o_bias), h, num_threads);
+}
+
+template <class Real>
 void AttentionGqa::AddOutput(const Real* attention, int64_t rows, Real* h, Real* x,
                              int num_threads) const {
-  MatMul(attention, rows, weights_.o, DataOrNull(weights_.o_bias), h, num_threads);
+  ProjectRows(attention, rows, h, num_threads);
+  if (!weights_.post_norm.empty()) {
+    RmsNorm(h, rows, config_.hidden_size, weights_.post_norm.data(), config_.rms_norm_eps, h,
+            num_threads);
+  }
   AddTo(x, h, rows * config_.hidden_size);
 }
 
@@ -203,6 +215,16 @@ template <class Real>
 void AttentionGqa::Pass<Real>::AttentionGrad(const Real* dx) {
   if (gradients_.q == nullptr) {
     gradients_ = {Take(config_.q_dim()), Take(config_.kv_dim()), Take(config_.kv_dim())};
+  }
+  const typename Scratch<Real>::Frame frame(*rows_.scratch);
+  if (!own_.weights_.post_norm.empty()) {
+    // dx becomes the gradient of what is normed, which is computed once more.
+    own_.ProjectRows(attention_, num_tokens_, h_, num_threads_);
+    Real* of_input = Take(config_.hidden_size);
+    std::fill_n(of_input, num_tokens_ * config_.hidden_size, Real{0});
+    RmsNormGrad(h_, dx, num_tokens_, config_.hidden_size, own_.weights_.post_norm.data(),
+                config_.rms_norm_eps, of_input, num_threads_);
+    dx = of_input;
   }
   MatMulGradInput(dx, num_tokens_, own_.weights_.o, attention_, /*accumulate=*/false, num_threads_);
   CausalAttentionGrad(shape_, heads_.q, heads_.k, heads_.v, attention_, gradients_.q, gradients_.k,

@@ -1,7 +1,7 @@
 // Grouped-query attention of llama-family models: H query heads share Hkv heads of keys and values.
 //   h = RmsNorm(x); q, k, v = h Wq + bq, h Wk + bk, h Wv + bv     (biases, q/k norm by config)
 //   q, k = Rope(q), Rope(k); with key scales s: q *= s, k /= s
-//   x += softmax(q k^T / sqrt(D)) v Wo + bo
+//   x += softmax(q k^T / sqrt(D)) v Wo + bo, or RmsNorm of that   (post_norms)
 // A block with a sliding window has each token attend to the newest tokens only.
 #pragma once
 
@@ -17,6 +17,7 @@ struct AttentionGqaWeights {
   WeightView q, k, v;       // [H*D, E], [Hkv*D, E], [Hkv*D, E]
   std::vector<float> q_bias, k_bias, v_bias;
   std::vector<float> q_norm, k_norm;  // [D]
+  std::vector<float> post_norm;       // [E]
   WeightView o;                       // [E, H*D]
   std::vector<float> o_bias;
 };
@@ -57,7 +58,10 @@ class AttentionGqa : public Attention {
   template <class Real>
   void Rotate(const int64_t* positions, int64_t rows, const float* query_factors,
               const float* key_factors, const Heads<Real>& heads, int num_threads) const;
-  // x += attention Wo + bo. h [rows, E] is scratch.
+  // h [rows, E] = attention Wo + bo.
+  template <class Real>
+  void ProjectRows(const Real* attention, int64_t rows, Real* h, int num_threads) const;
+  // x += that, behind its norm where there is one. h [rows, E] is scratch.
   template <class Real>
   void AddOutput(const Real* attention, int64_t rows, Real* h, Real* x, int num_threads) const;
 

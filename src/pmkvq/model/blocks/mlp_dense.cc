@@ -30,10 +30,13 @@ struct MlpDense::Buffers {
 void MlpDense::Declare(WeightList& list) {
   const int64_t hidden = config_.hidden_size;
   const int64_t inner = config_.intermediate_size;
-  list.Norm("mlp.norm", hidden, weights_.norm);
+  list.Norm("mlp.norm", hidden, weights_.norm, {config_.norm_offset});
   list.Matrix("mlp.gate", inner, hidden, weights_.gate);
   list.Matrix("mlp.up", inner, hidden, weights_.up);
   list.Matrix("mlp.down", hidden, inner, weights_.down);
+  if (config_.post_norms) {
+    list.Norm("mlp.post_norm", hidden, weights_.post_norm, {config_.norm_offset});
+  }
 }
 
 template <class Real>
@@ -47,10 +50,22 @@ void MlpDense::Project(const Real* x, int64_t rows, const Buffers<Real>& buffers
 }
 
 template <class Real>
+void MlpDense::Gate(int64_t rows, const Buffers<Real>& buffers, Real* y, int num_threads) const {
+  const int64_t count = rows * config_.intermediate_size;
+  const bool is_silu = config_.activation == GateActivation::kSilu;
+  const auto mul = is_silu ? &SiluMul<Real> : &GeluMul<Real>;
+  mul(buffers.gate, buffers.up, count, y, num_threads);
+}
+
+template <class Real>
 void MlpDense::AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const {
   Project<Real>(x, rows, buffers, num_threads);
-  SiluMul(buffers.gate, buffers.up, rows * config_.intermediate_size, buffers.gate, num_threads);
+  Gate<Real>(rows, buffers, buffers.gate, num_threads);
   MatMul<Real>(buffers.gate, rows, weights_.down, nullptr, buffers.h, num_threads);
+  if (!weights_.post_norm.empty()) {
+    RmsNorm(buffers.h, rows, config_.hidden_size, weights_.post_norm.data(), config_.rms_norm_eps,
+            buffers.h, num_threads);
+  }
   AddTo(x, buffers.h, rows * config_.hidden_size);
 }
 
@@ -88,15 +103,28 @@ void MlpDense::GradSequence(const SequenceRows<Real>& rows, const Real* x, Real*
   const int64_t max_rows = std::min(num_tokens, kSequenceRows);
   const Buffers<Real> buffers(config_, max_rows, *rows.scratch);
   Real* dinner = rows.scratch->Take(max_rows * inner);
+  const bool has_post_norm = !weights_.post_norm.empty();
+  Real* of_normed = has_post_norm ? rows.scratch->Take(max_rows * hidden) : nullptr;
+  const auto mul_grad =
+      config_.activation == GateActivation::kSilu ? &SiluMulGrad<Real> : &GeluMulGrad<Real>;
   for (int64_t begin = 0; begin < num_tokens; begin += kSequenceRows) {
     const int64_t count = std::min(kSequenceRows, num_tokens - begin);
     const Real* slice = x + begin * hidden;
     Real* gradient = dx + begin * hidden;
     Project<Real>(slice, count, buffers, rows.num_threads);
-    MatMulGradInput<Real>(gradient, count, weights_.down, dinner, /*accumulate=*/false,
+    const Real* of_output = gradient;
+    if (has_post_norm) {
+      Gate<Real>(count, buffers, dinner, rows.num_threads);
+      MatMul<Real>(dinner, count, weights_.down, nullptr, buffers.h, rows.num_threads);
+      std::fill_n(of_normed, count * hidden, Real{0});
+      RmsNormGrad(buffers.h, gradient, count, hidden, weights_.post_norm.data(),
+                  config_.rms_norm_eps, of_normed, rows.num_threads);
+      of_output = of_normed;
+    }
+    MatMulGradInput<Real>(of_output, count, weights_.down, dinner, /*accumulate=*/false,
                           rows.num_threads);
-    SiluMulGrad(buffers.gate, buffers.up, dinner, count * inner, buffers.gate, buffers.up,
-                rows.num_threads);
+    mul_grad(buffers.gate, buffers.up, dinner, count * inner, buffers.gate, buffers.up,
+             rows.num_threads);
     MatMulGradInput<Real>(buffers.gate, count, weights_.gate, buffers.h, /*accumulate=*/false,
                           rows.num_threads);
     MatMulGradInput<Real>(buffers.up, count, weights_.up, buffers.h, /*accumulate=*/true,

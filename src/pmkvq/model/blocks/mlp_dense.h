@@ -1,4 +1,5 @@
-// The gated MLP of llama-family models: x += (silu(h Wgate) * (h Wup)) Wdown, h = RmsNorm(x).
+// The gated MLP: x += (act(h Wgate) * (h Wup)) Wdown, or RmsNorm of that (post_norms); h =
+// RmsNorm(x), act is silu or gelu.
 #pragma once
 
 #include <vector>
@@ -8,9 +9,10 @@
 namespace pmkvq {
 
 struct MlpDenseWeights {
-  std::vector<float> norm;  // [E]
-  WeightView gate, up;      // [F, E]
-  WeightView down;          // [E, F]
+  std::vector<float> norm;       // [E]
+  WeightView gate, up;           // [F, E]
+  WeightView down;               // [E, F]
+  std::vector<float> post_norm;  // [E]; empty where the config has none.
 };
 
 class MlpDense : public Mlp {
@@ -34,6 +36,9 @@ class MlpDense : public Mlp {
   // gate = h Wgate and up = h Wup, on `rows` rows.
   template <class Real>
   void Project(const Real* x, int64_t rows, const Buffers<Real>& buffers, int num_threads) const;
+  // y [rows, F] = act(gate) * up; may be one of them.
+  template <class Real>
+  void Gate(int64_t rows, const Buffers<Real>& buffers, Real* y, int num_threads) const;
   // x += MLP of `rows` rows.
   template <class Real>
   void AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const;

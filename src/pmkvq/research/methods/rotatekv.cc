@@ -256,7 +256,7 @@ std::map<std::string, Tensor> CalibrateOrder(const MethodSpec& spec, const Metho
     profile.Forward(tokens, positions, [&](const BlockStates<float>& states) {
       keys.assign(states.k, states.k + states.num_tokens * kv_dim);
       // The rotation back; times the square of yarn's factor, which changes no order.
-      ApplyRopeGrad(calibration.model->rope(), positions.data(), states.num_tokens,
+      ApplyRopeGrad(calibration.model->rope(states.layer), positions.data(), states.num_tokens,
                     geometry.num_kv_heads, keys.data(), calibration.num_threads);
       double* block_sums = sums.data() + states.layer * kv_dim;
       for (size_t i = 0; i < keys.size(); ++i) {
