@@ -46,7 +46,13 @@ struct Options {
   int64_t client_choices = 0;
   double prefill_share = 0.5;
   int64_t keep_alive = 15;
+  int64_t idle_timeout = 75;
+  int64_t drain_delay = 0;
   int64_t shutdown_timeout = 30;
+  int64_t queue_tokens = 0;
+  int64_t queue_timeout = 600;
+  int64_t request_timeout = 0;
+  bool vllm_metrics = false;
   server::ServerOptions http;
   int64_t port = 8080;
   ChatTemplateCommandOptions chat_template;
@@ -63,7 +69,8 @@ server::ApiKeys LoadKeys(const Options& options) {
   if (const char* key = std::getenv("PMKVQ_API_KEY"); key != nullptr && *key != '\0') {
     keys.Add(key, "PMKVQ_API_KEY");
   }
-  if (keys.empty() && !IsLoopback(options.http.host) && !options.insecure_no_key) {
+  const bool others_reach_it = options.http.unix_socket.empty() && !IsLoopback(options.http.host);
+  if (keys.empty() && others_reach_it && !options.insecure_no_key) {
     throw InvalidInput("--host",
                        fmt::format("found {}, which others can reach, and no key; expected "
                                    "--api-key-file or PMKVQ_API_KEY (--insecure-no-key "
@@ -142,7 +149,7 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
       error.type = "server_error";
       error.code = "internal";
       error.message = "the engine has failed";
-      service_->BeginDrain();
+      service_->BeginDrain(false);
       service_->FailAll(error);
       // Replies are written by work that is queued behind this.
       http_->Post([this] { http_->Stop(); });
@@ -193,10 +200,9 @@ void ServeCommand::Load() {
     service_->SetReady(context, engine_thread_.get(), fingerprint, eos_ids, pool);
   });
   PrintError(
-      fmt::format("ready: http://{}:{} serves {}: {} requests at once, {} of cache and {} "
-                  "tokens for each",
-                  options_.http.host, http_->port(), context->model_names.front(),
-                  options_.max_sequences, budget, context->max_len));
+      fmt::format("ready: {} serves {}: {} requests at once, {} of cache and {} tokens for each",
+                  http_->address(), context->model_names.front(), options_.max_sequences, budget,
+                  context->max_len));
 }
 
 int ServeCommand::Run() {
@@ -208,12 +214,18 @@ int ServeCommand::Run() {
   service.most_choices = options_.max_sequences + options_.queue_size;
   service.most_choices_per_client =
       options_.client_choices > 0 ? options_.client_choices : service.most_choices;
+  service.most_queued_tokens = options_.queue_tokens;
+  service.queue_seconds = static_cast<double>(options_.queue_timeout);
+  service.request_seconds = static_cast<double>(options_.request_timeout);
+  service.metrics_as_vllm = options_.vllm_metrics;
   service.metrics_need_key = !options_.metrics_open;
   service.version = fmt::format("{}", PMKVQ_VERSION);
   service_ = std::make_unique<server::Service>(service, LoadKeys(options_), log_.get());
   server::ServerOptions http = options_.http;
   http.port = static_cast<int>(options_.port);
   http.keep_alive_seconds = static_cast<double>(options_.keep_alive);
+  http.idle_seconds = static_cast<double>(options_.idle_timeout);
+  http.drain_seconds = static_cast<double>(options_.drain_delay);
   http.shutdown_seconds = static_cast<double>(options_.shutdown_timeout);
   http.max_body_bytes = static_cast<uint64_t>(ParseByteSize(options_.max_body, "--max-body"));
   http_ = std::make_unique<server::HttpServer>(http, service_.get());
@@ -262,6 +274,8 @@ void AddServe(CLI::App& app) {
   command->add_option("--port", options->port, "port to listen on (0: a free one)")
       ->transform(WholeNumber(0, 65535))
       ->capture_default_str();
+  command->add_option("--unix-socket", options->http.unix_socket,
+                      "path of a UNIX socket to listen on in place of host and port");
   command->add_option("--served-model-name", options->served_name,
                       "names of the model for clients, with commas; the first one is in replies "
                       "(default: the folder's name)");
@@ -282,6 +296,25 @@ void AddServe(CLI::App& app) {
   command->add_option("--queue-size", options->queue_size, "requests that may wait; more get 429")
       ->transform(WholeNumber(0, 1 << 20))
       ->capture_default_str();
+  const auto add_number = [&](const char* name, int64_t& value, int64_t least, const char* help) {
+    command->add_option(name, value, help)
+        ->transform(WholeNumber(least, 1 << 30))
+        ->capture_default_str();
+  };
+  add_number("--queue-tokens", options->queue_tokens, 0,
+             "tokens of prompts that may run and wait; more get 429 (0: no limit)");
+  add_number("--queue-timeout", options->queue_timeout, 0,
+             "seconds that a request may wait for its turn; then 503 (0: no limit)");
+  add_number("--request-timeout", options->request_timeout, 0,
+             "seconds that a request may take; then its answer ends with \"length\" (0: no limit)");
+  add_number("--max-connections", options->http.max_connections, 1, "open connections");
+  add_number("--per-address", options->http.max_per_address, 1, "open connections of one address");
+  add_number("--idle-timeout", options->idle_timeout, 1,
+             "seconds that a connection may be open between requests");
+  add_number("--drain-delay", options->drain_delay, 0,
+             "seconds from SIGTERM on in which /health is 503 and requests are still taken");
+  command->add_flag("--vllm-metrics", options->vllm_metrics,
+                    "/metrics has those that gateways read under vLLM's names, too");
   command
       ->add_option("--client-requests", options->client_choices,
                    "requests of one client that may run or wait (0: as many as of all)")

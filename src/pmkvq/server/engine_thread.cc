@@ -29,6 +29,12 @@ class EngineThread::Observer : public EngineObserver {
  public:
   explicit Observer(EngineThread* owner) : owner_(owner) {}
 
+  void OnPromptLogprobs(RequestId id, const std::vector<TokenLogprobs>& logprobs) override {
+    GenerationEvent event = EventOf(id);
+    event.kind = GenerationEvent::Kind::kPrompt;
+    event.prompt_logprobs = logprobs;
+    owner_->events_.push_back(std::move(event));
+  }
   void OnLogprobs(RequestId, const TokenLogprobs& logprobs) override { logprobs_ = logprobs; }
   void OnToken(RequestId id, int32_t token, const std::string& text) override {
     GenerationEvent event = EventOf(id);
@@ -41,6 +47,7 @@ class EngineThread::Observer : public EngineObserver {
     owner_->num_halvings_ += halving.num_k_pages + halving.num_v_pages;
     const auto found = owner_->places_.find(id);
     if (found == owner_->places_.end()) return;
+    if (found->second.wants_halvings) found->second.halvings.push_back(halving);
     std::unique_ptr<Hash128>& history = found->second.history;
     if (history == nullptr) history = std::make_unique<Hash128>();
     history->Update(fmt::format("{} {} {} {} {}\n", halving.num_tokens, halving.layer,
@@ -53,6 +60,7 @@ class EngineThread::Observer : public EngineObserver {
     const auto place = owner_->places_.find(completion.id);
     const bool was_halved = place != owner_->places_.end() && place->second.history != nullptr;
     event.history = was_halved ? place->second.history->HexDigest().substr(0, 16) : "";
+    if (place != owner_->places_.end()) event.halvings = std::move(place->second.halvings);
     auto running = owner_->running_.find(event.generation);
     if (running != owner_->running_.end()) {
       std::erase(running->second, completion.id);
@@ -149,20 +157,52 @@ void EngineThread::Carry(Command command, Observer& observer) {
     for (Request& prompt : generation.prompts) {
       for (const RequestId id : engine_.SubmitSamples(prompt, generation.seeds)) {
         submitted.push_back(id);
-        places_[id] = {command.id, choice++, nullptr};
+        places_[id] = {command.id, choice++, nullptr, generation.wants_halvings, {}};
       }
     }
     running_[command.id] = std::move(submitted);
-  } catch (const InvalidInput& error) {
-    for (const RequestId id : submitted) {
-      places_.erase(id);
-      engine_.Cancel(id, nullptr);
+    if (generation.most_queue_seconds > 0) {
+      const std::chrono::duration<double> most(generation.most_queue_seconds);
+      queue_ends_.emplace(std::chrono::steady_clock::now() +
+                              std::chrono::duration_cast<std::chrono::steady_clock::duration>(most),
+                          command.id);
     }
-    GenerationEvent event;
-    event.kind = GenerationEvent::Kind::kRefused;
-    event.generation = command.id;
-    event.error = RefusalOf(error);
-    events_.push_back(std::move(event));
+  } catch (const InvalidInput& error) {
+    running_[command.id] = std::move(submitted);
+    Refuse(command.id, RefusalOf(error));
+  }
+}
+
+void EngineThread::Refuse(GenerationId generation, ApiError error) {
+  const auto running = running_.find(generation);
+  for (const RequestId id : running->second) {
+    places_.erase(id);
+    engine_.Cancel(id, nullptr);
+  }
+  running_.erase(running);
+  GenerationEvent event;
+  event.kind = GenerationEvent::Kind::kRefused;
+  event.generation = generation;
+  event.error = std::move(error);
+  events_.push_back(std::move(event));
+}
+
+// Of generations whose time in the queue has passed, those of which nothing has begun.
+void EngineThread::RefuseOverdue() {
+  const auto now = std::chrono::steady_clock::now();
+  while (!queue_ends_.empty() && queue_ends_.begin()->first <= now) {
+    const GenerationId generation = queue_ends_.begin()->second;
+    queue_ends_.erase(queue_ends_.begin());
+    const auto running = running_.find(generation);
+    if (running == running_.end()) continue;
+    const bool has_begun =
+        std::any_of(running->second.begin(), running->second.end(),
+                    [&](RequestId id) { return engine_.SequenceOf(id).has_value(); });
+    if (has_begun) continue;
+    ApiError error = StatusError(503, "server_error", "queue_timeout",
+                                 "the request has waited too long for its turn (--queue-timeout)");
+    error.retry_after = 30;
+    Refuse(generation, std::move(error));
   }
 }
 
@@ -189,6 +229,7 @@ void EngineThread::Run() {
   while (TakeCommands(&commands)) {
     for (Command& command : commands) Carry(std::move(command), observer);
     commands.clear();
+    RefuseOverdue();
     step_began_ns_ = NowNs();
     is_idle_ = !engine_.Step(&observer);
     step_began_ns_ = 0;

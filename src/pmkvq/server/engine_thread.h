@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -25,15 +26,18 @@ using GenerationId = uint64_t;
 
 // Several engine requests that one HTTP request asks for: n samples of each prompt.
 struct Generation {
-  std::vector<Request> prompts;  // One per prompt, without seed.
-  std::vector<uint64_t> seeds;   // Of the samples of each prompt.
+  std::vector<Request> prompts;   // One per prompt, without seed.
+  std::vector<uint64_t> seeds;    // Of the samples of each prompt.
+  bool wants_halvings = false;    // Events of its ends bring them.
+  double most_queue_seconds = 0;  // Refused when none of it has begun by then; 0: no limit.
 };
 
 struct GenerationEvent {
   enum class Kind : uint8_t {
+    kPrompt,    // prompt_logprobs, of a request that asks for them
     kToken,     // text, token, logprobs
     kFinished,  // completion, history, halved_pages
-    kRefused,   // error: nothing of the generation was queued.
+    kRefused,   // error: nothing of the generation was computed.
   };
   Kind kind = Kind::kToken;
   GenerationId generation = 0;
@@ -41,8 +45,10 @@ struct GenerationEvent {
   int32_t token = 0;
   std::string text;
   std::optional<TokenLogprobs> logprobs;
+  std::vector<TokenLogprobs> prompt_logprobs;  // Entry i is of prompt token i + 1.
   std::unique_ptr<Completion> completion;
-  std::string history;  // Digest of the halvings of this request, 16 hex digits.
+  std::string history;                 // Digest of the halvings of this request, 16 hex digits.
+  std::vector<HalvingEvent> halvings;  // Where the generation wants them.
   ApiError error;
 };
 
@@ -85,11 +91,15 @@ class EngineThread {
     GenerationId generation = 0;
     size_t choice = 0;
     std::unique_ptr<Hash128> history;
+    bool wants_halvings = false;
+    std::vector<HalvingEvent> halvings;
   };
 
   void Run();
   bool TakeCommands(std::vector<Command>* commands);
   void Carry(Command command, Observer& observer);
+  void Refuse(GenerationId generation, ApiError error);
+  void RefuseOverdue();
   void Publish();
 
   Engine engine_;
@@ -98,6 +108,7 @@ class EngineThread {
   std::vector<GenerationEvent> events_;                     // Of this step.
   std::unordered_map<RequestId, Place> places_;             // Unfinished ones.
   std::map<GenerationId, std::vector<RequestId>> running_;  // Unfinished requests of each.
+  std::multimap<std::chrono::steady_clock::time_point, GenerationId> queue_ends_;
   int64_t num_halvings_ = 0;
   bool is_idle_ = true;
 

@@ -28,14 +28,18 @@ void Histogram::Observe(double value) {
   sum_ += value;
 }
 
-void Histogram::AppendTo(std::string& out, const std::string& name) const {
+void Histogram::AppendTo(std::string& out, const std::string& name,
+                         const std::string& label) const {
+  const std::string labels = label.empty() ? "" : "{" + label + "}";
   int64_t count = 0;
   for (size_t i = 0; i < counts_.size(); ++i) {
     count += counts_[i];
     const std::string bound = i < bounds_.size() ? fmt::format("{}", bounds_[i]) : "+Inf";
-    fmt::format_to(std::back_inserter(out), "{}_bucket{{le=\"{}\"}} {}\n", name, bound, count);
+    fmt::format_to(std::back_inserter(out), "{}_bucket{{{}{}le=\"{}\"}} {}\n", name, label,
+                   label.empty() ? "" : ",", bound, count);
   }
-  fmt::format_to(std::back_inserter(out), "{}_sum {}\n{}_count {}\n", name, sum_, name, count);
+  fmt::format_to(std::back_inserter(out), "{0}_sum{1} {2}\n{0}_count{1} {3}\n", name, labels, sum_,
+                 count);
 }
 
 std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
@@ -100,6 +104,45 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
             time_to_first_token);
   histogram("pmkvq_inter_token_seconds", "Between tokens of a choice.", inter_token);
   histogram("pmkvq_request_seconds", "From the request to its end.", request_seconds);
+  return out;
+}
+
+std::string Metrics::TextAsVllm(const EngineSnapshot& engine, int64_t kv_pool_bytes,
+                                const std::string& model) const {
+  std::string out;
+  std::string escaped;
+  for (const char c : model) {
+    if (c == '\\' || c == '"') escaped += '\\';
+    escaped += c == '\n' ? ' ' : c;
+  }
+  const std::string label = "model_name=\"" + escaped + "\"";
+  const auto sample = [&](const char* name, const char* type, const char* help, double value) {
+    Declare(out, name, type, help);
+    fmt::format_to(std::back_inserter(out), "{}{{{}}} {}\n", name, label, value);
+  };
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  sample("vllm:num_requests_running", "gauge", "As pmkvq_requests_running.",
+         number(engine.stats.num_running));
+  sample("vllm:num_requests_waiting", "gauge", "As pmkvq_requests_waiting.",
+         number(engine.stats.num_waiting));
+  sample("vllm:kv_cache_usage_perc", "gauge", "As pmkvq_kv_usage_ratio.",
+         kv_pool_bytes > 0 ? number(engine.kv_bytes) / number(kv_pool_bytes) : 0);
+  sample("vllm:num_preemptions_total", "counter", "Requests that gave up their place.", 0);
+  sample("vllm:prompt_tokens_total", "counter", "Tokens of prompts.", number(prompt_tokens));
+  sample("vllm:generation_tokens_total", "counter", "Tokens drawn.", number(generated_tokens));
+  const auto histogram = [&](const char* name, const Histogram& values) {
+    Declare(out, name, "histogram", "As pmkvq's.");
+    values.AppendTo(out, name, label);
+  };
+  histogram("vllm:time_to_first_token_seconds", time_to_first_token);
+  histogram("vllm:inter_token_latency_seconds", inter_token);
+  histogram("vllm:e2e_request_latency_seconds", request_seconds);
+  Declare(out, "vllm:request_success_total", "counter", "Ended choices by reason.");
+  for (const auto& [reason, count] : finished) {
+    fmt::format_to(std::back_inserter(out),
+                   "vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n", label, reason,
+                   count);
+  }
   return out;
 }
 

@@ -16,8 +16,8 @@ class Histogram {
   // Upper bounds of its buckets, rising.
   explicit Histogram(std::vector<double> bounds);
   void Observe(double value);
-  // Samples with the name of the metric.
-  void AppendTo(std::string& out, const std::string& name) const;
+  // Samples with the name of the metric. `label`: one more of each sample, "model=\"x\"" say.
+  void AppendTo(std::string& out, const std::string& name, const std::string& label = "") const;
 
  private:
   std::vector<double> bounds_;
@@ -30,6 +30,10 @@ struct Metrics {
   // `build`: version text for pmkvq_build_info.
   std::string Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
                    const std::string& build) const;
+
+  // Those that gateways and autoscalers read, under vLLM's names.
+  std::string TextAsVllm(const EngineSnapshot& engine, int64_t kv_pool_bytes,
+                         const std::string& model) const;
 
   std::map<std::pair<std::string, int>, int64_t> requests;  // By endpoint and status.
   std::map<std::string, int64_t> finished;                  // Choices by reason.

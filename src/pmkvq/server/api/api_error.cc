@@ -13,6 +13,15 @@ ApiError InvalidRequest(const std::string& code, const std::string& param,
   return error;
 }
 
+ApiError StatusError(int status, const char* type, const char* code, std::string message) {
+  ApiError error;
+  error.status = status;
+  error.type = type;
+  error.code = code;
+  error.message = std::move(message);
+  return error;
+}
+
 std::string WithoutBrackets(const std::string& text) {
   const size_t end = text.find("] ");
   if (!text.starts_with("[") || end == std::string::npos) return text;

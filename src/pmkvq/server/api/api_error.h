@@ -31,6 +31,8 @@ class RefusedRequest : public std::runtime_error {
 ApiError InvalidRequest(const std::string& code, const std::string& param,
                         const std::string& message);
 
+ApiError StatusError(int status, const char* type, const char* code, std::string message);
+
 // The text of an Error (base/error.h) without the brackets around its place: "field: found ...".
 std::string WithoutBrackets(const std::string& text);
 

@@ -54,8 +54,10 @@ auto BodyFields::ReadField(const std::string& name, const Read& read) {
   try {
     return read(Value(name));
   } catch (const InvalidInput& error) {
-    throw RefusedRequest(
-        InvalidRequest("invalid_value", prefix_ + name, WithoutBrackets(error.what())));
+    std::string message = WithoutBrackets(error.what());
+    constexpr std::string_view kBody = "body: ";
+    if (message.starts_with(kBody)) message.erase(0, kBody.size());
+    throw RefusedRequest(InvalidRequest("invalid_value", prefix_ + name, message));
   }
 }
 

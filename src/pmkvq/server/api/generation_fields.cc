@@ -127,12 +127,18 @@ GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& 
                                         fmt::format("best_of: found {}, expected 1", *best_of)));
   }
   ReadStreaming(body, fields);
+  const std::string report = body.Text("kv_report", 16).value_or("summary");
+  if (report != "none" && report != "summary" && report != "events") {
+    body.Fail("kv_report", "\"" + report + "\"", "none, summary or events");
+  }
+  fields.kv_report = report == "none"     ? KvReportKind::kNone
+                     : report == "events" ? KvReportKind::kEvents
+                                          : KvReportKind::kSummary;
   body.Accept({"user", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
                "prompt_cache_key"});
   body.Refuse({"grammar", "functions", "function_call", "audio", "store", "background",
                "guided_json", "guided_regex", "guided_choice", "guided_grammar", "bad_words",
-               "kv_min_bits", "kv_replay", "priority", "cache_salt", "logits_processors",
-               "prompt_logprobs"});
+               "kv_min_bits", "kv_replay", "priority", "cache_salt", "logits_processors"});
   return fields;
 }
 

@@ -23,6 +23,8 @@ struct SamplingDefaults {
 // InvalidInput naming file and field.
 SamplingDefaults LoadSamplingDefaults(const std::string& folder);
 
+enum class KvReportKind : uint8_t { kNone, kSummary, kEvents };
+
 struct GenerationFields {
   SamplingParams sampling;
   std::optional<uint64_t> seed;  // Empty: a random one.
@@ -38,6 +40,7 @@ struct GenerationFields {
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;
+  KvReportKind kv_report = KvReportKind::kSummary;
 };
 
 // Bounds that keep a single request from taking all memory.

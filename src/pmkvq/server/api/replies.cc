@@ -1,6 +1,8 @@
 #include "pmkvq/server/api/replies.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "pmkvq/server/api/api_error.h"
 
@@ -29,6 +31,7 @@ void WriteUsage(JsonWriter& json, const UsageState& usage) {
 }
 
 void WriteKv(JsonWriter& json, const KvReport& kv) {
+  if (!kv.is_asked_for) return;
   json.Key("kv").BeginObject();
   json.Key("seed").String(std::to_string(kv.seed));  // 64 bits do not fit a JavaScript number.
   json.Key("history").String(kv.history);
@@ -36,6 +39,18 @@ void WriteKv(JsonWriter& json, const KvReport& kv) {
   json.Key("mean_bits").Number(kv.mean_bits);
   json.Key("halved_pages").Int(kv.halved_pages);
   json.Key("peak_bytes").Int(kv.peak_bytes);
+  if (kv.events != nullptr) {
+    json.Key("events").BeginArray();
+    for (size_t choice = 0; choice < kv.events->size(); ++choice) {
+      for (const HalvingEvent& event : (*kv.events)[choice]) {
+        json.BeginObject().Key("choice").Int(static_cast<int64_t>(choice));
+        json.Key("tokens").Int(event.num_tokens).Key("layer").Int(event.layer);
+        json.Key("from_bits").Int(event.from_bits).Key("k_pages").Int(event.num_k_pages);
+        json.Key("v_pages").Int(event.num_v_pages).EndObject();
+      }
+    }
+    json.EndArray();
+  }
   json.EndObject();
 }
 
@@ -75,6 +90,53 @@ void WriteChatLogprobs(JsonWriter& json, const std::vector<TokenLogprobs>& logpr
   json.EndArray().Key("refusal").Null().EndObject();
 }
 
+// Characters that begin in these bytes.
+size_t NumCharacters(std::string_view bytes) {
+  return static_cast<size_t>(std::count_if(bytes.begin(), bytes.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  }));
+}
+
+// Where each token of the pending log-probabilities begins, and behind them where the next one
+// does, in characters of the text.
+std::vector<size_t> TextOffsets(const ChoiceState& choice, const Tokenizer& tokenizer) {
+  std::vector<size_t> offsets = {choice.text_offset};
+  for (size_t i = 0; i < choice.logprobs.size(); ++i) {
+    const bool is_added = i < choice.num_added;
+    const std::string text = TokenText(tokenizer, choice.logprobs[i].drawn.token);
+    offsets.push_back(offsets.back() + (is_added ? 0 : NumCharacters(text)));
+  }
+  return offsets;
+}
+
+// As vLLM writes it: by token id, the drawn one first.
+void WritePromptLogprobs(JsonWriter& json, const ChoiceState& choice, const Tokenizer& tokenizer) {
+  if (choice.prompt_logprobs.empty()) return;
+  json.Key("prompt_logprobs").BeginArray();
+  for (const TokenLogprobs& token : choice.prompt_logprobs) {
+    if (std::isnan(token.drawn.logprob)) {
+      json.Null();
+      continue;
+    }
+    json.BeginObject();
+    const auto write = [&](const TokenLogprob& one, int64_t rank) {
+      json.Key(std::to_string(one.token)).BeginObject().Key("logprob").Number(one.logprob);
+      if (rank > 0) json.Key("rank").Int(rank);
+      json.Key("decoded_token").String(TokenText(tokenizer, one.token)).EndObject();
+    };
+    int64_t rank = 0;
+    for (size_t i = 0; i < token.top.size(); ++i) {
+      if (token.top[i].token == token.drawn.token) rank = static_cast<int64_t>(i) + 1;
+    }
+    write(token.drawn, rank);
+    for (size_t i = 0; i < token.top.size(); ++i) {
+      if (token.top[i].token != token.drawn.token) write(token.top[i], static_cast<int64_t>(i) + 1);
+    }
+    json.EndObject();
+  }
+  json.EndArray();
+}
+
 void WriteTextLogprobs(JsonWriter& json, const ChoiceState& choice, const Tokenizer& tokenizer) {
   json.Key("logprobs");
   if (choice.logprobs.empty()) {
@@ -89,6 +151,10 @@ void WriteTextLogprobs(JsonWriter& json, const ChoiceState& choice, const Tokeni
   for (const TokenLogprobs& token : choice.logprobs) json.Number(token.drawn.logprob);
   json.EndArray().Key("top_logprobs").BeginArray();
   for (const TokenLogprobs& token : choice.logprobs) {
+    if (std::isnan(token.drawn.logprob)) {
+      json.Null();
+      continue;
+    }
     json.BeginObject();
     std::vector<std::string> seen;  // Of equal texts the likeliest stays.
     const auto write = [&](const TokenLogprob& one) {
@@ -102,11 +168,9 @@ void WriteTextLogprobs(JsonWriter& json, const ChoiceState& choice, const Tokeni
     json.EndObject();
   }
   json.EndArray().Key("text_offset").BeginArray();
-  size_t offset = choice.text_offset;
-  for (const TokenLogprobs& token : choice.logprobs) {
-    json.Int(static_cast<int64_t>(offset));
-    offset += TokenText(tokenizer, token.drawn.token).size();
-  }
+  std::vector<size_t> offsets = TextOffsets(choice, tokenizer);
+  offsets.pop_back();
+  for (const size_t offset : offsets) json.Int(static_cast<int64_t>(offset));
   json.EndArray().EndObject();
 }
 
@@ -151,6 +215,10 @@ void AppendEvent(const ReplyHead& head, const ChoiceState& choice, const UsageSt
 
 }  // namespace
 
+TokenLogprobs WithoutLogprob(int32_t token) {
+  return {{token, std::numeric_limits<double>::quiet_NaN()}, {}};
+}
+
 KvReport KvReportOf(const std::vector<KvSequenceStats>& choices, uint64_t seed,
                     const std::string& history) {
   KvReport report;
@@ -193,11 +261,13 @@ std::string WholeReply(const ReplyHead& head, const std::vector<ChoiceState>& ch
     } else {
       json.Key("text").String(choice.content);
       WriteTextLogprobs(json, choice, tokenizer);
+      WritePromptLogprobs(json, choice, tokenizer);
     }
     WriteFinish(json, choice);
     json.EndObject();
   }
   json.EndArray();
+  if (head.is_chat) WritePromptLogprobs(json, choices.front(), tokenizer);
   WriteUsage(json, usage);
   WriteKv(json, kv);
   json.EndObject();
@@ -232,9 +302,8 @@ void AppendStreamEvents(const ReplyHead& head, ChoiceState& choice, const UsageS
       }
       json.Key("finish_reason").Null();
     });
-    for (const TokenLogprobs& token : choice.logprobs) {
-      choice.text_offset += TokenText(tokenizer, token.drawn.token).size();
-    }
+    if (!head.is_chat) choice.text_offset = TextOffsets(choice, tokenizer).back();
+    if (!choice.logprobs.empty()) choice.num_added = 0;
     choice.reasoning.clear();
     choice.content.clear();
     choice.logprobs.clear();

@@ -21,6 +21,9 @@ struct ReplyHead {
   bool is_chat = false;
 };
 
+// A token that has no log-probability: the first one of a prompt.
+TokenLogprobs WithoutLogprob(int32_t token);
+
 // One choice while its answer grows: text that the client has not got yet, and what came before.
 struct ChoiceState {
   size_t index = 0;
@@ -29,12 +32,16 @@ struct ChoiceState {
   std::vector<TokenLogprobs> logprobs;  // Pending.
   int64_t num_tokens = 0;
   int64_t num_reasoning_tokens = 0;
-  size_t text_offset = 0;     // Bytes before the pending logprobs' first token: completions.
-  bool started = false;       // The stream's first event was written.
-  bool closed = false;        // The stream's last event was written.
-  bool reasoned = false;      // It has had reasoning.
-  std::string finish_reason;  // "": not ended.
-  std::string stop_reason;    // JSON: a string, a number, or null.
+  // Of completions: characters before the first token of the pending logprobs, and tokens there
+  // that are not in the text.
+  size_t text_offset = 0;
+  size_t num_added = 0;
+  std::vector<TokenLogprobs> prompt_logprobs;  // Where the request has prompt_logprobs.
+  bool started = false;                        // The stream's first event was written.
+  bool closed = false;                         // The stream's last event was written.
+  bool reasoned = false;                       // It has had reasoning.
+  std::string finish_reason;                   // "": not ended.
+  std::string stop_reason;                     // JSON: a string, a number, or null.
 };
 
 struct UsageState {
@@ -51,6 +58,9 @@ struct KvReport {
   double mean_bits = 16;
   int64_t halved_pages = 0;
   int64_t peak_bytes = 0;
+  bool is_asked_for = true;  // Otherwise it is left out.
+  // With kv_report "events": of each choice, in the order in which they happened.
+  const std::vector<std::vector<HalvingEvent>>* events = nullptr;
 };
 KvReport KvReportOf(const std::vector<KvSequenceStats>& choices, uint64_t seed,
                     const std::string& history);

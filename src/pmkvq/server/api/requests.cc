@@ -230,22 +230,58 @@ void CheckChoices(const CompletionRequest& request, BodyFields& body) {
     body.Fail("n", fmt::format("{} times {} prompts", request.fields.n, request.prompts.size()),
               fmt::format("at most {} choices", kMostPrompts));
   }
-  if (request.fields.max_tokens == 0) {
-    body.Fail("max_tokens", "0", "1 or more");
+  if (request.is_prompt_only() && request.echo.empty()) {
+    body.Fail("max_tokens", "0", "1 or more without echo");
   }
+}
+
+// Prompts of ids as text.
+std::string TextOf(const std::vector<int32_t>& ids, const ApiContext& context) {
+  StreamDecoder decoder(context.tokenizer, false);
+  std::string out;
+  for (const int32_t id : ids) {
+    if (context.tokenizer->IsValid(id)) out += decoder.Push(id);
+  }
+  return out + decoder.Finish();
+}
+
+EchoedPrompt EchoOf(const std::string& text, bool add_special_tokens, const ApiContext& context) {
+  EchoedPrompt echo{text, 0};
+  const std::vector<int32_t>& prefix = context.tokenizer->prefix_ids();
+  std::string prefix_text;
+  for (const int32_t id : prefix) prefix_text += context.tokenizer->TokenBytes(id);
+  if (add_special_tokens && !text.starts_with(prefix_text)) echo.num_added = prefix.size();
+  return echo;
+}
+
+// The field prompt_logprobs of either endpoint.
+void ReadPromptLogprobs(BodyFields& body, CompletionRequest& request) {
+  const auto count = body.Integer("prompt_logprobs", 0, kMostLogprobs);
+  if (!count) return;
+  if (request.fields.stream) {
+    body.Fail("prompt_logprobs", "it with stream", "it only without a stream");
+  }
+  request.num_prompt_logprobs = *count;
 }
 
 void ReadPrompts(BodyFields& body, const ApiContext& context, CompletionRequest& request) {
   if (!body.Has("prompt")) body.Fail("prompt", "none", "a string, token ids, or a list of either");
   const bool add_special_tokens = body.Bool("add_special_tokens").value_or(true);
+  const bool echoes = body.Bool("echo").value_or(false);
   const JsonValue prompt = body.Value("prompt");
-  const auto add_text = [&](const JsonValue& text) {
-    request.prompts.push_back(Encode(text.AsString(), add_special_tokens, "prompt", context));
+  const auto add_text = [&](const JsonValue& value) {
+    const std::string text = value.AsString();
+    request.prompts.push_back(Encode(text, add_special_tokens, "prompt", context));
+    if (echoes) request.echo.push_back(EchoOf(text, add_special_tokens, context));
+  };
+  const auto add_ids = [&](const JsonValue& list, const std::string& where) {
+    request.prompts.push_back(ReadIds(list, where, context.vocab_size));
+    if (echoes) request.echo.push_back({TextOf(request.prompts.back(), context), 0});
   };
   if (prompt.IsString()) {
     add_text(prompt);
   } else if (prompt.IsArray() && prompt.size() > 0 && prompt.At(0).IsInteger()) {
-    request.prompts.push_back(ReadIds(prompt, "prompt", context.vocab_size));
+    add_ids(prompt, "prompt");
   } else {
     if (!prompt.IsArray() || prompt.size() == 0 ||
         static_cast<int64_t>(prompt.size()) > kMostPrompts) {
@@ -257,7 +293,7 @@ void ReadPrompts(BodyFields& body, const ApiContext& context, CompletionRequest&
       if (one.IsString()) {
         add_text(one);
       } else if (one.IsArray()) {
-        request.prompts.push_back(ReadIds(one, fmt::format("prompt[{}]", i), context.vocab_size));
+        add_ids(one, fmt::format("prompt[{}]", i));
       } else {
         body.Fail("prompt", one.Dump().substr(0, 40), "strings, or lists of token ids");
       }
@@ -272,13 +308,14 @@ Request CompletionRequest::EngineRequest(size_t prompt) const {
   Request request;
   request.prompt_ids = prompts[prompt];
   request.sampling = fields.sampling;
-  request.max_tokens = std::max<int64_t>(0, fields.max_tokens);
+  request.max_tokens = is_prompt_only() ? 1 : std::max<int64_t>(0, fields.max_tokens);
   request.min_tokens = fields.min_tokens;
   request.ignore_eos = fields.ignore_eos;
   request.rules = fields.rules;
   request.stop = fields.stop;
   request.stop_ids = fields.stop_ids;
   request.num_logprobs = num_logprobs;
+  request.num_prompt_logprobs = std::max(num_prompt_logprobs, echo.empty() ? -1 : num_logprobs);
   if (starts_in_reasoning && !fields.stop_in_reasoning) request.stop_after = "</think>";
   return request;
 }
@@ -317,6 +354,7 @@ CompletionRequest ReadChatRequest(std::string_view text, const ApiContext& conte
     }
   }
   body.Refuse({"tools", "echo", "suffix", "prediction", "web_search_options"});
+  ReadPromptLogprobs(body, request);
   const MarkedText prompt = RenderPrompt(body, context);
   request.starts_in_reasoning = context.parses_reasoning && EndsInOpenThinking(prompt.text);
   request.prompts.push_back(context.tokenizer->Encode(prompt));
@@ -333,7 +371,8 @@ CompletionRequest ReadTextRequest(std::string_view text, const ApiContext& conte
   CompletionRequest request;
   request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
   request.num_logprobs = body.Integer("logprobs", 0, kMostLogprobs).value_or(-1);
-  body.Refuse({"echo", "suffix", "response_format", "tools"});
+  body.Refuse({"suffix", "response_format", "tools"});
+  ReadPromptLogprobs(body, request);
   ReadPrompts(body, context, request);
   CheckChoices(request, body);
   CheckUnknown(body, context, &request.unknown_fields);
@@ -367,12 +406,7 @@ std::string ReadDetokenizeRequest(std::string_view text, const ApiContext& conte
   }
   const std::vector<int32_t> ids =
       ReadIds(body.Value("tokens"), "tokens", context.tokenizer->vocab_size());
-  StreamDecoder decoder(context.tokenizer, false);
-  std::string out;
-  for (const int32_t id : ids) {
-    if (context.tokenizer->IsValid(id)) out += decoder.Push(id);
-  }
-  return out + decoder.Finish();
+  return TextOf(ids, context);
 }
 
 std::string ReadTemplateRequest(std::string_view text, const ApiContext& context) {

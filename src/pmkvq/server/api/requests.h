@@ -25,15 +25,25 @@ struct ApiContext {
   bool strict = false;  // Unknown fields are refused.
 };
 
+// A prompt as "echo" gives it back.
+struct EchoedPrompt {
+  std::string text;
+  size_t num_added = 0;  // Tokens in front of those of the text: BOS.
+};
+
 // A completion of either kind, ready for the engine: `prompts` times n choices.
 struct CompletionRequest {
   bool is_chat = false;
   GenerationFields fields;
   std::vector<std::vector<int32_t>> prompts;  // Not empty.
   int64_t num_logprobs = -1;                  // -1: none.
+  int64_t num_prompt_logprobs = -1;           // The field prompt_logprobs; -1: none.
+  std::vector<EchoedPrompt> echo;             // Of each prompt; empty: none is asked for.
   bool starts_in_reasoning = false;           // The prompt ends in an open <think>.
   std::vector<std::string> unknown_fields;
 
+  // max_tokens is 0: the prompts only. The engine draws one token, which is in no reply.
+  bool is_prompt_only() const { return fields.max_tokens == 0; }
   // The engine's request for a prompt, without its seed.
   Request EngineRequest(size_t prompt) const;
 };

@@ -81,12 +81,8 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-Connection::Connection(ConnectionShared* shared, asio::ip::tcp::socket socket)
-    : shared_(shared), stream_(std::move(socket)), wake_(shared->io) {
-  beast::error_code ignored;
-  const auto remote = stream_.socket().remote_endpoint(ignored);
-  address_ = ignored ? "unknown" : remote.address().to_string();
-  stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+Connection::Connection(ConnectionShared* shared, StreamSocket socket, std::string address)
+    : shared_(shared), stream_(std::move(socket)), wake_(shared->io), address_(std::move(address)) {
   ++shared_->num_connections;
   ++shared_->num_of_address[address_];
   shared_->service->metrics().connections = shared_->num_connections;
@@ -123,7 +119,7 @@ asio::awaitable<void> Connection::Run() {
     is_idle_ = true;
   }
   beast::error_code ignored;
-  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  stream_.socket().shutdown(asio::socket_base::shutdown_send, ignored);
 }
 
 asio::awaitable<HttpReply> Connection::ReadHeaderText(size_t* header_bytes) {
@@ -325,7 +321,7 @@ asio::awaitable<void> Connection::Handle() {
 
 void Connection::Watch(const std::shared_ptr<LiveRequest>& live) {
   stream_.socket().async_wait(
-      asio::ip::tcp::socket::wait_read,
+      asio::socket_base::wait_read,
       [self = shared_from_this(), weak = std::weak_ptr(live)](const beast::error_code& error) {
         const std::shared_ptr<LiveRequest> watched = weak.lock();
         if (error || watched == nullptr) return;
@@ -350,6 +346,10 @@ asio::awaitable<bool> Connection::WaitFor(const std::shared_ptr<LiveRequest>& li
   co_return static_cast<bool>(error);
 }
 
+double Connection::SilenceSeconds(const LiveRequest& live) const {
+  return std::min(shared_->options.keep_alive_seconds, shared_->service->SecondsLeft(live));
+}
+
 asio::awaitable<void> Connection::Complete(CompletionRequest request) {
   Service& service = *shared_->service;
   HttpReply refused;
@@ -362,7 +362,10 @@ asio::awaitable<void> Connection::Complete(CompletionRequest request) {
   if (streams) {
     status = co_await StreamAnswer(live);
   } else {
-    while (!live->ended() && !live->is_cancelled) co_await WaitFor(live, 3600);
+    while (!live->ended() && !live->is_cancelled) {
+      co_await WaitFor(live, service.SecondsLeft(*live));
+      service.CheckTime(*live);
+    }
     if (!live->is_cancelled) {
       HttpReply reply = service.WholeAnswer(*live);
       status = reply.status;
@@ -381,7 +384,7 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
   Service& service = *shared_->service;
   // A request that is refused before its first token is answered with a status.
   while (!live->ended() && !live->is_cancelled && live->usage.completion_tokens == 0) {
-    if (!co_await WaitFor(live, shared_->options.keep_alive_seconds)) break;
+    if (!co_await WaitFor(live, SilenceSeconds(*live))) break;
   }
   if (live->is_cancelled) co_return 499;
   if (live->error && live->usage.completion_tokens == 0) {
@@ -417,7 +420,9 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
     std::string text = service.StreamText(*live);
     if (text.empty() && !ended) {
       if (live->is_cancelled) co_return 499;
-      if (co_await WaitFor(live, shared_->options.keep_alive_seconds)) continue;
+      const bool has_news = co_await WaitFor(live, SilenceSeconds(*live));
+      service.CheckTime(*live);
+      if (has_news || live->is_timed_out) continue;
       text = ": keep-alive\n\n";
     }
     expires();

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <boost/beast/core/basic_stream.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http/message.hpp>
 #include <boost/beast/http/string_body.hpp>
 
@@ -40,9 +41,13 @@ struct ConnectionShared {
   bool is_draining = false;
 };
 
+// TCP and UNIX sockets.
+using StreamSocket = boost::asio::generic::stream_protocol::socket;
+
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(ConnectionShared* shared, boost::asio::ip::tcp::socket socket);
+  // `address`: of the client, for limits and the log.
+  Connection(ConnectionShared* shared, StreamSocket socket, std::string address);
   ~Connection();
 
   boost::asio::awaitable<void> Run();
@@ -66,11 +71,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Awaitable<void> Write(HttpReply reply);
   // Wakes `live` when the client closes its side.
   void Watch(const std::shared_ptr<LiveRequest>& live);
+  double SilenceSeconds(const LiveRequest& live) const;
   Awaitable<bool> WaitFor(const std::shared_ptr<LiveRequest>& live, double seconds);
   RequestHead HeadOf(const Message& message) const;
 
   ConnectionShared* shared_;
-  boost::beast::tcp_stream stream_;
+  boost::beast::basic_stream<boost::asio::generic::stream_protocol> stream_;
   boost::asio::steady_timer wake_;
   boost::beast::flat_buffer buffer_;
   std::string address_;

@@ -5,9 +5,13 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/use_awaitable.hpp>
+
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <list>
 
@@ -29,32 +33,86 @@ constexpr double kLastBytesSeconds = 2;
 
 struct HttpServer::Impl {
   Impl(const ServerOptions& options, Service* service)
-      : shared(options, service), acceptor(shared.io), signals(shared.io), timer(shared.io) {}
+      : shared(options, service),
+        acceptor(shared.io),
+        unix_acceptor(shared.io),
+        signals(shared.io),
+        timer(shared.io) {}
 
-  asio::awaitable<void> Accept();
+  void ListenOnPort();
+  void ListenOnUnixSocket();
+  void Close();
+  template <class Acceptor>
+  asio::awaitable<void> Accept(Acceptor& from);
   asio::awaitable<void> Signals();
   asio::awaitable<void> Drain();
 
   ConnectionShared shared;
   asio::ip::tcp::acceptor acceptor;
+  asio::local::stream_protocol::acceptor unix_acceptor;
   asio::signal_set signals;
   asio::steady_timer timer;
+  bool has_signal = false;  // To shut down.
   std::function<void()> on_hangup;
   std::list<std::weak_ptr<Connection>> connections;
 };
 
 HttpServer::HttpServer(const ServerOptions& options, Service* service)
     : impl_(std::make_unique<Impl>(options, service)) {
+  options.unix_socket.empty() ? impl_->ListenOnPort() : impl_->ListenOnUnixSocket();
+}
+
+void HttpServer::Impl::ListenOnUnixSocket() {
+  const std::string& path = shared.options.unix_socket;
+  boost::system::error_code error;
+  asio::local::stream_protocol::endpoint endpoint;
+  if (path.size() >= 108) {  // sun_path
+    throw InvalidInput("--unix-socket",
+                       fmt::format("found a path of {} bytes, expected at most 107", path.size()));
+  }
+  endpoint.path(path);
+  // A socket that nobody listens on was left behind by a server that was killed.
+  struct stat info {};
+  if (lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
+    asio::local::stream_protocol::socket probe(shared.io);
+    probe.connect(endpoint, error);
+    if (error == asio::error::connection_refused) unlink(path.c_str());
+  }
+  error.clear();
+  unix_acceptor.open(endpoint.protocol(), error);
+  if (!error) {
+    const mode_t before = umask(0117);
+    unix_acceptor.bind(endpoint, error);
+    umask(before);
+  }
+  if (!error) unix_acceptor.listen(asio::socket_base::max_listen_connections, error);
+  if (error) {
+    throw IoError(path, fmt::format("cannot be listened on: {}; expected a path that does not "
+                                    "exist, in a folder that can be written",
+                                    error.message()));
+  }
+}
+
+void HttpServer::Impl::Close() {
+  boost::system::error_code ignored;
+  acceptor.close(ignored);
+  if (!unix_acceptor.is_open()) return;
+  unix_acceptor.close(ignored);
+  unlink(shared.options.unix_socket.c_str());
+}
+
+void HttpServer::Impl::ListenOnPort() {
+  const ServerOptions& options = shared.options;
   boost::system::error_code error;
   const auto address = asio::ip::make_address(options.host, error);
   if (error) {
     throw InvalidInput("--host", fmt::format("found \"{}\", expected an IP address", options.host));
   }
   const asio::ip::tcp::endpoint endpoint(address, static_cast<uint16_t>(options.port));
-  impl_->acceptor.open(endpoint.protocol(), error);
-  if (!error) impl_->acceptor.set_option(asio::socket_base::reuse_address(true), error);
-  if (!error) impl_->acceptor.bind(endpoint, error);
-  if (!error) impl_->acceptor.listen(asio::socket_base::max_listen_connections, error);
+  acceptor.open(endpoint.protocol(), error);
+  if (!error) acceptor.set_option(asio::socket_base::reuse_address(true), error);
+  if (!error) acceptor.bind(endpoint, error);
+  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (error) {
     throw IoError(
         fmt::format("{}:{}", options.host, options.port),
@@ -63,19 +121,28 @@ HttpServer::HttpServer(const ServerOptions& options, Service* service)
 }
 
 HttpServer::~HttpServer() {
+  impl_->Close();
   // Coroutines that still wait end with the context, before what they use.
   impl_->shared.preparation.join();
 }
 
-int HttpServer::port() const { return impl_->acceptor.local_endpoint().port(); }
+std::string HttpServer::address() const {
+  const ServerOptions& options = impl_->shared.options;
+  if (!options.unix_socket.empty()) return "unix:" + options.unix_socket;
+  const bool is_v6 = options.host.find(':') != std::string::npos;
+  return fmt::format("http://{}{}{}:{}", is_v6 ? "[" : "", options.host, is_v6 ? "]" : "",
+                     impl_->acceptor.local_endpoint().port());
+}
 
 void HttpServer::Post(std::function<void()> work) { asio::post(impl_->shared.io, std::move(work)); }
 
 void HttpServer::Stop() { impl_->shared.io.stop(); }
 
-asio::awaitable<void> HttpServer::Impl::Accept() {
-  while (acceptor.is_open()) {
-    auto [error, socket] = co_await acceptor.async_accept(kTuple);
+template <class Acceptor>
+asio::awaitable<void> HttpServer::Impl::Accept(Acceptor& from) {
+  constexpr bool kIsTcp = std::is_same_v<Acceptor, asio::ip::tcp::acceptor>;
+  while (from.is_open()) {
+    auto [error, socket] = co_await from.async_accept(kTuple);
     if (error == asio::error::operation_aborted) co_return;
     if (error) {
       timer.expires_after(Nanoseconds(kAcceptRetrySeconds));
@@ -83,7 +150,15 @@ asio::awaitable<void> HttpServer::Impl::Accept() {
       continue;
     }
     std::erase_if(connections, [](const auto& weak) { return weak.expired(); });
-    auto connection = std::make_shared<Connection>(&shared, std::move(socket));
+    std::string address = "unix";
+    if constexpr (kIsTcp) {
+      boost::system::error_code ignored;
+      const auto remote = socket.remote_endpoint(ignored);
+      address = ignored ? "unknown" : remote.address().to_string();
+      socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+    }
+    auto connection =
+        std::make_shared<Connection>(&shared, StreamSocket(std::move(socket)), std::move(address));
     connections.push_back(connection);
     asio::co_spawn(
         shared.io, [connection] { return connection->Run(); }, asio::detached);
@@ -96,24 +171,28 @@ asio::awaitable<void> HttpServer::Impl::Signals() {
     if (error) co_return;
     if (signal == SIGHUP) {
       if (on_hangup) on_hangup();
-    } else if (shared.is_draining) {
+    } else if (has_signal) {
       shared.io.stop();  // A second signal: at once.
     } else {
+      has_signal = true;
       asio::co_spawn(shared.io, Drain(), asio::detached);
     }
   }
 }
 
 asio::awaitable<void> HttpServer::Impl::Drain() {
-  shared.is_draining = true;
-  shared.service->BeginDrain();
   shared.service->log().Write("info", "draining");
-  boost::system::error_code ignored;
-  acceptor.close(ignored);
+  asio::steady_timer wait(shared.io);
+  // /health says 503 at once; a balancer needs a while to see it.
+  shared.service->BeginDrain(shared.options.drain_seconds > 0);
+  wait.expires_after(Nanoseconds(shared.options.drain_seconds));
+  co_await wait.async_wait(kTuple);
+  shared.is_draining = true;
+  shared.service->BeginDrain(false);
+  Close();
   for (const auto& weak : connections) {
     if (const auto connection = weak.lock()) connection->CloseIfIdle();
   }
-  asio::steady_timer wait(shared.io);
   const auto pause = [&] {
     wait.expires_after(Nanoseconds(kDrainCheckSeconds));
     return wait.async_wait(kTuple);
@@ -139,7 +218,11 @@ asio::awaitable<void> HttpServer::Impl::Drain() {
 void HttpServer::Run(std::function<void()> on_hangup) {
   impl_->on_hangup = std::move(on_hangup);
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) impl_->signals.add(signal);
-  asio::co_spawn(impl_->shared.io, impl_->Accept(), asio::detached);
+  if (impl_->acceptor.is_open()) {
+    asio::co_spawn(impl_->shared.io, impl_->Accept(impl_->acceptor), asio::detached);
+  } else {
+    asio::co_spawn(impl_->shared.io, impl_->Accept(impl_->unix_acceptor), asio::detached);
+  }
   asio::co_spawn(impl_->shared.io, impl_->Signals(), asio::detached);
   impl_->shared.io.run();
 }

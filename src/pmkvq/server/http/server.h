@@ -15,7 +15,8 @@ namespace pmkvq::server {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8080;  // 0: a free one.
+  int port = 8080;          // 0: a free one.
+  std::string unix_socket;  // The path of a UNIX socket in place of host and port; "": none.
   uint64_t max_body_bytes = uint64_t{4} << 20;
   int64_t max_connections = 4096;
   int64_t max_per_address = 256;
@@ -24,19 +25,22 @@ struct ServerOptions {
   double header_seconds = 10;      // From a header's first byte to its last.
   double body_seconds = 30;        // Likewise; and 1 KiB/s at least after 5 s.
   double write_seconds = 60;       // For a client to take what was written.
-  double shutdown_seconds = 30;    // For running requests after SIGTERM.
+  double drain_seconds = 0;        // From SIGTERM on new requests are still served so long.
+  double shutdown_seconds = 30;    // For running requests after that.
   std::string cors_origin;         // "": none.
 };
 
 class HttpServer {
  public:
-  // Binds the port. Throws IoError (address in use, no such address).
+  // Binds the port or makes the UNIX socket, for its user and group. Throws IoError (address in
+  // use, no such address).
   HttpServer(const ServerOptions& options, Service* service);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
-  int port() const;
+  // Where it listens: "http://127.0.0.1:8080", "unix:/run/pmkvq.sock".
+  std::string address() const;
 
   // Serves until the server has shut down: after SIGTERM or SIGINT, which let running requests end,
   // a second such signal, or Stop. `on_hangup`: at SIGHUP, on the I/O thread.

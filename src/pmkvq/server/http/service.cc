@@ -14,67 +14,6 @@ namespace {
 
 constexpr double kOverdueStepSeconds = 60;
 
-struct Route {
-  const char* method;
-  const char* path;
-  bool needs_key;
-};
-// All that there are; {} stands for one part of a path.
-constexpr Route kRoutes[] = {
-    {"POST", "/v1/chat/completions", true},
-    {"POST", "/v1/completions", true},
-    {"GET", "/v1/models", true},
-    {"GET", "/v1/models/{}", true},
-    {"POST", "/tokenize", true},
-    {"POST", "/detokenize", true},
-    {"POST", "/apply-template", true},
-    {"GET", "/tokenizer_info", true},
-    {"GET", "/metrics", true},
-    {"GET", "/health", false},
-    {"GET", "/live", false},
-    {"GET", "/version", false},
-};
-
-bool Matches(std::string_view pattern, std::string_view path) {
-  if (!pattern.ends_with("{}")) return pattern == path;
-  const std::string_view front = pattern.substr(0, pattern.size() - 2);
-  return path.starts_with(front) && path.size() > front.size();
-}
-
-const Route* FindRoute(const std::string& method, const std::string& path, bool* path_is_known,
-                       std::string* allowed) {
-  const Route* found = nullptr;
-  for (const Route& route : kRoutes) {
-    if (!Matches(route.path, path)) continue;
-    *path_is_known = true;
-    *allowed = route.method;
-    if (method == route.method || (method == "HEAD" && std::string_view(route.method) == "GET")) {
-      found = &route;
-    }
-  }
-  return found;
-}
-
-ApiError ErrorOf(int status, const char* type, const char* code, std::string message) {
-  ApiError error;
-  error.status = status;
-  error.type = type;
-  error.code = code;
-  error.message = std::move(message);
-  return error;
-}
-
-// "example.org:80" and "[::1]:80" without the port.
-std::string_view HostName(std::string_view host) {
-  const size_t colon = host.rfind(':');
-  if (colon == std::string_view::npos || host.ends_with("]")) return host;
-  return host.substr(0, colon);
-}
-
-bool IsLoopback(std::string_view name) {
-  return name == "localhost" || name == "[::1]" || name.starts_with("127.");
-}
-
 std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
 
 uint64_t RandomBits() {
@@ -87,13 +26,6 @@ double Seconds(std::chrono::steady_clock::duration duration) {
 }
 
 }  // namespace
-
-std::string Service::EndpointOf(const std::string& path) {
-  for (const Route& route : kRoutes) {
-    if (Matches(route.path, path)) return route.path;
-  }
-  return "other";
-}
 
 Service::Service(ServiceOptions options, ApiKeys keys, Log* log)
     : options_(std::move(options)),
@@ -122,83 +54,6 @@ HttpReply Service::ErrorReply(const ApiError& error) {
   return reply;
 }
 
-std::optional<HttpReply> Service::Refuse(const RequestHead& head, const std::string& address,
-                                         std::string* client) {
-  *client = address;
-  bool path_is_known = false;
-  std::string allowed;
-  const Route* route = FindRoute(head.method, head.path, &path_is_known, &allowed);
-  // A page of another site that reaches this server by a name of its choice (DNS rebinding).
-  const std::string_view name = HostName(head.host);
-  const bool host_is_known =
-      IsLoopback(name) || std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(),
-                                    name) != options_.allowed_hosts.end();
-  // HTTP/1.0 may leave the field out, and browsers do not speak that.
-  if (!head.host.empty() && !host_is_known && (keys_.empty() || !options_.allowed_hosts.empty())) {
-    return ErrorReply(ErrorOf(403, "permission_error", "host_not_allowed",
-                              fmt::format("Host: found \"{}\", expected a loopback name or one of "
-                                          "--allowed-hosts",
-                                          name.substr(0, 80))));
-  }
-  if (head.method == "OPTIONS" && !options_.cors_origin.empty() && path_is_known) {
-    HttpReply reply;
-    reply.status = 204;
-    reply.headers.emplace_back("Access-Control-Allow-Methods", allowed);
-    reply.headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type");
-    return reply;
-  }
-  if (!path_is_known) {
-    return ErrorReply(ErrorOf(404, "not_found_error", "not_found",
-                              "the path is none of this server's endpoints"));
-  }
-  if (route == nullptr) {
-    HttpReply reply = ErrorReply(
-        ErrorOf(405, "invalid_request_error", "method_not_allowed",
-                fmt::format("found {}, expected {}", head.method.substr(0, 16), allowed)));
-    reply.headers.emplace_back("Allow", allowed);
-    return reply;
-  }
-  const bool is_open = !route->needs_key || (head.path == "/metrics" && !options_.metrics_need_key);
-  if (!keys_.empty() && !is_open) {
-    std::string_view given = head.api_key;
-    if (given.empty() && head.authorization.starts_with("Bearer ")) {
-      given = std::string_view(head.authorization).substr(7);
-    }
-    const std::optional<std::string> key = keys_.Check(given);
-    if (!key) {
-      HttpReply reply =
-          ErrorReply(ErrorOf(401, "authentication_error", "invalid_api_key",
-                             given.empty() ? "no API key; expected Authorization: Bearer KEY"
-                                           : "the API key is wrong"));
-      reply.headers.emplace_back("WWW-Authenticate", "Bearer");
-      return reply;
-    }
-    *client = *key;
-  }
-  if (head.method == "POST") {
-    const std::string_view type =
-        std::string_view(head.content_type).substr(0, head.content_type.find(';'));
-    if (type != "application/json" ||
-        !(head.content_encoding.empty() || head.content_encoding == "identity")) {
-      return ErrorReply(
-          ErrorOf(415, "invalid_request_error", "unsupported_media_type",
-                  "expected Content-Type: application/json without a Content-Encoding"));
-    }
-  }
-  if (head.path == "/live" || head.path == "/version" || head.path == "/health" ||
-      head.path == "/metrics") {
-    return std::nullopt;
-  }
-  if (state_ != State::kReady) {
-    ApiError error = ErrorOf(
-        503, "server_error", state_ == State::kLoading ? "loading" : "draining",
-        state_ == State::kLoading ? "the model is being loaded" : "the server is shutting down");
-    error.retry_after = 5;
-    return ErrorReply(error);
-  }
-  return std::nullopt;
-}
-
 std::optional<HttpReply> Service::ReplyAtOnce(const RequestHead& head) {
   HttpReply reply;
   if (head.path == "/live") {
@@ -210,10 +65,10 @@ std::optional<HttpReply> Service::ReplyAtOnce(const RequestHead& head) {
   } else if (head.path == "/health") {
     const bool is_overdue =
         engine_thread_ != nullptr && engine_thread_->SecondsInStep() > kOverdueStepSeconds;
-    const char* status = state_ == State::kLoading    ? "loading"
-                         : state_ == State::kDraining ? "draining"
-                         : is_overdue                 ? "stalled"
-                                                      : "ok";
+    const char* status = state_ == State::kLoading ? "loading"
+                         : state_ != State::kReady ? "draining"
+                         : is_overdue              ? "stalled"
+                                                   : "ok";
     reply.body = fmt::format("{{\"status\":\"{}\"}}", status);
     if (std::string_view(status) != "ok") {
       reply.status = 503;
@@ -225,13 +80,17 @@ std::optional<HttpReply> Service::ReplyAtOnce(const RequestHead& head) {
     reply.body =
         metrics_.Text(engine_thread_ == nullptr ? EngineSnapshot{} : engine_thread_->snapshot(),
                       kv_pool_bytes_, options_.version);
+    if (options_.metrics_as_vllm && engine_thread_ != nullptr) {
+      reply.body += metrics_.TextAsVllm(engine_thread_->snapshot(), kv_pool_bytes_,
+                                        context_->model_names.front());
+    }
   } else if (head.path == "/v1/models") {
     reply.body = ModelsReply(*context_, created_);
   } else if (head.path.starts_with("/v1/models/")) {
     const std::string name = head.path.substr(std::string_view("/v1/models/").size());
     const std::vector<std::string>& names = context_->model_names;
     if (std::find(names.begin(), names.end(), name) == names.end()) {
-      return ErrorReply(ErrorOf(
+      return ErrorReply(StatusError(
           404, "not_found_error", "model_not_found",
           fmt::format("model: found \"{}\", expected \"{}\"", name.substr(0, 80), names.front())));
     }
@@ -270,7 +129,7 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
   } catch (const Error& error) {
     prepared.reply = ErrorReply(InvalidRequest("invalid_value", "", error.what()));
   } catch (const std::exception&) {
-    prepared.reply = ErrorReply(ErrorOf(500, "server_error", "internal", "an internal error"));
+    prepared.reply = ErrorReply(StatusError(500, "server_error", "internal", "an internal error"));
   }
   return prepared;
 }
@@ -279,15 +138,22 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
                                             const std::string& client, HttpReply* refused) {
   const auto choices = static_cast<int64_t>(request.prompts.size()) * request.fields.n;
   const bool is_full = num_choices_ + choices > options_.most_choices;
+  int64_t tokens = 0;
+  for (const std::vector<int32_t>& ids : request.prompts) tokens += std::ssize(ids);
+  const bool has_no_room = options_.most_queued_tokens > 0 && num_choices_ > 0 &&
+                           num_prompt_tokens_ + tokens > options_.most_queued_tokens;
   const bool client_is_full =
       choices_of_client_[client] + choices > options_.most_choices_per_client;
-  if (is_full || client_is_full) {
-    ApiError error = ErrorOf(
-        429, "rate_limit_error", is_full ? "queue_full" : "client_limit",
+  if (is_full || client_is_full || has_no_room) {
+    ApiError error = StatusError(
+        429, "rate_limit_error", is_full || has_no_room ? "queue_full" : "client_limit",
         is_full ? fmt::format("{} choices are running or waiting, the most are {}", num_choices_,
                               options_.most_choices)
-                : fmt::format("{} choices of this client are running or waiting, the most are {}",
-                              choices_of_client_[client], options_.most_choices_per_client));
+        : has_no_room
+            ? fmt::format("prompts of {} tokens are running or waiting, the most are {}",
+                          num_prompt_tokens_, options_.most_queued_tokens)
+            : fmt::format("{} choices of this client are running or waiting, the most are {}",
+                          choices_of_client_[client], options_.most_choices_per_client));
     error.retry_after = static_cast<int>(std::clamp(mean_seconds_, 1.0, 60.0));
     *refused = ErrorReply(error);
     return nullptr;
@@ -306,6 +172,7 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   live->choices.resize(count);
   live->taken.resize(count);
   live->kv.resize(count);
+  live->halvings.resize(count);
   live->last_token.resize(count);
   live->num_open = count;
   live->client = client;
@@ -316,6 +183,10 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   for (size_t i = 0; i < count; ++i) {
     live->choices[i].index = i;
     live->splitters.emplace_back(splits, request.starts_in_reasoning);
+    if (request.echo.empty()) continue;
+    const EchoedPrompt& echo = request.echo[i / static_cast<size_t>(request.fields.n)];
+    live->choices[i].content = echo.text;
+    live->choices[i].num_added = echo.num_added;
   }
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     generation.prompts.push_back(request.EngineRequest(i));
@@ -325,19 +196,38 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   for (int64_t i = 0; i < request.fields.n; ++i) {
     generation.seeds.push_back(StreamSeed(live->seed, static_cast<uint64_t>(i)));
   }
+  generation.wants_halvings = request.fields.kv_report == KvReportKind::kEvents;
+  generation.most_queue_seconds = options_.queue_seconds;
   live->request = std::move(request);
   live->generation = engine_thread_->Submit(std::move(generation));
   live_[live->generation] = live;
   num_choices_ += choices;
+  num_prompt_tokens_ += live->usage.prompt_tokens;
   choices_of_client_[client] += choices;
   metrics_.prompt_tokens += live->usage.prompt_tokens;
   return live;
+}
+
+double Service::SecondsLeft(const LiveRequest& live) const {
+  constexpr double kHour = 3600;
+  if (options_.request_seconds <= 0 || live.is_timed_out) return kHour;
+  const double left =
+      options_.request_seconds - Seconds(std::chrono::steady_clock::now() - live.began);
+  return std::clamp(left, 0.001, kHour);
+}
+
+void Service::CheckTime(LiveRequest& live) {
+  if (options_.request_seconds <= 0 || live.is_timed_out || live.ended()) return;
+  if (Seconds(std::chrono::steady_clock::now() - live.began) < options_.request_seconds) return;
+  live.is_timed_out = true;
+  engine_thread_->Cancel(live.generation);
 }
 
 void Service::End(const std::shared_ptr<LiveRequest>& live, int status) {
   if (live_.erase(live->generation) == 0) return;
   const auto choices = static_cast<int64_t>(live->choices.size());
   num_choices_ -= choices;
+  num_prompt_tokens_ -= live->usage.prompt_tokens;
   const auto of_client = choices_of_client_.find(live->client);
   if ((of_client->second -= choices) == 0) choices_of_client_.erase(of_client);
   if (!live->ended() || live->error) engine_thread_->Cancel(live->generation);
@@ -363,8 +253,29 @@ void Service::AddText(LiveRequest& live, size_t choice, const AnswerText& text) 
   state.reasoned |= !text.reasoning.empty();
 }
 
+void Service::TakePrompt(LiveRequest& live, GenerationEvent& event) {
+  ChoiceState& choice = live.choices[event.choice];
+  const CompletionRequest& request = live.request;
+  const auto of_prompt = event.choice / static_cast<size_t>(request.fields.n);
+  const int32_t first = request.prompts[of_prompt].front();
+  if (!request.echo.empty() && request.num_logprobs >= 0) {
+    choice.logprobs.push_back(WithoutLogprob(first));
+    for (TokenLogprobs token : event.prompt_logprobs) {
+      token.top.resize(std::min(token.top.size(), static_cast<size_t>(request.num_logprobs)));
+      choice.logprobs.push_back(std::move(token));
+    }
+  }
+  if (request.num_prompt_logprobs < 0) return;
+  choice.prompt_logprobs.push_back(WithoutLogprob(first));
+  for (TokenLogprobs& token : event.prompt_logprobs) {
+    token.top.resize(std::min(token.top.size(), static_cast<size_t>(request.num_prompt_logprobs)));
+    choice.prompt_logprobs.push_back(std::move(token));
+  }
+}
+
 void Service::TakeToken(LiveRequest& live, GenerationEvent& event) {
   ChoiceState& choice = live.choices[event.choice];
+  if (live.request.is_prompt_only()) return;
   const auto now = std::chrono::steady_clock::now();
   if (choice.num_tokens == 0) {
     metrics_.time_to_first_token.Observe(Seconds(now - live.began));
@@ -391,15 +302,18 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   ++metrics_.finished[std::string(NameOf(done.finish_reason))];
   --live.num_open;
   live.kv[event.choice] = done.kv;
+  live.halvings[event.choice] = std::move(event.halvings);
   if (!event.history.empty()) {
     live.history += (live.history.empty() ? "" : ",") + event.history;
   }
   ReasoningSplitter& splitter = live.splitters[event.choice];
-  AddText(live, event.choice, splitter.Push(done.text.substr(live.taken[event.choice])));
-  AddText(live, event.choice, splitter.Finish());
+  if (!live.request.is_prompt_only()) {
+    AddText(live, event.choice, splitter.Push(done.text.substr(live.taken[event.choice])));
+    AddText(live, event.choice, splitter.Finish());
+  }
   switch (done.finish_reason) {
     case FinishReason::kStop: {
-      choice.finish_reason = "stop";
+      choice.finish_reason = live.request.is_prompt_only() ? "length" : "stop";
       const std::vector<int32_t>& stop_ids = live.request.fields.stop_ids;
       if (!done.stop_string.empty()) {
         if (live.request.fields.include_stop) choice.content += done.stop_string;
@@ -420,10 +334,15 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
       choice.stop_reason = "\"kv_budget\"";
       break;
     case FinishReason::kCancelled:
-      live.error = ErrorOf(503, "server_error", "draining", "the server is shutting down");
+      if (live.is_timed_out) {
+        choice.finish_reason = "length";
+        choice.stop_reason = "\"timeout\"";
+        break;
+      }
+      live.error = StatusError(503, "server_error", "draining", "the server is shutting down");
       break;
     case FinishReason::kError:
-      live.error = ErrorOf(500, "server_error", "numeric_error", done.error);
+      live.error = StatusError(500, "server_error", "numeric_error", done.error);
       break;
   }
 }
@@ -435,6 +354,9 @@ void Service::OnEvents(std::vector<GenerationEvent> events) {
     if (found == live_.end()) continue;  // Its client has gone.
     LiveRequest& live = *found->second;
     switch (event.kind) {
+      case GenerationEvent::Kind::kPrompt:
+        TakePrompt(live, event);
+        break;
       case GenerationEvent::Kind::kToken:
         TakeToken(live, event);
         break;
@@ -461,11 +383,18 @@ void Service::FailAll(const ApiError& error) {
   }
 }
 
+KvReport Service::ReportOf(const LiveRequest& live) {
+  KvReport report = KvReportOf(live.kv, live.seed, live.history);
+  report.is_asked_for = live.request.fields.kv_report != KvReportKind::kNone;
+  if (live.request.fields.kv_report == KvReportKind::kEvents) report.events = &live.halvings;
+  return report;
+}
+
 HttpReply Service::WholeAnswer(LiveRequest& live) const {
   if (live.error) return ErrorReply(*live.error);
   HttpReply reply;
-  reply.body = WholeReply(live.head, live.choices, live.usage,
-                          KvReportOf(live.kv, live.seed, live.history), *context_->tokenizer);
+  reply.body =
+      WholeReply(live.head, live.choices, live.usage, ReportOf(live), *context_->tokenizer);
   return reply;
 }
 
@@ -485,7 +414,7 @@ std::string Service::StreamText(LiveRequest& live) const {
   if (live.error) {
     AppendErrorEvent(*live.error, out);
   } else if (live.request.fields.include_usage) {
-    AppendUsageEvent(live.head, live.usage, KvReportOf(live.kv, live.seed, live.history), out);
+    AppendUsageEvent(live.head, live.usage, ReportOf(live), out);
   }
   return out + kStreamEnd;
 }

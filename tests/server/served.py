@@ -1,0 +1,116 @@
+"""A `pmkvq serve` for tests, and what they ask of it. Programs that import it are called with PROGRAM MODEL [TEST...]."""
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+PROGRAM, MODEL = sys.argv[1], sys.argv[2]
+QUESTION = "Sort these 04 numbers from small to large with merge sort: 697, 103, 406, 156. What is the sorted list?"
+KEY = "a-key-of-twenty-bytes"
+
+
+class Server:
+    """A server on a free port, until `with` ends."""
+
+    def __init__(self, *options, env=None, wait=True):
+        command = [PROGRAM, "serve", "--model", MODEL, "--port", "0", "--threads", "2", "--kv", "pm-kvq"]
+        for name, value in {"--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}.items():
+            if name not in options:
+                command += [name, value]
+        command += options
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(env or {})})
+        self.lines = []
+        self.port = None
+        self.is_ready = threading.Event()
+        threading.Thread(target=self.read, daemon=True).start()
+        if wait and (not self.is_ready.wait(60) or self.port is None):
+            raise RuntimeError("not ready: " + "".join(self.lines))
+
+    def read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            found = re.search(r"ready: (?:http://[^:]+:(\d+)|unix:)", line)
+            if found:
+                self.port = found.group(1) and int(found.group(1))
+                self.is_ready.set()
+        self.is_ready.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.stderr.close()
+
+    def request(self, method, path, body=None, headers=None, raw=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
+        sent.update(headers or {})
+        connection.request(method, path, raw if raw is not None else body and json.dumps(body), sent)
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        return response, text
+
+    def post(self, path, body, **more):
+        response, text = self.request("POST", path, body, **more)
+        return response.status, json.loads(text)
+
+    def get(self, path, **more):
+        response, text = self.request("GET", path, **more)
+        return response.status, text
+
+    def stream(self, path, body, **more):
+        """The events of a stream, [DONE] checked and left out."""
+        response, text = self.request("POST", path, {**body, "stream": True}, **more)
+        assert response.status == 200, text
+        assert response.getheader("Content-Type").startswith("text/event-stream")
+        events = [line[6:] for line in text.split("\n\n") if line.startswith("data: ")]
+        assert events[-1] == "[DONE]", events[-3:]
+        return [json.loads(event) for event in events[:-1]]
+
+    def raw(self, data, wait=5.0):
+        """What the server answers to these bytes, until it closes or `wait` seconds pass."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as client:
+            client.sendall(data)
+            answer = b""
+            try:
+                while part := client.recv(65536):
+                    answer += part
+            except (TimeoutError, ConnectionResetError):
+                pass
+            return answer.decode(errors="replace")
+
+    def metric(self, name):
+        _, text = self.get("/metrics")
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
+        return float(found.group(1)) if found else None
+
+    def wait_for_metric(self, name, value, seconds=10):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.metric(name) == value:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{name} is {self.metric(name)}, expected {value}")
+
+
+def chat(**fields):
+    return {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 400, **fields}
+
+
+def main():
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=1)
