@@ -38,6 +38,7 @@ struct Options {
   std::string log_file;
   std::string max_body = "4MiB";
   std::string reasoning = "auto";
+  std::string tool_calls = "auto";
   std::string generation_config = "auto";
   bool strict = false;
   bool metrics_open = false;
@@ -114,6 +115,14 @@ bool ParsesReasoning(const Options& options, const ChatTemplate& chat_template,
   return chat_template.Render({{"user", "x"}}, true).text.find("<think>") != std::string::npos;
 }
 
+server::ToolFormat ToolFormatFor(const Options& options, const ChatTemplate& chat_template) {
+  if (options.tool_calls == "auto") return server::ToolFormatOf(chat_template);
+  if (options.tool_calls == "hermes") return server::ToolFormat::kHermes;
+  if (options.tool_calls == "llama3") return server::ToolFormat::kLlama3;
+  if (options.tool_calls == "mistral") return server::ToolFormat::kMistral;
+  return server::ToolFormat::kNone;
+}
+
 class ServeCommand {
  public:
   explicit ServeCommand(const Options& options) : options_(options) {}
@@ -178,11 +187,17 @@ void ServeCommand::Load() {
                              : SplitAtCommas(options_.served_name);
   context->tokenizer = tokenizer;
   context->chat_template = ResolveChatTemplate(options_.chat_template, options_.model);
+  context->tool_format = ToolFormatFor(options_, context->chat_template);
+  context->tool_tokens = server::ToolTokens(*tokenizer);
   context->parses_reasoning = ParsesReasoning(options_, context->chat_template, *tokenizer);
   if (options_.generation_config == "auto") {
     context->defaults = server::LoadSamplingDefaults(options_.model);
   }
   context->vocab_size = model->config().vocab_size;
+  for (const int64_t id : model->config().eos_token_ids) {
+    context->eos_ids.push_back(static_cast<int32_t>(id));
+  }
+  context->formats = std::make_shared<server::OutputFormats>(tokenizer, context->vocab_size);
   const int64_t max_positions = model->config().max_position_embeddings;
   context->max_len =
       engine_options.max_len > 0 ? std::min(engine_options.max_len, max_positions) : max_positions;
@@ -327,6 +342,11 @@ void AddServe(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--reasoning", options->reasoning, "text before </think> is reasoning")
       ->transform(OneOf({"auto", "on", "off"}))
+      ->capture_default_str();
+  command
+      ->add_option("--tool-calls", options->tool_calls,
+                   "how the model writes calls of tools (auto: as its chat template does)")
+      ->transform(OneOf({"auto", "off", "hermes", "llama3", "mistral"}))
       ->capture_default_str();
   command
       ->add_option("--generation-config", options->generation_config,

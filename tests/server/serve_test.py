@@ -176,7 +176,6 @@ class Refusals(unittest.TestCase):
         self.refused(chat(logit_bias={"x": 1}), 400, "invalid_value", "logit_bias")
         self.refused(chat(logit_bias={"1": 101}), 400, "invalid_value", "logit_bias")
         self.refused(chat(tools=[{"type": "function"}]), 400, "unsupported_parameter", "tools")
-        self.refused(chat(response_format={"type": "json_object"}), 400, "unsupported_parameter", "response_format")
         self.refused(chat(best_of=2), 400, "unsupported_parameter", "best_of")
         self.refused(chat(model="gpt-4"), 404, "model_not_found", "model")
         self.refused({"messages": []}, 400, "invalid_value", "messages")

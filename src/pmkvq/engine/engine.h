@@ -18,6 +18,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
+#include "pmkvq/engine/token_mask.h"
 #include "pmkvq/kernels/sampling/logit_rules.h"
 #include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_budget.h"
@@ -71,6 +72,8 @@ struct Request {
   bool ignore_eos = false;
   int64_t min_tokens = 0;  // End-of-sequence tokens and stop_ids are not drawn before so many.
   LogitRules rules;        // Penalties and biases.
+  // What the drawn tokens must look like; null: anything. min_tokens has no effect beside it.
+  std::shared_ptr<const OutputGrammar> grammar;
   // Log-probabilities of the drawn token and of this many of the likeliest ones, as the model gives
   // them: before rules, temperature and filters. -1: none. Not with replay_ids.
   int64_t num_logprobs = -1;

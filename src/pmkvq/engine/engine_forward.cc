@@ -329,7 +329,11 @@ void Engine::Impl::Draw(std::span<Task* const> tasks, float* logits) {
     row.params = &request.sampling;
     row.rules = &request.rules;
     row.counts = &task.counts;
-    if (task.num_drawn() < request.min_tokens) row.forbidden = task.end_ids;
+    if (task.mask != nullptr) {
+      row.forbidden = task.mask->Forbidden();
+    } else if (task.num_drawn() < request.min_tokens) {
+      row.forbidden = task.end_ids;
+    }
     row.random = &task.random;
     row.num_logprobs = request.num_logprobs;
     sampling_rows.push_back(row);
@@ -350,7 +354,7 @@ void Engine::Impl::TakeDrawn(Task& task, const float* logits, SampledRow& drawn)
       return Fail(task, model->FailureOfLogits(logits, position).value());
     case SamplingOutcome::kNoneLeft:
       return Fail(task, {fmt::format("sampling, position {}", position),
-                         "no token may be drawn: min_tokens and logit_bias leave none"});
+                         "no token may be drawn: grammar, min_tokens and logit_bias leave none"});
   }
   if (drawn.logprobs) task.logprobs.push_back(*drawn.logprobs);
   std::string text = Push(task, drawn.token, task.finish);
@@ -361,6 +365,7 @@ void Engine::Impl::TakeDrawn(Task& task, const float* logits, SampledRow& drawn)
 std::string Engine::Impl::Push(Task& task, int32_t token, std::optional<FinishReason>& end) {
   task.tokens.push_back(token);
   if (task.request.rules.has_penalties()) ++task.counts[token];
+  if (task.mask != nullptr) task.mask->Accept(token);
   const bool is_end =
       std::find(task.end_ids.begin(), task.end_ids.end(), token) != task.end_ids.end();
   std::string text = is_end ? "" : task.text.Push(token);

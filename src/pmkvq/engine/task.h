@@ -33,6 +33,7 @@ struct Task {
     if (request.rules.has_penalties()) {
       for (const int32_t token : tokens) counts.emplace(token, 0);
     }
+    if (request.grammar != nullptr) mask = request.grammar->Start();
   }
 
   int64_t prompt_len() const { return static_cast<int64_t>(request.prompt_ids.size()); }
@@ -55,6 +56,7 @@ struct Task {
   std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.
   std::string error;                                // With kError.
   TokenCounts counts;                               // What penalties speak of; else empty.
+  std::unique_ptr<TokenMask> mask;                  // Null without a grammar.
   std::vector<TokenLogprobs> logprobs;
   std::unique_ptr<PromptLogprobs> prompt_logprobs;  // Null where none are asked for.
   std::shared_ptr<SampleGroup> group;               // Null for a request by itself.

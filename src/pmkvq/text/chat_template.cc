@@ -49,8 +49,14 @@ jinja::Value MessageValue(const ChatMessage& message) {
   const std::vector<ByteRange> input = message.role == "assistant"
                                            ? WithoutTags(message.content)
                                            : std::vector<ByteRange>{{0, message.content.size()}};
-  return jinja::MakeDict({{"role", jinja::InputString(message.role)},
-                          {"content", jinja::MarkedString({message.content, input})}});
+  jinja::Variables members = {{"role", jinja::InputString(message.role)},
+                              {"content", jinja::MarkedString({message.content, input})}};
+  if (message.more != nullptr) {
+    for (const std::string& name : message.more->Keys()) {
+      members.emplace_back(name, jinja::FromJson(message.more->Find(name)));
+    }
+  }
+  return jinja::MakeDict(std::move(members));
 }
 
 MarkedText JoinContents(const std::vector<ChatMessage>& messages) {

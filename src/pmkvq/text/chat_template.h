@@ -21,6 +21,8 @@ struct Date;
 struct ChatMessage {
   std::string role;  // "system", "user", "assistant", or another role of the template.
   std::string content;
+  // More members for the template: tool_calls, tool_call_id, name. Null: none.
+  std::shared_ptr<const JsonValue> more = nullptr;
 };
 
 // Immutable but for its setters; cheap to copy. Render may be called from several threads.

@@ -30,6 +30,15 @@ const completion = await client.completions.create({ model, prompt: "Sort", max_
 assert.ok(completion.choices[0].text.startsWith("Sort"));
 assert.equal(completion.choices[0].logprobs.token_logprobs[0], null);
 
+const asked = { model, input: question, temperature: 0, max_output_tokens: 400 };
+const response = await client.responses.create(asked);
+assert.match(response.output_text, /103, 156, 406, 697/);
+let streamed = "";
+for await (const event of await client.responses.create({ ...asked, stream: true })) {
+  if (event.type === "response.output_text.delta") streamed += event.delta;
+}
+assert.equal(streamed, response.output_text);
+
 await assert.rejects(client.chat.completions.create({ ...body, temperature: 3 }), OpenAI.BadRequestError);
 await assert.rejects(client.chat.completions.create({ ...body, model: "gpt-4" }), OpenAI.NotFoundError);
 await assert.rejects(new OpenAI({ baseURL, apiKey: "wrong" }).models.list(), OpenAI.AuthenticationError);

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """The official Python client against `pmkvq serve`. Usage: openai_client.py PROGRAM MODEL [TEST...]"""
+import json
 import os
 import sys
+import typing
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 import openai
+import pydantic
 from served import KEY, QUESTION, Server, main
 
 
@@ -64,6 +67,42 @@ class Client(unittest.TestCase):
         self.assertEqual(len(reply.choices[1].logprobs.tokens), 6)
         chunks = list(self.client.completions.create(model=self.model, prompt="Sort", max_tokens=3, stream=True, temperature=0))
         self.assertEqual("Sort" + "".join(c.choices[0].text for c in chunks), reply.choices[0].text)
+
+    def test_responses(self):
+        fields = {"model": self.model, "input": QUESTION, "temperature": 0, "max_output_tokens": 400}
+        whole = self.client.responses.create(**fields)
+        self.assertIn("103, 156, 406, 697", whole.output_text)
+        self.assertEqual(whole.status, "completed")
+        text = "".join(e.delta for e in self.client.responses.create(**fields, stream=True) if e.type == "response.output_text.delta")
+        self.assertEqual(text, whole.output_text)
+        with self.client.responses.stream(**fields) as stream:
+            self.assertEqual(stream.get_final_response().output_text, whole.output_text)
+
+    def test_schema(self):
+        class Answer(pydantic.BaseModel):
+            kind: typing.Literal["sort", "ledger"]
+            count: int
+            sorted: bool
+
+        parsed = self.client.chat.completions.parse(model=self.model, messages=self.messages, temperature=0, max_tokens=600,
+                                                    response_format=Answer)
+        self.assertIsInstance(parsed.choices[0].message.parsed, Answer)
+
+    def test_tools(self):
+        template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../golden/chat_templates/Qwen-Qwen2.5-7B-Instruct.jinja")
+        tool = {"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}}}
+        with Server("--chat-template", template, "--reasoning", "off") as server:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+            fields = {"model": self.model, "messages": self.messages, "tools": [tool], "tool_choice": "required", "max_tokens": 200}
+            reply = client.chat.completions.create(**fields)
+            (call,) = reply.choices[0].message.tool_calls
+            self.assertIsInstance(json.loads(call.function.arguments)["x"], int)
+            with client.chat.completions.stream(**fields) as stream:
+                final = stream.get_final_completion().choices[0]
+            self.assertEqual((final.finish_reason, final.message.tool_calls[0].function.name), ("tool_calls", "f"))
+            again = self.messages + [reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "7"}]
+            self.assertTrue(client.chat.completions.create(**{**fields, "messages": again, "tool_choice": "auto"}).choices)
 
     def test_errors(self):
         for kind, fields in [(openai.BadRequestError, {"temperature": 3}), (openai.BadRequestError, {"stop": ["x"] * 20}),

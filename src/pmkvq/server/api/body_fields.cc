@@ -30,6 +30,39 @@ bool AsksForNothing(const JsonValue& value) {
 
 }  // namespace
 
+void CopyJson(JsonWriter& json, const JsonValue& value) {
+  switch (value.kind()) {
+    case JsonValue::Kind::kNull:
+      json.Null();
+      return;
+    case JsonValue::Kind::kBool:
+      json.Bool(value.AsBool());
+      return;
+    case JsonValue::Kind::kInteger:
+      json.Int(value.AsInt());
+      return;
+    case JsonValue::Kind::kNumber:
+      json.Number(value.AsDouble());
+      return;
+    case JsonValue::Kind::kString:
+      json.String(value.AsStringView());
+      return;
+    case JsonValue::Kind::kArray:
+      json.BeginArray();
+      for (size_t i = 0; i < value.size(); ++i) CopyJson(json, value.At(i));
+      json.EndArray();
+      return;
+    case JsonValue::Kind::kObject:
+      json.BeginObject();
+      value.ForEachMember([&](std::string_view name, const JsonValue& member) {
+        json.Key(name);
+        CopyJson(json, member);
+      });
+      json.EndObject();
+      return;
+  }
+}
+
 JsonValue BodyFields::Parse(std::string_view text) {
   try {
     return JsonValue::Parse(text, "body", {.max_depth = kMostDepth});

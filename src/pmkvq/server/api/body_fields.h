@@ -16,6 +16,9 @@
 
 namespace pmkvq::server {
 
+// Writes a value as it is, but for the spelling of its numbers.
+void CopyJson(JsonWriter& json, const JsonValue& value);
+
 class BodyFields {
  public:
   // `body` must be an object. `prefix` stands before names in errors: "stream_options.".

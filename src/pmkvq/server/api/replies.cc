@@ -30,30 +30,6 @@ void WriteUsage(JsonWriter& json, const UsageState& usage) {
   json.EndObject();
 }
 
-void WriteKv(JsonWriter& json, const KvReport& kv) {
-  if (!kv.is_asked_for) return;
-  json.Key("kv").BeginObject();
-  json.Key("seed").String(std::to_string(kv.seed));  // 64 bits do not fit a JavaScript number.
-  json.Key("history").String(kv.history);
-  json.Key("min_bits").Int(kv.min_bits);
-  json.Key("mean_bits").Number(kv.mean_bits);
-  json.Key("halved_pages").Int(kv.halved_pages);
-  json.Key("peak_bytes").Int(kv.peak_bytes);
-  if (kv.events != nullptr) {
-    json.Key("events").BeginArray();
-    for (size_t choice = 0; choice < kv.events->size(); ++choice) {
-      for (const HalvingEvent& event : (*kv.events)[choice]) {
-        json.BeginObject().Key("choice").Int(static_cast<int64_t>(choice));
-        json.Key("tokens").Int(event.num_tokens).Key("layer").Int(event.layer);
-        json.Key("from_bits").Int(event.from_bits).Key("k_pages").Int(event.num_k_pages);
-        json.Key("v_pages").Int(event.num_v_pages).EndObject();
-      }
-    }
-    json.EndArray();
-  }
-  json.EndObject();
-}
-
 // Text of a token for people: bytes that are no UTF-8 by themselves become U+FFFD.
 std::string TokenText(const Tokenizer& tokenizer, int32_t id) {
   return tokenizer.IsValid(id) ? tokenizer.TokenBytes(id) : "";
@@ -88,6 +64,19 @@ void WriteChatLogprobs(JsonWriter& json, const std::vector<TokenLogprobs>& logpr
     json.EndArray().EndObject();
   }
   json.EndArray().Key("refusal").Null().EndObject();
+}
+
+// `first`: the number of the first of them; of whole answers -1, whose calls have no numbers.
+void WriteCalls(JsonWriter& json, const std::vector<ReplyCall>& calls, int64_t first) {
+  json.Key("tool_calls").BeginArray();
+  for (const ReplyCall& one : calls) {
+    json.BeginObject();
+    if (first >= 0) json.Key("index").Int(first++);
+    json.Key("id").String(one.id).Key("type").String("function");
+    json.Key("function").BeginObject().Key("name").String(one.call.name);
+    json.Key("arguments").String(one.call.arguments).EndObject().EndObject();
+  }
+  json.EndArray();
 }
 
 // Characters that begin in these bytes.
@@ -215,6 +204,30 @@ void AppendEvent(const ReplyHead& head, const ChoiceState& choice, const UsageSt
 
 }  // namespace
 
+void WriteKvReport(JsonWriter& json, const KvReport& kv) {
+  if (!kv.is_asked_for) return;
+  json.Key("kv").BeginObject();
+  json.Key("seed").String(std::to_string(kv.seed));  // 64 bits do not fit a JavaScript number.
+  json.Key("history").String(kv.history);
+  json.Key("min_bits").Int(kv.min_bits);
+  json.Key("mean_bits").Number(kv.mean_bits);
+  json.Key("halved_pages").Int(kv.halved_pages);
+  json.Key("peak_bytes").Int(kv.peak_bytes);
+  if (kv.events != nullptr) {
+    json.Key("events").BeginArray();
+    for (size_t choice = 0; choice < kv.events->size(); ++choice) {
+      for (const HalvingEvent& event : (*kv.events)[choice]) {
+        json.BeginObject().Key("choice").Int(static_cast<int64_t>(choice));
+        json.Key("tokens").Int(event.num_tokens).Key("layer").Int(event.layer);
+        json.Key("from_bits").Int(event.from_bits).Key("k_pages").Int(event.num_k_pages);
+        json.Key("v_pages").Int(event.num_v_pages).EndObject();
+      }
+    }
+    json.EndArray();
+  }
+  json.EndObject();
+}
+
 TokenLogprobs WithoutLogprob(int32_t token) {
   return {{token, std::numeric_limits<double>::quiet_NaN()}, {}};
 }
@@ -251,11 +264,13 @@ std::string WholeReply(const ReplyHead& head, const std::vector<ChoiceState>& ch
     json.BeginObject().Key("index").Int(static_cast<int64_t>(choice.index));
     if (head.is_chat) {
       json.Key("message").BeginObject();
-      json.Key("role").String("assistant").Key("content").String(choice.content);
+      json.Key("role").String("assistant").Key("content");
+      choice.content.empty() && !choice.calls.empty() ? json.Null() : json.String(choice.content);
       if (choice.reasoned) {
         json.Key("reasoning_content").String(choice.reasoning);
         json.Key("reasoning").String(choice.reasoning);
       }
+      if (!choice.calls.empty()) WriteCalls(json, choice.calls, -1);
       json.Key("refusal").Null().EndObject();
       WriteChatLogprobs(json, choice.logprobs, tokenizer);
     } else {
@@ -269,7 +284,7 @@ std::string WholeReply(const ReplyHead& head, const std::vector<ChoiceState>& ch
   json.EndArray();
   if (head.is_chat) WritePromptLogprobs(json, choices.front(), tokenizer);
   WriteUsage(json, usage);
-  WriteKv(json, kv);
+  WriteKvReport(json, kv);
   json.EndObject();
   return json.text();
 }
@@ -284,7 +299,8 @@ void AppendStreamEvents(const ReplyHead& head, ChoiceState& choice, const UsageS
     });
   }
   choice.started = true;
-  const bool has_text = !choice.reasoning.empty() || !choice.content.empty();
+  const bool has_text =
+      !choice.reasoning.empty() || !choice.content.empty() || !choice.calls.empty();
   if (has_text || !choice.logprobs.empty()) {
     AppendEvent(head, choice, usage, out, [&](JsonWriter& json) {
       if (head.is_chat) {
@@ -294,6 +310,10 @@ void AppendStreamEvents(const ReplyHead& head, ChoiceState& choice, const UsageS
           json.Key("reasoning").String(choice.reasoning);
         }
         if (!choice.content.empty()) json.Key("content").String(choice.content);
+        if (!choice.calls.empty()) {
+          WriteCalls(json, choice.calls,
+                     static_cast<int64_t>(choice.num_calls - choice.calls.size()));
+        }
         json.EndObject();
         WriteChatLogprobs(json, choice.logprobs, tokenizer);
       } else {
@@ -306,6 +326,7 @@ void AppendStreamEvents(const ReplyHead& head, ChoiceState& choice, const UsageS
     if (!choice.logprobs.empty()) choice.num_added = 0;
     choice.reasoning.clear();
     choice.content.clear();
+    choice.calls.clear();
     choice.logprobs.clear();
   }
   if (choice.finish_reason.empty()) return;
@@ -328,7 +349,7 @@ void AppendUsageEvent(const ReplyHead& head, const UsageState& usage, const KvRe
   WriteHead(json, head, true);
   json.Key("choices").BeginArray().EndArray();
   WriteUsage(json, usage);
-  WriteKv(json, kv);
+  WriteKvReport(json, kv);
   json.EndObject();
   out += "data: " + std::string(json.text()) + "\n\n";
 }

@@ -21,6 +21,11 @@ struct ReplyHead {
   bool is_chat = false;
 };
 
+struct ReplyCall {
+  std::string id;
+  ToolCall call;
+};
+
 // A token that has no log-probability: the first one of a prompt.
 TokenLogprobs WithoutLogprob(int32_t token);
 
@@ -37,6 +42,8 @@ struct ChoiceState {
   size_t text_offset = 0;
   size_t num_added = 0;
   std::vector<TokenLogprobs> prompt_logprobs;  // Where the request has prompt_logprobs.
+  std::vector<ReplyCall> calls;                // Pending.
+  size_t num_calls = 0;                        // Pending ones included.
   bool started = false;                        // The stream's first event was written.
   bool closed = false;                         // The stream's last event was written.
   bool reasoned = false;                       // It has had reasoning.
@@ -64,6 +71,9 @@ struct KvReport {
 };
 KvReport KvReportOf(const std::vector<KvSequenceStats>& choices, uint64_t seed,
                     const std::string& history);
+
+// The member "kv" of a reply, where it is asked for.
+void WriteKvReport(JsonWriter& json, const KvReport& kv);
 
 // A whole answer: the choices' pending text is all of it.
 std::string WholeReply(const ReplyHead& head, const std::vector<ChoiceState>& choices,

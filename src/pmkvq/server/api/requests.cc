@@ -4,6 +4,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/server/api/api_error.h"
+#include "pmkvq/server/api/tools.h"
 
 namespace pmkvq::server {
 namespace {
@@ -80,15 +81,11 @@ std::vector<ChatMessage> ReadMessages(BodyFields& body) {
     }
     std::string role = message.At("role").AsString();
     if (role == "developer") role = "system";
-    if (role != "system" && role != "user" && role != "assistant") {
-      Refuse(role == "tool" || role == "function" ? "unsupported_parameter" : "invalid_value",
-             where + ".role",
-             fmt::format("{}.role: found \"{}\", expected system, developer, user or assistant",
-                         where, role.substr(0, 40)));
-    }
-    if (message.Has("tool_calls") && message.At("tool_calls").size() > 0) {
-      Refuse("unsupported_parameter", where + ".tool_calls",
-             where + ".tool_calls: this server has no tools yet");
+    if (role != "system" && role != "user" && role != "assistant" && role != "tool") {
+      Refuse(
+          role == "function" ? "unsupported_parameter" : "invalid_value", where + ".role",
+          fmt::format("{}.role: found \"{}\", expected system, developer, user, assistant or tool",
+                      where, role.substr(0, 40)));
     }
     std::string content;
     if (message.Has("content")) {
@@ -96,17 +93,18 @@ std::vector<ChatMessage> ReadMessages(BodyFields& body) {
     } else if (role != "assistant") {
       Refuse("invalid_value", where + ".content", where + ".content: missing, expected a string");
     }
-    messages.push_back({std::move(role), std::move(content)});
+    std::shared_ptr<const JsonValue> more = ReadToolMessage(message, role, where);
+    messages.push_back({std::move(role), std::move(content), std::move(more)});
   }
   return messages;
 }
 
 // The template with the variables that the request gives it.
-ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context) {
+ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context, const ToolRequest& tools) {
   ChatTemplate chat_template = context.chat_template;
   const bool has_kwargs = body.Has("chat_template_kwargs");
   const std::optional<std::string> effort = body.Text("reasoning_effort", 64);
-  if (!has_kwargs && !effort) return chat_template;
+  if (!has_kwargs && !effort && !tools.list) return chat_template;
   JsonWriter json;
   json.BeginObject();
   if (effort) json.Key("reasoning_effort").String(*effort);
@@ -139,7 +137,11 @@ ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context) {
   }
   json.EndObject();
   try {
-    chat_template.SetVariables(JsonValue::Parse(json.text(), "chat_template_kwargs"));
+    std::string variables = json.text();
+    if (tools.list) {
+      variables.insert(1, "\"tools\":" + tools.list->Dump() + (variables == "{}" ? "" : ","));
+    }
+    chat_template.SetVariables(JsonValue::Parse(variables, "chat_template_kwargs"));
   } catch (const InvalidInput& error) {
     Refuse("invalid_value", "chat_template_kwargs", error.what());
   }
@@ -147,7 +149,7 @@ ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context) {
 }
 
 // The prompt of messages; with continue_final_message it ends within the last one.
-MarkedText RenderPrompt(BodyFields& body, const ApiContext& context) {
+MarkedText RenderPrompt(BodyFields& body, const ApiContext& context, const ToolRequest& tools) {
   if (context.chat_template.IsNone()) {
     Refuse(
         "unsupported_parameter", "messages",
@@ -155,7 +157,7 @@ MarkedText RenderPrompt(BodyFields& body, const ApiContext& context) {
         "--chat-template");
   }
   const std::vector<ChatMessage> messages = ReadMessages(body);
-  const ChatTemplate chat_template = TemplateFor(body, context);
+  const ChatTemplate chat_template = TemplateFor(body, context, tools);
   const bool continues = body.Bool("continue_final_message").value_or(false);
   const bool adds_prompt = body.Bool("add_generation_prompt").value_or(!continues);
   if (continues && (adds_prompt || messages.back().role != "assistant")) {
@@ -302,7 +304,46 @@ void ReadPrompts(BodyFields& body, const ApiContext& context, CompletionRequest&
   for (const std::vector<int32_t>& ids : request.prompts) CheckLength(ids, "prompt", context);
 }
 
+AnswerPlace PlaceOf(const CompletionRequest& request, const ApiContext& context,
+                    bool starts_in_reasoning) {
+  AnswerPlace place;
+  place.starts_in_reasoning = starts_in_reasoning;
+  place.may_reason = request.is_chat && context.parses_reasoning;
+  place.end_ids = context.eos_ids;
+  place.end_ids.insert(place.end_ids.end(), request.fields.stop_ids.begin(),
+                       request.fields.stop_ids.end());
+  return place;
+}
+
+// What the answer may be.
+void ReadAnswer(BodyFields& body, const ApiContext& context, const ToolRequest& tools,
+                bool in_thinking, CompletionRequest& request) {
+  const AnswerPlace place = PlaceOf(request, context, in_thinking);
+  request.grammar = context.formats->OfResponseFormat(body, place);
+  if (!tools.reads_calls) return;
+  request.tool_format = context.tool_format;
+  if (request.grammar != nullptr) {
+    body.Fail("response_format", "it beside tools", "one of the two");
+  }
+  if (tools.must_call.empty()) return;
+  request.grammar = GrammarOfCall(tools, context.tool_format, *context.formats, place);
+  if (context.tool_format != ToolFormat::kMistral) return;
+  request.answer_begin = ToolMarker(context.tool_format);
+  const int32_t marker = context.tokenizer->TokenId(request.answer_begin);
+  if (marker >= 0) request.prompts.back().push_back(marker);
+}
+
 }  // namespace
+
+std::vector<std::pair<int32_t, std::string>> ToolTokens(const Tokenizer& tokenizer) {
+  std::vector<std::pair<int32_t, std::string>> tokens;
+  for (const char* text :
+       {"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"}) {
+    const int32_t id = tokenizer.TokenId(text);
+    if (id >= 0 && tokenizer.IsSpecial(id)) tokens.emplace_back(id, text);
+  }
+  return tokens;
+}
 
 Request CompletionRequest::EngineRequest(size_t prompt) const {
   Request request;
@@ -314,6 +355,7 @@ Request CompletionRequest::EngineRequest(size_t prompt) const {
   request.rules = fields.rules;
   request.stop = fields.stop;
   request.stop_ids = fields.stop_ids;
+  request.grammar = grammar;
   request.num_logprobs = num_logprobs;
   request.num_prompt_logprobs = std::max(num_prompt_logprobs, echo.empty() ? -1 : num_logprobs);
   if (starts_in_reasoning && !fields.stop_in_reasoning) request.stop_after = "</think>";
@@ -333,31 +375,20 @@ CompletionRequest ReadChatRequest(std::string_view text, const ApiContext& conte
   } else if (top > 0) {
     body.Fail("top_logprobs", "it without logprobs", "it only with \"logprobs\": true");
   }
-  if (body.Has("response_format")) {
-    BodyFields format(body.Value("response_format"), "response_format.");
-    const std::optional<std::string> type = format.Text("type", 64);
-    if (type.value_or("text") != "text") {
-      Refuse("unsupported_parameter", "response_format",
-             fmt::format("response_format.type: found \"{}\", expected \"text\"", *type));
-    }
-  }
-  if (body.Has("tool_choice")) {
-    const JsonValue choice = body.Value("tool_choice");
-    const bool is_none =
-        choice.IsString() && (choice.AsStringView() == "none" || choice.AsStringView() == "auto");
-    if (!is_none) body.Refuse({"tool_choice"});
-  }
   if (body.Has("modalities")) {
     const std::vector<std::string> modalities = body.Texts("modalities", 8, 64);
     for (const std::string& modality : modalities) {
       if (modality != "text") body.Refuse({"modalities"});
     }
   }
-  body.Refuse({"tools", "echo", "suffix", "prediction", "web_search_options"});
+  body.Refuse({"echo", "suffix", "prediction", "web_search_options"});
   ReadPromptLogprobs(body, request);
-  const MarkedText prompt = RenderPrompt(body, context);
-  request.starts_in_reasoning = context.parses_reasoning && EndsInOpenThinking(prompt.text);
+  const ToolRequest tools = ReadTools(body, context.tool_format);
+  const MarkedText prompt = RenderPrompt(body, context, tools);
+  const bool in_thinking = EndsInOpenThinking(prompt.text);
+  request.starts_in_reasoning = context.parses_reasoning && in_thinking;
   request.prompts.push_back(context.tokenizer->Encode(prompt));
+  ReadAnswer(body, context, tools, in_thinking, request);
   CheckLength(request.prompts.front(), "messages", context);
   CheckChoices(request, body);
   CheckUnknown(body, context, &request.unknown_fields);
@@ -371,7 +402,8 @@ CompletionRequest ReadTextRequest(std::string_view text, const ApiContext& conte
   CompletionRequest request;
   request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
   request.num_logprobs = body.Integer("logprobs", 0, kMostLogprobs).value_or(-1);
-  body.Refuse({"suffix", "response_format", "tools"});
+  body.Refuse({"suffix", "tools"});
+  request.grammar = context.formats->OfResponseFormat(body, PlaceOf(request, context, false));
   ReadPromptLogprobs(body, request);
   ReadPrompts(body, context, request);
   CheckChoices(request, body);
@@ -387,7 +419,8 @@ TokenizeRequest ReadTokenizeRequest(std::string_view text, const ApiContext& con
   request.with_pieces = body.Bool("with_pieces").value_or(false);
   const bool add_special_tokens = body.Bool("add_special_tokens").value_or(true);
   if (body.Has("messages")) {
-    request.ids = context.tokenizer->Encode(RenderPrompt(body, context));
+    request.ids = context.tokenizer->Encode(
+        RenderPrompt(body, context, ReadTools(body, context.tool_format)));
     return request;
   }
   std::optional<std::string> prompt = body.Text("prompt", kMostTextBytes);
@@ -409,11 +442,11 @@ std::string ReadDetokenizeRequest(std::string_view text, const ApiContext& conte
   return TextOf(ids, context);
 }
 
-std::string ReadTemplateRequest(std::string_view text, const ApiContext& context) {
+MarkedText ReadTemplateRequest(std::string_view text, const ApiContext& context) {
   const JsonValue json = BodyFields::Parse(text);
   BodyFields body(json);
   CheckModel(body, context);
-  return RenderPrompt(body, context).text;
+  return RenderPrompt(body, context, ReadTools(body, context.tool_format));
 }
 
 }  // namespace pmkvq::server

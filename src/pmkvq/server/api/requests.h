@@ -8,10 +8,15 @@
 
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/server/api/generation_fields.h"
+#include "pmkvq/server/api/output_format.h"
+#include "pmkvq/server/api/tool_calls.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/tokenizer.h"
 
 namespace pmkvq::server {
+
+// Special tokens of a tokenizer that calls are written with.
+std::vector<std::pair<int32_t, std::string>> ToolTokens(const Tokenizer& tokenizer);
 
 // What requests are read with; immutable, shared by all threads.
 struct ApiContext {
@@ -21,6 +26,11 @@ struct ApiContext {
   bool parses_reasoning = false;  // Text before </think> is reasoning.
   SamplingDefaults defaults;
   int64_t vocab_size = 0;
+  std::vector<int32_t> eos_ids;
+  std::shared_ptr<const OutputFormats> formats;
+  ToolFormat tool_format = ToolFormat::kNone;
+  // Special tokens that calls are written with: they are in no text, but calls are read with them.
+  std::vector<std::pair<int32_t, std::string>> tool_tokens;
   int64_t max_len = 0;  // Prompt and output together.
   bool strict = false;  // Unknown fields are refused.
 };
@@ -34,12 +44,16 @@ struct EchoedPrompt {
 // A completion of either kind, ready for the engine: `prompts` times n choices.
 struct CompletionRequest {
   bool is_chat = false;
+  bool is_response = false;  // A chat's request by way of /v1/responses.
   GenerationFields fields;
-  std::vector<std::vector<int32_t>> prompts;  // Not empty.
-  int64_t num_logprobs = -1;                  // -1: none.
-  int64_t num_prompt_logprobs = -1;           // The field prompt_logprobs; -1: none.
-  std::vector<EchoedPrompt> echo;             // Of each prompt; empty: none is asked for.
-  bool starts_in_reasoning = false;           // The prompt ends in an open <think>.
+  std::vector<std::vector<int32_t>> prompts;     // Not empty.
+  int64_t num_logprobs = -1;                     // -1: none.
+  int64_t num_prompt_logprobs = -1;              // The field prompt_logprobs; -1: none.
+  std::vector<EchoedPrompt> echo;                // Of each prompt; empty: none is asked for.
+  bool starts_in_reasoning = false;              // The prompt ends in an open <think>.
+  std::shared_ptr<const OutputGrammar> grammar;  // Of the answer; null: any text.
+  ToolFormat tool_format = ToolFormat::kNone;    // Of calls in the answer; kNone: none are read.
+  std::string answer_begin;                      // What the prompt ends in, and belongs to a call.
   std::vector<std::string> unknown_fields;
 
   // max_tokens is 0: the prompts only. The engine draws one token, which is in no reply.
@@ -61,6 +75,6 @@ TokenizeRequest ReadTokenizeRequest(std::string_view body, const ApiContext& con
 // The text for POST /detokenize.
 std::string ReadDetokenizeRequest(std::string_view body, const ApiContext& context);
 // The prompt for POST /apply-template.
-std::string ReadTemplateRequest(std::string_view body, const ApiContext& context);
+MarkedText ReadTemplateRequest(std::string_view body, const ApiContext& context);
 
 }  // namespace pmkvq::server

@@ -17,6 +17,7 @@ struct Route {
 constexpr Route kRoutes[] = {
     {"POST", "/v1/chat/completions", true},
     {"POST", "/v1/completions", true},
+    {"POST", "/v1/responses", true},
     {"GET", "/v1/models", true},
     {"GET", "/v1/models/{}", true},
     {"POST", "/tokenize", true},

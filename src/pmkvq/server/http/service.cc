@@ -113,6 +113,8 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
   try {
     if (head.path == "/v1/chat/completions") {
       prepared.completion = ReadChatRequest(body, context);
+    } else if (head.path == "/v1/responses") {
+      prepared.completion = ReadResponsesRequest(body, context);
     } else if (head.path == "/v1/completions") {
       prepared.completion = ReadTextRequest(body, context);
     } else if (head.path == "/tokenize") {
@@ -120,8 +122,10 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
     } else if (head.path == "/detokenize") {
       reply(DetokenizeReply(ReadDetokenizeRequest(body, context)));
     } else {
+      const MarkedText prompt = ReadTemplateRequest(body, context);
       JsonWriter json;
-      json.BeginObject().Key("prompt").String(ReadTemplateRequest(body, context)).EndObject();
+      json.BeginObject().Key("prompt").String(prompt.text);
+      json.Key("count").Int(std::ssize(context.tokenizer->Encode(prompt))).EndObject();
       reply(json.text());
     }
   } catch (const RefusedRequest& refusal) {
@@ -165,9 +169,9 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   }
   auto live = std::make_shared<LiveRequest>();
   live->seed = request.fields.seed.value_or(RandomBits());
-  live->head = {(request.is_chat ? "chatcmpl-" : "cmpl-") + Hex(RandomBits()),
-                static_cast<int64_t>(std::time(nullptr)), context_->model_names.front(),
-                fingerprint_, request.is_chat};
+  const char* prefix = request.is_response ? "resp_" : request.is_chat ? "chatcmpl-" : "cmpl-";
+  live->head = {prefix + Hex(RandomBits()), static_cast<int64_t>(std::time(nullptr)),
+                context_->model_names.front(), fingerprint_, request.is_chat};
   const auto count = static_cast<size_t>(choices);
   live->choices.resize(count);
   live->taken.resize(count);
@@ -183,6 +187,8 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   for (size_t i = 0; i < count; ++i) {
     live->choices[i].index = i;
     live->splitters.emplace_back(splits, request.starts_in_reasoning);
+    live->tool_parsers.emplace_back(request.tool_format);
+    if (!request.answer_begin.empty()) (void)live->tool_parsers[i].Push(request.answer_begin);
     if (request.echo.empty()) continue;
     const EchoedPrompt& echo = request.echo[i / static_cast<size_t>(request.fields.n)];
     live->choices[i].content = echo.text;
@@ -198,6 +204,7 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   }
   generation.wants_halvings = request.fields.kv_report == KvReportKind::kEvents;
   generation.most_queue_seconds = options_.queue_seconds;
+  if (request.is_response) live->response.emplace(live->head);
   live->request = std::move(request);
   live->generation = engine_thread_->Submit(std::move(generation));
   live_[live->generation] = live;
@@ -246,10 +253,21 @@ void Service::End(const std::shared_ptr<LiveRequest>& live, int status) {
   });
 }
 
-void Service::AddText(LiveRequest& live, size_t choice, const AnswerText& text) {
+void Service::AddText(LiveRequest& live, size_t choice, const AnswerText& text, bool is_end) {
   ChoiceState& state = live.choices[choice];
+  const auto add_answer = [&](ToolCallParser::Output out) {
+    state.content += out.text;
+    for (ToolCall& call : out.calls) {
+      std::string id = "call_" + Hex(RandomBits());
+      // Templates of this family ask for nine letters and digits.
+      if (live.request.tool_format == ToolFormat::kMistral) id = Hex(RandomBits()).substr(0, 9);
+      state.calls.push_back({std::move(id), std::move(call)});
+      ++state.num_calls;
+    }
+  };
   state.reasoning += text.reasoning;
-  state.content += text.content;
+  add_answer(live.tool_parsers[choice].Push(text.content));
+  if (is_end) add_answer(live.tool_parsers[choice].Finish());
   state.reasoned |= !text.reasoning.empty();
 }
 
@@ -292,7 +310,13 @@ void Service::TakeToken(LiveRequest& live, GenerationEvent& event) {
     ++metrics_.reasoning_tokens;
   }
   live.taken[event.choice] += event.text.size();
-  AddText(live, event.choice, live.splitters[event.choice].Push(event.text));
+  std::string text = std::move(event.text);
+  if (live.request.tool_format != ToolFormat::kNone) {
+    for (const auto& [id, marker] : context_->tool_tokens) {
+      if (id == event.token) text += marker;
+    }
+  }
+  AddText(live, event.choice, live.splitters[event.choice].Push(text));
   if (event.logprobs) choice.logprobs.push_back(std::move(*event.logprobs));
 }
 
@@ -309,11 +333,13 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   ReasoningSplitter& splitter = live.splitters[event.choice];
   if (!live.request.is_prompt_only()) {
     AddText(live, event.choice, splitter.Push(done.text.substr(live.taken[event.choice])));
-    AddText(live, event.choice, splitter.Finish());
+    AddText(live, event.choice, splitter.Finish(), true);
   }
   switch (done.finish_reason) {
     case FinishReason::kStop: {
-      choice.finish_reason = live.request.is_prompt_only() ? "length" : "stop";
+      choice.finish_reason = live.request.is_prompt_only() ? "length"
+                             : choice.num_calls > 0        ? "tool_calls"
+                                                           : "stop";
       const std::vector<int32_t>& stop_ids = live.request.fields.stop_ids;
       if (!done.stop_string.empty()) {
         if (live.request.fields.include_stop) choice.content += done.stop_string;
@@ -393,6 +419,11 @@ KvReport Service::ReportOf(const LiveRequest& live) {
 HttpReply Service::WholeAnswer(LiveRequest& live) const {
   if (live.error) return ErrorReply(*live.error);
   HttpReply reply;
+  if (live.response) {
+    live.response->Take(live.choices.front(), nullptr);
+    reply.body = live.response->Body(live.choices.front(), live.usage, ReportOf(live));
+    return reply;
+  }
   reply.body =
       WholeReply(live.head, live.choices, live.usage, ReportOf(live), *context_->tokenizer);
   return reply;
@@ -401,9 +432,18 @@ HttpReply Service::WholeAnswer(LiveRequest& live) const {
 std::string Service::StreamText(LiveRequest& live) const {
   std::string out;
   const bool ended = live.ended();
+  if (live.response) {
+    live.response->Take(live.choices.front(), &out);
+    if (live.error) {
+      live.response->AppendError(*live.error, out);
+    } else if (ended) {
+      live.response->AppendEnd(live.choices.front(), live.usage, ReportOf(live), out);
+    }
+    return out;
+  }
   for (ChoiceState& choice : live.choices) {
     const bool has_news = !choice.reasoning.empty() || !choice.content.empty() ||
-                          !choice.logprobs.empty() ||
+                          !choice.logprobs.empty() || !choice.calls.empty() ||
                           (!choice.finish_reason.empty() && !choice.closed);
     if (!has_news) continue;
     AppendStreamEvents(live.head, choice,

@@ -15,6 +15,7 @@
 #include "pmkvq/server/api/reasoning.h"
 #include "pmkvq/server/api/replies.h"
 #include "pmkvq/server/api/requests.h"
+#include "pmkvq/server/api/responses.h"
 #include "pmkvq/server/api_keys.h"
 #include "pmkvq/server/engine_thread.h"
 #include "pmkvq/server/http/http_types.h"
@@ -42,7 +43,9 @@ struct LiveRequest {
   ReplyHead head;
   std::vector<ChoiceState> choices;
   std::vector<ReasoningSplitter> splitters;
-  std::vector<size_t> taken;  // Bytes of each choice's text so far.
+  std::vector<ToolCallParser> tool_parsers;
+  std::optional<ResponseWriter> response;  // Of /v1/responses.
+  std::vector<size_t> taken;               // Bytes of each choice's text so far.
   std::vector<KvSequenceStats> kv;
   std::vector<std::vector<HalvingEvent>> halvings;  // With kv_report "events".
   UsageState usage;
@@ -121,7 +124,9 @@ class Service {
   void TakeToken(LiveRequest& live, GenerationEvent& event);
   static KvReport ReportOf(const LiveRequest& live);
   void TakeFinished(LiveRequest& live, GenerationEvent& event);
-  static void AddText(LiveRequest& live, size_t choice, const AnswerText& text);
+  // `is_end`: no more text will come.
+  static void AddText(LiveRequest& live, size_t choice, const AnswerText& text,
+                      bool is_end = false);
 
   ServiceOptions options_;
   ApiKeys keys_;
