@@ -249,6 +249,10 @@ TEST_F(DeviceModelTest, WhatThereIsNoCodeForIsRefusedByName) {
     return Model::Load(folder.path(), options);
   };
   const TinyModel tiny = WithHeads({}, 4, 2, 64);
+  TinyModel windows = WithHeads({.architecture = "MistralForCausalLM"}, 4, 2, 64);
+  windows.window = 9;
+  testing_support::ExpectError<Unsupported>([&] { load(WeightMode::kAsStored, windows); },
+                                            {"sliding windows", "--device cpu"});
   ModelOptions none;
   none.device = {Device::kCuda, 77};
   TempFolder folder;

@@ -50,6 +50,22 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
   });
 }
 
+// What configs may ask for beyond the steps that there are.
+void CheckGraph(const ModelConfig& config, DeviceId device) {
+  const auto refuse = [&](const char* what) {
+    throw Unsupported(NameOf(device),
+                      fmt::format("{}: found {}, for which there is no code; use --device cpu",
+                                  config.architecture, what));
+  };
+  if (config.post_norms) refuse("norms behind attention and MLP");
+  if (config.activation != GateActivation::kSilu) refuse("a GELU in the MLP");
+  if (config.embedding_factor != 1.0) refuse("a factor of the embedding");
+  if (config.local_rope.has_value()) refuse("blocks with another RoPE");
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (config.sliding_window(layer) != 0) refuse("sliding windows");
+  }
+}
+
 }  // namespace
 
 // Goes through all weights twice in the same order: first places are counted, then, with memory,
@@ -212,6 +228,7 @@ class DeviceWeights::Packer {
 DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
                              const RopeTable& rope, DeviceId device, int num_threads) {
   Query(device);  // Says what is wrong with the device, if something is.
+  CheckGraph(config, device);
   const auto refuse_part = [&](const char* part, int64_t layer) {
     throw Unsupported(NameOf(device),
                       fmt::format("block {}: found {} of another kind, expected grouped-query "
