@@ -122,8 +122,7 @@ class Command {
 
   // Of a synthetic model on a device; on the CPU the output layer costs next to nothing.
   void AddVocab() {
-    command_
-        ->add_option("--vocab", options_->vocab, "on CUDA: tokens of the vocabulary")
+    command_->add_option("--vocab", options_->vocab, "on CUDA: tokens of the vocabulary")
         ->transform(WholeNumber(50, 1 << 20))
         ->capture_default_str();
   }
@@ -152,7 +151,8 @@ class Command {
 };
 
 constexpr char kLayersTwo[] =
-    "(0: 2, on CUDA all); two blocks of qwen2-7b take 0.9 GiB of memory, and the cache comes on top";
+    "(0: 2, on CUDA all); two blocks of qwen2-7b take 0.9 GiB of memory, and the cache comes on "
+    "top";
 
 void AddAttentionBench(CLI::App& bench) {
   Command command(bench, "attention", "one token's attention over a cache, from memory");

@@ -30,13 +30,15 @@ void ComputeLogits(const Options& options) {
   const auto num_tokens = static_cast<int64_t>(ids.size());
   CheckPrompt(ids, model->config(), "--prompt-ids");
   CheckPlan(engine, *model);
-  const KvRequirements requirements{model->kv_geometry(),
-                                    1,
-                                    std::max(engine.max_len, num_tokens),
-                                    engine.num_threads,
-                                    &model->rope(),
-                                    &model->checkpoint(),
-                                    engine.chunk};
+  const KvRequirements requirements{
+      model->kv_geometry(),
+      1,
+      std::max(engine.max_len, num_tokens),
+      engine.num_threads,
+      &model->rope(),
+      &model->checkpoint(),
+      engine.chunk,
+      engine.kv.kv_dtype == DType::kF16 ? model->device() : DeviceId{}};
   const std::unique_ptr<KvStore> store = MakeKvStore(engine.kv, requirements);
   const SequenceId seq = store->Open().value();
   Tensor logits(DType::kF32, {num_tokens, model->config().vocab_size});

@@ -65,19 +65,18 @@ std::shared_ptr<const Model> LoadOn(DeviceId device, const std::string& path,
 std::shared_ptr<const Model> LoadWhereItFits(const std::string& path, const ModelOptions& options) {
   constexpr DeviceId kFirst{Device::kCuda, 0};
   std::string reason;
-  const DeviceList list = ListDevices();
-  if (list.devices.empty()) {
-    reason = list.problem;
-  } else {
-    try {
+  try {
+    const DeviceList list = ListDevices();
+    if (!list.devices.empty()) {
       std::shared_ptr<const Model> model = LoadOn(kFirst, path, options);
       PrintError(fmt::format("device: {}, {}", NameOf(kFirst), list.devices.front().name));
       return model;
-    } catch (const DeviceError& error) {
-      reason = error.what();
-    } catch (const Unsupported& error) {
-      reason = error.what();
     }
+    reason = list.problem;
+  } catch (const DeviceError& error) {
+    reason = error.what();
+  } catch (const Unsupported& error) {
+    reason = error.what();
   }
   PrintError("device: cpu: " + reason);
   return LoadOn({}, path, options);
@@ -103,9 +102,9 @@ std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode,
   ProgressBar progress;
   const auto start = std::chrono::steady_clock::now();
   ModelOptions options{mode, ResolveThreads(threads), &progress};
-  const std::shared_ptr<const Model> model = device == kAutoDevice
-                                                 ? LoadWhereItFits(path, options)
-                                                 : LoadOn(ParseDevice(device).value(), path, options);
+  const std::shared_ptr<const Model> model =
+      device == kAutoDevice ? LoadWhereItFits(path, options)
+                            : LoadOn(ParseDevice(device).value(), path, options);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);
   const WeightConversion& conversion = model->conversion();

@@ -125,6 +125,40 @@ TEST_F(EngineOnCudaTest, PublishedMethodsRunOnTheHost) {
   }
 }
 
+// Only the token behind the last one.
+class Counting : public OutputGrammar {
+ public:
+  class Mask : public TokenMask {
+   public:
+    std::span<const int32_t> Forbidden() override {
+      forbidden_.clear();
+      for (int32_t id = 0; id < 576; ++id) {
+        if (id != next_) forbidden_.push_back(id);
+      }
+      return forbidden_;
+    }
+    void Accept(int32_t token) override { next_ = token + 1; }
+
+   private:
+    int32_t next_ = 100;
+    std::vector<int32_t> forbidden_;
+  };
+  std::unique_ptr<TokenMask> Start() const override { return std::make_unique<Mask>(); }
+};
+
+// A mask, a bias and the tokens before min_tokens decide on the host, beside requests that do not.
+TEST_F(EngineOnCudaTest, RulesOfARequestHoldOnADevice) {
+  Engine engine = OpenEngine(cuda_, nullptr, Options("fp16", 4, 300));
+  std::vector<Request> requests(3, MakeRequest(testing_support::RandomPrompt(20, 1, 540), 30));
+  requests[0].grammar = std::make_shared<Counting>();
+  requests[1].rules.bias = {{77, 1e6f}};
+  const std::vector<Completion> done = engine.Generate(requests, nullptr, nullptr);
+  for (int32_t i = 0; i < 30; ++i) EXPECT_EQ(done[0].output_ids[static_cast<size_t>(i)], 100 + i);
+  EXPECT_EQ(done[1].output_ids, std::vector<int32_t>(30, 77));
+  Engine alone = OpenEngine(cuda_, nullptr, Options("fp16", 1, 300));
+  EXPECT_EQ(done[2].output_ids, RunOne(alone, requests[2]).output_ids);
+}
+
 // Requests of random lengths arrive and are cancelled at random, in a budget that forces pages down
 // to 2 bits. PMKVQ_STRESS_SECONDS says how long (5 unless set).
 TEST_F(EngineOnCudaTest, StressOfArrivalsCancelsAndHalvings) {
@@ -152,7 +186,8 @@ TEST_F(EngineOnCudaTest, StressOfArrivalsCancelsAndHalvings) {
       const int64_t most = int64_t{1} << random.Below(13);
       const auto prompt = static_cast<int64_t>(1 + random.Below(static_cast<uint64_t>(most)));
       Request request = MakeRequest(testing_support::RandomPrompt(prompt, random.Next(), 540), 0);
-      request.max_tokens = 1 + static_cast<int64_t>(random.Below(random.Below(8) == 0 ? 8000 : 200));
+      request.max_tokens =
+          1 + static_cast<int64_t>(random.Below(random.Below(8) == 0 ? 8000 : 200));
       request.sampling.temperature = random.Below(2) == 0 ? 0.0 : 1.0;
       request.seed = random.Next();
       open.push_back(engine.Submit(request));

@@ -270,7 +270,7 @@ void Engine::Impl::AskForDraws() {
   if (!model->draws_tokens() || store->OnDevice() == nullptr) return;
   for (const Task* const task : drawing) {
     const Request& request = task->request;
-    if (request.num_logprobs >= 0 || !request.rules.changes_nothing() ||
+    if (request.num_logprobs >= 0 || !request.rules.changes_nothing() || task->mask != nullptr ||
         task->num_drawn() < request.min_tokens) {
       return;
     }

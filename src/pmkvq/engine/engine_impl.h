@@ -141,8 +141,8 @@ struct Engine::Impl {
   std::vector<Task*> decoding;
   std::vector<ForwardChunk> chunks;
   std::vector<ForwardDraw> asked_draws;  // Of chunks, where the model draws.
-  std::vector<Task*> chunk_tasks;  // Of each chunk.
-  std::vector<Task*> drawing;      // Of each row of logits.
+  std::vector<Task*> chunk_tasks;        // Of each chunk.
+  std::vector<Task*> drawing;            // Of each row of logits.
   std::vector<ForwardFailure> failures;
   BatchSampler sampler;
   AlignedVector<float> group_logits;  // Of samples that draw their first token.

@@ -49,9 +49,10 @@ std::string UnfitRangeMessage(const char* name, float lowest, float highest, DTy
 }
 
 std::string UnfitOnDeviceMessage(const char* name) {
-  return fmt::format("found a {} that is not finite or does not fit f16, expected at most 65504; "
-                     "--device cpu names the value, --kv-dtype bf16 holds more there",
-                     name);
+  return fmt::format(
+      "found a {} that is not finite or does not fit f16, expected at most 65504; "
+      "--device cpu names the value, --kv-dtype bf16 holds more there",
+      name);
 }
 
 KvFailure AbandonedForward() {

@@ -18,13 +18,14 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/kv/key_scales.h"
 #include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/kv_types.h"
 #include "pmkvq/kv/sequence_image.h"
 
 namespace pmkvq {
+
+class DeviceKvStore;  // device_kv_store.h
 
 struct KvExtraNeeds {
   bool keys_before_rope = false;

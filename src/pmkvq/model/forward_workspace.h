@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "pmkvq/base/aligned.h"
-#include "pmkvq/kernels/sampling/batch_sampler.h"
+#include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/model/scratch.h"
 
@@ -49,7 +49,8 @@ struct ForwardWorkspace {
   size_t device_bytes = 0;
 
   size_t num_bytes() const {
-    return device_bytes + scratch.num_bytes() + (logits.capacity() + read_logits.capacity()) * sizeof(float) +
+    return device_bytes + scratch.num_bytes() +
+           (logits.capacity() + read_logits.capacity()) * sizeof(float) +
            batch.capacity() * sizeof(BatchChunk) +
            (slices.capacity() + last_slices.capacity()) * sizeof(RowSlice) +
            (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);

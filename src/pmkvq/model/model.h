@@ -15,7 +15,6 @@
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/rope/rope.h"
-#include "pmkvq/kernels/sampling/batch_sampler.h"
 #include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/model/forward_workspace.h"

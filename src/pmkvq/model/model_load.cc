@@ -157,6 +157,9 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
       weights(options.weights),
       ropes(checkpoint.config()),
       parts(checkpoint.config(), ropes) {
+  if (options.device.device != Device::kCpu) {
+    CheckDeviceModel(checkpoint.config(), options.device);
+  }
   WeightList list;
   parts.Declare(checkpoint.config(), list);
   BindWeights(list, options.num_threads);

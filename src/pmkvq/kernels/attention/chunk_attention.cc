@@ -114,8 +114,7 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
   attend({own_columns, rest, /*causal=*/true, /*is_first=*/true});
   for (int64_t page = 0; page < num_pages; page += kChunkSlicePages) {
     const int64_t count = std::min(kChunkSlicePages, num_pages - page);
-    const int64_t tokens =
-        std::min(in_pages - page * fragment::kTokens, count * fragment::kTokens);
+    const int64_t tokens = std::min(in_pages - page * fragment::kTokens, count * fragment::kTokens);
     GatherPagesOperands pages;
     pages.arena = operands.arena;
     pages.entries = operands.entries + page;

@@ -52,13 +52,13 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
 namespace internal {
 // The steps between products; each backend has them. Rows of queries: [Hkv, T * G], token by token.
 struct ChunkMemory {
-  std::byte* q = nullptr;     // F16 [Hkv, T * G, D]
-  std::byte* k = nullptr;     // F16 [Hkv, columns, D]
+  std::byte* q = nullptr;  // F16 [Hkv, T * G, D]
+  std::byte* k = nullptr;  // F16 [Hkv, columns, D]
   std::byte* v = nullptr;
-  float* scores = nullptr;    // [Hkv, T * G, columns]
+  float* scores = nullptr;       // [Hkv, T * G, columns]
   std::byte* weights = nullptr;  // F16 [Hkv, T * G, columns]
-  float* sums = nullptr;      // [Hkv, T * G, D]
-  float* references = nullptr;  // [Hkv, T * G, 2]: largest score in base 2, sum of weights.
+  float* sums = nullptr;         // [Hkv, T * G, D]
+  float* references = nullptr;   // [Hkv, T * G, 2]: largest score in base 2, sum of weights.
 };
 // Rounds q, and the chunk's own rows behind the sink's rest, to k and v [Hkv, columns, D].
 void PackChunk(const DecodeShape& shape, const ChunkOperands& operands, int64_t rest,

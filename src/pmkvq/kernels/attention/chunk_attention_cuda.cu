@@ -133,14 +133,15 @@ namespace internal {
 void PackChunk(const DecodeShape& shape, const ChunkOperands& operands, int64_t rest,
                int64_t columns, const ChunkMemory& memory, Stream& stream) {
   const CudaDeviceScope scope(stream.device());
-  const cuda::PackArguments arguments{.op = operands,
-                                      .memory = memory,
-                                      .heads = static_cast<int>(shape.num_kv_heads),
-                                      .group = static_cast<int>(shape.num_heads / shape.num_kv_heads),
-                                      .dim = static_cast<int>(shape.head_dim),
-                                      .rest = static_cast<int>(rest),
-                                      .rest_capacity = shape.sink.rest_tokens,
-                                      .columns = static_cast<int>(columns)};
+  const cuda::PackArguments arguments{
+      .op = operands,
+      .memory = memory,
+      .heads = static_cast<int>(shape.num_kv_heads),
+      .group = static_cast<int>(shape.num_heads / shape.num_kv_heads),
+      .dim = static_cast<int>(shape.head_dim),
+      .rest = static_cast<int>(rest),
+      .rest_capacity = shape.sink.rest_tokens,
+      .columns = static_cast<int>(columns)};
   const dim3 grid(static_cast<unsigned>(columns), 2);
   cuda::PackKernel<<<grid, cuda::kThreads, 0, stream.handle()>>>(arguments);
   CheckLaunch("packing a chunk");
@@ -159,8 +160,7 @@ void WeighChunk(const DecodeShape& shape, int64_t num_rows, const ChunkSlice& sl
                                        .rows_per_head = group * num_rows,
                                        .scale = shape.scale * kLog2E};
   constexpr int kRowsPerBlock = cuda::kThreads / 32;
-  const auto blocks =
-      static_cast<unsigned>((arguments.rows + kRowsPerBlock - 1) / kRowsPerBlock);
+  const auto blocks = static_cast<unsigned>((arguments.rows + kRowsPerBlock - 1) / kRowsPerBlock);
   cuda::WeighKernel<<<blocks, cuda::kThreads, 0, stream.handle()>>>(arguments);
   CheckLaunch("weights of attention");
 }

@@ -3,7 +3,8 @@
 //
 // Products read operands (ProductRows) and give sums (ProductSums). An operand of F16 or BF16 is
 // the row rounded; with two parts also what the rounding left, as rows behind all of the first
-// part, so that the sum of a row's two products is nearly that of the float row.
+// part, so that the sum of a row's two products is nearly that of the float row. Two parts of F16
+// hold values up to 131008.
 //
 // All pointers are of the device. Functions launch on the stream and return. Threads: one caller
 // per stream. Errors: Unsupported in a program without CUDA, DeviceError.
@@ -59,14 +60,14 @@ void MakeRotations(const int32_t* positions, int64_t rows, const float* frequenc
 // Rows of a stacked projection [H + 2 Hkv, D] into queries, keys and values:
 //   + bias; q and k through a norm per head where it has one; RoPE; times factors, where given.
 struct HeadRows {
-  ProductSums sums;                      // [rows, (H + 2 Hkv) D]
+  ProductSums sums;  // [rows, (H + 2 Hkv) D]
   int64_t rows = 0;
-  int64_t num_heads = 0;                 // H
-  int64_t num_kv_heads = 0;              // Hkv
-  int64_t head_dim = 0;                  // D, even, at most 256
-  const float* bias = nullptr;           // [(H + 2 Hkv) D]
-  const float* q_norm = nullptr;         // [D]
-  const float* k_norm = nullptr;         // [D]
+  int64_t num_heads = 0;          // H
+  int64_t num_kv_heads = 0;       // Hkv
+  int64_t head_dim = 0;           // D, even, at most 256
+  const float* bias = nullptr;    // [(H + 2 Hkv) D]
+  const float* q_norm = nullptr;  // [D]
+  const float* k_norm = nullptr;  // [D]
   float eps = 0.0f;
   const float* rotations = nullptr;      // MakeRotations
   const float* query_factors = nullptr;  // [H, D/2]

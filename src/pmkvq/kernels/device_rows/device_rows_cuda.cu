@@ -24,11 +24,21 @@ __device__ __forceinline__ float SumOf(const ProductSums& sums, int64_t width, i
   return sum;
 }
 
+// The first of two parts. Of F16 at most 65504: the rest takes up as much again.
+template <class T>
+__device__ __forceinline__ T FirstPart(float value) {
+  if constexpr (MaxFinite<T>() < 1e5f) {
+    if (value > MaxFinite<T>()) return Round<T>(MaxFinite<T>());
+    if (value < -MaxFinite<T>()) return Round<T>(-MaxFinite<T>());
+  }
+  return Round<T>(value);
+}
+
 template <class T>
 __device__ __forceinline__ void StorePart(const ProductRows& out, int64_t width, int64_t row,
                                           int64_t i, float value) {
   T* const data = reinterpret_cast<T*>(out.data);
-  const T rounded = Round<T>(value);
+  const T rounded = out.parts == 2 ? FirstPart<T>(value) : Round<T>(value);
   data[row * width + i] = rounded;
   if (out.parts == 2) {
     data[(out.part_rows + row) * width + i] = Round<T>(value - ToFloat(rounded));
@@ -67,7 +77,7 @@ __device__ __forceinline__ void StoreFourParts(const ProductRows& out, int64_t w
   T rest[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    rounded[i] = Round<T>(values[i]);
+    rounded[i] = out.parts == 2 ? FirstPart<T>(values[i]) : Round<T>(values[i]);
     rest[i] = Round<T>(values[i] - ToFloat(rounded[i]));
   }
   auto* const data = reinterpret_cast<uint2*>(out.data);
@@ -131,8 +141,8 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ N
   }
 }
 
-// Rows of at most kMostFours * 4 values, a multiple of 4, in registers between both passes: few rows
-// are one chain of dependent steps, which reading them twice would make longer.
+// Rows of at most kMostFours * 4 values, a multiple of 4, in registers between both passes: few
+// rows are one chain of dependent steps, which reading them twice would make longer.
 constexpr int kNormThreads = 1024;
 constexpr int kFoursPerThread = 2;
 constexpr int kMostFours = kNormThreads * kFoursPerThread;
@@ -142,8 +152,8 @@ __global__ void __launch_bounds__(kNormThreads)
   __shared__ float warp_sums[kNormThreads / kWarp];
   const int64_t row = blockIdx.x;
   const int fours = static_cast<int>(op.width / 4);
-  auto* const x = reinterpret_cast<float4*>(op.x) +
-                  (op.picked != nullptr ? op.picked[row] : row) * fours;
+  auto* const x =
+      reinterpret_cast<float4*>(op.x) + (op.picked != nullptr ? op.picked[row] : row) * fours;
   float4 values[kFoursPerThread];
   float square = 0.0f;
 #pragma unroll
@@ -231,7 +241,8 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
   if (is_query) {
     out = op.q + (row * num_heads + head) * dim;
     norm = op.q_norm;
-    if (op.query_factors != nullptr) factors = op.query_factors + static_cast<int64_t>(head) * pairs;
+    if (op.query_factors != nullptr)
+      factors = op.query_factors + static_cast<int64_t>(head) * pairs;
   } else {
     const int kv_head = (head - num_heads) % kv_heads;
     out = (is_value ? op.v : op.k) + (row * kv_heads + kv_head) * dim;
@@ -310,9 +321,9 @@ __global__ void __launch_bounds__(kThreads)
   if (four >= width / 4) return;
   const float4 gate = FourSumsOf(sums, 2 * width, blockIdx.x, four);
   const float4 up = FourSumsOf(sums, 2 * width, blockIdx.x, width / 4 + four);
-  StoreFour(out, width, blockIdx.x, four,
-            {SiluMul(gate.x, up.x), SiluMul(gate.y, up.y), SiluMul(gate.z, up.z),
-             SiluMul(gate.w, up.w)});
+  StoreFour(
+      out, width, blockIdx.x, four,
+      {SiluMul(gate.x, up.x), SiluMul(gate.y, up.y), SiluMul(gate.z, up.z), SiluMul(gate.w, up.w)});
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -411,7 +422,8 @@ void AddAndNormRows(const NormRows& op, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
   if (op.width % 4 == 0 && op.width / 4 <= cuda::kMostFours) {
     const int64_t warps = (op.width / 4 + cuda::kWarp - 1) / cuda::kWarp;
-    const auto threads = static_cast<unsigned>(std::min<int64_t>(warps * cuda::kWarp, cuda::kNormThreads));
+    const auto threads =
+        static_cast<unsigned>(std::min<int64_t>(warps * cuda::kWarp, cuda::kNormThreads));
     cuda::NormFoursKernel<<<static_cast<unsigned>(op.rows), threads, 0, stream.handle()>>>(op);
     internal::CheckLaunch("norms of rows");
     return;
@@ -447,8 +459,9 @@ void RoundRows(const float* x, int64_t rows, int64_t width, const ProductRows& o
   cuda::CheckOut(out, rows);
   const internal::CudaDeviceScope scope(stream.device());
   if (width % 4 == 0) {
-    cuda::RoundFoursKernel<<<cuda::RowPieces(rows, width / 4), cuda::kThreads, 0,
-                             stream.handle()>>>(x, width, out);
+    cuda::
+        RoundFoursKernel<<<cuda::RowPieces(rows, width / 4), cuda::kThreads, 0, stream.handle()>>>(
+            x, width, out);
   } else {
     cuda::RoundKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(
         x, width, out);

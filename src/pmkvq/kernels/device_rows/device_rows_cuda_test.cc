@@ -97,11 +97,8 @@ struct OperandKind {
   DType type;
   int parts;
 };
-constexpr OperandKind kOperands[] = {{DType::kF32, 1},
-                                     {DType::kF16, 1},
-                                     {DType::kF16, 2},
-                                     {DType::kBF16, 1},
-                                     {DType::kBF16, 2}};
+constexpr OperandKind kOperands[] = {
+    {DType::kF32, 1}, {DType::kF16, 1}, {DType::kF16, 2}, {DType::kBF16, 1}, {DType::kBF16, 2}};
 
 TEST_F(DeviceRowsSmallTest, TokensAreLookedUpInEveryType) {
   constexpr int64_t kWidth = 300;
@@ -191,7 +188,8 @@ TEST_F(DeviceRowsSmallTest, NormsOfPickedRowsLeaveXAlone) {
   std::vector<double> expected;
   for (const int32_t row : picked) {
     double square = 0.0;
-    for (int64_t i = 0; i < kWidth; ++i) square += std::pow(x[static_cast<size_t>(row * kWidth + i)], 2);
+    for (int64_t i = 0; i < kWidth; ++i)
+      square += std::pow(x[static_cast<size_t>(row * kWidth + i)], 2);
     for (int64_t i = 0; i < kWidth; ++i) {
       expected.push_back(x[static_cast<size_t>(row * kWidth + i)] / std::sqrt(square / kWidth));
     }
@@ -216,7 +214,8 @@ TEST_F(DeviceRowsSmallTest, HeadsAreNormedRotatedAndScaled) {
       const std::vector<float> k_factors = Normal(kKvHeads * pairs);
       std::vector<float> frequencies;
       for (int64_t i = 0; i < pairs; ++i) {
-        frequencies.push_back(std::pow(1e4f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
+        frequencies.push_back(
+            std::pow(1e4f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
       }
       const std::vector<int32_t> positions = {0, 5, 30000};
       float* const rotations = TakeFloats(kRows * dim);
@@ -349,7 +348,8 @@ TEST_F(DeviceRowsSmallTest, RowsAloneHaveTheSameBits) {
   const std::vector<float> weight = Normal(kWidth);
   const auto norm = [&](int64_t first, int64_t rows) {
     NormRows op;
-    op.x = Upload(std::vector<float>(x.begin() + first * kWidth, x.begin() + (first + rows) * kWidth));
+    op.x =
+        Upload(std::vector<float>(x.begin() + first * kWidth, x.begin() + (first + rows) * kWidth));
     op.rows = rows;
     op.width = kWidth;
     op.weight = Upload(weight);
@@ -359,8 +359,8 @@ TEST_F(DeviceRowsSmallTest, RowsAloneHaveTheSameBits) {
   };
   const std::vector<float> all = norm(0, 16);
   for (int64_t row = 0; row < 16; ++row) {
-    EXPECT_EQ(norm(row, 1), std::vector<float>(all.begin() + row * kWidth,
-                                               all.begin() + (row + 1) * kWidth));
+    EXPECT_EQ(norm(row, 1),
+              std::vector<float>(all.begin() + row * kWidth, all.begin() + (row + 1) * kWidth));
   }
 }
 

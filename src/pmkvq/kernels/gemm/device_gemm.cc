@@ -40,7 +40,8 @@ int64_t DeviceGemm::PaddedRows(int64_t rows) {
   return (rows + 7) / 8 * 8;
 }
 
-void DeviceGemm::Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate, Stream& stream) {
+void DeviceGemm::Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate,
+                         Stream& stream) {
   Warm(AsBatched(type, n, k, rows, accumulate), stream);
 }
 

@@ -37,8 +37,7 @@ struct StoreRowsOperands {
   std::byte* arena = nullptr;
 };
 void StoreRows(int64_t num_kv_heads, int64_t head_dim, DType float_type,
-               std::span<const RowPiece> pieces, const StoreRowsOperands& operands,
-               Stream& stream);
+               std::span<const RowPiece> pieces, const StoreRowsOperands& operands, Stream& stream);
 
 // Pages as rows of 16-bit floats: k, v [Hkv, 128 num_pages, D]. A code becomes code * step + min,
 // rounded, F16 held at +-65504. Rows from `num_tokens` on are 0.

@@ -31,18 +31,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int head = blockIdx.y;
   const bool is_values = blockIdx.z == 1;
   if ((is_values ? piece.v : piece.k) == RowPiece::kNone) return;
-  const float* const rows =
-      (is_values ? op.v : op.k) +
-      (static_cast<int64_t>(piece.first_row) * kv_heads + head) * head_dim;
+  const float* const rows = (is_values ? op.v : op.k) +
+                            (static_cast<int64_t>(piece.first_row) * kv_heads + head) * head_dim;
   std::byte* const slot =
       op.arena + static_cast<size_t>(is_values ? piece.v : piece.k) * fragment::kArenaUnit;
   const int count = piece.num_rows * head_dim;
   if (piece.capacity > 0) {
-    T* const out =
-        reinterpret_cast<T*>(slot) + (head * piece.capacity + piece.index) * head_dim;
+    T* const out = reinterpret_cast<T*>(slot) + (head * piece.capacity + piece.index) * head_dim;
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      out[i] = Round<T>(rows[static_cast<int64_t>(i / head_dim) * kv_heads * head_dim +
-                             i % head_dim]);
+      out[i] =
+          Round<T>(rows[static_cast<int64_t>(i / head_dim) * kv_heads * head_dim + i % head_dim]);
     }
     return;
   }
@@ -67,8 +65,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
 // Values of a head's block, which lies in shared memory.
 template <class T, int kBits, bool kIsValues, int kDim>
-__device__ __forceinline__ void PickValues(const std::byte* block, const float (&bounds)[2][fragment::kTokens],
-                                           int tokens, T* out) {
+__device__ __forceinline__ void PickValues(const std::byte* block,
+                                           const float (&bounds)[2][fragment::kTokens], int tokens,
+                                           T* out) {
   constexpr fragment::BlockShape shape = fragment::ShapeOf(kIsValues, kDim);
 #pragma unroll 1
   for (int i = threadIdx.x; i < fragment::kTokens * kDim; i += kThreads) {
@@ -84,8 +83,8 @@ __device__ __forceinline__ void PickValues(const std::byte* block, const float (
       const uint32_t word = *reinterpret_cast<const uint32_t*>(block + at.byte);
       const uint32_t code =
           (fragment::RotateRight(word, at.rotation) >> at.shift) & ((1u << kBits) - 1u);
-      float value = __fadd_rn(__fmul_rn(static_cast<float>(code), bounds[1][token]),
-                              bounds[0][token]);
+      float value =
+          __fadd_rn(__fmul_rn(static_cast<float>(code), bounds[1][token]), bounds[0][token]);
       if constexpr (MaxFinite<T>() < 1e5f) {
         value = fminf(fmaxf(value, -MaxFinite<T>()), MaxFinite<T>());
       }
@@ -97,7 +96,7 @@ __device__ __forceinline__ void PickValues(const std::byte* block, const float (
 // Minimum and step of each token.
 template <class T>
 __device__ __forceinline__ void FindBounds(const T* mins, int bits,
-                                        float (&bounds)[2][fragment::kTokens]) {
+                                           float (&bounds)[2][fragment::kTokens]) {
   const int token = threadIdx.x;
   if (token >= fragment::kTokens) return;
   bounds[0][token] = ToFloat(mins[token]);

@@ -29,12 +29,6 @@ struct SamplingRow {
   int64_t num_logprobs = -1;
 };
 
-enum class SamplingOutcome : uint8_t {
-  kDrawn,
-  kNotFinite,  // A logit is NaN or infinite, as given. Nothing was changed or drawn.
-  kNoneLeft,   // Rules and `forbidden` leave no token, or made a logit NaN or +inf.
-};
-
 struct SampledRow {
   SamplingOutcome outcome = SamplingOutcome::kDrawn;
   int32_t token = 0;

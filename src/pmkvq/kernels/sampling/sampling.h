@@ -15,6 +15,13 @@ struct SamplingParams {
   double min_p = 0.0;        // Drops tokens below min_p * (largest probability).
 };
 
+// What became of a draw.
+enum class SamplingOutcome : uint8_t {
+  kDrawn,
+  kNotFinite,  // A logit is NaN or infinite, as given. Nothing was changed or drawn.
+  kNoneLeft,   // Rules and forbidden tokens leave none, or made a logit NaN or +inf.
+};
+
 // Draws one token id. Filters act in the order top-k, top-p, min-p, on probabilities after
 // temperature, as Hugging Face does it. The token is that of ref::SampleToken for every seed, on
 // every instruction set. One draw from `random` per call unless greedy. A token whose logit is -inf

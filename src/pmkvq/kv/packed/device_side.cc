@@ -26,13 +26,49 @@ T* As(const std::unique_ptr<Buffer>& buffer, size_t offset = 0) {
   return reinterpret_cast<T*>(buffer->data() + offset);
 }
 
+SinkLayout SinkOf(const CacheConfig& config) {
+  return {static_cast<int32_t>(config.sink_tokens / kPageTokens * kPageTokens),
+          static_cast<int32_t>(config.sink_tokens % kPageTokens)};
+}
+
+DecodeShape DeviceShapeOf(const CacheConfig& config, size_t layer) {
+  const AttentionShape attention =
+      AttentionShapeOf(config.geometry.blocks[layer], config.float_type);
+  DecodeShape shape;
+  shape.num_heads = attention.num_heads;
+  shape.num_kv_heads = attention.num_kv_heads;
+  shape.head_dim = attention.head_dim;
+  shape.scale = attention.scale;
+  shape.float_type = config.float_type;
+  shape.sink = SinkOf(config);
+  return shape;
+}
+
 }  // namespace
+
+void CheckDeviceCache(const CacheConfig& config) {
+  const std::string device = NameOf(config.device);
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    const KvBlockGeometry& block = config.geometry.blocks[layer];
+    if (!block.has_cache()) continue;
+    if (block.sliding_window != 0) {
+      throw Unsupported(device, fmt::format("the cache: found a sliding window of {} tokens in "
+                                            "block {}, expected none; use --device cpu",
+                                            block.sliding_window, layer));
+    }
+    internal::CheckDecodeShape(DeviceShapeOf(config, layer), config.device);
+  }
+  if (config.k_axis == QuantAxis::kChannel) {
+    throw Unsupported(device,
+                      "the cache: found keys per channel (axis=channel), expected groups per "
+                      "token; use --device cpu");
+  }
+  PMKVQ_CHECK_MSG(config.max_len > 0, "a cache on a device needs the longest sequence");
+}
 
 DeviceSide::DeviceSide(const CacheConfig& config, PageStore& store)
     : config_(config), store_(store), gemm_(config.device) {
-  CheckSupported();
-  sink_.piece_tokens = static_cast<int32_t>(config.sink_tokens / kPageTokens * kPageTokens);
-  sink_.rest_tokens = static_cast<int32_t>(config.sink_tokens % kPageTokens);
+  sink_ = SinkOf(config);
   max_pages_ = config.max_len / kPageTokens + 2;
   const int64_t num_rows = config.geometry.num_layers() * config.max_sequences;
   const auto num_entries = static_cast<size_t>(num_rows * max_pages_);
@@ -48,50 +84,18 @@ DeviceSide::DeviceSide(const CacheConfig& config, PageStore& store)
   known_rests_ = std::make_unique<PinnedBuffer>(config.device, sink_rests_->num_bytes());
   std::memset(known_rests_->data(), 0, known_rests_->num_bytes());
   UploadKeyScales();
-  PrepareRows(config.max_sequences);
-}
-
-void DeviceSide::CheckSupported() const {
-  const std::string device = NameOf(config_.device);
-  for (size_t layer = 0; layer < config_.geometry.blocks.size(); ++layer) {
-    const KvBlockGeometry& block = config_.geometry.blocks[layer];
-    if (!block.has_cache()) continue;
-    if (block.sliding_window != 0) {
-      throw Unsupported(device, fmt::format("the cache: found a sliding window of {} tokens in "
-                                            "block {}, expected none; use --device cpu",
-                                            block.sliding_window, layer));
-    }
-    internal::CheckDecodeShape(ShapeOf(layer), config_.device);
-  }
-  if (config_.k_axis == QuantAxis::kChannel) {
-    throw Unsupported(device,
-                      "the cache: found keys per channel (axis=channel), expected groups per "
-                      "token; use --device cpu");
-  }
-  PMKVQ_CHECK_MSG(config_.max_len > 0, "a cache on a device needs the longest sequence");
+  PrepareRows(config.max_sequences, 1);
 }
 
 std::unique_ptr<Buffer> DeviceSide::NewBuffer(size_t num_bytes) const {
   return std::make_unique<Buffer>(config_.device, std::max<size_t>(num_bytes, 1));
 }
 
-DecodeShape DeviceSide::ShapeOf(size_t layer) const {
-  const AttentionShape attention =
-      AttentionShapeOf(config_.geometry.blocks[layer], config_.float_type);
-  DecodeShape shape;
-  shape.num_heads = attention.num_heads;
-  shape.num_kv_heads = attention.num_kv_heads;
-  shape.head_dim = attention.head_dim;
-  shape.scale = attention.scale;
-  shape.float_type = config_.float_type;
-  shape.sink = sink_;
-  return shape;
-}
-
 const float* DeviceSide::Factors(int64_t layer, int kind) const {
   if (factors_ == nullptr) return nullptr;
-  return As<const float>(factors_, factor_offsets_[static_cast<size_t>(layer)][
-                                       static_cast<size_t>(kind)] * sizeof(float));
+  return As<const float>(
+      factors_,
+      factor_offsets_[static_cast<size_t>(layer)][static_cast<size_t>(kind)] * sizeof(float));
 }
 
 void DeviceSide::UploadKeyScales() {
@@ -113,27 +117,43 @@ void DeviceSide::UploadKeyScales() {
   stream().Synchronize();
 }
 
-void DeviceSide::PrepareRows(int64_t decode_rows) {
-  if (decode_rows <= most_rows_) return;
+void DeviceSide::PrepareRows(int64_t decode_rows) { PrepareRows(decode_rows, most_chunks_); }
+
+// Whatever throws leaves the memory that there was.
+void DeviceSide::PrepareRows(int64_t decode_rows, int64_t num_chunks) {
+  if (decode_rows <= most_rows_ && num_chunks <= most_chunks_) return;
+  const auto round_up = [](int64_t count) {
+    return (count + kRowsUnit - 1) / kRowsUnit * kRowsUnit;
+  };
+  const int64_t most_rows = std::max(most_rows_, round_up(decode_rows));
+  const int64_t most_chunks = std::max(most_chunks_, round_up(num_chunks));
   stream().Synchronize();  // Launches read what is given back here.
-  most_rows_ = (decode_rows + kRowsUnit - 1) / kRowsUnit * kRowsUnit;
-  const auto rows = static_cast<size_t>(most_rows_);
+  const auto rows = static_cast<size_t>(most_rows);
   const size_t row_bytes =
       2 * sizeof(int32_t) + config_.geometry.blocks.size() * sizeof(AppendTarget);
-  row_memory_ = NewBuffer(rows * row_bytes);
-  row_staging_ = std::make_unique<PinnedBuffer>(config_.device, rows * row_bytes);
-  unfit_ = NewBuffer((rows + 2 * kMostChunks) * sizeof(uint32_t));
-  unfit_staging_ = std::make_unique<PinnedBuffer>(config_.device, unfit_->num_bytes());
+  auto row_memory = NewBuffer(rows * row_bytes);
+  auto row_staging = std::make_unique<PinnedBuffer>(config_.device, rows * row_bytes);
+  auto unfit = NewBuffer((rows + 2 * static_cast<size_t>(most_chunks)) * sizeof(uint32_t));
+  auto unfit_staging = std::make_unique<PinnedBuffer>(config_.device, unfit->num_bytes());
   size_t scratch = 0;
   int64_t most_q = 0;
   for (size_t layer = 0; layer < config_.geometry.blocks.size(); ++layer) {
     if (!config_.geometry.blocks[layer].has_cache()) continue;
-    scratch = std::max(scratch, DecodeScratchBytes(ShapeOf(layer), most_rows_, max_pages_));
+    scratch =
+        std::max(scratch, DecodeScratchBytes(DeviceShapeOf(config_, layer), most_rows, max_pages_));
     most_q = std::max(most_q, config_.geometry.blocks[layer].q_values());
   }
-  decode_scratch_ = NewBuffer(scratch);
-  rounded_q_ = NewBuffer(rows * static_cast<size_t>(most_q) * 2);
-  FillOnDevice(stream(), rounded_q_->data(), 0, rounded_q_->num_bytes());
+  auto decode_scratch = NewBuffer(scratch);
+  auto rounded_q = NewBuffer(rows * static_cast<size_t>(most_q) * 2);
+  FillOnDevice(stream(), rounded_q->data(), 0, rounded_q->num_bytes());
+  most_rows_ = most_rows;
+  most_chunks_ = most_chunks;
+  row_memory_ = std::move(row_memory);
+  row_staging_ = std::move(row_staging);
+  unfit_ = std::move(unfit);
+  unfit_staging_ = std::move(unfit_staging);
+  decode_scratch_ = std::move(decode_scratch);
+  rounded_q_ = std::move(rounded_q);
   id_ = NextId();
 }
 
@@ -166,8 +186,11 @@ void DeviceSide::Begin(std::span<const Chunk> chunks) {
       ++num_long;
     }
   }
-  PMKVQ_CHECK_MSG(num_long <= kMostChunks, "too many prompts in one Forward");
-  PrepareRows(num_decode_rows_);
+  PrepareRows(num_decode_rows_, num_long);
+  if (!patches_.empty()) {  // Of a Forward that ran out of memory.
+    FlushPatches();
+    stream().Synchronize();
+  }
   for (const Chunk& chunk : chunks_) UpdateTables(chunk);
   FlushPatches();
   FillRows();
@@ -203,7 +226,8 @@ void DeviceSide::UpdateTable(const Chunk& chunk, size_t layer) {
     std::array<const StoredPage*, 2> sides{};
     for (const Side side : kSides) {
       const bool is_moved = i == open_page && block.open_rows_moved[side];
-      sides[side] = is_moved ? &block.pages.back()[side] : &block.pages[static_cast<size_t>(i)][side];
+      sides[side] =
+          is_moved ? &block.pages.back()[side] : &block.pages[static_cast<size_t>(i)][side];
     }
     const auto units = [&](SlotHandle slot) {
       return slot == kNoSlot ? 0 : UnitsOf(store_.slots().Offset(slot));
@@ -240,8 +264,9 @@ void DeviceSide::FlushPatches() {
   const size_t bytes = patches_.size() * sizeof(PagePatch);
   if (patch_staging_ == nullptr || patch_staging_->num_bytes() < bytes) {
     stream().Synchronize();
-    patch_staging_ = std::make_unique<PinnedBuffer>(config_.device, 2 * bytes);
+    auto staging = std::make_unique<PinnedBuffer>(config_.device, 2 * bytes);
     patch_memory_ = NewBuffer(2 * bytes);
+    patch_staging_ = std::move(staging);
   }
   std::memcpy(patch_staging_->data(), patches_.data(), bytes);
   CopyToDevice(stream(), patch_memory_->data(), patch_staging_->data(), bytes);
@@ -321,7 +346,7 @@ std::byte* DeviceSide::Scratch(size_t num_bytes) {
 
 void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends) {
   PMKVQ_CHECK(is_open_ && rows.decode_rows >= num_decode_rows_ && rows.decode_rows <= most_rows_);
-  const DecodeShape shape = ShapeOf(layer);
+  const DecodeShape shape = DeviceShapeOf(config_, layer);
   int64_t num_rows = rows.decode_rows;
   for (const Chunk& chunk : chunks_) {
     if (chunk.is_decoding) continue;
@@ -350,8 +375,8 @@ void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends)
   }
 }
 
-void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape,
-                                const DeviceBlockRows& rows, bool attends) {
+void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
+                                bool attends) {
   const auto all_rows = static_cast<size_t>(most_rows_);
   const auto* const num_tokens = As<const int32_t>(row_memory_);
   AppendOperands append;
@@ -385,7 +410,7 @@ void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape,
 
 void DeviceSide::AttendChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
                              const DeviceBlockRows& rows) {
-  const DecodeShape shape = ShapeOf(layer);
+  const DecodeShape shape = DeviceShapeOf(config_, layer);
   const int64_t q_dim = shape.num_heads * shape.head_dim;
   const int64_t kv_dim = shape.num_kv_heads * shape.head_dim;
   ChunkOperands operands;
@@ -403,8 +428,7 @@ void DeviceSide::AttendChunk(size_t layer, const Chunk& chunk, size_t index, int
     operands.rest_k = SinkUnits(block, layer, store_.num_sink_pieces() - 1, kKeys);
     operands.rest_v = SinkUnits(block, layer, store_.num_sink_pieces() - 1, kValues);
   }
-  operands.unfit =
-      reinterpret_cast<uint32_t*>(UnfitWord(most_rows_ + static_cast<int64_t>(index)));
+  operands.unfit = reinterpret_cast<uint32_t*>(UnfitWord(most_rows_ + static_cast<int64_t>(index)));
   operands.block = static_cast<uint32_t>(layer);
   const size_t bytes = ChunkScratchBytes(shape, chunk.num_tokens);
   RunChunkAttention(shape, operands, {config_.device, Scratch(bytes), bytes}, gemm_, stream());
@@ -465,7 +489,7 @@ void DeviceSide::StoreChunk(size_t layer, const Chunk& chunk, size_t index, int6
     const size_t count = std::min<size_t>(PageStore::kStagedPages, closing_.size() - first);
     StoreClosing(layer, chunk, std::span(closing_).subspan(first, count), operands,
                  reinterpret_cast<uint32_t*>(
-                     UnfitWord(most_rows_ + kMostChunks + static_cast<int64_t>(index))));
+                     UnfitWord(most_rows_ + most_chunks_ + static_cast<int64_t>(index))));
   }
   const KvStream& stream_of_block = config_.geometry.blocks[layer].k();
   StoreRows(stream_of_block.heads, stream_of_block.width, config_.float_type, pieces_, operands,
@@ -519,7 +543,7 @@ std::vector<std::optional<KvFailure>> DeviceSide::End() {
     std::optional<KvFailure>& failure = failures.emplace_back();
     const auto look = [&](uint32_t word, int64_t first, int64_t last) {
       if (word == kAllFit || failure) return;
-      constexpr const char* kNames[] = {"key", "value", "query", "value"};
+      constexpr const char* kNames[kUnfitKinds] = {"key", "value", "query", "value"};
       failure = KvFailure{KvWhere(word / kUnfitKinds, first, last),
                           UnfitOnDeviceMessage(kNames[word % kUnfitKinds])};
     };
@@ -531,11 +555,11 @@ std::vector<std::optional<KvFailure>> DeviceSide::End() {
     }
     const int64_t last = chunk.num_before + chunk.num_tokens - 1;
     look(words[most_rows_ + index], chunk.num_before, last);
-    const uint32_t range = words[most_rows_ + kMostChunks + index];
+    const uint32_t range = words[most_rows_ + most_chunks_ + index];
     if (range != kAllFit && !failure) {
-      failure = KvFailure{KvWhere(range / static_cast<uint32_t>(PageStore::kStagedPages),
-                                  chunk.num_before, last),
-                          UnfitOnDeviceMessage("range of a group of values")};
+      failure = KvFailure{
+          KvWhere(range / static_cast<uint32_t>(PageStore::kStagedPages), chunk.num_before, last),
+          UnfitOnDeviceMessage("range of a group of values")};
     }
     ++index;
   }

@@ -22,10 +22,14 @@
 
 namespace pmkvq {
 
+// Throws Unsupported for what there is no code for on config.device, naming it: a float type other
+// than F16, head sizes, keys per channel, sliding windows.
+void CheckDeviceCache(const CacheConfig& config);
+
 class DeviceSide : public DeviceKvStore {
  public:
-  // Both must outlive this object. Throws Unsupported for what there is no code for on a device,
-  // naming it: a float type other than F16, head sizes, keys per channel, sliding windows.
+  // Both must outlive this object. The configuration has passed CheckDeviceCache. Throws
+  // DeviceError.
   DeviceSide(const CacheConfig& config, PageStore& store);
 
   struct Chunk {
@@ -62,17 +66,16 @@ class DeviceSide : public DeviceKvStore {
   struct ClosingPage {
     Side side = kKeys;
     int bits = 8;
-    PageMove move;              // From the staged page.
+    PageMove move;                // From the staged page.
     bool has_moved_rows = false;  // Its first rows lie in the slot of the block's last page.
     RowPiece piece;
   };
 
-  void CheckSupported() const;
+  void PrepareRows(int64_t decode_rows, int64_t num_chunks);
   void Launch(size_t layer, const DeviceBlockRows& rows, bool attends);
   void LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
                       bool attends);
   std::unique_ptr<Buffer> NewBuffer(size_t num_bytes) const;
-  DecodeShape ShapeOf(size_t layer) const;
   const float* Factors(int64_t layer, int kind) const;
   void UploadKeyScales();
   void UpdateTables(const Chunk& chunk);
@@ -118,7 +121,7 @@ class DeviceSide : public DeviceKvStore {
   // Of a Forward, [rows]: num_tokens, table rows; [L][rows] targets; and the words of what did not
   // fit: of rows, then of chunks.
   int64_t most_rows_ = 0;
-  static constexpr int64_t kMostChunks = 64;  // Long ones, in one Forward.
+  int64_t most_chunks_ = 0;  // Long ones, in one Forward.
   std::unique_ptr<Buffer> row_memory_;
   std::unique_ptr<PinnedBuffer> row_staging_;
   std::unique_ptr<Buffer> unfit_;

@@ -25,8 +25,8 @@ struct UnfitPage {
 // when the program has no code for the device, or CUDA none for the pages (head size, float type,
 // keys per channel).
 //
-// unfit_word, on CUDA: a word of the device that becomes less than it is (all bits) where a page did
-// not fit; then nobody waits, and nothing is returned.
+// unfit_word, on CUDA: a word of the device that becomes less than it is (all bits) where a page
+// did not fit; then nobody waits, and nothing is returned.
 std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
                                       const DeviceBytes& arena, const ExecContext& exec,
                                       uint32_t* unfit_word = nullptr);

@@ -11,6 +11,7 @@ namespace {
 
 const CacheConfig& Validated(const CacheConfig& config) {
   ValidateCacheConfig(config);
+  if (config.device.device != Device::kCpu) CheckDeviceCache(config);
   return config;
 }
 
@@ -36,7 +37,8 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     if (same == attention_shapes_.end()) attention_shapes_.push_back(shape);
     shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
   }
-  if (config_.device.device != Device::kCpu) device_ = std::make_unique<DeviceSide>(config_, store_);
+  if (config_.device.device != Device::kCpu)
+    device_ = std::make_unique<DeviceSide>(config_, store_);
 }
 
 PackedKvCache::Sequence& PackedKvCache::At(SequenceId id) {
@@ -395,9 +397,9 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 
 KvStoreStats PackedKvCache::StoreStats() const {
   const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
-  return {store_.slots().arena_bytes(),
-          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float) +
-              (device_ == nullptr ? 0 : device_->num_bytes())};
+  return {store_.slots().arena_bytes(), store_.scratch_bytes() + attention_scratch_.num_bytes() +
+                                            rotated * sizeof(float) +
+                                            (device_ == nullptr ? 0 : device_->num_bytes())};
 }
 
 std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {

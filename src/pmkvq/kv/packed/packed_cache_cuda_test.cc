@@ -1,5 +1,5 @@
-// A packed cache on a CUDA device beside one on the CPU, under the same history: the same decisions,
-// bytes and codes, and outputs within the rounding of decode attention.
+// A packed cache on a CUDA device beside one on the CPU, under the same history: the same
+// decisions, bytes and codes, and outputs within the rounding of decode attention.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -25,8 +25,8 @@ constexpr int64_t kMaxLen = 4096;
 // Blocks of 64 and 128 values a head, and one without cache.
 CacheConfig MakeConfig(int64_t num_tokens, int k_bits, int v_bits) {
   CacheConfig config;
-  config.geometry.blocks = {BlockOf({1, 4, 2, 64}), KvBlockGeometry{4, {}},
-                            BlockOf({1, 6, 2, 128}), BlockOf({1, 4, 2, 64})};
+  config.geometry.blocks = {BlockOf({1, 4, 2, 64}), KvBlockGeometry{4, {}}, BlockOf({1, 6, 2, 128}),
+                            BlockOf({1, 4, 2, 64})};
   config.max_len = kMaxLen;
   config.max_sequences = 3;
   for (size_t layer = 0; layer < 4; ++layer) {
@@ -59,8 +59,8 @@ class DeviceDriver {
       Rows all;
       int64_t num_rows = 0;
       for (const auto& part : parts) {
-        const Rows rows = MakeRows(config_.geometry, part.seed, layer,
-                                   cache_.NumTokens(part.seq), part.num_tokens);
+        const Rows rows = MakeRows(config_.geometry, part.seed, layer, cache_.NumTokens(part.seq),
+                                   part.num_tokens);
         all.q.insert(all.q.end(), rows.q.begin(), rows.q.end());
         all.k.insert(all.k.end(), rows.k.begin(), rows.k.end());
         all.v.insert(all.v.end(), rows.v.begin(), rows.v.end());
@@ -267,13 +267,12 @@ TEST_F(PackedCacheOnCudaTest, StressOfRandomHistories) {
     SCOPED_TRACE(seed);
     Random random(seed);
     constexpr int kWidths[] = {16, 8, 4, 2};
-    CacheConfig config =
-        MakeConfig(300 + static_cast<int64_t>(random.Below(2500)),
-                   kWidths[random.Below(4)], kWidths[random.Below(4)]);
+    CacheConfig config = MakeConfig(300 + static_cast<int64_t>(random.Below(2500)),
+                                    kWidths[random.Below(4)], kWidths[random.Below(4)]);
     config.sink_tokens = static_cast<int64_t>(random.Below(3) == 0 ? random.Below(300) : 1);
     for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
-      config.budget_bytes[layer] = std::max(
-          config.budget_bytes[layer], FloorBytes(config, layer, config.sink_tokens + 1));
+      config.budget_bytes[layer] =
+          std::max(config.budget_bytes[layer], FloorBytes(config, layer, config.sink_tokens + 1));
     }
     if (random.Below(2) == 0) {
       config.policy = PolicyKind::kOldestFirst;
@@ -354,8 +353,7 @@ TEST_F(PackedCacheOnCudaTest, ValuesThatDoNotFitFailTheirSequenceAlone) {
       CopyToDevice(stream, memory.data(), q.data(), q.size() * sizeof(float));
       CopyToDevice(stream, reinterpret_cast<std::byte*>(ks), k.data(), k.size() * sizeof(float));
       CopyToDevice(stream, reinterpret_cast<std::byte*>(vs), v.data(), v.size() * sizeof(float));
-      cache.OnDevice()->LaunchBlock(layer,
-                                    {data, ks, vs, vs + v.size(), chunk == 1 ? 2 : 1});
+      cache.OnDevice()->LaunchBlock(layer, {data, ks, vs, vs + v.size(), chunk == 1 ? 2 : 1});
       stream.Synchronize();
     }
     cache.EndForward();

@@ -214,6 +214,7 @@ void PackedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
   PMKVQ_CHECK(LongestTruncation(id, num_tokens) == num_tokens);
   RestoreMovedRows(seq);
+  store_.SettleUnfit();
   const bool cuts = num_tokens < seq.num_tokens || seq.reserved_tokens > 0;
   seq.reserved_tokens = 0;
   if (!cuts) return;

@@ -45,7 +45,13 @@ PageStore::PageStore(const CacheConfig& config)
     most_values = std::max(most_values, static_cast<size_t>(codecs_.back().num_values()));
   }
   values_.resize(most_values);
-  if (stream_ != nullptr) unfit_words_ = std::make_unique<UnfitWords<UnfitOwner>>(*stream_);
+  if (stream_ == nullptr) return;
+  // Reserving for all sequences takes a word of each block, and a few more where pages are halved
+  // ahead: so none is read before the Forward ends that the tokens were reserved for.
+  constexpr size_t kWordsPerBlock = 8;
+  const size_t words =
+      kWordsPerBlock * layout_.blocks.size() * static_cast<size_t>(config.max_sequences);
+  unfit_words_ = std::make_unique<UnfitWords<UnfitOwner>>(words, *stream_);
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -82,7 +88,8 @@ std::optional<UnfitPage> PageStore::MoveBytes(size_t layer, uint32_t* unfit_word
   PlanMoves(slots_, plan_);
   const ExecContext exec = stream_ == nullptr ? ExecContext(config_.num_threads)
                                               : ExecContext(config_.num_threads, *stream_);
-  const std::optional<UnfitPage> unfit = ExecuteMoves(plan_, codec(layer), arena_.view(), exec, unfit_word);
+  const std::optional<UnfitPage> unfit =
+      ExecuteMoves(plan_, codec(layer), arena_.view(), exec, unfit_word);
   plan_.Clear();
   return unfit;
 }
@@ -322,7 +329,8 @@ std::byte* PageStore::SinkData(const BlockPages& block, size_t layer, int64_t pi
                                Side side) const {
   const auto first_slot = static_cast<size_t>(2 * piece);
   if (first_slot + 1 < block.sink.size()) return At(block.sink[first_slot + side]);
-  return At(block.sink[first_slot]) + (side == kValues ? layout_.blocks[layer].sink.rest_stride : 0);
+  return At(block.sink[first_slot]) +
+         (side == kValues ? layout_.blocks[layer].sink.rest_stride : 0);
 }
 
 KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t piece,

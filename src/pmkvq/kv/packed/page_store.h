@@ -228,10 +228,10 @@ class PageStore {
     size_t page = 0;  // The first that was quantised.
   };
   std::unique_ptr<UnfitWords<UnfitOwner>> unfit_words_;  // Of a device.
-  Buffer arena_;                    // Staged pages behind it.
-  std::vector<PageCodec> codecs_;    // By layer.
-  MovePlan plan_;                    // Of the change under way.
-  std::vector<PageChange> changes_;  // Of Narrow.
+  Buffer arena_;                                         // Staged pages behind it.
+  std::vector<PageCodec> codecs_;                        // By layer.
+  MovePlan plan_;                                        // Of the change under way.
+  std::vector<PageChange> changes_;                      // Of Narrow.
   AlignedVector<float> values_;
 };
 

@@ -27,8 +27,8 @@ struct StreamSlots {
 
 // The sink lies in pieces of kPageTokens tokens, which are 16-bit pages, and a shorter rest.
 struct SinkSlots {
-  int64_t bytes = 0;      // The whole sink of the block.
-  size_t rest_bytes = 0;  // K, or V, of the rest; 0: none.
+  int64_t bytes = 0;       // The whole sink of the block.
+  size_t rest_bytes = 0;   // K, or V, of the rest; 0: none.
   size_t rest_stride = 0;  // From K to V where they share a slot.
   int rest_class = 0;
   int num_rest_slots = 0;  // 1 for K and V of the rest together, 2 where that passes an extent.

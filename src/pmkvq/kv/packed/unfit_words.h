@@ -15,14 +15,15 @@ namespace pmkvq {
 template <class Owner>
 class UnfitWords {
  public:
-  explicit UnfitWords(Stream& stream)
-      : stream_(stream),
-        words_(stream.device(), kCount * sizeof(uint32_t)),
+  UnfitWords(size_t count, Stream& stream)
+      : count_(count),
+        stream_(stream),
+        words_(stream.device(), count * sizeof(uint32_t)),
         staging_(stream.device(), words_.num_bytes()) {
     FillOnDevice(stream_, words_.data(), kFits, words_.num_bytes());
   }
 
-  bool is_full() const { return owners_.size() == kCount; }
+  bool is_full() const { return owners_.size() == count_; }
   bool is_empty() const { return owners_.empty(); }
   // A word that nobody has set. Not when all are in use.
   uint32_t* Take(const Owner& owner) {
@@ -47,9 +48,9 @@ class UnfitWords {
   }
 
  private:
-  static constexpr size_t kCount = 4096;
   static constexpr uint8_t kFits = 0xff;
 
+  size_t count_;
   Stream& stream_;
   Buffer words_;
   PinnedBuffer staging_;

@@ -8,6 +8,7 @@
 #include "pmkvq/base/turns.h"
 #include "pmkvq/kernels/device_rows/device_rows.h"
 #include "pmkvq/kernels/gemm/device_gemm_q8.h"
+#include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/model/detail.h"
 #include "pmkvq/model/device/device_workspace.h"
 #include "pmkvq/model/forward_layout.h"
@@ -61,8 +62,8 @@ class DeviceModel::Pass {
     for (const ForwardChunk& chunk : chunks_) {
       if (IsDecode(chunk)) decode_rows_ += NumTokens(chunk);
     }
-    is_captured_ = on_device_ != nullptr &&
-                   std::all_of(chunks_.begin(), chunks_.end(), IsSingleToken);
+    is_captured_ =
+        on_device_ != nullptr && std::all_of(chunks_.begin(), chunks_.end(), IsSingleToken);
     has_draws_ = !chunks_.empty() && chunks_.front().draw != nullptr;
     for (const ForwardChunk& chunk : chunks_) {
       PMKVQ_CHECK_MSG((chunk.draw != nullptr) == has_draws_ && (!has_draws_ || is_captured_),
@@ -111,7 +112,8 @@ class DeviceModel::Pass {
         slices_.push_back({first, std::min(kDecodeRows, num_rows_ - first), true});
       }
     }
-    for (const RowSlice& slice : slices_) most_slice_rows_ = std::max(most_slice_rows_, slice.num_rows);
+    for (const RowSlice& slice : slices_)
+      most_slice_rows_ = std::max(most_slice_rows_, slice.num_rows);
     for (size_t i = 0; i < chunks_.size(); ++i) num_logit_rows_ += NumLogitRows(chunks_[i]);
     if (!has_draws_) GrowTo(host_.logits, num_logit_rows_ * config_.vocab_size);
   }
@@ -122,17 +124,15 @@ class DeviceModel::Pass {
     const int64_t stacked = config_.q_dim() + 2 * config_.kv_dim();
     const int64_t part_rows = DeviceGemm::PaddedRows(2 * PartRows(most_slice_rows_));
     const int64_t vocab = config_.vocab_size;
-    bool is_new = false;
     const auto take = [&](GrowingBuffer& buffer, int64_t count) {
-      is_new |= buffer.Grow(device, static_cast<size_t>(count) * sizeof(float));
+      Grow(buffer, static_cast<size_t>(count) * sizeof(float));
     };
-    const auto grow_inputs = [&](int64_t rows) {
-      if (rows <= own_.input_rows) return;
-      own_.input_rows = RoundUp(rows, kDecodeRows);
-      take(own_.inputs, 3 * own_.input_rows);
+    if (num_rows_ > own_.input_rows) {
+      const int64_t rows = RoundUp(num_rows_, kDecodeRows);
+      take(own_.inputs, 3 * rows);
       own_.input_staging = std::make_unique<PinnedBuffer>(device, own_.inputs.num_bytes());
-    };
-    grow_inputs(num_rows_);
+      own_.input_rows = rows;
+    }
     take(own_.rotations, num_rows_ * config_.head_dim);
     take(own_.x, num_rows_ * hidden);
     take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), config_.intermediate_size}));
@@ -145,19 +145,24 @@ class DeviceModel::Pass {
     take(own_.head_sums, DeviceGemm::PaddedRows(2 * kDecodeRows) * vocab);
     // Captured launches leave the logits of all rows.
     take(own_.logits, std::max(kDecodeRows, is_captured_ ? num_rows_ : 0) * vocab);
-    if (is_captured_) TakeDrawMemory(is_new);
+    if (has_draws_) TakeDrawMemory();
     const uint64_t id = on_device_ == nullptr ? 0 : on_device_->id();
-    if (is_new || id != own_.store_id) own_.captured.clear();
+    if (id != own_.store_id) own_.captured.clear();
     own_.store_id = id;
     if (on_device_ == nullptr) UploadFactors();
   }
 
-  void TakeDrawMemory(bool& is_new) {
+  // Captured launches hold the addresses.
+  void Grow(GrowingBuffer& buffer, size_t num_bytes) {
+    if (buffer.num_bytes() < num_bytes) own_.captured.clear();
+    buffer.Grow(model_.device_, num_bytes);
+  }
+
+  void TakeDrawMemory() {
     const DeviceId device = model_.device_;
-    if (!has_draws_) return;
     const auto rows = static_cast<size_t>(RoundUp(num_rows_, kDecodeRows));
-    is_new |= own_.draws.Grow(device, rows * sizeof(DeviceDraw));
-    is_new |= own_.drawn.Grow(device, rows * sizeof(DeviceDrawn));
+    Grow(own_.draws, rows * sizeof(DeviceDraw));
+    Grow(own_.drawn, rows * sizeof(DeviceDrawn));
     const auto stage = [&](std::unique_ptr<PinnedBuffer>& staging, size_t num_bytes) {
       if (staging != nullptr && staging->num_bytes() >= num_bytes) return;
       staging = std::make_unique<PinnedBuffer>(device, num_bytes);
@@ -172,8 +177,7 @@ class DeviceModel::Pass {
   // Key scales of a store of the host.
   void UploadFactors() {
     const KeyScales* const scales = store_.key_scales();
-    if (scales == own_.scales) return;
-    own_.scales = scales;
+    own_.has_factors = scales != nullptr;
     if (scales == nullptr) return;
     std::vector<float> values;
     own_.factor_offsets.clear();
@@ -196,7 +200,7 @@ class DeviceModel::Pass {
     if (on_device_ != nullptr) {
       return is_query ? on_device_->query_factors(layer) : on_device_->key_factors(layer);
     }
-    if (own_.scales == nullptr) return nullptr;
+    if (!own_.has_factors) return nullptr;
     const int64_t index = layer + (is_query ? 0 : config_.num_layers);
     return own_.factors.As<const float>() + own_.factor_offsets[static_cast<size_t>(index)];
   }
@@ -243,8 +247,8 @@ class DeviceModel::Pass {
 
   void LaunchDraws(int64_t first, int64_t rows) {
     own_.sampler->Launch(own_.logits.As<float>() + first * config_.vocab_size, rows,
-                         own_.draws.As<DeviceDraw>() + first,
-                         own_.drawn.As<DeviceDrawn>() + first, *stream_);
+                         own_.draws.As<DeviceDraw>() + first, own_.drawn.As<DeviceDrawn>() + first,
+                         *stream_);
   }
 
   // Waits. Whether all logits were finite: else somebody wants to know which were not.
@@ -262,7 +266,8 @@ class DeviceModel::Pass {
     return all_finite;
   }
 
-  // Q8 weights are read as they are for few rows, which are floats then; for many they are expanded.
+  // Q8 weights are read as they are for few rows, which are floats then; for many they are
+  // expanded.
   static bool ReadsCodes(const DeviceMatrix& matrix, int64_t rows) {
     return matrix.is_q8 && rows <= kDecodeRows;
   }
@@ -285,7 +290,8 @@ class DeviceModel::Pass {
     }
     const std::byte* weights = matrix.data;
     if (matrix.is_q8) {
-      own_.expanded.Grow(model_.device_, static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
+      own_.expanded.Grow(model_.device_,
+                         static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
       ExpandQ8OnDevice(matrix.data, matrix.n, matrix.k, matrix.type, own_.expanded.As<std::byte>(),
                        *stream_);
       weights = own_.expanded.As<std::byte>();
@@ -311,8 +317,7 @@ class DeviceModel::Pass {
     };
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       const DeviceBlockWeights& block = model_.weights_.block(layer);
-      for (const DeviceMatrix* const matrix :
-           {&block.qkv, &block.o, &block.gate_up, &block.down}) {
+      for (const DeviceMatrix* const matrix : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
         prepare(*matrix);
       }
     }
@@ -495,13 +500,13 @@ class DeviceModel::Pass {
       auto* const staged = reinterpret_cast<int32_t*>(own_.input_staging->data());
       const int64_t first = host_.chunk_first_rows[index] + row;
       std::vector<int32_t> picks(static_cast<size_t>(rows));
-      for (int64_t i = 0; i < rows; ++i) picks[static_cast<size_t>(i)] = static_cast<int32_t>(first + i);
+      for (int64_t i = 0; i < rows; ++i)
+        picks[static_cast<size_t>(i)] = static_cast<int32_t>(first + i);
       CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()), picks.data(),
                    picks.size() * sizeof(int32_t));
       LaunchLogits(0, rows);
       CopyLogits(0, rows, host_.read_logits.data());
-      CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()),
-                   staged + 2 * own_.input_rows,
+      CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()), staged + 2 * own_.input_rows,
                    static_cast<size_t>(own_.input_rows) * sizeof(int32_t));
       chunk.reader->Read(row, rows, host_.read_logits.data());
     }
@@ -543,8 +548,8 @@ std::vector<ForwardFailure> DeviceModel::Forward(std::span<const ForwardChunk> c
   if (workspace.device == nullptr) workspace.device = std::make_shared<DeviceWorkspace>(device_);
   LayOutRows(chunks, workspace);
   Pass pass(*this, chunks, store, workspace);
+  const OpenForward open(store);  // First: a store may run out of memory at the beginning.
   store.BeginForward(workspace.batch);
-  const OpenForward open(store);
   pass.Run();
   store.EndForward();
   workspace.device_bytes = workspace.device->num_bytes();

@@ -40,11 +40,9 @@ std::map<std::string, TinyModel> Models() {
       WithHeads({.qkv_bias = true, .o_bias = true, .dtype = DType::kBF16}, 6, 2, 64);
   models["mistral_f16_tied"] = WithHeads(
       {.architecture = "MistralForCausalLM", .tied = true, .dtype = DType::kF16}, 2, 1, 128);
-  models["qwen2_bf16_tied"] = WithHeads({.architecture = "Qwen2ForCausalLM",
-                                         .tied = true,
-                                         .qkv_bias = true,
-                                         .dtype = DType::kBF16},
-                                        7, 1, 128);
+  models["qwen2_bf16_tied"] = WithHeads(
+      {.architecture = "Qwen2ForCausalLM", .tied = true, .qkv_bias = true, .dtype = DType::kBF16},
+      7, 1, 128);
   models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
   return models;
 }
@@ -95,13 +93,13 @@ class Runner {
       } else {
         EXPECT_EQ(store_->Reserve(part.seq, count), ReserveResult::kReserved);
       }
-      chunks.push_back({part.seq, part.tokens, store_->NumTokens(part.seq), part.logits,
-                        part.one_by_one});
+      chunks.push_back(
+          {part.seq, part.tokens, store_->NumTokens(part.seq), part.logits, part.one_by_one});
     }
     ThrowIfFailed(model_.Forward(chunks, *store_, workspace_, 2));
     return {workspace_.logits.begin(),
-            workspace_.logits.begin() +
-                static_cast<std::ptrdiff_t>(workspace_.num_logit_rows * model_.config().vocab_size)};
+            workspace_.logits.begin() + static_cast<std::ptrdiff_t>(workspace_.num_logit_rows *
+                                                                    model_.config().vocab_size)};
   }
 
  private:

@@ -8,8 +8,8 @@
 #include <span>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/base/float16.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/device_gemm_q8.h"
@@ -50,8 +50,11 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
   });
 }
 
+}  // namespace
+
 // What configs may ask for beyond the steps that there are.
-void CheckGraph(const ModelConfig& config, DeviceId device) {
+void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
+  Query(device);  // Says what is wrong with the device, if something is.
   const auto refuse = [&](const char* what) {
     throw Unsupported(NameOf(device),
                       fmt::format("{}: found {}, for which there is no code; use --device cpu",
@@ -65,8 +68,6 @@ void CheckGraph(const ModelConfig& config, DeviceId device) {
     if (config.sliding_window(layer) != 0) refuse("sliding windows");
   }
 }
-
-}  // namespace
 
 // Goes through all weights twice in the same order: first places are counted, then, with memory,
 // they are filled.
@@ -172,7 +173,8 @@ class DeviceWeights::Packer {
     }
     constexpr int64_t kRowsAtOnce = 1024;
     PMKVQ_CHECK(type == DType::kF32 || type == DType::kF16);
-    std::vector<std::byte> rows(static_cast<size_t>(std::min(kRowsAtOnce, matrix.rows)) * row_bytes);
+    std::vector<std::byte> rows(static_cast<size_t>(std::min(kRowsAtOnce, matrix.rows)) *
+                                row_bytes);
     for (int64_t first = 0; first < matrix.rows; first += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, matrix.rows - first);
       ParallelForRanges(num_threads_, count, 16, [&](int64_t begin, int64_t end) {
@@ -183,7 +185,8 @@ class DeviceWeights::Packer {
           if (type == DType::kF32) {
             std::memcpy(out, values.data(), row_bytes);
           } else {
-            for (size_t i = 0; i < values.size(); ++i) reinterpret_cast<F16*>(out)[i] = ToF16(values[i]);
+            for (size_t i = 0; i < values.size(); ++i)
+              reinterpret_cast<F16*>(out)[i] = ToF16(values[i]);
           }
         }
       });
@@ -227,8 +230,7 @@ class DeviceWeights::Packer {
 
 DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
                              const RopeTable& rope, DeviceId device, int num_threads) {
-  Query(device);  // Says what is wrong with the device, if something is.
-  CheckGraph(config, device);
+  CheckDeviceModel(config, device);
   const auto refuse_part = [&](const char* part, int64_t layer) {
     throw Unsupported(NameOf(device),
                       fmt::format("block {}: found {} of another kind, expected grouped-query "
@@ -266,7 +268,14 @@ DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
     }
   };
   pack();
-  arena_ = std::make_unique<Buffer>(device, packer.used());
+  try {
+    arena_ = std::make_unique<Buffer>(device, packer.used());
+  } catch (const DeviceError&) {
+    throw DeviceError(NameOf(device),
+                      fmt::format("weights: asked for {} bytes, found {} free; --weights q8 takes "
+                                  "about half of BF16's, --device cpu none",
+                                  packer.used(), Query(device).free_bytes));
+  }
   packer.Fill(*arena_);
   pack();
   packer.Finish();

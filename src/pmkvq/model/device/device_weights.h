@@ -36,6 +36,9 @@ struct DeviceBlockWeights {
   const float* mlp_norm = nullptr;   // [E]
 };
 
+// Throws what DeviceWeights throws for the device and the graph, before anything is loaded.
+void CheckDeviceModel(const ModelConfig& config, DeviceId device);
+
 class DeviceWeights {
  public:
   // Copies the weights; `parts` are not needed any more then. Matrices stay in their types, Q8 too;

@@ -11,7 +11,6 @@
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/gemm/device_gemm.h"
 #include "pmkvq/kernels/sampling/device_sampler.h"
-#include "pmkvq/kv/key_scales.h"
 #include "pmkvq/tensor/device/buffer.h"
 #include "pmkvq/tensor/device/captured_work.h"
 #include "pmkvq/tensor/device/stream.h"
@@ -21,12 +20,10 @@ namespace pmkvq {
 // Memory that grows to the largest size asked for. Growing waits for the device.
 class GrowingBuffer {
  public:
-  // True where the memory is another one than before.
-  bool Grow(DeviceId device, size_t num_bytes) {
-    if (buffer_ != nullptr && buffer_->num_bytes() >= num_bytes) return false;
+  void Grow(DeviceId device, size_t num_bytes) {
+    if (buffer_ != nullptr && buffer_->num_bytes() >= num_bytes) return;
     buffer_.reset();
     buffer_ = std::make_unique<Buffer>(device, num_bytes);
-    return true;
   }
   template <class T>
   T* As() const {
@@ -50,10 +47,10 @@ class DeviceWorkspace {
   GrowingBuffer operand;    // Of products.
   GrowingBuffer sums;       // What products give.
   GrowingBuffer q, k, v, out;
-  GrowingBuffer expanded;     // A q8 matrix as plain rows, for prompts.
-  GrowingBuffer raw_k;        // For stores that want keys before RoPE.
-  GrowingBuffer head_sums;    // [parts * kDecodeRows, V]
-  GrowingBuffer logits;       // [kDecodeRows, V] at a time
+  GrowingBuffer expanded;   // A q8 matrix as plain rows, for prompts.
+  GrowingBuffer raw_k;      // For stores that want keys before RoPE.
+  GrowingBuffer head_sums;  // [parts * kDecodeRows, V]
+  GrowingBuffer logits;     // [kDecodeRows, V] at a time
   int64_t input_rows = 0;
   std::unique_ptr<PinnedBuffer> input_staging;
 
@@ -70,7 +67,7 @@ class DeviceWorkspace {
 
   // For stores of the host.
   std::unique_ptr<Stream> stream;
-  const KeyScales* scales = nullptr;  // Those in `factors`.
+  bool has_factors = false;  // Of the store: key scales.
   GrowingBuffer factors;
   std::vector<size_t> factor_offsets;  // Query factors of each block, then key factors.
   AlignedVector<float> host_q, host_k, host_v, host_out, host_raw_k, host_x;

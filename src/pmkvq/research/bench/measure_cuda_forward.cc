@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/research/bench/bench_cuda.h"
 #include "pmkvq/research/bench/cuda_memory.h"
 #include "pmkvq/research/bench/rounds.h"
@@ -21,7 +22,6 @@ namespace {
 constexpr int64_t kFillRows = 512;
 // Steps of a round: long enough that the host's clock does not matter.
 constexpr int64_t kRoundSteps = 8;
-
 
 struct Setting {
   int64_t batch = 1;
@@ -167,10 +167,11 @@ BenchFields MemoryOf(const CudaCase& item, const Model& model, BenchFields row) 
   row.Add("weight_bytes", model.weight_bytes());
   row.Add("arena_bytes", item.arena_bytes());
   row.Add("scratch_bytes", item.scratch_bytes());
-  row.AddText("GiB weights+arena+scratch",
-              fmt::format("{:.1f}+{:.1f}+{:.1f}", static_cast<double>(model.weight_bytes()) / 0x1p30,
-                          static_cast<double>(item.arena_bytes()) / 0x1p30,
-                          static_cast<double>(item.scratch_bytes()) / 0x1p30));
+  row.AddText(
+      "GiB weights+arena+scratch",
+      fmt::format("{:.1f}+{:.1f}+{:.1f}", static_cast<double>(model.weight_bytes()) / 0x1p30,
+                  static_cast<double>(item.arena_bytes()) / 0x1p30,
+                  static_cast<double>(item.scratch_bytes()) / 0x1p30));
   return row;
 }
 
@@ -201,8 +202,9 @@ BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_
     const Spread seconds = step_seconds.ToSpread();
     const Spread ms{seconds.median * 1e3, seconds.p10 * 1e3, seconds.p90 * 1e3};
     // The embedding gives one row per token; the output layer is read whole.
-    const double weight_bytes = 2.0 * static_cast<double>(shape.num_layers * BlockParameters(shape) +
-                                                          shape.vocab_size * shape.hidden_size);
+    const double weight_bytes = BytesPerWeight(options.weights) *
+                                static_cast<double>(shape.num_layers * BlockParameters(shape) +
+                                                    shape.vocab_size * shape.hidden_size);
     const double bytes = weight_bytes + static_cast<double>(item.stored_bytes());
     const double gb_per_s = bytes / seconds.median * 1e-9;
     BenchFields row;
@@ -249,7 +251,8 @@ BenchReport BenchCudaPrefill(const BenchOptions& options, DeviceId device, int64
     const double weight_flops =
         2.0 * tokens * static_cast<double>(shape.num_layers * BlockParameters(shape));
     const double pairs = tokens * (static_cast<double>(setting.depth) + (tokens + 1.0) / 2.0);
-    const double attention_flops = 4.0 * pairs * static_cast<double>(shape.q_dim() * shape.num_layers);
+    const double attention_flops =
+        4.0 * pairs * static_cast<double>(shape.q_dim() * shape.num_layers);
     BenchFields row;
     row.Add("depth", setting.depth, "depth").Add("bits", int64_t{setting.bits}, "bits");
     row.Add("tokens", num_tokens, "tokens");

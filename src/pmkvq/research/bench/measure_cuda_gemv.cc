@@ -197,7 +197,8 @@ class CudaProducts {
     double bytes = 0;
     for (const Matrix& matrix : matrices) {
       bytes += static_cast<double>(BytesOf(kind, matrix));
-      if (kind == Kind::kBf16) gemm_.Prepare(DType::kBF16, matrix.n, matrix.k, rows, false, stream_);
+      if (kind == Kind::kBf16)
+        gemm_.Prepare(DType::kBF16, matrix.n, matrix.k, rows, false, stream_);
     }
     const double at_ceiling_us = bytes / kUsualBytesPerMicrosecond + 2.0;
     const auto passes = static_cast<int64_t>(std::ceil(std::max(

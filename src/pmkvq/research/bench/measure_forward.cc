@@ -136,13 +136,6 @@ std::string WeightName(WeightMode mode) {
   return mode == WeightMode::kAsStored ? "bf16" : NameOf(mode);
 }
 
-// Bytes in memory per value of a matrix, scales of int8 groups included.
-double BytesPerWeight(WeightMode mode) {
-  const WeightLayout& layout =
-      LayoutOf(mode == WeightMode::kAsStored ? WeightFormat::kBF16 : WeightFormat::kQ8);
-  return static_cast<double>(layout.block_bytes) / static_cast<double>(layout.block_values);
-}
-
 Spread InMilliseconds(const Measurements& seconds) {
   const Spread spread = seconds.ToSpread();
   return {spread.median * 1e3, spread.p10 * 1e3, spread.p90 * 1e3};

@@ -9,6 +9,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
 #include "pmkvq/model/weight_list.h"
+#include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
 namespace {
@@ -91,6 +92,12 @@ int64_t SyntheticModelBytes(const ModelConfig& config) {
   const int64_t values =
       config.num_layers * BlockParameters(config) + 2 * config.vocab_size * config.hidden_size;
   return 2 * values;
+}
+
+double BytesPerWeight(WeightMode mode) {
+  const WeightLayout& layout =
+      LayoutOf(mode == WeightMode::kAsStored ? WeightFormat::kBF16 : WeightFormat::kQ8);
+  return static_cast<double>(layout.block_bytes) / static_cast<double>(layout.block_values);
 }
 
 void CheckMemory(int64_t bytes, const std::string& remedy) {

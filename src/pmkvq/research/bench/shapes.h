@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pmkvq/io/model_config.h"
+#include "pmkvq/model/model.h"
 
 namespace pmkvq {
 
@@ -33,6 +34,9 @@ std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config);
 // Weights of these matrices, and bytes of the matrices of a synthetic model (BF16).
 int64_t BlockParameters(const ModelConfig& config);
 int64_t SyntheticModelBytes(const ModelConfig& config);
+
+// Bytes in memory per value of a synthetic matrix, scales of int8 groups included.
+double BytesPerWeight(WeightMode mode);
 
 // Throws InvalidInput when this machine has less than `bytes` of free memory. `remedy` names the
 // option that lowers the need.

@@ -193,8 +193,7 @@ std::vector<Replica> OpenReplicas(const std::shared_ptr<const Model>& model,
                                   const EvaluationOptions& options) {
   const EngineOptions& whole = options.engine;
   const int num_threads = whole.num_threads > 0 ? whole.num_threads : DefaultThreads();
-  const int64_t count = options.replicas > 0
-                            ? options.replicas
+  const int64_t count = options.replicas > 0 ? options.replicas
                         : model->device().device != Device::kCpu
                             ? 1  // One step of all sequences is what a device does best.
                             : ChooseReplicas(model->config(), num_threads, whole.max_sequences);

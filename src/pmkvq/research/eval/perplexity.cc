@@ -202,7 +202,9 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
       std::min(std::clamp(kMaxBatchBytes / bytes_per_sequence, int64_t{1}, kMaxBatch),
                static_cast<int64_t>(sequences.size()));
   Runner tested{MakeKvStore(kv, needs), {}};
-  Runner reference{MakeKvStore(reference_kv, needs), {}};
+  KvRequirements reference_needs = needs;
+  reference_needs.device = reference_model->device();
+  Runner reference{MakeKvStore(reference_kv, reference_needs), {}};
   Measurement measurement(*model, *reference_model, tested, reference, threads);
 
   std::vector<const std::vector<int32_t>*> order;  // Equal lengths together.

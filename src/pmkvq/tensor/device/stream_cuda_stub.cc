@@ -19,11 +19,15 @@ Stream::~Stream() = default;
 void Stream::Synchronize() { Unreachable(); }
 void Stream::Wait(const StreamEvent& /*event*/) { Unreachable(); }
 
-StreamEvent::StreamEvent(DeviceId device) : device_(device) { internal::ThrowNoBackend(device, "an event"); }
+StreamEvent::StreamEvent(DeviceId device) : device_(device) {
+  internal::ThrowNoBackend(device, "an event");
+}
 StreamEvent::~StreamEvent() = default;
 void StreamEvent::Record(Stream& /*stream*/) { Unreachable(); }
 void StreamEvent::Synchronize() { Unreachable(); }
-double MicrosecondsBetween(const StreamEvent& /*begin*/, const StreamEvent& /*end*/) { Unreachable(); }
+double MicrosecondsBetween(const StreamEvent& /*begin*/, const StreamEvent& /*end*/) {
+  Unreachable();
+}
 
 PinnedBuffer::PinnedBuffer(DeviceId device, size_t num_bytes)
     : device_(device), num_bytes_(num_bytes) {
