@@ -15,7 +15,7 @@ void DeviceGemm::Launch(const Batched& /*product*/, Stream& /*stream*/) {
   PMKVQ_CHECK_MSG(false, "there is no such object");
 }
 
-void DeviceGemm::Warm(const Batched& /*product*/) {
+void DeviceGemm::Warm(const Batched& /*product*/, Stream& /*stream*/) {
   PMKVQ_CHECK_MSG(false, "there is no such object");
 }
 
