@@ -20,10 +20,17 @@ pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 if(PMKVQ_BUILD_TESTS)
   find_package(GTest REQUIRED)
   find_package(rapidcheck REQUIRED)
-  # The library that our reader of tokenizer.model is compared with.
-  pkg_check_modules(SENTENCEPIECE IMPORTED_TARGET sentencepiece)
-  if(SENTENCEPIECE_FOUND)
-    target_compile_definitions(PkgConfig::SENTENCEPIECE INTERFACE PMKVQ_HAVE_SENTENCEPIECE)
+  # The library that our reader of tokenizer.model is compared with. Its pkg-config file on Debian 13
+  # wants protobuf's, which only a static build needs and its package does not bring along.
+  find_library(PMKVQ_SENTENCEPIECE sentencepiece)
+  find_library(PMKVQ_SENTENCEPIECE_TRAIN sentencepiece_train)
+  find_path(PMKVQ_SENTENCEPIECE_INCLUDE sentencepiece_trainer.h)
+  if(PMKVQ_SENTENCEPIECE AND PMKVQ_SENTENCEPIECE_TRAIN AND PMKVQ_SENTENCEPIECE_INCLUDE)
+    add_library(pmkvq_sentencepiece INTERFACE)
+    target_link_libraries(pmkvq_sentencepiece INTERFACE
+      ${PMKVQ_SENTENCEPIECE} ${PMKVQ_SENTENCEPIECE_TRAIN})
+    target_include_directories(pmkvq_sentencepiece SYSTEM INTERFACE ${PMKVQ_SENTENCEPIECE_INCLUDE})
+    target_compile_definitions(pmkvq_sentencepiece INTERFACE PMKVQ_HAVE_SENTENCEPIECE)
   else()
     message(STATUS "SentencePiece not found: its comparison is skipped (Debian package libsentencepiece-dev)")
   endif()
