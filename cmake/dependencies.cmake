@@ -16,6 +16,7 @@ find_library(PMKVQ_MPC mpc REQUIRED)
 # Asio and Beast: headers only, in the system's include folder.
 find_package(Boost 1.81 REQUIRED)
 pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
+pkg_check_modules(SSL REQUIRED IMPORTED_TARGET libssl)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 if(PMKVQ_BUILD_TESTS)
   find_package(GTest REQUIRED)

@@ -28,5 +28,6 @@ void AddFit(CLI::App& app);
 void AddBench(CLI::App& app);
 void AddDevices(CLI::App& app);
 void AddServe(CLI::App& app);
+void AddChat(CLI::App& app);
 
 }  // namespace pmkvq::cli

@@ -29,6 +29,7 @@ int Fail(const char* message, int code) {
 void AddCommands(CLI::App& app, int argc, char** argv) {
   AddRun(app);
   AddServe(app);
+  AddChat(app);
   AddCalibrate(app);
   AddSensitivity(app);
   AddMaxKeys(app);

@@ -54,6 +54,7 @@ struct Options {
   int64_t queue_timeout = 600;
   int64_t request_timeout = 0;
   bool vllm_metrics = false;
+  bool no_ui = false;
   server::ServerOptions http;
   int64_t port = 8080;
   ChatTemplateCommandOptions chat_template;
@@ -232,6 +233,7 @@ int ServeCommand::Run() {
   service.most_queued_tokens = options_.queue_tokens;
   service.queue_seconds = static_cast<double>(options_.queue_timeout);
   service.request_seconds = static_cast<double>(options_.request_timeout);
+  service.has_page = !options_.no_ui;
   service.metrics_as_vllm = options_.vllm_metrics;
   service.metrics_need_key = !options_.metrics_open;
   service.version = fmt::format("{}", PMKVQ_VERSION);
@@ -328,6 +330,7 @@ void AddServe(CLI::App& app) {
              "seconds that a connection may be open between requests");
   add_number("--drain-delay", options->drain_delay, 0,
              "seconds from SIGTERM on in which /health is 503 and requests are still taken");
+  command->add_flag("--no-ui", options->no_ui, "without the web page at /");
   command->add_flag("--vllm-metrics", options->vllm_metrics,
                     "/metrics has those that gateways read under vLLM's names, too");
   command

@@ -17,6 +17,36 @@ int64_t NowNs() {
       .count();
 }
 
+// Pages are halved from the oldest on, so that counts tell their order.
+std::vector<float> BitsByAge(const KvStore& store, SequenceId seq, int64_t num_layers) {
+  std::vector<double> sums;
+  int64_t num_columns = 0;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const KvLayerStats stats = store.LayerStats(seq, layer);
+    for (const PagesPerWidth* pages : {&stats.k_pages, &stats.v_pages}) {
+      ++num_columns;
+      size_t age = 0;
+      for (const int bits : {2, 4, 8, 16}) {
+        for (int64_t i = 0; i < (*pages)[WidthIndex(bits)]; ++i, ++age) {
+          if (age >= sums.size()) sums.resize(age + 1);
+          sums[age] += bits;
+        }
+      }
+    }
+  }
+  const auto count = std::ssize(sums);
+  const int64_t shown = std::min(count, kMostAges);
+  std::vector<float> bits;
+  for (int64_t i = 0; i < shown; ++i) {
+    const int64_t begin = i * count / shown;
+    const int64_t end = (i + 1) * count / shown;
+    double sum = 0;
+    for (int64_t age = begin; age < end; ++age) sum += sums[static_cast<size_t>(age)];
+    bits.push_back(static_cast<float>(sum / static_cast<double>((end - begin) * num_columns)));
+  }
+  return bits;
+}
+
 ApiError RefusalOf(const InvalidInput& error) {
   const std::string message = WithoutBrackets(error.what());
   const bool is_budget = message.find("budget") != std::string::npos;
@@ -210,15 +240,22 @@ void EngineThread::Publish() {
   EngineSnapshot now;
   now.stats = engine_.stats();
   now.num_halvings = num_halvings_;
+  const int64_t num_layers = engine_.model().config().num_layers;
   for (const auto& [id, place] : places_) {
     const std::optional<SequenceId> seq = engine_.SequenceOf(id);
     if (!seq) continue;
     const KvSequenceStats stats = engine_.store().SequenceStats(*seq);
     now.kv_bytes += stats.bytes;
     for (size_t i = 0; i < stats.pages.size(); ++i) now.kv_pages[i] += stats.pages[i];
+    now.sequences.push_back({place.generation, place.choice, stats.num_tokens, stats.bytes,
+                             stats.budget_bytes, stats.pages,
+                             BitsByAge(engine_.store(), *seq, num_layers)});
   }
+  std::sort(now.sequences.begin(), now.sequences.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.generation, a.choice) < std::pair(b.generation, b.choice);
+  });
   const std::lock_guard lock(mutex_);
-  snapshot_ = now;
+  snapshot_ = std::move(now);
 }
 
 void EngineThread::Run() {

@@ -52,13 +52,27 @@ struct GenerationEvent {
   ApiError error;
 };
 
+// The cache of a running request, for people to look at.
+struct SequenceSnapshot {
+  GenerationId generation = 0;
+  size_t choice = 0;
+  int64_t num_tokens = 0;
+  int64_t bytes = 0;
+  int64_t budget_bytes = 0;
+  PagesPerWidth pages{};
+  // Mean bits of its pages over blocks, keys and values: by age, the oldest first; neighbours are
+  // joined where there are more than kMostAges.
+  std::vector<float> bits_by_age;
+};
+inline constexpr int64_t kMostAges = 64;
+
 // The state of the engine as the last step left it.
 struct EngineSnapshot {
   EngineStats stats;
   int64_t kv_bytes = 0;  // Of running requests.
   PagesPerWidth kv_pages{};
   int64_t num_halvings = 0;  // Pages that were brought to a lower width, since the start.
-  double last_step_seconds = 0;
+  std::vector<SequenceSnapshot> sequences;
 };
 
 class EngineThread {

@@ -25,6 +25,9 @@ constexpr Route kRoutes[] = {
     {"POST", "/apply-template", true},
     {"GET", "/tokenizer_info", true},
     {"GET", "/metrics", true},
+    {"GET", "/v1/kv", true},
+    {"GET", "/v1/kv/stream", true},
+    {"GET", "/", false},
     {"GET", "/health", false},
     {"GET", "/live", false},
     {"GET", "/version", false},
@@ -148,7 +151,7 @@ std::optional<HttpReply> Service::Refuse(const RequestHead& head, const std::str
     }
   }
   if (head.path == "/live" || head.path == "/version" || head.path == "/health" ||
-      head.path == "/metrics") {
+      head.path == "/metrics" || head.path == "/") {
     return std::nullopt;
   }
   if (state_ == State::kLoading || state_ == State::kDraining) {

@@ -210,6 +210,7 @@ asio::awaitable<bool> Connection::ReadRequest() {
   head_ = HeadOf(header);
   keeps_alive_ = header.keep_alive();
   is_head_ = header.method() == http::verb::head;
+  is_http_1_0_ = header.version() == 10;
   if (header.target().size() > kMostTargetBytes) {
     co_await Write(Bad(414, "invalid_request", "the path is too long"));
     co_return false;
@@ -298,6 +299,7 @@ asio::awaitable<void> Connection::Handle() {
   if (std::optional<HttpReply> reply = service.ReplyAtOnce(head_)) {
     co_return co_await Write(std::move(*reply));
   }
+  if (head_.path == "/v1/kv/stream") co_return co_await StreamCache();
   if (shared_->num_preparing >= kMostPreparing) {
     ApiError error;
     error.status = 429;
@@ -378,70 +380,6 @@ asio::awaitable<void> Connection::Complete(CompletionRequest request) {
     status = 499;
   }
   service.End(live, status);
-}
-
-asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>& live) {
-  Service& service = *shared_->service;
-  // A request that is refused before its first token is answered with a status.
-  while (!live->ended() && !live->is_cancelled && live->usage.completion_tokens == 0) {
-    if (!co_await WaitFor(live, SilenceSeconds(*live))) break;
-  }
-  if (live->is_cancelled) co_return 499;
-  if (live->error && live->usage.completion_tokens == 0) {
-    HttpReply reply = Service::ErrorReply(*live->error);
-    const int status = reply.status;
-    co_await Write(std::move(reply));
-    co_return status;
-  }
-  service.metrics().CountRequest(Service::EndpointOf(head_.path), 200);
-  http::response<http::empty_body> response;
-  response.version(11);
-  response.result(200);
-  response.set(http::field::content_type, "text/event-stream; charset=utf-8");
-  response.set(http::field::cache_control, "no-cache");
-  response.set("X-Accel-Buffering", "no");
-  response.set("X-Request-Id", head_.request_id);
-  response.set("X-Content-Type-Options", "nosniff");
-  if (!shared_->options.cors_origin.empty()) {
-    response.set(http::field::access_control_allow_origin, shared_->options.cors_origin);
-  }
-  const bool is_chunked = message_.version() != 10;
-  response.chunked(is_chunked);
-  if (!is_chunked) keeps_alive_ = false;
-  response.keep_alive(keeps_alive_ && !shared_->is_draining);
-  if (shared_->is_draining) keeps_alive_ = false;
-
-  const auto expires = [&] { stream_.expires_after(Nanoseconds(shared_->options.write_seconds)); };
-  http::response_serializer<http::empty_body> serializer(response);
-  expires();
-  auto [error, count] = co_await http::async_write_header(stream_, serializer, kTuple);
-  while (!error) {
-    const bool ended = live->ended();
-    std::string text = service.StreamText(*live);
-    if (text.empty() && !ended) {
-      if (live->is_cancelled) co_return 499;
-      const bool has_news = co_await WaitFor(live, SilenceSeconds(*live));
-      service.CheckTime(*live);
-      if (has_news || live->is_timed_out) continue;
-      text = ": keep-alive\n\n";
-    }
-    expires();
-    if (is_chunked) {
-      std::tie(error, count) =
-          co_await asio::async_write(stream_, http::make_chunk(asio::buffer(text)), kTuple);
-    } else {
-      std::tie(error, count) = co_await asio::async_write(stream_, asio::buffer(text), kTuple);
-    }
-    if (error || !ended) continue;
-    if (is_chunked) {
-      expires();
-      std::tie(error, count) = co_await asio::async_write(stream_, http::make_chunk_last(), kTuple);
-    }
-    if (!error) co_return 200;
-  }
-  if (error == beast::error::timeout) ++service.metrics().slow_readers;
-  live->is_cancelled = true;
-  co_return 499;
 }
 
 }  // namespace pmkvq::server

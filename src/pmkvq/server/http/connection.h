@@ -8,6 +8,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/beast/core/basic_stream.hpp>
+#include <boost/beast/core/error.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/message.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -67,6 +68,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Awaitable<HttpReply> ReadHeaderText(size_t* header_bytes);
   Awaitable<void> Handle();
   Awaitable<void> Complete(CompletionRequest request);
+  // Of a stream of events: its header, and text; `is_end`: nothing follows.
+  Awaitable<boost::beast::error_code> BeginStream();
+  Awaitable<boost::beast::error_code> WriteStream(const std::string& text, bool is_end);
+  Awaitable<void> StreamCache();
   Awaitable<int> StreamAnswer(const std::shared_ptr<LiveRequest>& live);
   Awaitable<void> Write(HttpReply reply);
   // Wakes `live` when the client closes its side.
@@ -85,7 +90,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string client_;
   bool is_idle_ = true;
   bool keeps_alive_ = true;
-  bool is_head_ = false;  // HEAD: no body in replies.
+  bool is_http_1_0_ = false;  // Knows no chunks.
+  bool is_chunked_ = false;   // The stream is.
+  bool is_head_ = false;      // HEAD: no body in replies.
 };
 
 }  // namespace pmkvq::server

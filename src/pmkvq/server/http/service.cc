@@ -8,6 +8,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/random.h"
+#include "pmkvq/server/http/page.h"
 
 namespace pmkvq::server {
 namespace {
@@ -84,6 +85,14 @@ std::optional<HttpReply> Service::ReplyAtOnce(const RequestHead& head) {
       reply.body += metrics_.TextAsVllm(engine_thread_->snapshot(), kv_pool_bytes_,
                                         context_->model_names.front());
     }
+  } else if (head.path == "/") {
+    if (!options_.has_page) {
+      return ErrorReply(StatusError(404, "not_found_error", "not_found",
+                                    "the server was started without its page (--no-ui)"));
+    }
+    return ChatPage();
+  } else if (head.path == "/v1/kv") {
+    reply.body = KvText();
   } else if (head.path == "/v1/models") {
     reply.body = ModelsReply(*context_, created_);
   } else if (head.path.starts_with("/v1/models/")) {

@@ -33,6 +33,7 @@ struct ServiceOptions {
   double queue_seconds = 600;      // In the queue; 0: no limit.
   double request_seconds = 0;      // From its start to its end; 0: no limit.
   bool metrics_need_key = true;
+  bool has_page = true;          // GET / is the web page.
   bool metrics_as_vllm = false;  // Further metrics under vLLM's names.
   std::string version;
 };
@@ -109,6 +110,8 @@ class Service {
   // Ends everything that runs with this error.
   void FailAll(const ApiError& error);
   size_t num_live() const { return live_.size(); }
+  // The cache now, as JSON: GET /v1/kv and each event of /v1/kv/stream. No text of anyone.
+  std::string KvText() const;
 
   // A whole answer; the request has ended.
   HttpReply WholeAnswer(LiveRequest& live) const;
