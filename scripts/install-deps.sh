@@ -20,7 +20,8 @@ for group in "$@"; do
     build) ;;
     # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes.
     test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 chromium) ;;
-    test-server) packages+=(python3 python3-venv) ;;
+    # promtool is in prometheus; systemd-analyze checks the unit.
+    test-server) packages+=(python3 python3-venv curl nodejs prometheus systemd chromium) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-dev) ;;

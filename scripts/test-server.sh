@@ -20,6 +20,7 @@ fi
 npm install --prefix "$place/js" --no-audit --no-fund --silent 'openai@6'
 export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 
+"$python" "$root/tests/server/examples_test.py" "$program" "$model"
 "$python" "$clients/openai_client.py" "$program" "$model"
 "$python" "$clients/openai_js.py" "$program" "$model"
 "$python" "$clients/lm_eval_client.py" "$program" "$model"
