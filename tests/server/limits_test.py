@@ -154,6 +154,7 @@ class VllmNames(unittest.TestCase):
     def test_metrics(self):
         with Server("--vllm-metrics", "--served-model-name", "m") as server:
             server.post("/v1/chat/completions", chat(max_tokens=5))
+            server.wait_for_metric("pmkvq_requests_running", 0)
             _, text = server.get("/metrics")
             for line in ['vllm:generation_tokens_total{model_name="m"} 5', 'vllm:num_requests_running{model_name="m"} 0',
                          'vllm:request_success_total{model_name="m",finished_reason="length"} 1',

@@ -6,6 +6,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -31,6 +32,8 @@ constexpr size_t kMostTargetBytes = 8 << 10;
 constexpr double kLeastBodyRate = 1024;
 constexpr double kBodyGraceSeconds = 5;
 constexpr int64_t kMostPreparing = 64;
+constexpr double kLingerSeconds = 1;
+constexpr size_t kMostLingerBytes = size_t{16} << 20;
 // A wrong key is answered later, so that trying keys is slow.
 constexpr double kWrongKeySeconds = 0.05;
 
@@ -120,6 +123,27 @@ asio::awaitable<void> Connection::Run() {
   }
   beast::error_code ignored;
   stream_.socket().shutdown(asio::socket_base::shutdown_send, ignored);
+  if (lingers_) co_await Linger();
+}
+
+asio::awaitable<bool> Connection::WaitReadable(double seconds) {
+  using namespace asio::experimental::awaitable_operators;
+  asio::steady_timer timer(shared_->io, Nanoseconds(seconds));
+  const auto result = co_await (stream_.socket().async_wait(asio::socket_base::wait_read, kTuple) ||
+                                timer.async_wait(kTuple));
+  co_return result.index() == 0;
+}
+
+// A socket that is closed while bytes wait in it is reset, and the client may lose the last reply:
+// what a client still sends is read and dropped for a while.
+asio::awaitable<void> Connection::Linger() {
+  stream_.expires_after(Nanoseconds(kLingerSeconds));
+  for (size_t total = 0; total < kMostLingerBytes;) {
+    buffer_.clear();
+    const auto [error, count] = co_await stream_.async_read_some(buffer_.prepare(16384), kTuple);
+    if (error) co_return;
+    total += count;
+  }
 }
 
 asio::awaitable<HttpReply> Connection::ReadHeaderText(size_t* header_bytes) {
@@ -147,11 +171,11 @@ asio::awaitable<HttpReply> Connection::ReadHeaderText(size_t* header_bytes) {
     const double left = has_begun ? shared_->options.header_seconds - SecondsSince(began)
                                   : shared_->options.idle_seconds;
     if (left <= 0) co_return Bad(408, "timeout", "the header took too long");
-    stream_.expires_after(Nanoseconds(left));
-    const auto [error, count] = co_await stream_.async_read_some(buffer_.prepare(4096), kTuple);
-    if (error == beast::error::timeout && has_begun) {
-      co_return Bad(408, "timeout", "the header took too long");
+    if (!co_await WaitReadable(left)) {
+      co_return has_begun ? Bad(408, "timeout", "the header took too long") : none;
     }
+    stream_.expires_after(Nanoseconds(shared_->options.header_seconds));
+    const auto [error, count] = co_await stream_.async_read_some(buffer_.prepare(4096), kTuple);
     if (error) co_return none;
     buffer_.commit(count);
     if (!has_begun) began = std::chrono::steady_clock::now();
@@ -247,8 +271,12 @@ asio::awaitable<bool> Connection::ReadRequest() {
       co_await Write(Bad(408, "timeout", "the body came too slowly"));
       co_return false;
     }
-    stream_.expires_after(
-        Nanoseconds(std::min(kBodyGraceSeconds, shared_->options.body_seconds - seconds) + 0.01));
+    const double left = std::min(kBodyGraceSeconds, shared_->options.body_seconds - seconds) + 0.01;
+    if (buffer_.size() == 0 && !co_await WaitReadable(left)) {
+      co_await Write(Bad(408, "timeout", "the body came too slowly"));
+      co_return false;
+    }
+    stream_.expires_after(Nanoseconds(left));
     const auto [failed, count] = co_await http::async_read_some(stream_, buffer_, parser, kTuple);
     received += static_cast<double>(count);
     if (failed == http::error::body_limit) co_return co_await refuse_length();
@@ -271,6 +299,7 @@ asio::awaitable<bool> Connection::ReadRequest() {
 asio::awaitable<void> Connection::Write(HttpReply reply) {
   shared_->service->metrics().CountRequest(Service::EndpointOf(head_.path), reply.status);
   if (reply.closes || shared_->is_draining) keeps_alive_ = false;
+  if (reply.closes) lingers_ = true;
   http::response<http::string_body> response;
   response.version(11);
   response.result(static_cast<unsigned>(reply.status));

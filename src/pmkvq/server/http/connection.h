@@ -66,6 +66,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Awaitable<bool> ReadRequest();
   // Reads to the end of the header's text. A reply that refuses it, or status 0.
   Awaitable<HttpReply> ReadHeaderText(size_t* header_bytes);
+  // Until bytes, or the end, can be read; false when that takes longer. A timeout of stream_ would
+  // close the socket, and no reply could say why.
+  Awaitable<bool> WaitReadable(double seconds);
+  Awaitable<void> Linger();
   Awaitable<void> Handle();
   Awaitable<void> Complete(CompletionRequest request);
   // Of a stream of events: its header, and text; `is_end`: nothing follows.
@@ -90,6 +94,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string client_;
   bool is_idle_ = true;
   bool keeps_alive_ = true;
+  bool lingers_ = false;      // The last reply may come before the request's end.
   bool is_http_1_0_ = false;  // Knows no chunks.
   bool is_chunked_ = false;   // The stream is.
   bool is_head_ = false;      // HEAD: no body in replies.
