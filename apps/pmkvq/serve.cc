@@ -233,6 +233,7 @@ int ServeCommand::Run() {
   service.most_queued_tokens = options_.queue_tokens;
   service.queue_seconds = static_cast<double>(options_.queue_timeout);
   service.request_seconds = static_cast<double>(options_.request_timeout);
+  service.num_slots = options_.max_sequences;
   service.has_page = !options_.no_ui;
   service.metrics_as_vllm = options_.vllm_metrics;
   service.metrics_need_key = !options_.metrics_open;

@@ -141,6 +141,14 @@ class Replies(unittest.TestCase):
         self.assertEqual(self.server.get("/v1/models/other")[0], 404)
         for path in ["/health", "/live", "/version", "/tokenizer_info", "/metrics"]:
             self.assertEqual(self.server.get(path)[0], 200, path)
+        info = json.loads(self.server.get("/tokenizer_info")[1])
+        props = json.loads(self.server.get("/props")[1])
+        self.assertIn("message.role", info["chat_template"])
+        self.assertEqual(info["eos_token"], "<|im_end|>")
+        self.assertEqual(props["chat_template"], info["chat_template"])
+        self.assertEqual((props["total_slots"], props["default_generation_settings"]["n_ctx"]), (4, 2048))
+        slots = json.loads(self.server.get("/slots")[1])
+        self.assertEqual([slot["id"] for slot in slots], [0, 1, 2, 3])
         response, text = self.server.request("HEAD", "/health")
         self.assertEqual((response.status, text), (200, ""))
 

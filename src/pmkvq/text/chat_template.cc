@@ -71,6 +71,7 @@ MarkedText JoinContents(const std::vector<ChatMessage>& messages) {
 ChatTemplate ChatTemplate::FromJinja(std::string_view jinja, const std::string& source) {
   ChatTemplate result;
   result.template_ = jinja::Template::Parse(jinja, source);
+  result.text_ = std::make_shared<const std::string>(jinja);
   Hash128 hash;
   hash.Update(jinja);
   result.name_ = hash.HexDigest();

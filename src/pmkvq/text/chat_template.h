@@ -39,6 +39,8 @@ class ChatTemplate {
   static std::string BuiltInNames();
 
   bool IsNone() const { return template_ == nullptr; }
+  // The Jinja text; "" for none.
+  std::string Text() const { return text_ == nullptr ? "" : *text_; }
 
   // A special token that templates know as a variable: "bos_token", "eos_token", ...
   void SetSpecialToken(const std::string& name, const std::string& text);
@@ -63,6 +65,7 @@ class ChatTemplate {
 
  private:
   std::shared_ptr<const jinja::Template> template_;
+  std::shared_ptr<const std::string> text_;
   std::string name_ = "none";  // First part of the identity.
   std::vector<std::pair<std::string, std::string>> special_tokens_;
   std::shared_ptr<const JsonValue> variables_;

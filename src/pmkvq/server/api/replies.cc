@@ -426,9 +426,25 @@ std::string TokenizerInfoReply(const ApiContext& context, const std::vector<int6
   token("eos_token", eos_ids.empty() ? -1 : eos_ids.front());
   token("bos_token", prefix.empty() ? -1 : prefix.front());
   token("pad_token", -1);
+  json.Key("chat_template");
+  context.chat_template.IsNone() ? json.Null() : json.String(context.chat_template.Text());
   json.Key("vocab_size").Int(context.vocab_size);
   json.Key("max_model_len").Int(context.max_len);
   json.EndObject();
+  return json.text();
+}
+
+std::string PropsReply(const ApiContext& context, int64_t num_slots, const std::string& version) {
+  JsonWriter json;
+  json.BeginObject().Key("default_generation_settings").BeginObject();
+  json.Key("n_ctx").Int(context.max_len).Key("params").BeginObject();
+  json.Key("temperature").Number(context.defaults.temperature);
+  json.Key("top_p").Number(context.defaults.top_p).Key("top_k").Int(context.defaults.top_k);
+  json.Key("min_p").Number(context.defaults.min_p).EndObject().EndObject();
+  json.Key("total_slots").Int(num_slots).Key("model_alias").String(context.model_names.front());
+  json.Key("chat_template").String(context.chat_template.Text());
+  json.Key("modalities").BeginObject().Key("vision").Bool(false).Key("audio").Bool(false);
+  json.EndObject().Key("build_info").String("pmkvq " + version).EndObject();
   return json.text();
 }
 

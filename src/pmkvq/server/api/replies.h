@@ -93,6 +93,8 @@ std::string ModelsReply(const ApiContext& context, int64_t created);
 std::string ModelReply(const ApiContext& context, const std::string& name, int64_t created);
 std::string TokenizeReply(const TokenizeRequest& request, const ApiContext& context);
 std::string DetokenizeReply(const std::string& text);
+// What pages that were made for llama-server ask for.
+std::string PropsReply(const ApiContext& context, int64_t num_slots, const std::string& version);
 std::string TokenizerInfoReply(const ApiContext& context, const std::vector<int64_t>& eos_ids);
 
 }  // namespace pmkvq::server

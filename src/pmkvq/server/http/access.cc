@@ -24,6 +24,8 @@ constexpr Route kRoutes[] = {
     {"POST", "/detokenize", true},
     {"POST", "/apply-template", true},
     {"GET", "/tokenizer_info", true},
+    {"GET", "/props", true},
+    {"GET", "/slots", true},
     {"GET", "/metrics", true},
     {"GET", "/v1/kv", true},
     {"GET", "/v1/kv/stream", true},

@@ -46,6 +46,21 @@ HttpReply ChatPage() {
   return reply;
 }
 
+std::string Service::SlotsText() const {
+  const EngineSnapshot now = engine_thread_->snapshot();
+  JsonWriter json;
+  json.BeginArray();
+  for (int64_t i = 0; i < options_.num_slots; ++i) {
+    const bool is_busy = i < std::ssize(now.sequences);
+    json.BeginObject().Key("id").Int(i).Key("n_ctx").Int(context_->max_len);
+    json.Key("is_processing").Bool(is_busy);
+    if (is_busy) json.Key("n_past").Int(now.sequences[static_cast<size_t>(i)].num_tokens);
+    json.EndObject();
+  }
+  json.EndArray();
+  return json.text();
+}
+
 std::string Service::KvText() const {
   const EngineSnapshot now = engine_thread_->snapshot();
   JsonWriter json;

@@ -104,6 +104,10 @@ std::optional<HttpReply> Service::ReplyAtOnce(const RequestHead& head) {
           fmt::format("model: found \"{}\", expected \"{}\"", name.substr(0, 80), names.front())));
     }
     reply.body = ModelReply(*context_, name, created_);
+  } else if (head.path == "/props") {
+    reply.body = PropsReply(*context_, options_.num_slots, options_.version);
+  } else if (head.path == "/slots") {
+    reply.body = SlotsText();
   } else if (head.path == "/tokenizer_info") {
     reply.body = TokenizerInfoReply(*context_, eos_ids_);
   } else {

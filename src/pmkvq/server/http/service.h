@@ -33,6 +33,7 @@ struct ServiceOptions {
   double queue_seconds = 600;      // In the queue; 0: no limit.
   double request_seconds = 0;      // From its start to its end; 0: no limit.
   bool metrics_need_key = true;
+  int64_t num_slots = 0;         // Choices that are computed together.
   bool has_page = true;          // GET / is the web page.
   bool metrics_as_vllm = false;  // Further metrics under vLLM's names.
   std::string version;
@@ -112,6 +113,8 @@ class Service {
   size_t num_live() const { return live_.size(); }
   // The cache now, as JSON: GET /v1/kv and each event of /v1/kv/stream. No text of anyone.
   std::string KvText() const;
+  // Running choices as llama-server lists them.
+  std::string SlotsText() const;
 
   // A whole answer; the request has ended.
   HttpReply WholeAnswer(LiveRequest& live) const;
