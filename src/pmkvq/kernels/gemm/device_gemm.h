@@ -77,8 +77,7 @@ class DeviceGemm {
 
   // Chooses the algorithm of such a product, and runs it once on memory that is given back, where
   // the device has so much free, so that its code is loaded. Waits for the stream, on which this
-  // object's products follow each other. Does
-  // nothing when called again for the same.
+  // object's products follow each other. Does nothing when called again for the same.
   // Throws Unsupported where the library has no algorithm: for F16 and BF16, N and K should be
   // multiples of 8.
   void Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate, Stream& stream);
