@@ -248,8 +248,8 @@ void AddChat(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "chat", "chat with a server that speaks OpenAI's API (with a model: pmkvq run --chat)");
-  command->add_option("--url", options->url, "address of the server, http://127.0.0.1:8080/v1")
-      ->required();
+  command->add_option("--url", options->url,
+                      "address of the server, http://127.0.0.1:8080/v1 [required]");
   command
       ->add_option("--api-key", options->api_key,
                    "key for the server (default: OPENAI_API_KEY, which ps does not show)")
@@ -269,7 +269,12 @@ void AddChat(CLI::App& app) {
   command->add_option("message", options->message, "one message; without it a chat");
   AddExamples(*command, {"pmkvq chat --url http://127.0.0.1:8080/v1",
                          "pmkvq chat --url https://api.example.org/v1 --model NAME \"Hello\""});
-  command->callback([options] { UrlChat(*options).Run(); });
+  command->callback([options] {
+    if (options->url.empty()) {
+      throw CLI::RequiredError("--url (to chat with a model without a server: pmkvq run)");
+    }
+    UrlChat(*options).Run();
+  });
 }
 
 }  // namespace pmkvq::cli

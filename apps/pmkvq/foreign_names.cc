@@ -10,8 +10,10 @@ using enum ForeignName::Use;
 
 constexpr std::string_view kWidthNote =
     "static-8 and static-4, or k=8+v=4 of pm-kvq for K and V apart";
-constexpr std::string_view kNoGpu = "pmkvq runs on the CPU only, leave it out";
-constexpr std::string_view kOneMachine = "pmkvq runs on one machine without GPUs, leave it out";
+constexpr std::string_view kWholeModel = "with cuda all of a model is on the GPU";
+constexpr std::string_view kOneDevice = "a model runs on one device, leave it out";
+constexpr std::string_view kOneMachine =
+    "pmkvq runs on one machine and at most one GPU, leave it out";
 constexpr std::string_view kSampling =
     "not supported: sampling has --temperature, --top-k, --top-p, --min-p, penalties and "
     "--logit-bias";
@@ -110,15 +112,14 @@ constexpr ForeignName kOptions[] = {
     {"-tb", "--threads", ""},
     {"--threads-batch", "--threads", ""},
     {"--num-threads", "--threads", ""},
-    {"-ngl", "", kNoGpu},
-    {"--gpu-layers", "", kNoGpu},
-    {"--n-gpu-layers", "", kNoGpu},
-    {"-dev", "", kNoGpu},
-    {"--device", "", kNoGpu},
-    {"--main-gpu", "", kNoGpu},
-    {"--tensor-split", "", kNoGpu},
-    {"--cpu-offload-gb", "", kNoGpu},
-    {"--enforce-eager", "", kNoGpu},
+    {"-ngl", "--device", kWholeModel},
+    {"--gpu-layers", "--device", kWholeModel},
+    {"--n-gpu-layers", "--device", kWholeModel},
+    {"-dev", "--device", "cuda, or cuda:N"},
+    {"--main-gpu", "--device", "cuda:N"},
+    {"--tensor-split", "", kOneDevice},
+    {"--cpu-offload-gb", "", kOneDevice},
+    {"--enforce-eager", "", "steps of decoding on a GPU are always captured, leave it out"},
     {"-tp", "", kOneMachine},
     {"--tensor-parallel-size", "", kOneMachine},
     {"-pp", "", kOneMachine},
@@ -133,7 +134,6 @@ constexpr ForeignName kOptions[] = {
 };
 
 constexpr ForeignName kCommands[] = {
-    {"chat", "run", "without a prompt"},
     {"generate", "run", ""},
     {"complete", "run", ""},
     {"cli", "run", ""},

@@ -75,8 +75,8 @@ TEST(UnknownNames, OptionsOfOtherProgramsAreAnsweredWithOurs) {
            {{"--gpu-memory-utilization", "0.9"}, "--kv-budget"},
            {{"--tensor-parallel-size", "2"}, "one machine"},
            {{"-tp", "2"}, "one machine"},
-           {{"-ngl", "99"}, "CPU"},
-           {{"--n-gpu-layers", "99"}, "CPU"},
+           {{"-ngl", "99"}, "--device"},
+           {{"--n-gpu-layers", "99"}, "--device"},
            {{"--repeat-penalty", "1.1"}, "--repetition-penalty"},
            {{"--batch-size", "512"}, "--batch"},
            {{"--max-num-seqs", "16"}, "eval"}}) {
