@@ -56,6 +56,21 @@ class EventLines {
   std::string held_;
 };
 
+// Without control characters but line breaks and tabs: a server must not steer the terminal.
+std::string Shown(std::string_view text) {
+  std::string shown;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const bool is_c1 =
+        byte == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    if (is_c1) ++i;
+    if (!is_c1 && (byte >= 0x20 || byte == '\n' || byte == '\t') && byte != 0x7f) {
+      shown += text[i];
+    }
+  }
+  return shown;
+}
+
 std::string Dimmed(const std::string& text) {
   return StdoutTakesStyle() ? "\x1b[2m" + text + "\x1b[0m" : text;
 }
@@ -86,20 +101,20 @@ struct Answer {
       if (!delta.Has(key) || (has_reasoning && std::string_view(key) == "reasoning")) continue;
       const std::string part = delta.At(key).AsString();
       if (part.empty() || options.hides_reasoning) continue;
-      Print(Dimmed(part));
+      Print(Dimmed(Shown(part)));
       in_reasoning = true;
     }
     if (!delta.Has("content")) return;
     const std::string part = delta.At("content").AsString();
     if (part.empty()) return;
     if (std::exchange(in_reasoning, false)) Print("\n\n");
-    Print(part);
+    Print(Shown(part));
     content += part;
   }
   [[noreturn]] static void FailOf(const JsonValue& error, const Options& options) {
     const bool has_text =
         error.IsObject() && error.Has("message") && error.At("message").IsString();
-    throw IoError(options.url, has_text ? error.At("message").AsString() : error.Dump());
+    throw IoError(options.url, Shown(has_text ? error.At("message").AsString() : error.Dump()));
   }
 };
 
@@ -120,8 +135,10 @@ class UrlChat {
   }
   void FindModel();
   std::string Body() const;
-  // False: nothing was answered, and the last message is dropped.
-  bool AnswerLast();
+  // Adds the answer to the last message. Throws what went wrong, and the message is dropped then.
+  void AnswerLast();
+  void AskForAnswer();
+  void FailByReply(const std::string& text) const;
   int Request(const std::string& method, const std::string& path, const std::string& body,
               const std::function<void(std::string_view)>& on_body) const;
 
@@ -148,12 +165,12 @@ void UrlChat::FindModel() {
   std::string text;
   const int status = Request("GET", "/models", "", [&](std::string_view piece) { text += piece; });
   if (status == 0) return;
-  const JsonValue reply = JsonValue::Parse(text, options_.url + "/models");
   if (status != 200) {
-    if (reply.Has("error")) Answer::FailOf(reply.At("error"), options_);
+    FailByReply(text);
     throw IoError(options_.url,
                   fmt::format("status {} for /models; --model NAME names one", status));
   }
+  const JsonValue reply = JsonValue::Parse(text, options_.url + "/models");
   const JsonValue list = reply.At("data");
   if (list.size() == 0) throw IoError(options_.url, "the server has no model");
   options_.model = list.At(0).At("id").AsString();
@@ -176,7 +193,27 @@ std::string UrlChat::Body() const {
   return json.text();
 }
 
-bool UrlChat::AnswerLast() {
+// The error that a reply's body tells, if it tells one.
+void UrlChat::FailByReply(const std::string& text) const {
+  std::optional<JsonValue> reply;
+  try {
+    reply = JsonValue::Parse(text, options_.url);
+  } catch (const InvalidInput&) {
+    return;
+  }
+  if (reply->IsObject() && reply->Has("error")) Answer::FailOf(reply->At("error"), options_);
+}
+
+void UrlChat::AnswerLast() {
+  try {
+    AskForAnswer();
+  } catch (...) {
+    messages_.pop_back();
+    throw;
+  }
+}
+
+void UrlChat::AskForAnswer() {
   Answer answer;
   EventLines lines;
   std::string raw;  // Where the reply is no stream: an error.
@@ -185,13 +222,7 @@ bool UrlChat::AnswerLast() {
     lines.Push(piece, [&](std::string_view data) { answer.Take(data, options_); });
   });
   if (status != 0 && status != 200) {
-    messages_.pop_back();
-    std::optional<JsonValue> reply;
-    try {
-      reply = JsonValue::Parse(raw, options_.url);
-    } catch (const InvalidInput&) {
-    }
-    if (reply && reply->Has("error")) Answer::FailOf(reply->At("error"), options_);
+    FailByReply(raw);
     throw IoError(options_.url, fmt::format("status {}", status));
   }
   Print("\n");
@@ -203,7 +234,6 @@ bool UrlChat::AnswerLast() {
                                                  : answer.finish,
                          tokens));
   messages_.push_back({"assistant", answer.content});
-  return true;
 }
 
 void UrlChat::Run() {

@@ -216,6 +216,9 @@ class Refusals(unittest.TestCase):
         self.assertEqual(response.status, 415)
         response, _ = self.server.request("POST", "/tokenize", {}, headers={"Content-Encoding": "gzip"})
         self.assertEqual(response.status, 415)
+        for host in ("127.evil.example", "127.0.0.1.evil.example", "127.0.0.1x"):
+            response, _ = self.server.request("GET", "/v1/models", headers={"Host": host})
+            self.assertEqual(response.status, 403, host)
         response, _ = self.server.request("GET", "/v1/models", headers={"Host": "evil.example"})
         self.assertEqual(response.status, 403)
 

@@ -40,9 +40,18 @@ std::shared_ptr<const OutputGrammar> OutputFormats::Make(std::shared_ptr<JsonGra
     options.opening_id = tokenizer_->TokenId("<think>");
     if (options.opening_id < 0) options.starts_behind.clear();
   }
-  const int32_t whole = grammar->SurroundedBySpace(start);
+  const int32_t whole = grammar->BehindSpace(start);
   std::shared_ptr<const Grammar> rules(grammar, &grammar->grammar());
   return std::make_shared<TokenGrammar>(std::move(rules), whole, Texts(), std::move(options));
+}
+
+void RefuseEndFields(BodyFields& body, const char* beside) {
+  for (const char* field : {"ignore_eos", "min_tokens"}) {
+    if (!body.Has(field)) continue;
+    const std::string value = body.Value(field).Dump();
+    if (value == "false" || value == "0") continue;
+    body.Fail(field, value, fmt::format("none beside {}, which says where the text ends", beside));
+  }
 }
 
 std::shared_ptr<const OutputGrammar> OutputFormats::OfResponseFormat(
@@ -64,12 +73,7 @@ std::shared_ptr<const OutputGrammar> OutputFormats::OfResponseFormat(
   } else if (type != "json_object") {
     format.Fail("type", "\"" + type + "\"", "text, json_object or json_schema");
   }
-  for (const char* field : {"ignore_eos", "min_tokens"}) {
-    if (body.Has(field) && body.Value(field).Dump() != "false" && body.Value(field).Dump() != "0") {
-      body.Fail(field, body.Value(field).Dump(),
-                "none beside response_format, which says where the text ends");
-    }
-  }
+  RefuseEndFields(body, "response_format");
   return Make(std::move(grammar), start, place);
 }
 

@@ -23,6 +23,9 @@ struct AnswerPlace {
   std::vector<int32_t> end_ids;
 };
 
+// Refuses ignore_eos and min_tokens beside a field that says where the text ends.
+void RefuseEndFields(BodyFields& body, const char* beside);
+
 // Makes grammars of answers for one model. From any thread.
 class OutputFormats {
  public:

@@ -326,6 +326,7 @@ void ReadAnswer(BodyFields& body, const ApiContext& context, const ToolRequest& 
     body.Fail("response_format", "it beside tools", "one of the two");
   }
   if (tools.must_call.empty()) return;
+  RefuseEndFields(body, "tool_choice");
   request.grammar = GrammarOfCall(tools, context.tool_format, *context.formats, place);
   if (context.tool_format != ToolFormat::kMistral) return;
   request.answer_begin = ToolMarker(context.tool_format);

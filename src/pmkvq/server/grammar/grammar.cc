@@ -40,12 +40,37 @@ void Grammar::AddAlternative(int32_t rule, const Sequence& sequence) {
   ends_.push_back(true);
 }
 
+bool Grammar::DropEndless(int32_t start) {
+  std::vector<bool> has_text(rules_.size());
+  const auto ends_sometime = [&](int32_t position) {
+    for (auto i = static_cast<size_t>(position); !ends_[i]; ++i) {
+      const Symbol& symbol = symbols_[i];
+      if (symbol.rule < 0 ? symbol.bytes.none() : !has_text[static_cast<size_t>(symbol.rule)]) {
+        return false;
+      }
+    }
+    return true;
+  };
+  for (bool changes = true; changes;) {
+    changes = false;
+    for (size_t rule = 0; rule < rules_.size(); ++rule) {
+      if (has_text[rule]) continue;
+      has_text[rule] = std::any_of(rules_[rule].begin(), rules_[rule].end(), ends_sometime);
+      changes |= has_text[rule];
+    }
+  }
+  for (std::vector<int32_t>& alternatives : rules_) {
+    std::erase_if(alternatives, [&](int32_t position) { return !ends_sometime(position); });
+  }
+  return has_text[static_cast<size_t>(start)];
+}
+
 GrammarStates::GrammarStates(const Grammar* grammar, int32_t start) : grammar_(grammar) {
   Stacks stacks;
   bool ends = false;
-  std::vector<int32_t> seen;
+  ++turn_;
   for (const int32_t position : grammar_->rules_[static_cast<size_t>(start)]) {
-    Close({position, -1}, stacks, ends, seen);
+    Close({position, -1}, stacks, ends);
   }
   start_ = StateNumber(std::move(stacks), ends);
 }
@@ -57,9 +82,10 @@ int32_t GrammarStates::ItemNumber(Item item) {
 }
 
 // Adds what `item` begins with, where it begins with bytes, and what rules lead to.
-void GrammarStates::Close(Item item, Stacks& stacks, bool& ends, std::vector<int32_t>& seen) {
+void GrammarStates::Close(Item item, Stacks& stacks, bool& ends) {
   std::vector<Item> open = {item};
-  while (!open.empty()) {
+  while (!open.empty() && work_left_ > 0) {
+    --work_left_;
     Item top = open.back();
     open.pop_back();
     while (grammar_->ends_[static_cast<size_t>(top.position)] && top.below >= 0) {
@@ -70,8 +96,9 @@ void GrammarStates::Close(Item item, Stacks& stacks, bool& ends, std::vector<int
       continue;
     }
     const int32_t number = ItemNumber(top);
-    if (std::find(seen.begin(), seen.end(), number) != seen.end()) continue;
-    seen.push_back(number);
+    if (seen_.size() <= static_cast<size_t>(number)) seen_.resize(items_.size());
+    if (seen_[static_cast<size_t>(number)] == turn_) continue;
+    seen_[static_cast<size_t>(number)] = turn_;
     const Grammar::Symbol& symbol = grammar_->symbols_[static_cast<size_t>(top.position)];
     if (symbol.rule < 0) {
       stacks.push_back(number);
@@ -107,12 +134,14 @@ int32_t GrammarStates::Next(int32_t state, unsigned char byte) {
   if (const int32_t known = states_[index].next[byte]; known != kNotComputed) return known;
   Stacks stacks;
   bool ends = false;
-  std::vector<int32_t> seen;
+  ++turn_;
   for (const int32_t number : states_[index].stacks) {
+    --work_left_;
     const Item item = items_[static_cast<size_t>(number)];
     if (!grammar_->symbols_[static_cast<size_t>(item.position)].bytes[byte]) continue;
-    Close({item.position + 1, item.below}, stacks, ends, seen);
+    Close({item.position + 1, item.below}, stacks, ends);
   }
+  if (work_left_ <= 0) return kNone;  // Not known, so not kept.
   const int32_t next = StateNumber(std::move(stacks), ends);
   states_[index].next[byte] = next;
   return next;
@@ -122,6 +151,7 @@ int32_t GrammarStates::Compact(int32_t state) {
   State kept = std::move(states_[static_cast<size_t>(state)]);
   const std::vector<Item> old_items = std::exchange(items_, {});
   item_numbers_.clear();
+  seen_.clear();
   states_.clear();
   state_numbers_.clear();
   // Below an item are earlier ones only.

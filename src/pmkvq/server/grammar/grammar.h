@@ -29,6 +29,10 @@ class Grammar {
   // Appends the bytes of a text, one symbol each.
   static void AppendLiteral(std::string_view text, Sequence& sequence);
 
+  // Takes away alternatives that no text ends: those whose rules need themselves. Returns whether
+  // the rule `start` has a text.
+  bool DropEndless(int32_t start);
+
   // A new rule without alternatives.
   int32_t AddRule();
   void AddAlternative(int32_t rule, const Sequence& sequence);
@@ -59,6 +63,9 @@ class GrammarStates {
   // Something may follow.
   bool GoesOn(int32_t state) const { return !states_[static_cast<size_t>(state)].stacks.empty(); }
   int64_t num_states() const { return std::ssize(states_); }
+  // An ambiguous grammar that refers to itself may have very many stacks at once. Next does so much
+  // work until this is called again, and says kNone for what it has not found out by then.
+  void AllowWork(int64_t num_items) { work_left_ = num_items; }
   // Forgets all states but this one, which gets the number that is returned.
   int32_t Compact(int32_t state);
 
@@ -78,7 +85,7 @@ class GrammarStates {
   };
 
   int32_t ItemNumber(Item item);
-  void Close(Item item, Stacks& stacks, bool& ends, std::vector<int32_t>& seen);
+  void Close(Item item, Stacks& stacks, bool& ends);
   int32_t StateNumber(Stacks stacks, bool ends);
 
   const Grammar* grammar_;
@@ -86,6 +93,9 @@ class GrammarStates {
   std::map<Item, int32_t> item_numbers_;
   std::vector<State> states_;
   std::map<std::pair<Stacks, bool>, int32_t> state_numbers_;
+  std::vector<uint32_t> seen_;  // By item: the Next, or the start, that met it last.
+  uint32_t turn_ = 0;
+  int64_t work_left_ = int64_t{1} << 22;
   int32_t start_ = 0;
 };
 

@@ -160,16 +160,13 @@ void JsonGrammar::AddBasicRules() {
   }
 }
 
-int32_t JsonGrammar::SurroundedBySpace(int32_t rule) {
-  return Alternatives({Rules({space_, space_, rule})});
-}
+int32_t JsonGrammar::BehindSpace(int32_t rule) { return Alternatives({Rules({space_, rule})}); }
 
 int32_t JsonGrammar::AddSchema(const JsonValue& schema, const std::string& where) {
   Scope scope{schema, where, {}, 0};
   const int32_t rule = Schema(schema, scope);
-  const GrammarStates states(&grammar_, rule);
-  if (states.start() == GrammarStates::kNone) {
-    throw InvalidInput(where, "the schema describes no value: it refers to itself only");
+  if (!grammar_.DropEndless(rule)) {
+    throw InvalidInput(where, "the schema describes no value that ends: it needs itself");
   }
   return rule;
 }
@@ -183,6 +180,23 @@ void JsonGrammar::CheckSize(const Scope& scope) const {
   if (scope.depth > kMostDepth) {
     throw Unsupported(scope.where, fmt::format("found schemas nested deeper than {}", kMostDepth));
   }
+}
+
+// Whether a literal has one of the types that stand beside it, where there are any.
+bool JsonGrammar::HasTypeOf(const JsonValue& schema, const JsonValue& value) {
+  if (!schema.Has("type")) return true;
+  const auto is_of = [&](const std::string& type) {
+    return (type == "object" && value.IsObject()) || (type == "array" && value.IsArray()) ||
+           (type == "string" && value.IsString()) || (type == "integer" && value.IsInteger()) ||
+           (type == "number" && value.IsNumber()) || (type == "boolean" && value.IsBool()) ||
+           (type == "null" && value.IsNull());
+  };
+  const JsonValue types = schema.At("type");
+  if (!types.IsArray()) return is_of(types.AsString());
+  for (size_t i = 0; i < types.size(); ++i) {
+    if (is_of(types.At(i).AsString())) return true;
+  }
+  return false;
 }
 
 int32_t JsonGrammar::Schema(const JsonValue& schema, Scope& scope) {
@@ -204,23 +218,29 @@ int32_t JsonGrammar::Schema(const JsonValue& schema, Scope& scope) {
     }
     rule = Alternatives(alternatives);
   } else if (schema.Has("enum") || !schema.Find("const").IsMissing()) {
-    CheckKeywords(schema, {"enum", "const", "type"});
+    CheckKeywords(schema, {schema.Has("enum") ? "enum" : "const", "type"});
     std::vector<Sequence> alternatives;
+    const auto add = [&](const JsonValue& value) {
+      if (HasTypeOf(schema, value)) alternatives.push_back(Rules({Literal(value)}));
+    };
     if (schema.Has("enum")) {
       const JsonValue list = schema.At("enum");
       if (!list.IsArray() || list.size() == 0) list.Fail("a list of values");
-      for (size_t i = 0; i < list.size(); ++i) {
-        alternatives.push_back(Rules({Literal(list.At(i))}));
-      }
+      for (size_t i = 0; i < list.size(); ++i) add(list.At(i));
     } else {
-      alternatives.push_back(Rules({Literal(schema.Find("const"))}));
+      add(schema.Find("const"));
     }
+    if (alternatives.empty()) schema.Fail("a value of the type that stands beside it");
     rule = Alternatives(alternatives);
   } else if (schema.Has("type")) {
     const JsonValue type = schema.At("type");
     std::vector<Sequence> alternatives;
     if (type.IsArray()) {
       if (type.size() == 0) type.Fail("a type, or a list of types");
+      std::set<std::string> names;
+      for (size_t i = 0; i < type.size(); ++i) {
+        if (!names.insert(type.At(i).AsString()).second) type.At(i).Fail("each type once");
+      }
       for (size_t i = 0; i < type.size(); ++i) {
         alternatives.push_back(Rules({SchemaOfType(schema, type.At(i).AsString(), scope)}));
       }
@@ -301,7 +321,8 @@ int32_t JsonGrammar::Object(const JsonValue& schema, Scope& scope) {
   // From the back: what may follow where nothing, or something, is in front.
   int32_t when_first = Alternatives({{}});
   int32_t when_behind = when_first;
-  if (!is_closed && (names.empty() || !additional.IsMissing())) {
+  // Beside properties there are no further members: one could have the name of a property.
+  if (!is_closed && names.empty()) {
     const int32_t value = has_schema ? Schema(additional, scope) : value_;
     const int32_t member = Alternatives({Rules({string_}) + Chars(":") + Rules({space_, value})});
     when_first = Repeated(member, comma, 0, -1);

@@ -30,7 +30,7 @@ class JsonGrammar {
   // schema that is too large).
   int32_t AddSchema(const JsonValue& schema, const std::string& where);
   // White space, the whole text `rule`.
-  int32_t SurroundedBySpace(int32_t rule);
+  int32_t BehindSpace(int32_t rule);
 
   Grammar& grammar() { return grammar_; }
   const Grammar& grammar() const { return grammar_; }
@@ -54,6 +54,7 @@ class JsonGrammar {
   int32_t Array(const JsonValue& schema, Scope& scope);
   int32_t StringOf(const JsonValue& schema);
   int32_t Literal(const JsonValue& value);
+  static bool HasTypeOf(const JsonValue& schema, const JsonValue& value);
   void CheckSize(const Scope& scope) const;
   void AddBasicRules();
   void AddStrings();

@@ -1,5 +1,6 @@
 // Which requests are let in: paths, methods, hosts, keys, media types.
 #include <fmt/format.h>
+#include <boost/asio/ip/address_v4.hpp>
 
 #include <algorithm>
 
@@ -64,8 +65,12 @@ std::string_view HostName(std::string_view host) {
   return host.substr(0, colon);
 }
 
+// A name that begins with "127." may be anybody's: addresses only.
 bool IsLoopback(std::string_view name) {
-  return name == "localhost" || name == "[::1]" || name.starts_with("127.");
+  if (name == "localhost" || name == "[::1]") return true;
+  boost::system::error_code error;
+  const auto address = boost::asio::ip::make_address_v4(name, error);
+  return !error && address.is_loopback();
 }
 
 }  // namespace

@@ -95,6 +95,10 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
 // noticed at the next write.
 asio::awaitable<void> Connection::StreamCache() {
   beast::error_code error = co_await BeginStream();
+  if (is_head_) {
+    keeps_alive_ = false;
+    co_return;
+  }
   std::string last;
   double silence = 0;
   while (!error && !shared_->is_draining) {
