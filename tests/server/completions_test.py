@@ -5,24 +5,19 @@ Usage: completions_test.py PROGRAM MODEL [TEST...]. Python's standard library on
 """
 import json
 import subprocess
-import unittest
 
-from served import MODEL, PROGRAM, QUESTION, Server, chat, main
+from served import MODEL, PROGRAM, QUESTION, ServedTest, chat, main
 
 # As `pmkvq run` starts the engine that is compared with.
 SAME = ["--kv", "pm-kvq", "--kv-budget", "4MiB", "--max-len", "2048", "--threads", "2"]
 
 
-class Echo(unittest.TestCase):
+class Echo(ServedTest):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server()
+        super().setUpClass()
         cls.prompt = cls.post("/apply-template", messages=[{"role": "user", "content": QUESTION}])["prompt"]
         cls.ids = cls.post("/tokenize", prompt=cls.prompt)["tokens"]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
 
     @classmethod
     def post(cls, path, **fields):

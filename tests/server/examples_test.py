@@ -11,7 +11,7 @@ import subprocess
 import sys
 import unittest
 
-from served import KEY, PROGRAM, QUESTION, Server, chat, main
+from served import KEY, PROGRAM, QUESTION, ServedTest, chat, main
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../examples")
 ANSWER = "103, 156, 406, 697"
@@ -21,16 +21,15 @@ def needs(program):
     return unittest.skipIf(shutil.which(program) is None, f"{program} is not installed")
 
 
-class Clients(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--reasoning", "on", env={"PMKVQ_API_KEY": KEY})
-        cls.url = f"http://127.0.0.1:{cls.server.port}"
-        cls.env = {**os.environ, "PMKVQ_URL": cls.url, "PMKVQ_KEY": KEY}
+class Clients(ServedTest):
+    options = ("--reasoning", "on")
+    server_env = {"PMKVQ_API_KEY": KEY}
 
     @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.url = f"http://127.0.0.1:{cls.server.port}"
+        cls.env = {**os.environ, "PMKVQ_URL": cls.url, "PMKVQ_KEY": KEY}
 
     def output(self, *command, text=None, code=0, **env):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, input=text, env={**self.env, **env})

@@ -2,9 +2,8 @@
 """Every field of a body: served, or refused by name. Usage: fields_test.py PROGRAM MODEL [TEST...]"""
 import os
 import re
-import unittest
 
-from served import Server, chat, main
+from served import Server, ServedTest, chat, main
 
 BOTH = ["/v1/chat/completions", "/v1/completions"]
 CHAT, TEXT = BOTH[:1], BOTH[1:]
@@ -47,14 +46,8 @@ FIELDS = [
     (name, CHAT, {"x": 1}, "unsupported_parameter") for name in ["prediction", "web_search_options"]]
 
 
-class Fields(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--strict")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Fields(ServedTest):
+    options = ("--strict",)
 
     def test_every_field(self):
         for name, paths, value, code in FIELDS:

@@ -13,17 +13,11 @@ import threading
 import time
 import unittest
 
-from served import KEY, MODEL, PROGRAM, QUESTION, Server, chat, main
+from served import KEY, MODEL, PROGRAM, QUESTION, Server, ServedTest, chat, main
 
 
-class Replies(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--reasoning", "on")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Replies(ServedTest):
+    options = ("--reasoning", "on")
 
     def test_chat_answers_as_run_does(self):
         status, reply = self.server.post("/v1/chat/completions", chat())
@@ -153,14 +147,8 @@ class Replies(unittest.TestCase):
         self.assertEqual((response.status, text), (200, ""))
 
 
-class Refusals(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--max-body", "64KiB")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Refusals(ServedTest):
+    options = ("--max-body", "64KiB")
 
     def refused(self, body, status, code, param=None, path="/v1/chat/completions"):
         found, reply = self.server.post(path, body)

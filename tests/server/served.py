@@ -112,5 +112,19 @@ def chat(**fields):
     return {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 400, **fields}
 
 
+class ServedTest(unittest.TestCase):
+    """Tests that share one server, which is started with `options` and `server_env`."""
+    options = ()
+    server_env = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.options, env=cls.server_env)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__()
+
+
 def main():
     unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=1)

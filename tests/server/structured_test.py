@@ -8,7 +8,7 @@ import json
 import os
 import unittest
 
-from served import QUESTION, Server, chat, main
+from served import QUESTION, Server, ServedTest, chat, main
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../golden")
 QWEN = TEMPLATES + "/chat_templates/Qwen-Qwen2.5-7B-Instruct.jinja"
@@ -34,14 +34,8 @@ def fits(test, value):
     test.assertTrue(all(len(tag) <= 4 for tag in value["tags"]))
 
 
-class Json(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--reasoning", "on")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Json(ServedTest):
+    options = ("--reasoning", "on")
 
     def ask(self, **fields):
         status, reply = self.server.post("/v1/chat/completions", chat(**fields))
@@ -113,14 +107,8 @@ class Json(unittest.TestCase):
         self.assertIn('"pattern"', reply["error"]["message"])
 
 
-class Tools(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-template", QWEN, "--reasoning", "off", "--tool-calls", "auto")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Tools(ServedTest):
+    options = ("--chat-template", QWEN, "--reasoning", "off", "--tool-calls", "auto")
 
     def prompt(self, **fields):
         status, reply = self.server.post("/apply-template", fields)
@@ -200,14 +188,8 @@ class Families(unittest.TestCase):
                 self.assertIn("sort_numbers", reply["prompt"])
 
 
-class Responses(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-template", QWEN, "--reasoning", "on")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__()
+class Responses(ServedTest):
+    options = ("--chat-template", QWEN, "--reasoning", "on")
 
     def ask(self, **fields):
         status, reply = self.server.post("/v1/responses", {"input": QUESTION, "temperature": 0, "max_output_tokens": 60, **fields})
