@@ -151,9 +151,18 @@ TEST_P(ActTest, BitsDependNeitherOnPlaceNorOnThreads) {
   }
 }
 
-TEST_P(ActTest, FloatGradientMatchesDouble) {
+// The largest error of a float gradient at gate value z: of dgate relative to dy * up, of dup
+// relative to the exact value.
+struct GradientTolerance {
+  double dgate = 0;
+  double dup = 0;
+};
+
+template <class Grad>
+void ExpectFloatGradientMatchesDouble(const Grad& grad, double gate_bound,
+                                      GradientTolerance (*tolerance_at)(double z)) {
   for (const int64_t count : {1, 13, 257}) {
-    auto gate = RandomReals<float>(count, 20.0, 5);
+    auto gate = RandomReals<float>(count, gate_bound, 5);
     auto up = RandomReals<float>(count, 3.0, 6);
     const auto dy = RandomReals<float>(count, 1.0, 7);
     const std::vector<double> gate_wide(gate.begin(), gate.end());
@@ -161,47 +170,40 @@ TEST_P(ActTest, FloatGradientMatchesDouble) {
     const std::vector<double> dy_wide(dy.begin(), dy.end());
     std::vector<double> dgate(gate.size());
     std::vector<double> dup(gate.size());
-    SiluMulGrad(gate_wide.data(), up_wide.data(), dy_wide.data(), count, dgate.data(), dup.data(),
-                1);
+    grad(gate_wide.data(), up_wide.data(), dy_wide.data(), count, dgate.data(), dup.data(), 1);
     // In place, as the backward pass uses it.
-    SiluMulGrad(gate.data(), up.data(), dy.data(), count, gate.data(), up.data(), 2);
+    grad(gate.data(), up.data(), dy.data(), count, gate.data(), up.data(), 2);
     for (size_t i = 0; i < dgate.size(); ++i) {
       const double z = gate_wide[i];
-      const double slope_scale = Sigmoid(z) * (1.0 + std::abs(z) * (1.0 - Sigmoid(z)));
+      const GradientTolerance tolerance = tolerance_at(z);
       ASSERT_NEAR(static_cast<double>(gate[i]), dgate[i],
-                  kTolerance * slope_scale * std::abs(dy_wide[i] * up_wide[i]) * 2.0)
+                  tolerance.dgate * std::abs(dy_wide[i] * up_wide[i]))
           << z;
-      ASSERT_NEAR(static_cast<double>(up[i]), dup[i], kTolerance * std::abs(dup[i])) << z;
+      ASSERT_NEAR(static_cast<double>(up[i]), dup[i], tolerance.dup * std::abs(dup[i])) << z;
     }
   }
 }
 
+TEST_P(ActTest, FloatGradientMatchesDouble) {
+  ExpectFloatGradientMatchesDouble(
+      [](auto... args) { SiluMulGrad(args...); }, 20.0,
+      [](double z) {
+        const double slope_scale = Sigmoid(z) * (1.0 + std::abs(z) * (1.0 - Sigmoid(z)));
+        return GradientTolerance{kTolerance * slope_scale * 2.0, kTolerance};
+      });
+}
+
 TEST_P(ActTest, FloatGradientOfGeluMatchesDouble) {
-  for (const int64_t count : {1, 13, 257}) {
-    auto gate = RandomReals<float>(count, 6.0, 5);
-    auto up = RandomReals<float>(count, 3.0, 6);
-    const auto dy = RandomReals<float>(count, 1.0, 7);
-    const std::vector<double> gate_wide(gate.begin(), gate.end());
-    const std::vector<double> up_wide(up.begin(), up.end());
-    const std::vector<double> dy_wide(dy.begin(), dy.end());
-    std::vector<double> dgate(gate.size());
-    std::vector<double> dup(gate.size());
-    GeluMulGrad(gate_wide.data(), up_wide.data(), dy_wide.data(), count, dgate.data(), dup.data(),
-                1);
-    GeluMulGrad(gate.data(), up.data(), dy.data(), count, gate.data(), up.data(), 2);
-    for (size_t i = 0; i < dgate.size(); ++i) {
-      const double z = gate_wide[i];
-      const double a = GeluArgument(z);
-      // The slope's two terms, s + z s (1 - s) a'(z), with |z a'(z)| at most 3 |a|; the rounding of
-      // a is in s and in 1 - s.
-      const double slope_scale = Sigmoid(a) * (1.0 + 3.0 * std::abs(a) * Sigmoid(-a));
-      const double tolerance = kTolerance + 2 * 3 * 0x1p-24 * std::abs(a);
-      ASSERT_NEAR(static_cast<double>(gate[i]), dgate[i],
-                  tolerance * slope_scale * std::abs(dy_wide[i] * up_wide[i]) * 2.0)
-          << z;
-      ASSERT_NEAR(static_cast<double>(up[i]), dup[i], GeluTolerance(z) * std::abs(dup[i])) << z;
-    }
-  }
+  ExpectFloatGradientMatchesDouble(
+      [](auto... args) { GeluMulGrad(args...); }, 6.0,
+      [](double z) {
+        const double a = GeluArgument(z);
+        // The slope's two terms, s + z s (1 - s) a'(z), with |z a'(z)| at most 3 |a|; the rounding
+        // of a is in s and in 1 - s.
+        const double slope_scale = Sigmoid(a) * (1.0 + 3.0 * std::abs(a) * Sigmoid(-a));
+        const double tolerance = kTolerance + 2 * 3 * 0x1p-24 * std::abs(a);
+        return GradientTolerance{tolerance * slope_scale * 2.0, GeluTolerance(z)};
+      });
 }
 
 TEST(ActTest, GradientMatchesFiniteDifferences) {
