@@ -152,14 +152,31 @@ ModelConfig ShapeOf(const BenchOptions& options, int64_t vocab_size) {
   return shape;
 }
 
-BenchReport NewReport(const BenchOptions& options, const char* bench, const ModelConfig& shape,
-                      const DeviceInfo& info, const Model& model,
-                      const internal::CopyCeiling& ceiling) {
-  BenchReport report = internal::NewReport(options, bench, shape);
-  report.facts.Add("device", info.name, "device");
-  report.facts.Add("vocab_size", shape.vocab_size, "vocabulary");
-  report.facts.Add("weight_bytes", model.weight_bytes(), "bytes of weights");
-  report.facts.AddSpread("copy_gb_per_s", ceiling.gb_per_s().ToSpread(), "copies GB/s (r+w)", 0);
+// The model on the device, and the copies that its steps are compared with.
+struct CudaBench {
+  DeviceInfo info;
+  ModelConfig shape;
+  std::shared_ptr<const Model> model;
+  Stream stream;
+  internal::CopyCeiling ceiling;
+};
+
+CudaBench Prepare(const BenchOptions& options, DeviceId device, int64_t vocab_size) {
+  internal::CheckOptions(options);
+  const DeviceInfo info = Query(device);
+  const ModelConfig shape = ShapeOf(options, vocab_size);
+  CheckMemory(SyntheticModelBytes(shape), "give fewer --layers");
+  return {info, shape, SyntheticModel(shape, options.weights, options.num_threads, device),
+          Stream(device), internal::CopyCeiling(device)};
+}
+
+BenchReport NewReport(const BenchOptions& options, const char* name, const CudaBench& bench) {
+  BenchReport report = internal::NewReport(options, name, bench.shape);
+  report.facts.Add("device", bench.info.name, "device");
+  report.facts.Add("vocab_size", bench.shape.vocab_size, "vocabulary");
+  report.facts.Add("weight_bytes", bench.model->weight_bytes(), "bytes of weights");
+  report.facts.AddSpread("copy_gb_per_s", bench.ceiling.gb_per_s().ToSpread(), "copies GB/s (r+w)",
+                         0);
   return report;
 }
 
@@ -178,18 +195,12 @@ BenchFields MemoryOf(const CudaCase& item, const Model& model, BenchFields row) 
 }  // namespace
 
 BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_t vocab_size) {
-  internal::CheckOptions(options);
-  const DeviceInfo info = Query(device);
-  const ModelConfig shape = ShapeOf(options, vocab_size);
-  CheckMemory(SyntheticModelBytes(shape), "give fewer --layers");
-  const std::shared_ptr<const Model> model =
-      SyntheticModel(shape, options.weights, options.num_threads, device);
-  Stream stream(device);
-  internal::CopyCeiling ceiling(device);
+  CudaBench bench = Prepare(options, device, vocab_size);
+  const ModelConfig& shape = bench.shape;
   BenchTable table{"rows", "one token of every sequence", {}};
   for (const Setting& setting : SettingsOf(options)) {
     ThrowIfCancelled(options.cancel, "bench");
-    CudaCase item(*model, setting, (options.repeat + 1) * kRoundSteps, kFillRows,
+    CudaCase item(*bench.model, setting, (options.repeat + 1) * kRoundSteps, kFillRows,
                   options.num_threads);
     Measurements step_seconds;
     for (int round = -1; round < options.repeat; ++round) {
@@ -198,9 +209,8 @@ BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_
       });
       if (round >= 0) step_seconds.Add(seconds / static_cast<double>(kRoundSteps));
     }
-    ceiling.Measure(stream);
+    bench.ceiling.Measure(bench.stream);
     const Spread seconds = step_seconds.ToSpread();
-    const Spread ms{seconds.median * 1e3, seconds.p10 * 1e3, seconds.p90 * 1e3};
     // The embedding gives one row per token; the output layer is read whole.
     const double weight_bytes = BytesPerWeight(options.weights) *
                                 static_cast<double>(shape.num_layers * BlockParameters(shape) +
@@ -211,12 +221,12 @@ BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_
     row.Add("batch", setting.batch, "batch").Add("depth", setting.depth, "depth");
     row.Add("bits", int64_t{setting.bits}, "bits");
     row.Add("tokens_per_s", static_cast<double>(setting.batch) / seconds.median, "tokens/s", 1);
-    row.AddSpread("ms_per_step", ms, "ms/step", 3);
+    row.AddSpread("ms_per_step", InMilliseconds(seconds), "ms/step", 3);
     row.Add("gb_per_s", gb_per_s, "GB/s", 0);
-    row.Add("of_copy", gb_per_s / ceiling.gb_per_s().ToSpread().median, "of copy");
-    table.rows.push_back(MemoryOf(item, *model, std::move(row)));
+    row.Add("of_copy", gb_per_s / bench.ceiling.gb_per_s().ToSpread().median, "of copy");
+    table.rows.push_back(MemoryOf(item, *bench.model, std::move(row)));
   }
-  BenchReport report = NewReport(options, "decode", shape, info, *model, ceiling);
+  BenchReport report = NewReport(options, "decode", bench);
   report.tables.push_back(std::move(table));
   report.notes.push_back(
       "a step: room for the tokens, one launch, the tokens back on the host; GB/s: weights and "
@@ -226,27 +236,20 @@ BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_
 
 BenchReport BenchCudaPrefill(const BenchOptions& options, DeviceId device, int64_t num_tokens,
                              int64_t chunk, int64_t vocab_size) {
-  internal::CheckOptions(options);
-  const DeviceInfo info = Query(device);
-  const ModelConfig shape = ShapeOf(options, vocab_size);
-  CheckMemory(SyntheticModelBytes(shape), "give fewer --layers");
-  const std::shared_ptr<const Model> model =
-      SyntheticModel(shape, options.weights, options.num_threads, device);
-  Stream stream(device);
-  internal::CopyCeiling ceiling(device);
+  CudaBench bench = Prepare(options, device, vocab_size);
+  const ModelConfig& shape = bench.shape;
   BenchTable table{"rows", "prefill of one sequence", {}};
   for (const Setting& setting : SettingsOf(options)) {
     ThrowIfCancelled(options.cancel, "bench");
-    CudaCase item(*model, setting, num_tokens, chunk, options.num_threads);
+    CudaCase item(*bench.model, setting, num_tokens, chunk, options.num_threads);
     Measurements all_seconds;
     for (int round = -1; round < options.repeat; ++round) {
       const double seconds = TimeSeconds([&] { item.Prefill(num_tokens, chunk); });
       item.DropPrefilled();
       if (round >= 0) all_seconds.Add(seconds);
     }
-    ceiling.Measure(stream);
+    bench.ceiling.Measure(bench.stream);
     const Spread seconds = all_seconds.ToSpread();
-    const Spread ms{seconds.median * 1e3, seconds.p10 * 1e3, seconds.p90 * 1e3};
     const auto tokens = static_cast<double>(num_tokens);
     const double weight_flops =
         2.0 * tokens * static_cast<double>(shape.num_layers * BlockParameters(shape));
@@ -257,11 +260,11 @@ BenchReport BenchCudaPrefill(const BenchOptions& options, DeviceId device, int64
     row.Add("depth", setting.depth, "depth").Add("bits", int64_t{setting.bits}, "bits");
     row.Add("tokens", num_tokens, "tokens");
     row.Add("tokens_per_s", tokens / seconds.median, "tokens/s", 0);
-    row.AddSpread("ms", ms, "ms", 1);
+    row.AddSpread("ms", InMilliseconds(seconds), "ms", 1);
     row.Add("tflop_per_s", (weight_flops + attention_flops) / seconds.median * 1e-12, "TFLOP/s", 1);
-    table.rows.push_back(MemoryOf(item, *model, std::move(row)));
+    table.rows.push_back(MemoryOf(item, *bench.model, std::move(row)));
   }
-  BenchReport report = NewReport(options, "prefill", shape, info, *model, ceiling);
+  BenchReport report = NewReport(options, "prefill", bench);
   report.facts.Add("chunk", chunk, "chunk");
   report.tables.push_back(std::move(table));
   report.notes.push_back(

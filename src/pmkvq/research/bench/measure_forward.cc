@@ -136,15 +136,10 @@ std::string WeightName(WeightMode mode) {
   return mode == WeightMode::kAsStored ? "bf16" : NameOf(mode);
 }
 
-Spread InMilliseconds(const Measurements& seconds) {
-  const Spread spread = seconds.ToSpread();
-  return {spread.median * 1e3, spread.p10 * 1e3, spread.p90 * 1e3};
-}
-
 BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const BenchOptions& options,
                            const Ceilings& ceilings) {
-  const Spread step = InMilliseconds(item.seconds);
-  const Spread attention = InMilliseconds(item.attention_seconds);
+  const Spread step = InMilliseconds(item.seconds.ToSpread());
+  const Spread attention = InMilliseconds(item.attention_seconds.ToSpread());
   // The embedding gives one row per token; the output layer is read whole.
   const double weight_bytes = BytesPerWeight(options.weights) *
                               static_cast<double>(shape.num_layers * BlockParameters(shape) +
@@ -175,8 +170,8 @@ BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const Ben
 
 BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelConfig& shape,
                             const BenchOptions& options, const Ceilings& ceilings) {
-  const Spread time = InMilliseconds(item.seconds);
-  const Spread attention = InMilliseconds(item.attention_seconds);
+  const Spread time = InMilliseconds(item.seconds.ToSpread());
+  const Spread attention = InMilliseconds(item.attention_seconds.ToSpread());
   const auto tokens = static_cast<double>(num_tokens);
   // Weights (the last block multiplies those behind its attention for one token only); then QK
   // and PV of every token over all that it sees.

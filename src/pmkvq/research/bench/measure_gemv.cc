@@ -81,7 +81,7 @@ BenchFields Describe(const std::string& name, int64_t rows, int64_t parameters,
   BenchFields row;
   row.Add("matrix", name, "matrix");
   row.Add("batch", rows, "batch");
-  row.AddSpread("ms", {time.median * 1e3, time.p10 * 1e3, time.p90 * 1e3}, "ms", 3);
+  row.AddSpread("ms", InMilliseconds(time), "ms", 3);
   row.Add("gb_per_s", gb_per_s, "GB/s");
   row.Add("percent_of_read", 100.0 * gb_per_s / ceilings.read_gb_per_s(), "% of read", 1);
   row.Add("gflop_per_s", flops / time.median / 1e9, "GFLOP/s", 1);

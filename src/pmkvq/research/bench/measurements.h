@@ -14,6 +14,10 @@ struct Spread {
   double p90 = 0;
 };
 
+inline Spread InMilliseconds(const Spread& seconds) {
+  return {seconds.median * 1e3, seconds.p10 * 1e3, seconds.p90 * 1e3};
+}
+
 class Measurements {
  public:
   void Add(double value) { values_.push_back(value); }
