@@ -72,7 +72,7 @@ struct KvReport {
 KvReport KvReportOf(const std::vector<KvSequenceStats>& choices, uint64_t seed,
                     const std::string& history);
 
-// The member "kv" of a reply, where it is asked for.
+// Writes the member "kv" of a reply, unless `kv.is_asked_for` is false.
 void WriteKvReport(JsonWriter& json, const KvReport& kv);
 
 // A whole answer: the choices' pending text is all of it.

@@ -49,7 +49,7 @@ struct CompletionRequest {
   std::vector<std::vector<int32_t>> prompts;     // Not empty.
   int64_t num_logprobs = -1;                     // -1: none.
   int64_t num_prompt_logprobs = -1;              // The field prompt_logprobs; -1: none.
-  std::vector<EchoedPrompt> echo;                // Of each prompt; empty: none is asked for.
+  std::vector<EchoedPrompt> echo;                // One of each prompt; empty without "echo".
   bool starts_in_reasoning = false;              // The prompt ends in an open <think>.
   std::shared_ptr<const OutputGrammar> grammar;  // Of the answer; null: any text.
   ToolFormat tool_format = ToolFormat::kNone;    // Of calls in the answer; kNone: none are read.

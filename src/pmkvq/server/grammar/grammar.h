@@ -71,7 +71,7 @@ class GrammarStates {
 
  private:
   using Stacks = std::vector<int32_t>;  // Of tops, ascending.
-  struct Item {                         // An element of a stack: what is left of a sequence.
+  struct Item {                         // Stack element: the rest of a sequence, from `position`.
     int32_t position = 0;
     int32_t below = -1;  // -1: nothing.
     bool operator<(const Item& o) const {

@@ -26,8 +26,9 @@ struct ClientRequest {
   std::string body;  // JSON; "": none.
 };
 
-// Sends a request over a connection of its own and calls `on_body` with each piece of the reply's
-// body. Returns the status, or 0 where `should_stop`, asked ten times a second, said so.
+// Opens a connection, sends a request, closes it after the reply. Calls `on_body` with each piece
+// of the reply's body. Returns the status, or 0 where `should_stop`, asked ten times a second, said
+// so.
 //
 // TLS: certificates are verified with those of the system. Throws IoError naming host and port: no
 // connection, a certificate that is not trusted, a reply that ends early or is no HTTP.
