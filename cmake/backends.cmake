@@ -24,6 +24,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/decode_attention_d64_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
+  kernels/gemm/device_gemm_few_cuda.cu
   kernels/gemm/device_gemm_q8_cuda.cu
   kernels/kv_quant/append_pages_cuda.cu
   kernels/kv_quant/halve_pages_cuda.cu
@@ -36,6 +37,7 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/decode_attention_cuda_stub.cc
   kernels/device_rows/device_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
+  kernels/gemm/device_gemm_few_cuda_stub.cc
   kernels/gemm/device_gemm_q8_cuda_stub.cc
   kernels/kv_quant/page_moves_cuda_stub.cc
   kernels/kv_quant/page_rows_cuda_stub.cc

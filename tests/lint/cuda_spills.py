@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles the attention kernels for sm_90 and checks that no register of theirs is spilled to memory.
+"""Compiles the kernels of decoding for sm_90 and checks that no register of theirs is spilled to memory.
 
 Usage: cuda_spills.py SOURCE_ROOT NVCC. A kernel with some hundred bytes of spills was 13 to 35 % slower.
 """
@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas=-v", "-c"]
-FOLDER = "src/pmkvq/kernels/attention"
+SOURCES = ("src/pmkvq/kernels/attention/*_d*_cuda.cu", "src/pmkvq/kernels/gemm/device_gemm_few_cuda.cu")
 USE = re.compile(r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
                  r"Used (\d+) registers", re.DOTALL)
 
@@ -19,7 +19,7 @@ def main() -> int:
     root, nvcc = pathlib.Path(sys.argv[1]), sys.argv[2]
     errors, kernels = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((root / FOLDER).glob("*_d*_cuda.cu")):
+        for source in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
             result = subprocess.run([nvcc, *FLAGS, "-I", str(root / "src"), str(source), "-o", f"{folder}/kernel.o"],
                                     capture_output=True, text=True, check=False)
             if result.returncode != 0:

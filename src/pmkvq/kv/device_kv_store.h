@@ -9,7 +9,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
+#include "pmkvq/kernels/device_rows/device_rows.h"
+#include "pmkvq/kernels/kv_quant/page_moves.h"
 #include "pmkvq/tensor/device/stream.h"
 
 namespace pmkvq {
@@ -24,6 +27,11 @@ struct DeviceBlockRows {
   // Rows of the first kind, and behind them rows without meaning: their `out` is undefined. Not
   // more than the batch's where it has chunks of the second kind.
   int64_t decode_rows = 0;
+  // Rows of the first kind are stored already, by what FusedAppend says; q, k and v are not read.
+  bool is_stored = false;
+  // Where its data is not null, outputs of rows of the first kind go there, rounded, and not to
+  // `out`.
+  ProductRows operand = {};
 };
 
 class DeviceKvStore {
@@ -31,6 +39,8 @@ class DeviceKvStore {
   virtual ~DeviceKvStore() = default;
 
   virtual Stream& stream() = 0;
+  // Sequences that it holds at a time.
+  virtual int64_t max_sequences() const = 0;
 
   // Factors of key scales on the device, as KeyScales has them; null: none.
   virtual const float* query_factors(int64_t layer) const = 0;
@@ -43,6 +53,9 @@ class DeviceKvStore {
   // every Forward of as many rows while id() is the same. A value that does not fit the float type
   // shows when the Forward ends (KvStore::EndForward, which waits for the device).
   virtual void LaunchBlock(int64_t layer, const DeviceBlockRows& rows) = 0;
+  // What rows of the first kind are stored by, so that who computes them stores them as well
+  // (MakeHeadRows); nothing where something lies in between, rotation. Holds as long as id().
+  virtual std::optional<AppendOperands> FusedAppend(int64_t layer, int64_t decode_rows) = 0;
   // As LaunchBlock, without attending: a cache of any depth in the time that storing takes, for
   // benchmarks and tests.
   virtual void LaunchStore(int64_t layer, const DeviceBlockRows& rows) = 0;

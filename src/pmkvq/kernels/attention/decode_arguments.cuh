@@ -15,6 +15,7 @@ constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequ
 struct DecodeArguments {
   const __half* q;
   float* out;
+  ProductRows operand;  // Or here.
   const uint8_t* arena;
   const PageEntry* entries;
   const PageBits* bits;
@@ -46,9 +47,9 @@ __device__ __forceinline__ int TableRow(const DecodeArguments& a, int sequence) 
 __device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
   return NumRuns(NumPages(a.sink.InPages(num_tokens))) * a.num_kv_heads;
 }
-// No partial result is written where one run is everything.
+// No partial result is written where one run is everything. Operands are the merging kernel's.
 __device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
-  return num_runs == 1 && a.sink.InRest(num_tokens) == 0;
+  return num_runs == 1 && a.sink.InRest(num_tokens) == 0 && a.operand.data == nullptr;
 }
 
 // Both launches.

@@ -51,7 +51,10 @@ void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands
     DecodeOperands part = operands;
     const int64_t row = first * shape.num_heads * shape.head_dim;
     part.q += row * 2;
-    part.out += row;
+    if (part.out != nullptr) part.out += row;
+    if (part.operand.data != nullptr) {
+      part.operand.data += static_cast<size_t>(row) * SizeOf(part.operand.type);
+    }
     part.num_tokens += first;
     if (part.table_rows != nullptr) {
       part.table_rows += first;

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "pmkvq/kernels/device_rows/device_rows.h"
 #include "pmkvq/kernels/kv_quant/fragment_layout.h"
 #include "pmkvq/kernels/kv_quant/page_entry.h"
 #include "pmkvq/tensor/device/buffer.h"
@@ -57,6 +58,8 @@ struct DecodeShape {
 struct DecodeOperands {
   const std::byte* q = nullptr;  // F16 [B, H, D]
   float* out = nullptr;          // [B, H, D]; rows of sequences without tokens stay.
+  // Where its data is not null, rows [H * D] go there, rounded, and not to `out`.
+  ProductRows operand;
   const std::byte* arena = nullptr;
   // Page tables, a row of max_pages each: row table_rows[b] is that of sequence b; row b where
   // table_rows is null.
@@ -72,9 +75,9 @@ struct DecodeOperands {
 };
 
 // Pages of a run, for a sequence with `num_pages`: short runs keep all of the device busy when
-// there is little to do, long ones cost less.
+// there is little to do, long ones cost less. Four pages are one a warp.
 PMKVQ_HOST_DEVICE constexpr int RunPagesLog2(int num_pages) {
-  return num_pages < 128 ? 3 : num_pages < 512 ? 4 : num_pages < 2048 ? 5 : 6;
+  return num_pages < 32 ? 2 : num_pages < 128 ? 3 : num_pages < 512 ? 4 : num_pages < 2048 ? 5 : 6;
 }
 PMKVQ_HOST_DEVICE constexpr int RunPages(int num_pages) { return 1 << RunPagesLog2(num_pages); }
 PMKVQ_HOST_DEVICE constexpr int NumRuns(int num_pages) {
@@ -83,7 +86,7 @@ PMKVQ_HOST_DEVICE constexpr int NumRuns(int num_pages) {
 // The most runs that a sequence of at most `max_pages` has: longer runs begin with fewer of them.
 constexpr int MostRuns(int max_pages) {
   int most = NumRuns(max_pages);
-  for (const int bound : {128, 512, 2048}) {
+  for (const int bound : {32, 128, 512, 2048}) {
     if (max_pages >= bound) most = std::max(most, NumRuns(bound - 1));
   }
   return most;

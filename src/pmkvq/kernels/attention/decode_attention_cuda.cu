@@ -14,6 +14,7 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
   const cuda::DecodeArguments arguments{
       .q = reinterpret_cast<const __half*>(operands.q),
       .out = operands.out,
+      .operand = operands.operand,
       .arena = reinterpret_cast<const uint8_t*>(operands.arena),
       .entries = operands.entries,
       .bits = operands.bits,

@@ -61,7 +61,37 @@ class DeviceBatch {
     return out;
   }
 
+  // The outputs as a product's operand of two parts, with `part_rows` rows each.
+  std::vector<uint16_t> RunToOperand(DType type, int64_t part_rows) {
+    const auto count = static_cast<size_t>(2 * part_rows * shape_.num_heads * shape_.head_dim);
+    const Buffer operand(stream_.device(), count * 2);
+    FillOnDevice(stream_, operand.data(), 0, count * 2);
+    FillOnDevice(stream_, scratch_.data(), 0xff, scratch_.num_bytes());
+    DecodeOperands operands = operands_;
+    operands.out = nullptr;
+    operands.operand = {operand.data(), type, 2, part_rows};
+    RunDecodeAttention(shape_, operands, scratch_.view(), stream_);
+    return Read(operand, count);
+  }
+  // The same by rounding what Run gives, all of it.
+  std::vector<uint16_t> RoundedOut(DType type, int64_t part_rows) {
+    Run();
+    const int64_t width = shape_.num_heads * shape_.head_dim;
+    const auto count = static_cast<size_t>(2 * part_rows * width);
+    const Buffer operand(stream_.device(), count * 2);
+    FillOnDevice(stream_, operand.data(), 0, count * 2);
+    RoundRows(operands_.out, operands_.num_sequences, width, {operand.data(), type, 2, part_rows},
+              stream_);
+    return Read(operand, count);
+  }
+
  private:
+  std::vector<uint16_t> Read(const Buffer& buffer, size_t count) {
+    std::vector<uint16_t> values(count);
+    CopyToHost(stream_, values.data(), buffer.data(), count * 2);
+    stream_.Synchronize();
+    return values;
+  }
   template <class T>
   std::byte* Upload(const std::vector<T>& values) {
     const size_t bytes = values.size() * sizeof(T);
@@ -191,6 +221,21 @@ TEST_P(DecodeAttentionTest, SharpAndFlatScoresAndValuesOfAnyScale) {
       SCOPED_TRACE(testing::Message() << "deviation " << deviation << ", values " << v_scale);
       Check(MakeShape(4, 2, GetParam(), {0, 3}), {{.num_tokens = 3000, .bits = kMix, .seed = 11}},
             deviation, v_scale);
+    }
+  }
+}
+
+TEST_P(DecodeAttentionSmallTest, OperandsAreTheRoundedOutputs) {
+  for (const SinkLayout sink : {SinkLayout{}, SinkLayout{0, 3}}) {
+    const DecodeShape shape = MakeShape(3, 2, GetParam(), sink);
+    std::vector<DecodeSequenceSpec> specs;
+    for (const int32_t tokens : {1, 2, 129, 512, 513, 4097}) {
+      specs.push_back({.num_tokens = tokens, .bits = kMix, .seed = static_cast<uint32_t>(tokens)});
+    }
+    const RandomDecodeBatch batch(shape, specs);
+    DeviceBatch device(shape, batch, stream());
+    for (const DType type : {DType::kF16, DType::kBF16}) {
+      EXPECT_EQ(device.RunToOperand(type, 8), device.RoundedOut(type, 8));
     }
   }
 }

@@ -5,6 +5,7 @@
 #include "pmkvq/kernels/attention/decode_arguments.cuh"
 #include "pmkvq/kernels/attention/decode_unit.cuh"
 #include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/device_rows/product_rows.cuh"
 
 namespace pmkvq::cuda {
 
@@ -123,10 +124,15 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     const float inverse = 1.0f / merged.weight;
-    const size_t out_row = static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head;
-    reinterpret_cast<float4*>(a.out + out_row * kDim)[four] =
-        make_float4(merged.out.x * inverse, merged.out.y * inverse, merged.out.z * inverse,
-                    merged.out.w * inverse);
+    const float4 value = {merged.out.x * inverse, merged.out.y * inverse, merged.out.z * inverse,
+                          merged.out.w * inverse};
+    const int in_row = (kv_head * a.group + head) * (kDim / 4) + four;
+    const int width = a.num_heads * kDim;
+    if (a.operand.data != nullptr) {
+      StoreFour(a.operand, width, sequence, in_row, value);
+    } else {
+      reinterpret_cast<float4*>(a.out + static_cast<size_t>(sequence) * width)[in_row] = value;
+    }
   }
 }
 

@@ -392,6 +392,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   int item = blockIdx.x;
   if (item >= num_items) return;
   WarpPages pages = self.Fetch(item, num_items);
+  WaitForEarlierKernel();  // Tables are the host's; queries and pages are not.
   if (pages.count > 0) self.CopyKeys(pages, 0, 0);
   uint4 rows[kDim / 32];
   self.LoadQueries(pages, rows);

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pmkvq/kernels/kv_quant/page_moves.h"
 #include "pmkvq/tensor/device/stream.h"
 #include "pmkvq/tensor/dtype.h"
 
@@ -76,6 +77,9 @@ struct HeadRows {
   float* k = nullptr;                    // [rows, Hkv, D]
   float* v = nullptr;                    // [rows, Hkv, D]
   float* raw_k = nullptr;                // [rows, Hkv, D] before RoPE and factors; may be null.
+  // Where its arena is not null, rows are stored as AppendTokens stores them, in F16, and q, k and v
+  // are not written. Row b is that of sequence b.
+  AppendOperands append;
 };
 void MakeHeadRows(const HeadRows& op, Stream& stream);
 

@@ -4,8 +4,11 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/cuda/launch.cuh"
 #include "pmkvq/kernels/device_rows/device_rows.h"
+#include "pmkvq/kernels/device_rows/product_rows.cuh"
+#include "pmkvq/kernels/kv_quant/append_token.cuh"
 #include "pmkvq/tensor/device/cuda_runtime.h"
 
 namespace pmkvq {
@@ -14,89 +17,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-
-__device__ __forceinline__ float ToFloat(float x) { return x; }
-
-__device__ __forceinline__ float SumOf(const ProductSums& sums, int64_t width, int64_t row,
-                                       int64_t i) {
-  float sum = sums.data[row * width + i];
-  if (sums.parts == 2) sum += sums.data[(sums.part_rows + row) * width + i];
-  return sum;
-}
-
-// The first of two parts. Of F16 at most 65504: the rest takes up as much again.
-template <class T>
-__device__ __forceinline__ T FirstPart(float value) {
-  if constexpr (MaxFinite<T>() < 1e5f) {
-    if (value > MaxFinite<T>()) return Round<T>(MaxFinite<T>());
-    if (value < -MaxFinite<T>()) return Round<T>(-MaxFinite<T>());
-  }
-  return Round<T>(value);
-}
-
-template <class T>
-__device__ __forceinline__ void StorePart(const ProductRows& out, int64_t width, int64_t row,
-                                          int64_t i, float value) {
-  T* const data = reinterpret_cast<T*>(out.data);
-  const T rounded = out.parts == 2 ? FirstPart<T>(value) : Round<T>(value);
-  data[row * width + i] = rounded;
-  if (out.parts == 2) {
-    data[(out.part_rows + row) * width + i] = Round<T>(value - ToFloat(rounded));
-  }
-}
-
-__device__ __forceinline__ void Store(const ProductRows& out, int64_t width, int64_t row, int64_t i,
-                                      float value) {
-  switch (out.type) {
-    case DType::kF16:
-      return StorePart<__half>(out, width, row, i, value);
-    case DType::kBF16:
-      return StorePart<__nv_bfloat16>(out, width, row, i, value);
-    default:
-      reinterpret_cast<float*>(out.data)[row * width + i] = value;
-  }
-}
-
-__device__ __forceinline__ float4 Add(const float4& a, const float4& b) {
-  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-// Four adjacent values; widths are multiples of 4.
-__device__ __forceinline__ float4 FourSumsOf(const ProductSums& sums, int64_t width, int64_t row,
-                                             int64_t four) {
-  const auto* const data = reinterpret_cast<const float4*>(sums.data);
-  const float4 first = __ldcg(data + row * width / 4 + four);
-  if (sums.parts == 1) return first;
-  return Add(first, __ldcg(data + (sums.part_rows + row) * width / 4 + four));
-}
-
-template <class T>
-__device__ __forceinline__ void StoreFourParts(const ProductRows& out, int64_t width, int64_t row,
-                                               int64_t four, const float4& value) {
-  const float values[4] = {value.x, value.y, value.z, value.w};
-  T rounded[4];
-  T rest[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    rounded[i] = out.parts == 2 ? FirstPart<T>(values[i]) : Round<T>(values[i]);
-    rest[i] = Round<T>(values[i] - ToFloat(rounded[i]));
-  }
-  auto* const data = reinterpret_cast<uint2*>(out.data);
-  data[row * width / 4 + four] = *reinterpret_cast<const uint2*>(rounded);
-  if (out.parts == 2) {
-    data[(out.part_rows + row) * width / 4 + four] = *reinterpret_cast<const uint2*>(rest);
-  }
-}
-__device__ __forceinline__ void StoreFour(const ProductRows& out, int64_t width, int64_t row,
-                                          int64_t four, const float4& value) {
-  switch (out.type) {
-    case DType::kF16:
-      return StoreFourParts<__half>(out, width, row, four, value);
-    case DType::kBF16:
-      return StoreFourParts<__nv_bfloat16>(out, width, row, four, value);
-    default:
-      reinterpret_cast<float4*>(out.data)[row * width / 4 + four] = value;
-  }
-}
 
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
@@ -116,6 +36,8 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ NormRows op) {
   __shared__ float warp_sums[kThreads / kWarp];
+  LetNextKernelStart();
+  WaitForEarlierKernel();
   const int64_t row = blockIdx.x;
   float* const x = op.x + (op.picked != nullptr ? op.picked[row] : row) * op.width;
   float square = 0.0f;
@@ -150,11 +72,20 @@ constexpr int kMostFours = kNormThreads * kFoursPerThread;
 __global__ void __launch_bounds__(kNormThreads)
     NormFoursKernel(const __grid_constant__ NormRows op) {
   __shared__ float warp_sums[kNormThreads / kWarp];
+  LetNextKernelStart();
   const int64_t row = blockIdx.x;
   const int fours = static_cast<int>(op.width / 4);
   auto* const x =
       reinterpret_cast<float4*>(op.x) + (op.picked != nullptr ? op.picked[row] : row) * fours;
   float4 values[kFoursPerThread];
+  float4 weights[kFoursPerThread];
+#pragma unroll
+  for (int n = 0; n < kFoursPerThread; ++n) {
+    const int i = threadIdx.x + n * blockDim.x;
+    if (op.weight == nullptr || i >= fours) break;
+    weights[n] = reinterpret_cast<const float4*>(op.weight)[i];
+  }
+  WaitForEarlierKernel();
   float square = 0.0f;
 #pragma unroll
   for (int n = 0; n < kFoursPerThread; ++n) {
@@ -183,7 +114,7 @@ __global__ void __launch_bounds__(kNormThreads)
   for (int n = 0; n < kFoursPerThread; ++n) {
     const int i = threadIdx.x + n * blockDim.x;
     if (i >= fours) break;
-    const float4 weight = reinterpret_cast<const float4*>(op.weight)[i];
+    const float4& weight = weights[n];
     StoreFour(op.out, op.width, row, i,
               {values[n].x * inverse * weight.x, values[n].y * inverse * weight.y,
                values[n].z * inverse * weight.z, values[n].w * inverse * weight.w});
@@ -207,13 +138,49 @@ __global__ void __launch_bounds__(kThreads)
 constexpr int kMostPairs = 4;  // Of a lane: D of 256 at most.
 constexpr int kHeadsPerBlock = 4;
 
+// Stores a head of the token of sequence `row`; a query's values at `at`.
+__device__ __forceinline__ void AppendHead(const AppendOperands& op, int64_t row, bool is_query,
+                                           bool is_value, int head, int dim, size_t at,
+                                           const float (&low)[kMostPairs],
+                                           const float (&high)[kMostPairs]) {
+  const AppendTarget target = op.targets[row];
+  if (target.capacity == AppendTarget::kNothing) return;
+  const int lane = threadIdx.x % kWarp;
+  const int pairs = dim / 2;
+  const TokenPlace place(op, target, is_value, dim);
+  if (!is_query && place.BeginsPage()) {
+    place.ZeroHead(head, lane, kWarp);
+    __syncwarp();
+  }
+  bool finite = true;
+#pragma unroll
+  for (int n = 0; n < kMostPairs; ++n) {
+    const int i = lane + n * kWarp;
+    if (i >= pairs) break;
+    if (is_query) {
+      finite &= StoreQuery(op, at + i, low[n]);
+      finite &= StoreQuery(op, at + pairs + i, high[n]);
+    } else {
+      finite &= place.Store<__half>(head, i, low[n]);
+      finite &= place.Store<__half>(head, pairs + i, high[n]);
+    }
+  }
+  if (!finite) {
+    SayUnfit(op, row, is_query ? UnfitRow::kQuery : is_value ? UnfitRow::kValue : UnfitRow::kKey);
+  }
+}
+
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
     HeadKernel(const __grid_constant__ HeadRows op) {
   const int lane = threadIdx.x % kWarp;
   const int all_heads = static_cast<int>(op.num_heads + 2 * op.num_kv_heads);
   const int head = blockIdx.y * kHeadsPerBlock + threadIdx.x / kWarp;
-  if (head >= all_heads) return;
   const int64_t row = blockIdx.x;
+  if (head >= all_heads) return;
+  WaitForEarlierKernel();
+  // Behind the wait: blocks of attention that start while the product before runs would come to lie
+  // on the few multiprocessors that have done with it.
+  LetNextKernelStart();
   const int dim = static_cast<int>(op.head_dim);
   const int pairs = dim / 2;
   const int64_t width = static_cast<int64_t>(all_heads) * dim;
@@ -235,20 +202,10 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
   const int kv_heads = static_cast<int>(op.num_kv_heads);
   const bool is_query = head < num_heads;
   const bool is_value = head >= num_heads + kv_heads;
-  float* out = nullptr;
-  const float* norm = nullptr;
-  const float* factors = nullptr;
-  if (is_query) {
-    out = op.q + (row * num_heads + head) * dim;
-    norm = op.q_norm;
-    if (op.query_factors != nullptr)
-      factors = op.query_factors + static_cast<int64_t>(head) * pairs;
-  } else {
-    const int kv_head = (head - num_heads) % kv_heads;
-    out = (is_value ? op.v : op.k) + (row * kv_heads + kv_head) * dim;
-    norm = op.k_norm;
-    if (op.key_factors != nullptr) factors = op.key_factors + static_cast<int64_t>(kv_head) * pairs;
-  }
+  const int own_head = is_query ? head : (head - num_heads) % kv_heads;  // Among its kind.
+  const float* norm = is_query ? op.q_norm : op.k_norm;
+  const float* factors = is_query ? op.query_factors : op.key_factors;
+  if (factors != nullptr) factors += static_cast<int64_t>(own_head) * pairs;
   if (!is_value && norm != nullptr) {
     float square = 0.0f;
 #pragma unroll
@@ -273,25 +230,34 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
   for (int n = 0; n < kMostPairs; ++n) {
     const int i = lane + n * kWarp;
     if (i >= pairs) break;
-    float a = low[n];
-    float b = high[n];
     if (is_key && op.raw_k != nullptr) {
-      float* const raw = op.raw_k + (out - op.k);
-      raw[i] = a;
-      raw[pairs + i] = b;
+      float* const raw = op.raw_k + (row * kv_heads + own_head) * dim;
+      raw[i] = low[n];
+      raw[pairs + i] = high[n];
     }
-    if (!is_value) {
-      const float2 rotation = rotations[i];
-      const float x = a * rotation.x - b * rotation.y;
-      b = b * rotation.x + a * rotation.y;
-      a = x;
-      if (factors != nullptr) {
-        a *= factors[i];
-        b *= factors[i];
-      }
+    if (is_value) continue;
+    const float2 rotation = rotations[i];
+    const float x = low[n] * rotation.x - high[n] * rotation.y;
+    high[n] = high[n] * rotation.x + low[n] * rotation.y;
+    low[n] = x;
+    if (factors != nullptr) {
+      low[n] *= factors[i];
+      high[n] *= factors[i];
     }
-    out[i] = a;
-    out[pairs + i] = b;
+  }
+  const size_t first_out =
+      (static_cast<size_t>(row) * (is_query ? num_heads : kv_heads) + own_head) * dim;
+  if (op.append.arena != nullptr) {
+    AppendHead(op.append, row, is_query, is_value, own_head, dim, first_out, low, high);
+    return;
+  }
+  float* const out = (is_query ? op.q : is_value ? op.v : op.k) + first_out;
+#pragma unroll
+  for (int n = 0; n < kMostPairs; ++n) {
+    const int i = lane + n * kWarp;
+    if (i >= pairs) break;
+    out[i] = low[n];
+    out[pairs + i] = high[n];
   }
 }
 
@@ -310,19 +276,18 @@ __global__ void __launch_bounds__(kThreads)
             reinterpret_cast<const float4*>(x)[blockIdx.x * width / 4 + four]);
 }
 
-__device__ __forceinline__ float SiluMul(float gate, float up) {
-  return gate / (1.0f + expf(-gate)) * up;
-}
-
 __global__ void __launch_bounds__(kThreads)
     SiluMulFoursKernel(const __grid_constant__ ProductSums sums, int64_t width,
                        const __grid_constant__ ProductRows out) {
+  LetNextKernelStart();
+  WaitForEarlierKernel();
+  const int64_t row = blockIdx.x;
   const int64_t four = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (four >= width / 4) return;
-  const float4 gate = FourSumsOf(sums, 2 * width, blockIdx.x, four);
-  const float4 up = FourSumsOf(sums, 2 * width, blockIdx.x, width / 4 + four);
+  const float4 gate = FourSumsOf(sums, 2 * width, row, four);
+  const float4 up = FourSumsOf(sums, 2 * width, row, width / 4 + four);
   StoreFour(
-      out, width, blockIdx.x, four,
+      out, width, row, four,
       {SiluMul(gate.x, up.x), SiluMul(gate.y, up.y), SiluMul(gate.z, up.z), SiluMul(gate.w, up.w)});
 }
 
@@ -420,16 +385,15 @@ void AddAndNormRows(const NormRows& op, Stream& stream) {
   PMKVQ_CHECK(op.picked == nullptr || op.sums.data == nullptr);
   if (op.weight != nullptr) cuda::CheckOut(op.out, op.rows);
   const internal::CudaDeviceScope scope(stream.device());
+  const auto blocks = static_cast<unsigned>(op.rows);
   if (op.width % 4 == 0 && op.width / 4 <= cuda::kMostFours) {
     const int64_t warps = (op.width / 4 + cuda::kWarp - 1) / cuda::kWarp;
     const auto threads =
         static_cast<unsigned>(std::min<int64_t>(warps * cuda::kWarp, cuda::kNormThreads));
-    cuda::NormFoursKernel<<<static_cast<unsigned>(op.rows), threads, 0, stream.handle()>>>(op);
-    internal::CheckLaunch("norms of rows");
-    return;
+    cuda::LaunchEarly(cuda::NormFoursKernel, blocks, threads, stream, "norms of rows", op);
+  } else {
+    cuda::LaunchEarly(cuda::NormKernel, blocks, cuda::kThreads, stream, "norms of rows", op);
   }
-  cuda::NormKernel<<<static_cast<unsigned>(op.rows), cuda::kThreads, 0, stream.handle()>>>(op);
-  internal::CheckLaunch("norms of rows");
 }
 
 void MakeRotations(const int32_t* positions, int64_t rows, const float* frequencies, int64_t pairs,
@@ -449,8 +413,8 @@ void MakeHeadRows(const HeadRows& op, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
   const dim3 grid(static_cast<unsigned>(op.rows),
                   cuda::BlocksOf(op.num_heads + 2 * op.num_kv_heads, cuda::kHeadsPerBlock));
-  cuda::HeadKernel<<<grid, cuda::kHeadsPerBlock * cuda::kWarp, 0, stream.handle()>>>(op);
-  internal::CheckLaunch("queries, keys and values");
+  cuda::LaunchEarly(cuda::HeadKernel, grid, cuda::kHeadsPerBlock * cuda::kWarp, stream,
+                    "queries, keys and values", op);
 }
 
 void RoundRows(const float* x, int64_t rows, int64_t width, const ProductRows& out,
@@ -474,9 +438,13 @@ void SiluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const Pro
   if (rows == 0) return;
   cuda::CheckOut(out, rows);
   const internal::CudaDeviceScope scope(stream.device());
-  const auto kernel = width % 4 == 0 ? cuda::SiluMulFoursKernel : cuda::SiluMulKernel;
-  kernel<<<cuda::RowPieces(rows, width % 4 == 0 ? width / 4 : width), cuda::kThreads, 0,
-           stream.handle()>>>(sums, width, out);
+  if (width % 4 == 0) {
+    cuda::LaunchEarly(cuda::SiluMulFoursKernel, cuda::RowPieces(rows, width / 4), cuda::kThreads,
+                      stream, "SiLU", sums, width, out);
+    return;
+  }
+  cuda::SiluMulKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(
+      sums, width, out);
   internal::CheckLaunch("SiLU");
 }
 

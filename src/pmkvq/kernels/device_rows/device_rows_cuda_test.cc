@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/base/float16.h"
@@ -292,6 +293,78 @@ TEST_F(DeviceRowsSmallTest, HeadsAreNormedRotatedAndScaled) {
       if (with_extras) {
         ExpectNear(Doubles(Download<float>(op.raw_k, kRows * kKvHeads * dim)), raw, 2e-6);
       }
+    }
+  }
+}
+
+// Bit for bit what MakeHeadRows and AppendTokens do one after the other: a page from its first
+// token on, a sink's rest, a sequence that is not there, values that do not fit.
+TEST_F(DeviceRowsSmallTest, HeadsAreStoredAsAppendTokensStoresThem) {
+  constexpr int64_t kRows = 4;
+  constexpr int64_t kHeads = 6;
+  constexpr int64_t kKvHeads = 2;
+  constexpr int32_t kRest = 5;
+  for (const int64_t dim : {64, 128}) {
+    const int64_t width = (kHeads + 2 * kKvHeads) * dim;
+    const int64_t q_count = kRows * kHeads * dim;
+    const int64_t kv_count = kRows * kKvHeads * dim;
+    const size_t page = static_cast<size_t>(kKvHeads * 128 * dim) * 2;
+    const size_t arena_bytes = 8 * page;
+    const auto units = [&](size_t pages) { return static_cast<uint32_t>(pages * page / 256); };
+    HeadRows op;
+    op.rows = kRows;
+    op.num_heads = kHeads;
+    op.num_kv_heads = kKvHeads;
+    op.head_dim = dim;
+    op.rotations = Upload(Normal(kRows * dim));
+    op.key_factors = Upload(Normal(kKvHeads * dim / 2));
+    for (const int32_t index : {0, 1, 77, 127}) {
+      std::vector<float> sums = Normal(kRows * width);
+      sums[static_cast<size_t>(kHeads * dim + 3)] = 1e6f;            // A key of row 0,
+      sums[static_cast<size_t>(width + 2 * dim + 1)] = 1e6f;         // a query of row 1,
+      sums[static_cast<size_t>(3 * width + width - 1)] = -INFINITY;  // a value of row 3.
+      op.sums = {Upload(sums), 1, kRows};
+      const std::vector<AppendTarget> targets = {
+          {units(0), units(1), index, AppendTarget::kPage},
+          {units(2), units(3), index % kRest, kRest},
+          {0, 0, 0, AppendTarget::kNothing},
+          {units(4), units(5), index, AppendTarget::kZeroedPage}};
+      AppendOperands append;
+      append.targets = Upload(targets);
+      append.block = 7;
+      append.num_sequences = kRows;
+      append.num_heads = kHeads;
+      const auto take = [&] {
+        append.q_rounded = Take(static_cast<size_t>(q_count) * 2);
+        append.arena = Take(arena_bytes);
+        append.unfit = reinterpret_cast<uint32_t*>(Take(kRows * sizeof(uint32_t)));
+      };
+      const auto read = [&] {
+        std::vector<uint16_t> all = Download<uint16_t>(append.q_rounded, q_count);
+        for (const uint16_t value :
+             Download<uint16_t>(append.arena, static_cast<int64_t>(arena_bytes) / 2)) {
+          all.push_back(value);
+        }
+        return std::pair(all, Download<uint32_t>(append.unfit, kRows));
+      };
+      take();
+      op.append = {};
+      op.q = TakeFloats(q_count);
+      op.k = TakeFloats(kv_count);
+      op.v = TakeFloats(kv_count);
+      MakeHeadRows(op, stream());
+      append.q = op.q;
+      append.k = op.k;
+      append.v = op.v;
+      AppendTokens(kKvHeads, dim, DType::kF16, append, stream());
+      const auto expected = read();
+      EXPECT_EQ(expected.second, (std::vector<uint32_t>{28, 30, kAllFit, 29}));
+      take();
+      append.q = append.k = append.v = nullptr;
+      op.append = append;
+      op.q = op.k = op.v = nullptr;
+      MakeHeadRows(op, stream());
+      EXPECT_EQ(read(), expected) << dim << ", token " << index;
     }
   }
 }

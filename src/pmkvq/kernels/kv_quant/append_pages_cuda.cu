@@ -1,5 +1,6 @@
 // Floats into pages: one token of each sequence, and codes back to floats of 16 bits.
 #include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/kv_quant/append_token.cuh"
 #include "pmkvq/kernels/kv_quant/page_moves.cuh"
 
 namespace pmkvq {
@@ -71,38 +72,21 @@ __global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_he
   if (part >= 2 * kv_heads) {
     const size_t at =
         (static_cast<size_t>(sequence) * op.num_heads + part - 2 * kv_heads) * head_dim + dim;
-    const __half rounded = Round<__half>(op.q[at]);
-    reinterpret_cast<__half*>(op.q_rounded)[at] = rounded;
-    finite = isfinite(ToFloat(rounded));
+    finite = StoreQuery(op, at, op.q[at]);
   } else {
     const bool is_values = part >= kv_heads;
     kind = is_values ? UnfitRow::kValue : UnfitRow::kKey;
     const int head = is_values ? part - kv_heads : part;
     const float* rows = is_values ? op.v : op.k;
-    const T value =
-        Round<T>(rows[(static_cast<size_t>(sequence) * kv_heads + head) * head_dim + dim]);
-    finite = isfinite(ToFloat(value));
-    auto* slot = reinterpret_cast<uint8_t*>(op.arena) +
-                 static_cast<size_t>(is_values ? target.v : target.k) * fragment::kArenaUnit;
-    if (target.capacity > 0) {
-      reinterpret_cast<T*>(slot)[(head * target.capacity + target.index) * head_dim + dim] = value;
-    } else {
-      uint8_t* block = slot + static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
-      if (is_values && target.index == 0 && target.capacity == AppendTarget::kPage) {
-        for (int i = threadIdx.x * 16; i < fragment::BlockBytes(16, head_dim); i += 16 * head_dim) {
-          *reinterpret_cast<uint4*>(block + i) = make_uint4(0, 0, 0, 0);
-        }
-        __syncthreads();
-      }
-      const fragment::Place place =
-          is_values ? fragment::PlaceOf(16, fragment::ShapeOf(true, head_dim), dim, target.index)
-                    : fragment::PlaceOf(16, fragment::ShapeOf(false, head_dim), target.index, dim);
-      *reinterpret_cast<T*>(block + place.byte + place.shift / 8) = value;
+    const TokenPlace place(op, target, is_values, head_dim);
+    if (place.BeginsPage()) {
+      place.ZeroHead(head, threadIdx.x, head_dim);
+      __syncthreads();
     }
+    finite = place.Store<T>(
+        head, dim, rows[(static_cast<size_t>(sequence) * kv_heads + head) * head_dim + dim]);
   }
-  if (!finite) {
-    atomicMin(op.unfit + sequence, kUnfitKinds * op.block + static_cast<uint32_t>(kind));
-  }
+  if (!finite) SayUnfit(op, sequence, kind);
 }
 
 }  // namespace

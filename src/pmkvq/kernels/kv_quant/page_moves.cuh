@@ -9,6 +9,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/cuda/launch.cuh"
 #include "pmkvq/kernels/kv_quant/fragment_layout.h"
 #include "pmkvq/kernels/kv_quant/page_moves.h"
 #include "pmkvq/tensor/device/cuda_runtime.h"
@@ -49,10 +50,7 @@ void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
                  std::span<const PageMove> moves, Stream& stream, const Prepare& prepare,
                  Arguments&... arguments) {
   const internal::CudaDeviceScope scope(stream.device());
-  int capability = 0;
-  internal::CheckCuda(
-      cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, stream.device().index),
-      "asking for a device");
+  const bool has_early = FactsOf(stream.device().index).is_sm90;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -69,7 +67,7 @@ void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
     config.blockDim = dim3(threads);
     config.stream = stream.handle();
     config.attrs = &early;
-    config.numAttrs = first > 0 && capability >= 9 ? 1 : 0;
+    config.numAttrs = first > 0 && has_early ? 1 : 0;
     internal::CheckCuda(cudaLaunchKernelEx(&config, kernel, list, arguments...),
                         "an operation on pages");
   }

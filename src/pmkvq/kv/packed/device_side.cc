@@ -372,35 +372,51 @@ void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends)
   }
   if (config_.rotate_values && attends) {
     HadamardRows(rows.out, num_rows * shape.num_heads, shape.head_dim, stream());
+    if (rows.operand.data != nullptr) {
+      RoundRows(rows.out, rows.decode_rows, shape.num_heads * shape.head_dim, rows.operand,
+                stream());
+    }
   }
 }
 
-void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
-                                bool attends) {
-  const auto all_rows = static_cast<size_t>(most_rows_);
-  const auto* const num_tokens = As<const int32_t>(row_memory_);
+AppendOperands DeviceSide::AppendTo(size_t layer, int64_t decode_rows) const {
   AppendOperands append;
-  append.q = attends ? rows.q : nullptr;
-  append.k = rows.k;
-  append.v = rows.v;
   append.targets =
-      reinterpret_cast<const AppendTarget*>(num_tokens + 2 * all_rows) + layer * all_rows;
+      reinterpret_cast<const AppendTarget*>(As<const int32_t>(row_memory_) + 2 * most_rows_) +
+      static_cast<int64_t>(layer) * most_rows_;
   append.q_rounded = rounded_q_->data();
   append.arena = store_.arena();
   append.unfit = As<uint32_t>(unfit_);
   append.block = static_cast<uint32_t>(layer);
-  append.num_sequences = rows.decode_rows;
-  append.num_heads = shape.num_heads;
-  AppendTokens(shape.num_kv_heads, shape.head_dim, shape.float_type, append, stream());
+  append.num_sequences = decode_rows;
+  append.num_heads = DeviceShapeOf(config_, layer).num_heads;
+  return append;
+}
+
+std::optional<AppendOperands> DeviceSide::FusedAppend(int64_t layer, int64_t decode_rows) {
+  if (config_.rotate_keys || config_.rotate_values) return std::nullopt;
+  return AppendTo(static_cast<size_t>(layer), decode_rows);
+}
+
+void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
+                                bool attends) {
+  if (!rows.is_stored) {
+    AppendOperands append = AppendTo(layer, rows.decode_rows);
+    append.q = attends ? rows.q : nullptr;
+    append.k = rows.k;
+    append.v = rows.v;
+    AppendTokens(shape.num_kv_heads, shape.head_dim, shape.float_type, append, stream());
+  }
   if (!attends) return;
   DecodeOperands decode;
   decode.q = rounded_q_->data();
   decode.out = rows.out;
+  if (!config_.rotate_values) decode.operand = rows.operand;
   decode.arena = store_.arena();
   decode.entries = As<const PageEntry>(entries_) + TableIndex(layer, 0);
   decode.bits = As<const PageBits>(bits_) + TableIndex(layer, 0);
-  decode.num_tokens = num_tokens;
-  decode.table_rows = num_tokens + all_rows;
+  decode.num_tokens = As<const int32_t>(row_memory_);
+  decode.table_rows = decode.num_tokens + most_rows_;
   decode.sink_rests =
       As<const uint32_t>(sink_rests_) + 2 * layer * static_cast<size_t>(config_.max_sequences);
   decode.num_sequences = rows.decode_rows;

@@ -46,9 +46,11 @@ class DeviceSide : public DeviceKvStore {
   std::vector<std::optional<KvFailure>> End();
 
   Stream& stream() override { return *store_.stream(); }
+  int64_t max_sequences() const override { return config_.max_sequences; }
   const float* query_factors(int64_t layer) const override { return Factors(layer, 0); }
   const float* key_factors(int64_t layer) const override { return Factors(layer, 1); }
   void PrepareRows(int64_t decode_rows) override;
+  std::optional<AppendOperands> FusedAppend(int64_t layer, int64_t decode_rows) override;
   void LaunchBlock(int64_t layer, const DeviceBlockRows& rows) override {
     Launch(static_cast<size_t>(layer), rows, true);
   }
@@ -73,6 +75,7 @@ class DeviceSide : public DeviceKvStore {
 
   void PrepareRows(int64_t decode_rows, int64_t num_chunks);
   void Launch(size_t layer, const DeviceBlockRows& rows, bool attends);
+  AppendOperands AppendTo(size_t layer, int64_t decode_rows) const;
   void LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
                       bool attends);
   std::unique_ptr<Buffer> NewBuffer(size_t num_bytes) const;

@@ -1,15 +1,18 @@
 #include "pmkvq/model/device/device_model.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/turns.h"
 #include "pmkvq/kernels/device_rows/device_rows.h"
-#include "pmkvq/kernels/gemm/device_gemm_q8.h"
+#include "pmkvq/kernels/gemm/device_gemm_few.h"
 #include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/device/device_products.h"
 #include "pmkvq/model/device/device_workspace.h"
 #include "pmkvq/model/forward_layout.h"
 
@@ -26,18 +29,10 @@ int64_t CapturedRows(int64_t rows) {
   return captured;
 }
 
-int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Rows of one part of a product's operand: those of single tokens are always as many, so that their
-// bits do not depend on the batch.
-int64_t PartRows(int64_t rows) { return std::max(kDecodeRows, RoundUp(rows, 8)); }
-
 bool IsSingleToken(const ForwardChunk& chunk) {
   return chunk.tokens.size() == 1 && chunk.logits == ForwardChunk::Logits::kLast &&
          chunk.num_read == 0;
 }
-
-int PartsOf(DType type) { return type == DType::kF32 ? 1 : 2; }
 
 }  // namespace
 
@@ -58,6 +53,8 @@ class DeviceModel::Pass {
       own_.stream = std::make_unique<Stream>(model.device_);
     }
     stream_ = on_device_ == nullptr ? own_.stream.get() : &on_device_->stream();
+    has_few_sequences_ = on_device_ != nullptr && on_device_->max_sequences() <= kMostFewRows;
+    products_.emplace(own_, *stream_, has_few_sequences_);
     num_rows_ = std::ssize(host_.positions);
     for (const ForwardChunk& chunk : chunks_) {
       if (IsDecode(chunk)) decode_rows_ += NumTokens(chunk);
@@ -84,7 +81,7 @@ class DeviceModel::Pass {
     }
     std::unique_ptr<CapturedWork>& captured = own_.captured[{num_rows_, has_draws_}];
     if (captured == nullptr) {
-      PrepareProducts();
+      products_->Prepare(model_.weights_);
       captured = std::make_unique<CapturedWork>(*stream_, [&] {
         RunBlocks();
         for (int64_t first = 0; first < num_rows_; first += kDecodeRows) {
@@ -128,7 +125,7 @@ class DeviceModel::Pass {
       Grow(buffer, static_cast<size_t>(count) * sizeof(float));
     };
     if (num_rows_ > own_.input_rows) {
-      const int64_t rows = RoundUp(num_rows_, kDecodeRows);
+      const int64_t rows = RoundUpTo(num_rows_, kDecodeRows);
       take(own_.inputs, 3 * rows);
       own_.input_staging = std::make_unique<PinnedBuffer>(device, own_.inputs.num_bytes());
       own_.input_rows = rows;
@@ -136,6 +133,9 @@ class DeviceModel::Pass {
     take(own_.rotations, num_rows_ * config_.head_dim);
     take(own_.x, num_rows_ * hidden);
     take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), config_.intermediate_size}));
+    if (has_few_sequences_) {
+      take(own_.gated, part_rows * config_.intermediate_size);
+    }
     take(own_.sums, part_rows * std::max({hidden, stacked, 2 * config_.intermediate_size}));
     take(own_.q, num_rows_ * config_.q_dim());
     take(own_.k, num_rows_ * config_.kv_dim());
@@ -160,7 +160,7 @@ class DeviceModel::Pass {
 
   void TakeDrawMemory() {
     const DeviceId device = model_.device_;
-    const auto rows = static_cast<size_t>(RoundUp(num_rows_, kDecodeRows));
+    const auto rows = static_cast<size_t>(RoundUpTo(num_rows_, kDecodeRows));
     Grow(own_.draws, rows * sizeof(DeviceDraw));
     Grow(own_.drawn, rows * sizeof(DeviceDrawn));
     const auto stage = [&](std::unique_ptr<PinnedBuffer>& staging, size_t num_bytes) {
@@ -266,64 +266,6 @@ class DeviceModel::Pass {
     return all_finite;
   }
 
-  // Q8 weights are read as they are for few rows, which are floats then; for many they are
-  // expanded.
-  static bool ReadsCodes(const DeviceMatrix& matrix, int64_t rows) {
-    return matrix.is_q8 && rows <= kDecodeRows;
-  }
-  // Of rows that are multiplied with such a matrix.
-  ProductRows OperandOf(const DeviceMatrix& matrix, int64_t rows) const {
-    const DType type = ReadsCodes(matrix, rows) ? DType::kF32 : matrix.type;
-    return {own_.operand.As<std::byte>(), type, PartsOf(type), PartRows(rows)};
-  }
-  ProductSums Multiply(const DeviceMatrix& matrix, int64_t rows, float* sums) {
-    if (ReadsCodes(matrix, rows)) {
-      MultiplyQ8({.type = DType::kF32,
-                  .x = own_.operand.As<std::byte>(),
-                  .w = matrix.data,
-                  .y = sums,
-                  .rows = rows,
-                  .n = matrix.n,
-                  .k = matrix.k},
-                 *stream_);
-      return {sums, 1, rows};
-    }
-    const std::byte* weights = matrix.data;
-    if (matrix.is_q8) {
-      own_.expanded.Grow(model_.device_,
-                         static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
-      ExpandQ8OnDevice(matrix.data, matrix.n, matrix.k, matrix.type, own_.expanded.As<std::byte>(),
-                       *stream_);
-      weights = own_.expanded.As<std::byte>();
-    }
-    const int64_t part_rows = PartRows(rows);
-    const int parts = PartsOf(matrix.type);
-    own_.gemm.Multiply({.type = matrix.type,
-                        .x = own_.operand.As<std::byte>(),
-                        .w = weights,
-                        .y = sums,
-                        .rows = parts * part_rows,
-                        .n = matrix.n,
-                        .k = matrix.k},
-                       *stream_);
-    return {sums, parts, part_rows};
-  }
-  // So that nothing has to be chosen, or loaded, while launches are captured.
-  void PrepareProducts() {
-    const auto prepare = [&](const DeviceMatrix& matrix) {
-      if (matrix.is_q8) return;
-      own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false,
-                        *stream_);
-    };
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      const DeviceBlockWeights& block = model_.weights_.block(layer);
-      for (const DeviceMatrix* const matrix : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
-        prepare(*matrix);
-      }
-    }
-    prepare(model_.weights_.output_head());
-  }
-
   void RunBlocks() {
     EmbedRows(model_.weights_.embedding().data, model_.weights_.embedding().type, ids(), num_rows_,
               config_.hidden_size, own_.x.As<float>(), *stream_);
@@ -352,6 +294,8 @@ class DeviceModel::Pass {
     const int64_t hidden = config_.hidden_size;
     const auto eps = static_cast<float>(config_.rms_norm_eps);
     float* const sums = own_.sums.As<float>();
+    std::optional<AppendOperands> fused_append;
+    if (is_captured_) fused_append = on_device_->FusedAppend(layer, decode_rows_);
     for (const RowSlice& slice : slices_) {
       NormRows norm;
       norm.x = RowOf(own_.x, slice, hidden);
@@ -360,10 +304,10 @@ class DeviceModel::Pass {
       norm.sums = mlp_sums_;
       norm.weight = weights.attn_norm;
       norm.eps = eps;
-      norm.out = OperandOf(weights.qkv, slice.num_rows);
+      norm.out = products_->OperandOf(weights.qkv, slice.num_rows);
       AddAndNormRows(norm, *stream_);
       HeadRows heads;
-      heads.sums = Multiply(weights.qkv, slice.num_rows, sums);
+      heads.sums = products_->Multiply(weights.qkv, slice.num_rows, slice.joinable, sums);
       heads.rows = slice.num_rows;
       heads.num_heads = config_.num_heads;
       heads.num_kv_heads = config_.num_kv_heads;
@@ -379,26 +323,29 @@ class DeviceModel::Pass {
       heads.k = RowOf(own_.k, slice, config_.kv_dim());
       heads.v = RowOf(own_.v, slice, config_.kv_dim());
       if (extra_needs_.keys_before_rope) heads.raw_k = RowOf(own_.raw_k, slice, config_.kv_dim());
+      if (fused_append) heads.append = AppendOf(*fused_append, slice);
       MakeHeadRows(heads, *stream_);
     }
-    Attend(layer);
+    // One slice takes its outputs rounded.
+    const bool has_operand = is_captured_ && slices_.size() == 1;
+    Attend(layer, fused_append.has_value(),
+           has_operand ? products_->OperandOf(weights.o, slices_.front().num_rows) : ProductRows{});
     for (const RowSlice& slice : slices_) {
-      RoundRows(RowOf(own_.out, slice, config_.q_dim()), slice.num_rows, config_.q_dim(),
-                OperandOf(weights.o, slice.num_rows), *stream_);
+      if (!has_operand) {
+        RoundRows(RowOf(own_.out, slice, config_.q_dim()), slice.num_rows, config_.q_dim(),
+                  products_->OperandOf(weights.o, slice.num_rows), *stream_);
+      }
       NormRows norm;
       norm.x = RowOf(own_.x, slice, hidden);
       norm.rows = slice.num_rows;
       norm.width = hidden;
-      norm.sums = Multiply(weights.o, slice.num_rows, sums);
+      norm.sums = products_->Multiply(weights.o, slice.num_rows, slice.joinable, sums);
       norm.bias = weights.o_bias;
       norm.weight = weights.mlp_norm;
       norm.eps = eps;
-      norm.out = OperandOf(weights.gate_up, slice.num_rows);
+      norm.out = products_->OperandOf(weights.gate_up, slice.num_rows);
       AddAndNormRows(norm, *stream_);
-      const ProductSums gate_up = Multiply(weights.gate_up, slice.num_rows, sums);
-      SiluMulRows(gate_up, slice.num_rows, config_.intermediate_size,
-                  OperandOf(weights.down, slice.num_rows), *stream_);
-      mlp_sums_ = Multiply(weights.down, slice.num_rows, sums);
+      mlp_sums_ = products_->MultiplyMlp(weights, slice, sums);
       if (slices_.size() == 1) return;  // The next block's norm adds them.
       NormRows add;
       add.x = norm.x;
@@ -409,7 +356,14 @@ class DeviceModel::Pass {
     }
   }
 
-  void Attend(int64_t layer) {
+  AppendOperands AppendOf(AppendOperands whole, const RowSlice& slice) const {
+    whole.targets += slice.first_row;
+    whole.q_rounded += static_cast<size_t>(slice.first_row * config_.q_dim()) * sizeof(F16);
+    whole.unfit += slice.first_row;
+    return whole;
+  }
+
+  void Attend(int64_t layer, bool is_stored, const ProductRows& operand) {
     if (on_device_ == nullptr) {
       AttendOnHost(layer);
       return;
@@ -420,6 +374,8 @@ class DeviceModel::Pass {
     rows.v = own_.v.As<float>();
     rows.out = own_.out.As<float>();
     rows.decode_rows = decode_rows_;
+    rows.is_stored = is_stored;
+    rows.operand = operand;
     on_device_->LaunchBlock(layer, rows);
   }
 
@@ -453,7 +409,8 @@ class DeviceModel::Pass {
   }
 
   // Logits of at most kDecodeRows picked rows, from `first` on, to their place in `logits`.
-  void LaunchLogits(int64_t first, int64_t rows) {
+  // `are_single`: not those of a prompt's reader, which wants many.
+  void LaunchLogits(int64_t first, int64_t rows, bool are_single = true) {
     const DeviceMatrix& head = model_.weights_.output_head();
     NormRows norm;
     norm.x = own_.x.As<float>();
@@ -462,12 +419,16 @@ class DeviceModel::Pass {
     norm.weight = model_.weights_.final_norm();
     norm.eps = static_cast<float>(config_.rms_norm_eps);
     norm.picked = picked() + first;
-    norm.out = OperandOf(head, rows);
+    norm.out = products_->OperandOf(head, rows);
     AddAndNormRows(norm, *stream_);
-    const ProductSums sums = Multiply(head, rows, own_.head_sums.As<float>());
-    float* const logits = own_.logits.As<float>();
-    AddPartsOfRows(sums, rows, config_.vocab_size,
-                   is_captured_ ? logits + first * config_.vocab_size : logits, *stream_);
+    float* const logits = own_.logits.As<float>() + (is_captured_ ? first * config_.vocab_size : 0);
+    if (products_->MultipliesFew(head, are_single)) {
+      products_->Multiply(head, rows, are_single, logits);
+      return;
+    }
+    const ProductSums sums =
+        products_->Multiply(head, rows, are_single, own_.head_sums.As<float>());
+    AddPartsOfRows(sums, rows, config_.vocab_size, logits, *stream_);
   }
 
   // Waits.
@@ -504,7 +465,7 @@ class DeviceModel::Pass {
         picks[static_cast<size_t>(i)] = static_cast<int32_t>(first + i);
       CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()), picks.data(),
                    picks.size() * sizeof(int32_t));
-      LaunchLogits(0, rows);
+      LaunchLogits(0, rows, false);
       CopyLogits(0, rows, host_.read_logits.data());
       CopyToDevice(*stream_, reinterpret_cast<std::byte*>(picked()), staged + 2 * own_.input_rows,
                    static_cast<size_t>(own_.input_rows) * sizeof(int32_t));
@@ -521,6 +482,8 @@ class DeviceModel::Pass {
   DeviceWorkspace& own_;
   const KvExtraNeeds extra_needs_;
   Stream* stream_ = nullptr;
+  bool has_few_sequences_ = false;
+  std::optional<DeviceProducts> products_;
   int64_t num_rows_ = 0;     // With rows without meaning, where launches are captured.
   int64_t decode_rows_ = 0;  // The first ones: of single tokens.
   bool is_captured_ = false;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <vector>
 
@@ -48,6 +49,7 @@ class DeviceWeights {
   DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
                 DeviceId device, int num_threads);
 
+  int64_t num_blocks() const { return std::ssize(blocks_); }
   const DeviceBlockWeights& block(int64_t layer) const {
     return blocks_[static_cast<size_t>(layer)];
   }

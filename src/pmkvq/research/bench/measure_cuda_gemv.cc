@@ -13,6 +13,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/gemm/device_gemm.h"
+#include "pmkvq/kernels/gemm/device_gemm_few.h"
 #include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/research/bench/bench_cuda.h"
 #include "pmkvq/research/bench/cuda_memory.h"
@@ -52,8 +53,13 @@ std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
   return stacked;
 }
 
-enum class Kind { kBf16, kQ8 };
-const char* NameOf(Kind kind) { return kind == Kind::kBf16 ? "bf16" : "q8"; }
+// kFewRows: the kernel for engines of few sequences, with operands of two parts.
+enum class Kind { kBf16, kFewRows, kQ8 };
+const char* NameOf(Kind kind) {
+  return kind == Kind::kBf16 ? "bf16" : kind == Kind::kFewRows ? "bf16, few rows" : "q8";
+}
+constexpr Kind kKinds[] = {Kind::kBf16, Kind::kFewRows, Kind::kQ8};
+bool HasKind(Kind kind, int64_t rows) { return kind != Kind::kFewRows || rows <= kMostFewRows; }
 
 size_t BytesOf(Kind kind, const Matrix& matrix) {
   if (kind == Kind::kQ8) return DeviceQ8Bytes(matrix.n, matrix.k);
@@ -91,7 +97,7 @@ class WeightPool {
     const size_t pattern = kPatternBytes / device_q8::kTileBytes * device_q8::kTileBytes;
     internal::FillWithPattern(
         stream, memory_.data(), num_bytes,
-        kind == Kind::kBf16 ? NormalBf16(pattern, 0.02f) : RandomTiles(pattern));
+        kind == Kind::kQ8 ? RandomTiles(pattern) : NormalBf16(pattern, 0.02f));
   }
 
   const std::byte* Take(size_t num_bytes) {
@@ -140,7 +146,7 @@ class CudaProducts {
       throw InvalidInput(NameOf(device), fmt::format("the weights take {} bytes, found {} free",
                                                      2 * pool_bytes_, free_bytes));
     }
-    const auto x_bytes = static_cast<size_t>(kDecodeRows * widest_k_) * 2;
+    const auto x_bytes = static_cast<size_t>(2 * kDecodeRows * widest_k_) * 2;
     x_ = std::make_unique<Buffer>(device, x_bytes);
     internal::FillWithPattern(stream_, x_->data(), x_bytes, NormalBf16(x_bytes, 1.0f));
     y_ = std::make_unique<Buffer>(device,
@@ -150,11 +156,16 @@ class CudaProducts {
   void Run(bool per_matrix) {
     const auto rows_per_case = static_cast<int64_t>(per_matrix ? matrices_.size() + 1 : 1);
     if (options_.progress != nullptr) {
-      options_.progress->Begin("gemv", 2 * rows_per_case * std::ssize(options_.batches), 0);
+      int64_t cases = 0;
+      for (const Kind kind : kKinds) {
+        for (const int64_t rows : options_.batches) cases += HasKind(kind, rows) ? 1 : 0;
+      }
+      options_.progress->Begin("gemv", cases * rows_per_case, 0);
     }
-    for (const Kind kind : {Kind::kBf16, Kind::kQ8}) {
+    for (const Kind kind : kKinds) {
       WeightPool pool(stream_, kind, pool_bytes_);
       for (const int64_t rows : options_.batches) {
+        if (!HasKind(kind, rows)) continue;
         Measure("block", kind, rows, matrices_, pool);
         if (!per_matrix) continue;
         for (const Matrix& matrix : matrices_) Measure(matrix.name, kind, rows, {matrix}, pool);
@@ -178,6 +189,16 @@ class CudaProducts {
                   .n = matrix.n,
                   .k = matrix.k},
                  stream_);
+      return;
+    }
+    if (kind == Kind::kFewRows) {
+      MultiplyFewRows({.x = {x_->data(), DType::kBF16, 2, kDecodeRows},
+                       .rows = rows,
+                       .w = weight,
+                       .n = matrix.n,
+                       .k = matrix.k,
+                       .y = y},
+                      stream_);
       return;
     }
     gemm_.Multiply({.type = DType::kBF16,

@@ -1,0 +1,118 @@
+#include "pmkvq/model/device/device_products.h"
+
+#include "pmkvq/kernels/gemm/device_gemm_few.h"
+#include "pmkvq/kernels/gemm/device_gemm_q8.h"
+
+namespace pmkvq {
+namespace {
+
+int PartsOf(DType type) { return type == DType::kF32 ? 1 : 2; }
+
+// Q8 weights are read as they are for few rows, which are floats then; for many they are expanded.
+bool ReadsCodes(const DeviceMatrix& matrix, int64_t rows) {
+  return matrix.is_q8 && rows <= kDecodeRows;
+}
+
+}  // namespace
+
+ProductRows DeviceProducts::OperandOf(const DeviceMatrix& matrix, int64_t rows) const {
+  const DType type = ReadsCodes(matrix, rows) ? DType::kF32 : matrix.type;
+  return {own_.operand.As<std::byte>(), type, PartsOf(type), PartRows(rows)};
+}
+
+bool DeviceProducts::MultipliesFew(const DeviceMatrix& matrix, bool are_single) const {
+  return are_single && has_few_sequences_ && !matrix.is_q8 &&
+         HasFewRowsProduct(matrix.type, matrix.k);
+}
+
+// n: of y, or of `gated`.
+void DeviceProducts::MultiplyFew(const ProductRows& x, const DeviceMatrix& matrix, int64_t rows,
+                                 int64_t n, float* y, const ProductRows& gated) {
+  for (int64_t first = 0; first < rows; first += kMostFewRows) {
+    MultiplyFewRows({.x = x,
+                     .first_row = first,
+                     .rows = std::min(kMostFewRows, rows - first),
+                     .w = matrix.data,
+                     .n = n,
+                     .k = matrix.k,
+                     .y = y == nullptr ? nullptr : y + first * n,
+                     .gated = gated},
+                    stream_);
+  }
+}
+
+ProductSums DeviceProducts::Multiply(const DeviceMatrix& matrix, int64_t rows, bool are_single,
+                                     float* sums) {
+  return MultiplyRows(OperandOf(matrix, rows), matrix, rows, are_single, sums);
+}
+
+ProductSums DeviceProducts::MultiplyRows(const ProductRows& x, const DeviceMatrix& matrix,
+                                         int64_t rows, bool are_single, float* sums) {
+  if (MultipliesFew(matrix, are_single)) {
+    MultiplyFew(x, matrix, rows, matrix.n, sums, {});
+    return {sums, 1, rows};
+  }
+  if (ReadsCodes(matrix, rows)) {
+    MultiplyQ8({.type = DType::kF32,
+                .x = x.data,
+                .w = matrix.data,
+                .y = sums,
+                .rows = rows,
+                .n = matrix.n,
+                .k = matrix.k},
+               stream_);
+    return {sums, 1, rows};
+  }
+  const std::byte* weights = matrix.data;
+  if (matrix.is_q8) {
+    own_.expanded.Grow(stream_.device(),
+                       static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
+    ExpandQ8OnDevice(matrix.data, matrix.n, matrix.k, matrix.type, own_.expanded.As<std::byte>(),
+                     stream_);
+    weights = own_.expanded.As<std::byte>();
+  }
+  const int64_t part_rows = PartRows(rows);
+  const int parts = PartsOf(matrix.type);
+  own_.gemm.Multiply({.type = matrix.type,
+                      .x = x.data,
+                      .w = weights,
+                      .y = sums,
+                      .rows = parts * part_rows,
+                      .n = matrix.n,
+                      .k = matrix.k},
+                     stream_);
+  return {sums, parts, part_rows};
+}
+
+ProductSums DeviceProducts::MultiplyMlp(const DeviceBlockWeights& weights, const RowSlice& slice,
+                                        float* sums) {
+  const int64_t rows = slice.num_rows;
+  const int64_t width = weights.down.k;
+  ProductRows operand = OperandOf(weights.down, rows);
+  if (MultipliesFew(weights.gate_up, slice.joinable)) {
+    // Rows of x are still read while others are done.
+    operand.data = own_.gated.As<std::byte>();
+    MultiplyFew(OperandOf(weights.gate_up, rows), weights.gate_up, rows, width, nullptr, operand);
+  } else {
+    const ProductSums gate_up = Multiply(weights.gate_up, rows, slice.joinable, sums);
+    SiluMulRows(gate_up, rows, width, operand, stream_);
+  }
+  return MultiplyRows(operand, weights.down, rows, slice.joinable, sums);
+}
+
+void DeviceProducts::Prepare(const DeviceWeights& weights) {
+  const auto prepare = [&](const DeviceMatrix& matrix) {
+    if (matrix.is_q8) return;
+    own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false,
+                      stream_);
+  };
+  for (int64_t layer = 0; layer < weights.num_blocks(); ++layer) {
+    const DeviceBlockWeights& block = weights.block(layer);
+    for (const DeviceMatrix* const matrix : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
+      prepare(*matrix);
+    }
+  }
+  prepare(weights.output_head());
+}
+
+}  // namespace pmkvq
