@@ -99,6 +99,37 @@ void ValidateBudgets(const CacheConfig& config, BytesAtFloor floor_bytes) {
   }
 }
 
+void ValidatePool(const CacheConfig& config) {
+  const PoolConfig& pool = config.pool;
+  if (config.device.device != Device::kCpu) {
+    throw Unsupported("--kv-mode",
+                      fmt::format("found pool with a cache on {}, expected one on the CPU; "
+                                  "--kv-mode isolated runs on devices",
+                                  NameOf(config.device)));
+  }
+  const size_t num_layers = config.geometry.blocks.size();
+  for (const auto* const side : {&pool.k_sensitivity, &pool.v_sensitivity}) {
+    if (side->empty() || side->size() == num_layers) continue;
+    throw InvalidInput(kWhere, fmt::format("sensitivities: found {}, expected one per block ({})",
+                                           side->size(), num_layers));
+  }
+  if (config.policy != PolicyKind::kOldestFirst || pool.step_bytes < 0) {
+    throw InvalidInput(kWhere, fmt::format("pool: found policy {} and {} bytes a step, expected "
+                                           "oldest-first and 0 or more",
+                                           NameOf(config.policy), pool.step_bytes));
+  }
+  if (pool.bytes > kMaxArenaBytes) {
+    throw InvalidInput("--kv-pool", fmt::format("found {} bytes, expected at most {}", pool.bytes,
+                                                FormatByteSize(kMaxArenaBytes)));
+  }
+  const int64_t smallest = FloorBytes(config, config.sink_tokens + 1);
+  if (pool.bytes < smallest) {
+    throw InvalidInput("--kv-pool", fmt::format("found {} bytes, which do not hold the first page "
+                                                "of one request; expected at least {} bytes",
+                                                pool.bytes, smallest));
+  }
+}
+
 }  // namespace
 
 PolicyKind ParsePolicyKind(std::string_view name) {
@@ -219,6 +250,14 @@ int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens) 
   return BlockBytes(config, layer, num_tokens, floor.k, floor.v);
 }
 
+int64_t FloorBytes(const CacheConfig& config, int64_t num_tokens) {
+  int64_t bytes = 0;
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    bytes = CheckedSum(kWhere, {bytes, FloorBytes(config, layer, num_tokens)});
+  }
+  return bytes;
+}
+
 // A block's share is total * its weight / all weights, rounded down.
 int64_t SmallestBudget(const CacheConfig& config, int64_t num_tokens, BytesAtFloor floor_bytes) {
   const std::vector<int64_t> weights = EvenWeights(config);
@@ -312,7 +351,11 @@ void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes) {
                          fmt::format("rotate: found head_dim {}, expected a power of two", width));
     }
   }
-  ValidateBudgets(config, floor_bytes);
+  if (config.pool.bytes > 0) {
+    ValidatePool(config);
+  } else {
+    ValidateBudgets(config, floor_bytes);
+  }
 }
 
 }  // namespace pmkvq

@@ -7,6 +7,7 @@
 // "16 bit" means the float type: 2 bytes a value for f16 and bf16, 4 for f32 (tests).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -37,6 +38,19 @@ std::string_view NameOf(AttentionMode mode);
 // Longest sink. A sink is never narrowed, so no one wants more than a small part of a sequence.
 inline constexpr int64_t kMaxSinkTokens = 65536;
 
+// One pool for the pages of all sequences, in place of a budget for each: where it is full, pages
+// are halved in order of their prices, whoever owns them (packed/policy/pool_pressure.h).
+struct PoolConfig {
+  int64_t bytes = 0;  // 0: no pool.
+  // Codes and floats that one reservation may read to keep room for tokens to come. What its own
+  // tokens need is halved in any case.
+  int64_t step_bytes = int64_t{8} << 20;
+  // Loss by quantising K, or V, of each block to the widths of kWidths (size L; of no effect in a
+  // block without cache), or empty: all blocks alike, K twice V.
+  std::vector<std::array<double, 4>> k_sensitivity;
+  std::vector<std::array<double, 4>> v_sensitivity;
+};
+
 struct CacheConfig {
   KvGeometry geometry;
   DeviceId device;                 // Whose memory holds the pages, and that attends to them.
@@ -62,6 +76,9 @@ struct CacheConfig {
   int64_t most_bytes_per_token = int64_t{8} << 20;
 
   std::vector<int64_t> budget_bytes;  // Per block, for one sequence. Size L.
+  // With a pool the budgets sum to its bytes at most and have no other effect, and the policy is
+  // kOldestFirst. On the CPU only.
+  PoolConfig pool;
   // Widths per block that the plan chose (size L; of no effect in a block without cache), or empty.
   // Where K and V have different widths they share one budget: the wider is halved first, V first
   // on a tie; a side at its planned width is not halved before the other has reached its planned
@@ -128,6 +145,8 @@ double EffectiveBits(int64_t values_per_token, int64_t bytes, int64_t num_tokens
 
 // What `num_tokens` tokens take in one block with every closed page at its floor.
 int64_t FloorBytes(const CacheConfig& config, size_t layer, int64_t num_tokens);
+// The same in all blocks.
+int64_t FloorBytes(const CacheConfig& config, int64_t num_tokens);
 // A function like FloorBytes. Stores that count bytes in another way have one of their own.
 using BytesAtFloor = int64_t (*)(const CacheConfig& config, size_t layer, int64_t num_tokens);
 

@@ -19,6 +19,7 @@ KvBudget::KvBudget(const SimulatedConfig& simulated, std::shared_ptr<const Cache
     : simulated_(simulated), method_(std::move(method)) {}
 
 int64_t KvBudget::total_bytes() const {
+  if (has_pool()) return packed_.pool.bytes;
   return std::accumulate(block_budgets().begin(), block_budgets().end(), int64_t{0});
 }
 
@@ -29,6 +30,7 @@ int64_t KvBudget::BlockNeeds(int64_t layer, int64_t num_tokens) const {
 
 bool KvBudget::Holds(int64_t num_tokens) const {
   if (any_length_) return true;
+  if (has_pool()) return FloorBytes(packed_, num_tokens) <= packed_.pool.bytes;
   for (size_t layer = 0; layer < block_budgets().size(); ++layer) {
     if (BlockNeeds(static_cast<int64_t>(layer), num_tokens) > block_budgets()[layer]) return false;
   }
@@ -36,6 +38,7 @@ bool KvBudget::Holds(int64_t num_tokens) const {
 }
 
 int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
+  if (has_pool()) return FloorBytes(packed_, num_tokens);
   const std::vector<int64_t>& budgets = block_budgets();
   const auto num_layers = static_cast<int64_t>(budgets.size());
   if (std::all_of(budgets.begin(), budgets.end(),

@@ -20,12 +20,13 @@ class KvBudget {
   KvBudget(const CacheConfig& packed, BytesAtFloor floor_bytes);
   KvBudget(const SimulatedConfig& simulated, std::shared_ptr<const CacheMethod> method);
 
-  // Of one sequence, all blocks.
+  // Of one sequence, all blocks; of a pool, which one sequence alone may have whole.
   int64_t total_bytes() const;
+  bool has_pool() const { return method_ == nullptr && packed_.pool.bytes > 0; }
   // Whether `num_tokens` tokens fit every block at the least that the method can do, or any length
   // may be tried.
   bool Holds(int64_t num_tokens) const;
-  // The smallest --kv-budget that holds `num_tokens` tokens. Call when this one does not.
+  // The smallest --kv-budget, or --kv-pool, that holds `num_tokens` tokens. Call when this one does not.
   int64_t SmallestThatHolds(int64_t num_tokens) const;
   // For messages: " even at 2 bits", or nothing for a method of fixed rate.
   std::string AtBest() const;

@@ -1,5 +1,6 @@
 #include "pmkvq/kv/kv_store.h"
 
+#include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 
 namespace pmkvq {
@@ -7,6 +8,11 @@ namespace pmkvq {
 std::optional<SequenceId> KvStore::OpenImage(const SequenceImage& /*image*/,
                                              const std::string& where) {
   throw Unsupported(where, "the cache of this method cannot take up a saved sequence");
+}
+
+ReserveResult KvStore::ReserveAll(std::span<const BatchChunk> /*chunks*/) {
+  PMKVQ_CHECK_MSG(false, "the store has no pool");
+  return ReserveResult::kBudgetExhausted;
 }
 
 }  // namespace pmkvq

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,15 @@ class KvStore {
         result == ReserveResult::kReserved || result == ReserveResult::kReservedAfterHalving;
     return has_room ? 1 : 0;
   }
+
+  // Reserve for all chunks of a Forward at once, of a store whose sequences share a pool
+  // (StoreStats().pool.bytes > 0, else a check). Where they do not fit, pages of any sequence are
+  // halved, but those of one in a Forward that was set aside. Chunks of failed sequences are left
+  // out; a sequence may fail here, one without a chunk among them (FailureOf).
+  // kBudgetExhausted: no room with all pages at their floors; nothing was changed.
+  [[nodiscard]] virtual ReserveResult ReserveAll(std::span<const BatchChunk> chunks);
+  // Of a pool; before the sequence's first tokens.
+  virtual void SetPoolTerms(SequenceId /*seq*/, const KvPoolTerms& /*terms*/) {}
 
   // Why the sequence failed; null: it did not. Valid until the sequence is closed.
   virtual const KvFailure* FailureOf(SequenceId seq) const = 0;

@@ -58,9 +58,24 @@ struct HalvingEvent {
   double duration_us = 0;
 };
 
+// What a sequence asks of a pool that all sequences share.
+struct KvPoolTerms {
+  int min_bits = 2;   // None of its pages goes below it; the store's floor counts as well.
+  double weight = 1;  // Of its pages' prices; less than 1: halved earlier than those of others.
+};
+
+struct KvPoolStats {
+  int64_t bytes = 0;  // 0: there is no pool.
+  int64_t used_bytes = 0;
+  int64_t peak_bytes = 0;      // Largest used_bytes since the start, transient states included.
+  int64_t narrowed_bytes = 0;  // Of pages that were brought to lower widths, as read.
+  double water_level = 0;      // WaterLevel (packed/policy/pool_pressure.h).
+};
+
 struct KvStoreStats {
   size_t arena_bytes = 0;    // The fixed arena, all sequences.
   size_t scratch_bytes = 0;  // Working memory outside the arena, bounded by the chunk size.
+  KvPoolStats pool = {};
 };
 
 enum class ReserveResult : uint8_t {

@@ -37,6 +37,7 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     if (same == attention_shapes_.end()) attention_shapes_.push_back(shape);
     shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
   }
+  if (config_.pool.bytes > 0) MakePressure();
   if (config_.device.device != Device::kCpu)
     device_ = std::make_unique<DeviceSide>(config_, store_);
 }
@@ -61,6 +62,7 @@ std::optional<SequenceId> PackedKvCache::Open() {
     if (seq.is_open) continue;
     seq = Sequence{};
     seq.is_open = true;
+    seq.opened_as = num_opened_++;
     seq.blocks.resize(shapes_.size());
     for (const size_t layer : cached_layers_) UpdatePresentWidths(seq.blocks[layer], layer);
     return IdOf(seq);
@@ -81,12 +83,17 @@ std::optional<SequenceId> PackedKvCache::Fork(SequenceId id) {
   store_.SettleUnfit();
   if (seq.failure) return std::nullopt;
   Truncate(id, seq.num_tokens);
+  if (config_.pool.bytes > 0) {
+    openings_.clear();
+    if (!PayInPool(seq.bytes, &seq) || seq.failure) return std::nullopt;
+  }
   const std::optional<SequenceId> copy_id = Open();
   if (!copy_id) return std::nullopt;
   Sequence& copy = At(*copy_id);
   store_.Share(seq, seq.num_tokens, copy);
   copy.num_tokens = seq.num_tokens;
   copy.next = seq.next;
+  copy.terms = seq.terms;
   return copy_id;
 }
 
@@ -397,9 +404,12 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 
 KvStoreStats PackedKvCache::StoreStats() const {
   const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
-  return {store_.slots().arena_bytes(), store_.scratch_bytes() + attention_scratch_.num_bytes() +
-                                            rotated * sizeof(float) +
-                                            (device_ == nullptr ? 0 : device_->num_bytes())};
+  const KvPoolStats pool = {config_.pool.bytes, store_.used_bytes(), store_.peak_used_bytes(),
+                            store_.narrowed_bytes(), water_level_.value()};
+  return {store_.slots().arena_bytes(),
+          store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float) +
+              (device_ == nullptr ? 0 : device_->num_bytes()),
+          pool};
 }
 
 std::vector<HalvingEvent> PackedKvCache::TakeHalvingEvents() {

@@ -14,15 +14,17 @@
 #include "pmkvq/kv/packed/device_side.h"
 #include "pmkvq/kv/packed/halving_steps.h"
 #include "pmkvq/kv/packed/page_store.h"
+#include "pmkvq/kv/packed/policy/pool_pressure.h"
 
 namespace pmkvq {
 
 // Throws InvalidInput (ValidateCacheConfig), IoError (arena memory refused), and for a device
 // Unsupported (no code for such pages, naming them) and DeviceError.
 //
-// Arena: max_sequences * sum(budget_bytes), rounded up to extents per sequence, plus the extents
-// that partly filled slot classes may waste; allocated once, never exceeded. For f16 the bits of
-// an appended value are its rounding to f16, so that pm-kvq equals fp16 until the budget bites.
+// Arena: the pool's bytes, or max_sequences * sum(budget_bytes), rounded up to extents per
+// sequence, plus the extents that partly filled slot classes may waste; allocated once, never
+// exceeded. For f16 the bits of an appended value are its rounding to f16, so that pm-kvq equals
+// fp16 until the budget bites.
 std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config);
 
 // What MakePackedKvCache makes. All blocks with a cache have the same pages of a sequence, only
@@ -39,13 +41,17 @@ class PackedKvCache final : public KvStore {
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
   // Closed pages and a full sink are shared; the open page is copied. Each sequence counts shared
-  // pages as its own, so that its budget does not depend on others, and halves them for itself.
+  // pages as its own, so that its budget does not depend on others, and halves them for itself. In
+  // a pool they count once for each sequence as well: pages are halved to make room for the copy,
+  // and there is none where that does not do.
   std::optional<SequenceId> Fork(SequenceId seq) override;
   std::optional<SequenceImage> ImageOf(SequenceId seq) const override;
   std::optional<SequenceId> OpenImage(const SequenceImage& image,
                                       const std::string& where) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
+  [[nodiscard]] ReserveResult ReserveAll(std::span<const BatchChunk> chunks) override;
+  void SetPoolTerms(SequenceId seq, const KvPoolTerms& terms) override { At(seq).terms = terms; }
   void BeginForward(const Batch& batch) override;
   const KvFailure* FailureOf(SequenceId seq) const override;
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
@@ -92,6 +98,8 @@ class PackedKvCache final : public KvStore {
     int64_t num_tokens = 0;       // Stored.
     int64_t reserved_tokens = 0;  // Made room for, not stored yet.
     NextPage next;
+    KvPoolTerms terms;      // Of a pool.
+    int64_t opened_as = 0;  // How many were opened before.
   };
   struct Chunk {
     Sequence* seq = nullptr;
@@ -179,6 +187,28 @@ class PackedKvCache final : public KvStore {
   void CheckImageBlock(const SequenceImage& image, size_t layer, const std::string& where) const;
   void CheckImageSteps(const SequenceImage& image, const std::string& where) const;
 
+  // packed_cache_pool.cc: sequences that share a pool.
+  struct Opening {  // A sequence whose chunk opens pages.
+    Sequence* seq = nullptr;
+    int64_t num_tokens = 0;  // After the chunk.
+    int64_t pages_after = 0;
+    std::optional<size_t> table;  // Of pool_tables_.
+  };
+  void MakePressure();
+  int64_t BytesAfter(const Opening& opening) const;
+  PageWidths WidthsAfter(const Sequence& seq, size_t layer, size_t page, size_t num_closed) const;
+  size_t NumClosedAfter(size_t layer, int64_t num_tokens, int64_t pages_after) const;
+  bool GivesPages(const Sequence& seq) const;
+  void FillPoolTables();
+  PoolSequence TableOf(const Sequence& seq) const;
+  PoolSequence TableAfter(const Opening& opening) const;
+  int64_t OpeningSoonBytes() const;
+  bool PayInPool(int64_t new_bytes, const Sequence* copied = nullptr);
+  void NarrowAsPaid(size_t table);
+  void NarrowBeforeOpening(const Opening& opening);
+  void OpenPages(const Opening& opening);
+  void DecideAsTable(const Opening& opening, size_t index);
+
   // packed_cache_ahead.cc: halving before a page is opened.
   void NarrowAhead(Sequence& seq, int64_t num_tokens);
   void PlanNextPage(Sequence& seq, int64_t tokens_before);
@@ -207,6 +237,16 @@ class PackedKvCache final : public KvStore {
   std::vector<NarrowStep> narrow_steps_;          // Of a block.
   HalvingSteps steps_;                            // Of a block.
   std::vector<HalvingEvent> halving_events_;
+
+  // Of a pool.
+  std::unique_ptr<PoolPressure> pressure_;
+  WaterLevel water_level_;
+  int64_t num_opened_ = 0;
+  int64_t column_bytes_ = 0;               // 128 tokens of all blocks at 16 bits.
+  std::vector<Opening> openings_;          // Of a reservation.
+  std::vector<PoolSequence> pool_tables_;  // Of sequences whose pages may be halved; others: none.
+  std::vector<PoolSequence> tables_before_;
+  std::vector<Sequence*> table_owners_;
 };
 
 }  // namespace pmkvq

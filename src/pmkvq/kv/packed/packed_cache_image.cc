@@ -100,7 +100,7 @@ void ZeroRowsBehind(std::byte* data, const KvStream& stream, int64_t capacity, i
 std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
   const Sequence& seq = At(id);
   PMKVQ_CHECK_MSG(!IsInForward(seq) && seq.reserved_tokens == 0, "a Forward is missing");
-  if (seq.failure) return std::nullopt;
+  if (seq.failure || config_.pool.bytes > 0) return std::nullopt;
   const size_t float_bytes = SizeOf(config_.float_type);
   SequenceImage image;
   image.settings = SettingsOf(config_);
@@ -296,6 +296,9 @@ void PackedKvCache::CheckImageSteps(const SequenceImage& image, const std::strin
 
 std::optional<SequenceId> PackedKvCache::OpenImage(const SequenceImage& image,
                                                    const std::string& where) {
+  if (config_.pool.bytes > 0) {
+    throw Unsupported(where, "a cache whose sequences share a pool takes up no saved sequence");
+  }
   CheckImage(image, where);
   const std::optional<SequenceId> id = Open();
   if (!id) return std::nullopt;

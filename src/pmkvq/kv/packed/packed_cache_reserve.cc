@@ -27,6 +27,11 @@ BlockLimits PackedKvCache::LimitsOf(size_t layer) const {
 
 ReserveResult PackedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   Sequence& seq = At(id);
+  if (config_.pool.bytes > 0) {
+    const BatchChunk chunk = {id, num_tokens};
+    const ReserveResult result = ReserveAll({&chunk, 1});
+    return seq.failure ? ReserveResult::kFailed : result;
+  }
   PMKVQ_CHECK(!IsInForward(seq) && num_tokens >= 0);
   if (seq.failure) return ReserveResult::kFailed;
   if (seq.reserved_tokens > 0) Truncate(id, seq.num_tokens);
@@ -59,7 +64,8 @@ int64_t PackedKvCache::ReserveOneByOne(SequenceId id, int64_t num_tokens) {
   const int64_t end =
       seq.num_tokens < sink ? sink : sink + NumPages(config_, seq.num_tokens + 1) * kPageTokens;
   int64_t count = end - seq.num_tokens;
-  if (config_.policy == PolicyKind::kOldestFirst && seq.num_tokens >= sink) {
+  const bool halves_ahead = config_.policy == PolicyKind::kOldestFirst && config_.pool.bytes == 0;
+  if (halves_ahead && seq.num_tokens >= sink) {
     count = std::min(count, TokensToNextStep(seq));
   }
   seq.reserved_tokens = std::min(count, num_tokens);
@@ -202,6 +208,8 @@ void PackedKvCache::UpdatePresentWidths(BlockPages& block, size_t layer) const {
 
 int64_t PackedKvCache::LongestTruncation(SequenceId id, int64_t num_tokens) const {
   const Sequence& seq = At(id);
+  // Opening a page again would take room that a pool may not have.
+  if (config_.pool.bytes > 0) return num_tokens == seq.num_tokens ? num_tokens : 0;
   const bool has_all = std::all_of(cached_layers_.begin(), cached_layers_.end(), [&](size_t layer) {
     return FirstSeen(layer, num_tokens) >= seq.blocks[layer].num_freed;
   });

@@ -65,6 +65,13 @@ void PageStore::Account(SequencePages& seq, size_t layer, int64_t bytes) {
   seq.bytes += bytes;
   seq.peak_bytes = std::max(seq.peak_bytes, seq.bytes);
   ++seq.layout;
+  CountUsed(bytes);
+}
+
+void PageStore::CountUsed(int64_t bytes) {
+  used_bytes_ += bytes;
+  peak_used_bytes_ = std::max(peak_used_bytes_, used_bytes_);
+  PMKVQ_DCHECK(config_.pool.bytes == 0 || used_bytes_ <= config_.pool.bytes);
 }
 
 void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side side, int bits) {
@@ -242,7 +249,9 @@ void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int
   --counts[WidthIndex(from_bits)];
   ++counts[WidthIndex(to_bits)];
   const StreamSlots& slots = SlotsOf(layer, side);
-  seq.narrowed_bytes += static_cast<int64_t>(CodeBytes(layer, side, from_bits));
+  const auto read = static_cast<int64_t>(CodeBytes(layer, side, from_bits));
+  seq.narrowed_bytes += read;
+  narrowed_bytes_ += read;
   Account(seq, layer,
           slots.page_bytes[WidthIndex(to_bits)] - slots.page_bytes[WidthIndex(from_bits)]);
 }
@@ -287,6 +296,7 @@ void PageStore::Share(const SequencePages& seq, int64_t num_tokens, SequencePage
   copy.bytes = seq.bytes;
   copy.peak_bytes = seq.peak_bytes;
   copy.narrowed_bytes = seq.narrowed_bytes;
+  CountUsed(copy.bytes);
   const bool ends_in_page = (num_tokens - config_.sink_tokens) % kPageTokens != 0;
   for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
     const BlockPages& from = seq.blocks[layer];

@@ -158,6 +158,11 @@ class PageStore {
     return slots_.slot_bytes(SlotsOf(layer, side).metadata_class);
   }
 
+  // Of all sequences, shared memory once for each of its owners; with a pool never more than it.
+  int64_t used_bytes() const { return used_bytes_; }
+  int64_t peak_used_bytes() const { return peak_used_bytes_; }
+  int64_t narrowed_bytes() const { return narrowed_bytes_; }  // Codes or floats that Narrow read.
+
   // Of pages of the block, of keys as of values.
   const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
   const SlotAllocator& slots() const { return slots_; }
@@ -216,6 +221,7 @@ class PageStore {
 
   SlotHandle AllocateSlot(int slot_class);
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
+  void CountUsed(int64_t bytes);
 
   CacheConfig config_;
   SlotLayout layout_;
@@ -233,6 +239,9 @@ class PageStore {
   MovePlan plan_;                                        // Of the change under way.
   std::vector<PageChange> changes_;                      // Of Narrow.
   AlignedVector<float> values_;
+  int64_t used_bytes_ = 0;
+  int64_t peak_used_bytes_ = 0;
+  int64_t narrowed_bytes_ = 0;
 };
 
 }  // namespace pmkvq

@@ -118,13 +118,20 @@ class LayoutMaker {
     return static_cast<int64_t>(layout_.extent_bytes / layout_.slot_bytes[slot_class]);
   }
 
-  // For pages and metadata, by the guarantee of slot_allocator.h.
-  int64_t PageExtents(size_t num_page_classes) const {
+  // Most bytes that pages take, of all sequences.
+  int64_t MostPageBytes() const {
+    if (config_.pool.bytes > 0) return config_.pool.bytes;
     int64_t bytes = 0;
     for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
       const auto sink_rests = static_cast<int64_t>(2 * layout_.blocks[layer].sink.rest_bytes);
       bytes += (config_.budget_bytes[layer] - sink_rests) * config_.max_sequences;
     }
+    return bytes;
+  }
+
+  // For pages and metadata, by the guarantee of slot_allocator.h.
+  int64_t PageExtents(size_t num_page_classes) const {
+    const int64_t bytes = MostPageBytes();
     int64_t partial = 0;
     auto full_extent = static_cast<int64_t>(layout_.extent_bytes);
     for (size_t i = 0; i < num_page_classes; ++i) {

@@ -122,7 +122,8 @@ PoolPayment PoolPressure::Free(int64_t must_bytes, int64_t want_bytes, int64_t m
     const bool opens_next_step = unit.step + 1 < kHalvingSteps && NextPage(run, unit.step + 1) < 0;
     ++run.narrow[unit.step];
     paid.push_back(unit);
-    payment.freed_bytes += stream.page_bytes[unit.step] - stream.page_bytes[unit.step + 1];
+    payment.freed_bytes += sequences[unit.sequence].copies *
+                           (stream.page_bytes[unit.step] - stream.page_bytes[unit.step + 1]);
     payment.read_bytes += read;
     payment.highest_price = std::max(payment.highest_price, unit.price);
     for (const size_t step : {unit.step, unit.step + 1}) {

@@ -51,6 +51,7 @@ struct PoolSequence {
   int64_t num_tokens = 0;  // That it holds, or will hold; the newest is the last of them.
   int64_t sink_tokens = 0;
   double weight = 1;          // pi: less than 1 is halved earlier.
+  int64_t copies = 1;         // Its pages' bytes count so often: 2 where it is about to be copied.
   int floor_bits = 2;         // Of this sequence; the higher one of it and the stream's counts.
   std::vector<PoolRun> runs;  // By stream; empty for a sequence that gives nothing.
 };

@@ -1,0 +1,317 @@
+// Sequences that share a pool: reserving for all of them at once.
+//
+// A reservation counts what the chunks need, asks PoolPressure what to halve, and carries it out:
+// first all halvings, of whatever sequence, then the new pages. So bytes rise only towards the
+// decided total, which lies within the pool. Pages that close in a chunk take part in the decision:
+// they are stored at their widths at once.
+#include <algorithm>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kv/packed/packed_cache.h"
+
+namespace pmkvq {
+namespace {
+
+// Tokens of each sequence for whose pages room is kept.
+constexpr int64_t kTokensAhead = 16;
+
+// Where no sensitivities are known: as in measured plans, keys are worth two times values, and the
+// loss rises 17-fold from 8 to 4 bits and 5-fold from there to 2.
+constexpr std::array<double, 4> kUsualSensitivity = {0, 1, 17, 85};
+
+PoolStream StreamOf(const StreamSlots& slots, const std::array<int64_t, 4>& code_bytes,
+                    const std::array<double, 4>& sensitivity, int floor_bits) {
+  PoolStream stream;
+  stream.page_bytes = slots.page_bytes;
+  stream.code_bytes = code_bytes;
+  stream.sensitivity = sensitivity;
+  stream.floor_bits = floor_bits;
+  return stream;
+}
+
+int WidthIn(const PoolRun& run, int64_t page) {
+  for (size_t step = kHalvingSteps; step-- > 0;) {
+    if (page - run.first < run.narrow[step]) return kWidths[step + 1];
+  }
+  return kWidths[0];
+}
+
+}  // namespace
+
+void PackedKvCache::MakePressure() {
+  std::vector<PoolStream> streams;
+  for (const size_t layer : cached_layers_) {
+    for (const Side side : kSides) {
+      std::array<int64_t, 4> code_bytes{};
+      for (const int bits : kWidths) {
+        code_bytes[WidthIndex(bits)] = static_cast<int64_t>(store_.CodeBytes(layer, side, bits));
+      }
+      const auto& measured =
+          side == kKeys ? config_.pool.k_sensitivity : config_.pool.v_sensitivity;
+      std::array<double, 4> sensitivity = kUsualSensitivity;
+      for (double& value : sensitivity) value *= side == kKeys ? 2 : 1;
+      if (!measured.empty()) sensitivity = measured[layer];
+      const StreamSlots& slots = store_.SlotsOf(layer, side);
+      streams.push_back(
+          StreamOf(slots, code_bytes, sensitivity, WidthOf(FloorWidths(config_, layer), side)));
+      column_bytes_ += slots.page_bytes[WidthIndex(16)];
+    }
+  }
+  pressure_ = std::make_unique<PoolPressure>(std::move(streams));
+}
+
+// Pages that are closed once there are `pages_after` of them, the first of them freed.
+size_t PackedKvCache::NumClosedAfter(size_t layer, int64_t num_tokens, int64_t pages_after) const {
+  const int64_t window_pages = config_.window_tokens / kPageTokens;
+  return std::max(FirstSeen(layer, num_tokens),
+                  static_cast<size_t>(std::max<int64_t>(0, pages_after - window_pages)));
+}
+
+// Before anything is halved for a chunk.
+PageWidths PackedKvCache::WidthsAfter(const Sequence& seq, size_t layer, size_t page,
+                                      size_t num_closed) const {
+  const BlockPages& block = seq.blocks[layer];
+  const PageWidths widths = page < block.pages.size() ? WidthsOf(block.pages[page]) : PageWidths{};
+  return page < num_closed ? Narrower(widths, block.present) : widths;
+}
+
+int64_t PackedKvCache::BytesAfter(const Opening& opening) const {
+  int64_t bytes = 0;
+  for (const size_t layer : cached_layers_) {
+    const BlockLimits limits = LimitsOf(layer);
+    const size_t first = FirstSeen(layer, opening.seq->num_tokens);
+    const size_t num_closed = NumClosedAfter(layer, opening.seq->num_tokens, opening.pages_after);
+    bytes += SinkBytes(config_, layer);
+    for (size_t page = first; page < static_cast<size_t>(opening.pages_after); ++page) {
+      bytes += limits.BytesOf(WidthsAfter(*opening.seq, layer, page, num_closed));
+    }
+  }
+  return bytes;
+}
+
+// Not those of a Forward under way, which would read them at two widths.
+bool PackedKvCache::GivesPages(const Sequence& seq) const {
+  return seq.is_open && !seq.failure && !IsInForward(seq) && seq.reserved_tokens == 0;
+}
+
+PoolSequence PackedKvCache::TableOf(const Sequence& seq) const {
+  PoolSequence table;
+  table.key = seq.opened_as;
+  table.num_tokens = seq.num_tokens;
+  table.sink_tokens = config_.sink_tokens;
+  table.weight = seq.terms.weight;
+  table.floor_bits = seq.terms.min_bits;
+  if (NumPagesOf(seq) == 0) return table;
+  for (const size_t layer : cached_layers_) {
+    const BlockPages& block = seq.blocks[layer];
+    const auto window_pages = config_.window_tokens / kPageTokens;
+    const auto first = static_cast<int64_t>(block.num_freed);
+    const int64_t end = std::max(first, std::ssize(block.pages) - window_pages);
+    for (const Side side : kSides) {
+      PoolRun run = {first, end, {}};
+      int64_t narrow = 0;
+      for (size_t step = kHalvingSteps; step-- > 0;) {
+        narrow += block.page_counts[side][step + 1];
+        run.narrow[step] = narrow;
+      }
+      table.runs.push_back(run);
+    }
+  }
+  return table;
+}
+
+PoolSequence PackedKvCache::TableAfter(const Opening& opening) const {
+  const Sequence& seq = *opening.seq;
+  PoolSequence table;
+  table.key = seq.opened_as;
+  table.num_tokens = opening.num_tokens;
+  table.sink_tokens = config_.sink_tokens;
+  table.weight = seq.terms.weight;
+  table.floor_bits = seq.terms.min_bits;
+  for (const size_t layer : cached_layers_) {
+    const size_t first = FirstSeen(layer, seq.num_tokens);
+    const size_t num_closed = NumClosedAfter(layer, seq.num_tokens, opening.pages_after);
+    for (const Side side : kSides) {
+      PoolRun run = {static_cast<int64_t>(first), static_cast<int64_t>(num_closed), {}};
+      for (size_t page = first; page < num_closed; ++page) {
+        const int bits = WidthOf(WidthsAfter(seq, layer, page, num_closed), side);
+        for (size_t step = 0; step < kHalvingSteps && bits <= kWidths[step + 1]; ++step) {
+          ++run.narrow[step];
+        }
+      }
+      table.runs.push_back(run);
+    }
+  }
+  return table;
+}
+
+void PackedKvCache::FillPoolTables() {
+  pool_tables_.clear();
+  table_owners_.clear();
+  for (Opening& opening : openings_) {
+    opening.table = pool_tables_.size();
+    pool_tables_.push_back(TableAfter(opening));
+    table_owners_.push_back(opening.seq);
+  }
+  for (Sequence& seq : sequences_) {
+    const bool opens = std::any_of(openings_.begin(), openings_.end(),
+                                   [&](const Opening& opening) { return opening.seq == &seq; });
+    if (opens || !GivesPages(seq) || NumPagesOf(seq) == 0) continue;
+    pool_tables_.push_back(TableOf(seq));
+    table_owners_.push_back(&seq);
+  }
+}
+
+// Of the pages that the next tokens open, and of one chunk of a prompt.
+int64_t PackedKvCache::OpeningSoonBytes() const {
+  int64_t columns = (config_.chunk_tokens + kPageTokens - 1) / kPageTokens;
+  for (const Sequence& seq : sequences_) {
+    if (!seq.is_open || seq.num_tokens == 0) continue;
+    const auto num_pages = static_cast<int64_t>(NumPagesOf(seq));
+    const int64_t room = config_.sink_tokens + num_pages * kPageTokens - seq.num_tokens;
+    if (room < kTokensAhead) ++columns;
+  }
+  return columns * column_bytes_;
+}
+
+// Halves pages, those of openings_ only on paper, until `new_bytes` more fit; and some more to keep
+// room for tokens to come. `copied`: the sequence that is to be copied, if `new_bytes` are the
+// copy's. False: they do not fit; nothing was changed.
+bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
+  const int64_t free = config_.pool.bytes - store_.used_bytes() - new_bytes;
+  const PoolReserve reserve = ReserveOfPool(OpeningSoonBytes(), config_.pool.bytes);
+  for (Opening& opening : openings_) opening.table.reset();
+  if (free >= reserve.least_bytes) return true;
+  FillPoolTables();
+  for (size_t table = 0; table < pool_tables_.size(); ++table) {
+    if (table_owners_[table] == copied) pool_tables_[table].copies = 2;
+  }
+  tables_before_ = pool_tables_;
+  const PoolPayment payment =
+      pressure_->Free(-free, reserve.enough_bytes - free, config_.pool.step_bytes, pool_tables_);
+  if (!payment.is_enough) return false;
+  water_level_.Raise(payment.highest_price);
+  for (size_t table = openings_.size(); table < pool_tables_.size(); ++table) NarrowAsPaid(table);
+  return true;
+}
+
+// A sequence that opens no page: pages between the old and the new counts.
+void PackedKvCache::NarrowAsPaid(size_t table) {
+  Sequence& seq = *table_owners_[table];
+  for (size_t i = 0; i < cached_layers_.size(); ++i) {
+    int64_t begin = -1;
+    int64_t end = -1;
+    std::array<const PoolRun*, 2> runs{};
+    for (const Side side : kSides) {
+      const PoolRun& before = tables_before_[table].runs[2 * i + side];
+      const PoolRun& after = pool_tables_[table].runs[2 * i + side];
+      runs[side] = &after;
+      for (size_t step = 0; step < kHalvingSteps; ++step) {
+        if (before.narrow[step] == after.narrow[step]) continue;
+        const int64_t first = before.first + before.narrow[step];
+        begin = begin < 0 ? first : std::min(begin, first);
+        end = std::max(end, before.first + after.narrow[step]);
+      }
+    }
+    if (begin < 0) continue;
+    const size_t layer = cached_layers_[i];
+    const NarrowingStart start = StartNarrowing();
+    for (int64_t page = begin; page < end; ++page) {
+      const PageWidths widths = {WidthIn(*runs[kKeys], page), WidthIn(*runs[kValues], page)};
+      AddNarrowSteps(seq.blocks[layer], static_cast<size_t>(page), widths,
+                     seq.blocks[layer].present);
+    }
+    FinishNarrowing(seq, layer, start);
+  }
+}
+
+// Fills decided_ of the block with the widths of all pages after the chunk.
+void PackedKvCache::DecideAsTable(const Opening& opening, size_t index) {
+  const size_t layer = cached_layers_[index];
+  const Sequence& seq = *opening.seq;
+  const size_t num_closed = NumClosedAfter(layer, seq.num_tokens, opening.pages_after);
+  std::vector<PageWidths>& decided = decided_[layer];
+  decided.assign(static_cast<size_t>(opening.pages_after), PageWidths{});
+  for (size_t page = FirstSeen(layer, seq.num_tokens); page < decided.size(); ++page) {
+    decided[page] = WidthsAfter(seq, layer, page, num_closed);
+    if (!opening.table || page >= num_closed) continue;
+    const std::vector<PoolRun>& runs = pool_tables_[*opening.table].runs;
+    const auto number = static_cast<int64_t>(page);
+    decided[page] = {WidthIn(runs[2 * index + kKeys], number),
+                     WidthIn(runs[2 * index + kValues], number)};
+  }
+}
+
+void PackedKvCache::NarrowBeforeOpening(const Opening& opening) {
+  Sequence& seq = *opening.seq;
+  const size_t pages_before = NumPagesOf(seq);
+  const bool last_is_partial =
+      pages_before > 0 && (seq.num_tokens - config_.sink_tokens) % kPageTokens != 0;
+  const size_t num_full = pages_before - (last_is_partial ? 1 : 0);
+  for (size_t i = 0; i < cached_layers_.size(); ++i) {
+    const size_t layer = cached_layers_[i];
+    BlockPages& block = seq.blocks[layer];
+    const size_t first = FirstSeen(layer, seq.num_tokens);
+    store_.FreeBefore(seq, layer, first);
+    DecideAsTable(opening, i);
+    const std::vector<PageWidths>& decided = decided_[layer];
+    const NarrowingStart start = StartNarrowing();
+    for (size_t page = first; page < num_full; ++page) {
+      AddNarrowSteps(block, page, decided[page], block.present);
+    }
+    // Those that close in the chunk, stored at their widths at once, count as halved.
+    for (size_t page = std::max(first, num_full); page < decided.size(); ++page) {
+      for (const Side side : kSides) {
+        const int closed_at = WidthOf(block.present, side);
+        const int bits = WidthOf(decided[page], side);
+        if (bits < closed_at) steps_.Add(side, closed_at, bits);
+      }
+    }
+    FinishNarrowing(seq, layer, start);
+  }
+}
+
+void PackedKvCache::OpenPages(const Opening& opening) {
+  Sequence& seq = *opening.seq;
+  for (size_t i = 0; i < cached_layers_.size(); ++i) {
+    const size_t layer = cached_layers_[i];
+    DecideAsTable(opening, i);
+    if (seq.blocks[layer].sink.empty()) store_.AllocateSink(seq, layer);
+    MakeNewPages(seq, layer, static_cast<size_t>(opening.pages_after));
+    UpdatePresentWidths(seq.blocks[layer], layer);
+  }
+}
+
+ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
+  PMKVQ_CHECK_MSG(pressure_ != nullptr, "the store has no pool");
+  openings_.clear();
+  int64_t new_bytes = 0;
+  for (const BatchChunk& chunk : chunks) {
+    Sequence& seq = At(chunk.seq);
+    PMKVQ_CHECK(!IsInForward(seq) && chunk.num_tokens >= 0);
+    if (seq.failure) continue;
+    if (seq.reserved_tokens > 0) Truncate(chunk.seq, seq.num_tokens);
+    const int64_t num_tokens = seq.num_tokens + chunk.num_tokens;
+    const int64_t pages_after = NumPages(config_, num_tokens);
+    const bool is_first = seq.num_tokens == 0 && chunk.num_tokens > 0;
+    if (!is_first && pages_after == static_cast<int64_t>(NumPagesOf(seq))) continue;
+    openings_.push_back({&seq, num_tokens, pages_after, std::nullopt});
+    new_bytes += BytesAfter(openings_.back()) - seq.bytes;
+  }
+  const size_t events_before = halving_events_.size();
+  if (!PayInPool(new_bytes)) return ReserveResult::kBudgetExhausted;
+  for (const Opening& opening : openings_) {
+    if (!opening.seq->failure) NarrowBeforeOpening(opening);
+  }
+  for (const Opening& opening : openings_) {
+    if (!opening.seq->failure) OpenPages(opening);
+  }
+  water_level_.Tick(store_.used_bytes(), config_.pool.bytes);
+  for (const BatchChunk& chunk : chunks) {
+    if (Sequence& seq = At(chunk.seq); !seq.failure) seq.reserved_tokens = chunk.num_tokens;
+  }
+  return halving_events_.size() > events_before ? ReserveResult::kReservedAfterHalving
+                                                : ReserveResult::kReserved;
+}
+
+}  // namespace pmkvq
