@@ -92,10 +92,20 @@ Engine::Impl::Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokeniz
       prefill_turns(model.get(), store.get(), num_threads),
       by_seq(static_cast<size_t>(o.max_sequences), nullptr) {
   running.reserve(by_seq.size());
+  if (budget.has_pool()) {
+    pool = std::make_unique<PoolScheduler>(*budget.packed(), options.pool, max_len);
+  }
 }
 
 void Engine::Impl::Check(const Request& request) const {
   CheckRequest(request, model->config(), budget, max_len, tokenizer != nullptr);
+  if (pool != nullptr) {
+    pool->Check(request);
+  } else if (request.kv_min_bits != 0 || request.priority != 0) {
+    throw InvalidInput(request.kv_min_bits != 0 ? "kv_min_bits" : "priority",
+                       "found one where each request has a budget to itself, expected none "
+                       "(--kv-mode pool has it)");
+  }
 }
 
 RequestId Engine::Impl::Submit(Request request, std::shared_ptr<SampleGroup> group) {
@@ -140,6 +150,10 @@ void Engine::Impl::Admit() {
   while (static_cast<int64_t>(running.size()) < options.max_sequences) {
     std::unique_ptr<Task> task = waiting.Pop();
     if (task == nullptr) return;
+    if (pool != nullptr && !pool->Admits(*task, running)) {
+      waiting.PutBack(std::move(task));  // Nobody passes it: it would wait for ever.
+      return;
+    }
     try {
       task->seq = sequences.Acquire(task->request.session, task->request.prompt_ids);
       // What it draws is added without moving the tokens, which chunks under way point to.
@@ -149,6 +163,7 @@ void Engine::Impl::Admit() {
       throw;
     }
     PMKVQ_CHECK(task->seq.has_value());
+    if (pool != nullptr) pool->SetTerms(*task, *store);
     by_seq[static_cast<size_t>(*task->seq)] = task.get();
     running.push_back(std::move(task));
   }
@@ -214,6 +229,8 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.prefill_seconds = task.prefill_seconds;
   completion.decode_seconds = task.decode_seconds;
   completion.longest_pause_us = task.longest_pause_us;
+  completion.num_preemptions = task.num_preemptions;
+  if (pool != nullptr) pool->OnEnded(task, reason);
   if (task.seq) {
     if (prefill_turns.task() == &task) prefill_turns.GiveUp();
     by_seq[static_cast<size_t>(*task.seq)] = nullptr;
@@ -356,6 +373,9 @@ EngineStats Engine::stats() const {
   EngineStats stats = impl_->stats;
   stats.num_running = std::ssize(impl_->running);
   stats.num_waiting = static_cast<int64_t>(impl_->waiting.size() + impl_->over.size());
+  if (impl_->pool != nullptr) {
+    stats.expected_kv_bytes = impl_->pool->ExpectedBytes(impl_->running);
+  }
   return stats;
 }
 const Model& Engine::model() const { return *impl_->model; }

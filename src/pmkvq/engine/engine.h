@@ -3,7 +3,8 @@
 // The engine owns the cache and schedules: up to max_sequences requests are decoded as one batch,
 // others wait; prompts are prefilled in fixed chunks counted from token 0, which are computed in
 // turns between the tokens of other requests. A seed gives the same text beside any other
-// requests. tests/consumer has a complete 20-line program.
+// requests; in a pool that all requests share, for the same history of halvings and resumes.
+// tests/consumer has a complete 20-line program.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
+#include "pmkvq/engine/pool_schedule.h"
 #include "pmkvq/engine/token_mask.h"
 #include "pmkvq/kernels/sampling/logit_rules.h"
 #include "pmkvq/kernels/sampling/sampling.h"
@@ -38,6 +40,7 @@ struct EngineOptions {
   // come 1 / (1 - share) times as far apart. 1: a prompt goes first and decoding waits for it,
   // which suits runs where nobody waits for single tokens. In (0, 1].
   double prefill_share = 0.25;
+  PoolSchedule pool;
 };
 
 // The cache of an engine: a store without sequences, and the budget of one sequence.
@@ -91,12 +94,17 @@ struct Request {
   // Keeps the sequence after the request for the next one of the same session, which reuses the
   // longest common prefix of tokens (Truncate) and prefills the rest. -1: none.
   int64_t session = -1;
+  // Of a pool: none of its pages goes below so many bits; 0: the pool's floor.
+  int kv_min_bits = 0;
+  // Of a pool with PoolSchedule::priorities: lower ones come first, keep their bits longer and
+  // their places longest. -100 to 100.
+  int64_t priority = 0;
 };
 
 enum class FinishReason : uint8_t {
   kStop,       // An end-of-sequence token or a stop string.
   kLength,     // max_tokens or max_len.
-  kKvBudget,   // The KV budget is spent at the floor width.
+  kKvBudget,   // The KV budget is spent at the floor width; the pool, by this request alone.
   kCancelled,  // Interrupted.
   kError,      // The model or the cache could not go on with it: Completion::error.
 };
@@ -122,6 +130,7 @@ struct Completion {
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double longest_pause_us = 0;  // Longest halving work before a single decoded token.
+  int64_t num_preemptions = 0;  // How often it gave up its place in a pool, and was resumed.
 };
 
 // What happened in one Step; pointers and references are valid during the call. Implementations
@@ -140,6 +149,9 @@ class EngineObserver {
   // Right before OnToken, for requests that ask for log-probabilities.
   virtual void OnLogprobs(RequestId /*id*/, const TokenLogprobs& /*logprobs*/) {}
   virtual void OnHalving(RequestId /*id*/, const HalvingEvent& /*event*/) {}
+  // It gave up its place in a pool with so many tokens, all of which are computed again when it
+  // comes back. Nothing that it has drawn is lost.
+  virtual void OnPreempted(RequestId /*id*/, int64_t /*num_tokens*/) {}
   virtual void OnFinished(const Completion& /*completion*/) {}
 };
 
@@ -170,6 +182,10 @@ struct EngineStats {
   double prefill_seconds = 0;   // Forwards of prompts.
   double sampling_seconds = 0;  // From logits to tokens and their text.
   double observer_seconds = 0;  // In the observer's functions.
+  // Of a pool.
+  int64_t num_preemptions = 0;
+  int64_t recomputed_tokens = 0;  // That requests held when they gave up their places.
+  double expected_kv_bytes = 0;   // Of running requests at the target width (Admission).
 };
 
 // What a file of a session holds besides its part of the cache.
@@ -192,7 +208,7 @@ class Engine {
 
   // Queues a request. Throws InvalidInput naming the field: empty prompt, token id out of range,
   // prompt longer than the model's max positions or max_len, a budget that cannot hold the prompt
-  // even at the floor width (the smallest that works is named).
+  // even at the floor width, or a pool the prompt and a token (the smallest that works is named).
   RequestId Submit(Request request);
 
   // Queues a request for each of `seeds`, all else as in `request`: samples of one prompt. Those

@@ -42,20 +42,21 @@ void Engine::Impl::Fail(Task& task, const KvFailure& failure) {
 bool Engine::Impl::Reserve(Task& task, int64_t num_tokens, double* pause_us) {
   const AddTime timing(&stats.reserve_seconds);
   const Clock::time_point start = Clock::now();
-  switch (store->Reserve(*task.seq, num_tokens)) {
-    case ReserveResult::kReserved:
-      return true;
-    case ReserveResult::kReservedAfterHalving:
-      *pause_us = SecondsSince(start) * 1e6;
-      return true;
-    case ReserveResult::kBudgetExhausted:
-      task.finish = FinishReason::kKvBudget;
-      return false;
-    case ReserveResult::kFailed:
-      break;
+  while (true) {
+    switch (store->Reserve(*task.seq, num_tokens)) {
+      case ReserveResult::kReserved:
+        return true;
+      case ReserveResult::kReservedAfterHalving:
+        *pause_us = SecondsSince(start) * 1e6;
+        return true;
+      case ReserveResult::kBudgetExhausted:
+        if (!MakeRoomFor(task)) return false;
+        break;
+      case ReserveResult::kFailed:
+        Fail(task, *store->FailureOf(*task.seq));
+        return false;
+    }
   }
-  Fail(task, *store->FailureOf(*task.seq));
-  return false;
 }
 
 void Engine::Impl::TakeHalvings() {
@@ -70,15 +71,16 @@ void Engine::Impl::TakeHalvings() {
 bool Engine::Impl::ReserveChunk(Task& task, ForwardChunk* chunk) {
   const int64_t begin = store->NumTokens(*task.seq);
   // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
-  const int64_t end = std::min(task.prompt_len(), (begin / options.chunk + 1) * options.chunk);
+  const int64_t end = std::min(task.num_prefilled, (begin / options.chunk + 1) * options.chunk);
   double pause_us = 0;  // Of a whole chunk: no pause of a token.
   if (!Reserve(task, end - begin, &pause_us)) return false;
-  const bool draws = end == task.prompt_len() && task.num_drawn() == 0 && task.max_drawn > 0;
+  const bool draws = end == std::ssize(task.tokens) && task.num_drawn() < task.max_drawn &&
+                     !task.finish_after_replay;
   *chunk = {*task.seq,
             {task.tokens.data() + begin, static_cast<size_t>(end - begin)},
             begin,
             draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
-  if (task.prompt_logprobs != nullptr) {
+  if (task.prompt_logprobs != nullptr && !task.prompt_is_told) {
     task.prompt_logprobs->StartChunk(begin);
     chunk->reader = task.prompt_logprobs.get();
     chunk->num_read = task.prompt_logprobs->NumRows(begin, end);
@@ -102,8 +104,9 @@ void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
   }
 }
 
-void Engine::Impl::TellPrompt(const Task& task) {
-  if (task.prompt_logprobs == nullptr) return;
+void Engine::Impl::TellPrompt(Task& task) {
+  if (task.prompt_logprobs == nullptr || task.prompt_is_told) return;
+  task.prompt_is_told = true;
   events.Push(PromptEvent{task.id, task.prompt_logprobs->logprobs()});
 }
 
@@ -140,7 +143,7 @@ void Engine::Impl::ShareOutPrompt(Task& leader, float* logits) {
     }
     logits = group_logits.data();
   }
-  for (const Task* const sample : samples) TellPrompt(*sample);
+  for (Task* const sample : samples) TellPrompt(*sample);
   Draw(samples, logits);
 }
 
@@ -184,7 +187,8 @@ void Engine::Impl::PrefillBesideDecoding(double seconds, const UncancelledScope&
 bool Engine::Impl::BeginPrefillTurns() {
   for (Task* const task : prefilling) {
     ForwardChunk chunk;
-    if (task->finish || !IsPrefilling(*task) || !ReserveChunk(*task, &chunk)) continue;
+    const bool has_place = !task->finish && task->seq.has_value();
+    if (!has_place || !IsPrefilling(*task) || !ReserveChunk(*task, &chunk)) continue;
     prefill_turns.Start(*task, chunk);
     return true;
   }
@@ -220,7 +224,9 @@ void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step
   chunk_tasks.clear();
   drawing.clear();
   bool is_replaying = false;
+  if (pool != nullptr) ReserveDecoding(step);
   for (Task* const task : decoding) {
+    if (task->finish || !task->seq) continue;  // Gave up its place.
     const int64_t stored = store->NumTokens(*task->seq);
     if (task->num_waiting(stored) > 0) {
       is_replaying = true;
@@ -228,8 +234,10 @@ void Engine::Impl::Decode(EngineObserver* observer, const UncancelledScope& step
     } else if (task->finish_after_replay) {
       task->finish = task->finish_after_replay;
     } else {
-      task->reserve_us = 0;
-      if (!Reserve(*task, 1, &task->reserve_us)) continue;
+      if (pool == nullptr) {
+        task->reserve_us = 0;
+        if (!Reserve(*task, 1, &task->reserve_us)) continue;
+      }
       chunks.push_back(
           {*task->seq, {&task->tokens.back(), 1}, stored, ForwardChunk::Logits::kLast});
       chunk_tasks.push_back(task);
@@ -304,7 +312,11 @@ bool Engine::Impl::AddReplayed(Task& task, int64_t stored) {
     return false;
   }
   if (count == 0) {
-    task.finish = FinishReason::kKvBudget;
+    if (pool != nullptr && std::ssize(running) > 1) {
+      Preempt(task);
+    } else {
+      task.finish = FinishReason::kKvBudget;
+    }
     return false;
   }
   chunks.push_back({*task.seq,

@@ -1,6 +1,7 @@
 // The engine's state and steps. Private to this module.
 //
 // engine.cc: requests in and out, the order of a step. engine_forward.cc: chunks, tokens, drawing.
+// engine_pool.cc: requests that share a pool.
 #pragma once
 
 #include <chrono>
@@ -15,6 +16,7 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/engine/events.h"
+#include "pmkvq/engine/pool_scheduler.h"
 #include "pmkvq/engine/prefill_turns.h"
 #include "pmkvq/engine/request_queue.h"
 #include "pmkvq/engine/sequences.h"
@@ -53,7 +55,7 @@ struct Engine::Impl {
   bool Cancel(RequestId id, EngineObserver* observer);
   void Admit();
   bool IsPrefilling(const Task& task) const {
-    return store->NumTokens(*task.seq) < task.prompt_len();
+    return store->NumTokens(*task.seq) < task.num_prefilled;
   }
   // Whether this request computes its prompt, which another one of its samples may do for it.
   static bool ComputesPrompt(Task& task);
@@ -77,12 +79,25 @@ struct Engine::Impl {
   void FinishChunk(Task& task, const ForwardChunk& chunk,
                    const std::vector<ForwardFailure>& chunk_failures, float* logits);
   // Queues the log-probabilities of a prompt that is stored, where they are asked for.
-  void TellPrompt(const Task& task);
+  void TellPrompt(Task& task);
   // One token, or a chunk of replayed ones, of each request in `decoding`.
   void Decode(EngineObserver* observer, const UncancelledScope& step);
   // The Forward of `chunks`, into `failures`.
   void RunDecode();
+  // Makes room for so many tokens. False: the request has ended, or given up its place.
   bool Reserve(Task& task, int64_t num_tokens, double* pause_us);
+
+  // engine_pool.cc: requests that share a pool.
+  // Makes room for a token of each decoding request that draws. Where there is none, requests give
+  // up their places, or the last one ends.
+  void ReserveDecoding(const UncancelledScope& step);
+  bool DrawsNext(const Task& task) const;
+  // There is no room for tokens of this request with all pages at their floors: another one gives
+  // up its place, and the reservation is to be tried again. False: this one has ended, or has given
+  // up its own place.
+  bool MakeRoomFor(Task& task);
+  // Gives up the request's place: its pages are free, and it waits at its old place in the queue.
+  void Preempt(Task& task);
   // Runs `work`, which may take seconds in a large model and can be cancelled: returns false where
   // an open CancelScope around `step` is cancelled.
   template <class Work>
@@ -124,6 +139,7 @@ struct Engine::Impl {
   KvBudget budget;
   std::unique_ptr<KvStore> store;
   SequenceKeeper sequences;
+  std::unique_ptr<PoolScheduler> pool;  // Null where each request has a budget.
   ForwardWorkspace workspace;
   PrefillTurns prefill_turns;
   double prefill_credit = 0;  // Seconds that prompts may take in this step; below 0: took too many.
@@ -139,6 +155,7 @@ struct Engine::Impl {
   // Of the step under way, kept for their memory.
   std::vector<Task*> prefilling;
   std::vector<Task*> decoding;
+  std::vector<BatchChunk> pool_chunks;
   std::vector<ForwardChunk> chunks;
   std::vector<ForwardDraw> asked_draws;  // Of chunks, where the model draws.
   std::vector<Task*> chunk_tasks;        // Of each chunk.

@@ -23,7 +23,12 @@ struct PromptEvent {
   RequestId id;
   std::vector<TokenLogprobs> logprobs;
 };
-using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion, PromptEvent>;
+struct PreemptionEvent {
+  RequestId id;
+  int64_t num_tokens;
+};
+using Event = std::variant<TokenEvent, std::pair<RequestId, HalvingEvent>, Completion, PromptEvent,
+                           PreemptionEvent>;
 
 // First in, first out. Keeps its memory.
 class EventQueue {
@@ -55,6 +60,8 @@ inline void Tell(EngineObserver& observer, const Event& event) {
     observer.OnHalving(halving->first, halving->second);
   } else if (const auto* prompt = std::get_if<PromptEvent>(&event)) {
     observer.OnPromptLogprobs(prompt->id, prompt->logprobs);
+  } else if (const auto* preemption = std::get_if<PreemptionEvent>(&event)) {
+    observer.OnPreempted(preemption->id, preemption->num_tokens);
   } else {
     observer.OnFinished(std::get<Completion>(event));
   }
@@ -76,6 +83,9 @@ class CompletionCollector : public EngineObserver {
   }
   void OnHalving(RequestId id, const HalvingEvent& event) override {
     if (next_ != nullptr) next_->OnHalving(id, event);
+  }
+  void OnPreempted(RequestId id, int64_t num_tokens) override {
+    if (next_ != nullptr) next_->OnPreempted(id, num_tokens);
   }
   void OnFinished(const Completion& completion) override {
     finished_.insert_or_assign(completion.id, completion);

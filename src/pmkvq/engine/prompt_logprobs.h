@@ -26,10 +26,14 @@ class PromptLogprobs : public LogitReader {
 
   // How many rows of a chunk of the tokens [begin, end) are read, from its first one on.
   int64_t NumRows(int64_t begin, int64_t end) const {
-    return std::min(end, std::ssize(prompt_ids_) - 1) - begin;
+    return std::max<int64_t>(0, std::min(end, std::ssize(prompt_ids_) - 1) - begin);
   }
-  // The next rows are those of the chunk that begins with this token.
-  void StartChunk(int64_t begin) { chunk_begin_ = begin; }
+  // The next rows are those of the chunk that begins with this token. What was read from it on is
+  // dropped.
+  void StartChunk(int64_t begin) {
+    chunk_begin_ = begin;
+    if (begin < std::ssize(logprobs_)) logprobs_.resize(static_cast<size_t>(begin));
+  }
   void Read(int64_t first_row, int64_t num_rows, const float* logits) override;
 
   // Entry i is of prompt token i + 1. Those that were read so far.

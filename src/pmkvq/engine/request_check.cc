@@ -123,7 +123,7 @@ void CheckRequest(const Request& request, const ModelConfig& model, const KvBudg
                          fmt::format("found '{}' but there is no tokenizer, expected none", stop));
     }
   }
-  CheckBudgetHolds(budget, prompt_len, "prompt");
+  if (!budget.has_pool()) CheckBudgetHolds(budget, prompt_len, "prompt");  // PoolScheduler::Check.
 }
 
 }  // namespace pmkvq

@@ -29,7 +29,8 @@ struct Task {
         request(std::move(r)),
         tokens(request.prompt_ids),
         random(request.seed),
-        text(tokenizer, request.stop, request.prompt_ids, request.stop_after) {
+        text(tokenizer, request.stop, request.prompt_ids, request.stop_after),
+        num_prefilled(prompt_len()) {
     if (request.rules.has_penalties()) {
       for (const int32_t token : tokens) counts.emplace(token, 0);
     }
@@ -51,6 +52,11 @@ struct Task {
   OutputText text;
   std::vector<int32_t> end_ids;  // Tokens that end it.
   int64_t max_drawn = 0;
+  // The first tokens, which are computed as a prompt's chunks: the prompt; of a request that has
+  // given up its place all that it had by then.
+  int64_t num_prefilled;
+  int64_t num_preemptions = 0;
+  bool prompt_is_told = false;    // Its log-probabilities, to the observer.
   std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
   std::optional<FinishReason> finish;
   std::optional<FinishReason> finish_after_replay;  // The last replayed token ends it.

@@ -13,6 +13,13 @@
 
 namespace pmkvq {
 
+// One pool for all sequences, in place of a budget for each (CacheConfig::pool).
+struct KvPoolOptions {
+  int64_t bytes = 0;                      // --kv-pool; 0: no pool.
+  int floor_bits = 4;                     // --kv-floor: no page of pm-kvq goes below it.
+  int64_t step_bytes = int64_t{8} << 20;  // --kv-step-bytes
+};
+
 // The option group that every command that runs a model shares. Fields that a SPEC alone gives are
 // read from it anew where a cache is made.
 struct KvOptions : CacheSettings {
@@ -20,6 +27,7 @@ struct KvOptions : CacheSettings {
   std::shared_ptr<const Plan> plan;  // --plan; null: none
   std::string plan_path = "--plan";  // Where the plan was read from, for messages.
   int64_t budget_bytes = 0;          // --kv-budget, one sequence, all blocks; 0: by plan or max_len
+  KvPoolOptions pool;
 };
 
 // What the engine knows about its needs.

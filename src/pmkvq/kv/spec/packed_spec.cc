@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <variant>
 
@@ -134,6 +135,54 @@ void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settin
   }
 }
 
+std::array<double, 4> OfBlock(const std::vector<std::vector<double>>& by_width, size_t layer) {
+  std::array<double, 4> widths{};
+  for (size_t i = 0; i < widths.size(); ++i) widths[i] = by_width[i][layer];
+  return widths;
+}
+
+// Widths of pages close at what the SPEC says and go down to the pool's floor; there are no budgets
+// of blocks. The plan tells whose pages are worth most.
+void SetPool(const KvOptions& options, const CacheSettings& settings, const PackedMethod& method,
+             CacheConfig& config) {
+  if (options.budget_bytes > 0) {
+    throw InvalidInput("--kv-budget",
+                       "found one beside a pool that all requests share, expected "
+                       "none (--kv-mode isolated gives each request its budget)");
+  }
+  if (!std::holds_alternative<PlanWidths>(settings.widths)) {
+    throw InvalidInput("--kv", fmt::format("'{}': found widths that a budget follows from beside a "
+                                           "pool, expected none (static-8 and its like have their "
+                                           "widths in a pool, too)",
+                                           options.spec));
+  }
+  const Plan* const plan = options.plan.get();
+  if (method.progressive) {
+    config.close_bits = settings.init_kv_bits;
+    config.floor_bits = std::min(config.close_bits, std::max(method.bits, options.pool.floor_bits));
+    config.static_widths = settings.static_widths;
+    if (settings.static_widths && plan == nullptr) {
+      throw InvalidInput("--kv",
+                         fmt::format("'{}': static has no widths, expected --plan", options.spec));
+    }
+    if (settings.static_widths) {
+      config.k_bits = plan->k_bits;
+      config.v_bits = plan->v_bits;
+    }
+  } else {
+    config.close_bits = method.bits;
+  }
+  config.policy = PolicyKind::kOldestFirst;
+  config.pool.bytes = options.pool.bytes;
+  config.pool.step_bytes = options.pool.step_bytes;
+  config.budget_bytes = SplitBudget(options.pool.bytes, EvenWeights(config));
+  if (plan == nullptr || plan->sensitivity.k.empty() || plan->sensitivity.v.empty()) return;
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    config.pool.k_sensitivity.push_back(OfBlock(plan->sensitivity.k, layer));
+    config.pool.v_sensitivity.push_back(OfBlock(plan->sensitivity.v, layer));
+  }
+}
+
 }  // namespace
 
 const std::vector<PackedMethod>& PackedMethods() {
@@ -248,7 +297,9 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.rotate_keys = settings.rotate_keys;
   config.rotate_values = settings.rotate_values;
   config.floor_bits = read.method->bits;
-  if (read.method->progressive) {
+  if (options.pool.bytes > 0) {
+    SetPool(options, settings, *read.method, config);
+  } else if (read.method->progressive) {
     config.close_bits = settings.init_kv_bits;
     const bool has_own_widths = !std::holds_alternative<PlanWidths>(settings.widths);
     SetProgressiveBudgets(options, settings, has_own_widths ? nullptr : plan, requirements.max_len,
