@@ -19,6 +19,7 @@
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/server/http/server.h"
+#include "pool_options.h"
 #include "terminal.h"
 #include "tokenizer_options.h"
 #include "version.h"
@@ -61,6 +62,7 @@ struct Options {
   TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
+  PoolCommandOptions pool;
 };
 
 bool IsLoopback(const std::string& host) { return host == "::1" || host.starts_with("127."); }
@@ -178,6 +180,7 @@ void ServeCommand::Load() {
                                           "static-4, static-2 or pm-kvq",
                                           engine_options.kv.spec));
   }
+  options_.pool.Apply(engine_options);
   engine_options.prefill_share = options_.prefill_share;
   CheckPlan(engine_options, *model);
   Engine engine = OpenEngine(model, tokenizer, engine_options);
@@ -203,22 +206,28 @@ void ServeCommand::Load() {
   context->max_len =
       engine_options.max_len > 0 ? std::min(engine_options.max_len, max_positions) : max_positions;
   context->strict = options_.strict;
+  if (const CacheConfig& cache = *engine.kv_budget().packed(); cache.pool.bytes > 0) {
+    context->pool = {true, cache.floor_bits, cache.close_bits, options_.pool.priorities()};
+  }
 
   Hash128 hash;
   hash.Update(model->checkpoint().Identity());
-  hash.Update(fmt::format("{} {} {}", VersionText(), engine_options.kv.spec,
-                          engine.kv_budget().total_bytes()));
-  const int64_t pool = engine.kv_budget().total_bytes() * options_.max_sequences;
-  const std::string budget = FormatByteSize(engine.kv_budget().total_bytes());
+  const int64_t budget = engine.kv_budget().total_bytes();
+  const bool is_pool = options_.pool.is_pool();
+  hash.Update(fmt::format("{} {} {}{}", VersionText(), engine_options.kv.spec, budget,
+                          is_pool ? " pool" : ""));
+  const int64_t pool = is_pool ? budget : budget * options_.max_sequences;
+  const std::string cache = is_pool ? fmt::format("a pool of {} of cache, and {} tokens for each",
+                                                  FormatByteSize(budget), context->max_len)
+                                    : fmt::format("{} of cache and {} tokens for each",
+                                                  FormatByteSize(budget), context->max_len);
   std::vector<int64_t> eos_ids = model->config().eos_token_ids;
   engine_thread_ = MakeEngineThread(std::move(engine));
   http_->Post([this, context, fingerprint = "fp_" + hash.HexDigest().substr(0, 12), eos_ids, pool] {
     service_->SetReady(context, engine_thread_.get(), fingerprint, eos_ids, pool);
   });
-  PrintError(
-      fmt::format("ready: {} serves {}: {} requests at once, {} of cache and {} tokens for each",
-                  http_->address(), context->model_names.front(), options_.max_sequences, budget,
-                  context->max_len));
+  PrintError(fmt::format("ready: {} serves {}: {} requests at once, {}", http_->address(),
+                         context->model_names.front(), options_.max_sequences, cache));
 }
 
 int ServeCommand::Run() {
@@ -378,8 +387,11 @@ void AddServe(CLI::App& app) {
   options->tokenizer.Register(*command);
   options->weights.Register(*command);
   options->kv.Register(*command);
+  options->pool.Register(*command);
   AddExamples(*command,
               {"pmkvq serve --model models/longcot-10m --kv pm-kvq --kv-budget 4.75MiB",
+               "pmkvq serve --model models/longcot-10m --kv pm-kvq --plan "
+               "models/longcot-10m/plan.json --kv-mode pool --kv-pool 64MiB",
                "pmkvq serve --model MODEL --host 0.0.0.0 --api-key-file keys --max-sequences 64"});
   command->callback([options] { Serve(*options); });
 }

@@ -20,8 +20,11 @@ class Server:
     """A server on a free port, until `with` ends."""
 
     def __init__(self, *options, env=None, wait=True):
-        command = [PROGRAM, "serve", "--model", MODEL, "--threads", "2", "--kv", "pm-kvq"]
-        for name, value in {"--port": "0", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}.items():
+        command = [PROGRAM, "serve", "--model", MODEL, "--threads", "2"]
+        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}
+        if "--kv-pool" in options:  # In place of a budget for each request.
+            del defaults["--kv-budget"]
+        for name, value in defaults.items():
             if name not in options:
                 command += [name, value]
         command += options

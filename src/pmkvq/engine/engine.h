@@ -96,8 +96,8 @@ struct Request {
   int64_t session = -1;
   // Of a pool: none of its pages goes below so many bits; 0: the pool's floor.
   int kv_min_bits = 0;
-  // Of a pool with PoolSchedule::priorities: lower ones come first, keep their bits longer and
-  // their places longest. -100 to 100.
+  // Of a pool with PoolSchedule::priorities, -100 to 100: requests with lower ones keep their bits
+  // and their places longer.
   int64_t priority = 0;
 };
 

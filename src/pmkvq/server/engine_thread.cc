@@ -49,7 +49,8 @@ std::vector<float> BitsByAge(const KvStore& store, SequenceId seq, int64_t num_l
 
 ApiError RefusalOf(const InvalidInput& error) {
   const std::string message = WithoutBrackets(error.what());
-  const bool is_budget = message.find("budget") != std::string::npos;
+  const bool is_budget = message.find("KV budget") != std::string::npos ||
+                         message.find("KV pool") != std::string::npos;
   return InvalidRequest(is_budget ? "kv_pool_too_small" : "invalid_value", "", message);
 }
 
@@ -78,10 +79,15 @@ class EngineThread::Observer : public EngineObserver {
     const auto found = owner_->places_.find(id);
     if (found == owner_->places_.end()) return;
     if (found->second.wants_halvings) found->second.halvings.push_back(halving);
-    std::unique_ptr<Hash128>& history = found->second.history;
-    if (history == nullptr) history = std::make_unique<Hash128>();
-    history->Update(fmt::format("{} {} {} {} {}\n", halving.num_tokens, halving.layer,
-                                halving.from_bits, halving.num_k_pages, halving.num_v_pages));
+    AddToHistory(found->second,
+                 fmt::format("{} {} {} {} {}\n", halving.num_tokens, halving.layer,
+                             halving.from_bits, halving.num_k_pages, halving.num_v_pages));
+  }
+  void OnPreempted(RequestId id, int64_t num_tokens) override {
+    const auto found = owner_->places_.find(id);
+    if (found == owner_->places_.end()) return;
+    found->second.was_preempted = true;
+    AddToHistory(found->second, fmt::format("resume {}\n", num_tokens));
   }
   void OnFinished(const Completion& completion) override {
     GenerationEvent event = EventOf(completion.id);
@@ -101,6 +107,10 @@ class EngineThread::Observer : public EngineObserver {
   }
 
  private:
+  static void AddToHistory(Place& place, const std::string& line) {
+    if (place.history == nullptr) place.history = std::make_unique<Hash128>();
+    place.history->Update(line);
+  }
   GenerationEvent EventOf(RequestId id) const {
     GenerationEvent event;
     const auto place = owner_->places_.find(id);
@@ -187,7 +197,7 @@ void EngineThread::Carry(Command command, Observer& observer) {
     for (Request& prompt : generation.prompts) {
       for (const RequestId id : engine_.SubmitSamples(prompt, generation.seeds)) {
         submitted.push_back(id);
-        places_[id] = {command.id, choice++, nullptr, generation.wants_halvings, {}};
+        places_[id] = {command.id, choice++, nullptr, generation.wants_halvings, {}, false};
       }
     }
     running_[command.id] = std::move(submitted);
@@ -226,8 +236,9 @@ void EngineThread::RefuseOverdue() {
     const auto running = running_.find(generation);
     if (running == running_.end()) continue;
     const bool has_begun =
-        std::any_of(running->second.begin(), running->second.end(),
-                    [&](RequestId id) { return engine_.SequenceOf(id).has_value(); });
+        std::any_of(running->second.begin(), running->second.end(), [&](RequestId id) {
+          return engine_.SequenceOf(id).has_value() || places_.at(id).was_preempted;
+        });
     if (has_begun) continue;
     ApiError error = StatusError(503, "server_error", "queue_timeout",
                                  "the request has waited too long for its turn (--queue-timeout)");
@@ -240,6 +251,7 @@ void EngineThread::Publish() {
   EngineSnapshot now;
   now.stats = engine_.stats();
   now.num_halvings = num_halvings_;
+  now.pool = engine_.store().StoreStats().pool;
   const int64_t num_layers = engine_.model().config().num_layers;
   for (const auto& [id, place] : places_) {
     const std::optional<SequenceId> seq = engine_.SequenceOf(id);

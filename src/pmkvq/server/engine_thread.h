@@ -47,7 +47,7 @@ struct GenerationEvent {
   std::optional<TokenLogprobs> logprobs;
   std::vector<TokenLogprobs> prompt_logprobs;  // Entry i is of prompt token i + 1.
   std::unique_ptr<Completion> completion;
-  std::string history;                 // Digest of the halvings of this request, 16 hex digits.
+  std::string history;                 // Digest of its halvings and resumes, 16 hex digits.
   std::vector<HalvingEvent> halvings;  // Where the generation wants them.
   ApiError error;
 };
@@ -71,6 +71,7 @@ struct EngineSnapshot {
   EngineStats stats;
   int64_t kv_bytes = 0;  // Of running requests.
   PagesPerWidth kv_pages{};
+  KvPoolStats pool;
   int64_t num_halvings = 0;  // Pages that were brought to a lower width, since the start.
   std::vector<SequenceSnapshot> sequences;
 };
@@ -107,6 +108,7 @@ class EngineThread {
     std::unique_ptr<Hash128> history;
     bool wants_halvings = false;
     std::vector<HalvingEvent> halvings;
+    bool was_preempted = false;
   };
 
   void Run();

@@ -80,6 +80,24 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
   }
   Sample(out, "pmkvq_kv_halved_pages_total", "counter", "Steps of pages to a lower width.",
          number(engine.num_halvings));
+  if (engine.pool.bytes > 0) {
+    Sample(out, "pmkvq_kv_water_level", "gauge",
+           "Price up to which pages are halved; the mean price from 8 to 4 bits is 1.",
+           engine.pool.water_level);
+    Sample(out, "pmkvq_kv_peak_bytes", "gauge", "Most bytes that the caches have taken.",
+           number(engine.pool.peak_bytes));
+    Sample(out, "pmkvq_kv_halved_bytes_total", "counter", "Bytes of pages read to halve them.",
+           number(engine.pool.narrowed_bytes));
+    Sample(out, "pmkvq_kv_expected_bytes", "gauge",
+           "Bytes that running requests are expected to take at the target width.",
+           engine.stats.expected_kv_bytes);
+  }
+  Sample(out, "pmkvq_preemptions_total", "counter",
+         "Times that a request gave up its place in the pool.",
+         number(engine.stats.num_preemptions));
+  Sample(out, "pmkvq_recomputed_tokens_total", "counter",
+         "Tokens of requests that gave up their places, computed again.",
+         number(engine.stats.recomputed_tokens));
   Sample(out, "pmkvq_connections", "gauge", "Open connections.", number(connections));
   Sample(out, "pmkvq_slow_readers_cancelled_total", "counter", "Streams that nobody read.",
          number(slow_readers));
@@ -127,7 +145,8 @@ std::string Metrics::TextAsVllm(const EngineSnapshot& engine, int64_t kv_pool_by
          number(engine.stats.num_waiting));
   sample("vllm:kv_cache_usage_perc", "gauge", "As pmkvq_kv_usage_ratio.",
          kv_pool_bytes > 0 ? number(engine.kv_bytes) / number(kv_pool_bytes) : 0);
-  sample("vllm:num_preemptions_total", "counter", "Requests that gave up their place.", 0);
+  sample("vllm:num_preemptions_total", "counter", "Requests that gave up their place.",
+         number(engine.stats.num_preemptions));
   sample("vllm:prompt_tokens_total", "counter", "Tokens of prompts.", number(prompt_tokens));
   sample("vllm:generation_tokens_total", "counter", "Tokens drawn.", number(generated_tokens));
   const auto histogram = [&](const char* name, const Histogram& values) {

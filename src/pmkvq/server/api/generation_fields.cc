@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 
@@ -71,6 +72,21 @@ void ReadStreaming(BodyFields& body, GenerationFields& fields) {
   fields.continuous_usage = options.Bool("continuous_usage_stats").value_or(false);
 }
 
+void ReadPoolFields(BodyFields& body, const PoolFields& pool, GenerationFields& fields) {
+  if (!pool.has_pool) body.Refuse({"kv_min_bits"});
+  if (const auto bits = body.Integer("kv_min_bits", 0, 16)) {
+    const bool is_width = std::find(kWidths.begin(), kWidths.end(), *bits) != kWidths.end();
+    if (!is_width || *bits < pool.floor_bits || *bits > pool.close_bits) {
+      body.Fail("kv_min_bits", std::to_string(*bits),
+                fmt::format("16, 8, 4 or 2, from {} (--kv-floor) to {}", pool.floor_bits,
+                            pool.close_bits));
+    }
+    fields.kv_min_bits = static_cast<int>(*bits);
+  }
+  if (!pool.priorities) body.Refuse({"priority"});
+  fields.priority = body.Integer("priority", -100, 100).value_or(0);
+}
+
 }  // namespace
 
 SamplingDefaults LoadSamplingDefaults(const std::string& folder) {
@@ -97,7 +113,7 @@ SamplingDefaults LoadSamplingDefaults(const std::string& folder) {
 }
 
 GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& defaults,
-                                      int64_t vocab_size) {
+                                      int64_t vocab_size, const PoolFields& pool) {
   GenerationFields fields;
   fields.sampling.temperature = body.Number("temperature", 0, 2).value_or(defaults.temperature);
   fields.sampling.top_p = body.Number("top_p", 0, 1).value_or(defaults.top_p);
@@ -138,7 +154,8 @@ GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& 
                "prompt_cache_key"});
   body.Refuse({"grammar", "functions", "function_call", "audio", "store", "background",
                "guided_json", "guided_regex", "guided_choice", "guided_grammar", "bad_words",
-               "kv_min_bits", "kv_replay", "priority", "cache_salt", "logits_processors"});
+               "kv_replay", "cache_salt", "logits_processors"});
+  ReadPoolFields(body, pool, fields);
   return fields;
 }
 

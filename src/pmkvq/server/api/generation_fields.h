@@ -25,6 +25,14 @@ SamplingDefaults LoadSamplingDefaults(const std::string& folder);
 
 enum class KvReportKind : uint8_t { kNone, kSummary, kEvents };
 
+// What the fields kv_min_bits and priority may be: of a cache that all requests share.
+struct PoolFields {
+  bool has_pool = false;
+  int floor_bits = 2;
+  int close_bits = 16;
+  bool priorities = false;
+};
+
 struct GenerationFields {
   SamplingParams sampling;
   std::optional<uint64_t> seed;  // Empty: a random one.
@@ -41,6 +49,8 @@ struct GenerationFields {
   bool include_usage = false;
   bool continuous_usage = false;
   KvReportKind kv_report = KvReportKind::kSummary;
+  int kv_min_bits = 0;  // 0: the pool's floor.
+  int64_t priority = 0;
 };
 
 // Bounds that keep a single request from taking all memory.
@@ -51,6 +61,6 @@ inline constexpr int64_t kMostLogprobs = 20;  // alternatives of a token
 // Reads them and refuses those that are not supported. `vocab_size`: of ids in fields. Throws
 // RefusedRequest.
 GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& defaults,
-                                      int64_t vocab_size);
+                                      int64_t vocab_size, const PoolFields& pool);
 
 }  // namespace pmkvq::server

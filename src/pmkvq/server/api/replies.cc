@@ -212,6 +212,7 @@ void WriteKvReport(JsonWriter& json, const KvReport& kv) {
   json.Key("min_bits").Int(kv.min_bits);
   json.Key("mean_bits").Number(kv.mean_bits);
   json.Key("halved_pages").Int(kv.halved_pages);
+  json.Key("preemptions").Int(kv.preemptions);
   json.Key("peak_bytes").Int(kv.peak_bytes);
   if (kv.events != nullptr) {
     json.Key("events").BeginArray();

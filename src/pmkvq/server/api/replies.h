@@ -65,6 +65,7 @@ struct KvReport {
   double mean_bits = 16;
   int64_t halved_pages = 0;
   int64_t peak_bytes = 0;
+  int64_t preemptions = 0;   // How often its choices gave up their places in a pool.
   bool is_asked_for = true;  // Otherwise it is left out.
   // With kv_report "events": of each choice, in the order in which they happened.
   const std::vector<std::vector<HalvingEvent>>* events = nullptr;

@@ -353,6 +353,8 @@ Request CompletionRequest::EngineRequest(size_t prompt) const {
   request.max_tokens = is_prompt_only() ? 1 : std::max<int64_t>(0, fields.max_tokens);
   request.min_tokens = fields.min_tokens;
   request.ignore_eos = fields.ignore_eos;
+  request.kv_min_bits = fields.kv_min_bits;
+  request.priority = fields.priority;
   request.rules = fields.rules;
   request.stop = fields.stop;
   request.stop_ids = fields.stop_ids;
@@ -369,7 +371,7 @@ CompletionRequest ReadChatRequest(std::string_view text, const ApiContext& conte
   CheckModel(body, context);
   CompletionRequest request;
   request.is_chat = true;
-  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
+  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size, context.pool);
   const int64_t top = body.Integer("top_logprobs", 0, kMostLogprobs).value_or(0);
   if (body.Bool("logprobs").value_or(false)) {
     request.num_logprobs = top;
@@ -401,7 +403,7 @@ CompletionRequest ReadTextRequest(std::string_view text, const ApiContext& conte
   BodyFields body(json);
   CheckModel(body, context);
   CompletionRequest request;
-  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size);
+  request.fields = ReadGenerationFields(body, context.defaults, context.vocab_size, context.pool);
   request.num_logprobs = body.Integer("logprobs", 0, kMostLogprobs).value_or(-1);
   body.Refuse({"suffix", "tools"});
   request.grammar = context.formats->OfResponseFormat(body, PlaceOf(request, context, false));

@@ -33,6 +33,7 @@ struct ApiContext {
   std::vector<std::pair<int32_t, std::string>> tool_tokens;
   int64_t max_len = 0;  // Prompt and output together.
   bool strict = false;  // Unknown fields are refused.
+  PoolFields pool;
 };
 
 // A prompt as "echo" gives it back.

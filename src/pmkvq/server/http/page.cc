@@ -73,6 +73,10 @@ std::string Service::KvText() const {
   };
   json.BeginObject().Key("pool_bytes").Int(kv_pool_bytes_).Key("used_bytes").Int(now.kv_bytes);
   write_pages(now.kv_pages);
+  json.Key("mode").String(now.pool.bytes > 0 ? "pool" : "isolated");
+  json.Key("water_level").Number(now.pool.water_level);
+  json.Key("expected_bytes").Int(static_cast<int64_t>(now.stats.expected_kv_bytes));
+  json.Key("preemptions").Int(now.stats.num_preemptions);
   json.Key("running").Int(now.stats.num_running).Key("waiting").Int(now.stats.num_waiting);
   json.Key("generated_tokens").Int(metrics_.generated_tokens);
   json.Key("halved_pages").Int(now.num_halvings);

@@ -339,6 +339,7 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   ++metrics_.finished[std::string(NameOf(done.finish_reason))];
   --live.num_open;
   live.kv[event.choice] = done.kv;
+  live.preemptions += done.num_preemptions;
   live.halvings[event.choice] = std::move(event.halvings);
   if (!event.history.empty()) {
     live.history += (live.history.empty() ? "" : ",") + event.history;
@@ -424,6 +425,7 @@ void Service::FailAll(const ApiError& error) {
 
 KvReport Service::ReportOf(const LiveRequest& live) {
   KvReport report = KvReportOf(live.kv, live.seed, live.history);
+  report.preemptions = live.preemptions;
   report.is_asked_for = live.request.fields.kv_report != KvReportKind::kNone;
   if (live.request.fields.kv_report == KvReportKind::kEvents) report.events = &live.halvings;
   return report;

@@ -53,6 +53,7 @@ struct LiveRequest {
   UsageState usage;
   uint64_t seed = 0;
   std::string history;
+  int64_t preemptions = 0;        // Of all choices.
   size_t num_open = 0;            // Choices that have not ended.
   std::optional<ApiError> error;  // Ends the whole request.
   std::string client;             // Whose it is: key or address.

@@ -1,0 +1,82 @@
+#include "pool_options.h"
+
+#include "option_values.h"
+#include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
+
+namespace pmkvq::cli {
+namespace {
+
+constexpr char kGroup[] = "KV pool";
+
+}  // namespace
+
+void PoolCommandOptions::Register(CLI::App& command) {
+  command_ = &command;
+  command
+      .add_option("--kv-mode", mode_,
+                  "isolated: each request has its --kv-budget; pool: all requests share --kv-pool")
+      ->transform(OneOf({"isolated", "pool"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--kv-pool", pool_,
+                  "what the caches of all requests may take together: 6MiB, 4GiB")
+      ->type_name("SIZE")
+      ->transform(KvBudgetSize())
+      ->group(kGroup);
+  command
+      .add_option("--kv-target", target_,
+                  "mean bits at which the tokens that are expected must fit for a request to be "
+                  "let in, 4 to 16")
+      ->transform(DecimalNumber(4, 16))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--kv-floor", floor_,
+                  "bits below which no page of pm-kvq goes; less than --kv-target")
+      ->transform(OneOf({"8", "4", "2"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--admission", admission_,
+                  "expected: by the lengths of answers so far; guaranteed: only what fits at the "
+                  "floor with all its tokens")
+      ->transform(OneOf({"expected", "guaranteed"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--kv-step-bytes", step_bytes_,
+                  "bytes of pages that one step may read to halve them ahead of need")
+      ->type_name("SIZE")
+      ->transform(KvBudgetSize())
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_flag("--priorities", priorities_,
+                "the field priority (-100 to 100) counts: lower ones keep bits and places longer")
+      ->group(kGroup);
+}
+
+void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
+  if (!is_pool()) {
+    for (const char* name : {"--kv-pool", "--kv-target", "--kv-floor", "--admission",
+                             "--kv-step-bytes", "--priorities"}) {
+      if (command_->count(name) == 0) continue;
+      throw InvalidInput(name, "found it without --kv-mode pool, expected both or none");
+    }
+    return;
+  }
+  if (pool_.empty()) {
+    throw InvalidInput("--kv-pool", "found none with --kv-mode pool, expected a size: 4GiB");
+  }
+  options.kv.pool.bytes = ParseKvBudget(pool_);
+  options.kv.pool.floor_bits = std::stoi(floor_);
+  options.kv.pool.step_bytes = ParseKvBudget(step_bytes_);
+  options.pool.target_bits = target_;
+  options.pool.priorities = priorities_;
+  options.pool.admission =
+      admission_ == "guaranteed" ? PoolAdmission::kGuaranteed : PoolAdmission::kExpected;
+}
+
+}  // namespace pmkvq::cli

@@ -1,0 +1,32 @@
+// The options of a cache that all requests share: --kv-mode pool and what belongs to it.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+#include "pmkvq/research/methods/spec_engine.h"
+
+namespace pmkvq::cli {
+
+class PoolCommandOptions {
+ public:
+  void Register(CLI::App& command);
+  bool is_pool() const { return mode_ == "pool"; }
+  bool priorities() const { return priorities_; }
+  // Sets what the options say. Throws InvalidInput: a pool without a size, options of a pool
+  // without one.
+  void Apply(SpecEngineOptions& options) const;
+
+ private:
+  CLI::App* command_ = nullptr;
+  std::string mode_ = "isolated";
+  std::string pool_;
+  double target_ = 8;
+  std::string floor_ = "4";
+  std::string admission_ = "expected";
+  std::string step_bytes_ = "8MiB";
+  bool priorities_ = false;
+};
+
+}  // namespace pmkvq::cli

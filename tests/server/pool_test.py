@@ -1,0 +1,109 @@
+"""--kv-mode pool: all requests share one pool."""
+import concurrent.futures
+import json
+import subprocess
+import unittest
+
+from served import MODEL, PROGRAM, Server, ServedTest, chat, main
+
+
+def many(server, bodies):
+    """All at once; statuses and replies, in order."""
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as clients:
+        return list(clients.map(lambda body: server.post("/v1/chat/completions", body), bodies))
+
+
+class Pool(ServedTest):
+    # 300 tokens take 4 MiB at 16 bits and 1.4 at 4.
+    options = ("--kv-mode", "pool", "--kv-pool", "8MiB", "--max-sequences", "8", "--plan", f"{MODEL}/plan.json",
+               "--priorities")
+
+    def test_more_at_once_than_16_bits_would_hold(self):
+        bodies = [chat(max_tokens=500, ignore_eos=True, seed=i, temperature=1, kv_report="events") for i in range(8)]
+        for status, reply in many(self.server, bodies):
+            self.assertEqual(status, 200, reply)
+            self.assertEqual(reply["usage"]["completion_tokens"], 500)
+            self.assertEqual(reply["choices"][0]["finish_reason"], "length")
+            self.assertIsNone(reply["choices"][0]["stop_reason"])
+            kv = reply["kv"]
+            self.assertGreaterEqual(kv["min_bits"], 4)
+            halved = sum(event["k_pages"] + event["v_pages"] for event in kv["events"])
+            self.assertGreaterEqual(halved, kv["halved_pages"])
+            self.assertEqual(len(kv["history"]), 16 if kv["events"] or kv["preemptions"] else 0)
+        self.assertLessEqual(self.server.metric("pmkvq_kv_peak_bytes"), 8 * 2**20)
+        self.assertGreater(self.server.metric("pmkvq_kv_halved_bytes_total"), 0)
+        self.assertGreater(self.server.metric("pmkvq_kv_water_level"), 0)
+        self.server.wait_for_metric("pmkvq_kv_used_bytes", 0)
+
+    def test_equal_seed_and_history_are_equal_text(self):
+        """Alone nothing is halved: the text is that of any other time when nothing was."""
+        texts = set()
+        for _ in range(2):
+            status, reply = self.server.post("/v1/chat/completions", chat(seed=5, temperature=1, max_tokens=200))
+            self.assertEqual((status, reply["kv"]["history"], reply["kv"]["halved_pages"]), (200, "", 0))
+            texts.add(json.dumps(reply["choices"]))
+        self.assertEqual(len(texts), 1)
+
+    def test_kv_min_bits_is_kept(self):
+        bodies = [chat(max_tokens=500, ignore_eos=True, seed=i, temperature=1) for i in range(6)]
+        bodies[0]["kv_min_bits"] = 16
+        bodies[1]["kv_min_bits"] = 8
+        replies = many(self.server, bodies)
+        self.assertEqual([status for status, _ in replies], [200] * 6)
+        self.assertEqual(replies[0][1]["kv"]["min_bits"], 16)
+        self.assertEqual(replies[0][1]["kv"]["halved_pages"], 0)
+        self.assertGreaterEqual(replies[1][1]["kv"]["min_bits"], 8)
+
+    def test_fields_of_the_pool(self):
+        for fields, param in [({"kv_min_bits": 2}, "kv_min_bits"), ({"kv_min_bits": 5}, "kv_min_bits"),
+                              ({"priority": 101}, "priority")]:
+            status, reply = self.server.post("/v1/chat/completions", chat(**fields))
+            self.assertEqual((status, reply["error"]["param"], reply["error"]["code"]), (400, param, "invalid_value"))
+        status, _ = self.server.post("/v1/chat/completions", chat(priority=-5, max_tokens=5))
+        self.assertEqual(status, 200)
+
+    def test_v1_kv_says_the_mode_and_the_level(self):
+        _, text = self.server.get("/v1/kv")
+        cache = json.loads(text)
+        self.assertEqual((cache["mode"], cache["pool_bytes"], cache["used_bytes"]), ("pool", 8 * 2**20, 0))
+        self.assertGreaterEqual(cache["water_level"], 0)
+
+
+class SmallPool(unittest.TestCase):
+    def test_what_never_fits_is_refused_and_what_outgrows_it_ends(self):
+        with Server("--kv-mode", "pool", "--kv-pool", "1500KiB", "--max-sequences", "4") as server:
+            long = "Sort these numbers: " + ", ".join(str(100 + i) for i in range(150))
+            status, reply = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]})
+            self.assertEqual((status, reply["error"]["code"]), (400, "kv_pool_too_small"), reply)
+            self.assertIn("--kv-pool of at least", reply["error"]["message"])
+            status, reply = server.post("/v1/chat/completions", chat(max_tokens=1500, ignore_eos=True))
+            self.assertEqual(status, 200)
+            choice = reply["choices"][0]
+            self.assertEqual((choice["finish_reason"], choice["stop_reason"]), ("length", "kv_budget"))
+            self.assertGreater(reply["usage"]["completion_tokens"], 200)
+
+    def test_a_pool_for_one_serves_eight(self):
+        """Nothing is lost where requests have to give up their places."""
+        with Server("--kv-mode", "pool", "--kv-pool", "2MiB", "--max-sequences", "8") as server:
+            bodies = [chat(max_tokens=400, ignore_eos=True, seed=i, temperature=1) for i in range(8)]
+            for status, reply in many(server, bodies):
+                self.assertEqual(status, 200, reply)
+                self.assertEqual(reply["usage"]["completion_tokens"], 400)
+            self.assertLessEqual(server.metric("pmkvq_kv_peak_bytes"), 2 * 2**20)
+
+
+class Options(unittest.TestCase):
+    def test_options_that_do_not_go_together(self):
+        for options, name in [(["--kv-mode", "pool"], "--kv-pool"), (["--kv-pool", "1GiB"], "--kv-pool"),
+                              (["--kv-target", "6"], "--kv-target"),
+                              (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-target", "4"], "--kv-floor"),
+                              (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-budget", "1MiB"], "--kv-budget"),
+                              (["--kv-mode", "pool", "--kv-pool", "1000"], "--kv-pool")]:
+            done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--port", "0", "--kv", "pm-kvq", *options],
+                                  capture_output=True, text=True, timeout=60)
+            self.assertNotEqual(done.returncode, 0, options)
+            self.assertIn(name, done.stderr.strip().splitlines()[-1], done.stderr)
+
+
+if __name__ == "__main__":
+    main()
