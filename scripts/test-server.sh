@@ -25,4 +25,5 @@ export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 "$python" "$clients/openai_js.py" "$program" "$model"
 "$python" "$clients/lm_eval_client.py" "$program" "$model"
 "$python" "$root/tests/server/faults.py" "$program" "$model"
+"$python" "$root/tests/server/pressure.py" "$program" "$model"
 "$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -iE '^(openai|lm.eval) '

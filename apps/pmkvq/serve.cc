@@ -390,8 +390,7 @@ void AddServe(CLI::App& app) {
   options->pool.Register(*command);
   AddExamples(*command,
               {"pmkvq serve --model models/longcot-10m --kv pm-kvq --kv-budget 4.75MiB",
-               "pmkvq serve --model models/longcot-10m --kv pm-kvq --plan "
-               "models/longcot-10m/plan.json --kv-mode pool --kv-pool 64MiB",
+               "pmkvq serve --model MODEL --kv pm-kvq --kv-mode pool --kv-pool 8GiB",
                "pmkvq serve --model MODEL --host 0.0.0.0 --api-key-file keys --max-sequences 64"});
   command->callback([options] { Serve(*options); });
 }
