@@ -18,10 +18,10 @@ fi
 for group in "$@"; do
   case "$group" in
     build) ;;
-    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes.
-    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 chromium) ;;
+    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates.
+    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 openssl chromium) ;;
     # promtool is in prometheus; systemd-analyze checks the unit.
-    test-server) packages+=(python3 python3-venv curl nodejs prometheus systemd chromium) ;;
+    test-server) packages+=(python3 python3-venv openssl curl nodejs prometheus systemd chromium) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-dev) ;;

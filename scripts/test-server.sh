@@ -26,4 +26,6 @@ export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 "$python" "$clients/lm_eval_client.py" "$program" "$model"
 "$python" "$root/tests/server/faults.py" "$program" "$model"
 "$python" "$root/tests/server/pressure.py" "$program" "$model"
+PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/limits_test.py" "$program" "$model"
+PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/faults.py" "$program" "$model" Faults
 "$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -iE '^(openai|lm.eval) '

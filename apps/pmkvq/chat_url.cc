@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "commands.h"
+#include "file_options.h"
 #include "help_format.h"
 #include "line_editor.h"
 #include "option_values.h"
@@ -21,6 +22,7 @@ namespace {
 struct Options {
   std::string url;
   std::string api_key;
+  std::string ca_cert;
   std::string model;
   std::string system;
   std::string message;
@@ -123,6 +125,7 @@ class UrlChat {
   explicit UrlChat(const Options& options)
       : options_(options), url_(server::HttpUrl::Parse(options.url)) {
     if (url_.path.empty()) url_.path = "/v1";
+    url_.ca_file = options.ca_cert;
     Clear();
   }
 
@@ -284,6 +287,10 @@ void AddChat(CLI::App& app) {
       ->add_option("--api-key", options->api_key,
                    "key for the server (default: OPENAI_API_KEY, which ps does not show)")
       ->envname("OPENAI_API_KEY");
+  NamesFile(command->add_option("--ca-cert", options->ca_cert,
+                                "PEM file with the certificate that an https server's leads to "
+                                "(default: those of the system)"),
+            FileKind::kInput);
   command->add_option("--model", options->model, "model of the server (default: its first one)");
   command->add_option("--system", options->system, "system message");
   command->add_option("--temperature", options->temperature, "0 for the likeliest tokens")

@@ -126,6 +126,16 @@ server::ToolFormat ToolFormatFor(const Options& options, const ChatTemplate& cha
   return server::ToolFormat::kNone;
 }
 
+// What was read before stays where a file is wrong now.
+template <class Read>
+void Reload(const Read& read) {
+  try {
+    read();
+  } catch (const Error& error) {
+    PrintError(error.what());
+  }
+}
+
 class ServeCommand {
  public:
   explicit ServeCommand(const Options& options) : options_(options) {}
@@ -232,6 +242,11 @@ void ServeCommand::Load() {
 
 int ServeCommand::Run() {
   RaiseFileLimit();
+  if (!options_.http.unix_socket.empty() && !options_.http.tls_cert.empty()) {
+    throw InvalidInput("--tls-cert",
+                       "found --unix-socket too; expected TLS for --host and --port "
+                       "only");
+  }
   log_ = std::make_unique<server::Log>(options_.log_file);
   server::ServiceOptions service;
   service.allowed_hosts = SplitAtCommas(options_.allowed_hosts);
@@ -259,11 +274,8 @@ int ServeCommand::Run() {
   std::thread io([&] {
     http_->Run([this] {
       log_->Reopen();
-      try {
-        service_->SetKeys(LoadKeys(options_));
-      } catch (const Error& error) {
-        PrintError(error.what());  // The former keys stay.
-      }
+      Reload([&] { http_->ReloadTls(); });
+      Reload([&] { service_->SetKeys(LoadKeys(options_)); });
     });
   });
   try {
@@ -303,6 +315,16 @@ void AddServe(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--unix-socket", options->http.unix_socket,
                       "path of a UNIX socket to listen on in place of host and port");
+  CLI::Option* cert = NamesFile(
+      command->add_option("--tls-cert", options->http.tls_cert,
+                          "PEM file with the server's certificate and those that lead to its root: "
+                          "https in place of http"),
+      FileKind::kInput);
+  CLI::Option* key = NamesFile(command->add_option("--tls-key", options->http.tls_key,
+                                                   "PEM file with the certificate's private key"),
+                               FileKind::kInput);
+  cert->needs(key);
+  key->needs(cert);
   command->add_option("--served-model-name", options->served_name,
                       "names of the model for clients, with commas; the first one is in replies "
                       "(default: the folder's name)");

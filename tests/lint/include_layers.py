@@ -36,7 +36,7 @@ OWNERS = {
 CUDA_HEADERS = re.compile(r"cuda|cublas|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
 CUDA_FILES = re.compile(r".*(\.cu|\.cuh|_cuda\.cc|/cuda_runtime\.h)$")
 # Headers that only .cc files of their folder include.
-PRIVATE_HEADERS = {"src/pmkvq/server/http/connection.h"}
+PRIVATE_HEADERS = {"src/pmkvq/server/http/connection.h", "src/pmkvq/server/http/socket_stream.h"}
 
 
 def module_of(parts) -> str:

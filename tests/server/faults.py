@@ -14,7 +14,7 @@ import threading
 import time
 import unittest
 
-from served import MODEL, PROGRAM, Server, chat, main
+from served import EVERYWHERE, MODEL, PROGRAM, Server, chat, main
 
 MANY = ["--max-connections", "4096", "--per-address", "4096"]
 
@@ -36,11 +36,7 @@ def request_bytes(path="/v1/chat/completions", body=None, **fields):
 
 
 def connect(server, data=b"", receive_bytes=None):
-    client = socket.socket()
-    if receive_bytes is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    client.settimeout(120)
-    client.connect(("127.0.0.1", server.port))
+    client = server.connect(receive_bytes=receive_bytes)
     client.sendall(data)
     return client
 
@@ -183,14 +179,15 @@ class Faults(unittest.TestCase):
 
     def test_few_descriptors(self):
         script = f"import resource,os,sys; resource.setrlimit(resource.RLIMIT_NOFILE,(64,64)); os.execv(sys.argv[1], sys.argv[1:])"
-        process = subprocess.Popen(["python3", "-c", script, PROGRAM, "serve", "--model", MODEL, "--port", "0", "--max-len", "512"],
-                                   stderr=subprocess.PIPE, text=True)
         server = Server.__new__(Server)
+        server.use_tls(EVERYWHERE)
+        process = subprocess.Popen(["python3", "-c", script, PROGRAM, "serve", "--model", MODEL, "--port", "0", "--max-len", "512",
+                                    *server.tls_options], stderr=subprocess.PIPE, text=True)
         server.process, server.lines, server.port, server.is_ready = process, [], None, threading.Event()
         threading.Thread(target=server.read, daemon=True).start()
         with server:
             self.assertTrue(server.is_ready.wait(60) and server.port)
-            clients = [connect(server) for _ in range(200)]  # The kernel takes those that the server cannot.
+            clients = [server.connect(greet=False) for _ in range(200)]  # The kernel takes those that the server cannot.
             time.sleep(1)
             self.assertIsNone(process.poll())
             for client in clients:

@@ -226,6 +226,17 @@ class Refusals(ServedTest):
                 ("Content-Length: -1\r\n", "400")]:
             answer = self.server.raw((head + more + "\r\n" + body).encode(), wait=2)
             self.assertIn(" " + status + " ", answer.split("\r\n")[0], (more[:60], answer[:200]))
+        chunked = (head + "Transfer-Encoding: chunked\r\n\r\n").encode()
+        with self.server.connect(timeout=5) as client:
+            client.sendall(chunked)
+            for part in [b"5\r", b"\n{\"pro", b"\r\n9;x=y\r\nmpt\":\"x\"}", b"\r\n0\r\n", b"\r\n"]:
+                time.sleep(0.02)
+                client.sendall(part)
+            self.assertTrue(client.recv(4096).startswith(b"HTTP/1.1 200"), "chunks, cut anywhere")
+        for bad in [b"5;" + b"x" * 1000000, b"z\r\n", b"2\r\n{}xx\r\n", b"1" * 1000 + b"\r\n"]:
+            self.assertIn(" 400 ", self.server.raw(chunked + bad, wait=3).split("\r\n")[0], bad[:20])
+        answer = self.server.raw(chunked + b"fffffffff\r\n{", wait=3)
+        self.assertIn(" 413 ", answer.split("\r\n")[0])
         answer = self.server.raw(("GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3).encode(), wait=1)
         self.assertEqual(answer.count("HTTP/1.1 200"), 3, "pipelined requests, in order")
         answer = self.server.raw(b"GET /live HTTP/1.0\r\n\r\n", wait=2)
@@ -282,7 +293,7 @@ class Limits(unittest.TestCase):
             for stream in [True, False]:
                 for _ in range(6):
                     body = json.dumps(chat(max_tokens=2000, ignore_eos=True, stream=stream)).encode()
-                    client = socket.create_connection(("127.0.0.1", server.port))
+                    client = server.connect()
                     client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                                    + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
                     time.sleep(0.1)

@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -16,10 +18,25 @@ QUESTION = "Sort these 04 numbers from small to large with merge sort: 697, 103,
 KEY = "a-key-of-twenty-bytes"
 
 
-class Server:
-    """A server on a free port, until `with` ends."""
+def certificate(name="server", *options, hosts="DNS:localhost,IP:127.0.0.1"):
+    """Files of a new certificate for `hosts`, and of its key."""
+    paths = [os.path.join(FILES.name, f"{name}.{kind}") for kind in ("pem", "key")]
+    subprocess.run(["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=" + name, "-out", paths[0], "-keyout", paths[1],
+                    *(options or ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]),
+                    "-addext", "subjectAltName=" + hosts], check=True, capture_output=True)
+    return paths
 
-    def __init__(self, *options, env=None, wait=True):
+
+FILES = tempfile.TemporaryDirectory()
+# With PMKVQ_TEST_TLS set, every server speaks TLS, and so do the clients here.
+EVERYWHERE = certificate() if os.environ.get("PMKVQ_TEST_TLS") else None
+
+
+class Server:
+    """A server on a free port, until `with` ends. `tls`: files of a certificate and its key."""
+
+    def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE):
+        self.use_tls(None if "--unix-socket" in options else tls)
         command = [PROGRAM, "serve", "--model", MODEL, "--threads", "2"]
         defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}
         if "--kv-pool" in options:  # In place of a budget for each request.
@@ -27,7 +44,7 @@ class Server:
         for name, value in defaults.items():
             if name not in options:
                 command += [name, value]
-        command += options
+        command += [*options, *self.tls_options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, **(env or {})})
         self.lines = []
@@ -37,10 +54,23 @@ class Server:
         if wait and (not self.is_ready.wait(60) or self.port is None):
             raise RuntimeError("not ready: " + "".join(self.lines))
 
+    def use_tls(self, files):
+        self.tls = files and ssl.create_default_context(cafile=files[0])
+        self.tls_options = files and ["--tls-cert", files[0], "--tls-key", files[1]] or []
+
+    def connect(self, timeout=120, receive_bytes=None, greet=True):
+        """A socket that is connected; with TLS after the handshake, unless `greet` is false."""
+        client = socket.socket()
+        if receive_bytes is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        client.settimeout(timeout)
+        client.connect(("127.0.0.1", self.port))
+        return self.tls.wrap_socket(client, server_hostname="127.0.0.1") if self.tls and greet else client
+
     def read(self):
         for line in self.process.stderr:
             self.lines.append(line)
-            found = re.search(r"ready: (?:http://[^:]+:(\d+)|unix:)", line)
+            found = re.search(r"ready: (?:https?://[^:]+:(\d+)|unix:)", line)
             if found:
                 self.port = found.group(1) and int(found.group(1))
                 self.is_ready.set()
@@ -59,7 +89,8 @@ class Server:
         self.process.stderr.close()
 
     def request(self, method, path, body=None, headers=None, raw=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = (http.client.HTTPSConnection("127.0.0.1", self.port, timeout=120, context=self.tls) if self.tls
+                      else http.client.HTTPConnection("127.0.0.1", self.port, timeout=120))
         sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
         sent.update(headers or {})
         connection.request(method, path, raw if raw is not None else body and json.dumps(body), sent)
@@ -87,13 +118,13 @@ class Server:
 
     def raw(self, data, wait=5.0):
         """What the server answers to these bytes, until it closes or `wait` seconds pass."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as client:
+        with self.connect(timeout=wait) as client:
             client.sendall(data)
             answer = b""
             try:
                 while part := client.recv(65536):
                     answer += part
-            except (TimeoutError, ConnectionResetError):
+            except (TimeoutError, ConnectionResetError, ssl.SSLError):
                 pass
             return answer.decode(errors="replace")
 

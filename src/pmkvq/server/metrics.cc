@@ -101,6 +101,8 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
   Sample(out, "pmkvq_connections", "gauge", "Open connections.", number(connections));
   Sample(out, "pmkvq_slow_readers_cancelled_total", "counter", "Streams that nobody read.",
          number(slow_readers));
+  Sample(out, "pmkvq_tls_failures_total", "counter", "Connections without a TLS handshake.",
+         number(tls_failures));
   Sample(out, "pmkvq_clients_gone_total", "counter", "Requests whose client went away.",
          number(clients_gone));
   Sample(out, "pmkvq_log_dropped_total", "counter", "Log lines that could not be written.",

@@ -43,6 +43,7 @@ struct Metrics {
   int64_t connections = 0;  // Open now.
   int64_t slow_readers = 0;
   int64_t clients_gone = 0;
+  int64_t tls_failures = 0;
   int64_t log_lines_dropped = 0;
   Histogram time_to_first_token{{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300}};
   Histogram inter_token{{0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3}};

@@ -97,19 +97,32 @@ void Socket::Connect() {
 void Socket::StartTls() {
   context_.reset(SSL_CTX_new(TLS_client_method()));
   if (context_ == nullptr) Fail("TLS cannot be set up");
-  SSL_CTX_set_default_verify_paths(context_.get());
+  if (url_.ca_file.empty()) {
+    SSL_CTX_set_default_verify_paths(context_.get());
+  } else if (SSL_CTX_load_verify_file(context_.get(), url_.ca_file.c_str()) != 1) {
+    throw InvalidInput(url_.ca_file, "cannot be used; expected a PEM file with certificates");
+  }
   SSL_CTX_set_verify(context_.get(), SSL_VERIFY_PEER, nullptr);
   SSL_CTX_set_min_proto_version(context_.get(), TLS1_2_VERSION);
   tls_.reset(SSL_new(context_.get()));
   if (tls_ == nullptr) Fail("TLS cannot be set up");
-  SSL_set1_host(tls_.get(), url_.host.c_str());
-  SSL_set_tlsext_host_name(tls_.get(), url_.host.c_str());
+  // An address is compared with the certificate's addresses, a name with its names; only names may
+  // be sent before the handshake.
+  X509_VERIFY_PARAM* const expected = SSL_get0_param(tls_.get());
+  if (X509_VERIFY_PARAM_set1_ip_asc(expected, url_.host.c_str()) != 1) {
+    if (SSL_set1_host(tls_.get(), url_.host.c_str()) != 1 ||
+        SSL_set_tlsext_host_name(tls_.get(), url_.host.c_str()) != 1) {
+      Fail("is no name that TLS can check");
+    }
+  }
   SSL_set_fd(tls_.get(), descriptor_);
   if (SSL_connect(tls_.get()) == 1) return;
   const long verified = SSL_get_verify_result(tls_.get());
   if (verified != X509_V_OK) {
     Fail(
-        fmt::format("the certificate is not trusted: {}", X509_verify_cert_error_string(verified)));
+        fmt::format("the certificate is not trusted: {}; expected one of the system's authorities, "
+                    "or of --ca-cert",
+                    X509_verify_cert_error_string(verified)));
   }
   Fail("does not speak TLS; expected --url http://...");
 }

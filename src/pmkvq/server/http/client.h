@@ -13,7 +13,8 @@ struct HttpUrl {
   bool is_tls = false;
   std::string host;
   std::string port;
-  std::string path;  // Without a slash at its end; "" for none.
+  std::string path;     // Without a slash at its end; "" for none.
+  std::string ca_file;  // PEM: whose certificates are trusted; "": those of the system.
 
   // "http://127.0.0.1:8080/v1", "https://example.org/v1". Throws InvalidInput naming --url.
   static HttpUrl Parse(const std::string& text);
@@ -30,8 +31,9 @@ struct ClientRequest {
 // of the reply's body. Returns the status, or 0 where `should_stop`, asked ten times a second, said
 // so.
 //
-// TLS: certificates are verified with those of the system. Throws IoError naming host and port: no
-// connection, a certificate that is not trusted, a reply that ends early or is no HTTP.
+// TLS: the certificate must be for the URL's host, a name or an IP address. Throws IoError naming
+// host and port: no connection, a certificate that is not trusted, a reply that ends early or is no
+// HTTP; InvalidInput naming ca_file.
 int Fetch(const HttpUrl& url, const ClientRequest& request,
           const std::function<void(std::string_view)>& on_body,
           const std::function<bool()>& should_stop);

@@ -1,20 +1,17 @@
 #include "pmkvq/server/http/connection.h"
 
 #include <fmt/format.h>
-#include <sys/socket.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 #include <boost/beast/http.hpp>
 
 #include <algorithm>
 #include <random>
+#include <sstream>
 
 namespace pmkvq::server {
 namespace {
@@ -28,12 +25,16 @@ constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
 constexpr size_t kMostHeaderBytes = 16 << 10;
 constexpr size_t kMostHeaderFields = 100;
 constexpr size_t kMostTargetBytes = 8 << 10;
+// What an idle connection keeps ready, and one that reads a body.
+constexpr size_t kHeaderReadBytes = 1 << 10;
+constexpr size_t kBodyReadBytes = 64 << 10;
 // Of a body: at least so many bytes a second, after a time to begin.
 constexpr double kLeastBodyRate = 1024;
 constexpr double kBodyGraceSeconds = 5;
 constexpr int64_t kMostPreparing = 64;
 constexpr double kLingerSeconds = 1;
 constexpr size_t kMostLingerBytes = size_t{16} << 20;
+constexpr char kTlsHandshake = 0x16;  // The first byte of a client that speaks TLS.
 // A wrong key is answered later, so that trying keys is slow.
 constexpr double kWrongKeySeconds = 0.05;
 
@@ -57,6 +58,11 @@ HttpReply Bad(int status, const char* code, const std::string& message) {
   HttpReply reply = Service::ErrorReply(error);
   reply.closes = true;
   return reply;
+}
+
+HttpReply TooLarge(uint64_t most_bytes) {
+  return Bad(413, "body_too_large",
+             fmt::format("the body has more than {} bytes (--max-body)", most_bytes));
 }
 
 // What HTTP parsers read in different ways, and attacks on proxies live by: folded lines, NUL, a
@@ -85,7 +91,10 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 Connection::Connection(ConnectionShared* shared, StreamSocket socket, std::string address)
-    : shared_(shared), stream_(std::move(socket)), wake_(shared->io), address_(std::move(address)) {
+    : shared_(shared),
+      stream_(std::move(socket), shared->tls),
+      wake_(shared->io),
+      address_(std::move(address)) {
   ++shared_->num_connections;
   ++shared_->num_of_address[address_];
   shared_->service->metrics().connections = shared_->num_connections;
@@ -99,15 +108,28 @@ Connection::~Connection() {
 }
 
 void Connection::CloseIfIdle() {
-  if (is_idle_) stream_.close();
+  if (is_idle_) stream_.Close();
 }
 
 asio::awaitable<void> Connection::TurnAway() {
+  // Not worth a handshake.
+  if (shared_->tls != nullptr) co_return stream_.Close();
   head_.request_id = NewRequestId();
   HttpReply reply = Bad(503, "too_many_connections", "too many connections are open");
   reply.headers.emplace_back("Retry-After", "5");
   co_await Write(std::move(reply));
-  stream_.close();
+  stream_.Close();
+}
+
+asio::awaitable<bool> Connection::Greet() {
+  const SocketStream::Greeting greeting = co_await stream_.Greet(shared_->options.header_seconds);
+  if (greeting == SocketStream::Greeting::kDone) co_return true;
+  ++shared_->service->metrics().tls_failures;
+  if (greeting == SocketStream::Greeting::kIsPlainHttp) {
+    head_.request_id = NewRequestId();
+    co_await Write(Bad(400, "tls_expected", "found http on a port with TLS, expected https://"));
+  }
+  co_return false;
 }
 
 asio::awaitable<void> Connection::Run() {
@@ -116,31 +138,25 @@ asio::awaitable<void> Connection::Run() {
       shared_->num_of_address[address_] > shared_->options.max_per_address) {
     co_return co_await TurnAway();
   }
-  while (keeps_alive_ && !shared_->is_draining) {
-    if (!co_await ReadRequest()) break;
-    co_await Handle();
-    is_idle_ = true;
+  if (co_await Greet()) {
+    while (keeps_alive_ && !shared_->is_draining) {
+      if (!co_await ReadRequest()) break;
+      co_await Handle();
+      is_idle_ = true;
+    }
   }
-  beast::error_code ignored;
-  stream_.socket().shutdown(asio::socket_base::shutdown_send, ignored);
+  stream_.EndWrites();
   if (lingers_) co_await Linger();
-}
-
-asio::awaitable<bool> Connection::WaitReadable(double seconds) {
-  using namespace asio::experimental::awaitable_operators;
-  asio::steady_timer timer(shared_->io, Nanoseconds(seconds));
-  const auto result = co_await (stream_.socket().async_wait(asio::socket_base::wait_read, kTuple) ||
-                                timer.async_wait(kTuple));
-  co_return result.index() == 0;
 }
 
 // A socket that is closed while bytes wait in it is reset, and the client may lose the last reply:
 // what a client still sends is read and dropped for a while.
 asio::awaitable<void> Connection::Linger() {
-  stream_.expires_after(Nanoseconds(kLingerSeconds));
+  const auto began = std::chrono::steady_clock::now();
   for (size_t total = 0; total < kMostLingerBytes;) {
     buffer_.clear();
-    const auto [error, count] = co_await stream_.async_read_some(buffer_.prepare(16384), kTuple);
+    const double left = kLingerSeconds - SecondsSince(began);
+    const auto [error, count] = co_await stream_.ReadSome(buffer_.prepare(16384), left);
     if (error) co_return;
     total += count;
   }
@@ -171,13 +187,15 @@ asio::awaitable<HttpReply> Connection::ReadHeaderText(size_t* header_bytes) {
     const double left = has_begun ? shared_->options.header_seconds - SecondsSince(began)
                                   : shared_->options.idle_seconds;
     if (left <= 0) co_return Bad(408, "timeout", "the header took too long");
-    if (!co_await WaitReadable(left)) {
-      co_return has_begun ? Bad(408, "timeout", "the header took too long") : none;
+    const auto [error, count] = co_await stream_.ReadSome(buffer_.prepare(kHeaderReadBytes), left);
+    if (error == asio::error::timed_out && has_begun) {
+      co_return Bad(408, "timeout", "the header took too long");
     }
-    stream_.expires_after(Nanoseconds(shared_->options.header_seconds));
-    const auto [error, count] = co_await stream_.async_read_some(buffer_.prepare(4096), kTuple);
     if (error) co_return none;
     buffer_.commit(count);
+    if (!has_begun && text().front() == kTlsHandshake) {
+      co_return Bad(400, "invalid_request", "found TLS on a port without it, expected http://");
+    }
     if (!has_begun) began = std::chrono::steady_clock::now();
     has_begun = true;
     is_idle_ = false;
@@ -214,18 +232,15 @@ asio::awaitable<bool> Connection::ReadRequest() {
   if (header_bytes == 0) co_return false;  // Closed, or nothing came.
   is_idle_ = false;
 
-  http::request_parser<http::string_body> parser;
+  Parser parser;
   parser.header_limit(kMostHeaderBytes);
   parser.body_limit(shared_->options.max_body_bytes);
   beast::error_code error;
   buffer_.consume(parser.put(buffer_.data(), error));
-  const auto refuse_length = [&]() -> asio::awaitable<bool> {
-    co_await Write(Bad(413, "body_too_large",
-                       fmt::format("the body has more than {} bytes (--max-body)",
-                                   shared_->options.max_body_bytes)));
+  if (error == http::error::body_limit) {
+    co_await Write(TooLarge(shared_->options.max_body_bytes));
     co_return false;
-  };
-  if (error == http::error::body_limit) co_return co_await refuse_length();
+  }
   if (error || !parser.is_header_done()) {
     co_await Write(Bad(400, "invalid_request", "the header is not well-formed HTTP/1.1"));
     co_return false;
@@ -255,45 +270,52 @@ asio::awaitable<bool> Connection::ReadRequest() {
     co_return goes_on&& keeps_alive_&& co_await ReadRequest();
   }
   if (header[http::field::expect] == "100-continue" && !parser.is_done()) {
-    stream_.expires_after(Nanoseconds(shared_->options.write_seconds));
     static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-    const auto [failed, count] =
-        co_await asio::async_write(stream_, asio::buffer(kContinue), kTuple);
-    if (failed) co_return false;
+    if (co_await stream_.Write(kContinue, shared_->options.write_seconds)) co_return false;
   }
+  if (std::optional<HttpReply> reply = co_await ReadBody(parser)) {
+    if (reply->status != 0) co_await Write(std::move(*reply));
+    co_return false;
+  }
+  buffer_.shrink_to_fit();  // An answer may take hours.
+  message_ = parser.release();
+  co_return true;
+}
+
+asio::awaitable<std::optional<HttpReply>> Connection::ReadBody(Parser& parser) {
   parser.eager(true);
   const auto began = std::chrono::steady_clock::now();
   double received = 0;
   while (!parser.is_done()) {
+    beast::error_code error;
+    const size_t used = buffer_.size() > 0 ? parser.put(buffer_.data(), error) : 0;
+    buffer_.consume(used);
+    if (error == http::error::body_limit) co_return TooLarge(shared_->options.max_body_bytes);
+    if (error && error != http::error::need_more) {
+      co_return Bad(400, "invalid_request", "the body is not well-formed HTTP/1.1");
+    }
+    if (parser.is_done()) break;
+    if (used > 0 && buffer_.size() > 0) continue;
+    if (buffer_.size() >= kMostHeaderBytes) {
+      co_return Bad(400, "invalid_request", "the body has a chunk whose header is too long");
+    }
     const double seconds = SecondsSince(began);
     const bool is_slow = seconds > kBodyGraceSeconds && received < kLeastBodyRate * seconds;
-    if (is_slow || seconds > shared_->options.body_seconds) {
-      co_await Write(Bad(408, "timeout", "the body came too slowly"));
-      co_return false;
-    }
-    const double left = std::min(kBodyGraceSeconds, shared_->options.body_seconds - seconds) + 0.01;
-    if (buffer_.size() == 0 && !co_await WaitReadable(left)) {
-      co_await Write(Bad(408, "timeout", "the body came too slowly"));
-      co_return false;
-    }
-    stream_.expires_after(Nanoseconds(left));
-    const auto [failed, count] = co_await http::async_read_some(stream_, buffer_, parser, kTuple);
-    received += static_cast<double>(count);
-    if (failed == http::error::body_limit) co_return co_await refuse_length();
-    if (failed == beast::error::timeout) {
-      co_await Write(Bad(408, "timeout", "the body came too slowly"));
-      co_return false;
-    }
-    if (failed == http::error::partial_message || failed == http::error::end_of_stream) {
-      co_return false;
+    const double left = std::min(kBodyGraceSeconds, shared_->options.body_seconds - seconds);
+    if (is_slow || left <= 0) co_return Bad(408, "timeout", "the body came too slowly");
+    const auto [failed, count] = co_await stream_.ReadSome(buffer_.prepare(kBodyReadBytes), left);
+    if (failed == asio::error::timed_out) {
+      co_return Bad(408, "timeout", "the body came too slowly");
     }
     if (failed) {
-      co_await Write(Bad(400, "invalid_request", "the body is not well-formed HTTP/1.1"));
-      co_return false;
+      HttpReply none;
+      none.status = 0;
+      co_return none;
     }
+    buffer_.commit(count);
+    received += static_cast<double>(count);
   }
-  message_ = parser.release();
-  co_return true;
+  co_return std::nullopt;
 }
 
 asio::awaitable<void> Connection::Write(HttpReply reply) {
@@ -314,13 +336,11 @@ asio::awaitable<void> Connection::Write(HttpReply reply) {
   response.keep_alive(keeps_alive_);
   response.body() = std::move(reply.body);
   response.prepare_payload();
-  if (is_head_) response.body().clear();
-  stream_.expires_after(Nanoseconds(shared_->options.write_seconds));
-  http::response_serializer<http::string_body> serializer(response);
-  const auto [error, count] = is_head_
-                                  ? co_await http::async_write_header(stream_, serializer, kTuple)
-                                  : co_await http::async_write(stream_, serializer, kTuple);
-  if (error) keeps_alive_ = false;
+  std::ostringstream head;
+  head << response.base();
+  std::string text = std::move(head).str();
+  if (!is_head_) text += response.body();
+  if (co_await stream_.Write(text, shared_->options.write_seconds)) keeps_alive_ = false;
 }
 
 asio::awaitable<void> Connection::Handle() {
@@ -351,20 +371,12 @@ asio::awaitable<void> Connection::Handle() {
 }
 
 void Connection::Watch(const std::shared_ptr<LiveRequest>& live) {
-  stream_.socket().async_wait(
-      asio::socket_base::wait_read,
-      [self = shared_from_this(), weak = std::weak_ptr(live)](const beast::error_code& error) {
-        const std::shared_ptr<LiveRequest> watched = weak.lock();
-        if (error || watched == nullptr) return;
-        char byte = 0;
-        const ssize_t count =
-            recv(self->stream_.socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-        // More bytes are the next request, which waits for its turn.
-        const bool is_gone = count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR);
-        if (!is_gone) return;
-        watched->is_cancelled = true;
-        if (watched->wake) watched->wake();
-      });
+  stream_.WatchForEnd(shared_from_this(), [weak = std::weak_ptr(live)] {
+    const std::shared_ptr<LiveRequest> watched = weak.lock();
+    if (watched == nullptr) return;
+    watched->is_cancelled = true;
+    if (watched->wake) watched->wake();
+  });
 }
 
 // Until something changes; false when nothing has in this time.

@@ -2,23 +2,23 @@
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
-#include <boost/beast/core/basic_stream.hpp>
-#include <boost/beast/core/error.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/message.hpp>
+#include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 
 #include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "pmkvq/server/http/server.h"
+#include "pmkvq/server/http/socket_stream.h"
+#include "pmkvq/server/http/tls.h"
 
 namespace pmkvq::server {
 
@@ -34,6 +34,7 @@ struct ConnectionShared {
 
   ServerOptions options;
   Service* service;
+  TlsContext tls;  // Of connections to come; null: none.
   boost::asio::io_context io{1};
   boost::asio::thread_pool preparation{2};
   int64_t num_preparing = 0;
@@ -41,9 +42,6 @@ struct ConnectionShared {
   std::map<std::string, int64_t> num_of_address;
   bool is_draining = false;
 };
-
-// TCP and UNIX sockets.
-using StreamSocket = boost::asio::generic::stream_protocol::socket;
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
@@ -59,22 +57,26 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   using Message = boost::beast::http::request<boost::beast::http::string_body>;
+  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  using ErrorCode = SocketStream::ErrorCode;
   template <class T>
   using Awaitable = boost::asio::awaitable<T>;
 
+  // The handshake of TLS; false: the connection ends.
+  Awaitable<bool> Greet();
   // The next request into message_ and head_; false: the connection ends. Replies to bad ones.
   Awaitable<bool> ReadRequest();
   // Reads to the end of the header's text. A reply that refuses it, or status 0.
   Awaitable<HttpReply> ReadHeaderText(size_t* header_bytes);
-  // Until bytes, or the end, can be read; false when that takes longer. A timeout of stream_ would
-  // close the socket, and no reply could say why.
-  Awaitable<bool> WaitReadable(double seconds);
+  // The rest of a body whose first bytes are in buffer_. A reply that refuses it, status 0 where
+  // the client has gone, or nothing: it is whole.
+  Awaitable<std::optional<HttpReply>> ReadBody(Parser& parser);
   Awaitable<void> Linger();
   Awaitable<void> Handle();
   Awaitable<void> Complete(CompletionRequest request);
   // Of a stream of events: its header, and text; `is_end`: nothing follows.
-  Awaitable<boost::beast::error_code> BeginStream();
-  Awaitable<boost::beast::error_code> WriteStream(const std::string& text, bool is_end);
+  Awaitable<ErrorCode> BeginStream();
+  Awaitable<ErrorCode> WriteStream(const std::string& text, bool is_end);
   Awaitable<void> StreamCache();
   Awaitable<int> StreamAnswer(const std::shared_ptr<LiveRequest>& live);
   Awaitable<void> Write(HttpReply reply);
@@ -85,7 +87,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   RequestHead HeadOf(const Message& message) const;
 
   ConnectionShared* shared_;
-  boost::beast::basic_stream<boost::asio::generic::stream_protocol> stream_;
+  SocketStream stream_;
   boost::asio::steady_timer wake_;
   boost::beast::flat_buffer buffer_;
   std::string address_;

@@ -5,6 +5,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -59,6 +60,7 @@ struct HttpServer::Impl {
 
 HttpServer::HttpServer(const ServerOptions& options, Service* service)
     : impl_(std::make_unique<Impl>(options, service)) {
+  ReloadTls();
   options.unix_socket.empty() ? impl_->ListenOnPort() : impl_->ListenOnUnixSocket();
 }
 
@@ -130,8 +132,15 @@ std::string HttpServer::address() const {
   const ServerOptions& options = impl_->shared.options;
   if (!options.unix_socket.empty()) return "unix:" + options.unix_socket;
   const bool is_v6 = options.host.find(':') != std::string::npos;
-  return fmt::format("http://{}{}{}:{}", is_v6 ? "[" : "", options.host, is_v6 ? "]" : "",
-                     impl_->acceptor.local_endpoint().port());
+  return fmt::format("http{}://{}{}{}:{}", options.tls_cert.empty() ? "" : "s", is_v6 ? "[" : "",
+                     options.host, is_v6 ? "]" : "", impl_->acceptor.local_endpoint().port());
+}
+
+void HttpServer::ReloadTls() {
+  const ServerOptions& options = impl_->shared.options;
+  if (!options.tls_cert.empty()) {
+    impl_->shared.tls = LoadTls(options.tls_cert, options.tls_key);
+  }
 }
 
 void HttpServer::Post(std::function<void()> work) { asio::post(impl_->shared.io, std::move(work)); }

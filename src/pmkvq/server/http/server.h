@@ -17,12 +17,14 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 8080;          // 0: a free one.
   std::string unix_socket;  // The path of a UNIX socket in place of host and port; "": none.
+  std::string tls_cert;     // Files for TLS (tls.h); "": http.
+  std::string tls_key;
   uint64_t max_body_bytes = uint64_t{4} << 20;
   int64_t max_connections = 4096;
   int64_t max_per_address = 256;
   double keep_alive_seconds = 15;  // Of silence in a stream, before a comment is sent.
   double idle_seconds = 75;        // Between requests of a connection.
-  double header_seconds = 10;      // From a header's first byte to its last.
+  double header_seconds = 10;      // From a header's first byte to its last; a TLS handshake.
   double body_seconds = 30;        // Likewise; and 1 KiB/s at least after 5 s.
   double write_seconds = 60;       // For a client to take what was written.
   double drain_seconds = 0;        // From SIGTERM on new requests are still served so long.
@@ -33,7 +35,7 @@ struct ServerOptions {
 class HttpServer {
  public:
   // Binds the port or makes the UNIX socket, for its user and group. Throws IoError (address in
-  // use, no such address).
+  // use, no such address), and what LoadTls throws.
   HttpServer(const ServerOptions& options, Service* service);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
@@ -45,6 +47,9 @@ class HttpServer {
   // Serves until the server has shut down: after SIGTERM or SIGINT, which let running requests end,
   // a second such signal, or Stop. `on_hangup`: at SIGHUP, on the I/O thread.
   void Run(std::function<void()> on_hangup);
+  // Reads the files for TLS again, for connections to come. Throws what LoadTls throws, and the
+  // former certificate stays. I/O thread only.
+  void ReloadTls();
   // Runs `work` on the I/O thread. From any thread.
   void Post(std::function<void()> work);
   // Ends Run at once. From any thread.

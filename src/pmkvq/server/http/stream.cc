@@ -1,8 +1,11 @@
 // Replies that go on: answers as they grow, the cache as it changes.
+#include <fmt/format.h>
+
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 #include <boost/beast/http.hpp>
+
+#include <sstream>
 
 #include "pmkvq/server/http/connection.h"
 
@@ -10,7 +13,6 @@ namespace pmkvq::server {
 namespace {
 
 namespace asio = boost::asio;
-namespace beast = boost::beast;
 namespace http = boost::beast::http;
 
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
@@ -18,7 +20,7 @@ constexpr double kCacheSeconds = 0.25;
 
 }  // namespace
 
-asio::awaitable<beast::error_code> Connection::BeginStream() {
+asio::awaitable<SocketStream::ErrorCode> Connection::BeginStream() {
   shared_->service->metrics().CountRequest(Service::EndpointOf(head_.path), 200);
   http::response<http::empty_body> response;
   response.version(11);
@@ -36,27 +38,17 @@ asio::awaitable<beast::error_code> Connection::BeginStream() {
   if (!is_chunked_) keeps_alive_ = false;
   response.keep_alive(keeps_alive_ && !shared_->is_draining);
   if (shared_->is_draining) keeps_alive_ = false;
-  http::response_serializer<http::empty_body> serializer(response);
-  stream_.expires_after(Nanoseconds(shared_->options.write_seconds));
-  const auto [error, count] = co_await http::async_write_header(stream_, serializer, kTuple);
-  co_return error;
+  std::ostringstream head;
+  head << response.base();
+  co_return co_await stream_.Write(head.str(), shared_->options.write_seconds);
 }
 
-asio::awaitable<beast::error_code> Connection::WriteStream(const std::string& text, bool is_end) {
-  beast::error_code error;
-  size_t count = 0;
-  stream_.expires_after(Nanoseconds(shared_->options.write_seconds));
-  if (is_chunked_) {
-    std::tie(error, count) =
-        co_await asio::async_write(stream_, http::make_chunk(asio::buffer(text)), kTuple);
-    if (!error && is_end) {
-      stream_.expires_after(Nanoseconds(shared_->options.write_seconds));
-      std::tie(error, count) = co_await asio::async_write(stream_, http::make_chunk_last(), kTuple);
-    }
-  } else {
-    std::tie(error, count) = co_await asio::async_write(stream_, asio::buffer(text), kTuple);
-  }
-  co_return error;
+asio::awaitable<SocketStream::ErrorCode> Connection::WriteStream(const std::string& text,
+                                                                 bool is_end) {
+  if (!is_chunked_) co_return co_await stream_.Write(text, shared_->options.write_seconds);
+  const std::string chunk =
+      fmt::format("{:x}\r\n{}\r\n{}", text.size(), text, is_end ? "0\r\n\r\n" : "");
+  co_return co_await stream_.Write(chunk, shared_->options.write_seconds);
 }
 
 asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>& live) {
@@ -72,7 +64,7 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
     co_await Write(std::move(reply));
     co_return status;
   }
-  beast::error_code error = co_await BeginStream();
+  SocketStream::ErrorCode error = co_await BeginStream();
   while (!error) {
     const bool ended = live->ended();
     std::string text = service.StreamText(*live);
@@ -86,7 +78,7 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
     error = co_await WriteStream(text, ended);
     if (!error && ended) co_return 200;
   }
-  if (error == beast::error::timeout) ++service.metrics().slow_readers;
+  if (error == asio::error::timed_out) ++service.metrics().slow_readers;
   live->is_cancelled = true;
   co_return 499;
 }
@@ -94,7 +86,7 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
 // Four times a second at most, and only where something has changed. A client that has gone is
 // noticed at the next write.
 asio::awaitable<void> Connection::StreamCache() {
-  beast::error_code error = co_await BeginStream();
+  SocketStream::ErrorCode error = co_await BeginStream();
   if (is_head_) {
     keeps_alive_ = false;
     co_return;
