@@ -127,7 +127,7 @@ void InspectModel(const Options& options) {
     fields.push_back(Text("chat_template", HasChatTemplate(options.path, "") ? "yes" : "none"));
   }
   if (num_foreign > 0) fields.push_back(Number("tensors_of_types_not_computed_with", num_foreign));
-  const std::vector<TensorTypeUse> types = TensorTypesOf(checkpoint, ResolveThreads(0));
+  const std::vector<TensorTypeUse> types = TensorTypesOf(checkpoint);
   if (!options.json.empty()) {
     JsonWriter json;
     json.BeginObject();

@@ -1,4 +1,4 @@
-// The tensor types of a GGUF model, how each is kept in memory, and what keeping it so costs.
+// The tensor types of a GGUF model.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,10 @@ struct TensorTypeUse {
   std::string type;
   int64_t num_tensors = 0;
   int64_t bytes = 0;
-  bool becomes_q8 = false;  // Else it is used as stored.
-  // Of types that become q8: the greatest error that a weight gets by it; and the greatest share of
-  // the largest weight of its tensor that such an error is.
-  double max_added_error = 0;
-  double max_added_share = 0;
 };
 
-// Of all matrices in GGUF files, by type; none for other models. Decodes and quantises what becomes
-// q8, with progress on stderr, and keeps nothing of it. Throws InvalidInput for weights that are
-// not finite.
-std::vector<TensorTypeUse> TensorTypesOf(const Checkpoint& checkpoint, int threads);
+// Of all tensors in GGUF files, by type; none for other models.
+std::vector<TensorTypeUse> TensorTypesOf(const Checkpoint& checkpoint);
 
 // A table; nothing for no types.
 std::string FormatTensorTypes(const std::vector<TensorTypeUse>& types);

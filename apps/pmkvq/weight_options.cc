@@ -82,10 +82,12 @@ std::shared_ptr<const Model> LoadWhereItFits(const std::string& path, const Mode
   return LoadOn({}, path, options);
 }
 
-// Types without kernels, which a user did not ask to have quantised.
-bool HasConvertedTypes(const WeightConversion& conversion) {
-  return std::any_of(conversion.types.begin(), conversion.types.end(),
-                     [](const std::string& type) { return !WeightFormatNamed(type).has_value(); });
+// Types without kernels on a device, which a user did not ask to have converted.
+bool HasConvertedBlocks(const WeightConversion& conversion) {
+  return std::any_of(conversion.types.begin(), conversion.types.end(), [](const std::string& type) {
+    const std::optional<WeightFormat> format = WeightFormatNamed(type);
+    return format.has_value() && IsBlockFormat(*format);
+  });
 }
 
 // Of this process so far, mapped files included.
@@ -108,7 +110,7 @@ std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode,
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);
   const WeightConversion& conversion = model->conversion();
-  if (HasConvertedTypes(conversion)) {
+  if (HasConvertedBlocks(conversion)) {
     PrintError(fmt::format(
         "weights: {} tensors of {} became q8 groups: {} for {}, in {:.1f} s, peak memory {}",
         conversion.num_tensors, fmt::join(conversion.types, ", "), FormatByteSize(conversion.bytes),

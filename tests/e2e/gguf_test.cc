@@ -206,37 +206,22 @@ TEST(Gguf, EveryCommandTakesThem) {
                      1, {plan, "model.identity", "another one"});
 }
 
-TEST(Gguf, SaysWhatBecameOfWeights) {
+TEST(Gguf, BlocksStayAsStored) {
   const TempFolder folder;
   const std::string q4_k = WriteQ4K(folder);
   const ProgramResult run =
       RunProgram({"run", "--model", q4_k, "--prompt-ids", "1,2", "--max-tokens", "1"});
   EXPECT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_NE(run.err.find("weights: 9 tensors of Q4_K became q8 groups"), std::string::npos)
-      << run.err;
-  EXPECT_NE(run.err.find("peak memory"), std::string::npos) << run.err;
-  EXPECT_EQ(RunProgram({"run", "--model", kQ8_0, "--prompt-ids", "1,2", "--max-tokens", "1"})
-                .err.find("became q8"),
-            std::string::npos);
+  EXPECT_EQ(run.err.find("became"), std::string::npos) << run.err;
 
   const ProgramResult inspect = RunProgram({"inspect", q4_k, "--json"});
   ASSERT_EQ(inspect.exit_code, 0) << inspect.err;
   const JsonValue types = JsonValue::Parse(inspect.out, "inspect").At("tensor_types");
-  EXPECT_EQ(types.At("F32").At("kept_as").AsString(), "as-stored");
-  EXPECT_EQ(types.At("F32").At("max_added_error").AsDouble(), 0);
-  EXPECT_EQ(types.At("Q4_K").At("kept_as").AsString(), "q8");
   EXPECT_EQ(types.At("Q4_K").At("tensors").AsInt(), 9);
-  // At most half a code of 127, of which the scale is rounded up by 2^-7 at most.
-  EXPECT_GT(types.At("Q4_K").At("max_added_share").AsDouble(), 1e-4);
-  EXPECT_LT(types.At("Q4_K").At("max_added_share").AsDouble(), 0.0041);
+  EXPECT_EQ(types.At("Q4_K").At("bytes").AsInt() % 144, 0);
+  EXPECT_GE(types.At("F32").At("tensors").AsInt(), 3);
   const ProgramResult table = RunProgram({"inspect", q4_k});
-  EXPECT_NE(table.out.find("of the largest weight of its tensor"), std::string::npos) << table.out;
-  EXPECT_EQ(JsonValue::Parse(RunProgram({"inspect", kQ8_0, "--json"}).out, "inspect")
-                .At("tensor_types")
-                .At("Q8_0")
-                .At("kept_as")
-                .AsString(),
-            "as-stored");
+  EXPECT_NE(table.out.find("Q4_K"), std::string::npos) << table.out;
   const ProgramResult blocks = RunProgram({"inspect", kGolden + "gguf/blocks.gguf"});
   EXPECT_EQ(blocks.exit_code, 0) << blocks.err;
   EXPECT_NE(blocks.out.find("mxfp4.weight"), std::string::npos) << blocks.out;
@@ -258,8 +243,9 @@ TEST(Gguf, BytesOfACacheNeedNoWeights) {
     std::memcpy(bytes.data() + (tensor.data - file.data()), &infinity, sizeof(infinity));
   }
   folder.Write("q4_k.gguf", bytes);
-  ExpectOneLineError(RunProgram({"run", "--model", model, "--prompt-ids", "1,2"}), 1,
-                     {model, "not finite"});
+  const ProgramResult run = RunProgram({"run", "--model", model, "--prompt-ids", "1,2"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_NE(run.err.find("logits are not finite"), std::string::npos) << run.err;
   const ProgramResult spoilt = RunProgram(ask);
   EXPECT_EQ(spoilt.exit_code, 0) << spoilt.err;
   EXPECT_EQ(spoilt.out, whole.out);

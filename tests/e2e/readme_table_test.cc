@@ -299,7 +299,7 @@ constexpr char kSafetensors[] = "safetensors, used as stored";
 constexpr char kQuantization[] = "`quantization_config`, converted at load";
 constexpr char kGgufArchitecture[] = "GGUF, `general.architecture`";
 constexpr char kGgufStored[] = "GGUF tensors, used as stored";
-constexpr char kGgufConverted[] = "GGUF tensors, converted to q8";
+constexpr char kGgufBlocks[] = "GGUF tensors, multiplied as integers";
 constexpr char kRope[] = "RoPE";
 constexpr char kWindows[] = "sliding windows";
 constexpr char kTokenizerFile[] = "tokenizer files";
@@ -332,8 +332,8 @@ ModelConfig Parse(const std::string& member) {
   return ParseModelConfig(JsonValue::Parse(config, "config.json"));
 }
 
-std::string StoredOrConverted(const GgufTensorLayout& layout) {
-  return WeightFormatNamed(layout.name).has_value() ? kGgufStored : kGgufConverted;
+std::string KindOf(const GgufTensorLayout& layout) {
+  return IsBlockFormat(WeightFormatNamed(layout.name).value()) ? kGgufBlocks : kGgufStored;
 }
 
 Names KnownToTheProgram() {
@@ -365,7 +365,7 @@ Names KnownToTheProgram() {
       KnownNames([&] { load(GgufWriter().Text("tokenizer.ggml.model", "no")); }, "expected "));
   add(kPre, SplitAt(SplitPatternNames(), ", "));
   for (const GgufTensorLayout& layout : kGgufTensorLayouts) {
-    names.emplace(StoredOrConverted(layout), layout.name);
+    names.emplace(KindOf(layout), layout.name);
   }
   for (const WeightLayout& layout : kWeightLayouts) {
     if (layout.block_values == 1) names.emplace(kSafetensors, layout.name);
@@ -402,7 +402,7 @@ Samples AllSamples() {
   }
   for (size_t i = 0; i < kNumGgufTensorTypes; ++i) {
     const GgufTensorLayout& layout = kGgufTensorLayouts[i];
-    samples[{StoredOrConverted(layout), std::string(layout.name)}] = [=] {
+    samples[{KindOf(layout), std::string(layout.name)}] = [=] {
       ExpectGgufType(static_cast<GgufTensorType>(i));
     };
   }

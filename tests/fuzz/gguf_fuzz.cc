@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/io/gguf/block_decode.h"
 #include "pmkvq/io/gguf/gguf_config.h"
+#include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/gguf_tokenizer.h"
 #include "pmkvq/text/tokenizer.h"
@@ -26,10 +26,16 @@ void Try(Read read) {
 // The first and the last block lie inside the file: the sanitizer sees them read.
 void DecodeEnds(const pmkvq::GgufTensor& tensor) {
   const pmkvq::GgufTensorLayout& layout = pmkvq::LayoutOf(tensor.type);
-  float values[pmkvq::kMaxGgufBlockValues];
-  pmkvq::DecodeBlocks(tensor.type, tensor.data, layout.block_values, values);
-  pmkvq::DecodeBlocks(tensor.type, tensor.data + tensor.num_bytes - layout.block_bytes,
-                      layout.block_values, values);
+  const auto format = *pmkvq::WeightFormatNamed(layout.name);
+  float values[256];
+  const auto expand = [&](const std::byte* block) {
+    // Plain elements may lie at any address in a file.
+    alignas(64) std::byte copy[256];
+    std::copy_n(block, layout.block_bytes, copy);
+    pmkvq::ExpandRow(pmkvq::WeightView{copy, format, 1, layout.block_values}, 0, values);
+  };
+  expand(tensor.data);
+  expand(tensor.data + tensor.num_bytes - layout.block_bytes);
 }
 
 void ReadAll(const pmkvq::GgufSet& file) {

@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/io/gguf/block_decode.h"
 #include "pmkvq/io/weights/gguf_names.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/kernels/gemm/gemm.h"
 #include "support/gguf_writer.h"
+#include "support/random_blocks.h"
 #include "support/tiny_model.h"
 
 namespace pmkvq::testing_support {
@@ -95,54 +96,6 @@ inline GgufWriter GgufOf(const TinyModel& model, const TinyWeights& weights) {
   return writer;
 }
 
-// Random blocks of weights up to about 0.25.
-inline std::string RandomBlocks(GgufTensorType type, int64_t num_values, Random& random) {
-  struct Scales {
-    GgufTensorType type;
-    double largest;            // Factor of the scale in a value.
-    std::vector<size_t> at;    // F16 scales.
-    std::vector<size_t> mins;  // F16 factors of minima.
-  };
-  static const std::vector<Scales> kScales = {
-      {GgufTensorType::kQ4_0, 8, {0}, {}},     {GgufTensorType::kQ4_1, 15, {0}, {2}},
-      {GgufTensorType::kQ5_0, 16, {0}, {}},    {GgufTensorType::kQ5_1, 31, {0}, {2}},
-      {GgufTensorType::kQ8_0, 128, {0}, {}},   {GgufTensorType::kQ2_K, 45, {80}, {82}},
-      {GgufTensorType::kQ3_K, 128, {108}, {}}, {GgufTensorType::kQ4_K, 945, {0}, {2}},
-      {GgufTensorType::kQ5_K, 1953, {0}, {2}}, {GgufTensorType::kQ6_K, 4096, {208}, {}},
-      {GgufTensorType::kIQ4_NL, 127, {0}, {}}, {GgufTensorType::kIQ4_XS, 4064, {0}, {}}};
-  const GgufTensorLayout& layout = LayoutOf(type);
-  std::string data;
-  for (int64_t block = 0; block < num_values / layout.block_values; ++block) {
-    const size_t begin = data.size();
-    if (layout.block_values == 1) {
-      const auto value = static_cast<float>(0.1 * NormalDraw(random));
-      if (type == GgufTensorType::kF32) AppendBytes(data, value);
-      if (type == GgufTensorType::kF16) AppendBytes(data, ToF16(value));
-      if (type == GgufTensorType::kBF16) AppendBytes(data, ToBF16(value));
-      continue;
-    }
-    for (int64_t i = 0; i < layout.block_bytes; ++i) {
-      data += static_cast<char>(random.Below(256));
-    }
-    if (type == GgufTensorType::kMXFP4) {
-      data[begin] = static_cast<char>(120 + random.Below(3));
-      continue;
-    }
-    for (const Scales& scales : kScales) {
-      if (scales.type != type) continue;
-      const auto put = [&](size_t at, double value) {
-        const F16 half = ToF16(static_cast<float>(value));
-        std::memcpy(data.data() + begin + at, &half, sizeof(half));
-      };
-      const double spread = 0.25 * (0.25 + 0.75 * random.Uniform());
-      for (const size_t at : scales.at) put(at, spread / scales.largest);
-      const bool is_k = layout.block_values == 256;
-      for (const size_t at : scales.mins) put(at, is_k ? spread / 63 : -spread / 2);
-    }
-  }
-  return data;
-}
-
 // All matrices as random blocks of `type`; `weights` becomes their values, in the model's order, as
 // F32. Rows have to be whole blocks.
 inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, TinyWeights& weights) {
@@ -155,16 +108,17 @@ inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, Tiny
     }
     const int64_t rows = tensor.shape()[0];
     const int64_t cols = tensor.shape()[1];
-    const std::string data = RandomBlocks(type, rows * cols, random);
+    const WeightFormat format = *WeightFormatNamed(LayoutOf(type).name);
+    const std::string data = RandomBlocks(format, rows * cols, random);
     writer.Tensor(GgufName(CanonicalNameOfHuggingFace(name)),
                   {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)}, type, data);
-    std::vector<float> values(static_cast<size_t>(rows * cols));
-    DecodeBlocks(type, reinterpret_cast<const std::byte*>(data.data()), rows * cols, values.data());
+    const WeightView stored{reinterpret_cast<const std::byte*>(data.data()), format, rows, cols};
     tensor = Tensor(DType::kF32, {rows, cols});
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t to = HasPairedRows(model, name) ? SplitRow(row, model.head_dim) : row;
-      std::memcpy(tensor.As<float>() + to * cols, values.data() + row * cols,
-                  static_cast<size_t>(cols) * sizeof(float));
+      for (int64_t col = 0; col < cols; ++col) {
+        tensor.As<float>()[to * cols + col] = static_cast<float>(ref::WeightAt(stored, row, col));
+      }
     }
   }
   return writer;

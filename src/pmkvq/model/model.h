@@ -26,8 +26,7 @@ class Mlp;
 
 // How the matrices of a model are kept in memory.
 enum class WeightMode : uint8_t {
-  kAsStored,  // Mapped, in the checkpoint's types. Types of GGUF for which there are no kernels
-              // become q8 groups.
+  kAsStored,  // Mapped, in the checkpoint's types.
   kQ8,        // Int8 codes in groups (weight_q8.h), made when the model is loaded.
 };
 // "as-stored", "q8".
@@ -47,7 +46,7 @@ struct WeightConversion {
   std::vector<std::string> types;  // Of the stored tensors: "Q4_K", "Q6_K"; in order of name.
   int64_t num_tensors = 0;
   int64_t stored_bytes = 0;
-  int64_t bytes = 0;  // Of the q8 groups.
+  int64_t bytes = 0;  // Of what they became.
 };
 
 // Takes logits of many rows of a chunk a few at a time, so that they are never all in memory.
@@ -106,14 +105,14 @@ class Model {
   //
   // kQ8 quantises every matrix of the blocks and the output head, and gives the memory of their
   // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
-  // a quantised copy of the embedding. Q8_0 stays as stored: it is as small. InvalidInput for
-  // weights that are not finite.
+  // a quantised copy of the embedding. Formats that are quantised already stay as stored.
+  // InvalidInput for weights that are not finite.
   //
   // A device gets a copy of all weights. Throws Unsupported for what there is no code for, naming
   // it, and DeviceError (no such device, memory short: bytes asked and free).
   //
-  // In either mode matrices that the source can only decode (WeightSource::DecodeRow) become q8
-  // groups, the embedding too, and vectors floats.
+  // There are no kernels for block formats (tensor/weight_format.h) on devices: they become q8
+  // groups there, the embedding too.
   static std::shared_ptr<const Model> Load(const std::string& folder,
                                            const ModelOptions& options = {});
   // The same from a checkpoint that is open, or was made in memory (where originals stay).

@@ -57,10 +57,9 @@ struct Model::Impl {
   ~Impl();
   Impl(Checkpoint opened, const ModelOptions& options);
 
-  // Fills the places of `list`, but those of matrices that the source can only decode. Float8
-  // weights are expanded, unless they are to be quantised.
+  // Fills the places of `list`. Float8 weights are expanded, unless they are to be quantised.
   void BindWeights(const WeightList& list, int num_threads);
-  // Makes quantised matrices of those that cannot stay as stored, or must not by the mode.
+  // Makes quantised matrices of those that must not stay as stored, by the mode or the device.
   void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 
   Checkpoint checkpoint;

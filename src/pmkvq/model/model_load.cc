@@ -12,7 +12,6 @@
 #include "pmkvq/model/device/device_model.h"
 #include "pmkvq/model/model_impl.h"
 #include "pmkvq/model/model_size.h"
-#include "pmkvq/model/weight_conversion.h"
 
 namespace pmkvq {
 
@@ -57,17 +56,14 @@ AlignedVector<std::byte> Expanded(const StoredWeight& stored, int num_threads) {
   return values;
 }
 
-void BindVector(const WeightSource& source, const StoredWeight& stored, int num_threads,
-                std::vector<float>& place) {
+void BindVector(const StoredWeight& stored, int num_threads, std::vector<float>& place) {
   const int64_t size = stored.shape.back();
   place.resize(static_cast<size_t>(size));
   if (stored.fp8 != nullptr) {
     const AlignedVector<std::byte> values = Expanded(stored, num_threads);
     ExpandRow(WeightView{values.data(), *stored.format, 1, size}, 0, place.data());
-  } else if (stored.format.has_value()) {
-    ExpandRow(WeightView{stored.data, *stored.format, 1, size}, 0, place.data());
   } else {
-    source.DecodeRow(stored, 0, place.data());
+    ExpandRow(WeightView{stored.data, *stored.format, 1, size}, 0, place.data());
   }
   if (stored.pair_rows == 0) return;
   const std::vector<float> in_pairs = place;
@@ -91,7 +87,7 @@ void CheckAllAreBound(const Checkpoint& checkpoint, const std::set<const StoredW
   }
 }
 
-// There are kernels for it that read no more bytes than those of q8 groups.
+// Its products read no more bytes than those of q8 groups.
 bool IsQuantized(WeightFormat format) { return LayoutOf(format).block_values > 1; }
 
 // transformers rounds the factor to the type in which the embedding is stored.
@@ -107,7 +103,7 @@ int64_t ToMiB(uint64_t bytes) { return static_cast<int64_t>(bytes >> 20); }
 // One matrix to quantise, and where its view belongs.
 struct ToQuantize {
   const StoredWeight* stored = nullptr;
-  WeightView as_stored;  // Of a matrix with a format.
+  WeightView as_stored;
   WeightView* place = nullptr;
 };
 
@@ -189,11 +185,11 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
     const StoredWeight& stored = source.Get(slot.name, slot.shape);
     bound.insert(&stored);
     if (slot.vector != nullptr) {
-      BindVector(source, stored, num_threads, *slot.vector);
+      BindVector(stored, num_threads, *slot.vector);
       for (float& value : *slot.vector) {
         value = static_cast<float>((double{value} + slot.form.offset) * slot.form.factor);
       }
-    } else if (stored.format.has_value()) {
+    } else {
       *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
       // Those that become Q8 are expanded one by one, when it is their turn.
       const bool is_quantized = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
@@ -216,14 +212,15 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   };
   for (const WeightSlot& slot : list.slots()) {
     if (slot.matrix == nullptr) continue;
-    const std::optional<WeightFormat> format = source.Find(slot.name)->format;
+    const WeightFormat format = slot.matrix->format;
     const bool is_wanted = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
-    if (!format.has_value() || (is_wanted && !IsQuantized(*format)))
+    const bool lacks_kernel = options.device.device != Device::kCpu && IsBlockFormat(format);
+    if (lacks_kernel || (is_wanted && !IsQuantized(format))) {
       add(slot.name, *slot.matrix, *slot.matrix);
+    }
   }
-  const std::optional<WeightFormat> embedding = source.Find("embedding")->format;
   const bool copies_embedding =
-      is_tied && weights == WeightMode::kQ8 && embedding.has_value() && !IsQuantized(*embedding);
+      is_tied && weights == WeightMode::kQ8 && !IsQuantized(parts.embedding.format);
   if (copies_embedding) add("embedding", parts.embedding, parts.output_head);
 
   // Less than a second: nobody waits for it.
@@ -240,10 +237,7 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
       each.as_stored.data = values.data();
     }
     Q8Weight& made = quantized.emplace_back();
-    const bool is_finite = stored.decodes
-                               ? DecodeToQ8(source, stored, options.num_threads, made)
-                               : QuantizeWeight(each.as_stored, options.num_threads, made);
-    if (!is_finite) {
+    if (!QuantizeWeight(each.as_stored, options.num_threads, made)) {
       throw InvalidInput(stored.file, fmt::format("tensor '{}': found a value that is not finite, "
                                                   "expected finite weights",
                                                   stored.stored_name));

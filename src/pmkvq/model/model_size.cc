@@ -51,7 +51,7 @@ int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode) {
       continue;
     }
     const StoredWeight& stored = checkpoint.weights().Get(weight.name, weight.shape);
-    const WeightFormat format = stored.format.value_or(WeightFormat::kQ8);
+    const WeightFormat format = *stored.format;
     const bool is_plain = LayoutOf(format).block_values == 1;
     const bool is_embedding = weight.name == "embedding";
     const bool becomes_q8 = mode == WeightMode::kQ8 && is_plain;

@@ -1,8 +1,7 @@
 // The tensor types of GGUF files: weights in blocks of `block_values`, each `block_bytes` long.
 //
 // PMKVQ_GGUF_TENSOR_TYPES is the only list of types that can be read. The layout of each is in
-// docs/formats.md, its decoder in block_decode.cc and its scalar oracle in block_decode_ref.cc:
-// both are functions that have the type's id, and tables of them are made from the list.
+// docs/formats.md; each is a weight format of the same name (tensor/weight_format.h).
 #pragma once
 
 #include <cstddef>
@@ -55,7 +54,6 @@ inline constexpr GgufTensorLayout kGgufTensorLayouts[] = {
 #undef PMKVQ_ROW
 };
 inline constexpr size_t kNumGgufTensorTypes = std::size(kGgufTensorLayouts);
-inline constexpr int64_t kMaxGgufBlockValues = 256;
 
 // A type that is not in the list is a caller's bug (check).
 constexpr const GgufTensorLayout& LayoutOf(GgufTensorType type) {

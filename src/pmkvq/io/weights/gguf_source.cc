@@ -11,7 +11,6 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
-#include "pmkvq/io/gguf/block_decode.h"
 #include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/io/weights/gguf_names.h"
@@ -43,16 +42,14 @@ StoredWeight Describe(const GgufSet& files, const GgufTensor& tensor, int64_t pa
   weight.file = files.FileOf(tensor);
   weight.type = layout.name;
   weight.format = WeightFormatNamed(layout.name);
-  weight.decodes = !weight.format.has_value();
   weight.shape = ShapeOf(tensor);
   if (IsOfQueryOrKey(weight.name)) weight.pair_rows = pair_rows;
   weight.data = tensor.data;
   weight.num_bytes = tensor.num_bytes;
   weight.of_block = IsOfBlockOfGguf(tensor.name);
-  if (weight.format.has_value()) {
-    PMKVQ_CHECK(LayoutOf(*weight.format).block_bytes == layout.block_bytes &&
-                LayoutOf(*weight.format).block_values == layout.block_values);
-  }
+  PMKVQ_CHECK(weight.format.has_value() &&
+              LayoutOf(*weight.format).block_bytes == layout.block_bytes &&
+              LayoutOf(*weight.format).block_values == layout.block_values);
   return weight;
 }
 
@@ -101,17 +98,6 @@ class GgufSource : public WeightSource {
                   std::min(static_cast<size_t>(tensor.num_bytes), kIdentityBytesPerTensor));
     }
     return hash.HexDigest();
-  }
-
-  void DecodeRow(const StoredWeight& weight, int64_t row, float* out) const override {
-    // The list has the order of the files' tensors: without a search for every row.
-    const std::ptrdiff_t index = &weight - tensors().data();
-    PMKVQ_CHECK_MSG(index >= 0 && index < std::ssize(tensors()), "a weight of another source");
-    const GgufTensor& tensor = files_.tensors()[static_cast<size_t>(index)];
-    PMKVQ_CHECK(row >= 0 && row < tensor.rows);
-    const GgufTensorLayout& layout = LayoutOf(tensor.type);
-    const int64_t row_bytes = tensor.cols / layout.block_values * layout.block_bytes;
-    DecodeBlocks(tensor.type, tensor.data + row * row_bytes, tensor.cols, out);
   }
 
   void DropPages(const StoredWeight& weight) const override {

@@ -8,10 +8,10 @@
 
 namespace pmkvq {
 
-// Takes over the mapped files. F32, F16, BF16 and Q8_0 are used as stored; tensors of the other
-// types are decoded by DecodeRow. In files of the architecture llama, rows of q and k, and values
-// of their biases, lie in pairs: llama.cpp rotates neighbours in these models, and halves in
-// others. `head_dim` is the number of rows of a head.
+// Takes over the mapped files. All types of io/gguf/tensor_types.h are weight formats
+// (tensor/weight_format.h), used as stored. In files of the architecture llama, rows of q and k,
+// and values of their biases, lie in pairs: llama.cpp rotates neighbours in these models, and
+// halves in others. `head_dim` is the number of rows of a head.
 //
 // Identity: 128-bit xxHash over the architecture and, in order of name, each tensor's name, type,
 // sizes and the first 64 KiB of its stored bytes.

@@ -33,7 +33,7 @@ const StoredWeight& WeightSource::Get(std::string_view name, const Shape& shape)
   const std::string found =
       fmt::format("tensor '{}': found {} {}, expected {}", tensor->stored_name, tensor->type,
                   ToString(tensor->shape), formats_);
-  const bool is_readable = tensor->format.has_value() || tensor->decodes;
+  const bool is_readable = tensor->format.has_value();
   if (!is_readable && tensor->data == nullptr) {
     throw Unsupported(tensor->file, found + ": weights of this type are not supported");
   }
@@ -41,11 +41,6 @@ const StoredWeight& WeightSource::Get(std::string_view name, const Shape& shape)
     throw InvalidInput(tensor->file, fmt::format("{} {}", found, ToString(shape)));
   }
   return *tensor;
-}
-
-void WeightSource::DecodeRow(const StoredWeight& /*weight*/, int64_t /*row*/,
-                             float* /*out*/) const {
-  PMKVQ_CHECK_MSG(false, "no tensor of this source decodes");
 }
 
 }  // namespace pmkvq

@@ -35,7 +35,6 @@ struct StoredWeight {
   std::string file;         // The file's path, for messages.
   std::string type;         // As the file spells it: "BF16", "I32", "F8_E4M3".
   std::optional<WeightFormat> format;  // Nothing: no model computes with this type as it is.
-  bool decodes = false;                // Without a format: WeightSource::DecodeRow gives floats.
   Shape shape;                         // Rows before columns.
   int64_t pair_rows = 0;               // Rows, or values of a vector, lie in pairs
                                        // (WeightView::pair_rows in kernels/gemm/gemm.h).
@@ -60,9 +59,9 @@ class WeightSource {
 
   // By canonical name. Null when there is no such tensor.
   const StoredWeight* Find(std::string_view name) const;
-  // The tensor of that canonical name, which must have that shape, and a format or `decodes`.
-  // Throws InvalidInput naming file, tensor (its stored name), found and expected; Unsupported for
-  // a type of which not even the size is known.
+  // The tensor of that canonical name, which must have that shape, and a format. Throws
+  // InvalidInput naming file, tensor (its stored name), found and expected; Unsupported for a type
+  // of which not even the size is known.
   const StoredWeight& Get(std::string_view name, const Shape& shape) const;
 
   virtual int64_t num_files() const = 0;
@@ -71,9 +70,6 @@ class WeightSource {
   // 32 hex digits over `architecture` and what the source holds. Plans and results name it, so what
   // a kind of source hashes must never change.
   virtual std::string Identity(std::string_view architecture) const = 0;
-  // out [cols] = row `row`, as they are stored, of a tensor of this source that `decodes`; cols is
-  // its last dimension, rows are counted over the others (check).
-  virtual void DecodeRow(const StoredWeight& weight, int64_t row, float* out) const;
   // Gives the memory of a mapped tensor back; it is read from its file when next used. Tensors in
   // memory stay.
   virtual void DropPages(const StoredWeight& weight) const = 0;

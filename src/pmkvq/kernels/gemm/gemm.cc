@@ -117,7 +117,7 @@ void DecodeSlices(const float* packed, int64_t num_rows, const WeightView& weigh
     internal::DecodeMatMul(packed, num_rows, weight, bias, begin, end, y);
     return;
   }
-  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols);
+  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols, weight.format);
   for (int64_t out = begin; out < end; out += kDecodeGrain) {
     const float* slice = packed;
     for (int64_t row = 0; row < num_rows; row += kSliceRows, slice += slice_floats) {
@@ -129,7 +129,7 @@ void DecodeSlices(const float* packed, int64_t num_rows, const WeightView& weigh
 
 const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weight) {
   AlignedVector<float>& packed = ThreadScratch<float>();
-  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols);
+  const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols, weight.format);
   const size_t needed = static_cast<size_t>(CeilDiv(num_rows, kSliceRows)) * slice_floats;
   if (packed.size() < needed) packed.resize(needed);
   float* slice = packed.data();
@@ -180,9 +180,15 @@ void PutPairedOutputsInOrder(const WeightView& weight, const float* bias, int64_
   }
 }
 
-// All weights are of one format, so that one packed x serves them.
-void DecodeRowsOfFormat(const float* x, int64_t num_rows,
-                        std::span<const Projection<float>> projections, const ExecContext& exec) {
+// Block formats share their packed x.
+bool IsPackedAlike(WeightFormat a, WeightFormat b) {
+  return a == b || (IsBlockFormat(a) && IsBlockFormat(b));
+}
+
+// One packed x serves all weights.
+void DecodeRowsPackedAlike(const float* x, int64_t num_rows,
+                           std::span<const Projection<float>> projections,
+                           const ExecContext& exec) {
   const WeightView& first = *projections.front().weight;
   const float* packed = PackSlices(x, num_rows, first);
   const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
@@ -206,8 +212,10 @@ void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<flo
   while (!projections.empty()) {
     size_t count = 1;
     const WeightFormat format = projections.front().weight->format;
-    while (count < projections.size() && projections[count].weight->format == format) ++count;
-    DecodeRowsOfFormat(x, num_rows, projections.first(count), exec);
+    while (count < projections.size() && IsPackedAlike(projections[count].weight->format, format)) {
+      ++count;
+    }
+    DecodeRowsPackedAlike(x, num_rows, projections.first(count), exec);
     projections = projections.subspan(count);
   }
 }

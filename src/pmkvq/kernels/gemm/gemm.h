@@ -9,6 +9,8 @@
 //
 // Up to kDecodeRows rows: own vector kernels; the weight is read from memory once for all rows. A
 // row's bits depend neither on its neighbours, nor on the number of rows, nor on the thread count.
+// Products of floats with block formats (IsBlockFormat) round x to 8 bits (block_product.h), and
+// have the same bits on every instruction set.
 // More rows (prefill, calibration): W is expanded in fixed tiles of output rows and multiplied by
 // BLAS on one thread per tile; bits depend on the number of rows, not on the thread count.
 #pragma once
@@ -87,6 +89,8 @@ void BlasGemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
               int64_t ldc);
 
 namespace ref {
+// One weight, by the formula of its format: a float.
+double WeightAt(const WeightView& weight, int64_t row, int64_t col);
 // Scalar oracle: double accumulation, one element at a time.
 template <class Real>
 void MatMul(const Real* x, int64_t num_rows, const WeightView& weight, const float* bias, Real* y);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/gemm/block_product.h"
 
 // Largest chunk of any instruction set: two AVX-512 vectors of floats. (HWY_MAX_BYTES would be the
 // baseline's outside of the per-target code.)
@@ -405,7 +406,7 @@ constexpr FormatFunctions FunctionsOf() {
 
 constexpr FormatFunctions kFormats[] = {
 #define PMKVQ_ROW(id, name, block_values, block_bytes) FunctionsOf<Weight##id>(),
-    PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
+    PMKVQ_VALUE_FORMATS(PMKVQ_ROW)
 #undef PMKVQ_ROW
 };
 
@@ -441,23 +442,29 @@ HWY_EXPORT(DecodeRange);
 HWY_EXPORT(Expand);
 HWY_EXPORT(Target);
 
-size_t PackedDecodeFloats(int64_t num_rows, int64_t cols) {
+size_t PackedDecodeFloats(int64_t num_rows, int64_t cols, WeightFormat format) {
+  if (IsBlockFormat(format)) return static_cast<size_t>(num_rows) * PackedBlockFloats(cols);
   const size_t chunks = (static_cast<size_t>(cols) + kMaxChunk - 1) / kMaxChunk;
   return static_cast<size_t>(num_rows) * chunks * kMaxChunk;
 }
 
 void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat format,
                     float* packed) {
+  if (IsBlockFormat(format)) return PackBlockRows(x, num_rows, cols, packed);
   HWY_DYNAMIC_DISPATCH(PackRows)(x, num_rows, cols, format, packed);
 }
 
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y) {
   PMKVQ_DCHECK(num_rows <= kMaxPackedRows);
+  if (IsBlockFormat(weight.format)) {
+    return BlockMatMul(packed, num_rows, weight, bias, begin, end, y);
+  }
   HWY_DYNAMIC_DISPATCH(DecodeRange)(packed, num_rows, weight, bias, begin, end, y);
 }
 
 void ExpandToFloat(const std::byte* data, WeightFormat format, int64_t count, float* out) {
+  if (IsBlockFormat(format)) return ExpandBlocks(data, format, count, out);
   HWY_DYNAMIC_DISPATCH(Expand)(data, format, count, out);
 }
 

@@ -1,4 +1,5 @@
-// Few-row products (decode): the vector kernels behind MatMul<float>. Internal to gemm/.
+// Few-row products (decode): the vector kernels behind MatMul<float>. Internal to gemm/. Block
+// formats are passed on to block_product.h; what follows is about the other ones.
 //
 // The dot product of one row of x with one row of W adds its terms in one fixed order: lane j of a
 // single vector accumulator takes the elements of its lane chunk by chunk, then lanes are summed.
@@ -21,7 +22,7 @@ inline constexpr int64_t kMaxPackedRows = 16;
 inline constexpr int64_t kDecodeGrain = 60;
 
 // Floats needed by PackDecodeRows.
-size_t PackedDecodeFloats(int64_t num_rows, int64_t cols);
+size_t PackedDecodeFloats(int64_t num_rows, int64_t cols, WeightFormat format);
 
 // Copies x [num_rows, cols] to the order in which the kernel for `format` reads it, zero-padded.
 void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat format,

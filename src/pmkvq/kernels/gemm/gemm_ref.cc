@@ -9,48 +9,6 @@
 namespace pmkvq::ref {
 namespace {
 
-// Weight `col` of a row in each format.
-
-double F32At(const std::byte* row, int64_t col) { return reinterpret_cast<const float*>(row)[col]; }
-
-double F16At(const std::byte* row, int64_t col) {
-  return ToFloat(reinterpret_cast<const F16*>(row)[col]);
-}
-
-double BF16At(const std::byte* row, int64_t col) {
-  return ToFloat(reinterpret_cast<const BF16*>(row)[col]);
-}
-
-double Q8At(const std::byte* row, int64_t col) {
-  const std::byte* group = row + BytesBefore(WeightFormat::kQ8, col);
-  int8_t code;
-  BF16 scale;
-  std::memcpy(&code, group + col % kQ8Group, sizeof(code));
-  std::memcpy(&scale, group + kQ8Group, sizeof(scale));
-  return static_cast<double>(code) * static_cast<double>(ToFloat(scale));
-}
-
-double Q8_0At(const std::byte* row, int64_t col) {
-  const int64_t block_values = LayoutOf(WeightFormat::kQ8_0).block_values;
-  const std::byte* block = row + BytesBefore(WeightFormat::kQ8_0, col);
-  F16 scale;
-  int8_t code;
-  std::memcpy(&scale, block, sizeof(scale));
-  std::memcpy(&code, block + sizeof(scale) + col % block_values, sizeof(code));
-  return static_cast<double>(code) * static_cast<double>(ToFloat(scale));
-}
-
-double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
-  constexpr double (*kFormats[])(const std::byte*, int64_t) = {
-#define PMKVQ_ROW(id, name, block_values, block_bytes) id##At,
-      PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
-#undef PMKVQ_ROW
-  };
-  const std::byte* begin =
-      weight.data + weight.StoredRow(row) * RowBytes(weight.format, weight.cols);
-  return kFormats[static_cast<size_t>(weight.format)](begin, col);
-}
-
 // The smallest BF16 that is not below `value` >= 0.
 BF16 RoundUpToBf16(float value) {
   BF16 nearest = ToBF16(value);

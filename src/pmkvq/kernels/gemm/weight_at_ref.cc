@@ -1,10 +1,11 @@
-// The formulas of docs/formats.md, one value at a time.
+// The formulas of docs/formats.md, one weight at a time: weight `i` of a block, rounded as gguf-py
+// does it.
 #include <cmath>
 #include <cstring>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/float16.h"
-#include "pmkvq/io/gguf/block_decode.h"
+#include "pmkvq/kernels/gemm/gemm.h"
 
 namespace pmkvq::ref {
 namespace {
@@ -33,29 +34,33 @@ constexpr float kNonLinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
 // Twice the values of E2M1; its negative zero is 0.
 constexpr float kE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-float F32(const std::byte* b, int64_t) { return Load<float>(b); }
-float F16(const std::byte* b, int64_t) { return Half(b, 0); }
-float BF16(const std::byte* b, int64_t) { return ToFloat(Load<pmkvq::BF16>(b)); }
+float F32At(const std::byte* b, int64_t) { return Load<float>(b); }
+float F16At(const std::byte* b, int64_t) { return Half(b, 0); }
+float BF16At(const std::byte* b, int64_t) { return ToFloat(Load<BF16>(b)); }
 
-float Q4_0(const std::byte* b, int64_t i) {
+float Q4_0At(const std::byte* b, int64_t i) {
   return Half(b, 0) * static_cast<float>(Nibble(b + 2, i) - 8);
 }
 
-float Q4_1(const std::byte* b, int64_t i) {
+float Q4_1At(const std::byte* b, int64_t i) {
   return Half(b, 0) * static_cast<float>(Nibble(b + 4, i)) + Half(b, 2);
 }
 
-float Q5_0(const std::byte* b, int64_t i) {
+float Q5_0At(const std::byte* b, int64_t i) {
   const int high = static_cast<int>(Load<uint32_t>(b + 2) >> i & 1u);
   return Half(b, 0) * static_cast<float>(Nibble(b + 6, i) + 16 * high - 16);
 }
 
-float Q5_1(const std::byte* b, int64_t i) {
+float Q5_1At(const std::byte* b, int64_t i) {
   const int high = static_cast<int>(Load<uint32_t>(b + 4) >> i & 1u);
   return Half(b, 0) * static_cast<float>(Nibble(b + 8, i) + 16 * high) + Half(b, 2);
 }
 
-float Q8_0(const std::byte* b, int64_t i) {
+float Q8At(const std::byte* b, int64_t i) {
+  return ToFloat(Load<BF16>(b + 32)) * static_cast<float>(SignedAt(b, i));
+}
+
+float Q8_0At(const std::byte* b, int64_t i) {
   return Half(b, 0) * static_cast<float>(SignedAt(b + 2, i));
 }
 
@@ -64,14 +69,14 @@ int TwoBits(const std::byte* codes, int64_t i) {
   return Bits(ByteAt(codes, 32 * (i / 128) + i % 32), 2 * (i % 128 / 32), 3);
 }
 
-float Q2_K(const std::byte* b, int64_t i) {
+float Q2_KAt(const std::byte* b, int64_t i) {
   const int scale = ByteAt(b, i / 16);
   const float d = Half(b, 80) * static_cast<float>(scale & 15);
   const float m = Half(b, 82) * static_cast<float>(scale >> 4);
   return d * static_cast<float>(TwoBits(b + 16, i)) - m;
 }
 
-float Q3_K(const std::byte* b, int64_t i) {
+float Q3_KAt(const std::byte* b, int64_t i) {
   const std::byte* scales = b + 96;
   const int64_t g = i / 16;
   const int low = Bits(ByteAt(scales, g % 8), g / 8 * 4, 15);
@@ -95,18 +100,18 @@ float FromGroupOf32(const std::byte* b, int64_t j, int code) {
   return d * static_cast<float>(code) - m;
 }
 
-float Q4_K(const std::byte* b, int64_t i) {
+float Q4_KAt(const std::byte* b, int64_t i) {
   const int64_t j = i / 32;
   return FromGroupOf32(b, j, Bits(ByteAt(b + 16, 32 * (i / 64) + i % 32), 4 * (j % 2), 15));
 }
 
-float Q5_K(const std::byte* b, int64_t i) {
+float Q5_KAt(const std::byte* b, int64_t i) {
   const int64_t j = i / 32;
   const int low = Bits(ByteAt(b + 48, 32 * (i / 64) + i % 32), 4 * (j % 2), 15);
   return FromGroupOf32(b, j, low + 16 * Bits(ByteAt(b + 16, i % 32), j, 1));
 }
 
-float Q6_K(const std::byte* b, int64_t i) {
+float Q6_KAt(const std::byte* b, int64_t i) {
   const int64_t n = i / 128;
   const int64_t r = i % 128;
   const int low = Bits(ByteAt(b, 64 * n + r % 64), 4 * (r / 64), 15);
@@ -115,9 +120,9 @@ float Q6_K(const std::byte* b, int64_t i) {
   return d * static_cast<float>(low + 16 * high - 32);
 }
 
-float IQ4_NL(const std::byte* b, int64_t i) { return Half(b, 0) * kNonLinear[Nibble(b + 2, i)]; }
+float IQ4_NLAt(const std::byte* b, int64_t i) { return Half(b, 0) * kNonLinear[Nibble(b + 2, i)]; }
 
-float IQ4_XS(const std::byte* b, int64_t i) {
+float IQ4_XSAt(const std::byte* b, int64_t i) {
   const int64_t j = i / 32;
   const int low = Bits(ByteAt(b + 4, j / 2), 4 * (j % 2), 15);
   const int high = Bits(Load<uint16_t>(b + 2), 2 * j, 3);
@@ -125,22 +130,25 @@ float IQ4_XS(const std::byte* b, int64_t i) {
   return d * kNonLinear[Nibble(b + 8 + 16 * j, i % 32)];
 }
 
-float MXFP4(const std::byte* b, int64_t i) {
+float MXFP4At(const std::byte* b, int64_t i) {
   return std::ldexp(1.0f, ByteAt(b, 0) - 128) * kE2M1[Nibble(b + 1, i)];
 }
 
 }  // namespace
 
-float DecodeBlockValue(GgufTensorType type, const std::byte* data, int64_t index) {
-  constexpr float (*kDecoders[])(const std::byte*, int64_t) = {
-#define PMKVQ_ROW(id, name, code, block_values, block_bytes) id,
-      PMKVQ_GGUF_TENSOR_TYPES(PMKVQ_ROW)
+double WeightAt(const WeightView& weight, int64_t row, int64_t col) {
+  constexpr float (*kFormats[])(const std::byte*, int64_t) = {
+#define PMKVQ_ROW(id, name, block_values, block_bytes) id##At,
+      PMKVQ_WEIGHT_FORMATS(PMKVQ_ROW)
 #undef PMKVQ_ROW
   };
-  PMKVQ_CHECK(index >= 0);
-  const GgufTensorLayout& layout = LayoutOf(type);
-  const std::byte* block = data + index / layout.block_values * layout.block_bytes;
-  return kDecoders[static_cast<size_t>(type)](block, index % layout.block_values);
+  PMKVQ_CHECK(row >= 0 && row < weight.rows && col >= 0 && col < weight.cols);
+  const int64_t block_values = LayoutOf(weight.format).block_values;
+  const std::byte* begin =
+      weight.data + weight.StoredRow(row) * RowBytes(weight.format, weight.cols);
+  const std::byte* block = begin + BytesBefore(weight.format, col - col % block_values);
+  return static_cast<double>(
+      kFormats[static_cast<size_t>(weight.format)](block, col % block_values));
 }
 
 }  // namespace pmkvq::ref
