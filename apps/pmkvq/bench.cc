@@ -32,11 +32,12 @@ struct Options {
   bool mixed = false;          // attention on CUDA
   int threads = 0;
 
-  bool per_matrix = false;       // gemv
-  int64_t tokens = 512;          // prefill
-  int64_t chunk = 512;           // prefill
-  int64_t budget_tokens = 2048;  // halve
-  int64_t vocab = 152064;        // sampling
+  bool per_matrix = false;                                    // gemv
+  std::vector<WeightFormat> formats = {WeightFormat::kBF16};  // gemv
+  int64_t tokens = 512;                                       // prefill
+  int64_t chunk = 512;                                        // prefill
+  int64_t budget_tokens = 2048;                               // halve
+  int64_t vocab = 152064;                                     // sampling
   EngineBenchOptions engine;
   CalibrationBenchOptions calibration;
 };
@@ -106,6 +107,34 @@ class Command {
                      "as-stored (bf16), or q8: int8 groups, made from it at the start")
         ->transform(OneOf({"as-stored", "q8"}))
         ->capture_default_str();
+  }
+
+  void AddFormats() {
+    std::vector<std::string> names;
+    for (const WeightLayout& layout : kWeightLayouts) names.emplace_back(layout.name);
+    const auto read = [options = options_.get(), names](const std::vector<std::string>& texts) {
+      options->formats.clear();
+      for (const std::string& text : texts) {
+        for (size_t begin = 0; begin <= text.size();) {
+          const size_t end = std::min(text.find(',', begin), text.size());
+          const std::string name = text.substr(begin, end - begin);
+          const std::optional<WeightFormat> format = WeightFormatNamed(name);
+          if (!format) {
+            throw CLI::ValidationError("--weights", fmt::format("found '{}', expected some of {}",
+                                                                name, fmt::join(names, ", ")));
+          }
+          options->formats.push_back(*format);
+          begin = end + 1;
+        }
+      }
+    };
+    command_
+        ->add_option_function<std::vector<std::string>>(
+            "--weights", read,
+            fmt::format("formats of the weights on the CPU, one or more with commas: {}",
+                        fmt::join(names, ", ")))
+        ->type_name("NAME,...")
+        ->default_str("BF16");
   }
 
   void AddDevice() {
@@ -179,9 +208,10 @@ void AddAttentionBench(CLI::App& bench) {
 }
 
 void AddGemvBench(CLI::App& bench) {
-  Command command(bench, "gemv", "weight products of a block with few rows, bf16; on CUDA q8, too");
+  Command command(bench, "gemv", "weight products of a block with few rows; on CUDA bf16 and q8");
   command.AddShape("(0: as many as hold 256 MiB of weights)");
   command.AddBatches({1, 2, 4, 8, 16}, "rows at a time, one or more");
+  command.AddFormats();
   command.app().add_flag("--per-matrix", command.options().per_matrix,
                          "a line for each matrix, too");
   command.AddDevice();
@@ -190,7 +220,7 @@ void AddGemvBench(CLI::App& bench) {
     if (device.device != Device::kCpu) {
       return BenchCudaGemv(options.bench, device, options.per_matrix);
     }
-    return BenchGemv(options.bench, options.per_matrix);
+    return BenchGemv(options.bench, options.formats, options.per_matrix);
   });
 }
 

@@ -91,6 +91,12 @@ TEST(Bench, GemvPrefillHalveAndCalibrate) {
   ASSERT_EQ(gemv.At("rows").size(), 2u);
   ExpectPositive(gemv.At("rows").At(size_t{1}), {"ms", "gb_per_s", "times_batch_1", "times_bound"});
 
+  const JsonValue blocks = RunBench(
+      {"gemv", "--shape", "longcot", "--layers", "2", "--batch", "1", "--weights", "Q4_K,Q8_0"});
+  ASSERT_EQ(blocks.At("rows").size(), 2u);
+  EXPECT_EQ(blocks.At("rows").At(size_t{0}).At("weights").AsString(), "Q4_K");
+  EXPECT_EQ(blocks.At("rows").At(size_t{1}).At("weights").AsString(), "Q8_0");
+
   const JsonValue prefill = RunBench({"prefill", "--shape", "longcot", "--tokens", "96", "--chunk",
                                       "64", "--depth", "256", "--bits", "4"});
   ExpectPositive(prefill, {"tokens_per_s", "percent_of_sgemm", "sgemm_gflop_per_s"});
@@ -133,6 +139,7 @@ TEST(Bench, TypicalMistakesAreNamed) {
       {{"attention", "--shape", "gpt-9"}, "expected one of qwen2-7b"},
       {{"attention", "--depth", "0", "--bits", "4"}, "--depth"},
       {{"attention", "--attention", "quick"}, "expected one of accurate, fast"},
+      {{"gemv", "--weights", "BF16,Q7"}, "found 'Q7', expected some of F32, F16, BF16, Q8, Q8_0"},
       {{"decode", "--weights", "q3"}, "expected one of as-stored, q8"},
       {{"decode", "--bits", "3"}, "--bits"},
       {{"decode", "--layers", "1000"}, "--layers"},

@@ -18,6 +18,7 @@
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/research/bench/report.h"
+#include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
 
@@ -38,9 +39,10 @@ struct BenchOptions {
 // One decoding token's attention in one block, all KV heads, from DRAM: a row per depth and width.
 BenchReport BenchAttention(const BenchOptions& options);
 
-// The weight products of a block with few rows, BF16: a row per batch; with `per_matrix` one for
-// each matrix, too.
-BenchReport BenchGemv(const BenchOptions& options, bool per_matrix);
+// The weight products of a block with few rows: a row per format and batch; with `per_matrix` one
+// for each matrix, too. All formats are measured in the same rounds.
+BenchReport BenchGemv(const BenchOptions& options, const std::vector<WeightFormat>& formats,
+                      bool per_matrix);
 
 // A decoding step of the whole model (2 blocks unless told): a row per depth, width and batch.
 BenchReport BenchDecode(const BenchOptions& options);
