@@ -181,6 +181,24 @@ TEST(PackedCachePoolTest, AForkTakesRoomOfThePoolOrIsRefused) {
   ASSERT_NE(driver.Append(*copy, 1, 1), ReserveResult::kBudgetExhausted);
 }
 
+// A chunk that waits between two blocks reads its sequence's pages at one width.
+TEST(PackedCachePoolTest, ASequenceWithAChunkUnderWayKeepsItsPages) {
+  const CacheConfig sizes = PoolOf(1 << 20, 2);
+  CacheDriver driver(PoolOf(FullBytes(sizes, 1500), 2));
+  PackedKvCache& cache = driver.cache();
+  const SequenceId waits = *cache.Open();
+  const SequenceId other = *cache.Open();
+  ASSERT_EQ(driver.Append(waits, 600, 1), ReserveResult::kReserved);
+  ASSERT_EQ(cache.Reserve(waits, 129), ReserveResult::kReserved);
+  const PagesPerWidth pages = PagesOf(cache, waits);
+  ASSERT_EQ(driver.Append(other, 900, 2), ReserveResult::kReservedAfterHalving);
+  EXPECT_EQ(PagesOf(cache, waits), pages);
+  EXPECT_EQ(pages[1], 0);
+  driver.Forward({{waits, 129, 1}});
+  EXPECT_EQ(driver.Append(waits, 300, 1), ReserveResult::kReservedAfterHalving);
+  EXPECT_GT(PagesOf(cache, waits)[1], 0);
+}
+
 TEST(PackedCachePoolTest, HalvingAheadKeepsToTheBytesOfAStep) {
   const CacheConfig sizes = PoolOf(1 << 20, 4);
   CacheConfig config = PoolOf(FullBytes(sizes, 4000), 4);
