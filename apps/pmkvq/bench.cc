@@ -104,8 +104,8 @@ class Command {
   void AddWeights() {
     command_
         ->add_option("--weights", options_->weights,
-                     "as-stored (bf16), or q8: int8 groups, made from it at the start")
-        ->transform(OneOf({"as-stored", "q8"}))
+                     "as-stored (bf16), or groups of 8 or 4 bits, made from it at the start")
+        ->transform(OneOf(WeightModeNames()))
         ->capture_default_str();
   }
 

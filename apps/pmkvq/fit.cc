@@ -86,9 +86,13 @@ std::string CountOr(int64_t count, int64_t most, const char* none) {
   return (count >= most ? ">= " : "") + WithSeparators(count);
 }
 
+std::string NameOfMade(const Options& options) {
+  return options.weights.mode() == WeightMode::kQ8 ? "Q8" : "Q4";
+}
+
 void PrintTable(const Options& options, const Source& source, const Fit& fit) {
   const ModelConfig& config = source.model.config;
-  const bool is_q8 = options.weights.mode() == WeightMode::kQ8;
+  const bool is_made = options.weights.mode() != WeightMode::kAsStored;
   Print(fmt::format("{}: {}, {:.2f} B parameters\n", options.model, config.architecture,
                     static_cast<double>(NumMatrixWeights(config)) / 1e9));
   const auto line = [](const char* name, int64_t bytes, const std::string& remark) {
@@ -96,7 +100,7 @@ void PrintTable(const Options& options, const Source& source, const Fit& fit) {
   };
   line("memory", options.fit.memory_bytes, "--memory " + options.memory);
   line("weights", fit.weight_bytes,
-       is_q8 ? "Q8, made while loading" : source.types + source.remark);
+       is_made ? NameOfMade(options) + ", made while loading" : source.types + source.remark);
   line(
       "working memory", fit.working_bytes,
       fmt::format("{}, chunks of {} tokens",
@@ -140,7 +144,8 @@ void WriteFit(const Options& options, const Source& source, const Fit& fit) {
   json.Key("architecture").String(source.model.config.architecture);
   json.Key("parameters").Int(NumMatrixWeights(source.model.config));
   json.Key("memory_bytes").Int(options.fit.memory_bytes);
-  json.Key("weights").String(options.weights.mode() == WeightMode::kQ8 ? "Q8" : source.types);
+  json.Key("weights").String(options.weights.mode() == WeightMode::kAsStored ? source.types
+                                                                             : NameOfMade(options));
   json.Key("weight_bytes").Int(fit.weight_bytes);
   json.Key("working_bytes").Int(fit.working_bytes);
   json.Key("cache_bytes").Int(fit.cache_bytes);

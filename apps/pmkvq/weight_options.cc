@@ -42,9 +42,10 @@ void WeightCommandOptions::RegisterWeights(CLI::App& command) {
   command
       .add_option(
           "--weights", weights,
-          "as-stored, or q8: int8 codes in groups of 32, made while loading; decoding reads "
-          "about half of BF16's bytes (docs/numerics.md). Types of GGUF below 8 bits are always q8")
-      ->transform(OneOf({NameOf(WeightMode::kAsStored), NameOf(WeightMode::kQ8)}))
+          "as-stored, or codes of 8 or 4 bits in groups of 32, made while loading: q8 reads about "
+          "half of BF16's bytes, q4 less than a third (what they cost: docs/numerics.md). What is "
+          "quantised already stays, unless that saves a quarter")
+      ->transform(OneOf(WeightModeNames()))
       ->capture_default_str();
 }
 

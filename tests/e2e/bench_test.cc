@@ -140,7 +140,7 @@ TEST(Bench, TypicalMistakesAreNamed) {
       {{"attention", "--depth", "0", "--bits", "4"}, "--depth"},
       {{"attention", "--attention", "quick"}, "expected one of accurate, fast"},
       {{"gemv", "--weights", "BF16,Q7"}, "found 'Q7', expected some of F32, F16, BF16, Q8, Q8_0"},
-      {{"decode", "--weights", "q3"}, "expected one of as-stored, q8"},
+      {{"decode", "--weights", "q3"}, "expected one of as-stored, q8, q4"},
       {{"decode", "--bits", "3"}, "--bits"},
       {{"decode", "--layers", "1000"}, "--layers"},
       {{"halve", "--depth", "100"}, "--depth"},

@@ -54,6 +54,12 @@ TEST(FitCommand, PublishedShapesHaveTheirSizes) {
   const JsonValue large =
       FitOf(kConfigs + "r1-distill-llama-70b.json", {"--memory", "80GB", "--weights", "q8"});
   EXPECT_NEAR(large.At("parameters").AsDouble(), 70.6e9, 0.1e9);
+  EXPECT_EQ(large.At("weights").AsString(), "Q8");
+  const JsonValue four =
+      FitOf(kConfigs + "r1-distill-llama-70b.json", {"--memory", "80GB", "--weights", "q4"});
+  EXPECT_EQ(four.At("weights").AsString(), "Q4");
+  // 70.6 - 1.05 parameters of 0.625 bytes, and the embedding in BF16.
+  EXPECT_NEAR(four.At("weight_bytes").AsDouble(), 69.5e9 * 0.625 + 1.05e9 * 2, 0.1e9);
 }
 
 TEST(FitCommand, RefusesInOneLine) {

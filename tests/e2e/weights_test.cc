@@ -18,36 +18,38 @@ TEST(Weights, QuantisedOnesDriftLittleFromTheModelAsStored) {
   std::string ids;
   for (int i = 0; i < 200; ++i) ids += (i > 0 ? "," : "") + std::to_string(i * 7 % 250);
   const std::string dataset = folder.Write("rows.jsonl", "{\"input_ids\":[" + ids + "]}\n");
-  for (const std::string weights : {"as-stored", "q8"}) {
+  for (const std::string weights : {"as-stored", "q8", "q4"}) {
     const ProgramResult result = RunProgram({"perplexity", "--model", kTiny, "--dataset", dataset,
                                              "--weights", weights, "--json", "-"});
     ASSERT_EQ(result.exit_code, 0) << result.err;
     const JsonValue json = JsonValue::Parse(result.out, "stdout");
     EXPECT_EQ(json.At("weights").AsString(), weights);
     const double kl = json.At("kl_to_fp16").AsDouble();
-    if (weights == "q8") {
-      EXPECT_GT(kl, 0);
-      EXPECT_LT(kl, 1e-2);
-    } else {
+    if (weights == "as-stored") {
       EXPECT_EQ(kl, 0);
+    } else {
+      EXPECT_GT(kl, weights == "q4" ? 1e-4 : 0);
+      EXPECT_LT(kl, weights == "q4" ? 0.3 : 1e-2);
     }
   }
 }
 
 TEST(Weights, CalibrationMeasuresTheModelAsStored) {
   for (const std::string command : {"calibrate", "sensitivity"}) {
-    const ProgramResult result = RunProgram({command, "--model", kTiny, "--weights", "q8"});
-    EXPECT_EQ(result.exit_code, 2);
-    EXPECT_NE(result.err.find("calibration measures the model as stored"), std::string::npos)
-        << result.err;
+    for (const std::string weights : {"q8", "q4"}) {
+      const ProgramResult result = RunProgram({command, "--model", kTiny, "--weights", weights});
+      EXPECT_EQ(result.exit_code, 2);
+      EXPECT_NE(result.err.find("calibration measures the model as stored"), std::string::npos)
+          << result.err;
+    }
   }
 }
 
 TEST(Weights, UnknownOnesAreNamed) {
   const ProgramResult result =
-      RunProgram({"run", "--model", kTiny, "--weights", "q4", "--prompt-ids", "3"});
+      RunProgram({"run", "--model", kTiny, "--weights", "q5", "--prompt-ids", "3"});
   EXPECT_EQ(result.exit_code, 2);
-  EXPECT_NE(result.err.find("q4"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("q5"), std::string::npos) << result.err;
 }
 
 }  // namespace

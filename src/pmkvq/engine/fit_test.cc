@@ -46,7 +46,7 @@ KvOptions Kv(const std::string& spec, int64_t budget_bytes = 0) {
 }
 
 TEST(Fit, WeightsAreThoseOfTheModel) {
-  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8, WeightMode::kQ4}) {
     for (const char* folder : {"/tests/golden/tiny-llama", "/models/longcot-10m"}) {
       const auto model = Model::Load(std::string(PMKVQ_SOURCE_DIR) + folder, {mode, 1});
       EXPECT_EQ(WeightBytesOf(model->config(), model->embedding().format, mode),

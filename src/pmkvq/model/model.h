@@ -28,11 +28,17 @@ class Mlp;
 enum class WeightMode : uint8_t {
   kAsStored,  // Mapped, in the checkpoint's types.
   kQ8,        // Int8 codes in groups (weight_q8.h), made when the model is loaded.
+  kQ4,        // 4-bit codes in groups (weight_q4.h), likewise.
 };
-// "as-stored", "q8".
+// "as-stored", "q8", "q4".
 std::string NameOf(WeightMode mode);
 // Throws InvalidInput naming the known modes.
 WeightMode ParseWeightMode(const std::string& name);
+// "as-stored", "q8", "q4".
+std::vector<std::string> WeightModeNames();
+// What a matrix in the format `stored` becomes in that mode: the format of the mode where that
+// saves a quarter of the bytes or more, else it stays as it is. The embedding always stays.
+WeightFormat FormatInMode(WeightMode mode, WeightFormat stored);
 
 struct ModelOptions {
   WeightMode weights = WeightMode::kAsStored;
@@ -103,10 +109,10 @@ class Model {
   // tensors, wrong shapes (file, tensor, found, expected), and for tensors of a block that the
   // config does not announce (a bias, a block too many): the graph would be another one.
   //
-  // kQ8 quantises every matrix of the blocks and the output head, and gives the memory of their
+  // kQ8 and kQ4 quantise matrices of the blocks and the output head, and give the memory of their
   // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
-  // a quantised copy of the embedding. Formats that are quantised already stay as stored.
-  // InvalidInput for weights that are not finite.
+  // a quantised copy of the embedding. FormatInMode says which stay as stored. InvalidInput for
+  // weights that are not finite, or too large for the format.
   //
   // A device gets a copy of all weights. Throws Unsupported for what there is no code for, naming
   // it, and DeviceError (no such device, memory short: bytes asked and free).

@@ -66,7 +66,7 @@ struct Model::Impl {
   WeightMode weights = WeightMode::kAsStored;
   int64_t weight_bytes = 0;
   std::vector<AlignedVector<std::byte>> expanded;  // Float8 weights as BF16.
-  std::vector<Q8Weight> quantized;                 // What views of `parts` show.
+  std::vector<QuantizedBytes> quantized;           // What views of `parts` show.
   WeightConversion conversion;
   RopeTables ropes;
   ModelParts parts;

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <optional>
 #include <set>
@@ -8,6 +9,8 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/fp8_weights.h"
+#include "pmkvq/kernels/gemm/weight_q4.h"
+#include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/kernels/sampling/device_sampler.h"
 #include "pmkvq/model/device/device_model.h"
 #include "pmkvq/model/model_impl.h"
@@ -87,9 +90,6 @@ void CheckAllAreBound(const Checkpoint& checkpoint, const std::set<const StoredW
   }
 }
 
-// Its products read no more bytes than those of q8 groups.
-bool IsQuantized(WeightFormat format) { return LayoutOf(format).block_values > 1; }
-
 // transformers rounds the factor to the type in which the embedding is stored.
 float RoundedTo(WeightFormat format, double factor) {
   const auto value = static_cast<float>(factor);
@@ -100,12 +100,29 @@ float RoundedTo(WeightFormat format, double factor) {
 
 int64_t ToMiB(uint64_t bytes) { return static_cast<int64_t>(bytes >> 20); }
 
-// One matrix to quantise, and where its view belongs.
+// One matrix to quantise, to which format, and where its view belongs.
 struct ToQuantize {
   const StoredWeight* stored = nullptr;
   WeightView as_stored;
+  WeightFormat format = WeightFormat::kQ8;
   WeightView* place = nullptr;
 };
+
+// False: a weight is not finite, or too large for the format. `data` owns what `made` shows.
+bool Quantize(const WeightView& weight, WeightFormat format, int num_threads, QuantizedBytes& data,
+              WeightView& made) {
+  if (format == WeightFormat::kQ4_1) {
+    Q4Weight q4;
+    if (!QuantizeWeightToQ4(weight, num_threads, q4)) return false;
+    data = std::move(q4.data);
+  } else {
+    Q8Weight q8;
+    if (!QuantizeWeight(weight, num_threads, q8)) return false;
+    data = std::move(q8.data);
+  }
+  made = {data.data(), format, weight.rows, weight.cols};
+  return true;
+}
 
 }  // namespace
 
@@ -155,6 +172,11 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
       parts(checkpoint.config(), ropes) {
   if (options.device.device != Device::kCpu) {
     CheckDeviceModel(checkpoint.config(), options.device);
+    if (weights == WeightMode::kQ4) {
+      throw Unsupported(NameOf(options.device),
+                        "found --weights q4, for which there are no kernels; use --weights q8, or "
+                        "--device cpu");
+    }
   }
   WeightList list;
   parts.Declare(checkpoint.config(), list);
@@ -191,8 +213,9 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
       }
     } else {
       *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
-      // Those that become Q8 are expanded one by one, when it is their turn.
-      const bool is_quantized = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
+      // Those that are quantised are expanded one by one, when it is their turn.
+      const bool is_quantized = slot.matrix != &parts.embedding &&
+                                FormatInMode(weights, *stored.format) != *stored.format;
       if (stored.fp8 != nullptr && !is_quantized) {
         slot.matrix->data = expanded.emplace_back(Expanded(stored, num_threads)).data();
       }
@@ -206,22 +229,21 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   const bool is_tied = checkpoint.config().tie_word_embeddings;
   std::vector<ToQuantize> work;
   uint64_t total_bytes = 0;
-  const auto add = [&](const std::string& name, const WeightView& as_stored, WeightView& place) {
-    work.push_back({source.Find(name), as_stored, &place});
+  const auto add = [&](const std::string& name, const WeightView& as_stored, WeightFormat format,
+                       WeightView& place) {
+    work.push_back({source.Find(name), as_stored, format, &place});
     total_bytes += work.back().stored->num_bytes;
   };
   for (const WeightSlot& slot : list.slots()) {
     if (slot.matrix == nullptr) continue;
-    const WeightFormat format = slot.matrix->format;
-    const bool is_wanted = weights == WeightMode::kQ8 && slot.matrix != &parts.embedding;
-    const bool lacks_kernel = options.device.device != Device::kCpu && IsBlockFormat(format);
-    if (lacks_kernel || (is_wanted && !IsQuantized(format))) {
-      add(slot.name, *slot.matrix, *slot.matrix);
-    }
+    const WeightFormat stored = slot.matrix->format;
+    WeightFormat format = slot.matrix == &parts.embedding ? stored : FormatInMode(weights, stored);
+    if (options.device.device != Device::kCpu && IsBlockFormat(format)) format = WeightFormat::kQ8;
+    if (format != stored) add(slot.name, *slot.matrix, format, *slot.matrix);
   }
-  const bool copies_embedding =
-      is_tied && weights == WeightMode::kQ8 && !IsQuantized(parts.embedding.format);
-  if (copies_embedding) add("embedding", parts.embedding, parts.output_head);
+  const WeightFormat head_format = FormatInMode(weights, parts.embedding.format);
+  const bool copies_embedding = is_tied && head_format != parts.embedding.format;
+  if (copies_embedding) add("embedding", parts.embedding, head_format, parts.output_head);
 
   // Less than a second: nobody waits for it.
   constexpr uint64_t kShownBytes = uint64_t{256} << 20;
@@ -236,18 +258,24 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
       values = Expanded(stored, options.num_threads);
       each.as_stored.data = values.data();
     }
-    Q8Weight& made = quantized.emplace_back();
-    if (!QuantizeWeight(each.as_stored, options.num_threads, made)) {
-      throw InvalidInput(stored.file, fmt::format("tensor '{}': found a value that is not finite, "
-                                                  "expected finite weights",
-                                                  stored.stored_name));
+    QuantizedBytes& made = quantized.emplace_back();
+    if (!Quantize(each.as_stored, each.format, options.num_threads, made, *each.place)) {
+      throw InvalidInput(
+          stored.file,
+          each.format == WeightFormat::kQ4_1
+              ? fmt::format(
+                    "tensor '{}': found a value that is not finite or beyond 65504, expected "
+                    "weights that F16 can hold; use --weights q8 or as-stored",
+                    stored.stored_name)
+              : fmt::format(
+                    "tensor '{}': found a value that is not finite, expected finite weights",
+                    stored.stored_name));
     }
     source.DropPages(stored);
-    *each.place = made.view();
     types.insert(stored.type);
     conversion.num_tensors += 1;
     conversion.stored_bytes += static_cast<int64_t>(stored.num_bytes);
-    conversion.bytes += std::ssize(made.data);
+    conversion.bytes += std::ssize(made);
     if (progress != nullptr) {
       progress->Advance(ToMiB(done_bytes + stored.num_bytes) - ToMiB(done_bytes));
       done_bytes += stored.num_bytes;
@@ -261,13 +289,44 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
 Model::Model() = default;
 Model::~Model() = default;
 
-std::string NameOf(WeightMode mode) { return mode == WeightMode::kQ8 ? "q8" : "as-stored"; }
+namespace {
+
+struct NamedMode {
+  WeightMode mode;
+  const char* name;
+};
+constexpr NamedMode kModes[] = {
+    {WeightMode::kAsStored, "as-stored"}, {WeightMode::kQ8, "q8"}, {WeightMode::kQ4, "q4"}};
+
+}  // namespace
+
+std::string NameOf(WeightMode mode) {
+  for (const NamedMode& named : kModes) {
+    if (named.mode == mode) return named.name;
+  }
+  PMKVQ_CHECK_MSG(false, "unknown weight mode");
+  return "";
+}
+
+std::vector<std::string> WeightModeNames() {
+  std::vector<std::string> names;
+  for (const NamedMode& named : kModes) names.emplace_back(named.name);
+  return names;
+}
 
 WeightMode ParseWeightMode(const std::string& name) {
-  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
-    if (name == NameOf(mode)) return mode;
+  for (const NamedMode& named : kModes) {
+    if (name == named.name) return named.mode;
   }
-  throw InvalidInput("--weights", fmt::format("found '{}', expected as-stored or q8", name));
+  throw InvalidInput("--weights", fmt::format("found '{}', expected one of {}", name,
+                                              fmt::join(WeightModeNames(), ", ")));
+}
+
+WeightFormat FormatInMode(WeightMode mode, WeightFormat stored) {
+  if (mode == WeightMode::kAsStored) return stored;
+  const WeightFormat made = mode == WeightMode::kQ8 ? WeightFormat::kQ8 : WeightFormat::kQ4_1;
+  constexpr int64_t kValues = 256;
+  return 4 * RowBytes(made, kValues) <= 3 * RowBytes(stored, kValues) ? made : stored;
 }
 
 std::shared_ptr<const Model> Model::Load(const std::string& folder, const ModelOptions& options) {

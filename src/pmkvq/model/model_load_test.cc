@@ -82,7 +82,7 @@ TEST(ModelLoad, FusedMatricesOfPhi3ComputeTheSame) {
   tiny.architecture = "Phi3ForCausalLM";
   const TempFolder folder;
   WriteTinyModel(tiny, fused, folder);
-  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8, WeightMode::kQ4}) {
     const auto phi = Model::Load(folder.path(), {mode, 1});
     const auto llama = Model::Load(plain_folder.path(), {mode, 1});
     EXPECT_EQ(phi->weight_bytes(), llama->weight_bytes());
@@ -129,20 +129,23 @@ TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
     SCOPED_TRACE(name);
     TempFolder folder;
     WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
-    const std::shared_ptr<const Model> model = Model::Load(folder.path(), {WeightMode::kQ8, 2});
     const std::shared_ptr<const Model> stored = Model::Load(folder.path());
     EXPECT_EQ(stored->weights(), WeightMode::kAsStored);
-    EXPECT_EQ(NameOf(model->embedding().format), NameOf(tiny.dtype));
-    EXPECT_EQ(model->output_head().format, WeightFormat::kQ8);
-    EXPECT_EQ(model->output_head().rows, tiny.vocab);
-    const AttentionGqaWeights& attention = AttentionOf(*model, tiny.layers - 1);
-    const MlpDenseWeights& mlp = MlpOf(*model, tiny.layers - 1);
-    for (const WeightView* view :
-         {&attention.q, &attention.k, &attention.v, &attention.o, &mlp.gate, &mlp.up, &mlp.down}) {
-      EXPECT_EQ(view->format, WeightFormat::kQ8);
+    for (const WeightMode mode : {WeightMode::kQ8, WeightMode::kQ4}) {
+      const WeightFormat made = mode == WeightMode::kQ8 ? WeightFormat::kQ8 : WeightFormat::kQ4_1;
+      const std::shared_ptr<const Model> model = Model::Load(folder.path(), {mode, 2});
+      EXPECT_EQ(NameOf(model->embedding().format), NameOf(tiny.dtype));
+      EXPECT_EQ(model->output_head().format, made);
+      EXPECT_EQ(model->output_head().rows, tiny.vocab);
+      const AttentionGqaWeights& attention = AttentionOf(*model, tiny.layers - 1);
+      const MlpDenseWeights& mlp = MlpOf(*model, tiny.layers - 1);
+      for (const WeightView* view : {&attention.q, &attention.k, &attention.v, &attention.o,
+                                     &mlp.gate, &mlp.up, &mlp.down}) {
+        EXPECT_EQ(view->format, made);
+      }
+      // What was given back to the system is read again: plans still know the model.
+      EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
     }
-    // What was given back to the system is read again: plans still know the model.
-    EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
   }
 }
 
@@ -172,18 +175,41 @@ TEST(ModelLoad, NamesAMatrixThatCannotBeQuantised) {
       std::numeric_limits<float>::quiet_NaN();
   TempFolder folder;
   WriteTinyModel({}, weights, folder);
-  ExpectError<InvalidInput>(
-      [&] {
-        Model::Load(folder.path(), {WeightMode::kQ8, 1});
-      },
-      {"model.safetensors", "model.layers.1.mlp.up_proj.weight", "not finite"});
+  for (const WeightMode mode : {WeightMode::kQ8, WeightMode::kQ4}) {
+    ExpectError<InvalidInput>(
+        [&] {
+          Model::Load(folder.path(), {mode, 1});
+        },
+        {"model.safetensors", "model.layers.1.mlp.up_proj.weight", "not finite"});
+  }
 }
 
 TEST(ModelLoad, WeightModesByName) {
   EXPECT_EQ(ParseWeightMode("as-stored"), WeightMode::kAsStored);
   EXPECT_EQ(ParseWeightMode("q8"), WeightMode::kQ8);
   EXPECT_EQ(NameOf(WeightMode::kQ8), "q8");
-  ExpectError<InvalidInput>([] { ParseWeightMode("q4"); }, {"--weights", "q4", "as-stored", "q8"});
+  EXPECT_EQ(ParseWeightMode("q4"), WeightMode::kQ4);
+  EXPECT_EQ(NameOf(WeightMode::kQ4), "q4");
+  ExpectError<InvalidInput>([] { ParseWeightMode("q5"); },
+                            {"--weights", "q5", "as-stored, q8, q4"});
+}
+
+TEST(ModelLoad, ModesChangeWhatSavesAQuarter) {
+  for (size_t i = 0; i < kNumWeightFormats; ++i) {
+    const auto format = static_cast<WeightFormat>(i);
+    EXPECT_EQ(FormatInMode(WeightMode::kAsStored, format), format);
+  }
+  for (const WeightFormat plain : {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16}) {
+    EXPECT_EQ(FormatInMode(WeightMode::kQ8, plain), WeightFormat::kQ8);
+    EXPECT_EQ(FormatInMode(WeightMode::kQ4, plain), WeightFormat::kQ4_1);
+  }
+  EXPECT_EQ(FormatInMode(WeightMode::kQ8, WeightFormat::kQ8_0), WeightFormat::kQ8_0);
+  EXPECT_EQ(FormatInMode(WeightMode::kQ4, WeightFormat::kQ8_0), WeightFormat::kQ4_1);
+  for (const WeightFormat few : {WeightFormat::kQ6_K, WeightFormat::kQ5_1, WeightFormat::kQ4_0,
+                                 WeightFormat::kQ2_K, WeightFormat::kMXFP4}) {
+    EXPECT_EQ(FormatInMode(WeightMode::kQ8, few), few);
+    EXPECT_EQ(FormatInMode(WeightMode::kQ4, few), few);
+  }
 }
 
 TEST(ModelLoad, NamesAMissingTensor) {

@@ -5,6 +5,20 @@
 #include "pmkvq/model/model_impl.h"
 
 namespace pmkvq {
+namespace {
+
+// With the copy of a tied embedding that is the head.
+int64_t MatrixBytesOf(const WeightDeclaration& weight, WeightFormat stored, WeightMode mode,
+                      bool is_tied) {
+  const auto rows_as = [&](WeightFormat kept) {
+    return weight.shape[0] * RowBytes(kept, weight.shape[1]);
+  };
+  const WeightFormat made = FormatInMode(mode, stored);
+  if (weight.name != "embedding") return rows_as(made);
+  return rows_as(stored) + (is_tied && made != stored ? rows_as(made) : 0);
+}
+
+}  // namespace
 
 KvGeometry KvGeometryOf(const ModelConfig& config) {
   KvGeometry geometry =
@@ -24,21 +38,13 @@ int64_t NumMatrixWeights(const ModelConfig& config) {
 }
 
 int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode mode) {
-  const auto matrix_bytes = [](const Shape& shape, WeightFormat format) {
-    return shape[0] * RowBytes(format, shape[1]);
-  };
   int64_t bytes = 0;
   for (const WeightDeclaration& weight : DeclaredWeights(config)) {
     if (weight.role != WeightRole::kMatrix) {
       bytes += NumElements(weight.shape) * static_cast<int64_t>(sizeof(float));
       continue;
     }
-    const bool is_embedding = weight.name == "embedding";
-    const bool is_quantized = mode == WeightMode::kQ8 && !is_embedding;
-    bytes += matrix_bytes(weight.shape, is_quantized ? WeightFormat::kQ8 : stored);
-    if (mode == WeightMode::kQ8 && is_embedding && config.tie_word_embeddings) {
-      bytes += matrix_bytes(weight.shape, WeightFormat::kQ8);
-    }
+    bytes += MatrixBytesOf(weight, stored, mode, config.tie_word_embeddings);
   }
   return bytes;
 }
@@ -51,17 +57,7 @@ int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode) {
       continue;
     }
     const StoredWeight& stored = checkpoint.weights().Get(weight.name, weight.shape);
-    const WeightFormat format = *stored.format;
-    const bool is_plain = LayoutOf(format).block_values == 1;
-    const bool is_embedding = weight.name == "embedding";
-    const bool becomes_q8 = mode == WeightMode::kQ8 && is_plain;
-    const auto rows_as = [&](WeightFormat kept) {
-      return weight.shape[0] * RowBytes(kept, weight.shape[1]);
-    };
-    bytes += rows_as(becomes_q8 && !is_embedding ? WeightFormat::kQ8 : format);
-    if (becomes_q8 && is_embedding && checkpoint.config().tie_word_embeddings) {
-      bytes += rows_as(WeightFormat::kQ8);
-    }
+    bytes += MatrixBytesOf(weight, *stored.format, mode, checkpoint.config().tie_word_embeddings);
   }
   return bytes;
 }

@@ -9,7 +9,7 @@ namespace {
 TEST(ModelSize, WeightBytesOfFilesAreThoseOfTheModel) {
   const std::string golden = PMKVQ_SOURCE_DIR "/tests/golden/";
   for (const char* path : {"tiny-llama", "gguf/tiny-llama-f32.gguf", "gguf/tiny-llama-q8_0.gguf"}) {
-    for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+    for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8, WeightMode::kQ4}) {
       ModelOptions options;
       options.weights = mode;
       EXPECT_EQ(WeightBytesOf(Checkpoint::Open(golden + path), mode),

@@ -65,8 +65,8 @@ class Blocks {
 
 // Columns: some that do not fill the last piece of 256, where blocks allow that.
 std::vector<int64_t> ColumnsOf(WeightFormat format) {
-  if (LayoutOf(format).block_values == 256) return {256, 512, 1536};
-  return {32, 224, 256, 288, 1056};
+  if (LayoutOf(format).block_values == 256) return {256, 512, 2304};
+  return {32, 224, 256, 288, 2080};
 }
 
 // Against the sum in double of x times the weights' formulas. Two errors add up:
@@ -172,7 +172,7 @@ TEST_P(BlockProductTest, BitsAreThoseOfEveryInstructionSet) {
 }
 
 TEST_P(BlockProductTest, BitsDependOnlyOnTheRow) {
-  constexpr int64_t kOuts = 67;
+  constexpr int64_t kOuts = 67;  // More than share a tile.
   for (const WeightFormat format : BlockFormats()) {
     const int64_t cols = ColumnsOf(format).back();
     const Blocks weight(format, kOuts, cols, 1);
@@ -342,6 +342,17 @@ TEST_P(BlockProductTest, ExpandsByHand) {
     ExpandRow(small.view(), 0, row.data());
     EXPECT_EQ(row[0], std::ldexp(1.0f, exponent - 128)) << exponent;
     EXPECT_EQ(row[16], std::ldexp(2.0f, exponent - 128)) << exponent;
+  }
+}
+
+// Weights without inputs: the bias is the product.
+TEST_P(BlockProductTest, NoInputsLeaveTheBias) {
+  const auto bias = RandomFloats(5, 3);
+  for (const int64_t rows : {1, 4, 17}) {
+    std::vector<float> y(static_cast<size_t>(rows * 5), 777.0f);
+    const WeightView none{nullptr, WeightFormat::kQ4_K, 5, 0};
+    MatMul<float>(nullptr, rows, none, bias.data(), y.data(), 1);
+    for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], bias[i % 5]);
   }
 }
 

@@ -39,9 +39,11 @@ struct UnfilledAllocator : AlignedAllocator<std::byte> {
   void construct(std::byte* place, std::byte value) { *place = value; }
 };
 
+using QuantizedBytes = std::vector<std::byte, UnfilledAllocator>;
+
 // Owns the groups of one matrix.
 struct Q8Weight {
-  std::vector<std::byte, UnfilledAllocator> data;
+  QuantizedBytes data;
   int64_t rows = 0;
   int64_t cols = 0;
 

@@ -95,8 +95,7 @@ int64_t SyntheticModelBytes(const ModelConfig& config) {
 }
 
 double BytesPerWeight(WeightMode mode) {
-  const WeightLayout& layout =
-      LayoutOf(mode == WeightMode::kAsStored ? WeightFormat::kBF16 : WeightFormat::kQ8);
+  const WeightLayout& layout = LayoutOf(FormatInMode(mode, WeightFormat::kBF16));
   return static_cast<double>(layout.block_bytes) / static_cast<double>(layout.block_values);
 }
 

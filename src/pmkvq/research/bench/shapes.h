@@ -35,7 +35,7 @@ std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config);
 int64_t BlockParameters(const ModelConfig& config);
 int64_t SyntheticModelBytes(const ModelConfig& config);
 
-// Bytes in memory per value of a synthetic matrix, scales of int8 groups included.
+// Bytes in memory per value of a synthetic matrix, scales of groups included.
 double BytesPerWeight(WeightMode mode);
 
 // Throws InvalidInput when this machine has less than `bytes` of free memory. `remedy` names the
