@@ -14,6 +14,7 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
 #include "support/random_blocks.h"
+#include "support/shared_products.h"
 #include "support/target_suite.h"
 
 namespace pmkvq {
@@ -271,18 +272,7 @@ TEST_P(BlockProductTest, SharedProductsEqualSeparateOnes) {
   const auto bias = RandomFloats(64, 10);
   for (const int64_t rows : {1, 5, 64}) {
     const auto x = RandomFloats(rows * kCols, 11);
-    std::vector<std::vector<float>> shared(4);
-    std::vector<Projection<float>> projections;
-    for (size_t i = 0; i < 4; ++i) {
-      shared[i].resize(static_cast<size_t>(rows * weights[i].rows));
-      projections.push_back({&weights[i], i == 1 ? nullptr : bias.data(), shared[i].data()});
-    }
-    MatMulShared<float>(x.data(), rows, projections, 2);
-    for (size_t i = 0; i < 4; ++i) {
-      std::vector<float> alone(shared[i].size());
-      MatMul(x.data(), rows, weights[i], projections[i].bias, alone.data(), 1);
-      EXPECT_EQ(alone, shared[i]) << "weight " << i << ", " << rows << " rows";
-    }
+    const auto shared = testing_support::ExpectSharedEqualsAlone(weights, x, rows, bias);
     std::vector<float> in_order(static_cast<size_t>(rows * 64));
     MatMul(x.data(), rows, first.view(), bias.data(), in_order.data(), 1);
     EXPECT_NE(shared[0], in_order);

@@ -13,6 +13,7 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "support/shared_products.h"
 #include "support/target_suite.h"
 
 namespace pmkvq {
@@ -294,18 +295,7 @@ TEST_P(SharedProductTest, EqualsSeparateProducts) {
   const auto bias = RandomFloats(157, 10);
   for (const int64_t rows : {1, 5, 64, 70}) {
     const auto x = RandomFloats(rows * kCols, 11);
-    std::vector<std::vector<float>> shared(4);
-    std::vector<Projection<float>> projections;
-    for (size_t i = 0; i < 4; ++i) {
-      shared[i].resize(static_cast<size_t>(rows * weights[i].rows));
-      projections.push_back({&weights[i], i == 1 ? nullptr : bias.data(), shared[i].data()});
-    }
-    MatMulShared<float>(x.data(), rows, projections, 2);
-    for (size_t i = 0; i < 4; ++i) {
-      std::vector<float> alone(shared[i].size());
-      MatMul(x.data(), rows, weights[i], projections[i].bias, alone.data(), 1);
-      EXPECT_EQ(alone, shared[i]) << "weight " << i << ", " << rows << " rows";
-    }
+    testing_support::ExpectSharedEqualsAlone(weights, x, rows, bias);
   }
 }
 

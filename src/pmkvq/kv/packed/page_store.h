@@ -158,7 +158,7 @@ class PageStore {
     return slots_.slot_bytes(SlotsOf(layer, side).metadata_class);
   }
 
-  // Of all sequences, shared memory once for each of its owners; with a pool never more than it.
+  // Sum over all sequences; every owner of shared memory counts it. With a pool: at most its bytes.
   int64_t used_bytes() const { return used_bytes_; }
   int64_t peak_used_bytes() const { return peak_used_bytes_; }
   int64_t narrowed_bytes() const { return narrowed_bytes_; }  // Codes or floats that Narrow read.
