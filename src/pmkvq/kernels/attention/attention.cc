@@ -66,7 +66,7 @@ void PlanDecode(int64_t sequence_idx, AttentionPlan& plan) {
   constexpr auto kAlignedFloats = static_cast<int64_t>(kAlignment / sizeof(float));
   const AttentionPlan::Sequence& sequence = plan.sequences[static_cast<size_t>(sequence_idx)];
   const DecodeLayout layout(plan.shape, sequence.num_rows);
-  const int64_t partial_floats = internal::RoundUpTo(layout.partial_floats(), kAlignedFloats);
+  const int64_t partial_floats = RoundUpTo(layout.partial_floats(), kAlignedFloats);
   const int64_t num_pages = sequence.num_pages - sequence.first_seen_page;
   const int64_t num_runs = NumRuns(num_pages);
   const int64_t run_pages = RunPages(num_pages);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pmkvq/base/round_up.h"
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kernels/kv_quant/kv_quant.h"
 
@@ -20,10 +21,6 @@ inline constexpr int64_t kTileTokens = 32;
 inline constexpr int64_t kRunPages = 8;
 inline constexpr int64_t kDeepRunPages = 32;
 inline constexpr int64_t kDeepPages = 128;
-
-constexpr int64_t RoundUpTo(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 // Rows of K, or of V, of one KV head, from some token on. Of keys per channel: a row is the 128
 // tokens of a channel, one group.

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pmkvq/base/round_up.h"
 #include "pmkvq/kernels/device_rows/device_rows.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/model/device/device_weights.h"
@@ -16,10 +17,6 @@
 #include "pmkvq/tensor/device/stream.h"
 
 namespace pmkvq {
-
-constexpr int64_t RoundUpTo(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
 
 // Rows of one part of a product's operand: those of single tokens are always as many, so that their
 // bits do not depend on the batch.
