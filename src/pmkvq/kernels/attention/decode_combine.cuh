@@ -35,6 +35,8 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads)
     CombineKernel(const __grid_constant__ DecodeArguments a) {
   __shared__ float scores[kMostHeads][fragment::kTokens];
+  // The product behind fetches its first weights while attention runs.
+  LetNextKernelStart();
   const int sequence = blockIdx.x / a.num_kv_heads;
   const int kv_head = blockIdx.x % a.num_kv_heads;
   const int lane = threadIdx.x % 32;

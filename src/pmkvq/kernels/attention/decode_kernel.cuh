@@ -387,12 +387,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   if (warp == 0) MakeTable(a, batch);
   DecodeWarp<kDim> self(a, memory + warp * Memory::kBytes, barriers[warp], batch);
   __syncthreads();
-  LetNextKernelStart();
   const int num_items = batch.item_ends[kMostSequences - 1];
   int item = blockIdx.x;
-  if (item >= num_items) return;
-  WarpPages pages = self.Fetch(item, num_items);
+  WarpPages pages{};
+  if (item < num_items) pages = self.Fetch(item, num_items);
   WaitForEarlierKernel();  // Tables are the host's; queries and pages are not.
+  // Behind the wait, and by all blocks: the kernel that merges reads queries and the sink before it
+  // waits.
+  LetNextKernelStart();
+  if (item >= num_items) return;
   if (pages.count > 0) self.CopyKeys(pages, 0, 0);
   uint4 rows[kDim / 32];
   self.LoadQueries(pages, rows);

@@ -1,4 +1,5 @@
-// A block of 8 warps per multiprocessor takes tiles of 16 weight rows in turn. The columns of a
+// A block of 8 warps per multiprocessor takes tiles of up to 16 weight rows in turn, of as many as
+// give all blocks the same number of rows. The columns of a
 // tile are cut into units of 256; warp w has units w, w + 8, ... Each warp has a ring of units, or
 // halves, in shared memory: the weight rows, and the same columns of x. It asks for the next one as
 // soon as a place is free, across tiles, so that as many bytes as shared memory holds are under
@@ -25,7 +26,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kTileRows = 16;  // Of the weight.
+constexpr int kTileRows = 16;  // Of the weight, at most.
 // Columns of a box: rows of 128 bytes, whose eight pieces of 16 bytes a tensor copy exchanges by
 // the lowest three bits of the row's place in shared memory (in 128 bytes).
 constexpr int kBox = 64;
@@ -45,7 +46,8 @@ struct FewRowsArguments {
   int rows;
   int n;
   int k;
-  int stages;  // Places in a warp's ring.
+  int tile_rows;  // Of the output.
+  int stages;     // Places in a warp's ring.
 };
 
 // For 1, 2, 4 or 8 rows of x.
@@ -65,7 +67,7 @@ class FewRowsWarp {
  public:
   using Shape = FewRowsShape<kRows>;
   static constexpr int kBoxes = Shape::kBoxes;
-  static constexpr int kOutRows = kGated ? kTileRows / 2 : kTileRows;  // Of a tile.
+  static constexpr int kMostOutRows = kGated ? kTileRows / 2 : kTileRows;  // Of a tile.
 
   __device__ FewRowsWarp(const FewRowsArguments& a, const CUtensorMap& w_map,
                          const CUtensorMap& x_map, uint8_t* memory, uint64_t* barriers)
@@ -166,7 +168,7 @@ class FewRowsWarp {
     return unit * kUnitBoxes + piece % Shape::kPieces * kBoxes;
   }
   __device__ __forceinline__ bool HasPiece(int i) const {
-    return own_pieces_ > 0 && TileAt(i) * kOutRows < a_.n;
+    return own_pieces_ > 0 && TileAt(i) * a_.tile_rows < a_.n;
   }
   // Of a piece that begins there; 0 behind the last one.
   __device__ __forceinline__ int BoxesAt(int column) const {
@@ -176,12 +178,13 @@ class FewRowsWarp {
   __device__ __forceinline__ void CopyWeights(int i, int stage) const {
     const int column = ColumnAt(i);
     const int boxes = BoxesAt(column);
-    const int first = TileAt(i) * kOutRows;
+    const int first = TileAt(i) * a_.tile_rows;
     const uint32_t target = SharedAddress(weights_) + stage * Shape::kWeights;
-    BeginCopy(Barrier(stage), boxes * (kWeightBytes + 2 * Shape::kRowsBytes), lane_);
+    constexpr int kHalves = kTileRows / kMostOutRows;
+    constexpr int kHalfBytes = kMostOutRows * kBoxBytes;
+    BeginCopy(Barrier(stage), boxes * (kHalves * a_.tile_rows * kBoxBytes + 2 * Shape::kRowsBytes),
+              lane_);
     __syncwarp();  // The barrier must know the bytes before any of them comes.
-    constexpr int kHalves = kTileRows / kOutRows;
-    constexpr int kHalfBytes = kOutRows * kBoxBytes;
     if constexpr (kHasBulkCopies) {
       if (lane_ < kHalves * boxes) {
         StreamBox(w_map_, target + lane_ * kHalfBytes, (column + lane_ / kHalves) * kBox,
@@ -190,7 +193,7 @@ class FewRowsWarp {
     } else {
       for (int i = 0; i < kHalves * boxes; ++i) {
         CopyBoxByLanes(target + i * kHalfBytes, a_.w, (column + i / kHalves) * kBox,
-                       first + i % kHalves * a_.n, kOutRows, (i % kHalves + 1) * a_.n);
+                       first + i % kHalves * a_.n, a_.tile_rows, (i % kHalves + 1) * a_.n);
       }
     }
   }
@@ -286,8 +289,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForEarlierKernel();
   self.BeginRows();
   int buffer = 0;
-  constexpr int kOutRows = FewRowsWarp<T, kRows, kGated>::kOutRows;
-  for (int tile = blockIdx.x; tile * kOutRows < a.n; tile += gridDim.x, buffer ^= 1) {
+  constexpr int kMostOutRows = FewRowsWarp<T, kRows, kGated>::kMostOutRows;
+  for (int tile = blockIdx.x; tile * a.tile_rows < a.n; tile += gridDim.x, buffer ^= 1) {
     float sums[Shape::kTiles][4];
     self.Multiply(sums);
     if (lane % 4 < 2) {
@@ -302,19 +305,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     // One barrier a tile: whoever comes to the next one has done with the other buffer.
     __syncthreads();
-    if (threadIdx.x < kRows * kOutRows) {
-      const int row = threadIdx.x / kOutRows;
-      const int i = threadIdx.x % kOutRows;
-      const int out = tile * kOutRows + i;
+    if (threadIdx.x < kRows * kMostOutRows) {
+      const int row = threadIdx.x / kMostOutRows;
+      const int i = threadIdx.x % kMostOutRows;
+      const int out = tile * a.tile_rows + i;
       const auto sum_of = [&](int at) {
         float sum = 0.0f;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) sum += merged[buffer][w][row][at];
         return sum;
       };
-      if (row < a.rows && out < a.n) {
+      if (row < a.rows && i < a.tile_rows && out < a.n) {
         if constexpr (kGated) {
-          Store(a.gated, a.n, a.first_row + row, out, SiluMul(sum_of(i), sum_of(i + kOutRows)));
+          Store(a.gated, a.n, a.first_row + row, out, SiluMul(sum_of(i), sum_of(i + kMostOutRows)));
         } else {
           a.y[static_cast<int64_t>(row) * a.n + out] = sum_of(i);
         }
@@ -349,11 +352,19 @@ CUtensorMap MapOf(const uint8_t* matrix, int64_t rows, int64_t k, int box_rows) 
   return map;
 }
 
+// Of a tile of the output: with as many rounds of tiles as there must be, the fewest rows that do.
+// Tiles below 8 rows are not worth their barriers.
+int RowsOfTile(int n, int most, int multiprocessors) {
+  const int rounds = (n + most * multiprocessors - 1) / (most * multiprocessors);
+  const int fewest = (n + rounds * multiprocessors - 1) / (rounds * multiprocessors);
+  return std::clamp(fewest, std::min(8, most), most);
+}
+
 template <class T, int kRows, bool kGated>
 void LaunchFewRows(FewRowsArguments a, Stream& stream) {
   using Shape = FewRowsShape<kRows>;
-  constexpr int kOutRows = FewRowsWarp<T, kRows, kGated>::kOutRows;
   const DeviceFacts& facts = FactsOf(stream.device().index);
+  a.tile_rows = RowsOfTile(a.n, FewRowsWarp<T, kRows, kGated>::kMostOutRows, facts.multiprocessors);
   const auto kernel = FewRowsKernel<T, kRows, kGated>;
   cudaFuncAttributes attributes{};
   internal::CheckCuda(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel");
@@ -368,10 +379,10 @@ void LaunchFewRows(FewRowsArguments a, Stream& stream) {
   CUtensorMap w_map{};
   CUtensorMap x_map{};
   if (facts.is_sm90) {
-    w_map = MapOf(a.w, kGated ? 2 * int64_t{a.n} : a.n, a.k, kOutRows);
+    w_map = MapOf(a.w, kGated ? 2 * int64_t{a.n} : a.n, a.k, a.tile_rows);
     x_map = MapOf(a.x, 2 * int64_t{a.part_rows}, a.k, kRows);
   }
-  const int tiles = (a.n + kOutRows - 1) / kOutRows;
+  const int tiles = (a.n + a.tile_rows - 1) / a.tile_rows;
   LaunchEarlyWith(kernel, static_cast<unsigned>(std::min(facts.multiprocessors, tiles)), kThreads,
                   static_cast<size_t>(memory), stream, "a product of few rows", a, w_map, x_map);
 }
