@@ -59,7 +59,8 @@ void DeviceGemm::MultiplyBatched(const Batched& product, Stream& stream) {
   PMKVQ_CHECK(product.out_type == DType::kF32 || product.out_type == product.type);
   PMKVQ_CHECK(IsSize(product.batches) && IsSize(product.m) && IsSize(product.n) &&
               IsSize(product.k));
-  PMKVQ_CHECK(product.lda >= product.k && product.ldc >= product.n);
+  PMKVQ_CHECK(product.lda >= (product.transpose_a ? product.m : product.k));
+  PMKVQ_CHECK(product.ldc >= product.n);
   PMKVQ_CHECK(product.ldb >= (product.transpose_b ? product.k : product.n));
   PMKVQ_CHECK(product.stride_a >= 0 && product.stride_b >= 0);
   PMKVQ_CHECK(product.batches == 1 || product.stride_c > 0);

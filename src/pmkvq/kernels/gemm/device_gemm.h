@@ -33,14 +33,17 @@ struct DeviceProduct {
   bool accumulate = false;
 };
 
-// C[b] = alpha A[b] op(B[b]) + beta C[b] for b = 0 .. batches - 1: A [m, k], C [m, n], B [n, k]
-// where it is transposed, else [k, n]. Leading dimensions, from one row to the next, and strides,
-// from one matrix of the batch to the next, are in elements. A stride of 0 for A or B: all of the
-// batch share it. Begin at multiples of 16 bytes. Where beta is 0, C is not read.
+// C[b] = alpha op(A[b]) op(B[b]) + beta C[b] for b = 0 .. batches - 1: C [m, n], A [m, k], or [k,
+// m] where it is transposed, B [n, k] where it is transposed, else [k, n]. Leading dimensions, from
+// one row to the next, and strides, from one matrix of the batch to the next, are in elements. A
+// stride of 0 for A or B: all of the batch share it. Begin at multiples of 16 bytes. Where beta is
+// 0, C is not read.
 struct DeviceBatchedProduct {
   DType type = DType::kBF16;     // Of A and B: kF16, kBF16 or kF32.
   DType out_type = DType::kF32;  // Of C: kF32, or `type`.
+  bool transpose_a = false;
   bool transpose_b = false;
+  bool allow_tf32 = false;  // F32 operands may be rounded to 11 significant bits: far faster.
   int64_t batches = 0;
   int64_t m = 0;
   int64_t n = 0;
@@ -65,11 +68,15 @@ class DeviceGemm {
  public:
   using Batched = DeviceBatchedProduct;
 
+  // Of the library's algorithms for a product, the likely fastest first, `choice` is the place of
+  // the one that is taken, or the last one's; more than 0 is for measuring.
   // Throws Unsupported in a program without code for the device, DeviceError when the device fails.
-  explicit DeviceGemm(DeviceId device);
+  explicit DeviceGemm(DeviceId device, int choice = 0);
   ~DeviceGemm();
   DeviceGemm(const DeviceGemm&) = delete;
   DeviceGemm& operator=(const DeviceGemm&) = delete;
+
+  static constexpr int kMostChoices = 16;
 
   // Rows that a product of `rows` computes, and that x and y have memory for: 64, 128, then
   // multiples of 8. Rows of x from `rows` on may hold anything; those of y are overwritten.

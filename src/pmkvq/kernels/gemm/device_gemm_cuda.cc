@@ -23,7 +23,6 @@ using internal::CudaDeviceScope;
 // What the library's documentation recommends from sm_90 on.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr uint32_t kAlignment = 16;  // Of operands, as the header demands.
-constexpr int kMostCandidates = 16;
 // Prompts of ever new lengths must not fill the memory. An algorithm that is chosen again is the
 // same.
 constexpr size_t kMostPlans = 4096;
@@ -49,7 +48,9 @@ cudaDataType_t TypeOf(DType type) {
 struct Key {
   DType type;
   DType out_type;
+  bool transpose_a;
   bool transpose_b;
+  bool allow_tf32;
   bool accumulate;
   std::array<int64_t, 10> sizes;
 
@@ -59,7 +60,9 @@ struct Key {
 Key KeyOf(const DeviceGemm::Batched& p) {
   return {p.type,
           p.out_type,
+          p.transpose_a,
           p.transpose_b,
+          p.allow_tf32,
           p.beta != 0.0f,
           {p.batches, p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.stride_a, p.stride_b, p.stride_c}};
 }
@@ -91,12 +94,21 @@ void InitLayout(cublasLtMatrixLayoutOpaque_t& layout, DType type, int64_t rows, 
 }
 
 void InitDescription(const DeviceGemm::Batched& p, Plan& plan) {
-  CheckLt(cublasLtMatmulDescInit(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+  const bool is_tf32 = p.type == DType::kF32 && p.allow_tf32;
+  CheckLt(
+      cublasLtMatmulDescInit(
+          &plan.operation, is_tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
+      "a product");
   const int32_t first = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   CheckLt(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first,
                                          sizeof(first)),
           "a product");
-  InitLayout(plan.a, p.type, p.m, p.k, p.lda, p.batches, p.stride_a);
+  const int32_t second = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  CheckLt(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second,
+                                         sizeof(second)),
+          "a product");
+  InitLayout(plan.a, p.type, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda, p.batches,
+             p.stride_a);
   InitLayout(plan.b, p.type, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb, p.batches,
              p.stride_b);
   InitLayout(plan.c, p.out_type, p.m, p.n, p.ldc, p.batches, p.stride_c);
@@ -159,7 +171,7 @@ class SpareMemory {
 }  // namespace
 
 struct DeviceGemm::State {
-  explicit State(DeviceId id) : device(id), workspace(id, kWorkspaceBytes) {
+  State(DeviceId id, int asked) : device(id), choice(asked), workspace(id, kWorkspaceBytes) {
     CheckLt(cublasLtCreate(&handle), "starting cuBLASLt");
   }
   ~State() { static_cast<void>(cublasLtDestroy(handle)); }
@@ -170,6 +182,7 @@ struct DeviceGemm::State {
   cublasLtMatmulAlgo_t Choose(const Batched& product, Plan& plan);
 
   DeviceId device;
+  int choice;
   cublasLtHandle_t handle = nullptr;
   Buffer workspace;
   Preference preference;
@@ -177,18 +190,23 @@ struct DeviceGemm::State {
 };
 
 cublasLtMatmulAlgo_t DeviceGemm::State::Choose(const Batched& product, Plan& plan) {
-  std::array<cublasLtMatmulHeuristicResult_t, kMostCandidates> candidates{};
+  std::array<cublasLtMatmulHeuristicResult_t, DeviceGemm::kMostChoices> candidates{};
   int count = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, &plan.operation, &plan.b, &plan.a, &plan.c, &plan.c,
-                                     preference.get(), kMostCandidates, candidates.data(), &count);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle, &plan.operation, &plan.b, &plan.a, &plan.c, &plan.c, preference.get(),
+      DeviceGemm::kMostChoices, candidates.data(), &count);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) CheckLt(status, "choosing a product's algorithm");
   // The likely fastest come first.
+  const cublasLtMatmulAlgo_t* chosen = nullptr;
+  int place = 0;
   for (const auto& candidate : std::span(candidates).first(static_cast<size_t>(count))) {
-    if (candidate.state == CUBLAS_STATUS_SUCCESS && candidate.workspaceSize <= kWorkspaceBytes) {
-      return candidate.algo;
+    if (candidate.state != CUBLAS_STATUS_SUCCESS || candidate.workspaceSize > kWorkspaceBytes) {
+      continue;
     }
+    chosen = &candidate.algo;
+    if (place++ == choice) break;
   }
+  if (chosen != nullptr) return *chosen;
   throw Unsupported(
       NameOf(device),
       fmt::format(
@@ -209,9 +227,9 @@ Plan& DeviceGemm::State::PlanOf(const Batched& product) {
   return plans.emplace(key, plan).first->second;
 }
 
-DeviceGemm::DeviceGemm(DeviceId device) : device_(device) {
+DeviceGemm::DeviceGemm(DeviceId device, int choice) : device_(device) {
   const CudaDeviceScope scope(device);
-  state_ = std::make_unique<State>(device);
+  state_ = std::make_unique<State>(device, choice);
 }
 
 DeviceGemm::~DeviceGemm() = default;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -37,6 +38,8 @@ struct Matrix {
   int64_t k = 0;
 };
 
+constexpr char kGateAndUp[] = "gate_proj+up_proj";
+
 // The matrices of a block, those with one x stacked.
 std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
   std::vector<Matrix> stacked;
@@ -53,12 +56,24 @@ std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
   return stacked;
 }
 
-// kFewRows: the kernel for engines of few sequences, with operands of two parts.
-enum class Kind { kBf16, kFewRows, kQ8 };
+// kFewRows: the kernel for engines of few sequences, with operands of two parts, and the activation
+// behind gate and up, as decoding calls it. kFastest: for each
+// product the fastest of all algorithms that cuBLASLt has for it; kBf16 takes its first choice.
+enum class Kind { kBf16, kFastest, kFewRows, kQ8 };
 const char* NameOf(Kind kind) {
-  return kind == Kind::kBf16 ? "bf16" : kind == Kind::kFewRows ? "bf16, few rows" : "q8";
+  switch (kind) {
+    case Kind::kBf16:
+      return "bf16";
+    case Kind::kFastest:
+      return "bf16, fastest";
+    case Kind::kFewRows:
+      return "bf16, few rows";
+    case Kind::kQ8:
+      return "q8";
+  }
+  return "";
 }
-constexpr Kind kKinds[] = {Kind::kBf16, Kind::kFewRows, Kind::kQ8};
+constexpr Kind kKinds[] = {Kind::kBf16, Kind::kFastest, Kind::kFewRows, Kind::kQ8};
 bool HasKind(Kind kind, int64_t rows) { return kind != Kind::kFewRows || rows <= kMostFewRows; }
 
 size_t BytesOf(Kind kind, const Matrix& matrix) {
@@ -127,11 +142,10 @@ struct Case {
 class CudaProducts {
  public:
   CudaProducts(const BenchOptions& options, DeviceId device, const ModelConfig& shape)
-      : options_(options),
-        stream_(device),
-        matrices_(StackedMatrices(shape)),
-        gemm_(device),
-        ceiling_(device) {
+      : options_(options), stream_(device), matrices_(StackedMatrices(shape)), ceiling_(device) {
+    for (int choice = 0; choice < DeviceGemm::kMostChoices; ++choice) {
+      gemms_.push_back(std::make_unique<DeviceGemm>(device, choice));
+    }
     size_t largest = 0;
     size_t block = 0;
     for (const Matrix& matrix : matrices_) {
@@ -166,6 +180,7 @@ class CudaProducts {
       WeightPool pool(stream_, kind, pool_bytes_);
       for (const int64_t rows : options_.batches) {
         if (!HasKind(kind, rows)) continue;
+        if (kind == Kind::kFastest) ChooseFastest(rows, pool);
         Measure("block", kind, rows, matrices_, pool);
         if (!per_matrix) continue;
         for (const Matrix& matrix : matrices_) Measure(matrix.name, kind, rows, {matrix}, pool);
@@ -192,34 +207,58 @@ class CudaProducts {
       return;
     }
     if (kind == Kind::kFewRows) {
-      MultiplyFewRows({.x = {x_->data(), DType::kBF16, 2, kDecodeRows},
-                       .rows = rows,
-                       .w = weight,
-                       .n = matrix.n,
-                       .k = matrix.k,
-                       .y = y},
-                      stream_);
+      FewRowsProduct product{.x = {x_->data(), DType::kBF16, 2, kDecodeRows},
+                             .rows = rows,
+                             .w = weight,
+                             .n = matrix.n,
+                             .k = matrix.k,
+                             .y = y};
+      if (matrix.name == kGateAndUp) {
+        product.n = matrix.n / 2;
+        product.gated = {y_->data(), DType::kBF16, 2, kDecodeRows};
+      }
+      MultiplyFewRows(product, stream_);
       return;
     }
-    gemm_.Multiply({.type = DType::kBF16,
-                    .x = x_->data(),
-                    .w = weight,
-                    .y = y,
-                    .rows = rows,
-                    .n = matrix.n,
-                    .k = matrix.k},
-                   stream_);
+    GemmFor(kind, matrix)
+        .Multiply({.type = DType::kBF16,
+                   .x = x_->data(),
+                   .w = weight,
+                   .y = y,
+                   .rows = rows,
+                   .n = matrix.n,
+                   .k = matrix.k},
+                  stream_);
   }
 
-  // The time of all `matrices` once, from memory.
-  void Measure(const std::string& name, Kind kind, int64_t rows,
-               const std::vector<Matrix>& matrices, WeightPool& pool) {
+  DeviceGemm& GemmFor(Kind kind, const Matrix& matrix) {
+    return *gemms_[kind == Kind::kFastest ? fastest_.at(matrix.name) : 0];
+  }
+
+  // Sets fastest_ for that number of rows.
+  void ChooseFastest(int64_t rows, WeightPool& pool) {
+    for (const Matrix& matrix : matrices_) {
+      std::vector<double> microseconds;
+      for (size_t choice = 0; choice < gemms_.size(); ++choice) {
+        fastest_[matrix.name] = choice;
+        microseconds.push_back(
+            TimeProducts(Kind::kFastest, rows, {matrix}, pool).ToSpread().median);
+      }
+      fastest_[matrix.name] = static_cast<size_t>(
+          std::min_element(microseconds.begin(), microseconds.end()) - microseconds.begin());
+    }
+  }
+
+  // Microseconds of all `matrices` once, from memory.
+  Measurements TimeProducts(Kind kind, int64_t rows, const std::vector<Matrix>& matrices,
+                            WeightPool& pool) {
     ThrowIfCancelled(options_.cancel, "bench");
     double bytes = 0;
     for (const Matrix& matrix : matrices) {
       bytes += static_cast<double>(BytesOf(kind, matrix));
-      if (kind == Kind::kBf16)
-        gemm_.Prepare(DType::kBF16, matrix.n, matrix.k, rows, false, stream_);
+      if (kind == Kind::kBf16 || kind == Kind::kFastest) {
+        GemmFor(kind, matrix).Prepare(DType::kBF16, matrix.n, matrix.k, rows, false, stream_);
+      }
     }
     const double at_ceiling_us = bytes / kUsualBytesPerMicrosecond + 2.0;
     const auto passes = static_cast<int64_t>(std::ceil(std::max(
@@ -231,11 +270,20 @@ class CudaProducts {
         }
       }
     });
-    Case item{.matrix = name, .kind = kind, .rows = rows, .read_bytes = bytes};
+    Measurements microseconds;
     for (int round = -2; round < options_.repeat; ++round) {
       const double us = internal::TimeOnStream(stream_, [&] { work.Launch(stream_); });
-      if (round >= 0) item.microseconds.Add(us / static_cast<double>(passes));
+      if (round >= 0) microseconds.Add(us / static_cast<double>(passes));
     }
+    return microseconds;
+  }
+
+  void Measure(const std::string& name, Kind kind, int64_t rows,
+               const std::vector<Matrix>& matrices, WeightPool& pool) {
+    double bytes = 0;
+    for (const Matrix& matrix : matrices) bytes += static_cast<double>(BytesOf(kind, matrix));
+    Case item{.matrix = name, .kind = kind, .rows = rows, .read_bytes = bytes};
+    item.microseconds = TimeProducts(kind, rows, matrices, pool);
     ceiling_.Measure(stream_);
     cases_.push_back(std::move(item));
     if (options_.progress != nullptr) options_.progress->Advance(1);
@@ -244,7 +292,8 @@ class CudaProducts {
   const BenchOptions& options_;
   Stream stream_;
   std::vector<Matrix> matrices_;
-  DeviceGemm gemm_;
+  std::vector<std::unique_ptr<DeviceGemm>> gemms_;  // By place in the library's list.
+  std::map<std::string, size_t> fastest_;           // Of a matrix, at the rows at hand.
   internal::CopyCeiling ceiling_;
   int64_t widest_n_ = 0;
   int64_t widest_k_ = 0;
