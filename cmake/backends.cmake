@@ -22,6 +22,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/decode_attention_cuda.cu
   kernels/attention/decode_attention_d128_cuda.cu
   kernels/attention/decode_attention_d64_cuda.cu
+  kernels/attention/sequence_attention_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
   kernels/gemm/device_gemm_few_cuda.cu
@@ -30,18 +31,23 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/kv_quant/halve_pages_cuda.cu
   kernels/kv_quant/page_rows_cuda.cu
   kernels/kv_quant/quantize_pages_cuda.cu
-  kernels/sampling/device_sampler_cuda.cu)
+  kernels/kv_quant/sequence_quant_cuda.cu
+  kernels/sampling/device_sampler_cuda.cu
+  kernels/sequence_rows/sequence_rows_cuda.cu)
 set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/attention_cuda_stub.cc
   kernels/attention/chunk_attention_cuda_stub.cc
   kernels/attention/decode_attention_cuda_stub.cc
+  kernels/attention/sequence_attention_cuda_stub.cc
   kernels/device_rows/device_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/gemm/device_gemm_few_cuda_stub.cc
   kernels/gemm/device_gemm_q8_cuda_stub.cc
   kernels/kv_quant/page_moves_cuda_stub.cc
   kernels/kv_quant/page_rows_cuda_stub.cc
-  kernels/sampling/device_sampler_cuda_stub.cc)
+  kernels/kv_quant/sequence_quant_cuda_stub.cc
+  kernels/sampling/device_sampler_cuda_stub.cc
+  kernels/sequence_rows/sequence_rows_cuda_stub.cc)
 set(PMKVQ_CPU_SOURCES_kv
   kv/packed/move_executor_cpu.cc)
 set(PMKVQ_CUDA_SOURCES_kv

@@ -22,6 +22,7 @@
 namespace pmkvq {
 
 class Attention;
+class DeviceModel;
 class Mlp;
 
 // How the matrices of a model are kept in memory.
@@ -131,6 +132,8 @@ class Model {
   WeightMode weights() const;
   // That Forward runs on. Profile and what else reads weights one by one run on the CPU.
   DeviceId device() const;
+  // The weights there (model/device/device_model.h); null on the CPU.
+  const DeviceModel* device_model() const;
   // Whether Forward takes ForwardChunk::draw.
   bool draws_tokens() const;
   const WeightConversion& conversion() const;

@@ -346,6 +346,7 @@ WeightMode Model::weights() const { return impl_->weights; }
 bool Model::draws_tokens() const {
   return impl_->device != nullptr && config().vocab_size <= DeviceSampler::kMostVocabulary;
 }
+const DeviceModel* Model::device_model() const { return impl_->device.get(); }
 DeviceId Model::device() const {
   return impl_->device == nullptr ? DeviceId{} : impl_->device->device();
 }

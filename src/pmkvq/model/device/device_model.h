@@ -33,6 +33,8 @@ class DeviceModel {
 
   DeviceId device() const { return device_; }
   int64_t weight_bytes() const { return static_cast<int64_t>(weights_.num_bytes()); }
+  const DeviceWeights& weights() const { return weights_; }
+  float rope_factor() const { return rope_factor_; }  // RopeTable::attention_factor()
 
   // As Model::Forward. The store's pages lie on this device (KvStore::OnDevice), or on the host:
   // then queries, keys and values are copied there and outputs back, for each block.
