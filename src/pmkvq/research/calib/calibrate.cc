@@ -14,7 +14,6 @@
 namespace pmkvq {
 namespace {
 
-constexpr const char* kMaxKeysStep = "max-keys";
 constexpr const char* kRepScalesStep = "rep-scales";
 constexpr const char* kSensitivityStep = "sensitivity";
 
@@ -79,21 +78,23 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   plan.geometry = model.kv_geometry();
   plan.record = RecordOf(options.samples, samples);
   if (options.search_key_scales) {
-    const std::vector<Tensor> max_keys =
-        MeasureMaxKeys(StepContext(options, model, samples, kMaxKeysStep));
+    SensitivityAndKeys measured =
+        MeasureSensitivityAndKeys(StepContext(options, model, samples, kSensitivityStep));
+    plan.sensitivity = std::move(measured.sensitivity);
     RepScales scales = SearchRepScales(StepContext(options, model, samples, kRepScalesStep),
-                                       max_keys, options.rep_scales);
+                                       measured.max_keys, options.rep_scales);
     plan.key_scales = std::move(scales.scales);
     plan.alpha = std::move(scales.alpha);
     plan.rep_k_bits = options.rep_scales.k_bits;
     plan.rep_v_bits = options.rep_scales.v_bits;
+  } else {
+    plan.sensitivity = MeasureSensitivity(StepContext(options, model, samples, kSensitivityStep));
   }
-  plan.sensitivity = MeasureSensitivity(StepContext(options, model, samples, kSensitivityStep));
   SetAllocation(allocation, Allocate(plan.sensitivity, allocation), plan);
 
   if (!options.plan_path.empty()) {
     SavePlan(plan, options.plan_path);
-    for (const char* step : {kMaxKeysStep, kRepScalesStep, kSensitivityStep}) {
+    for (const char* step : {kRepScalesStep, kSensitivityStep}) {
       std::remove(CheckpointPath(options.plan_path, step).c_str());
     }
   }

@@ -109,8 +109,8 @@ TEST_F(CalibrateTest, FillsAndWritesThePlan) {
 TEST_F(CalibrateTest, ResumesInEveryStepWithTheSamePlan) {
   Calibrate(options_, *model_, nullptr);
   const std::string uninterrupted = Bytes(options_.plan_path);
-  // Three samples in each of three steps.
-  for (int64_t stop_after = 0; stop_after < 9; ++stop_after) {
+  // Three samples in each of two steps.
+  for (int64_t stop_after = 0; stop_after < 6; ++stop_after) {
     const TempFolder output;
     options_.plan_path = output.File("plan.json");
     CancelFlag cancel = false;
@@ -124,7 +124,7 @@ TEST_F(CalibrateTest, ResumesInEveryStepWithTheSamePlan) {
     CancelAfter second(1000, &cancel);
     options_.progress = &second;
     Calibrate(options_, *model_, nullptr);
-    EXPECT_EQ(second.advanced, 9 - stop_after);
+    EXPECT_EQ(second.advanced, 6 - stop_after);
     EXPECT_EQ(Bytes(options_.plan_path), uninterrupted) << stop_after;
     EXPECT_EQ(output.NumEntries(), 2u);
   }
@@ -183,8 +183,8 @@ TEST_F(CalibrateTest, ReallocatesFromItsSensitivities) {
 }
 
 TEST(CheckpointPath, StandsBesideThePlan) {
-  EXPECT_EQ(CheckpointPath("a/plan.json", "max-keys"), "a/plan.max-keys.partial.json");
-  EXPECT_EQ(CheckpointPath("plan", "max-keys"), "plan.max-keys.partial.json");
+  EXPECT_EQ(CheckpointPath("a/plan.json", "rep-scales"), "a/plan.rep-scales.partial.json");
+  EXPECT_EQ(CheckpointPath("plan", "rep-scales"), "plan.rep-scales.partial.json");
 }
 
 }  // namespace

@@ -42,6 +42,13 @@ Sensitivity MeasureSensitivity(const CalibrationContext& context);
 // Per block a tensor [Hkv, D/2] f32.
 std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context);
 
+// Both of these, the same bits, from one pass over the samples.
+struct SensitivityAndKeys {
+  Sensitivity sensitivity;
+  std::vector<Tensor> max_keys;
+};
+SensitivityAndKeys MeasureSensitivityAndKeys(const CalibrationContext& context);
+
 struct RepScaleOptions {
   int k_bits = 4;
   int v_bits = 4;

@@ -61,6 +61,13 @@ class CalibrationTest : public ::testing::Test {
   std::vector<double> Run(const std::string& step) const {
     if (step == "max-keys") return Flat(MeasureMaxKeys(context_));
     if (step == "sensitivity") return Flat(MeasureSensitivity(context_));
+    if (step == "both") {
+      const SensitivityAndKeys both = MeasureSensitivityAndKeys(context_);
+      std::vector<double> flat = Flat(both.sensitivity);
+      const std::vector<double> keys = Flat(both.max_keys);
+      flat.insert(flat.end(), keys.begin(), keys.end());
+      return flat;
+    }
     std::vector<Tensor> max_keys;
     for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
       Tensor tensor(DType::kF32, {tiny_.kv_heads, tiny_.head_dim / 2});
@@ -84,7 +91,15 @@ class CalibrationTest : public ::testing::Test {
   CalibrationContext context_;
 };
 
-const char* const kSteps[] = {"max-keys", "rep-scales", "sensitivity"};
+const char* const kSteps[] = {"max-keys", "rep-scales", "sensitivity", "both"};
+
+TEST_F(CalibrationTest, OnePassForBothGivesTheSameBits) {
+  context_.effective_len = 120;
+  std::vector<double> expected = Run("sensitivity");
+  const std::vector<double> keys = Run("max-keys");
+  expected.insert(expected.end(), keys.begin(), keys.end());
+  EXPECT_EQ(Run("both"), expected);
+}
 
 TEST_F(CalibrationTest, MaxKeysAreTheLargestOfEachPairOverAllSamples) {
   context_.effective_len = 120;  // Positions 0, 3, 6, ...

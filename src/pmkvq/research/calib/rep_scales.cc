@@ -12,6 +12,7 @@
 #include "pmkvq/kernels/attention/scaled_key_attention.h"
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/calib/calibration.h"
+#include "pmkvq/research/calib/device_steps.h"
 #include "pmkvq/research/calib/fake_quant.h"
 #include "pmkvq/research/calib/sample_loop.h"
 
@@ -34,6 +35,18 @@ Tensor ScalesAt(const Tensor& max_keys, double alpha) {
 }
 
 double AlphaAt(int n, int grid) { return 1.0 - static_cast<double>(n) / grid; }
+
+// Of all blocks, [L, grid, Hkv, D/2].
+std::vector<float> ScalesOfGrid(const std::vector<Tensor>& max_keys, int grid) {
+  std::vector<float> all;
+  for (const Tensor& tensor : max_keys) {
+    for (int n = 0; n < grid; ++n) {
+      const Tensor scales = ScalesAt(tensor, AlphaAt(n, grid));
+      all.insert(all.end(), scales.As<float>(), scales.As<float>() + scales.num_elements());
+    }
+  }
+  return all;
+}
 
 // Errors of one block's attention output over the grid. Buffers are reused between blocks.
 class BlockSearch {
@@ -137,6 +150,11 @@ RepScales SearchRepScales(const CalibrationContext& context, const std::vector<T
     });
     return values;
   };
+  if (context.model->device_model() != nullptr) {
+    step.options += " on a device";
+    step.process =
+        ScaleErrorsOnDevice(*context.model, options, ScalesOfGrid(max_keys, options.grid));
+  }
   const std::vector<double> sums = LoopOverSamples(context, step);
 
   RepScales result;

@@ -145,12 +145,10 @@ void CheckFinite(const SampleLoopStep& step, size_t sample, const std::vector<do
   }
 }
 
-void Accumulate(SampleLoopStep::Combine combine, const std::vector<double>& sample,
-                std::vector<double>& values) {
+void Accumulate(size_t num_sums, const std::vector<double>& sample, std::vector<double>& values) {
   PMKVQ_CHECK(sample.size() == values.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = combine == SampleLoopStep::Combine::kSum ? values[i] + sample[i]
-                                                         : std::max(values[i], sample[i]);
+    values[i] = i < num_sums ? values[i] + sample[i] : std::max(values[i], sample[i]);
   }
 }
 
@@ -175,7 +173,7 @@ std::vector<double> LoopOverSamples(const CalibrationContext& context, const Sam
       const std::vector<double> values =
           step.process(samples.tokens[state.samples_done], positions);
       CheckFinite(step, state.samples_done, values);
-      Accumulate(step.combine, values, state.values);
+      Accumulate(step.num_sums, values, state.values);
       ++state.samples_done;
       progress.Advance();
       checkpoint.SaveSometimes(state);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,12 +13,11 @@
 namespace pmkvq {
 
 struct SampleLoopStep {
-  enum class Combine : uint8_t { kSum, kMax };
-
   std::string task;     // Shown as progress, and names the step in its checkpoint.
   std::string options;  // What else its values depend on.
-  Combine combine = Combine::kSum;
-  size_t num_values = 0;  // >= 0 each when combined by kMax.
+  size_t num_values = 0;
+  // The first ones are added over samples; of the others, >= 0 each, the largest are kept.
+  size_t num_sums = std::numeric_limits<size_t>::max();
   // The values of one sample. Runs in a CancelScope (base/interrupt.h) of the context's flag, so
   // that each ParallelFor and CancelPoint in it may throw Cancelled: the sample is then done again.
   std::function<std::vector<double>(std::span<const int32_t> tokens,

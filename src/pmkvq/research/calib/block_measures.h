@@ -1,0 +1,29 @@
+// What the measuring steps take from one block's states, and the results that they make of it.
+// Private to this folder.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "pmkvq/model/blocks/block.h"
+#include "pmkvq/research/calib/calibration.h"
+
+namespace pmkvq {
+
+// [L, Hkv, D/2]: the largest |k| of pairs (i, i + D/2) over all tokens.
+size_t NumMaxKeys(const UniformKvGeometry& geometry);
+void MeasureKeys(const UniformKvGeometry& geometry, const BlockStates<float>& states,
+                 std::span<double> values);
+std::vector<Tensor> MaxKeysFrom(const UniformKvGeometry& geometry, std::span<const double> values);
+
+// [K, V][16, 8, 4, 2 bits][L]: damage over the number of values. States with gradients. Throws
+// InvalidInput where one is not finite.
+size_t NumDamages(const UniformKvGeometry& geometry);
+void MeasureDamages(const UniformKvGeometry& geometry, const BlockStates<float>& states,
+                    int num_threads, std::span<double> values);
+// `sums` over `num_samples`.
+Sensitivity SensitivityFrom(const UniformKvGeometry& geometry, std::span<const double> sums,
+                            size_t num_samples);
+
+}  // namespace pmkvq
