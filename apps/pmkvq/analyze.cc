@@ -12,6 +12,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/research/analysis/placement.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 
@@ -22,6 +23,7 @@ void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) 
   chat_template.Register(command);
   tokenizer.Register(command);
   command.add_flag("--quick", quick, "small sizes: shows that it works, not what is true");
+  RegisterDevice(command, device);
   AddJson(command, json, "write the result as JSON");
   NamesFile(command.add_option("--html", html, "write one self-contained page with charts"),
             FileKind::kOutput);

@@ -27,6 +27,7 @@ struct AnalysisOptions {
   std::string json;
   std::string html;
   bool quick = false;
+  std::string device = "cpu";
   std::string command_line;  // Shown on the page.
 
   void Register(CLI::App& command, const std::string& data_text);

@@ -108,7 +108,9 @@ void PrintTable(const Interpolation& interpolation) {
 void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
-  const std::shared_ptr<const Model> model = LoadModel(options.common.model);
+  const std::shared_ptr<const Model> model =
+      LoadModel(options.common.model, WeightMode::kAsStored, options.placement.threads,
+                options.common.device);
   const int64_t positions = model->config().max_position_embeddings;
   InterpolationOptions analysis;
   analysis.allocation =

@@ -104,7 +104,9 @@ void PrintMatrix(const Transfer& transfer) {
 void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
-  const std::shared_ptr<const Model> model = LoadModel(options.common.model);
+  const std::shared_ptr<const Model> model =
+      LoadModel(options.common.model, WeightMode::kAsStored, options.placement.threads,
+                options.common.device);
   TransferOptions transfer_options;
   TaskTextOptions texts;
   texts.seq_len = Chosen<int64_t>(options.seq_len, 0, quick, 2048, 320);

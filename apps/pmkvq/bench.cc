@@ -334,11 +334,26 @@ void AddCalibrateBench(CLI::App& bench) {
   Command command(bench, "calibrate", "the steps of calibration of a model, one by one");
   Options& options = command.options();
   options.bench.repeat = 1;
-  options.calibration.model = "models/longcot-10m";
-  NamesFile(command.app()
-                .add_option("--model", options.calibration.model, "model folder or .gguf file")
-                ->capture_default_str(),
-            FileKind::kModel);
+  options.bench.shape.clear();
+  auto* model = NamesFile(command.app().add_option("--model", options.calibration.model,
+                                                   "model folder or .gguf file (default: "
+                                                   "models/longcot-10m)"),
+                          FileKind::kModel);
+  command.app()
+      .add_option("--shape", options.bench.shape,
+                  fmt::format("in place of a model: made-up weights of that shape, and random "
+                              "tokens: {}",
+                              fmt::join(ShapeNames(), ", ")))
+      ->transform(OneOf(ShapeNames()).description(""))
+      ->excludes(model);
+  command.app()
+      .add_option("--layers", options.bench.layers, "with --shape: blocks (0: all of the shape)")
+      ->transform(WholeNumber(0, 1 << 16));
+  command.app()
+      .add_option("--vocab", options.vocab, "with --shape: tokens of the vocabulary")
+      ->transform(WholeNumber(50, 1 << 20))
+      ->capture_default_str();
+  command.AddDevice();
   NamesFile(command.app().add_option("--dataset", options.calibration.dataset,
                                      "texts (default: calibration.jsonl in the model's folder)"),
             FileKind::kInput);
@@ -350,8 +365,15 @@ void AddCalibrateBench(CLI::App& bench) {
       .add_option("--seq-len", options.calibration.seq_len, "tokens per sample")
       ->transform(WholeNumber(2, 1 << 20))
       ->capture_default_str();
-  command.OnRun(
-      [](const Options& given) { return BenchCalibration(given.bench, given.calibration); });
+  command.OnRun([](const Options& given) {
+    CalibrationBenchOptions calibration = given.calibration;
+    calibration.device = *ParseDevice(given.device);
+    calibration.vocab_size = given.vocab;
+    if (given.bench.shape.empty() && calibration.model.empty()) {
+      calibration.model = "models/longcot-10m";
+    }
+    return BenchCalibration(given.bench, calibration);
+  });
 }
 
 }  // namespace

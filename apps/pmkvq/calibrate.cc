@@ -34,6 +34,7 @@ struct Options {
   AllocationCommandOptions allocation;
   RepScaleOptions rep_scales;
   bool no_key_scales = false;
+  std::string device = "cpu";
   int threads = 0;
 };
 
@@ -86,7 +87,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
     SavePlan(plan, options.plan);
   } else {
     const std::shared_ptr<const Model> model =
-        LoadModel(options.model, WeightMode::kAsStored, options.threads);
+        LoadModel(options.model, WeightMode::kAsStored, options.threads, options.device);
     allocation.max_len = LengthOf(options, command, nullptr, &model->config());
     const auto tokenizer = options.data.tokenizer.LoadIfReadable(options.model, kNoText);
     StderrLog log;
@@ -158,16 +159,18 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
     require("--plan", !options.plan.empty());
     require("--memory-budget", !options.allocation.memory_budget.empty());
     if (!options.from.empty()) {
-      WarnWithoutEffect(command,
-                        {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len",
-                         "--seed", "--k-bits", "--v-bits", "--no-key-scales", "--threads"},
-                        "--from takes the measurements of a plan");
+      WarnWithoutEffect(
+          command,
+          {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len", "--seed",
+           "--k-bits", "--v-bits", "--no-key-scales", "--device", "--threads"},
+          "--from takes the measurements of a plan");
     }
     RunPlan(options, command);
   } else {
-    for (const char* name : {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len",
-                             "--separate-kv", "--n-sink-token", "--n-window-token",
-                             "--reference-accounting", "--k-bits", "--v-bits", "--no-key-scales"}) {
+    for (const char* name :
+         {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len", "--separate-kv",
+          "--n-sink-token", "--n-window-token", "--reference-accounting", "--k-bits", "--v-bits",
+          "--no-key-scales", "--device"}) {
       refuse(name);
     }
     require("--out", !options.out.empty());
@@ -229,11 +232,14 @@ void AddCalibrate(CLI::App& app) {
       ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_flag("--no-key-scales", options->no_key_scales, "do not search key scales");
+  RegisterDevice(*command, options->device);
   AddThreads(*command, options->threads);
   AddExamples(
       *command,
       {"pmkvq calibrate --model models/longcot-10m --dataset models/longcot-10m/calibration.jsonl "
        "--n-samples 4 --seq-len 512 --memory-budget 5MiB --max-len 4096 --plan plan.json",
+       "pmkvq calibrate --model MODEL --device cuda --dataset texts.jsonl --effective-len 8192 "
+       "--memory-budget 400MiB --plan plan.json",
        "pmkvq calibrate --from models/longcot-10m/plan.json --separate-kv "
        "--memory-budget 5MiB --max-len 4096 --plan split.json"});
   command->callback([options, command] { RunCalibrate(*options, *command); });

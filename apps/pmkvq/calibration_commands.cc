@@ -25,6 +25,7 @@ struct StepOptions {
   std::string model;
   SampleCommandOptions data;
   std::string checkpoint;
+  std::string device = "cpu";
   int threads = 0;
 
   void Register(CLI::App& command) {
@@ -34,6 +35,7 @@ struct StepOptions {
         command.add_option("--checkpoint", checkpoint,
                            "file for partial results; a rerun after an interrupt resumes from it"),
         FileKind::kOutput);
+    RegisterDevice(command, device);
     AddThreads(command, threads);
     data.Register(command);
     RefuseQuantizedWeights(command);
@@ -47,7 +49,13 @@ struct StepOptions {
                                              "', expected a file: it is replaced, and removed at "
                                              "the end of the step");
     }
-    return {model, data.Resolve(), data.tokenizer, threads, checkpoint, /*fingerprint=*/""};
+    return {.model = model,
+            .samples = data.Resolve(),
+            .tokenizer = data.tokenizer,
+            .threads = threads,
+            .device = device,
+            .checkpoint = checkpoint,
+            .fingerprint = ""};
   }
 };
 

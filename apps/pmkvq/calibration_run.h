@@ -17,6 +17,7 @@ struct CalibrationRunOptions {
   SampleOptions samples;
   TokenizerCommandOptions tokenizer;
   int threads = 0;          // 0: all processors.
+  std::string device = "cpu";
   std::string checkpoint;   // File for partial results; "": none.
   std::string fingerprint;  // What else than model and samples a checkpoint depends on.
 };

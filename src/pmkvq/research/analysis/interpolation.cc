@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/model/device/device_profile.h"
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/analysis/placement.h"
 #include "pmkvq/research/analysis/series.h"
@@ -59,13 +60,25 @@ class Experiment {
   }
 
   double CalibrationLoss(const CalibrationContext& context) const {
-    Profile<float> profile(*model_, options_.num_threads);
+    const std::vector<std::vector<int32_t>>& tokens = context.samples->tokens;
     std::vector<double> losses;
-    for (size_t i = 0; i < context.samples->tokens.size(); ++i) {
-      ThrowIfCancelled(options_.cancel, "analyze");
-      losses.push_back(profile.Forward(context.samples->tokens[i],
-                                       context.samples->Positions(i, context.effective_len),
-                                       nullptr));
+    const auto measure = [&](const auto& loss_of) {
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        ThrowIfCancelled(options_.cancel, "analyze");
+        losses.push_back(loss_of(tokens[i], context.samples->Positions(i, context.effective_len)));
+      }
+    };
+    if (model_->device_model() != nullptr) {
+      DeviceProfile profile(*model_);
+      measure([&](const auto& ids, const auto& positions) {
+        return profile.Forward(ids, positions, DeviceProfile::Precision::kExact,
+                               /*with_loss=*/true, nullptr);
+      });
+    } else {
+      Profile<float> profile(*model_, options_.num_threads);
+      measure([&](const auto& ids, const auto& positions) {
+        return profile.Forward(ids, positions, nullptr);
+      });
     }
     return MeanOf(losses);
   }
@@ -76,9 +89,10 @@ class Experiment {
     point.seq_len = samples.seq_len;
     point.factor = factor;
     point.calibration_loss = CalibrationLoss(context);
-    RepScales scales = SearchRepScales(context, MeasureMaxKeys(context), options_.rep_scales);
+    SensitivityAndKeys measured = MeasureSensitivityAndKeys(context);
+    RepScales scales = SearchRepScales(context, measured.max_keys, options_.rep_scales);
     point.alpha = scales.alpha;
-    point.sensitivity = MeasureSensitivity(context);
+    point.sensitivity = std::move(measured.sensitivity);
     const std::vector<int>& choices = result_.allocation.fbit_choices;
     // Factors of one length follow one another, the first of them first.
     const Sensitivity& unstretched =

@@ -18,6 +18,7 @@
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/research/bench/report.h"
+#include "pmkvq/tensor/device/device.h"
 #include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq {
@@ -71,12 +72,15 @@ struct EngineBenchOptions {
 BenchReport BenchEngine(const BenchOptions& options, const EngineBenchOptions& load);
 
 struct CalibrationBenchOptions {
-  std::string model;    // Folder
-  std::string dataset;  // Texts; empty: MODEL/calibration.jsonl
+  std::string model;       // Folder; empty: a made-up model of BenchOptions::shape, random tokens.
+  std::string dataset;     // Texts; empty: MODEL/calibration.jsonl
+  int64_t vocab_size = 0;  // Of a made-up model.
   int64_t num_samples = 64;
   int64_t seq_len = 512;
+  DeviceId device;
 };
-// The steps of calibration, one after the other. `shape`, `depths` and so on are not used.
+// The steps of calibration, one after the other, each with what it prepares (on a device its
+// weights). `depths` and so on are not used.
 BenchReport BenchCalibration(const BenchOptions& options,
                              const CalibrationBenchOptions& calibration);
 

@@ -1,21 +1,26 @@
 // The steps of calibration, timed one by one.
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <memory>
 
+#include "pmkvq/base/random.h"
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/research/bench/rounds.h"
+#include "pmkvq/research/bench/shapes.h"
+#include "pmkvq/research/bench/synthetic.h"
 #include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/calib/calibration.h"
+#include "pmkvq/tensor/device/device_info.h"
 #include "pmkvq/text/tokenizer.h"
 
 namespace pmkvq {
 namespace {
 
-enum StepIndex : size_t { kSampling, kMaxKeys, kKeyScales, kSensitivity, kAllocation, kAll };
-constexpr std::array<const char*, 6> kStepNames = {"samples",     "max keys",   "key scales",
-                                                   "sensitivity", "allocation", "all"};
+enum StepIndex : size_t { kSampling, kSensitivity, kKeyScales, kAllocation, kAll };
+constexpr std::array<const char*, 5> kStepNames = {"samples", "sensitivity, max keys", "key scales",
+                                                   "allocation", "all"};
 using StepTimes = std::array<Measurements, kStepNames.size()>;
 
 // A budget between those of 2 and of 4 bits in all blocks, so that there is something to decide.
@@ -29,9 +34,11 @@ AllocationOptions HalfwayBudget(const Model& model) {
   return options;
 }
 
+using DrawFunction = std::function<Samples()>;
+
 // All steps once. Returns the number of tokens that were measured.
-int64_t RunSteps(const BenchOptions& options, const SampleOptions& sample_options,
-                 const Model& model, const Tokenizer* tokenizer, StepTimes& times) {
+int64_t RunSteps(const BenchOptions& options, const DrawFunction& draw, int64_t seq_len,
+                 const Model& model, StepTimes& times) {
   double sum = 0;
   const auto time = [&](StepIndex step, const auto& action) {
     const double seconds = TimeSeconds(action);
@@ -39,20 +46,17 @@ int64_t RunSteps(const BenchOptions& options, const SampleOptions& sample_option
     sum += seconds;
   };
   Samples samples;
-  time(kSampling,
-       [&] { samples = DrawSamples(sample_options, model.config(), tokenizer, nullptr); });
+  time(kSampling, [&] { samples = draw(); });
   CalibrationContext context;
   context.model = &model;
   context.samples = &samples;
-  context.effective_len = sample_options.seq_len;
+  context.effective_len = seq_len;
   context.num_threads = options.num_threads;
   context.cancel = options.cancel;
-  std::vector<Tensor> max_keys;
-  time(kMaxKeys, [&] { max_keys = MeasureMaxKeys(context); });
-  time(kKeyScales, [&] { SearchRepScales(context, max_keys, {}); });
-  Sensitivity sensitivity;
-  time(kSensitivity, [&] { sensitivity = MeasureSensitivity(context); });
-  time(kAllocation, [&] { Allocate(sensitivity, HalfwayBudget(model)); });
+  SensitivityAndKeys measured;
+  time(kSensitivity, [&] { measured = MeasureSensitivityAndKeys(context); });
+  time(kKeyScales, [&] { SearchRepScales(context, measured.max_keys, {}); });
+  time(kAllocation, [&] { Allocate(measured.sensitivity, HalfwayBudget(model)); });
   times[kAll].Add(sum);
   int64_t num_tokens = 0;
   for (const std::vector<int32_t>& sample : samples.tokens) num_tokens += std::ssize(sample);
@@ -68,21 +72,60 @@ std::shared_ptr<const Tokenizer> TokenizerForRows(const std::string& dataset,
   return has_text && Tokenizer::IsIn(model) ? Tokenizer::Load(model) : nullptr;
 }
 
+std::shared_ptr<const Model> LoadModel(const BenchOptions& options,
+                                       const CalibrationBenchOptions& calibration) {
+  ModelOptions model_options{WeightMode::kAsStored, options.num_threads};
+  model_options.device = calibration.device;
+  return Model::Load(calibration.model, model_options);
+}
+
+std::shared_ptr<const Model> MakeModel(const BenchOptions& options,
+                                       const CalibrationBenchOptions& calibration) {
+  // 0: all of the shape.
+  ModelConfig shape = NamedShape(options.shape, options.layers);
+  shape.vocab_size = calibration.vocab_size;
+  CheckMemory(SyntheticModelBytes(shape), "give fewer --layers");
+  return SyntheticModel(shape, WeightMode::kAsStored, options.num_threads, calibration.device);
+}
+
+DrawFunction TokensOfDataset(const CalibrationBenchOptions& calibration,
+                             const ModelConfig& config) {
+  SampleOptions options;
+  options.dataset = calibration.dataset.empty() ? JoinPath(calibration.model, "calibration.jsonl")
+                                                : calibration.dataset;
+  options.num_samples = calibration.num_samples;
+  options.seq_len = calibration.seq_len;
+  return [options, &config, tokenizer = TokenizerForRows(options.dataset, calibration.model)] {
+    return DrawSamples(options, config, tokenizer.get(), nullptr);
+  };
+}
+
+DrawFunction RandomTokens(const CalibrationBenchOptions& calibration, const ModelConfig& config) {
+  return [calibration, &config] {
+    Random random(42);
+    Samples samples;
+    samples.seq_len = calibration.seq_len;
+    for (int64_t i = 0; i < calibration.num_samples; ++i) {
+      std::vector<int32_t>& tokens = samples.tokens.emplace_back();
+      for (int64_t t = 0; t < calibration.seq_len; ++t) {
+        tokens.push_back(
+            static_cast<int32_t>(random.Below(static_cast<uint64_t>(config.vocab_size))));
+      }
+    }
+    return samples;
+  };
+}
+
 }  // namespace
 
 BenchReport BenchCalibration(const BenchOptions& options,
                              const CalibrationBenchOptions& calibration) {
   internal::CheckOptions(options);
+  const bool is_synthetic = calibration.model.empty();
   const std::shared_ptr<const Model> model =
-      Model::Load(calibration.model, {WeightMode::kAsStored, options.num_threads});
-  SampleOptions sample_options;
-  sample_options.dataset = calibration.dataset.empty()
-                               ? JoinPath(calibration.model, "calibration.jsonl")
-                               : calibration.dataset;
-  sample_options.num_samples = calibration.num_samples;
-  sample_options.seq_len = calibration.seq_len;
-  const std::shared_ptr<const Tokenizer> tokenizer =
-      TokenizerForRows(sample_options.dataset, calibration.model);
+      is_synthetic ? MakeModel(options, calibration) : LoadModel(options, calibration);
+  const DrawFunction draw = is_synthetic ? RandomTokens(calibration, model->config())
+                                         : TokensOfDataset(calibration, model->config());
 
   StepTimes times;
   int64_t num_tokens = 0;
@@ -90,14 +133,18 @@ BenchReport BenchCalibration(const BenchOptions& options,
   if (options.progress != nullptr) options.progress->Begin("calibrate", options.repeat, 0);
   for (int i = 0; i < options.repeat; ++i) {
     ceilings.Measure();
-    num_tokens = RunSteps(options, sample_options, *model, tokenizer.get(), times);
+    num_tokens = RunSteps(options, draw, calibration.seq_len, *model, times);
     if (options.progress != nullptr) options.progress->Advance(1);
   }
   if (options.progress != nullptr) options.progress->End();
 
   BenchReport report;
   report.facts.Add("bench", std::string("calibrate"));
-  report.facts.Add("model", calibration.model, "model");
+  report.facts.Add("model", is_synthetic ? options.shape : calibration.model, "model");
+  if (calibration.device.device != Device::kCpu) {
+    report.facts.Add("device", Query(calibration.device).name, "device");
+  }
+  report.facts.Add("samples", calibration.num_samples, "samples");
   report.facts.Add("seq_len", calibration.seq_len, "tokens per sample");
   report.facts.Add("tokens", num_tokens, "tokens");
   report.facts.Add("repeat", int64_t{options.repeat});
