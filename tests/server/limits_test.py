@@ -60,6 +60,14 @@ class Times(unittest.TestCase):
             server.wait_for_metric("pmkvq_requests_running", 0)
             server.wait_for_metric("pmkvq_kv_used_bytes", 0)
 
+    def test_a_connection_that_stays_does_not_hold_up_the_end(self):
+        with Server() as server, server.connect() as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 100\r\n\r\n{")
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(10), 0, server.lines)
+
     def test_drain_delay(self):
         with Server("--drain-delay", "2") as server:
             server.process.send_signal(signal.SIGTERM)

@@ -35,12 +35,13 @@ struct ConnectionShared {
   ServerOptions options;
   Service* service;
   TlsContext tls;  // Of connections to come; null: none.
-  boost::asio::io_context io{1};
-  boost::asio::thread_pool preparation{2};
   int64_t num_preparing = 0;
   int64_t num_connections = 0;
   std::map<std::string, int64_t> num_of_address;
   bool is_draining = false;
+  // Last, so destroyed first: connections that are still open end with it, and use what is above.
+  boost::asio::io_context io{1};
+  boost::asio::thread_pool preparation{2};
 };
 
 class Connection : public std::enable_shared_from_this<Connection> {
