@@ -1,6 +1,7 @@
 // pmkvq serve: an HTTP server with the endpoints of OpenAI's API.
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -272,11 +273,14 @@ int ServeCommand::Run() {
   http.max_body_bytes = static_cast<uint64_t>(ParseByteSize(options_.max_body, "--max-body"));
   http_ = std::make_unique<server::HttpServer>(http, service_.get());
   std::thread io([&] {
-    http_->Run([this] {
+    const server::ServerEnd end = http_->Run([this] {
       log_->Reopen();
       Reload([&] { http_->ReloadTls(); });
       Reload([&] { service_->SetKeys(LoadKeys(options_)); });
     });
+    // The engine's step, or the loading of the model, may still take a while and cannot be ended.
+    // Nothing on disk is open for writing but the log, whose lines are written whole.
+    if (end == server::ServerEnd::kAtOnce) _exit(0);
   });
   try {
     Load();

@@ -78,6 +78,45 @@ class Times(unittest.TestCase):
             self.assertEqual(server.process.wait(10), 0)
 
 
+class SecondSignal(unittest.TestCase):
+    """At once: neither the running step nor --drain-delay is waited for."""
+
+    def test_the_running_step_is_not_waited_for(self):
+        # The prompt is one chunk, so one step.
+        with Server("--chunk", "8000", "--max-len", "8192", "--kv-budget", "64MiB", "--threads", "1") as server:
+            def ask():
+                return server.post("/v1/completions", {"prompt": [1] * 6000, "max_tokens": 1})
+            began = time.monotonic()
+            self.assertEqual(ask()[0], 200)
+            step_seconds = time.monotonic() - began
+            with server.connect() as client:
+                body = json.dumps({"prompt": [1] * 6000, "max_tokens": 1}).encode()
+                client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                time.sleep(0.2 * step_seconds)
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.05 * step_seconds)
+                self.assertIsNone(server.process.poll(), "the first signal lets it end")
+                began = time.monotonic()
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(server.process.wait(30), 0)
+                seconds = time.monotonic() - began
+            print(f"a second SIGTERM in a step of {step_seconds:.2f} s: the end after {seconds:.3f} s")
+            self.assertLess(seconds, 0.3 * step_seconds)
+
+    def test_the_socket_is_removed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "socket")
+            with Server("--unix-socket", path, "--drain-delay", "60", wait=False) as server:
+                self.assertTrue(server.is_ready.wait(60))
+                for _ in range(2):
+                    self.assertTrue(os.path.exists(path))
+                    server.process.send_signal(signal.SIGTERM)
+                    time.sleep(0.2)  # Two signals that wait together are one.
+                self.assertEqual(server.process.wait(10), 0)
+            self.assertFalse(os.path.exists(path))
+
+
 class Counts(unittest.TestCase):
     def test_tokens_in_the_queue(self):
         with Server("--queue-tokens", "100") as server:

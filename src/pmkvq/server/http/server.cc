@@ -54,6 +54,7 @@ struct HttpServer::Impl {
   asio::signal_set signals;
   asio::steady_timer timer;
   bool has_signal = false;  // To shut down.
+  ServerEnd end = ServerEnd::kStopped;
   std::function<void()> on_hangup;
   std::list<std::weak_ptr<Connection>> connections;
 };
@@ -181,7 +182,9 @@ asio::awaitable<void> HttpServer::Impl::Signals() {
     if (signal == SIGHUP) {
       if (on_hangup) on_hangup();
     } else if (has_signal) {
-      shared.io.stop();  // A second signal: at once.
+      Close();
+      end = ServerEnd::kAtOnce;
+      shared.io.stop();
     } else {
       has_signal = true;
       asio::co_spawn(shared.io, Drain(), asio::detached);
@@ -221,10 +224,11 @@ asio::awaitable<void> HttpServer::Impl::Drain() {
        waited += kDrainCheckSeconds) {
     co_await pause();
   }
+  end = ServerEnd::kDrained;
   shared.io.stop();
 }
 
-void HttpServer::Run(std::function<void()> on_hangup) {
+ServerEnd HttpServer::Run(std::function<void()> on_hangup) {
   impl_->on_hangup = std::move(on_hangup);
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) impl_->signals.add(signal);
   if (impl_->acceptor.is_open()) {
@@ -234,6 +238,7 @@ void HttpServer::Run(std::function<void()> on_hangup) {
   }
   asio::co_spawn(impl_->shared.io, impl_->Signals(), asio::detached);
   impl_->shared.io.run();
+  return impl_->end;
 }
 
 }  // namespace pmkvq::server

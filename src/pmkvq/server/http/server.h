@@ -32,6 +32,13 @@ struct ServerOptions {
   std::string cors_origin;         // "": none.
 };
 
+// Why HttpServer::Run returned.
+enum class ServerEnd : uint8_t {
+  kDrained,  // SIGTERM or SIGINT; running requests have ended, or their time was up.
+  kAtOnce,   // A second such signal. Nothing was waited for; the caller ends the process.
+  kStopped,  // Stop.
+};
+
 class HttpServer {
  public:
   // Binds the port or makes the UNIX socket, for its user and group. Throws IoError (address in
@@ -45,8 +52,9 @@ class HttpServer {
   std::string address() const;
 
   // Serves until the server has shut down: after SIGTERM or SIGINT, which let running requests end,
-  // a second such signal, or Stop. `on_hangup`: at SIGHUP, on the I/O thread.
-  void Run(std::function<void()> on_hangup);
+  // a second such signal, or Stop. A UNIX socket is removed by then, unless it was Stop.
+  // `on_hangup`: at SIGHUP, on the I/O thread.
+  ServerEnd Run(std::function<void()> on_hangup);
   // Reads the files for TLS again, for connections to come. Throws what LoadTls throws, and the
   // former certificate stays. I/O thread only.
   void ReloadTls();
