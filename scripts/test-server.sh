@@ -1,9 +1,27 @@
 #!/usr/bin/env bash
 # Real clients against `pmkvq serve` with the shipped model: OpenAI's Python and npm packages, lm-eval.
-# Installs them below build/test-server. Usage: scripts/test-server.sh PROGRAM MODEL
+# Installs them below build/test-server.
+# Usage: scripts/test-server.sh PROGRAM MODEL
+#        scripts/test-server.sh --soak SECONDS MODEL PROGRAM...    more requests than they can answer, all programs at once
 set -euo pipefail
-program=$1 model=$2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ "$1" = --soak ]; then
+  seconds=$2 model=$3
+  shift 3
+  # Freed memory that AddressSanitizer keeps back would grow for most of the hour.
+  export ASAN_OPTIONS=quarantine_size_mb=16
+  runs=()
+  for program in "$@"; do
+    nice -n 15 python3 "$root/tests/server/soak.py" "$program" "$model" "$seconds" &
+    runs+=($!)
+  done
+  status=0
+  for run in "${runs[@]}"; do wait "$run" || status=1; done
+  exit $status
+fi
+
+program=$1 model=$2
 clients=$root/tests/server/clients
 place=$root/build/test-server
 mkdir -p "$place/js"
@@ -26,6 +44,7 @@ export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 "$python" "$clients/lm_eval_client.py" "$program" "$model"
 "$python" "$root/tests/server/faults.py" "$program" "$model"
 "$python" "$root/tests/server/pressure.py" "$program" "$model"
+"$python" "$root/tests/server/soak.py" "$program" "$model" 300
 PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/limits_test.py" "$program" "$model"
 PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/faults.py" "$program" "$model" Faults
 "$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -iE '^(openai|lm.eval) '

@@ -37,8 +37,9 @@ class Server:
 
     def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE):
         self.use_tls(None if "--unix-socket" in options else tls)
-        command = [PROGRAM, "serve", "--model", MODEL, "--threads", "2"]
-        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4"}
+        command = [PROGRAM, "serve", "--model", MODEL]
+        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
+                    "--threads": "2"}
         if "--kv-pool" in options:  # In place of a budget for each request.
             del defaults["--kv-budget"]
         for name, value in defaults.items():
