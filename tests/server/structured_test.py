@@ -252,6 +252,93 @@ class Responses(ServedTest):
             self.assertEqual((status, reply["error"]["param"]), (400, param), reply)
         self.assertEqual(self.ask(store=False, user="me", metadata={}, parallel_tool_calls=True)["store"], False)
 
+    def test_errors_name_what_the_client_sent(self):
+        """Not what the chat request has in its place, which it is read as."""
+        user = {"role": "user", "content": "x"}
+        call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+        output = {"type": "function_call_output", "call_id": "1", "output": "y"}
+        tool = {"type": "function", "name": "f"}
+        pattern = {"type": "object", "properties": {"x": {"type": "string", "pattern": "a"}}}
+
+        def schema(**fields):
+            return {"text": {"format": {"type": "json_schema", "name": "x", **fields}}}
+        for fields, param in [
+                ({"input": []}, "input"), ({"input": {}}, "input"), ({"input": [user] * 5000}, "input"), ({"input": "x " * 5000}, "input"),
+                ({"input": ""}, None), ({"instructions": 5}, "instructions"), ({"input": [5]}, "input[0]"),
+                ({"input": [user, {"role": "user"}]}, "input[1].content"),
+                ({"input": [user, {"role": "user", "content": 5}]}, "input[1].content"),
+                ({"input": [user, {"role": "robot", "content": "x"}]}, "input[1].role"),
+                ({"input": [{"role": 5, "content": "x"}]}, "input[0].role"),
+                ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
+                ({"input": [user, {"role": "user", "content": [{"type": "input_image"}]}]}, "input[1].content[0].type"),
+                ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}, 5]}]}, "input[0].content[1]"),
+                ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+                ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]}, "input[0].content[0].text"),
+                ({"input": [user, {"type": "function_call", "call_id": "1"}]}, "input[1].name"),
+                ({"input": [user, {"type": "function_call", "name": "f"}]}, "input[1].call_id"),
+                # Calls become one message, reasoning none, and instructions another in front.
+                ({"instructions": "i", "input": [user, {"type": "reasoning"}, call, {**call, "arguments": "{"}, output]}, "input[3].arguments"),
+                ({"instructions": "i", "input": [user, {**call, "arguments": "[]"}, output]}, "input[1].arguments"),
+                ({"input": [user, call, output, {**call, "arguments": 5}]}, "input[3].arguments"),
+                ({"input": [user] + [call] * 129}, "input[1]"),
+                ({"input": [{**output, "output": 5}]}, "input[0].output"), ({"input": [{**output, "call_id": None}]}, "input[0].call_id"),
+                ({"input": [{**output, "output": [{"type": "input_file"}]}]}, "input[0].output[0].type"),
+                ({"max_output_tokens": 0}, "max_output_tokens"), ({"max_output_tokens": -1}, "max_output_tokens"),
+                ({"model": "other"}, "model"), ({"stream": 5}, "stream"), ({"top_p": 0}, "top_p"), ({"kv_report": "x"}, "kv_report"),
+                ({"reasoning": 5}, "reasoning"), ({"reasoning": {"effort": 5}}, "reasoning.effort"),
+                ({"chat_template_kwargs": {"A": 1}}, "chat_template_kwargs"),
+                ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
+                ({"text": 5}, "text"), ({"text": {"format": 5}}, "text.format"), ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+                ({"text": {"verbosity": "low"}}, "text.verbosity"), (schema(), "text.format.schema"), (schema(schema=5), "text.format"),
+                (schema(schema=pattern), "text.format"), (schema(schema={"type": "strong"}), "text.format"),
+                ({"tools": [tool], "text": {"format": {"type": "json_object"}}}, "text.format"),
+                ({"tools": 5}, "tools"), ({"tools": {"a": 1}}, "tools"), ({"tools": [5]}, "tools[0]"), ({"tools": [{}]}, "tools[0].type"),
+                ({"tools": [tool, {"type": "web_search"}]}, "tools[1].type"), ({"tools": [tool, {"type": "function"}]}, "tools[1].name"),
+                ({"tools": [tool, {**tool, "name": "a b"}]}, "tools[1].name"), ({"tools": [{**tool, "strict": True}]}, "tools[0].strict"),
+                ({"tools": [{**tool, "parameters": 5}]}, "tools[0].parameters"), ({"tools": [tool] * 129}, "tools"),
+                ({"tools": [{**tool, "parameters": pattern}], "tool_choice": "required"}, "tools[0].parameters"),
+                ({"tools": [tool], "tool_choice": "sometimes"}, "tool_choice"), ({"tool_choice": "required"}, "tool_choice"),
+                ({"tools": [tool], "tool_choice": {"type": "file_search"}}, "tool_choice"),
+                ({"tools": [tool], "tool_choice": {"type": "function", "name": 5}}, "tool_choice.name"),
+                ({"tools": [tool], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+                ({"include": ["x"]}, "include"), ({"top_logprobs": 3}, "top_logprobs")]:
+            with self.subTest(str(fields)[:300]):
+                status, reply = self.server.post("/v1/responses", {"input": "x", "max_output_tokens": 1, **fields})
+                if param is None:  # An empty text is a prompt by its template.
+                    self.assertEqual(status, 200, reply)
+                    continue
+                self.assertEqual((status, reply["error"]["param"]), (404 if param == "model" else 400, param), reply)
+                message = reply["error"]["message"]
+                self.assertTrue(message.startswith(param), message)
+                for word in ["messages", "response_format", "json_schema.", "function.", "max_completion_tokens", "max_tokens", "reasoning_effort"]:
+                    self.assertNotIn(word, message.replace('"messages"', ""))
+
+    def test_outputs_of_calls_may_be_parts(self):
+        texts = []
+        for output in ["y1", [{"type": "input_text", "text": "y"}, {"type": "input_text", "text": "1"}]]:
+            call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+            texts.append(self.ask(input=[{"role": "user", "content": "x"}, call, {"type": "function_call_output", "call_id": "1", "output": output}]))
+        self.assertEqual(texts[0]["usage"], texts[1]["usage"])
+        self.assertEqual(texts[0]["output"][-1]["content"], texts[1]["output"][-1]["content"])
+
+
+class TemplateThatRefuses(ServedTest):
+    options = ("--chat-template", TEMPLATES + "/jinja/mistralai-Mistral-Nemo-Instruct-2407.jinja")
+
+    def test_its_file_is_in_no_reply(self):
+        twice = [{"role": "user", "content": "x"}] * 2
+        for path, field in [("/v1/chat/completions", "messages"), ("/v1/responses", "input"), ("/apply-template", "messages"), ("/tokenize", "messages")]:
+            status, reply = self.server.post(path, {field: twice})
+            error = reply["error"]
+            self.assertEqual((status, error["param"], error["code"]), (400, field, "invalid_value"), reply)
+            self.assertTrue(error["message"].startswith(field + ": the chat template, line "), error)
+            self.assertIn("must alternate", error["message"])
+            self.assertNotIn("jinja", error["message"])
+        for arguments in ["{", "[]"]:
+            call = {"role": "assistant", "tool_calls": [{"id": "123456789", "function": {"name": "f", "arguments": arguments}}]}
+            _, reply = self.server.post("/v1/chat/completions", {"messages": [twice[0], call]})
+            self.assertEqual(reply["error"]["param"], "messages[1].tool_calls[0].function.arguments", reply)
+
 
 if __name__ == "__main__":
     main()

@@ -28,6 +28,11 @@ std::string WithoutBrackets(const std::string& text) {
   return text.substr(1, end - 1) + ": " + text.substr(end + 2);
 }
 
+std::string WithoutPlace(const std::string& text) {
+  const size_t end = text.find("] ");
+  return text.starts_with("[") && end != std::string::npos ? text.substr(end + 2) : text;
+}
+
 std::string ErrorBody(const ApiError& error) {
   JsonWriter json;
   json.BeginObject().Key("error").BeginObject();

@@ -36,6 +36,9 @@ ApiError StatusError(int status, const char* type, const char* code, std::string
 // The text of an Error (base/error.h) without the brackets around its place: "field: found ...".
 std::string WithoutBrackets(const std::string& text);
 
+// Likewise without the place, which may be a file of the server that no client need know.
+std::string WithoutPlace(const std::string& text);
+
 // {"error": {"message", "type", "param", "code"}}
 std::string ErrorBody(const ApiError& error);
 

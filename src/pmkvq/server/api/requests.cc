@@ -143,7 +143,7 @@ ChatTemplate TemplateFor(BodyFields& body, const ApiContext& context, const Tool
     }
     chat_template.SetVariables(JsonValue::Parse(variables, "chat_template_kwargs"));
   } catch (const InvalidInput& error) {
-    Refuse("invalid_value", "chat_template_kwargs", error.what());
+    Refuse("invalid_value", "chat_template_kwargs", WithoutBrackets(error.what()));
   }
   return chat_template;
 }
@@ -181,7 +181,10 @@ MarkedText RenderPrompt(BodyFields& body, const ApiContext& context, const ToolR
     }
     return prompt;
   } catch (const InvalidInput& error) {
-    Refuse("invalid_value", "messages", error.what());
+    const std::string text = error.what();
+    Refuse("invalid_value", "messages",
+           text.starts_with("[messages") ? WithoutBrackets(text)
+                                         : "messages: the chat template, " + WithoutPlace(text));
   }
 }
 
@@ -213,7 +216,7 @@ std::vector<int32_t> Encode(const std::string& text, bool add_special_tokens,
     return add_special_tokens ? context.tokenizer->EncodeWhole(text, true)
                               : context.tokenizer->Encode(text, true);
   } catch (const InvalidInput& error) {
-    Refuse("invalid_utf8", where, error.what());
+    Refuse("invalid_utf8", where, where + ": " + WithoutPlace(error.what()));
   }
 }
 

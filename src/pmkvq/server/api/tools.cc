@@ -79,9 +79,15 @@ void WriteCalls(JsonWriter& json, const JsonValue& calls, const std::string& whe
       CopyJson(json, function.Value("arguments"));
     } else {
       const std::string text = function.Text("arguments", size_t{1} << 20).value_or("");
-      const JsonValue arguments = BodyFields::Parse(text.empty() ? "{}" : text);
-      if (!arguments.IsObject()) function.Fail("arguments", text.substr(0, 40), "a JSON object");
-      CopyJson(json, arguments);
+      std::optional<JsonValue> arguments;
+      try {
+        arguments = BodyFields::Parse(text.empty() ? "{}" : text);
+      } catch (const RefusedRequest&) {  // It names the body, and this is a text in it.
+      }
+      if (!arguments || !arguments->IsObject()) {
+        function.Fail("arguments", "\"" + text.substr(0, 40) + "\"", "the text of a JSON object");
+      }
+      CopyJson(json, *arguments);
     }
     json.EndObject().EndObject();
   }

@@ -144,7 +144,7 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
   } catch (const RefusedRequest& refusal) {
     prepared.reply = ErrorReply(refusal.error());
   } catch (const Error& error) {
-    prepared.reply = ErrorReply(InvalidRequest("invalid_value", "", error.what()));
+    prepared.reply = ErrorReply(InvalidRequest("invalid_value", "", WithoutPlace(error.what())));
   } catch (const std::exception&) {
     prepared.reply = ErrorReply(StatusError(500, "server_error", "internal", "an internal error"));
   }
@@ -382,7 +382,14 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
       live.error = StatusError(503, "server_error", "draining", "the server is shutting down");
       break;
     case FinishReason::kError:
-      live.error = StatusError(500, "server_error", "numeric_error", done.error);
+      // It names the model's folder.
+      log_->Write("error", "numeric_error", [&](JsonWriter& json) {
+        json.Key("request").String(live.request_id).Key("message").String(done.error);
+      });
+      live.error = StatusError(500, "server_error", "numeric_error",
+                               "the numbers of this answer cannot be gone on with; the server's "
+                               "log says where, under " +
+                                   live.request_id);
       break;
   }
 }
