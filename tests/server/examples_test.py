@@ -22,7 +22,7 @@ def needs(program):
 
 
 class Clients(ServedTest):
-    options = ("--reasoning", "on")
+    options = ("--reasoning", "on", "--kv-mode", "pool", "--kv-pool", "16MiB")  # All metrics that there are.
     server_env = {"PMKVQ_API_KEY": KEY}
 
     @classmethod
@@ -103,7 +103,9 @@ class Clients(ServedTest):
                 for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]) + re.findall(r"by \((\w+)\)", target["expr"]):
                     self.assertRegex(text, rf"(?m)^{next(iter(found))}\{{.*\b{label}=", (target, label))
         self.assertEqual(names - known, set())
-        self.assertGreater(len(names), 15)
+        self.assertGreater(len(names), 20)
+        of_pool = set(re.findall(r"pmkvq_kv_(?:water|expected|peak|halved_bytes)[a-z_]+", text))
+        self.assertEqual(of_pool - names, set(), "metrics of the pool without a panel")
         self.assertEqual(len({panel["id"] for panel in dashboard["panels"]}), len(dashboard["panels"]))
 
     @needs("promtool")
