@@ -32,6 +32,20 @@ FILES = tempfile.TemporaryDirectory()
 EVERYWHERE = certificate() if os.environ.get("PMKVQ_TEST_TLS") else None
 
 
+# Names of files and folders of the server that no client need know.
+SECRET_PATHS = {os.path.realpath(MODEL), os.path.dirname(os.path.realpath(MODEL)), os.path.realpath(PROGRAM), os.getcwd(),
+                os.path.dirname(os.path.abspath(__file__)), FILES.name}
+if os.path.dirname(MODEL):  # The name of the folder alone is the model's name for clients.
+    SECRET_PATHS.add(MODEL)
+ANY_PATH = re.compile(r"(?<![\w.])/(?:home|usr|var|etc|tmp|root|opt|srv|mnt|proc|sys|dev)/|\.(?:cc|h|py|safetensors|gguf|jinja)\b")
+
+
+def check_for_paths(text):
+    """Every reply of the tests comes by here."""
+    found = [path for path in SECRET_PATHS if path in text] + ANY_PATH.findall(text)
+    assert not found, f"a reply names files of the server, {found}: {text[:500]}"
+
+
 class Server:
     """A server on a free port, until `with` ends. `tls`: files of a certificate and its key."""
 
@@ -59,9 +73,11 @@ class Server:
         self.tls = files and ssl.create_default_context(cafile=files[0])
         self.tls_options = files and ["--tls-cert", files[0], "--tls-key", files[1]] or []
 
-    def connect(self, timeout=120, receive_bytes=None, greet=True):
-        """A socket that is connected; with TLS after the handshake, unless `greet` is false."""
+    def connect(self, timeout=120, receive_bytes=None, greet=True, source=None):
+        """A socket that is connected, from the address `source`; with TLS after the handshake, unless `greet` is false."""
         client = socket.socket()
+        if source is not None:
+            client.bind((source, 0))
         if receive_bytes is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         client.settimeout(timeout)
@@ -98,6 +114,7 @@ class Server:
         response = connection.getresponse()
         text = response.read().decode()
         connection.close()
+        check_for_paths(text)
         return response, text
 
     def post(self, path, body, **more):
@@ -127,7 +144,9 @@ class Server:
                     answer += part
             except (TimeoutError, ConnectionResetError, ssl.SSLError):
                 pass
-            return answer.decode(errors="replace")
+            text = answer.decode(errors="replace")
+            check_for_paths(text)
+            return text
 
     def metric(self, name):
         _, text = self.get("/metrics")
