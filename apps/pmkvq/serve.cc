@@ -178,7 +178,8 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
       http_->Post([this] { http_->Stop(); });
     });
   };
-  return std::make_unique<server::EngineThread>(std::move(engine), deliver, failed);
+  return std::make_unique<server::EngineThread>(std::move(engine), options_.max_sequences, deliver,
+                                                failed);
 }
 
 void ServeCommand::Load() {

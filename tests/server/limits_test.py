@@ -3,6 +3,7 @@
 
 Usage: limits_test.py PROGRAM MODEL [TEST...]. Python's standard library only.
 """
+import concurrent.futures
 import json
 import os
 import signal
@@ -93,7 +94,7 @@ class SecondSignal(unittest.TestCase):
                 body = json.dumps({"prompt": [1] * 6000, "max_tokens": 1}).encode()
                 client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                                b"Content-Length: %d\r\n\r\n" % len(body) + body)
-                time.sleep(0.2 * step_seconds)
+                time.sleep(0.1 * step_seconds)
                 server.process.send_signal(signal.SIGTERM)
                 time.sleep(0.05 * step_seconds)
                 self.assertIsNone(server.process.poll(), "the first signal lets it end")
@@ -165,6 +166,35 @@ class Counts(unittest.TestCase):
             self.assertEqual(set(results), {401, 429})
             time.sleep(1.1)
             self.assertEqual(server.get("/v1/models", headers={"Authorization": "Bearer " + KEY})[0], 200)
+
+
+class Fairness(unittest.TestCase):
+    def test_few_requests_do_not_wait_for_many(self):
+        """Two addresses are two clients, and take turns."""
+        with Server("--max-sequences", "8", "--queue-size", "300", "--per-address", "300") as server:
+            def ask(address):
+                """When the answer came."""
+                body = json.dumps(chat(max_tokens=100, ignore_eos=True)).encode()
+                with server.connect(source=address) as client:
+                    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                                   b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    data = b""
+                    while part := client.recv(65536):
+                        data += part
+                self.assertIn(b" 200 ", data.split(b"\r\n")[0])
+                return time.monotonic()
+
+            with concurrent.futures.ThreadPoolExecutor(205) as clients:
+                began = time.monotonic()
+                many = [clients.submit(ask, "127.0.0.1") for _ in range(200)]
+                while server.metric("pmkvq_requests_waiting") < 150:  # All have come.
+                    time.sleep(0.02)
+                came = time.monotonic()
+                few = sorted(one.result() - came for one in [clients.submit(ask, "127.0.0.2") for _ in range(5)])
+                seconds = max(one.result() for one in many) - began
+            service = 8 * seconds / 205
+            print(f"5 requests behind 200 are answered after {', '.join(f'{one:.2f}' for one in few)} s; one takes {service:.2f} s, all take {seconds:.1f} s")
+            self.assertLessEqual(few[-1], 3 * service, "waits for more than two others")
 
 
 class UnixSocket(unittest.TestCase):

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "pmkvq/base/error.h"
@@ -16,6 +17,10 @@ int64_t NowNs() {
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
+
+// Requests that the engine is given before it says that its pool has no room for more: they stay in
+// front of those that come later, whoever sent them.
+constexpr int64_t kMostAhead = 4;
 
 // Pages are halved from the oldest on, so that counts tell their order.
 std::vector<float> BitsByAge(const KvStore& store, SequenceId seq, int64_t num_layers) {
@@ -97,6 +102,10 @@ class EngineThread::Observer : public EngineObserver {
     const bool was_halved = place != owner_->places_.end() && place->second.history != nullptr;
     event.history = was_halved ? place->second.history->HexDigest().substr(0, 16) : "";
     if (place != owner_->places_.end()) event.halvings = std::move(place->second.halvings);
+    if (completion.finish_reason != FinishReason::kCancelled) {
+      const auto tokens = static_cast<double>(completion.output_ids.size());
+      owner_->mean_output_ += 0.05 * (tokens - owner_->mean_output_);
+    }
     auto running = owner_->running_.find(event.generation);
     if (running != owner_->running_.end()) {
       std::erase(running->second, completion.id);
@@ -125,8 +134,12 @@ class EngineThread::Observer : public EngineObserver {
   std::optional<TokenLogprobs> logprobs_;
 };
 
-EngineThread::EngineThread(Engine engine, Deliver deliver, Failed failed)
-    : engine_(std::move(engine)), deliver_(std::move(deliver)), failed_(std::move(failed)) {
+EngineThread::EngineThread(Engine engine, int64_t max_sequences, Deliver deliver, Failed failed)
+    : engine_(std::move(engine)),
+      max_sequences_(max_sequences),
+      deliver_(std::move(deliver)),
+      failed_(std::move(failed)) {
+  is_pool_ = engine_.store().StoreStats().pool.bytes > 0;
   thread_ = std::thread([this] {
     try {
       Run();
@@ -183,43 +196,99 @@ bool EngineThread::TakeCommands(std::vector<Command>* commands) {
 }
 
 void EngineThread::Carry(Command command, Observer& observer) {
-  if (!command.generation) {
-    const auto running = running_.find(command.id);
-    if (running == running_.end()) return;
-    const std::vector<RequestId> ids = running->second;
-    for (const RequestId id : ids) engine_.Cancel(id, &observer);
-    return;
-  }
-  Generation& generation = *command.generation;
-  std::vector<RequestId> submitted;
-  try {
-    size_t choice = 0;
-    for (Request& prompt : generation.prompts) {
-      for (const RequestId id : engine_.SubmitSamples(prompt, generation.seeds)) {
-        submitted.push_back(id);
-        places_[id] = {command.id, choice++, nullptr, generation.wants_halvings, {}, false};
-      }
-    }
-    running_[command.id] = std::move(submitted);
+  if (command.generation) {
+    Generation& generation = *command.generation;
     if (generation.most_queue_seconds > 0) {
       const std::chrono::duration<double> most(generation.most_queue_seconds);
       queue_ends_.emplace(std::chrono::steady_clock::now() +
                               std::chrono::duration_cast<std::chrono::steady_clock::duration>(most),
                           command.id);
     }
+    queue_.Push(command.id, generation.client, generation.prompts.front().priority,
+                CostOf(generation));
+    num_waiting_choices_ += generation.num_choices();
+    waiting_.emplace(command.id, std::move(generation));
+    return;
+  }
+  if (const std::optional<Generation> generation = TakeWaiting(command.id)) {
+    for (int64_t choice = 0; choice < generation->num_choices(); ++choice) {
+      GenerationEvent event;
+      event.kind = GenerationEvent::Kind::kFinished;
+      event.generation = command.id;
+      event.choice = static_cast<size_t>(choice);
+      event.completion = std::make_unique<Completion>();
+      event.completion->finish_reason = FinishReason::kCancelled;
+      events_.push_back(std::move(event));
+    }
+    return;
+  }
+  const auto running = running_.find(command.id);
+  if (running == running_.end()) return;
+  const std::vector<RequestId> ids = running->second;
+  for (const RequestId id : ids) engine_.Cancel(id, &observer);
+}
+
+// The tokens that it is expected to take.
+int64_t EngineThread::CostOf(const Generation& generation) const {
+  int64_t tokens = 0;
+  for (const Request& prompt : generation.prompts) {
+    auto output = std::max<int64_t>(1, std::llround(mean_output_));
+    if (prompt.max_tokens > 0) output = std::min(output, prompt.max_tokens);
+    tokens += std::ssize(prompt.prompt_ids) + std::ssize(generation.seeds) * output;
+  }
+  return tokens;
+}
+
+std::optional<Generation> EngineThread::TakeWaiting(GenerationId id) {
+  const auto found = waiting_.find(id);
+  if (found == waiting_.end()) return std::nullopt;
+  queue_.Remove(id);  // Unless it is its turn.
+  Generation generation = std::move(found->second);
+  waiting_.erase(found);
+  num_waiting_choices_ -= generation.num_choices();
+  return generation;
+}
+
+// To the engine, whose turn it is: one more than it has places for, so that none stays empty for a
+// step. A pool may have no room for them: no more where the last step has left some waiting.
+void EngineThread::HandOver() {
+  const EngineStats stats = engine_.stats();
+  int64_t most = max_sequences_ - stats.num_running + 1 - stats.num_waiting;
+  if (is_pool_) most = stats.num_waiting > 0 ? 0 : std::min(most, kMostAhead);
+  while (most > 0) {
+    const std::optional<GenerationId> id = queue_.Pop();
+    if (!id) return;
+    Generation generation = TakeWaiting(*id).value();
+    most -= generation.num_choices();
+    Begin(*id, std::move(generation));
+  }
+}
+
+void EngineThread::Begin(GenerationId id, Generation generation) {
+  std::vector<RequestId> submitted;
+  try {
+    size_t choice = 0;
+    for (Request& prompt : generation.prompts) {
+      for (const RequestId one : engine_.SubmitSamples(prompt, generation.seeds)) {
+        submitted.push_back(one);
+        places_[one] = {id, choice++, nullptr, generation.wants_halvings, {}, false};
+      }
+    }
+    running_[id] = std::move(submitted);
   } catch (const InvalidInput& error) {
-    running_[command.id] = std::move(submitted);
-    Refuse(command.id, RefusalOf(error));
+    running_[id] = std::move(submitted);
+    Refuse(id, RefusalOf(error));
   }
 }
 
 void EngineThread::Refuse(GenerationId generation, ApiError error) {
-  const auto running = running_.find(generation);
-  for (const RequestId id : running->second) {
-    places_.erase(id);
-    engine_.Cancel(id, nullptr);
+  if (const auto running = running_.find(generation); running != running_.end()) {
+    for (const RequestId id : running->second) {
+      places_.erase(id);
+      engine_.Cancel(id, nullptr);
+    }
+    running_.erase(running);
   }
-  running_.erase(running);
   GenerationEvent event;
   event.kind = GenerationEvent::Kind::kRefused;
   event.generation = generation;
@@ -233,13 +302,15 @@ void EngineThread::RefuseOverdue() {
   while (!queue_ends_.empty() && queue_ends_.begin()->first <= now) {
     const GenerationId generation = queue_ends_.begin()->second;
     queue_ends_.erase(queue_ends_.begin());
-    const auto running = running_.find(generation);
-    if (running == running_.end()) continue;
-    const bool has_begun =
-        std::any_of(running->second.begin(), running->second.end(), [&](RequestId id) {
-          return engine_.SequenceOf(id).has_value() || places_.at(id).was_preempted;
-        });
-    if (has_begun) continue;
+    if (!TakeWaiting(generation)) {
+      const auto running = running_.find(generation);
+      if (running == running_.end()) continue;
+      const bool has_begun =
+          std::any_of(running->second.begin(), running->second.end(), [&](RequestId id) {
+            return engine_.SequenceOf(id).has_value() || places_.at(id).was_preempted;
+          });
+      if (has_begun) continue;
+    }
     ApiError error = StatusError(503, "server_error", "queue_timeout",
                                  "the request has waited too long for its turn (--queue-timeout)");
     error.retry_after = 30;
@@ -250,6 +321,7 @@ void EngineThread::RefuseOverdue() {
 void EngineThread::Publish() {
   EngineSnapshot now;
   now.stats = engine_.stats();
+  now.stats.num_waiting += num_waiting_choices_;
   now.num_halvings = num_halvings_;
   now.pool = engine_.store().StoreStats().pool;
   const int64_t num_layers = engine_.model().config().num_layers;
@@ -279,8 +351,9 @@ void EngineThread::Run() {
     for (Command& command : commands) Carry(std::move(command), observer);
     commands.clear();
     RefuseOverdue();
+    HandOver();
     step_began_ns_ = NowNs();
-    is_idle_ = !engine_.Step(&observer);
+    is_idle_ = !engine_.Step(&observer) && waiting_.empty();
     step_began_ns_ = 0;
     if (!events_.empty()) deliver_(std::exchange(events_, {}));
     const int64_t now = NowNs();

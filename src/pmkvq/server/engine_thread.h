@@ -19,6 +19,7 @@
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/server/api/api_error.h"
+#include "pmkvq/server/fair_queue.h"
 
 namespace pmkvq::server {
 
@@ -30,6 +31,9 @@ struct Generation {
   std::vector<uint64_t> seeds;    // Of the samples of each prompt.
   bool wants_halvings = false;    // Events of its ends bring them.
   double most_queue_seconds = 0;  // Refused when none of it has begun by then; 0: no limit.
+  std::string client;             // Clients take turns where requests wait.
+
+  int64_t num_choices() const { return std::ssize(prompts) * std::ssize(seeds); }
 };
 
 struct GenerationEvent {
@@ -83,7 +87,8 @@ class EngineThread {
   // Called on the engine's thread when the engine has thrown; no event comes any more.
   using Failed = std::function<void(std::string)>;
 
-  EngineThread(Engine engine, Deliver deliver, Failed failed);
+  // `max_sequences`: the engine's. What it has no place for waits here.
+  EngineThread(Engine engine, int64_t max_sequences, Deliver deliver, Failed failed);
   ~EngineThread();  // Ends the thread after its step; unfinished generations get no events.
   EngineThread(const EngineThread&) = delete;
   EngineThread& operator=(const EngineThread&) = delete;
@@ -114,16 +119,28 @@ class EngineThread {
   void Run();
   bool TakeCommands(std::vector<Command>* commands);
   void Carry(Command command, Observer& observer);
+  int64_t CostOf(const Generation& generation) const;
+  // Takes it out of those that wait; nothing where it is not one of them.
+  std::optional<Generation> TakeWaiting(GenerationId id);
+  void HandOver();
+  void Begin(GenerationId id, Generation generation);
   void Refuse(GenerationId generation, ApiError error);
   void RefuseOverdue();
   void Publish();
 
   Engine engine_;
+  int64_t max_sequences_;
+  bool is_pool_ = false;
   Deliver deliver_;
   Failed failed_;
   std::vector<GenerationEvent> events_;                     // Of this step.
   std::unordered_map<RequestId, Place> places_;             // Unfinished ones.
   std::map<GenerationId, std::vector<RequestId>> running_;  // Unfinished requests of each.
+  // Generations that the engine has not seen yet, in turns of clients.
+  FairQueue queue_;
+  std::map<GenerationId, Generation> waiting_;
+  int64_t num_waiting_choices_ = 0;
+  double mean_output_ = 512;  // Tokens of an answer, of the last ones.
   std::multimap<std::chrono::steady_clock::time_point, GenerationId> queue_ends_;
   int64_t num_halvings_ = 0;
   bool is_idle_ = true;

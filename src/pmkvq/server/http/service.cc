@@ -217,6 +217,7 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   }
   generation.wants_halvings = request.fields.kv_report == KvReportKind::kEvents;
   generation.most_queue_seconds = options_.queue_seconds;
+  generation.client = client;
   if (request.is_response) live->response.emplace(live->head);
   live->request = std::move(request);
   live->generation = engine_thread_->Submit(std::move(generation));
