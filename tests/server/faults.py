@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -238,6 +239,76 @@ class Faults(unittest.TestCase):
             server.process.wait(10)
             print(f"a second SIGTERM ends it after {time.monotonic() - began:.2f} s")
             client.close()
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+/* Seconds that the clock of the day is wrong: the text of the file CLOCK_OFFSET. Steady clocks are right. */
+static long offset(void) {
+  char text[32] = {0};
+  const int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+  if (file < 0) return 0;
+  if (read(file, text, sizeof(text) - 1) < 0) text[0] = 0;
+  close(file);
+  return atol(text);
+}
+int clock_gettime(clockid_t id, struct timespec* now) {
+  static int (*real)(clockid_t, struct timespec*);
+  if (!real) real = (int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, "clock_gettime");
+  const int result = real(id, now);
+  if (id == CLOCK_REALTIME) now->tv_sec += offset();
+  return result;
+}
+time_t time(time_t* out) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (out) *out = now.tv_sec;
+  return now.tv_sec;
+}
+"""
+
+
+class ClockJump(unittest.TestCase):
+    def test_the_clock_of_the_day_may_jump(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source, library, offset = (os.path.join(folder, name) for name in ["clock.c", "clock.so", "offset"])
+            for path, text in [(source, CLOCK), (offset, "0")]:
+                with open(path, "w") as file:
+                    file.write(text)
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+            with Server("--max-len", "8192", "--kv-budget", "16MiB", "--queue-timeout", "600", "--request-timeout", "600", "--max-sequences", "1",
+                        env={"LD_PRELOAD": library, "CLOCK_OFFSET": offset}) as server:
+                jumps = [86400, -86400, 10**9, 0]
+                for jump in jumps:
+                    results = []
+                    threads = [threading.Thread(target=lambda: results.append(server.post("/v1/chat/completions", chat(max_tokens=400, ignore_eos=True))))
+                               for _ in range(3)]  # Two of them wait.
+                    for thread in threads:
+                        thread.start()
+                    time.sleep(0.1)
+                    with open(offset, "w") as file:
+                        file.write(str(jump))
+                    idle = server.connect()
+                    for thread in threads:
+                        thread.join(120)
+                    self.assertEqual([(status, reply["usage"]["completion_tokens"]) for status, reply in results], [(200, 400)] * 3)
+                    idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    self.assertIn(b" 200 ", idle.recv(4096).split(b"\r\n")[0])
+                    idle.close()
+                    _, reply = server.post("/v1/chat/completions", chat(max_tokens=1))
+                    self.assertLess(abs(reply["created"] - time.time() - jump), 60, "the server's clock has jumped")
+                self.idle_metrics(server)
+            print(f"the clock jumps by {', '.join(str(jump) for jump in jumps)} s: running, waiting and idle ones go on")
+
+    def idle_metrics(self, server):
+        for name in ["pmkvq_requests_running", "pmkvq_requests_waiting", "pmkvq_kv_used_bytes"]:
+            server.wait_for_metric(name, 0, 20)
 
 
 class Overhead(unittest.TestCase):
