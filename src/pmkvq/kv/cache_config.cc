@@ -118,6 +118,10 @@ void ValidatePool(const CacheConfig& config) {
                                            "oldest-first and 0 or more",
                                            NameOf(config.policy), pool.step_bytes));
   }
+  const std::string obstacle = pool.prefix_bytes > 0 ? ObstacleToPrefixes(config) : "";
+  if (!obstacle.empty()) {
+    throw InvalidInput("--prefix-cache", fmt::format("found it with {}; expected off", obstacle));
+  }
   if (pool.bytes > kMaxArenaBytes) {
     throw InvalidInput("--kv-pool", fmt::format("found {} bytes, expected at most {}", pool.bytes,
                                                 FormatByteSize(kMaxArenaBytes)));
@@ -131,6 +135,21 @@ void ValidatePool(const CacheConfig& config) {
 }
 
 }  // namespace
+
+std::string ObstacleToPrefixes(const CacheConfig& config) {
+  for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
+    const KvBlockGeometry& block = config.geometry.blocks[layer];
+    if (!block.has_cache()) continue;
+    if (block.sliding_window > 0) return "a model whose blocks have sliding windows";
+    const PageWidths close = CloseWidths(config, layer);
+    if (close.k < 16 || close.v < 16) {
+      return fmt::format("pages that close at {} bits", std::min(close.k, close.v));
+    }
+  }
+  if (config.chunk_tokens >= config.sink_tokens) return "";
+  return fmt::format("--chunk {}, shorter than the sink of {} tokens", config.chunk_tokens,
+                     config.sink_tokens);
+}
 
 PolicyKind ParsePolicyKind(std::string_view name) {
   if (name == NameOf(PolicyKind::kLayerBudget)) return PolicyKind::kLayerBudget;

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -45,6 +46,9 @@ struct PoolConfig {
   // Codes and floats that one reservation may read to keep room for tokens to come. What its own
   // tokens need is halved in any case.
   int64_t step_bytes = int64_t{8} << 20;
+  // The most that prompts may take that are kept for later ones (KvStore::KeepPrefix), out of
+  // `bytes`; 0: none is kept. See ObstacleToPrefixes.
+  int64_t prefix_bytes = 0;
   // Loss by quantising K, or V, of each block to the widths of kWidths (size L; of no effect in a
   // block without cache), or empty: all blocks alike, K twice V.
   std::vector<std::array<double, 4>> k_sensitivity;
@@ -162,6 +166,10 @@ std::vector<int64_t> EvenWeights(const CacheConfig& config);
 // Splits a budget for one sequence over the blocks: in proportion to `weights` (size L, not all 0),
 // whole bytes, summing to at most `total_bytes`.
 std::vector<int64_t> SplitBudget(int64_t total_bytes, const std::vector<int64_t>& weights);
+
+// Why a pool with this configuration cannot keep prompts for later ones: a block has a sliding
+// window, pages close below 16 bits, or a chunk is shorter than the sink. "": it can.
+std::string ObstacleToPrefixes(const CacheConfig& config);
 
 // Throws InvalidInput naming the option for values a user may have got wrong (sink, window, widths,
 // budgets that do not hold even the first page at the floor: the smallest that works is named).

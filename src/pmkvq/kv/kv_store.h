@@ -17,6 +17,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pmkvq/kv/key_scales.h"
@@ -100,6 +101,22 @@ class KvStore {
   [[nodiscard]] virtual ReserveResult ReserveAll(std::span<const BatchChunk> chunks);
   // Of a pool; before the sequence's first tokens.
   virtual void SetPoolTerms(SequenceId /*seq*/, const KvPoolTerms& /*terms*/) {}
+
+  // Of a pool that keeps prompts (PoolConfig::prefix_bytes > 0; elsewhere nothing happens).
+  // KeepPrefix keeps the pages of the whole chunks (CacheConfig::chunk_tokens) of `tokens`, the
+  // first ones that `seq` holds, for later sequences with the same salt, as far as all of them are
+  // at 16 bits and the pool has room that nobody needs. Kept pages are given up, those unused
+  // longest first, before a page of any sequence is halved. The tokens must have been stored chunk
+  // by chunk, so that they have the bits that another sequence would give them.
+  // Drops a reservation of `seq`.
+  virtual void KeepPrefix(SequenceId /*seq*/, std::string_view /*salt*/,
+                          std::span<const int32_t> /*tokens*/) {}
+  // Gives `seq`, which is empty, the longest kept beginning of `tokens`: the same bits, statistics
+  // and budget as if it had stored these tokens itself, at 16 bits. Returns how many they are.
+  virtual int64_t TakePrefix(SequenceId /*seq*/, std::string_view /*salt*/,
+                             std::span<const int32_t> /*tokens*/) {
+    return 0;
+  }
 
   // Why the sequence failed; null: it did not. Valid until the sequence is closed.
   virtual const KvFailure* FailureOf(SequenceId seq) const = 0;

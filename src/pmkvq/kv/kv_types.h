@@ -70,6 +70,11 @@ struct KvPoolStats {
   int64_t peak_bytes = 0;      // Largest used_bytes since the start, transient states included.
   int64_t narrowed_bytes = 0;  // Of pages that were brought to lower widths, as read.
   double water_level = 0;      // WaterLevel (packed/policy/pool_pressure.h).
+  // Of prompts that are kept for later ones, also counted in used_bytes.
+  int64_t prefix_bytes = 0;
+  int64_t prefix_tokens = 0;
+  int64_t prefix_hits = 0;        // Sequences that took some, since the start.
+  int64_t prefix_hit_tokens = 0;  // That they took.
 };
 
 struct KvStoreStats {

@@ -38,6 +38,7 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
   }
   if (config_.pool.bytes > 0) MakePressure();
+  if (config_.pool.prefix_bytes > 0) prefixes_ = std::make_unique<PrefixTree>(config.chunk_tokens);
   if (config_.device.device != Device::kCpu)
     device_ = std::make_unique<DeviceSide>(config_, store_);
 }
@@ -404,8 +405,16 @@ KvLayerStats PackedKvCache::LayerStats(SequenceId id, int64_t layer) const {
 
 KvStoreStats PackedKvCache::StoreStats() const {
   const size_t rotated = rotated_q_.capacity() + rotated_k_.capacity() + rotated_v_.capacity();
-  const KvPoolStats pool = {config_.pool.bytes, store_.used_bytes(), store_.peak_used_bytes(),
-                            store_.narrowed_bytes(), water_level_.value()};
+  const KvPoolStats pool = {
+      config_.pool.bytes,
+      store_.used_bytes(),
+      store_.peak_used_bytes(),
+      store_.narrowed_bytes(),
+      water_level_.value(),
+      prefix_bytes_,
+      prefixes_ == nullptr ? 0 : prefixes_->num_nodes() * config_.chunk_tokens,
+      prefix_hits_,
+      prefix_hit_tokens_};
   return {store_.slots().arena_bytes(),
           store_.scratch_bytes() + attention_scratch_.num_bytes() + rotated * sizeof(float) +
               (device_ == nullptr ? 0 : device_->num_bytes()),

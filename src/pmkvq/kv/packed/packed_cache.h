@@ -15,6 +15,7 @@
 #include "pmkvq/kv/packed/halving_steps.h"
 #include "pmkvq/kv/packed/page_store.h"
 #include "pmkvq/kv/packed/policy/pool_pressure.h"
+#include "pmkvq/kv/packed/prefix_tree.h"
 
 namespace pmkvq {
 
@@ -52,6 +53,9 @@ class PackedKvCache final : public KvStore {
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] ReserveResult ReserveAll(std::span<const BatchChunk> chunks) override;
   void SetPoolTerms(SequenceId seq, const KvPoolTerms& terms) override { At(seq).terms = terms; }
+  void KeepPrefix(SequenceId seq, std::string_view salt, std::span<const int32_t> tokens) override;
+  int64_t TakePrefix(SequenceId seq, std::string_view salt,
+                     std::span<const int32_t> tokens) override;
   void BeginForward(const Batch& batch) override;
   const KvFailure* FailureOf(SequenceId seq) const override;
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
@@ -209,6 +213,11 @@ class PackedKvCache final : public KvStore {
   void OpenPages(const Opening& opening);
   void DecideAsTable(const Opening& opening, size_t index);
 
+  // packed_cache_prefix.cc: prompts that a pool keeps.
+  int64_t DropPrefixes(int64_t bytes);
+  bool MakePrefixRoom(int64_t bytes);
+  size_t NumWidePages(const Sequence& seq) const;
+
   // packed_cache_ahead.cc: halving before a page is opened.
   void NarrowAhead(Sequence& seq, int64_t num_tokens);
   void PlanNextPage(Sequence& seq, int64_t tokens_before);
@@ -247,6 +256,10 @@ class PackedKvCache final : public KvStore {
   std::vector<PoolSequence> pool_tables_;  // Of sequences whose pages may be halved; others: none.
   std::vector<PoolSequence> tables_before_;
   std::vector<Sequence*> table_owners_;
+  std::unique_ptr<PrefixTree> prefixes_;  // Null: no prompt is kept.
+  int64_t prefix_bytes_ = 0;
+  int64_t prefix_hits_ = 0;
+  int64_t prefix_hit_tokens_ = 0;
 };
 
 }  // namespace pmkvq

@@ -174,13 +174,14 @@ int64_t PackedKvCache::OpeningSoonBytes() const {
   return columns * column_bytes_;
 }
 
-// Halves pages, those of openings_ only on paper, until `new_bytes` more fit; and some more to keep
-// room for tokens to come. `copied`: the sequence that is to be copied, if `new_bytes` are the
-// copy's. False: they do not fit; nothing was changed.
+// Gives up kept prompts, and then halves pages, those of openings_ only on paper, until `new_bytes`
+// more fit; and some more to keep room for tokens to come. `copied`: the sequence that is to be
+// copied, if `new_bytes` are the copy's. False: they do not fit; nothing was changed.
 bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
-  const int64_t free = config_.pool.bytes - store_.used_bytes() - new_bytes;
+  int64_t free = config_.pool.bytes - store_.used_bytes() - new_bytes;
   const PoolReserve reserve = ReserveOfPool(OpeningSoonBytes(), config_.pool.bytes);
   for (Opening& opening : openings_) opening.table.reset();
+  if (free < reserve.least_bytes) free += DropPrefixes(reserve.least_bytes - free);
   if (free >= reserve.least_bytes) return true;
   FillPoolTables();
   for (size_t table = 0; table < pool_tables_.size(); ++table) {
@@ -306,7 +307,7 @@ ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
   for (const Opening& opening : openings_) {
     if (!opening.seq->failure) OpenPages(opening);
   }
-  water_level_.Tick(store_.used_bytes(), config_.pool.bytes);
+  water_level_.Tick(store_.used_bytes() - prefix_bytes_, config_.pool.bytes);
   for (const BatchChunk& chunk : chunks) {
     if (Sequence& seq = At(chunk.seq); !seq.failure) seq.reserved_tokens = chunk.num_tokens;
   }

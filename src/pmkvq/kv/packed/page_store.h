@@ -18,6 +18,7 @@
 #include "pmkvq/kv/packed/move_executor.h"
 #include "pmkvq/kv/packed/move_plan.h"
 #include "pmkvq/kv/packed/page_codec.h"
+#include "pmkvq/kv/packed/prefix_tree.h"
 #include "pmkvq/kv/packed/slot_allocator.h"
 #include "pmkvq/kv/packed/slot_layout.h"
 #include "pmkvq/kv/packed/stored_page.h"
@@ -112,6 +113,18 @@ class PageStore {
 
   // The whole sequence's memory.
   void ReleaseAll(SequencePages& seq);
+
+  // Pages that outlive their sequences (prefix_tree.h). They count like a sequence's: the pool has
+  // room for them. Keep shares the pages [first, end) of each block of `seq`, all of 16 bits, and
+  // the sink if `with_sink`; of the open page it makes a copy.
+  KeptChunk Keep(const SequencePages& seq, size_t first, size_t end, bool with_sink);
+  int64_t KeptBytes(size_t num_pages, bool with_sink) const;  // That Keep counts.
+  void DropKept(const KeptChunk& kept);
+  // Gives `seq`, an empty sequence, the pages of these chunks, which follow one another from the
+  // first one on. Nothing is counted before CountTaken, so that the chunks may be dropped between
+  // the two where the pool has no room for both.
+  void TakeKept(std::span<const KeptChunk* const> chunks, SequencePages& seq);
+  void CountTaken(SequencePages& seq);
 
   KvTensorView View(const StoredPage& page) const;
   // The sink lies in pieces of kPageTokens tokens and a shorter rest: piece i holds the tokens from

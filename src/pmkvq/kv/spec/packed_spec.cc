@@ -175,6 +175,10 @@ void SetPool(const KvOptions& options, const CacheSettings& settings, const Pack
   config.policy = PolicyKind::kOldestFirst;
   config.pool.bytes = options.pool.bytes;
   config.pool.step_bytes = options.pool.step_bytes;
+  config.pool.prefix_bytes = std::min(options.pool.prefix_bytes, options.pool.bytes);
+  if (options.pool.prefix_may_be_off && !ObstacleToPrefixes(config).empty()) {
+    config.pool.prefix_bytes = 0;
+  }
   config.budget_bytes = SplitBudget(options.pool.bytes, EvenWeights(config));
   if (plan == nullptr || plan->sensitivity.k.empty() || plan->sensitivity.v.empty()) return;
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
