@@ -230,6 +230,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.decode_seconds = task.decode_seconds;
   completion.longest_pause_us = task.longest_pause_us;
   completion.num_preemptions = task.num_preemptions;
+  completion.num_cached_tokens = task.num_cached;
   if (pool != nullptr) pool->OnEnded(task, reason);
   if (task.seq) {
     if (prefill_turns.task() == &task) prefill_turns.GiveUp();
@@ -237,6 +238,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
     waiting.FreeSession(task.request.session);
     if (task.group != nullptr && task.group->leader == &task) task.group->leader = nullptr;
     completion.kv = store->SequenceStats(*task.seq);
+    if (pool != nullptr) KeepPrefix(task);  // It may have been given up meanwhile.
     if (task.prompt_logprobs != nullptr) completion.prompt_logprobs = task.prompt_logprobs->Take();
     // A failed sequence is of no use to the next request of its session. A sequence whose Forward
     // was cancelled has failed, too.

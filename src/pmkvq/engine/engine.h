@@ -96,6 +96,8 @@ struct Request {
   int64_t session = -1;
   // Of a pool: none of its pages goes below so many bits; 0: the pool's floor.
   int kv_min_bits = 0;
+  // Of a pool that keeps prompts: only requests with the same salt share them.
+  std::string prefix_salt;
   // Of a pool with PoolSchedule::priorities, -100 to 100: requests with lower ones keep their bits
   // and their places longer.
   int64_t priority = 0;
@@ -131,6 +133,8 @@ struct Completion {
   double decode_seconds = 0;
   double longest_pause_us = 0;  // Longest halving work before a single decoded token.
   int64_t num_preemptions = 0;  // How often it gave up its place in a pool, and was resumed.
+  // Of the prompt, taken from what a pool keeps of earlier ones instead of being computed.
+  int64_t num_cached_tokens = 0;
 };
 
 // What happened in one Step; pointers and references are valid during the call. Implementations

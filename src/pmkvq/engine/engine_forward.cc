@@ -69,6 +69,7 @@ void Engine::Impl::TakeHalvings() {
 }
 
 bool Engine::Impl::ReserveChunk(Task& task, ForwardChunk* chunk) {
+  if (pool != nullptr && store->NumTokens(*task.seq) == 0) TakePrefix(task);
   const int64_t begin = store->NumTokens(*task.seq);
   // Boundaries are counted from token 0, so that the same prompt always meets the same chunks.
   const int64_t end = std::min(task.num_prefilled, (begin / options.chunk + 1) * options.chunk);
@@ -93,10 +94,13 @@ void Engine::Impl::FinishChunk(Task& task, const ForwardChunk& chunk,
   TakeHalvings();
   stats.prompt_tokens += std::ssize(chunk.tokens);
   if (!chunk_failures.empty()) {
-    Fail(task, chunk_failures.front().failure);
-  } else if (task.prompt_logprobs != nullptr && task.prompt_logprobs->failure()) {
-    Fail(task, *task.prompt_logprobs->failure());
-  } else if (chunk.logits == ForwardChunk::Logits::kLast) {
+    return Fail(task, chunk_failures.front().failure);
+  }
+  if (task.prompt_logprobs != nullptr && task.prompt_logprobs->failure()) {
+    return Fail(task, *task.prompt_logprobs->failure());
+  }
+  if (pool != nullptr) KeepPrefix(task);
+  if (chunk.logits == ForwardChunk::Logits::kLast) {
     ShareOutPrompt(task, logits);
   } else if (!IsPrefilling(task)) {
     TellPrompt(task);

@@ -96,6 +96,11 @@ struct Engine::Impl {
   // up its place, and the reservation is to be tried again. False: this one has ended, or has given
   // up its own place.
   bool MakeRoomFor(Task& task);
+  // Starts the sequence, which is empty, with what the pool keeps of its tokens. The last one is
+  // computed in any case, whose logits are needed.
+  void TakePrefix(Task& task);
+  // Lets the pool keep what is stored of the tokens that were computed as a prompt.
+  void KeepPrefix(const Task& task);
   // Gives up the request's place: its pages are free, and it waits at its old place in the queue.
   void Preempt(Task& task);
   // Runs `work`, which may take seconds in a large model and can be cancelled: returns false where

@@ -54,6 +54,22 @@ bool Engine::Impl::MakeRoomFor(Task& task) {
   return victim != &task;
 }
 
+void Engine::Impl::TakePrefix(Task& task) {
+  // Log-probabilities of a prompt are read while it is computed.
+  if (task.prompt_logprobs != nullptr && !task.prompt_is_told) return;
+  const std::span<const int32_t> tokens(task.tokens);
+  const int64_t taken =
+      store->TakePrefix(*task.seq, task.request.prefix_salt,
+                        tokens.first(static_cast<size_t>(task.num_prefilled - 1)));
+  if (task.num_drawn() == 0) task.num_cached = taken;
+}
+
+void Engine::Impl::KeepPrefix(const Task& task) {
+  const std::span<const int32_t> tokens(task.tokens);
+  store->KeepPrefix(*task.seq, task.request.prefix_salt,
+                    tokens.first(static_cast<size_t>(task.num_prefilled)));
+}
+
 void Engine::Impl::Preempt(Task& task) {
   TakeHalvings();  // While it is known whose they are.
   const int64_t num_tokens = store->NumTokens(*task.seq);
