@@ -9,6 +9,17 @@ namespace {
 
 constexpr char kGroup[] = "KV pool";
 
+CLI::Validator PrefixCacheSize() {
+  const CLI::Validator size = KvBudgetSize();
+  return CLI::Validator(
+      [size](std::string& text) {
+        if (text == "on" || text == "off") return std::string();
+        const std::string error = size(text);
+        return error.empty() ? "" : "found '" + text + "', expected on, off or a size: 512MiB";
+      },
+      "on|off|SIZE");
+}
+
 }  // namespace
 
 void PoolCommandOptions::Register(CLI::App& command) {
@@ -53,6 +64,19 @@ void PoolCommandOptions::Register(CLI::App& command) {
       ->capture_default_str()
       ->group(kGroup);
   command
+      .add_option("--prefix-cache", prefix_cache_,
+                  "prompts that end are kept in room of the pool that nobody needs, for prompts "
+                  "that begin alike: on, off, or the most that they may take")
+      ->type_name("on|off|SIZE")
+      ->transform(PrefixCacheSize())
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_flag("--prefix-shared", prefix_shared_,
+                "kept prompts are shared by all API keys: how fast an answer begins tells a client "
+                "what others have sent")
+      ->group(kGroup);
+  command
       .add_flag("--priorities", priorities_,
                 "the field priority (-100 to 100) counts: lower ones keep bits and places longer")
       ->group(kGroup);
@@ -60,8 +84,9 @@ void PoolCommandOptions::Register(CLI::App& command) {
 
 void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
   if (!is_pool()) {
-    for (const char* name : {"--kv-pool", "--kv-target", "--kv-floor", "--admission",
-                             "--kv-step-bytes", "--priorities"}) {
+    for (const char* name :
+         {"--kv-pool", "--kv-target", "--kv-floor", "--admission", "--kv-step-bytes",
+          "--prefix-cache", "--prefix-shared", "--priorities"}) {
       if (command_->count(name) == 0) continue;
       throw InvalidInput(name, "found it without --kv-mode pool, expected both or none");
     }
@@ -73,6 +98,10 @@ void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
   options.kv.pool.bytes = ParseKvBudget(pool_);
   options.kv.pool.floor_bits = std::stoi(floor_);
   options.kv.pool.step_bytes = ParseKvBudget(step_bytes_);
+  options.kv.pool.prefix_bytes = prefix_cache_ == "off"  ? 0
+                                 : prefix_cache_ == "on" ? options.kv.pool.bytes
+                                                         : ParseKvBudget(prefix_cache_);
+  options.kv.pool.prefix_may_be_off = command_->count("--prefix-cache") == 0;
   options.pool.target_bits = target_;
   options.pool.priorities = priorities_;
   options.pool.admission =

@@ -14,6 +14,7 @@ class PoolCommandOptions {
   void Register(CLI::App& command);
   bool is_pool() const { return mode_ == "pool"; }
   bool priorities() const { return priorities_; }
+  bool prefix_shared() const { return prefix_shared_; }
   // Sets what the options say. Throws InvalidInput: a pool without a size, options of a pool
   // without one.
   void Apply(SpecEngineOptions& options) const;
@@ -26,6 +27,8 @@ class PoolCommandOptions {
   std::string floor_ = "4";
   std::string admission_ = "expected";
   std::string step_bytes_ = "8MiB";
+  std::string prefix_cache_ = "on";
+  bool prefix_shared_ = false;
   bool priorities_ = false;
 };
 

@@ -263,6 +263,7 @@ int ServeCommand::Run() {
   service.has_page = !options_.no_ui;
   service.metrics_as_vllm = options_.vllm_metrics;
   service.metrics_need_key = !options_.metrics_open;
+  service.shares_prefixes = options_.pool.prefix_shared();
   service.version = fmt::format("{}", PMKVQ_VERSION);
   service_ = std::make_unique<server::Service>(service, LoadKeys(options_), log_.get());
   server::ServerOptions http = options_.http;

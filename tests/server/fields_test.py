@@ -33,7 +33,7 @@ FIELDS = [
     ("continue_final_message", CHAT, True, "invalid_value"), ("modalities", CHAT, ["text"], None),
     ("modalities", CHAT, ["audio"], "unsupported_parameter"),
     ("kv_min_bits", BOTH, 8, "unsupported_parameter"), ("priority", BOTH, 0, None), ("priority", BOTH, 5, "unsupported_parameter"),
-    ("cache_salt", BOTH, "x", "unsupported_parameter"), ("kv_report", BOTH, "none", None), ("kv_report", BOTH, "events", None),
+    ("cache_salt", BOTH, "x", None), ("cache_salt", BOTH, 1, "invalid_value"), ("kv_report", BOTH, "none", None), ("kv_report", BOTH, "events", None),
     ("kv_report", BOTH, "all", "invalid_value"), ("kv_replay", BOTH, [1], "unsupported_parameter"),
     ("user", BOTH, "me", None), ("metadata", BOTH, {"a": "b"}, None), ("store", BOTH, False, None),
     ("store", BOTH, True, "unsupported_parameter"), ("service_tier", BOTH, "auto", None), ("parallel_tool_calls", BOTH, True, None),

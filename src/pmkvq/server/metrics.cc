@@ -64,6 +64,8 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
   Sample(out, "pmkvq_requests_waiting", "gauge", "Choices that wait for a place.",
          number(engine.stats.num_waiting));
   Sample(out, "pmkvq_prompt_tokens_total", "counter", "Tokens of prompts.", number(prompt_tokens));
+  Sample(out, "pmkvq_cached_tokens_total", "counter",
+         "Tokens of prompts that were not computed again.", number(cached_tokens));
   Sample(out, "pmkvq_generated_tokens_total", "counter", "Tokens drawn.", number(generated_tokens));
   Sample(out, "pmkvq_reasoning_tokens_total", "counter", "Tokens drawn in reasoning.",
          number(reasoning_tokens));
@@ -88,6 +90,10 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
            number(engine.pool.peak_bytes));
     Sample(out, "pmkvq_kv_halved_bytes_total", "counter", "Bytes of pages read to halve them.",
            number(engine.pool.narrowed_bytes));
+    Sample(out, "pmkvq_kv_prefix_bytes", "gauge", "Bytes of the pool that kept prompts take.",
+           number(engine.pool.prefix_bytes));
+    Sample(out, "pmkvq_prefix_hits_total", "counter", "Prompts that began as a kept one.",
+           number(engine.pool.prefix_hits));
     Sample(out, "pmkvq_kv_expected_bytes", "gauge",
            "Bytes that running requests are expected to take at the target width.",
            engine.stats.expected_kv_bytes);

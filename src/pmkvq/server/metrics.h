@@ -38,6 +38,7 @@ struct Metrics {
   std::map<std::pair<std::string, int>, int64_t> requests;  // By endpoint and status.
   std::map<std::string, int64_t> finished;                  // Choices by reason.
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // Of them: not computed again.
   int64_t generated_tokens = 0;
   int64_t reasoning_tokens = 0;
   int64_t connections = 0;  // Open now.

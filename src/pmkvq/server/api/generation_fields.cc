@@ -154,7 +154,8 @@ GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& 
                "prompt_cache_key"});
   body.Refuse({"grammar", "functions", "function_call", "audio", "store", "background",
                "guided_json", "guided_regex", "guided_choice", "guided_grammar", "bad_words",
-               "kv_replay", "cache_salt", "logits_processors"});
+               "kv_replay", "logits_processors"});
+  fields.cache_salt = body.Text("cache_salt", kMostSaltBytes).value_or("");
   ReadPoolFields(body, pool, fields);
   return fields;
 }

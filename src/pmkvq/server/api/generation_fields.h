@@ -51,11 +51,13 @@ struct GenerationFields {
   KvReportKind kv_report = KvReportKind::kSummary;
   int kv_min_bits = 0;  // 0: the pool's floor.
   int64_t priority = 0;
+  std::string cache_salt;  // Kept prompts are shared with requests that have the same one.
 };
 
 // Bounds that keep a single request from taking all memory.
-inline constexpr int64_t kMostChoices = 8;    // n
-inline constexpr int64_t kMostPrompts = 64;   // of a completion; n * prompts as well
+inline constexpr int64_t kMostChoices = 8;   // n
+inline constexpr int64_t kMostPrompts = 64;  // of a completion; n * prompts as well
+inline constexpr size_t kMostSaltBytes = 256;
 inline constexpr int64_t kMostLogprobs = 20;  // alternatives of a token
 
 // Reads them and refuses those that are not supported. `vocab_size`: of ids in fields. Throws

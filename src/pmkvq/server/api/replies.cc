@@ -24,7 +24,8 @@ void WriteUsage(JsonWriter& json, const UsageState& usage) {
   json.Key("prompt_tokens").Int(usage.prompt_tokens);
   json.Key("completion_tokens").Int(usage.completion_tokens);
   json.Key("total_tokens").Int(usage.prompt_tokens + usage.completion_tokens);
-  json.Key("prompt_tokens_details").BeginObject().Key("cached_tokens").Int(0).EndObject();
+  json.Key("prompt_tokens_details").BeginObject();
+  json.Key("cached_tokens").Int(usage.cached_tokens).EndObject();
   json.Key("completion_tokens_details").BeginObject();
   json.Key("reasoning_tokens").Int(usage.reasoning_tokens).EndObject();
   json.EndObject();
@@ -213,6 +214,7 @@ void WriteKvReport(JsonWriter& json, const KvReport& kv) {
   json.Key("mean_bits").Number(kv.mean_bits);
   json.Key("halved_pages").Int(kv.halved_pages);
   json.Key("preemptions").Int(kv.preemptions);
+  json.Key("cached_tokens").Int(kv.cached_tokens);
   json.Key("peak_bytes").Int(kv.peak_bytes);
   if (kv.events != nullptr) {
     json.Key("events").BeginArray();

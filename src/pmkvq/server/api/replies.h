@@ -55,6 +55,7 @@ struct UsageState {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
   int64_t reasoning_tokens = 0;
+  int64_t cached_tokens = 0;  // Of prompts: not computed again.
 };
 
 // The object "kv" of a reply.
@@ -65,6 +66,7 @@ struct KvReport {
   double mean_bits = 16;
   int64_t halved_pages = 0;
   int64_t peak_bytes = 0;
+  int64_t cached_tokens = 0;
   int64_t preemptions = 0;   // How often its choices gave up their places in a pool.
   bool is_asked_for = true;  // Otherwise it is left out.
   // With kv_report "events": of each choice, in the order in which they happened.

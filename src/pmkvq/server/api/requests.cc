@@ -358,6 +358,7 @@ Request CompletionRequest::EngineRequest(size_t prompt) const {
   request.ignore_eos = fields.ignore_eos;
   request.kv_min_bits = fields.kv_min_bits;
   request.priority = fields.priority;
+  request.prefix_salt = fields.cache_salt;
   request.rules = fields.rules;
   request.stop = fields.stop;
   request.stop_ids = fields.stop_ids;

@@ -85,7 +85,8 @@ void ResponseWriter::WriteResponse(JsonWriter& json, const char* status, const C
     json.Null();
   } else {
     json.BeginObject().Key("input_tokens").Int(usage->prompt_tokens);
-    json.Key("input_tokens_details").BeginObject().Key("cached_tokens").Int(0).EndObject();
+    json.Key("input_tokens_details").BeginObject();
+    json.Key("cached_tokens").Int(usage->cached_tokens).EndObject();
     json.Key("output_tokens").Int(usage->completion_tokens);
     json.Key("output_tokens_details").BeginObject();
     json.Key("reasoning_tokens").Int(usage->reasoning_tokens).EndObject();

@@ -76,6 +76,9 @@ std::string Service::KvText() const {
   json.Key("mode").String(now.pool.bytes > 0 ? "pool" : "isolated");
   json.Key("water_level").Number(now.pool.water_level);
   json.Key("expected_bytes").Int(static_cast<int64_t>(now.stats.expected_kv_bytes));
+  json.Key("prefix").BeginObject().Key("bytes").Int(now.pool.prefix_bytes);
+  json.Key("tokens").Int(now.pool.prefix_tokens).Key("hits").Int(now.pool.prefix_hits);
+  json.Key("hit_tokens").Int(now.pool.prefix_hit_tokens).EndObject();
   json.Key("preemptions").Int(now.stats.num_preemptions);
   json.Key("running").Int(now.stats.num_running).Key("waiting").Int(now.stats.num_waiting);
   json.Key("generated_tokens").Int(metrics_.generated_tokens);

@@ -189,6 +189,7 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   live->choices.resize(count);
   live->taken.resize(count);
   live->kv.resize(count);
+  live->cached_tokens.resize(request.prompts.size());
   live->halvings.resize(count);
   live->last_token.resize(count);
   live->num_open = count;
@@ -209,6 +210,10 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   }
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     generation.prompts.push_back(request.EngineRequest(i));
+    // How fast an answer begins must not tell one client what another one has sent.
+    if (!keys_.empty() && !options_.shares_prefixes) {
+      generation.prompts.back().prefix_salt += '\n' + client;
+    }
     live->usage.prompt_tokens += std::ssize(request.prompts[i]);
   }
   // As `pmkvq run --seed` gives seeds to its samples.
@@ -341,6 +346,11 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   --live.num_open;
   live.kv[event.choice] = done.kv;
   live.preemptions += done.num_preemptions;
+  int64_t& cached = live.cached_tokens[event.choice / static_cast<size_t>(live.request.fields.n)];
+  const int64_t more = std::max<int64_t>(0, done.num_cached_tokens - cached);
+  cached += more;
+  live.usage.cached_tokens += more;
+  metrics_.cached_tokens += more;
   live.halvings[event.choice] = std::move(event.halvings);
   if (!event.history.empty()) {
     live.history += (live.history.empty() ? "" : ",") + event.history;
@@ -434,6 +444,7 @@ void Service::FailAll(const ApiError& error) {
 KvReport Service::ReportOf(const LiveRequest& live) {
   KvReport report = KvReportOf(live.kv, live.seed, live.history);
   report.preemptions = live.preemptions;
+  report.cached_tokens = live.usage.cached_tokens;
   report.is_asked_for = live.request.fields.kv_report != KvReportKind::kNone;
   if (live.request.fields.kv_report == KvReportKind::kEvents) report.events = &live.halvings;
   return report;

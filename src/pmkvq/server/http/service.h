@@ -33,6 +33,7 @@ struct ServiceOptions {
   double queue_seconds = 600;      // In the queue; 0: no limit.
   double request_seconds = 0;      // From its start to its end; 0: no limit.
   bool metrics_need_key = true;
+  bool shares_prefixes = false;  // Kept prompts are shared by all keys.
   int64_t num_slots = 0;         // Choices that are computed together.
   bool has_page = true;          // GET / is the web page.
   bool metrics_as_vllm = false;  // Further metrics under vLLM's names.
@@ -49,6 +50,7 @@ struct LiveRequest {
   std::optional<ResponseWriter> response;  // Of /v1/responses.
   std::vector<size_t> taken;               // Bytes of each choice's text so far.
   std::vector<KvSequenceStats> kv;
+  std::vector<int64_t> cached_tokens;  // Of each prompt, by the choice that computed it.
   std::vector<std::vector<HalvingEvent>> halvings;  // With kv_report "events".
   UsageState usage;
   uint64_t seed = 0;

@@ -1,0 +1,103 @@
+"""--prefix-cache: prompts of a pool that begin alike are computed once, for each API key."""
+import json
+import os
+import subprocess
+import unittest
+
+from served import FILES, KEY, MODEL, PROGRAM, Server, ServedTest, main
+
+NUMBERS = ", ".join(str(100 + 7 * i) for i in range(60))
+QUESTION = f"Sort these 60 numbers from small to large with merge sort: {NUMBERS}. What is the sorted list?"
+POOL = ("--kv-mode", "pool", "--kv-pool", "64MiB", "--chunk", "128")
+
+
+def ask(text=QUESTION, **fields):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 1, "seed": 3, "max_tokens": 40, **fields}
+
+
+def cached(reply):
+    return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+class Prefix(ServedTest):
+    options = POOL
+
+    def text(self, body, **more):
+        status, reply = self.server.post("/v1/chat/completions", body, **more)
+        self.assertEqual(status, 200, reply)
+        self.assertEqual(reply["kv"]["cached_tokens"], cached(reply))
+        self.assertEqual(reply["kv"]["history"], "")
+        return reply["choices"][0]["message"]["content"] + reply["choices"][0]["message"].get("reasoning_content", ""), reply
+
+    def test_on_and_off_are_bit_equal_and_counted(self):
+        with Server(*POOL, "--prefix-cache", "off") as off:
+            for number, body in enumerate([ask(), ask(), ask(seed=4), ask(QUESTION[:-30], n=2), ask(cache_salt="on_and_off")]):
+                _, reply = self.text(body)
+                _, expected = off.post("/v1/chat/completions", body)
+                self.assertEqual(json.dumps(reply["choices"]), json.dumps(expected["choices"]))
+                whole = (reply["usage"]["prompt_tokens"] - 1) // 128 * 128
+                self.assertEqual(cached(expected), 0)
+                self.assertEqual(cached(reply), 0 if number in (0, 4) else whole, body)
+                self.assertGreater(whole, 128)
+        kept = json.loads(self.server.get("/v1/kv")[1])["prefix"]
+        self.assertGreater(kept["bytes"], 0)
+        self.assertGreaterEqual(kept["hits"], 3)
+        self.assertEqual(kept["hits"], self.server.metric("pmkvq_prefix_hits_total"))
+        self.assertEqual(kept["hit_tokens"], self.server.metric("pmkvq_cached_tokens_total"))
+        self.assertEqual(kept["bytes"], self.server.metric("pmkvq_kv_prefix_bytes"))
+        self.assertEqual(self.server.metric("pmkvq_kv_used_bytes"), 0)
+
+    def test_other_endpoints_and_streams(self):
+        body = {"prompt": QUESTION + "?", "max_tokens": 8, "temperature": 0}
+        for cached_before in (False, True):
+            status, reply = self.server.post("/v1/completions", body)
+            self.assertEqual((status, cached(reply) > 0), (200, cached_before))
+        events = self.server.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}})
+        self.assertEqual(cached(events[-1]), cached(reply))
+        status, reply = self.server.post("/v1/completions", {**body, "echo": True, "logprobs": 0})
+        self.assertEqual((status, cached(reply)), (200, 0), "log-probabilities of the prompt are computed")
+        for _ in range(2):
+            status, reply = self.server.post("/v1/responses", {"input": QUESTION + " Say it.", "max_output_tokens": 8})
+            self.assertEqual(status, 200, reply)
+        self.assertGreater(reply["usage"]["input_tokens_details"]["cached_tokens"], 0)
+
+
+class Keys(unittest.TestCase):
+    def hits(self, *options):
+        path = os.path.join(FILES.name, "keys")
+        with open(path, "w") as keys:
+            keys.write(f"{KEY}\n{KEY}-2\n")
+        with Server(*POOL, "--api-key-file", path, *options) as server:
+            return [cached(server.post("/v1/chat/completions", ask(), headers={"Authorization": f"Bearer {key}"})[1])
+                    for key in (KEY, KEY + "-2", KEY, KEY + "-2")]
+
+    def test_keys_share_nothing_unless_asked(self):
+        first, second, third, fourth = self.hits()
+        self.assertEqual((first, second), (0, 0))
+        self.assertTrue(third == fourth > 0)
+        first, second, _, _ = self.hits("--prefix-shared")
+        self.assertTrue(first == 0 < second)
+
+
+class Options(unittest.TestCase):
+    def test_what_cannot_keep_prompts_says_so(self):
+        for options, names in [(["--prefix-cache", "on"], ["--prefix-cache", "--kv-mode pool"]),
+                               (["--prefix-shared"], ["--prefix-shared", "--kv-mode pool"]),
+                               ([*POOL, "--prefix-cache", "maybe"], ["--prefix-cache", "maybe"]),
+                               ([*POOL, "--prefix-cache", "on", "--kv", "static-4"], ["--prefix-cache", "4 bits"])]:
+            kv = [] if "--kv" in options else ["--kv", "pm-kvq"]
+            done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--port", "0", *kv, *options],
+                                  capture_output=True, text=True, timeout=60)
+            self.assertNotEqual(done.returncode, 0, options)
+            for name in names:
+                self.assertIn(name, done.stderr.strip().splitlines()[-1], done.stderr)
+
+    def test_it_is_off_by_itself_where_it_cannot_be(self):
+        with Server(*POOL, "--kv", "static-4") as server:
+            for _ in range(2):
+                status, reply = server.post("/v1/chat/completions", ask())
+                self.assertEqual((status, cached(reply)), (200, 0))
+
+
+if __name__ == "__main__":
+    main()
