@@ -5,7 +5,6 @@ and with static-4 in the tight one. Fails where pm-kvq gives up a place, loses o
 solves fewer than static-4 (paired, 95 %).
 """
 import concurrent.futures
-import json
 import math
 import sys
 import time
@@ -13,23 +12,8 @@ import time
 PROBLEMS = int(sys.argv.pop(3)) if len(sys.argv) > 3 else 400
 AT_ONCE = 16
 
+from problems import is_solved, problems, quantile  # noqa: E402
 from served import MODEL, Server  # noqa: E402  (reads sys.argv)
-
-
-def problems():
-    """All kinds and levels in turn."""
-    with open(f"{MODEL}/problems.jsonl", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    by_cell = {}
-    for row in rows:
-        by_cell.setdefault((row["level"], row["task"]), []).append(row)
-    cells = list(by_cell.values())
-    return [cells[i % len(cells)][i // len(cells)] for i in range(PROBLEMS)]
-
-
-def quantile(values, part):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(part * len(values)))] if values else 0
 
 
 def run(name, options):
@@ -46,14 +30,12 @@ def run(name, options):
                 return {"status": status, "error": reply["error"]["message"]}
             choice = reply["choices"][0]
             text = (choice["message"].get("reasoning_content") or "") + (choice["message"]["content"] or "")
-            found = text.rsplit("\\boxed{", 1)
-            answer = found[1].split("}", 1)[0] if len(found) == 2 else ""
-            return {"status": 200, "solved": answer.replace(" ", "") == problem["answer"].replace(" ", ""), "seconds": seconds,
+            return {"status": 200, "solved": is_solved(problem, text), "seconds": seconds,
                     "finish": choice["finish_reason"], "kv": reply["kv"], "tokens": reply["usage"]["completion_tokens"]}
 
         began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as clients:
-            replies = list(clients.map(solve, problems()))
+            replies = list(clients.map(solve, problems(MODEL, PROBLEMS)))
         seconds = time.monotonic() - began
         metrics = {key: server.metric("pmkvq_" + key) for key in (
             "kv_pool_bytes", "kv_peak_bytes", "preemptions_total", "recomputed_tokens_total", "kv_halved_bytes_total",
