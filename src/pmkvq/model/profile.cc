@@ -8,6 +8,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/parallel.h"
+#include "pmkvq/kernels/gemm/unrounded_products.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/model/detail.h"
@@ -148,6 +149,7 @@ Profile<Real>::~Profile() = default;
 template <class Real>
 double Profile<Real>::Forward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                               const Visitor& visitor) {
+  const UnroundedProducts unrounded;
   Impl& impl = *impl_;
   const SequenceRows<Real> rows = impl.Start(tokens, positions);
   for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
@@ -167,6 +169,7 @@ template <class Real>
 double Profile<Real>::Impl::Backward(std::span<const int32_t> tokens,
                                      std::span<const int64_t> positions, const Visitor& visitor,
                                      const ProjectionVisitor& projection_visitor) {
+  const UnroundedProducts unrounded;
   const SequenceRows<Real> rows = Start(tokens, positions);
   const auto size = static_cast<int64_t>(x.size());
   inputs.resize(static_cast<size_t>(size * config.num_layers));
@@ -219,6 +222,7 @@ template <class Real>
 double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
                                     std::span<const int64_t> positions, int64_t layer,
                                     const Real* delta_k, const Real* delta_v) {
+  const UnroundedProducts unrounded;
   Impl& impl = *impl_;
   const SequenceRows<Real> rows = impl.Start(tokens, positions);
   for (int64_t i = 0; i < impl.config.num_layers; ++i) {

@@ -3,6 +3,10 @@
 //
 // Memory: the inputs of all blocks (L x N x E) and the activations of one block; a block is
 // recomputed on the way back. Real is float (calibration) or double (finite-difference tests).
+//
+// Weights may be in any format: they are constants, whose values the format gives. x is never
+// rounded before a product (unrounded_products.h), so that the loss has the gradient that is
+// computed.
 #pragma once
 
 #include <cstdint>

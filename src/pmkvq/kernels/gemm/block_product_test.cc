@@ -13,6 +13,7 @@
 
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
+#include "pmkvq/kernels/gemm/unrounded_products.h"
 #include "support/random_blocks.h"
 #include "support/shared_products.h"
 #include "support/target_suite.h"
@@ -255,6 +256,49 @@ TEST_P(BlockProductTest, ManyRowsAndGradientsMatchOracle) {
     std::vector<double> row(static_cast<size_t>(cols));
     ExpandRow(weight.view(), 17, row.data());
     EXPECT_EQ(dx, row);
+  }
+}
+
+// x takes part as it is: the bound of products of floats, far below what rounding it costs. Shared
+// with a value format, and only while the scope lives.
+TEST_P(BlockProductTest, FewRowsAreNotRoundedInTheScope) {
+  constexpr int64_t kOuts = 40;
+  for (const WeightFormat format : BlockFormats()) {
+    const int64_t cols = ColumnsOf(format).back();
+    const Blocks weight(format, kOuts, cols, 1);
+    const auto plain = RandomFloats(kOuts * cols, 4);
+    const WeightView plain_view{reinterpret_cast<const std::byte*>(plain.data()),
+                                WeightFormat::kF32, kOuts, cols};
+    for (const int64_t rows : {1, 3, 64}) {
+      const auto x = RandomFloats(rows * cols, 2);
+      std::vector<float> rounded(static_cast<size_t>(rows * kOuts));
+      MatMul<float>(x.data(), rows, weight.view(), nullptr, rounded.data(), 2);
+      std::vector<float> y(rounded.size());
+      std::vector<float> of_plain(rounded.size());
+      {
+        const UnroundedProducts unrounded;
+        const Projection<float> projections[] = {{&weight.view(), nullptr, y.data()},
+                                                 {&plain_view, nullptr, of_plain.data()}};
+        MatMulShared<float>(x.data(), rows, projections, 2);
+      }
+      std::vector<float> expected(rounded.size());
+      ref::MatMul<float>(x.data(), rows, weight.view(), nullptr, expected.data());
+      // As above.
+      const double tolerance =
+          static_cast<double>(cols + 3) * 0x1p-24 * 0.5 * static_cast<double>(cols);
+      for (size_t i = 0; i < y.size(); ++i) {
+        ASSERT_NEAR(static_cast<double>(y[i]), static_cast<double>(expected[i]), tolerance);
+      }
+      EXPECT_NE(y, rounded);
+      ref::MatMul<float>(x.data(), rows, plain_view, nullptr, expected.data());
+      for (size_t i = 0; i < y.size(); ++i) {
+        ASSERT_NEAR(static_cast<double>(of_plain[i]), static_cast<double>(expected[i]),
+                    2 * tolerance);
+      }
+      std::vector<float> again(rounded.size());
+      MatMul<float>(x.data(), rows, weight.view(), nullptr, again.data(), 2);
+      EXPECT_EQ(again, rounded) << "the scope has ended";
+    }
   }
 }
 

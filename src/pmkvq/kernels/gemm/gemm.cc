@@ -12,6 +12,7 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/blas_threads.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "pmkvq/kernels/gemm/unrounded_products.h"
 
 namespace pmkvq {
 namespace {
@@ -262,9 +263,25 @@ void GradInputTile(const Real* dy, int64_t num_rows, const WeightView& weight, b
   }
 }
 
+thread_local int unrounded_products = 0;
+
+// Whether rows as few as these go to the kernels that read weights once for all rows.
+template <class Real>
+bool AreFewRows(int64_t num_rows, std::span<const Projection<Real>> projections) {
+  if (!std::is_same_v<Real, float>) return num_rows <= kSliceRows;
+  if (num_rows > kDecodeRows) return false;
+  return unrounded_products == 0 ||
+         std::none_of(projections.begin(), projections.end(), [](const auto& projection) {
+           return IsBlockFormat(projection.weight->format);
+         });
+}
+
 CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
 
 }  // namespace
+
+UnroundedProducts::UnroundedProducts() { ++unrounded_products; }
+UnroundedProducts::~UnroundedProducts() { --unrounded_products; }
 
 template <class Real>
 void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
@@ -276,8 +293,7 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
     PMKVQ_CHECK_MSG(projection.weight->cols == cols, "shared products have the same inputs");
   }
   if (num_rows == 0) return;
-  constexpr bool kHasVectorKernel = std::is_same_v<Real, float>;
-  if (num_rows <= (kHasVectorKernel ? kDecodeRows : kSliceRows) || cols == 0) {
+  if (AreFewRows(num_rows, projections) || cols == 0) {
     DecodeRows(x, num_rows, projections, exec);
     return;
   }
