@@ -19,11 +19,11 @@ namespace pmkvq::cli {
 void AnalysisOptions::Register(CLI::App& command, const std::string& data_text) {
   NamesFile(command.add_option("--model", model, "model folder or .gguf file")->required(),
             FileKind::kModel);
+  weights.Register(command);
   NamesFile(command.add_option("--data", data, data_text), FileKind::kInput);
   chat_template.Register(command);
   tokenizer.Register(command);
   command.add_flag("--quick", quick, "small sizes: shows that it works, not what is true");
-  RegisterDevice(command, device);
   AddJson(command, json, "write the result as JSON");
   NamesFile(command.add_option("--html", html, "write one self-contained page with charts"),
             FileKind::kOutput);

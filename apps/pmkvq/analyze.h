@@ -11,6 +11,7 @@
 #include "common_options.h"
 #include "pmkvq/io/dataset.h"
 #include "pmkvq/research/report/html_page.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 
@@ -18,16 +19,16 @@ void AddErrorGrowth(CLI::App& analyze, const std::string& command_line);
 void AddTransfer(CLI::App& analyze, const std::string& command_line);
 void AddInterpolation(CLI::App& analyze, const std::string& command_line);
 
-// --model, --data, --chat-template, --tokenizer, --quick, --json, --html.
+// --model, --weights, --device, --data, --chat-template, --tokenizer, --quick, --json, --html.
 struct AnalysisOptions {
   std::string model;
+  WeightCommandOptions weights;
   std::string data;
   ChatTemplateCommandOptions chat_template;
   TokenizerCommandOptions tokenizer;
   std::string json;
   std::string html;
   bool quick = false;
-  std::string device = "cpu";
   std::string command_line;  // Shown on the page.
 
   void Register(CLI::App& command, const std::string& data_text);

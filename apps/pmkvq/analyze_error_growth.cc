@@ -118,8 +118,8 @@ void PrintTable(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
 
 void Run(Options options) {
   options.common.CheckOutputs();
-  const std::shared_ptr<const Model> model = LoadModel(options.common.model, WeightMode::kAsStored,
-                                                       options.kv.threads, options.common.device);
+  const std::shared_ptr<const Model> model =
+      options.common.weights.Load(options.common.model, options.kv.threads);
   const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,

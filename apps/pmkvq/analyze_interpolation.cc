@@ -109,8 +109,7 @@ void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
   const std::shared_ptr<const Model> model =
-      LoadModel(options.common.model, WeightMode::kAsStored, options.placement.threads,
-                options.common.device);
+      options.common.weights.Load(options.common.model, options.placement.threads);
   const int64_t positions = model->config().max_position_embeddings;
   InterpolationOptions analysis;
   analysis.allocation =

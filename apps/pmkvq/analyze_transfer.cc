@@ -105,8 +105,7 @@ void Run(const Options& options) {
   options.common.CheckOutputs();
   const bool quick = options.common.quick;
   const std::shared_ptr<const Model> model =
-      LoadModel(options.common.model, WeightMode::kAsStored, options.placement.threads,
-                options.common.device);
+      options.common.weights.Load(options.common.model, options.placement.threads);
   TransferOptions transfer_options;
   TaskTextOptions texts;
   texts.seq_len = Chosen<int64_t>(options.seq_len, 0, quick, 2048, 320);

@@ -26,6 +26,7 @@ constexpr char kPlanMethod[] = "pm-kvq";
 
 struct Options {
   std::string model;
+  WeightCommandOptions weights;
   std::string kv = kPlanMethod;
   std::string out;
   std::string plan;
@@ -34,7 +35,6 @@ struct Options {
   AllocationCommandOptions allocation;
   RepScaleOptions rep_scales;
   bool no_key_scales = false;
-  std::string device = "cpu";
   int threads = 0;
 };
 
@@ -86,8 +86,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
     plan = Reallocate(from, allocation);
     SavePlan(plan, options.plan);
   } else {
-    const std::shared_ptr<const Model> model =
-        LoadModel(options.model, WeightMode::kAsStored, options.threads, options.device);
+    const std::shared_ptr<const Model> model = options.weights.Load(options.model, options.threads);
     allocation.max_len = LengthOf(options, command, nullptr, &model->config());
     const auto tokenizer = options.data.tokenizer.LoadIfReadable(options.model, kNoText);
     StderrLog log;
@@ -117,6 +116,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
 void RunMethod(const Options& options) {
   CheckIsCalibrated(options.kv);
   const CalibrationRun run({.model = options.model,
+                            .weights = options.weights.mode(),
                             .samples = options.data.Resolve(),
                             .tokenizer = options.data.tokenizer,
                             .threads = options.threads,
@@ -162,7 +162,7 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
       WarnWithoutEffect(
           command,
           {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len", "--seed",
-           "--k-bits", "--v-bits", "--no-key-scales", "--device", "--threads"},
+           "--weights", "--k-bits", "--v-bits", "--no-key-scales", "--device", "--threads"},
           "--from takes the measurements of a plan");
     }
     RunPlan(options, command);
@@ -216,7 +216,7 @@ void AddCalibrate(CLI::App& app) {
                 FileKind::kInput);
   from->excludes(model);
   options->data.Register(*command);
-  RefuseQuantizedWeights(*command);
+  options->weights.Register(*command);
   command->get_option("--dataset")->required(false);
   options->allocation.Register(*command);
   command->get_option("--memory-budget")->required(false);
@@ -232,7 +232,6 @@ void AddCalibrate(CLI::App& app) {
       ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_flag("--no-key-scales", options->no_key_scales, "do not search key scales");
-  RegisterDevice(*command, options->device);
   AddThreads(*command, options->threads);
   AddExamples(
       *command,

@@ -23,9 +23,9 @@ namespace {
 // What the three commands share.
 struct StepOptions {
   std::string model;
+  WeightCommandOptions weights;
   SampleCommandOptions data;
   std::string checkpoint;
-  std::string device = "cpu";
   int threads = 0;
 
   void Register(CLI::App& command) {
@@ -35,12 +35,11 @@ struct StepOptions {
         command.add_option("--checkpoint", checkpoint,
                            "file for partial results; a rerun after an interrupt resumes from it"),
         FileKind::kOutput);
-    RegisterDevice(command, device);
     AddThreads(command, threads);
     data.Register(command);
-    RefuseQuantizedWeights(command);
+    weights.Register(command);
   }
-  // A checkpoint belongs to its samples; no other option has to agree.
+  // A checkpoint belongs to its samples and weights; no other option has to agree.
   CalibrationRunOptions Resolve() const {
     std::error_code error;
     if (std::filesystem::exists(checkpoint, error) &&
@@ -50,10 +49,11 @@ struct StepOptions {
                                              "the end of the step");
     }
     return {.model = model,
+            .weights = weights.mode(),
             .samples = data.Resolve(),
             .tokenizer = data.tokenizer,
             .threads = threads,
-            .device = device,
+            .device = weights.device,
             .checkpoint = checkpoint,
             .fingerprint = ""};
   }

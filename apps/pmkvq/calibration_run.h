@@ -14,9 +14,10 @@ namespace pmkvq::cli {
 // The model folder, the data and how a step runs over them.
 struct CalibrationRunOptions {
   std::string model;
+  WeightMode weights = WeightMode::kAsStored;
   SampleOptions samples;
   TokenizerCommandOptions tokenizer;
-  int threads = 0;          // 0: all processors.
+  int threads = 0;  // 0: all processors.
   std::string device = "cpu";
   std::string checkpoint;   // File for partial results; "": none.
   std::string fingerprint;  // What else than model and samples a checkpoint depends on.
@@ -33,7 +34,7 @@ class CalibrationRun {
 
   const CalibrationContext& context() const { return context_; }
   const Model& model() const { return *model_; }
-  CalibrationRecord Record() const { return RecordOf(sample_options_, samples_); }
+  CalibrationRecord Record() const { return RecordOf(sample_options_, samples_, *model_); }
 
  private:
   SampleOptions sample_options_;

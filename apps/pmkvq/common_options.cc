@@ -285,12 +285,15 @@ std::string FormatAllocation(const Allocation& allocation) {
 std::string FormatPlan(const Plan& plan) {
   std::string text;
   if (plan.record.num_samples > 0) {
-    text += fmt::format("calibrated on {} samples of {} tokens from {} ({}), positions {}\n",
+    text += fmt::format("calibrated on {} samples of {} tokens from {} ({}), positions {}{}\n",
                         plan.record.num_samples, plan.record.seq_len, plan.record.dataset,
                         plan.record.pack,
                         plan.record.effective_len == plan.record.seq_len
                             ? "as they are"
-                            : fmt::format("stretched to {}", plan.record.effective_len));
+                            : fmt::format("stretched to {}", plan.record.effective_len),
+                        plan.record.weights == CalibrationRecord::kStoredWeights
+                            ? ""
+                            : ", with --weights " + plan.record.weights);
   }
   if (plan.mirrored) text += "allocated by mirrored sensitivities, for comparison only\n";
   text += FormatAllocation({plan.k_bits, plan.v_bits, plan.budget_bytes, 0, 0});

@@ -247,6 +247,7 @@ void InspectPlan(const Options& options) {
     json.Key("n_samples").Int(plan.record.num_samples);
     json.Key("seq_len").Int(plan.record.seq_len);
     json.Key("effective_len").Int(plan.record.effective_len);
+    json.Key("weights").String(plan.record.weights);
     json.EndObject();
     WriteJson(options.json, json.text());
   }

@@ -121,15 +121,4 @@ std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode,
   return model;
 }
 
-void RefuseQuantizedWeights(CLI::App& command) {
-  const auto check = [](const std::string& found) {
-    if (found == NameOf(WeightMode::kAsStored)) return;
-    throw CLI::ValidationError(
-        "--weights",
-        "found " + found + ", expected as-stored: calibration measures the model as stored");
-  };
-  // Without a group an option is not listed in the help.
-  command.add_option_function<std::string>("--weights", check)->group("");
-}
-
 }  // namespace pmkvq::cli

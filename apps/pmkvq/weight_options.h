@@ -35,7 +35,4 @@ std::shared_ptr<const Model> LoadModel(const std::string& path,
                                        WeightMode mode = WeightMode::kAsStored, int threads = 0,
                                        const std::string& device = "cpu");
 
-// For commands that measure the model as it is stored: --weights q8 and q4 are refused, with the reason.
-void RefuseQuantizedWeights(CLI::App& command);
-
 }  // namespace pmkvq::cli

@@ -13,11 +13,15 @@ using testing_support::TempFolder;
 
 const std::string kTiny = PMKVQ_SOURCE_DIR "/tests/golden/tiny-llama";
 
-TEST(Weights, QuantisedOnesDriftLittleFromTheModelAsStored) {
-  const TempFolder folder;
+std::string Rows(const TempFolder& folder) {
   std::string ids;
   for (int i = 0; i < 200; ++i) ids += (i > 0 ? "," : "") + std::to_string(i * 7 % 250);
-  const std::string dataset = folder.Write("rows.jsonl", "{\"input_ids\":[" + ids + "]}\n");
+  return folder.Write("rows.jsonl", "{\"input_ids\":[" + ids + "]}\n");
+}
+
+TEST(Weights, QuantisedOnesDriftLittleFromTheModelAsStored) {
+  const TempFolder folder;
+  const std::string dataset = Rows(folder);
   for (const std::string weights : {"as-stored", "q8", "q4"}) {
     const ProgramResult result = RunProgram({"perplexity", "--model", kTiny, "--dataset", dataset,
                                              "--weights", weights, "--json", "-"});
@@ -34,15 +38,29 @@ TEST(Weights, QuantisedOnesDriftLittleFromTheModelAsStored) {
   }
 }
 
-TEST(Weights, CalibrationMeasuresTheModelAsStored) {
-  for (const std::string command : {"calibrate", "sensitivity"}) {
-    for (const std::string weights : {"q8", "q4"}) {
-      const ProgramResult result = RunProgram({command, "--model", kTiny, "--weights", weights});
-      EXPECT_EQ(result.exit_code, 2);
-      EXPECT_NE(result.err.find("calibration measures the model as stored"), std::string::npos)
-          << result.err;
-    }
+// A plan of quantised weights says so, and serves the model with any weights.
+TEST(Weights, CalibrationMeasuresThem) {
+  const TempFolder folder;
+  const std::string dataset = Rows(folder);
+  for (const std::string weights : {"q8", "q4"}) {
+    const std::string plan = folder.File(weights + ".json");
+    const ProgramResult made = RunProgram(
+        {"calibrate", "--model", kTiny, "--weights", weights, "--dataset", dataset, "--n-samples",
+         "1", "--seq-len", "128", "--memory-budget", "64KiB", "--max-len", "512", "--plan", plan});
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+    EXPECT_NE(made.err.find("with --weights " + weights), std::string::npos) << made.err;
+    const ProgramResult inspected = RunProgram({"inspect", plan, "--json", "-"});
+    ASSERT_EQ(inspected.exit_code, 0) << inspected.err;
+    EXPECT_EQ(JsonValue::Parse(inspected.out, "stdout").At("weights").AsString(), weights);
+    const ProgramResult used = RunProgram(
+        {"perplexity", "--model", kTiny, "--dataset", dataset, "--kv", "pm-kvq", "--plan", plan});
+    EXPECT_EQ(used.exit_code, 0) << used.err;
   }
+  const ProgramResult step =
+      RunProgram({"sensitivity", "--model", kTiny, "--weights", "q4", "--dataset", dataset,
+                  "--n-samples", "1", "--seq-len", "128", "--json", "-"});
+  ASSERT_EQ(step.exit_code, 0) << step.err;
+  EXPECT_EQ(JsonValue::Parse(step.out, "stdout").At("calibration").At("weights").AsString(), "q4");
 }
 
 TEST(Weights, UnknownOnesAreNamed) {

@@ -22,7 +22,9 @@ class TinyFolder {
   TinyFolder(const TinyModel& model, const TinyWeights& weights) {
     WriteTinyModel(model, weights, folder_);
   }
-  std::shared_ptr<const Model> Load() const { return Model::Load(folder_.path()); }
+  std::shared_ptr<const Model> Load(WeightMode weights = WeightMode::kAsStored) const {
+    return Model::Load(folder_.path(), {weights, 1});
+  }
 
  private:
   TempFolder folder_;

@@ -115,6 +115,8 @@ void WriteCalibration(JsonWriter& json, const CalibrationRecord& record) {
   json.Key("seq_len").Int(record.seq_len);
   json.Key("effective_len").Int(record.effective_len);
   json.Key("seed").String(std::to_string(record.seed));  // 64 bits do not fit a JSON number.
+  if (record.weights != CalibrationRecord::kStoredWeights)
+    json.Key("weights").String(record.weights);
   json.EndObject();
 }
 
@@ -276,6 +278,7 @@ CalibrationRecord ReadCalibration(const JsonValue& value) {
   if (error != std::errc{} || end != seed.data() + seed.size()) {
     value.At("seed").Fail("a decimal number below 2^64");
   }
+  if (value.Has("weights")) record.weights = value.At("weights").AsString();
   return record;
 }
 

@@ -33,6 +33,9 @@ struct CalibrationRecord {
   int64_t seq_len = 0;
   int64_t effective_len = 0;
   uint64_t seed = 0;
+  // NameOf(WeightMode) of the model that was measured. Files leave it out where it is this one.
+  std::string weights = kStoredWeights;
+  static constexpr const char* kStoredWeights = "as-stored";
 };
 
 struct Plan {

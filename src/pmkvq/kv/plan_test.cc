@@ -50,7 +50,7 @@ Plan SomePlan() {
     for (int i = 0; i < 16; ++i) scales.As<float>()[i] = 0.25f * static_cast<float>(i + block + 1);
     plan.key_scales.push_back(scales);
   }
-  plan.record = {"chains \"long\".jsonl", "concat", 512, 2048, 8192, ~uint64_t{0}};
+  plan.record = {"chains \"long\".jsonl", "concat", 512, 2048, 8192, ~uint64_t{0}, "q4"};
   return plan;
 }
 
@@ -87,6 +87,7 @@ TEST_F(PlanTest, ReadsBackWhatWasSaved) {
   EXPECT_EQ(read.record.seq_len, 2048);
   EXPECT_EQ(read.record.effective_len, 8192);
   EXPECT_EQ(read.record.seed, ~uint64_t{0});
+  EXPECT_EQ(read.record.weights, "q4");
 }
 
 // Written by the last program that wrote version 1, from SomePlan().

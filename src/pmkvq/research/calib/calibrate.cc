@@ -49,7 +49,8 @@ void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan
   plan.budget_bytes = std::move(allocation.budget_bytes);
 }
 
-CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples) {
+CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples,
+                           const Model& model) {
   CalibrationRecord record;
   record.dataset = options.dataset;
   record.pack = NameOf(options.packing);
@@ -57,6 +58,7 @@ CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples)
   record.seq_len = options.seq_len;
   record.effective_len = options.effective_len == 0 ? options.seq_len : options.effective_len;
   record.seed = options.seed;
+  record.weights = NameOf(model.weights());
   return record;
 }
 
@@ -76,7 +78,7 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   Plan plan;
   plan.model_identity = model.checkpoint().Identity();
   plan.geometry = model.kv_geometry();
-  plan.record = RecordOf(options.samples, samples);
+  plan.record = RecordOf(options.samples, samples, model);
   if (options.search_key_scales) {
     SensitivityAndKeys measured =
         MeasureSensitivityAndKeys(StepContext(options, model, samples, kSensitivityStep));

@@ -37,8 +37,9 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
 // max_len, budget, and each block's widths and bytes. Identity and geometry are the caller's.
 void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan& plan);
 
-// How `samples` were drawn.
-CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples);
+// How `samples` were drawn, and in which form the weights of `model` measure them.
+CalibrationRecord RecordOf(const SampleOptions& options, const Samples& samples,
+                           const Model& model);
 
 // PLAN.json -> PLAN.<step>.partial.json; steps "max-keys", "rep-scales", "sensitivity".
 std::string CheckpointPath(const std::string& plan_path, const std::string& step);

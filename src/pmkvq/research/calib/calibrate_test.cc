@@ -106,6 +106,33 @@ TEST_F(CalibrateTest, FillsAndWritesThePlan) {
   EXPECT_EQ(loaded.alpha, plan.alpha);
 }
 
+// Their sensitivities are close to those of the stored weights, and the plan says what was
+// measured. What another form of weights left of an interrupted run is not taken.
+TEST_F(CalibrateTest, MeasuresQuantisedWeights) {
+  const Plan as_stored = Calibrate(options_, *model_, nullptr);
+  EXPECT_EQ(as_stored.record.weights, "as-stored");
+  const std::shared_ptr<const Model> q8 = model_folder_.Load(WeightMode::kQ8);
+  CancelFlag cancel = false;
+  CancelAfter interrupt(4, &cancel);
+  options_.cancel = &cancel;
+  options_.progress = &interrupt;
+  options_.plan_path = output_.File("q8.json");
+  EXPECT_THROW(Calibrate(options_, *model_, nullptr), Cancelled);
+  cancel = false;
+  CancelAfter whole(1000, &cancel);
+  options_.progress = &whole;
+  const Plan plan = Calibrate(options_, *q8, nullptr);
+  EXPECT_EQ(whole.advanced, 9) << "three samples in each of three steps";
+  EXPECT_EQ(LoadPlan(options_.plan_path).record.weights, "q8");
+  EXPECT_EQ(plan.model_identity, as_stored.model_identity);
+  EXPECT_NE(plan.sensitivity.k, as_stored.sensitivity.k);
+  for (size_t block = 0; block < 3; ++block) {
+    // Weights err by up to 0.4 % of the largest of 32, so sums of products by less.
+    const double expected = as_stored.sensitivity.k[WidthIndex(2)][block];
+    EXPECT_NEAR(plan.sensitivity.k[WidthIndex(2)][block], expected, 0.05 * expected);
+  }
+}
+
 TEST_F(CalibrateTest, ResumesInEveryStepWithTheSamePlan) {
   Calibrate(options_, *model_, nullptr);
   const std::string uninterrupted = Bytes(options_.plan_path);

@@ -28,8 +28,8 @@ struct CalibrationContext {
   LogSink* log = nullptr;
   const CancelFlag* cancel = nullptr;
   std::string checkpoint_path;  // Empty: no resuming.
-  // Additional text that a checkpoint must agree with. The model's identity, the tokens,
-  // effective_len and the options of the step must agree in any case.
+  // Additional text that a checkpoint must agree with. The model's identity and form of
+  // weights, the tokens, effective_len and the options of the step must agree in any case.
   std::string fingerprint;
   bool keep_checkpoint = false;  // Keep it on success: the same call then answers at once.
 };

@@ -40,8 +40,9 @@ std::string HashTokens(const Samples& samples) {
 }
 
 std::string Fingerprint(const CalibrationContext& context, const SampleLoopStep& step) {
-  return fmt::format("{} {} model {} tokens {} effective_len {} {}", step.task, step.options,
-                     context.model->checkpoint().Identity(), HashTokens(*context.samples),
+  return fmt::format("{} {} model {} weights {} tokens {} effective_len {} {}", step.task,
+                     step.options, context.model->checkpoint().Identity(),
+                     NameOf(context.model->weights()), HashTokens(*context.samples),
                      context.effective_len, context.fingerprint);
 }
 

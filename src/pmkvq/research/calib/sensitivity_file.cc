@@ -31,7 +31,11 @@ void WriteRecord(const CalibrationRecord& record, JsonWriter& json) {
   json.Key("n_samples").Int(record.num_samples).Key("seq_len").Int(record.seq_len);
   json.Key("effective_len").Int(record.effective_len);
   // As text: JSON integers are signed here, seeds are not.
-  json.Key("seed").String(fmt::format("{}", record.seed)).EndObject();
+  json.Key("seed").String(fmt::format("{}", record.seed));
+  if (record.weights != CalibrationRecord::kStoredWeights) {
+    json.Key("weights").String(record.weights);
+  }
+  json.EndObject();
 }
 
 CalibrationRecord ReadRecord(const JsonValue& json) {
@@ -41,6 +45,7 @@ CalibrationRecord ReadRecord(const JsonValue& json) {
   if (json.Has("n_samples")) record.num_samples = json.At("n_samples").AsInt(0, kAnyInt);
   if (json.Has("seq_len")) record.seq_len = json.At("seq_len").AsInt(0, kAnyInt);
   if (json.Has("effective_len")) record.effective_len = json.At("effective_len").AsInt(0, kAnyInt);
+  if (json.Has("weights")) record.weights = json.At("weights").AsString();
   if (json.Has("seed")) {
     const std::string seed = json.At("seed").AsString();
     const auto parsed = std::from_chars(seed.data(), seed.data() + seed.size(), record.seed);

@@ -2,9 +2,10 @@
 //
 //   {"bits": [16, 8, 4, 2], "k": {"16": [per block], ...}, "v": {...},
 //    "model_identity": "...", "calibration": {"dataset": ..., "pack": ..., "n_samples": ...,
-//    "seq_len": ..., "effective_len": ..., "seed": ...}}
+//    "seq_len": ..., "effective_len": ..., "seed": ..., "weights": ...}}
 //
-// "bits", "k" and "v" are required; "bits" may hold only the widths that are needed.
+// "weights" is there where they are not as stored. "bits", "k" and "v" are required; "bits" may
+// hold only the widths that are needed.
 #pragma once
 
 #include <cstdint>

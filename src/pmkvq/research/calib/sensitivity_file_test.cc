@@ -21,7 +21,7 @@ SensitivityFile Example() {
   file.num_blocks = 2;
   file.model_identity = "0123456789abcdef0123456789abcdef";
   file.record = {
-      "data \"x\".jsonl", "concat", 32, 2048, 8192, std::numeric_limits<uint64_t>::max()};
+      "data \"x\".jsonl", "concat", 32, 2048, 8192, std::numeric_limits<uint64_t>::max(), "q8"};
   return file;
 }
 
@@ -40,6 +40,16 @@ TEST(SensitivityFile, ReadsBackExactly) {
   EXPECT_EQ(read.record.seq_len, 2048);
   EXPECT_EQ(read.record.effective_len, 8192);
   EXPECT_EQ(read.record.seed, written.record.seed);
+  EXPECT_EQ(read.record.weights, "q8");
+}
+
+// Files of weights as stored do not say so; those of before there were others cannot.
+TEST(SensitivityFile, WeightsAreAsStoredWhereItIsSilent) {
+  SensitivityFile file = Example();
+  file.record.weights = "as-stored";
+  const std::string text = SensitivityJson(file);
+  EXPECT_EQ(text.find("weights"), std::string::npos);
+  EXPECT_EQ(ParseSensitivityJson(text, "f").record.weights, "as-stored");
 }
 
 TEST(SensitivityFile, MayHoldOnlySomeWidths) {

@@ -27,6 +27,8 @@ class Fields {
  public:
   explicit Fields(const SafetensorsFile& file) : file_(file) {}
 
+  bool Has(const std::string& name) const { return file_.metadata().count(name) > 0; }
+
   const std::string& Text(const std::string& name) const {
     const auto found = file_.metadata().find(name);
     if (found == file_.metadata().end()) {
@@ -83,6 +85,7 @@ CalibrationRecord ReadRecord(const Fields& fields) {
   record.seq_len = fields.Read<int64_t>("seq_len", 0, kMaxTokens);
   record.effective_len = fields.Read<int64_t>("effective_len", 0, kMaxTokens);
   record.seed = fields.Read<uint64_t>("seed", 0, UINT64_MAX);
+  if (fields.Has("weights")) record.weights = fields.Text("weights");
   return record;
 }
 
@@ -130,7 +133,7 @@ std::string ExpectedMethodData(const std::string& method) {
 void SaveMethodData(const MethodData& data, const std::string& path) {
   std::map<std::string, TensorView> tensors;
   for (const auto& [name, tensor] : data.tensors) tensors[name] = tensor.view();
-  const Metadata metadata = {
+  Metadata metadata = {
       {"format", kFormat},
       {"version", kVersion},
       {"method", data.method},
@@ -147,6 +150,9 @@ void SaveMethodData(const MethodData& data, const std::string& path) {
       {"effective_len", std::to_string(data.record.effective_len)},
       {"seed", std::to_string(data.record.seed)},
   };
+  if (data.record.weights != CalibrationRecord::kStoredWeights) {
+    metadata["weights"] = data.record.weights;
+  }
   WriteSafetensors(path, tensors, metadata);
 }
 

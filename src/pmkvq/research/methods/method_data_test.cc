@@ -23,7 +23,7 @@ MethodData Example() {
   data.spec = "oscar:bits=4";
   data.model_identity = kIdentity;
   data.geometry = {2, 4, 2, 8};
-  data.record = {"texts.jsonl", "single", 7, 64, 128, 18446744073709551615ull};
+  data.record = {"texts.jsonl", "single", 7, 64, 128, 18446744073709551615ull, "q8"};
   Tensor matrix(DType::kF32, {2, 3});
   for (int i = 0; i < 6; ++i) matrix.As<float>()[i] = static_cast<float>(i) / 7.0f;
   data.tensors.emplace("a.0", std::move(matrix));
@@ -69,6 +69,7 @@ TEST_F(MethodDataFile, ReadsBackAsWritten) {
   EXPECT_EQ(read.geometry.num_heads, 4);
   EXPECT_EQ(read.geometry.num_kv_heads, 2);
   EXPECT_EQ(read.geometry.head_dim, 8);
+  EXPECT_EQ(read.record.weights, "q8");
   EXPECT_EQ(read.record.dataset, "texts.jsonl");
   EXPECT_EQ(read.record.pack, "single");
   EXPECT_EQ(read.record.num_samples, 7);
