@@ -89,7 +89,7 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
     scores.alpha = 1.0f;
     scores.beta = 0.0f;
     gemm.MultiplyBatched(scores, stream);
-    internal::WeighChunk(shape, operands.num_rows, slice, memory, stream);
+    internal::WeighChunk(shape, operands, slice, memory, stream);
     DeviceGemm::Batched sums = scores;
     sums.transpose_b = false;
     sums.n = dim;
@@ -102,7 +102,7 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
     sums.stride_a = rows * columns;
     sums.stride_b = columns * dim;
     sums.stride_c = rows * dim;
-    sums.beta = slice.is_first ? 0.0f : 1.0f;
+    sums.beta = slice.is_own ? 0.0f : 1.0f;
     gemm.MultiplyBatched(sums, stream);
   };
 
@@ -111,8 +111,11 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
   const int64_t num_pages = (in_pages + fragment::kTokens - 1) / fragment::kTokens;
   const int64_t own_columns = Padded(rest + operands.num_rows);
   internal::PackChunk(shape, operands, rest, own_columns, memory, stream);
-  attend({own_columns, rest, /*causal=*/true, /*is_first=*/true});
-  for (int64_t page = 0; page < num_pages; page += kChunkSlicePages) {
+  attend({own_columns, rest, 0, /*is_own=*/true});
+  // The first row sees the most of them.
+  const int64_t first_page =
+      shape.sink.InPages(shape.Hidden(operands.num_tokens + 1)) / fragment::kTokens;
+  for (int64_t page = first_page; page < num_pages; page += kChunkSlicePages) {
     const int64_t count = std::min(kChunkSlicePages, num_pages - page);
     const int64_t tokens = std::min(in_pages - page * fragment::kTokens, count * fragment::kTokens);
     GatherPagesOperands pages;
@@ -123,8 +126,9 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
     pages.num_tokens = tokens;
     pages.k = memory.k;
     pages.v = memory.v;
+    pages.keys_by_channel = shape.keys_by_channel;
     GatherPages(heads, dim, shape.float_type, pages, stream);
-    attend({count * fragment::kTokens, tokens, false, false});
+    attend({count * fragment::kTokens, tokens, page * fragment::kTokens, false});
   }
   internal::FinishChunk(shape, operands, memory, stream);
 }

@@ -2,7 +2,8 @@
 // cache holds, and to the chunk's own tokens up to themselves.
 //
 //   out[t, h] = sum_m softmax_m(scale * q[t, h] . K[m, g]) V[m, g],   g = h / (H / Hkv),
-//   m: all stored tokens, then the chunk's rows 0 .. t.
+//   m: all stored tokens, then the chunk's rows 0 .. t; with a sliding window the newest W of
+//   these.
 //
 // Stored pages are expanded to 16 bits in slices of kChunkSlicePages pages, so scratch does not
 // grow with the cache; slices are multiplied by cuBLASLt and merged in their order by the largest
@@ -63,15 +64,15 @@ struct ChunkMemory {
 // Rounds q, and the chunk's own rows behind the sink's rest, to k and v [Hkv, columns, D].
 void PackChunk(const DecodeShape& shape, const ChunkOperands& operands, int64_t rest,
                int64_t columns, const ChunkMemory& memory, Stream& stream);
-// Scores to weights, rescaling sums and references. Row t sees the first `visible` columns, and
-// with `causal` t + 1 more.
+// Scores to weights, rescaling sums and references. Row t sees the first `visible` columns, and of
+// the chunk's own slice t + 1 more; without those that its window hides.
 struct ChunkSlice {
   int64_t columns = 0;  // Of memory.
   int64_t visible = 0;
-  bool causal = false;
-  bool is_first = false;
+  int64_t first_in_pages = 0;  // Column 0 is so manyth of the tokens in pages.
+  bool is_own = false;         // The sink's rest and the chunk's rows; comes first.
 };
-void WeighChunk(const DecodeShape& shape, int64_t num_rows, const ChunkSlice& slice,
+void WeighChunk(const DecodeShape& shape, const ChunkOperands& operands, const ChunkSlice& slice,
                 const ChunkMemory& memory, Stream& stream);
 // out = sums over the sum of weights, back in the order [T, H, D].
 void FinishChunk(const DecodeShape& shape, const ChunkOperands& operands, const ChunkMemory& memory,

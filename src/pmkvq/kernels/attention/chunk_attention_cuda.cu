@@ -71,7 +71,20 @@ struct WeighArguments {
   int64_t rows;  // Hkv * T * G
   int64_t rows_per_head;
   float scale;  // With log2(e).
+  SinkLayout sink;
+  int num_tokens;  // Stored before.
+  int window;      // 0: none.
 };
+
+// The first columns of a slice, which the chunk's row `row` does not see. Columns of the sink's
+// rest are older than those of the chunk.
+__device__ __forceinline__ int64_t HiddenColumns(const WeighArguments& a, int64_t row) {
+  if (a.window == 0) return 0;
+  const int64_t last = a.num_tokens + row;
+  const auto hidden = static_cast<int>(last + 1 < a.window ? 0 : last + 1 - a.window);
+  if (!a.slice.is_own) return a.sink.InPages(hidden) - a.slice.first_in_pages;
+  return a.sink.InRest(min(hidden, a.num_tokens)) + max(0, hidden - a.num_tokens);
+}
 
 // A warp per row.
 __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ WeighArguments a) {
@@ -80,16 +93,19 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ 
   if (row >= a.rows) return;
   const int64_t columns = a.slice.columns;
   const int64_t token = row % a.rows_per_head / a.group;
-  const int64_t visible = a.slice.visible + (a.slice.causal ? token + 1 : 0);
+  const int64_t visible = a.slice.visible + (a.slice.is_own ? token + 1 : 0);
+  const int64_t hidden = HiddenColumns(a, token);
   const float* const scores = a.memory.scores + row * columns;
   float largest = -INFINITY;
-  for (int64_t i = lane; i < visible; i += 32) largest = fmaxf(largest, scores[i]);
+  for (int64_t i = (hidden > 0 ? hidden : 0) + lane; i < visible; i += 32) {
+    largest = fmaxf(largest, scores[i]);
+  }
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
   }
   float2* const sums = reinterpret_cast<float2*>(a.memory.references) + row;
-  const float2 before = a.slice.is_first ? make_float2(-INFINITY, 0.0f) : *sums;
+  const float2 before = a.slice.is_own ? make_float2(-INFINITY, 0.0f) : *sums;
   // Weights are at most 2^10, so that small ones are no subnormal F16.
   constexpr float kLargest = 10.0f;
   const float reference = fmaxf(before.x, largest * a.scale - kLargest);
@@ -97,8 +113,9 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ 
   float sum = 0.0f;
   for (int64_t i = lane; i < columns; i += 32) {
     // The sum is of the weights as they are multiplied.
-    const __half weight =
-        i < visible ? Round<__half>(exp2f(scores[i] * a.scale - reference)) : Round<__half>(0.0f);
+    const __half weight = hidden <= i && i < visible
+                              ? Round<__half>(exp2f(scores[i] * a.scale - reference))
+                              : Round<__half>(0.0f);
     weights[i] = weight;
     sum += ToFloat(weight);
   }
@@ -106,9 +123,9 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ 
   for (int distance = 16; distance > 0; distance /= 2) {
     sum += __shfl_xor_sync(~0u, sum, distance);
   }
-  const float factor = a.slice.is_first ? 0.0f : exp2f(before.x - reference);
+  const float factor = a.slice.is_own ? 0.0f : exp2f(before.x - reference);
   if (lane == 0) *sums = make_float2(reference, before.y * factor + sum);
-  if (a.slice.is_first || factor == 1.0f) return;
+  if (a.slice.is_own || factor == 1.0f) return;
   float* const out = a.memory.sums + row * a.dim;
   for (int i = lane; i < a.dim; i += 32) out[i] *= factor;
 }
@@ -147,7 +164,7 @@ void PackChunk(const DecodeShape& shape, const ChunkOperands& operands, int64_t 
   CheckLaunch("packing a chunk");
 }
 
-void WeighChunk(const DecodeShape& shape, int64_t num_rows, const ChunkSlice& slice,
+void WeighChunk(const DecodeShape& shape, const ChunkOperands& operands, const ChunkSlice& slice,
                 const ChunkMemory& memory, Stream& stream) {
   constexpr float kLog2E = 1.44269504f;
   const CudaDeviceScope scope(stream.device());
@@ -156,9 +173,12 @@ void WeighChunk(const DecodeShape& shape, int64_t num_rows, const ChunkSlice& sl
                                        .slice = slice,
                                        .group = static_cast<int>(group),
                                        .dim = static_cast<int>(shape.head_dim),
-                                       .rows = shape.num_heads * num_rows,
-                                       .rows_per_head = group * num_rows,
-                                       .scale = shape.scale * kLog2E};
+                                       .rows = shape.num_heads * operands.num_rows,
+                                       .rows_per_head = group * operands.num_rows,
+                                       .scale = shape.scale * kLog2E,
+                                       .sink = shape.sink,
+                                       .num_tokens = operands.num_tokens,
+                                       .window = static_cast<int>(shape.sliding_window)};
   constexpr int kRowsPerBlock = cuda::kThreads / 32;
   const auto blocks = static_cast<unsigned>((arguments.rows + kRowsPerBlock - 1) / kRowsPerBlock);
   cuda::WeighKernel<<<blocks, cuda::kThreads, 0, stream.handle()>>>(arguments);

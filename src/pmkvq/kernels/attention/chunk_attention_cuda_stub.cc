@@ -9,7 +9,7 @@ void PackChunk(const DecodeShape&, const ChunkOperands&, int64_t, int64_t, const
                Stream& stream) {
   ThrowNoBackend(stream.device(), kWhat);
 }
-void WeighChunk(const DecodeShape&, int64_t, const ChunkSlice&, const ChunkMemory&,
+void WeighChunk(const DecodeShape&, const ChunkOperands&, const ChunkSlice&, const ChunkMemory&,
                 Stream& stream) {
   ThrowNoBackend(stream.device(), kWhat);
 }

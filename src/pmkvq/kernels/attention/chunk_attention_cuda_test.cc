@@ -51,6 +51,8 @@ struct Case {
   SinkLayout sink;
   int32_t stored;
   int64_t rows;
+  int64_t window = 0;
+  bool by_channel = false;
 };
 
 // In double precision: row t over the stored tokens as they read, then the chunk's rows 0 .. t
@@ -71,6 +73,7 @@ std::vector<double> ExactChunk(const DecodeShape& shape, const DecodeOperands& s
         dense.k.push_back(round(k[own + static_cast<size_t>(d)]));
         dense.v.push_back(round(v[own + static_cast<size_t>(d)]));
       }
+      dense.positions.push_back(num_stored + static_cast<int32_t>(row));
       for (int64_t j = 0; j < group; ++j) {
         const auto at = static_cast<size_t>((row * shape.num_heads + head * group + j) * dim);
         std::vector<double> query;
@@ -84,15 +87,30 @@ std::vector<double> ExactChunk(const DecodeShape& shape, const DecodeOperands& s
 
 TEST_F(ChunkAttentionSmallTest, EqualsExactAttentionRowByRow) {
   const std::vector<PageBits> mix = {{2, 2}, {16, 4}, {8, 8}, {4, 2}, {4, 16}};
-  const Case cases[] = {{1, 1, 64, {0, 0}, 0, 1},     {4, 2, 128, {0, 1}, 0, 33},
-                        {2, 1, 128, {0, 1}, 1, 130},  {7, 2, 128, {0, 5}, 400, 200},
-                        {4, 2, 64, {128, 3}, 700, 9}, {3, 1, 128, {0, 0}, 1500, 64},
-                        {4, 3, 64, {0, 1}, 3, 40},    {2, 2, 128, {128, 0}, 100, 100}};
+  const Case cases[] = {{1, 1, 64, {0, 0}, 0, 1},
+                        {4, 2, 128, {0, 1}, 0, 33},
+                        {2, 1, 128, {0, 1}, 1, 130},
+                        {7, 2, 128, {0, 5}, 400, 200},
+                        {4, 2, 64, {128, 3}, 700, 9},
+                        {3, 1, 128, {0, 0}, 1500, 64},
+                        {4, 3, 64, {0, 1}, 3, 40},
+                        {2, 2, 128, {128, 0}, 100, 100},
+                        {2, 1, 64, {0, 0}, 0, 300, 1},
+                        {2, 2, 128, {0, 5}, 700, 300, 200},
+                        {2, 2, 128, {128, 3}, 129, 50, 40},
+                        {2, 1, 64, {128, 3}, 140, 150, 64},
+                        {1, 2, 64, {0, 1}, 2500, 130, 1100},
+                        {3, 1, 128, {0, 1}, 900, 9, 5},
+                        {4, 2, 128, {0, 1}, 300, 40, 5000},
+                        {3, 1, 128, {0, 0}, 1500, 64, 0, true},
+                        {2, 2, 64, {0, 5}, 700, 300, 200, true}};
   DeviceGemm gemm(kDevice);
   for (const Case& c : cases) {
     SCOPED_TRACE(testing::Message() << "stored " << c.stored << " rows " << c.rows << " dim "
-                                    << c.dim << " group " << c.group);
-    const DecodeShape shape = MakeShape(c.group, c.kv_heads, c.dim, c.sink);
+                                    << c.dim << " group " << c.group << " window " << c.window);
+    DecodeShape shape = MakeShape(c.group, c.kv_heads, c.dim, c.sink);
+    shape.sliding_window = c.window;
+    shape.keys_by_channel = c.by_channel;
     const RandomDecodeBatch batch(shape, {{.num_tokens = c.stored, .bits = mix, .seed = 5}});
     const DecodeOperands stored = batch.operands();
     std::mt19937 random(11);

@@ -12,6 +12,10 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kMostHeads = 8;  // Query heads of a KV head: the columns of a product.
 constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequences);
 
+// Caches with what most have not (sliding windows, keys per channel) are attended by kernels apart,
+// so that the others' loops stay without it.
+enum class DecodeKind { kPlain, kGeneral };
+
 struct DecodeArguments {
   const __half* q;
   float* out;
@@ -31,6 +35,9 @@ struct DecodeArguments {
   int max_pages;
   SinkLayout sink;
   float scale;  // With log2(e).
+  // Of kGeneral:
+  int window;  // Tokens that the newest one sees, itself included.
+  bool keys_by_channel;
 };
 
 __device__ __forceinline__ int NumPages(int tokens_in_pages) {
@@ -44,18 +51,44 @@ __device__ __forceinline__ int NumTokens(const DecodeArguments& a, int sequence)
 __device__ __forceinline__ int TableRow(const DecodeArguments& a, int sequence) {
   return a.table_rows == nullptr ? sequence : __ldg(a.table_rows + sequence);
 }
+// The oldest tokens, which the newest one does not see.
+template <DecodeKind kKind>
+__device__ __forceinline__ int HiddenTokens(const DecodeArguments& a, int num_tokens) {
+  return kKind == DecodeKind::kPlain ? 0 : max(0, num_tokens - a.window);
+}
+// Pages of the table that it does not see, and those that it sees behind them.
+template <DecodeKind kKind>
+__device__ __forceinline__ int HiddenPages(const DecodeArguments& a, int num_tokens) {
+  if constexpr (kKind == DecodeKind::kPlain) return 0;
+  return a.sink.InPages(HiddenTokens<kKind>(a, num_tokens)) / fragment::kTokens;
+}
+template <DecodeKind kKind>
+__device__ __forceinline__ int SeenPages(const DecodeArguments& a, int num_tokens) {
+  return NumPages(a.sink.InPages(num_tokens)) - HiddenPages<kKind>(a, num_tokens);
+}
+template <DecodeKind kKind>
 __device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
-  return NumRuns(NumPages(a.sink.InPages(num_tokens))) * a.num_kv_heads;
+  return NumRuns(SeenPages<kKind>(a, num_tokens)) * a.num_kv_heads;
+}
+// Tokens of the sink's rest that it does not see.
+template <DecodeKind kKind>
+__device__ __forceinline__ int HiddenInRest(const DecodeArguments& a, int num_tokens) {
+  if constexpr (kKind == DecodeKind::kPlain) return 0;
+  return a.sink.InRest(HiddenTokens<kKind>(a, num_tokens));
 }
 // No partial result is written where one run is everything. Operands are the merging kernel's.
+template <DecodeKind kKind>
 __device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
-  return num_runs == 1 && a.sink.InRest(num_tokens) == 0 && a.operand.data == nullptr;
+  return num_runs == 1 && a.sink.InRest(num_tokens) == HiddenInRest<kKind>(a, num_tokens) &&
+         a.operand.data == nullptr;
 }
 
 // Both launches.
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
-extern template void LaunchDecode<64>(const DecodeArguments&, int, Stream&);
-extern template void LaunchDecode<128>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<64, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<64, DecodeKind::kGeneral>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<128, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<128, DecodeKind::kGeneral>(const DecodeArguments&, int, Stream&);
 
 }  // namespace pmkvq::cuda

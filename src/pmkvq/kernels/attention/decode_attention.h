@@ -3,7 +3,8 @@
 //
 //   out[b, h] = sum_m softmax_m(scale * q[b, h] . K[m, g]) V[m, g],   g = h / (H / Hkv)
 //
-// over the sequence's tokens m as they are stored. Pages lie in one arena, in fragment order
+// over the sequence's tokens m as they are stored, or, with a sliding window, the newest W of them.
+// Pages lie in one arena, in fragment order
 // (kv_quant/fragment_layout.h), at any width of K and V; the sink's rest lies beside them. All that
 // changes from step to step is in device memory, so a captured launch stays right when lengths,
 // widths and pages change.
@@ -52,6 +53,15 @@ struct DecodeShape {
   float scale = 1.0f;
   DType float_type = DType::kF16;  // Of 16-bit pages, sinks and metadata.
   SinkLayout sink;
+  int64_t sliding_window = 0;    // W; 0: none. The sink is hidden as any other token is.
+  bool keys_by_channel = false;  // Groups of keys below 16 bits are the 128 tokens of a channel.
+
+  // Tokens of a sequence that its newest one, of `num_tokens`, does not see: the oldest.
+  int32_t Hidden(int64_t num_tokens) const {
+    return sliding_window == 0
+               ? 0
+               : static_cast<int32_t>(std::max<int64_t>(0, num_tokens - sliding_window));
+  }
 };
 
 // All pointers are of the device.
@@ -62,7 +72,7 @@ struct DecodeOperands {
   ProductRows operand;
   const std::byte* arena = nullptr;
   // Page tables, a row of max_pages each: row table_rows[b] is that of sequence b; row b where
-  // table_rows is null.
+  // table_rows is null. Entries of pages that the window hides are not read.
   const PageEntry* entries = nullptr;
   const PageBits* bits = nullptr;
   const int32_t* table_rows = nullptr;  // [B]
@@ -106,10 +116,12 @@ namespace ref {
 struct DenseHead {
   std::vector<double> k;
   std::vector<double> v;
+  std::vector<int32_t> positions;  // Of the tokens.
 };
+// Without the tokens that the newest one does not see.
 DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int64_t sequence,
                    int64_t head);
-// One query q [D] over all of them.
+// One query q [D], of the newest token of `dense`, over those that it sees.
 void AttendHead(const DecodeShape& shape, const double* q, const DenseHead& dense, double* out);
 // Oracle in double precision, on the host: all pointers are of the host.
 void DecodeAttention(const DecodeShape& shape, const DecodeOperands& operands, double* out);

@@ -1,7 +1,22 @@
-// Decode attention on CUDA: arguments, and the choice by head size.
+// Decode attention on CUDA: arguments, and the choice by head size and kind.
 #include "pmkvq/kernels/attention/decode_arguments.cuh"
 
+#include <climits>
+
 namespace pmkvq::internal {
+namespace {
+
+template <int kDim>
+void LaunchKind(const cuda::DecodeArguments& arguments, bool is_plain, int most_items,
+                Stream& stream) {
+  if (is_plain) {
+    cuda::LaunchDecode<kDim, cuda::DecodeKind::kPlain>(arguments, most_items, stream);
+  } else {
+    cuda::LaunchDecode<kDim, cuda::DecodeKind::kGeneral>(arguments, most_items, stream);
+  }
+}
+
+}  // namespace
 
 void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,
                             const DeviceBytes& scratch, Stream& stream) {
@@ -29,11 +44,16 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
       .group = static_cast<int>(group),
       .max_pages = max_pages,
       .sink = shape.sink,
-      .scale = shape.scale * kLog2E};
+      .scale = shape.scale * kLog2E,
+      .window = shape.sliding_window == 0
+                    ? INT_MAX
+                    : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX)),
+      .keys_by_channel = shape.keys_by_channel};
+  const bool is_plain = shape.sliding_window == 0 && !shape.keys_by_channel;
   if (shape.head_dim == 128) {
-    cuda::LaunchDecode<128>(arguments, most_items, stream);
+    LaunchKind<128>(arguments, is_plain, most_items, stream);
   } else {
-    cuda::LaunchDecode<64>(arguments, most_items, stream);
+    LaunchKind<64>(arguments, is_plain, most_items, stream);
   }
 }
 

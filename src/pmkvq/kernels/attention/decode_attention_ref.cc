@@ -1,4 +1,5 @@
 // Oracle of decode attention over pages in fragment order: double precision, one head at a time.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -27,7 +28,9 @@ const std::byte* At(const DecodeOperands& operands, uint32_t units) {
 void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is_values,
                uint32_t codes, uint32_t metadata, int bits, int64_t head, int64_t token,
                std::vector<double>& out) {
-  const FragmentPageShape page{shape.num_kv_heads, shape.head_dim, is_values};
+  const bool by_channel = shape.keys_by_channel && !is_values;
+  const FragmentPageShape page{shape.num_kv_heads, shape.head_dim, is_values, by_channel};
+  const int64_t groups = by_channel ? shape.head_dim : fragment::kTokens;
   for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
     const uint32_t value = FragmentValue(page, bits, At(operands, codes), head, token, dim);
     if (bits == 16) {
@@ -35,9 +38,10 @@ void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is
       out.push_back(FloatAt(shape.float_type, reinterpret_cast<const std::byte*>(&half), 0));
       continue;
     }
-    const std::byte* bounds = At(operands, metadata) + head * int64_t{fragment::MetadataBytes()};
-    const double min = FloatAt(shape.float_type, bounds, token);
-    const double range = FloatAt(shape.float_type, bounds, fragment::kTokens + token);
+    const std::byte* bounds = At(operands, metadata) + head * 4 * groups;
+    const int64_t group = by_channel ? dim : token;
+    const double min = FloatAt(shape.float_type, bounds, group);
+    const double range = FloatAt(shape.float_type, bounds, groups + group);
     out.push_back(value * (range / static_cast<double>(internal::MaxCode(bits))) + min);
   }
 }
@@ -51,7 +55,9 @@ DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int
   const int32_t num_tokens = operands.num_tokens[sequence];
   const int32_t in_rest = shape.sink.InRest(num_tokens);
   const int32_t in_pages = shape.sink.InPages(num_tokens);
-  for (int64_t token = 0; token < in_rest; ++token) {
+  const int32_t hidden = shape.Hidden(num_tokens);
+  for (int32_t token = shape.sink.InRest(hidden); token < in_rest; ++token) {
+    dense.positions.push_back(shape.sink.piece_tokens + token);
     for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
       const int64_t index = (head * shape.sink.rest_tokens + token) * shape.head_dim + dim;
       dense.k.push_back(
@@ -60,7 +66,9 @@ DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int
           FloatAt(shape.float_type, At(operands, operands.sink_rests[2 * row + 1]), index));
     }
   }
-  for (int64_t token = 0; token < in_pages; ++token) {
+  for (int32_t token = shape.sink.InPages(hidden); token < in_pages; ++token) {
+    const bool is_behind_rest = token >= shape.sink.piece_tokens;
+    dense.positions.push_back(token + (is_behind_rest ? shape.sink.rest_tokens : 0));
     const int64_t page = row * operands.max_pages + token / fragment::kTokens;
     const PageEntry& entry = operands.entries[page];
     const PageBits& bits = operands.bits[page];
@@ -74,6 +82,8 @@ DenseHead ReadHead(const DecodeShape& shape, const DecodeOperands& operands, int
 void AttendHead(const DecodeShape& shape, const double* q, const DenseHead& dense, double* out) {
   const int64_t dims = shape.head_dim;
   const auto num_tokens = static_cast<int64_t>(dense.k.size()) / dims;
+  const int32_t hidden =
+      shape.Hidden(*std::max_element(dense.positions.begin(), dense.positions.end()) + 1);
   std::vector<double> weights;
   double largest = -INFINITY;
   for (int64_t m = 0; m < num_tokens; ++m) {
@@ -81,7 +91,8 @@ void AttendHead(const DecodeShape& shape, const double* q, const DenseHead& dens
     for (int64_t d = 0; d < dims; ++d) {
       dot += q[d] * dense.k[static_cast<size_t>(m * dims + d)];
     }
-    weights.push_back(dot * static_cast<double>(shape.scale));
+    const bool is_hidden = dense.positions[static_cast<size_t>(m)] < hidden;
+    weights.push_back(is_hidden ? -INFINITY : dot * static_cast<double>(shape.scale));
     largest = std::max(largest, weights.back());
   }
   double sum = 0.0;

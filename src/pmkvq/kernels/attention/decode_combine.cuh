@@ -31,7 +31,7 @@ struct Merged {
 };
 
 // A block merges what one (sequence, KV head) has: the sink's rest, then its runs in their order.
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 __global__ void __launch_bounds__(kThreads)
     CombineKernel(const __grid_constant__ DecodeArguments a) {
   __shared__ float scores[kMostHeads][fragment::kTokens];
@@ -44,19 +44,22 @@ __global__ void __launch_bounds__(kThreads)
   // Up to the wait nothing is read that the attention kernel writes.
   const int num_tokens = NumTokens(a, sequence);
   const int rest = a.sink.InRest(num_tokens);
-  const int num_runs = NumRuns(NumPages(a.sink.InPages(num_tokens)));
-  const bool has_nothing = (num_runs == 0 && rest == 0) || IsWhole(a, num_tokens, num_runs);
+  const int first_of_rest = HiddenInRest<kKind>(a, num_tokens);
+  const int seen_rest = rest - first_of_rest;
+  const int num_runs = NumRuns(SeenPages<kKind>(a, num_tokens));
+  const bool has_nothing =
+      (num_runs == 0 && seen_rest == 0) || IsWhole<kKind>(a, num_tokens, num_runs);
   int first_item = 0;
 #pragma unroll
   for (int first = 0; first < kMostSequences; first += 32) {
-    if (first + lane < sequence) first_item += NumItems(a, NumTokens(a, first + lane));
+    if (first + lane < sequence) first_item += NumItems<kKind>(a, NumTokens(a, first + lane));
   }
   // Of run 0; that of the next one is a row of heads before it.
   first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.num_kv_heads + kv_head;
 
   const __half* keys = nullptr;
   const __half* values = nullptr;
-  if (rest > 0) {
+  if (seen_rest > 0) {
     const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
     const uint32_t* slots = a.sink_rests + 2 * TableRow(a, sequence);
     keys = reinterpret_cast<const __half*>(a.arena +
@@ -65,9 +68,9 @@ __global__ void __launch_bounds__(kThreads)
     values = reinterpret_cast<const __half*>(a.arena +
                                              static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
              skipped;
-    for (int pair = warp; pair < a.group * rest; pair += kWarps) {
-      const int head = pair / rest;
-      const int token = pair % rest;
+    for (int pair = warp; pair < a.group * seen_rest; pair += kWarps) {
+      const int head = pair / seen_rest;
+      const int token = first_of_rest + pair % seen_rest;
       const __half* q =
           a.q + (static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head) * kDim;
       float dot = 0.0f;
@@ -89,11 +92,13 @@ __global__ void __launch_bounds__(kThreads)
     const int head = x / (kDim / 4);
     const int four = x % (kDim / 4);
     Merged merged;
-    if (rest > 0) {
+    if (seen_rest > 0) {
       float largest = -INFINITY;
-      for (int token = 0; token < rest; ++token) largest = fmaxf(largest, scores[head][token]);
+      for (int token = first_of_rest; token < rest; ++token) {
+        largest = fmaxf(largest, scores[head][token]);
+      }
       merged.Raise(largest);
-      for (int token = 0; token < rest; ++token) {
+      for (int token = first_of_rest; token < rest; ++token) {
         const auto* pairs = reinterpret_cast<const __half2*>(values + token * kDim) + 2 * four;
         const float2 v0 = __half22float2(pairs[0]);
         const float2 v1 = __half22float2(pairs[1]);

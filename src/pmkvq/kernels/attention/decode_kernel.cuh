@@ -14,11 +14,13 @@
 
 namespace pmkvq::cuda {
 
-// Bytes of shared memory of one warp: keys, metadata, values.
+// Bytes of shared memory of one warp: keys, metadata of keys and of values, values.
 template <int kDim>
 struct WarpMemory {
   static constexpr int kCodes = 64 * kDim;
-  static constexpr int kMetadata = 2 * fragment::MetadataBytes();
+  static constexpr int kKeyMetadata =
+      fragment::MetadataBytes();  // Room for those of channels, too.
+  static constexpr int kMetadata = kKeyMetadata + fragment::MetadataBytes();
   static constexpr int kBytes = 2 * kCodes + kMetadata;
 };
 
@@ -27,24 +29,29 @@ struct BatchTable {
   int item_ends[kMostSequences];  // Items of sequences 0 to s.
   int num_tokens[kMostSequences];
 };
+// Minima and ranges of 1, in the place of those of tokens where channels have their own.
+struct UnitMetadata {
+  uint32_t words[fragment::kTokens];
+};
 
 // What a warp does of an item: page `lane` of its pages, by lane.
 struct WarpPages {
   uint4 entry;
-  int bits;  // Of keys, of values << 8, tokens << 16.
+  int bits;  // Of keys, of values << 8, tokens << 16; kGeneral: the first token that is seen << 24.
   int count;
   int sequence;
   int head;
 };
 
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 class DecodeWarp {
  public:
   __device__ DecodeWarp(const DecodeArguments& arguments, uint8_t* memory, uint64_t* barriers,
-                        const BatchTable& batch)
+                        const BatchTable& batch, const UnitMetadata* ones)
       : a_(arguments),
         memory_(memory),
         batch_(batch),
+        ones_(ones),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         k_barrier_(SharedAddress(barriers)),
@@ -61,7 +68,8 @@ class DecodeWarp {
                       __popc(__ballot_sync(~0u, batch_.item_ends[lane_ + 32] <= item));
     const int first_item = ended == 0 ? 0 : batch_.item_ends[ended - 1];
     const int in_pages = a_.sink.InPages(batch_.num_tokens[ended]);
-    const int num_pages = NumPages(in_pages);
+    const int hidden_pages = HiddenPages<kKind>(a_, batch_.num_tokens[ended]);
+    const int num_pages = NumPages(in_pages) - hidden_pages;  // That are seen.
     const int runs = NumRuns(num_pages);
     pages.sequence = ended;
     pages.head = (item - first_item) % a_.num_kv_heads;
@@ -70,11 +78,15 @@ class DecodeWarp {
     const int end = min(begin + RunPages(num_pages), num_pages);
     pages.count = max(0, (end - begin - warp_ + kWarps - 1) / kWarps);
     if (lane_ < pages.count) {
-      const int page = begin + warp_ + lane_ * kWarps;
+      const int page = hidden_pages + begin + warp_ + lane_ * kWarps;
       const size_t at = static_cast<size_t>(TableRow(a_, ended)) * a_.max_pages + page;
       pages.entry = __ldg(reinterpret_cast<const uint4*>(a_.entries + at));
       const auto widths = __ldg(reinterpret_cast<const unsigned short*>(a_.bits + at));
       pages.bits = widths | (min(fragment::kTokens, in_pages - page * fragment::kTokens) << 16);
+      if constexpr (kKind == DecodeKind::kGeneral) {
+        const int hidden = a_.sink.InPages(HiddenTokens<kKind>(a_, batch_.num_tokens[ended]));
+        pages.bits |= max(0, hidden - page * fragment::kTokens) << 24;
+      }
     }
     return pages;
   }
@@ -88,20 +100,21 @@ class DecodeWarp {
     const int bits = packed & 0xff;
     const bool with_k = tile == 0 && bits < 16;
     const bool with_v = tile == 0 && (packed >> 8 & 0xff) < 16;
-    constexpr int kOneSide = fragment::MetadataBytes();
+    constexpr int kValueSide = fragment::MetadataBytes();
+    const int key_side = ByChannel() ? fragment::MetadataBytes(kDim) : fragment::MetadataBytes();
     const uint32_t bytes = 2 * kDim * bits * TilesOf(bits);
     const uint32_t target = SharedAddress(memory_);
-    BeginCopy(k_barrier_, bytes + (with_k ? kOneSide : 0) + (with_v ? kOneSide : 0), lane_);
+    BeginCopy(k_barrier_, bytes + (with_k ? key_side : 0) + (with_v ? kValueSide : 0), lane_);
     CopyBytes(target,
               At(keys) + pages.head * fragment::BlockBytes(bits, kDim) + tile * 2 * kDim * bits,
               bytes, k_barrier_, lane_);
     const uint32_t metadata = target + WarpMemory<kDim>::kCodes;
     if (with_k) {
-      CopyBytes(metadata, At(k_metadata) + pages.head * kOneSide, kOneSide, k_barrier_, lane_);
+      CopyBytes(metadata, At(k_metadata) + pages.head * key_side, key_side, k_barrier_, lane_);
     }
     if (with_v) {
-      CopyBytes(metadata + kOneSide, At(v_metadata) + pages.head * kOneSide, kOneSide, k_barrier_,
-                lane_);
+      CopyBytes(metadata + WarpMemory<kDim>::kKeyMetadata, At(v_metadata) + pages.head * kValueSide,
+                kValueSide, k_barrier_, lane_);
     }
     EndCopy(k_barrier_);
   }
@@ -124,13 +137,16 @@ class DecodeWarp {
     EndCopy(v_barrier_);
   }
 
+  // This lane's quarter of the query of head g of the group.
+  __device__ __forceinline__ const __half* QueryOf(const WarpPages& pages, int g) const {
+    return a_.q +
+           (static_cast<size_t>(pages.sequence) * a_.num_heads + pages.head * a_.group + g) * kDim +
+           kDim / 4 * (lane_ & 3);
+  }
   __device__ __forceinline__ void LoadQueries(const WarpPages& pages,
                                               uint4 (&rows)[kDim / 32]) const {
     const int g = lane_ >> 2;
-    const __half* q =
-        a_.q +
-        (static_cast<size_t>(pages.sequence) * a_.num_heads + pages.head * a_.group + g) * kDim +
-        kDim / 4 * (lane_ & 3);
+    const __half* q = QueryOf(pages, g);
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
       rows[i] =
@@ -167,8 +183,88 @@ class DecodeWarp {
       queries.sum[i] = own * a_.scale;
       queries.offset[i] = -1024.0f * own;
       queries.wide_offset[i] = -1024.0f * __shfl_sync(~0u, wide, owner);
+      queries.factor[i] = 1.0f;
     }
     wide_queries_ = false;
+  }
+
+  // Of a page with keys per channel, whose metadata are in shared memory:
+  //   q . K[m] = sum_d q_d min_d + sum_d (q_d range_d) code[m, d] / max code.
+  // The products q_d range_d times a power of two, which keeps them within F16, are what codes are
+  // multiplied with. Half of what their rounding leaves goes to the sum: as if codes were counted
+  // from the middle, so that roundings weigh half as much.
+  __device__ __forceinline__ void MakeChannelQueries(const WarpPages& pages, int k_bits,
+                                                     Queries<kDim>& queries) const {
+    constexpr int kQuarter = kDim / 4;  // Dims of a lane; read eight at a time.
+    const auto* const minima = reinterpret_cast<const __half*>(memory_ + WarpMemory<kDim>::kCodes) +
+                               kQuarter * (lane_ & 3);
+    const __half* const ranges = minima + kDim;
+    const int g = lane_ >> 2;
+    const __half* const q = QueryOf(pages, g);
+    const auto eight_of = [&](int first) {
+      return g < a_.group ? __ldg(reinterpret_cast<const uint4*>(q + first))
+                          : make_uint4(0, 0, 0, 0);
+    };
+    float largest = 0.0f;
+#pragma unroll
+    for (int first = 0; first < kQuarter; first += 8) {
+      const uint4 eight = eight_of(first);
+      const uint4 range = *reinterpret_cast<const uint4*>(ranges + first);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float2 two = HalvesToFloats((&eight.x)[n]);
+        const float2 wide = HalvesToFloats((&range.x)[n]);
+        largest = fmaxf(largest, fmaxf(fabsf(two.x) * wide.x, fabsf(two.y) * wide.y));
+      }
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+    }
+    // Largest products between 2^12 and 2^13. Exponents lie between -49 and 32.
+    const int exponent = largest > 0.0f ? static_cast<int>(__float_as_uint(largest) >> 23) : 139;
+    const float raise = __uint_as_float(static_cast<uint32_t>(266 - exponent) << 23);
+    const float lower = __uint_as_float(static_cast<uint32_t>(exponent - 12) << 23);
+    const float narrow = k_bits == 2 ? 1.0f / 16 : 1.0f;  // Of columns y = 1.
+    float sum = 0.0f;
+    float multiplied = 0.0f;
+#pragma unroll
+    for (int first = 0; first < kQuarter; first += 8) {
+      const uint4 eight = eight_of(first);
+      const uint4 min = *reinterpret_cast<const uint4*>(minima + first);
+      const uint4 range = *reinterpret_cast<const uint4*>(ranges + first);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {  // Dims 2 k and 2 k + 1 of the quarter's half x.
+        const int x = first / (kQuarter / 2);
+        const int k = (first % (kQuarter / 2)) / 2 + n;
+        const float2 two = HalvesToFloats((&eight.x)[n]);
+        const float2 least = HalvesToFloats((&min.x)[n]);
+        const float2 wide = HalvesToFloats((&range.x)[n]);
+        const float product0 = two.x * wide.x;
+        const float product1 = two.y * wide.y;
+        const __half b0 = __float2half_rn(product0 * raise);
+        const __half b1 = __float2half_rn(product1 * raise * narrow);
+        sum = fmaf(two.x, least.x, fmaf(two.y, least.y, sum));
+        sum = fmaf(0.5f, fmaf(__half2float(b0), -lower, product0), sum);
+        sum = fmaf(0.5f, fmaf(__half2float(b1), -lower / narrow, product1), sum);
+        multiplied += __half2float(b0) + __half2float(b1);
+        reinterpret_cast<__half*>(&queries.b[k][0])[x] = b0;
+        reinterpret_cast<__half*>(&queries.b[k][1])[x] = b1;
+      }
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, distance);
+      multiplied += __shfl_xor_sync(~0u, multiplied, distance);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int owner = 8 * (lane_ & 3) + 4 * i;
+      queries.sum[i] = __shfl_sync(~0u, sum, owner) * a_.scale;
+      queries.offset[i] = -1024.0f * __shfl_sync(~0u, multiplied, owner);
+      queries.wide_offset[i] = queries.offset[i];
+      queries.factor[i] = __shfl_sync(~0u, lower, owner);
+    }
   }
 
   // Attends this warp's pages; asks for the keys of the next item's first page towards the end.
@@ -183,7 +279,7 @@ class DecodeWarp {
       const int v_bits = packed >> 8 & 0xff;
       FitWidths(k_bits, v_bits, queries, sums);
       ForWidths(k_bits, v_bits, [&]<int kBitsK, int kBitsV>() {
-        tile = AttendTiles<kBitsK, kBitsV>(pages, next, n, tile, packed >> 16, queries, sums);
+        tile = AttendTiles<kBitsK, kBitsV>(pages, next, n, tile, packed, queries, sums);
       });
       if (tile == kPageTiles) {
         tile = 0;
@@ -236,13 +332,19 @@ class DecodeWarp {
   }
 
  private:
+  __device__ __forceinline__ bool ByChannel() const {
+    return kKind == DecodeKind::kGeneral && a_.keys_by_channel;
+  }
+
   static constexpr int kPageTiles = 8;
 
   // The unit of page n that begins with `tile`; gives the tile behind it.
   template <int kBitsK, int kBitsV>
   __device__ __forceinline__ int AttendTiles(const WarpPages& pages, const WarpPages& next, int n,
-                                             int first_tile, int tokens, Queries<kDim>& queries,
+                                             int first_tile, int packed, Queries<kDim>& queries,
                                              WarpSums<kDim>& sums) {
+    constexpr bool kGeneral = kKind == DecodeKind::kGeneral;
+    const int tokens = kGeneral ? packed >> 16 & 0xff : packed >> 16;
     constexpr int kTilesK = Width<kBitsK>::kTiles;  // In shared memory at a time.
     constexpr int kTilesV = Width<kBitsV>::kTiles;
     constexpr int kTiles = kTilesK < kTilesV ? kTilesK : kTilesV;
@@ -253,10 +355,23 @@ class DecodeWarp {
       Wait(k_barrier_, k_turn_);
       k_turn_ ^= 1;
     }
-    const UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16,
-                            memory_ + WarpMemory<kDim>::kCodes};
-    AttendUnit<kBitsK, kBitsV>(
-        sums, queries, a_.scale, memory, tile, tokens, lane_,
+    const uint8_t* const metadata = memory_ + WarpMemory<kDim>::kCodes;
+    UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16, metadata,
+                      metadata + WarpMemory<kDim>::kKeyMetadata};
+    if (ByChannel()) {
+      memory.k_metadata = reinterpret_cast<const uint8_t*>(ones_->words);
+      if (tile == 0) {
+        if constexpr (kBitsK == 16) {
+          uint4 rows[kDim / 32];
+          LoadQueries(pages, rows);
+          MakeQueries(rows, queries);
+        } else {
+          MakeChannelQueries(pages, kBitsK, queries);
+        }
+      }
+    }
+    AttendUnit<kBitsK, kBitsV, kGeneral>(
+        sums, queries, a_.scale, memory, tile, packed >> 24, tokens, lane_,
         [&] {
           if (kTiles != kTilesK && behind % kTilesK != 0) return;
           if (!is_last) {
@@ -305,7 +420,7 @@ class DecodeWarp {
       even_ = even;
       odd_ = odd;
     }
-    if ((k_bits == 2) != wide_queries_) {
+    if (!ByChannel() && (k_bits == 2) != wide_queries_) {
       wide_queries_ = k_bits == 2;
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k) {
@@ -342,6 +457,7 @@ class DecodeWarp {
   const DecodeArguments& a_;
   uint8_t* memory_;
   const BatchTable& batch_;
+  const UnitMetadata* ones_;
   int lane_;
   int warp_;
   uint32_t k_barrier_;
@@ -354,13 +470,14 @@ class DecodeWarp {
 };
 
 // Fills the table; by one warp.
+template <DecodeKind kKind>
 __device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& batch) {
   const int lane = threadIdx.x % 32;
   const int tokens[2] = {NumTokens(a, lane), NumTokens(a, lane + 32)};
   int carried = 0;
 #pragma unroll
   for (int part = 0; part < kMostSequences / 32; ++part) {
-    int sum = NumItems(a, tokens[part]);
+    int sum = NumItems<kKind>(a, tokens[part]);
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int before = __shfl_up_sync(~0u, sum, distance);
@@ -372,11 +489,16 @@ __device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& 
   }
 }
 
-// Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
-constexpr int kResidentBlocks = kHasBulkCopies ? 3 : 2;
+// Of sums without a token. A warp may meet hidden tokens first, whose score -inf must lie below it.
+template <DecodeKind kKind>
+constexpr float kFirstReference = kKind == DecodeKind::kPlain ? -INFINITY : -1e30f;
 
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+// Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
+template <DecodeKind kKind>
+constexpr int kResidentBlocks = kHasBulkCopies&& kKind == DecodeKind::kPlain ? 3 : 2;
+
+template <int kDim, DecodeKind kKind>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
     DecodeKernel(const __grid_constant__ DecodeArguments a) {
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ __align__(8) uint64_t barriers[kWarps][2];
@@ -384,8 +506,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   __shared__ BatchTable batch;
   using Memory = WarpMemory<kDim>;
   const int warp = threadIdx.x / 32;
-  if (warp == 0) MakeTable(a, batch);
-  DecodeWarp<kDim> self(a, memory + warp * Memory::kBytes, barriers[warp], batch);
+  if (warp == 0) MakeTable<kKind>(a, batch);
+  using Warp = DecodeWarp<kDim, kKind>;
+  const UnitMetadata* ones = nullptr;
+  if constexpr (kKind == DecodeKind::kGeneral) {
+    __shared__ __align__(16) UnitMetadata unit;
+    unit.words[threadIdx.x] = kOnes;
+    ones = &unit;
+  }
+  Warp self(a, memory + warp * Memory::kBytes, barriers[warp], batch, ones);
   __syncthreads();
   const int num_items = batch.item_ends[kMostSequences - 1];
   int item = blockIdx.x;
@@ -406,13 +535,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     Queries<kDim> queries;
     self.MakeQueries(rows, queries);
     WarpSums<kDim> sums{};
-    sums.reference[0] = sums.reference[1] = -INFINITY;
+    sums.reference[0] = sums.reference[1] = kFirstReference<kKind>;
     self.Attend(pages, next, queries, sums);
     self.Deposit(sums, references[warp]);
     self.LoadQueries(next_item < num_items ? next : pages, rows);
     __syncthreads();
     const int num_tokens = batch.num_tokens[pages.sequence];
-    const bool is_whole = IsWhole(a, num_tokens, NumRuns(NumPages(a.sink.InPages(num_tokens))));
+    const bool is_whole = IsWhole<kKind>(a, num_tokens, NumRuns(SeenPages<kKind>(a, num_tokens)));
     for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
       const int head = x / (kDim / 4);
       const int four = x % (kDim / 4);
@@ -425,8 +554,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       for (int w = 0; w < kWarps; ++w) {
         const float factor = Exp2(references[w][head][0] - reference);
         uint8_t* values = memory + w * Memory::kBytes + Memory::kCodes + Memory::kMetadata;
-        const float4 v =
-            *reinterpret_cast<const float4*>(DecodeWarp<kDim>::Deposited(values, head, four));
+        const float4 v = *reinterpret_cast<const float4*>(Warp::Deposited(values, head, four));
         weight = fmaf(factor, references[w][head][1], weight);
         out.x = fmaf(factor, v.x, out.x);
         out.y = fmaf(factor, v.y, out.y);

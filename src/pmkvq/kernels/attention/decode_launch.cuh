@@ -1,5 +1,5 @@
 // The launches of decode_kernel.cuh and decode_combine.cuh. Included by the files that make its
-// code, one per head size.
+// code, one per head size and kind.
 #pragma once
 
 #include <algorithm>
@@ -16,46 +16,46 @@ namespace pmkvq::cuda {
 
 // Blocks of the attention kernel that a device holds at once. Asked once per device: the answer
 // never changes.
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 int AskResidentBlocks(int device) {
   constexpr int kMemory = kWarps * WarpMemory<kDim>::kBytes;
-  internal::CheckCuda(cudaFuncSetAttribute(DecodeKernel<kDim>,
+  internal::CheckCuda(cudaFuncSetAttribute(DecodeKernel<kDim, kKind>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory),
                       "shared memory of attention");
   int per_multiprocessor = 0;
   internal::CheckCuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                          &per_multiprocessor, DecodeKernel<kDim>, kThreads, kMemory),
+                          &per_multiprocessor, DecodeKernel<kDim, kKind>, kThreads, kMemory),
                       "occupancy of attention");
   return per_multiprocessor * FactsOf(device).multiprocessors;
 }
 
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 int ResidentBlocks(int device) {
   constexpr size_t kMostDevices = 64;
   static std::array<std::atomic<int>, kMostDevices> known{};
   const auto index = static_cast<size_t>(device);
   PMKVQ_CHECK(index < kMostDevices);
   int blocks = known[index].load();
-  if (blocks == 0) known[index].store(blocks = AskResidentBlocks<kDim>(device));
+  if (blocks == 0) known[index].store(blocks = AskResidentBlocks<kDim, kKind>(device));
   return blocks;
 }
 
-template <int kDim>
+template <int kDim, DecodeKind kKind>
 void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
   constexpr size_t kMemory = kWarps * WarpMemory<kDim>::kBytes;
-  const int blocks = std::min(ResidentBlocks<kDim>(stream.device().index), most_items);
+  const int blocks = std::min(ResidentBlocks<kDim, kKind>(stream.device().index), most_items);
   // A small grid begins early. A large one would come to lie unevenly: 18.0 us became 21.5 (one
   // sequence of 32K tokens at 4 bits), 127 became 161 (128K at 16 bits).
   if (blocks <= FactsOf(stream.device().index).multiprocessors) {
-    LaunchEarlyWith(DecodeKernel<kDim>, static_cast<unsigned>(blocks), kThreads, kMemory, stream,
-                    "attention", arguments);
+    LaunchEarlyWith(DecodeKernel<kDim, kKind>, static_cast<unsigned>(blocks), kThreads, kMemory,
+                    stream, "attention", arguments);
   } else {
-    DecodeKernel<kDim>
+    DecodeKernel<kDim, kKind>
         <<<static_cast<unsigned>(blocks), kThreads, kMemory, stream.handle()>>>(arguments);
     internal::CheckLaunch("attention");
   }
-  LaunchEarly(CombineKernel<kDim>,
+  LaunchEarly(CombineKernel<kDim, kKind>,
               static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads), kThreads,
               stream, "merging attention", arguments);
 }

@@ -19,8 +19,9 @@ struct DecodeSequenceSpec {
   uint32_t seed = 1;  // Of its pages and queries: the same in any batch.
 };
 
-// What is not in use is poisoned: metadata of 16-bit pages, keys behind the last token, everything
-// between slots. Values behind the last token are 0, as AppendTokens leaves them.
+// What is not in use is poisoned: metadata of 16-bit pages, keys behind the last token, pages that
+// a window hides, everything between slots. Values behind the last token are 0, as AppendTokens
+// leaves them.
 class RandomDecodeBatch {
  public:
   // Scores have a standard deviation of about `deviation`; `v_scale` multiplies values.
@@ -85,11 +86,12 @@ class RandomDecodeBatch {
       for (int64_t i = 0; i < shape_.num_kv_heads * block; ++i) {
         At(data)[i] = static_cast<std::byte>(random_() & 0xff);
       }
-      const uint32_t metadata =
-          Allocate(static_cast<size_t>(shape_.num_kv_heads * int64_t{fragment::MetadataBytes()}));
+      const int64_t groups =
+          shape_.keys_by_channel && !is_values ? shape_.head_dim : fragment::kTokens;
+      const uint32_t metadata = Allocate(static_cast<size_t>(shape_.num_kv_heads * 4 * groups));
       std::uniform_real_distribution<float> uniform;
-      for (int64_t i = 0; i < shape_.num_kv_heads * 2 * fragment::kTokens; ++i) {
-        const bool is_range = i / fragment::kTokens % 2 == 1;
+      for (int64_t i = 0; i < shape_.num_kv_heads * 2 * groups; ++i) {
+        const bool is_range = i / groups % 2 == 1;
         const float u = uniform(random_);
         PutHalf(At(metadata) + 2 * i, scale * (is_range ? 4.0f + 2.5f * u : -3.2f + u));
       }
@@ -130,10 +132,11 @@ class RandomDecodeBatch {
     normal_.reset();
     const int64_t pages = NumPages(spec);
     const int32_t in_pages = shape_.sink.InPages(spec.num_tokens);
+    const int32_t first_seen = shape_.sink.InPages(shape_.Hidden(spec.num_tokens)) / 128;
     for (int64_t p = 0; p < max_pages_; ++p) {
       PageEntry entry{0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu};
       PageBits bits;
-      if (p < pages) {
+      if (p >= first_seen && p < pages) {
         const bool is_open = p + 1 == pages || spec.bits.empty();
         if (!is_open) bits = spec.bits[static_cast<size_t>(p) % spec.bits.size()];
         const auto tokens = static_cast<int>(std::min<int64_t>(128, in_pages - p * 128));

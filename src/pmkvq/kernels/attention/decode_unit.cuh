@@ -164,13 +164,17 @@ struct Queries {
   float sum[2];     // Times scale * log2(e).
   float offset[2];  // -1024 times the sum of what is multiplied; the other where columns are wide.
   float wide_offset[2];
+  // kGeneral: what scores are multiplied with; 1 but with keys per channel, whose ranges times a
+  // power of two are in b, whose minima are in `sum`.
+  float factor[2];
 };
 
 // Where a unit reads; addresses of shared memory.
 struct UnitMemory {
-  const uint8_t* k;         // Of the lane.
-  const uint8_t* v;         // Of the lane.
-  const uint8_t* metadata;  // 128 each: minima and ranges of keys, then of values.
+  const uint8_t* k;           // Of the lane.
+  const uint8_t* v;           // Of the lane.
+  const uint8_t* k_metadata;  // 128 minima, then ranges, of the tokens.
+  const uint8_t* v_metadata;
 };
 
 // New references, for scores that would leave F16's range: rare. Weights times steps then are near
@@ -215,12 +219,13 @@ __device__ __forceinline__ void RaiseReferences(WarpSums<kDim>& sums, float (&of
   }
 }
 
-// Tokens of tiles tile .. tile + kTiles of a page; of 16-bit pages those below `tokens`. `k_done`
-// is called when keys and their metadata have been read, `v_ready` before values are.
-template <int kBitsK, int kBitsV, int kDim, class KDone, class VReady>
+// Tokens of tiles tile .. tile + kTiles of a page; of 16-bit pages those below `tokens`, and with
+// kGeneral those from `first` on. `k_done` is called when keys and their metadata have been read,
+// `v_ready` before values are.
+template <int kBitsK, int kBitsV, bool kGeneral, int kDim, class KDone, class VReady>
 __device__ __forceinline__ void AttendUnit(WarpSums<kDim>& sums, const Queries<kDim>& queries,
                                            float scale, const UnitMemory& memory, int tile,
-                                           int tokens, int lane, const KDone& k_done,
+                                           int first, int tokens, int lane, const KDone& k_done,
                                            const VReady& v_ready) {
   using K = Width<kBitsK>;
   using V = Width<kBitsV>;
@@ -250,19 +255,17 @@ __device__ __forceinline__ void AttendUnit(WarpSums<kDim>& sums, const Queries<k
                                        queries.b);
     }
     // Metadata of the lane's tokens lie side by side: 4 bytes a tile.
-    const uint8_t* metadata = memory.metadata + g * 32 + (tile + part * kPart) * 4;
-    constexpr int kArray = 2 * fragment::kTokens;
-    const auto load = [&](int array, uint32_t(&words)[kPart]) {
-#pragma unroll
-      for (int i = 0; i < kPart; i += kPart) LoadWords(metadata + array * kArray, 0, words);
+    const int of_lane = g * 32 + (tile + part * kPart) * 4;
+    const auto load = [&](const uint8_t* metadata, int array, uint32_t(&words)[kPart]) {
+      LoadWords(metadata + of_lane + array * 2 * fragment::kTokens, 0, words);
     };
     float max0 = -INFINITY;
     float max1 = -INFINITY;
     uint32_t minima[kPart];
     uint32_t ranges[kPart];
     if constexpr (kBitsK != 16) {
-      load(0, minima);
-      load(1, ranges);
+      load(memory.k_metadata, 0, minima);
+      load(memory.k_metadata, 1, ranges);
     }
 #pragma unroll
     for (int i = 0; i < kPart; ++i) {
@@ -277,18 +280,27 @@ __device__ __forceinline__ void AttendUnit(WarpSums<kDim>& sums, const Queries<k
         const float2 range = HalvesToFloats(ranges[i]);
         const float step_even = range.x * even;
         const float step_odd = range.y * odd;
-        score[i][0] = fmaf(score[i][0], step_even, min.x * queries.sum[0]);
-        score[i][1] = fmaf(score[i][1], step_even, min.x * queries.sum[1]);
-        score[i][2] = fmaf(score[i][2], step_odd, min.y * queries.sum[0]);
-        score[i][3] = fmaf(score[i][3], step_odd, min.y * queries.sum[1]);
+        const float factor[2] = {kGeneral ? queries.factor[0] : 1.0f,
+                                 kGeneral ? queries.factor[1] : 1.0f};
+        score[i][0] = fmaf(score[i][0], step_even * factor[0], min.x * queries.sum[0]);
+        score[i][1] = fmaf(score[i][1], step_even * factor[1], min.x * queries.sum[1]);
+        score[i][2] = fmaf(score[i][2], step_odd * factor[0], min.y * queries.sum[0]);
+        score[i][3] = fmaf(score[i][3], step_odd * factor[1], min.y * queries.sum[1]);
+      }
+      if constexpr (kGeneral) {
+        const int token = 16 * g + 2 * (tile + part * kPart + i);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (token + (e >> 1) < first) score[i][e] = -INFINITY;
+        }
       }
       max0 = fmaxf(max0, fmaxf(score[i][0], score[i][2]));
       max1 = fmaxf(max1, fmaxf(score[i][1], score[i][3]));
     }
     float max_step = 1.0f;
     if constexpr (kBitsV != 16) {
-      load(2, minima);
-      load(3, ranges);
+      load(memory.v_metadata, 0, minima);
+      load(memory.v_metadata, 1, ranges);
       __half2 largest = *reinterpret_cast<const __half2*>(&ranges[0]);
 #pragma unroll
       for (int i = 1; i < kPart; ++i) {

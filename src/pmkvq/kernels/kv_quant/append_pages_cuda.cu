@@ -12,7 +12,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(256)
     ExpandKernel(const __grid_constant__ MoveList list, uint8_t* arena, int heads, int head_dim,
-                 bool is_values, int bits) {
+                 bool is_values, bool by_channel, int bits) {
   LetNextKernelStart();
   const int head = blockIdx.x % heads;
   const Move move = list.moves[blockIdx.x / heads];
@@ -20,9 +20,10 @@ __global__ void __launch_bounds__(256)
                          static_cast<size_t>(head) * fragment::BlockBytes(bits, head_dim);
   uint8_t* out = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
                  static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
+  const int groups = by_channel ? head_dim : fragment::kTokens;
   const T* mins =
       reinterpret_cast<const T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
-                                 static_cast<size_t>(head) * fragment::MetadataBytes());
+                                 static_cast<size_t>(head) * fragment::MetadataBytes(groups));
   const fragment::BlockShape shape = fragment::ShapeOf(is_values, head_dim);
   const int steps = shape.cols / 16;
   const float max_code = static_cast<float>((1 << bits) - 1);
@@ -42,10 +43,10 @@ __global__ void __launch_bounds__(256)
       const uint32_t word = *reinterpret_cast<const uint32_t*>(codes + place.byte);
       const uint32_t code =
           (fragment::RotateRight(word, place.rotation) >> place.shift) & ((1u << bits) - 1u);
-      const int token = is_values ? col : row;
-      const float range = ToFloat(mins[fragment::kTokens + token]);
+      const int group = is_values || by_channel ? col : row;
+      const float range = ToFloat(mins[groups + group]);
       float value = __fadd_rn(__fmul_rn(static_cast<float>(code), __fdiv_rn(range, max_code)),
-                              ToFloat(mins[token]));
+                              ToFloat(mins[group]));
       // A range rounded up may end just beyond the largest F16.
       if constexpr (sizeof(T) == sizeof(__half) && MaxFinite<T>() < 1e5f) {
         value = fminf(fmaxf(value, -MaxFinite<T>()), MaxFinite<T>());
@@ -103,9 +104,10 @@ void ExpandPages(const FragmentPageShape& shape, DType float_type, int bits,
   int heads = static_cast<int>(shape.heads);
   int head_dim = static_cast<int>(shape.head_dim);
   bool is_values = shape.is_values;
+  bool by_channel = shape.by_channel;
   cuda::LaunchParts(
       kernel, static_cast<unsigned>(heads), 256, moves, stream, [](uint32_t) {}, bytes, heads,
-      head_dim, is_values, bits);
+      head_dim, is_values, by_channel, bits);
 }
 
 void AppendTokens(int64_t num_kv_heads, int64_t head_dim, DType float_type,

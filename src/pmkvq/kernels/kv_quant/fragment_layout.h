@@ -33,8 +33,8 @@ constexpr bool IsHeadDim(int64_t dim) { return dim == 64 || dim == 128; }
 PMKVQ_HOST_DEVICE constexpr int BlockBytes(int bits, int head_dim) {
   return kTokens * head_dim * bits / 8;
 }
-// Minima, then ranges, of the tokens of one head: 16 bits each.
-PMKVQ_HOST_DEVICE constexpr int MetadataBytes() { return 2 * kTokens * 2; }
+// Minima, then ranges, of the groups of one head, 16 bits each: of its tokens, or of its channels.
+PMKVQ_HOST_DEVICE constexpr int MetadataBytes(int groups = kTokens) { return 2 * groups * 2; }
 
 struct BlockShape {
   int rows = 0;

@@ -37,6 +37,17 @@ void Write(std::byte* page, const fragment::Place& place, int bits, uint32_t val
   std::memcpy(page + place.byte, &word, sizeof(word));
 }
 
+// Where the planes have a code.
+struct PlanePlace {
+  int64_t group = 0;  // Of the page.
+  int64_t index = 0;  // In the group.
+  int64_t size = 0;   // Of a group.
+};
+PlanePlace PlaneOf(const FragmentPageShape& shape, int64_t head, int64_t token, int64_t dim) {
+  if (shape.by_channel) return {head * shape.head_dim + dim, token, fragment::kTokens};
+  return {head * fragment::kTokens + token, dim, shape.head_dim};
+}
+
 // Calls function(head, token, dim, place in fragments) for every value.
 template <class Function>
 void ForEachValue(const FragmentPageShape& shape, int bits, const Function& function) {
@@ -55,20 +66,20 @@ void ForEachValue(const FragmentPageShape& shape, int bits, const Function& func
 
 void PlanesToFragments(const FragmentPageShape& shape, int bits, const std::byte* planes,
                        std::byte* fragments) {
-  const int64_t dims = shape.head_dim;
-  ForEachValue(
-      shape, bits, [&](int64_t head, int64_t token, int64_t dim, const fragment::Place& place) {
-        const int64_t row = head * fragment::kTokens + token;
-        uint32_t value = 0;
-        if (bits == 16) {
-          std::memcpy(&value, planes + (row * dims + dim) * 2, 2);
-        } else {
-          const auto* packed =
-              reinterpret_cast<const uint8_t*>(planes) + row * PackedGroupBytes(dims, bits);
-          value = internal::PackedCode(packed, dims, bits, dim);
-        }
-        Write(fragments, place, bits, value);
-      });
+  ForEachValue(shape, bits,
+               [&](int64_t head, int64_t token, int64_t dim, const fragment::Place& place) {
+                 uint32_t value = 0;
+                 if (bits == 16) {
+                   const int64_t row = head * fragment::kTokens + token;
+                   std::memcpy(&value, planes + (row * shape.head_dim + dim) * 2, 2);
+                 } else {
+                   const PlanePlace from = PlaneOf(shape, head, token, dim);
+                   const auto* packed = reinterpret_cast<const uint8_t*>(planes) +
+                                        from.group * PackedGroupBytes(from.size, bits);
+                   value = internal::PackedCode(packed, from.size, bits, from.index);
+                 }
+                 Write(fragments, place, bits, value);
+               });
 }
 
 void FragmentsToPlanes(const FragmentPageShape& shape, int bits, const std::byte* fragments,
@@ -77,20 +88,21 @@ void FragmentsToPlanes(const FragmentPageShape& shape, int bits, const std::byte
   std::memset(planes, 0,
               static_cast<size_t>(shape.heads) *
                   static_cast<size_t>(fragment::BlockBytes(bits, static_cast<int>(dims))));
-  ForEachValue(shape, bits,
-               [&](int64_t head, int64_t token, int64_t dim, const fragment::Place& place) {
-                 const int64_t row = head * fragment::kTokens + token;
-                 const uint32_t value = Read(fragments, place, bits);
-                 if (bits == 16) {
-                   std::memcpy(planes + (row * dims + dim) * 2, &value, 2);
-                   return;
-                 }
-                 const int64_t plane_bytes = PackedGroupBytes(dims, bits);
-                 auto* packed = reinterpret_cast<uint8_t*>(planes) + row * plane_bytes;
-                 const auto shift = static_cast<uint32_t>(dim / plane_bytes * bits);
-                 packed[dim % plane_bytes] =
-                     static_cast<uint8_t>(packed[dim % plane_bytes] | (value << shift));
-               });
+  ForEachValue(
+      shape, bits, [&](int64_t head, int64_t token, int64_t dim, const fragment::Place& place) {
+        const uint32_t value = Read(fragments, place, bits);
+        if (bits == 16) {
+          const int64_t row = head * fragment::kTokens + token;
+          std::memcpy(planes + (row * dims + dim) * 2, &value, 2);
+          return;
+        }
+        const PlanePlace to = PlaneOf(shape, head, token, dim);
+        const int64_t plane_bytes = PackedGroupBytes(to.size, bits);
+        uint8_t& byte =
+            reinterpret_cast<uint8_t*>(planes)[to.group * plane_bytes + to.index % plane_bytes];
+        const auto shift = static_cast<uint32_t>(to.index / plane_bytes * bits);
+        byte = static_cast<uint8_t>(byte | (value << shift));
+      });
 }
 
 uint32_t FragmentValue(const FragmentPageShape& shape, int bits, const std::byte* page,

@@ -7,16 +7,19 @@
 
 namespace pmkvq {
 
-// K, or V, of 128 tokens of all KV heads of a block, groups of D values.
+// K, or V, of 128 tokens of all KV heads of a block, groups of the D values of a token.
 struct FragmentPageShape {
   int64_t heads = 0;
   int64_t head_dim = 0;  // fragment::IsHeadDim
   bool is_values = false;
+  // Of keys below 16 bits: groups are the 128 tokens of a channel, and so are the planes' codes
+  // (kv_quant.h). Codes lie in fragment order as ever.
+  bool by_channel = false;
 };
 
 // A page of 16 bits (planes: 2-byte floats [Hkv, 128, D]), or the codes of one of 8, 4 or 2 bits.
-// Metadata is the same in both layouts: [Hkv, 2, 128]. `to` must not overlap `from`; both have
-// Hkv * 16 * D * bits bytes.
+// Metadata is the same in both layouts: [Hkv, 2, 128], or [Hkv, 2, D] by channel. `to` must not
+// overlap `from`; both have Hkv * 16 * D * bits bytes.
 void PlanesToFragments(const FragmentPageShape& shape, int bits, const std::byte* planes,
                        std::byte* fragments);
 void FragmentsToPlanes(const FragmentPageShape& shape, int bits, const std::byte* fragments,

@@ -126,6 +126,37 @@ TEST(FragmentPageTest, ExportUndoesImport) {
   }
 }
 
+// By channel the planes' groups are other ones, the codes' places in fragment order are not.
+TEST(FragmentPageTest, ChannelsAreGroupsOfThePlanesOnly) {
+  for (const int dim : kHeadDims) {
+    for (const int bits : {8, 4, 2}) {
+      const FragmentPageShape shape{
+          .heads = 3, .head_dim = dim, .is_values = false, .by_channel = true};
+      const size_t size = 3 * static_cast<size_t>(BlockBytes(bits, dim));
+      const auto planes = RandomBytes(size, static_cast<uint32_t>(bits + dim));
+      std::vector<std::byte> fragments(size, std::byte{0xee});
+      std::vector<std::byte> back(size, std::byte{0xee});
+      PlanesToFragments(shape, bits, planes.data(), fragments.data());
+      FragmentsToPlanes(shape, bits, fragments.data(), back.data());
+      EXPECT_EQ(back, planes) << dim << ", " << bits;
+      std::vector<uint8_t> codes(static_cast<size_t>(fragment::kTokens));
+      for (int64_t head = 0; head < 3; ++head) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const int64_t group = head * dim + d;
+          UnpackCodes(fragment::kTokens, bits,
+                      reinterpret_cast<const uint8_t*>(planes.data()) +
+                          group * PackedGroupBytes(fragment::kTokens, bits),
+                      1, codes.data());
+          for (int64_t token = 0; token < fragment::kTokens; ++token) {
+            ASSERT_EQ(FragmentValue(shape, bits, fragments.data(), head, token, d),
+                      codes[static_cast<size_t>(token)]);
+          }
+        }
+      }
+    }
+  }
+}
+
 // The words of a lane are halved pair by pair, whatever the block: exhaustive over codes, since
 // each of the four (eight) codes of a word takes every value beside every neighbour's extreme.
 TEST(FragmentLayoutTest, HalvingAWordHalvesItsCodes) {

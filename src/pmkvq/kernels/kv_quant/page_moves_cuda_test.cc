@@ -23,25 +23,32 @@ struct Kind {
   int64_t heads;
   int64_t dim;
   DType type;
+  bool by_channel = false;  // Groups of keys.
 };
 void PrintTo(const Kind& kind, std::ostream* out) {
-  *out << (kind.is_values ? "values " : "keys ") << kind.heads << " x " << kind.dim << ' '
-       << NameOf(kind.type);
+  *out << (kind.is_values    ? "values "
+           : kind.by_channel ? "channels "
+                             : "keys ")
+       << kind.heads << " x " << kind.dim << ' ' << NameOf(kind.type);
 }
 
 class PageMovesSmallTest : public GpuTest, public testing::WithParamInterface<Kind> {
  protected:
   FragmentPageShape shape() const {
-    return {GetParam().heads, GetParam().dim, GetParam().is_values};
+    return {GetParam().heads, GetParam().dim, GetParam().is_values, GetParam().by_channel};
   }
-  int64_t num_groups() const { return GetParam().heads * fragment::kTokens; }
+  int64_t group_size() const {
+    return GetParam().by_channel ? int64_t{fragment::kTokens} : GetParam().dim;
+  }
+  int64_t groups_of_head() const {
+    return GetParam().by_channel ? GetParam().dim : int64_t{fragment::kTokens};
+  }
+  int64_t num_groups() const { return GetParam().heads * groups_of_head(); }
   size_t PageBytes(int bits) const {
     return static_cast<size_t>(GetParam().heads *
                                fragment::BlockBytes(bits, static_cast<int>(GetParam().dim)));
   }
-  size_t metadata_bytes() const {
-    return static_cast<size_t>(GetParam().heads * int64_t{fragment::MetadataBytes()});
-  }
+  size_t metadata_bytes() const { return static_cast<size_t>(num_groups() * 4); }
 
   // Pages [Hkv, 128, D] of the float type, with groups of every kind that has gone wrong somewhere.
   Bytes RandomPage(uint32_t seed) const {
@@ -52,13 +59,19 @@ class PageMovesSmallTest : public GpuTest, public testing::WithParamInterface<Ki
       if constexpr (sizeof(T) == 2) {
         auto* out = reinterpret_cast<T*>(page.data());
         for (int64_t r = 0; r < num_groups(); ++r) {
-          for (int64_t i = 0; i < GetParam().dim; ++i) {
-            out[r * GetParam().dim + i] = FromFloat<T>(Sample(r % 11, i, normal(random)));
+          for (int64_t i = 0; i < group_size(); ++i) {
+            out[PlaceOf(r, i)] = FromFloat<T>(Sample(r % 11, i, normal(random)));
           }
         }
       }
     });
     return page;
+  }
+  // Value i of group r in a page of 16 bits.
+  int64_t PlaceOf(int64_t r, int64_t i) const {
+    const int64_t dim = GetParam().dim;
+    if (!GetParam().by_channel) return r * dim + i;
+    return (r / dim * fragment::kTokens + i) * dim + r % dim;
   }
   static float Sample(int64_t kind, int64_t i, float z) {
     switch (kind) {
@@ -89,21 +102,27 @@ class PageMovesSmallTest : public GpuTest, public testing::WithParamInterface<Ki
   void QuantizeOnCpu(const Bytes& page, int bits, Bytes& codes, Bytes& metadata) const {
     codes.assign(PageBytes(bits), std::byte{0});
     metadata.assign(metadata_bytes(), std::byte{0});
-    const GroupFormat format{GetParam().dim, bits, GetParam().type};
+    const GroupFormat format{group_size(), bits, GetParam().type};
+    Bytes groups(page.size());
+    for (int64_t r = 0; r < num_groups(); ++r) {
+      for (int64_t i = 0; i < group_size(); ++i) {
+        std::memcpy(groups.data() + 2 * (r * group_size() + i), page.data() + 2 * PlaceOf(r, i), 2);
+      }
+    }
     for (int64_t head = 0; head < GetParam().heads; ++head) {
       const auto h = static_cast<size_t>(head);
-      std::byte* mins = metadata.data() + h * fragment::MetadataBytes();
-      QuantizeStoredGroups(format,
-                           page.data() + h * PageBytes(16) / static_cast<size_t>(GetParam().heads),
-                           fragment::kTokens,
-                           reinterpret_cast<uint8_t*>(codes.data()) +
-                               h * PageBytes(bits) / static_cast<size_t>(GetParam().heads),
-                           mins, mins + fragment::kTokens * 2);
+      std::byte* mins = metadata.data() + head * groups_of_head() * 4;
+      QuantizeStoredGroups(
+          format, groups.data() + h * PageBytes(16) / static_cast<size_t>(GetParam().heads),
+          groups_of_head(),
+          reinterpret_cast<uint8_t*>(codes.data()) +
+              h * PageBytes(bits) / static_cast<size_t>(GetParam().heads),
+          mins, mins + groups_of_head() * 2);
     }
   }
   Bytes HalveOnCpu(const Bytes& codes, int from_bits) const {
     Bytes out(codes.size() / 2);
-    HalvePackedCodes(GetParam().dim, from_bits, reinterpret_cast<const uint8_t*>(codes.data()),
+    HalvePackedCodes(group_size(), from_bits, reinterpret_cast<const uint8_t*>(codes.data()),
                      num_groups(), reinterpret_cast<uint8_t*>(out.data()));
     return out;
   }
@@ -138,7 +157,10 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Kind{false, 8, 128, DType::kF16}, Kind{true, 8, 128, DType::kF16},
                     Kind{false, 3, 64, DType::kF16}, Kind{true, 3, 64, DType::kF16},
                     Kind{false, 1, 128, DType::kBF16}, Kind{true, 1, 128, DType::kBF16},
-                    Kind{false, 5, 64, DType::kBF16}, Kind{true, 5, 64, DType::kBF16}));
+                    Kind{false, 5, 64, DType::kBF16}, Kind{true, 5, 64, DType::kBF16},
+                    Kind{false, 8, 128, DType::kF16, true}, Kind{false, 3, 64, DType::kF16, true},
+                    Kind{false, 1, 128, DType::kBF16, true},
+                    Kind{false, 5, 64, DType::kBF16, true}));
 
 TEST_P(PageMovesSmallTest, QuantizingEqualsTheCpuBitForBit) {
   constexpr size_t kPages = 3;
@@ -206,19 +228,22 @@ TEST_P(PageMovesSmallTest, ExpandingEqualsTheCpuBitForBit) {
     Bytes expected(PageBytes(16));
     internal::VisitFloatType(GetParam().type, [&]<class T>(T) {
       if constexpr (sizeof(T) == 2) {
-        std::vector<float> values(static_cast<size_t>(num_groups() * GetParam().dim));
+        std::vector<float> values(static_cast<size_t>(num_groups() * group_size()));
         const int64_t per_head = fragment::kTokens * GetParam().dim;
         for (int64_t head = 0; head < GetParam().heads; ++head) {
-          const std::byte* mins = metadata.data() + head * int64_t{fragment::MetadataBytes()};
+          const std::byte* mins = metadata.data() + head * groups_of_head() * 4;
           ref::DequantizeGroups(
-              {GetParam().dim, bits, GetParam().type},
+              {group_size(), bits, GetParam().type},
               reinterpret_cast<const uint8_t*>(codes.data()) + head * per_head * bits / 8, mins,
-              mins + fragment::kTokens * 2, fragment::kTokens, values.data() + head * per_head);
+              mins + groups_of_head() * 2, groups_of_head(), values.data() + head * per_head);
         }
         auto* out = reinterpret_cast<T*>(expected.data());
-        for (size_t i = 0; i < values.size(); ++i) {
-          if (GetParam().type == DType::kF16) values[i] = std::clamp(values[i], -kMaxF16, kMaxF16);
-          out[i] = FromFloat<T>(values[i]);
+        for (int64_t r = 0; r < num_groups(); ++r) {
+          for (int64_t i = 0; i < group_size(); ++i) {
+            float value = values[static_cast<size_t>(r * group_size() + i)];
+            if (GetParam().type == DType::kF16) value = std::clamp(value, -kMaxF16, kMaxF16);
+            out[PlaceOf(r, i)] = FromFloat<T>(value);
+          }
         }
       }
     });
@@ -258,7 +283,8 @@ TEST_P(PageMovesSmallTest, MoreMovesThanALaunchTakes) {
 
 // Tokens one after the other into pages and a sink's rest.
 TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
-  if (GetParam().is_values) GTEST_SKIP() << "both sides are stored at once";
+  if (GetParam().is_values || GetParam().by_channel)
+    GTEST_SKIP() << "both sides are stored at once";
   const int64_t heads = GetParam().heads;
   const int64_t dim = GetParam().dim;
   const int64_t query_heads = 2 * heads;

@@ -49,6 +49,7 @@ struct GatherPagesOperands {
   int64_t num_tokens = 0;
   std::byte* k = nullptr;
   std::byte* v = nullptr;
+  bool keys_by_channel = false;  // Of pages below 16 bits.
 };
 void GatherPages(int64_t num_kv_heads, int64_t head_dim, DType float_type,
                  const GatherPagesOperands& operands, Stream& stream);

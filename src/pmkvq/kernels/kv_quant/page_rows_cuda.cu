@@ -63,11 +63,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+// Minimum and step of each token, or channel.
+struct Bounds {
+  float min[kThreads];
+  float step[kThreads];
+};
+
 // Values of a head's block, which lies in shared memory.
 template <class T, int kBits, bool kIsValues, int kDim>
-__device__ __forceinline__ void PickValues(const std::byte* block,
-                                           const float (&bounds)[2][fragment::kTokens], int tokens,
-                                           T* out) {
+__device__ __forceinline__ void PickValues(const std::byte* block, const Bounds& bounds,
+                                           bool by_channel, int tokens, T* out) {
   constexpr fragment::BlockShape shape = fragment::ShapeOf(kIsValues, kDim);
 #pragma unroll 1
   for (int i = threadIdx.x; i < fragment::kTokens * kDim; i += kThreads) {
@@ -83,8 +88,9 @@ __device__ __forceinline__ void PickValues(const std::byte* block,
       const uint32_t word = *reinterpret_cast<const uint32_t*>(block + at.byte);
       const uint32_t code =
           (fragment::RotateRight(word, at.rotation) >> at.shift) & ((1u << kBits) - 1u);
+      const int group = by_channel ? dim : token;
       float value =
-          __fadd_rn(__fmul_rn(static_cast<float>(code), bounds[1][token]), bounds[0][token]);
+          __fadd_rn(__fmul_rn(static_cast<float>(code), bounds.step[group]), bounds.min[group]);
       if constexpr (MaxFinite<T>() < 1e5f) {
         value = fminf(fmaxf(value, -MaxFinite<T>()), MaxFinite<T>());
       }
@@ -93,15 +99,13 @@ __device__ __forceinline__ void PickValues(const std::byte* block,
   }
 }
 
-// Minimum and step of each token.
 template <class T>
-__device__ __forceinline__ void FindBounds(const T* mins, int bits,
-                                           float (&bounds)[2][fragment::kTokens]) {
-  const int token = threadIdx.x;
-  if (token >= fragment::kTokens) return;
-  bounds[0][token] = ToFloat(mins[token]);
-  bounds[1][token] =
-      __fdiv_rn(ToFloat(mins[fragment::kTokens + token]), static_cast<float>((1 << bits) - 1));
+__device__ __forceinline__ void FindBounds(const T* mins, int groups, int bits, Bounds& bounds) {
+  const int group = threadIdx.x;
+  if (group >= groups) return;
+  bounds.min[group] = ToFloat(mins[group]);
+  bounds.step[group] =
+      __fdiv_rn(ToFloat(mins[groups + group]), static_cast<float>((1 << bits) - 1));
 }
 
 template <class T, bool kIsValues, int kDim>
@@ -118,12 +122,14 @@ __device__ __forceinline__ void GatherPage(const GatherPagesOperands& op, std::b
   for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) {
     *reinterpret_cast<uint4*>(memory + i) = *reinterpret_cast<const uint4*>(source + i);
   }
+  const bool by_channel = !kIsValues && op.keys_by_channel;
+  const int groups = by_channel ? kDim : fragment::kTokens;
   const T* const mins = reinterpret_cast<const T*>(
       op.arena +
       static_cast<size_t>(kIsValues ? entry.v_metadata : entry.k_metadata) * fragment::kArenaUnit +
-      static_cast<size_t>(head) * fragment::MetadataBytes());
-  __shared__ float bounds[2][fragment::kTokens];
-  if (bits < 16) FindBounds(mins, bits, bounds);
+      static_cast<size_t>(head) * fragment::MetadataBytes(groups));
+  __shared__ Bounds bounds;
+  if (bits < 16) FindBounds(mins, groups, bits, bounds);
   __syncthreads();
   const int64_t tokens = op.num_tokens - static_cast<int64_t>(page) * fragment::kTokens;
   const int shown = static_cast<int>(tokens < fragment::kTokens ? tokens : fragment::kTokens);
@@ -131,13 +137,13 @@ __device__ __forceinline__ void GatherPage(const GatherPagesOperands& op, std::b
                  (head * op.num_pages + page) * fragment::kTokens * kDim;
   switch (bits) {
     case 16:
-      return PickValues<T, 16, kIsValues, kDim>(memory, bounds, shown, out);
+      return PickValues<T, 16, kIsValues, kDim>(memory, bounds, by_channel, shown, out);
     case 8:
-      return PickValues<T, 8, kIsValues, kDim>(memory, bounds, shown, out);
+      return PickValues<T, 8, kIsValues, kDim>(memory, bounds, by_channel, shown, out);
     case 4:
-      return PickValues<T, 4, kIsValues, kDim>(memory, bounds, shown, out);
+      return PickValues<T, 4, kIsValues, kDim>(memory, bounds, by_channel, shown, out);
     default:
-      return PickValues<T, 2, kIsValues, kDim>(memory, bounds, shown, out);
+      return PickValues<T, 2, kIsValues, kDim>(memory, bounds, by_channel, shown, out);
   }
 }
 

@@ -202,26 +202,28 @@ __global__ void __launch_bounds__(256)
   WaitForEarlierKernel();
 }
 
-// Values: those of a token are a column, which all warps and eight lanes of each share.
-template <class T, int kDim>
-__global__ void __launch_bounds__(2 * kDim)
-    QuantizeValues(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
-  constexpr int kSteps = fragment::kTokens / 16;
-  constexpr int kWarps = kDim / 16;
-  // Of a lane's sixteenth tokens 33 apart, so that four lanes meet no common bank.
-  __shared__ Bounds table[4 * 33];
-  __shared__ T lowest[kWarps][fragment::kTokens];
-  __shared__ T highest[kWarps][fragment::kTokens];
+// Groups that are columns: of values a token, of keys a channel. All warps and eight lanes of each
+// share a column.
+template <class T, int kRows, int kCols>
+__global__ void __launch_bounds__(2 * kRows)
+    QuantizeColumns(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
+  constexpr int kSteps = kCols / 16;
+  constexpr int kWarps = kRows / 16;
+  constexpr int kOfLane = kCols / 4;  // Columns of a lane's t.
+  // Of the four t one entry more apart, so that four lanes meet no common bank.
+  __shared__ Bounds table[4 * (kOfLane + 1)];
+  __shared__ T lowest[kWarps][kCols];
+  __shared__ T highest[kWarps][kCols];
   LetNextKernelStart();
   const int head = blockIdx.x % to.heads;
   const Move move = list.moves[blockIdx.x / to.heads];
   const uint8_t* in = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit +
-                      static_cast<size_t>(head) * fragment::BlockBytes(16, kDim);
+                      static_cast<size_t>(head) * kRows * kCols * 2;
   uint8_t* codes = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
-                   static_cast<size_t>(head) * fragment::BlockBytes(to.bits, kDim);
+                   static_cast<size_t>(head) * (kRows * kCols / 8 * to.bits);
   T* metadata =
       reinterpret_cast<T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
-                           static_cast<size_t>(head) * fragment::MetadataBytes());
+                           static_cast<size_t>(head) * fragment::MetadataBytes(kCols));
   const int tile = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(2 * kDim)
   uint4 values[kSteps];
   LoadTile(in, tile, lane, values);
 
-  // Of tokens 32 t + 2 k + y, and the same + 16 in the upper half: index 2 k + y.
+  // Of columns C / 4 t + 2 k + y, and the same + C / 8 in the upper half: index 2 k + y.
   uint32_t low[2 * kSteps];
   uint32_t high[2 * kSteps];
 #pragma unroll
@@ -240,14 +242,14 @@ __global__ void __launch_bounds__(2 * kDim)
     high[2 * k + 1] = MaxOfPairs<T>(values[k].z, values[k].w);
   }
   // Lanes with the same t trade halves of their indices, three times; then lane g has the bounds
-  // over all of them of indices 2 g and 2 g + 1. 28 shuffles instead of 96.
+  // over all of them of C / 64 indices from C / 64 g on. Of 128 columns 28 shuffles instead of 96.
 #pragma unroll
   for (int round = 0; round < 3; ++round) {
     const int bit = 2 - round;
-    const int count = 16 >> (round + 1);
+    const int count = 2 * kSteps >> (round + 1);
     const bool upper = (g >> bit & 1) != 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < kSteps; ++j) {
       if (j >= count) break;
       const uint32_t given_low = upper ? low[j] : low[j + count];
       const uint32_t kept_low = upper ? low[j + count] : low[j];
@@ -258,39 +260,39 @@ __global__ void __launch_bounds__(2 * kDim)
     }
   }
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const int token = 32 * t + 2 * g + j;
+  for (int j = 0; j < kSteps / 4; ++j) {
+    const int column = kOfLane * t + kSteps / 4 * g + j;
     const auto lows = AsPair<T>(low[j]);
     const auto highs = AsPair<T>(high[j]);
-    lowest[tile][token] = lows.x;
-    lowest[tile][token + 16] = lows.y;
-    highest[tile][token] = highs.x;
-    highest[tile][token + 16] = highs.y;
+    lowest[tile][column] = lows.x;
+    lowest[tile][column + kCols / 8] = lows.y;
+    highest[tile][column] = highs.x;
+    highest[tile][column + kCols / 8] = highs.y;
   }
   __syncthreads();
-  if (threadIdx.x < fragment::kTokens) {
-    const int token = threadIdx.x;
-    T least = lowest[0][token];
-    T most = highest[0][token];
+  if (threadIdx.x < kCols) {
+    const int column = threadIdx.x;
+    T least = lowest[0][column];
+    T most = highest[0][column];
 #pragma unroll
     for (int warp = 1; warp < kWarps; ++warp) {
-      least = __hmin(least, lowest[warp][token]);
-      most = __hmax(most, highest[warp][token]);
+      least = __hmin(least, lowest[warp][column]);
+      most = __hmax(most, highest[warp][column]);
     }
     T min;
     T range;
     bool unfit = false;
-    table[token + token / 32] = MakeBounds<T>(least, most, to.max_code, min, range, unfit);
-    metadata[token] = min;
-    metadata[fragment::kTokens + token] = range;
+    table[column + column / kOfLane] = MakeBounds<T>(least, most, to.max_code, min, range, unfit);
+    metadata[column] = min;
+    metadata[kCols + column] = range;
     if (unfit) atomicMin(to.unfit, to.first_index + blockIdx.x / to.heads);
   }
   __syncthreads();
   uint32_t words[2 * kSteps];
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    const Bounds* of_lane = table + 33 * t + 2 * k;
-    const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[16], of_lane[17]};
+    const Bounds* of_lane = table + (kOfLane + 1) * t + 2 * k;
+    const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[kCols / 8], of_lane[kCols / 8 + 1]};
     const Bounds* const each[4] = {&own[0], &own[1], &own[2], &own[3]};
     const bool must_divide =
         MustDivide(own[0]) || MustDivide(own[1]) || MustDivide(own[2]) || MustDivide(own[3]);
@@ -313,10 +315,21 @@ void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const
   const auto prepare = [&](uint32_t first) { to.first_index = first_index + first; };
   const auto blocks = static_cast<unsigned>(to.heads);
   if (shape.is_values) {
-    LaunchParts(QuantizeValues<T, kDim>, blocks, 2 * kDim, moves, stream, prepare, bytes, to);
+    LaunchParts(QuantizeColumns<T, kDim, fragment::kTokens>, blocks, 2 * kDim, moves, stream,
+                prepare, bytes, to);
+  } else if (shape.by_channel) {
+    LaunchParts(QuantizeColumns<T, fragment::kTokens, kDim>, blocks, 256, moves, stream, prepare,
+                bytes, to);
   } else {
     LaunchParts(QuantizeKeys<T, kDim>, blocks, 256, moves, stream, prepare, bytes, to);
   }
+}
+
+template <class T>
+void QuantizeDim(const FragmentPageShape& shape, const QuantizeTarget& to,
+                 std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
+  if (shape.head_dim == 128) return Quantize<T, 128>(shape, to, moves, arena, stream);
+  Quantize<T, 64>(shape, to, moves, arena, stream);
 }
 
 }  // namespace
@@ -330,13 +343,11 @@ void QuantizePages(const FragmentPageShape& shape, DType float_type, int bits,
   PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
   const cuda::QuantizeTarget to{bits, static_cast<float>((1 << bits) - 1),
                                 static_cast<int>(shape.heads), unfit, first_index};
-  const bool wide = shape.head_dim == 128;
   if (float_type == DType::kF16) {
-    return wide ? cuda::Quantize<__half, 128>(shape, to, moves, arena, stream)
-                : cuda::Quantize<__half, 64>(shape, to, moves, arena, stream);
+    cuda::QuantizeDim<__half>(shape, to, moves, arena, stream);
+  } else {
+    cuda::QuantizeDim<__nv_bfloat16>(shape, to, moves, arena, stream);
   }
-  return wide ? cuda::Quantize<__nv_bfloat16, 128>(shape, to, moves, arena, stream)
-              : cuda::Quantize<__nv_bfloat16, 64>(shape, to, moves, arena, stream);
 }
 
 }  // namespace pmkvq

@@ -41,27 +41,18 @@ DecodeShape DeviceShapeOf(const CacheConfig& config, size_t layer) {
   shape.scale = attention.scale;
   shape.float_type = config.float_type;
   shape.sink = SinkOf(config);
+  shape.sliding_window = config.geometry.blocks[layer].sliding_window;
+  shape.keys_by_channel = config.k_axis == QuantAxis::kChannel;
   return shape;
 }
 
 }  // namespace
 
 void CheckDeviceCache(const CacheConfig& config) {
-  const std::string device = NameOf(config.device);
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
     if (!block.has_cache()) continue;
-    if (block.sliding_window != 0) {
-      throw Unsupported(device, fmt::format("the cache: found a sliding window of {} tokens in "
-                                            "block {}, expected none; use --device cpu",
-                                            block.sliding_window, layer));
-    }
     internal::CheckDecodeShape(DeviceShapeOf(config, layer), config.device);
-  }
-  if (config.k_axis == QuantAxis::kChannel) {
-    throw Unsupported(device,
-                      "the cache: found keys per channel (axis=channel), expected groups per "
-                      "token; use --device cpu");
   }
   PMKVQ_CHECK_MSG(config.max_len > 0, "a cache on a device needs the longest sequence");
 }
@@ -536,8 +527,9 @@ void DeviceSide::StoreClosing(size_t layer, const Chunk& chunk, std::span<Closin
         if (page.side == side && page.bits == bits) moves.push_back(page.move);
       }
       if (moves.empty()) continue;
-      QuantizePages({shape.heads, shape.width, side == kValues}, config_.float_type, bits, moves,
-                    store_.arena(), unfit,
+      QuantizePages({shape.heads, shape.width, side == kValues,
+                     side == kKeys && config_.k_axis == QuantAxis::kChannel},
+                    config_.float_type, bits, moves, store_.arena(), unfit,
                     static_cast<uint32_t>(layer) * static_cast<uint32_t>(PageStore::kStagedPages),
                     stream());
     }

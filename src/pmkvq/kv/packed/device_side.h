@@ -23,7 +23,7 @@
 namespace pmkvq {
 
 // Throws Unsupported for what there is no code for on config.device, naming it: a float type other
-// than F16, head sizes, keys per channel, sliding windows.
+// than F16, head sizes, more query heads per KV head than there is code for.
 void CheckDeviceCache(const CacheConfig& config);
 
 class DeviceSide : public DeviceKvStore {

@@ -25,7 +25,7 @@ struct Group {
 
   bool Takes(const PageOp& op) const {
     return op.kind == like.kind && op.from_bits == like.from_bits && op.to_bits == like.to_bits &&
-           op.side == like.side;
+           op.side == like.side && op.axis == like.axis;
   }
 };
 
@@ -112,18 +112,14 @@ class Executor {
   }
 
   FragmentPageShape ShapeOf(const PageOp& op) const {
-    return {codec_.stream().heads, codec_.stream().width, op.side == kValues};
+    return {codec_.stream().heads, codec_.stream().width, op.side == kValues,
+            op.axis == QuantAxis::kChannel};
   }
 
   // The first record whose page did not fit.
   std::optional<uint32_t> RunWave(std::span<const PageOp> wave) {
     std::optional<uint32_t> first;
     for (const PageOp& op : wave) {
-      if (op.axis == QuantAxis::kChannel && op.kind != PageOpKind::kCopy) {
-        throw Unsupported(NameOf(arena_.device),
-                          "the cache: found keys per channel (axis=channel), expected groups per "
-                          "token; use --device cpu");
-      }
       if (op.kind == PageOpKind::kCopy) {
         CopyOnDevice(stream_, arena_.data + op.target.offset, arena_.data + op.source.offset,
                      op.source.bytes);

@@ -35,6 +35,7 @@ class TwoArenas {
         layout_(MakeSlotLayout(config)),
         slots_(layout_.extent_bytes, layout_.num_extents, layout_.slot_bytes),
         codec_(stream_of_pages_, config.float_type),
+        by_channel_(config.k_axis == QuantAxis::kChannel),
         host_(DeviceId(), slots_.arena_bytes()),
         device_(stream.device(), slots_.arena_bytes()) {}
 
@@ -124,7 +125,8 @@ class TwoArenas {
 
  private:
   FragmentPageShape ShapeOf(Side side) const {
-    return {stream_of_pages_.heads, stream_of_pages_.width, side == kValues};
+    return {stream_of_pages_.heads, stream_of_pages_.width, side == kValues,
+            by_channel_ && side == kKeys};
   }
 
   Stream& stream_;
@@ -132,6 +134,7 @@ class TwoArenas {
   SlotLayout layout_;
   SlotAllocator slots_;
   PageCodec codec_;
+  bool by_channel_;
   Buffer host_;
   Buffer device_;
   std::vector<StoredPage> pages_;
@@ -144,11 +147,12 @@ TEST_F(MoveExecutorSmallTest, RandomPlansGiveTheCpusPages) {
   uint32_t seed = 1;
   for (const DType type : {DType::kF16, DType::kBF16}) {
     for (const auto& [heads, dim] : std::vector<std::pair<int64_t, int64_t>>{{2, 128}, {3, 64}}) {
-      for (const size_t most : {size_t{1}, size_t{3}, size_t{100}}) {
+      for (const size_t most : {size_t{1}, size_t{2}, size_t{3}, size_t{100}}) {
         SCOPED_TRACE(testing::Message()
                      << NameOf(type) << ' ' << heads << " x " << dim << ", waves of " << most);
         std::mt19937 random(++seed);
-        TwoArenas arenas(MakeConfig(12, heads, dim, type), stream());
+        const QuantAxis k_axis = most % 2 == 0 ? QuantAxis::kChannel : QuantAxis::kToken;
+        TwoArenas arenas(MakeConfig(12, heads, dim, type, k_axis), stream());
         for (int i = 0; i < 10; ++i) arenas.AddPage(i % 2 == 0 ? kKeys : kValues, random);
         arenas.ExpectEqual();
         for (int step = 0; step < 3; ++step) {
@@ -168,40 +172,41 @@ TEST_F(MoveExecutorSmallTest, RandomPlansGiveTheCpusPages) {
 }
 
 TEST_F(MoveExecutorSmallTest, ThePageWhoseRangeDoesNotFitIsNamedAsOnTheCpu) {
-  std::mt19937 random(1);
-  TwoArenas arenas(MakeConfig(8, 1, 64, DType::kF16), stream());
-  arenas.AddPage(kKeys, random);
-  arenas.AddPage(kValues, random, 2e4f);
-  arenas.AddPage(kKeys, random, 2e4f);
-  std::vector<PageChange> changes;
-  for (size_t i = 0; i < 3; ++i) {
-    changes.push_back({&arenas.page(i), 4, &arenas.classes(arenas.side(i))});
+  for (const auto& [k_axis, side] : std::vector<std::pair<QuantAxis, Side>>{
+           {QuantAxis::kToken, kValues}, {QuantAxis::kChannel, kKeys}}) {
+    std::mt19937 random(1);
+    TwoArenas arenas(MakeConfig(8, 1, 64, DType::kF16, k_axis), stream());
+    arenas.AddPage(kKeys, random);
+    arenas.AddPage(side, random, 2e4f);
+    arenas.AddPage(kKeys, random, 2e4f);
+    std::vector<PageChange> changes;
+    for (size_t i = 0; i < 3; ++i) {
+      changes.push_back({&arenas.page(i), 4, &arenas.classes(arenas.side(i))});
+    }
+    MovePlan plan;
+    PlanNarrowing(changes, 100, arenas.slots(), plan);
+    const auto unfit = arenas.Execute(plan);
+    ASSERT_TRUE(unfit);
+    EXPECT_EQ(unfit->page, 1u);
+    arenas.ExpectEqual();
   }
-  MovePlan plan;
-  PlanNarrowing(changes, 100, arenas.slots(), plan);
-  const auto unfit = arenas.Execute(plan);
-  ASSERT_TRUE(unfit);
-  EXPECT_EQ(unfit->page, 1u);
-  arenas.ExpectEqual();
 }
 
 TEST_F(MoveExecutorSmallTest, WhatThereIsNoCodeForIsRefusedByName) {
   const Buffer arena(kDevice, 1 << 20);
-  const auto refuse = [&](int64_t dim, DType type, QuantAxis axis, const char* text) {
+  const auto refuse = [&](int64_t dim, DType type, const char* text) {
     const PageCodec codec(StreamOf(1, dim), type);
     MovePlan plan;
     PageOp op;
     op.kind = PageOpKind::kHalve;
-    op.axis = axis;
     plan.Add(op);
     plan.EndWave();
     testing_support::ExpectError<Unsupported>(
         [&] { ExecuteMoves(plan, codec, arena.view(), ExecContext(1, stream())); },
         {"[cuda:0] the cache: found", text, "--device cpu"});
   };
-  refuse(96, DType::kF16, QuantAxis::kToken, "heads of 96 values, expected 64 or 128");
-  refuse(128, DType::kF32, QuantAxis::kToken, "values of F32, expected F16 or BF16");
-  refuse(128, DType::kF16, QuantAxis::kChannel, "keys per channel (axis=channel)");
+  refuse(96, DType::kF16, "heads of 96 values, expected 64 or 128");
+  refuse(128, DType::kF32, "values of F32, expected F16 or BF16");
 }
 
 }  // namespace

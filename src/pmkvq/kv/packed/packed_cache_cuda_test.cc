@@ -170,7 +170,9 @@ void RunHistory(CacheConfig config, uint64_t seed, int num_actions) {
       cuda.Forward({{seq, chunk, seed + static_cast<uint64_t>(seq)}});
       ExpectNearOutputs(cpu, cuda);
     } else if (action == 4) {
-      const int64_t wanted = draw(static_cast<uint64_t>(n + 1));
+      const int64_t drawn = draw(static_cast<uint64_t>(n + 1));
+      const int64_t wanted = cpu.cache().LongestTruncation(seq, drawn);
+      ASSERT_EQ(cuda.cache().LongestTruncation(seq, drawn), wanted);
       cpu.cache().Truncate(seq, wanted);
       cuda.cache().Truncate(seq, wanted);
     } else if (action == 5) {
@@ -248,6 +250,40 @@ TEST_F(PackedCacheOnCudaTest, StaticWidthsWithALongSinkAndAWindow) {
   }
 }
 
+// Two blocks with windows of several pages and of less than one, beside one without.
+CacheConfig WithWindows(CacheConfig config) {
+  config.geometry.blocks[2].sliding_window = 300;
+  config.geometry.blocks[3].sliding_window = 70;
+  return config;
+}
+
+TEST_F(PackedCacheOnCudaTest, SlidingWindows) {
+  RunHistory(WithWindows(MakeConfig(900, 4, 4)), 11, 40);
+  CacheConfig config = WithWindows(MakeConfig(1500, 4, 2));
+  config.policy = PolicyKind::kOldestFirst;
+  config.sink_tokens = 128 + 5;
+  RunHistory(config, 12, 40);
+  config.static_widths = true;
+  config.k_bits.assign(4, 8);
+  config.v_bits.assign(4, 2);
+  RunHistory(config, 13, 30);
+}
+
+TEST_F(PackedCacheOnCudaTest, KeysPerChannel) {
+  CacheConfig config = MakeConfig(900, 4, 4);
+  config.k_axis = QuantAxis::kChannel;
+  RunHistory(config, 21, 40);
+  config.policy = PolicyKind::kOldestFirst;
+  config.sink_tokens = 5;
+  RunHistory(WithWindows(config), 22, 40);
+  for (const int bits : {8, 4, 2}) {
+    config = MakeConfig(2000, 16, 16);
+    config.k_axis = QuantAxis::kChannel;
+    testing_support::SetUniform(config, bits);
+    RunHistory(config, static_cast<uint64_t>(30 + bits), 25);
+  }
+}
+
 TEST_F(PackedCacheOnCudaTest, Unquantised) {
   CacheConfig config = MakeConfig(kMaxLen, 16, 16);
   config.sink_tokens = 0;
@@ -269,6 +305,10 @@ TEST_F(PackedCacheOnCudaTest, StressOfRandomHistories) {
     constexpr int kWidths[] = {16, 8, 4, 2};
     CacheConfig config = MakeConfig(300 + static_cast<int64_t>(random.Below(2500)),
                                     kWidths[random.Below(4)], kWidths[random.Below(4)]);
+    if (random.Below(3) == 0) config.k_axis = QuantAxis::kChannel;
+    if (random.Below(3) == 0) {
+      config.geometry.blocks[2].sliding_window = static_cast<int64_t>(1 + random.Below(900));
+    }
     config.sink_tokens = static_cast<int64_t>(random.Below(3) == 0 ? random.Below(300) : 1);
     for (size_t layer = 0; layer < config.budget_bytes.size(); ++layer) {
       config.budget_bytes[layer] =
@@ -412,14 +452,8 @@ TEST_F(PackedCacheOnCudaTest, WhatThereIsNoCodeForIsRefusedByName) {
     testing_support::ExpectError<Unsupported>([&] { DeviceDriver driver(config); }, {what});
   };
   CacheConfig config = MakeConfig(900, 8, 8);
-  config.k_axis = QuantAxis::kChannel;
-  refuse(config, "axis=channel");
-  config = MakeConfig(900, 8, 8);
   config.float_type = DType::kBF16;
   refuse(config, "BF16");
-  config = MakeConfig(900, 8, 8);
-  config.geometry.blocks[2].sliding_window = 256;
-  refuse(config, "sliding window of 256");
   config = MakeConfig(900, 8, 8);
   config.geometry.blocks[0] = BlockOf({1, 4, 2, 32});
   refuse(config, "heads of 32");

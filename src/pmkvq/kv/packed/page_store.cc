@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/kernels/kv_quant/fragment_page.h"
 #include "pmkvq/kernels/linalg/hadamard.h"
 
 namespace pmkvq {
@@ -348,6 +347,12 @@ KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t 
   return {SinkData(block, layer, piece, side), nullptr, 16, QuantAxis::kToken};
 }
 
+FragmentPageShape PageStore::FragmentShape(size_t layer, Side side) const {
+  const KvStream& stream = config_.geometry.blocks[layer].streams[side];
+  return {stream.heads, stream.width, side == kValues,
+          side == kKeys && config_.k_axis == QuantAxis::kChannel};
+}
+
 void PageStore::ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
                           std::byte* out) const {
   if (stream_ == nullptr) {
@@ -358,8 +363,7 @@ void PageStore::ReadBytes(size_t layer, Side side, int bits, const std::byte* fr
   CopyToHost(*stream_, bits == 0 ? out : fragments.data(), from, count);
   stream_->Synchronize();
   if (bits == 0) return;
-  const KvStream& stream = config_.geometry.blocks[layer].streams[side];
-  FragmentsToPlanes({stream.heads, stream.width, side == kValues}, bits, fragments.data(), out);
+  FragmentsToPlanes(FragmentShape(layer, side), bits, fragments.data(), out);
 }
 
 void PageStore::WriteBytes(size_t layer, Side side, int bits, const std::byte* in, size_t count,
@@ -370,8 +374,7 @@ void PageStore::WriteBytes(size_t layer, Side side, int bits, const std::byte* i
   }
   std::vector<std::byte> fragments(bits == 0 ? 0 : count);
   if (bits != 0) {
-    const KvStream& stream = config_.geometry.blocks[layer].streams[side];
-    PlanesToFragments({stream.heads, stream.width, side == kValues}, bits, in, fragments.data());
+    PlanesToFragments(FragmentShape(layer, side), bits, in, fragments.data());
   }
   CopyToDevice(*stream_, to, bits == 0 ? in : fragments.data(), count);
   stream_->Synchronize();

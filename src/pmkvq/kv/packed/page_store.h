@@ -13,6 +13,7 @@
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/kv_quant/fragment_page.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/kv_failure.h"
 #include "pmkvq/kv/packed/move_executor.h"
@@ -217,6 +218,7 @@ class PageStore {
  private:
   std::byte* At(SlotHandle slot) const { return arena_.data() + slots_.Offset(slot); }
   // `bits` 0: as they are, else those of a page, whose layout changes on the way.
+  FragmentPageShape FragmentShape(size_t layer, Side side) const;
   void ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
                  std::byte* out) const;
   void WriteBytes(size_t layer, Side side, int bits, const std::byte* in, size_t count,

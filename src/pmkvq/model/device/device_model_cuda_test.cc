@@ -43,6 +43,14 @@ std::map<std::string, TinyModel> Models() {
   models["qwen2_bf16_tied"] = WithHeads(
       {.architecture = "Qwen2ForCausalLM", .tied = true, .qkv_bias = true, .dtype = DType::kBF16},
       7, 1, 128);
+  models["mistral_window_f32"] =
+      WithHeads({.architecture = "MistralForCausalLM", .window = 150}, 4, 2, 64);
+  models["qwen2_window_bf16"] = WithHeads({.architecture = "Qwen2ForCausalLM",
+                                           .qkv_bias = true,
+                                           .dtype = DType::kBF16,
+                                           .window = 40,
+                                           .full_layers = 1},
+                                          4, 1, 128);
   models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
   return models;
 }
@@ -247,10 +255,12 @@ TEST_F(DeviceModelTest, WhatThereIsNoCodeForIsRefusedByName) {
     return Model::Load(folder.path(), options);
   };
   const TinyModel tiny = WithHeads({}, 4, 2, 64);
-  TinyModel windows = WithHeads({.architecture = "MistralForCausalLM"}, 4, 2, 64);
-  windows.window = 9;
-  testing_support::ExpectError<Unsupported>([&] { load(WeightMode::kAsStored, windows); },
-                                            {"sliding windows", "--device cpu"});
+  testing_support::ExpectError<Unsupported>(
+      [&] {
+        load(WeightMode::kAsStored,
+             WithHeads(testing_support::TinyModels().at("gemma3_f32"), 4, 2, 64));
+      },
+      {"norms behind attention and MLP", "--device cpu"});
   ModelOptions none;
   none.device = {Device::kCuda, 77};
   TempFolder folder;

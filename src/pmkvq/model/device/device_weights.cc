@@ -64,9 +64,6 @@ void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
   if (config.activation != GateActivation::kSilu) refuse("a GELU in the MLP");
   if (config.embedding_factor != 1.0) refuse("a factor of the embedding");
   if (config.local_rope.has_value()) refuse("blocks with another RoPE");
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    if (config.sliding_window(layer) != 0) refuse("sliding windows");
-  }
 }
 
 // Goes through all weights twice in the same order: first places are counted, then, with memory,
