@@ -22,6 +22,9 @@ class RopeTables {
   const RopeTable& Of(int64_t layer) const;
   // Of the blocks that have no local one.
   const RopeTable& global() const { return global_; }
+  // Null: no block has one.
+  const RopeTable* local() const { return local_ ? &*local_ : nullptr; }
+  bool IsLocal(int64_t layer) const { return &Of(layer) != &global_; }
 
  private:
   RopeTable global_;

@@ -194,8 +194,8 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
         parts.output_head.rows * RowBytes(parts.output_head.format, parts.output_head.cols);
   }
   if (options.device.device == Device::kCpu) return;
-  device = std::make_unique<DeviceModel>(checkpoint.config(), parts, ropes.global(), options.device,
-                                         options.num_threads);
+  device = std::make_unique<DeviceModel>(checkpoint.config(), parts, ropes, embedding_factor,
+                                         options.device, options.num_threads);
 }
 
 Model::Impl::~Impl() = default;

@@ -33,11 +33,14 @@ struct ProductSums {
   int64_t part_rows = 0;
 };
 
-// x [rows, width] = rows of `table` [V, width] of type F16, BF16 or F32, by tokens [rows].
+// x [rows, width] = rows of `table` [V, width] of type F16, BF16 or F32, by tokens [rows], times
+// `factor`.
 void EmbedRows(const std::byte* table, DType type, const int32_t* tokens, int64_t rows,
-               int64_t width, float* x, Stream& stream);
+               int64_t width, float* x, Stream& stream, float factor = 1.0f);
 
-// x += sums (+ bias [width], or null), where there are sums. Then, where `weight` is not null,
+// x += sums (+ bias [width], or null), where there are sums; where `sums_weight` is not null,
+// behind a norm: x += (sums + bias) / sqrt(mean((sums + bias)^2) + eps) * sums_weight. Then, where
+// `weight` is not null,
 //   out = x / sqrt(mean(x^2) + eps) * weight.
 // `picked` [rows], or null: out row r is of x row picked[r]; no sums then.
 struct NormRows {
@@ -46,7 +49,8 @@ struct NormRows {
   int64_t width = 0;
   ProductSums sums;
   const float* bias = nullptr;
-  const float* weight = nullptr;  // [width]
+  const float* sums_weight = nullptr;  // [width]
+  const float* weight = nullptr;       // [width]
   float eps = 0.0f;
   const int32_t* picked = nullptr;
   ProductRows out;
@@ -77,8 +81,8 @@ struct HeadRows {
   float* k = nullptr;                    // [rows, Hkv, D]
   float* v = nullptr;                    // [rows, Hkv, D]
   float* raw_k = nullptr;                // [rows, Hkv, D] before RoPE and factors; may be null.
-  // Where its arena is not null, rows are stored as AppendTokens stores them, in F16, and q, k and v
-  // are not written. Row b is that of sequence b.
+  // Where its arena is not null, rows are stored as AppendTokens stores them, in F16, and q, k and
+  // v are not written. Row b is that of sequence b.
   AppendOperands append;
 };
 void MakeHeadRows(const HeadRows& op, Stream& stream);
@@ -88,6 +92,9 @@ void RoundRows(const float* x, int64_t rows, int64_t width, const ProductRows& o
 
 // out = silu(gate) * up of sums [rows, 2 width], gate first.
 void SiluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const ProductRows& out,
+                 Stream& stream);
+// The same with gelu (kernels/act/act.h).
+void GeluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const ProductRows& out,
                  Stream& stream);
 
 // out [rows, width] = sums.

@@ -28,10 +28,10 @@ __device__ __forceinline__ float WarpSum(float x) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    EmbedKernel(const T* table, const int32_t* tokens, int64_t width, float* x) {
+    EmbedKernel(const T* table, const int32_t* tokens, int64_t width, float* x, float factor) {
   const T* const from = table + static_cast<int64_t>(tokens[blockIdx.x]) * width;
   float* const to = x + blockIdx.x * width;
-  for (int64_t i = threadIdx.x; i < width; i += kThreads) to[i] = ToFloat(from[i]);
+  for (int64_t i = threadIdx.x; i < width; i += kThreads) to[i] = ToFloat(from[i]) * factor;
 }
 
 __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ NormRows op) {
@@ -58,6 +58,47 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ N
 #pragma unroll
   for (int w = 0; w < kThreads / kWarp; ++w) sum += warp_sums[w];
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.eps);
+  for (int64_t i = threadIdx.x; i < op.width; i += kThreads) {
+    Store(op.out, op.width, row, i, x[i] * inverse * op.weight[i]);
+  }
+}
+
+__device__ __forceinline__ float BlockSum(float x, float (&warp_sums)[kThreads / kWarp]) {
+  x = WarpSum(x);
+  if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kThreads / kWarp; ++w) sum += warp_sums[w];
+  return sum;
+}
+
+// Sums go through a norm before they are added.
+__global__ void __launch_bounds__(kThreads) NormedSumsKernel(const __grid_constant__ NormRows op) {
+  __shared__ float warp_sums[2][kThreads / kWarp];
+  LetNextKernelStart();
+  WaitForEarlierKernel();
+  const int64_t row = blockIdx.x;
+  float* const x = op.x + row * op.width;
+  const auto width = static_cast<float>(op.width);
+  const auto sum_of = [&](int64_t i) {
+    const float sum = SumOf(op.sums, op.width, row, i);
+    return op.bias != nullptr ? sum + op.bias[i] : sum;
+  };
+  float square = 0.0f;
+  for (int64_t i = threadIdx.x; i < op.width; i += kThreads) {
+    const float sum = sum_of(i);
+    square = fmaf(sum, sum, square);
+  }
+  const float of_sums = 1.0f / sqrtf(BlockSum(square, warp_sums[0]) / width + op.eps);
+  square = 0.0f;
+  for (int64_t i = threadIdx.x; i < op.width; i += kThreads) {
+    const float value = x[i] + sum_of(i) * of_sums * op.sums_weight[i];
+    x[i] = value;
+    square = fmaf(value, value, square);
+  }
+  if (op.weight == nullptr) return;
+  const float inverse = 1.0f / sqrtf(BlockSum(square, warp_sums[1]) / width + op.eps);
   for (int64_t i = threadIdx.x; i < op.width; i += kThreads) {
     Store(op.out, op.width, row, i, x[i] * inverse * op.weight[i]);
   }
@@ -276,8 +317,18 @@ __global__ void __launch_bounds__(kThreads)
             reinterpret_cast<const float4*>(x)[blockIdx.x * width / 4 + four]);
 }
 
+struct Silu {
+  static constexpr char kName[] = "SiLU";
+  static __device__ __forceinline__ float Mul(float gate, float up) { return SiluMul(gate, up); }
+};
+struct Gelu {
+  static constexpr char kName[] = "GELU";
+  static __device__ __forceinline__ float Mul(float gate, float up) { return GeluMul(gate, up); }
+};
+
+template <class Gate>
 __global__ void __launch_bounds__(kThreads)
-    SiluMulFoursKernel(const __grid_constant__ ProductSums sums, int64_t width,
+    GateMulFoursKernel(const __grid_constant__ ProductSums sums, int64_t width,
                        const __grid_constant__ ProductRows out) {
   LetNextKernelStart();
   WaitForEarlierKernel();
@@ -286,20 +337,21 @@ __global__ void __launch_bounds__(kThreads)
   if (four >= width / 4) return;
   const float4 gate = FourSumsOf(sums, 2 * width, row, four);
   const float4 up = FourSumsOf(sums, 2 * width, row, width / 4 + four);
-  StoreFour(
-      out, width, row, four,
-      {SiluMul(gate.x, up.x), SiluMul(gate.y, up.y), SiluMul(gate.z, up.z), SiluMul(gate.w, up.w)});
+  StoreFour(out, width, row, four,
+            {Gate::Mul(gate.x, up.x), Gate::Mul(gate.y, up.y), Gate::Mul(gate.z, up.z),
+             Gate::Mul(gate.w, up.w)});
 }
 
+template <class Gate>
 __global__ void __launch_bounds__(kThreads)
-    SiluMulKernel(const __grid_constant__ ProductSums sums, int64_t width,
+    GateMulKernel(const __grid_constant__ ProductSums sums, int64_t width,
                   const __grid_constant__ ProductRows out) {
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (i >= width) return;
   const int64_t row = blockIdx.x;
   const float gate = SumOf(sums, 2 * width, row, i);
   const float up = SumOf(sums, 2 * width, row, width + i);
-  Store(out, width, row, i, SiluMul(gate, up));
+  Store(out, width, row, i, Gate::Mul(gate, up));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -355,16 +407,31 @@ void CheckOut(const ProductRows& out, int64_t rows) {
   PMKVQ_CHECK(rows <= out.part_rows);
 }
 
+template <class Gate>
+void GateMulRows(const ProductSums& sums, int64_t rows, int64_t width, const ProductRows& out,
+                 Stream& stream) {
+  if (rows == 0) return;
+  CheckOut(out, rows);
+  const internal::CudaDeviceScope scope(stream.device());
+  if (width % 4 == 0) {
+    LaunchEarly(GateMulFoursKernel<Gate>, RowPieces(rows, width / 4), kThreads, stream, Gate::kName,
+                sums, width, out);
+    return;
+  }
+  GateMulKernel<Gate><<<RowPieces(rows, width), kThreads, 0, stream.handle()>>>(sums, width, out);
+  internal::CheckLaunch(Gate::kName);
+}
+
 }  // namespace
 }  // namespace cuda
 
 void EmbedRows(const std::byte* table, DType type, const int32_t* tokens, int64_t rows,
-               int64_t width, float* x, Stream& stream) {
+               int64_t width, float* x, Stream& stream, float factor) {
   if (rows == 0) return;
   const internal::CudaDeviceScope scope(stream.device());
   const auto launch = [&]<class T>(const T* typed) {
     cuda::EmbedKernel<T><<<static_cast<unsigned>(rows), cuda::kThreads, 0, stream.handle()>>>(
-        typed, tokens, width, x);
+        typed, tokens, width, x, factor);
   };
   switch (type) {
     case DType::kF16:
@@ -386,7 +453,9 @@ void AddAndNormRows(const NormRows& op, Stream& stream) {
   if (op.weight != nullptr) cuda::CheckOut(op.out, op.rows);
   const internal::CudaDeviceScope scope(stream.device());
   const auto blocks = static_cast<unsigned>(op.rows);
-  if (op.width % 4 == 0 && op.width / 4 <= cuda::kMostFours) {
+  if (op.sums.data != nullptr && op.sums_weight != nullptr) {
+    cuda::LaunchEarly(cuda::NormedSumsKernel, blocks, cuda::kThreads, stream, "norms of rows", op);
+  } else if (op.width % 4 == 0 && op.width / 4 <= cuda::kMostFours) {
     const int64_t warps = (op.width / 4 + cuda::kWarp - 1) / cuda::kWarp;
     const auto threads =
         static_cast<unsigned>(std::min<int64_t>(warps * cuda::kWarp, cuda::kNormThreads));
@@ -435,17 +504,12 @@ void RoundRows(const float* x, int64_t rows, int64_t width, const ProductRows& o
 
 void SiluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const ProductRows& out,
                  Stream& stream) {
-  if (rows == 0) return;
-  cuda::CheckOut(out, rows);
-  const internal::CudaDeviceScope scope(stream.device());
-  if (width % 4 == 0) {
-    cuda::LaunchEarly(cuda::SiluMulFoursKernel, cuda::RowPieces(rows, width / 4), cuda::kThreads,
-                      stream, "SiLU", sums, width, out);
-    return;
-  }
-  cuda::SiluMulKernel<<<cuda::RowPieces(rows, width), cuda::kThreads, 0, stream.handle()>>>(
-      sums, width, out);
-  internal::CheckLaunch("SiLU");
+  cuda::GateMulRows<cuda::Silu>(sums, rows, width, out, stream);
+}
+
+void GeluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const ProductRows& out,
+                 Stream& stream) {
+  cuda::GateMulRows<cuda::Gelu>(sums, rows, width, out, stream);
 }
 
 void AddPartsOfRows(const ProductSums& sums, int64_t rows, int64_t width, float* out,

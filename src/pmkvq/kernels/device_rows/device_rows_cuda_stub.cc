@@ -5,7 +5,8 @@ namespace {
 constexpr char kWhat[] = "a forward pass";
 }  // namespace
 
-void EmbedRows(const std::byte*, DType, const int32_t*, int64_t, int64_t, float*, Stream& stream) {
+void EmbedRows(const std::byte*, DType, const int32_t*, int64_t, int64_t, float*, Stream& stream,
+               float) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void AddAndNormRows(const NormRows&, Stream& stream) {
@@ -21,6 +22,9 @@ void RoundRows(const float*, int64_t, int64_t, const ProductRows&, Stream& strea
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void SiluMulRows(const ProductSums&, int64_t, int64_t, const ProductRows&, Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void GeluMulRows(const ProductSums&, int64_t, int64_t, const ProductRows&, Stream& stream) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void AddPartsOfRows(const ProductSums&, int64_t, int64_t, float*, Stream& stream) {

@@ -119,12 +119,16 @@ TEST_F(DeviceRowsSmallTest, TokensAreLookedUpInEveryType) {
     float* const x = TakeFloats(4 * kWidth);
     EmbedRows(static_cast<const std::byte*>(data), type, ids, 4, kWidth, x, stream());
     const std::vector<float> got = Download<float>(x, 4 * kWidth);
+    constexpr float kFactor = 33.9375f;
+    EmbedRows(static_cast<const std::byte*>(data), type, ids, 4, kWidth, x, stream(), kFactor);
+    const std::vector<float> scaled = Download<float>(x, 4 * kWidth);
     for (size_t i = 0; i < got.size(); ++i) {
       const size_t at = static_cast<size_t>(tokens[i / kWidth]) * kWidth + i % kWidth;
       const float expected = type == DType::kF32   ? table[at]
                              : type == DType::kF16 ? ToFloat(halves[at])
                                                    : ToFloat(brains[at]);
       ASSERT_EQ(got[i], expected);
+      ASSERT_EQ(scaled[i], expected * kFactor);
     }
   }
 }
@@ -169,6 +173,59 @@ TEST_F(DeviceRowsSmallTest, NormsAddFirstAndRoundToTheOperand) {
     }
     ExpectNear(Doubles(Download<float>(op.x, kRows * kWidth)), added, 1e-6);
     ExpectNear(Values(out, kRows, kWidth), expected, ToleranceOf(out));
+  }
+}
+
+TEST_F(DeviceRowsSmallTest, SumsGoThroughANormBeforeTheyAreAdded) {
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kPartRows = 8;
+  constexpr int64_t kWidth = 777;
+  constexpr double kEps = 1e-5;
+  const std::vector<float> x = Normal(kRows * kWidth);
+  const std::vector<float> sums = Normal(2 * kPartRows * kWidth, 20.0f);
+  const std::vector<float> bias = Normal(kWidth);
+  const std::vector<float> sums_weight = Normal(kWidth);
+  const std::vector<float> weight = Normal(kWidth);
+  const auto norm = [&](const std::vector<double>& row, const std::vector<float>& weights) {
+    double square = 0.0;
+    for (const double value : row) square += value * value;
+    std::vector<double> normed;
+    for (size_t i = 0; i < row.size(); ++i) {
+      normed.push_back(row[i] / std::sqrt(square / kWidth + kEps) * weights[i]);
+    }
+    return normed;
+  };
+  for (const bool has_bias : {true, false}) {
+    NormRows op;
+    op.x = Upload(x);
+    op.rows = kRows;
+    op.width = kWidth;
+    op.sums = {Upload(sums), 2, kPartRows};
+    op.bias = has_bias ? Upload(bias) : nullptr;
+    op.sums_weight = Upload(sums_weight);
+    op.weight = Upload(weight);
+    op.eps = static_cast<float>(kEps);
+    op.out = TakeRows(DType::kBF16, 2, kPartRows, kWidth);
+    AddAndNormRows(op, stream());
+    std::vector<double> added;
+    std::vector<double> expected;
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::vector<double> given;
+      for (int64_t i = 0; i < kWidth; ++i) {
+        const auto at = static_cast<size_t>(row * kWidth + i);
+        given.push_back(double{sums[at]} + sums[at + static_cast<size_t>(kPartRows * kWidth)] +
+                        (has_bias ? bias[static_cast<size_t>(i)] : 0.0f));
+      }
+      std::vector<double> own = norm(given, sums_weight);
+      for (int64_t i = 0; i < kWidth; ++i) {
+        own[static_cast<size_t>(i)] += x[static_cast<size_t>(row * kWidth + i)];
+      }
+      const std::vector<double> normed = norm(own, weight);
+      added.insert(added.end(), own.begin(), own.end());
+      expected.insert(expected.end(), normed.begin(), normed.end());
+    }
+    ExpectNear(Doubles(Download<float>(op.x, kRows * kWidth)), added, 1e-6);
+    ExpectNear(Values(op.out, kRows, kWidth), expected, ToleranceOf(op.out));
   }
 }
 
@@ -375,6 +432,7 @@ TEST_F(DeviceRowsSmallTest, ActivationsAndRoundings) {
   const std::vector<float> sums = Normal(2 * 4 * 2 * kWidth, 4.0f);
   const ProductSums given{Upload(sums), 2, 4};
   std::vector<double> expected;
+  std::vector<double> of_gelu;
   std::vector<double> first;
   for (int64_t row = 0; row < kRows; ++row) {
     for (int64_t i = 0; i < kWidth; ++i) {
@@ -384,6 +442,8 @@ TEST_F(DeviceRowsSmallTest, ActivationsAndRoundings) {
       };
       const double gate = sum(i);
       expected.push_back(gate / (1.0 + std::exp(-gate)) * sum(kWidth + i));
+      const double inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate);
+      of_gelu.push_back(gate / (1.0 + std::exp(-inner)) * sum(kWidth + i));
     }
     for (int64_t i = 0; i < 2 * kWidth; ++i) {
       first.push_back(double{sums[static_cast<size_t>(row * 2 * kWidth + i)]} +
@@ -394,6 +454,8 @@ TEST_F(DeviceRowsSmallTest, ActivationsAndRoundings) {
     const ProductRows out = TakeRows(kind.type, kind.parts, 4, kWidth);
     SiluMulRows(given, kRows, kWidth, out, stream());
     ExpectNear(Values(out, kRows, kWidth), expected, ToleranceOf(out));
+    GeluMulRows(given, kRows, kWidth, out, stream());
+    ExpectNear(Values(out, kRows, kWidth), of_gelu, ToleranceOf(out));
     const ProductRows rounded = TakeRows(kind.type, kind.parts, 4, 2 * kWidth);
     RoundRows(given.data, kRows, 2 * kWidth, rounded, stream());
     ExpectNear(Values(rounded, kRows, 2 * kWidth),

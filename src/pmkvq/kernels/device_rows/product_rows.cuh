@@ -95,4 +95,11 @@ __device__ __forceinline__ float SiluMul(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
+// act.h
+__device__ __forceinline__ float GeluMul(float gate, float up) {
+  constexpr float kLinear = 1.5957691216057308f;  // 2 sqrt(2 / pi)
+  constexpr float kCubic = 1.5957691216057308f * 0.044715f;
+  return gate / (1.0f + expf(-gate * fmaf(kCubic * gate, gate, kLinear))) * up;
+}
+
 }  // namespace pmkvq::cuda

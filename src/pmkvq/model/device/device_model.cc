@@ -131,6 +131,9 @@ class DeviceModel::Pass {
       own_.input_rows = rows;
     }
     take(own_.rotations, num_rows_ * config_.head_dim);
+    if (model_.weights_.local_frequencies() != nullptr) {
+      take(own_.local_rotations, num_rows_ * config_.head_dim);
+    }
     take(own_.x, num_rows_ * hidden);
     take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), config_.intermediate_size}));
     if (has_few_sequences_) {
@@ -268,9 +271,14 @@ class DeviceModel::Pass {
 
   void RunBlocks() {
     EmbedRows(model_.weights_.embedding().data, model_.weights_.embedding().type, ids(), num_rows_,
-              config_.hidden_size, own_.x.As<float>(), *stream_);
+              config_.hidden_size, own_.x.As<float>(), *stream_, model_.embedding_factor_);
     MakeRotations(positions(), num_rows_, model_.weights_.frequencies(), config_.head_dim / 2,
                   model_.rope_factor_, own_.rotations.As<float>(), *stream_);
+    if (model_.weights_.local_frequencies() != nullptr) {
+      MakeRotations(positions(), num_rows_, model_.weights_.local_frequencies(),
+                    config_.head_dim / 2, model_.local_rope_factor_,
+                    own_.local_rotations.As<float>(), *stream_);
+    }
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       if (!is_captured_) CancelPoint();
       RunBlock(layer);
@@ -281,6 +289,8 @@ class DeviceModel::Pass {
       add.rows = num_rows_;
       add.width = config_.hidden_size;
       add.sums = mlp_sums_;
+      add.sums_weight = mlp_sums_weight_;
+      add.eps = static_cast<float>(config_.rms_norm_eps);
       AddAndNormRows(add, *stream_);
     }
   }
@@ -302,6 +312,7 @@ class DeviceModel::Pass {
       norm.rows = slice.num_rows;
       norm.width = hidden;
       norm.sums = mlp_sums_;
+      norm.sums_weight = mlp_sums_weight_;
       norm.weight = weights.attn_norm;
       norm.eps = eps;
       norm.out = products_->OperandOf(weights.qkv, slice.num_rows);
@@ -316,7 +327,8 @@ class DeviceModel::Pass {
       heads.q_norm = weights.q_norm;
       heads.k_norm = weights.k_norm;
       heads.eps = eps;
-      heads.rotations = RowOf(own_.rotations, slice, config_.head_dim);
+      heads.rotations = RowOf(weights.has_local_rope ? own_.local_rotations : own_.rotations, slice,
+                              config_.head_dim);
       heads.query_factors = FactorsOf(layer, true);
       heads.key_factors = FactorsOf(layer, false);
       heads.q = RowOf(own_.q, slice, config_.q_dim());
@@ -341,17 +353,21 @@ class DeviceModel::Pass {
       norm.width = hidden;
       norm.sums = products_->Multiply(weights.o, slice.num_rows, slice.joinable, sums);
       norm.bias = weights.o_bias;
+      norm.sums_weight = weights.attn_post_norm;
       norm.weight = weights.mlp_norm;
       norm.eps = eps;
       norm.out = products_->OperandOf(weights.gate_up, slice.num_rows);
       AddAndNormRows(norm, *stream_);
       mlp_sums_ = products_->MultiplyMlp(weights, slice, sums);
+      mlp_sums_weight_ = weights.mlp_post_norm;
       if (slices_.size() == 1) return;  // The next block's norm adds them.
       NormRows add;
       add.x = norm.x;
       add.rows = slice.num_rows;
       add.width = hidden;
       add.sums = std::exchange(mlp_sums_, {});
+      add.sums_weight = mlp_sums_weight_;
+      add.eps = eps;
       AddAndNormRows(add, *stream_);
     }
   }
@@ -492,14 +508,19 @@ class DeviceModel::Pass {
   int64_t most_slice_rows_ = 0;
   int64_t num_logit_rows_ = 0;
   ProductSums mlp_sums_;  // Of the block before, not yet added to x.
+  const float* mlp_sums_weight_ = nullptr;
 };
 
-DeviceModel::DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
-                         DeviceId device, int num_threads)
+DeviceModel::DeviceModel(const ModelConfig& config, const ModelParts& parts,
+                         const RopeTables& ropes, float embedding_factor, DeviceId device,
+                         int num_threads)
     : config_(config),
-      rope_factor_(static_cast<float>(rope.attention_factor())),
+      rope_factor_(static_cast<float>(ropes.global().attention_factor())),
+      local_rope_factor_(
+          ropes.local() == nullptr ? 1.0f : static_cast<float>(ropes.local()->attention_factor())),
+      embedding_factor_(embedding_factor),
       device_(device),
-      weights_(config, parts, rope, device, num_threads) {}
+      weights_(config, parts, ropes, device, num_threads) {}
 
 DeviceModel::~DeviceModel() = default;
 

@@ -27,8 +27,8 @@ class DeviceWorkspace;
 class DeviceModel {
  public:
   // Copies the weights to the device. Throws as DeviceWeights.
-  DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
-              DeviceId device, int num_threads);
+  DeviceModel(const ModelConfig& config, const ModelParts& parts, const RopeTables& ropes,
+              float embedding_factor, DeviceId device, int num_threads);
   ~DeviceModel();
 
   DeviceId device() const { return device_; }
@@ -46,6 +46,8 @@ class DeviceModel {
 
   const ModelConfig& config_;
   float rope_factor_;
+  float local_rope_factor_;
+  float embedding_factor_;
   DeviceId device_;
   DeviceWeights weights_;
 };

@@ -89,13 +89,14 @@ ProductSums DeviceProducts::MultiplyMlp(const DeviceBlockWeights& weights, const
   const int64_t rows = slice.num_rows;
   const int64_t width = weights.down.k;
   ProductRows operand = OperandOf(weights.down, rows);
-  if (MultipliesFew(weights.gate_up, slice.joinable)) {
+  if (!weights.has_gelu && MultipliesFew(weights.gate_up, slice.joinable)) {
     // Rows of x are still read while others are done.
     operand.data = own_.gated.As<std::byte>();
     MultiplyFew(OperandOf(weights.gate_up, rows), weights.gate_up, rows, width, nullptr, operand);
   } else {
     const ProductSums gate_up = Multiply(weights.gate_up, rows, slice.joinable, sums);
-    SiluMulRows(gate_up, rows, width, operand, stream_);
+    const auto gate = weights.has_gelu ? &GeluMulRows : &SiluMulRows;
+    gate(gate_up, rows, width, operand, stream_);
   }
   return MultiplyRows(operand, weights.down, rows, slice.joinable, sums);
 }

@@ -54,16 +54,14 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
 
 // What configs may ask for beyond the steps that there are.
 void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
-  Query(device);  // Says what is wrong with the device, if something is.
-  const auto refuse = [&](const char* what) {
+  Query(device);                         // Says what is wrong with the device, if something is.
+  constexpr int64_t kMostHeadDim = 256;  // HeadRows
+  if (config.head_dim > kMostHeadDim) {
     throw Unsupported(NameOf(device),
-                      fmt::format("{}: found {}, for which there is no code; use --device cpu",
-                                  config.architecture, what));
-  };
-  if (config.post_norms) refuse("norms behind attention and MLP");
-  if (config.activation != GateActivation::kSilu) refuse("a GELU in the MLP");
-  if (config.embedding_factor != 1.0) refuse("a factor of the embedding");
-  if (config.local_rope.has_value()) refuse("blocks with another RoPE");
+                      fmt::format("{}: found heads of {} values, expected at most {}; use --device "
+                                  "cpu",
+                                  config.architecture, config.head_dim, kMostHeadDim));
+  }
 }
 
 // Goes through all weights twice in the same order: first places are counted, then, with memory,
@@ -226,7 +224,7 @@ class DeviceWeights::Packer {
 };
 
 DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
-                             const RopeTable& rope, DeviceId device, int num_threads) {
+                             const RopeTables& ropes, DeviceId device, int num_threads) {
   CheckDeviceModel(config, device);
   const auto refuse_part = [&](const char* part, int64_t layer) {
     throw Unsupported(NameOf(device),
@@ -241,7 +239,10 @@ DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
     embedding_ = packer.StackRows(embedding);
     head_ = is_tied ? embedding_ : packer.Stack({&parts.output_head});
     final_norm_ = packer.Vector({&parts.final_norm});
-    frequencies_ = packer.Vector({&rope.frequencies()});
+    frequencies_ = packer.Vector({&ropes.global().frequencies()});
+    if (ropes.local() != nullptr) {
+      local_frequencies_ = packer.Vector({&ropes.local()->frequencies()});
+    }
     blocks_.clear();
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
       const auto i = static_cast<size_t>(layer);
@@ -259,7 +260,11 @@ DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
       block.k_norm = packer.Vector({&a.k_norm});
       block.o = packer.Stack({&a.o});
       block.o_bias = packer.Vector({&a.o_bias});
+      block.attn_post_norm = packer.Vector({&a.post_norm});
       block.mlp_norm = packer.Vector({&m.norm});
+      block.mlp_post_norm = packer.Vector({&m.post_norm});
+      block.has_gelu = config.activation != GateActivation::kSilu;
+      block.has_local_rope = ropes.IsLocal(layer);
       block.gate_up = packer.Stack({&m.gate, &m.up});
       block.down = packer.Stack({&m.down});
     }

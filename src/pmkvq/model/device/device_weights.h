@@ -25,16 +25,20 @@ struct DeviceMatrix {
 
 // Vectors are floats; null where the model has none.
 struct DeviceBlockWeights {
-  DeviceMatrix qkv;                  // [(H + 2 Hkv) D, E]
-  DeviceMatrix o;                    // [E, H D]
-  DeviceMatrix gate_up;              // [2 F, E]
-  DeviceMatrix down;                 // [E, F]
-  const float* attn_norm = nullptr;  // [E]
-  const float* qkv_bias = nullptr;   // [(H + 2 Hkv) D]
-  const float* q_norm = nullptr;     // [D]
-  const float* k_norm = nullptr;     // [D]
-  const float* o_bias = nullptr;     // [E]
-  const float* mlp_norm = nullptr;   // [E]
+  DeviceMatrix qkv;                       // [(H + 2 Hkv) D, E]
+  DeviceMatrix o;                         // [E, H D]
+  DeviceMatrix gate_up;                   // [2 F, E]
+  DeviceMatrix down;                      // [E, F]
+  const float* attn_norm = nullptr;       // [E]
+  const float* qkv_bias = nullptr;        // [(H + 2 Hkv) D]
+  const float* q_norm = nullptr;          // [D]
+  const float* k_norm = nullptr;          // [D]
+  const float* o_bias = nullptr;          // [E]
+  const float* attn_post_norm = nullptr;  // [E]
+  const float* mlp_norm = nullptr;        // [E]
+  const float* mlp_post_norm = nullptr;   // [E]
+  bool has_gelu = false;                  // In place of SiLU.
+  bool has_local_rope = false;            // ModelConfig::local_rope
 };
 
 // Throws what DeviceWeights throws for the device and the graph, before anything is loaded.
@@ -46,7 +50,7 @@ class DeviceWeights {
   // Q8_0 becomes F16, and so does a Q8 embedding. Where the types of one stack differ, all of it
   // becomes F32. Throws Unsupported, naming them, for blocks that there is no code for, and
   // DeviceError where memory is short, before anything is copied.
-  DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTable& rope,
+  DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTables& ropes,
                 DeviceId device, int num_threads);
 
   int64_t num_blocks() const { return std::ssize(blocks_); }
@@ -57,6 +61,8 @@ class DeviceWeights {
   const DeviceMatrix& output_head() const { return head_; }     // [V, E]
   const float* final_norm() const { return final_norm_; }       // [E]
   const float* frequencies() const { return frequencies_; }     // [D/2], of RoPE
+  // Of blocks with another RoPE; null: there are none.
+  const float* local_frequencies() const { return local_frequencies_; }
   size_t num_bytes() const { return arena_->num_bytes(); }
 
  private:
@@ -64,6 +70,7 @@ class DeviceWeights {
   DeviceMatrix embedding_, head_;
   const float* final_norm_ = nullptr;
   const float* frequencies_ = nullptr;
+  const float* local_frequencies_ = nullptr;
   std::vector<DeviceBlockWeights> blocks_;
   std::unique_ptr<Buffer> arena_;
 };

@@ -43,10 +43,11 @@ class DeviceWorkspace {
 
   GrowingBuffer inputs;     // Token ids, then positions, then picked rows: int32 [input_rows] each.
   GrowingBuffer rotations;  // [rows, D/2, 2]
-  GrowingBuffer x;          // [rows, E], the residual stream
-  GrowingBuffer operand;    // Of products.
-  GrowingBuffer gated;      // Of the product down, where the one before writes it.
-  GrowingBuffer sums;       // What products give.
+  GrowingBuffer local_rotations;  // Of blocks with another RoPE, likewise.
+  GrowingBuffer x;                // [rows, E], the residual stream
+  GrowingBuffer operand;          // Of products.
+  GrowingBuffer gated;            // Of the product down, where the one before writes it.
+  GrowingBuffer sums;             // What products give.
   GrowingBuffer q, k, v, out;
   GrowingBuffer expanded;   // A q8 matrix as plain rows, for prompts.
   GrowingBuffer raw_k;      // For stores that want keys before RoPE.
@@ -76,8 +77,8 @@ class DeviceWorkspace {
   size_t num_bytes() const {
     size_t sum = 0;
     for (const GrowingBuffer* const buffer :
-         {&inputs, &rotations, &x, &operand, &gated, &sums, &q, &k, &v, &out, &raw_k, &head_sums,
-          &logits, &factors, &draws, &drawn, &expanded}) {
+         {&inputs, &rotations, &local_rotations, &x, &operand, &gated, &sums, &q, &k, &v, &out,
+          &raw_k, &head_sums, &logits, &factors, &draws, &drawn, &expanded}) {
       sum += buffer->num_bytes();
     }
     return sum;
