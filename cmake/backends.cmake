@@ -24,6 +24,8 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/decode_attention_d128_general_cuda.cu
   kernels/attention/decode_attention_d64_cuda.cu
   kernels/attention/decode_attention_d64_general_cuda.cu
+  kernels/attention/decode_attention_float_bf16_cuda.cu
+  kernels/attention/decode_attention_float_f16_cuda.cu
   kernels/attention/sequence_attention_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc

@@ -37,18 +37,25 @@ class Cutter {
 internal::ChunkMemory CutMemory(const DecodeShape& shape, int64_t num_rows, Cutter& cutter) {
   const int64_t rows = shape.num_heads * num_rows;  // Hkv * T * G
   const int64_t columns = MostColumns(shape, num_rows);
+  const size_t size = SizeOf(internal::ChunkType(shape));
   internal::ChunkMemory memory;
-  memory.q = cutter.Take(rows * shape.head_dim, 2);
-  memory.k = cutter.Take(shape.num_kv_heads * columns * shape.head_dim, 2);
-  memory.v = cutter.Take(shape.num_kv_heads * columns * shape.head_dim, 2);
+  memory.q = cutter.Take(rows * shape.head_dim, size);
+  memory.k = cutter.Take(shape.num_kv_heads * columns * shape.head_dim, size);
+  memory.v = cutter.Take(shape.num_kv_heads * columns * shape.head_dim, size);
   memory.scores = reinterpret_cast<float*>(cutter.Take(rows * columns, sizeof(float)));
-  memory.weights = cutter.Take(rows * columns, 2);
+  memory.weights = cutter.Take(rows * columns, size);
   memory.sums = reinterpret_cast<float*>(cutter.Take(rows * shape.head_dim, sizeof(float)));
   memory.references = reinterpret_cast<float*>(cutter.Take(rows * 2, sizeof(float)));
   return memory;
 }
 
 }  // namespace
+
+namespace internal {
+DType ChunkType(const DecodeShape& shape) {
+  return shape.float_type == DType::kF16 ? DType::kF16 : DType::kF32;
+}
+}  // namespace internal
 
 size_t ChunkScratchBytes(const DecodeShape& shape, int64_t num_rows) {
   Cutter cutter(nullptr);
@@ -71,7 +78,7 @@ void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
   const auto attend = [&](const internal::ChunkSlice& slice) {
     const int64_t columns = slice.columns;
     DeviceGemm::Batched scores;
-    scores.type = DType::kF16;
+    scores.type = internal::ChunkType(shape);
     scores.out_type = DType::kF32;
     scores.transpose_b = true;
     scores.batches = heads;

@@ -8,7 +8,8 @@
 // Stored pages are expanded to 16 bits in slices of kChunkSlicePages pages, so scratch does not
 // grow with the cache; slices are multiplied by cuBLASLt and merged in their order by the largest
 // score, as flash attention does. The chunk's own rows are read as 16-bit floats, however they will
-// be stored. Numerics: queries, keys, values and weights are F16; scores and sums are float.
+// be stored. Numerics: queries, keys, values and weights are F16; scores and sums are float. Of a
+// cache of BF16 keys and values are BF16, and everything is computed in float.
 //
 // Bits: depend on the sequence alone.
 #pragma once
@@ -46,18 +47,20 @@ struct ChunkOperands {
 size_t ChunkScratchBytes(const DecodeShape& shape, int64_t num_rows);
 
 // Launches on the stream and returns. `scratch` has ChunkScratchBytes. Throws Unsupported for a
-// float type other than F16 or a head size without code, and in a program without CUDA.
+// float type or a head size without code, and in a program without CUDA.
 void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
                        const DeviceBytes& scratch, DeviceGemm& gemm, Stream& stream);
 
 namespace internal {
+// What products are of: F16, or float where the cache is BF16.
+DType ChunkType(const DecodeShape& shape);
 // The steps between products; each backend has them. Rows of queries: [Hkv, T * G], token by token.
 struct ChunkMemory {
-  std::byte* q = nullptr;  // F16 [Hkv, T * G, D]
-  std::byte* k = nullptr;  // F16 [Hkv, columns, D]
+  std::byte* q = nullptr;  // ChunkType [Hkv, T * G, D]
+  std::byte* k = nullptr;  // [Hkv, columns, D], likewise.
   std::byte* v = nullptr;
   float* scores = nullptr;       // [Hkv, T * G, columns]
-  std::byte* weights = nullptr;  // F16 [Hkv, T * G, columns]
+  std::byte* weights = nullptr;  // ChunkType [Hkv, T * G, columns]
   float* sums = nullptr;         // [Hkv, T * G, D]
   float* references = nullptr;   // [Hkv, T * G, 2]: largest score in base 2, sum of weights.
 };

@@ -21,7 +21,17 @@ struct PackArguments {
   int columns;
 };
 
-// Blocks: rows of q, k and v together. y = 0: q of token x; 1: k and v of column x.
+// A value of the cache as what is multiplied.
+__device__ __forceinline__ void Put(__half* to, __half value) { *to = value; }
+__device__ __forceinline__ void Put(float* to, __nv_bfloat16 value) { *to = ToFloat(value); }
+__device__ __forceinline__ void Put(__half* to, float value) { *to = Round<__half>(value); }
+__device__ __forceinline__ void Put(float* to, float value) { *to = value; }
+__device__ __forceinline__ float Get(__half value) { return ToFloat(value); }
+__device__ __forceinline__ float Get(float value) { return value; }
+
+// Blocks: rows of q, k and v together. y = 0: q of token x; 1: k and v of column x. T: of the
+// cache; M: of memory.
+template <class T, class M>
 __global__ void __launch_bounds__(kThreads) PackKernel(const __grid_constant__ PackArguments a) {
   const int64_t x = blockIdx.x;
   bool has_unfit[3] = {false, false, false};
@@ -29,12 +39,12 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const __grid_constant__ P
     if (x >= a.op.num_rows) return;
     const int width = a.heads * a.group * a.dim;
     const float* const from = a.op.q + x * width;
-    auto* const to = reinterpret_cast<__half*>(a.memory.q);
+    auto* const to = reinterpret_cast<M*>(a.memory.q);
     for (int i = threadIdx.x; i < width; i += kThreads) {
       const int head = i / (a.group * a.dim);
-      const __half value = Round<__half>(from[i]);
-      to[(head * a.op.num_rows + x) * a.group * a.dim + i % (a.group * a.dim)] = value;
-      has_unfit[2] |= !isfinite(ToFloat(value));
+      M& value = to[(head * a.op.num_rows + x) * a.group * a.dim + i % (a.group * a.dim)];
+      Put(&value, from[i]);
+      has_unfit[2] |= !isfinite(Get(value));
     }
   } else {
     const int width = a.heads * a.dim;
@@ -43,18 +53,18 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const __grid_constant__ P
       const bool is_values = i >= width;
       const int head = i % width / a.dim;
       const int dim = i % a.dim;
-      __half value = Round<__half>(0.0f);
+      T value = Round<T>(0.0f);
       if (row < 0) {
-        const auto* const slot = reinterpret_cast<const __half*>(
+        const auto* const slot = reinterpret_cast<const T*>(
             a.op.arena +
             static_cast<size_t>(is_values ? a.op.rest_v : a.op.rest_k) * fragment::kArenaUnit);
         value = slot[(head * a.rest_capacity + x) * a.dim + dim];
       } else if (row < a.op.num_rows) {
-        value = Round<__half>((is_values ? a.op.v : a.op.k)[row * width + i % width]);
+        value = Round<T>((is_values ? a.op.v : a.op.k)[row * width + i % width]);
         has_unfit[is_values ? 1 : 0] |= !isfinite(ToFloat(value));
       }
-      auto* const to = reinterpret_cast<__half*>(is_values ? a.memory.v : a.memory.k);
-      to[(static_cast<int64_t>(head) * a.columns + x) * a.dim + dim] = value;
+      auto* const to = reinterpret_cast<M*>(is_values ? a.memory.v : a.memory.k);
+      Put(to + (static_cast<int64_t>(head) * a.columns + x) * a.dim + dim, value);
     }
   }
 #pragma unroll
@@ -87,6 +97,7 @@ __device__ __forceinline__ int64_t HiddenColumns(const WeighArguments& a, int64_
 }
 
 // A warp per row.
+template <class M>
 __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ WeighArguments a) {
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -109,15 +120,14 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(const __grid_constant__ 
   // Weights are at most 2^10, so that small ones are no subnormal F16.
   constexpr float kLargest = 10.0f;
   const float reference = fmaxf(before.x, largest * a.scale - kLargest);
-  auto* const weights = reinterpret_cast<__half*>(a.memory.weights) + row * columns;
+  auto* const weights = reinterpret_cast<M*>(a.memory.weights) + row * columns;
   float sum = 0.0f;
   for (int64_t i = lane; i < columns; i += 32) {
     // The sum is of the weights as they are multiplied.
-    const __half weight = hidden <= i && i < visible
-                              ? Round<__half>(exp2f(scores[i] * a.scale - reference))
-                              : Round<__half>(0.0f);
+    M weight;
+    Put(&weight, hidden <= i && i < visible ? exp2f(scores[i] * a.scale - reference) : 0.0f);
     weights[i] = weight;
-    sum += ToFloat(weight);
+    sum += Get(weight);
   }
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -160,7 +170,9 @@ void PackChunk(const DecodeShape& shape, const ChunkOperands& operands, int64_t 
       .rest_capacity = shape.sink.rest_tokens,
       .columns = static_cast<int>(columns)};
   const dim3 grid(static_cast<unsigned>(columns), 2);
-  cuda::PackKernel<<<grid, cuda::kThreads, 0, stream.handle()>>>(arguments);
+  const auto kernel = shape.float_type == DType::kF16 ? cuda::PackKernel<__half, __half>
+                                                      : cuda::PackKernel<__nv_bfloat16, float>;
+  kernel<<<grid, cuda::kThreads, 0, stream.handle()>>>(arguments);
   CheckLaunch("packing a chunk");
 }
 
@@ -181,7 +193,9 @@ void WeighChunk(const DecodeShape& shape, const ChunkOperands& operands, const C
                                        .window = static_cast<int>(shape.sliding_window)};
   constexpr int kRowsPerBlock = cuda::kThreads / 32;
   const auto blocks = static_cast<unsigned>((arguments.rows + kRowsPerBlock - 1) / kRowsPerBlock);
-  cuda::WeighKernel<<<blocks, cuda::kThreads, 0, stream.handle()>>>(arguments);
+  const auto kernel =
+      ChunkType(shape) == DType::kF16 ? cuda::WeighKernel<__half> : cuda::WeighKernel<float>;
+  kernel<<<blocks, cuda::kThreads, 0, stream.handle()>>>(arguments);
   CheckLaunch("weights of attention");
 }
 

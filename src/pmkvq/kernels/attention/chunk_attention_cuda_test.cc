@@ -53,6 +53,7 @@ struct Case {
   int64_t rows;
   int64_t window = 0;
   bool by_channel = false;
+  DType type = DType::kF16;
 };
 
 // In double precision: row t over the stored tokens as they read, then the chunk's rows 0 .. t
@@ -62,7 +63,10 @@ std::vector<double> ExactChunk(const DecodeShape& shape, const DecodeOperands& s
                                const std::vector<float>& k, const std::vector<float>& v) {
   const int64_t dim = shape.head_dim;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
-  const auto round = [](float value) { return double{ToFloat(ToF16(value))}; };
+  const bool is_f16 = shape.float_type == DType::kF16;
+  const auto round = [&](float value) {
+    return double{is_f16 ? ToFloat(ToF16(value)) : ToFloat(ToBF16(value))};
+  };
   std::vector<double> out(q.size());
   for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
     ref::DenseHead dense;
@@ -77,7 +81,9 @@ std::vector<double> ExactChunk(const DecodeShape& shape, const DecodeOperands& s
       for (int64_t j = 0; j < group; ++j) {
         const auto at = static_cast<size_t>((row * shape.num_heads + head * group + j) * dim);
         std::vector<double> query;
-        for (int64_t d = 0; d < dim; ++d) query.push_back(round(q[at + static_cast<size_t>(d)]));
+        for (int64_t d = 0; d < dim; ++d)
+          query.push_back(is_f16 ? round(q[at + static_cast<size_t>(d)])
+                                 : q[at + static_cast<size_t>(d)]);
         ref::AttendHead(shape, query.data(), dense, out.data() + at);
       }
     }
@@ -103,7 +109,12 @@ TEST_F(ChunkAttentionSmallTest, EqualsExactAttentionRowByRow) {
                         {3, 1, 128, {0, 1}, 900, 9, 5},
                         {4, 2, 128, {0, 1}, 300, 40, 5000},
                         {3, 1, 128, {0, 0}, 1500, 64, 0, true},
-                        {2, 2, 64, {0, 5}, 700, 300, 200, true}};
+                        {2, 2, 64, {0, 5}, 700, 300, 200, true},
+                        {4, 2, 256, {0, 1}, 300, 40},
+                        {2, 1, 256, {128, 3}, 700, 130, 200},
+                        {2, 1, 256, {0, 1}, 700, 9, 0, true},
+                        {4, 2, 64, {128, 3}, 700, 9, 0, false, DType::kBF16},
+                        {2, 1, 128, {0, 5}, 700, 200, 300, true, DType::kBF16}};
   DeviceGemm gemm(kDevice);
   for (const Case& c : cases) {
     SCOPED_TRACE(testing::Message() << "stored " << c.stored << " rows " << c.rows << " dim "
@@ -111,6 +122,7 @@ TEST_F(ChunkAttentionSmallTest, EqualsExactAttentionRowByRow) {
     DecodeShape shape = MakeShape(c.group, c.kv_heads, c.dim, c.sink);
     shape.sliding_window = c.window;
     shape.keys_by_channel = c.by_channel;
+    shape.float_type = c.type;
     const RandomDecodeBatch batch(shape, {{.num_tokens = c.stored, .bits = mix, .seed = 5}});
     const DecodeOperands stored = batch.operands();
     std::mt19937 random(11);
@@ -181,7 +193,7 @@ TEST_F(ChunkAttentionSmallTest, EqualsExactAttentionRowByRow) {
 
 // Rows of a chunk, stored by StoreRows behind a few, read back by GatherPages and by layout.
 TEST_F(ChunkAttentionSmallTest, StoredRowsAreReadBack) {
-  for (const int64_t dim : {64, 128}) {
+  for (const int64_t dim : {64, 128, 256}) {
     constexpr int64_t kHeads = 3;
     constexpr int64_t kRows = 200;
     const size_t page = static_cast<size_t>(kHeads * 128 * dim * 2);

@@ -14,7 +14,11 @@ constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequ
 
 // Caches with what most have not (sliding windows, keys per channel) are attended by kernels apart,
 // so that the others' loops stay without it.
-enum class DecodeKind { kPlain, kGeneral };
+enum class DecodeKind {
+  kPlain,
+  kGeneral,
+  kFloat,  // decode_float.cuh
+};
 
 struct DecodeArguments {
   const __half* q;
@@ -35,7 +39,7 @@ struct DecodeArguments {
   int max_pages;
   SinkLayout sink;
   float scale;  // With log2(e).
-  // Of kGeneral:
+  // Not of kPlain:
   int window;  // Tokens that the newest one sees, itself included.
   bool keys_by_channel;
 };
@@ -79,13 +83,78 @@ __device__ __forceinline__ int HiddenInRest(const DecodeArguments& a, int num_to
 // No partial result is written where one run is everything. Operands are the merging kernel's.
 template <DecodeKind kKind>
 __device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
+  if constexpr (kKind == DecodeKind::kFloat) return false;
   return num_runs == 1 && a.sink.InRest(num_tokens) == HiddenInRest<kKind>(a, num_tokens) &&
          a.operand.data == nullptr;
 }
 
+// What a block knows of the batch.
+struct BatchTable {
+  int item_ends[kMostSequences];  // Items of sequences 0 to s.
+  int num_tokens[kMostSequences];
+};
+// Fills the table; by one warp.
+template <DecodeKind kKind>
+__device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& batch) {
+  const int lane = threadIdx.x % 32;
+  const int tokens[2] = {NumTokens(a, lane), NumTokens(a, lane + 32)};
+  int carried = 0;
+#pragma unroll
+  for (int part = 0; part < kMostSequences / 32; ++part) {
+    int sum = NumItems<kKind>(a, tokens[part]);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int before = __shfl_up_sync(~0u, sum, distance);
+      if (lane >= distance) sum += before;
+    }
+    batch.num_tokens[32 * part + lane] = tokens[part];
+    batch.item_ends[32 * part + lane] = sum += carried;
+    carried = __shfl_sync(~0u, sum, 31);
+  }
+}
+
+// The pages of a work item, of a sequence's table. By a whole warp.
+struct ItemPages {
+  int sequence;
+  int head;
+  int begin;
+  int end;
+  int in_pages;  // Tokens of the sequence in pages, the first `hidden` of which are not seen.
+  int hidden;
+};
+template <DecodeKind kKind>
+__device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const BatchTable& batch,
+                                             int item) {
+  const int lane = threadIdx.x % 32;
+  const int ended = __popc(__ballot_sync(~0u, batch.item_ends[lane] <= item)) +
+                    __popc(__ballot_sync(~0u, batch.item_ends[lane + 32] <= item));
+  const int first_item = ended == 0 ? 0 : batch.item_ends[ended - 1];
+  ItemPages pages;
+  pages.sequence = ended;
+  pages.head = (item - first_item) % a.num_kv_heads;
+  pages.in_pages = a.sink.InPages(batch.num_tokens[ended]);
+  pages.hidden = 0;
+  if constexpr (kKind != DecodeKind::kPlain) {
+    pages.hidden = a.sink.InPages(HiddenTokens<kKind>(a, batch.num_tokens[ended]));
+  }
+  const int hidden_pages = pages.hidden / fragment::kTokens;
+  const int num_pages = NumPages(pages.in_pages) - hidden_pages;  // That are seen.
+  const int run = NumRuns(num_pages) - 1 - (item - first_item) / a.num_kv_heads;
+  const int begin = run * RunPages(num_pages);
+  pages.begin = hidden_pages + begin;
+  pages.end = hidden_pages + min(begin + RunPages(num_pages), num_pages);
+  return pages;
+}
+
+// Of sums without a token. A warp may meet hidden tokens first, whose score -inf must lie below it.
+template <DecodeKind kKind>
+constexpr float kFirstReference = kKind == DecodeKind::kPlain ? -INFINITY : -1e30f;
+
 // Both launches.
 template <int kDim, DecodeKind kKind>
 void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
+template <class T, int kDim>
+void LaunchFloatDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
 extern template void LaunchDecode<64, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);
 extern template void LaunchDecode<64, DecodeKind::kGeneral>(const DecodeArguments&, int, Stream&);
 extern template void LaunchDecode<128, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);

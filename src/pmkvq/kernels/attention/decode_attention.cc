@@ -20,14 +20,14 @@ void CheckDecodeShape(const DecodeShape& shape, DeviceId device) {
     throw Unsupported(NameOf(device), "attention: " + what + "; use --device cpu");
   };
   if (!fragment::IsHeadDim(shape.head_dim)) {
-    refuse(fmt::format("found heads of {} values, expected 64 or 128", shape.head_dim));
+    refuse(fmt::format("found heads of {} values, expected 64, 128 or 256", shape.head_dim));
   }
   if (shape.num_heads / shape.num_kv_heads > kMostGroup) {
     refuse(fmt::format("found {} query heads per KV head, expected at most {}",
                        shape.num_heads / shape.num_kv_heads, kMostGroup));
   }
-  if (shape.float_type != DType::kF16) {
-    refuse(fmt::format("found a cache of {}, expected F16 (--kv-dtype f16)",
+  if (shape.float_type != DType::kF16 && shape.float_type != DType::kBF16) {
+    refuse(fmt::format("found a cache of {}, expected F16 or BF16 (--kv-dtype f16)",
                        NameOf(shape.float_type)));
   }
 }

@@ -13,8 +13,9 @@
 // (RunPages), the runs' partial results are merged in order. What the other sequences are, and the
 // size of the device, changes nothing.
 //
-// Numerics: queries and 16-bit pages are F16; so are weights times steps; sums are float. Relative
-// error of a head against the exact result: docs/numerics.md.
+// Numerics: queries are F16, 16-bit pages F16 or BF16. Weights times steps are F16, sums are float;
+// with heads of 256 values and with BF16 all arithmetic is float, and slower (decode_float.cuh).
+// Relative error of a head against the exact result: docs/numerics.md.
 #pragma once
 
 #include <algorithm>
@@ -49,7 +50,7 @@ struct SinkLayout {
 struct DecodeShape {
   int64_t num_heads = 0;     // H
   int64_t num_kv_heads = 0;  // Hkv; at most 8 query heads each.
-  int64_t head_dim = 0;      // D: 64 or 128.
+  int64_t head_dim = 0;      // D: 64, 128 or 256.
   float scale = 1.0f;
   DType float_type = DType::kF16;  // Of 16-bit pages, sinks and metadata.
   SinkLayout sink;

@@ -3,6 +3,8 @@
 
 #include <climits>
 
+#include <cuda_bf16.h>
+
 namespace pmkvq::internal {
 namespace {
 
@@ -14,6 +16,14 @@ void LaunchKind(const cuda::DecodeArguments& arguments, bool is_plain, int most_
   } else {
     cuda::LaunchDecode<kDim, cuda::DecodeKind::kGeneral>(arguments, most_items, stream);
   }
+}
+
+template <class T>
+void LaunchFloat(const cuda::DecodeArguments& arguments, int64_t head_dim, int most_items,
+                 Stream& stream) {
+  if (head_dim == 256) return cuda::LaunchFloatDecode<T, 256>(arguments, most_items, stream);
+  if (head_dim == 128) return cuda::LaunchFloatDecode<T, 128>(arguments, most_items, stream);
+  cuda::LaunchFloatDecode<T, 64>(arguments, most_items, stream);
 }
 
 }  // namespace
@@ -49,6 +59,10 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
                     ? INT_MAX
                     : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX)),
       .keys_by_channel = shape.keys_by_channel};
+  if (shape.float_type == DType::kBF16)
+    return LaunchFloat<__nv_bfloat16>(arguments, shape.head_dim, most_items, stream);
+  if (shape.head_dim == 256)
+    return LaunchFloat<__half>(arguments, shape.head_dim, most_items, stream);
   const bool is_plain = shape.sliding_window == 0 && !shape.keys_by_channel;
   if (shape.head_dim == 128) {
     LaunchKind<128>(arguments, is_plain, most_items, stream);

@@ -171,8 +171,8 @@ class DecodeAttentionSmallTest : public DecodeAttentionTestBase,
                                  public testing::WithParamInterface<int64_t> {};
 class DecodeAttentionTest : public DecodeAttentionTestBase,
                             public testing::WithParamInterface<int64_t> {};
-INSTANTIATE_TEST_SUITE_P(HeadDim, DecodeAttentionSmallTest, testing::Values(64, 128));
-INSTANTIATE_TEST_SUITE_P(HeadDim, DecodeAttentionTest, testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(HeadDim, DecodeAttentionSmallTest, testing::Values(64, 128, 256));
+INSTANTIATE_TEST_SUITE_P(HeadDim, DecodeAttentionTest, testing::Values(64, 128, 256));
 
 TEST_P(DecodeAttentionSmallTest, EveryPairOfWidths) {
   constexpr uint8_t kWidths[] = {16, 8, 4, 2};
@@ -274,6 +274,25 @@ TEST_P(DecodeAttentionSmallTest, KeysPerChannelInMixesGroupsAndWindows) {
                     {.num_tokens = 1, .seed = 2},
                     {.num_tokens = 4097, .bits = {{2, 2}}, .seed = 3},
                     {.num_tokens = 777, .bits = kMix, .seed = 5}});
+    }
+  }
+}
+
+// Values are BF16 then, beyond F16's range, too.
+TEST_P(DecodeAttentionSmallTest, CachesOfBf16) {
+  for (const bool by_channel : {false, true}) {
+    for (const float v_scale : {1e-6f, 1.0f, 1e6f}) {
+      DecodeShape shape = MakeShape(3, 2, GetParam(), {128, 3});
+      shape.float_type = DType::kBF16;
+      shape.keys_by_channel = by_channel;
+      Check(shape,
+            {{.num_tokens = 9000, .bits = kMix, .seed = 1},
+             {.num_tokens = 0},
+             {.num_tokens = 130, .seed = 2},
+             {.num_tokens = 777, .bits = kMix, .seed = 5}},
+            2.0f, v_scale);
+      shape.sliding_window = 300;
+      Check(shape, {{.num_tokens = 2000, .bits = kMix, .seed = 3}}, 2.0f, v_scale);
     }
   }
 }
@@ -380,11 +399,11 @@ TEST_F(DecodeAttentionTestBase, WhatThereIsNoCodeForIsRefusedByName) {
         [&] { RunDecodeAttention(shape, {}, scratch.view(), stream()); },
         {"[cuda:0] attention: found", text, "--device cpu"});
   };
-  refuse(MakeShape(1, 1, 96), "heads of 96 values, expected 64 or 128");
+  refuse(MakeShape(1, 1, 96), "heads of 96 values, expected 64, 128 or 256");
   refuse(MakeShape(9, 1, 128), "9 query heads per KV head, expected at most 8");
-  DecodeShape bf16 = MakeShape(1, 1, 128);
-  bf16.float_type = DType::kBF16;
-  refuse(bf16, "a cache of BF16, expected F16");
+  DecodeShape f32 = MakeShape(1, 1, 128);
+  f32.float_type = DType::kF32;
+  refuse(f32, "a cache of F32, expected F16 or BF16");
 }
 
 }  // namespace

@@ -30,7 +30,9 @@ void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is
                std::vector<double>& out) {
   const bool by_channel = shape.keys_by_channel && !is_values;
   const FragmentPageShape page{shape.num_kv_heads, shape.head_dim, is_values, by_channel};
-  const int64_t groups = by_channel ? shape.head_dim : fragment::kTokens;
+  const auto head_dim = static_cast<int>(shape.head_dim);
+  const int64_t groups = fragment::GroupsOfHead(head_dim, by_channel);
+  const int64_t of_token = fragment::GroupsOfToken(head_dim);
   for (int64_t dim = 0; dim < shape.head_dim; ++dim) {
     const uint32_t value = FragmentValue(page, bits, At(operands, codes), head, token, dim);
     if (bits == 16) {
@@ -39,7 +41,7 @@ void AppendRow(const DecodeShape& shape, const DecodeOperands& operands, bool is
       continue;
     }
     const std::byte* bounds = At(operands, metadata) + head * 4 * groups;
-    const int64_t group = by_channel ? dim : token;
+    const int64_t group = by_channel ? dim : token * of_token + dim * of_token / shape.head_dim;
     const double min = FloatAt(shape.float_type, bounds, group);
     const double range = FloatAt(shape.float_type, bounds, groups + group);
     out.push_back(value * (range / static_cast<double>(internal::MaxCode(bits))) + min);

@@ -5,6 +5,7 @@
 #include "pmkvq/kernels/attention/decode_arguments.cuh"
 #include "pmkvq/kernels/attention/decode_unit.cuh"
 #include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/cuda/float16.cuh"
 #include "pmkvq/kernels/device_rows/product_rows.cuh"
 
 namespace pmkvq::cuda {
@@ -31,7 +32,8 @@ struct Merged {
 };
 
 // A block merges what one (sequence, KV head) has: the sink's rest, then its runs in their order.
-template <int kDim, DecodeKind kKind>
+// T: of the sink's rest.
+template <int kDim, DecodeKind kKind, class T = __half>
 __global__ void __launch_bounds__(kThreads)
     CombineKernel(const __grid_constant__ DecodeArguments a) {
   __shared__ float scores[kMostHeads][fragment::kTokens];
@@ -57,17 +59,17 @@ __global__ void __launch_bounds__(kThreads)
   // Of run 0; that of the next one is a row of heads before it.
   first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.num_kv_heads + kv_head;
 
-  const __half* keys = nullptr;
-  const __half* values = nullptr;
+  const T* keys = nullptr;
+  const T* values = nullptr;
   if (seen_rest > 0) {
     const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
     const uint32_t* slots = a.sink_rests + 2 * TableRow(a, sequence);
-    keys = reinterpret_cast<const __half*>(a.arena +
-                                           static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
-           skipped;
-    values = reinterpret_cast<const __half*>(a.arena +
-                                             static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
-             skipped;
+    keys =
+        reinterpret_cast<const T*>(a.arena + static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
+        skipped;
+    values =
+        reinterpret_cast<const T*>(a.arena + static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
+        skipped;
     for (int pair = warp; pair < a.group * seen_rest; pair += kWarps) {
       const int head = pair / seen_rest;
       const int token = first_of_rest + pair % seen_rest;
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       float dot = 0.0f;
 #pragma unroll
       for (int d = 0; d < kDim; d += 32) {
-        dot = fmaf(__half2float(q[d + lane]), __half2float(keys[token * kDim + d + lane]), dot);
+        dot = fmaf(__half2float(q[d + lane]), ToFloat(keys[token * kDim + d + lane]), dot);
       }
 #pragma unroll
       for (int distance = 16; distance > 0; distance /= 2) {
@@ -99,9 +101,10 @@ __global__ void __launch_bounds__(kThreads)
       }
       merged.Raise(largest);
       for (int token = first_of_rest; token < rest; ++token) {
-        const auto* pairs = reinterpret_cast<const __half2*>(values + token * kDim) + 2 * four;
-        const float2 v0 = __half22float2(pairs[0]);
-        const float2 v1 = __half22float2(pairs[1]);
+        const auto* pairs =
+            reinterpret_cast<const typename Pair<T>::Type*>(values + token * kDim) + 2 * four;
+        const float2 v0 = ToFloats(pairs[0]);
+        const float2 v1 = ToFloats(pairs[1]);
         merged.Add(Exp2(scores[head][token] - largest), 1.0f, {v0.x, v0.y, v1.x, v1.y});
       }
     }

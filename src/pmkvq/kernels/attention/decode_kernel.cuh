@@ -24,11 +24,6 @@ struct WarpMemory {
   static constexpr int kBytes = 2 * kCodes + kMetadata;
 };
 
-// What a block knows of the batch.
-struct BatchTable {
-  int item_ends[kMostSequences];  // Items of sequences 0 to s.
-  int num_tokens[kMostSequences];
-};
 // Minima and ranges of 1, in the place of those of tokens where channels have their own.
 struct UnitMetadata {
   uint32_t words[fragment::kTokens];
@@ -64,28 +59,18 @@ class DecodeWarp {
   __device__ __forceinline__ WarpPages Fetch(int item, int num_items) const {
     WarpPages pages{};
     if (item >= num_items) return pages;
-    const int ended = __popc(__ballot_sync(~0u, batch_.item_ends[lane_] <= item)) +
-                      __popc(__ballot_sync(~0u, batch_.item_ends[lane_ + 32] <= item));
-    const int first_item = ended == 0 ? 0 : batch_.item_ends[ended - 1];
-    const int in_pages = a_.sink.InPages(batch_.num_tokens[ended]);
-    const int hidden_pages = HiddenPages<kKind>(a_, batch_.num_tokens[ended]);
-    const int num_pages = NumPages(in_pages) - hidden_pages;  // That are seen.
-    const int runs = NumRuns(num_pages);
-    pages.sequence = ended;
-    pages.head = (item - first_item) % a_.num_kv_heads;
-    const int run = runs - 1 - (item - first_item) / a_.num_kv_heads;
-    const int begin = run * RunPages(num_pages);
-    const int end = min(begin + RunPages(num_pages), num_pages);
-    pages.count = max(0, (end - begin - warp_ + kWarps - 1) / kWarps);
+    const ItemPages of = PagesOf<kKind>(a_, batch_, item);
+    pages.sequence = of.sequence;
+    pages.head = of.head;
+    pages.count = max(0, (of.end - of.begin - warp_ + kWarps - 1) / kWarps);
     if (lane_ < pages.count) {
-      const int page = hidden_pages + begin + warp_ + lane_ * kWarps;
-      const size_t at = static_cast<size_t>(TableRow(a_, ended)) * a_.max_pages + page;
+      const int page = of.begin + warp_ + lane_ * kWarps;
+      const size_t at = static_cast<size_t>(TableRow(a_, of.sequence)) * a_.max_pages + page;
       pages.entry = __ldg(reinterpret_cast<const uint4*>(a_.entries + at));
       const auto widths = __ldg(reinterpret_cast<const unsigned short*>(a_.bits + at));
-      pages.bits = widths | (min(fragment::kTokens, in_pages - page * fragment::kTokens) << 16);
+      pages.bits = widths | (min(fragment::kTokens, of.in_pages - page * fragment::kTokens) << 16);
       if constexpr (kKind == DecodeKind::kGeneral) {
-        const int hidden = a_.sink.InPages(HiddenTokens<kKind>(a_, batch_.num_tokens[ended]));
-        pages.bits |= max(0, hidden - page * fragment::kTokens) << 24;
+        pages.bits |= max(0, of.hidden - page * fragment::kTokens) << 24;
       }
     }
     return pages;
@@ -468,30 +453,6 @@ class DecodeWarp {
   float odd_ = 1.0f;
   bool wide_queries_ = false;
 };
-
-// Fills the table; by one warp.
-template <DecodeKind kKind>
-__device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& batch) {
-  const int lane = threadIdx.x % 32;
-  const int tokens[2] = {NumTokens(a, lane), NumTokens(a, lane + 32)};
-  int carried = 0;
-#pragma unroll
-  for (int part = 0; part < kMostSequences / 32; ++part) {
-    int sum = NumItems<kKind>(a, tokens[part]);
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int before = __shfl_up_sync(~0u, sum, distance);
-      if (lane >= distance) sum += before;
-    }
-    batch.num_tokens[32 * part + lane] = tokens[part];
-    batch.item_ends[32 * part + lane] = sum += carried;
-    carried = __shfl_sync(~0u, sum, 31);
-  }
-}
-
-// Of sums without a token. A warp may meet hidden tokens first, whose score -inf must lie below it.
-template <DecodeKind kKind>
-constexpr float kFirstReference = kKind == DecodeKind::kPlain ? -INFINITY : -1e30f;
 
 // Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
 template <DecodeKind kKind>

@@ -74,7 +74,8 @@ class RandomDecodeBatch {
 
   void PutHalf(std::byte* at, float value) {
     const F16 half = ToF16(value);
-    std::memcpy(at, &half, sizeof(half));
+    const BF16 brain = ToBF16(value);
+    std::memcpy(at, shape_.float_type == DType::kF16 ? static_cast<const void*>(&half) : &brain, 2);
   }
 
   // Codes or floats of one side of a page; gives its metadata.
@@ -86,8 +87,7 @@ class RandomDecodeBatch {
       for (int64_t i = 0; i < shape_.num_kv_heads * block; ++i) {
         At(data)[i] = static_cast<std::byte>(random_() & 0xff);
       }
-      const int64_t groups =
-          shape_.keys_by_channel && !is_values ? shape_.head_dim : fragment::kTokens;
+      const int64_t groups = fragment::GroupsOfHead(dim, shape_.keys_by_channel && !is_values);
       const uint32_t metadata = Allocate(static_cast<size_t>(shape_.num_kv_heads * 4 * groups));
       std::uniform_real_distribution<float> uniform;
       for (int64_t i = 0; i < shape_.num_kv_heads * 2 * groups; ++i) {

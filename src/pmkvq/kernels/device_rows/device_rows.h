@@ -81,7 +81,7 @@ struct HeadRows {
   float* k = nullptr;                    // [rows, Hkv, D]
   float* v = nullptr;                    // [rows, Hkv, D]
   float* raw_k = nullptr;                // [rows, Hkv, D] before RoPE and factors; may be null.
-  // Where its arena is not null, rows are stored as AppendTokens stores them, in F16, and q, k and
+  // Where its arena is not null, rows are stored as AppendTokens stores them, and q, k and
   // v are not written. Row b is that of sequence b.
   AppendOperands append;
 };
@@ -101,7 +101,8 @@ void GeluMulRows(const ProductSums& sums, int64_t rows, int64_t width, const Pro
 void AddPartsOfRows(const ProductSums& sums, int64_t rows, int64_t width, float* out,
                     Stream& stream);
 
-// Heads x [count, width] times the normalised Walsh-Hadamard matrix, in place. width: 64 or 128.
+// Heads x [count, width] times the normalised Walsh-Hadamard matrix, in place. width: 64, 128 or
+// 256.
 void HadamardRows(float* x, int64_t count, int64_t width, Stream& stream);
 
 }  // namespace pmkvq

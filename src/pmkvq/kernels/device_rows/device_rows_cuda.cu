@@ -202,8 +202,10 @@ __device__ __forceinline__ void AppendHead(const AppendOperands& op, int64_t row
       finite &= StoreQuery(op, at + i, low[n]);
       finite &= StoreQuery(op, at + pairs + i, high[n]);
     } else {
-      finite &= place.Store<__half>(head, i, low[n]);
-      finite &= place.Store<__half>(head, pairs + i, high[n]);
+      finite &= op.is_bf16 ? place.Store<__nv_bfloat16>(head, i, low[n])
+                           : place.Store<__half>(head, i, low[n]);
+      finite &= op.is_bf16 ? place.Store<__nv_bfloat16>(head, pairs + i, high[n])
+                           : place.Store<__half>(head, pairs + i, high[n]);
     }
   }
   if (!finite) {
@@ -523,9 +525,11 @@ void AddPartsOfRows(const ProductSums& sums, int64_t rows, int64_t width, float*
 
 void HadamardRows(float* x, int64_t count, int64_t width, Stream& stream) {
   if (count == 0) return;
-  PMKVQ_CHECK(width == 64 || width == 128);
+  PMKVQ_CHECK(width == 64 || width == 128 || width == 256);
   const internal::CudaDeviceScope scope(stream.device());
-  const auto kernel = width == 64 ? cuda::HadamardKernel<64> : cuda::HadamardKernel<128>;
+  const auto kernel = width == 64    ? cuda::HadamardKernel<64>
+                      : width == 128 ? cuda::HadamardKernel<128>
+                                     : cuda::HadamardKernel<256>;
   kernel<<<cuda::BlocksOf(count, cuda::kHeadsPerBlock), cuda::kHeadsPerBlock * cuda::kWarp, 0,
            stream.handle()>>>(x, count);
   internal::CheckLaunch("rotating heads");

@@ -467,7 +467,7 @@ TEST_F(DeviceRowsSmallTest, ActivationsAndRoundings) {
 }
 
 TEST_F(DeviceRowsSmallTest, HadamardIsThatOfTheCpu) {
-  for (const int64_t dim : {64, 128}) {
+  for (const int64_t dim : {64, 128, 256}) {
     std::vector<float> x = Normal(7 * dim);
     float* const data = Upload(x);
     HadamardRows(data, 7, dim, stream());

@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(256)
                          static_cast<size_t>(head) * fragment::BlockBytes(bits, head_dim);
   uint8_t* out = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
                  static_cast<size_t>(head) * fragment::BlockBytes(16, head_dim);
-  const int groups = by_channel ? head_dim : fragment::kTokens;
+  const int groups = fragment::GroupsOfHead(head_dim, by_channel);
+  const int of_token = fragment::GroupsOfToken(head_dim);
   const T* mins =
       reinterpret_cast<const T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
                                  static_cast<size_t>(head) * fragment::MetadataBytes(groups));
@@ -43,7 +44,9 @@ __global__ void __launch_bounds__(256)
       const uint32_t word = *reinterpret_cast<const uint32_t*>(codes + place.byte);
       const uint32_t code =
           (fragment::RotateRight(word, place.rotation) >> place.shift) & ((1u << bits) - 1u);
-      const int group = is_values || by_channel ? col : row;
+      const int token = is_values ? col : row;
+      const int dim = is_values ? row : col;
+      const int group = by_channel ? dim : token * of_token + dim * of_token / head_dim;
       const float range = ToFloat(mins[groups + group]);
       float value = __fadd_rn(__fmul_rn(static_cast<float>(code), __fdiv_rn(range, max_code)),
                               ToFloat(mins[group]));
@@ -61,7 +64,7 @@ __global__ void __launch_bounds__(256)
 
 // Blocks: sequences x (keys of all heads, values of all heads, query heads); a thread per dim.
 template <class T>
-__global__ void __launch_bounds__(128) AppendKernel(AppendOperands op, int kv_heads) {
+__global__ void __launch_bounds__(256) AppendKernel(AppendOperands op, int kv_heads) {
   const int sequence = blockIdx.x;
   const int dim = threadIdx.x;
   const int head_dim = blockDim.x;

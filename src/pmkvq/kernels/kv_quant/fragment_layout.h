@@ -28,13 +28,21 @@ inline constexpr int kRowBytes = 512;   // 16 bytes of every lane.
 inline constexpr int kArenaUnit = 256;  // Bytes that offsets in page tables count.
 
 // Dims of a head that there is code for.
-constexpr bool IsHeadDim(int64_t dim) { return dim == 64 || dim == 128; }
+constexpr bool IsHeadDim(int64_t dim) { return dim == 64 || dim == 128 || dim == 256; }
 
 PMKVQ_HOST_DEVICE constexpr int BlockBytes(int bits, int head_dim) {
   return kTokens * head_dim * bits / 8;
 }
 // Minima, then ranges, of the groups of one head, 16 bits each: of its tokens, or of its channels.
 PMKVQ_HOST_DEVICE constexpr int MetadataBytes(int groups = kTokens) { return 2 * groups * 2; }
+// Groups of a token and head have at most 128 values.
+PMKVQ_HOST_DEVICE constexpr int GroupsOfToken(int head_dim) {
+  return head_dim > 128 ? head_dim / 128 : 1;
+}
+// Of one head of a page.
+PMKVQ_HOST_DEVICE constexpr int GroupsOfHead(int head_dim, bool by_channel) {
+  return by_channel ? head_dim : kTokens * GroupsOfToken(head_dim);
+}
 
 struct BlockShape {
   int rows = 0;

@@ -45,7 +45,9 @@ struct PlanePlace {
 };
 PlanePlace PlaneOf(const FragmentPageShape& shape, int64_t head, int64_t token, int64_t dim) {
   if (shape.by_channel) return {head * shape.head_dim + dim, token, fragment::kTokens};
-  return {head * fragment::kTokens + token, dim, shape.head_dim};
+  const int64_t groups = fragment::GroupsOfToken(static_cast<int>(shape.head_dim));
+  const int64_t size = shape.head_dim / groups;
+  return {(head * fragment::kTokens + token) * groups + dim / size, dim % size, size};
 }
 
 // Calls function(head, token, dim, place in fragments) for every value.

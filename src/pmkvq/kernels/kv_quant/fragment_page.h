@@ -7,7 +7,8 @@
 
 namespace pmkvq {
 
-// K, or V, of 128 tokens of all KV heads of a block, groups of the D values of a token.
+// K, or V, of 128 tokens of all KV heads of a block, groups of the D values of a token,
+// or two of 128 where D is 256.
 struct FragmentPageShape {
   int64_t heads = 0;
   int64_t head_dim = 0;  // fragment::IsHeadDim
@@ -18,7 +19,8 @@ struct FragmentPageShape {
 };
 
 // A page of 16 bits (planes: 2-byte floats [Hkv, 128, D]), or the codes of one of 8, 4 or 2 bits.
-// Metadata is the same in both layouts: [Hkv, 2, 128], or [Hkv, 2, D] by channel. `to` must not
+// Metadata is the same in both layouts: [Hkv, 2, 128],
+// or [Hkv, 2, 128, 2] where D is 256, or [Hkv, 2, D] by channel. `to` must not
 // overlap `from`; both have Hkv * 16 * D * bits bytes.
 void PlanesToFragments(const FragmentPageShape& shape, int bits, const std::byte* planes,
                        std::byte* fragments);

@@ -22,7 +22,7 @@ using fragment::BlockShape;
 using fragment::Place;
 
 constexpr int kAllWidths[] = {16, 8, 4, 2};
-constexpr int kHeadDims[] = {64, 128};
+constexpr int kHeadDims[] = {64, 128, 256};
 
 std::vector<std::byte> RandomBytes(size_t size, uint32_t seed) {
   std::mt19937 random(seed);

@@ -3,7 +3,7 @@
 //
 // All functions launch on the stream and return. Pages lie in one arena; offsets are bytes, and
 // multiples of 256. Moves of one call run in any order: none may write what another reads or
-// writes. Groups are the D values of a token and head. F16 and BF16 floats; metadata has their
+// writes. Groups: FragmentPageShape. F16 and BF16 floats; metadata has their
 // type.
 //
 // Threads: one caller per stream. Errors: a wrong shape is a caller's bug; Unsupported in a program
@@ -76,6 +76,7 @@ struct AppendOperands {
   // the sequence is not finite once rounded.
   uint32_t* unfit = nullptr;
   uint32_t block = 0;
+  bool is_bf16 = false;       // Of MakeHeadRows: pages are BF16, else F16.
   int64_t num_sequences = 0;  // B
   int64_t num_heads = 0;      // H
 };

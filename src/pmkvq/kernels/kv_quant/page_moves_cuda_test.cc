@@ -38,10 +38,11 @@ class PageMovesSmallTest : public GpuTest, public testing::WithParamInterface<Ki
     return {GetParam().heads, GetParam().dim, GetParam().is_values, GetParam().by_channel};
   }
   int64_t group_size() const {
-    return GetParam().by_channel ? int64_t{fragment::kTokens} : GetParam().dim;
+    return GetParam().by_channel ? int64_t{fragment::kTokens}
+                                 : std::min<int64_t>(GetParam().dim, 128);
   }
   int64_t groups_of_head() const {
-    return GetParam().by_channel ? GetParam().dim : int64_t{fragment::kTokens};
+    return fragment::GroupsOfHead(static_cast<int>(GetParam().dim), GetParam().by_channel);
   }
   int64_t num_groups() const { return GetParam().heads * groups_of_head(); }
   size_t PageBytes(int bits) const {
@@ -70,7 +71,7 @@ class PageMovesSmallTest : public GpuTest, public testing::WithParamInterface<Ki
   // Value i of group r in a page of 16 bits.
   int64_t PlaceOf(int64_t r, int64_t i) const {
     const int64_t dim = GetParam().dim;
-    if (!GetParam().by_channel) return r * dim + i;
+    if (!GetParam().by_channel) return r * group_size() + i;
     return (r / dim * fragment::kTokens + i) * dim + r % dim;
   }
   static float Sample(int64_t kind, int64_t i, float z) {
@@ -159,8 +160,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Kind{false, 1, 128, DType::kBF16}, Kind{true, 1, 128, DType::kBF16},
                     Kind{false, 5, 64, DType::kBF16}, Kind{true, 5, 64, DType::kBF16},
                     Kind{false, 8, 128, DType::kF16, true}, Kind{false, 3, 64, DType::kF16, true},
-                    Kind{false, 1, 128, DType::kBF16, true},
-                    Kind{false, 5, 64, DType::kBF16, true}));
+                    Kind{false, 1, 128, DType::kBF16, true}, Kind{false, 5, 64, DType::kBF16, true},
+                    Kind{false, 2, 256, DType::kF16}, Kind{true, 2, 256, DType::kF16},
+                    Kind{false, 3, 256, DType::kBF16}, Kind{true, 3, 256, DType::kBF16},
+                    Kind{false, 2, 256, DType::kF16, true}));
 
 TEST_P(PageMovesSmallTest, QuantizingEqualsTheCpuBitForBit) {
   constexpr size_t kPages = 3;

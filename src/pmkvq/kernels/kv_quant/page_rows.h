@@ -39,8 +39,8 @@ struct StoreRowsOperands {
 void StoreRows(int64_t num_kv_heads, int64_t head_dim, DType float_type,
                std::span<const RowPiece> pieces, const StoreRowsOperands& operands, Stream& stream);
 
-// Pages as rows of 16-bit floats: k, v [Hkv, 128 num_pages, D]. A code becomes code * step + min,
-// rounded, F16 held at +-65504. Rows from `num_tokens` on are 0.
+// Pages as rows: k, v [Hkv, 128 num_pages, D], F16 of pages of F16, float of BF16. A code becomes
+// code * step + min; F16 rounded, and held at +-65504. Rows from `num_tokens` on are 0.
 struct GatherPagesOperands {
   const std::byte* arena = nullptr;
   const PageEntry* entries = nullptr;  // [num_pages]

@@ -63,6 +63,23 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+// What values of pages become.
+template <class T>
+struct RowType {
+  using Type = T;
+};
+template <>
+struct RowType<__nv_bfloat16> {
+  using Type = float;
+};
+__device__ __forceinline__ void PutValue(__half* out, __half value) { *out = value; }
+__device__ __forceinline__ void PutValue(float* out, __nv_bfloat16 value) { *out = ToFloat(value); }
+__device__ __forceinline__ void PutCode(__half* out, float value) {
+  constexpr float kMost = MaxFinite<__half>();
+  *out = Round<__half>(fminf(fmaxf(value, -kMost), kMost));
+}
+__device__ __forceinline__ void PutCode(float* out, float value) { *out = value; }
+
 // Minimum and step of each token, or channel.
 struct Bounds {
   float min[kThreads];
@@ -72,7 +89,8 @@ struct Bounds {
 // Values of a head's block, which lies in shared memory.
 template <class T, int kBits, bool kIsValues, int kDim>
 __device__ __forceinline__ void PickValues(const std::byte* block, const Bounds& bounds,
-                                           bool by_channel, int tokens, T* out) {
+                                           bool by_channel, int tokens,
+                                           typename RowType<T>::Type* out) {
   constexpr fragment::BlockShape shape = fragment::ShapeOf(kIsValues, kDim);
 #pragma unroll 1
   for (int i = threadIdx.x; i < fragment::kTokens * kDim; i += kThreads) {
@@ -81,20 +99,17 @@ __device__ __forceinline__ void PickValues(const std::byte* block, const Bounds&
     const fragment::Place at = kIsValues ? fragment::PlaceOf(kBits, shape, dim, token)
                                          : fragment::PlaceOf(kBits, shape, token, dim);
     if (token >= tokens) {
-      out[i] = Round<T>(0.0f);
+      PutValue(out + i, Round<T>(0.0f));
     } else if constexpr (kBits == 16) {
-      out[i] = *reinterpret_cast<const T*>(block + at.byte + at.shift / 8);
+      PutValue(out + i, *reinterpret_cast<const T*>(block + at.byte + at.shift / 8));
     } else {
       const uint32_t word = *reinterpret_cast<const uint32_t*>(block + at.byte);
       const uint32_t code =
           (fragment::RotateRight(word, at.rotation) >> at.shift) & ((1u << kBits) - 1u);
-      const int group = by_channel ? dim : token;
-      float value =
-          __fadd_rn(__fmul_rn(static_cast<float>(code), bounds.step[group]), bounds.min[group]);
-      if constexpr (MaxFinite<T>() < 1e5f) {
-        value = fminf(fmaxf(value, -MaxFinite<T>()), MaxFinite<T>());
-      }
-      out[i] = Round<T>(value);
+      constexpr int kOfToken = fragment::GroupsOfToken(kDim);
+      const int group = by_channel ? dim : token * kOfToken + dim * kOfToken / kDim;
+      PutCode(out + i, __fadd_rn(__fmul_rn(static_cast<float>(code), bounds.step[group]),
+                                 bounds.min[group]));
     }
   }
 }
@@ -123,7 +138,7 @@ __device__ __forceinline__ void GatherPage(const GatherPagesOperands& op, std::b
     *reinterpret_cast<uint4*>(memory + i) = *reinterpret_cast<const uint4*>(source + i);
   }
   const bool by_channel = !kIsValues && op.keys_by_channel;
-  const int groups = by_channel ? kDim : fragment::kTokens;
+  const int groups = fragment::GroupsOfHead(kDim, by_channel);
   const T* const mins = reinterpret_cast<const T*>(
       op.arena +
       static_cast<size_t>(kIsValues ? entry.v_metadata : entry.k_metadata) * fragment::kArenaUnit +
@@ -133,8 +148,8 @@ __device__ __forceinline__ void GatherPage(const GatherPagesOperands& op, std::b
   __syncthreads();
   const int64_t tokens = op.num_tokens - static_cast<int64_t>(page) * fragment::kTokens;
   const int shown = static_cast<int>(tokens < fragment::kTokens ? tokens : fragment::kTokens);
-  T* const out = reinterpret_cast<T*>(kIsValues ? op.v : op.k) +
-                 (head * op.num_pages + page) * fragment::kTokens * kDim;
+  auto* const out = reinterpret_cast<typename RowType<T>::Type*>(kIsValues ? op.v : op.k) +
+                    (head * op.num_pages + page) * fragment::kTokens * kDim;
   switch (bits) {
     case 16:
       return PickValues<T, 16, kIsValues, kDim>(memory, bounds, by_channel, shown, out);
@@ -201,11 +216,19 @@ void GatherPages(int64_t num_kv_heads, int64_t head_dim, DType float_type,
   const dim3 grid(static_cast<unsigned>(operands.num_pages), static_cast<unsigned>(num_kv_heads),
                   2);
   const auto memory = static_cast<size_t>(fragment::BlockBytes(16, static_cast<int>(head_dim)));
+  constexpr size_t kPlainSharedBytes = size_t{48} << 10;  // What a kernel may take unasked.
   const auto launch = [&](auto* kernel) {
+    if (memory > kPlainSharedBytes) {
+      internal::CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(memory)),
+                          "shared memory of reading pages");
+    }
     kernel<<<grid, cuda::kThreads, memory, stream.handle()>>>(operands);
   };
   const bool is_f16 = float_type == DType::kF16;
-  if (head_dim == 128) {
+  if (head_dim == 256) {
+    launch(is_f16 ? cuda::GatherKernel<__half, 256> : cuda::GatherKernel<__nv_bfloat16, 256>);
+  } else if (head_dim == 128) {
     launch(is_f16 ? cuda::GatherKernel<__half, 128> : cuda::GatherKernel<__nv_bfloat16, 128>);
   } else {
     launch(is_f16 ? cuda::GatherKernel<__half, 64> : cuda::GatherKernel<__nv_bfloat16, 64>);

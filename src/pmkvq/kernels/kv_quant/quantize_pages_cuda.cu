@@ -133,11 +133,13 @@ struct QuantizeTarget {
   uint32_t first_index;
 };
 
-// Keys: the values of a token are a row, which four lanes share.
+// Keys: the values of a token are a row, which four lanes share; of 256 dims two each a group.
 template <class T, int kDim>
 __global__ void __launch_bounds__(256)
     QuantizeKeys(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
   constexpr int kSteps = kDim / 16;
+  constexpr int kGroups = fragment::GroupsOfToken(kDim);
+  constexpr int kLanes = 4 / kGroups;  // Of a group.
   LetNextKernelStart();
   const int head = blockIdx.x % to.heads;
   const Move move = list.moves[blockIdx.x / to.heads];
@@ -145,9 +147,9 @@ __global__ void __launch_bounds__(256)
                       static_cast<size_t>(head) * fragment::BlockBytes(16, kDim);
   uint8_t* codes = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit +
                    static_cast<size_t>(head) * fragment::BlockBytes(to.bits, kDim);
-  T* metadata =
-      reinterpret_cast<T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
-                           static_cast<size_t>(head) * fragment::MetadataBytes());
+  T* metadata = reinterpret_cast<T*>(
+      arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
+      static_cast<size_t>(head) * fragment::MetadataBytes(kGroups * fragment::kTokens));
   const int tile = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   uint4 values[kSteps];
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
+    for (int distance = 1; distance < kLanes; distance *= 2) {
       low[half] = MinOfPairs<T>(low[half], __shfl_xor_sync(~0u, low[half], distance));
       high[half] = MaxOfPairs<T>(high[half], __shfl_xor_sync(~0u, high[half], distance));
     }
@@ -178,12 +180,13 @@ __global__ void __launch_bounds__(256)
     bounds[half] = MakeBounds<T>(__hmin(lows.x, lows.y), __hmax(highs.x, highs.y), to.max_code,
                                  mins[half], ranges[half], unfit);
   }
-  if (lane % 4 == 0) {
-    const int token = 16 * (lane / 4) + 2 * tile;
+  if (lane % kLanes == 0) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      metadata[token + half] = mins[half];
-      metadata[fragment::kTokens + token + half] = ranges[half];
+      const int token = 16 * (lane / 4) + 2 * tile + half;
+      const int group = token * kGroups + lane % 4 / kLanes;
+      metadata[group] = mins[half];
+      metadata[kGroups * fragment::kTokens + group] = ranges[half];
     }
     if (unfit) atomicMin(to.unfit, to.first_index + blockIdx.x / to.heads);
   }
@@ -203,17 +206,18 @@ __global__ void __launch_bounds__(256)
 }
 
 // Groups that are columns: of values a token, of keys a channel. All warps and eight lanes of each
-// share a column.
+// share a column; of 256 dims the lower and the upper four lanes have a group each.
 template <class T, int kRows, int kCols>
 __global__ void __launch_bounds__(2 * kRows)
     QuantizeColumns(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
   constexpr int kSteps = kCols / 16;
   constexpr int kWarps = kRows / 16;
   constexpr int kOfLane = kCols / 4;  // Columns of a lane's t.
+  constexpr int kGroups = fragment::GroupsOfToken(kRows);
   // Of the four t one entry more apart, so that four lanes meet no common bank.
-  __shared__ Bounds table[4 * (kOfLane + 1)];
-  __shared__ T lowest[kWarps][kCols];
-  __shared__ T highest[kWarps][kCols];
+  __shared__ Bounds table[kGroups][4 * (kOfLane + 1)];
+  __shared__ T lowest[kWarps][kGroups][kCols];
+  __shared__ T highest[kWarps][kGroups][kCols];
   LetNextKernelStart();
   const int head = blockIdx.x % to.heads;
   const Move move = list.moves[blockIdx.x / to.heads];
@@ -223,7 +227,7 @@ __global__ void __launch_bounds__(2 * kRows)
                    static_cast<size_t>(head) * (kRows * kCols / 8 * to.bits);
   T* metadata =
       reinterpret_cast<T*>(arena + static_cast<size_t>(move.metadata) * fragment::kArenaUnit +
-                           static_cast<size_t>(head) * fragment::MetadataBytes(kCols));
+                           static_cast<size_t>(head) * fragment::MetadataBytes(kGroups * kCols));
   const int tile = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
@@ -241,11 +245,14 @@ __global__ void __launch_bounds__(2 * kRows)
     high[2 * k] = MaxOfPairs<T>(values[k].x, values[k].y);
     high[2 * k + 1] = MaxOfPairs<T>(values[k].z, values[k].w);
   }
-  // Lanes with the same t trade halves of their indices, three times; then lane g has the bounds
-  // over all of them of C / 64 indices from C / 64 g on. Of 128 columns 28 shuffles instead of 96.
+  // Lanes of a group with the same t trade halves of their indices, three times (two of four
+  // lanes); then each has the bounds over all of them of so many indices of its own. Of 128 columns
+  // and eight lanes 28 shuffles instead of 96.
+  constexpr int kRounds = kGroups == 1 ? 3 : 2;
+  constexpr int kOwn = 2 * kSteps >> kRounds;
 #pragma unroll
-  for (int round = 0; round < 3; ++round) {
-    const int bit = 2 - round;
+  for (int round = 0; round < kRounds; ++round) {
+    const int bit = kRounds - 1 - round;
     const int count = 2 * kSteps >> (round + 1);
     const bool upper = (g >> bit & 1) != 0;
 #pragma unroll
@@ -259,39 +266,42 @@ __global__ void __launch_bounds__(2 * kRows)
       high[j] = MaxOfPairs<T>(kept_high, __shfl_xor_sync(~0u, given_high, 4 << bit));
     }
   }
+  const int group_of_lane = g * kGroups / 8;
 #pragma unroll
-  for (int j = 0; j < kSteps / 4; ++j) {
-    const int column = kOfLane * t + kSteps / 4 * g + j;
+  for (int j = 0; j < kOwn; ++j) {
+    const int column = kOfLane * t + kOwn * (g % (8 / kGroups)) + j;
     const auto lows = AsPair<T>(low[j]);
     const auto highs = AsPair<T>(high[j]);
-    lowest[tile][column] = lows.x;
-    lowest[tile][column + kCols / 8] = lows.y;
-    highest[tile][column] = highs.x;
-    highest[tile][column + kCols / 8] = highs.y;
+    lowest[tile][group_of_lane][column] = lows.x;
+    lowest[tile][group_of_lane][column + kCols / 8] = lows.y;
+    highest[tile][group_of_lane][column] = highs.x;
+    highest[tile][group_of_lane][column + kCols / 8] = highs.y;
   }
   __syncthreads();
-  if (threadIdx.x < kCols) {
-    const int column = threadIdx.x;
-    T least = lowest[0][column];
-    T most = highest[0][column];
+  if (threadIdx.x < kGroups * kCols) {
+    const int column = threadIdx.x / kGroups;
+    const int group = threadIdx.x % kGroups;
+    T least = lowest[0][group][column];
+    T most = highest[0][group][column];
 #pragma unroll
     for (int warp = 1; warp < kWarps; ++warp) {
-      least = __hmin(least, lowest[warp][column]);
-      most = __hmax(most, highest[warp][column]);
+      least = __hmin(least, lowest[warp][group][column]);
+      most = __hmax(most, highest[warp][group][column]);
     }
     T min;
     T range;
     bool unfit = false;
-    table[column + column / kOfLane] = MakeBounds<T>(least, most, to.max_code, min, range, unfit);
-    metadata[column] = min;
-    metadata[kCols + column] = range;
+    table[group][column + column / kOfLane] =
+        MakeBounds<T>(least, most, to.max_code, min, range, unfit);
+    metadata[threadIdx.x] = min;
+    metadata[kGroups * kCols + threadIdx.x] = range;
     if (unfit) atomicMin(to.unfit, to.first_index + blockIdx.x / to.heads);
   }
   __syncthreads();
   uint32_t words[2 * kSteps];
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    const Bounds* of_lane = table + (kOfLane + 1) * t + 2 * k;
+    const Bounds* of_lane = table[group_of_lane] + (kOfLane + 1) * t + 2 * k;
     const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[kCols / 8], of_lane[kCols / 8 + 1]};
     const Bounds* const each[4] = {&own[0], &own[1], &own[2], &own[3]};
     const bool must_divide =
@@ -328,6 +338,7 @@ void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const
 template <class T>
 void QuantizeDim(const FragmentPageShape& shape, const QuantizeTarget& to,
                  std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
+  if (shape.head_dim == 256) return Quantize<T, 256>(shape, to, moves, arena, stream);
   if (shape.head_dim == 128) return Quantize<T, 128>(shape, to, moves, arena, stream);
   Quantize<T, 64>(shape, to, moves, arena, stream);
 }

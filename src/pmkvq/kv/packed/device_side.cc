@@ -381,6 +381,7 @@ AppendOperands DeviceSide::AppendTo(size_t layer, int64_t decode_rows) const {
   append.block = static_cast<uint32_t>(layer);
   append.num_sequences = decode_rows;
   append.num_heads = DeviceShapeOf(config_, layer).num_heads;
+  append.is_bf16 = config_.float_type == DType::kBF16;
   return append;
 }
 

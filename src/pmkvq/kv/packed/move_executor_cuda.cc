@@ -105,8 +105,8 @@ class Executor {
     }
     if (!fragment::IsHeadDim(codec_.stream().width)) {
       throw Unsupported(NameOf(arena_.device),
-                        fmt::format("the cache: found heads of {} values, expected 64 or 128; use "
-                                    "--device cpu",
+                        fmt::format("the cache: found heads of {} values, expected 64, 128 or 256; "
+                                    "use --device cpu",
                                     codec_.stream().width));
     }
   }

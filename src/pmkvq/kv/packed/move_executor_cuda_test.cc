@@ -146,7 +146,8 @@ class MoveExecutorSmallTest : public GpuTest {};
 TEST_F(MoveExecutorSmallTest, RandomPlansGiveTheCpusPages) {
   uint32_t seed = 1;
   for (const DType type : {DType::kF16, DType::kBF16}) {
-    for (const auto& [heads, dim] : std::vector<std::pair<int64_t, int64_t>>{{2, 128}, {3, 64}}) {
+    for (const auto& [heads, dim] :
+         std::vector<std::pair<int64_t, int64_t>>{{2, 128}, {3, 64}, {2, 256}}) {
       for (const size_t most : {size_t{1}, size_t{2}, size_t{3}, size_t{100}}) {
         SCOPED_TRACE(testing::Message()
                      << NameOf(type) << ' ' << heads << " x " << dim << ", waves of " << most);
@@ -205,7 +206,7 @@ TEST_F(MoveExecutorSmallTest, WhatThereIsNoCodeForIsRefusedByName) {
         [&] { ExecuteMoves(plan, codec, arena.view(), ExecContext(1, stream())); },
         {"[cuda:0] the cache: found", text, "--device cpu"});
   };
-  refuse(96, DType::kF16, "heads of 96 values, expected 64 or 128");
+  refuse(96, DType::kF16, "heads of 96 values, expected 64, 128 or 256");
   refuse(128, DType::kF32, "values of F32, expected F16 or BF16");
 }
 

@@ -284,6 +284,31 @@ TEST_F(PackedCacheOnCudaTest, KeysPerChannel) {
   }
 }
 
+TEST_F(PackedCacheOnCudaTest, HeadsOf256Values) {
+  for (const QuantAxis axis : {QuantAxis::kToken, QuantAxis::kChannel}) {
+    CacheConfig config;
+    config.geometry.blocks = {BlockOf({1, 4, 1, 256}), BlockOf({1, 6, 2, 256})};
+    config.geometry.blocks[1].sliding_window = 200;
+    config.max_len = kMaxLen;
+    config.max_sequences = 2;
+    config.k_axis = axis;
+    for (size_t layer = 0; layer < 2; ++layer) {
+      config.budget_bytes.push_back(BlockBytes(config, layer, 900, 4, 4));
+    }
+    RunHistory(config, axis == QuantAxis::kToken ? 41 : 42, 40);
+  }
+}
+
+TEST_F(PackedCacheOnCudaTest, Bf16) {
+  CacheConfig config = MakeConfig(900, 4, 4);
+  config.float_type = DType::kBF16;
+  RunHistory(config, 51, 40);
+  config.k_axis = QuantAxis::kChannel;
+  config.sink_tokens = 128 + 5;
+  config.policy = PolicyKind::kOldestFirst;
+  RunHistory(WithWindows(config), 52, 40);
+}
+
 TEST_F(PackedCacheOnCudaTest, Unquantised) {
   CacheConfig config = MakeConfig(kMaxLen, 16, 16);
   config.sink_tokens = 0;
@@ -452,8 +477,8 @@ TEST_F(PackedCacheOnCudaTest, WhatThereIsNoCodeForIsRefusedByName) {
     testing_support::ExpectError<Unsupported>([&] { DeviceDriver driver(config); }, {what});
   };
   CacheConfig config = MakeConfig(900, 8, 8);
-  config.float_type = DType::kBF16;
-  refuse(config, "BF16");
+  config.float_type = DType::kF32;
+  refuse(config, "F32");
   config = MakeConfig(900, 8, 8);
   config.geometry.blocks[0] = BlockOf({1, 4, 2, 32});
   refuse(config, "heads of 32");

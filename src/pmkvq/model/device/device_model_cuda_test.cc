@@ -56,6 +56,7 @@ std::map<std::string, TinyModel> Models() {
     gemma.window = 40;
     models[name] = name == "gemma3_f32" ? WithHeads(gemma, 4, 2, 64) : WithHeads(gemma, 2, 1, 128);
   }
+  models["gemma3_256_f32"] = WithHeads(models["gemma3_f32"], 4, 1, 256);
   models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
   return models;
 }
@@ -69,10 +70,10 @@ std::shared_ptr<const Model> Load(const TinyModel& tiny, DeviceId device,
   return Model::Load(folder.path(), options);
 }
 
-CacheConfig ConfigOf(const Model& model, DeviceId device, int bits) {
+CacheConfig ConfigOf(const Model& model, DeviceId device, int bits, int64_t max_sequences) {
   CacheConfig config;
   config.geometry = model.kv_geometry();
-  config.max_sequences = 71;
+  config.max_sequences = max_sequences;
   config.max_len = 700;
   config.close_bits = config.floor_bits = bits;
   config.device = device;
@@ -84,8 +85,9 @@ CacheConfig ConfigOf(const Model& model, DeviceId device, int bits) {
 // A model and a store, and what is needed to send them tokens.
 class Runner {
  public:
-  Runner(const Model& model, DeviceId store_device, int bits)
-      : model_(model), store_(MakePackedKvCache(ConfigOf(model, store_device, bits))) {}
+  Runner(const Model& model, DeviceId store_device, int bits, int64_t max_sequences = 71)
+      : model_(model),
+        store_(MakePackedKvCache(ConfigOf(model, store_device, bits, max_sequences))) {}
 
   KvStore& store() { return *store_; }
   SequenceId Open() { return store_->Open().value(); }
@@ -158,6 +160,29 @@ TEST_F(DeviceModelTest, LogitsAreThoseOfTheCpu) {
       for (uint64_t i = 0; i < 20; ++i) both({{seq, RandomTokens(200, 1, 3 + i)}});
       both({{seq, RandomTokens(200, 30, 40), Logits::kLast, true}});
       both({{seq, RandomTokens(200, 1, 41)}});
+    }
+  }
+}
+
+// Engines of few sequences have other products (device_products.h).
+TEST_F(DeviceModelTest, LogitsOfFewSequencesAreThoseOfTheCpu) {
+  for (const auto& [name, tiny] : Models()) {
+    SCOPED_TRACE(name);
+    const auto cpu_model = Load(tiny, {});
+    const auto cuda_model = Load(tiny, kCuda);
+    Runner cpu(*cpu_model, {}, 8, 3);
+    Runner cuda(*cuda_model, kCuda, 8, 3);
+    const SequenceId first = cpu.Open();
+    const SequenceId second = cpu.Open();
+    ASSERT_EQ(cuda.Open(), first);
+    ASSERT_EQ(cuda.Open(), second);
+    const auto both = [&](const std::vector<Runner::Part>& parts) {
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), kTolerance);
+    };
+    both({{first, RandomTokens(200, 260, 1)}});
+    both({{second, RandomTokens(200, 20, 2)}});
+    for (uint64_t i = 0; i < 10; ++i) {
+      both({{first, RandomTokens(200, 1, 3 + i)}, {second, RandomTokens(200, 1, 30 + i)}});
     }
   }
 }
