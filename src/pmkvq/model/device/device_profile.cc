@@ -475,8 +475,30 @@ void DeviceProfile::Impl::ThrowNotFinite(uint64_t found) const {
                                  where, token));
 }
 
+namespace {
+
+// What configs may ask for beyond the steps that there are.
+void CheckFamily(const ModelConfig& config, DeviceId device) {
+  const auto refuse = [&](const char* what) {
+    throw Unsupported(NameOf(device),
+                      fmt::format("calibration of {}: found {}, for which there is no gradient on "
+                                  "a device; use --device cpu",
+                                  config.architecture, what));
+  };
+  if (config.post_norms) refuse("norms behind attention and MLP");
+  if (config.activation != GateActivation::kSilu) refuse("a GELU in the MLP");
+  if (config.embedding_factor != 1.0) refuse("a factor of the embedding");
+  if (config.local_rope.has_value()) refuse("blocks with another RoPE");
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (config.sliding_window(layer) != 0) refuse("sliding windows");
+  }
+}
+
+}  // namespace
+
 DeviceProfile::DeviceProfile(const Model& model) {
   PMKVQ_CHECK_MSG(model.device_model() != nullptr, "the model lies on the CPU");
+  CheckFamily(model.config(), model.device());
   impl_ = std::make_unique<Impl>(model);
 }
 

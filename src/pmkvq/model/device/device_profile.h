@@ -49,8 +49,9 @@ class DeviceProfile {
     kFast,   // Products and attention of 11 bits; with weights of F32 the same as kExact.
   };
 
-  // `model` lies on a device (check) and must outlive this object. Throws DeviceError where memory
-  // is short.
+  // `model` lies on a device (check) and must outlive this object. Throws Unsupported, naming it,
+  // for what a config asks for beyond Llama, Mistral, Qwen 2 and Qwen 3 without windows, and
+  // DeviceError where memory is short.
   explicit DeviceProfile(const Model& model);
   ~DeviceProfile();
   DeviceProfile(const DeviceProfile&) = delete;

@@ -307,6 +307,14 @@ TEST_F(DeviceProfileTest, SmallAndLargeWeightsKeepTheirPrecision) {
   CheckPasses(tiny, 50, profile, *cuda, *cpu);
 }
 
+TEST_F(DeviceProfileTest, WhatThereIsNoGradientForIsRefusedByName) {
+  TinyModel windows = WithSizes({.architecture = "MistralForCausalLM"}, 4, 2, 64);
+  windows.window = 9;
+  const auto model = Load(windows, MakeTinyWeights(windows), kCuda);
+  testing_support::ExpectError<Unsupported>([&] { const DeviceProfile profile(*model); },
+                                            {"calibration", "sliding windows", "--device cpu"});
+}
+
 TEST_F(DeviceProfileTest, WeightsThatAreNotFiniteAreNamed) {
   const TinyModel tiny = WithSizes({}, 4, 2, 64);
   const std::map<std::string, std::string> places = {
