@@ -1,4 +1,4 @@
-"""pmkvq serve and llama-server beside each other: long answers, 16 at once, in a KV cache of 40 % of what 16 bits need.
+"""pmkvq serve and llama-server beside each other: long answers, many at once, in a KV cache of 40 % of what 16 bits need.
 
 Called with PROGRAM MODEL LLAMA_SERVER [options]; --help lists them. Writes MODEL as GGUF, asks both servers the same problems with
 the same token ids at temperature 0, in rounds whose order changes, and prints a table of medians over the rounds. docs/serving.md says
@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 
-AT_ONCE = 16
 MAX_LEN = 4096  # Tokens of a prompt and its answer.
 BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}  # llama.cpp's: 32 values share one 16-bit scale.
 CONTEXT_STEP = 256  # llama.cpp rounds the context of a sequence to it.
@@ -33,6 +32,8 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=3, help="each row once a round (%(default)s)")
     parser.add_argument("--minutes", type=float, default=1e9, help="a run that goes on then is not counted (no limit)")
     parser.add_argument("--problems", type=int, default=40, help="problems a row and round (%(default)s)")
+    parser.add_argument("--at-once", type=int, default=16, help="(%(default)s)")
+    parser.add_argument("--threads", default="2", help="of each server (%(default)s)")
     parser.add_argument("--levels", default="4,5", help="their levels (%(default)s)")
     parser.add_argument("--rows", default=".", help="a regular expression: the rows whose names it finds (all)")
     parser.add_argument("--pool", type=int, default=0, help="bytes of the pool (40 %% of what fp16 takes at its peak)")
@@ -40,10 +41,13 @@ def parse_arguments():
     parser.add_argument("--server-cpus", help="CPUs of the servers, as 0,1 (all)")
     parser.add_argument("--client-cpus", help="CPUs of the clients (all)")
     parser.add_argument("--json", help="a file for all figures")
+    parser.add_argument("--earlier", action="append", default=[], metavar="JSON",
+                        help="figures of the same problems, pool and threads that are counted as well")
     return parser.parse_args()
 
 
 ARGUMENTS = parse_arguments()
+AT_ONCE = ARGUMENTS.at_once
 sys.argv[1:] = [ARGUMENTS.program, ARGUMENTS.model]
 
 from problems import problems, quantile  # noqa: E402
@@ -77,8 +81,8 @@ class Llama:
         folder = os.path.dirname(os.path.abspath(ARGUMENTS.llama_server))
         paths = [folder, os.environ.get("LD_LIBRARY_PATH", "")]
         command = [ARGUMENTS.llama_server, "--model", gguf, "--host", "127.0.0.1", "--port", str(self.port), "--device", "none",
-                   "--threads", "2", "--threads-batch", "2", "--flash-attn", "on", "--cont-batching", "--no-context-shift",
-                   "--cache-ram", "0", "--fit", "off", "--log-verbosity", "4", *options]
+                   "--threads", ARGUMENTS.threads, "--threads-batch", ARGUMENTS.threads, "--flash-attn", "on",
+                   "--cont-batching", "--no-context-shift", "--cache-ram", "0", "--fit", "off", "--log-verbosity", "4", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                         env={**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, paths))})
         self.lines, self.is_ready = [], threading.Event()
@@ -118,23 +122,24 @@ class Llama:
 def ours(name, *options):
     """A row: pmkvq serve in one pool; POOL among the options stands for its bytes."""
     def start(_, pool):
-        return Server("--max-len", str(MAX_LEN), "--max-sequences", str(AT_ONCE), "--queue-size", "64", "--queue-timeout", "0",
-                      "--kv-mode", "pool", *(str(pool) if option == "POOL" else option for option in options))
+        return Server("--threads", ARGUMENTS.threads, "--max-len", str(MAX_LEN), "--max-sequences", str(AT_ONCE),
+                      "--queue-size", "64", "--queue-timeout", "0", "--kv-mode", "pool",
+                      *(str(pool) if option == "POOL" else option for option in options))
     return f"pmkvq {name}", start
 
 
 def theirs(kv, how):
     """A row: llama-server with the cache type `kv` in the pool's bytes.
 
-    `how`: `unified` is one cache for 16 slots, `split` gives each of them a sixteenth, `whole` has as many slots as have MAX_LEN
-    tokens each, `ample` has MAX_LEN for each of 16 slots.
+    `how`: `unified` is one cache for AT_ONCE slots, `split` gives each of them an equal part, `whole` has as many slots as have
+    MAX_LEN tokens each, `ample` has MAX_LEN for each of AT_ONCE slots.
     """
     def start(gguf, pool):
         if how == "ample":
             slots, tokens = AT_ONCE, AT_ONCE * MAX_LEN
         else:
             tokens = pool // bytes_of_token(kv)
-            slots = max(1, tokens // MAX_LEN) if how == "whole" else AT_ONCE
+            slots = min(AT_ONCE, max(1, tokens // MAX_LEN)) if how == "whole" else AT_ONCE
             tokens = slots * MAX_LEN if how == "whole" else tokens
         step = CONTEXT_STEP * (slots if how == "split" else 1)
         tokens = max(step, round(tokens / step) * step)
@@ -190,8 +195,8 @@ def measure(name, start, gguf, pool, asked, prompts, until):
     ends = [result["end"] for result in results]
     gaps = [gap for result in results for gap in result["gaps"]]
     row = {
-        "row": name, "cache_bytes": cache, "peak_bytes": peak, "slots": slots, "seconds": seconds, "cpu_seconds": cpu_seconds,
-        "load_average": load,
+        "row": name, "asked": len(asked), "cache_bytes": cache, "peak_bytes": peak, "slots": slots, "seconds": seconds,
+        "cpu_seconds": cpu_seconds, "load_average": load,
         **{end: ends.count(end) for end in ("solved", "wrong", "cut", "lost")},
         "answers_per_minute": (ends.count("solved") + ends.count("wrong")) / seconds * 60,
         "tokens_per_s": sum(result["tokens"] for result in results) / seconds,
@@ -217,43 +222,46 @@ def token_ids(asked):
 
 def table(rows, pool):
     """Markdown: medians of the rates and times, sums of the counts."""
-    lines = [f"| {AT_ONCE} at once, pool {pool / 2**20:.1f} MiB | cache, slots | answers a minute | tokens/s | between tokens, p50, p99 (ms) "
-             "| asked | solved | wrong | cut | lost |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"| {AT_ONCE} at once, pool {pool / 2**20:.1f} MiB | cache, slots | answers a minute | tokens/s | CPU ms a token "
+             "| between tokens, p50, p99 (ms) | asked | solved | wrong | cut | lost |", "|" + "---|" * 11]
     for name in dict.fromkeys(row["row"] for row in rows):
         runs = [row for row in rows if row["row"] == name]
 
-        def median(key, runs=runs):
-            return statistics.median(run[key] for run in runs)
+        def median(value, runs=runs):
+            return statistics.median(value(run) for run in runs)
         counts = [sum(run[key] for run in runs) for key in ("solved", "wrong", "cut", "lost")]
-        lines.append(f"| {name} | {runs[0]['cache_bytes'] / 2**20:.1f} MiB, {runs[0]['slots']} | {median('answers_per_minute'):.1f} | "
-                     f"{median('tokens_per_s'):.0f} | {median('gap_p50_ms'):.1f}, {median('gap_p99_ms'):.1f} | {sum(counts)} | "
-                     + " | ".join(str(count) for count in counts) + " |")
+        cells = [
+            name, f"{runs[0]['cache_bytes'] / 2**20:.1f} MiB, {runs[0]['slots']}",
+            f"{median(lambda run: run['answers_per_minute']):.1f}", f"{median(lambda run: run['tokens_per_s']):.0f}",
+            f"{median(lambda run: run['cpu_seconds'] / (run['tokens_per_s'] * run['seconds'])) * 1e3:.2f}",
+            f"{median(lambda run: run['gap_p50_ms']):.1f}, {median(lambda run: run['gap_p99_ms']):.1f}", sum(counts), *counts]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def ratios(rows):
-    """Answers a minute of our first row over those of each row of llama-server, run by run: median, least and most."""
-    first = [row for row in rows if row["row"] == ROWS[0][0]]
+    """Answers a minute of our first row over those of each row of llama-server, of one round each: median, least and most."""
+    first = {(row["session"], row["round"]): row["answers_per_minute"] for row in rows if row["row"] == ROWS[0][0]}
     lines = []
     for name in dict.fromkeys(row["row"] for row in rows if row["row"].startswith("llama-server")):
-        found = [a["answers_per_minute"] / b["answers_per_minute"]
-                 for a, b in zip(first, (row for row in rows if row["row"] == name)) if b["answers_per_minute"]]
+        found = [first[row["session"], row["round"]] / row["answers_per_minute"] for row in rows
+                 if row["row"] == name and row["answers_per_minute"] and (row["session"], row["round"]) in first]
         if found:
-            lines.append(f"{ROWS[0][0]} / {name}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+            lines.append(f"{ROWS[0][0]} / {name}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}, {len(found)} rounds)")
     return "\n".join(lines)
 
 
 def measure_all(gguf, asked, prompts, until):
     """The bytes of the pool, all runs, and the last texts of each row."""
     chosen = [row for row in ROWS if re.search(ARGUMENTS.rows, row[0])]
-    rows, texts, pool = [], {}, ARGUMENTS.pool
+    rows, texts, pool, session = [], {}, ARGUMENTS.pool, time.time()
     try:
         if not pool:
             pool = int(measure(*AMPLE, gguf, 0, asked, prompts, until)[0]["peak_bytes"] * 0.4)
         for round_index in range(ARGUMENTS.rounds):
             for name, start in chosen if round_index % 2 == 0 else chosen[::-1]:
                 row, texts[name] = measure(name, start, gguf, pool, asked, prompts, until)
-                rows.append({"round": round_index, **row})
+                rows.append({"session": session, "round": round_index, **row})
     except asyncio.TimeoutError:
         print("out of time", file=sys.stderr)
     return pool, rows, texts
@@ -269,9 +277,19 @@ def main():
         pool, rows, texts = measure_all(gguf, asked, prompts, time.monotonic() + ARGUMENTS.minutes * 60)
         with Llama(gguf, "--ctx-size", "512") as server:
             version, features = (" ".join(server.log(pattern) or ["?"]) for pattern in (r"(build .*)", r"system_info: (.*)"))
+    terms = {"pool_bytes": pool, "levels": sorted(levels), "problems": len(asked), "at_once": AT_ONCE, "threads": ARGUMENTS.threads,
+             "weights": ARGUMENTS.weights, "llama_server": [version, features]}
     if ARGUMENTS.json:
         with open(ARGUMENTS.json, "w", encoding="utf-8") as file:
-            json.dump({"pool_bytes": pool, "levels": sorted(levels), "llama_server": [version, features], "rows": rows}, file, indent=1)
+            json.dump({"terms": terms, "rows": rows}, file, indent=1)
+    for name in ARGUMENTS.earlier:
+        with open(name, encoding="utf-8") as file:
+            earlier = json.load(file)
+        if earlier["terms"] != terms:
+            sys.exit(f"compare_llama_server.py: {name}, terms: {earlier['terms']}, expected {terms}")
+        rows += earlier["rows"]
+    order = [name for name, _ in ROWS]
+    rows.sort(key=lambda row: order.index(row["row"]))
     print(f"llama-server: {version}; {features}")
     print(table(rows, pool), "", ratios(rows), sep="\n")
     same = [AMPLE[0], "llama-server f16 ample"]
