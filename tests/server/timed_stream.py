@@ -6,7 +6,7 @@ import time
 
 from problems import is_solved
 
-SILENCE_S = 120.0  # A stream that says nothing for so long is lost.
+SILENCE_S = 900.0  # A stream that says nothing for so long is lost; it may wait for a slot.
 
 
 class Stream:
