@@ -28,7 +28,7 @@ WIDTHS = "4,2"  # That plans choose from: 4 bits everywhere take 5.23 bits.
 # Rivals: the richest form that fits, by its size.
 TEXT_RIVALS = {
     4.65: ("kivi", "mixkvq:high=0.09375+mid=0.25"),
-    3.4: ("kivi:residual=64", "mixkvq:high=0.03125+mid=0.125+group=64+residual=64"),
+    3.4: ("kivi:group=64", "mixkvq:high=0.03125+mid=0.125+group=64+residual=64"),
 }
 # GSM8K: prompt and answer have 512 tokens at most.
 GSM8K_TOKENS, GSM8K_ANSWER, GSM8K_PROBLEMS = 512, 384, 200
