@@ -46,9 +46,10 @@ def plan_of(kind, bits, tokens):
 
 
 def pm_kvq(bits, tokens):
-    """SPEC options of PM-KVQ as in the paper, and of `best`."""
+    """SPEC options of PM-KVQ as in the paper, of `best`, and of `best` with a range for each channel of keys."""
     yield "pm-kvq", ["--recipe", "paper", "--plan", plan_of("tied", bits, tokens)]
     yield "best", ["--recipe", "best", "--plan", plan_of("split", bits, tokens)]
+    yield "channel", ["--kv", "pm-kvq:policy=oldest-first+axis=channel", "--plan", plan_of("split", bits, tokens)]
 
 
 def settings(bits, tokens, rivals):
