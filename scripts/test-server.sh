@@ -44,6 +44,7 @@ export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 "$python" "$clients/lm_eval_client.py" "$program" "$model"
 "$python" "$root/tests/server/faults.py" "$program" "$model"
 "$python" "$root/tests/server/text_cuts.py" "$program" "$model"
+"$python" "$root/tests/server/overhead.py" "$program" "$model"
 "$python" "$root/tests/server/pressure.py" "$program" "$model"
 "$python" "$root/tests/server/soak.py" "$program" "$model" 300
 PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/limits_test.py" "$program" "$model"

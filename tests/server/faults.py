@@ -311,37 +311,5 @@ class ClockJump(unittest.TestCase):
             server.wait_for_metric(name, 0, 20)
 
 
-class Overhead(unittest.TestCase):
-    def test_tokens_per_second(self):
-        options = ["--kv", "pm-kvq", "--kv-budget", "16MiB", "--max-len", "2048", "--threads", "2"]
-        for streams in [1, 16, 64]:
-            best = {"engine": 0.0, "server": 0.0}
-            for _ in range(3):  # The machine is shared: the best of three, in turns.
-                def run_seconds(tokens):
-                    began = time.monotonic()
-                    subprocess.run([PROGRAM, "run", "--model", MODEL, *options, "--n-samples", str(streams), "--max-tokens", str(tokens),
-                                    "--ignore-eos", "--temperature", "1", "--json", "-", "--prompt", "x"], capture_output=True, check=True)
-                    return time.monotonic() - began
-                engine = streams * 1195 / (run_seconds(1200) - run_seconds(5))  # Without the start of the program.
-                best["engine"] = max(best["engine"], engine)
-                with Server(*options[2:-2], "--max-sequences", str(streams)) as server:
-                    server.post("/v1/completions", {"prompt": "x", "max_tokens": 5})
-                    ends = []
-
-                    def ask():
-                        events = server.stream("/v1/completions", {"prompt": "x", "max_tokens": 1200, "ignore_eos": True, "temperature": 1})
-                        ends.append(len(events))
-                    threads = [threading.Thread(target=ask) for _ in range(streams)]
-                    began = time.monotonic()
-                    for thread in threads:
-                        thread.start()
-                    for thread in threads:
-                        thread.join()
-                    best["server"] = max(best["server"], 1200 * streams / (time.monotonic() - began))
-            part = best["server"] / best["engine"]
-            print(f"{streams} streams: {best['server']:.0f} tokens/s of {best['engine']:.0f} in process, {100 * part:.0f} %")
-            self.assertGreater(part, 0.5)
-
-
 if __name__ == "__main__":
     main()
