@@ -61,6 +61,18 @@ class Times(unittest.TestCase):
             server.wait_for_metric("pmkvq_requests_running", 0)
             server.wait_for_metric("pmkvq_kv_used_bytes", 0)
 
+    def test_request_timeout_in_the_queue(self):
+        with Server("--max-sequences", "1", "--request-timeout", "1", "--max-len", "8192", "--kv-budget", "16MiB") as server:
+            body = chat(max_tokens=8000, ignore_eos=True, n=2)
+            tokens = []
+            for status, reply in in_parallel(*[lambda: server.post("/v1/chat/completions", body)] * 3):
+                self.assertEqual(status, 200, reply)
+                tokens.append(reply["usage"]["completion_tokens"])
+                self.assertEqual([(c["finish_reason"], c["stop_reason"]) for c in reply["choices"]], [("length", "timeout")] * 2)
+            self.assertLess(tokens[2], tokens[0] / 2, "the last one has waited")
+            server.wait_for_metric("pmkvq_requests_waiting", 0)
+            self.assertEqual(server.post("/v1/chat/completions", chat(max_tokens=2))[0], 200)
+
     def test_a_connection_that_stays_does_not_hold_up_the_end(self):
         with Server() as server, server.connect() as client:
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
