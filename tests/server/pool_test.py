@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import subprocess
+import time
 import unittest
 
 from served import MODEL, PROGRAM, Server, ServedTest, chat, main
@@ -67,6 +68,32 @@ class Pool(ServedTest):
         cache = json.loads(text)
         self.assertEqual((cache["mode"], cache["pool_bytes"], cache["used_bytes"]), ("pool", 8 * 2**20, 0))
         self.assertGreaterEqual(cache["water_level"], 0)
+
+
+class Priorities(unittest.TestCase):
+    def test_they_delay_and_do_not_starve(self):
+        """Of one client: a priority is as so many seconds later, also while more urgent requests keep coming."""
+        with Server("--kv-mode", "pool", "--kv-pool", "8MiB", "--max-sequences", "1", "--priorities", "--queue-size", "100") as server:
+            ends = {}
+
+            def ask(name, **fields):
+                status, reply = server.post("/v1/chat/completions", chat(max_tokens=60, ignore_eos=True, **fields))
+                assert status == 200, reply
+                ends[name] = time.monotonic()
+            began = time.monotonic()
+            with concurrent.futures.ThreadPoolExecutor(200) as clients:
+                waits = [clients.submit(ask, name, priority=priority) for name, priority in
+                         [("first", 0), *[(f"before {i}", 0) for i in range(5)], ("late", 3), ("urgent", -50)]]
+                while "late" not in ends and time.monotonic() < began + 60:  # More than it can answer.
+                    if server.metric("pmkvq_requests_waiting") < 20:
+                        waits.append(clients.submit(ask, f"later {len(waits)}"))
+                    time.sleep(0.005)
+                for one in waits:
+                    one.result()
+            self.assertLess(ends["urgent"], ends["before 4"])
+            self.assertLess(ends["before 4"], ends["late"])
+            self.assertLess(ends["late"] - began, 30)
+            self.assertGreater(sum(end < ends["late"] for end in ends.values()), 7, "some that came later went before it")
 
 
 class SmallPool(unittest.TestCase):

@@ -22,6 +22,10 @@ int64_t NowNs() {
 // front of those that come later, whoever sent them.
 constexpr int64_t kMostAhead = 4;
 
+// A request of priority 100 goes behind all of its client that come 100 s later, and not behind
+// those that come for ever.
+constexpr int64_t kNsPerPriority = 1'000'000'000;
+
 // Pages are halved from the oldest on, so that counts tell their order.
 std::vector<float> BitsByAge(const KvStore& store, SequenceId seq, int64_t num_layers) {
   std::vector<double> sums;
@@ -204,8 +208,8 @@ void EngineThread::Carry(Command command, Observer& observer) {
                               std::chrono::duration_cast<std::chrono::steady_clock::duration>(most),
                           command.id);
     }
-    queue_.Push(command.id, generation.client, generation.prompts.front().priority,
-                CostOf(generation));
+    queue_.Push(command.id, generation.client,
+                NowNs() + generation.prompts.front().priority * kNsPerPriority, CostOf(generation));
     num_waiting_choices_ += generation.num_choices();
     waiting_.emplace(command.id, std::move(generation));
     return;

@@ -19,15 +19,15 @@ int64_t RoundsUntil(int64_t cost, int64_t deficit) {
 
 }  // namespace
 
-void FairQueue::Push(Id id, const std::string& client, int64_t priority, int64_t cost) {
+void FairQueue::Push(Id id, const std::string& client, int64_t rank, int64_t cost) {
   PMKVQ_CHECK(cost >= 1 && !places_.contains(id));
   auto found = by_name_.find(client);
   if (found == by_name_.end()) {
     clients_.push_back({client, 0, {}});
     found = by_name_.emplace(client, std::prev(clients_.end())).first;
   }
-  found->second->costs[{priority, id}] = cost;
-  places_[id] = {found->second, priority};
+  found->second->costs[{rank, id}] = cost;
+  places_[id] = {found->second, rank};
 }
 
 std::optional<FairQueue::Id> FairQueue::Pop() {
