@@ -10,6 +10,10 @@ std::optional<SequenceId> KvStore::OpenImage(const SequenceImage& /*image*/,
   throw Unsupported(where, "the cache of this method cannot take up a saved sequence");
 }
 
+void KvStore::FollowHistory(SequenceId /*seq*/, std::vector<HalvingEvent> /*events*/) {
+  PMKVQ_CHECK_MSG(false, "the store has no pool");
+}
+
 ReserveResult KvStore::ReserveAll(std::span<const BatchChunk> /*chunks*/) {
   PMKVQ_CHECK_MSG(false, "the store has no pool");
   return ReserveResult::kBudgetExhausted;

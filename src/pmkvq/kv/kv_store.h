@@ -102,6 +102,11 @@ class KvStore {
   // Of a pool; before the sequence's first tokens.
   virtual void SetPoolTerms(SequenceId /*seq*/, const KvPoolTerms& /*terms*/) {}
 
+  // Of a pool, before the sequence's first tokens: its pages are halved as `events` say, when it
+  // holds so many tokens, and not for others' need. The sequence fails where it cannot have such an
+  // event. Of no use where blocks have sliding windows.
+  virtual void FollowHistory(SequenceId seq, std::vector<HalvingEvent> events);
+
   // Of a pool that keeps prompts (PoolConfig::prefix_bytes > 0; elsewhere nothing happens).
   // KeepPrefix keeps the pages of the whole chunks (CacheConfig::chunk_tokens) of `tokens`, the
   // first ones that `seq` holds, for later sequences with the same salt, as far as all of them are

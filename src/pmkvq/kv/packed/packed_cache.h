@@ -53,6 +53,7 @@ class PackedKvCache final : public KvStore {
   [[nodiscard]] int64_t ReserveOneByOne(SequenceId seq, int64_t num_tokens) override;
   [[nodiscard]] ReserveResult ReserveAll(std::span<const BatchChunk> chunks) override;
   void SetPoolTerms(SequenceId seq, const KvPoolTerms& terms) override { At(seq).terms = terms; }
+  void FollowHistory(SequenceId seq, std::vector<HalvingEvent> events) override;
   void KeepPrefix(SequenceId seq, std::string_view salt, std::span<const int32_t> tokens) override;
   int64_t TakePrefix(SequenceId seq, std::string_view salt,
                      std::span<const int32_t> tokens) override;
@@ -97,6 +98,11 @@ class PackedKvCache final : public KvStore {
     std::vector<AheadStep> steps;                 // In the order in which they are done.
     size_t num_done = 0;
   };
+  // What halves the pages of a sequence, in place of the pool's need.
+  struct Script {
+    std::vector<HalvingEvent> events;
+    size_t next = 0;  // That has not been carried out.
+  };
   struct Sequence : SequencePages {
     bool is_open = false;
     int64_t num_tokens = 0;       // Stored.
@@ -104,6 +110,7 @@ class PackedKvCache final : public KvStore {
     NextPage next;
     KvPoolTerms terms;      // Of a pool.
     int64_t opened_as = 0;  // How many were opened before.
+    std::optional<Script> script;
   };
   struct Chunk {
     Sequence* seq = nullptr;
@@ -197,9 +204,14 @@ class PackedKvCache final : public KvStore {
     int64_t num_tokens = 0;  // After the chunk.
     int64_t pages_after = 0;
     std::optional<size_t> table;  // Of pool_tables_.
+    // Of a sequence that follows a history: its table, in script_tables_, and Script::next then.
+    std::optional<size_t> script;
+    size_t script_next = 0;
   };
   void MakePressure();
   int64_t BytesAfter(const Opening& opening) const;
+  PageWidths WidthsAsDecided(const Opening& opening, size_t index, size_t page,
+                             size_t num_closed) const;
   PageWidths WidthsAfter(const Sequence& seq, size_t layer, size_t page, size_t num_closed) const;
   size_t NumClosedAfter(size_t layer, int64_t num_tokens, int64_t pages_after) const;
   bool GivesPages(const Sequence& seq) const;
@@ -208,10 +220,14 @@ class PackedKvCache final : public KvStore {
   PoolSequence TableAfter(const Opening& opening) const;
   int64_t OpeningSoonBytes() const;
   bool PayInPool(int64_t new_bytes, const Sequence* copied = nullptr);
-  void NarrowAsPaid(size_t table);
+  void NarrowTo(Sequence& seq, const PoolSequence& before, const PoolSequence& after);
   void NarrowBeforeOpening(const Opening& opening);
   void OpenPages(const Opening& opening);
   void DecideAsTable(const Opening& opening, size_t index);
+
+  // packed_cache_history.cc: sequences that follow a history.
+  size_t AddScripted(Sequence& seq, PoolSequence& table) const;
+  void NarrowAsScripted(Sequence& seq);
 
   // packed_cache_prefix.cc: prompts that a pool keeps.
   int64_t DropPrefixes(int64_t bytes);
@@ -255,6 +271,7 @@ class PackedKvCache final : public KvStore {
   std::vector<Opening> openings_;          // Of a reservation.
   std::vector<PoolSequence> pool_tables_;  // Of sequences whose pages may be halved; others: none.
   std::vector<PoolSequence> tables_before_;
+  std::vector<PoolSequence> script_tables_;
   std::vector<Sequence*> table_owners_;
   std::unique_ptr<PrefixTree> prefixes_;  // Null: no prompt is kept.
   int64_t prefix_bytes_ = 0;

@@ -77,13 +77,14 @@ PageWidths PackedKvCache::WidthsAfter(const Sequence& seq, size_t layer, size_t 
 
 int64_t PackedKvCache::BytesAfter(const Opening& opening) const {
   int64_t bytes = 0;
-  for (const size_t layer : cached_layers_) {
+  for (size_t index = 0; index < cached_layers_.size(); ++index) {
+    const size_t layer = cached_layers_[index];
     const BlockLimits limits = LimitsOf(layer);
     const size_t first = FirstSeen(layer, opening.seq->num_tokens);
     const size_t num_closed = NumClosedAfter(layer, opening.seq->num_tokens, opening.pages_after);
     bytes += SinkBytes(config_, layer);
     for (size_t page = first; page < static_cast<size_t>(opening.pages_after); ++page) {
-      bytes += limits.BytesOf(WidthsAfter(*opening.seq, layer, page, num_closed));
+      bytes += limits.BytesOf(WidthsAsDecided(opening, index, page, num_closed));
     }
   }
   return bytes;
@@ -91,7 +92,8 @@ int64_t PackedKvCache::BytesAfter(const Opening& opening) const {
 
 // Not those of a Forward under way, which would read them at two widths.
 bool PackedKvCache::GivesPages(const Sequence& seq) const {
-  return seq.is_open && !seq.failure && !IsInForward(seq) && seq.reserved_tokens == 0;
+  return !seq.script && seq.is_open && !seq.failure && !IsInForward(seq) &&
+         seq.reserved_tokens == 0;
 }
 
 PoolSequence PackedKvCache::TableOf(const Sequence& seq) const {
@@ -149,6 +151,7 @@ void PackedKvCache::FillPoolTables() {
   pool_tables_.clear();
   table_owners_.clear();
   for (Opening& opening : openings_) {
+    if (opening.script) continue;
     opening.table = pool_tables_.size();
     pool_tables_.push_back(TableAfter(opening));
     table_owners_.push_back(opening.seq);
@@ -192,26 +195,30 @@ bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
       pressure_->Free(-free, reserve.enough_bytes - free, config_.pool.step_bytes, pool_tables_);
   if (!payment.is_enough) return false;
   water_level_.Raise(payment.highest_price);
-  for (size_t table = openings_.size(); table < pool_tables_.size(); ++table) NarrowAsPaid(table);
+  for (size_t table = 0; table < pool_tables_.size(); ++table) {
+    const bool opens = std::any_of(openings_.begin(), openings_.end(),
+                                   [&](const Opening& opening) { return opening.table == table; });
+    if (!opens) NarrowTo(*table_owners_[table], tables_before_[table], pool_tables_[table]);
+  }
   return true;
 }
 
 // A sequence that opens no page: pages between the old and the new counts.
-void PackedKvCache::NarrowAsPaid(size_t table) {
-  Sequence& seq = *table_owners_[table];
+void PackedKvCache::NarrowTo(Sequence& seq, const PoolSequence& before, const PoolSequence& after) {
+  if (after.runs.empty()) return;
   for (size_t i = 0; i < cached_layers_.size(); ++i) {
     int64_t begin = -1;
     int64_t end = -1;
     std::array<const PoolRun*, 2> runs{};
     for (const Side side : kSides) {
-      const PoolRun& before = tables_before_[table].runs[2 * i + side];
-      const PoolRun& after = pool_tables_[table].runs[2 * i + side];
-      runs[side] = &after;
+      const PoolRun& from = before.runs[2 * i + side];
+      const PoolRun& to = after.runs[2 * i + side];
+      runs[side] = &to;
       for (size_t step = 0; step < kHalvingSteps; ++step) {
-        if (before.narrow[step] == after.narrow[step]) continue;
-        const int64_t first = before.first + before.narrow[step];
+        if (from.narrow[step] == to.narrow[step]) continue;
+        const int64_t first = from.first + from.narrow[step];
         begin = begin < 0 ? first : std::min(begin, first);
-        end = std::max(end, before.first + after.narrow[step]);
+        end = std::max(end, from.first + to.narrow[step]);
       }
     }
     if (begin < 0) continue;
@@ -226,6 +233,19 @@ void PackedKvCache::NarrowAsPaid(size_t table) {
   }
 }
 
+// Of a page after the chunk.
+PageWidths PackedKvCache::WidthsAsDecided(const Opening& opening, size_t index, size_t page,
+                                          size_t num_closed) const {
+  const bool is_decided = opening.script || opening.table;
+  if (!is_decided || page >= num_closed) {
+    return WidthsAfter(*opening.seq, cached_layers_[index], page, num_closed);
+  }
+  const std::vector<PoolRun>& runs =
+      opening.script ? script_tables_[*opening.script].runs : pool_tables_[*opening.table].runs;
+  const auto number = static_cast<int64_t>(page);
+  return {WidthIn(runs[2 * index + kKeys], number), WidthIn(runs[2 * index + kValues], number)};
+}
+
 // Fills decided_ of the block with the widths of all pages after the chunk.
 void PackedKvCache::DecideAsTable(const Opening& opening, size_t index) {
   const size_t layer = cached_layers_[index];
@@ -234,12 +254,7 @@ void PackedKvCache::DecideAsTable(const Opening& opening, size_t index) {
   std::vector<PageWidths>& decided = decided_[layer];
   decided.assign(static_cast<size_t>(opening.pages_after), PageWidths{});
   for (size_t page = FirstSeen(layer, seq.num_tokens); page < decided.size(); ++page) {
-    decided[page] = WidthsAfter(seq, layer, page, num_closed);
-    if (!opening.table || page >= num_closed) continue;
-    const std::vector<PoolRun>& runs = pool_tables_[*opening.table].runs;
-    const auto number = static_cast<int64_t>(page);
-    decided[page] = {WidthIn(runs[2 * index + kKeys], number),
-                     WidthIn(runs[2 * index + kValues], number)};
+    decided[page] = WidthsAsDecided(opening, index, page, num_closed);
   }
 }
 
@@ -281,11 +296,14 @@ void PackedKvCache::OpenPages(const Opening& opening) {
     MakeNewPages(seq, layer, static_cast<size_t>(opening.pages_after));
     UpdatePresentWidths(seq.blocks[layer], layer);
   }
+  if (opening.script) seq.script->next = opening.script_next;
 }
 
 ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
   PMKVQ_CHECK_MSG(pressure_ != nullptr, "the store has no pool");
   openings_.clear();
+  script_tables_.clear();
+  const size_t events_before = halving_events_.size();
   int64_t new_bytes = 0;
   for (const BatchChunk& chunk : chunks) {
     Sequence& seq = At(chunk.seq);
@@ -295,11 +313,23 @@ ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
     const int64_t num_tokens = seq.num_tokens + chunk.num_tokens;
     const int64_t pages_after = NumPages(config_, num_tokens);
     const bool is_first = seq.num_tokens == 0 && chunk.num_tokens > 0;
-    if (!is_first && pages_after == static_cast<int64_t>(NumPagesOf(seq))) continue;
-    openings_.push_back({&seq, num_tokens, pages_after, std::nullopt});
+    if (!is_first && pages_after == static_cast<int64_t>(NumPagesOf(seq))) {
+      if (seq.script) NarrowAsScripted(seq);
+      continue;
+    }
+    openings_.push_back({&seq, num_tokens, pages_after, std::nullopt, std::nullopt, 0});
+    if (seq.script) {
+      PoolSequence table = TableAfter(openings_.back());
+      openings_.back().script_next = AddScripted(seq, table);
+      if (seq.failure) {
+        openings_.pop_back();
+        continue;
+      }
+      openings_.back().script = script_tables_.size();
+      script_tables_.push_back(std::move(table));
+    }
     new_bytes += BytesAfter(openings_.back()) - seq.bytes;
   }
-  const size_t events_before = halving_events_.size();
   if (!PayInPool(new_bytes)) return ReserveResult::kBudgetExhausted;
   for (const Opening& opening : openings_) {
     if (!opening.seq->failure) NarrowBeforeOpening(opening);
