@@ -101,8 +101,10 @@ void Engine::Impl::Check(const Request& request) const {
   CheckRequest(request, model->config(), budget, max_len, tokenizer != nullptr);
   if (pool != nullptr) {
     pool->Check(request);
-  } else if (request.kv_min_bits != 0 || request.priority != 0) {
-    throw InvalidInput(request.kv_min_bits != 0 ? "kv_min_bits" : "priority",
+  } else if (request.kv_min_bits != 0 || request.priority != 0 || request.kv_history) {
+    throw InvalidInput(request.kv_min_bits != 0 ? "kv_min_bits"
+                       : request.priority != 0  ? "priority"
+                                                : "kv_replay",
                        "found one where each request has a budget to itself, expected none "
                        "(--kv-mode pool has it)");
   }
@@ -145,7 +147,7 @@ void Engine::Impl::PushReplayed(Task& task) {
 }
 
 void Engine::Impl::Admit() {
-  for (const auto& task : over) Finish(*task, FinishReason::kLength);
+  for (const auto& task : over) Finish(*task, task->finish.value_or(FinishReason::kLength));
   over.clear();
   while (static_cast<int64_t>(running.size()) < options.max_sequences) {
     std::unique_ptr<Task> task = waiting.Pop();
@@ -163,7 +165,7 @@ void Engine::Impl::Admit() {
       throw;
     }
     PMKVQ_CHECK(task->seq.has_value());
-    if (pool != nullptr) pool->SetTerms(*task, *store);
+    if (pool != nullptr) StartSequence(*task);
     by_seq[static_cast<size_t>(*task->seq)] = task.get();
     running.push_back(std::move(task));
   }
@@ -233,6 +235,8 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
   completion.num_cached_tokens = task.num_cached;
   if (pool != nullptr) pool->OnEnded(task, reason);
   if (task.seq) {
+    TakeHalvings();  // While it is known whose they are.
+    EndHistory(store->NumTokens(*task.seq), task.history);
     if (prefill_turns.task() == &task) prefill_turns.GiveUp();
     by_seq[static_cast<size_t>(*task.seq)] = nullptr;
     waiting.FreeSession(task.request.session);
@@ -246,6 +250,7 @@ void Engine::Impl::Finish(Task& task, FinishReason reason) {
     const int64_t session = failed ? -1 : task.request.session;
     sequences.Release(*task.seq, session, std::move(task.tokens));
   }
+  completion.history = std::move(task.history);
   completion.prompt_ids = std::move(task.request.prompt_ids);
   events.Push(std::move(completion));
 }
@@ -294,6 +299,9 @@ std::vector<RequestId> Engine::SubmitSamples(const Request& request,
   }
   if (!request.replay_ids.empty()) {
     throw InvalidInput("replay_ids", "found some with several samples, expected none");
+  }
+  if (request.kv_history && seeds.size() > 1) {
+    throw InvalidInput("kv_replay", "found one with several samples, expected one for each");
   }
   const auto group = std::make_shared<SampleGroup>();
   std::vector<RequestId> ids;

@@ -19,6 +19,7 @@
 
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/sinks.h"
+#include "pmkvq/engine/kv_history.h"
 #include "pmkvq/engine/pool_schedule.h"
 #include "pmkvq/engine/token_mask.h"
 #include "pmkvq/kernels/sampling/logit_rules.h"
@@ -98,6 +99,11 @@ struct Request {
   int kv_min_bits = 0;
   // Of a pool that keeps prompts: only requests with the same salt share them.
   std::string prefix_salt;
+  // Of a pool: the Completion::history of an earlier request that was like this one. Its pages are
+  // halved, and it is resumed, as that one's were, and for nobody else's need: so it draws the same
+  // tokens, whatever else runs. Where it cannot (other settings of the cache or chunk), or the pool
+  // has no room for its widths, it ends with kError, which begins with "[kv_replay]".
+  std::optional<KvHistory> kv_history;
   // Of a pool with PoolSchedule::priorities, -100 to 100: requests with lower ones keep their bits
   // and their places longer.
   int64_t priority = 0;
@@ -127,6 +133,7 @@ struct Completion {
   // kError: one line that names block or output head, position, the value found and a remedy.
   std::string error;
   KvSequenceStats kv;  // At the end of the request.
+  KvHistory history;   // What its tokens depend on besides prompt, seed and settings.
   // Wall time from its admission until its prompt is stored, and from there to its end. Both count
   // steps in which the engine worked on the prompts of other requests.
   double prefill_seconds = 0;

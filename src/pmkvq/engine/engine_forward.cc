@@ -21,6 +21,7 @@ void Engine::Impl::SortRunning() {
   prefilling.clear();
   decoding.clear();
   for (const auto& task : running) {
+    if (pool != nullptr) ResumeAsInHistory(*task);
     task->pause_us = 0;
     task->clock = &task->decode_seconds;
     if (IsPrefilling(*task)) {
@@ -64,6 +65,7 @@ void Engine::Impl::TakeHalvings() {
     Task* const task = by_seq[static_cast<size_t>(event.seq)];
     if (task == nullptr) continue;
     task->pause_us += event.duration_us;
+    AddHalving(event, task->history);
     events.Push(std::pair(task->id, event));
   }
 }
@@ -131,12 +133,15 @@ void Engine::Impl::ShareOutPrompt(Task& leader, float* logits) {
     const std::optional<SequenceId> fork = store->Fork(*leader.seq);
     if (fork) {
       samples.push_back(task.get());
+      TakeHalvings();  // Room for the copy is made by halving what is copied, too.
+      task->history = leader.history;
       if (leader.prompt_logprobs != nullptr) {
         task->prompt_logprobs->CopyFrom(*leader.prompt_logprobs);
       }
     }
     task->seq = fork ? fork : store->Open();  // Not every store forks.
     by_seq[static_cast<size_t>(*task->seq)] = task.get();
+    if (!fork && pool != nullptr) StartSequence(*task);
   }
   if (leader.group != nullptr) leader.group->leader = nullptr;
   if (samples.size() > 1) {

@@ -101,6 +101,11 @@ struct Engine::Impl {
   void TakePrefix(Task& task);
   // Lets the pool keep what is stored of the tokens that were computed as a prompt.
   void KeepPrefix(const Task& task);
+  // Where a request that follows a history gave up its place then, it drops its pages and computes
+  // its tokens again.
+  void ResumeAsInHistory(Task& task);
+  // Of its sequence, which is empty.
+  void StartSequence(Task& task);
   // Gives up the request's place: its pages are free, and it waits at its old place in the queue.
   void Preempt(Task& task);
   // Runs `work`, which may take seconds in a large model and can be cancelled: returns false where

@@ -54,7 +54,33 @@ bool Engine::Impl::MakeRoomFor(Task& task) {
   return victim != &task;
 }
 
+void Engine::Impl::StartSequence(Task& task) {
+  pool->SetTerms(task, *store);
+  if (!task.request.kv_history) return;
+  store->FollowHistory(*task.seq, HalvingsFrom(*task.request.kv_history, task.replay_at));
+}
+
+void Engine::Impl::ResumeAsInHistory(Task& task) {
+  if (!task.request.kv_history || task.finish || IsPrefilling(task)) return;
+  const KvHistory& history = *task.request.kv_history;
+  const auto resume =
+      std::find_if(history.begin() + static_cast<std::ptrdiff_t>(task.replay_at), history.end(),
+                   [](const KvHistoryEvent& event) { return event.is_resume(); });
+  const int64_t num_tokens = store->NumTokens(*task.seq);
+  if (resume == history.end() || resume->num_tokens != num_tokens) return;
+  TakeHalvings();
+  by_seq[static_cast<size_t>(*task.seq)] = nullptr;
+  store->Close(*task.seq);
+  task.seq = store->Open();
+  by_seq[static_cast<size_t>(*task.seq)] = &task;
+  task.num_prefilled = std::ssize(task.tokens);
+  AddPreemption(num_tokens, false, task.history);
+  task.replay_at = static_cast<size_t>(resume - history.begin()) + 1;
+  StartSequence(task);
+}
+
 void Engine::Impl::TakePrefix(Task& task) {
+  if (task.request.kv_history) return;  // Its pages may have to be halved while it is computed.
   // Log-probabilities of a prompt are read while it is computed.
   if (task.prompt_logprobs != nullptr && !task.prompt_is_told) return;
   const std::span<const int32_t> tokens(task.tokens);
@@ -73,6 +99,7 @@ void Engine::Impl::KeepPrefix(const Task& task) {
 void Engine::Impl::Preempt(Task& task) {
   TakeHalvings();  // While it is known whose they are.
   const int64_t num_tokens = store->NumTokens(*task.seq);
+  AddPreemption(num_tokens, IsPrefilling(task), task.history);
   if (prefill_turns.task() == &task) prefill_turns.GiveUp();
   if (task.group != nullptr && task.group->leader == &task) task.group->leader = nullptr;
   if (task.num_drawn() > 0) task.group = nullptr;
@@ -91,6 +118,15 @@ void Engine::Impl::Preempt(Task& task) {
   PMKVQ_CHECK(place != running.end());
   std::unique_ptr<Task> owner = std::move(*place);
   running.erase(place);
+  if (owner->request.kv_history) {
+    owner->error = InvalidInput("kv_replay",
+                                "the pool has no room for the widths of this history; expected "
+                                "fewer requests beside it")
+                       .what();
+    owner->finish = FinishReason::kError;
+    over.push_back(std::move(owner));
+    return;
+  }
   waiting.PutBack(std::move(owner));
 }
 

@@ -215,6 +215,23 @@ TEST(EnginePool, WhereForecastsFailRequestsComeBackAndAllEnd) {
   }
 }
 
+// A sample for whose fork the pool has no room computes the prompt itself, on the same terms.
+TEST(EnginePool, SamplesWithoutRoomForAForkKeepTheirMinBits) {
+  Engine engine = OpenEngine(TinyLlama(), nullptr, Options(2 * BytesOf(700, 8), 6));
+  PoolRun run(engine);
+  Request request = MakeRequest(RandomPrompt(500, 1), 150, 1);
+  request.kv_min_bits = 8;
+  std::vector<uint64_t> seeds(6);
+  std::iota(seeds.begin(), seeds.end(), uint64_t{1});
+  engine.SubmitSamples(request, seeds);
+  ASSERT_TRUE(run.ToEnd(20000));
+  ASSERT_EQ(run.finished.size(), 6u);
+  for (const Completion& completion : run.finished) {
+    EXPECT_EQ(completion.kv.pages[2] + completion.kv.pages[3], 0);
+    EXPECT_EQ(completion.output_ids.size(), 150u);
+  }
+}
+
 // Eight samples of a prompt in a pool that holds three of them.
 TEST(EnginePool, EightSamplesInAPoolForThreeAllEnd) {
   Engine engine = OpenEngine(TinyLlama(), nullptr, Options(3 * BytesOf(200 + 500, 4), 8));

@@ -21,6 +21,19 @@ void PoolScheduler::Check(const Request& request) const {
     throw InvalidInput("kv_min_bits", fmt::format("found {}, expected {} (--kv-floor) to {} bits",
                                                   bits, config_.floor_bits, config_.close_bits));
   }
+  if (request.kv_history) {
+    if (!request.replay_ids.empty()) {
+      throw InvalidInput("kv_replay", "found it beside replay_ids, expected one of them");
+    }
+    for (const KvBlockGeometry& block : config_.geometry.blocks) {
+      if (block.sliding_window == 0) continue;
+      throw InvalidInput("kv_replay",
+                         "found it with a model that has sliding windows, whose "
+                         "histories cannot be followed; expected none");
+    }
+    CheckHistory(*request.kv_history, config_.geometry.num_layers(),
+                 std::max(bits, config_.floor_bits));
+  }
   if (request.priority != 0 && !priorities_) {
     throw InvalidInput(
         "priority", fmt::format("found {}, expected none without --priorities", request.priority));
@@ -67,12 +80,19 @@ void PoolScheduler::SetTerms(const Task& task, KvStore& store) const {
 }
 
 Task* PoolScheduler::Victim(const Tasks& running, const KvStore& store) const {
+  // Those that follow a history cannot come back: only where there are no others.
   std::vector<PoolHolder> holders;
+  std::vector<PoolHolder> followers;
+  Task* last = nullptr;
   for (const auto& task : running) {
     if (task->finish || store.SequenceStats(*task->seq).bytes == 0) continue;
-    holders.push_back({task->id, task->request.priority, task->num_drawn(), task->num_preemptions});
+    const PoolHolder holder = {task->id, task->request.priority, task->num_drawn(),
+                               task->num_preemptions};
+    (task->request.kv_history ? followers : holders).push_back(holder);
+    if (!task->request.kv_history) last = task.get();
   }
-  const std::optional<int64_t> victim = ChooseVictim(holders);
+  if (holders.size() == 1 && !followers.empty()) return last;
+  const std::optional<int64_t> victim = ChooseVictim(holders.empty() ? followers : holders);
   if (!victim) return nullptr;
   return std::find_if(running.begin(), running.end(),
                       [&](const auto& task) { return task->id == *victim; })

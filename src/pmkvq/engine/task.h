@@ -56,6 +56,8 @@ struct Task {
   // given up its place all that it had by then.
   int64_t num_prefilled;
   int64_t num_preemptions = 0;
+  KvHistory history;
+  size_t replay_at = 0;           // Of request.kv_history: where what it follows now begins.
   int64_t num_cached = 0;         // Tokens of the prompt that it did not have to compute.
   bool prompt_is_told = false;    // Its log-probabilities, to the observer.
   std::optional<SequenceId> seq;  // From its first prefill chunk to its end.
