@@ -46,6 +46,7 @@ export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 "$python" "$root/tests/server/text_cuts.py" "$program" "$model"
 "$python" "$root/tests/server/overhead.py" "$program" "$model"
 "$python" "$root/tests/server/pressure.py" "$program" "$model"
+PMKVQ_REPLAYS=100 "$python" "$root/tests/server/replay_test.py" "$program" "$model"
 "$python" "$root/tests/server/soak.py" "$program" "$model" 300
 PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/limits_test.py" "$program" "$model"
 PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/faults.py" "$program" "$model" Faults

@@ -77,6 +77,10 @@ void PoolCommandOptions::Register(CLI::App& command) {
                 "what others have sent")
       ->group(kGroup);
   command
+      .add_flag("--allow-replay", allow_replay_,
+                "the field kv_replay, the events of an earlier reply, repeats it bit for bit")
+      ->group(kGroup);
+  command
       .add_flag("--priorities", priorities_,
                 "the field priority (-100 to 100) counts: lower ones keep bits and places longer")
       ->group(kGroup);
@@ -86,7 +90,7 @@ void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
   if (!is_pool()) {
     for (const char* name :
          {"--kv-pool", "--kv-target", "--kv-floor", "--admission", "--kv-step-bytes",
-          "--prefix-cache", "--prefix-shared", "--priorities"}) {
+          "--prefix-cache", "--prefix-shared", "--priorities", "--allow-replay"}) {
       if (command_->count(name) == 0) continue;
       throw InvalidInput(name, "found it without --kv-mode pool, expected both or none");
     }

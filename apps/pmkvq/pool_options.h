@@ -14,6 +14,7 @@ class PoolCommandOptions {
   void Register(CLI::App& command);
   bool is_pool() const { return mode_ == "pool"; }
   bool priorities() const { return priorities_; }
+  bool allow_replay() const { return allow_replay_; }
   bool prefix_shared() const { return prefix_shared_; }
   // Sets what the options say. Throws InvalidInput: a pool without a size, options of a pool
   // without one.
@@ -29,6 +30,7 @@ class PoolCommandOptions {
   std::string step_bytes_ = "8MiB";
   std::string prefix_cache_ = "on";
   bool prefix_shared_ = false;
+  bool allow_replay_ = false;
   bool priorities_ = false;
 };
 

@@ -219,7 +219,8 @@ void ServeCommand::Load() {
       engine_options.max_len > 0 ? std::min(engine_options.max_len, max_positions) : max_positions;
   context->strict = options_.strict;
   if (const CacheConfig& cache = *engine.kv_budget().packed(); cache.pool.bytes > 0) {
-    context->pool = {true, cache.floor_bits, cache.close_bits, options_.pool.priorities()};
+    context->pool = {true, cache.floor_bits, cache.close_bits, options_.pool.priorities(),
+                     options_.pool.allow_replay()};
   }
 
   Hash128 hash;

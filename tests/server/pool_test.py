@@ -28,9 +28,7 @@ class Pool(ServedTest):
             self.assertIsNone(reply["choices"][0]["stop_reason"])
             kv = reply["kv"]
             self.assertGreaterEqual(kv["min_bits"], 4)
-            halved = sum(event["k_pages"] + event["v_pages"] for event in kv["events"])
-            self.assertGreaterEqual(halved, kv["halved_pages"])
-            self.assertEqual(len(kv["history"]), 16 if kv["events"] or kv["preemptions"] else 0)
+            self.assertEqual(len(kv["history"]), 16 if kv["events"] else 0)
         self.assertLessEqual(self.server.metric("pmkvq_kv_peak_bytes"), 8 * 2**20)
         self.assertGreater(self.server.metric("pmkvq_kv_halved_bytes_total"), 0)
         self.assertGreater(self.server.metric("pmkvq_kv_water_level"), 0)

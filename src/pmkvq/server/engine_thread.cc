@@ -83,29 +83,17 @@ class EngineThread::Observer : public EngineObserver {
     event.logprobs = std::exchange(logprobs_, std::nullopt);
     owner_->events_.push_back(std::move(event));
   }
-  void OnHalving(RequestId id, const HalvingEvent& halving) override {
+  void OnHalving(RequestId /*id*/, const HalvingEvent& halving) override {
     owner_->num_halvings_ += halving.num_k_pages + halving.num_v_pages;
-    const auto found = owner_->places_.find(id);
-    if (found == owner_->places_.end()) return;
-    if (found->second.wants_halvings) found->second.halvings.push_back(halving);
-    AddToHistory(found->second,
-                 fmt::format("{} {} {} {} {}\n", halving.num_tokens, halving.layer,
-                             halving.from_bits, halving.num_k_pages, halving.num_v_pages));
   }
-  void OnPreempted(RequestId id, int64_t num_tokens) override {
+  void OnPreempted(RequestId id, int64_t /*num_tokens*/) override {
     const auto found = owner_->places_.find(id);
-    if (found == owner_->places_.end()) return;
-    found->second.was_preempted = true;
-    AddToHistory(found->second, fmt::format("resume {}\n", num_tokens));
+    if (found != owner_->places_.end()) found->second.was_preempted = true;
   }
   void OnFinished(const Completion& completion) override {
     GenerationEvent event = EventOf(completion.id);
     event.kind = GenerationEvent::Kind::kFinished;
     event.completion = std::make_unique<Completion>(completion);
-    const auto place = owner_->places_.find(completion.id);
-    const bool was_halved = place != owner_->places_.end() && place->second.history != nullptr;
-    event.history = was_halved ? place->second.history->HexDigest().substr(0, 16) : "";
-    if (place != owner_->places_.end()) event.halvings = std::move(place->second.halvings);
     if (completion.finish_reason != FinishReason::kCancelled) {
       const auto tokens = static_cast<double>(completion.output_ids.size());
       owner_->mean_output_ += 0.05 * (tokens - owner_->mean_output_);
@@ -120,10 +108,6 @@ class EngineThread::Observer : public EngineObserver {
   }
 
  private:
-  static void AddToHistory(Place& place, const std::string& line) {
-    if (place.history == nullptr) place.history = std::make_unique<Hash128>();
-    place.history->Update(line);
-  }
   GenerationEvent EventOf(RequestId id) const {
     GenerationEvent event;
     const auto place = owner_->places_.find(id);
@@ -272,10 +256,20 @@ void EngineThread::Begin(GenerationId id, Generation generation) {
   std::vector<RequestId> submitted;
   try {
     size_t choice = 0;
+    const auto add = [&](RequestId one) {
+      submitted.push_back(one);
+      places_[one] = {id, choice++, false};
+    };
     for (Request& prompt : generation.prompts) {
-      for (const RequestId one : engine_.SubmitSamples(prompt, generation.seeds)) {
-        submitted.push_back(one);
-        places_[one] = {id, choice++, nullptr, generation.wants_halvings, {}, false};
+      if (generation.histories.empty()) {
+        for (const RequestId one : engine_.SubmitSamples(prompt, generation.seeds)) add(one);
+        continue;
+      }
+      for (const uint64_t seed : generation.seeds) {
+        Request sample = prompt;
+        sample.seed = seed;
+        sample.kv_history = std::move(generation.histories[choice]);
+        add(engine_.Submit(std::move(sample)));
       }
     }
     running_[id] = std::move(submitted);

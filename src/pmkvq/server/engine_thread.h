@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "pmkvq/engine/engine.h"
-#include "pmkvq/io/hash.h"
 #include "pmkvq/server/api/api_error.h"
 #include "pmkvq/server/fair_queue.h"
 
@@ -27,9 +26,10 @@ using GenerationId = uint64_t;
 
 // Several engine requests that one HTTP request asks for: n samples of each prompt.
 struct Generation {
-  std::vector<Request> prompts;   // One per prompt, without seed.
-  std::vector<uint64_t> seeds;    // Of the samples of each prompt.
-  bool wants_halvings = false;    // Events of its ends bring them.
+  std::vector<Request> prompts;  // One per prompt, without seed.
+  std::vector<uint64_t> seeds;   // Of the samples of each prompt.
+  // Of each choice, where they follow earlier ones (Request::kv_history); else empty.
+  std::vector<KvHistory> histories;
   double most_queue_seconds = 0;  // Refused when none of it has begun by then; 0: no limit.
   std::string client;             // Clients take turns where requests wait.
 
@@ -40,7 +40,7 @@ struct GenerationEvent {
   enum class Kind : uint8_t {
     kPrompt,    // prompt_logprobs, of a request that asks for them
     kToken,     // text, token, logprobs
-    kFinished,  // completion, history, halved_pages
+    kFinished,  // completion
     kRefused,   // error: nothing of the generation was computed.
   };
   Kind kind = Kind::kToken;
@@ -51,8 +51,6 @@ struct GenerationEvent {
   std::optional<TokenLogprobs> logprobs;
   std::vector<TokenLogprobs> prompt_logprobs;  // Entry i is of prompt token i + 1.
   std::unique_ptr<Completion> completion;
-  std::string history;                 // Digest of its halvings and resumes, 16 hex digits.
-  std::vector<HalvingEvent> halvings;  // Where the generation wants them.
   ApiError error;
 };
 
@@ -110,9 +108,6 @@ class EngineThread {
   struct Place {  // Of an engine request.
     GenerationId generation = 0;
     size_t choice = 0;
-    std::unique_ptr<Hash128> history;
-    bool wants_halvings = false;
-    std::vector<HalvingEvent> halvings;
     bool was_preempted = false;
   };
 

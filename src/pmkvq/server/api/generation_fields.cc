@@ -87,6 +87,38 @@ void ReadPoolFields(BodyFields& body, const PoolFields& pool, GenerationFields& 
   fields.priority = body.Integer("priority", -100, 100).value_or(0);
 }
 
+// The events of an earlier reply.
+void ReadReplay(BodyFields& body, const PoolFields& pool, GenerationFields& fields) {
+  if (!pool.replays) body.Refuse({"kv_replay"});
+  if (!pool.replays || !body.Has("kv_replay")) return;
+  const JsonValue events = body.Value("kv_replay");
+  if (!events.IsArray() || std::ssize(events) > kMostReplayedEvents) {
+    body.Fail("kv_replay", "something else",
+              fmt::format("kv.events of a reply with kv_report \"events\", {} at most",
+                          kMostReplayedEvents));
+  }
+  fields.kv_replay.emplace();
+  for (size_t i = 0; i < events.size(); ++i) {
+    BodyFields event(events.At(i), fmt::format("kv_replay[{}].", i));
+    const auto number = [&](const char* name, int64_t most) {
+      const std::optional<int64_t> value = event.Integer(name, 0, most);
+      if (!value) event.Fail(name, "nothing", fmt::format("0 to {}", most));
+      return *value;
+    };
+    const auto choice = static_cast<size_t>(number("choice", kMostPrompts - 1));
+    KvHistoryEvent one;
+    one.num_tokens = number("tokens", kMostTokens);
+    if (!event.Bool("resume").value_or(false)) {
+      one.layer = number("layer", kMostTokens);
+      one.from_bits = static_cast<int>(number("from_bits", 16));
+      one.num_k_pages = number("k_pages", kMostTokens);
+      one.num_v_pages = number("v_pages", kMostTokens);
+    }
+    if (choice >= fields.kv_replay->size()) fields.kv_replay->resize(choice + 1);
+    (*fields.kv_replay)[choice].push_back(one);
+  }
+}
+
 }  // namespace
 
 SamplingDefaults LoadSamplingDefaults(const std::string& folder) {
@@ -154,9 +186,10 @@ GenerationFields ReadGenerationFields(BodyFields& body, const SamplingDefaults& 
                "prompt_cache_key"});
   body.Refuse({"grammar", "functions", "function_call", "audio", "store", "background",
                "guided_json", "guided_regex", "guided_choice", "guided_grammar", "bad_words",
-               "kv_replay", "logits_processors"});
+               "logits_processors"});
   fields.cache_salt = body.Text("cache_salt", kMostSaltBytes).value_or("");
   ReadPoolFields(body, pool, fields);
+  ReadReplay(body, pool, fields);
   return fields;
 }
 

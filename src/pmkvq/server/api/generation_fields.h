@@ -31,6 +31,7 @@ struct PoolFields {
   int floor_bits = 2;
   int close_bits = 16;
   bool priorities = false;
+  bool replays = false;  // kv_replay is taken (--allow-replay).
 };
 
 struct GenerationFields {
@@ -51,12 +52,15 @@ struct GenerationFields {
   KvReportKind kv_report = KvReportKind::kSummary;
   int kv_min_bits = 0;  // 0: the pool's floor.
   int64_t priority = 0;
+  // kv_replay: of each choice; those behind the last one have empty histories.
+  std::optional<std::vector<KvHistory>> kv_replay;
   std::string cache_salt;  // Kept prompts are shared with requests that have the same one.
 };
 
 // Bounds that keep a single request from taking all memory.
 inline constexpr int64_t kMostChoices = 8;   // n
 inline constexpr int64_t kMostPrompts = 64;  // of a completion; n * prompts as well
+inline constexpr int64_t kMostReplayedEvents = 1 << 20;
 inline constexpr size_t kMostSaltBytes = 256;
 inline constexpr int64_t kMostLogprobs = 20;  // alternatives of a token
 

@@ -219,9 +219,14 @@ void WriteKvReport(JsonWriter& json, const KvReport& kv) {
   if (kv.events != nullptr) {
     json.Key("events").BeginArray();
     for (size_t choice = 0; choice < kv.events->size(); ++choice) {
-      for (const HalvingEvent& event : (*kv.events)[choice]) {
+      for (const KvHistoryEvent& event : (*kv.events)[choice]) {
         json.BeginObject().Key("choice").Int(static_cast<int64_t>(choice));
-        json.Key("tokens").Int(event.num_tokens).Key("layer").Int(event.layer);
+        json.Key("tokens").Int(event.num_tokens);
+        if (event.is_resume()) {
+          json.Key("resume").Bool(true).EndObject();
+          continue;
+        }
+        json.Key("layer").Int(event.layer);
         json.Key("from_bits").Int(event.from_bits).Key("k_pages").Int(event.num_k_pages);
         json.Key("v_pages").Int(event.num_v_pages).EndObject();
       }

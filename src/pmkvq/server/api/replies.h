@@ -70,7 +70,7 @@ struct KvReport {
   int64_t preemptions = 0;   // How often its choices gave up their places in a pool.
   bool is_asked_for = true;  // Otherwise it is left out.
   // With kv_report "events": of each choice, in the order in which they happened.
-  const std::vector<std::vector<HalvingEvent>>* events = nullptr;
+  const std::vector<KvHistory>* events = nullptr;
 };
 KvReport KvReportOf(const std::vector<KvSequenceStats>& choices, uint64_t seed,
                     const std::string& history);

@@ -124,6 +124,14 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
     prepared.reply->body = std::move(text);
   };
   try {
+    const auto check_replay = [](const CompletionRequest& request) {
+      const auto choices = static_cast<int64_t>(request.prompts.size()) * request.fields.n;
+      if (!request.fields.kv_replay || std::ssize(*request.fields.kv_replay) <= choices) return;
+      throw RefusedRequest(
+          InvalidRequest("invalid_value", "kv_replay",
+                         fmt::format("kv_replay: found choice {}, expected less than {}",
+                                     request.fields.kv_replay->size() - 1, choices)));
+    };
     if (head.path == "/v1/chat/completions") {
       prepared.completion = ReadChatRequest(body, context);
     } else if (head.path == "/v1/responses") {
@@ -141,6 +149,7 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
       json.Key("count").Int(std::ssize(context.tokenizer->Encode(prompt))).EndObject();
       reply(json.text());
     }
+    if (prepared.completion) check_replay(*prepared.completion);
   } catch (const RefusedRequest& refusal) {
     prepared.reply = ErrorReply(refusal.error());
   } catch (const Error& error) {
@@ -190,7 +199,7 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   live->taken.resize(count);
   live->kv.resize(count);
   live->cached_tokens.resize(request.prompts.size());
-  live->halvings.resize(count);
+  live->histories.resize(count);
   live->last_token.resize(count);
   live->num_open = count;
   live->client = client;
@@ -220,7 +229,10 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   for (int64_t i = 0; i < request.fields.n; ++i) {
     generation.seeds.push_back(StreamSeed(live->seed, static_cast<uint64_t>(i)));
   }
-  generation.wants_halvings = request.fields.kv_report == KvReportKind::kEvents;
+  if (request.fields.kv_replay) {
+    generation.histories = std::move(*request.fields.kv_replay);
+    generation.histories.resize(count);
+  }
   generation.most_queue_seconds = options_.queue_seconds;
   generation.client = client;
   if (request.is_response) live->response.emplace(live->head);
@@ -351,9 +363,10 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   cached += more;
   live.usage.cached_tokens += more;
   metrics_.cached_tokens += more;
-  live.halvings[event.choice] = std::move(event.halvings);
-  if (!event.history.empty()) {
-    live.history += (live.history.empty() ? "" : ",") + event.history;
+  const std::string history = DigestOf(done.history);
+  if (!history.empty()) live.history += (live.history.empty() ? "" : ",") + history;
+  if (live.request.fields.kv_report == KvReportKind::kEvents) {
+    live.histories[event.choice] = std::move(event.completion->history);
   }
   ReasoningSplitter& splitter = live.splitters[event.choice];
   if (!live.request.is_prompt_only()) {
@@ -393,6 +406,10 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
       live.error = StatusError(503, "server_error", "draining", "the server is shutting down");
       break;
     case FinishReason::kError:
+      if (done.error.starts_with("[kv_replay]")) {
+        live.error = InvalidRequest("invalid_value", "kv_replay", WithoutBrackets(done.error));
+        break;
+      }
       // It names the model's folder.
       log_->Write("error", "numeric_error", [&](JsonWriter& json) {
         json.Key("request").String(live.request_id).Key("message").String(done.error);
@@ -446,7 +463,7 @@ KvReport Service::ReportOf(const LiveRequest& live) {
   report.preemptions = live.preemptions;
   report.cached_tokens = live.usage.cached_tokens;
   report.is_asked_for = live.request.fields.kv_report != KvReportKind::kNone;
-  if (live.request.fields.kv_report == KvReportKind::kEvents) report.events = &live.halvings;
+  if (live.request.fields.kv_report == KvReportKind::kEvents) report.events = &live.histories;
   return report;
 }
 

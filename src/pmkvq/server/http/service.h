@@ -51,7 +51,7 @@ struct LiveRequest {
   std::vector<size_t> taken;               // Bytes of each choice's text so far.
   std::vector<KvSequenceStats> kv;
   std::vector<int64_t> cached_tokens;  // Of each prompt, by the choice that computed it.
-  std::vector<std::vector<HalvingEvent>> halvings;  // With kv_report "events".
+  std::vector<KvHistory> histories;    // With kv_report "events".
   UsageState usage;
   uint64_t seed = 0;
   std::string history;
