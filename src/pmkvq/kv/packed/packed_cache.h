@@ -185,6 +185,7 @@ class PackedKvCache final : public KvStore {
   using NarrowingStart = std::chrono::steady_clock::time_point;
   NarrowingStart StartNarrowing();
   void FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start);
+  void NarrowStepByStep(Sequence& seq, size_t layer);
   void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
                       const PageWidths& closed_at);
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);

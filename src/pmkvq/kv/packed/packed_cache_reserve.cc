@@ -153,11 +153,33 @@ PackedKvCache::NarrowingStart PackedKvCache::StartNarrowing() {
 }
 
 void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start) {
-  store_.Narrow(seq, layer, narrow_steps_);
+  if (config_.pool.bytes > 0) {
+    NarrowStepByStep(seq, layer);
+  } else {
+    store_.Narrow(seq, layer, narrow_steps_);
+  }
   const std::chrono::duration<double, std::micro> duration =
       std::chrono::steady_clock::now() - start;
   steps_.AppendEvents({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens}, duration.count(),
                       halving_events_);
+}
+
+// Of a pool, where a page may go down twice at one length of its sequence, or once by two widths,
+// and a history does not tell which: floats that are rounded straight to 4 bits differ from those
+// that were 8 bits before in one of some 10^8 values, where a product is rounded at a tie.
+void PackedKvCache::NarrowStepByStep(Sequence& seq, size_t layer) {
+  const BlockPages& block = seq.blocks[layer];
+  std::vector<NarrowStep> steps;
+  for (const int bits : {8, 4, 2}) {
+    steps.clear();
+    for (const NarrowStep& step : narrow_steps_) {
+      const bool passes = block.pages[step.page][step.side].bits > bits && step.bits <= bits;
+      // Pages close at this width at once.
+      if (!passes || bits > WidthOf(block.present, step.side)) continue;
+      steps.push_back({step.page, step.side, bits, 0});
+    }
+    if (!steps.empty()) store_.Narrow(seq, layer, steps);
+  }
 }
 
 // Adds to narrow_steps_ the steps that bring a page to `widths`, and counts its halvings.
