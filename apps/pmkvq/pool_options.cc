@@ -64,6 +64,13 @@ void PoolCommandOptions::Register(CLI::App& command) {
       ->capture_default_str()
       ->group(kGroup);
   command
+      .add_option("--kv-read-limit", read_limit_,
+                  "bytes of all running requests, which are read for each token, above which pages "
+                  "are halved from 16 to 8 bits though the pool has room (default: none)")
+      ->type_name("SIZE")
+      ->transform(KvBudgetSize())
+      ->group(kGroup);
+  command
       .add_option("--prefix-cache", prefix_cache_,
                   "prompts that end are kept in room of the pool that nobody needs, for prompts "
                   "that begin alike: on, off, or the most that they may take")
@@ -88,9 +95,9 @@ void PoolCommandOptions::Register(CLI::App& command) {
 
 void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
   if (!is_pool()) {
-    for (const char* name :
-         {"--kv-pool", "--kv-target", "--kv-floor", "--admission", "--kv-step-bytes",
-          "--prefix-cache", "--prefix-shared", "--priorities", "--allow-replay"}) {
+    for (const char* name : {"--kv-pool", "--kv-target", "--kv-floor", "--admission",
+                             "--kv-step-bytes", "--kv-read-limit", "--prefix-cache",
+                             "--prefix-shared", "--priorities", "--allow-replay"}) {
       if (command_->count(name) == 0) continue;
       throw InvalidInput(name, "found it without --kv-mode pool, expected both or none");
     }
@@ -102,6 +109,7 @@ void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
   options.kv.pool.bytes = ParseKvBudget(pool_);
   options.kv.pool.floor_bits = std::stoi(floor_);
   options.kv.pool.step_bytes = ParseKvBudget(step_bytes_);
+  if (!read_limit_.empty()) options.kv.pool.read_limit_bytes = ParseKvBudget(read_limit_);
   options.kv.pool.prefix_bytes = prefix_cache_ == "off"  ? 0
                                  : prefix_cache_ == "on" ? options.kv.pool.bytes
                                                          : ParseKvBudget(prefix_cache_);

@@ -28,6 +28,7 @@ class PoolCommandOptions {
   std::string floor_ = "4";
   std::string admission_ = "expected";
   std::string step_bytes_ = "8MiB";
+  std::string read_limit_;
   std::string prefix_cache_ = "on";
   bool prefix_shared_ = false;
   bool allow_replay_ = false;

@@ -94,6 +94,16 @@ class Priorities(unittest.TestCase):
             self.assertGreater(sum(end < ends["late"] for end in ends.values()), 7, "some that came later went before it")
 
 
+class ReadLimit(unittest.TestCase):
+    def test_more_than_the_limit_is_halved_to_8_bits_though_there_is_room(self):
+        body = chat(max_tokens=500, ignore_eos=True, seed=1, temperature=1)
+        for options, bits in [((), 16), (("--kv-read-limit", "2MiB"), 8)]:
+            with Server("--kv-mode", "pool", "--kv-pool", "64MiB", *options) as server:
+                status, reply = server.post("/v1/chat/completions", body)
+                self.assertEqual((status, reply["kv"]["min_bits"]), (200, bits))
+                self.assertEqual(reply["kv"]["halved_pages"] > 0, bits == 8)
+
+
 class SmallPool(unittest.TestCase):
     def test_what_never_fits_is_refused_and_what_outgrows_it_ends(self):
         with Server("--kv-mode", "pool", "--kv-pool", "1500KiB", "--max-sequences", "4") as server:
@@ -120,7 +130,7 @@ class SmallPool(unittest.TestCase):
 class Options(unittest.TestCase):
     def test_options_that_do_not_go_together(self):
         for options, name in [(["--kv-mode", "pool"], "--kv-pool"), (["--kv-pool", "1GiB"], "--kv-pool"),
-                              (["--kv-target", "6"], "--kv-target"),
+                              (["--kv-target", "6"], "--kv-target"), (["--kv-read-limit", "1GiB"], "--kv-read-limit"),
                               (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-target", "4"], "--kv-floor"),
                               (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-budget", "1MiB"], "--kv-budget"),
                               (["--kv-mode", "pool", "--kv-pool", "1000"], "--kv-pool")]:

@@ -46,6 +46,9 @@ struct PoolConfig {
   // Codes and floats that one reservation may read to keep room for tokens to come. What its own
   // tokens need is halved in any case.
   int64_t step_bytes = int64_t{8} << 20;
+  // What the sequences take together and decoding reads for a token of each: more than that is
+  // halved from 16 to 8 bits, step_bytes at most in a reservation. 0: no limit.
+  int64_t read_limit_bytes = 0;
   // The most that prompts may take that are kept for later ones (KvStore::KeepPrefix), out of
   // `bytes`; 0: none is kept. See ObstacleToPrefixes.
   int64_t prefix_bytes = 0;

@@ -220,6 +220,7 @@ class PackedKvCache final : public KvStore {
   PoolSequence TableOf(const Sequence& seq) const;
   PoolSequence TableAfter(const Opening& opening) const;
   int64_t OpeningSoonBytes() const;
+  void PayForReading(int64_t excess_bytes, int64_t most_read_bytes);
   bool PayInPool(int64_t new_bytes, const Sequence* copied = nullptr);
   void NarrowTo(Sequence& seq, const PoolSequence& before, const PoolSequence& after);
   void NarrowBeforeOpening(const Opening& opening);

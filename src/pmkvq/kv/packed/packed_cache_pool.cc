@@ -177,6 +177,17 @@ int64_t PackedKvCache::OpeningSoonBytes() const {
   return columns * column_bytes_;
 }
 
+// Halves pages on paper from 16 to 8 bits until so many bytes less are read for each token.
+void PackedKvCache::PayForReading(int64_t excess_bytes, int64_t most_read_bytes) {
+  std::vector<int> floors;
+  for (PoolSequence& table : pool_tables_) {
+    floors.push_back(table.floor_bits);
+    table.floor_bits = std::max(table.floor_bits, 8);
+  }
+  pressure_->Free(0, excess_bytes, most_read_bytes, pool_tables_);
+  for (size_t i = 0; i < floors.size(); ++i) pool_tables_[i].floor_bits = floors[i];
+}
+
 // Gives up kept prompts, and then halves pages, those of openings_ only on paper, until `new_bytes`
 // more fit; and some more to keep room for tokens to come. `copied`: the sequence that is to be
 // copied, if `new_bytes` are the copy's. False: they do not fit; nothing was changed.
@@ -185,16 +196,24 @@ bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
   const PoolReserve reserve = ReserveOfPool(OpeningSoonBytes(), config_.pool.bytes);
   for (Opening& opening : openings_) opening.table.reset();
   if (free < reserve.least_bytes) free += DropPrefixes(reserve.least_bytes - free);
-  if (free >= reserve.least_bytes) return true;
+  const int64_t limit = config_.pool.read_limit_bytes;
+  int64_t excess = limit == 0 ? 0 : store_.used_bytes() - prefix_bytes_ + new_bytes - limit;
+  if (free >= reserve.least_bytes && excess <= 0) return true;
   FillPoolTables();
   for (size_t table = 0; table < pool_tables_.size(); ++table) {
     if (table_owners_[table] == copied) pool_tables_[table].copies = 2;
   }
   tables_before_ = pool_tables_;
-  const PoolPayment payment =
-      pressure_->Free(-free, reserve.enough_bytes - free, config_.pool.step_bytes, pool_tables_);
-  if (!payment.is_enough) return false;
-  water_level_.Raise(payment.highest_price);
+  int64_t most_read = config_.pool.step_bytes;
+  if (free < reserve.least_bytes) {
+    const PoolPayment payment =
+        pressure_->Free(-free, reserve.enough_bytes - free, most_read, pool_tables_);
+    if (!payment.is_enough) return false;
+    water_level_.Raise(payment.highest_price);
+    excess -= payment.freed_bytes;
+    most_read -= payment.read_bytes;
+  }
+  if (excess > 0) PayForReading(excess, most_read);
   for (size_t table = 0; table < pool_tables_.size(); ++table) {
     const bool opens = std::any_of(openings_.begin(), openings_.end(),
                                    [&](const Opening& opening) { return opening.table == table; });

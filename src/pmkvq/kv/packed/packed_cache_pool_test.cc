@@ -150,6 +150,39 @@ TEST(PackedCachePoolTest, StaticWidthsCloseAtOnceInAPoolToo) {
   EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty());
 }
 
+// Decoding reads what is stored: more than the limit is halved though the pool has room, but no
+// page below 8 bits, and in no step more than its bytes.
+TEST(PackedCachePoolTest, WhatIsReadForATokenKeepsToItsLimit) {
+  CacheConfig config = PoolOf(1 << 22, 3);
+  config.pool.read_limit_bytes = FullBytes(config, 1500);
+  config.pool.step_bytes = 20'000;
+  CacheDriver driver(config);
+  PackedKvCache& cache = driver.cache();
+  const SequenceId first = *cache.Open();
+  const SequenceId second = *cache.Open();
+  ASSERT_EQ(driver.Append(first, 1000, 1), ReserveResult::kReserved);
+  for (int i = 0; i < 900; ++i) {
+    const int64_t before = cache.StoreStats().pool.narrowed_bytes;
+    ASSERT_NE(driver.Append(second, 1, 2), ReserveResult::kBudgetExhausted);
+    EXPECT_LE(cache.StoreStats().pool.narrowed_bytes - before, config.pool.step_bytes);
+    // The tokens behind one that opens pages halve what it could not.
+    EXPECT_LE(UsedBytes(cache), config.pool.read_limit_bytes + FullBytes(config, 129));
+    if (i % kPageTokens == 64) {
+      EXPECT_LE(UsedBytes(cache), config.pool.read_limit_bytes);
+    }
+  }
+  EXPECT_GT(PagesOf(cache, first)[1], 0);
+  for (int i = 0; i < 3000; ++i) {
+    ASSERT_NE(driver.Append(second, 1, 2), ReserveResult::kBudgetExhausted);
+  }
+  for (const SequenceId seq : {first, second}) {
+    EXPECT_EQ(PagesOf(cache, seq)[2] + PagesOf(cache, seq)[3], 0);
+    EXPECT_EQ(PagesOf(cache, seq)[0], 4) << "the open pages";
+  }
+  EXPECT_GT(UsedBytes(cache), config.pool.read_limit_bytes);
+  EXPECT_EQ(cache.StoreStats().pool.water_level, 0) << "of the pool";
+}
+
 // Where the sensitive block, or side, is known, the others are halved before it.
 TEST(PackedCachePoolTest, SensitiveBlocksStayWideLongest) {
   const CacheConfig sizes = PoolOf(1 << 20, 1);

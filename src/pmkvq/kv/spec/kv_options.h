@@ -18,6 +18,7 @@ struct KvPoolOptions {
   int64_t bytes = 0;                      // --kv-pool; 0: no pool.
   int floor_bits = 4;                     // --kv-floor: no page of pm-kvq goes below it.
   int64_t step_bytes = int64_t{8} << 20;  // --kv-step-bytes
+  int64_t read_limit_bytes = 0;           // --kv-read-limit; 0: none.
   int64_t prefix_bytes = 0;               // --prefix-cache; 0: off. More than `bytes` is as much.
   bool prefix_may_be_off = false;         // It is where the cache cannot have it.
 };

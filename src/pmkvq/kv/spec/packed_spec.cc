@@ -175,6 +175,7 @@ void SetPool(const KvOptions& options, const CacheSettings& settings, const Pack
   config.policy = PolicyKind::kOldestFirst;
   config.pool.bytes = options.pool.bytes;
   config.pool.step_bytes = options.pool.step_bytes;
+  config.pool.read_limit_bytes = options.pool.read_limit_bytes;
   config.pool.prefix_bytes = std::min(options.pool.prefix_bytes, options.pool.bytes);
   if (options.pool.prefix_may_be_off && !ObstacleToPrefixes(config).empty()) {
     config.pool.prefix_bytes = 0;
