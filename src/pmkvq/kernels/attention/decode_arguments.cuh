@@ -32,8 +32,6 @@ struct DecodeArguments {
   const uint32_t* sink_rests;
   float* partial_out;   // [items, group, D]
   float* partial_sums;  // [items, group, 2]: reference, sum of weights.
-  // [sequences, Hkv]: blocks that have written; 0 between launches. Null: another kernel merges.
-  int* arrived;
   int num_sequences;
   int num_heads;
   int num_kv_heads;
@@ -154,12 +152,12 @@ constexpr float kFirstReference = kKind == DecodeKind::kPlain ? -INFINITY : -1e3
 
 // Both launches.
 template <int kDim, DecodeKind kKind>
-void LaunchDecode(DecodeArguments arguments, int most_items, Stream& stream);
+void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
 template <class T, int kDim>
 void LaunchFloatDecode(const DecodeArguments& arguments, int most_items, Stream& stream);
-extern template void LaunchDecode<64, DecodeKind::kPlain>(DecodeArguments, int, Stream&);
-extern template void LaunchDecode<64, DecodeKind::kGeneral>(DecodeArguments, int, Stream&);
-extern template void LaunchDecode<128, DecodeKind::kPlain>(DecodeArguments, int, Stream&);
-extern template void LaunchDecode<128, DecodeKind::kGeneral>(DecodeArguments, int, Stream&);
+extern template void LaunchDecode<64, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<64, DecodeKind::kGeneral>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<128, DecodeKind::kPlain>(const DecodeArguments&, int, Stream&);
+extern template void LaunchDecode<128, DecodeKind::kGeneral>(const DecodeArguments&, int, Stream&);
 
 }  // namespace pmkvq::cuda

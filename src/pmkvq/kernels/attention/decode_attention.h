@@ -83,10 +83,6 @@ struct DecodeOperands {
   const uint32_t* sink_rests = nullptr;
   int64_t num_sequences = 0;  // B
   int64_t max_pages = 0;      // Of a table.
-  // Zeros [min(B, 64), Hkv], left as zeros, of this stream's calls only: where there
-  // are few of them, blocks count here who is the last one and merges. Null: another launch merges.
-  // The bits are the same.
-  int32_t* arrived = nullptr;
 };
 
 // Pages of a run, for a sequence with `num_pages`: short runs keep all of the device busy when

@@ -48,7 +48,6 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
       .sink_rests = operands.sink_rests,
       .partial_out = partial,
       .partial_sums = partial + most_items * group * shape.head_dim,
-      .arrived = operands.arrived,
       .num_sequences = static_cast<int>(operands.num_sequences),
       .num_heads = static_cast<int>(shape.num_heads),
       .num_kv_heads = static_cast<int>(shape.num_kv_heads),

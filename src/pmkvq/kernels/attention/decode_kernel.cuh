@@ -9,7 +9,6 @@
 #pragma once
 
 #include "pmkvq/kernels/attention/decode_arguments.cuh"
-#include "pmkvq/kernels/attention/decode_combine.cuh"
 #include "pmkvq/kernels/attention/decode_unit.cuh"
 #include "pmkvq/kernels/cuda/copy.cuh"
 
@@ -455,53 +454,6 @@ class DecodeWarp {
   bool wide_queries_ = false;
 };
 
-// Of sequences that have a sink's rest and nothing else, and so no work items.
-template <int kDim, DecodeKind kKind>
-__device__ __forceinline__ void MergeRests(const DecodeArguments& a, const BatchTable& batch,
-                                           RestScores& scores) {
-  if (a.sink.rest_tokens == 0) return;
-  const int num_heads = a.num_sequences * a.num_kv_heads;
-  for (int head = blockIdx.x; head < num_heads; head += gridDim.x) {
-    const int sequence = head / a.num_kv_heads;
-    const Parts parts =
-        PartsOf<kKind>(a, sequence, head % a.num_kv_heads, batch.num_tokens[sequence]);
-    if (parts.num_runs > 0 || parts.rest == parts.first_of_rest) continue;
-    ScoreRest<kDim, __half>(a, parts, scores);
-    __syncthreads();
-    MergeParts<kDim, __half>(a, parts, scores);
-    __syncthreads();
-  }
-}
-
-// By all blocks that have written a partial result of the item, which is all that they had to do:
-// the last one of its (sequence, KV head) merges, in the same order whichever it is.
-template <int kDim, DecodeKind kKind>
-__device__ __forceinline__ void MergeIfLast(const DecodeArguments& a, const BatchTable& batch,
-                                            int item, RestScores& scores) {
-  __shared__ bool is_last;
-  const ItemPages pages = PagesOf<kKind>(a, batch, item);
-  const int num_tokens = batch.num_tokens[pages.sequence];
-  Parts parts = PartsOf<kKind>(a, pages.sequence, pages.head, num_tokens);
-  if (IsWhole<kKind>(a, num_tokens, parts.num_runs)) return;
-  const int before = pages.sequence == 0 ? 0 : batch.item_ends[pages.sequence - 1];
-  parts.first_item = before + (parts.num_runs - 1) * a.num_kv_heads + parts.kv_head;
-  __threadfence();
-  __syncthreads();
-  int* const arrived = a.arrived + parts.sequence * a.num_kv_heads + parts.kv_head;
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(arrived, 1) == parts.num_runs - 1;
-    if (is_last) *arrived = 0;
-  }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  if (parts.rest > parts.first_of_rest) {
-    ScoreRest<kDim, __half>(a, parts, scores);
-    __syncthreads();
-  }
-  MergeParts<kDim, __half>(a, parts, scores);
-}
-
 // Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
 template <DecodeKind kKind>
 constexpr int kResidentBlocks = kHasBulkCopies&& kKind == DecodeKind::kPlain ? 3 : 2;
@@ -513,7 +465,6 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
   __shared__ __align__(8) uint64_t barriers[kWarps][2];
   __shared__ float references[kWarps][kMostHeads][2];
   __shared__ BatchTable batch;
-  __shared__ RestScores scores;
   using Memory = WarpMemory<kDim>;
   const int warp = threadIdx.x / 32;
   if (warp == 0) MakeTable<kKind>(a, batch);
@@ -531,10 +482,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
   WarpPages pages{};
   if (item < num_items) pages = self.Fetch(item, num_items);
   WaitForEarlierKernel();  // Tables are the host's; queries and pages are not.
-  // Behind the wait, and by all blocks: a kernel that merges reads queries and the sink before it
+  // Behind the wait, and by all blocks: the kernel that merges reads queries and the sink before it
   // waits.
   LetNextKernelStart();
-  if (a.arrived != nullptr) MergeRests<kDim, kKind>(a, batch, scores);
   if (item >= num_items) return;
   if (pages.count > 0) self.CopyKeys(pages, 0, 0);
   uint4 rows[kDim / 32];
@@ -591,7 +541,6 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
     __syncthreads();
     pages = next;
   }
-  if (a.arrived != nullptr) MergeIfLast<kDim, kKind>(a, batch, blockIdx.x, scores);
 }
 
 }  // namespace pmkvq::cuda

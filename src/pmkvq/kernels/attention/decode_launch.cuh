@@ -41,12 +41,10 @@ int ResidentBlocks(int device) {
 }
 
 template <int kDim, DecodeKind kKind>
-void LaunchDecode(DecodeArguments arguments, int most_items, Stream& stream) {
+void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
   constexpr size_t kMemory = kWarps * WarpMemory<kDim>::kBytes;
   const int blocks = std::min(ResidentBlocks<kDim, kKind>(stream.device().index), most_items);
-  // Where a block has one item at most, the last one of a head merges, and a launch is saved.
-  if (most_items > blocks) arguments.arrived = nullptr;
   // A small grid begins early. A large one would come to lie unevenly: 18.0 us became 21.5 (one
   // sequence of 32K tokens at 4 bits), 127 became 161 (128K at 16 bits).
   if (blocks <= FactsOf(stream.device().index).multiprocessors) {
@@ -57,7 +55,6 @@ void LaunchDecode(DecodeArguments arguments, int most_items, Stream& stream) {
         <<<static_cast<unsigned>(blocks), kThreads, kMemory, stream.handle()>>>(arguments);
     internal::CheckLaunch("attention");
   }
-  if (arguments.arrived != nullptr) return;
   LaunchEarly(CombineKernel<kDim, kKind>,
               static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads), kThreads,
               stream, "merging attention", arguments);

@@ -128,18 +128,13 @@ void DeviceSide::PrepareRows(int64_t decode_rows, int64_t num_chunks) {
   auto unfit_staging = std::make_unique<PinnedBuffer>(config_.device, unfit->num_bytes());
   size_t scratch = 0;
   int64_t most_q = 0;
-  int64_t most_kv_heads = 0;
   for (size_t layer = 0; layer < config_.geometry.blocks.size(); ++layer) {
     if (!config_.geometry.blocks[layer].has_cache()) continue;
     scratch =
         std::max(scratch, DecodeScratchBytes(DeviceShapeOf(config_, layer), most_rows, max_pages_));
     most_q = std::max(most_q, config_.geometry.blocks[layer].q_values());
-    most_kv_heads = std::max(most_kv_heads, DeviceShapeOf(config_, layer).num_kv_heads);
   }
   auto decode_scratch = NewBuffer(scratch);
-  auto decode_arrived = NewBuffer(
-      static_cast<size_t>(internal::kMostDecodeSequences * most_kv_heads) * sizeof(int32_t));
-  FillOnDevice(stream(), decode_arrived->data(), 0, decode_arrived->num_bytes());
   auto rounded_q = NewBuffer(rows * static_cast<size_t>(most_q) * 2);
   FillOnDevice(stream(), rounded_q->data(), 0, rounded_q->num_bytes());
   most_rows_ = most_rows;
@@ -149,7 +144,6 @@ void DeviceSide::PrepareRows(int64_t decode_rows, int64_t num_chunks) {
   unfit_ = std::move(unfit);
   unfit_staging_ = std::move(unfit_staging);
   decode_scratch_ = std::move(decode_scratch);
-  decode_arrived_ = std::move(decode_arrived);
   rounded_q_ = std::move(rounded_q);
   id_ = NextId();
 }
@@ -419,7 +413,6 @@ void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const De
       As<const uint32_t>(sink_rests_) + 2 * layer * static_cast<size_t>(config_.max_sequences);
   decode.num_sequences = rows.decode_rows;
   decode.max_pages = max_pages_;
-  decode.arrived = reinterpret_cast<int32_t*>(decode_arrived_->data());
   RunDecodeAttention(shape, decode, decode_scratch_->view(), stream());
 }
 
@@ -586,7 +579,7 @@ size_t DeviceSide::num_bytes() const {
   size_t sum = known_entries_.size() * (sizeof(PageEntry) + sizeof(PageBits));
   for (const std::unique_ptr<Buffer>* buffer :
        {&entries_, &bits_, &patch_memory_, &sink_rests_, &factors_, &row_memory_, &unfit_,
-        &decode_scratch_, &decode_arrived_, &rounded_q_, &scratch_}) {
+        &decode_scratch_, &rounded_q_, &scratch_}) {
     if (*buffer != nullptr) sum += (*buffer)->num_bytes();
   }
   return sum;

@@ -130,7 +130,6 @@ class DeviceSide : public DeviceKvStore {
   std::unique_ptr<Buffer> unfit_;
   std::unique_ptr<PinnedBuffer> unfit_staging_;
   std::unique_ptr<Buffer> decode_scratch_;
-  std::unique_ptr<Buffer> decode_arrived_;  // DecodeOperands::arrived
   std::unique_ptr<Buffer> rounded_q_;
   std::unique_ptr<Buffer> scratch_;  // Of long chunks; grows.
 

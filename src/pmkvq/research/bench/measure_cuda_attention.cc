@@ -195,9 +195,6 @@ class CudaAttention {
     const double at_ceiling_us = static_cast<double>(areas.total()) / 4e6;
     const int64_t launches = std::max<int64_t>(
         num_caches, static_cast<int64_t>(std::ceil(200.0 / (at_ceiling_us + 10.0))));
-    const Buffer arrived(stream_.device(),
-                         static_cast<size_t>(batch * shape_.num_kv_heads) * sizeof(int32_t));
-    FillOnDevice(stream_, arrived.data(), 0, arrived.num_bytes());
     CapturedWork work(stream_, [&] {
       for (int64_t i = 0; i < launches; ++i) {
         const Cache& cache = caches[static_cast<size_t>(i % num_caches)];
@@ -210,7 +207,6 @@ class CudaAttention {
         operands.num_tokens = reinterpret_cast<const int32_t*>(num_tokens->data());
         operands.num_sequences = batch;
         operands.max_pages = n;
-        operands.arrived = reinterpret_cast<int32_t*>(arrived.data());
         RunDecodeAttention(shape_, operands, scratch.view(), stream_);
       }
     });
