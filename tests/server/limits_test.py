@@ -202,11 +202,14 @@ class Fairness(unittest.TestCase):
                 while server.metric("pmkvq_requests_waiting") < 150:  # All have come.
                     time.sleep(0.02)
                 came = time.monotonic()
-                few = sorted(one.result() - came for one in [clients.submit(ask, "127.0.0.2") for _ in range(5)])
-                seconds = max(one.result() for one in many) - began
-            service = 8 * seconds / 205
-            print(f"5 requests behind 200 are answered after {', '.join(f'{one:.2f}' for one in few)} s; one takes {service:.2f} s, all take {seconds:.1f} s")
-            self.assertLessEqual(few[-1], 3 * service, "waits for more than two others")
+                few = sorted(one.result() for one in [clients.submit(ask, "127.0.0.2") for _ in range(5)])
+                ends = [one.result() for one in many]
+            service = 8 * (max(ends) - began) / 205
+            print(f"5 requests behind 200 are answered after {', '.join(f'{one - came:.2f}' for one in few)} s; one takes {service:.2f} s, all take "
+                  f"{max(ends) - began:.1f} s")
+            # 8 run when they come, 5 take turns with them, and 8 run beside the last one. A count: times depend on the machine's load.
+            before = sum(came < end < few[-1] for end in ends)
+            self.assertLessEqual(before, 24, "waits for more than two others")
 
 
 class UnixSocket(unittest.TestCase):

@@ -122,7 +122,7 @@ TEST_F(CalibrateTest, MeasuresQuantisedWeights) {
   CancelAfter whole(1000, &cancel);
   options_.progress = &whole;
   const Plan plan = Calibrate(options_, *q8, nullptr);
-  EXPECT_EQ(whole.advanced, 9) << "three samples in each of three steps";
+  EXPECT_EQ(whole.advanced, 6) << "three samples in each of two steps";
   EXPECT_EQ(LoadPlan(options_.plan_path).record.weights, "q8");
   EXPECT_EQ(plan.model_identity, as_stored.model_identity);
   EXPECT_NE(plan.sensitivity.k, as_stored.sensitivity.k);
