@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "calibration_run.h"
 #include "commands.h"
@@ -146,6 +147,11 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
   };
   const auto refuse = [&](const char* name) {
     if (command.count(name) == 0) return;
+    if (std::string_view(name) == "--device") {
+      throw CLI::ValidationError(name, fmt::format("does not go with --kv {}, whose calibration "
+                                                   "runs on the CPU",
+                                                   options.kv));
+    }
     throw CLI::ValidationError(name, fmt::format("does not go with --kv {}, expected {}",
                                                  options.kv, makes_plan ? "--plan" : "--out"));
   };

@@ -65,6 +65,8 @@ TEST(MethodCalibration, SaysWhatIsWrong) {
       {Calibrate("oscar", {"--out", file, "--plan", "p.json"}), 2,
        "--plan: does not go with --kv oscar, expected --out"},
       {Calibrate("pm-kvq", {"--out", file}), 2, "--out: does not go with --kv pm-kvq"},
+      {Calibrate("oscar", {"--out", file, "--device", "cuda"}), 2,
+       "--device: does not go with --kv oscar, whose calibration runs on the CPU"},
       {Calibrate("pm-kvq", {"--plan", folder.File("p.json")}), 2, "--memory-budget"},
       {Calibrate("oscar", {"--out", "-"}), 2, "found '-', expected the name of a file"},
       {Calibrate("oscar", {"--out", folder.File("no/such")}), 1, "cannot write"},
