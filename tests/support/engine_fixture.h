@@ -18,6 +18,11 @@ namespace pmkvq::testing_support {
 inline std::shared_ptr<const Model> LoadTinyLlama() {
   return Model::Load(PMKVQ_SOURCE_DIR "/tests/golden/tiny-llama");
 }
+// The same one in all tests of a program.
+inline std::shared_ptr<const Model> TinyLlama() {
+  static const std::shared_ptr<const Model> model = LoadTinyLlama();
+  return model;
+}
 
 inline std::string DefaultModelFolder() { return PMKVQ_SOURCE_DIR "/models/longcot-10m"; }
 

@@ -101,8 +101,8 @@ struct Request {
   std::string prefix_salt;
   // Of a pool: the Completion::history of an earlier request that was like this one. Its pages are
   // halved, and it is resumed, as that one's were, and for nobody else's need: so it draws the same
-  // tokens, whatever else runs. Where it cannot (other settings of the cache or chunk), or the pool
-  // has no room for its widths, it ends with kError, which begins with "[kv_replay]".
+  // tokens, beside any other requests. Where it cannot (other settings of the cache or chunk), or
+  // the pool has no room for its widths, it ends with kError, which begins with "[kv_replay]".
   std::optional<KvHistory> kv_history;
   // Of a pool with PoolSchedule::priorities, -100 to 100: requests with lower ones keep their bits
   // and their places longer.

@@ -13,16 +13,11 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectError;
-using testing_support::LoadTinyLlama;
 using testing_support::MakeRequest;
 using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
-
-std::shared_ptr<const Model> TinyLlama() {
-  static const std::shared_ptr<const Model> model = LoadTinyLlama();
-  return model;
-}
+using testing_support::TinyLlama;
 
 SpecEngineOptions Options(int64_t pool_bytes, int64_t max_sequences = 8, int floor_bits = 2) {
   SpecEngineOptions options;

@@ -16,11 +16,11 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectError;
-using testing_support::LoadTinyLlama;
 using testing_support::MakeRequest;
 using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
+using testing_support::TinyLlama;
 
 // So small a share that a turn ends at its first chance to pause, as a rule.
 constexpr double kTinyShare = 0.1;
@@ -35,11 +35,6 @@ SpecEngineOptions Options(const std::string& spec, double share = kTinyShare) {
   options.chunk = 300;
   options.prefill_share = share;
   return options;
-}
-
-std::shared_ptr<const Model> TinyLlama() {
-  static const std::shared_ptr<const Model> model = LoadTinyLlama();
-  return model;
 }
 
 class EngineMixed : public testing::TestWithParam<std::string> {};

@@ -15,16 +15,11 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectError;
-using testing_support::LoadTinyLlama;
 using testing_support::MakeRequest;
 using testing_support::RandomPrompt;
 using testing_support::RecordingObserver;
 using testing_support::RunOne;
-
-std::shared_ptr<const Model> TinyLlama() {
-  static const std::shared_ptr<const Model> model = LoadTinyLlama();
-  return model;
-}
+using testing_support::TinyLlama;
 
 constexpr int64_t kMaxLen = 1200;
 

@@ -61,75 +61,64 @@ DeviceBatchedProduct SequenceAttention::ScoresOf(const Tile& tile, DType type, c
   return p;
 }
 
-void SequenceAttention::Forward(const float* q, const float* k, const float* v, float* out,
-                                DeviceGemm& gemm, Stream& stream) {
+// Of scores in float, to weights in their place.
+internal::SequenceWeights SequenceAttention::WeightsOf(const Tile& tile) const {
+  return {.scores = reinterpret_cast<float*>(scores_.data()),
+          .heads = shape_.num_kv_heads,
+          .rows = shape_.rows,
+          .first_token = tile.first,
+          .tokens = tile.tokens(),
+          .group = shape_.group(),
+          .columns = tile.end};
+}
+
+// out of a tile = weights * V.
+DeviceBatchedProduct SequenceAttention::OutputOf(const Tile& tile,
+                                                 const DeviceBatchedProduct& scores,
+                                                 const std::byte* weights, const std::byte* v,
+                                                 float* out) const {
   const int64_t dim = shape_.head_dim;
   const int64_t group = shape_.group();
+  DeviceBatchedProduct p;
+  p.type = scores.type;
+  p.batches = shape_.num_kv_heads;
+  p.m = scores.m;
+  p.n = dim;
+  p.k = tile.end;
+  p.a = weights;
+  p.lda = tile.end;
+  p.stride_a = scores.stride_c;
+  p.b = v;
+  p.ldb = shape_.num_kv_heads * dim;
+  p.stride_b = dim;
+  p.c = Bytes(out + tile.first * group * dim);
+  p.ldc = dim;
+  p.stride_c = shape_.rows * group * dim;
+  return p;
+}
+
+void SequenceAttention::Forward(const float* q, const float* k, const float* v, float* out,
+                                DeviceGemm& gemm, Stream& stream) {
   for (int64_t first = 0; first < shape_.rows; first += tile_rows_) {
     const Tile tile{first, std::min(first + tile_rows_, shape_.rows)};
     const DeviceBatchedProduct scores = ScoresOf(tile, DType::kF32, Bytes(q), Bytes(k));
     gemm.MultiplyBatched(scores, stream);
-    internal::SequenceWeights weights{.scores = reinterpret_cast<float*>(scores_.data()),
-                                      .heads = shape_.num_kv_heads,
-                                      .rows = shape_.rows,
-                                      .first_token = first,
-                                      .tokens = tile.tokens(),
-                                      .group = group,
-                                      .columns = tile.end};
-    internal::WeighSequence(weights, stream);
-    DeviceBatchedProduct p;
-    p.type = DType::kF32;
-    p.batches = shape_.num_kv_heads;
-    p.m = scores.m;
-    p.n = dim;
-    p.k = tile.end;
-    p.a = scores_.data();
-    p.lda = tile.end;
-    p.stride_a = scores.stride_c;
-    p.b = Bytes(v);
-    p.ldb = shape_.num_kv_heads * dim;
-    p.stride_b = dim;
-    p.c = Bytes(out + first * group * dim);
-    p.ldc = dim;
-    p.stride_c = shape_.rows * group * dim;
-    gemm.MultiplyBatched(p, stream);
+    internal::WeighSequence(WeightsOf(tile), stream);
+    gemm.MultiplyBatched(OutputOf(tile, scores, scores_.data(), Bytes(v), out), stream);
   }
 }
 
 void SequenceAttention::ForwardF16(const std::byte* q, const std::byte* k, const std::byte* v,
                                    float* out, float* inverses, DeviceGemm& gemm, Stream& stream) {
-  const int64_t dim = shape_.head_dim;
-  const int64_t group = shape_.group();
   for (int64_t first = 0; first < shape_.rows; first += tile_rows_) {
     const Tile tile{first, std::min(first + tile_rows_, shape_.rows)};
     const DeviceBatchedProduct scores = ScoresOf(tile, DType::kF16, q, k);
     gemm.MultiplyBatched(scores, stream);
-    internal::WeighSequence({.scores = reinterpret_cast<float*>(scores_.data()),
-                             .f16 = weights_.data(),
-                             .inverses = inverses + first * group,
-                             .heads = shape_.num_kv_heads,
-                             .rows = shape_.rows,
-                             .first_token = first,
-                             .tokens = tile.tokens(),
-                             .group = group,
-                             .columns = tile.end},
-                            stream);
-    DeviceBatchedProduct p;
-    p.type = DType::kF16;
-    p.batches = shape_.num_kv_heads;
-    p.m = scores.m;
-    p.n = dim;
-    p.k = tile.end;
-    p.a = weights_.data();
-    p.lda = tile.end;
-    p.stride_a = scores.stride_c;
-    p.b = v;
-    p.ldb = shape_.num_kv_heads * dim;
-    p.stride_b = dim;
-    p.c = Bytes(out + first * group * dim);
-    p.ldc = dim;
-    p.stride_c = shape_.rows * group * dim;
-    gemm.MultiplyBatched(p, stream);
+    internal::SequenceWeights weights = WeightsOf(tile);
+    weights.f16 = weights_.data();
+    weights.inverses = inverses + first * shape_.group();
+    internal::WeighSequence(weights, stream);
+    gemm.MultiplyBatched(OutputOf(tile, scores, weights_.data(), v, out), stream);
   }
 }
 
@@ -148,13 +137,7 @@ void SequenceAttention::Backward(const Gradient& op, DeviceGemm& gemm, Stream& s
     DeviceBatchedProduct scores = ScoresOf(tile, DType::kF32, Bytes(op.q), Bytes(op.k));
     scores.allow_tf32 = op.allow_tf32;
     gemm.MultiplyBatched(scores, stream);
-    const internal::SequenceWeights weights{.scores = reinterpret_cast<float*>(scores_.data()),
-                                            .heads = shape_.num_kv_heads,
-                                            .rows = shape_.rows,
-                                            .first_token = first,
-                                            .tokens = tile.tokens(),
-                                            .group = group,
-                                            .columns = tile.end};
+    const internal::SequenceWeights weights = WeightsOf(tile);
     internal::WeighSequence(weights, stream);
     DeviceBatchedProduct p = scores;  // dP
     p.a = Bytes(op.dout + tile_offset);

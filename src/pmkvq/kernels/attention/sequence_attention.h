@@ -30,6 +30,29 @@ struct SequenceAttentionShape {
   int64_t group() const { return num_heads / num_kv_heads; }
 };
 
+namespace internal {
+
+// Rows of scores of one tile: scores * scale * log2(e), [heads, tokens * group, columns], to
+// weights.
+struct SequenceWeights {
+  float* scores = nullptr;
+  std::byte* f16 = nullptr;   // Weights times 2^10 over the largest one's; null: float, in place.
+  float* inverses = nullptr;  // Of the tile's first row, [Hkv, rows, G]; with f16.
+  int64_t heads = 0;
+  int64_t rows = 0;  // Of the sequence.
+  int64_t first_token = 0;
+  int64_t tokens = 0;
+  int64_t group = 0;
+  int64_t columns = 0;  // A multiple of 4.
+};
+void WeighSequence(const SequenceWeights& op, Stream& stream);
+// products [heads, tokens * group, columns] = weights * (products - sum(weights * products)), 0
+// where a row does not see the column.
+void SequenceScoresGrad(const SequenceWeights& op, const float* weights, float* products,
+                        Stream& stream);
+
+}  // namespace internal
+
 // Owns the memory of a tile's scores and weights: 8 bytes for each query head, row of a tile (512)
 // and row of the sequence.
 class SequenceAttention {
@@ -64,6 +87,9 @@ class SequenceAttention {
   struct Tile;
   DeviceBatchedProduct ScoresOf(const Tile& tile, DType type, const std::byte* q,
                                 const std::byte* k) const;
+  internal::SequenceWeights WeightsOf(const Tile& tile) const;
+  DeviceBatchedProduct OutputOf(const Tile& tile, const DeviceBatchedProduct& scores,
+                                const std::byte* weights, const std::byte* v, float* out) const;
 
   SequenceAttentionShape shape_;
   int64_t tile_rows_;
@@ -71,26 +97,4 @@ class SequenceAttention {
   Buffer weights_;  // The same in F16, or in float.
 };
 
-namespace internal {
-
-// Rows of scores of one tile: scores * scale * log2(e), [heads, tokens * group, columns], to
-// weights.
-struct SequenceWeights {
-  float* scores = nullptr;
-  std::byte* f16 = nullptr;   // Weights times 2^10 over the largest one's; null: float, in place.
-  float* inverses = nullptr;  // Of the tile's first row, [Hkv, rows, G]; with f16.
-  int64_t heads = 0;
-  int64_t rows = 0;  // Of the sequence.
-  int64_t first_token = 0;
-  int64_t tokens = 0;
-  int64_t group = 0;
-  int64_t columns = 0;  // A multiple of 4.
-};
-void WeighSequence(const SequenceWeights& op, Stream& stream);
-// products [heads, tokens * group, columns] = weights * (products - sum(weights * products)), 0
-// where a row does not see the column.
-void SequenceScoresGrad(const SequenceWeights& op, const float* weights, float* products,
-                        Stream& stream);
-
-}  // namespace internal
 }  // namespace pmkvq

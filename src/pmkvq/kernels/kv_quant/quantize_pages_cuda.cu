@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(2 * kRows)
     high[2 * k + 1] = MaxOfPairs<T>(values[k].z, values[k].w);
   }
   // Lanes of a group with the same t trade halves of their indices, three times (two of four
-  // lanes); then each has the bounds over all of them of so many indices of its own. Of 128 columns
+  // lanes); then each lane has the bounds over all of these lanes for kOwn indices. Of 128 columns
   // and eight lanes 28 shuffles instead of 96.
   constexpr int kRounds = kGroups == 1 ? 3 : 2;
   constexpr int kOwn = 2 * kSteps >> kRounds;

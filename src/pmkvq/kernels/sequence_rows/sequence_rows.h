@@ -1,6 +1,6 @@
 // What a whole sequence's forward pass and its gradient do on a CUDA device between products of
 // matrices: norms, RoPE, SiLU, cross entropy, roundings. For calibration (model/device/
-// device_profile.h); serving has steps of its own (kernels/device_rows).
+// device_profile.h); serving uses kernels/device_rows.
 //
 // Operands of products are F32, or F16 with a power of two for each row (ScaledRows): 11
 // significant bits in one part and 22 in two, whatever the row's size. Gradients would be too small

@@ -256,7 +256,7 @@ RC_GTEST_PROP(PackedCachePrefixProperty, WidthsAreThoseOfAPoolThatKeepsNothing, 
 }
 
 // Sequences that come with prompts of a few kinds, grow, fork and go: the pool is never exceeded,
-// all is accounted for, and what nobody halved reads as it does in a cache of its own.
+// all is accounted for, and pages that were not halved read as in a cache with one sequence.
 RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
   CacheConfig config = PoolOf(FullBytes(*rc::gen::inRange<int64_t>(600, 6000)), 5);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 70, 130);

@@ -6,43 +6,27 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
+#include "support/device_models.h"
 #include "support/expect_error.h"
 #include "support/gpu_test.h"
-#include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
 
 using testing_support::MakeTinyWeights;
+using testing_support::PlainDeviceModels;
 using testing_support::RandomTokens;
 using testing_support::TempFolder;
 using testing_support::TinyModel;
 using testing_support::TinyWeights;
+using testing_support::WithHeads;
 using testing_support::WriteTinyModel;
 using Logits = ForwardChunk::Logits;
 
 constexpr DeviceId kCuda{Device::kCuda, 0};
 
-TinyModel WithHeads(TinyModel model, int64_t heads, int64_t kv_heads, int64_t head_dim) {
-  model.vocab = 200;
-  model.hidden = 96;
-  model.inner = 136;
-  model.heads = heads;
-  model.kv_heads = kv_heads;
-  model.head_dim = head_dim;
-  return model;
-}
-
 std::map<std::string, TinyModel> Models() {
-  std::map<std::string, TinyModel> models;
-  models["llama_f32"] = WithHeads({}, 4, 2, 64);
-  models["llama_bias_bf16"] =
-      WithHeads({.qkv_bias = true, .o_bias = true, .dtype = DType::kBF16}, 6, 2, 64);
-  models["mistral_f16_tied"] = WithHeads(
-      {.architecture = "MistralForCausalLM", .tied = true, .dtype = DType::kF16}, 2, 1, 128);
-  models["qwen2_bf16_tied"] = WithHeads(
-      {.architecture = "Qwen2ForCausalLM", .tied = true, .qkv_bias = true, .dtype = DType::kBF16},
-      7, 1, 128);
+  std::map<std::string, TinyModel> models = PlainDeviceModels();
   models["mistral_window_f32"] =
       WithHeads({.architecture = "MistralForCausalLM", .window = 150}, 4, 2, 64);
   models["qwen2_window_bf16"] = WithHeads({.architecture = "Qwen2ForCausalLM",
@@ -57,7 +41,6 @@ std::map<std::string, TinyModel> Models() {
     models[name] = name == "gemma3_f32" ? WithHeads(gemma, 4, 2, 64) : WithHeads(gemma, 2, 1, 128);
   }
   models["gemma3_256_f32"] = WithHeads(models["gemma3_f32"], 4, 1, 256);
-  models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
   return models;
 }
 

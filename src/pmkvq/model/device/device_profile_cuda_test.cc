@@ -8,46 +8,29 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/model/profile.h"
+#include "support/device_models.h"
 #include "support/expect_error.h"
 #include "support/gpu_test.h"
-#include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
 
 using testing_support::MakeTinyWeights;
+using testing_support::PlainDeviceModels;
 using testing_support::RandomTokens;
 using testing_support::TempFolder;
 using testing_support::TinyModel;
 using testing_support::TinyWeights;
+using testing_support::WithHeads;
 using testing_support::WriteTinyModel;
 using Precision = DeviceProfile::Precision;
 
 constexpr DeviceId kCuda{Device::kCuda, 0};
 
-TinyModel WithSizes(TinyModel model, int64_t heads, int64_t kv_heads, int64_t head_dim) {
-  model.vocab = 200;
-  model.hidden = 96;
-  model.inner = 136;
-  model.heads = heads;
-  model.kv_heads = kv_heads;
-  model.head_dim = head_dim;
-  return model;
-}
-
 std::map<std::string, TinyModel> Models() {
-  std::map<std::string, TinyModel> models;
-  models["llama_f32"] = WithSizes({}, 4, 2, 64);
-  models["llama_bias_bf16"] =
-      WithSizes({.qkv_bias = true, .o_bias = true, .dtype = DType::kBF16}, 6, 2, 64);
-  models["mistral_f16_tied"] = WithSizes(
-      {.architecture = "MistralForCausalLM", .tied = true, .dtype = DType::kF16}, 2, 1, 128);
-  models["qwen2_bf16_tied"] = WithSizes(
-      {.architecture = "Qwen2ForCausalLM", .tied = true, .qkv_bias = true, .dtype = DType::kBF16},
-      7, 1, 128);
-  models["qwen3_bf16"] = WithSizes(
+  std::map<std::string, TinyModel> models = PlainDeviceModels();
+  models["qwen3_bf16"] = WithHeads(
       {.architecture = "Qwen3ForCausalLM", .qk_norm = true, .dtype = DType::kBF16}, 6, 3, 64);
-  models["qwen3_f32"] = WithSizes({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
   return models;
 }
 
@@ -238,7 +221,7 @@ TEST_F(DeviceProfileTest, PassesAreThoseOfTheCpu) {
 
 // More than 2,048 columns of scores are not kept in registers.
 TEST_F(DeviceProfileTest, LongSequencesAreThoseOfTheCpu) {
-  TinyModel tiny = WithSizes({.dtype = DType::kBF16}, 2, 1, 64);
+  TinyModel tiny = WithHeads({.dtype = DType::kBF16}, 2, 1, 64);
   tiny.layers = 2;
   const TinyWeights weights = MakeTinyWeights(tiny);
   const auto cpu = Load(tiny, weights, {});
@@ -249,7 +232,7 @@ TEST_F(DeviceProfileTest, LongSequencesAreThoseOfTheCpu) {
 
 // Small enough for a sanitizer.
 TEST_F(DeviceProfileSmallTest, PassesAreThoseOfTheCpu) {
-  const TinyModel tiny = WithSizes({.architecture = "Qwen3ForCausalLM",
+  const TinyModel tiny = WithHeads({.architecture = "Qwen3ForCausalLM",
                                     .qkv_bias = false,
                                     .qk_norm = true,
                                     .dtype = DType::kBF16},
@@ -278,7 +261,7 @@ TEST_F(DeviceProfileTest, RunsAreRepeatable) {
 
 // Weights whose values are far from 1 keep their precision: F16 alone would lose them.
 TEST_F(DeviceProfileTest, SmallAndLargeWeightsKeepTheirPrecision) {
-  const TinyModel tiny = WithSizes({.dtype = DType::kBF16}, 4, 2, 64);
+  const TinyModel tiny = WithHeads({.dtype = DType::kBF16}, 4, 2, 64);
   TinyWeights weights = MakeTinyWeights(tiny);
   const auto scale = [&](const std::string& name, float factor) {
     auto* const values = weights.at(name).As<BF16>();
@@ -308,7 +291,7 @@ TEST_F(DeviceProfileTest, SmallAndLargeWeightsKeepTheirPrecision) {
 }
 
 TEST_F(DeviceProfileTest, WhatThereIsNoGradientForIsRefusedByName) {
-  TinyModel windows = WithSizes({.architecture = "MistralForCausalLM"}, 4, 2, 64);
+  TinyModel windows = WithHeads({.architecture = "MistralForCausalLM"}, 4, 2, 64);
   windows.window = 9;
   const auto model = Load(windows, MakeTinyWeights(windows), kCuda);
   testing_support::ExpectError<Unsupported>([&] { const DeviceProfile profile(*model); },
@@ -316,7 +299,7 @@ TEST_F(DeviceProfileTest, WhatThereIsNoGradientForIsRefusedByName) {
 }
 
 TEST_F(DeviceProfileTest, WeightsThatAreNotFiniteAreNamed) {
-  const TinyModel tiny = WithSizes({}, 4, 2, 64);
+  const TinyModel tiny = WithHeads({}, 4, 2, 64);
   const std::map<std::string, std::string> places = {
       {"model.embed_tokens.weight", "embedding"},
       {"model.layers.1.self_attn.k_proj.weight", "block 1"},

@@ -5,6 +5,7 @@
 
 #include "pmkvq/research/calib/calibration.h"
 #include "support/calibration_support.h"
+#include "support/device_models.h"
 #include "support/gpu_test.h"
 
 namespace pmkvq {
@@ -15,17 +16,12 @@ using testing_support::MakeTinyWeights;
 using testing_support::RandomSamples;
 using testing_support::TempFolder;
 using testing_support::TinyModel;
+using testing_support::WithHeads;
 using testing_support::WriteTinyModel;
 
 TinyModel ModelOf(DType dtype) {
-  TinyModel tiny{.architecture = "Qwen2ForCausalLM", .qkv_bias = true, .dtype = dtype};
-  tiny.vocab = 200;
-  tiny.hidden = 96;
-  tiny.inner = 136;
-  tiny.heads = 4;
-  tiny.kv_heads = 2;
-  tiny.head_dim = 64;
-  return tiny;
+  return WithHeads({.architecture = "Qwen2ForCausalLM", .qkv_bias = true, .dtype = dtype}, 4, 2,
+                   64);
 }
 
 std::shared_ptr<const Model> Load(const TinyModel& tiny, Device device) {
