@@ -4,6 +4,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/attention/sequence_attention.h"
 #include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/cuda/warp.cuh"
 #include "pmkvq/tensor/device/cuda_runtime.h"
 
 namespace pmkvq {
@@ -31,19 +32,6 @@ __device__ __forceinline__ Row RowOf(const internal::SequenceWeights& op) {
 
 __device__ __forceinline__ float Get(const float4& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
-}
-
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-  return x;
-}
-__device__ __forceinline__ float WarpLargest(float x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, distance));
-  }
-  return x;
 }
 
 // Weights in F16 are at most 2^10, so that small ones are no subnormal numbers.
@@ -89,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
       raise(held[n]);
     }
   }
-  largest = WarpLargest(largest);
+  largest = OverWarp(largest, Larger{});
   const float reference = kF16 ? largest - kLargest : largest;
   float sum = 0.0f;
   if constexpr (kF16) {
@@ -115,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
         if (lane + n * 32 < fours) store(lane + n * 32, held[n]);
       }
     }
-    sum = WarpSum(sum);
+    sum = OverWarp(sum, Plus{});
     if (lane == 0) op.inverses[row.inverse] = 1.0f / sum;
   } else {
     const auto add = [&](const float4& w) { sum += (w.x + w.y) + (w.z + w.w); };
@@ -130,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
         add(held[n]);
       }
     }
-    const float inverse = 1.0f / WarpSum(sum);
+    const float inverse = 1.0f / OverWarp(sum, Plus{});
     const auto scaled = [&](const float4& w) {
       return make_float4(w.x * inverse, w.y * inverse, w.z * inverse, w.w * inverse);
     };
@@ -164,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
     const float4 x = product[four];
     sum += (w.x * x.x + w.y * x.y) + (w.z * x.z + w.w * x.w);
   }
-  sum = WarpSum(sum);
+  sum = OverWarp(sum, Plus{});
 #pragma unroll 4
   for (int four = lane; four < fours; four += 32) {
     float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);

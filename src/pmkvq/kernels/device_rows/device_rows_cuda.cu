@@ -6,6 +6,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/cuda/copy.cuh"
 #include "pmkvq/kernels/cuda/launch.cuh"
+#include "pmkvq/kernels/cuda/warp.cuh"
 #include "pmkvq/kernels/device_rows/device_rows.h"
 #include "pmkvq/kernels/device_rows/product_rows.cuh"
 #include "pmkvq/kernels/kv_quant/append_token.cuh"
@@ -17,14 +18,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    x += __shfl_xor_sync(~0u, x, distance);
-  }
-  return x;
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -51,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ N
     square = fmaf(value, value, square);
   }
   if (op.weight == nullptr) return;
-  square = WarpSum(square);
+  square = OverWarp(square, Plus{});
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = square;
   __syncthreads();
   float sum = 0.0f;
@@ -64,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const __grid_constant__ N
 }
 
 __device__ __forceinline__ float BlockSum(float x, float (&warp_sums)[kThreads / kWarp]) {
-  x = WarpSum(x);
+  x = OverWarp(x, Plus{});
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = x;
   __syncthreads();
   float sum = 0.0f;
@@ -145,11 +138,12 @@ __global__ void __launch_bounds__(kNormThreads)
     square = fmaf(value.w, value.w, square);
   }
   if (op.weight == nullptr) return;
-  square = WarpSum(square);
+  square = OverWarp(square, Plus{});
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = square;
   __syncthreads();
   const int lane = threadIdx.x % kWarp;
-  const float sum = WarpSum(lane < static_cast<int>(blockDim.x) / kWarp ? warp_sums[lane] : 0.0f);
+  const float sum =
+      OverWarp(lane < static_cast<int>(blockDim.x) / kWarp ? warp_sums[lane] : 0.0f, Plus{});
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.eps);
 #pragma unroll
   for (int n = 0; n < kFoursPerThread; ++n) {
@@ -257,7 +251,7 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
       square = fmaf(low[n], low[n], square);
       square = fmaf(high[n], high[n], square);
     }
-    square = WarpSum(square);
+    square = OverWarp(square, Plus{});
     const float inverse = 1.0f / sqrtf(square / static_cast<float>(dim) + op.eps);
 #pragma unroll
     for (int n = 0; n < kMostPairs; ++n) {

@@ -5,21 +5,13 @@
 #include <cuda_runtime.h>
 
 #include "pmkvq/kernels/cuda/float16.cuh"
+#include "pmkvq/kernels/cuda/warp.cuh"
 #include "pmkvq/kernels/sequence_rows/sequence_rows.h"
 
 namespace pmkvq::cuda {
 
 constexpr int kRowThreads = 512;
 constexpr int kRowWarps = kRowThreads / 32;
-
-template <class T, class Combine>
-__device__ __forceinline__ T OverWarp(T x, Combine combine) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    x = combine(x, __shfl_xor_sync(~0u, x, distance));
-  }
-  return x;
-}
 
 // All threads get the same value. `shared` is used again only behind another barrier.
 template <class T, class Combine>
@@ -33,16 +25,6 @@ __device__ __forceinline__ T OverBlock(T x, T* shared, Combine combine) {
   for (int warp = 1; warp < kRowWarps; ++warp) all = combine(all, shared[warp]);
   return all;
 }
-
-struct SumOf {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-struct LargestOf {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
 
 // Stores one value of an operand.
 __device__ __forceinline__ void StoreScaled(const ScaledRows& out, int64_t at, int64_t part_stride,
@@ -79,7 +61,7 @@ __device__ __forceinline__ void StoreRow(const ScaledRows& out, int64_t width, i
   for (int64_t i = threadIdx.x; i < width; i += kRowThreads) {
     largest = fmaxf(largest, fabsf(value(i)));
   }
-  largest = OverBlock(largest, shared, LargestOf{});
+  largest = OverBlock(largest, shared, Larger{});
   const float factor = FactorFor(largest);
   if (threadIdx.x == 0) out.scales[row] = 1.0f / factor;
   const int64_t stride = out.part_rows * width;

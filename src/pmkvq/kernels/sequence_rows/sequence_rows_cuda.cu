@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kRowThreads) NormKernel(const __grid_constant_
   }
   if (is_bad && op.check.first != nullptr) Note(op.check, row);
   if (op.weight == nullptr) return;
-  square = OverBlock(square, shared, SumOf{});
+  square = OverBlock(square, shared, Plus{});
   const float inverse = 1.0f / sqrtf(square / static_cast<float>(op.width) + op.eps);
   StoreRow(op.out, op.width, row, [&](int64_t i) { return x[i] * inverse * op.weight[i]; });
 }
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kRowThreads)
     square = fmaf(value, value, square);
     dot = fmaf(dy[i] * op.weight[i], value, dot);
   }
-  square = OverBlock(square, shared, SumOf{});
-  dot = OverBlock(dot, shared, SumOf{}) * scale;
+  square = OverBlock(square, shared, Plus{});
+  dot = OverBlock(dot, shared, Plus{}) * scale;
   const float inverse = 1.0f / sqrtf(square / static_cast<float>(op.width) + op.eps);
   const float along_x = inverse * inverse * inverse * dot / static_cast<float>(op.width);
   bool is_bad = false;
@@ -162,7 +162,7 @@ __device__ __forceinline__ float InverseRms(HeadPairs& values, int lane, int pai
     square = fmaf(low, low, square);
     square = fmaf(high, high, square);
   });
-  square = OverWarp(square, SumOf{});
+  square = OverWarp(square, Plus{});
   return 1.0f / sqrtf(square / static_cast<float>(2 * pairs) + eps);
 }
 
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kRowThreads)
       dot = fmaf(to[i] * norm[i], low, dot);
       dot = fmaf(to[pairs + i] * norm[pairs + i], high, dot);
     });
-    dot = OverWarp(dot, SumOf{});
+    dot = OverWarp(dot, Plus{});
     const float along = inverse * inverse * inverse * dot / static_cast<float>(dim);
     raw.ForEach(lane, pairs, [&](int i, float& low, float& high) {
       to[i] = inverse * norm[i] * to[i] - along * low;
@@ -342,13 +342,13 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int64_t i = threadIdx.x; i < vocab_size; i += kRowThreads) {
     largest = fmaxf(largest, x[i] * scale);
   }
-  largest = OverBlock(largest, shared, LargestOf{});
+  largest = OverBlock(largest, shared, Larger{});
   double sum = 0.0;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < vocab_size; i += kRowThreads) {
     sum += static_cast<double>(expf(x[i] * scale - largest));
   }
-  sum = OverBlock(sum, shared_sums, SumOf{});
+  sum = OverBlock(sum, shared_sums, Plus{});
   if (threadIdx.x == 0) {
     losses[row] =
         target < 0
@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(kRowThreads)
   float square = 0.0f;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < width; i += kRowThreads) square = fmaf(x[i], x[i], square);
-  const double sum = OverBlock(static_cast<double>(square), shared, SumOf{});
+  const double sum = OverBlock(static_cast<double>(square), shared, Plus{});
   if (threadIdx.x == 0) squares[row] = sum * scale * scale;
 }
 
@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const double* const from = values + blockIdx.x * stride;
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kRowThreads) sum += from[i];
-  sum = OverBlock(sum, shared, SumOf{});
+  sum = OverBlock(sum, shared, Plus{});
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
