@@ -154,6 +154,7 @@ class ServeCommand {
   std::unique_ptr<server::HttpServer> http_;
   std::unique_ptr<server::EngineThread> engine_thread_;
   std::atomic<int> status_{0};
+  std::atomic<bool> is_loaded_{false};
 };
 
 std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engine) {
@@ -236,11 +237,15 @@ void ServeCommand::Load() {
                                                   FormatByteSize(budget), context->max_len);
   std::vector<int64_t> eos_ids = model->config().eos_token_ids;
   engine_thread_ = MakeEngineThread(std::move(engine));
-  http_->Post([this, context, fingerprint = "fp_" + hash.HexDigest().substr(0, 12), eos_ids, pool] {
-    service_->SetReady(context, engine_thread_.get(), fingerprint, eos_ids, pool);
-  });
-  PrintError(fmt::format("ready: {} serves {}: {} requests at once, {}", http_->address(),
-                         context->model_names.front(), options_.max_sequences, cache));
+  const std::string ready =
+      fmt::format("ready: {} serves {}: {} requests at once, {}", http_->address(),
+                  context->model_names.front(), options_.max_sequences, cache);
+  http_->Post(
+      [this, context, ready, fingerprint = "fp_" + hash.HexDigest().substr(0, 12), eos_ids, pool] {
+        service_->SetReady(context, engine_thread_.get(), fingerprint, eos_ids, pool);
+        if (service_->state() == server::Service::State::kReady) PrintError(ready);
+      });
+  is_loaded_ = true;
 }
 
 int ServeCommand::Run() {
@@ -275,6 +280,8 @@ int ServeCommand::Run() {
   http.shutdown_seconds = static_cast<double>(options_.shutdown_timeout);
   http.max_body_bytes = static_cast<uint64_t>(ParseByteSize(options_.max_body, "--max-body"));
   http_ = std::make_unique<server::HttpServer>(http, service_.get());
+  // A signal that came before the server took them over.
+  if (IsCancelled(InterruptFlag())) return status_;
   std::thread io([&] {
     const server::ServerEnd end = http_->Run([this] {
       log_->Reopen();
@@ -283,7 +290,8 @@ int ServeCommand::Run() {
     });
     // The engine's step, or the loading of the model, may still take a while and cannot be ended.
     // Nothing on disk is open for writing but the log, whose lines are written whole.
-    if (end == server::ServerEnd::kAtOnce) _exit(0);
+    const bool is_loading = end == server::ServerEnd::kDrained && !is_loaded_;
+    if (end == server::ServerEnd::kAtOnce || is_loading) _exit(0);
   });
   try {
     Load();

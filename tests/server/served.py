@@ -46,6 +46,13 @@ def check_for_paths(text):
     assert not found, f"a reply names files of the server, {found}: {text[:500]}"
 
 
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
 class Server:
     """A server on a free port, until `with` ends. `tls`: files of a certificate and its key."""
 
@@ -65,7 +72,8 @@ class Server:
         self.lines = []
         self.port = None
         self.is_ready = threading.Event()
-        threading.Thread(target=self.read, daemon=True).start()
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
         if wait and (not self.is_ready.wait(60) or self.port is None):
             raise RuntimeError("not ready: " + "".join(self.lines))
 
@@ -103,6 +111,7 @@ class Server:
                 self.process.wait(40)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        self.reader.join(10)
         self.process.stderr.close()
 
     def request(self, method, path, body=None, headers=None, raw=None):
@@ -153,7 +162,18 @@ class Server:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
         return float(found.group(1)) if found else None
 
-    def wait_for_metric(self, name, value, seconds=10):
+    def wait_for_status(self, path, status, seconds=60):
+        end = time.monotonic() + seconds
+        found = None
+        while found != status:
+            assert time.monotonic() < end, f"{path} answers {found}, expected {status}"
+            time.sleep(0.02)
+            try:
+                found = self.get(path)[0]
+            except OSError as error:  # Refused before a handshake.
+                found = error
+
+    def wait_for_metric(self, name, value, seconds=60):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.metric(name) == value:

@@ -42,6 +42,7 @@ struct HttpServer::Impl {
 
   void ListenOnPort();
   void ListenOnUnixSocket();
+  std::string BoundAddress() const;
   void Close();
   template <class Acceptor>
   asio::awaitable<void> Accept(Acceptor& from);
@@ -53,6 +54,7 @@ struct HttpServer::Impl {
   asio::local::stream_protocol::acceptor unix_acceptor;
   asio::signal_set signals;
   asio::steady_timer timer;
+  std::string bound_address;
   bool has_signal = false;  // To shut down.
   ServerEnd end = ServerEnd::kStopped;
   std::function<void()> on_hangup;
@@ -61,8 +63,11 @@ struct HttpServer::Impl {
 
 HttpServer::HttpServer(const ServerOptions& options, Service* service)
     : impl_(std::make_unique<Impl>(options, service)) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) impl_->signals.add(signal);
   ReloadTls();
   options.unix_socket.empty() ? impl_->ListenOnPort() : impl_->ListenOnUnixSocket();
+  // Kept: a server that drains has no open acceptor to ask.
+  impl_->bound_address = impl_->BoundAddress();
 }
 
 void HttpServer::Impl::ListenOnUnixSocket() {
@@ -129,12 +134,14 @@ HttpServer::~HttpServer() {
   impl_->shared.preparation.join();
 }
 
-std::string HttpServer::address() const {
-  const ServerOptions& options = impl_->shared.options;
+std::string HttpServer::address() const { return impl_->bound_address; }
+
+std::string HttpServer::Impl::BoundAddress() const {
+  const ServerOptions& options = shared.options;
   if (!options.unix_socket.empty()) return "unix:" + options.unix_socket;
   const bool is_v6 = options.host.find(':') != std::string::npos;
   return fmt::format("http{}://{}{}{}:{}", options.tls_cert.empty() ? "" : "s", is_v6 ? "[" : "",
-                     options.host, is_v6 ? "]" : "", impl_->acceptor.local_endpoint().port());
+                     options.host, is_v6 ? "]" : "", acceptor.local_endpoint().port());
 }
 
 void HttpServer::ReloadTls() {
@@ -230,7 +237,6 @@ asio::awaitable<void> HttpServer::Impl::Drain() {
 
 ServerEnd HttpServer::Run(std::function<void()> on_hangup) {
   impl_->on_hangup = std::move(on_hangup);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) impl_->signals.add(signal);
   if (impl_->acceptor.is_open()) {
     asio::co_spawn(impl_->shared.io, impl_->Accept(impl_->acceptor), asio::detached);
   } else {

@@ -42,7 +42,8 @@ enum class ServerEnd : uint8_t {
 class HttpServer {
  public:
   // Binds the port or makes the UNIX socket, for its user and group. Throws IoError (address in
-  // use, no such address), and what LoadTls throws.
+  // use, no such address), and what LoadTls throws. From here on SIGTERM, SIGINT and SIGHUP are the
+  // server's: those that come before Run wait for it.
   HttpServer(const ServerOptions& options, Service* service);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
