@@ -10,9 +10,8 @@ namespace pmkvq {
 // allows, a fraction in general (quota / period); nothing where there is no quota, or where /proc
 // or the control group file systems cannot be read.
 //
-// Read from `root`/proc/self/cgroup, `root`/proc/self/mountinfo and, below the mount points named
-// there, cpu.max (version 2) or cpu.cfs_quota_us and cpu.cfs_period_us (version 1). Groups outside
-// of the container's own view cannot be seen.
+// Read from cpu.max (version 2) or cpu.cfs_quota_us and cpu.cfs_period_us (version 1) in
+// ControlGroupFolders.
 std::optional<double> CpuQuota(const std::string& root = "");
 
 }  // namespace pmkvq
