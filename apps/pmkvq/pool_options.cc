@@ -1,5 +1,7 @@
 #include "pool_options.h"
 
+#include <fmt/format.h>
+
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
@@ -26,13 +28,16 @@ void PoolCommandOptions::Register(CLI::App& command) {
   command_ = &command;
   command
       .add_option("--kv-mode", mode_,
-                  "isolated: each request has its --kv-budget; pool: all requests share --kv-pool")
+                  "isolated: each request has its --kv-budget; pool: all requests share --kv-pool "
+                  "(default: pool; isolated with --kv-budget or on a GPU)")
       ->transform(OneOf({"isolated", "pool"}))
-      ->capture_default_str()
       ->group(kGroup);
   command
-      .add_option("--kv-pool", pool_,
-                  "what the caches of all requests may take together: 6MiB, 4GiB")
+      .add_option(
+          "--kv-pool", pool_,
+          "what the caches of all requests may take together: 6MiB, 4GiB (default: 80 % of the "
+          "memory that is available, without weights and working memory, and no more than "
+          "all requests can need)")
       ->type_name("SIZE")
       ->transform(KvBudgetSize())
       ->group(kGroup);
@@ -93,20 +98,25 @@ void PoolCommandOptions::Register(CLI::App& command) {
       ->group(kGroup);
 }
 
-void PoolCommandOptions::Apply(SpecEngineOptions& options) const {
-  if (!is_pool()) {
+bool PoolCommandOptions::is_pool(bool is_isolated_by_default) const {
+  return mode_.empty() ? !is_isolated_by_default : mode_ == "pool";
+}
+
+void PoolCommandOptions::Apply(bool is_pool, const std::function<int64_t()>& default_bytes,
+                               SpecEngineOptions& options) const {
+  if (!is_pool) {
     for (const char* name : {"--kv-pool", "--kv-target", "--kv-floor", "--admission",
                              "--kv-step-bytes", "--kv-read-limit", "--prefix-cache",
                              "--prefix-shared", "--priorities", "--allow-replay"}) {
       if (command_->count(name) == 0) continue;
-      throw InvalidInput(name, "found it without --kv-mode pool, expected both or none");
+      throw InvalidInput(
+          name, fmt::format("found it with {}, expected it in a pool only: with "
+                            "--kv-mode pool",
+                            mode_.empty() ? "--kv-budget or on a GPU" : "--kv-mode isolated"));
     }
     return;
   }
-  if (pool_.empty()) {
-    throw InvalidInput("--kv-pool", "found none with --kv-mode pool, expected a size: 4GiB");
-  }
-  options.kv.pool.bytes = ParseKvBudget(pool_);
+  options.kv.pool.bytes = pool_.empty() ? default_bytes() : ParseKvBudget(pool_);
   options.kv.pool.floor_bits = std::stoi(floor_);
   options.kv.pool.step_bytes = ParseKvBudget(step_bytes_);
   if (!read_limit_.empty()) options.kv.pool.read_limit_bytes = ParseKvBudget(read_limit_);

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "pmkvq/research/methods/spec_engine.h"
@@ -12,17 +13,19 @@ namespace pmkvq::cli {
 class PoolCommandOptions {
  public:
   void Register(CLI::App& command);
-  bool is_pool() const { return mode_ == "pool"; }
+  // --kv-mode, or where it is not given: a pool, unless `is_isolated_by_default`.
+  bool is_pool(bool is_isolated_by_default) const;
   bool priorities() const { return priorities_; }
   bool allow_replay() const { return allow_replay_; }
   bool prefix_shared() const { return prefix_shared_; }
-  // Sets what the options say. Throws InvalidInput: a pool without a size, options of a pool
-  // without one.
-  void Apply(SpecEngineOptions& options) const;
+  // Sets what the options say; the pool takes `default_bytes` where --kv-pool is not given. Throws
+  // InvalidInput: options of a pool without one.
+  void Apply(bool is_pool, const std::function<int64_t()>& default_bytes,
+             SpecEngineOptions& options) const;
 
  private:
   CLI::App* command_ = nullptr;
-  std::string mode_ = "isolated";
+  std::string mode_;
   std::string pool_;
   double target_ = 8;
   std::string floor_ = "4";

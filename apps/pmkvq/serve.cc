@@ -12,9 +12,11 @@
 #include "chat_template_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "default_pool.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
+#include "pmkvq/base/available_memory.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/kv/spec/packed_spec.h"
@@ -63,6 +65,7 @@ struct Options {
   TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
+  bool names_method = false;  // --kv or --recipe
   PoolCommandOptions pool;
 };
 
@@ -184,16 +187,28 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
 }
 
 void ServeCommand::Load() {
+  const int64_t available = AvailableMemory();
   const std::shared_ptr<const Model> model =
       options_.weights.Load(options_.model, options_.kv.threads);
   const std::shared_ptr<const Tokenizer> tokenizer = options_.tokenizer.Load(options_.model);
-  SpecEngineOptions engine_options = options_.kv.Resolve(options_.max_sequences);
+  KvCommandOptions kv = options_.kv;
+  const bool has_budget = !kv.budget.empty();
+  const bool is_pool = options_.pool.is_pool(has_budget || model->device_model() != nullptr);
+  // Without a budget that it could be kept in, the cache stays at 16 bits.
+  if (!is_pool && !options_.names_method && !has_budget && kv.plan_path.empty()) kv.spec = "fp16";
+  SpecEngineOptions engine_options = kv.Resolve(options_.max_sequences);
   if (FindPackedMethod(ParseMethodSpec(engine_options.kv.spec).name) == nullptr) {
     throw Unsupported("--kv", fmt::format("found {}, expected a packed cache: fp16, static-8, "
                                           "static-4, static-2 or pm-kvq",
                                           engine_options.kv.spec));
   }
-  options_.pool.Apply(engine_options);
+  const auto default_bytes = [&] { return DefaultPoolBytes(available, *model, engine_options); };
+  options_.pool.Apply(is_pool, default_bytes, engine_options);
+  if (available > 0 && engine_options.kv.pool.bytes > available) {
+    PrintError(fmt::format("warning: --kv-pool {} is more than the memory that is available, {}",
+                           FormatByteSize(engine_options.kv.pool.bytes),
+                           FormatByteSize(available)));
+  }
   engine_options.prefill_share = options_.prefill_share;
   CheckPlan(engine_options, *model);
   Engine engine = OpenEngine(model, tokenizer, engine_options);
@@ -227,7 +242,6 @@ void ServeCommand::Load() {
   Hash128 hash;
   hash.Update(model->checkpoint().Identity());
   const int64_t budget = engine.kv_budget().total_bytes();
-  const bool is_pool = options_.pool.is_pool();
   hash.Update(fmt::format("{} {} {}{}", VersionText(), engine_options.kv.spec, budget,
                           is_pool ? " pool" : ""));
   const int64_t pool = is_pool ? budget : budget * options_.max_sequences;
@@ -423,13 +437,17 @@ void AddServe(CLI::App& app) {
   options->chat_template.Register(*command);
   options->tokenizer.Register(*command);
   options->weights.Register(*command);
+  options->kv.spec = "pm-kvq";
   options->kv.Register(*command);
   options->pool.Register(*command);
   AddExamples(*command,
               {"pmkvq serve --model models/longcot-10m --kv pm-kvq --kv-budget 4.75MiB",
-               "pmkvq serve --model MODEL --kv pm-kvq --kv-mode pool --kv-pool 8GiB",
+               "pmkvq serve --model MODEL --plan plan.json --kv-pool 8GiB --max-sequences 64",
                "pmkvq serve --model MODEL --host 0.0.0.0 --api-key-file keys --max-sequences 64"});
-  command->callback([options] { Serve(*options); });
+  command->callback([options, command] {
+    options->names_method = command->count("--kv") + command->count("--recipe") > 0;
+    Serve(*options);
+  });
 }
 
 }  // namespace pmkvq::cli

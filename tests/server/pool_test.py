@@ -127,15 +127,45 @@ class SmallPool(unittest.TestCase):
             self.assertLessEqual(server.metric("pmkvq_kv_peak_bytes"), 2 * 2**20)
 
 
+class Defaults(unittest.TestCase):
+    def kv(self, *options):
+        """What /v1/kv says of a server with these options and --model alone."""
+        with Server("--port", "0", *options, defaults=False) as server:
+            status, reply = server.post("/v1/chat/completions", chat(max_tokens=40))
+            self.assertEqual((status, reply["kv"]["history"]), (200, ""))
+            return json.loads(server.get("/v1/kv")[1]), "".join(server.lines)
+
+    def test_a_pool_for_all_requests(self):
+        """No more than 16 requests of 8,192 tokens can need at 16 bits, and that only where the memory is there."""
+        kv, lines = self.kv()
+        self.assertEqual(kv["mode"], "pool")
+        of_all = 16 * 8192 * 12 * 2 * 128 * 2
+        self.assertLess(kv["pool_bytes"], 1.3 * of_all)
+        self.assertGreater(kv["pool_bytes"], min(of_all, 1 << 28))
+        self.assertNotIn("warning", lines)
+
+    def test_fewer_requests_need_less(self):
+        self.assertLess(self.kv("--max-sequences", "2", "--max-len", "2048")[0]["pool_bytes"], 1.3 * 2 * 2048 * 12 * 2 * 128 * 2)
+
+    def test_a_budget_is_isolated(self):
+        kv, lines = self.kv("--kv-budget", "4MiB")
+        self.assertEqual(kv["mode"], "isolated")
+        self.assertNotIn("warning", lines)
+
+    def test_isolated_without_a_budget(self):
+        self.assertEqual(self.kv("--kv-mode", "isolated", "--max-len", "512")[0]["mode"], "isolated")
+
+
 class Options(unittest.TestCase):
     def test_options_that_do_not_go_together(self):
-        for options, name in [(["--kv-mode", "pool"], "--kv-pool"), (["--kv-pool", "1GiB"], "--kv-pool"),
-                              (["--kv-target", "6"], "--kv-target"), (["--kv-read-limit", "1GiB"], "--kv-read-limit"),
-                              (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-target", "4"], "--kv-floor"),
+        isolated = ["--kv-mode", "isolated"]
+        for options, name in [([*isolated, "--kv-pool", "1GiB"], "--kv-pool"), ([*isolated, "--kv-target", "6"], "--kv-target"),
+                              (["--kv-budget", "1MiB", "--kv-read-limit", "1GiB"], "--kv-read-limit"),
+                              (["--kv-pool", "1GiB", "--kv-target", "4"], "--kv-floor"),
                               (["--kv-mode", "pool", "--kv-pool", "1GiB", "--kv-budget", "1MiB"], "--kv-budget"),
-                              (["--kv-mode", "pool", "--kv-pool", "1000"], "--kv-pool")]:
-            done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--port", "0", "--kv", "pm-kvq", *options],
-                                  capture_output=True, text=True, timeout=60)
+                              (["--kv-budget", "1MiB", "--kv-pool", "1GiB"], "--kv-pool"), (["--kv-pool", "1000"], "--kv-pool")]:
+            done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--port", "0", *options], capture_output=True, text=True,
+                                  timeout=60)
             self.assertNotEqual(done.returncode, 0, options)
             self.assertIn(name, done.stderr.strip().splitlines()[-1], done.stderr)
 

@@ -54,16 +54,16 @@ def wait_until(holds, seconds=60):
 
 
 class Server:
-    """A server on a free port, until `with` ends. `tls`: files of a certificate and its key."""
+    """A server on a free port, until `with` ends. `tls`: files of a certificate and its key; `defaults`: small ones of these tests."""
 
-    def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE):
+    def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE, defaults=True):
         self.use_tls(None if "--unix-socket" in options else tls)
         command = [PROGRAM, "serve", "--model", MODEL]
-        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
-                    "--threads": "2"}
+        small = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
+                 "--threads": "2"}
         if "--kv-pool" in options:  # In place of a budget for each request.
-            del defaults["--kv-budget"]
-        for name, value in defaults.items():
+            del small["--kv-budget"]
+        for name, value in (small.items() if defaults else ()):
             if name not in options:
                 command += [name, value]
         command += [*options, *self.tls_options]

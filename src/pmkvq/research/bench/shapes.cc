@@ -3,8 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <fstream>
-
+#include "pmkvq/base/available_memory.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
@@ -28,18 +27,6 @@ constexpr NamedSizes kShapes[] = {
     {"qwen2-1.5b", "Qwen2ForCausalLM", 28, 12, 2, 1536, 8960},
     {"longcot", "Qwen2ForCausalLM", 12, 2, 1, 256, 768},
 };
-
-// Bytes that can be had without swapping; 0 where the system does not tell.
-int64_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  int64_t kibibytes = 0;
-  std::string rest;
-  while (file >> name >> kibibytes && std::getline(file, rest)) {
-    if (name == "MemAvailable:") return kibibytes * 1024;
-  }
-  return 0;
-}
 
 }  // namespace
 
