@@ -165,6 +165,7 @@ void Engine::Impl::Prefill(const UncancelledScope& step) {
   ForwardChunk chunk;
   if (!ReserveChunk(task, &chunk)) return;
   const bool ended = RunUnlessCancelled(step, [&] {
+    const AddTime timing(&stats.prefill_seconds);
     failures = model->Forward({&chunk, 1}, *store, workspace, num_threads);
   });
   if (ended) {

@@ -77,6 +77,11 @@ TEST(Engine, StopsAtAnEndOfSequenceToken) {
   EXPECT_EQ(observer.finished[0].output_ids, done.output_ids);
   EXPECT_GT(done.prefill_seconds, 0);
   EXPECT_GT(done.decode_seconds, 0);
+  // The prompt was alone in its step; the rest of a Step takes microseconds.
+  const EngineStats stats = engine.stats();
+  EXPECT_GT(stats.prefill_seconds, 0);
+  EXPECT_LE(stats.prefill_seconds, done.prefill_seconds);
+  EXPECT_LE(stats.decode_seconds, done.decode_seconds);
 
   // The same without heeding it goes on.
   request.ignore_eos = true;
