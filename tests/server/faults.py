@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -79,6 +80,26 @@ class Faults(unittest.TestCase):
                 client.close()
             self.idle(server)
             self.assertEqual(server.post("/v1/chat/completions", chat(max_tokens=5))[0], 200)
+
+    def test_a_running_request_among_idle_connections(self):
+        """CPU time of the engine's thread, which is the busiest: wall time says more of what else the machine does."""
+        with Server(*MANY, "--max-sequences", "1", "--max-len", "2048", "--threads", "1") as server:
+            def seconds():
+                before = server.thread_seconds()
+                self.assertEqual(server.post("/v1/chat/completions", chat(max_tokens=1500, ignore_eos=True))[0], 200)
+                return max(one - before.get(task, 0) for task, one in server.thread_seconds().items())
+            seconds()
+            alone, among = [], []
+            for _ in range(7):
+                alone.append(seconds())
+                idle = [connect(server) for _ in range(1000)]
+                among.append(seconds())
+                for client in idle:
+                    client.close()
+            ratio = statistics.median(among) / statistics.median(alone)
+            print(f"1,500 tokens among 1,000 idle connections: {100 * (ratio - 1):+.1f} % of the time of the engine's thread, "
+                  f"{statistics.median(alone):.2f} s")
+            self.assertLess(ratio, 1.02)
 
     def test_a_thousand_clients_that_vanish(self):
         rng = random.Random(1)

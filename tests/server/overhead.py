@@ -6,6 +6,9 @@ the same on a machine that does other work, where wall time says who got a core.
 tokens per second where the I/O thread has a core to itself; demanded are 90 % of the engine's tokens per CPU second there with
 the shipped model, and 98 % with a model of the shape of a 0.5B one (24 layers of 896, 716 MB of random weights). The whole
 process is the other extreme, one core for all threads.
+
+The first byte of a stream: wall time from the request to it, less the time that the engine took for the prompt, on an
+idle server; 99 of 100 within 5 ms. This part wants a machine without other work.
 """
 import json
 import os
@@ -19,11 +22,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 ROUNDS = int(sys.argv.pop(3)) if len(sys.argv) > 3 else 5
 
 import served  # noqa: E402  (reads sys.argv)
-from served import PROGRAM, Server  # noqa: E402
+from served import PROGRAM, Server, wait_until  # noqa: E402
 
 SHIPPED = served.MODEL
 OPTIONS = ["--kv", "pm-kvq", "--kv-budget", "32MiB", "--max-len", "2048", "--threads", "1"]
@@ -80,19 +84,11 @@ def engine_seconds(streams, tokens):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def thread_seconds(server):
-    seconds = {}
-    for task in os.listdir(f"/proc/{server.process.pid}/task"):
-        with open(f"/proc/{server.process.pid}/task/{task}/schedstat") as file:
-            seconds[task] = int(file.read().split()[0]) * 1e-9
-    return seconds
-
-
 def server_seconds(server, streams, tokens):
     """Of the engine's thread, which is the busiest, and of all threads."""
     body = json.dumps({"prompt": "x", "max_tokens": tokens, "ignore_eos": True, "temperature": 1, "stream": True}).encode()
     data = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    before = thread_seconds(server)
+    before = server.thread_seconds()
     with selectors.DefaultSelector() as selector:
         tails = {}
         for _ in range(streams):
@@ -109,7 +105,7 @@ def server_seconds(server, streams, tokens):
                     selector.unregister(key.fileobj)
                     del tails[key.fileobj]
                     key.fileobj.close()
-    taken = [seconds - before.get(task, 0) for task, seconds in thread_seconds(server).items()]
+    taken = [seconds - before.get(task, 0) for task, seconds in server.thread_seconds().items()]
     return max(taken), sum(taken)
 
 
@@ -135,8 +131,33 @@ def compare(name, least, tokens_of):
     return failed
 
 
+def first_bytes(count=300):
+    """Milliseconds from request to first byte, less those that the engine took for the prompt."""
+    body = json.dumps({"prompt": "x" * 300, "max_tokens": 1, "stream": True}).encode()
+    data = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    beside = []
+    with Server(*OPTIONS) as server:
+        prefill = 'pmkvq_step_seconds_total{kind="prefill"}'
+        with server.connect() as client:
+            for _ in range(count):
+                before = server.metric(prefill)
+                began = time.perf_counter()
+                client.sendall(data)
+                part = client.recv(1 << 16)
+                seconds = time.perf_counter() - began
+                while b"[DONE]" not in part:
+                    part += client.recv(1 << 16)
+                wait_until(lambda: server.metric(prefill) > before)
+                beside.append(1000 * (seconds - server.metric(prefill) + before))
+    beside.sort()
+    print(f"first byte of {count} streams, less the prompt's time: p50 {beside[count // 2]:.2f} ms, p99 {beside[count * 99 // 100]:.2f} ms, "
+          f"most {beside[-1]:.2f} ms", flush=True)
+    return beside[count * 99 // 100] > 5
+
+
 def main():
-    failed = compare("shipped model", 0.90, lambda streams: 1200 if streams < 64 else 600)
+    failed = first_bytes()
+    failed |= compare("shipped model", 0.90, lambda streams: 1200 if streams < 64 else 600)
     with tempfile.TemporaryDirectory() as folder:
         served.MODEL = os.path.join(folder, "half-billion")
         make_half_billion(served.MODEL)

@@ -68,6 +68,19 @@ class Pool(ServedTest):
         self.assertGreaterEqual(cache["water_level"], 0)
 
 
+class Fairness(unittest.TestCase):
+    def test_requests_of_one_length_end_with_the_same_bits(self):
+        """One water level for all pages: side by side, none pays for another."""
+        with Server("--kv-mode", "pool", "--kv-pool", "20MiB", "--max-sequences", "6", "--plan", f"{MODEL}/plan.json") as server:
+            replies = many(server, [chat(max_tokens=700, ignore_eos=True, seed=i, temperature=1) for i in range(6)])
+            self.assertEqual([status for status, _ in replies], [200] * 6)
+            self.assertEqual([reply["kv"]["preemptions"] for _, reply in replies], [0] * 6)
+            bits = [reply["kv"]["mean_bits"] for _, reply in replies]
+            print("mean bits of six requests of 700 tokens:", ", ".join(f"{one:.2f}" for one in bits))
+            self.assertLess(max(bits), 12, "the pool is too large for this test")
+            self.assertLessEqual(max(bits) - min(bits), 0.5)
+
+
 class Priorities(unittest.TestCase):
     def test_they_delay_and_do_not_starve(self):
         """Of one client: a priority is as so many seconds later, also while more urgent requests keep coming."""

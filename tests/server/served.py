@@ -162,6 +162,14 @@ class Server:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
         return float(found.group(1)) if found else None
 
+    def thread_seconds(self):
+        """CPU time of each thread."""
+        seconds = {}
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            with open(f"/proc/{self.process.pid}/task/{task}/schedstat") as file:
+                seconds[task] = int(file.read().split()[0]) * 1e-9
+        return seconds
+
     def wait_for_status(self, path, status, seconds=60):
         end = time.monotonic() + seconds
         found = None
