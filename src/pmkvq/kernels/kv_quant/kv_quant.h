@@ -16,7 +16,8 @@
 //
 // Halving 2b -> b is the equivalent right shift of the paper (eq. 3),
 //   q' = ((2^2b - 2^b + 1) * (q + 2^(b-1))) >> 3b  =  round(q / (2^b + 1)),
-// so 16 -> 8 -> 4 -> 2 equals rounding straight to 2 bits.
+// so 16 -> 8 -> 4 -> 2 equals rounding straight to 2 bits, but for values within a float's rounding
+// of a tie between two codes, which may take the other one (1 of 1e8 normal ones).
 //
 // Packed layout of one group (docs/formats.md): G * b / 8 bytes in 8 / b planes. Byte j holds the
 // codes of dims j, j + G*b/8, j + 2*G*b/8, ... from the lowest bits up. At 8 bits byte j is dim j.

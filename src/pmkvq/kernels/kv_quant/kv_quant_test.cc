@@ -315,7 +315,9 @@ TEST_P(HalvingTest, PackedVectorsEqualTheOracleInPlaceToo) {
 }
 
 // What the whole cache rests on: 8 -> 4 -> 2 of a group is what quantising it straight to 4 or 2
-// bits gives, except where the 8-bit rounding itself crossed a bin edge (at most 1 code).
+// bits gives, except next to a tie between two codes, where they may differ by 1: a float rounds
+// (x - min) / step differently at each width. Ties are rare where values are spread, and common
+// where they lie on a coarse grid: 40 of 5,760 here, in groups of few units in the last place.
 TEST_P(HalvingTest, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect) {
   const int64_t num_groups = 90;
   const std::vector<float> x = Samples(64, num_groups);
@@ -332,9 +334,10 @@ TEST_P(HalvingTest, OfQuantisedGroupsKeepsMetadataAndStaysWithinOneCodeOfDirect)
     int different = 0;
     for (size_t i = 0; i < x.size(); ++i) {
       ASSERT_LE(std::abs(halved[i] - straight[i]), 1);
-      different += halved[i] != straight[i] ? 1 : 0;
+      const bool is_spread = i / 64 % 9 == 0;  // See Samples.
+      different += is_spread && halved[i] != straight[i] ? 1 : 0;
     }
-    EXPECT_LT(different, static_cast<int>(x.size()) / 10);
+    EXPECT_EQ(different, 0);
   }
 }
 
