@@ -7,6 +7,7 @@
 #include <new>
 
 #include "commands.h"
+#include "config_file.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "option_aliases.h"
@@ -101,7 +102,7 @@ int Run(int argc, char** argv) {
     RefuseEmptyAssignments(app, arguments);
     RefuseSplitSizes(arguments);
     app.parse_complete_callback([&] { CheckFiles(*FindChosenCommand(app).app); });
-    ours = ReplaceAliases(app, arguments);
+    ours = WithOptionsOfConfig(app, ReplaceAliases(app, arguments));
     app.parse(std::vector<std::string>(ours.rbegin(), ours.rend()));
   } catch (const CLI::CallForHelp& help) {
     if (HasForeignShortOption(ours)) {

@@ -12,6 +12,7 @@
 #include "chat_template_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "config_file.h"
 #include "default_pool.h"
 #include "file_options.h"
 #include "help_format.h"
@@ -35,6 +36,7 @@ constexpr int kEngineFailed = 70;  // EX_SOFTWARE: a supervisor starts the serve
 
 struct Options {
   std::string model;
+  std::string config;
   std::string served_name;
   std::string key_file;
   bool insecure_no_key = false;
@@ -337,6 +339,7 @@ void AddServe(CLI::App& app) {
   NamesFile(command->add_option("--model", options->model, "model folder (Hugging Face layout)")
                 ->required(),
             FileKind::kModel);
+  AddConfig(*command, options->config);
   command->add_option("--host", options->http.host, "IP address to listen on")
       ->capture_default_str();
   command->add_option("--port", options->port, "port to listen on (0: a free one)")
@@ -419,6 +422,8 @@ void AddServe(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--strict", options->strict, "refuse fields that are not known");
   command->add_option("--max-body", options->max_body, "largest body of a request")
+      ->type_name("SIZE")
+      ->transform(MemorySize())
       ->capture_default_str();
   command
       ->add_option("--keep-alive", options->keep_alive,

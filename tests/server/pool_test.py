@@ -143,7 +143,7 @@ class SmallPool(unittest.TestCase):
 class Defaults(unittest.TestCase):
     def kv(self, *options):
         """What /v1/kv says of a server with these options and --model alone."""
-        with Server("--port", "0", *options, defaults=False) as server:
+        with Server(command=[PROGRAM, "serve", "--model", MODEL, "--port", "0", *options]) as server:
             status, reply = server.post("/v1/chat/completions", chat(max_tokens=40))
             self.assertEqual((status, reply["kv"]["history"]), (200, ""))
             return json.loads(server.get("/v1/kv")[1]), "".join(server.lines)

@@ -54,19 +54,17 @@ def wait_until(holds, seconds=60):
 
 
 class Server:
-    """A server on a free port, until `with` ends. `tls`: files of a certificate and its key; `defaults`: small ones of these tests."""
+    """A server on a free port, until `with` ends. `tls`: files of a certificate and its key; `command`: in place of all options."""
 
-    def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE, defaults=True):
+    def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE, command=None):
         self.use_tls(None if "--unix-socket" in options else tls)
-        command = [PROGRAM, "serve", "--model", MODEL]
-        small = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
-                 "--threads": "2"}
+        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
+                    "--threads": "2"}
         if "--kv-pool" in options:  # In place of a budget for each request.
-            del small["--kv-budget"]
-        for name, value in (small.items() if defaults else ()):
-            if name not in options:
-                command += [name, value]
-        command += [*options, *self.tls_options]
+            del defaults["--kv-budget"]
+        if command is None:
+            given = [text for name, value in defaults.items() if name not in options for text in (name, value)]
+            command = [PROGRAM, "serve", "--model", MODEL, *given, *options, *self.tls_options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, **(env or {})})
         self.lines = []
