@@ -42,6 +42,7 @@ struct Options {
   bool insecure_no_key = false;
   std::string allowed_hosts;
   std::string log_file;
+  std::string log_format = "json";
   std::string max_body = "4MiB";
   std::string reasoning = "auto";
   std::string tool_calls = "auto";
@@ -271,7 +272,9 @@ int ServeCommand::Run() {
                        "found --unix-socket too; expected TLS for --host and --port "
                        "only");
   }
-  log_ = std::make_unique<server::Log>(options_.log_file);
+  log_ = std::make_unique<server::Log>(options_.log_file, options_.log_format == "text"
+                                                              ? server::LogFormat::kText
+                                                              : server::LogFormat::kJson);
   server::ServiceOptions service;
   service.allowed_hosts = SplitAtCommas(options_.allowed_hosts);
   service.cors_origin = options_.http.cors_origin;
@@ -305,9 +308,12 @@ int ServeCommand::Run() {
       Reload([&] { service_->SetKeys(LoadKeys(options_)); });
     });
     // The engine's step, or the loading of the model, may still take a while and cannot be ended.
-    // Nothing on disk is open for writing but the log, whose lines are written whole.
+    // Nothing on disk is open for writing but the log.
     const bool is_loading = end == server::ServerEnd::kDrained && !is_loaded_;
-    if (end == server::ServerEnd::kAtOnce || is_loading) _exit(0);
+    if (end == server::ServerEnd::kAtOnce || is_loading) {
+      log_->Flush(1);
+      _exit(0);
+    }
   });
   try {
     Load();
@@ -437,8 +443,11 @@ void AddServe(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--metrics-open", options->metrics_open, "/metrics needs no key");
   NamesFile(command->add_option("--log-file", options->log_file,
-                                "file for the log, as JSON lines (default: stderr)"),
+                                "file for the log, one event a line (default: stderr)"),
             FileKind::kOutput);
+  command->add_option("--log-format", options->log_format, "lines of the log: JSON or name=value")
+      ->transform(OneOf({"json", "text"}))
+      ->capture_default_str();
   options->chat_template.Register(*command);
   options->tokenizer.Register(*command);
   options->weights.Register(*command);
