@@ -43,6 +43,7 @@ struct Options {
   std::string allowed_hosts;
   std::string log_file;
   std::string log_format = "json";
+  bool log_content = false;
   std::string max_body = "4MiB";
   std::string reasoning = "auto";
   std::string tool_calls = "auto";
@@ -237,6 +238,7 @@ void ServeCommand::Load() {
   context->max_len =
       engine_options.max_len > 0 ? std::min(engine_options.max_len, max_positions) : max_positions;
   context->strict = options_.strict;
+  context->keeps_prompt_texts = options_.log_content;
   if (const CacheConfig& cache = *engine.kv_budget().packed(); cache.pool.bytes > 0) {
     context->pool = {true, cache.floor_bits, cache.close_bits, options_.pool.priorities(),
                      options_.pool.allow_replay()};
@@ -287,6 +289,7 @@ int ServeCommand::Run() {
   service.num_slots = options_.max_sequences;
   service.has_page = !options_.no_ui;
   service.metrics_as_vllm = options_.vllm_metrics;
+  service.logs_content = options_.log_content;
   service.metrics_need_key = !options_.metrics_open;
   service.shares_prefixes = options_.pool.prefix_shared();
   service.version = fmt::format("{}", PMKVQ_VERSION);
@@ -448,6 +451,8 @@ void AddServe(CLI::App& app) {
   command->add_option("--log-format", options->log_format, "lines of the log: JSON or name=value")
       ->transform(OneOf({"json", "text"}))
       ->capture_default_str();
+  command->add_flag("--log-content", options->log_content,
+                    "prompts and answers are in the log: what people ask is private");
   options->chat_template.Register(*command);
   options->tokenizer.Register(*command);
   options->weights.Register(*command);

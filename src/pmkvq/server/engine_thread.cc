@@ -91,6 +91,9 @@ class EngineThread::Observer : public EngineObserver {
     if (found != owner_->places_.end()) found->second.was_preempted = true;
   }
   void OnFinished(const Completion& completion) override {
+    const auto place = owner_->places_.find(completion.id);
+    const bool has_run = !completion.output_ids.empty() || completion.kv.num_tokens > 0;
+    if (place != owner_->places_.end() && has_run) owner_->TellBegun(place->second);
     GenerationEvent event = EventOf(completion.id);
     event.kind = GenerationEvent::Kind::kFinished;
     event.completion = std::make_unique<Completion>(completion);
@@ -258,7 +261,8 @@ void EngineThread::Begin(GenerationId id, Generation generation) {
     size_t choice = 0;
     const auto add = [&](RequestId one) {
       submitted.push_back(one);
-      places_[one] = {id, choice++, false};
+      places_[one] = {id, choice++, false, false};
+      not_begun_.push_back(one);
     };
     for (Request& prompt : generation.prompts) {
       if (generation.histories.empty()) {
@@ -277,6 +281,27 @@ void EngineThread::Begin(GenerationId id, Generation generation) {
     running_[id] = std::move(submitted);
     Refuse(id, RefusalOf(error));
   }
+}
+
+// The engine gives places at the beginning of a step.
+void EngineThread::TellBegun(Place& place) {
+  if (std::exchange(place.has_begun, true)) return;
+  GenerationEvent event;
+  event.kind = GenerationEvent::Kind::kBegun;
+  event.generation = place.generation;
+  event.choice = place.choice;
+  event.time = std::chrono::steady_clock::time_point(std::chrono::nanoseconds(step_began_ns_));
+  events_.push_back(std::move(event));
+}
+
+void EngineThread::TellThoseBegun() {
+  std::erase_if(not_begun_, [&](RequestId id) {
+    const auto place = places_.find(id);
+    if (place == places_.end()) return true;
+    if (!engine_.SequenceOf(id)) return false;
+    TellBegun(place->second);
+    return true;
+  });
 }
 
 void EngineThread::Refuse(GenerationId generation, ApiError error) {
@@ -352,6 +377,7 @@ void EngineThread::Run() {
     HandOver();
     step_began_ns_ = NowNs();
     is_idle_ = !engine_.Step(&observer) && waiting_.empty();
+    TellThoseBegun();
     step_began_ns_ = 0;
     if (!events_.empty()) deliver_(std::exchange(events_, {}));
     const int64_t now = NowNs();

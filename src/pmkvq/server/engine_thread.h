@@ -38,6 +38,7 @@ struct Generation {
 
 struct GenerationEvent {
   enum class Kind : uint8_t {
+    kBegun,     // time: it has a place in the engine, after it has waited. Once.
     kPrompt,    // prompt_logprobs, of a request that asks for them
     kToken,     // text, token, logprobs
     kFinished,  // completion
@@ -46,6 +47,7 @@ struct GenerationEvent {
   Kind kind = Kind::kToken;
   GenerationId generation = 0;
   size_t choice = 0;  // prompt * seeds + seed
+  std::chrono::steady_clock::time_point time;
   int32_t token = 0;
   std::string text;
   std::optional<TokenLogprobs> logprobs;
@@ -109,6 +111,7 @@ class EngineThread {
     GenerationId generation = 0;
     size_t choice = 0;
     bool was_preempted = false;
+    bool has_begun = false;  // kBegun is told.
   };
 
   void Run();
@@ -119,6 +122,8 @@ class EngineThread {
   std::optional<Generation> TakeWaiting(GenerationId id);
   void HandOver();
   void Begin(GenerationId id, Generation generation);
+  void TellBegun(Place& place);
+  void TellThoseBegun();
   void Refuse(GenerationId generation, ApiError error);
   void RefuseOverdue();
   void Publish();
@@ -131,6 +136,7 @@ class EngineThread {
   std::vector<GenerationEvent> events_;                     // Of this step.
   std::unordered_map<RequestId, Place> places_;             // Unfinished ones.
   std::map<GenerationId, std::vector<RequestId>> running_;  // Unfinished requests of each.
+  std::vector<RequestId> not_begun_;                        // As far as is known; few.
   // Generations that the engine has not seen yet, in turns of clients.
   FairQueue queue_;
   std::map<GenerationId, Generation> waiting_;

@@ -34,6 +34,7 @@ struct ApiContext {
   int64_t max_len = 0;  // Prompt and output together.
   bool strict = false;  // Unknown fields are refused.
   PoolFields pool;
+  bool keeps_prompt_texts = false;  // For the log.
 };
 
 // A prompt as "echo" gives it back.
@@ -56,6 +57,7 @@ struct CompletionRequest {
   ToolFormat tool_format = ToolFormat::kNone;    // Of calls in the answer; kNone: none are read.
   std::string answer_begin;                      // What the prompt ends in, and belongs to a call.
   std::vector<std::string> unknown_fields;
+  std::vector<std::string> prompt_texts;  // For the log, where that has content; else empty.
 
   // max_tokens is 0: the prompts only. The engine draws one token, which is in no reply.
   bool is_prompt_only() const { return fields.max_tokens == 0; }

@@ -149,7 +149,13 @@ Service::Prepared Service::Prepare(const RequestHead& head, const std::string& b
       json.Key("count").Int(std::ssize(context.tokenizer->Encode(prompt))).EndObject();
       reply(json.text());
     }
-    if (prepared.completion) check_replay(*prepared.completion);
+    if (prepared.completion) {
+      check_replay(*prepared.completion);
+      if (context.keeps_prompt_texts) {
+        prepared.completion->prompt_texts =
+            PromptTextsForLog(prepared.completion->prompts, *context.tokenizer);
+      }
+    }
   } catch (const RefusedRequest& refusal) {
     prepared.reply = ErrorReply(refusal.error());
   } catch (const Error& error) {
@@ -203,7 +209,10 @@ std::shared_ptr<LiveRequest> Service::Start(CompletionRequest request, const Req
   live->last_token.resize(count);
   live->num_open = count;
   live->client = client;
+  live->has_key = !keys_.empty();
   live->request_id = head.request_id;
+  live->endpoint = EndpointOf(head.path);
+  if (options_.logs_content) live->answers.resize(count);
   live->began = std::chrono::steady_clock::now();
   const bool splits = request.is_chat && context_->parses_reasoning;
   Generation generation;
@@ -272,16 +281,7 @@ void Service::End(const std::shared_ptr<LiveRequest>& live, int status) {
   const double seconds = Seconds(std::chrono::steady_clock::now() - live->began);
   metrics_.request_seconds.Observe(seconds);
   mean_seconds_ += 0.1 * (seconds - mean_seconds_);
-  log_->Write("info", "request", [&](JsonWriter& json) {
-    json.Key("request").String(live->request_id).Key("id").String(live->head.id);
-    json.Key("client").String(live->client).Key("status").Int(status);
-    json.Key("prompt_tokens").Int(live->usage.prompt_tokens);
-    json.Key("completion_tokens").Int(live->usage.completion_tokens);
-    json.Key("seconds").Number(seconds);
-    json.Key("finish").String(live->error          ? live->error->code
-                              : live->is_cancelled ? "client_gone"
-                                                   : live->choices.front().finish_reason);
-  });
+  LogEnd(*live, status, seconds);
 }
 
 void Service::AddText(LiveRequest& live, size_t choice, const AnswerText& text, bool is_end) {
@@ -327,7 +327,9 @@ void Service::TakeToken(LiveRequest& live, GenerationEvent& event) {
   if (live.request.is_prompt_only()) return;
   const auto now = std::chrono::steady_clock::now();
   if (choice.num_tokens == 0) {
-    metrics_.time_to_first_token.Observe(Seconds(now - live.began));
+    const double seconds = Seconds(now - live.began);
+    metrics_.time_to_first_token.Observe(seconds);
+    if (!live.first_token_seconds) live.first_token_seconds = seconds;
   } else {
     metrics_.inter_token.Observe(Seconds(now - live.last_token[event.choice]));
   }
@@ -341,6 +343,7 @@ void Service::TakeToken(LiveRequest& live, GenerationEvent& event) {
     ++metrics_.reasoning_tokens;
   }
   live.taken[event.choice] += event.text.size();
+  KeepForLog(live, event.choice, event.text);
   std::string text = std::move(event.text);
   if (live.request.tool_format != ToolFormat::kNone) {
     for (const auto& [id, marker] : context_->tool_tokens) {
@@ -370,7 +373,9 @@ void Service::TakeFinished(LiveRequest& live, GenerationEvent& event) {
   }
   ReasoningSplitter& splitter = live.splitters[event.choice];
   if (!live.request.is_prompt_only()) {
-    AddText(live, event.choice, splitter.Push(done.text.substr(live.taken[event.choice])));
+    const std::string rest = done.text.substr(live.taken[event.choice]);
+    KeepForLog(live, event.choice, rest);
+    AddText(live, event.choice, splitter.Push(rest));
     AddText(live, event.choice, splitter.Finish(), true);
   }
   switch (done.finish_reason) {
@@ -429,6 +434,9 @@ void Service::OnEvents(std::vector<GenerationEvent> events) {
     if (found == live_.end()) continue;  // Its client has gone.
     LiveRequest& live = *found->second;
     switch (event.kind) {
+      case GenerationEvent::Kind::kBegun:
+        if (!live.waited_seconds) live.waited_seconds = Seconds(event.time - live.began);
+        continue;  // Nothing that a client would see.
       case GenerationEvent::Kind::kPrompt:
         TakePrompt(live, event);
         break;

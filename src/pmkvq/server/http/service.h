@@ -37,6 +37,7 @@ struct ServiceOptions {
   int64_t num_slots = 0;         // Choices that are computed together.
   bool has_page = true;          // GET / is the web page.
   bool metrics_as_vllm = false;  // Further metrics under vLLM's names.
+  bool logs_content = false;     // Prompts and answers are in the log.
   std::string version;
 };
 
@@ -59,7 +60,12 @@ struct LiveRequest {
   size_t num_open = 0;            // Choices that have not ended.
   std::optional<ApiError> error;  // Ends the whole request.
   std::string client;             // Whose it is: key or address.
+  bool has_key = false;           // `client` is a key.
   std::string request_id;
+  std::string endpoint;
+  std::optional<double> waited_seconds;  // Until its first choice had a place in the engine.
+  std::optional<double> first_token_seconds;
+  std::vector<std::string> answers;  // Of each choice, as far as the log has room; else empty.
   std::chrono::steady_clock::time_point began;
   std::vector<std::chrono::steady_clock::time_point> last_token;
   GenerationId generation = 0;
@@ -69,6 +75,10 @@ struct LiveRequest {
 
   bool ended() const { return error.has_value() || num_open == 0; }
 };
+
+// Texts of prompts, as far as a line of the log has room for them. Any thread.
+std::vector<std::string> PromptTextsForLog(const std::vector<std::vector<int32_t>>& prompts,
+                                           const Tokenizer& tokenizer);
 
 class Service {
  public:
@@ -133,6 +143,8 @@ class Service {
   void TakeToken(LiveRequest& live, GenerationEvent& event);
   static KvReport ReportOf(const LiveRequest& live);
   void TakeFinished(LiveRequest& live, GenerationEvent& event);
+  void KeepForLog(LiveRequest& live, size_t choice, std::string_view text) const;
+  void LogEnd(const LiveRequest& live, int status, double seconds);
   // `is_end`: no more text will come.
   static void AddText(LiveRequest& live, size_t choice, const AnswerText& text,
                       bool is_end = false);
