@@ -17,7 +17,8 @@ constexpr std::string_view kOneMachine =
 constexpr std::string_view kSampling =
     "not supported: sampling has --temperature, --top-k, --top-p, --min-p, penalties and "
     "--logit-bias";
-constexpr std::string_view kNoGrammar = "output cannot be constrained yet";
+constexpr std::string_view kNoGrammar =
+    "a server constrains output: response_format and tools of a request";
 constexpr std::string_view kFromConfig = "it is read from the model's config.json";
 constexpr std::string_view kMapped = "weights are always mapped from their files";
 constexpr std::string_view kNoDraft = "there is no speculative decoding";
@@ -129,7 +130,38 @@ constexpr ForeignName kOptions[] = {
     {"--draft-max", "", kNoDraft},
     {"--speculative-config", "", kNoDraft},
     {"--api-key", "--api-key-file", "a key on a command line is seen by all users"},
-    {"--enable-prefix-caching", "", "prompts share nothing yet"},
+    // Servers. A name that other commands have, too, stands here for the second time.
+    {"-np", "--max-sequences", ""},
+    {"--parallel", "--max-sequences", ""},
+    {"--max-num-seqs", "--max-sequences", ""},
+    {"--max-running-requests", "--max-sequences", ""},
+    {"--gpu-memory-utilization", "--kv-pool", "a size, 8GiB, say"},
+    {"--mem-fraction-static", "--kv-pool", "a size, 8GiB, say"},
+    {"--kv-cache-memory-bytes", "--kv-pool", ""},
+    {"--swap-space", "--kv-pool", "pages are halved in place of being swapped out"},
+    {"--preemption-mode", "--kv-floor", "pages are halved in place of preempting"},
+    {"--enable-prefix-caching", "--prefix-cache", "on already"},
+    {"--no-enable-prefix-caching", "--prefix-cache", "off"},
+    {"--cache-reuse", "--prefix-cache", "on already"},
+    {"--no-cache-prompt", "--prefix-cache", "off"},
+    {"--disable-radix-cache", "--prefix-cache", "off"},
+    {"-cb", "", "requests are always batched as they come, leave it out"},
+    {"--cont-batching", "", "requests are always batched as they come, leave it out"},
+    {"--alias", "--served-model-name", ""},
+    {"--metrics", "", "/metrics is always there, leave it out"},
+    {"--slots", "", "/slots is always there, leave it out"},
+    {"--timeout", "--request-timeout", ""},
+    {"--threads-http", "", "one thread has all connections, leave it out"},
+    {"--ssl-keyfile", "--tls-key", ""},
+    {"--ssl-key-file", "--tls-key", ""},
+    {"--ssl-certfile", "--tls-cert", ""},
+    {"--ssl-cert-file", "--tls-cert", ""},
+    {"--allowed-origins", "--cors-origin", ""},
+    {"--enable-auto-tool-choice", "", "tool calls are always read, leave it out"},
+    {"--tool-call-parser", "--tool-calls", "by the model's chat template already"},
+    {"--reasoning-parser", "--reasoning", "by the model's chat template already"},
+    {"--reasoning-format", "--reasoning", "by the model's chat template already"},
+    {"--uvicorn-log-level", "--log-file", ""},
     {"--kl-divergence", "", "pmkvq perplexity always prints the KL to fp16, leave it out"},
 };
 
