@@ -52,6 +52,10 @@ struct PoolConfig {
   // The most that prompts may take that are kept for later ones (KvStore::KeepPrefix), out of
   // `bytes`; 0: none is kept. See ObstacleToPrefixes.
   int64_t prefix_bytes = 0;
+  // Pages of kept prompts that are narrower are not taken over. Not below the floor: 16, 8, 4, 2.
+  int prefix_min_bits = 8;
+  // Kept prompts that were not used for so long may be halved down to prefix_min_bits.
+  double prefix_idle_seconds = 10;
   // Loss by quantising K, or V, of each block to the widths of kWidths (size L; of no effect in a
   // block without cache), or empty: all blocks alike, K twice V.
   std::vector<std::array<double, 4>> k_sensitivity;

@@ -110,14 +110,18 @@ class KvStore {
   // Of a pool that keeps prompts (PoolConfig::prefix_bytes > 0; elsewhere nothing happens).
   // KeepPrefix keeps the pages of the whole chunks (CacheConfig::chunk_tokens) of `tokens`, the
   // first ones that `seq` holds, for later sequences with the same salt, as far as all of them are
-  // at 16 bits and the pool has room that nobody needs. Kept pages are given up, those unused
-  // longest first, before a page of any sequence is halved. The tokens must have been stored chunk
+  // at 16 bits and the pool has room that nobody needs; chunks that are kept at less are replaced.
+  // Before a page of any sequence is halved, kept chunks that nobody has used for
+  // PoolConfig::prefix_idle_seconds are halved, down to prefix_min_bits, and then chunks are
+  // dropped, those unused longest first. The tokens must have been stored chunk
   // by chunk, so that they have the bits that another sequence would give them.
   // Drops a reservation of `seq`.
   virtual void KeepPrefix(SequenceId /*seq*/, std::string_view /*salt*/,
                           std::span<const int32_t> /*tokens*/) {}
-  // Gives `seq`, which is empty, the longest kept beginning of `tokens`: the same bits, statistics
-  // and budget as if it had stored these tokens itself, at 16 bits. Returns how many they are.
+  // Gives `seq`, which is empty, the longest kept beginning of `tokens` that is at prefix_min_bits
+  // and at its KvPoolTerms::min_bits or more: the same bits, statistics and budget as if it had
+  // stored these tokens itself, at 16 bits, and its pages were halved then to the widths of the
+  // kept ones, which its events tell. Returns how many tokens they are.
   virtual int64_t TakePrefix(SequenceId /*seq*/, std::string_view /*salt*/,
                              std::span<const int32_t> /*tokens*/) {
     return 0;

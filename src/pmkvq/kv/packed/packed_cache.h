@@ -232,8 +232,12 @@ class PackedKvCache final : public KvStore {
   void NarrowAsScripted(Sequence& seq);
 
   // packed_cache_prefix.cc: prompts that a pool keeps.
+  static double NowSeconds();
+  int64_t HalveIdlePrefixes(int64_t bytes, double now_s);
   int64_t DropPrefixes(int64_t bytes);
-  bool MakePrefixRoom(int64_t bytes);
+  int64_t GiveUpPrefixes(int64_t bytes, double now_s);
+  bool MakePrefixRoom(int64_t bytes, double now_s);
+  void TellTakenWidths(const Sequence& seq);
   size_t NumWidePages(const Sequence& seq) const;
 
   // packed_cache_ahead.cc: halving before a page is opened.

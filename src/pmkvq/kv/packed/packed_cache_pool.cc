@@ -116,6 +116,8 @@ PoolSequence PackedKvCache::TableOf(const Sequence& seq) const {
         narrow += block.page_counts[side][step + 1];
         run.narrow[step] = narrow;
       }
+      // The last page, full and halved: taken over from a kept prompt that ends with it.
+      run.end = std::max(run.end, run.first + run.narrow[0]);
       table.runs.push_back(run);
     }
   }
@@ -195,7 +197,7 @@ bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
   int64_t free = config_.pool.bytes - store_.used_bytes() - new_bytes;
   const PoolReserve reserve = ReserveOfPool(OpeningSoonBytes(), config_.pool.bytes);
   for (Opening& opening : openings_) opening.table.reset();
-  if (free < reserve.least_bytes) free += DropPrefixes(reserve.least_bytes - free);
+  if (free < reserve.least_bytes) free += GiveUpPrefixes(reserve.least_bytes - free, NowSeconds());
   const int64_t limit = config_.pool.read_limit_bytes;
   int64_t excess = limit == 0 ? 0 : store_.used_bytes() - prefix_bytes_ + new_bytes - limit;
   if (free >= reserve.least_bytes && excess <= 0) return true;

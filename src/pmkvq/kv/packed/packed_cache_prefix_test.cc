@@ -206,10 +206,179 @@ TEST(PackedCachePrefixTest, NoMoreIsKeptThanAllowed) {
   }
 }
 
+// A pool in which every chunk that is not used right now may be halved.
+CacheConfig IdlePoolOf(int64_t bytes, int min_bits = 8) {
+  CacheConfig config = PoolOf(bytes);
+  config.pool.prefix_idle_seconds = 0;
+  config.pool.prefix_min_bits = min_bits;
+  return config;
+}
+
+// What is kept at 16 bits, one beginning of `num_tokens`, once all its full pages are at `bits`.
+int64_t HalvedBytes(const CacheDriver& driver, int64_t wide_bytes, int64_t num_tokens, int bits) {
+  const CacheConfig& config = driver.config();
+  for (const KvBlockGeometry& block : config.geometry.blocks) {
+    for (const Side side : kSides) {
+      const auto bytes_of = [&](int width) {
+        return PageBytes(block.streams[side], config.float_type, width);
+      };
+      const int64_t pages = (num_tokens - config.sink_tokens) / kPageTokens;
+      wide_bytes -= pages * (bytes_of(16) - bytes_of(bits));
+    }
+  }
+  return wide_bytes;
+}
+
+// Crowds the pool until so many bytes, or fewer, are kept; then all room is free again.
+void Crowd(CacheDriver& driver, int64_t prefix_bytes) {
+  const SequenceId seq = *driver.cache().Open();
+  for (int64_t count = 1; StatsOf(driver).prefix_bytes > prefix_bytes; ++count) {
+    ASSERT_TRUE(Store(driver, seq, PromptOf(99, count)));
+  }
+  EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty()) << "what is kept goes first";
+  driver.cache().Close(seq);
+}
+
+TEST(PackedCachePrefixTest, WhatIsIdleIsHalvedBeforeAnyIsDropped) {
+  for (const int min_bits : {16, 8, 4}) {
+    CacheDriver driver(IdlePoolOf(FullBytes(3456), min_bits));
+    for (uint64_t seed = 1; seed <= 2; ++seed) {
+      driver.cache().Close(OpenWith(driver, PromptOf(seed, 12)));
+    }
+    const KvPoolStats wide = StatsOf(driver);
+    ASSERT_EQ(wide.prefix_tokens, 2 * 768);
+    const SequenceId seq = *driver.cache().Open();
+    for (int64_t count = 1; StatsOf(driver).prefix_tokens == wide.prefix_tokens; ++count) {
+      ASSERT_TRUE(Store(driver, seq, PromptOf(9, count)));
+    }
+    EXPECT_TRUE(driver.cache().TakeHalvingEvents().empty());
+    // All full pages, as often as they can be halved.
+    int64_t read_bytes = 0;
+    for (int bits = 16; bits > min_bits; bits /= 2) {
+      for (const KvBlockGeometry& block : driver.config().geometry.blocks) {
+        for (const Side side : kSides) {
+          const int64_t pages = (768 - driver.config().sink_tokens) / kPageTokens;
+          read_bytes +=
+              2 * pages * PageCodeBytes(block.streams[side], driver.config().float_type, bits);
+        }
+      }
+    }
+    EXPECT_EQ(StatsOf(driver).narrowed_bytes, read_bytes) << min_bits;
+    ASSERT_TRUE(Store(driver, seq, PromptOf(9, 60)));
+    EXPECT_EQ(StatsOf(driver).prefix_bytes, 0);
+    EXPECT_FALSE(driver.cache().TakeHalvingEvents().empty());
+  }
+}
+
+TEST(PackedCachePrefixTest, WhatWasUsedALittleWhileAgoIsDroppedAndNotHalved) {
+  CacheConfig config = PoolOf(FullBytes(3456));
+  config.pool.prefix_idle_seconds = 1e6;
+  CacheDriver driver(config);
+  driver.cache().Close(OpenWith(driver, PromptOf(1, 12)));
+  Crowd(driver, 0);
+  EXPECT_EQ(StatsOf(driver).narrowed_bytes, 0);
+}
+
+// R2: what a sequence takes over, it could have stored and halved then, as its events say.
+TEST(PackedCachePrefixTest, HalvedPagesAreTakenAsIfTheyHadBeenHalvedThen) {
+  for (const int min_bits : {8, 4, 2}) {
+    for (const int64_t sink : {0, 1, 64, 200}) {
+      for (const int64_t chunk : {256, 320}) {
+        CacheConfig config = IdlePoolOf(FullBytes(3456), min_bits);
+        config.floor_bits = 2;
+        config.sink_tokens = sink;
+        config.chunk_tokens = chunk;
+        CacheDriver driver(config);
+        PackedKvCache& cache = driver.cache();
+        const Prompt prompt = PromptOf(5, 20);
+        const Tokens tokens = prompt.tokens();
+        cache.Close(OpenWith(driver, prompt));
+        const KvPoolStats wide = StatsOf(driver);
+        Crowd(driver, HalvedBytes(driver, wide.prefix_bytes, wide.prefix_tokens, min_bits));
+        const SequenceId taker = *cache.Open();
+        const int64_t taken =
+            cache.TakePrefix(taker, "", std::span(tokens).first(tokens.size() - 1));
+        ASSERT_EQ(taken, (std::ssize(tokens) - 1) / chunk * chunk);
+        const std::vector<HalvingEvent> events = cache.TakeHalvingEvents();
+        ASSERT_FALSE(events.empty());
+        for (const HalvingEvent& event : events) EXPECT_EQ(event.num_tokens, taken);
+        EXPECT_GT(cache.SequenceStats(taker).pages[WidthIndex(min_bits)], 0);
+        const int64_t used = StatsOf(driver).prefix_bytes + cache.SequenceStats(taker).bytes;
+        EXPECT_EQ(StatsOf(driver).used_bytes, used);
+        ASSERT_TRUE(Store(driver, taker, prompt));
+
+        config.pool.prefix_bytes = 0;
+        CacheDriver other(config);
+        const SequenceId same = *other.cache().Open();
+        other.cache().FollowHistory(same, events);
+        ASSERT_TRUE(Store(other, same, prompt));
+        ASSERT_EQ(other.cache().FailureOf(same), nullptr);
+        EXPECT_EQ(driver.ReadAll(taker), other.ReadAll(same)) << sink << " " << chunk;
+        for (int i = 0; i < 140; ++i) {
+          ASSERT_EQ(driver.Append(taker, 1, 9), ReserveResult::kReserved);
+          ASSERT_EQ(other.Append(same, 1, 9), ReserveResult::kReserved);
+          ASSERT_EQ(driver.outputs(), other.outputs());
+        }
+        const KvSequenceStats a = cache.SequenceStats(taker);
+        const KvSequenceStats b = other.cache().SequenceStats(same);
+        EXPECT_EQ(std::tie(a.bytes, a.pages), std::tie(b.bytes, b.pages));
+        // What was computed behind them is not kept, and they stay as they are.
+        const int64_t kept_bytes = StatsOf(driver).prefix_bytes;
+        cache.KeepPrefix(taker, "", tokens);
+        EXPECT_EQ(StatsOf(driver).prefix_bytes, kept_bytes);
+        cache.Close(taker);
+        EXPECT_EQ(StatsOf(driver).used_bytes, kept_bytes);
+      }
+    }
+  }
+}
+
+// It is computed again, and replaces the narrow one, which lives until its readers end.
+TEST(PackedCachePrefixTest, ANarrowPromptIsReplacedByARequestOfMoreBits) {
+  CacheDriver driver(IdlePoolOf(FullBytes(5000)));
+  PackedKvCache& cache = driver.cache();
+  const Prompt prompt = PromptOf(5, 12);
+  cache.Close(OpenWith(driver, prompt));
+  const int64_t wide_bytes = StatsOf(driver).prefix_bytes;
+  Crowd(driver, HalvedBytes(driver, wide_bytes, 768, 8));
+  ASSERT_EQ(StatsOf(driver).prefix_tokens, 768);
+  const SequenceId reader = *cache.Open();
+  ASSERT_EQ(cache.TakePrefix(reader, "", prompt.tokens()), 768);
+  const auto narrow_values = driver.ReadAll(reader);
+
+  const SequenceId wide = *cache.Open();
+  cache.SetPoolTerms(wide, {16, 1});
+  EXPECT_EQ(cache.TakePrefix(wide, "", prompt.tokens()), 0);
+  ASSERT_TRUE(Store(driver, wide, prompt));
+  cache.KeepPrefix(wide, "", prompt.tokens());
+  EXPECT_EQ(StatsOf(driver).prefix_bytes, wide_bytes);
+  EXPECT_EQ(StatsOf(driver).prefix_tokens, 768);
+  EXPECT_EQ(driver.ReadAll(reader), narrow_values);
+  EXPECT_NE(driver.ReadAll(wide), narrow_values);
+
+  const SequenceId next = *cache.Open();
+  cache.SetPoolTerms(next, {16, 1});
+  EXPECT_EQ(cache.TakePrefix(next, "", prompt.tokens()), 768);
+  EXPECT_EQ(driver.ReadAll(next), driver.ReadAll(wide));
+  for (const SequenceId seq : {reader, wide, next}) cache.Close(seq);
+  EXPECT_EQ(StatsOf(driver).used_bytes, wide_bytes);
+}
+
+// The newest tokens of a sequence stay at 16 bits, so nothing that it may take over is halved.
+TEST(PackedCachePrefixTest, NothingIsHalvedWhereAWindowStaysWide) {
+  CacheConfig config = IdlePoolOf(FullBytes(3456));
+  config.window_tokens = 256;
+  CacheDriver driver(config);
+  driver.cache().Close(OpenWith(driver, PromptOf(1, 12)));
+  Crowd(driver, 0);
+  EXPECT_EQ(StatsOf(driver).narrowed_bytes, 0);
+}
+
 // Keeping costs nobody a bit: the widths of all sequences are those of a pool that keeps nothing.
 RC_GTEST_PROP(PackedCachePrefixProperty, WidthsAreThoseOfAPoolThatKeepsNothing, ()) {
   CacheConfig config = PoolOf(FloorBytes(PoolOf(1 << 20), *rc::gen::inRange<int64_t>(600, 4000)));
   config.pool.step_bytes = *rc::gen::element<int64_t>(0, 20'000, 1 << 20);
+  config.pool.prefix_idle_seconds = *rc::gen::element(0.0, 1e6);
   CacheDriver keeps(config);
   config.pool.prefix_bytes = 0;
   CacheDriver plain(config);
@@ -256,14 +425,27 @@ RC_GTEST_PROP(PackedCachePrefixProperty, WidthsAreThoseOfAPoolThatKeepsNothing, 
 }
 
 // Sequences that come with prompts of a few kinds, grow, fork and go: the pool is never exceeded,
-// all is accounted for, and pages that were not halved read as in a cache with one sequence.
+// all is accounted for, and each sequence reads as one alone whose pages are halved as its events
+// say, those that it took over halved among them.
 RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
   CacheConfig config = PoolOf(FullBytes(*rc::gen::inRange<int64_t>(600, 6000)), 5);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 70, 130);
   config.chunk_tokens = *rc::gen::element<int64_t>(192, 256);
+  config.pool.prefix_idle_seconds = *rc::gen::element(0.0, 1e6);
+  config.pool.prefix_min_bits = *rc::gen::element(4, 8, 16);
   CacheDriver driver(config);
   PackedKvCache& cache = driver.cache();
   std::map<SequenceId, Prompt> open;
+  std::map<SequenceId, std::vector<HalvingEvent>> events;
+  const auto take_events = [&] {
+    for (const HalvingEvent& event : cache.TakeHalvingEvents()) events[event.seq].push_back(event);
+  };
+  const auto close = [&](SequenceId seq) {
+    take_events();
+    events.erase(seq);
+    cache.Close(seq);
+    open.erase(seq);
+  };
   uint64_t next_seed = 100;
   for (int i = 0; i < 80; ++i) {
     const int choice = *rc::gen::inRange(0, 8);
@@ -272,9 +454,11 @@ RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
       const auto parts_at = *rc::gen::inRange<size_t>(0, 14);
       for (size_t n = parts_at; n < prompt.seeds.size(); ++n) prompt.seeds[n] = 3;
       const SequenceId seq = *cache.Open();
-      cache.TakePrefix(seq, "", prompt.tokens());
+      if (*rc::gen::inRange(0, 4) == 0) cache.SetPoolTerms(seq, {16, 1});
+      const Tokens tokens = prompt.tokens();
+      cache.TakePrefix(seq, "", std::span(tokens).first(tokens.size() - 1));
       if (!Store(driver, seq, prompt)) {
-        cache.Close(seq);  // As a request that gives up its place, or is cancelled.
+        close(seq);  // As a request that gives up its place, or is cancelled.
         continue;
       }
       cache.KeepPrefix(seq, "", prompt.tokens());
@@ -284,18 +468,20 @@ RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
       std::advance(it, *rc::gen::inRange<size_t>(0, open.size()));
       if (choice == 3) {
         cache.KeepPrefix(it->first, "", it->second.tokens());
-        cache.Close(it->first);
-        open.erase(it);
+        close(it->first);
       } else if (choice == 4 && open.size() < 5) {
-        if (const auto copy = cache.Fork(it->first)) open[*copy] = it->second;
+        if (const auto copy = cache.Fork(it->first)) {
+          open[*copy] = it->second;
+          take_events();
+          events[*copy] = events[it->first];
+        }
       } else {
         Prompt longer = it->second;
         longer.seeds.push_back(next_seed++);
         if (Store(driver, it->first, longer)) {
           it->second = longer;
         } else {
-          cache.Close(it->first);
-          open.erase(it);
+          close(it->first);
         }
       }
     }
@@ -304,14 +490,18 @@ RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
     RC_ASSERT(sum == StatsOf(driver).used_bytes);
     RC_ASSERT(StatsOf(driver).peak_bytes <= config.pool.bytes);
   }
+  take_events();
   CacheConfig alone_config = PoolOf(FullBytes(20'000), 1);
   alone_config.sink_tokens = config.sink_tokens;
+  alone_config.pool.prefix_bytes = 0;
   for (const auto& [seq, prompt] : open) {
-    const PagesPerWidth pages = cache.SequenceStats(seq).pages;
-    if (pages[1] + pages[2] + pages[3] > 0) continue;
     CacheDriver alone(alone_config);
     const SequenceId same = *alone.cache().Open();
+    alone.cache().FollowHistory(same, events[seq]);
     RC_ASSERT(Store(alone, same, prompt));
+    // Those of the present length.
+    RC_ASSERT(alone.cache().Reserve(same, 0) != ReserveResult::kBudgetExhausted);
+    RC_ASSERT(alone.cache().FailureOf(same) == nullptr);
     RC_ASSERT(driver.ReadAll(seq) == alone.ReadAll(same));
   }
 }

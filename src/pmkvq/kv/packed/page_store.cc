@@ -9,13 +9,6 @@
 namespace pmkvq {
 namespace {
 
-// Pages are narrowed in waves of so many at most: enough to share out to threads, and few enough
-// that little memory is used that never was before.
-constexpr size_t kMostWavePages = 32;
-size_t WavePages(int num_threads) {
-  return std::clamp<size_t>(8 * static_cast<size_t>(num_threads), 8, kMostWavePages);
-}
-
 size_t LargestPage(const CacheConfig& config) {
   int64_t most = 0;
   for (const KvBlockGeometry& block : config.geometry.blocks) {
@@ -51,6 +44,11 @@ PageStore::PageStore(const CacheConfig& config)
   const size_t words =
       kWordsPerBlock * layout_.blocks.size() * static_cast<size_t>(config.max_sequences);
   unfit_words_ = std::make_unique<UnfitWords<UnfitOwner>>(words, *stream_);
+}
+
+size_t PageStore::WavePages() const {
+  constexpr size_t kMostWavePages = 32;
+  return std::clamp<size_t>(8 * static_cast<size_t>(config_.num_threads), 8, kMostWavePages);
 }
 
 SlotHandle PageStore::AllocateSlot(int slot_class) {
@@ -180,7 +178,7 @@ void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> s
     }
     changes_.push_back({&pages[step.page][step.side], step.bits, &SlotsOf(layer, step.side)});
   }
-  PlanNarrowing(changes_, WavePages(config_.num_threads), slots_, plan_);
+  PlanNarrowing(changes_, WavePages(), slots_, plan_);
   for (size_t i = 0; i < plan_.num_waves(); ++i) {
     for (const PageOp& op : plan_.wave(i)) {
       if (op.kind == PageOpKind::kCopy) continue;

@@ -117,14 +117,17 @@ class PageStore {
 
   // Pages that outlive their sequences (prefix_tree.h). They count like a sequence's: the pool has
   // room for them. Keep shares the pages [first, end) of each block of `seq`, all of 16 bits, and
-  // the sink if `with_sink`; of the open page it makes a copy.
+  // the sink if `with_sink`; of the open page it makes a copy. NarrowKept brings the full pages of
+  // a chunk to `bits`, or to their floor; sequences that hold them keep their own.
   KeptChunk Keep(const SequencePages& seq, size_t first, size_t end, bool with_sink);
   int64_t KeptBytes(size_t num_pages, bool with_sink) const;  // That Keep counts.
+  void NarrowKept(KeptChunk& kept, int bits);
   void DropKept(const KeptChunk& kept);
   // Gives `seq`, an empty sequence, the pages of these chunks, which follow one another from the
-  // first one on. Nothing is counted before CountTaken, so that the chunks may be dropped between
-  // the two where the pool has no room for both.
+  // first one on. Nothing is counted before CountTaken, which counts TakenBytes, so that the chunks
+  // may be dropped between the two where the pool has no room for both.
   void TakeKept(std::span<const KeptChunk* const> chunks, SequencePages& seq);
+  int64_t TakenBytes(const SequencePages& seq) const;
   void CountTaken(SequencePages& seq);
 
   KvTensorView View(const StoredPage& page) const;
@@ -227,11 +230,15 @@ class PageStore {
   void DropPage(SequencePages& seq, size_t layer, size_t page, Side side);
   void DropPagesFrom(SequencePages& seq, size_t layer, size_t first);
   void DropSink(SequencePages& seq, size_t layer);
+  // Pages are narrowed in waves of so many at most: enough to share out to threads, and few enough
+  // that little memory is used that never was before.
+  size_t WavePages() const;
   std::optional<UnfitPage> MoveBytes(size_t layer, uint32_t* unfit_word = nullptr);
   // On a device, for changes of which one quantises floats.
   uint32_t* TakeUnfitWord(SequencePages& seq, size_t layer, size_t first_page);
   // The same slot where it has one owner; else a new one with the same bytes, this owner's.
   SlotHandle CopyIfShared(SlotHandle slot);
+  int64_t TakenBytes(const BlockPages& block, size_t layer) const;
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
 
   SlotHandle AllocateSlot(int slot_class);

@@ -1,6 +1,7 @@
 #include "pmkvq/kv/packed/prefix_tree.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/io/hash.h"
@@ -33,9 +34,10 @@ PrefixTree::NodeId PrefixTree::Find(NodeId parent, std::string_view salt,
 }
 
 std::vector<PrefixTree::NodeId> PrefixTree::Use(std::string_view salt,
-                                                std::span<const int32_t> tokens) {
+                                                std::span<const int32_t> tokens, double now_s) {
   std::vector<NodeId> path;
   ++clock_;
+  now_s_ = now_s;
   NodeId parent = kRoot;
   for (size_t begin = 0; begin + static_cast<size_t>(chunk_tokens_) <= tokens.size();
        begin += static_cast<size_t>(chunk_tokens_)) {
@@ -47,6 +49,7 @@ std::vector<PrefixTree::NodeId> PrefixTree::Use(std::string_view salt,
       leaves_.insert({clock_, id});
     }
     node.used_at = clock_;
+    node.used_at_s = now_s;
     path.push_back(id);
     parent = id;
   }
@@ -64,6 +67,7 @@ PrefixTree::NodeId PrefixTree::Add(NodeId parent, std::string_view salt,
   node.tokens.assign(chunk.begin(), chunk.end());
   node.hash = HashOf(parent, salt, chunk);
   node.used_at = clock_;
+  node.used_at_s = now_s_;
   node.kept = std::move(kept);
   if (parent != kRoot) {
     Node& above = nodes_.at(parent);
@@ -73,6 +77,28 @@ PrefixTree::NodeId PrefixTree::Add(NodeId parent, std::string_view salt,
   leaves_.insert({node.used_at, id});
   nodes_.emplace(id, std::move(node));
   return id;
+}
+
+PrefixTree::NodeId PrefixTree::NextToHalve(int least_bits, double before_s) const {
+  NodeId next = kRoot;
+  const auto order = [](const Node& node, NodeId id) {
+    return std::tuple(-node.kept.bits, node.used_at, id);
+  };
+  for (const auto& [id, node] : nodes_) {
+    if (node.used_at_s >= before_s || node.kept.bits <= least_bits) continue;
+    if (node.parent != kRoot && At(node.parent).kept.bits >= node.kept.bits) continue;
+    if (next == kRoot || order(node, id) < order(At(next), next)) next = id;
+  }
+  return next;
+}
+
+size_t PrefixTree::NumReadable(std::span<const NodeId> path, int least_bits) const {
+  size_t count = 0;
+  for (int bits = least_bits; count < path.size(); ++count) {
+    if (At(path[count]).kept.bits < bits) break;
+    bits = At(path[count]).kept.bits;
+  }
+  return count;
 }
 
 KeptChunk PrefixTree::Remove(NodeId leaf) {

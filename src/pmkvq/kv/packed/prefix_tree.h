@@ -31,6 +31,12 @@ struct KeptChunk {
   size_t first_page = 0;          // Of `pages` of each block, in a sequence.
   std::vector<KeptBlock> blocks;  // By layer; empty ones of blocks without cache.
   int64_t bytes = 0;              // Counted for them.
+  // Of the pages of each block, the first ones: those that all lie in this chunk and those before
+  // it. The page behind them, if there is one, goes on in the next chunk.
+  size_t num_full = 0;
+  // Width that the full pages were brought to, as far as their floors allow; 16: none was halved.
+  // 0: they cannot be read, since the bounds of a group do not fit the float type.
+  int bits = 16;
 };
 
 class PrefixTree {
@@ -42,8 +48,8 @@ class PrefixTree {
   explicit PrefixTree(int64_t chunk_tokens) : chunk_tokens_(chunk_tokens) {}
 
   // Nodes of the longest beginning of `tokens` that is kept, in order; whole chunks only. Marks
-  // them as used now. Cost O(tokens).
-  std::vector<NodeId> Use(std::string_view salt, std::span<const int32_t> tokens);
+  // them as used now, which is `now_s`, seconds of any steady clock. Cost O(tokens).
+  std::vector<NodeId> Use(std::string_view salt, std::span<const int32_t> tokens, double now_s);
   // Adds the chunk [chunk_tokens] behind `parent` (kRoot: a first chunk), which no node has yet.
   // Used now.
   NodeId Add(NodeId parent, std::string_view salt, std::span<const int32_t> chunk, KeptChunk kept);
@@ -54,8 +60,17 @@ class PrefixTree {
   bool IsUsedNow(NodeId node) const { return At(node).used_at == clock_; }
   // Takes out a node without children.
   KeptChunk Remove(NodeId leaf);
+  // The node whose pages are to be halved next, of those that were not used since `before_s` and
+  // are wider than `least_bits`: the widest, and of these the one unused for the longest time. A
+  // node is halved behind the one before it, since pages of a sequence never get wider towards its
+  // beginning. kRoot: there is none. Cost O(nodes).
+  NodeId NextToHalve(int least_bits, double before_s) const;
+  // How many of the first nodes of this path can be read at `least_bits` or more: behind a node, no
+  // narrower one, which was halved before the node was replaced.
+  size_t NumReadable(std::span<const NodeId> path, int least_bits) const;
 
   const KeptChunk& Kept(NodeId node) const { return At(node).kept; }
+  KeptChunk& Kept(NodeId node) { return nodes_.at(node).kept; }
   int64_t chunk_tokens() const { return chunk_tokens_; }
   int64_t num_nodes() const { return std::ssize(nodes_); }
 
@@ -66,6 +81,7 @@ class PrefixTree {
     std::vector<int32_t> tokens;
     std::string hash;
     int64_t used_at = 0;
+    double used_at_s = 0;
     int64_t num_children = 0;
     KeptChunk kept;
   };
@@ -75,6 +91,7 @@ class PrefixTree {
 
   int64_t chunk_tokens_;
   int64_t clock_ = 0;
+  double now_s_ = 0;  // Of the last Use.
   NodeId next_id_ = 1;
   std::unordered_map<NodeId, Node> nodes_;
   std::unordered_multimap<std::string, NodeId> by_hash_;

@@ -21,6 +21,8 @@ struct KvPoolOptions {
   int64_t read_limit_bytes = 0;           // --kv-read-limit; 0: none.
   int64_t prefix_bytes = 0;               // --prefix-cache; 0: off. More than `bytes` is as much.
   bool prefix_may_be_off = false;         // It is where the cache cannot have it.
+  int prefix_min_bits = 8;                // --prefix-min-bits; at least the floor in effect.
+  double prefix_idle_seconds = 10;        // PoolConfig::prefix_idle_seconds
 };
 
 // The option group that every command that runs a model shares. Fields that a SPEC alone gives are

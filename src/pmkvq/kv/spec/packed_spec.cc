@@ -177,6 +177,8 @@ void SetPool(const KvOptions& options, const CacheSettings& settings, const Pack
   config.pool.step_bytes = options.pool.step_bytes;
   config.pool.read_limit_bytes = options.pool.read_limit_bytes;
   config.pool.prefix_bytes = std::min(options.pool.prefix_bytes, options.pool.bytes);
+  config.pool.prefix_min_bits = std::max(options.pool.prefix_min_bits, config.floor_bits);
+  config.pool.prefix_idle_seconds = options.pool.prefix_idle_seconds;
   if (options.pool.prefix_may_be_off && !ObstacleToPrefixes(config).empty()) {
     config.pool.prefix_bytes = 0;
   }
