@@ -126,6 +126,135 @@ TEST(EnginePrefix, SamplesOfOnePromptTakeItOnce) {
   EXPECT_EQ(PoolOf(engine).prefix_hits, 1);
 }
 
+// R1: 64 requests in any order, beside each other, have the texts that they have where nothing is
+// kept.
+TEST(EnginePrefix, TextsAreThoseWithoutItInAnyOrder) {
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 64; ++i) {
+    requests.push_back(
+        RequestOf(100 * static_cast<int64_t>(i % 4), static_cast<int64_t>(i % 9) * 20 + 1, i, 20));
+  }
+  const auto texts_of = [&](bool keeps, uint64_t order_seed, int64_t* num_cached) {
+    std::vector<size_t> order(requests.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    Random random(order_seed);
+    for (size_t i = order.size(); i > 1; --i) {
+      std::swap(order[i - 1], order[static_cast<size_t>(random.Below(i))]);
+    }
+    Engine engine = OpenEngine(TinyLlama(), nullptr, Options(1 << 26, keeps));
+    RecordingObserver run;
+    std::map<RequestId, size_t> indices;
+    for (const size_t index : order) indices[engine.Submit(requests[index])] = index;
+    while (engine.Step(&run)) {
+    }
+    std::vector<std::vector<int32_t>> texts(requests.size());
+    for (const Completion& done : run.finished) {
+      EXPECT_TRUE(done.history.empty());
+      *num_cached += done.num_cached_tokens;
+      texts[indices[done.id]] = done.output_ids;
+    }
+    return texts;
+  };
+  int64_t num_cached = 0;
+  const auto expected = texts_of(false, 1, &num_cached);
+  EXPECT_EQ(num_cached, 0);
+  for (uint64_t order = 1; order <= 3; ++order) {
+    EXPECT_EQ(texts_of(true, order, &num_cached), expected) << "order " << order;
+  }
+  EXPECT_GT(num_cached, 3000);
+}
+
+// A pool whose kept prompts may be halved as soon as they are not used, and a long prompt of which
+// some pages were.
+struct HalvedPrompt {
+  explicit HalvedPrompt(int min_bits)
+      : engine([&] {
+          SpecEngineOptions options = Options(FullBytes(8000));
+          // Room for all of them at 16 bits: eight chunks, each but the first in two pages.
+          options.kv.pool.prefix_bytes = FullBytes(15 * kPageTokens + 1);
+          options.kv.pool.prefix_idle_seconds = 0;
+          options.kv.pool.prefix_min_bits = min_bits;
+          return OpenEngine(TinyLlama(), nullptr, options);
+        }()) {
+    RunOne(engine, request);
+    EXPECT_EQ(PoolOf(engine).prefix_tokens, kCached);
+    // Another prompt, which is kept as well.
+    EXPECT_TRUE(RunOne(engine, RequestOf(0, kChunk + 1, 50)).history.empty());
+    EXPECT_EQ(PoolOf(engine).narrowed_bytes > 0, min_bits < 16);
+  }
+  static int64_t FullBytes(int64_t num_tokens) {
+    const CacheConfig config = *CheckKvOptions(*TinyLlama(), Options(1 << 24)).packed();
+    return 2 * BlockBytes(config, 0, num_tokens, 16, 16);
+  }
+  static constexpr int64_t kCached = 1024;
+  Request request = RequestOf(1100, 30, 1, 60);
+  Engine engine;
+};
+
+// R2: a history counts the pages that were taken over at less than 16 bits.
+TEST(EnginePrefix, WhatHalvedPagesAnsweredIsRepeatedBitForBit) {
+  HalvedPrompt pool(8);
+  int64_t num_other = 0;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Request request = pool.request;
+    request.seed = seed;
+    const Completion done = RunOne(pool.engine, request);
+    EXPECT_EQ(done.num_cached_tokens, HalvedPrompt::kCached);
+    EXPECT_GT(done.kv.pages[WidthIndex(8)], 0);
+    ASSERT_FALSE(done.history.empty());
+    EXPECT_EQ(done.history.front().num_tokens, HalvedPrompt::kCached);
+    num_other += done.output_ids == IdsAlone(request) ? 0 : 1;
+    Engine idle = OpenEngine(TinyLlama(), nullptr, Options(1 << 26, false));
+    request.kv_history = done.history;
+    const Completion again = RunOne(idle, request);
+    EXPECT_EQ(again.error, "");
+    EXPECT_EQ(again.num_cached_tokens, 0);
+    EXPECT_EQ(again.output_ids, done.output_ids);
+    EXPECT_EQ(again.history, done.history);
+  }
+  EXPECT_GT(num_other, 0) << "halved pages change answers";
+}
+
+TEST(EnginePrefix, SamplesThatShareHalvedPagesAreRepeatedOneByOne) {
+  HalvedPrompt pool(8);
+  const std::vector<uint64_t> seeds = {5, 6};
+  for (const Completion& done :
+       pool.engine.GenerateSamples(pool.request, seeds, nullptr, nullptr)) {
+    ASSERT_FALSE(done.history.empty());
+    Request request = pool.request;
+    request.kv_history = done.history;
+    bool is_repeated = false;
+    for (const uint64_t seed : seeds) {
+      request.seed = seed;
+      Engine idle = OpenEngine(TinyLlama(), nullptr, Options(1 << 26, false));
+      is_repeated |= RunOne(idle, request).output_ids == done.output_ids;
+    }
+    EXPECT_TRUE(is_repeated);
+  }
+}
+
+// A request that wants more bits computes its prompt, has its own text, and is what is kept then.
+TEST(EnginePrefix, HalvedPagesAreNotTakenByARequestThatWantsMoreBits) {
+  HalvedPrompt pool(8);
+  Request request = pool.request;
+  request.kv_min_bits = 16;
+  for (const int64_t cached : {int64_t{0}, HalvedPrompt::kCached}) {
+    const Completion done = RunOne(pool.engine, request);
+    EXPECT_EQ(done.num_cached_tokens, cached);
+    EXPECT_TRUE(done.history.empty());
+    EXPECT_EQ(done.output_ids, IdsAlone(pool.request));
+  }
+}
+
+TEST(EnginePrefix, NothingKeptIsHalvedWhere16BitsAreAsked) {
+  HalvedPrompt pool(16);
+  const Completion done = RunOne(pool.engine, pool.request);
+  EXPECT_LT(done.num_cached_tokens, HalvedPrompt::kCached) << "the last chunk was dropped";
+  EXPECT_GT(done.num_cached_tokens, 0);
+  EXPECT_TRUE(done.history.empty());
+  EXPECT_EQ(done.output_ids, IdsAlone(pool.request));
+}
+
 // Random arrivals, samples, cancels, in a pool of any size: what was neither halved nor resumed has
 // the text that it has alone, in a pool that keeps prompts as in one that does not.
 TEST(EnginePrefix, RandomArrivalsForksAndCancelsKeepTheirBits) {
@@ -140,8 +269,10 @@ TEST(EnginePrefix, RandomArrivalsForksAndCancelsKeepTheirBits) {
   for (uint64_t round = 0; round < 12; ++round) {
     Random random(round);
     const bool keeps = round % 4 != 0;
-    Engine engine = OpenEngine(
-        TinyLlama(), nullptr, Options((int64_t{2} + 2 * static_cast<int64_t>(round)) << 17, keeps));
+    SpecEngineOptions options =
+        Options((int64_t{2} + 2 * static_cast<int64_t>(round)) << 17, keeps);
+    if (round % 2 == 1) options.kv.pool.prefix_idle_seconds = 0;
+    Engine engine = OpenEngine(TinyLlama(), nullptr, options);
     RecordingObserver run;
     std::map<RequestId, uint64_t> kinds;
     for (int step = 0; step < 400; ++step) {
