@@ -84,6 +84,13 @@ void PoolCommandOptions::Register(CLI::App& command) {
       ->capture_default_str()
       ->group(kGroup);
   command
+      .add_option("--prefix-min-bits", prefix_min_bits_,
+                  "bits below which a kept prompt is not taken over; what nobody has used for 10 s "
+                  "is halved down to it before kept prompts are dropped")
+      ->transform(OneOf({"16", "8", "4", "2"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
       .add_flag("--prefix-shared", prefix_shared_,
                 "kept prompts are shared by all API keys: how fast an answer begins tells a client "
                 "what others have sent")
@@ -105,9 +112,10 @@ bool PoolCommandOptions::is_pool(bool is_isolated_by_default) const {
 void PoolCommandOptions::Apply(bool is_pool, const std::function<int64_t()>& default_bytes,
                                SpecEngineOptions& options) const {
   if (!is_pool) {
-    for (const char* name : {"--kv-pool", "--kv-target", "--kv-floor", "--admission",
-                             "--kv-step-bytes", "--kv-read-limit", "--prefix-cache",
-                             "--prefix-shared", "--priorities", "--allow-replay"}) {
+    for (const char* name :
+         {"--kv-pool", "--kv-target", "--kv-floor", "--admission", "--kv-step-bytes",
+          "--kv-read-limit", "--prefix-cache", "--prefix-min-bits", "--prefix-shared",
+          "--priorities", "--allow-replay"}) {
       if (command_->count(name) == 0) continue;
       throw InvalidInput(
           name, fmt::format("found it with {}, expected it in a pool only: with "
@@ -123,11 +131,23 @@ void PoolCommandOptions::Apply(bool is_pool, const std::function<int64_t()>& def
   options.kv.pool.prefix_bytes = prefix_cache_ == "off"  ? 0
                                  : prefix_cache_ == "on" ? options.kv.pool.bytes
                                                          : ParseKvBudget(prefix_cache_);
-  options.kv.pool.prefix_may_be_off = command_->count("--prefix-cache") == 0;
+  if (prefix_cache_ == "off" && command_->count("--prefix-min-bits") > 0) {
+    throw InvalidInput("--prefix-min-bits",
+                       "found it with --prefix-cache off, expected one of them");
+  }
+  options.kv.pool.prefix_min_bits = std::stoi(prefix_min_bits_);
+  options.kv.pool.prefix_may_be_off =
+      command_->count("--prefix-cache") + command_->count("--prefix-min-bits") == 0;
   options.pool.target_bits = target_;
   options.pool.priorities = priorities_;
   options.pool.admission =
       admission_ == "guaranteed" ? PoolAdmission::kGuaranteed : PoolAdmission::kExpected;
+}
+
+std::string PoolCommandOptions::Note() const {
+  if (!is_pool() || std::stoi(prefix_min_bits_) >= std::stoi(floor_)) return "";
+  return fmt::format("note: --prefix-min-bits {} is as {}: no page goes below --kv-floor",
+                     prefix_min_bits_, floor_);
 }
 
 }  // namespace pmkvq::cli

@@ -22,6 +22,8 @@ class PoolCommandOptions {
   // InvalidInput: options of a pool without one.
   void Apply(bool is_pool, const std::function<int64_t()>& default_bytes,
              SpecEngineOptions& options) const;
+  // What is said at the start of an option that has less effect than it seems to. "": nothing.
+  std::string Note() const;
 
  private:
   CLI::App* command_ = nullptr;
@@ -33,6 +35,7 @@ class PoolCommandOptions {
   std::string step_bytes_ = "8MiB";
   std::string read_limit_;
   std::string prefix_cache_ = "on";
+  std::string prefix_min_bits_ = "8";
   bool prefix_shared_ = false;
   bool allow_replay_ = false;
   bool priorities_ = false;

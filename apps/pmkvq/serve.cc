@@ -213,6 +213,7 @@ void ServeCommand::Load() {
                            FormatByteSize(engine_options.kv.pool.bytes),
                            FormatByteSize(available)));
   }
+  if (const std::string note = options_.pool.Note(); !note.empty()) PrintError(note);
   engine_options.prefill_share = options_.prefill_share;
   CheckPlan(engine_options, *model);
   Engine engine = OpenEngine(model, tokenizer, engine_options);

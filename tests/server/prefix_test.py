@@ -2,9 +2,10 @@
 import json
 import os
 import subprocess
+import time
 import unittest
 
-from served import FILES, KEY, MODEL, PROGRAM, Server, ServedTest, main
+from served import FILES, KEY, MODEL, PROGRAM, Server, ServedTest, chat, main
 
 NUMBERS = ", ".join(str(100 + 7 * i) for i in range(60))
 QUESTION = f"Sort these 60 numbers from small to large with merge sort: {NUMBERS}. What is the sorted list?"
@@ -79,10 +80,68 @@ class Keys(unittest.TestCase):
         self.assertTrue(first == 0 < second)
 
 
+class Widths(unittest.TestCase):
+    """--prefix-min-bits: what nobody has used for 10 s is halved before it is dropped."""
+    def questions(self):
+        """Prompts that share no chunk."""
+        return [ask(f"{i}{QUESTION}", max_tokens=40, kv_report="events") for i in range(6)]
+
+    def crowded(self, server, *kept):
+        """Asks `kept`, waits until they are idle, and asks for so much that not all of them have room at 16 bits."""
+        for body in kept:
+            status, reply = server.post("/v1/chat/completions", body)
+            self.assertEqual((status, reply["kv"]["history"], cached(reply)), (200, "", 0))
+        before = server.metric("pmkvq_kv_prefix_bytes")
+        time.sleep(10.1)  # This is the time that has to pass; more of it changes nothing.
+        status, reply = server.post("/v1/chat/completions", chat(max_tokens=900, ignore_eos=True))
+        self.assertEqual((status, reply["kv"]["history"]), (200, ""), "what is kept goes before a page of a request")
+        self.assertLess(server.metric("pmkvq_kv_prefix_bytes"), before)
+
+    def test_hit_at_16_then_at_8_and_a_miss_of_16(self):
+        questions = self.questions()
+        with Server(*self.pool(), "--allow-replay") as server:
+            self.crowded(server, *questions)
+            halved = []
+            for body in questions:
+                status, reply = server.post("/v1/chat/completions", body)
+                self.assertEqual(status, 200, reply)
+                if reply["kv"]["history"] and cached(reply):
+                    halved.append((body, reply))
+                    self.assertEqual(reply["kv"]["min_bits"], 8)
+                    self.assertEqual({event["tokens"] for event in reply["kv"]["events"]}, {cached(reply)})
+            self.assertGreater(len(halved), 1)
+            body, first = halved[0]
+            for tokens in (0, cached(first)):  # Then it is kept at 16 bits.
+                status, reply = server.post("/v1/chat/completions", {**body, "kv_min_bits": 16})
+                self.assertEqual((status, reply["kv"]["history"], cached(reply)), (200, "", tokens))
+            for body, first in halved:
+                status, reply = server.post("/v1/chat/completions", {**body, "kv_replay": first["kv"]["events"]})
+                self.assertEqual((status, cached(reply)), (200, 0))
+                self.assertEqual(reply["choices"], first["choices"])
+                self.assertEqual((reply["kv"]["history"], reply["kv"]["events"]), (first["kv"]["history"], first["kv"]["events"]))
+
+    def test_at_16_nothing_is_halved_and_what_has_no_room_is_a_miss(self):
+        questions = self.questions()
+        with Server(*self.pool(), "--prefix-min-bits", "16") as server:
+            self.crowded(server, *questions)
+            replies = [server.post("/v1/chat/completions", body)[1] for body in questions]
+            self.assertTrue(all(reply["kv"]["history"] == "" for reply in replies))
+            self.assertEqual(cached(replies[0]), 0, "the oldest one")
+
+    @staticmethod
+    def pool():
+        # Without a sink a page is a chunk.
+        return ("--kv-mode", "pool", "--kv-pool", "13MiB", "--chunk", "128", "--n-sink-token", "0")
+
+
 class Options(unittest.TestCase):
     def test_what_cannot_keep_prompts_says_so(self):
         for options, names in [(["--prefix-cache", "on"], ["--prefix-cache", "--kv-mode pool"]),
                                (["--prefix-shared"], ["--prefix-shared", "--kv-mode pool"]),
+                               (["--prefix-min-bits", "8"], ["--prefix-min-bits", "--kv-mode pool"]),
+                               ([*POOL, "--prefix-min-bits", "8", "--prefix-cache", "off"], ["--prefix-min-bits", "--prefix-cache off"]),
+                               ([*POOL, "--prefix-min-bits", "3"], ["--prefix-min-bits", "3", "16"]),
+                               ([*POOL, "--prefix-min-bits", "4", "--kv", "static-4"], ["--prefix-cache", "4 bits"]),
                                ([*POOL, "--prefix-cache", "maybe"], ["--prefix-cache", "maybe"]),
                                ([*POOL, "--prefix-cache", "on", "--kv", "static-4"], ["--prefix-cache", "4 bits"])]:
             kv = [] if "--kv" in options else ["--kv", "pm-kvq"]
@@ -91,6 +150,13 @@ class Options(unittest.TestCase):
             self.assertNotEqual(done.returncode, 0, options)
             for name in names:
                 self.assertIn(name, done.stderr.strip().splitlines()[-1], done.stderr)
+
+    def test_less_than_the_floor_is_the_floor_and_is_said(self):
+        for options, word in [(["--prefix-min-bits", "2"], "--prefix-min-bits 2 is as 4"), (["--prefix-min-bits", "4"], None)]:
+            with Server(*POOL, *options) as server:
+                notes = [line for line in server.lines if "--prefix-min-bits" in line]
+                self.assertEqual(len(notes), 1 if word else 0)
+                self.assertTrue(not word or word in notes[0], notes)
 
     def test_it_is_off_by_itself_where_it_cannot_be(self):
         with Server(*POOL, "--kv", "static-4") as server:
