@@ -145,7 +145,7 @@ void PoolCommandOptions::Apply(bool is_pool, const std::function<int64_t()>& def
 }
 
 std::string PoolCommandOptions::Note() const {
-  if (!is_pool() || std::stoi(prefix_min_bits_) >= std::stoi(floor_)) return "";
+  if (std::stoi(prefix_min_bits_) >= std::stoi(floor_)) return "";
   return fmt::format("note: --prefix-min-bits {} is as {}: no page goes below --kv-floor",
                      prefix_min_bits_, floor_);
 }

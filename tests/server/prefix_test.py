@@ -136,9 +136,10 @@ class Widths(unittest.TestCase):
 
 class Options(unittest.TestCase):
     def test_what_cannot_keep_prompts_says_so(self):
-        for options, names in [(["--prefix-cache", "on"], ["--prefix-cache", "--kv-mode pool"]),
-                               (["--prefix-shared"], ["--prefix-shared", "--kv-mode pool"]),
-                               (["--prefix-min-bits", "8"], ["--prefix-min-bits", "--kv-mode pool"]),
+        isolated = ["--kv-mode", "isolated"]
+        for options, names in [([*isolated, "--prefix-cache", "on"], ["--prefix-cache", "--kv-mode pool"]),
+                               ([*isolated, "--prefix-shared"], ["--prefix-shared", "--kv-mode pool"]),
+                               ([*isolated, "--prefix-min-bits", "8"], ["--prefix-min-bits", "--kv-mode pool"]),
                                ([*POOL, "--prefix-min-bits", "8", "--prefix-cache", "off"], ["--prefix-min-bits", "--prefix-cache off"]),
                                ([*POOL, "--prefix-min-bits", "3"], ["--prefix-min-bits", "3", "16"]),
                                ([*POOL, "--prefix-min-bits", "4", "--kv", "static-4"], ["--prefix-cache", "4 bits"]),
