@@ -211,7 +211,7 @@ class Fairness(unittest.TestCase):
                     data = b""
                     while part := client.recv(65536):
                         data += part
-                self.assertIn(b" 200 ", data.split(b"\r\n")[0])
+                self.assertIn(b" 200 ", data.split(b"\r\n")[0], data)
                 return time.monotonic()
 
             with concurrent.futures.ThreadPoolExecutor(205) as clients:

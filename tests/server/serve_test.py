@@ -288,6 +288,27 @@ class Limits(unittest.TestCase):
             self.assertGreaterEqual(int(full.getheader("Retry-After")), 1)
             server.wait_for_metric("pmkvq_requests_running", 0)
 
+    def test_a_burst_that_the_queue_can_hold_is_taken(self):
+        """Also while its prompts are being read: each takes some time, and all come at once."""
+        count = 150
+        body = json.dumps({"prompt": "a word and another " * 40, "max_tokens": 1}).encode()
+        data = (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with Server("--queue-size", "200", "--max-sequences", "8", "--per-address", "300", "--kv-budget", "16MiB") as server:
+            clients = [server.connect() for _ in range(count)]
+            for client in clients:
+                client.sendall(data[:-1])
+            for client in clients:
+                client.sendall(data[-1:])
+            answers = []
+            for client in clients:
+                answer = b""
+                while part := client.recv(65536):
+                    answer += part
+                client.close()
+                answers.append(answer.split(b"\r\n")[0])
+            self.assertEqual(answers, [b"HTTP/1.1 200 OK"] * count)
+
     def test_clients_that_go_free_their_place(self):
         with Server("--max-sequences", "2", "--queue-size", "8") as server:
             for stream in [True, False]:

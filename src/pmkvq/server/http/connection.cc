@@ -31,7 +31,8 @@ constexpr size_t kBodyReadBytes = 64 << 10;
 // Of a body: at least so many bytes a second, after a time to begin.
 constexpr double kLeastBodyRate = 1024;
 constexpr double kBodyGraceSeconds = 5;
-constexpr int64_t kMostPreparing = 64;
+// Requests that are being read and tokenised at a time: 64, or as many as may run and wait.
+constexpr int64_t kLeastPreparing = 64;
 constexpr double kLingerSeconds = 1;
 constexpr size_t kMostLingerBytes = size_t{16} << 20;
 constexpr char kTlsHandshake = 0x16;  // The first byte of a client that speaks TLS.
@@ -349,7 +350,7 @@ asio::awaitable<void> Connection::Handle() {
     co_return co_await Write(std::move(*reply));
   }
   if (head_.path == "/v1/kv/stream") co_return co_await StreamCache();
-  if (shared_->num_preparing >= kMostPreparing) {
+  if (shared_->num_preparing >= std::max(kLeastPreparing, service.most_choices())) {
     ApiError error;
     error.status = 429;
     error.type = "rate_limit_error";

@@ -93,6 +93,7 @@ class Service {
   // `still_serves`: new requests are taken for now.
   void BeginDrain(bool still_serves) { state_ = still_serves ? State::kClosing : State::kDraining; }
   State state() const { return state_; }
+  int64_t most_choices() const { return options_.most_choices; }
   Metrics& metrics() { return metrics_; }
   Log& log() { return *log_; }
 
