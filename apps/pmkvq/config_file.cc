@@ -53,8 +53,11 @@ CommandLine Read(CLI::App& app, const std::vector<std::string>& arguments) {
 
 // The nearest name, or ours for that of another program; "": none.
 std::string Hint(const CLI::App& command, const std::string& name) {
-  if (const ForeignName* foreign = FindForeignOption("--" + name)) {
-    if (command.get_option_no_throw(std::string(foreign->ours)) != nullptr) {
+  const auto has_option = [&](std::string_view ours) {
+    return command.get_option_no_throw(std::string(ours)) != nullptr;
+  };
+  if (const ForeignName* foreign = FindForeignOption("--" + name, has_option)) {
+    if (has_option(foreign->ours)) {
       return fmt::format(" (here it is {})", foreign->ours.substr(2));
     }
   }

@@ -193,6 +193,16 @@ const ForeignName* Find(const ForeignName (&table)[n], std::string_view name) {
 
 std::span<const ForeignName> ForeignOptions() { return kOptions; }
 const ForeignName* FindForeignOption(std::string_view name) { return Find(kOptions, name); }
+
+const ForeignName* FindForeignOption(std::string_view name,
+                                     const std::function<bool(std::string_view)>& has_option) {
+  const ForeignName* found = FindForeignOption(name);
+  for (const ForeignName& row : kOptions) {
+    if (row.name == name && has_option(row.ours)) found = &row;
+  }
+  return found;
+}
+
 const ForeignName* FindForeignCommand(std::string_view name) { return Find(kCommands, name); }
 
 }  // namespace pmkvq::cli

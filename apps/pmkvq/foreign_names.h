@@ -2,6 +2,7 @@
 // program.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string_view>
 
@@ -25,6 +26,10 @@ std::span<const ForeignName> ForeignOptions();
 
 // With dashes ("--ctx-size", "-ngl"); null for a name that is not in the table.
 const ForeignName* FindForeignOption(std::string_view name);
+// For a command that has the options `has_option` says: of several rows the last one whose
+// replacement it has (servers' rows come last), else the first one.
+const ForeignName* FindForeignOption(std::string_view name,
+                                     const std::function<bool(std::string_view)>& has_option);
 // The first argument of the program ("serve").
 const ForeignName* FindForeignCommand(std::string_view name);
 

@@ -52,19 +52,11 @@ std::string Answer(const ForeignName& foreign, const CLI::App& app, const CLI::A
   return text;
 }
 
-// Of several rows for a name the last one whose replacement this command has: servers' come last.
-const ForeignName* FindForeignOptionFor(const CLI::App& command, std::string_view name) {
-  const ForeignName* found = FindForeignOption(name);
-  for (const ForeignName& row : ForeignOptions()) {
-    if (row.name == name && HasOption(command, row.ours)) found = &row;
-  }
-  return found;
-}
-
 std::string DescribeUnknownOption(const CLI::App& app, const CLI::App& command,
                                   const std::string& argument) {
   const std::string name = argument.substr(0, argument.find('='));
-  if (const ForeignName* foreign = FindForeignOptionFor(command, name)) {
+  if (const ForeignName* foreign = FindForeignOption(
+          name, [&](std::string_view ours) { return HasOption(command, ours); })) {
     return Answer(*foreign, app, command);
   }
   const std::vector<std::string> names = OptionNames(command);
