@@ -38,16 +38,32 @@ fi
 npm install --prefix "$place/js" --no-audit --no-fund --silent 'openai@6'
 export OPENAI_MODULE=$place/js/node_modules/openai/package.json
 
-"$python" "$root/tests/server/examples_test.py" "$program" "$model"
-"$python" "$clients/openai_client.py" "$program" "$model"
-"$python" "$clients/openai_js.py" "$program" "$model"
-"$python" "$clients/lm_eval_client.py" "$program" "$model"
-"$python" "$root/tests/server/faults.py" "$program" "$model"
-"$python" "$root/tests/server/text_cuts.py" "$program" "$model"
-"$python" "$root/tests/server/overhead.py" "$program" "$model"
-"$python" "$root/tests/server/pressure.py" "$program" "$model"
-PMKVQ_REPLAYS=100 "$python" "$root/tests/server/replay_test.py" "$program" "$model"
-"$python" "$root/tests/server/soak.py" "$program" "$model" 300
-PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/limits_test.py" "$program" "$model"
-PMKVQ_TEST_TLS=1 "$python" "$root/tests/server/faults.py" "$program" "$model" Faults
+# All parts run, also behind one that fails.
+failed=()
+part() {
+  echo "== $*"
+  if [ "$1" = tls ]; then
+    shift
+    PMKVQ_TEST_TLS=1 "$python" "$@" || failed+=("with TLS: $1")
+  else
+    "$python" "$@" || failed+=("$1")
+  fi
+}
+server=$root/tests/server
+part "$server/examples_test.py" "$program" "$model"
+part "$clients/openai_client.py" "$program" "$model"
+part "$clients/openai_js.py" "$program" "$model"
+part "$clients/lm_eval_client.py" "$program" "$model"
+part "$server/faults.py" "$program" "$model"
+part "$server/text_cuts.py" "$program" "$model"
+part "$server/overhead.py" "$program" "$model"
+part "$server/pressure.py" "$program" "$model"
+PMKVQ_REPLAYS=100 part "$server/replay_test.py" "$program" "$model"
+part "$server/soak.py" "$program" "$model" 300
+part tls "$server/limits_test.py" "$program" "$model"
+part tls "$server/faults.py" "$program" "$model" Faults
 "$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -iE '^(openai|lm.eval) '
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "${failed[@]}" >&2
+  exit 1
+fi
