@@ -19,6 +19,7 @@
 #include "option_values.h"
 #include "pmkvq/base/available_memory.h"
 #include "pmkvq/base/byte_size.h"
+#include "pmkvq/base/error.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/kv/spec/spec.h"
@@ -333,9 +334,12 @@ int ServeCommand::Run() {
 
 void Serve(const Options& options) {
   int status = 0;
-  {
+  try {
     ServeCommand command(options);
     status = command.Run();
+  } catch (const Cancelled&) {
+    // A signal that came while files were read, before the server took signals over: nothing has
+    // begun that would have to be ended in order.
   }
   if (status != 0) std::exit(status);
 }

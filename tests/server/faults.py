@@ -206,7 +206,8 @@ class Faults(unittest.TestCase):
         process = subprocess.Popen(["python3", "-c", script, PROGRAM, "serve", "--model", MODEL, "--port", "0", "--max-len", "512",
                                     *server.tls_options], stderr=subprocess.PIPE, text=True)
         server.process, server.lines, server.port, server.is_ready = process, [], None, threading.Event()
-        threading.Thread(target=server.read, daemon=True).start()
+        server.reader = threading.Thread(target=server.read, daemon=True)
+        server.reader.start()
         with server:
             self.assertTrue(server.is_ready.wait(60) and server.port)
             clients = [server.connect(greet=False) for _ in range(200)]  # The kernel takes those that the server cannot.
