@@ -12,7 +12,7 @@ import tempfile
 import unittest
 
 import served
-from served import Server, main
+from served import Server, main, wait_until
 
 BROKEN_TOKEN = 300
 SOUND = served.MODEL
@@ -81,6 +81,7 @@ class BrokenWeight(unittest.TestCase):
                     self.assertEqual((status, reply["error"]["type"], reply["error"]["code"]), (500, "server_error", "numeric_error"), reply)
                 streamed, text = server.request("POST", "/v1/completions", {**broken, "stream": True})
                 self.assertEqual((streamed.status, json.loads(text)["error"]["code"]), (500, "numeric_error"))
+                wait_until(lambda: any(streamed.getheader("X-Request-Id") in line for line in list(server.lines)))
                 log = "".join(server.lines)
                 self.assertIn('"event":"numeric_error"', log)
                 self.assertIn("not finite", log)
