@@ -21,18 +21,12 @@ std::optional<int64_t> NumberOf(const std::string& path, const std::string& name
   return std::nullopt;
 }
 
-std::optional<int64_t> ReadNumber(const std::string& path) {
-  std::ifstream file(path);
-  int64_t number = 0;
-  if (!(file >> number)) return std::nullopt;  // "max" is no number.
-  return number;
-}
-
 std::optional<int64_t> LeftInFolder(const ControlGroupFolder& folder) {
   const bool is_v2 = folder.is_version_2;
-  const auto limit = ReadNumber(folder.path + (is_v2 ? "/memory.max" : "/memory.limit_in_bytes"));
+  const auto limit =
+      ControlGroupNumber(folder.path + (is_v2 ? "/memory.max" : "/memory.limit_in_bytes"));
   const auto used =
-      ReadNumber(folder.path + (is_v2 ? "/memory.current" : "/memory.usage_in_bytes"));
+      ControlGroupNumber(folder.path + (is_v2 ? "/memory.current" : "/memory.usage_in_bytes"));
   if (!limit || !used) return std::nullopt;
   const int64_t dropped_first =
       NumberOf(folder.path + "/memory.stat", is_v2 ? "inactive_file" : "total_inactive_file")

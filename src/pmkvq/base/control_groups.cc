@@ -105,4 +105,11 @@ std::vector<ControlGroupFolder> ControlGroupFolders(std::string_view controller,
   return folders;
 }
 
+std::optional<int64_t> ControlGroupNumber(const std::string& path) {
+  std::ifstream file(path);
+  int64_t number = 0;
+  if (!(file >> number)) return std::nullopt;
+  return number;
+}
+
 }  // namespace pmkvq

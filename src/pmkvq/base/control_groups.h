@@ -1,6 +1,8 @@
 // Where the control groups of this process keep their limits (Linux, versions 1 and 2).
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,5 +21,9 @@ struct ControlGroupFolder {
 // Read from `root`/proc/self/cgroup and `root`/proc/self/mountinfo; the paths begin with `root`.
 std::vector<ControlGroupFolder> ControlGroupFolders(std::string_view controller,
                                                     const std::string& root = "");
+
+// The number that a file of such a folder holds; nothing for a file that is not there or says
+// "max".
+std::optional<int64_t> ControlGroupNumber(const std::string& path);
 
 }  // namespace pmkvq

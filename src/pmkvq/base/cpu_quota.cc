@@ -7,13 +7,6 @@
 namespace pmkvq {
 namespace {
 
-std::optional<double> ReadNumber(const std::string& path) {
-  std::ifstream file(path);
-  double value = 0;
-  if (!(file >> value)) return std::nullopt;
-  return value;
-}
-
 // Of one group alone. Version 2: "max PERIOD" or "QUOTA PERIOD"; version 1: -1 means none.
 std::optional<double> QuotaOfFolder(const std::string& folder, bool is_version_2) {
   std::optional<double> quota;
@@ -26,8 +19,8 @@ std::optional<double> QuotaOfFolder(const std::string& folder, bool is_version_2
       period = values[1];
     }
   } else {
-    quota = ReadNumber(folder + "/cpu.cfs_quota_us");
-    period = ReadNumber(folder + "/cpu.cfs_period_us");
+    quota = ControlGroupNumber(folder + "/cpu.cfs_quota_us");
+    period = ControlGroupNumber(folder + "/cpu.cfs_period_us");
   }
   if (!quota || !period || !(*quota > 0) || !(*period > 0)) return std::nullopt;
   return *quota / *period;
