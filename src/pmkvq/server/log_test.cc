@@ -73,7 +73,7 @@ TEST(Log, OneEventALine) {
             "umlaut=\"\xc3\xa4\" ids=[1,2]");
 }
 
-// A text cannot make a line of its own, or move a terminal's cursor.
+// Text of a client cannot begin a new line in the log, or move a terminal's cursor.
 TEST(Log, ControlCharactersAreEscapedInBothFormats) {
   const std::string hostile =
       "a\n{\"ts\":1}\r\t\x1b[2J\x7f\xc2\x85\xc2\x9b"
