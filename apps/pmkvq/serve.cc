@@ -304,8 +304,7 @@ int ServeCommand::Run() {
   http.shutdown_seconds = static_cast<double>(options_.shutdown_timeout);
   http.max_body_bytes = static_cast<uint64_t>(ParseByteSize(options_.max_body, "--max-body"));
   http_ = std::make_unique<server::HttpServer>(http, service_.get());
-  // A signal that came before the server took them over.
-  if (IsCancelled(InterruptFlag())) return status_;
+  ExitIfInterrupted("serve");  // By a signal that came before the server took them over.
   std::thread io([&] {
     const server::ServerEnd end = http_->Run([this] {
       log_->Reopen();
