@@ -46,10 +46,10 @@ def check_for_paths(text):
     assert not found, f"a reply names files of the server, {found}: {text[:500]}"
 
 
-def wait_until(holds, seconds=60):
+def wait_until(holds, seconds=60, otherwise=lambda: "waited in vain"):
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, otherwise()
         time.sleep(0.02)
 
 
@@ -180,12 +180,7 @@ class Server:
                 found = error
 
     def wait_for_metric(self, name, value, seconds=60):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self.metric(name) == value:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"{name} is {self.metric(name)}, expected {value}")
+        wait_until(lambda: self.metric(name) == value, seconds, lambda: f"{name} is {self.metric(name)}, expected {value}")
 
 
 def chat(**fields):
