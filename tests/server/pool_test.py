@@ -14,6 +14,25 @@ def many(server, bodies):
         return list(clients.map(lambda body: server.post("/v1/chat/completions", body), bodies))
 
 
+def begun_together(server, bodies):
+    """As many(), but all begin in one step, however late a client's thread runs: a request of as many choices holds all places
+    until the others wait. Where it ends before that, all is done once more."""
+    places = len(bodies)
+    data = json.dumps(chat(n=places, max_tokens=bodies[0]["max_tokens"], ignore_eos=True, stream=True)).encode()
+    for _ in range(20):
+        with server.connect() as holder, concurrent.futures.ThreadPoolExecutor(1) as asking:
+            holder.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
+            holder.recv(1)
+            replies = asking.submit(many, server, bodies)
+            while not replies.done():
+                text = server.get("/metrics")[1]
+                if f"requests_running {places}\n" in text and f"requests_waiting {places}\n" in text:
+                    holder.close()
+                    return replies.result()
+    raise AssertionError(f"{places} requests never waited at the same time")
+
+
 class Pool(ServedTest):
     # 300 tokens take 4 MiB at 16 bits and 1.4 at 4.
     options = ("--kv-mode", "pool", "--kv-pool", "8MiB", "--max-sequences", "8", "--plan", f"{MODEL}/plan.json",
@@ -72,7 +91,7 @@ class Fairness(unittest.TestCase):
     def test_requests_of_one_length_end_with_the_same_bits(self):
         """One water level for all pages: side by side, none pays for another."""
         with Server("--kv-mode", "pool", "--kv-pool", "20MiB", "--max-sequences", "6", "--plan", f"{MODEL}/plan.json") as server:
-            replies = many(server, [chat(max_tokens=700, ignore_eos=True, seed=i, temperature=1) for i in range(6)])
+            replies = begun_together(server, [chat(max_tokens=700, ignore_eos=True, seed=i, temperature=1) for i in range(6)])
             self.assertEqual([status for status, _ in replies], [200] * 6)
             self.assertEqual([reply["kv"]["preemptions"] for _, reply in replies], [0] * 6)
             bits = [reply["kv"]["mean_bits"] for _, reply in replies]
