@@ -3,6 +3,7 @@
 
 Usage: log_test.py PROGRAM MODEL [TEST...]. Python's standard library only.
 """
+import collections
 import hashlib
 import json
 import os
@@ -205,6 +206,51 @@ class Fields(unittest.TestCase):
                 self.assertNotIn("kv_min_bits", found[0])
                 self.assertNotIn("first_token_seconds", found[0])
                 self.assertEqual(found[0]["waited_seconds"], found[0]["seconds"])
+
+    def test_refused_requests(self):
+        keys = os.path.join(FILES.name, "keys")
+        with open(keys, "w") as file:
+            file.write(KEY + "\n")
+        with Server("--api-key-file", keys) as server:
+            key = {"Authorization": "Bearer " + KEY}
+            short = hashlib.sha256(KEY.encode()).hexdigest()[:8]
+            chats = "/v1/chat/completions"
+            self.assertEqual(server.post(chats, chat(), headers={"X-Request-Id": "mine-2"})[0], 401)
+            self.assertEqual(server.post(chats, chat(n=5000), headers=key)[0], 400)
+            self.assertEqual(server.post(chats, chat(temperature="private words"), headers=key)[0], 400)
+            self.assertEqual(server.get("/private/words", headers=key)[0], 404)
+            self.assertEqual(server.get(chats, headers=key)[0], 405)
+            server.raw(b"GET /private HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n")
+            found = events(server, "refused", 6)
+            self.assertEqual([(event["status"], event["endpoint"]) for event in found],
+                             [(401, chats), (400, chats), (400, chats), (404, "other"), (405, chats), (400, "other")])
+            self.assertEqual(found[0]["request"], "mine-2")
+            self.assertEqual([event["code"] for event in found],
+                             ["invalid_api_key", "invalid_value", "invalid_value", "not_found", "method_not_allowed", "invalid_request"])
+            self.assertEqual([event.get("client") for event in found], ["127.0.0.1", None, None, "127.0.0.1", "127.0.0.1", "127.0.0.1"])
+            self.assertEqual([event.get("key") for event in found], [None, short, short, None, None, None])
+            self.assertNotIn("private", "".join(server.lines))
+            self.assertEqual(events(server), [])
+            # No line where there was no error, or where a line of its own tells it.
+            self.assertEqual(server.post(chats, chat(max_tokens=3), headers=key)[0], 200)
+            self.assertEqual((len(events(server, count=1)), len(events(server, "refused"))), (1, 6))
+
+    def test_a_flood_of_refused_requests(self):
+        with Server() as server:
+            for _ in range(400):  # Faster than 50 a second wherever this takes less than 8 s.
+                self.assertEqual(server.get("/no/such/path")[0], 404)
+            def counted():
+                found = events(server, "refused")
+                return len(found) + sum(event.get("not_logged", 0) for event in found)
+            def one_more():
+                server.get("/no/such/path")
+                one_more.asked += 1
+                return counted() >= 400
+            one_more.asked = 400
+            wait_until(one_more)  # A line of a later second says how many were left out.
+            self.assertLessEqual(counted(), one_more.asked)
+            in_second = collections.Counter(event["ts"][:19] for event in events(server, "refused"))
+            self.assertLessEqual(max(in_second.values()), 2 * 50, "the log's seconds begin at another time than the clock's")
 
     def test_text_and_a_file_that_is_moved_away(self):
         path = os.path.join(FILES.name, "log")

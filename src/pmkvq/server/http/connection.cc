@@ -95,7 +95,8 @@ Connection::Connection(ConnectionShared* shared, StreamSocket socket, std::strin
     : shared_(shared),
       stream_(std::move(socket), shared->tls),
       wake_(shared->io),
-      address_(std::move(address)) {
+      address_(std::move(address)),
+      client_(address_) {
   ++shared_->num_connections;
   ++shared_->num_of_address[address_];
   shared_->service->metrics().connections = shared_->num_connections;
@@ -223,6 +224,7 @@ RequestHead Connection::HeadOf(const Message& message) const {
 asio::awaitable<bool> Connection::ReadRequest() {
   head_ = {};
   head_.request_id = NewRequestId();
+  client_ = address_;
   is_head_ = false;
   size_t header_bytes = 0;
   HttpReply refused = co_await ReadHeaderText(&header_bytes);
@@ -321,6 +323,9 @@ asio::awaitable<std::optional<HttpReply>> Connection::ReadBody(Parser& parser) {
 
 asio::awaitable<void> Connection::Write(HttpReply reply) {
   shared_->service->metrics().CountRequest(Service::EndpointOf(head_.path), reply.status);
+  if (!reply.error_code.empty()) {
+    shared_->service->LogRefused(head_, address_, client_, reply);
+  }
   if (reply.closes || shared_->is_draining) keeps_alive_ = false;
   if (reply.closes) lingers_ = true;
   http::response<http::string_body> response;

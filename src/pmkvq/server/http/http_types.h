@@ -24,7 +24,8 @@ struct HttpReply {
   std::string body;
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
-  bool closes = false;  // The connection ends behind it.
+  std::string error_code;  // Of an error that no line of the log has yet; else "".
+  bool closes = false;     // The connection ends behind it.
 };
 
 }  // namespace pmkvq::server

@@ -1,5 +1,6 @@
-// The log's line of a request that has ended.
+// The log's lines of requests: of one that has ended, and of one that was refused.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "pmkvq/server/http/service.h"
@@ -12,6 +13,9 @@ namespace {
 constexpr size_t kMostPromptBytes = size_t{64} << 10;
 constexpr size_t kMostAnswerBytes = size_t{184} << 10;
 static_assert(kMostPromptBytes + kMostAnswerBytes + (size_t{4} << 10) < kMostLogLineBytes);
+
+// Of refused requests, in a second.
+constexpr int64_t kMostRefusedLines = 50;
 
 void WriteSeconds(JsonWriter& json, const char* name, double seconds) {
   json.Key(name).Number(std::round(seconds * 1e6) / 1e6);
@@ -77,6 +81,28 @@ void Service::LogEnd(const LiveRequest& live, int status, double seconds) {
     WriteTexts(json, "answers", live.answers, kMostAnswerBytes, &is_cut);
     if (is_cut) json.Key("cut").Bool(true);
   });
+}
+
+void Service::LogRefused(const RequestHead& head, const std::string& address,
+                         const std::string& client, const HttpReply& reply) {
+  const auto second = std::chrono::duration_cast<std::chrono::seconds>(
+                          std::chrono::steady_clock::now().time_since_epoch())
+                          .count();
+  if (second != refused_second_) num_refused_ = 0;
+  refused_second_ = second;
+  // A client that is refused all the time must not fill the disk.
+  if (++num_refused_ > kMostRefusedLines) {
+    ++num_not_logged_;
+    return;
+  }
+  log_->Write(reply.status >= 500 ? "warning" : "info", "refused", [&](JsonWriter& json) {
+    json.Key("request").String(head.request_id);
+    json.Key(client == address ? "client" : "key").String(client);
+    json.Key("endpoint").String(EndpointOf(head.path)).Key("status").Int(reply.status);
+    json.Key("code").String(reply.error_code);
+    if (num_not_logged_ > 0) json.Key("not_logged").Int(num_not_logged_);
+  });
+  num_not_logged_ = 0;
 }
 
 }  // namespace pmkvq::server

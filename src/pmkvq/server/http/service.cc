@@ -48,6 +48,7 @@ void Service::SetReady(std::shared_ptr<const ApiContext> context, EngineThread* 
 HttpReply Service::ErrorReply(const ApiError& error) {
   HttpReply reply;
   reply.status = error.status;
+  reply.error_code = error.code;
   reply.body = ErrorBody(error);
   if (error.retry_after > 0) {
     reply.headers.emplace_back("Retry-After", std::to_string(error.retry_after));
@@ -476,8 +477,12 @@ KvReport Service::ReportOf(const LiveRequest& live) {
 }
 
 HttpReply Service::WholeAnswer(LiveRequest& live) const {
-  if (live.error) return ErrorReply(*live.error);
   HttpReply reply;
+  if (live.error) {
+    reply = ErrorReply(*live.error);
+    reply.error_code.clear();  // The line of the request's end has it.
+    return reply;
+  }
   if (live.response) {
     live.response->Take(live.choices.front(), nullptr);
     reply.body = live.response->Body(live.choices.front(), live.usage, ReportOf(live));

@@ -122,6 +122,10 @@ class Service {
   // Nobody waits for it any more: ended, or the client has gone.
   void End(const std::shared_ptr<LiveRequest>& live, int status);
   void OnEvents(std::vector<GenerationEvent> events);
+  // The log's line of an error that ended a request before it began; at most 50 in a second.
+  // `client`: as Refuse() has set it.
+  void LogRefused(const RequestHead& head, const std::string& address, const std::string& client,
+                  const HttpReply& reply);
   // Ends everything that runs with this error.
   void FailAll(const ApiError& error);
   size_t num_live() const { return live_.size(); }
@@ -170,6 +174,9 @@ class Service {
   // Wrong keys of an address in the second that `wrong_keys_second_` is.
   std::map<std::string, int64_t> wrong_keys_;
   int64_t wrong_keys_second_ = 0;
+  int64_t refused_second_ = 0;
+  int64_t num_refused_ = 0;     // In that second.
+  int64_t num_not_logged_ = 0;  // Since the last line of this kind.
 };
 
 }  // namespace pmkvq::server

@@ -59,7 +59,7 @@ asio::awaitable<int> Connection::StreamAnswer(const std::shared_ptr<LiveRequest>
   }
   if (live->is_cancelled) co_return 499;
   if (live->error && live->usage.completion_tokens == 0) {
-    HttpReply reply = Service::ErrorReply(*live->error);
+    HttpReply reply = service.WholeAnswer(*live);
     const int status = reply.status;
     co_await Write(std::move(reply));
     co_return status;
