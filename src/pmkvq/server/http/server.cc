@@ -11,6 +11,9 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,6 +30,7 @@ constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
 // After a failed accept, for want of descriptors say.
 constexpr double kAcceptRetrySeconds = 0.1;
 constexpr double kDrainCheckSeconds = 0.02;
+constexpr double kTrimSeconds = 60;
 // For the last replies to be written, once no request runs any more.
 constexpr double kLastBytesSeconds = 2;
 
@@ -48,6 +52,7 @@ struct HttpServer::Impl {
   asio::awaitable<void> Accept(Acceptor& from);
   asio::awaitable<void> Signals();
   asio::awaitable<void> Drain();
+  asio::awaitable<void> TrimHeap();
 
   ConnectionShared shared;
   asio::ip::tcp::acceptor acceptor;
@@ -235,6 +240,21 @@ asio::awaitable<void> HttpServer::Impl::Drain() {
   shared.io.stop();
 }
 
+// glibc keeps freed pages between those in use, so that resident memory grew for as long as
+// requests of new sizes came: in 15 minutes by 6 MiB, of which 0.3 were in use.
+asio::awaitable<void> HttpServer::Impl::TrimHeap() {
+#ifdef __GLIBC__
+  asio::steady_timer wait(shared.io);
+  while (true) {
+    wait.expires_after(Nanoseconds(kTrimSeconds));
+    co_await wait.async_wait(kTuple);
+    asio::post(shared.preparation, [] { malloc_trim(0); });
+  }
+#else
+  co_return;
+#endif
+}
+
 ServerEnd HttpServer::Run(std::function<void()> on_hangup) {
   impl_->on_hangup = std::move(on_hangup);
   if (impl_->acceptor.is_open()) {
@@ -243,6 +263,7 @@ ServerEnd HttpServer::Run(std::function<void()> on_hangup) {
     asio::co_spawn(impl_->shared.io, impl_->Accept(impl_->unix_acceptor), asio::detached);
   }
   asio::co_spawn(impl_->shared.io, impl_->Signals(), asio::detached);
+  asio::co_spawn(impl_->shared.io, impl_->TrimHeap(), asio::detached);
   impl_->shared.io.run();
   return impl_->end;
 }
