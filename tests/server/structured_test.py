@@ -164,9 +164,21 @@ class Tools(ServedTest):
             status, reply = self.server.post("/v1/chat/completions", chat(**fields))
             self.assertEqual(status, 400, reply)
             self.assertEqual(reply["error"]["param"].replace("function.function", "function"), param.replace("function.function", "function"))
-        for messages in [[{"role": "tool", "content": "x"}],
-                         [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}]]:
-            self.assertEqual(self.server.post("/v1/chat/completions", {"messages": messages})[0], 400)
+        called = [{"id": "1", "function": {"name": "f", "arguments": "{"}}]
+        for message, field in [({"role": "tool", "content": "x"}, "tool_call_id"), ({"role": "assistant", "tool_calls": called},
+                                                                                    "tool_calls[0].function.arguments"),
+                               *[({"role": "assistant", "content": "x", "tool_calls": calls}, "tool_calls") for calls in (5, "x", {}, True)],
+                               ({"role": "assistant", "content": "x", "tool_calls": [5]}, "tool_calls[0]"),
+                               ({"role": "user", "content": "x", "tool_calls": called}, "tool_calls"),
+                               ({"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": "{}"}}, "function_call"),
+                               ({"role": "assistant", "content": "x", "audio": {"id": "1"}}, "audio")]:
+            status, reply = self.server.post("/v1/chat/completions", {"messages": [message]})
+            self.assertEqual(status, 400, (message, reply))
+            self.assertTrue(reply["error"]["param"].startswith("messages[0]." + field), (message, reply))
+            self.assertIn("messages[0]." + field, reply["error"]["message"])
+        for nothing in (None, []):
+            message = {"role": "user", "content": "x", "tool_calls": nothing, "function_call": None, "audio": None}
+            self.assertEqual(self.server.post("/v1/chat/completions", {"messages": [message], "max_tokens": 1})[0], 200)
 
 
 class Families(unittest.TestCase):

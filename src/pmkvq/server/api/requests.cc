@@ -87,6 +87,12 @@ std::vector<ChatMessage> ReadMessages(BodyFields& body) {
           fmt::format("{}.role: found \"{}\", expected system, developer, user, assistant or tool",
                       where, role.substr(0, 40)));
     }
+    for (const char* name : {"function_call", "audio"}) {  // A text without them is another one.
+      if (!message.Has(name)) continue;
+      Refuse("unsupported_parameter", fmt::format("{}.{}", where, name),
+             fmt::format("{}.{}: found {}, expected none", where, name,
+                         message.At(name).Dump().substr(0, 40)));
+    }
     std::string content;
     if (message.Has("content")) {
       content = ContentOf(message.At("content"), where + ".content");

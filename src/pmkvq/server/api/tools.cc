@@ -154,7 +154,8 @@ ToolRequest ReadTools(BodyFields& body, ToolFormat format) {
 
 std::shared_ptr<const JsonValue> ReadToolMessage(const JsonValue& message, const std::string& role,
                                                  const std::string& where) {
-  const bool has_calls = message.Has("tool_calls") && message.At("tool_calls").size() > 0;
+  const JsonValue calls = message.Find("tool_calls");
+  const bool has_calls = !calls.IsNull() && !(calls.IsArray() && calls.size() == 0);
   if (role != "tool" && !has_calls) return nullptr;
   JsonWriter json;
   json.BeginObject();
@@ -162,7 +163,7 @@ std::shared_ptr<const JsonValue> ReadToolMessage(const JsonValue& message, const
     if (role != "assistant") {
       Refuse("invalid_value", where + ".tool_calls", "expected them in messages of the assistant");
     }
-    WriteCalls(json, message.At("tool_calls"), where + ".tool_calls");
+    WriteCalls(json, calls, where + ".tool_calls");
   }
   if (role == "tool") {
     BodyFields fields(message, where + ".");
