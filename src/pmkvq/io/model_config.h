@@ -41,14 +41,26 @@ struct LocalRope {
 // What the gate of an MLP goes through (kernels/act).
 enum class GateActivation : uint8_t { kSilu, kGelu };
 
+// Blocks whose MLP is a mixture of experts: a router chooses some of them for each token, and their
+// results, weighted, are added. An expert is a gated MLP.
+struct MoeConfig {
+  int64_t num_experts = 0;   // Of a block.
+  int64_t num_chosen = 0;    // Per token.
+  int64_t expert_size = 0;   // Their intermediate size.
+  bool normalize = false;    // The weights of the chosen ones are divided by their sum.
+  std::vector<bool> blocks;  // Per block: whether it has experts; others have a dense MLP.
+
+  bool IsIn(int64_t layer) const { return blocks[static_cast<size_t>(layer)]; }
+};
+
 // One llama-family decoder. Shapes: hidden size E, L blocks, H query heads, Hkv key/value heads,
 // head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv.
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", "Qwen2ForCausalLM", ...
-  std::string model_type;    // "llama", "gemma3_text", "mistral", "phi3", "qwen2", "qwen3"
+  std::string model_type;    // "llama", "gemma3_text", "mistral", "mixtral", "qwen3_moe", ...
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
-  int64_t intermediate_size = 0;
+  int64_t intermediate_size = 0;  // Of dense MLPs.
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
@@ -74,6 +86,7 @@ struct ModelConfig {
   double embedding_factor = 1.0;  // Of the embedding, rounded to the type in which it is stored.
   double query_factor = 1.0;      // Of queries behind their norm; 1 without qk_norm.
   GateActivation activation = GateActivation::kSilu;
+  std::optional<MoeConfig> moe;
 
   // Set where matrices may be float8 with scales (io/weights/fp8_weights.h).
   std::optional<Fp8Format> fp8;
@@ -100,7 +113,7 @@ struct ModelConfig {
 // file, the field, the value found and what was expected: unknown architecture or hidden_act,
 // missing or zero sizes, heads not divisible, head_dim odd / not a multiple of 8 / above 256,
 // RoPE that differs between layer types where the architecture has one for all, unknown rope
-// scaling, quantised weights, mlp_bias, MoE fields.
+// scaling, quantised weights, mlp_bias, experts of an architecture that has none.
 ModelConfig ParseModelConfig(const JsonValue& json);
 
 // Reads `folder`/config.json and, where present, generation_config.json; or the metadata of the

@@ -215,6 +215,7 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
       *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
       // Those that are quantised are expanded one by one, when it is their turn.
       const bool is_quantized = slot.matrix != &parts.embedding &&
+                                slot.role != WeightRole::kRouter &&
                                 FormatInMode(weights, *stored.format) != *stored.format;
       if (stored.fp8 != nullptr && !is_quantized) {
         slot.matrix->data = expanded.emplace_back(Expanded(stored, num_threads)).data();
@@ -237,7 +238,8 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   for (const WeightSlot& slot : list.slots()) {
     if (slot.matrix == nullptr) continue;
     const WeightFormat stored = slot.matrix->format;
-    WeightFormat format = slot.matrix == &parts.embedding ? stored : FormatInMode(weights, stored);
+    const bool stays = slot.matrix == &parts.embedding || slot.role == WeightRole::kRouter;
+    WeightFormat format = stays ? stored : FormatInMode(weights, stored);
     if (options.device.device != Device::kCpu && IsBlockFormat(format)) format = WeightFormat::kQ8;
     if (format != stored) add(slot.name, *slot.matrix, format, *slot.matrix);
   }

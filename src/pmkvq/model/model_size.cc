@@ -13,6 +13,7 @@ int64_t MatrixBytesOf(const WeightDeclaration& weight, WeightFormat stored, Weig
   const auto rows_as = [&](WeightFormat kept) {
     return weight.shape[0] * RowBytes(kept, weight.shape[1]);
   };
+  if (weight.role == WeightRole::kRouter) return rows_as(stored);
   const WeightFormat made = FormatInMode(mode, stored);
   if (weight.name != "embedding") return rows_as(made);
   return rows_as(stored) + (is_tied && made != stored ? rows_as(made) : 0);
@@ -32,15 +33,26 @@ KvGeometry KvGeometryOf(const ModelConfig& config) {
 int64_t NumMatrixWeights(const ModelConfig& config) {
   int64_t count = 0;
   for (const WeightDeclaration& weight : DeclaredWeights(config)) {
-    if (weight.role == WeightRole::kMatrix) count += NumElements(weight.shape);
+    if (IsMatrix(weight.role)) count += NumElements(weight.shape);
   }
   return count;
+}
+
+int64_t NumActiveWeights(const ModelConfig& config) {
+  int64_t of_experts = 0;
+  for (const WeightDeclaration& weight : DeclaredWeights(config)) {
+    if (weight.role == WeightRole::kExpert) of_experts += NumElements(weight.shape);
+  }
+  const int64_t all = NumMatrixWeights(config);
+  if (!config.moe) return all;
+  // Experts of a model are alike, so this is a whole number of them.
+  return all - of_experts + of_experts / config.moe->num_experts * config.moe->num_chosen;
 }
 
 int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode mode) {
   int64_t bytes = 0;
   for (const WeightDeclaration& weight : DeclaredWeights(config)) {
-    if (weight.role != WeightRole::kMatrix) {
+    if (!IsMatrix(weight.role)) {
       bytes += NumElements(weight.shape) * static_cast<int64_t>(sizeof(float));
       continue;
     }
@@ -52,7 +64,7 @@ int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode
 int64_t WeightBytesOf(const Checkpoint& checkpoint, WeightMode mode) {
   int64_t bytes = 0;
   for (const WeightDeclaration& weight : DeclaredWeights(checkpoint.config())) {
-    if (weight.role != WeightRole::kMatrix) {
+    if (!IsMatrix(weight.role)) {
       bytes += NumElements(weight.shape) * static_cast<int64_t>(sizeof(float));
       continue;
     }

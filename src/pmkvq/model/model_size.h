@@ -17,6 +17,9 @@ KvGeometry KvGeometryOf(const ModelConfig& config);
 // Weights of the model; norms and biases, which are kept as floats, are not among them.
 int64_t NumMatrixWeights(const ModelConfig& config);
 
+// Those of them that one token is computed with: all but the experts that it did not choose.
+int64_t NumActiveWeights(const ModelConfig& config);
+
 // Model::weight_bytes of a model whose files have all matrices in the format `stored`.
 int64_t WeightBytesOf(const ModelConfig& config, WeightFormat stored, WeightMode mode);
 // Model::weight_bytes of the checkpoint, whose files may have matrices of several types. Throws

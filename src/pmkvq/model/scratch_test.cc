@@ -33,6 +33,24 @@ TEST(Scratch, AFrameGivesBackWhatWasTakenInIt) {
   EXPECT_NE(outer, first);
 }
 
+TEST(Scratch, IntsAreTakenAndGivenBackAlike) {
+  Scratch<double> scratch;
+  double* const real = scratch.Take(2);
+  int32_t* first = nullptr;
+  {
+    const Scratch<double>::Frame frame(scratch);
+    first = scratch.TakeInts(6);
+    std::fill_n(first, 6, 7);
+    *real = 1;
+    EXPECT_EQ(first[5], 7);
+  }
+  EXPECT_EQ(scratch.TakeInts(3), first);
+  EXPECT_EQ(scratch.num_bytes(), 2 * sizeof(double) + 6 * sizeof(int32_t));
+  Scratch<double> counted = Scratch<double>::CountOnly();
+  EXPECT_EQ(counted.TakeInts(6), nullptr);
+  EXPECT_EQ(counted.num_bytes(), 6 * sizeof(int32_t));
+}
+
 TEST(Scratch, MemoryGrowsToTheLargestSizeOnly) {
   Scratch<float> scratch;
   for (const int64_t count : {10, 40, 20, 40}) {

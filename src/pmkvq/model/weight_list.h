@@ -15,9 +15,15 @@ namespace pmkvq {
 
 enum class WeightRole : uint8_t {
   kMatrix,  // [N, K], used as stored or quantised.
+  kExpert,  // The same; only rows that chose the expert are multiplied with it.
+  kRouter,  // [n, K], used as stored: a wrong choice costs more than its few bytes.
   kNorm,    // [size], kept as floats.
   kBias,    // [size], kept as floats.
 };
+
+inline bool IsMatrix(WeightRole role) {
+  return role != WeightRole::kNorm && role != WeightRole::kBias;
+}
 
 struct WeightDeclaration {
   std::string name;  // Canonical (io/weights/weight_source.h).
@@ -46,6 +52,12 @@ class WeightList {
 
   void Matrix(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
     Add(name, WeightRole::kMatrix, {rows, cols}).matrix = &place;
+  }
+  void Expert(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
+    Add(name, WeightRole::kExpert, {rows, cols}).matrix = &place;
+  }
+  void Router(std::string_view name, int64_t num_experts, int64_t cols, WeightView& place) {
+    Add(name, WeightRole::kRouter, {num_experts, cols}).matrix = &place;
   }
   void Norm(std::string_view name, int64_t size, std::vector<float>& place,
             const NormForm& form = {}) {

@@ -2,6 +2,7 @@
 
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/model/blocks/mlp_moe.h"
 
 namespace pmkvq {
 
@@ -10,7 +11,8 @@ std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTa
   return std::make_unique<AttentionGqa>(config, rope, layer);
 }
 
-std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t /*layer*/) {
+std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer) {
+  if (config.moe && config.moe->IsIn(layer)) return std::make_unique<MlpMoe>(config);
   return std::make_unique<MlpDense>(config);
 }
 

@@ -28,7 +28,7 @@ Tensor Ones(int64_t size) {
 Tensor SyntheticWeight(const WeightDeclaration& declared, uint64_t seed, int num_threads) {
   const int64_t cols = declared.shape.back();
   if (declared.role == WeightRole::kNorm) return Ones(cols);
-  const bool is_matrix = declared.role == WeightRole::kMatrix;
+  const bool is_matrix = IsMatrix(declared.role);
   Tensor values = SyntheticMatrix(is_matrix ? declared.shape[0] : 1, cols, seed, num_threads);
   if (is_matrix) return values;
   Tensor bias(DType::kBF16, {cols});

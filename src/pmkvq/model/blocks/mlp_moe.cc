@@ -1,0 +1,259 @@
+#include "pmkvq/model/blocks/mlp_moe.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "pmkvq/base/check.h"
+#include "pmkvq/kernels/act/act.h"
+#include "pmkvq/kernels/norm/norm.h"
+
+namespace pmkvq {
+namespace {
+
+// Rows of a whole sequence that are computed at once, forward and backward.
+constexpr int64_t kSequenceRows = 256;
+
+// y [size] += weight * x
+template <class Real>
+void AddScaled(Real weight, const Real* x, int64_t size, Real* y) {
+  for (int64_t i = 0; i < size; ++i) y[i] += weight * x[i];
+}
+
+}  // namespace
+
+template <class Real>
+struct MlpMoe::Buffers {
+  Buffers(const ModelConfig& config, int64_t rows, Scratch<Real>& scratch)
+      : h(scratch.Take(rows * config.hidden_size)),
+        scores(scratch.Take(rows * config.moe->num_experts)),
+        weights(scratch.Take(rows * config.moe->num_chosen)),
+        gathered(scratch.Take(rows * config.hidden_size)),
+        gate(scratch.Take(rows * config.moe->expert_size)),
+        up(scratch.Take(rows * config.moe->expert_size)),
+        experts(scratch.TakeInts(rows * config.moe->num_chosen)),
+        order(scratch.TakeInts(rows * config.moe->num_chosen)),
+        first(scratch.TakeInts(config.moe->num_experts + 1)) {}
+
+  Real* h;           // [rows, E]
+  Real* scores;      // [rows, n]
+  Real* weights;     // [rows, k]
+  Real* gathered;    // [rows, E]: rows of h that an expert computes, then its results.
+  Real* gate;        // [rows, F]
+  Real* up;          // [rows, F]
+  int32_t* experts;  // [rows, k]
+  int32_t* order;    // [rows * k] and
+  int32_t* first;    // [n + 1]: GroupByExpert.
+};
+
+template <class Real>
+struct MlpMoe::GradBuffers {
+  GradBuffers(const ModelConfig& config, int64_t rows, Scratch<Real>& scratch)
+      : dh(scratch.Take(rows * config.hidden_size)),
+        dinner(scratch.Take(rows * config.moe->expert_size)),
+        gated(scratch.Take(rows * config.moe->expert_size)),
+        dweights(scratch.Take(rows * config.moe->num_chosen)),
+        dlogits(scratch.Take(rows * config.moe->num_experts)) {}
+
+  Real* dh;        // [rows, E]
+  Real* dinner;    // [rows, F]
+  Real* gated;     // [rows, F]
+  Real* dweights;  // [rows, k]
+  Real* dlogits;   // [rows, n]
+};
+
+MlpMoe::MlpMoe(const ModelConfig& config) : config_(config), moe_(config.moe.value()) {
+  PMKVQ_CHECK_MSG(!config.post_norms, "no family has experts and norms behind them");
+  rule_.num_experts = moe_.num_experts;
+  rule_.num_chosen = moe_.num_chosen;
+  rule_.normalize = moe_.normalize;
+  weights_.experts.resize(static_cast<size_t>(moe_.num_experts));
+}
+
+void MlpMoe::Declare(WeightList& list) {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t inner = moe_.expert_size;
+  list.Norm("mlp.norm", hidden, weights_.norm, {config_.norm_offset});
+  list.Router("mlp.router", moe_.num_experts, hidden, weights_.router);
+  for (size_t i = 0; i < weights_.experts.size(); ++i) {
+    MlpMoeWeights::Expert& expert = weights_.experts[i];
+    list.Expert(fmt::format("mlp.experts.{}.gate", i), inner, hidden, expert.gate);
+    list.Expert(fmt::format("mlp.experts.{}.up", i), inner, hidden, expert.up);
+    list.Expert(fmt::format("mlp.experts.{}.down", i), hidden, inner, expert.down);
+  }
+}
+
+// In pieces of kDecodeRows rows, in which the bits of a product do not depend on their number: in a
+// longer chunk a row then chooses as it does elsewhere, where its h is the same.
+template <class Real>
+void MlpMoe::Route(const Real* h, int64_t num_rows, Real* scores, int32_t* experts, Real* weights,
+                   int num_threads) const {
+  for (int64_t row = 0; row < num_rows; row += kDecodeRows) {
+    MatMul<Real>(h + row * config_.hidden_size, std::min(kDecodeRows, num_rows - row),
+                 weights_.router, nullptr, scores + row * moe_.num_experts, num_threads);
+  }
+  RouteRows<Real>(rule_, nullptr, num_rows, scores, experts, weights);
+}
+
+template <class Real>
+void MlpMoe::Prepare(const Real* x, int64_t rows, const Buffers<Real>& buffers,
+                     int num_threads) const {
+  RmsNorm(x, rows, config_.hidden_size, weights_.norm.data(), config_.rms_norm_eps, buffers.h,
+          num_threads);
+  Route(buffers.h, rows, buffers.scores, buffers.experts, buffers.weights, num_threads);
+  GroupByExpert({buffers.experts, static_cast<size_t>(rows * moe_.num_chosen)}, moe_.num_experts,
+                buffers.first, buffers.order);
+}
+
+template <class Real>
+int64_t MlpMoe::Gather(int64_t expert, const Buffers<Real>& buffers, const Real* source,
+                       Real* rows) const {
+  const int64_t hidden = config_.hidden_size;
+  const int32_t end = buffers.first[expert + 1];
+  for (int32_t i = buffers.first[expert]; i < end; ++i, rows += hidden) {
+    std::copy_n(source + buffers.order[i] / moe_.num_chosen * hidden, hidden, rows);
+  }
+  return end - buffers.first[expert];
+}
+
+template <class Real>
+void MlpMoe::Project(const MlpMoeWeights::Expert& expert, int64_t count,
+                     const Buffers<Real>& buffers, int num_threads) const {
+  const Projection<Real> projections[] = {{&expert.gate, nullptr, buffers.gate},
+                                          {&expert.up, nullptr, buffers.up}};
+  MatMulShared<Real>(buffers.gathered, count, projections, num_threads);
+}
+
+template <class Real>
+void MlpMoe::Gate(int64_t count, const Buffers<Real>& buffers, Real* y, int num_threads) const {
+  const bool is_silu = config_.activation == GateActivation::kSilu;
+  const auto mul = is_silu ? &SiluMul<Real> : &GeluMul<Real>;
+  mul(buffers.gate, buffers.up, count * moe_.expert_size, y, num_threads);
+}
+
+// A row's experts are added in their order, whatever the other rows choose.
+template <class Real>
+void MlpMoe::AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const {
+  const int64_t hidden = config_.hidden_size;
+  Prepare<Real>(x, rows, buffers, num_threads);
+  for (int64_t e = 0; e < moe_.num_experts; ++e) {
+    const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
+    if (count == 0) continue;
+    const MlpMoeWeights::Expert& expert = weights_.experts[static_cast<size_t>(e)];
+    Project<Real>(expert, count, buffers, num_threads);
+    Gate<Real>(count, buffers, buffers.gate, num_threads);
+    MatMul<Real>(buffers.gate, count, expert.down, nullptr, buffers.gathered, num_threads);
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t place = buffers.order[buffers.first[e] + i];
+      AddScaled(buffers.weights[place], buffers.gathered + i * hidden, hidden,
+                x + place / moe_.num_chosen * hidden);
+    }
+  }
+}
+
+void MlpMoe::Forward(const ForwardRows& rows, float* x) const {
+  const Scratch<float>::Frame frame(*rows.scratch);
+  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch);
+  for (const RowSlice& slice : rows.read_slices) {
+    AddRows(slice.num_rows, buffers, x + slice.first_row * config_.hidden_size, rows.num_threads);
+  }
+}
+
+void MlpMoe::CountScratch(const ForwardRows& rows) const {
+  const Scratch<float>::Frame frame(*rows.scratch);
+  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch);
+}
+
+template <class Real>
+void MlpMoe::ForwardSequence(const SequenceRows<Real>& rows, Real* x) const {
+  const typename Scratch<Real>::Frame frame(*rows.scratch);
+  const int64_t num_tokens = rows.num_tokens();
+  const Buffers<Real> buffers(config_, std::min(num_tokens, kSequenceRows), *rows.scratch);
+  for (int64_t begin = 0; begin < num_tokens; begin += kSequenceRows) {
+    AddRows(std::min(kSequenceRows, num_tokens - begin), buffers, x + begin * config_.hidden_size,
+            rows.num_threads);
+  }
+}
+
+// Of a row's result y: y += w a Wdown, a = act(gate) * up. With b = dy Wdown^T the gradient of w is
+// b . a, and that of a is w b.
+template <class Real>
+void MlpMoe::GradExpert(int64_t e, const Buffers<Real>& buffers, const GradBuffers<Real>& gradients,
+                        const Real* dx, int num_threads) const {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t inner = moe_.expert_size;
+  const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
+  if (count == 0) return;
+  const MlpMoeWeights::Expert& expert = weights_.experts[static_cast<size_t>(e)];
+  Project<Real>(expert, count, buffers, num_threads);
+  Gate<Real>(count, buffers, gradients.gated, num_threads);
+  Gather<Real>(e, buffers, dx, buffers.gathered);
+  MatMulGradInput<Real>(buffers.gathered, count, expert.down, gradients.dinner,
+                        /*accumulate=*/false, num_threads);
+  const int32_t* const order = buffers.order + buffers.first[e];
+  for (int64_t i = 0; i < count; ++i) {
+    const Real weight = buffers.weights[order[i]];
+    Real* const dinner = gradients.dinner + i * inner;
+    Real dot{0};
+    for (int64_t j = 0; j < inner; ++j) {
+      dot += dinner[j] * gradients.gated[i * inner + j];
+      dinner[j] *= weight;
+    }
+    gradients.dweights[order[i]] = dot;
+  }
+  const auto mul_grad =
+      config_.activation == GateActivation::kSilu ? &SiluMulGrad<Real> : &GeluMulGrad<Real>;
+  mul_grad(buffers.gate, buffers.up, gradients.dinner, count * inner, buffers.gate, buffers.up,
+           num_threads);
+  MatMulGradInput<Real>(buffers.gate, count, expert.gate, buffers.gathered, /*accumulate=*/false,
+                        num_threads);
+  MatMulGradInput<Real>(buffers.up, count, expert.up, buffers.gathered, /*accumulate=*/true,
+                        num_threads);
+  for (int64_t i = 0; i < count; ++i) {
+    AddScaled(Real{1}, buffers.gathered + i * hidden, hidden,
+              gradients.dh + order[i] / moe_.num_chosen * hidden);
+  }
+}
+
+// Recomputes the intermediate values of the forward pass from x.
+template <class Real>
+void MlpMoe::GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* dx) const {
+  const typename Scratch<Real>::Frame frame(*rows.scratch);
+  const int64_t num_tokens = rows.num_tokens();
+  const int64_t hidden = config_.hidden_size;
+  const int64_t max_rows = std::min(num_tokens, kSequenceRows);
+  const Buffers<Real> buffers(config_, max_rows, *rows.scratch);
+  const GradBuffers<Real> gradients(config_, max_rows, *rows.scratch);
+  for (int64_t begin = 0; begin < num_tokens; begin += kSequenceRows) {
+    const int64_t count = std::min(kSequenceRows, num_tokens - begin);
+    const Real* slice = x + begin * hidden;
+    Real* const gradient = dx + begin * hidden;
+    Prepare<Real>(slice, count, buffers, rows.num_threads);
+    std::fill_n(gradients.dh, count * hidden, Real{0});
+    for (int64_t e = 0; e < moe_.num_experts; ++e) {
+      GradExpert<Real>(e, buffers, gradients, gradient, rows.num_threads);
+    }
+    RouteRowsGrad<Real>(rule_, count, buffers.scores, buffers.experts, gradients.dweights,
+                        gradients.dlogits);
+    MatMulGradInput<Real>(gradients.dlogits, count, weights_.router, gradients.dh,
+                          /*accumulate=*/true, rows.num_threads);
+    RmsNormGrad(slice, gradients.dh, count, hidden, weights_.norm.data(), config_.rms_norm_eps,
+                gradient, rows.num_threads);
+  }
+}
+
+void MlpMoe::Forward(const SequenceRows<float>& rows, float* x) const { ForwardSequence(rows, x); }
+void MlpMoe::Forward(const SequenceRows<double>& rows, double* x) const {
+  ForwardSequence(rows, x);
+}
+void MlpMoe::Grad(const SequenceRows<float>& rows, const float* x, float* dx) const {
+  GradSequence(rows, x, dx);
+}
+void MlpMoe::Grad(const SequenceRows<double>& rows, const double* x, double* dx) const {
+  GradSequence(rows, x, dx);
+}
+
+template void MlpMoe::Route<float>(const float*, int64_t, float*, int32_t*, float*, int) const;
+template void MlpMoe::Route<double>(const double*, int64_t, double*, int32_t*, double*, int) const;
+
+}  // namespace pmkvq

@@ -1,0 +1,280 @@
+#include "pmkvq/model/blocks/mlp_moe.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "support/tiny_model.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::NormalDraw;
+using testing_support::RandomTensor;
+
+ModelConfig Config(bool normalize) {
+  ModelConfig config;
+  config.hidden_size = 24;
+  config.moe = MoeConfig{.num_experts = 7,
+                         .num_chosen = 3,
+                         .expert_size = 20,
+                         .normalize = normalize,
+                         .blocks = {true}};
+  return config;
+}
+
+// A mixture with random weights, bound by its declarations alone. Of both rules of weights.
+class MlpMoeTest : public testing::TestWithParam<bool> {
+ protected:
+  MlpMoeTest() : mlp_(config_) {
+    mlp_.Declare(list_);
+    tensors_.reserve(list_.slots().size());
+    for (const WeightSlot& slot : list_.slots()) {
+      const bool is_norm = slot.role == WeightRole::kNorm;
+      const Tensor& tensor = tensors_.emplace_back(
+          RandomTensor(DType::kF32, slot.shape, is_norm ? 1.0 : 0.0, is_norm ? 0.2 : 0.3, random_));
+      if (is_norm) {
+        slot.vector->assign(tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
+      } else {
+        *slot.matrix = {tensor.view().data, WeightFormat::kF32, slot.shape[0], slot.shape[1]};
+      }
+    }
+  }
+
+  int64_t hidden() const { return config_.hidden_size; }
+  int64_t num_chosen() const { return config_.moe->num_chosen; }
+
+  template <class Real>
+  std::vector<Real> RandomRows(int64_t num_rows) {
+    std::vector<Real> values(static_cast<size_t>(num_rows * hidden()));
+    for (Real& value : values) value = static_cast<Real>(NormalDraw(random_));
+    return values;
+  }
+
+  template <class Real>
+  SequenceRows<Real> Rows(int64_t num_tokens, Scratch<Real>& scratch) {
+    positions_.resize(static_cast<size_t>(num_tokens));
+    return {positions_, &scratch, 2};
+  }
+
+  // A step's rows, each of one token; of them those of `read` are computed.
+  std::vector<float> Forward(std::vector<float> x, const RowSlice& read, int num_threads) {
+    Scratch<float> scratch;
+    const RowSlice all{0, std::ssize(x) / hidden()};
+    ForwardRows rows;
+    rows.num_rows = all.num_rows;
+    rows.slices = {&all, 1};
+    rows.read_slices = {&read, 1};
+    rows.max_slice_rows = all.num_rows;
+    rows.scratch = &scratch;
+    rows.num_threads = num_threads;
+    mlp_.Forward(rows, x.data());
+    return x;
+  }
+  std::vector<float> Forward(const std::vector<float>& x, int num_threads = 1) {
+    return Forward(x, {0, std::ssize(x) / hidden()}, num_threads);
+  }
+
+  std::vector<double> Linear(const WeightView& weight, const std::vector<double>& x) {
+    std::vector<double> y(static_cast<size_t>(weight.rows));
+    ref::MatMul(x.data(), 1, weight, nullptr, y.data());
+    return y;
+  }
+
+  std::vector<double> Normed(std::vector<double> x) {
+    double squares = 0;
+    for (const double value : x) squares += value * value;
+    const double root = std::sqrt(squares / static_cast<double>(x.size()) + config_.rms_norm_eps);
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= double{mlp_.weights().norm[i]} / root;
+    return x;
+  }
+
+  // One row by the formula, expert by expert: no sorting, and no rows at once.
+  std::vector<double> Oracle(std::vector<double> x) {
+    const MlpMoeWeights& weights = mlp_.weights();
+    const std::vector<double> h = Normed(x);
+    const std::vector<double> logits = Linear(weights.router, h);
+    std::vector<size_t> order(logits.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::sort(order.begin(), order.end(),
+              [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+    const auto chosen = static_cast<size_t>(num_chosen());
+    double sum = 0;
+    for (size_t i = 0; i < (GetParam() ? chosen : order.size()); ++i) {
+      sum += std::exp(logits[order[i]]);
+    }
+    for (size_t i = 0; i < chosen; ++i) {
+      const MlpMoeWeights::Expert& expert = weights.experts[order[i]];
+      std::vector<double> inner = Linear(expert.gate, h);
+      const std::vector<double> up = Linear(expert.up, h);
+      for (size_t j = 0; j < inner.size(); ++j) {
+        inner[j] = inner[j] / (1 + std::exp(-inner[j])) * up[j];
+      }
+      const std::vector<double> y = Linear(expert.down, inner);
+      for (size_t j = 0; j < y.size(); ++j) x[j] += std::exp(logits[order[i]]) / sum * y[j];
+    }
+    return x;
+  }
+
+  // sum of direction * (x + Mlp(x)).
+  double Along(const std::vector<double>& direction, std::vector<double> x) {
+    Scratch<double> scratch;
+    mlp_.Forward(Rows<double>(std::ssize(x) / hidden(), scratch), x.data());
+    return std::inner_product(x.begin(), x.end(), direction.begin(), 0.0);
+  }
+
+  Random random_{5};
+  const ModelConfig config_ = Config(GetParam());
+  MlpMoe mlp_;
+  WeightList list_;
+  std::vector<Tensor> tensors_;
+  std::vector<int64_t> positions_;
+};
+
+// 300 rows: more than are computed at once. Every expert has some of them.
+TEST_P(MlpMoeTest, IsTheSumOverExpertsOfEachRow) {
+  constexpr int64_t kRows = 300;
+  const std::vector<double> x = RandomRows<double>(kRows);
+  std::vector<double> result = x;
+  Scratch<double> scratch;
+  mlp_.Forward(Rows<double>(kRows, scratch), result.data());
+  for (int64_t row = 0; row < kRows; ++row) {
+    const auto begin = x.begin() + row * hidden();
+    const std::vector<double> expected = Oracle({begin, begin + hidden()});
+    for (int64_t i = 0; i < hidden(); ++i) {
+      EXPECT_NEAR(result[static_cast<size_t>(row * hidden() + i)], expected[static_cast<size_t>(i)],
+                  1e-12);
+    }
+  }
+}
+
+// The derivative along a random direction, by central differences; their error is about e^2 of the
+// third derivative, plus 1e-16 / e of the sum. The router's part is not small: without it the test
+// fails.
+TEST_P(MlpMoeTest, GradientIsAFiniteDifference) {
+  constexpr int64_t kRows = 300;
+  const std::vector<double> x = RandomRows<double>(kRows);
+  const std::vector<double> direction = RandomRows<double>(kRows);
+  const std::vector<double> step = RandomRows<double>(kRows);
+  Scratch<double> scratch;
+  std::vector<double> dx = direction;
+  mlp_.Grad(Rows<double>(kRows, scratch), x.data(), dx.data());
+  constexpr double kStep = 1e-5;
+  std::vector<double> above = x;
+  std::vector<double> below = x;
+  for (size_t i = 0; i < x.size(); ++i) {
+    above[i] += kStep * step[i];
+    below[i] -= kStep * step[i];
+  }
+  const double expected = (Along(direction, above) - Along(direction, below)) / (2.0 * kStep);
+  const double gradient = std::inner_product(dx.begin(), dx.end(), step.begin(), 0.0);
+  EXPECT_NEAR(gradient, expected, 1e-6 * std::abs(expected) + 1e-6);
+  EXPECT_GT(std::abs(expected), 1.0) << "a derivative to tell apart from none";
+}
+
+TEST_P(MlpMoeTest, BatchedRowsHaveTheBitsOfASequence) {
+  for (const int64_t rows : {1, 5, 70, 200}) {
+    std::vector<float> sequence = RandomRows<float>(rows);
+    std::vector<float> batched = RandomRows<float>(3);  // Rows that nobody reads stay.
+    const std::vector<float> before = batched;
+    batched.insert(batched.end(), sequence.begin(), sequence.end());
+    Scratch<float> scratch;
+    mlp_.Forward(Rows<float>(rows, scratch), sequence.data());
+    const std::vector<float> result = Forward(batched, {3, rows}, 1);
+    const auto begin = result.begin() + std::ssize(before);
+    EXPECT_EQ(std::vector<float>(result.begin(), begin), before);
+    EXPECT_EQ(std::vector<float>(begin, result.end()), sequence);
+  }
+}
+
+// Rows of a step are alone at each expert, or beside any others.
+TEST_P(MlpMoeTest, BitsOfARowDependNeitherOnOthersNorOnThreads) {
+  const std::vector<float> x = RandomRows<float>(kDecodeRows);
+  const std::vector<float> together = Forward(x);
+  EXPECT_EQ(Forward(x, 3), together);
+  for (int64_t row = 0; row < kDecodeRows; ++row) {
+    const auto begin = x.begin() + row * hidden();
+    const auto expected = together.begin() + row * hidden();
+    EXPECT_EQ(Forward(std::vector<float>(begin, begin + hidden())),
+              std::vector<float>(expected, expected + hidden()))
+        << row;
+  }
+  for (const int64_t size : {2, 7, 40}) {
+    const std::vector<float> some = Forward(std::vector<float>(x.end() - size * hidden(), x.end()));
+    EXPECT_TRUE(std::equal(some.begin(), some.end(), together.end() - size * hidden())) << size;
+  }
+}
+
+// A long chunk gives an expert more rows than the kernels for few rows take.
+TEST_P(MlpMoeTest, LongChunksAreThoseOfTheOracle) {
+  constexpr int64_t kRows = 400;
+  const std::vector<float> x = RandomRows<float>(kRows);
+  const std::vector<float> result = Forward(x);
+  EXPECT_EQ(Forward(x, 2), result);
+  double worst = 0;
+  for (int64_t row = 0; row < kRows; ++row) {
+    const auto begin = x.begin() + row * hidden();
+    const std::vector<double> expected = Oracle({begin, begin + hidden()});
+    for (int64_t i = 0; i < hidden(); ++i) {
+      worst = std::max(worst, std::abs(double{result[static_cast<size_t>(row * hidden() + i)]} -
+                                       expected[static_cast<size_t>(i)]));
+    }
+  }
+  // Three sums of 24 or 20 products near 1, in float.
+  EXPECT_LT(worst, 1e-5);
+}
+
+// Matrices of experts that no row has chosen may not even be there.
+TEST_P(MlpMoeTest, ReadsNoExpertThatIsNotChosen) {
+  const std::vector<float> x = RandomRows<float>(2);
+  const std::vector<float> expected = Forward(x);
+  std::set<int32_t> chosen;
+  for (int64_t row = 0; row < 2; ++row) {
+    const auto begin = x.begin() + row * hidden();
+    const std::vector<double> h = Normed({begin, begin + hidden()});
+    std::vector<double> scores(static_cast<size_t>(config_.moe->num_experts));
+    std::vector<double> weights(static_cast<size_t>(num_chosen()));
+    std::vector<int32_t> experts(weights.size());
+    mlp_.Route(h.data(), 1, scores.data(), experts.data(), weights.data(), 1);
+    chosen.insert(experts.begin(), experts.end());
+  }
+  ASSERT_LT(std::ssize(chosen), config_.moe->num_experts) << "an expert is left out";
+  for (const WeightSlot& slot : list_.slots()) {
+    if (slot.role != WeightRole::kExpert) continue;
+    const int32_t expert = slot.name[std::string("mlp.experts.").size()] - '0';
+    if (!chosen.contains(expert)) slot.matrix->data = nullptr;
+  }
+  EXPECT_EQ(Forward(x), expected);
+}
+
+TEST_P(MlpMoeTest, CountsItsScratch) {
+  for (const int64_t num_rows : {1, 30}) {
+    std::vector<float> x = RandomRows<float>(num_rows);
+    Scratch<float> counted = Scratch<float>::CountOnly();
+    Scratch<float> used;
+    const RowSlice all{0, num_rows};
+    ForwardRows rows;
+    rows.num_rows = num_rows;
+    rows.read_slices = {&all, 1};
+    rows.max_slice_rows = num_rows;
+    rows.scratch = &used;
+    mlp_.Forward(rows, x.data());
+    rows.scratch = &counted;
+    mlp_.CountScratch(rows);
+    EXPECT_EQ(counted.num_bytes(), used.num_bytes());
+    const size_t bytes = used.num_bytes();
+    rows.scratch = &used;
+    mlp_.Forward(rows, x.data());
+    EXPECT_EQ(used.num_bytes(), bytes);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, MlpMoeTest, testing::Values(false, true), [](const auto& each) {
+  return each.param ? "Normalized" : "OfAllExperts";
+});
+
+}  // namespace
+}  // namespace pmkvq
