@@ -227,6 +227,27 @@ TEST_P(MlpMoeTest, LongChunksAreThoseOfTheOracle) {
   EXPECT_LT(worst, 1e-5);
 }
 
+// Whatever chunk it is in: beyond kDecodeRows rows products of BLAS have other bits.
+TEST_P(MlpMoeTest, RoutingOfARowDependsOnItAlone) {
+  constexpr int64_t kRows = 200;
+  const std::vector<float> h = RandomRows<float>(kRows);
+  const auto route = [&](int64_t first, int64_t rows) {
+    std::vector<float> scores(static_cast<size_t>(rows * config_.moe->num_experts));
+    std::vector<float> weights(static_cast<size_t>(rows * num_chosen()));
+    std::vector<int32_t> experts(weights.size());
+    mlp_.Route(h.data() + first * hidden(), rows, scores.data(), experts.data(), weights.data(), 1);
+    return std::make_pair(std::move(scores), std::move(experts));
+  };
+  const auto [scores, experts] = route(0, kRows);
+  for (int64_t row = 0; row < kRows; ++row) {
+    const auto [alone, chosen] = route(row, 1);
+    EXPECT_TRUE(
+        std::equal(alone.begin(), alone.end(), scores.begin() + row * config_.moe->num_experts))
+        << row;
+    EXPECT_TRUE(std::equal(chosen.begin(), chosen.end(), experts.begin() + row * num_chosen()));
+  }
+}
+
 // Matrices of experts that no row has chosen may not even be there.
 TEST_P(MlpMoeTest, ReadsNoExpertThatIsNotChosen) {
   const std::vector<float> x = RandomRows<float>(2);
