@@ -72,6 +72,8 @@ TinyModel Tiny(const std::string& architecture) {
   tiny.architecture = architecture;
   tiny.qkv_bias = architecture == "Qwen2ForCausalLM";
   tiny.qk_norm = architecture == "Qwen3ForCausalLM";
+  if (architecture == "MixtralForCausalLM") tiny = TinyModels().at("mixtral_f32");
+  if (architecture == "Qwen3MoeForCausalLM") tiny = TinyModels().at("qwen3_moe_normalized_f32");
   if (architecture == "Gemma3ForCausalLM") tiny = TinyModels().at("gemma3_f32");
   return tiny;
 }
@@ -375,8 +377,9 @@ Names KnownToTheProgram() {
 
 Samples AllSamples() {
   Samples samples;
-  for (const char* name : {"Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
-                           "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+  for (const char* name :
+       {"Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
+        "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
     samples[{kConfig, name}] = [=] { ExpectFolder(Tiny(name)); };
   }
   samples[{kConfig, "Phi3ForCausalLM"}] = ExpectPhi3;
@@ -397,7 +400,8 @@ Samples AllSamples() {
   for (const auto& [name, architecture] :
        std::map<std::string, std::string>{{"llama", "LlamaForCausalLM"},
                                           {"qwen2", "Qwen2ForCausalLM"},
-                                          {"qwen3", "Qwen3ForCausalLM"}}) {
+                                          {"qwen3", "Qwen3ForCausalLM"},
+                                          {"qwen3moe", "Qwen3MoeForCausalLM"}}) {
     samples[{kGgufArchitecture, name}] = [graph = architecture] { ExpectGgufArchitecture(graph); };
   }
   for (size_t i = 0; i < kNumGgufTensorTypes; ++i) {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ namespace pmkvq::testing_support {
 inline std::string GgufArchitectureOf(const TinyModel& model) {
   if (model.architecture == "Qwen2ForCausalLM") return "qwen2";
   if (model.architecture == "Qwen3ForCausalLM") return "qwen3";
+  if (model.architecture == "Qwen3MoeForCausalLM") return "qwen3moe";
   return "llama";
 }
 
@@ -50,6 +52,14 @@ inline GgufWriter GgufMetadataOf(const TinyModel& model) {
   number("attention.key_length", model.head_dim);
   number("attention.value_length", model.head_dim);
   number("rope.dimension_count", model.head_dim);
+  if (model.experts > 0) {
+    number("expert_count", model.experts);
+    number("expert_used_count", model.chosen);
+    if (!model.is_mixtral()) {
+      number("expert_feed_forward_length", model.expert_inner);
+      writer.Bool(a + "expert_weights_norm", model.normalizes);
+    }
+  }
   writer.F32(a + "attention.layer_norm_rms_epsilon", 1e-5f);
   writer.F32(a + "rope.freq_base", 10000.0f);
   return writer;
@@ -65,13 +75,58 @@ inline void AddVector(GgufWriter& writer, const TinyModel& model, const std::str
                             : i;
     AppendBytes(data, static_cast<float>(values[from]));
   }
-  writer.Tensor(GgufName(CanonicalNameOfHuggingFace(name)), {values.size()}, GgufTensorType::kF32,
-                data);
+  writer.Tensor(GgufName(CanonicalNameOfHuggingFace(name, model.naming())), {values.size()},
+                GgufTensorType::kF32, data);
 }
+
+// Collects matrices and writes them; those of the experts of a block become one tensor of three
+// dimensions, or, without `stacks`, one for each of them, as in files of before April 2024. Experts
+// come in their order.
+class GgufMatrices {
+ public:
+  explicit GgufMatrices(bool stacks = true) : stacks_(stacks) {}
+
+  void Add(const TinyModel& model, const std::string& name, int64_t rows, int64_t cols,
+           GgufTensorType type, const std::string& data) {
+    const std::string canonical = CanonicalNameOfHuggingFace(name, model.naming());
+    std::string stored = GgufName(canonical);
+    constexpr std::string_view kOfExperts = ".experts.";
+    const size_t at = canonical.find(kOfExperts);
+    const bool of_experts = at != std::string::npos;
+    if (of_experts && !stacks_) {  // "ffn_gate_exps.weight" -> "ffn_gate.3.weight"
+      const std::string number = canonical.substr(at + kOfExperts.size());
+      stored.replace(stored.find("_exps"), 5, "." + number.substr(0, number.find('.')));
+    }
+    const auto size = [](int64_t value) { return static_cast<uint64_t>(value); };
+    Matrix& matrix =
+        matrices_.try_emplace(stored, Matrix{{size(cols), size(rows)}, type, {}, 0}).first->second;
+    matrix.data += data;
+    ++matrix.count;
+    matrix.is_stack = of_experts && stacks_;
+  }
+  void WriteTo(GgufWriter& writer) {
+    for (auto& [name, matrix] : matrices_) {
+      if (matrix.is_stack) matrix.sizes.push_back(matrix.count);
+      writer.Tensor(name, matrix.sizes, matrix.type, matrix.data);
+    }
+  }
+
+ private:
+  struct Matrix {
+    std::vector<uint64_t> sizes;
+    GgufTensorType type;
+    std::string data;
+    uint64_t count = 0;
+    bool is_stack = false;
+  };
+  const bool stacks_;
+  std::map<std::string, Matrix> matrices_;
+};
 
 // Matrices in the model's dtype, vectors as F32.
 inline GgufWriter GgufOf(const TinyModel& model, const TinyWeights& weights) {
   GgufWriter writer = GgufMetadataOf(model);
+  GgufMatrices matrices;
   for (const auto& [name, tensor] : weights) {
     if (tensor.shape().size() == 1) {
       AddVector(writer, model, name, tensor);
@@ -89,18 +144,20 @@ inline GgufWriter GgufOf(const TinyModel& model, const TinyWeights& weights) {
     const GgufTensorType type = tensor.dtype() == DType::kF32   ? GgufTensorType::kF32
                                 : tensor.dtype() == DType::kF16 ? GgufTensorType::kF16
                                                                 : GgufTensorType::kBF16;
-    writer.Tensor(GgufName(CanonicalNameOfHuggingFace(name)),
-                  {static_cast<uint64_t>(tensor.shape()[1]), static_cast<uint64_t>(rows)}, type,
-                  data);
+    matrices.Add(model, name, rows, tensor.shape()[1], type, data);
   }
+  matrices.WriteTo(writer);
   return writer;
 }
 
-// All matrices as random blocks of `type`; `weights` becomes their values, in the model's order, as
-// F32. Rows have to be whole blocks.
-inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, TinyWeights& weights) {
+// All matrices but routers as random blocks of `type`; `weights` becomes their values, in the
+// model's order, as F32. Rows have to be whole blocks.
+// `stacks`: as in GgufMatrices.
+inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, TinyWeights& weights,
+                               bool stacks = true) {
   Random random(model.seed + static_cast<uint64_t>(type));
   GgufWriter writer = GgufMetadataOf(model);
+  GgufMatrices matrices(stacks);
   for (auto& [name, tensor] : weights) {
     if (tensor.shape().size() == 1) {
       AddVector(writer, model, name, tensor);
@@ -109,9 +166,14 @@ inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, Tiny
     const int64_t rows = tensor.shape()[0];
     const int64_t cols = tensor.shape()[1];
     const WeightFormat format = *WeightFormatNamed(LayoutOf(type).name);
+    if (name.ends_with(model.router() + ".weight")) {
+      const auto* const bytes = reinterpret_cast<const char*>(tensor.view().data);
+      matrices.Add(model, name, rows, cols, GgufTensorType::kF32,
+                   {bytes, tensor.view().num_bytes()});
+      continue;
+    }
     const std::string data = RandomBlocks(format, rows * cols, random);
-    writer.Tensor(GgufName(CanonicalNameOfHuggingFace(name)),
-                  {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)}, type, data);
+    matrices.Add(model, name, rows, cols, type, data);
     const WeightView stored{reinterpret_cast<const std::byte*>(data.data()), format, rows, cols};
     tensor = Tensor(DType::kF32, {rows, cols});
     for (int64_t row = 0; row < rows; ++row) {
@@ -121,6 +183,7 @@ inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, Tiny
       }
     }
   }
+  matrices.WriteTo(writer);
   return writer;
 }
 

@@ -13,6 +13,7 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/hugging_face_names.h"
 #include "pmkvq/tensor/tensor.h"
 #include "support/temp_folder.h"
 
@@ -42,6 +43,13 @@ struct TinyModel {
   // Gemma 3: norms of weight 1 + w in front of and behind each part, GELU, the embedding times
   // sqrt(E), scores times kQueryScalar ** -0.5, and theta kLocalTheta in blocks with a window.
   bool is_gemma = false;
+  // Mixtures of experts, in all blocks but `dense_layer`. Mixtral has them in all, of the size
+  // `inner`, and normalises their weights.
+  int64_t experts = 0;
+  int64_t chosen = 2;
+  int64_t expert_inner = 20;
+  bool normalizes = false;
+  int64_t dense_layer = -1;
   int64_t window_pattern = 0;  // Of is_gemma: each so many-th block has no window, in place of
                                // full_layers.
   static constexpr double kQueryScalar = 20;
@@ -50,6 +58,23 @@ struct TinyModel {
   bool has_window(int64_t layer) const {
     if (window == 0) return false;
     return window_pattern > 0 ? (layer + 1) % window_pattern != 0 : layer >= full_layers;
+  }
+  bool is_mixtral() const { return architecture == "MixtralForCausalLM"; }
+  bool has_experts(int64_t layer) const { return experts > 0 && layer != dense_layer; }
+  int64_t expert_size() const { return is_mixtral() ? inner : expert_inner; }
+  // What checkpoints of the architecture call the router, and the matrices of an expert.
+  std::string router() const { return is_mixtral() ? "block_sparse_moe.gate" : "mlp.gate"; }
+  std::string expert(int64_t index, const std::string& matrix) const {
+    if (!is_mixtral()) return "mlp.experts." + std::to_string(index) + "." + matrix + "_proj";
+    return "block_sparse_moe.experts." + std::to_string(index) +
+           (matrix == "gate" ? ".w1"
+            : matrix == "up" ? ".w3"
+                             : ".w2");
+  }
+  HuggingFaceNaming naming() const {
+    return is_gemma       ? HuggingFaceNaming::kPostNorms
+           : is_mixtral() ? HuggingFaceNaming::kSparseMoe
+                          : HuggingFaceNaming::kUsual;
   }
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
@@ -79,6 +104,15 @@ inline std::map<std::string, TinyModel> TinyModels() {
                                  .dtype = DType::kBF16,
                                  .window = 20,
                                  .full_layers = 2};
+  models["mixtral_f32"] = {.architecture = "MixtralForCausalLM", .inner = 28, .experts = 5};
+  models["qwen3_moe_bf16"] = {.architecture = "Qwen3MoeForCausalLM",
+                              .qk_norm = true,
+                              .dtype = DType::kBF16,
+                              .experts = 9,
+                              .chosen = 3,
+                              .dense_layer = 1};
+  models["qwen3_moe_normalized_f32"] = {
+      .architecture = "Qwen3MoeForCausalLM", .qk_norm = true, .experts = 6, .normalizes = true};
   models["gemma3_f32"] = {.architecture = "Gemma3ForCausalLM",
                           .tied = true,
                           .qk_norm = true,
@@ -162,6 +196,15 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
       norm(block + "pre_feedforward_layernorm.weight", model.hidden);
       norm(block + "post_feedforward_layernorm.weight", model.hidden);
     }
+    if (model.has_experts(layer)) {
+      linear(block + model.router(), model.experts, model.hidden, false);
+      for (int64_t i = 0; i < model.experts; ++i) {
+        linear(block + model.expert(i, "gate"), model.expert_size(), model.hidden, false);
+        linear(block + model.expert(i, "up"), model.expert_size(), model.hidden, false);
+        linear(block + model.expert(i, "down"), model.hidden, model.expert_size(), false);
+      }
+      continue;
+    }
     linear(block + "mlp.gate_proj", model.inner, model.hidden, false);
     linear(block + "mlp.up_proj", model.inner, model.hidden, false);
     linear(block + "mlp.down_proj", model.hidden, model.inner, false);
@@ -210,12 +253,23 @@ inline std::string TinyConfigJson(const TinyModel& model) {
     gemma += model.window_pattern > 0 ? field("sliding_window_pattern", model.window_pattern)
                                       : "\"layer_types\": [" + types + "],\n";
   }
+  std::string moe;
+  if (model.experts > 0) {
+    moe = field(model.is_mixtral() ? "num_local_experts" : "num_experts", model.experts) +
+          field("num_experts_per_tok", model.chosen);
+    if (!model.is_mixtral()) {
+      moe += field("moe_intermediate_size", model.expert_inner) +
+             "\"norm_topk_prob\": " + (model.normalizes ? "true" : "false") +
+             ",\n\"mlp_only_layers\": [" +
+             (model.dense_layer < 0 ? "" : std::to_string(model.dense_layer)) + "],\n";
+    }
+  }
   const bool bias_field = model.architecture != "Qwen2ForCausalLM" && model.qkv_bias;
   return "{\"architectures\": [\"" + model.architecture + "\"],\n" +
          field("vocab_size", model.vocab) + field("hidden_size", model.hidden) +
          field("intermediate_size", model.inner) + field("num_hidden_layers", model.layers) +
          field("num_attention_heads", model.heads) + field("num_key_value_heads", model.kv_heads) +
-         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) + gemma +
+         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) + gemma + moe +
          "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
          (model.window > 0 ? field("sliding_window", model.window) +
                                  field("max_window_layers", model.full_layers) +
@@ -369,12 +423,42 @@ class TinyModelOracle {
     const Row h = Norm(block + (model_.is_gemma ? "pre_feedforward_layernorm.weight"
                                                 : "post_attention_layernorm.weight"),
                        x);
-    Row gate = Linear(block + "mlp.gate_proj", h, model_.inner);
-    const Row up = Linear(block + "mlp.up_proj", h, model_.inner);
-    for (size_t i = 0; i < gate.size(); ++i) gate[i] = up[i] * Activate(gate[i]);
-    Row y = Linear(block + "mlp.down_proj", gate, model_.hidden);
+    if (weights_.contains(block + model_.router() + ".weight")) {
+      AddExperts(block, h, x);
+      return;
+    }
+    Row y = GatedMlp(block + "mlp.gate_proj", block + "mlp.up_proj", block + "mlp.down_proj", h,
+                     model_.inner);
     if (model_.is_gemma) y = Norm(block + "post_feedforward_layernorm.weight", y);
     for (size_t i = 0; i < y.size(); ++i) x[i] += y[i];
+  }
+
+  Row GatedMlp(const std::string& gate_name, const std::string& up_name,
+               const std::string& down_name, const Row& h, int64_t inner) const {
+    Row gate = Linear(gate_name, h, inner);
+    const Row up = Linear(up_name, h, inner);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = up[i] * Activate(gate[i]);
+    return Linear(down_name, gate, model_.hidden);
+  }
+
+  void AddExperts(const std::string& block, const Row& h, Row& x) const {
+    const Row logits = Linear(block + model_.router(), h, model_.experts);
+    std::vector<int64_t> order;
+    for (int64_t i = 0; i < model_.experts; ++i) order.push_back(i);
+    const auto share = [&](int64_t i) { return std::exp(logits[static_cast<size_t>(i)]); };
+    std::sort(order.begin(), order.end(),
+              [&](int64_t a, int64_t b) { return share(a) > share(b); });
+    double sum = 0.0;
+    for (int64_t i = 0; i < model_.experts; ++i) {
+      const bool counts = i < model_.chosen || !(model_.normalizes || model_.is_mixtral());
+      if (counts) sum += share(order[static_cast<size_t>(i)]);
+    }
+    for (int64_t i = 0; i < model_.chosen; ++i) {
+      const int64_t e = order[static_cast<size_t>(i)];
+      const Row y = GatedMlp(block + model_.expert(e, "gate"), block + model_.expert(e, "up"),
+                             block + model_.expert(e, "down"), h, model_.expert_size());
+      for (size_t j = 0; j < y.size(); ++j) x[j] += share(e) / sum * y[j];
+    }
   }
 
   double Activate(double z) const {

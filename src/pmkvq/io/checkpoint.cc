@@ -60,6 +60,12 @@ std::string ArchitectureText(const ModelConfig& config) {
                         number(config.norm_offset), config.embedding_factor, config.query_factor,
                         static_cast<int>(config.activation));
   }
+  if (config.moe) {
+    const MoeConfig& moe = *config.moe;
+    const std::vector<int> blocks(moe.blocks.begin(), moe.blocks.end());
+    text += fmt::format("experts={} chosen={} size={} normalize={} blocks={}\n", moe.num_experts,
+                        moe.num_chosen, moe.expert_size, moe.normalize, fmt::join(blocks, ","));
+  }
   return text;
 }
 
@@ -72,7 +78,9 @@ Checkpoint Checkpoint::Open(const std::string& path) {
   if (!gguf.empty()) {
     GgufSet files = GgufSet::Open(gguf);
     checkpoint.config_ = ParseGgufConfig(files, &checkpoint.warnings_);
-    checkpoint.weights_ = MakeGgufSource(std::move(files), checkpoint.config_.head_dim);
+    const ModelConfig& config = checkpoint.config_;
+    checkpoint.weights_ =
+        MakeGgufSource(std::move(files), config.head_dim, config.moe ? config.moe->num_experts : 0);
     return checkpoint;
   }
   std::error_code error;

@@ -9,6 +9,7 @@
 #include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/limits.h"
 #include "pmkvq/io/model_bounds.h"
+#include "pmkvq/io/moe_config.h"
 #include "pmkvq/io/rope_config.h"
 
 namespace pmkvq {
@@ -20,12 +21,12 @@ using internal::kMaxHidden;
 using internal::kMaxIntermediate;
 using internal::kMaxLayers;
 using internal::kMaxVocab;
+using internal::MoeKeys;
 
 // What transformers assumes where a config does not say.
 constexpr int64_t kDefaultMaxWindowLayers = 28;  // Qwen.
 constexpr int64_t kDefaultWindowPattern = 6;     // Gemma 3.
 constexpr double kDefaultQueryScalar = 256;
-constexpr double kDefaultGlobalTheta = 1e6;
 constexpr int64_t kNone = -1;
 
 // Which blocks have a sliding window.
@@ -49,14 +50,24 @@ struct Architecture {
   int64_t head_dim;        // kNone: hidden_size / heads.
   int64_t bos_token_id;
   int64_t eos_token_id;
+  double rope_theta;
+  MoeKeys moe = MoeKeys::kNone;
 };
 constexpr Architecture kArchitectures[] = {
-    {"Gemma3ForCausalLM", "gemma3_text", Graph::kGemma3, Windows::kPattern, 4096, 4, 256, 2, 1},
-    {"LlamaForCausalLM", "llama", Graph::kLlama, Windows::kNever, kNone, kNone, kNone, 1, 2},
-    {"MistralForCausalLM", "mistral", Graph::kLlama, Windows::kAll, 4096, 8, kNone, 1, 2},
-    {"Phi3ForCausalLM", "phi3", Graph::kLlama, Windows::kAll, kNone, kNone, kNone, 1, 32000},
-    {"Qwen2ForCausalLM", "qwen2", Graph::kLlama, Windows::kByLayer, 4096, 32, kNone, kNone, kNone},
-    {"Qwen3ForCausalLM", "qwen3", Graph::kLlama, Windows::kByLayer, 4096, 32, 128, kNone, kNone}};
+    {"Gemma3ForCausalLM", "gemma3_text", Graph::kGemma3, Windows::kPattern, 4096, 4, 256, 2, 1,
+     1e6},
+    {"LlamaForCausalLM", "llama", Graph::kLlama, Windows::kNever, kNone, kNone, kNone, 1, 2, 1e4},
+    {"MistralForCausalLM", "mistral", Graph::kLlama, Windows::kAll, 4096, 8, kNone, 1, 2, 1e4},
+    {"MixtralForCausalLM", "mixtral", Graph::kLlama, Windows::kAll, kNone, 8, kNone, 1, 2, 1e6,
+     MoeKeys::kMixtral},
+    {"Phi3ForCausalLM", "phi3", Graph::kLlama, Windows::kAll, kNone, kNone, kNone, 1, 32000, 1e4},
+    {"Qwen2ForCausalLM", "qwen2", Graph::kLlama, Windows::kByLayer, 4096, 32, kNone, kNone, kNone,
+     1e4},
+    {"Qwen3ForCausalLM", "qwen3", Graph::kLlama, Windows::kByLayer, 4096, 32, 128, kNone, kNone,
+     1e4},
+    // With use_sliding_window transformers gives all blocks a window; no published one has any.
+    {"Qwen3MoeForCausalLM", "qwen3_moe", Graph::kLlama, Windows::kNever, kNone, 4, kNone, kNone,
+     kNone, 1e4, MoeKeys::kQwen3}};
 
 const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config) {
   std::string known;
@@ -134,12 +145,13 @@ void ParseBiases(const JsonValue& json, ModelConfig& config) {
   // The graphs of these are fixed; transformers ignores the field.
   if (config.model_type == "qwen2") config.qkv_bias = true;
   if (config.model_type == "qwen2" || config.model_type == "mistral" ||
-      config.model_type == "phi3") {
+      config.model_type == "mixtral" || config.model_type == "phi3") {
     return;
   }
   config.qkv_bias = attention_bias;
   config.o_bias = attention_bias;
-  config.qk_norm = config.model_type == "qwen3" || config.model_type == "gemma3_text";
+  config.qk_norm = config.model_type == "qwen3" || config.model_type == "qwen3_moe" ||
+                   config.model_type == "gemma3_text";
 }
 
 // The window of blocks that have one; kNone: no block has.
@@ -150,7 +162,7 @@ int64_t SlidingWindow(const JsonValue& json, const Architecture& architecture) {
   if (architecture.windows == Windows::kNever) {
     if (use) {
       json.At("use_sliding_window")
-          .Refuse("false: " + std::string(architecture.name) + " has none");
+          .Refuse("false: windows of " + std::string(architecture.name) + " are not supported");
     }
     return kNone;
   }
@@ -243,12 +255,6 @@ void RefuseOtherGraphs(const JsonValue& json, const Architecture& architecture) 
     json.At("use_bidirectional_attention").Refuse("false");
   }
   if (json.BoolOr("mlp_bias", false)) json.At("mlp_bias").Refuse("false");
-  for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts",
-                          "num_experts_per_tok", "moe_intermediate_size"}) {
-    if (json.Has(key) && json.At(key).AsInt() > 0) {
-      json.At(key).Refuse("no such field: mixtures of experts are not supported");
-    }
-  }
 }
 
 int64_t ParseTokenId(const JsonValue& value, const ModelConfig& config) {
@@ -297,7 +303,8 @@ std::optional<DType> ParseWeightType(const JsonValue& json) {
 
 void ParseRope(const JsonValue& json, const Architecture& architecture, ModelConfig& config) {
   internal::RopeRules rules;
-  if (architecture.graph == Graph::kGemma3) rules = {true, kDefaultGlobalTheta};
+  rules.by_layer_type = architecture.graph == Graph::kGemma3;
+  rules.theta = architecture.rope_theta;
   const internal::RopeConfig rope =
       internal::ParseRopeConfig(json, config.max_position_embeddings, rules);
   config.rope_theta = rope.theta;
@@ -336,6 +343,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
   const Architecture& architecture = ParseArchitecture(json, config);
   RefuseOtherGraphs(json, architecture);
   ParseSizes(json, architecture, config);
+  config.moe = internal::ParseMoeConfig(json, architecture.moe, config);
   ParseBiases(json, config);
   ParseRope(json, architecture, config);
   ParseSlidingWindows(json, architecture, config);

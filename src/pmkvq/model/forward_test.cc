@@ -130,7 +130,8 @@ TinyWeights Dequantized(const TinyModel& tiny, const TinyWeights& weights) {
   TinyWeights result = weights;
   if (tiny.tied) result["lm_head.weight"] = result.at("model.embed_tokens.weight");
   for (auto& [name, tensor] : result) {
-    if (!name.ends_with("proj.weight") && name != "lm_head.weight") continue;
+    const bool is_of_experts = name.find(".experts.") != std::string::npos;
+    if (!name.ends_with("proj.weight") && !is_of_experts && name != "lm_head.weight") continue;
     const int64_t rows = tensor.shape()[0];
     const int64_t cols = tensor.shape()[1];
     Q8Weight codes;

@@ -11,6 +11,7 @@
 #include "pmkvq/io/gguf/gguf_header.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/model/blocks/mlp_moe.h"
 #include "pmkvq/model/model.h"
 #include "support/dense_kv_store.h"
 #include "support/expect_error.h"
@@ -94,6 +95,57 @@ TEST(GgufModel, GoldenLogitsAreThoseOfTheFolder) {
   }
   EXPECT_EQ(AttentionOf(*q8_0, 0).q.format, WeightFormat::kQ8_0);
   EXPECT_EQ(q8_0->conversion().num_tensors, 0);
+}
+
+TinyModel WideExperts(const std::string& architecture) {
+  TinyModel tiny;
+  tiny.architecture = architecture;
+  tiny.hidden = 256;
+  tiny.inner = 256;
+  tiny.expert_inner = 256;
+  tiny.layers = 2;
+  tiny.heads = 8;
+  tiny.kv_heads = 4;
+  tiny.head_dim = 32;
+  tiny.qk_norm = architecture == "Qwen3MoeForCausalLM";
+  tiny.experts = 5;
+  return tiny;
+}
+
+// A value format: products of few rows are those of the decoded weights. 1e-4 as above.
+TEST(GgufModel, StoredBlocksOfExpertsAreThoseOfTheDecodedWeights) {
+  for (const char* architecture : {"MixtralForCausalLM", "Qwen3MoeForCausalLM"}) {
+    const TinyModel tiny = WideExperts(architecture);
+    TinyWeights decoded = MakeTinyWeights(tiny);
+    const auto model = LoadGguf(RandomGgufOf(tiny, GgufTensorType::kQ8_0, decoded));
+    EXPECT_EQ(model->conversion().num_tensors, 0);
+    const auto& moe = dynamic_cast<const MlpMoe&>(model->mlp(0)).weights();
+    EXPECT_EQ(moe.experts[3].down.format, WeightFormat::kQ8_0);
+    EXPECT_EQ(moe.router.format, WeightFormat::kF32);
+    const std::vector<int32_t> tokens = RandomTokens(tiny.vocab, 70, 3);
+    const std::vector<double> expected = TinyModelOracle(tiny, decoded).Logits(tokens);
+    for (const size_t step : {size_t{1}, tokens.size()}) {
+      const std::vector<float> logits = LogitsOf(*model, tokens, step);
+      for (size_t i = 0; i < logits.size(); ++i) {
+        ASSERT_NEAR(double{logits[i]}, expected[i], 1e-4) << step << " " << i;
+      }
+    }
+  }
+}
+
+// Files of before April 2024 have a tensor for each expert.
+TEST(GgufModel, OldNamesOfExpertsAreTheSameModel) {
+  const TinyModel tiny = WideExperts("MixtralForCausalLM");
+  for (const GgufTensorType type : {GgufTensorType::kQ4_K, GgufTensorType::kQ6_K}) {
+    TinyWeights weights = MakeTinyWeights(tiny);
+    const auto stacked = LoadGguf(RandomGgufOf(tiny, type, weights));
+    weights = MakeTinyWeights(tiny);
+    const auto one_by_one = LoadGguf(RandomGgufOf(tiny, type, weights, /*stacks=*/false));
+    const std::vector<int32_t> tokens = RandomTokens(tiny.vocab, 70, 3);
+    for (const size_t step : {size_t{1}, tokens.size()}) {
+      EXPECT_EQ(LogitsOf(*stacked, tokens, step), LogitsOf(*one_by_one, tokens, step)) << step;
+    }
+  }
 }
 
 class EachType : public testing::TestWithParam<size_t> {

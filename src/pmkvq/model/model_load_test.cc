@@ -9,6 +9,7 @@
 #include "pmkvq/io/weights/hugging_face_names.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/model/blocks/mlp_moe.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/weight_list.h"
 #include "support/dense_kv_store.h"
@@ -32,8 +33,19 @@ const AttentionGqaWeights& AttentionOf(const Model& model, int64_t layer) {
   return dynamic_cast<const AttentionGqa&>(model.attention(layer)).weights();
 }
 
-const MlpDenseWeights& MlpOf(const Model& model, int64_t layer) {
-  return dynamic_cast<const MlpDense&>(model.mlp(layer)).weights();
+struct MlpMatrices {
+  const WeightView& gate;
+  const WeightView& up;
+  const WeightView& down;
+};
+
+// Of a dense block; of a block with experts those of its last one.
+MlpMatrices MlpOf(const Model& model, int64_t layer) {
+  if (const auto* const dense = dynamic_cast<const MlpDense*>(&model.mlp(layer))) {
+    return {dense->weights().gate, dense->weights().up, dense->weights().down};
+  }
+  const auto& last = dynamic_cast<const MlpMoe&>(model.mlp(layer)).weights().experts.back();
+  return {last.gate, last.up, last.down};
 }
 
 TEST(ModelLoad, BindsEveryArchitecture) {
@@ -53,11 +65,11 @@ TEST(ModelLoad, BindsEveryArchitecture) {
     EXPECT_EQ(model->final_norm().size(), static_cast<size_t>(tiny.hidden));
     for (int64_t layer = 0; layer < tiny.layers; ++layer) {
       const AttentionGqaWeights& attention = AttentionOf(*model, layer);
-      const MlpDenseWeights& mlp = MlpOf(*model, layer);
+      const MlpMatrices mlp = MlpOf(*model, layer);
       const std::string prefix = "model.layers." + std::to_string(layer) + ".";
       EXPECT_EQ(NameOf(attention.q.format), NameOf(tiny.dtype)) << "weights stay as stored";
       EXPECT_EQ(mlp.down.rows, tiny.hidden);
-      EXPECT_EQ(mlp.down.cols, tiny.inner);
+      EXPECT_EQ(mlp.down.cols, tiny.has_experts(layer) ? tiny.expert_size() : tiny.inner);
       EXPECT_EQ(attention.q_bias.empty(), !tiny.qkv_bias);
       EXPECT_EQ(attention.o_bias.empty(), !tiny.o_bias);
       EXPECT_EQ(attention.k_norm.empty(), !tiny.qk_norm);
@@ -138,10 +150,14 @@ TEST(ModelLoad, QuantisesMatricesButNotTheEmbedding) {
       EXPECT_EQ(model->output_head().format, made);
       EXPECT_EQ(model->output_head().rows, tiny.vocab);
       const AttentionGqaWeights& attention = AttentionOf(*model, tiny.layers - 1);
-      const MlpDenseWeights& mlp = MlpOf(*model, tiny.layers - 1);
+      const MlpMatrices mlp = MlpOf(*model, tiny.layers - 1);
       for (const WeightView* view : {&attention.q, &attention.k, &attention.v, &attention.o,
                                      &mlp.gate, &mlp.up, &mlp.down}) {
         EXPECT_EQ(view->format, made);
+      }
+      if (tiny.has_experts(tiny.layers - 1)) {
+        const auto& moe = dynamic_cast<const MlpMoe&>(model->mlp(tiny.layers - 1));
+        EXPECT_EQ(NameOf(moe.weights().router.format), NameOf(tiny.dtype)) << "a router stays";
       }
       // What was given back to the system is read again: plans still know the model.
       EXPECT_EQ(model->checkpoint().Identity(), stored->checkpoint().Identity());
@@ -159,14 +175,45 @@ TEST(ModelLoad, DeclaresWhatItBinds) {
     const ModelConfig config = Model::Load(folder.path())->config();
     std::map<std::string, Shape> declared;
     for (const WeightDeclaration& each : DeclaredWeights(config)) {
-      declared[HuggingFaceName(each.name, tiny.is_gemma)] = each.shape;
-      EXPECT_EQ(each.role == WeightRole::kMatrix, each.shape.size() == 2) << each.name;
+      declared[HuggingFaceName(each.name, tiny.naming())] = each.shape;
+      EXPECT_EQ(IsMatrix(each.role), each.shape.size() == 2) << each.name;
       EXPECT_EQ(each.role == WeightRole::kBias, each.name.ends_with(".bias")) << each.name;
     }
     std::map<std::string, Shape> stored;
     for (const auto& [tensor_name, tensor] : weights) stored[tensor_name] = tensor.shape();
     EXPECT_EQ(declared, stored);
   }
+}
+
+TEST(ModelLoad, RefusesExpertsOnADevice) {
+  for (const char* name : {"mixtral_f32", "qwen3_moe_bf16"}) {
+    const TinyModel tiny = TinyModels().at(name);
+    TempFolder folder;
+    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+    ModelOptions options;
+    options.device = {Device::kCuda, 0};
+    ExpectError<Unsupported>(
+        [&] { Model::Load(folder.path(), options); },
+        {tiny.architecture + ": found a mixture of " + std::to_string(tiny.experts) +
+         " experts, for which there are no kernels yet; use --device cpu"});
+  }
+}
+
+TEST(ModelLoad, RefusesExpertsThatTheConfigDoesNotAnnounce) {
+  const TinyModel tiny = TinyModels().at("mixtral_f32");
+  TinyWeights weights = MakeTinyWeights(tiny);
+  const std::string block = "model.layers.1.block_sparse_moe.experts.";
+  weights[block + "5.w1.weight"] = weights.at(block + "4.w1.weight");
+  const TempFolder more;
+  WriteTinyModel(tiny, weights, more);
+  ExpectError<InvalidInput>([&] { Model::Load(more.path()); },
+                            {"'" + block + "5.w1.weight': found here"});
+  weights.erase(block + "5.w1.weight");
+  weights.erase(block + "2.w2.weight");
+  const TempFolder less;
+  WriteTinyModel(tiny, weights, less);
+  ExpectError<InvalidInput>([&] { Model::Load(less.path()); },
+                            {"'" + block + "2.w2.weight': found nothing", "[32, 28]"});
 }
 
 TEST(ModelLoad, NamesAMatrixThatCannotBeQuantised) {

@@ -11,6 +11,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/limits.h"
 #include "pmkvq/io/model_bounds.h"
+#include "pmkvq/io/moe_config.h"
 #include "pmkvq/io/weights/gguf_names.h"
 
 namespace pmkvq {
@@ -19,9 +20,14 @@ namespace {
 struct Architecture {
   const char* name;  // general.architecture, and what stands before its keys.
   const char* config_name;
+  const char* model_type;
 };
-constexpr Architecture kArchitectures[] = {
-    {"llama", "LlamaForCausalLM"}, {"qwen2", "Qwen2ForCausalLM"}, {"qwen3", "Qwen3ForCausalLM"}};
+constexpr Architecture kArchitectures[] = {{"llama", "LlamaForCausalLM", "llama"},
+                                           {"qwen2", "Qwen2ForCausalLM", "qwen2"},
+                                           {"qwen3", "Qwen3ForCausalLM", "qwen3"},
+                                           {"qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"}};
+// A file of the architecture llama with experts.
+constexpr Architecture kMixtral = {"llama", "MixtralForCausalLM", "mixtral"};
 
 constexpr char kTokens[] = "tokenizer.ggml.tokens";
 constexpr char kTokenTypes[] = "tokenizer.ggml.token_type";
@@ -40,7 +46,7 @@ class ConfigParser {
         std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
                      [&](const Architecture& each) { return prefix_ == each.name; });
     config_.architecture = architecture->config_name;
-    config_.model_type = architecture->name;
+    config_.model_type = architecture->model_type;
     RefuseOtherGraphs();
     ParseSizes();
     ParseHeadDim();
@@ -51,6 +57,7 @@ class ConfigParser {
     }
     ParseVocabulary();
     ParseGraph();
+    ParseExperts();
     ParseRope();
     ParseEnds();
     return config_;
@@ -77,10 +84,6 @@ class ConfigParser {
 
   // Fields that change what the weights compute, and are not computed here.
   void RefuseOtherGraphs() const {
-    const GgufValue experts = Find("expert_count");
-    if (!experts.IsMissing() && experts.AsInt(0, 1 << 20) > 0) {
-      experts.Refuse("0: mixtures of experts are not supported");
-    }
     for (const char* key : {"attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias",
                             "attention.temperature_scale", "attention.temperature_length",
                             "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale",
@@ -189,7 +192,61 @@ class ConfigParser {
     const bool is_qwen2 = config_.model_type == "qwen2";
     config_.qkv_bias = is_qwen2 || Has("blocks.0.attn.q.bias");
     config_.o_bias = !is_qwen2 && Has("blocks.0.attn.o.bias");
-    config_.qk_norm = config_.model_type == "qwen3";
+    config_.qk_norm = config_.model_type == "qwen3" || config_.model_type == "qwen3_moe";
+  }
+
+  // Files say nothing of blocks without experts; they have no router.
+  void ParseExperts() {
+    const GgufValue count = Find("expert_count");
+    const bool is_qwen3 = config_.model_type == "qwen3_moe";
+    const int64_t num_experts =
+        count.IsMissing() && !is_qwen3 ? 0 : count.AsInt(0, internal::kMaxExperts);
+    if (num_experts == 0) {
+      if (is_qwen3) count.Fail("an integer above 0");
+      return;
+    }
+    if (config_.model_type == "llama") {
+      config_.architecture = kMixtral.config_name;
+      config_.model_type = kMixtral.model_type;
+    } else if (!is_qwen3) {
+      count.Refuse(fmt::format("0: experts of the architecture {} are not supported", prefix_));
+    }
+    RefuseOtherExperts();
+    MoeConfig moe;
+    moe.num_experts = num_experts;
+    moe.num_chosen = Find("expert_used_count").AsInt(1, num_experts);
+    const GgufValue size = Find("expert_feed_forward_length");
+    moe.expert_size = size.IsMissing() && !is_qwen3 ? config_.intermediate_size
+                                                    : size.AsInt(1, internal::kMaxIntermediate);
+    const GgufValue normalize = Find("expert_weights_norm");
+    moe.normalize = normalize.IsMissing() || normalize.AsBool();
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      moe.blocks.push_back(Has(fmt::format("blocks.{}.mlp.router", layer)));
+    }
+    if (std::find(moe.blocks.begin(), moe.blocks.end(), true) == moe.blocks.end()) {
+      throw InvalidInput(file_.path(), fmt::format("tensor '{}': found nothing, expected a router "
+                                                   "of {} experts in some block",
+                                                   GgufName("blocks.0.mlp.router"), num_experts));
+    }
+    if (internal::AreTooManyExperts(moe)) {
+      count.Fail(fmt::format("at most {} experts in all blocks", internal::kMaxExpertsInAll));
+    }
+    config_.moe = moe;
+  }
+
+  // Rules of routing that these architectures do not have in llama.cpp either.
+  void RefuseOtherExperts() const {
+    for (const char* key : {"expert_shared_count", "expert_group_count"}) {
+      const GgufValue value = Find(key);
+      if (!value.IsMissing() && value.AsInt(0, internal::kMaxExperts) > 0) value.Refuse("0");
+    }
+    const GgufValue scale = Find("expert_weights_scale");
+    if (!scale.IsMissing() && scale.AsDouble() != 0 && scale.AsDouble() != 1) scale.Refuse("1");
+    constexpr int64_t kSoftmax = 1;
+    const GgufValue gating = Find("expert_gating_func");
+    if (gating.IsMissing()) return;
+    const int64_t function = gating.AsInt(0, 1 << 20);
+    if (function > kSoftmax) gating.Refuse("1 (softmax)");
   }
 
   double PositiveOr(const char* key, double fallback) const {

@@ -9,8 +9,9 @@
 
 namespace pmkvq {
 
-// Architectures llama, qwen2 and qwen3; others are refused by name. What the metadata does not say
-// follows from the tensors: biases, a tied output head, RoPE factors.
+// Architectures llama, qwen2, qwen3 and qwen3moe; others are refused by name. llama with experts is
+// Mixtral. What the metadata does not say follows from the tensors: biases, a tied output head,
+// RoPE factors, which blocks have experts.
 //
 // `warnings`, unless null, gets one line for each thing that a user should know of a file that can
 // be used.

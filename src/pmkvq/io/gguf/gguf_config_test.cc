@@ -241,8 +241,8 @@ TEST(GgufConfig, RefusesWhatIsMissingOrWrong) {
                             {"llama.block_count: found 100000"});
   ExpectError<Unsupported>([] { Parse(Model("gemma3")); },
                            {"general.architecture: found \"gemma3\"", "llama, qwen2, qwen3"});
-  ExpectError<Unsupported>([] { Parse(Model().U32("llama.expert_count", 8)); },
-                           {"llama.expert_count: found 8"});
+  ExpectError<Unsupported>([] { Parse(Model("qwen2").U32("qwen2.expert_count", 8)); },
+                           {"qwen2.expert_count: found 8", "of the architecture qwen2"});
   EXPECT_EQ(Parse(Model().U32("llama.expert_count", 0)).num_layers, 2);
   ExpectError<Unsupported>([] { Parse(Model().U32("llama.attention.sliding_window", 1024)); },
                            {"sliding_window: found 1024", "at least llama.context_length (4096)"});
@@ -260,6 +260,75 @@ TEST(GgufConfig, RefusesWhatIsMissingOrWrong) {
                             {"a vocabulary only"});
 }
 
+// A model with routers in those blocks.
+GgufWriter ExpertModel(const std::string& architecture, const std::vector<int>& blocks) {
+  GgufWriter writer = Model(architecture);
+  writer.U32(architecture + ".expert_count", 4).U32(architecture + ".expert_used_count", 2);
+  for (const int block : blocks) {
+    writer.Tensor("blk." + std::to_string(block) + ".ffn_gate_inp.weight", {kHidden, 4},
+                  GgufTensorType::kF32, std::string(4 * kHidden * 4, '\0'));
+  }
+  return writer;
+}
+
+TEST(GgufConfig, ReadsExperts) {
+  const ModelConfig mixtral = Parse(ExpertModel("llama", {0, 1}));
+  EXPECT_EQ(mixtral.architecture, "MixtralForCausalLM");
+  EXPECT_EQ(mixtral.model_type, "mixtral");
+  ASSERT_TRUE(mixtral.moe.has_value());
+  EXPECT_EQ(mixtral.moe->num_experts, 4);
+  EXPECT_EQ(mixtral.moe->num_chosen, 2);
+  EXPECT_EQ(mixtral.moe->expert_size, 48);
+  EXPECT_TRUE(mixtral.moe->normalize);
+  EXPECT_EQ(mixtral.moe->blocks, (std::vector<bool>{true, true}));
+  GgufWriter writer = ExpertModel("qwen3moe", {1});
+  writer.U32("qwen3moe.expert_feed_forward_length", 24);
+  const ModelConfig qwen = Parse(writer);
+  EXPECT_EQ(qwen.architecture, "Qwen3MoeForCausalLM");
+  EXPECT_EQ(qwen.model_type, "qwen3_moe");
+  EXPECT_TRUE(qwen.qk_norm);
+  ASSERT_TRUE(qwen.moe.has_value());
+  EXPECT_EQ(qwen.intermediate_size, 48);
+  EXPECT_EQ(qwen.moe->expert_size, 24);
+  EXPECT_TRUE(qwen.moe->normalize) << "as llama.cpp does, where the key is absent";
+  EXPECT_EQ(qwen.moe->blocks, (std::vector<bool>{false, true}));
+  writer.Bool("qwen3moe.expert_weights_norm", false);
+  EXPECT_FALSE(Parse(writer).moe->normalize);
+}
+
+TEST(GgufConfig, RefusesOtherExperts) {
+  const auto parse = [](const char* key, uint32_t value) {
+    GgufWriter writer = ExpertModel("llama", {0, 1});
+    Parse(writer.Drop(key).U32(key, value));
+  };
+  for (const auto& [key, value] :
+       std::vector<std::pair<const char*, uint32_t>>{{"llama.expert_shared_count", 1},
+                                                     {"llama.expert_group_count", 2},
+                                                     {"llama.expert_gating_func", 2}}) {
+    ExpectError<Unsupported>([&, key = key, value = value] { parse(key, value); },
+                             {std::string(key) + ": found " + std::to_string(value)});
+  }
+  parse("llama.expert_gating_func", 1);
+  parse("llama.expert_shared_count", 0);
+  ExpectError<Unsupported>(
+      [] { Parse(ExpertModel("llama", {0}).F32("llama.expert_weights_scale", 2.5f)); },
+      {"llama.expert_weights_scale: found 2.5, expected 1"});
+  ExpectError<InvalidInput>([&] { parse("llama.expert_count", 5000); },
+                            {"llama.expert_count: found 5000"});
+  ExpectError<InvalidInput>([&] { parse("llama.expert_used_count", 5); },
+                            {"llama.expert_used_count: found 5", "1 to 4"});
+  ExpectError<InvalidInput>(
+      [] { Parse(ExpertModel("llama", {0}).Drop("llama.expert_used_count")); },
+      {"llama.expert_used_count: found nothing"});
+  ExpectError<InvalidInput>([] { Parse(ExpertModel("qwen3moe", {0})); },
+                            {"qwen3moe.expert_feed_forward_length: found nothing"});
+  ExpectError<InvalidInput>([] { Parse(Model("qwen3moe")); },
+                            {"qwen3moe.expert_count: found nothing"});
+  ExpectError<InvalidInput>(
+      [] { Parse(ExpertModel("llama", {})); },
+      {"tensor 'blk.0.ffn_gate_inp.weight': found nothing, expected a router of 4 experts"});
+}
+
 TEST(GgufNames, LeadThereAndBack) {
   for (const auto& [stored, name] : std::vector<std::pair<std::string, std::string>>{
            {"token_embd.weight", "embedding"},
@@ -268,14 +337,19 @@ TEST(GgufNames, LeadThereAndBack) {
            {"blk.0.attn_norm.weight", "blocks.0.attn.norm"},
            {"blk.12.attn_k.bias", "blocks.12.attn.k.bias"},
            {"blk.3.attn_q_norm.weight", "blocks.3.attn.q_norm"},
-           {"blk.107.ffn_down.weight", "blocks.107.mlp.down"}}) {
+           {"blk.107.ffn_down.weight", "blocks.107.mlp.down"},
+           {"blk.1.ffn_gate_inp.weight", "blocks.1.mlp.router"},
+           {"blk.1.ffn_down_exps.weight", "blocks.1.mlp.experts.*.down"}}) {
     EXPECT_EQ(CanonicalNameOfGguf(stored), name);
     EXPECT_EQ(GgufName(name), stored);
   }
-  for (const char* stored : {"", "rope_freqs.weight", "blk.0.attn_rot_embd", "blk.x.attn_q.weight",
-                             "model.norm.weight", "blk.0.ffn_gate_exps.weight"}) {
+  for (const char* stored :
+       {"", "rope_freqs.weight", "blk.0.attn_rot_embd", "blk.x.attn_q.weight", "model.norm.weight",
+        "blk.0.ffn_gate_shexp.weight", "blk.0.ffn_gate_exps.bias", "blk.0.ffn_up..weight"}) {
     EXPECT_EQ(CanonicalNameOfGguf(stored), "") << stored;
   }
+  EXPECT_EQ(GgufName("blocks.1.mlp.experts.12.up"), "blk.1.ffn_up_exps.weight");
+  EXPECT_EQ(CanonicalNameOfGguf("blk.1.ffn_up.12.weight"), "blocks.1.mlp.experts.12.up");
   EXPECT_TRUE(IsOfBlockOfGguf("blk.0.ffn_gate_exps.weight"));
   EXPECT_FALSE(IsOfBlockOfGguf("blk.0.attn_rot_embd"));
   EXPECT_FALSE(IsOfBlockOfGguf("rope_freqs.weight"));

@@ -239,10 +239,10 @@ const std::string& GgufSet::FileOf(const GgufTensor& tensor) const {
   return (*found)->path;
 }
 
-void GgufSet::DropPages(const GgufTensor& tensor) const {
+void GgufSet::DropPages(const std::byte* data, size_t num_bytes) const {
   for (const auto& file : impl_->files) {
     if (!file->mapped.has_value()) continue;
-    file->mapped->DropPages(tensor.data, static_cast<size_t>(tensor.num_bytes));
+    file->mapped->DropPages(data, num_bytes);
   }
 }
 

@@ -41,8 +41,9 @@ class GgufSet {
   const GgufTensor* FindTensor(std::string_view name) const;
   const std::string& FileOf(const GgufTensor& tensor) const;
 
-  // Gives the memory of a mapped tensor back; it is read from its file when next used.
-  void DropPages(const GgufTensor& tensor) const;
+  // Gives the memory of a mapped tensor, or a part of one, back; it is read from its file when next
+  // used.
+  void DropPages(const std::byte* data, size_t num_bytes) const;
 
  private:
   struct Impl;

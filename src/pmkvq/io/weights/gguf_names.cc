@@ -11,15 +11,29 @@ constexpr internal::NamePair kOutside[] = {{"token_embd.weight", "embedding"},
                                            {"output.weight", "output_head"},
                                            {"output_norm.weight", "final_norm"}};
 
-constexpr internal::NamePair kOfBlock[] = {
-    {"attn_norm.weight", "attn.norm"},     {"attn_q.weight", "attn.q"},
-    {"attn_k.weight", "attn.k"},           {"attn_v.weight", "attn.v"},
-    {"attn_output.weight", "attn.o"},      {"attn_q.bias", "attn.q.bias"},
-    {"attn_k.bias", "attn.k.bias"},        {"attn_v.bias", "attn.v.bias"},
-    {"attn_output.bias", "attn.o.bias"},   {"attn_q_norm.weight", "attn.q_norm"},
-    {"attn_k_norm.weight", "attn.k_norm"}, {"ffn_norm.weight", "mlp.norm"},
-    {"ffn_gate.weight", "mlp.gate"},       {"ffn_up.weight", "mlp.up"},
-    {"ffn_down.weight", "mlp.down"}};
+constexpr internal::NamePair kOfBlock[] = {{"attn_norm.weight", "attn.norm"},
+                                           {"attn_q.weight", "attn.q"},
+                                           {"attn_k.weight", "attn.k"},
+                                           {"attn_v.weight", "attn.v"},
+                                           {"attn_output.weight", "attn.o"},
+                                           {"attn_q.bias", "attn.q.bias"},
+                                           {"attn_k.bias", "attn.k.bias"},
+                                           {"attn_v.bias", "attn.v.bias"},
+                                           {"attn_output.bias", "attn.o.bias"},
+                                           {"attn_q_norm.weight", "attn.q_norm"},
+                                           {"attn_k_norm.weight", "attn.k_norm"},
+                                           {"ffn_norm.weight", "mlp.norm"},
+                                           {"ffn_gate.weight", "mlp.gate"},
+                                           {"ffn_up.weight", "mlp.up"},
+                                           {"ffn_down.weight", "mlp.down"},
+                                           {"ffn_gate_inp.weight", "mlp.router"},
+                                           {"ffn_gate_exps.weight", "mlp.experts.*.gate"},
+                                           {"ffn_up_exps.weight", "mlp.experts.*.up"},
+                                           {"ffn_down_exps.weight", "mlp.experts.*.down"},
+                                           // Files made before April 2024.
+                                           {"ffn_gate.*.weight", "mlp.experts.*.gate"},
+                                           {"ffn_up.*.weight", "mlp.experts.*.up"},
+                                           {"ffn_down.*.weight", "mlp.experts.*.down"}};
 
 constexpr internal::NameMap kMap{kStoredBlocks, kOutside, kOfBlock};
 

@@ -6,7 +6,8 @@
 
 namespace pmkvq {
 
-// "blk.3.attn_q.weight" -> "blocks.3.attn.q". Empty where the map has no entry.
+// "blk.3.attn_q.weight" -> "blocks.3.attn.q". Empty where the map has no entry. A tensor of all
+// experts of a block has '*' in the place of the expert: "blocks.3.mlp.experts.*.gate".
 std::string CanonicalNameOfGguf(std::string_view stored_name);
 // The reverse. A name that is not in the map stays as it is.
 std::string GgufName(std::string_view name);

@@ -13,6 +13,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/hash.h"
+#include "pmkvq/io/weights/expert_stacks.h"
 #include "pmkvq/io/weights/gguf_names.h"
 
 namespace pmkvq {
@@ -53,14 +54,14 @@ StoredWeight Describe(const GgufSet& files, const GgufTensor& tensor, int64_t pa
   return weight;
 }
 
-std::vector<StoredWeight> ListTensors(const GgufSet& files, int64_t head_dim) {
+std::vector<StoredWeight> ListTensors(const GgufSet& files, int64_t head_dim, int64_t num_experts) {
   const int64_t pair_rows = GgufArchitecture(files) == "llama" ? head_dim : 0;
   std::vector<StoredWeight> tensors;
   tensors.reserve(files.tensors().size());
   for (const GgufTensor& tensor : files.tensors()) {
     tensors.push_back(Describe(files, tensor, pair_rows));
   }
-  return tensors;
+  return internal::SplitExpertStacks(std::move(tensors), num_experts);
 }
 
 // Elements of a plain type that do not lie at a multiple of their size: a file may be aligned to
@@ -73,8 +74,9 @@ bool IsMisaligned(const StoredWeight& weight) {
 
 class GgufSource : public WeightSource {
  public:
-  GgufSource(GgufSet files, int64_t head_dim)
-      : WeightSource(files.path(), GgufTensorTypeNames(), ListTensors(files, head_dim)),
+  GgufSource(GgufSet files, int64_t head_dim, int64_t num_experts)
+      : WeightSource(files.path(), GgufTensorTypeNames(),
+                     ListTensors(files, head_dim, num_experts)),
         files_(std::move(files)) {
     EachTensor([&](StoredWeight& weight) {
       if (!IsMisaligned(weight)) return;
@@ -101,8 +103,7 @@ class GgufSource : public WeightSource {
   }
 
   void DropPages(const StoredWeight& weight) const override {
-    const GgufTensor* tensor = files_.FindTensor(weight.stored_name);
-    if (tensor != nullptr) files_.DropPages(*tensor);
+    files_.DropPages(weight.data, static_cast<size_t>(weight.num_bytes));
   }
 
  private:
@@ -112,8 +113,9 @@ class GgufSource : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<const WeightSource> MakeGgufSource(GgufSet files, int64_t head_dim) {
-  return std::make_unique<GgufSource>(std::move(files), head_dim);
+std::unique_ptr<const WeightSource> MakeGgufSource(GgufSet files, int64_t head_dim,
+                                                   int64_t num_experts) {
+  return std::make_unique<GgufSource>(std::move(files), head_dim, num_experts);
 }
 
 }  // namespace pmkvq

@@ -13,14 +13,25 @@ constexpr internal::NamePair kOutside[] = {{"model.embed_tokens.weight", "embedd
 
 // Behind the number of the block.
 constexpr internal::NamePair kOfBlock[] = {
-    {"input_layernorm.weight", "attn.norm"},    {"self_attn.q_proj.weight", "attn.q"},
-    {"self_attn.k_proj.weight", "attn.k"},      {"self_attn.v_proj.weight", "attn.v"},
-    {"self_attn.o_proj.weight", "attn.o"},      {"self_attn.q_proj.bias", "attn.q.bias"},
-    {"self_attn.k_proj.bias", "attn.k.bias"},   {"self_attn.v_proj.bias", "attn.v.bias"},
-    {"self_attn.o_proj.bias", "attn.o.bias"},   {"self_attn.q_norm.weight", "attn.q_norm"},
-    {"self_attn.k_norm.weight", "attn.k_norm"}, {"post_attention_layernorm.weight", "mlp.norm"},
-    {"mlp.gate_proj.weight", "mlp.gate"},       {"mlp.up_proj.weight", "mlp.up"},
-    {"mlp.down_proj.weight", "mlp.down"}};
+    {"input_layernorm.weight", "attn.norm"},
+    {"self_attn.q_proj.weight", "attn.q"},
+    {"self_attn.k_proj.weight", "attn.k"},
+    {"self_attn.v_proj.weight", "attn.v"},
+    {"self_attn.o_proj.weight", "attn.o"},
+    {"self_attn.q_proj.bias", "attn.q.bias"},
+    {"self_attn.k_proj.bias", "attn.k.bias"},
+    {"self_attn.v_proj.bias", "attn.v.bias"},
+    {"self_attn.o_proj.bias", "attn.o.bias"},
+    {"self_attn.q_norm.weight", "attn.q_norm"},
+    {"self_attn.k_norm.weight", "attn.k_norm"},
+    {"post_attention_layernorm.weight", "mlp.norm"},
+    {"mlp.gate_proj.weight", "mlp.gate"},
+    {"mlp.up_proj.weight", "mlp.up"},
+    {"mlp.down_proj.weight", "mlp.down"},
+    {"mlp.gate.weight", "mlp.router"},
+    {"mlp.experts.*.gate_proj.weight", "mlp.experts.*.gate"},
+    {"mlp.experts.*.up_proj.weight", "mlp.experts.*.up"},
+    {"mlp.experts.*.down_proj.weight", "mlp.experts.*.down"}};
 
 // Where there are norms behind attention and MLP, the first of them has the name that the norm in
 // front of the MLP has elsewhere. Looked up before kOfBlock.
@@ -29,8 +40,29 @@ constexpr internal::NamePair kOfBlockWithPostNorms[] = {
     {"pre_feedforward_layernorm.weight", "mlp.norm"},
     {"post_feedforward_layernorm.weight", "mlp.post_norm"}};
 
+// Mixtral's names of a mixture of experts.
+constexpr internal::NamePair kOfBlockWithSparseMoe[] = {
+    {"block_sparse_moe.gate.weight", "mlp.router"},
+    {"block_sparse_moe.experts.*.w1.weight", "mlp.experts.*.gate"},
+    {"block_sparse_moe.experts.*.w3.weight", "mlp.experts.*.up"},
+    {"block_sparse_moe.experts.*.w2.weight", "mlp.experts.*.down"}};
+
 constexpr internal::NameMap kMap{kStoredBlocks, kOutside, kOfBlock};
 constexpr internal::NameMap kPostNormMap{kStoredBlocks, {}, kOfBlockWithPostNorms};
+constexpr internal::NameMap kSparseMoeMap{kStoredBlocks, {}, kOfBlockWithSparseMoe};
+
+// What a naming has besides the names of all, and before them; null: nothing.
+const internal::NameMap* SpecialNames(HuggingFaceNaming naming) {
+  switch (naming) {
+    case HuggingFaceNaming::kUsual:
+      return nullptr;
+    case HuggingFaceNaming::kPostNorms:
+      return &kPostNormMap;
+    case HuggingFaceNaming::kSparseMoe:
+      return &kSparseMoeMap;
+  }
+  return nullptr;
+}
 
 constexpr std::string_view kPartsOfQkv[] = {"attn.q", "attn.k", "attn.v"};
 constexpr std::string_view kPartsOfGateUp[] = {"mlp.gate", "mlp.up"};
@@ -44,22 +76,27 @@ constexpr Fused kFused[] = {{"self_attn.qkv_proj.weight", kPartsOfQkv},
 
 }  // namespace
 
-bool ShowsPostNorms(std::string_view stored_name) {
-  return stored_name.starts_with(kStoredBlocks) &&
-         stored_name.ends_with(".pre_feedforward_layernorm.weight");
+HuggingFaceNaming NamingShownBy(std::string_view stored_name) {
+  if (!stored_name.starts_with(kStoredBlocks)) return HuggingFaceNaming::kUsual;
+  if (stored_name.ends_with(".pre_feedforward_layernorm.weight")) {
+    return HuggingFaceNaming::kPostNorms;
+  }
+  return stored_name.find(".block_sparse_moe.") == std::string_view::npos
+             ? HuggingFaceNaming::kUsual
+             : HuggingFaceNaming::kSparseMoe;
 }
 
-std::string CanonicalNameOfHuggingFace(std::string_view stored_name, bool has_post_norms) {
-  if (has_post_norms) {
-    const std::optional<std::string> name = kPostNormMap.CanonicalName(stored_name);
+std::string CanonicalNameOfHuggingFace(std::string_view stored_name, HuggingFaceNaming naming) {
+  if (const internal::NameMap* const special = SpecialNames(naming)) {
+    const std::optional<std::string> name = special->CanonicalName(stored_name);
     if (name.has_value()) return *name;
   }
   return kMap.CanonicalName(stored_name).value_or("");
 }
 
-std::string HuggingFaceName(std::string_view name, bool has_post_norms) {
-  if (has_post_norms) {
-    const std::optional<std::string> stored = kPostNormMap.StoredName(name);
+std::string HuggingFaceName(std::string_view name, HuggingFaceNaming naming) {
+  if (const internal::NameMap* const special = SpecialNames(naming)) {
+    const std::optional<std::string> stored = special->StoredName(name);
     if (stored.has_value()) return *stored;
   }
   return kMap.StoredName(name).value_or(std::string(name));

@@ -1,20 +1,30 @@
 // What checkpoints of Hugging Face call the weights that io/weights/weight_source.h names.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace pmkvq {
 
+// Where the names of families differ.
+enum class HuggingFaceNaming : uint8_t {
+  kUsual,
+  kPostNorms,  // Gemma: "post_attention_layernorm" is the norm behind attention, and not that in
+               // front of the MLP.
+  kSparseMoe,  // Mixtral: experts are "block_sparse_moe.experts.7.w1" instead of
+               // "mlp.experts.7.gate_proj".
+};
+
+// The naming that only checkpoints with such a tensor have; kUsual for tensors of any.
+HuggingFaceNaming NamingShownBy(std::string_view stored_name);
 // "model.layers.3.self_attn.q_proj.weight" -> "blocks.3.attn.q". Empty where the map has no entry.
-// `has_post_norms`: "post_attention_layernorm" is the norm behind attention, as in Gemma, and not
-// that in front of the MLP.
-std::string CanonicalNameOfHuggingFace(std::string_view stored_name, bool has_post_norms = false);
+std::string CanonicalNameOfHuggingFace(std::string_view stored_name,
+                                       HuggingFaceNaming naming = HuggingFaceNaming::kUsual);
 // The reverse. A name that is not in the map stays as it is.
-std::string HuggingFaceName(std::string_view name, bool has_post_norms = false);
-// The tensor is only in checkpoints with norms behind attention and MLP.
-bool ShowsPostNorms(std::string_view stored_name);
+std::string HuggingFaceName(std::string_view name,
+                            HuggingFaceNaming naming = HuggingFaceNaming::kUsual);
 // Some checkpoints hold several matrices as one, rows behind rows: "self_attn.qkv_proj.weight" has
 // the rows of q, k and v, "mlp.gate_up_proj.weight" those of gate and up. The canonical names of
 // the parts, in order; empty for other tensors.

@@ -7,10 +7,34 @@ constexpr std::string_view kBlocks = "blocks.";
 
 using Side = std::string_view NamePair::*;
 
-std::optional<std::string_view> Translate(std::span<const NamePair> names, Side from, Side to,
-                                          std::string_view name) {
+// What stands for '*' where `name` has the form of `pattern`: a number, or '*' again; empty where
+// the pattern has none.
+std::optional<std::string_view> Match(std::string_view pattern, std::string_view name) {
+  const size_t star = pattern.find('*');
+  if (star == std::string_view::npos) {
+    if (name != pattern) return std::nullopt;
+    return std::string_view();
+  }
+  const std::string_view behind = pattern.substr(star + 1);
+  if (name.size() < pattern.size() || !name.starts_with(pattern.substr(0, star)) ||
+      !name.ends_with(behind)) {
+    return std::nullopt;
+  }
+  const std::string_view number = name.substr(star, name.size() - star - behind.size());
+  const bool is_number = number.find_first_not_of("0123456789") == std::string_view::npos;
+  if (!is_number && number != "*") return std::nullopt;
+  return number;
+}
+
+std::optional<std::string> Translate(std::span<const NamePair> names, Side from, Side to,
+                                     std::string_view name) {
   for (const NamePair& each : names) {
-    if (each.*from == name) return each.*to;
+    const std::optional<std::string_view> number = Match(each.*from, name);
+    if (!number.has_value()) continue;
+    std::string translated(each.*to);
+    const size_t star = translated.find('*');
+    if (star != std::string::npos && !number->empty()) translated.replace(star, 1, *number);
+    return translated;
   }
   return std::nullopt;
 }
@@ -18,14 +42,12 @@ std::optional<std::string_view> Translate(std::span<const NamePair> names, Side 
 std::optional<std::string> Translate(const NameMap& map, Side from, std::string_view from_blocks,
                                      Side to, std::string_view to_blocks, std::string_view name) {
   if (!name.starts_with(from_blocks)) {
-    const std::optional<std::string_view> outside = Translate(map.outside, from, to, name);
-    if (!outside.has_value()) return std::nullopt;
-    return std::string(*outside);
+    return Translate(map.outside, from, to, name);
   }
   name.remove_prefix(from_blocks.size());
   const size_t digits = name.find_first_not_of("0123456789");
   if (digits == std::string_view::npos || digits == 0 || name[digits] != '.') return std::nullopt;
-  const std::optional<std::string_view> rest =
+  const std::optional<std::string> rest =
       Translate(map.of_block, from, to, name.substr(digits + 1));
   if (!rest.has_value()) return std::nullopt;
   std::string translated(to_blocks);

@@ -9,6 +9,8 @@
 
 namespace pmkvq::internal {
 
+// Where experts have tensors of their own, '*' stands for an expert's number on both sides. Where
+// one tensor holds all experts, it stands in the canonical name only (expert_stacks.h).
 struct NamePair {
   std::string_view stored;
   std::string_view canonical;

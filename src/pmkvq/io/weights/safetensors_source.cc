@@ -91,9 +91,9 @@ void CheckDistinct(const std::vector<SafetensorsFile>& files) {
 }
 
 StoredWeight Describe(const SafetensorsFile& file, const std::string& stored_name,
-                      bool has_post_norms) {
+                      HuggingFaceNaming naming) {
   StoredWeight weight;
-  weight.name = CanonicalNameOfHuggingFace(stored_name, has_post_norms);
+  weight.name = CanonicalNameOfHuggingFace(stored_name, naming);
   weight.stored_name = stored_name;
   weight.file = file.path();
   return weight;
@@ -137,20 +137,23 @@ std::vector<StoredWeight> SplitFused(std::vector<StoredWeight> tensors, const Fu
   return split;
 }
 
-bool HavePostNorms(const std::vector<SafetensorsFile>& files) {
-  return std::any_of(files.begin(), files.end(), [](const SafetensorsFile& file) {
-    return std::any_of(file.tensors().begin(), file.tensors().end(),
-                       [](const auto& tensor) { return ShowsPostNorms(tensor.first); });
-  });
+HuggingFaceNaming NamingOf(const std::vector<SafetensorsFile>& files) {
+  for (const SafetensorsFile& file : files) {
+    for (const auto& [name, view] : file.tensors()) {
+      const HuggingFaceNaming naming = NamingShownBy(name);
+      if (naming != HuggingFaceNaming::kUsual) return naming;
+    }
+  }
+  return HuggingFaceNaming::kUsual;
 }
 
 std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
                                       const FusedRows& rows, const std::optional<Fp8Format>& fp8) {
   std::vector<StoredWeight> tensors;
-  const bool has_post_norms = HavePostNorms(files);
+  const HuggingFaceNaming naming = NamingOf(files);
   for (const SafetensorsFile& file : files) {
     for (const auto& [name, view] : file.tensors()) {
-      StoredWeight& weight = tensors.emplace_back(Describe(file, name, has_post_norms));
+      StoredWeight& weight = tensors.emplace_back(Describe(file, name, naming));
       weight.type = NameOf(view.dtype);
       weight.format = WeightFormatNamed(weight.type);
       weight.shape = view.shape;
@@ -159,7 +162,7 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
       weight.of_block = IsOfBlockOfHuggingFace(name);
     }
     for (const auto& [name, foreign] : file.foreign_tensors()) {
-      StoredWeight& weight = tensors.emplace_back(Describe(file, name, has_post_norms));
+      StoredWeight& weight = tensors.emplace_back(Describe(file, name, naming));
       weight.type = foreign.dtype;
       weight.shape = foreign.shape;
       weight.num_bytes = foreign.num_bytes;
@@ -177,12 +180,12 @@ class SafetensorsSource : public WeightSource {
       : WeightSource(place, fp8 ? "F32, F16, BF16 or F8_E4M3" : "F32, F16 or BF16",
                      ListTensors(files, rows, fp8)),
         files_(std::move(files)),
-        has_post_norms_(HavePostNorms(files_)) {}
+        naming_(NamingOf(files_)) {}
 
   int64_t num_files() const override { return std::ssize(files_); }
 
   std::string StoredName(std::string_view name) const override {
-    return HuggingFaceName(name, has_post_norms_);
+    return HuggingFaceName(name, naming_);
   }
 
   std::string Identity(std::string_view architecture) const override {
@@ -220,7 +223,7 @@ class SafetensorsSource : public WeightSource {
 
  private:
   std::vector<SafetensorsFile> files_;
-  bool has_post_norms_;
+  HuggingFaceNaming naming_;
 };
 
 }  // namespace

@@ -48,12 +48,45 @@ TEST(HuggingFaceNames, NormsBehindAttentionAndMlp) {
                                           {"pre_feedforward_layernorm.weight", "mlp.norm"},
                                           {"post_feedforward_layernorm.weight", "mlp.post_norm"},
                                           {"input_layernorm.weight", "attn.norm"}}) {
-    EXPECT_EQ(CanonicalNameOfHuggingFace(block + stored, true), "blocks.12." + name);
-    EXPECT_EQ(HuggingFaceName("blocks.12." + name, true), block + stored);
+    EXPECT_EQ(CanonicalNameOfHuggingFace(block + stored, HuggingFaceNaming::kPostNorms),
+              "blocks.12." + name);
+    EXPECT_EQ(HuggingFaceName("blocks.12." + name, HuggingFaceNaming::kPostNorms), block + stored);
   }
-  EXPECT_EQ(CanonicalNameOfHuggingFace("model.norm.weight", true), "final_norm");
-  EXPECT_TRUE(ShowsPostNorms(block + "pre_feedforward_layernorm.weight"));
-  EXPECT_FALSE(ShowsPostNorms(block + "post_attention_layernorm.weight"));
+  EXPECT_EQ(CanonicalNameOfHuggingFace("model.norm.weight", HuggingFaceNaming::kPostNorms),
+            "final_norm");
+  EXPECT_EQ(NamingShownBy(block + "pre_feedforward_layernorm.weight"),
+            HuggingFaceNaming::kPostNorms);
+  EXPECT_EQ(NamingShownBy(block + "post_attention_layernorm.weight"), HuggingFaceNaming::kUsual);
+}
+
+TEST(HuggingFaceNames, Experts) {
+  const std::string block = "model.layers.12.";
+  for (const auto& [stored, name] : std::map<std::string, std::string>{
+           {"mlp.gate.weight", "mlp.router"},
+           {"mlp.experts.0.gate_proj.weight", "mlp.experts.0.gate"},
+           {"mlp.experts.127.up_proj.weight", "mlp.experts.127.up"},
+           {"mlp.experts.5.down_proj.weight", "mlp.experts.5.down"}}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(block + stored), "blocks.12." + name);
+    EXPECT_EQ(HuggingFaceName("blocks.12." + name), block + stored);
+  }
+  for (const auto& [stored, name] : std::map<std::string, std::string>{
+           {"block_sparse_moe.gate.weight", "mlp.router"},
+           {"block_sparse_moe.experts.0.w1.weight", "mlp.experts.0.gate"},
+           {"block_sparse_moe.experts.1.w3.weight", "mlp.experts.1.up"},
+           {"block_sparse_moe.experts.77.w2.weight", "mlp.experts.77.down"},
+           {"self_attn.q_proj.weight", "attn.q"}}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(block + stored, HuggingFaceNaming::kSparseMoe),
+              "blocks.12." + name);
+    EXPECT_EQ(HuggingFaceName("blocks.12." + name, HuggingFaceNaming::kSparseMoe), block + stored);
+  }
+  EXPECT_EQ(NamingShownBy(block + "block_sparse_moe.gate.weight"), HuggingFaceNaming::kSparseMoe);
+  EXPECT_EQ(NamingShownBy(block + "mlp.gate.weight"), HuggingFaceNaming::kUsual);
+  for (const char* other :
+       {"mlp.experts.gate_proj.weight", "mlp.experts..gate_proj.weight",
+        "mlp.experts.x.gate_proj.weight", "mlp.experts.1.2.gate_proj.weight",
+        "mlp.experts.-1.gate_proj.weight", "mlp.experts.1.gate_proj.weight.x"}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace(block + other), "") << other;
+  }
 }
 
 TEST(HuggingFaceNames, OthersHaveNone) {

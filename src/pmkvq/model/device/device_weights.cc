@@ -54,6 +54,12 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
 
 // What configs may ask for beyond the steps that there are.
 void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
+  if (config.moe) {
+    throw Unsupported(NameOf(device),
+                      fmt::format("{}: found a mixture of {} experts, for which there are no "
+                                  "kernels yet; use --device cpu",
+                                  config.architecture, config.moe->num_experts));
+  }
   Query(device);                         // Says what is wrong with the device, if something is.
   constexpr int64_t kMostHeadDim = 256;  // HeadRows
   if (config.head_dim > kMostHeadDim) {
