@@ -93,8 +93,12 @@ std::string NameOfMade(const Options& options) {
 void PrintTable(const Options& options, const Source& source, const Fit& fit) {
   const ModelConfig& config = source.model.config;
   const bool is_made = options.weights.mode() != WeightMode::kAsStored;
-  Print(fmt::format("{}: {}, {:.2f} B parameters\n", options.model, config.architecture,
-                    static_cast<double>(NumMatrixWeights(config)) / 1e9));
+  const auto billions = [](int64_t count) { return static_cast<double>(count) / 1e9; };
+  Print(fmt::format(
+      "{}: {}, {:.2f} B parameters{}\n", options.model, config.architecture,
+      billions(NumMatrixWeights(config)),
+      config.moe ? fmt::format(", {:.2f} B of them per token", billions(NumActiveWeights(config)))
+                 : ""));
   const auto line = [](const char* name, int64_t bytes, const std::string& remark) {
     Print(fmt::format("{:<16} {:>11}  {}\n", name, FormatByteSize(bytes), remark));
   };
@@ -143,6 +147,9 @@ void WriteFit(const Options& options, const Source& source, const Fit& fit) {
   json.Key("kind").String("fit");
   json.Key("architecture").String(source.model.config.architecture);
   json.Key("parameters").Int(NumMatrixWeights(source.model.config));
+  if (source.model.config.moe) {
+    json.Key("parameters_active_per_token").Int(NumActiveWeights(source.model.config));
+  }
   json.Key("memory_bytes").Int(options.fit.memory_bytes);
   json.Key("weights").String(options.weights.mode() == WeightMode::kAsStored ? source.types
                                                                              : NameOfMade(options));

@@ -122,6 +122,17 @@ void InspectModel(const Options& options) {
     fields.push_back(Number("sliding_window", window));
     fields.push_back(Number("blocks_with_sliding_window", count));
   }
+  if (config.moe) {
+    const MoeConfig& moe = *config.moe;
+    // Others are read for no token.
+    const int64_t not_chosen = NumMatrixWeights(config) - NumActiveWeights(config);
+    fields.push_back(Number("parameters_active_per_token", num_parameters - not_chosen));
+    fields.push_back(Number("experts", moe.num_experts));
+    fields.push_back(Number("experts_per_token", moe.num_chosen));
+    fields.push_back(Number("expert_intermediate_size", moe.expert_size));
+    fields.push_back(
+        Number("blocks_with_experts", std::count(moe.blocks.begin(), moe.blocks.end(), true)));
+  }
   if (!FindGgufFile(options.path).empty()) {
     fields.push_back(Text("tokenizer", DescribeTokenizerOf(options.path)));
     fields.push_back(Text("chat_template", HasChatTemplate(options.path, "") ? "yes" : "none"));

@@ -13,10 +13,12 @@ namespace pmkvq::cli {
 std::vector<TensorTypeUse> TensorTypesOf(const Checkpoint& checkpoint) {
   if (FindGgufFile(checkpoint.folder()).empty()) return {};
   std::map<std::string, TensorTypeUse> by_type;
+  std::string last_name;  // Experts of one tensor are listed one after the other.
   for (const StoredWeight& tensor : checkpoint.weights().tensors()) {
     TensorTypeUse& use = by_type[tensor.type];
     use.type = tensor.type;
-    use.num_tensors += 1;
+    if (tensor.stored_name != last_name) use.num_tensors += 1;
+    last_name = tensor.stored_name;
     use.bytes += static_cast<int64_t>(tensor.num_bytes);
   }
   std::vector<TensorTypeUse> types;

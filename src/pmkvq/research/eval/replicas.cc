@@ -13,6 +13,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/thread_pool.h"
+#include "pmkvq/model/model_size.h"
 
 namespace pmkvq {
 namespace {
@@ -21,12 +22,11 @@ namespace {
 constexpr int64_t kLeastSequences = 4;
 constexpr int64_t kUsualCacheBytes = int64_t{32} << 20;
 
+// Of what a step with many rows reads: all matrices but the embedding, experts too.
 int64_t WeightBytes(const ModelConfig& model) {
   constexpr int64_t kBytesPerWeight = 2;
-  const int64_t attention = model.hidden_size * (2 * model.q_dim() + 2 * model.kv_dim());
-  const int64_t mlp = 3 * model.hidden_size * model.intermediate_size;
-  return kBytesPerWeight *
-         (model.num_layers * (attention + mlp) + model.vocab_size * model.hidden_size);
+  const int64_t of_embedding = model.tie_word_embeddings ? 0 : model.vocab_size * model.hidden_size;
+  return kBytesPerWeight * (NumMatrixWeights(model) - of_embedding);
 }
 
 // One RunReplicas.
