@@ -111,7 +111,7 @@ class Model {
   // config does not announce (a bias, a block too many): the graph would be another one.
   //
   // kQ8 and kQ4 quantise matrices of the blocks and the output head, and give the memory of their
-  // mapped originals back; norms, biases and the embedding stay as they are. A tied output head is
+  // mapped originals back; norms, biases, routers and the embedding stay. A tied output head is
   // a quantised copy of the embedding. FormatInMode says which stay as stored. InvalidInput for
   // weights that are not finite, or too large for the format.
   //
