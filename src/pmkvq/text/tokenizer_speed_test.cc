@@ -1,16 +1,16 @@
 // How long a large tokenizer takes to load, and a long prompt to become ids: bounds for every
-// machine, several times above what was measured (docs/performance.md). CPU time, so that other
-// work on the machine does not count.
+// machine, ten times above what was measured (docs/performance.md). CPU time, so that waiting for a
+// processor does not count; sharing a core and its caches with other work still doubles it.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <string>
 
 #include "pmkvq/io/file.h"
 #include "pmkvq/text/chat_template.h"
 #include "pmkvq/text/tokenizer.h"
+#include "support/cpu_time.h"
 #include "support/sentencepiece_golden.h"
 
 namespace pmkvq {
@@ -18,20 +18,14 @@ namespace {
 
 const std::string kFolder = std::string(PMKVQ_SOURCE_DIR) + "/tests/golden/tokenizers";
 
-double CpuMilliseconds() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return 1e3 * static_cast<double>(now.tv_sec) + 1e-6 * static_cast<double>(now.tv_nsec);
-}
-
-// The shortest of some rounds.
+// The shortest of some rounds, in milliseconds.
 template <class Action>
 double Measure(Action action) {
   double shortest = 1e9;
   for (int round = 0; round < 5; ++round) {
-    const double begin = CpuMilliseconds();
+    const double begin = testing_support::CpuSeconds();
     action();
-    shortest = std::min(shortest, CpuMilliseconds() - begin);
+    shortest = std::min(shortest, 1e3 * (testing_support::CpuSeconds() - begin));
   }
   return shortest;
 }
@@ -55,14 +49,14 @@ std::string LongText() {
   return result.substr(0, end);
 }
 
-TEST(TokenizerSpeed, ALargeTokenizerLoadsInAFifthOfASecond) {
+TEST(TokenizerSpeed, ALargeTokenizerLoadsInASecond) {
   if (IsSlowBuild()) GTEST_SKIP() << "not an optimised build";
   const double milliseconds = Measure([] { Tokenizer::Load(kFolder); });  // 151,665 tokens.
   std::printf("load: %.0f ms\n", milliseconds);
-  EXPECT_LT(milliseconds, 200);
+  EXPECT_LT(milliseconds, 1000);
 }
 
-TEST(TokenizerSpeed, ALongPromptTakesLessThanFiftyMilliseconds) {
+TEST(TokenizerSpeed, ALongPromptTakesLessThanAFifthOfASecond) {
   if (IsSlowBuild()) GTEST_SKIP() << "not an optimised build";
   const std::string text = LongText();
   const ChatTemplate chat_template = LoadChatTemplate(kFolder);
@@ -75,7 +69,7 @@ TEST(TokenizerSpeed, ALongPromptTakesLessThanFiftyMilliseconds) {
       num_tokens = tokenizer->Encode(chat_template.Render({{"user", text}}, true)).size();
     });
     std::printf("100 KiB, %zu tokens: %.1f ms by %s\n", num_tokens, milliseconds, path.c_str());
-    EXPECT_LT(milliseconds, 50) << path;
+    EXPECT_LT(milliseconds, 200) << path;
     EXPECT_GT(num_tokens, 20'000u);
   }
 }
