@@ -50,11 +50,13 @@ TEST(ApiKeys, AreReadFromAFileAndNeverQuoted) {
 double TimingT(const ApiKeys& keys, const std::array<std::string, 2>& wrong, uint32_t seed) {
   using Clock = std::chrono::steady_clock;
   std::mt19937 random(seed);
+  std::string tried = wrong[0];  // In one place: where a text lies costs time, too.
   std::array<std::vector<double>, 2> ns;
   for (int i = 0; i < 100'000; ++i) {
     const size_t which = random() % 2;
+    std::copy(wrong[which].begin(), wrong[which].end(), tried.begin());
     const auto began = Clock::now();
-    const bool is_known = keys.Check(wrong[which]).has_value();
+    const bool is_known = keys.Check(tried).has_value();
     const auto ended = Clock::now();
     EXPECT_FALSE(is_known);
     ns[which].push_back(std::chrono::duration<double, std::nano>(ended - began).count());
