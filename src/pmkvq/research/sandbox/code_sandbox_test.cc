@@ -41,21 +41,28 @@ def attempt(name, action):
         print(name, "refused")
 )";
 
-SandboxLimits ShortLimits() {
+// The machine may be busy or slow: only tests of the limits themselves have tight ones.
+SandboxLimits WideLimits() {
   SandboxLimits limits;
+  limits.cpu_seconds = 20;
+  limits.wall_ms = 60'000;
+  return limits;
+}
+
+SandboxLimits OneCpuSecond() {
+  SandboxLimits limits = WideLimits();
   limits.cpu_seconds = 1;
-  limits.wall_ms = 30'000;  // The machine may be busy.
   return limits;
 }
 
 SandboxResult RunCode(const std::string& code, const std::string& input = "",
-                      const SandboxLimits& limits = ShortLimits()) {
+                      const SandboxLimits& limits = WideLimits()) {
   return PythonSandbox::Shared().Run({kRunCode, code, input}, limits);
 }
 
 // `printed` by a program that ends well.
 void ExpectOutput(const std::string& code, const std::string& printed,
-                  const std::string& input = "", const SandboxLimits& limits = ShortLimits()) {
+                  const std::string& input = "", const SandboxLimits& limits = WideLimits()) {
   const SandboxResult result = RunCode(code, input, limits);
   EXPECT_EQ(result.end, SandboxEnd::kExited) << result.errors;
   EXPECT_EQ(result.exit_code, 0) << result.errors;
@@ -115,7 +122,7 @@ TEST(PythonSandboxTest, LongOutputArrivesWhole) {
 }
 
 TEST(PythonSandboxTest, CpuTimeIsLimited) {
-  EXPECT_EQ(RunCode("while True: pass").end, SandboxEnd::kTimeOut);
+  EXPECT_EQ(RunCode("while True: pass", "", OneCpuSecond()).end, SandboxEnd::kTimeOut);
   EXPECT_FALSE(HasChildren());
 }
 
@@ -124,30 +131,31 @@ TEST(PythonSandboxTest, IgnoringTheSignalDoesNotHelp) {
 import signal
 signal.signal(signal.SIGXCPU, signal.SIG_IGN)
 while True: pass
-)");
+)",
+                                       "", OneCpuSecond());
   EXPECT_EQ(result.end, SandboxEnd::kTimeOut);
   EXPECT_EQ(result.signal, SIGKILL);
 }
 
 TEST(PythonSandboxTest, WallTimeIsLimitedForAllThreads) {
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.wall_ms = 500;
   const auto start = std::chrono::steady_clock::now();
   const SandboxResult result = RunCode(R"(
 import os, threading, time
-for i in range(4): threading.Thread(target=lambda: time.sleep(60)).start()
+for i in range(4): threading.Thread(target=lambda: time.sleep(300)).start()
 for descriptor in range(4): os.close(descriptor)
-time.sleep(60)
+time.sleep(300)
 )",
                                        "", limits);
   EXPECT_EQ(result.end, SandboxEnd::kTimeOut);
   EXPECT_EQ(result.signal, SIGKILL);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
   EXPECT_FALSE(HasChildren());
 }
 
 TEST(PythonSandboxTest, MemoryIsLimited) {
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.memory_bytes = size_t{256} << 20;
   EXPECT_EQ(RunCode("x = bytearray(1 << 30)", "", limits).end, SandboxEnd::kMemoryLimit);
   EXPECT_EQ(RunCode("x = []\nwhile True: x.append(bytearray(1 << 20))", "", limits).end,
@@ -158,7 +166,7 @@ TEST(PythonSandboxTest, MemoryIsLimited) {
 }
 
 TEST(PythonSandboxTest, OutputIsLimited) {
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.output_bytes = size_t{1} << 20;
   const SandboxResult output = RunCode("while True: print('x' * 1000)", "", limits);
   EXPECT_EQ(output.end, SandboxEnd::kOutputLimit);
@@ -184,7 +192,7 @@ attempt("exec", lambda: os.execv("/bin/true", ["true"]))
 )",
                "fork refused\nsubprocess refused\nspawn refused\nexec refused\n");
   // A bomb goes off in an empty room.
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.wall_ms = 300;
   const SandboxResult bomb =
       RunCode("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", "", limits);
@@ -204,7 +212,8 @@ print(sorted(done))
                "[0, 1, 2, 3]\n");
 }
 
-// Starts 20,000 threads that sleep, or as many as it can; prints a byte for each.
+// Starts 20,000 threads that sleep, or as many as it can; prints a byte for each. From the 2,000th
+// on it takes more than a minute, in which the judge looks, however busy the machine is.
 constexpr const char* kThreadBomb = R"(
 import os, threading, time
 threading.stack_size(32768)
@@ -212,6 +221,7 @@ try:
     for i in range(20000):
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         os.write(1, b".")
+        if i > 2000: time.sleep(0.005)
 except RuntimeError: pass
 os._exit(0)
 )";
@@ -227,7 +237,7 @@ flags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000  # VM, FS, FILES, SIGHAND, THREA
 for i in range(20000):
     if libc.clone(pause, top, flags, None) < 0: break
     os.write(1, b".")
-    if i % 100 == 0: time.sleep(0.001)
+    if i > 2000: time.sleep(0.005)
 time.sleep(60)
 )";
 
@@ -241,15 +251,14 @@ TEST(PythonSandboxTest, ThreadBombsOfUsersAreRefusedInANameSpace) {
 
 TEST(PythonSandboxTest, ThreadBombsAreKilledWithoutNameSpaces) {
   const PythonSandbox plain({.namespaces = false});
-  SandboxLimits limits = ShortLimits();
-  limits.cpu_seconds = 10;
+  const SandboxLimits limits = WideLimits();
   for (const char* bomb : {kThreadBomb, kRawThreadBomb}) {
     const SandboxResult result = plain.Run({kRunCode, bomb, ""}, limits);
     if (result.end == SandboxEnd::kExited && result.output.size() < 1024) {
       GTEST_SKIP() << "this system lets no program start 1,024 threads";
     }
     EXPECT_EQ(result.end, SandboxEnd::kThreadLimit) << result.errors;
-    // What starts between two looks comes on top: far from all, also on a busy machine.
+    // What starts between two looks comes on top: far from all.
     EXPECT_GT(result.output.size(), 1000u);
     EXPECT_LT(result.output.size(), 15000u);
   }
@@ -263,7 +272,7 @@ while True:
     try: os.fork()
     except OSError as error: print(error.errno); break
 )";
-  const SandboxResult result = plain.Run({kRunCode, bomb, ""}, ShortLimits());
+  const SandboxResult result = plain.Run({kRunCode, bomb, ""}, WideLimits());
   EXPECT_EQ(result.end, SandboxEnd::kExited);
   EXPECT_EQ(result.output, "1\n");  // EPERM
 }
@@ -277,9 +286,9 @@ TEST(PythonSandboxTest, CancelledRunsEndAtOnce) {
   const auto start = std::chrono::steady_clock::now();
   {
     const CancelScope scope(&flag, "grading");
-    EXPECT_THROW(RunCode("import time\ntime.sleep(25)"), Cancelled);
+    EXPECT_THROW(RunCode("import time\ntime.sleep(55)"), Cancelled);
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(50));
   signal.join();
 }
 
@@ -371,7 +380,7 @@ void ExpectOutsideIsSafe(const PythonSandbox& sandbox) {
   const TempFolder folder;
   const std::string path = folder.Write("precious", "content");
   const SandboxResult result =
-      sandbox.Run({kRunCode, std::string(kTry) + kOutside, path}, ShortLimits());
+      sandbox.Run({kRunCode, std::string(kTry) + kOutside, path}, WideLimits());
   EXPECT_EQ(result.output, kAllRefused) << result.errors;
   EXPECT_EQ(folder.NumEntries(), 1U);
   std::stringstream content;
@@ -386,7 +395,7 @@ TEST(PythonSandboxTest, WithoutLandlockNothingIsWritten) {
   EXPECT_FALSE(sandbox.CanWriteFiles());
   ExpectOutsideIsSafe(sandbox);
   const SandboxResult result = sandbox.Run(
-      {kRunCode, std::string(kTry) + "attempt('own', lambda: open('a', 'w'))", ""}, ShortLimits());
+      {kRunCode, std::string(kTry) + "attempt('own', lambda: open('a', 'w'))", ""}, WideLimits());
   EXPECT_EQ(result.output, "own refused\n") << result.errors;
 }
 
@@ -404,7 +413,7 @@ attempt("process", lambda: open("/proc/self/maps"))
 
 TEST(PythonSandboxTest, FolderIsLimited) {
   if (!PythonSandbox::Shared().CanWriteFiles()) GTEST_SKIP() << "no Landlock";
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.file_bytes = size_t{1} << 20;
   limits.folder_bytes = size_t{2} << 20;
   limits.folder_files = 100;
@@ -423,7 +432,7 @@ TEST(PythonSandboxTest, FolderIsLimited) {
 TEST(PythonSandboxTest, FolderIsRemoved) {
   const TempFolder folder;
   const Environment temporary("TMPDIR", folder.path());
-  SandboxLimits limits = ShortLimits();
+  SandboxLimits limits = WideLimits();
   limits.wall_ms = 300;
   const SandboxResult result = RunCode(
       "import os\nprint(os.getcwd())\nimport sys\nsys.stdout.flush()\n"
@@ -465,8 +474,8 @@ TEST(PythonSandboxTest, EndsWithItsJudge) {
   ASSERT_GE(judge, 0);
   if (judge == 0) {
     SandboxLimits limits;
-    limits.wall_ms = 60'000;
-    RunCode("import time\ntime.sleep(60)", "", limits);
+    limits.wall_ms = 120'000;
+    RunCode("import time\ntime.sleep(100)", "", limits);
     _exit(0);
   }
   while (!IsParent(judge)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -477,7 +486,7 @@ TEST(PythonSandboxTest, EndsWithItsJudge) {
   const auto start = std::chrono::steady_clock::now();
   const pid_t orphan = waitpid(-1, &status, 0);
   EXPECT_GT(orphan, 0);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
   EXPECT_FALSE(HasChildren());
   prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0);
 }
