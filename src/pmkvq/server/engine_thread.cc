@@ -379,12 +379,17 @@ void EngineThread::Run() {
     is_idle_ = !engine_.Step(&observer) && waiting_.empty();
     TellThoseBegun();
     step_began_ns_ = 0;
-    if (!events_.empty()) deliver_(std::exchange(events_, {}));
+    // Whoever has the end of a request finds a snapshot without it.
+    const bool any_ended =
+        std::any_of(events_.begin(), events_.end(), [](const GenerationEvent& event) {
+          return event.kind == GenerationEvent::Kind::kFinished;
+        });
     const int64_t now = NowNs();
-    if (is_idle_ || now - published_ns >= kPublishEveryNs) {
+    if (is_idle_ || any_ended || now - published_ns >= kPublishEveryNs) {
       Publish();
       published_ns = now;
     }
+    if (!events_.empty()) deliver_(std::exchange(events_, {}));
   }
 }
 

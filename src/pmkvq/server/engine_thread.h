@@ -97,6 +97,7 @@ class EngineThread {
   GenerationId Submit(Generation generation);
   // Its choices end; their events still come. Unknown and ended ones: nothing happens.
   void Cancel(GenerationId generation);
+  // At most 0.1 s or a step old; without requests whose end was delivered.
   EngineSnapshot snapshot() const;
   // Seconds that the step under way has taken so far; 0 between steps.
   double SecondsInStep() const;
