@@ -28,9 +28,11 @@ class Browser:
                 port = int(found.group(1))
                 break
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as reply:
-            page = next(one for one in json.load(reply) if one["type"] == "page")
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        page = None
+        while page is None:  # It listens before it has one.
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as reply:
+                page = next((one for one in json.load(reply) if one["type"] == "page"), None)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=280)
         path = page["webSocketDebuggerUrl"].split(str(port), 1)[1]
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -102,7 +104,7 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
 
-    def wait_for(self, script, seconds=60):
+    def wait_for(self, script, seconds=280):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if value := self.evaluate(script):

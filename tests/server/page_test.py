@@ -8,11 +8,10 @@ import os
 import re
 import socket
 import threading
-import time
 import unittest
 
 from browser import Browser
-from served import KEY, QUESTION, Server, chat, main
+from served import KEY, PATIENCE_S, QUESTION, Server, chat, main
 
 PROBLEM = ("Sort these 26 numbers from small to large with merge sort: 521, 146, 882, 307, 650, 233, 914, 478, 765, 109, 342, 587, 696, 831, "
            "254, 973, 418, 129, 706, 365, 840, 592, 217, 653, 988, 471. What is the sorted list?")
@@ -27,7 +26,7 @@ class Cache(unittest.TestCase):
             thread = threading.Thread(target=server.post, args=("/v1/chat/completions", chat(
                 messages=[{"role": "user", "content": "Of zebras: " + QUESTION}], max_tokens=3500, ignore_eos=True)),
                                       kwargs={"headers": headers})
-            client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            client = socket.create_connection(("127.0.0.1", server.port), PATIENCE_S)
             client.sendall(f"GET /v1/kv/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
             thread.start()
             text = b""
@@ -49,7 +48,6 @@ class Cache(unittest.TestCase):
             # Words: digits may be those of a count, or of the request's id.
             for word in ("zebra", "think"):  # Of the question, and of every answer.
                 self.assertNotIn(word, text.decode(), "no text of anyone")
-            time.sleep(0.3)  # The engine's state is published ten times a second.
             _, now = server.get("/v1/kv", headers=headers)
             self.assertEqual(json.loads(now)["requests"], [])
 
@@ -114,7 +112,7 @@ class Page(unittest.TestCase):
         with Server(env={"PMKVQ_API_KEY": KEY}) as server, Browser(f"http://127.0.0.1:{server.port}/", 800, 600) as page:
             page.wait_for("document.getElementById('state')?.textContent.includes('API key')")
             page.evaluate(f"document.getElementById('key').value = {json.dumps(KEY)}")
-            page.wait_for("document.documentElement.dataset.rendered", 30)
+            page.wait_for("document.documentElement.dataset.rendered")
             page.evaluate("document.getElementById('tokens').value = '999999999999999';"
                           "document.getElementById('message').value = 'x';"
                           "document.getElementById('form').requestSubmit()")
