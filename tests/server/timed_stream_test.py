@@ -5,7 +5,9 @@ import socket
 import sys
 import time
 import unittest
+import unittest.mock
 
+import timed_stream
 from timed_stream import ask_all, chunks
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -26,25 +28,38 @@ DONE = b"data: [DONE]\n\n"
 
 def results(*replies):
     """What comes of replies, each a list of bytes to send and seconds to wait, asked for one after the other."""
+    streams = []
+
+    class Stream(timed_stream.Stream):
+        def __init__(self):
+            super().__init__()
+            streams.append(self)
+
     async def run():
         left = list(replies)
+        sent = 0
 
         async def serve(reader, writer):
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
+            nonlocal sent
             for part in left.pop(0):
                 if isinstance(part, bytes):
+                    sent += len(part)
                     writer.write(part)
                     await writer.drain()
-                else:
+                else:  # Once all is read: on a busy machine a reader may be late.
+                    while sum(len(came) for stream in streams for came in stream.parts) < sent:
+                        await asyncio.sleep(0.001)
                     await asyncio.sleep(part)
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            return await ask_all(port, [{"prompt": [1]}] * len(replies), 1, time.monotonic() + 20)
-    return [stream.result(PROBLEM) for stream in asyncio.run(run())]
+            return await ask_all(port, [{"prompt": [1]}] * len(replies), 1, time.monotonic() + 280)
+    with unittest.mock.patch("timed_stream.Stream", Stream):
+        return [stream.result(PROBLEM) for stream in asyncio.run(run())]
 
 
 class TimedStreamTest(unittest.TestCase):
