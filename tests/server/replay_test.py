@@ -2,19 +2,13 @@
 
 Called with PROGRAM MODEL [TEST...]; PMKVQ_REPLAYS says how many requests (8).
 """
-import concurrent.futures
 import os
 import unittest
 
-from served import MODEL, Server, ServedTest, chat, main
+from served import MODEL, Server, ServedTest, chat, main, many
 
 COUNT = int(os.environ.get("PMKVQ_REPLAYS", "8"))
 POOL = ("--kv-mode", "pool", "--plan", f"{MODEL}/plan.json", "--max-sequences", "8", "--queue-size", "1000")
-
-
-def many(server, bodies):
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        return list(clients.map(lambda body: server.post("/v1/chat/completions", body), bodies))
 
 
 def body_of(seed, **fields):
@@ -33,7 +27,10 @@ class Replay(ServedTest):
 
     def test_equal_seed_and_history_are_equal_text(self):
         bodies = [body_of(seed, n=2 if seed % 4 == 3 else 1) for seed in range(COUNT)]
-        crowd = many(self.server, bodies)
+        for _ in range(10):  # Until so many run at the same time that the pool is crowded.
+            crowd = many(self.server, bodies)
+            if sum(bool(reply["kv"]["history"]) for _, reply in crowd) > COUNT // 2:
+                break
         for status, reply in crowd:
             self.assertEqual(status, 200, reply)
             self.assertEqual(bool(reply["kv"]["events"]), reply["kv"]["history"] != "")

@@ -1,4 +1,5 @@
 """A `pmkvq serve` for tests, and what they ask of it. Programs that import it are called with PROGRAM MODEL [TEST...]."""
+import concurrent.futures
 import http.client
 import json
 import os
@@ -16,6 +17,9 @@ import unittest
 PROGRAM, MODEL = sys.argv[1], sys.argv[2]
 QUESTION = "Sort these 04 numbers from small to large with merge sort: 697, 103, 406, 156. What is the sorted list?"
 KEY = "a-key-of-twenty-bytes"
+# Longer than anything takes on a busy machine: a test waits for a state, and fails where it does not come.
+PATIENCE_S = 280
+PIPELINED = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def certificate(name="server", *options, hosts="DNS:localhost,IP:127.0.0.1"):
@@ -40,13 +44,33 @@ if os.path.dirname(MODEL):  # The name of the folder alone is the model's name f
 ANY_PATH = re.compile(r"(?<![\w.])/(?:home|usr|var|etc|tmp|root|opt|srv|mnt|proc|sys|dev)/|\.(?:cc|h|py|safetensors|gguf|jinja)\b")
 
 
+def model_without_end():
+    """The model, with room for more tokens than it was trained for."""
+    folder = os.path.join(FILES.name, "without-end")
+    os.mkdir(folder)
+    for name in os.listdir(MODEL):
+        os.symlink(os.path.join(os.path.realpath(MODEL), name), os.path.join(folder, name))
+    with open(os.path.join(MODEL, "config.json")) as file:
+        config = json.load(file)
+    os.remove(os.path.join(folder, "config.json"))
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump({**config, "max_position_embeddings": 1 << 20}, file)
+    return folder
+
+
+# For requests that somebody ends: on no machine do they come to their own end before.
+LONG_MODEL = ("--model", model_without_end(), "--max-len", "32768")
+LONG = (*LONG_MODEL, "--kv-budget", "64MiB")
+LONG_TOKENS = 32000
+
+
 def check_for_paths(text):
     """Every reply of the tests comes by here."""
     found = [path for path in SECRET_PATHS if path in text] + ANY_PATH.findall(text)
     assert not found, f"a reply names files of the server, {found}: {text[:500]}"
 
 
-def wait_until(holds, seconds=60, otherwise=lambda: "waited in vain"):
+def wait_until(holds, seconds=PATIENCE_S, otherwise=lambda: "waited in vain"):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, otherwise()
@@ -58,13 +82,13 @@ class Server:
 
     def __init__(self, *options, env=None, wait=True, tls=EVERYWHERE, command=None):
         self.use_tls(None if "--unix-socket" in options else tls)
-        defaults = {"--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
+        defaults = {"--model": MODEL, "--port": "0", "--kv": "pm-kvq", "--kv-budget": "4MiB", "--max-len": "2048", "--max-sequences": "4",
                     "--threads": "2"}
         if "--kv-pool" in options:  # In place of a budget for each request.
             del defaults["--kv-budget"]
         if command is None:
             given = [text for name, value in defaults.items() if name not in options for text in (name, value)]
-            command = [PROGRAM, "serve", "--model", MODEL, *given, *options, *self.tls_options]
+            command = [PROGRAM, "serve", *given, *options, *self.tls_options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, **(env or {})})
         self.lines = []
@@ -72,14 +96,14 @@ class Server:
         self.is_ready = threading.Event()
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
-        if wait and (not self.is_ready.wait(60) or self.port is None):
+        if wait and (not self.is_ready.wait(PATIENCE_S) or self.port is None):
             raise RuntimeError("not ready: " + "".join(self.lines))
 
     def use_tls(self, files):
         self.tls = files and ssl.create_default_context(cafile=files[0])
         self.tls_options = files and ["--tls-cert", files[0], "--tls-key", files[1]] or []
 
-    def connect(self, timeout=120, receive_bytes=None, greet=True, source=None):
+    def connect(self, timeout=PATIENCE_S, receive_bytes=None, greet=True, source=None):
         """A socket that is connected, from the address `source`; with TLS after the handshake, unless `greet` is false."""
         client = socket.socket()
         if source is not None:
@@ -113,8 +137,8 @@ class Server:
         self.process.stderr.close()
 
     def request(self, method, path, body=None, headers=None, raw=None):
-        connection = (http.client.HTTPSConnection("127.0.0.1", self.port, timeout=120, context=self.tls) if self.tls
-                      else http.client.HTTPConnection("127.0.0.1", self.port, timeout=120))
+        connection = (http.client.HTTPSConnection("127.0.0.1", self.port, timeout=PATIENCE_S, context=self.tls) if self.tls
+                      else http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S))
         sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
         sent.update(headers or {})
         connection.request(method, path, raw if raw is not None else body and json.dumps(body), sent)
@@ -141,15 +165,15 @@ class Server:
         assert events[-1] == "[DONE]", events[-3:]
         return [json.loads(event) for event in events[:-1]]
 
-    def raw(self, data, wait=5.0):
-        """What the server answers to these bytes, until it closes or `wait` seconds pass."""
-        with self.connect(timeout=wait) as client:
+    def raw(self, data):
+        """What the server answers to these bytes, until it closes: by an error, or as the last request asks."""
+        with self.connect() as client:
             client.sendall(data)
             answer = b""
             try:
                 while part := client.recv(65536):
                     answer += part
-            except (TimeoutError, ConnectionResetError, ssl.SSLError):
+            except (ConnectionResetError, ssl.SSLError):
                 pass
             text = answer.decode(errors="replace")
             check_for_paths(text)
@@ -168,7 +192,7 @@ class Server:
                 seconds[task] = int(file.read().split()[0]) * 1e-9
         return seconds
 
-    def wait_for_status(self, path, status, seconds=60):
+    def wait_for_status(self, path, status, seconds=PATIENCE_S):
         end = time.monotonic() + seconds
         found = None
         while found != status:
@@ -179,8 +203,50 @@ class Server:
             except OSError as error:  # Refused before a handshake.
                 found = error
 
-    def wait_for_metric(self, name, value, seconds=60):
+    def wait_for_metric(self, name, value, seconds=PATIENCE_S):
         wait_until(lambda: self.metric(name) == value, seconds, lambda: f"{name} is {self.metric(name)}, expected {value}")
+
+
+def post_bytes(body, path="/v1/chat/completions", headers=None):
+    data = json.dumps(body)
+    head = {"Host": "localhost", "Content-Type": "application/json", "Connection": "close", "Content-Length": len(data), **(headers or {})}
+    return (f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in head.items()) + "\r\n" + data).encode()
+
+
+class Holder:
+    """A request that runs until `with` ends, or for `max_tokens`: others wait for its `places`."""
+
+    def __init__(self, server, places=1, max_tokens=1900, headers=None):
+        self.client = server.connect()
+        self.client.sendall(post_bytes(chat(n=places, max_tokens=max_tokens, ignore_eos=True, stream=True), headers=headers))
+        self.client.recv(1)  # Its first token: it runs.
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+
+
+def many(server, bodies, path="/v1/chat/completions"):
+    """All at once; statuses and replies, in order."""
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as clients:
+        return list(clients.map(lambda body: server.post(path, body), bodies))
+
+
+def begun_together(server, bodies, places, holder_tokens=1900, path="/v1/chat/completions"):
+    """As many(), but none begins before all have come, however late a client's thread runs: one request holds all `places` until
+    the others wait. Where it ends before that, all is done once more."""
+    waiting = sum(body.get("n", 1) for body in bodies)
+    for _ in range(20):
+        with Holder(server, places, holder_tokens) as holder, concurrent.futures.ThreadPoolExecutor(1) as asking:
+            replies = asking.submit(many, server, bodies, path)
+            while not replies.done():
+                text = server.get("/metrics")[1]
+                if f"requests_running {places}\n" in text and f"requests_waiting {waiting}\n" in text:
+                    holder.client.close()
+                    return replies.result()
+    raise AssertionError(f"{waiting} choices never waited at the same time")
 
 
 def chat(**fields):

@@ -15,7 +15,8 @@ import time
 import unittest
 import warnings
 
-from served import FILES, MODEL, PROGRAM, Server, ServedTest, certificate, chat, main, wait_until
+from served import (FILES, LONG, LONG_TOKENS, MODEL, PATIENCE_S, PIPELINED, PROGRAM, Server, ServedTest, certificate, chat, main,
+                    post_bytes, wait_until)
 
 CERTIFICATE = certificate("one")
 
@@ -37,7 +38,7 @@ def serial_of(server):
 class Tls(ServedTest):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server(tls=CERTIFICATE)
+        cls.server = Server(*LONG, tls=CERTIFICATE)
 
     def test_answers(self):
         status, whole = self.server.post("/v1/chat/completions", chat())
@@ -80,13 +81,13 @@ class Tls(ServedTest):
     @unittest.skipIf(shutil.which("curl") is None, "curl is not installed")
     def test_curl(self):
         url = f"https://127.0.0.1:{self.server.port}/v1/models"
-        done = subprocess.run(["curl", "-sS", "--cacert", CERTIFICATE[0], url], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["curl", "-sS", "--cacert", CERTIFICATE[0], url], capture_output=True, text=True, timeout=PATIENCE_S)
         self.assertEqual(json.loads(done.stdout)["object"], "list", done.stderr)
-        done = subprocess.run(["curl", "-sS", url], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["curl", "-sS", url], capture_output=True, text=True, timeout=PATIENCE_S)
         self.assertEqual(done.returncode, 60, "an unknown authority is refused")
 
     def test_http_on_the_port_of_https(self):
-        with self.server.connect(timeout=9, greet=False) as client:
+        with self.server.connect(greet=False) as client:
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100000)
             answer = b""
             while part := client.recv(4096):
@@ -96,39 +97,42 @@ class Tls(ServedTest):
 
     def test_other_bytes_close_the_connection(self):
         for data in [b"\0" * 100, b"SSH-2.0-x\r\n", b"\x16\x03\x01\xff\xff" + b"\1" * 70000, os.urandom(5000)]:
-            with self.server.connect(timeout=9, greet=False) as client:
+            for _ in range(20):
                 began = time.monotonic()
-                try:
-                    client.sendall(data)
-                    while client.recv(4096):
+                with self.server.connect(greet=False) as client:
+                    try:
+                        client.sendall(data)
+                        while client.recv(4096):
+                            pass
+                    except (ConnectionResetError, BrokenPipeError):
                         pass
-                except (ConnectionResetError, BrokenPipeError):
-                    pass
-                self.assertLess(time.monotonic() - began, 8, data[:20])
+                if time.monotonic() - began < 8:  # Before the time for a handshake is up. A stalled machine gets more tries.
+                    break
+            else:
+                self.fail(f"stays open: {data[:20]}")
         self.assertEqual(self.server.get("/live")[0], 200)
 
     def test_half_open_handshakes_end(self):
         before = self.server.metric("pmkvq_tls_failures_total")
         began = time.monotonic()
-        clients = [self.server.connect(timeout=20, greet=False) for _ in range(50)]
+        clients = [self.server.connect(greet=False) for _ in range(50)]
         for client in clients[:25]:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")  # The beginning of a ClientHello.
         self.assertEqual(self.server.post("/v1/chat/completions", chat(max_tokens=5))[0], 200)
         for client in clients:
             self.assertEqual(client.recv(10), b"")
             client.close()
-        self.assertTrue(9 < time.monotonic() - began < 13, time.monotonic() - began)
-        self.assertEqual(self.server.metric("pmkvq_tls_failures_total"), before + 50)
+        self.assertGreater(time.monotonic() - began, 9)
+        self.server.wait_for_metric("pmkvq_tls_failures_total", before + 50)
 
     def test_clients_that_go_end_their_requests(self):
         for stream in [True, False]:
             for says_goodbye in [True, False]:
-                body = json.dumps(chat(max_tokens=2000, ignore_eos=True, stream=stream)).encode()
-                client = self.server.connect()
-                client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                               + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-                self.server.wait_for_metric("pmkvq_requests_running", 1)
                 gone = self.server.metric("pmkvq_clients_gone_total")
+                tokens = self.server.metric("pmkvq_generated_tokens_total")
+                client = self.server.connect()
+                client.sendall(post_bytes(chat(max_tokens=LONG_TOKENS, ignore_eos=True, stream=stream)))
+                self.server.wait_for_metric("pmkvq_requests_running", 1)
                 if says_goodbye:
                     client.setblocking(False)
                     try:
@@ -137,19 +141,20 @@ class Tls(ServedTest):
                         pass
                 else:
                     client.close()
-                self.server.wait_for_metric("pmkvq_clients_gone_total", gone + 1, 1)
+                self.server.wait_for_metric("pmkvq_clients_gone_total", gone + 1)
                 self.server.wait_for_metric("pmkvq_requests_running", 0)
+                self.assertLess(self.server.metric("pmkvq_generated_tokens_total") - tokens, LONG_TOKENS, "its work has ended, too")
                 client.close()
 
     def test_pipelined_requests(self):
-        answer = self.server.raw(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3, wait=1)
+        answer = self.server.raw(PIPELINED)
         self.assertEqual(answer.count("HTTP/1.1 200"), 3)
 
 
 class ChatCommand(unittest.TestCase):
     def chat(self, server, host, *options):
         return subprocess.run([PROGRAM, "chat", "--url", f"https://{host}:{server.port}/v1", "--max-tokens", "3", *options, "Hi"],
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=PATIENCE_S)
 
     def refused(self, server, host, word, *options):
         done = self.chat(server, host, *options)
@@ -173,11 +178,9 @@ class ChatCommand(unittest.TestCase):
 
 class TlsFiles(unittest.TestCase):
     def refused(self, cert, key, code=1):
-        began = time.monotonic()
         done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--port", "0", "--tls-cert", cert, *(["--tls-key", key] if key else [])],
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=PATIENCE_S)
         self.assertEqual(done.returncode, code, done.stderr)
-        self.assertLess(time.monotonic() - began, 20)
         return done.stderr.strip()
 
     def test_errors(self):
@@ -201,7 +204,7 @@ class TlsFiles(unittest.TestCase):
             self.assertEqual(len(message.splitlines()), 1, message)
         self.assertIn("--tls-key", self.refused(cert, None, 2))
         done = subprocess.run([PROGRAM, "serve", "--model", MODEL, "--unix-socket", os.path.join(FILES.name, "s"), "--tls-cert", cert,
-                               "--tls-key", key], capture_output=True, text=True, timeout=60)
+                               "--tls-key", key], capture_output=True, text=True, timeout=PATIENCE_S)
         self.assertEqual(done.returncode, 1)
         self.assertIn("--unix-socket", done.stderr)
 
@@ -228,10 +231,8 @@ class WithoutTls(unittest.TestCase):
     def test_https_on_the_port_of_http(self):
         with Server(tls=None) as server:
             context = ssl.create_default_context()
-            began = time.monotonic()
-            with self.assertRaises(ssl.SSLError), socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            with self.assertRaises(ssl.SSLError), socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
                 context.wrap_socket(client, server_hostname="localhost")
-            self.assertLess(time.monotonic() - began, 8)
             self.assertEqual(server.get("/live")[0], 200)
 
 
