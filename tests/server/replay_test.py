@@ -5,7 +5,7 @@ Called with PROGRAM MODEL [TEST...]; PMKVQ_REPLAYS says how many requests (8).
 import os
 import unittest
 
-from served import MODEL, Server, ServedTest, chat, main, many
+from served import MODEL, Server, ServedTest, chat, main, many, wait_until
 
 COUNT = int(os.environ.get("PMKVQ_REPLAYS", "8"))
 POOL = ("--kv-mode", "pool", "--plan", f"{MODEL}/plan.json", "--max-sequences", "8", "--queue-size", "1000")
@@ -43,6 +43,28 @@ class Replay(ServedTest):
             alone = [other.post("/v1/chat/completions", {**body, "kv_replay": []}) for body in again[:4]]
             self.assertTrue(all(reply["kv"]["history"] == "" for _, reply in alone))
             self.assertTrue(any(reply["choices"] != first["choices"] for (_, reply), (_, first) in zip(alone, crowd)))
+
+    def test_requests_that_share_a_prompt(self):
+        """Their pages are halved for all of them at once, which each can repeat alone."""
+        numbers = ", ".join(str(100 + 7 * i) for i in range(60))
+        text = f"Sort these 60 numbers from small to large with merge sort: {numbers}. What is the sorted list?"
+        bodies = [{**body_of(seed, n=3 if seed % 4 == 3 else 1), "max_tokens": 300,
+                   "messages": [{"role": "user", "content": f"{text} {seed}"}]} for seed in range(COUNT)]
+        options = (*POOL, "--chunk", "128", "--n-sink-token", "0", "--kv-target", "4", "--kv-floor", "2", "--allow-replay")
+        with Server(*options, "--kv-pool", "6MiB") as server:
+            first = server.post("/v1/chat/completions", {**bodies[0], "max_tokens": 1})
+            self.assertEqual(first[0], 200, first)
+            crowd = many(server, bodies)
+            for status, reply in crowd:
+                self.assertEqual(status, 200, reply)
+            self.assertGreater(sum(reply["kv"]["cached_tokens"] > 0 for _, reply in crowd), 0)
+            events = [event for _, reply in crowd for event in reply["kv"]["events"] if event.get("from_bits") == 16]
+            self.assertGreater(sum(event.get("k_first", 0) > 0 for event in events), 0)
+            wait_until(lambda: server.metric("pmkvq_kv_used_bytes") == 0)
+        # What is repeated shares nothing: samples of one prompt take more than they took together.
+        again = [{**body, "kv_replay": reply["kv"]["events"]} for body, (_, reply) in zip(bodies, crowd)]
+        with Server(*options, "--kv-pool", "40MiB") as other:
+            self.expect_equal(many(other, again), crowd)
 
     def test_what_is_no_history_is_refused(self):
         good = {"choice": 0, "tokens": 400, "layer": 0, "from_bits": 16, "k_pages": 1, "v_pages": 0}

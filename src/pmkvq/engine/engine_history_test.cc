@@ -5,6 +5,7 @@
 #include <map>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/random.h"
 #include "pmkvq/engine/engine.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
@@ -107,6 +108,120 @@ TEST(EngineHistory, RequestsOfACrowdedPoolAreRepeatedOnAnIdleOne) {
   EXPECT_GT(histories.size(), 10u);
   Engine idle = OpenEngine(TinyLlama(), nullptr, Options(1 << 26));
   ExpectRepeated(told, idle, 0);
+}
+
+// Pages that requests share, as samples or by the prompt that they begin with, are halved for all
+// of them at once: it is in the history of each, and each is repeated alone.
+TEST(EngineHistory, RequestsThatShareTheirPromptsAreRepeated) {
+  SpecEngineOptions options = Options(5 * BytesOf(700, 8) * 6 / 10);
+  options.kv.pool.prefix_bytes = options.kv.pool.bytes;
+  Engine engine = OpenEngine(TinyLlama(), nullptr, options);
+  RecordingObserver run;
+  std::map<RequestId, Request> requests;
+  for (uint64_t i = 0; i < 12; ++i) {
+    std::vector<int32_t> ids = RandomPrompt(400, 1);
+    const std::vector<int32_t> more = RandomPrompt(10 + static_cast<int64_t>(7 * i), 100 + i);
+    ids.insert(ids.end(), more.begin(), more.end());
+    Request request = MakeRequest(std::move(ids), 400 + 20 * static_cast<int64_t>(i % 5), i);
+    request.sampling.temperature = 1;
+    if (i % 5 == 4) request.kv_min_bits = 4;
+    const std::vector<uint64_t> seeds = {i, i + 1000, i + 2000};
+    const std::vector<RequestId> sent =
+        engine.SubmitSamples(request, std::span(seeds).first(i % 3 == 2 ? 3 : 1));
+    for (size_t n = 0; n < sent.size(); ++n) {
+      requests[sent[n]] = request;
+      requests[sent[n]].seed = seeds[n];
+    }
+    for (int step = 0; step < 30; ++step) engine.Step(&run);
+  }
+  while (engine.Step(&run)) {
+  }
+  const KvPoolStats pool = engine.store().StoreStats().pool;
+  EXPECT_GT(pool.prefix_hits, 4);
+  EXPECT_EQ(pool.used_bytes, pool.prefix_bytes);
+  EXPECT_LE(pool.peak_bytes, pool.bytes);
+  int64_t num_behind_wider = 0;  // Requests some of whose pages were halved before older ones.
+  std::vector<Told> told;
+  for (const Completion& done : run.finished) {
+    told.push_back({requests[done.id], done});
+    std::map<int64_t, int64_t> num_halved;  // By block: pages of keys from 16 bits.
+    bool is_behind_wider = false;
+    for (const KvHistoryEvent& event : done.history) {
+      if (event.is_resume()) num_halved.clear();
+      if (event.is_resume() || event.from_bits != 16 || event.num_k_pages == 0) continue;
+      is_behind_wider |= event.first_k_page > num_halved[event.layer];
+      num_halved[event.layer] += event.num_k_pages;
+    }
+    num_behind_wider += is_behind_wider ? 1 : 0;
+  }
+  ASSERT_EQ(told.size(), 20u);
+  EXPECT_GT(num_behind_wider, 0);
+  Engine idle = OpenEngine(TinyLlama(), nullptr, Options(1 << 26));
+  ExpectRepeated(told, idle, 0);
+}
+
+// The same with random arrivals, samples, floors, priorities and cancels, in pools of random sizes.
+TEST(EngineHistory, RandomCrowdsThatShareTheirPromptsAreRepeated) {
+  SpecEngineOptions ample = Options(1 << 26);
+  ample.pool.priorities = true;
+  Engine idle = OpenEngine(TinyLlama(), nullptr, ample);
+  int64_t num_resumed = 0;
+  int64_t num_repeated = 0;
+  for (uint64_t round = 0; round < 4; ++round) {
+    Random random(round);
+    // Every other pool is one in which requests give up their places.
+    const bool is_tight = round % 2 == 1;
+    const int64_t pool_bytes = (2 + static_cast<int64_t>(random.Below(3))) * BytesOf(500, 4);
+    SpecEngineOptions options = Options(pool_bytes, 8, is_tight ? 8 : 2);
+    options.kv.pool.prefix_bytes = options.kv.pool.bytes;
+    options.kv.pool.prefix_min_bits = random.Below(2) == 0 ? 4 : 8;
+    options.kv.pool.prefix_idle_seconds = random.Below(2) == 0 ? 0 : 10;
+    options.pool.target_bits = is_tight ? 16 : 8;
+    options.pool.priorities = true;
+    options.num_threads = 1 + static_cast<int>(round / 2);
+    Engine engine = OpenEngine(TinyLlama(), nullptr, options);
+    RecordingObserver run;
+    std::map<RequestId, Request> requests;
+    for (int step = 0; step < 900; ++step) {
+      if (random.Below(20) == 0 && requests.size() < 24) {
+        std::vector<int32_t> ids =
+            RandomPrompt(100 + 128 * static_cast<int64_t>(random.Below(4)), random.Below(2));
+        ids.push_back(static_cast<int32_t>(random.Below(40)));
+        Request request =
+            MakeRequest(std::move(ids), 100 + static_cast<int64_t>(random.Below(400)), 0);
+        request.sampling.temperature = 1;
+        request.priority = static_cast<int>(random.Below(3)) * 16;
+        if (random.Below(4) == 0) request.kv_min_bits = 8;
+        const std::vector<uint64_t> seeds = {random.Below(1000), random.Below(1000),
+                                             random.Below(1000)};
+        const std::vector<RequestId> sent = engine.SubmitSamples(
+            request, std::span(seeds).first(1 + static_cast<size_t>(random.Below(3))));
+        for (size_t n = 0; n < sent.size(); ++n) {
+          requests[sent[n]] = request;
+          requests[sent[n]].seed = seeds[n];
+        }
+      }
+      if (random.Below(100) == 0 && !requests.empty()) {
+        engine.Cancel(static_cast<RequestId>(random.Below(requests.size())) + 1, &run);
+      }
+      engine.Step(&run);
+    }
+    while (engine.Step(&run)) {
+    }
+    const KvPoolStats pool = engine.store().StoreStats().pool;
+    EXPECT_EQ(pool.used_bytes, pool.prefix_bytes);
+    EXPECT_LE(pool.peak_bytes, pool.bytes);
+    ASSERT_EQ(run.finished.size(), requests.size());
+    std::vector<Told> told;
+    for (const Completion& done : run.finished) {
+      num_resumed += done.num_preemptions;
+      if (done.finish_reason == FinishReason::kLength) told.push_back({requests[done.id], done});
+    }
+    num_repeated += std::ssize(told);
+    ExpectRepeated(told, idle, 0);
+  }
+  EXPECT_GT(num_resumed, 0);
+  EXPECT_GT(num_repeated, 50);
 }
 
 // Resumes are part of a history, and what crowds the other pool changes nothing.

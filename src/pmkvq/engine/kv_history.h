@@ -1,8 +1,9 @@
 // What happened to the cache of a request, in as far as its tokens depend on it: halvings of its
 // pages, and resumes. Two requests with equal seeds and equal histories draw equal tokens.
 //
-// A history is in one form: events of one length are sorted and joined, and those that no Forward
-// has read are left out. So the same bits have the same history, whoever's need halved the pages.
+// A history is in one form: events of one length are sorted and joined, those that no Forward has
+// read are left out, and pages that a sequence shared are no others than pages of its own. So the
+// same bits have the same history, whoever's need halved the pages.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,9 @@ struct KvHistoryEvent {
   int from_bits = 0;  // 16, 8 or 4.
   int64_t num_k_pages = 0;
   int64_t num_v_pages = 0;
+  // The first of these pages, which follow one another; -1: the oldest ones that have from_bits.
+  int64_t first_k_page = -1;
+  int64_t first_v_page = -1;
 
   bool is_resume() const { return layer == kResume; }
   bool operator==(const KvHistoryEvent&) const = default;

@@ -43,6 +43,28 @@ TEST(KvHistory, EventsOfOneLengthAreJoinedAndInOrder) {
   EXPECT_EQ(DigestOf({}), "");
 }
 
+// Pages of one step, in whatever parts and order they were told, are the same runs of pages.
+TEST(KvHistory, RunsOfPagesThatMeetAreJoined) {
+  const auto run = [](int64_t first_k, int64_t k, int64_t first_v, int64_t v) {
+    return HalvingEvent{7, 0, 900, 16, k, v, 1.5, first_k, first_v};
+  };
+  std::vector<HalvingEvent> events = {run(4, 2, 0, 1), run(0, 2, 1, 3), run(2, 1, 6, 1),
+                                      run(3, 1, 0, 0), run(0, 0, 8, 1), run(7, 1, 0, 0)};
+  const KvHistory expected = {
+      {900, 0, 16, 6, 4, 0, 0}, {900, 0, 16, 1, 1, 7, 6}, {900, 0, 16, 0, 1, -1, 8}};
+  Random random(2);
+  for (int i = 0; i < 30; ++i) {
+    EXPECT_EQ(HistoryOf(events), expected);
+    std::swap(events[random.Below(6)], events[random.Below(6)]);
+  }
+  KvHistory others = expected;
+  others[1].first_k_page = 8;
+  EXPECT_NE(DigestOf(others), DigestOf(expected));
+  const std::vector<HalvingEvent> told = HalvingsFrom(expected, 0);
+  ASSERT_EQ(told.size(), 3u);
+  EXPECT_EQ(told[1].first_v_page, 6);
+}
+
 TEST(KvHistory, WhatNobodyHasReadIsLeftOut) {
   KvHistory history = HistoryOf({Halving(200, 0, 16, 1, 1), Halving(300, 0, 16, 1, 1)});
   EndHistory(300, history);
@@ -83,6 +105,7 @@ TEST(KvHistory, WhatIsNoneIsRefusedByName) {
   refuses({{200, 0, 12, 1, 0}}, "from_bits: found 12");
   refuses({{200, 0, 4, 1, 0}}, "no page below 4 bits");
   refuses({{200, 0, 16, -1, 0}}, "pages: found -1");
+  refuses({{200, 0, 16, 1, 0, -2, 0}}, "first page: found -2");
 }
 
 }  // namespace

@@ -59,8 +59,9 @@ class KvStore {
   virtual void Close(SequenceId seq) = 0;
   // A new sequence with the tokens of `seq`, as they are stored now. Both go on as if each had
   // stored them for itself: the same bits, the same statistics. A store may keep one copy of what
-  // neither changes. Drops a reservation of `seq`. Nothing when max_sequences are open, when `seq`
-  // has failed, or when the store cannot do it.
+  // neither changes. In a pool pages that both have are halved for both at once, which the events
+  // of each tell. Drops a reservation of `seq`. Nothing when max_sequences are open, when `seq` has
+  // failed, or when the store cannot do it.
   virtual std::optional<SequenceId> Fork(SequenceId /*seq*/) { return std::nullopt; }
 
   // The tokens of `seq` as they are stored now; nothing changes. Nothing when `seq` has failed, or
@@ -111,17 +112,21 @@ class KvStore {
   // KeepPrefix keeps the pages of the whole chunks (CacheConfig::chunk_tokens) of `tokens`, the
   // first ones that `seq` holds, for later sequences with the same salt, as far as all of them are
   // at 16 bits and the pool has room that nobody needs; chunks that are kept at less are replaced.
-  // Before a page of any sequence is halved, kept chunks that nobody has used for
-  // PoolConfig::prefix_idle_seconds are halved, down to prefix_min_bits, and then chunks are
-  // dropped, those unused longest first. The tokens must have been stored chunk
-  // by chunk, so that they have the bits that another sequence would give them.
+  // Before a page of any sequence is halved, kept chunks that no sequence has and nobody has used
+  // for PoolConfig::prefix_idle_seconds are halved, down to prefix_min_bits, and then chunks are
+  // dropped that no two sequences have, those unused longest first; pages that sequences have are
+  // halved for their need, and are then narrow in what is kept. The tokens must have been stored
+  // chunk by chunk, so that they have the bits that another sequence would give them. Nothing is
+  // kept of a sequence that follows a history.
   // Drops a reservation of `seq`.
   virtual void KeepPrefix(SequenceId /*seq*/, std::string_view /*salt*/,
                           std::span<const int32_t> /*tokens*/) {}
   // Gives `seq`, which is empty, the longest kept beginning of `tokens` that is at prefix_min_bits
   // and at its KvPoolTerms::min_bits or more: the same bits, statistics and budget as if it had
   // stored these tokens itself, at 16 bits, and its pages were halved then to the widths of the
-  // kept ones, which its events tell. Returns how many tokens they are.
+  // kept ones, which its events tell. For the copy of a page that goes on behind them pages of any
+  // sequence may be halved; where that does not do, nothing is taken. Returns how many tokens they
+  // are.
   virtual int64_t TakePrefix(SequenceId /*seq*/, std::string_view /*salt*/,
                              std::span<const int32_t> /*tokens*/) {
     return 0;

@@ -56,6 +56,9 @@ struct HalvingEvent {
   int64_t num_k_pages = 0;
   int64_t num_v_pages = 0;
   double duration_us = 0;
+  // The first of these pages, which follow one another; -1: the oldest ones that have from_bits.
+  int64_t first_k_page = -1;
+  int64_t first_v_page = -1;
 };
 
 // What a sequence asks of a pool that all sequences share.
@@ -65,12 +68,12 @@ struct KvPoolTerms {
 };
 
 struct KvPoolStats {
-  int64_t bytes = 0;  // 0: there is no pool.
-  int64_t used_bytes = 0;
+  int64_t bytes = 0;           // 0: there is no pool.
+  int64_t used_bytes = 0;      // Memory that sequences or kept prompts share counts once.
   int64_t peak_bytes = 0;      // Largest used_bytes since the start, transient states included.
   int64_t narrowed_bytes = 0;  // Of pages that were brought to lower widths, as read.
   double water_level = 0;      // WaterLevel (packed/policy/pool_pressure.h).
-  // Of prompts that are kept for later ones, also counted in used_bytes.
+  // Of prompts that are kept for later ones and that no sequence has, also counted in used_bytes.
   int64_t prefix_bytes = 0;
   int64_t prefix_tokens = 0;
   int64_t prefix_hits = 0;        // Sequences that took some, since the start.

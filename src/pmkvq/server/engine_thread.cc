@@ -26,7 +26,8 @@ constexpr int64_t kMostAhead = 4;
 // those that come for ever.
 constexpr int64_t kNsPerPriority = 1'000'000'000;
 
-// Pages are halved from the oldest on, so that counts tell their order.
+// Pages are halved from the oldest on, so that counts tell their order; but for pages that requests
+// share, which may be wider than those behind them, and are shown behind them then.
 std::vector<float> BitsByAge(const KvStore& store, SequenceId seq, int64_t num_layers) {
   std::vector<double> sums;
   int64_t num_columns = 0;
@@ -358,6 +359,8 @@ void EngineThread::Publish() {
                              stats.budget_bytes, stats.pages,
                              BitsByAge(engine_.store(), *seq, num_layers)});
   }
+  // What requests share counts once.
+  if (now.pool.bytes > 0) now.kv_bytes = now.pool.used_bytes - now.pool.prefix_bytes;
   std::sort(now.sequences.begin(), now.sequences.end(), [](const auto& a, const auto& b) {
     return std::pair(a.generation, a.choice) < std::pair(b.generation, b.choice);
   });

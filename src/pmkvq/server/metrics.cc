@@ -90,7 +90,8 @@ std::string Metrics::Text(const EngineSnapshot& engine, int64_t kv_pool_bytes,
            number(engine.pool.peak_bytes));
     Sample(out, "pmkvq_kv_halved_bytes_total", "counter", "Bytes of pages read to halve them.",
            number(engine.pool.narrowed_bytes));
-    Sample(out, "pmkvq_kv_prefix_bytes", "gauge", "Bytes of the pool that kept prompts take.",
+    Sample(out, "pmkvq_kv_prefix_bytes", "gauge",
+           "Bytes of the pool that kept prompts take beside running requests.",
            number(engine.pool.prefix_bytes));
     Sample(out, "pmkvq_prefix_hits_total", "counter", "Prompts that began as a kept one.",
            number(engine.pool.prefix_hits));

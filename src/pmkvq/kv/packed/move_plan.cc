@@ -67,12 +67,19 @@ void PlanNarrowing(std::span<const PageChange> changes, size_t most_pages, SlotA
   old_slots.reserve(std::min(most_pages, changes.size()));
   for (size_t next = 0; next < changes.size();) {
     old_slots.clear();
-    while (next < changes.size() && old_slots.size() < most_pages) {
+    const size_t wave_end = std::min(changes.size(), next + most_pages);
+    while (next < wave_end) {
       const StoredPage narrowed = TryAllocate(changes[next], slots);
       if (narrowed.data == kNoSlot) break;
       StoredPage& page = *changes[next].page;
       plan.Add(NarrowingOp(page, narrowed, changes[next].slots->side, next, slots));
       old_slots.push_back(page.data);
+      for (StoredPage* const sharer : changes[next].sharers) {
+        old_slots.push_back(page.data);
+        slots.AddReference(narrowed.data);
+        if (page.metadata == kNoSlot) slots.AddReference(narrowed.metadata);
+        *sharer = narrowed;
+      }
       page = narrowed;
       ++next;
     }

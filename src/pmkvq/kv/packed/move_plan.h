@@ -65,6 +65,9 @@ struct PageChange {
   StoredPage* page = nullptr;
   int bits = 8;
   const StreamSlots* slots = nullptr;
+  // Entries of other tables that own the same slots, and are to have the new ones. All other owners
+  // keep the old slots.
+  std::span<StoredPage* const> sharers = {};
 };
 
 // Gives pages of full length their slots at lower widths, in the order of `changes`, and plans the

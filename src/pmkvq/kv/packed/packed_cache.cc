@@ -84,14 +84,17 @@ std::optional<SequenceId> PackedKvCache::Fork(SequenceId id) {
   store_.SettleUnfit();
   if (seq.failure) return std::nullopt;
   Truncate(id, seq.num_tokens);
+  const size_t num_shared = NumSharedByFork(seq);
   if (config_.pool.bytes > 0) {
+    if (seq.script) return std::nullopt;
     openings_.clear();
-    if (!PayInPool(seq.bytes, &seq) || seq.failure) return std::nullopt;
+    const int64_t new_bytes = store_.CopyBytes(seq, seq.num_tokens, num_shared);
+    if (!PayInPool(new_bytes) || seq.failure) return std::nullopt;
   }
   const std::optional<SequenceId> copy_id = Open();
   if (!copy_id) return std::nullopt;
   Sequence& copy = At(*copy_id);
-  store_.Share(seq, seq.num_tokens, copy);
+  store_.Share(seq, seq.num_tokens, num_shared, copy);
   copy.num_tokens = seq.num_tokens;
   copy.next = seq.next;
   copy.terms = seq.terms;
@@ -411,7 +414,7 @@ KvStoreStats PackedKvCache::StoreStats() const {
       store_.peak_used_bytes(),
       store_.narrowed_bytes(),
       water_level_.value(),
-      prefix_bytes_,
+      store_.unread_bytes(),
       prefixes_ == nullptr ? 0 : prefixes_->num_nodes() * config_.chunk_tokens,
       prefix_hits_,
       prefix_hit_tokens_};
@@ -430,6 +433,14 @@ void PackedKvCache::ReadTokens(SequenceId id, int64_t layer, float* k_out, float
   PMKVQ_CHECK(!IsInForward(seq) && seq.reserved_tokens == 0);
   PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers());
   store_.ReadTokens(seq, static_cast<size_t>(layer), seq.num_tokens, k_out, v_out);
+}
+
+std::vector<PageWidths> PackedKvCache::WidthsOfPages(SequenceId id, int64_t layer) const {
+  std::vector<PageWidths> widths;
+  for (const PagePair& pair : At(id).blocks[static_cast<size_t>(layer)].pages) {
+    widths.push_back(WidthsOf(pair));
+  }
+  return widths;
 }
 
 }  // namespace pmkvq

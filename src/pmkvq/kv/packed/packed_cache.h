@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -41,10 +42,11 @@ class PackedKvCache final : public KvStore {
   DeviceKvStore* OnDevice() override { return device_.get(); }
   std::optional<SequenceId> Open() override;
   void Close(SequenceId seq) override;
-  // Closed pages and a full sink are shared; the open page is copied. Each sequence counts shared
-  // pages as its own, so that its budget does not depend on others, and halves them for itself. In
-  // a pool they count once for each sequence as well: pages are halved to make room for the copy,
-  // and there is none where that does not do.
+  // Closed pages and a full sink are shared; the open page is copied. With budgets each sequence
+  // counts shared pages as its own, so that its budget does not depend on others, and halves them
+  // for itself. In a pool they count once, and are halved once for all who have them; pages are
+  // halved to make room for what is copied, and there is no copy where that does not do, nor of a
+  // sequence that follows a history.
   std::optional<SequenceId> Fork(SequenceId seq) override;
   std::optional<SequenceImage> ImageOf(SequenceId seq) const override;
   std::optional<SequenceId> OpenImage(const SequenceImage& image,
@@ -83,6 +85,8 @@ class PackedKvCache final : public KvStore {
   // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D].
   // For tests and inspection: slow, allocates.
   void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
+  // Of all pages of one block, oldest first; for tests and inspection.
+  std::vector<PageWidths> WidthsOfPages(SequenceId seq, int64_t layer) const;
 
  private:
   // What OldestFirst does before a sequence opens its next page, and when (packed_cache_ahead.cc).
@@ -184,9 +188,13 @@ class PackedKvCache final : public KvStore {
   void ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after);
   using NarrowingStart = std::chrono::steady_clock::time_point;
   NarrowingStart StartNarrowing();
-  void FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start);
-  void NarrowStepByStep(Sequence& seq, size_t layer);
-  void AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+  using Readers = std::vector<Sequence*>;
+  void FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start) {
+    FinishNarrowing(Readers{&seq}, layer, start);
+  }
+  void FinishNarrowing(const Readers& readers, size_t layer, NarrowingStart start);
+  void NarrowStepByStep(const Readers& readers, size_t layer);
+  void AddNarrowSteps(const PagePair& pair, size_t page, const PageWidths& widths,
                       const PageWidths& closed_at);
   void MakeNewPages(Sequence& seq, size_t layer, size_t pages_after);
   void RestoreMovedRows(Sequence& seq);
@@ -209,6 +217,8 @@ class PackedKvCache final : public KvStore {
     std::optional<size_t> script;
     size_t script_next = 0;
   };
+  // Widths of all pages, by block with a cache.
+  using ScriptTable = std::vector<std::vector<PageWidths>>;
   void MakePressure();
   int64_t BytesAfter(const Opening& opening) const;
   PageWidths WidthsAsDecided(const Opening& opening, size_t index, size_t page,
@@ -221,22 +231,41 @@ class PackedKvCache final : public KvStore {
   PoolSequence TableAfter(const Opening& opening) const;
   int64_t OpeningSoonBytes() const;
   void PayForReading(int64_t excess_bytes, int64_t most_read_bytes);
-  bool PayInPool(int64_t new_bytes, const Sequence* copied = nullptr);
-  void NarrowTo(Sequence& seq, const PoolSequence& before, const PoolSequence& after);
+  bool PayInPool(int64_t new_bytes);
+  int64_t ExcessOfReading(int64_t new_bytes) const;
+  void NarrowTo(const Readers& readers, const PoolSequence& before, const PoolSequence& after);
   void NarrowBeforeOpening(const Opening& opening);
   void OpenPages(const Opening& opening);
   void DecideAsTable(const Opening& opening, size_t index);
 
+  // packed_cache_shared.cc: pages that sequences of a pool share.
+  size_t NumSharedByFork(const Sequence& seq) const;
+  const Opening* OpeningOf(const Sequence& seq) const;
+  const PagePair& PairOf(const Readers& readers, size_t layer, size_t page) const;
+  bool IsNarrowerThan(const Readers& readers, size_t page, size_t other) const;
+  void FindColumnReaders();
+  void TrimColumns(Sequence& seq);
+  void AddSharedTables();
+  std::optional<PoolSequence> SharedTable(const Readers& readers, size_t begin, size_t end) const;
+  KeptChunk* KeptChunkOf(const Sequence& seq, size_t page);
+  int64_t SharedFreedBytes(const Opening& opening) const;
+
   // packed_cache_history.cc: sequences that follow a history.
-  size_t AddScripted(Sequence& seq, PoolSequence& table) const;
+  ScriptTable ScriptTableOf(const Sequence& seq, const Opening* opening) const;
+  size_t AddScripted(Sequence& seq, const Opening* opening, ScriptTable& table) const;
   void NarrowAsScripted(Sequence& seq);
 
   // packed_cache_prefix.cc: prompts that a pool keeps.
   static double NowSeconds();
   int64_t HalveIdlePrefixes(int64_t bytes, double now_s);
+  bool IsWorthKeeping(const KeptChunk& kept) const;
+  int64_t DropPrefix(PrefixTree::NodeId leaf);
   int64_t DropPrefixes(int64_t bytes);
+  int64_t DropAllPrefixes();
   int64_t GiveUpPrefixes(int64_t bytes, double now_s);
-  bool MakePrefixRoom(int64_t bytes, double now_s);
+  bool MakePrefixRoom(int64_t new_bytes, int64_t more_kept, double now_s);
+  void NoteColumns(const KeptChunk& kept, PrefixTree::NodeId node);
+  void ForgetColumns(const KeptChunk& kept);
   void TellTakenWidths(const Sequence& seq);
   size_t NumWidePages(const Sequence& seq) const;
 
@@ -277,10 +306,11 @@ class PackedKvCache final : public KvStore {
   std::vector<Opening> openings_;          // Of a reservation.
   std::vector<PoolSequence> pool_tables_;  // Of sequences whose pages may be halved; others: none.
   std::vector<PoolSequence> tables_before_;
-  std::vector<PoolSequence> script_tables_;
-  std::vector<Sequence*> table_owners_;
-  std::unique_ptr<PrefixTree> prefixes_;  // Null: no prompt is kept.
-  int64_t prefix_bytes_ = 0;
+  std::vector<ScriptTable> script_tables_;
+  std::vector<Readers> table_owners_;                             // By pool table.
+  std::unordered_map<int64_t, Readers> column_readers_;           // By number of a page.
+  std::unique_ptr<PrefixTree> prefixes_;                          // Null: no prompt is kept.
+  std::unordered_map<int64_t, PrefixTree::NodeId> column_nodes_;  // Which chunk keeps a page.
   int64_t prefix_hits_ = 0;
   int64_t prefix_hit_tokens_ = 0;
 };

@@ -27,7 +27,7 @@ void PackedKvCache::NarrowAhead(Sequence& seq, int64_t num_tokens) {
       const AheadStep& step = next.steps[next.num_done];
       if (step.layer != layer || step.tokens_before < tokens_before) break;
       const StoredPage& page = seq.blocks[layer].pages[step.narrow.page][step.narrow.side];
-      steps_.Add(step.narrow.side, page.bits, step.narrow.bits);
+      steps_.Add(step.narrow.side, step.narrow.page, page.bits, step.narrow.bits);
       narrow_steps_.push_back(step.narrow);
     }
     FinishNarrowing(seq, layer, start);

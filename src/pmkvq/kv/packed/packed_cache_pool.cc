@@ -96,6 +96,7 @@ bool PackedKvCache::GivesPages(const Sequence& seq) const {
          seq.reserved_tokens == 0;
 }
 
+// Of the pages that it has to itself.
 PoolSequence PackedKvCache::TableOf(const Sequence& seq) const {
   PoolSequence table;
   table.key = seq.opened_as;
@@ -107,13 +108,18 @@ PoolSequence PackedKvCache::TableOf(const Sequence& seq) const {
   for (const size_t layer : cached_layers_) {
     const BlockPages& block = seq.blocks[layer];
     const auto window_pages = config_.window_tokens / kPageTokens;
-    const auto first = static_cast<int64_t>(block.num_freed);
+    const size_t num_shared = seq.columns.size();
+    const auto first = static_cast<int64_t>(std::max(block.num_freed, num_shared));
     const int64_t end = std::max(first, std::ssize(block.pages) - window_pages);
     for (const Side side : kSides) {
+      PagesPerWidth counts = block.page_counts[side];
+      for (size_t page = block.num_freed; page < num_shared; ++page) {
+        --counts[WidthIndex(block.pages[page][side].bits)];
+      }
       PoolRun run = {first, end, {}};
       int64_t narrow = 0;
       for (size_t step = kHalvingSteps; step-- > 0;) {
-        narrow += block.page_counts[side][step + 1];
+        narrow += counts[step + 1];
         run.narrow[step] = narrow;
       }
       // The last page, full and halved: taken over from a kept prompt that ends with it.
@@ -133,10 +139,11 @@ PoolSequence PackedKvCache::TableAfter(const Opening& opening) const {
   table.weight = seq.terms.weight;
   table.floor_bits = seq.terms.min_bits;
   for (const size_t layer : cached_layers_) {
-    const size_t first = FirstSeen(layer, seq.num_tokens);
+    const size_t first = std::max(FirstSeen(layer, seq.num_tokens), seq.columns.size());
     const size_t num_closed = NumClosedAfter(layer, seq.num_tokens, opening.pages_after);
     for (const Side side : kSides) {
-      PoolRun run = {static_cast<int64_t>(first), static_cast<int64_t>(num_closed), {}};
+      PoolRun run = {
+          static_cast<int64_t>(first), static_cast<int64_t>(std::max(first, num_closed)), {}};
       for (size_t page = first; page < num_closed; ++page) {
         const int bits = WidthOf(WidthsAfter(seq, layer, page, num_closed), side);
         for (size_t step = 0; step < kHalvingSteps && bits <= kWidths[step + 1]; ++step) {
@@ -152,19 +159,19 @@ PoolSequence PackedKvCache::TableAfter(const Opening& opening) const {
 void PackedKvCache::FillPoolTables() {
   pool_tables_.clear();
   table_owners_.clear();
+  FindColumnReaders();
   for (Opening& opening : openings_) {
     if (opening.script) continue;
     opening.table = pool_tables_.size();
     pool_tables_.push_back(TableAfter(opening));
-    table_owners_.push_back(opening.seq);
+    table_owners_.push_back({opening.seq});
   }
   for (Sequence& seq : sequences_) {
-    const bool opens = std::any_of(openings_.begin(), openings_.end(),
-                                   [&](const Opening& opening) { return opening.seq == &seq; });
-    if (opens || !GivesPages(seq) || NumPagesOf(seq) == 0) continue;
+    if (OpeningOf(seq) != nullptr || !GivesPages(seq) || NumPagesOf(seq) == 0) continue;
     pool_tables_.push_back(TableOf(seq));
-    table_owners_.push_back(&seq);
+    table_owners_.push_back({&seq});
   }
+  AddSharedTables();
 }
 
 // Of the pages that the next tokens open, and of one chunk of a prompt.
@@ -185,32 +192,46 @@ void PackedKvCache::PayForReading(int64_t excess_bytes, int64_t most_read_bytes)
   for (PoolSequence& table : pool_tables_) {
     floors.push_back(table.floor_bits);
     table.floor_bits = std::max(table.floor_bits, 8);
+    table.copies = 1 + std::ssize(table.others);  // Each of its readers reads it.
   }
   pressure_->Free(0, excess_bytes, most_read_bytes, pool_tables_);
   for (size_t i = 0; i < floors.size(); ++i) pool_tables_[i].floor_bits = floors[i];
 }
 
-// Gives up kept prompts, and then halves pages, those of openings_ only on paper, until `new_bytes`
-// more fit; and some more to keep room for tokens to come. `copied`: the sequence that is to be
-// copied, if `new_bytes` are the copy's. False: they do not fit; nothing was changed.
-bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
+// Bytes that decoding reads beyond the limit, once there are `new_bytes` more. What sequences share
+// each of them reads.
+int64_t PackedKvCache::ExcessOfReading(int64_t new_bytes) const {
+  if (config_.pool.read_limit_bytes == 0) return 0;
+  int64_t bytes = new_bytes - config_.pool.read_limit_bytes;
+  for (const Sequence& seq : sequences_) bytes += seq.is_open ? seq.bytes : 0;
+  return bytes;
+}
+
+// Gives up kept prompts, and then halves pages, those that a sequence of openings_ has to itself
+// only on paper, until `new_bytes` more fit; and some more to keep room for tokens to come. False:
+// they do not fit; no sequence was changed.
+bool PackedKvCache::PayInPool(int64_t new_bytes) {
   int64_t free = config_.pool.bytes - store_.used_bytes() - new_bytes;
   const PoolReserve reserve = ReserveOfPool(OpeningSoonBytes(), config_.pool.bytes);
   for (Opening& opening : openings_) opening.table.reset();
   if (free < reserve.least_bytes) free += GiveUpPrefixes(reserve.least_bytes - free, NowSeconds());
-  const int64_t limit = config_.pool.read_limit_bytes;
-  int64_t excess = limit == 0 ? 0 : store_.used_bytes() - prefix_bytes_ + new_bytes - limit;
+  int64_t excess = ExcessOfReading(new_bytes);
   if (free >= reserve.least_bytes && excess <= 0) return true;
   FillPoolTables();
-  for (size_t table = 0; table < pool_tables_.size(); ++table) {
-    if (table_owners_[table] == copied) pool_tables_[table].copies = 2;
-  }
   tables_before_ = pool_tables_;
   int64_t most_read = config_.pool.step_bytes;
   if (free < reserve.least_bytes) {
-    const PoolPayment payment =
-        pressure_->Free(-free, reserve.enough_bytes - free, most_read, pool_tables_);
-    if (!payment.is_enough) return false;
+    const auto pay = [&] {
+      return pressure_->Free(-free, reserve.enough_bytes - free, most_read, pool_tables_);
+    };
+    PoolPayment payment = pay();
+    if (!payment.is_enough) {
+      const int64_t dropped = DropAllPrefixes();
+      if (dropped == 0) return false;
+      free += dropped;
+      payment = pay();
+      if (!payment.is_enough) return false;
+    }
     water_level_.Raise(payment.highest_price);
     excess -= payment.freed_bytes;
     most_read -= payment.read_bytes;
@@ -219,13 +240,14 @@ bool PackedKvCache::PayInPool(int64_t new_bytes, const Sequence* copied) {
   for (size_t table = 0; table < pool_tables_.size(); ++table) {
     const bool opens = std::any_of(openings_.begin(), openings_.end(),
                                    [&](const Opening& opening) { return opening.table == table; });
-    if (!opens) NarrowTo(*table_owners_[table], tables_before_[table], pool_tables_[table]);
+    if (!opens) NarrowTo(table_owners_[table], tables_before_[table], pool_tables_[table]);
   }
   return true;
 }
 
-// A sequence that opens no page: pages between the old and the new counts.
-void PackedKvCache::NarrowTo(Sequence& seq, const PoolSequence& before, const PoolSequence& after) {
+// Pages of sequences that open none, and shared ones: those between the old and the new counts.
+void PackedKvCache::NarrowTo(const Readers& readers, const PoolSequence& before,
+                             const PoolSequence& after) {
   if (after.runs.empty()) return;
   for (size_t i = 0; i < cached_layers_.size(); ++i) {
     int64_t begin = -1;
@@ -244,25 +266,26 @@ void PackedKvCache::NarrowTo(Sequence& seq, const PoolSequence& before, const Po
     }
     if (begin < 0) continue;
     const size_t layer = cached_layers_[i];
+    const PageWidths present = readers.front()->blocks[layer].present;
     const NarrowingStart start = StartNarrowing();
     for (int64_t page = begin; page < end; ++page) {
       const PageWidths widths = {WidthIn(*runs[kKeys], page), WidthIn(*runs[kValues], page)};
-      AddNarrowSteps(seq.blocks[layer], static_cast<size_t>(page), widths,
-                     seq.blocks[layer].present);
+      const auto number = static_cast<size_t>(page);
+      AddNarrowSteps(PairOf(readers, layer, number), number, widths, present);
     }
-    FinishNarrowing(seq, layer, start);
+    FinishNarrowing(readers, layer, start);
   }
 }
 
 // Of a page after the chunk.
 PageWidths PackedKvCache::WidthsAsDecided(const Opening& opening, size_t index, size_t page,
                                           size_t num_closed) const {
-  const bool is_decided = opening.script || opening.table;
-  if (!is_decided || page >= num_closed) {
+  if (opening.script) return script_tables_[*opening.script][index][page];
+  // Shared pages are halved before.
+  if (!opening.table || page >= num_closed || page < opening.seq->columns.size()) {
     return WidthsAfter(*opening.seq, cached_layers_[index], page, num_closed);
   }
-  const std::vector<PoolRun>& runs =
-      opening.script ? script_tables_[*opening.script].runs : pool_tables_[*opening.table].runs;
+  const std::vector<PoolRun>& runs = pool_tables_[*opening.table].runs;
   const auto number = static_cast<int64_t>(page);
   return {WidthIn(runs[2 * index + kKeys], number), WidthIn(runs[2 * index + kValues], number)};
 }
@@ -294,14 +317,14 @@ void PackedKvCache::NarrowBeforeOpening(const Opening& opening) {
     const std::vector<PageWidths>& decided = decided_[layer];
     const NarrowingStart start = StartNarrowing();
     for (size_t page = first; page < num_full; ++page) {
-      AddNarrowSteps(block, page, decided[page], block.present);
+      AddNarrowSteps(block.pages[page], page, decided[page], block.present);
     }
     // Those that close in the chunk, stored at their widths at once, count as halved.
     for (size_t page = std::max(first, num_full); page < decided.size(); ++page) {
       for (const Side side : kSides) {
         const int closed_at = WidthOf(block.present, side);
         const int bits = WidthOf(decided[page], side);
-        if (bits < closed_at) steps_.Add(side, closed_at, bits);
+        if (bits < closed_at) steps_.Add(side, page, closed_at, bits);
       }
     }
     FinishNarrowing(seq, layer, start);
@@ -340,8 +363,8 @@ ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
     }
     openings_.push_back({&seq, num_tokens, pages_after, std::nullopt, std::nullopt, 0});
     if (seq.script) {
-      PoolSequence table = TableAfter(openings_.back());
-      openings_.back().script_next = AddScripted(seq, table);
+      ScriptTable table = ScriptTableOf(seq, &openings_.back());
+      openings_.back().script_next = AddScripted(seq, &openings_.back(), table);
       if (seq.failure) {
         openings_.pop_back();
         continue;
@@ -349,7 +372,7 @@ ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
       openings_.back().script = script_tables_.size();
       script_tables_.push_back(std::move(table));
     }
-    new_bytes += BytesAfter(openings_.back()) - seq.bytes;
+    new_bytes += BytesAfter(openings_.back()) - seq.bytes + SharedFreedBytes(openings_.back());
   }
   if (!PayInPool(new_bytes)) return ReserveResult::kBudgetExhausted;
   for (const Opening& opening : openings_) {
@@ -358,7 +381,7 @@ ReserveResult PackedKvCache::ReserveAll(std::span<const BatchChunk> chunks) {
   for (const Opening& opening : openings_) {
     if (!opening.seq->failure) OpenPages(opening);
   }
-  water_level_.Tick(store_.used_bytes() - prefix_bytes_, config_.pool.bytes);
+  water_level_.Tick(store_.used_bytes() - store_.unread_bytes(), config_.pool.bytes);
   for (const BatchChunk& chunk : chunks) {
     if (Sequence& seq = At(chunk.seq); !seq.failure) seq.reserved_tokens = chunk.num_tokens;
   }

@@ -136,7 +136,7 @@ void PackedKvCache::ApplyWidths(Sequence& seq, size_t layer, int64_t pages_after
 
   const NarrowingStart start = StartNarrowing();
   for (size_t page = first; page < num_full; ++page) {
-    AddNarrowSteps(block, page, decided[page], block.present);
+    AddNarrowSteps(block.pages[page], page, decided[page], block.present);
   }
   FinishNarrowing(seq, layer, start);
 
@@ -152,45 +152,49 @@ PackedKvCache::NarrowingStart PackedKvCache::StartNarrowing() {
   return std::chrono::steady_clock::now();
 }
 
-void PackedKvCache::FinishNarrowing(Sequence& seq, size_t layer, NarrowingStart start) {
-  if (config_.pool.bytes > 0) {
-    NarrowStepByStep(seq, layer);
+void PackedKvCache::FinishNarrowing(const Readers& readers, size_t layer, NarrowingStart start) {
+  const bool is_pool = config_.pool.bytes > 0;
+  if (is_pool) {
+    NarrowStepByStep(readers, layer);
   } else {
-    store_.Narrow(seq, layer, narrow_steps_);
+    store_.Narrow(*readers.front(), layer, narrow_steps_);
   }
   const std::chrono::duration<double, std::micro> duration =
       std::chrono::steady_clock::now() - start;
-  steps_.AppendEvents({IdOf(seq), static_cast<int64_t>(layer), seq.num_tokens}, duration.count(),
-                      halving_events_);
+  for (const Sequence* const reader : readers) {
+    steps_.AppendEvents({IdOf(*reader), static_cast<int64_t>(layer), reader->num_tokens},
+                        duration.count(), is_pool, halving_events_);
+  }
 }
 
 // Of a pool, where a page may go down twice at one length of its sequence, or once by two widths,
 // and a history does not tell which: floats that are rounded straight to 4 bits differ from those
 // that were 8 bits before in one of some 10^8 values, where a product is rounded at a tie.
-void PackedKvCache::NarrowStepByStep(Sequence& seq, size_t layer) {
-  const BlockPages& block = seq.blocks[layer];
+void PackedKvCache::NarrowStepByStep(const Readers& readers, size_t layer) {
+  const PageWidths present = readers.front()->blocks[layer].present;
+  const std::vector<SequencePages*> tables(readers.begin(), readers.end());
   std::vector<NarrowStep> steps;
   for (const int bits : {8, 4, 2}) {
     steps.clear();
     for (const NarrowStep& step : narrow_steps_) {
-      const bool passes = block.pages[step.page][step.side].bits > bits && step.bits <= bits;
+      const int old_bits = PairOf(readers, layer, step.page)[step.side].bits;
       // Pages close at this width at once.
-      if (!passes || bits > WidthOf(block.present, step.side)) continue;
-      steps.push_back({step.page, step.side, bits, 0});
+      if (old_bits <= bits || step.bits > bits || bits > WidthOf(present, step.side)) continue;
+      steps.push_back({step.page, step.side, bits, 0, KeptChunkOf(*readers.front(), step.page)});
     }
-    if (!steps.empty()) store_.Narrow(seq, layer, steps);
+    if (!steps.empty()) store_.Narrow(tables, layer, steps);
   }
 }
 
 // Adds to narrow_steps_ the steps that bring a page to `widths`, and counts its halvings.
-void PackedKvCache::AddNarrowSteps(const BlockPages& block, size_t page, const PageWidths& widths,
+void PackedKvCache::AddNarrowSteps(const PagePair& pair, size_t page, const PageWidths& widths,
                                    const PageWidths& closed_at) {
   for (const Side side : kSides) {
     const int bits = WidthOf(widths, side);
-    const int old_bits = block.pages[page][side].bits;
+    const int old_bits = pair[side].bits;
     if (bits == old_bits) continue;
     // Closing at the block's present width is not a halving; steps below that width are.
-    steps_.Add(side, std::min(old_bits, WidthOf(closed_at, side)), bits);
+    steps_.Add(side, page, std::min(old_bits, WidthOf(closed_at, side)), bits);
     narrow_steps_.push_back({page, side, bits, 0});
   }
 }

@@ -62,7 +62,6 @@ void PageStore::Account(SequencePages& seq, size_t layer, int64_t bytes) {
   seq.bytes += bytes;
   seq.peak_bytes = std::max(seq.peak_bytes, seq.bytes);
   ++seq.layout;
-  CountUsed(bytes);
 }
 
 void PageStore::CountUsed(int64_t bytes) {
@@ -84,6 +83,7 @@ void PageStore::Allocate(SequencePages& seq, size_t layer, size_t page, Side sid
   }
   ++block.page_counts[side][WidthIndex(bits)];
   Account(seq, layer, slots.page_bytes[WidthIndex(bits)]);
+  CountUsed(slots.page_bytes[WidthIndex(bits)]);
 }
 
 // Adds the moves of releases to plan_ and executes it. `layer` is that of the pages whose widths
@@ -103,10 +103,10 @@ void PageStore::DropPage(SequencePages& seq, size_t layer, size_t page, Side sid
   BlockPages& block = seq.blocks[layer];
   StoredPage& stored = block.pages[page][side];
   if (stored.data == kNoSlot) return;
-  slots_.Release(stored.data);
-  if (stored.metadata != kNoSlot) slots_.Release(stored.metadata);
+  const int64_t bytes = PageBytesOf(layer, side, stored.bits);
+  DropPageOwner(stored, bytes);
   --block.page_counts[side][WidthIndex(stored.bits)];
-  Account(seq, layer, -SlotsOf(layer, side).page_bytes[WidthIndex(stored.bits)]);
+  Account(seq, layer, -bytes);
   stored = StoredPage{};
 }
 
@@ -149,12 +149,15 @@ void PageStore::AllocateSink(SequencePages& seq, size_t layer) {
   }
   for (int i = 0; i < slots.num_rest_slots; ++i) sink.push_back(AllocateSlot(slots.rest_class));
   Account(seq, layer, slots.bytes);
+  CountUsed(slots.bytes);
 }
 
 void PageStore::DropSink(SequencePages& seq, size_t layer) {
   std::vector<SlotHandle>& sink = seq.blocks[layer].sink;
   if (sink.empty()) return;
-  for (const SlotHandle slot : sink) slots_.Release(slot);
+  // The first slot stands for all of them.
+  DropOwner(sink.front(), layout_.blocks[layer].sink.bytes);
+  for (const SlotHandle slot : std::span(sink).subspan(1)) slots_.Release(slot);
   sink.clear();
   Account(seq, layer, -layout_.blocks[layer].sink.bytes);
 }
@@ -165,29 +168,79 @@ void PageStore::ReleaseSink(SequencePages& seq, size_t layer) {
 }
 
 // In order of addresses: extents then become free one after the other, and few slots have to move.
-void PageStore::Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps) {
-  std::vector<PagePair>& pages = seq.blocks[layer].pages;
-  for (NarrowStep& step : steps) step.offset = slots_.Offset(pages[step.page][step.side].data);
+void PageStore::Narrow(std::span<SequencePages* const> readers, size_t layer,
+                       std::span<NarrowStep> steps) {
+  const auto owned = [&](SequencePages& reader, const NarrowStep& step) -> StoredPage* {
+    StoredPage& stored = reader.blocks[layer].pages[step.page][step.side];
+    return stored.data == kNoSlot ? nullptr : &stored;
+  };
+  // Of the entries that own the page, the first one, and the others.
+  const auto first_of = [&](const NarrowStep& step) {
+    StoredPage* first = nullptr;
+    for (SequencePages* const reader : readers) {
+      if (first == nullptr) first = owned(*reader, step);
+    }
+    PMKVQ_DCHECK(first != nullptr);
+    return first;
+  };
+  for (NarrowStep& step : steps) step.offset = slots_.Offset(first_of(step)->data);
   std::sort(steps.begin(), steps.end(),
             [](const NarrowStep& a, const NarrowStep& b) { return a.offset < b.offset; });
   uint32_t* unfit_word = nullptr;
   changes_.clear();
+  sharers_.clear();
+  sharers_.reserve(steps.size() * readers.size());  // Spans of it are handed out.
+  std::vector<SlotHandle> kept_slots;
   for (const NarrowStep& step : steps) {
-    if (unfit_word == nullptr && pages[step.page][step.side].bits == 16) {
-      unfit_word = TakeUnfitWord(seq, layer, step.page);
+    StoredPage* const first = first_of(step);
+    if (unfit_word == nullptr && first->bits == 16) {
+      unfit_word = TakeUnfitWord(*readers.front(), layer, step.page);
     }
-    changes_.push_back({&pages[step.page][step.side], step.bits, &SlotsOf(layer, step.side)});
+    const size_t begin = sharers_.size();
+    for (SequencePages* const reader : readers) {
+      StoredPage* const stored = owned(*reader, step);
+      if (stored == nullptr || stored == first) continue;
+      PMKVQ_DCHECK(stored->data == first->data);
+      sharers_.push_back(stored);
+    }
+    if (step.kept != nullptr) {
+      StoredPage& kept =
+          step.kept->blocks[layer].pages[step.page - step.kept->first_page][step.side];
+      PMKVQ_DCHECK(kept.data == first->data);
+      sharers_.push_back(&kept);
+      kept_slots.push_back(kept.data);
+    }
+    changes_.push_back(
+        {first, step.bits, &SlotsOf(layer, step.side), std::span(sharers_).subspan(begin)});
   }
   PlanNarrowing(changes_, WavePages(), slots_, plan_);
+  for (const SlotHandle slot : kept_slots) --KeptReferences(slot);
   for (size_t i = 0; i < plan_.num_waves(); ++i) {
     for (const PageOp& op : plan_.wave(i)) {
       if (op.kind == PageOpKind::kCopy) continue;
-      AccountNarrowed(seq, layer, steps[op.page].side, op.from_bits, op.to_bits);
+      const NarrowStep& step = steps[op.page];
+      const int64_t bytes =
+          PageBytesOf(layer, step.side, op.to_bits) - PageBytesOf(layer, step.side, op.from_bits);
+      for (SequencePages* const reader : readers) {
+        if (owned(*reader, step) == nullptr) continue;
+        AccountNarrowed(*reader, layer, step.side, op.from_bits, op.to_bits);
+      }
+      if (step.kept != nullptr) {
+        ++KeptReferences(changes_[op.page].page->data);
+        step.kept->bytes += bytes;
+        step.kept->bits = std::min<int>(step.kept->bits, op.to_bits);
+        kept_bytes_ += bytes;
+      }
+      narrowed_bytes_ += static_cast<int64_t>(CodeBytes(layer, step.side, op.from_bits));
+      CountUsed(bytes);
     }
   }
   if (const std::optional<UnfitPage> unfit = MoveBytes(layer, unfit_word)) {
     const NarrowStep& step = steps[unfit->page];
-    SetRangeFailure(seq, layer, step.page, step.side, unfit->group);
+    for (SequencePages* const reader : readers) {
+      SetRangeFailure(*reader, layer, step.page, step.side, unfit->group);
+    }
+    if (step.kept != nullptr) step.kept->bits = 0;
   }
 }
 
@@ -248,7 +301,6 @@ void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int
   const StreamSlots& slots = SlotsOf(layer, side);
   const auto read = static_cast<int64_t>(CodeBytes(layer, side, from_bits));
   seq.narrowed_bytes += read;
-  narrowed_bytes_ += read;
   Account(seq, layer,
           slots.page_bytes[WidthIndex(to_bits)] - slots.page_bytes[WidthIndex(from_bits)]);
 }
@@ -261,61 +313,10 @@ void PageStore::Reopen(SequencePages& seq, size_t layer, size_t page, Side side)
   PlanExpanding(stored, slots, slots_, plan_);
   --block.page_counts[side][WidthIndex(old_bits)];
   ++block.page_counts[side][WidthIndex(16)];
-  Account(seq, layer, slots.page_bytes[WidthIndex(16)] - slots.page_bytes[WidthIndex(old_bits)]);
+  const int64_t bytes = slots.page_bytes[WidthIndex(16)] - slots.page_bytes[WidthIndex(old_bits)];
+  Account(seq, layer, bytes);
+  CountUsed(bytes);
   MoveBytes(layer);
-}
-
-SlotHandle PageStore::CopyIfShared(SlotHandle slot) {
-  if (slots_.num_references(slot) == 1) return slot;
-  const SlotHandle copy = AllocateSlot(slots_.ClassOf(slot));
-  if (stream_ == nullptr) {
-    std::memcpy(At(copy), At(slot), slots_.Range(slot).bytes);
-  } else {
-    CopyOnDevice(*stream_, At(copy), At(slot), slots_.Range(slot).bytes);
-  }
-  slots_.Release(slot);  // It has another owner, so nothing moves.
-  return copy;
-}
-
-void PageStore::MakeExclusive(SequencePages& seq, size_t layer, size_t page, Side side) {
-  StoredPage& stored = seq.blocks[layer].pages[page][side];
-  stored.data = CopyIfShared(stored.data);
-  if (stored.metadata != kNoSlot) stored.metadata = CopyIfShared(stored.metadata);
-  ++seq.layout;
-}
-
-void PageStore::MakeSinkExclusive(SequencePages& seq, size_t layer) {
-  for (SlotHandle& slot : seq.blocks[layer].sink) slot = CopyIfShared(slot);
-  ++seq.layout;
-}
-
-void PageStore::Share(const SequencePages& seq, int64_t num_tokens, SequencePages& copy) {
-  copy.bytes = seq.bytes;
-  copy.peak_bytes = seq.peak_bytes;
-  copy.narrowed_bytes = seq.narrowed_bytes;
-  CountUsed(copy.bytes);
-  const bool ends_in_page = (num_tokens - config_.sink_tokens) % kPageTokens != 0;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-    const BlockPages& from = seq.blocks[layer];
-    BlockPages& to = copy.blocks[layer];
-    to.sink = from.sink;
-    to.pages = from.pages;
-    to.bytes = from.bytes;
-    to.page_counts = from.page_counts;
-    to.present = from.present;
-    to.num_freed = from.num_freed;
-    for (const SlotHandle slot : to.sink) slots_.AddReference(slot);
-    for (const PagePair& pair : to.pages) {
-      for (const StoredPage& page : pair) {
-        if (page.data == kNoSlot) continue;  // Freed.
-        slots_.AddReference(page.data);
-        if (page.metadata != kNoSlot) slots_.AddReference(page.metadata);
-      }
-    }
-    if (num_tokens < config_.sink_tokens) MakeSinkExclusive(copy, layer);
-    if (to.pages.empty() || !ends_in_page) continue;
-    for (const Side side : kSides) MakeExclusive(copy, layer, to.pages.size() - 1, side);
-  }
 }
 
 void PageStore::ReleaseAll(SequencePages& seq) {
@@ -325,6 +326,7 @@ void PageStore::ReleaseAll(SequencePages& seq) {
     seq.blocks[layer].open_rows_moved = {};
     DropSink(seq, layer);
   }
+  seq.columns.clear();
   MoveBytes(0);
 }
 

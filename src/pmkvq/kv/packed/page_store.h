@@ -64,6 +64,9 @@ struct SequencePages {
   // The first thing that the cache could not hold.
   std::optional<KvFailure> failure;
   std::vector<BlockPages> blocks;
+  // In a pool: numbers of the first pages, which other sequences or kept prompts may share. Pages
+  // (of all blocks and both sides) that have the same number are the same memory.
+  std::vector<int64_t> columns;
 };
 
 // Statistics, with the budgets of the blocks, or of the block.
@@ -76,7 +79,8 @@ struct NarrowStep {
   size_t page = 0;
   Side side = kKeys;
   int bits = 8;
-  size_t offset = 0;  // Where it lies in the arena: Narrow's.
+  size_t offset = 0;          // Where it lies in the arena: Narrow's.
+  KeptChunk* kept = nullptr;  // That holds the page as well, and is to have it narrow.
 };
 
 class PageStore {
@@ -97,16 +101,25 @@ class PageStore {
   void ReleaseSink(SequencePages& seq, size_t layer);
 
   // Brings full pages to lower widths: floats are quantised straight to them, codes halved. Bytes
-  // only fall. Uses the configuration's threads. Reorders `steps`. Sets seq.failure where the
-  // bounds of a group do not fit the float type.
-  void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps);
+  // only fall. Uses the configuration's threads. Reorders `steps`. Sets `failure` where the bounds
+  // of a group do not fit the float type. The pages become narrow for all of `readers` that have
+  // not freed them, which share them, and for NarrowStep::kept; other owners keep theirs.
+  void Narrow(std::span<SequencePages* const> readers, size_t layer, std::span<NarrowStep> steps);
+  void Narrow(SequencePages& seq, size_t layer, std::span<NarrowStep> steps) {
+    SequencePages* const reader = &seq;
+    Narrow({&reader, 1}, layer, steps);
+  }
   // Brings a quantised page back to 16 bits with its values as they read now.
   void Reopen(SequencePages& seq, size_t layer, size_t page, Side side);
 
   // Gives `copy`, an empty sequence, the pages and the sink of `seq`, which holds `num_tokens`
-  // tokens. What more tokens are written to is copied, all else is shared. Memory that is shared
-  // counts for each owner, so the arena has room for what one of them changes later.
-  void Share(const SequencePages& seq, int64_t num_tokens, SequencePages& copy);
+  // tokens. The first `num_shared` pages are shared, and so is the sink where it is full; the rest
+  // is copied, which takes CopyBytes in a pool. Without a pool memory that is shared counts for
+  // each owner, so the arena has room for what one of them changes later; in a pool it counts once.
+  void Share(SequencePages& seq, int64_t num_tokens, size_t num_shared, SequencePages& copy);
+  int64_t CopyBytes(const SequencePages& seq, int64_t num_tokens, size_t num_shared) const;
+  // Numbers the first `count` pages, those that have none anew.
+  void NumberColumns(SequencePages& seq, size_t count);
   // Copies the slots of a page, or of the sink, where other sequences share them: before tokens
   // are written there.
   void MakeExclusive(SequencePages& seq, size_t layer, size_t page, Side side);
@@ -115,20 +128,19 @@ class PageStore {
   // The whole sequence's memory.
   void ReleaseAll(SequencePages& seq);
 
-  // Pages that outlive their sequences (prefix_tree.h). They count like a sequence's: the pool has
-  // room for them. Keep shares the pages [first, end) of each block of `seq`, all of 16 bits, and
-  // the sink if `with_sink`; of the open page it makes a copy. NarrowKept brings the full pages of
-  // a chunk to `bits`, or to their floor; sequences that hold them keep their own.
-  KeptChunk Keep(const SequencePages& seq, size_t first, size_t end, bool with_sink);
-  int64_t KeptBytes(size_t num_pages, bool with_sink) const;  // That Keep counts.
+  // Pages that outlive their sequences (prefix_tree.h). Keep shares the pages [first, full_end) of
+  // each block of `seq`, all of 16 bits, and the sink if `with_sink`; of those up to `end`, which
+  // go on in the next chunk, it makes copies. NarrowKept brings the full pages of a chunk that no
+  // sequence reads to `bits`, or to their floor.
+  KeptChunk Keep(SequencePages& seq, size_t first, size_t full_end, size_t end, bool with_sink);
+  int64_t KeptBytes(size_t num_pages, bool with_sink) const;  // KeptChunk::bytes of 16-bit pages.
   void NarrowKept(KeptChunk& kept, int bits);
   void DropKept(const KeptChunk& kept);
+  // How many sequences have the full pages of the chunk; 0 where it has none.
+  int64_t NumReaders(const KeptChunk& kept) const;
   // Gives `seq`, an empty sequence, the pages of these chunks, which follow one another from the
-  // first one on. Nothing is counted before CountTaken, which counts TakenBytes, so that the chunks
-  // may be dropped between the two where the pool has no room for both.
+  // first one on. The caller makes the last page exclusive where tokens are to be written to it.
   void TakeKept(std::span<const KeptChunk* const> chunks, SequencePages& seq);
-  int64_t TakenBytes(const SequencePages& seq) const;
-  void CountTaken(SequencePages& seq);
 
   KvTensorView View(const StoredPage& page) const;
   // The sink lies in pieces of kPageTokens tokens and a shorter rest: piece i holds the tokens from
@@ -175,8 +187,12 @@ class PageStore {
     return slots_.slot_bytes(SlotsOf(layer, side).metadata_class);
   }
 
-  // Sum over all sequences; every owner of shared memory counts it. With a pool: at most its bytes.
+  // Sum over all sequences. Without a pool every owner of shared memory counts it; in a pool it
+  // counts once, kept chunks are part of it, and it is at most the pool's bytes.
   int64_t used_bytes() const { return used_bytes_; }
+  // Of these, what kept chunks alone have; and the sum of all KeptChunk::bytes.
+  int64_t unread_bytes() const { return unread_bytes_; }
+  int64_t kept_bytes() const { return kept_bytes_; }
   int64_t peak_used_bytes() const { return peak_used_bytes_; }
   int64_t narrowed_bytes() const { return narrowed_bytes_; }  // Codes or floats that Narrow read.
 
@@ -237,13 +253,23 @@ class PageStore {
   // On a device, for changes of which one quantises floats.
   uint32_t* TakeUnfitWord(SequencePages& seq, size_t layer, size_t first_page);
   // The same slot where it has one owner; else a new one with the same bytes, this owner's.
-  SlotHandle CopyIfShared(SlotHandle slot);
-  int64_t TakenBytes(const BlockPages& block, size_t layer) const;
+  SlotHandle CopyIfShared(SlotHandle slot, int64_t bytes);
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);
+  int64_t PageBytesOf(size_t layer, Side side, int bits) const {
+    return SlotsOf(layer, side).page_bytes[WidthIndex(bits)];
+  }
 
   SlotHandle AllocateSlot(int slot_class);
   void Account(SequencePages& seq, size_t layer, int64_t bytes);
   void CountUsed(int64_t bytes);
+  // One owner more, or less, of a slot that stands for `bytes` of used_bytes: of a page the slot
+  // of its data. `keeps`: the owner is a kept chunk.
+  void AddOwner(SlotHandle slot, int64_t bytes, bool keeps = false);
+  void DropOwner(SlotHandle slot, int64_t bytes, bool keeps = false);
+  void AddPageOwner(const StoredPage& page, int64_t bytes, bool keeps = false);
+  void DropPageOwner(const StoredPage& page, int64_t bytes, bool keeps = false);
+  int32_t& KeptReferences(SlotHandle slot);
+  bool IsUnread(SlotHandle slot) const;
 
   CacheConfig config_;
   SlotLayout layout_;
@@ -260,10 +286,15 @@ class PageStore {
   std::vector<PageCodec> codecs_;                        // By layer.
   MovePlan plan_;                                        // Of the change under way.
   std::vector<PageChange> changes_;                      // Of Narrow.
+  std::vector<StoredPage*> sharers_;                     // Of changes_.
   AlignedVector<float> values_;
   int64_t used_bytes_ = 0;
   int64_t peak_used_bytes_ = 0;
   int64_t narrowed_bytes_ = 0;
+  int64_t unread_bytes_ = 0;
+  int64_t kept_bytes_ = 0;
+  std::vector<int32_t> kept_references_;  // By slot: owners that are kept chunks.
+  int64_t num_columns_ = 0;               // Numbers that were given to pages.
 };
 
 }  // namespace pmkvq

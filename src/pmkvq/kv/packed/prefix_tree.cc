@@ -79,14 +79,21 @@ PrefixTree::NodeId PrefixTree::Add(NodeId parent, std::string_view salt,
   return id;
 }
 
-PrefixTree::NodeId PrefixTree::NextToHalve(int least_bits, double before_s) const {
+PrefixTree::NodeId PrefixTree::OldestLeaf(const Condition& can_go) const {
+  const auto found = std::find_if(leaves_.begin(), leaves_.end(),
+                                  [&](const auto& leaf) { return can_go(At(leaf.second).kept); });
+  return found == leaves_.end() ? kRoot : found->second;
+}
+
+PrefixTree::NodeId PrefixTree::NextToHalve(int least_bits, double before_s,
+                                           const Condition& can_be_halved) const {
   NodeId next = kRoot;
   const auto order = [](const Node& node, NodeId id) {
     return std::tuple(-node.kept.bits, node.used_at, id);
   };
   for (const auto& [id, node] : nodes_) {
     if (node.used_at_s >= before_s || node.kept.bits <= least_bits) continue;
-    if (node.parent != kRoot && At(node.parent).kept.bits >= node.kept.bits) continue;
+    if (!can_be_halved(node.kept)) continue;
     if (next == kRoot || order(node, id) < order(At(next), next)) next = id;
   }
   return next;
@@ -94,10 +101,7 @@ PrefixTree::NodeId PrefixTree::NextToHalve(int least_bits, double before_s) cons
 
 size_t PrefixTree::NumReadable(std::span<const NodeId> path, int least_bits) const {
   size_t count = 0;
-  for (int bits = least_bits; count < path.size(); ++count) {
-    if (At(path[count]).kept.bits < bits) break;
-    bits = At(path[count]).kept.bits;
-  }
+  while (count < path.size() && At(path[count]).kept.bits >= least_bits) ++count;
   return count;
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <span>
 #include <string>
@@ -30,11 +31,12 @@ struct KeptBlock {
 struct KeptChunk {
   size_t first_page = 0;          // Of `pages` of each block, in a sequence.
   std::vector<KeptBlock> blocks;  // By layer; empty ones of blocks without cache.
-  int64_t bytes = 0;              // Counted for them.
+  int64_t bytes = 0;              // Of all its pages and the sink, whoever else has them.
   // Of the pages of each block, the first ones: those that all lie in this chunk and those before
   // it. The page behind them, if there is one, goes on in the next chunk.
   size_t num_full = 0;
-  // Width that the full pages were brought to, as far as their floors allow; 16: none was halved.
+  std::vector<int64_t> columns;  // Numbers of the full pages (SequencePages::columns).
+  // Of the narrowest full page, but for those whose floors are higher; 16: none was halved.
   // 0: they cannot be read, since the bounds of a group do not fit the float type.
   int bits = 16;
 };
@@ -54,19 +56,20 @@ class PrefixTree {
   // Used now.
   NodeId Add(NodeId parent, std::string_view salt, std::span<const int32_t> chunk, KeptChunk kept);
 
-  // The node without children that was not used for the longest time; kRoot: there is none.
+  // The node without children that was not used for the longest time, of those that `can_go`;
+  // kRoot: there is none.
   NodeId OldestLeaf() const { return leaves_.empty() ? kRoot : leaves_.begin()->second; }
+  using Condition = std::function<bool(const KeptChunk&)>;
+  NodeId OldestLeaf(const Condition& can_go) const;
   // Whether it has been used since before the last Use or Add.
   bool IsUsedNow(NodeId node) const { return At(node).used_at == clock_; }
   // Takes out a node without children.
   KeptChunk Remove(NodeId leaf);
-  // The node whose pages are to be halved next, of those that were not used since `before_s` and
-  // are wider than `least_bits`: the widest, and of these the one unused for the longest time. A
-  // node is halved behind the one before it, since pages of a sequence never get wider towards its
-  // beginning. kRoot: there is none. Cost O(nodes).
-  NodeId NextToHalve(int least_bits, double before_s) const;
-  // How many of the first nodes of this path can be read at `least_bits` or more: behind a node, no
-  // narrower one, which was halved before the node was replaced.
+  // The node whose pages are to be halved next, of those that were not used since `before_s`, are
+  // wider than `least_bits` and that `can_be_halved`: the widest, and of these the one unused for
+  // the longest time. kRoot: there is none. Cost O(nodes).
+  NodeId NextToHalve(int least_bits, double before_s, const Condition& can_be_halved) const;
+  // How many of the first nodes of this path can be read at `least_bits` or more.
   size_t NumReadable(std::span<const NodeId> path, int least_bits) const;
 
   const KeptChunk& Kept(NodeId node) const { return At(node).kept; }

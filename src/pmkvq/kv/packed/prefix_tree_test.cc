@@ -49,6 +49,10 @@ TEST(PrefixTreeTest, LeavesGoFirstInOrderOfUse) {
   const auto second = AddAll(tree, "", {1, 3});
   ASSERT_EQ(first[0], second[0]);
   EXPECT_EQ(tree.OldestLeaf(), first[1]);
+  tree.Kept(first[1]).bits = 8;
+  EXPECT_EQ(tree.OldestLeaf([](const KeptChunk& kept) { return kept.bits == 16; }), second[1]);
+  EXPECT_EQ(tree.OldestLeaf([](const KeptChunk& kept) { return kept.bits == 4; }),
+            PrefixTree::kRoot);
   tree.Use("", Tokens{1, 2}, 0);
   EXPECT_TRUE(tree.IsUsedNow(first[1]));
   EXPECT_EQ(tree.OldestLeaf(), second[1]);
@@ -61,32 +65,35 @@ TEST(PrefixTreeTest, LeavesGoFirstInOrderOfUse) {
   EXPECT_EQ(tree.num_nodes(), 0);
 }
 
-// Widest first, then those unused longest, each behind the one before it.
+// Widest first, then those unused longest, then the first chunks.
 TEST(PrefixTreeTest, WhatIsIdleIsHalvedFromItsFirstChunkOn) {
   PrefixTree tree(1);
+  const auto any = [](const KeptChunk&) { return true; };
   const auto use = [&](const Tokens& tokens, double now_s) { tree.Use("", tokens, now_s); };
   const auto first = AddAll(tree, "", {1, 2});
   const auto second = AddAll(tree, "", {7});
   use({7}, 5);
   use({1, 2}, 6);
-  EXPECT_EQ(tree.NextToHalve(8, 5), PrefixTree::kRoot) << "not before the time of its last use";
-  EXPECT_EQ(tree.NextToHalve(8, 5.5), second[0]);
-  EXPECT_EQ(tree.NextToHalve(16, 100), PrefixTree::kRoot) << "none is wider than 16";
+  EXPECT_EQ(tree.NextToHalve(8, 5, any), PrefixTree::kRoot)
+      << "not before the time of its last use";
+  EXPECT_EQ(tree.NextToHalve(8, 5.5, any), second[0]);
+  EXPECT_EQ(tree.NextToHalve(16, 100, any), PrefixTree::kRoot) << "none is wider than 16";
   const auto halve = [&](PrefixTree::NodeId node) { tree.Kept(node).bits /= 2; };
   for (const PrefixTree::NodeId next :
        {second[0], first[0], first[1], second[0], first[0], first[1]}) {
-    ASSERT_EQ(tree.NextToHalve(2, 100), next);
+    ASSERT_EQ(tree.NextToHalve(2, 100, any), next);
     halve(next);
   }
-  EXPECT_EQ(tree.NextToHalve(4, 100), PrefixTree::kRoot) << "all are at 4";
+  EXPECT_EQ(tree.NextToHalve(4, 100, any), PrefixTree::kRoot) << "all are at 4";
   use({1}, 100);
   use({7}, 100);
-  EXPECT_EQ(tree.NextToHalve(2, 100), PrefixTree::kRoot) << "the one before it is in use";
-  EXPECT_EQ(tree.NextToHalve(2, 101), first[0]);
-  tree.Kept(first[0]).bits = 0;
-  EXPECT_EQ(tree.NextToHalve(2, 101), first[1]);
+  EXPECT_EQ(tree.NextToHalve(2, 100, any), first[1]) << "the others are in use";
+  const auto none = [](const KeptChunk&) { return false; };
+  EXPECT_EQ(tree.NextToHalve(2, 100, none), PrefixTree::kRoot);
   tree.Kept(first[1]).bits = 0;
-  EXPECT_EQ(tree.NextToHalve(2, 101), second[0]) << "what cannot be read is not halved";
+  EXPECT_EQ(tree.NextToHalve(2, 101, any), first[0]);
+  tree.Kept(first[0]).bits = 0;
+  EXPECT_EQ(tree.NextToHalve(2, 101, any), second[0]) << "what cannot be read is not halved";
 }
 
 TEST(PrefixTreeTest, APathEndsAtAChunkThatIsTooNarrow) {
@@ -101,7 +108,8 @@ TEST(PrefixTreeTest, APathEndsAtAChunkThatIsTooNarrow) {
   EXPECT_EQ(readable({8, 16, 16}, 16), 0u);
   EXPECT_EQ(readable({4, 8, 16}, 8), 0u);
   EXPECT_EQ(readable({4, 8, 16}, 2), 3u);
-  EXPECT_EQ(readable({16, 8, 8}, 8), 1u) << "the first one was replaced";
+  EXPECT_EQ(readable({16, 8, 8}, 8), 3u) << "the first one was replaced";
+  EXPECT_EQ(readable({16, 8, 8}, 16), 1u);
   EXPECT_EQ(readable({8, 0, 16}, 2), 1u);
   EXPECT_EQ(tree.NumReadable({}, 2), 0u);
 }

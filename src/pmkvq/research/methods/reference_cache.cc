@@ -258,7 +258,7 @@ void ReferenceKvCache::Halve(Sequence& seq, size_t layer) {
       const int old_bits = block.pages[page][side].bits;
       const int bits = std::min(old_bits, WidthOf(block.present, side));
       if (bits < old_bits) steps.push_back({page, side, bits});
-      counts.Add(side, old_bits, bits);
+      counts.Add(side, page, old_bits, bits);
     }
   }
   store_.Narrow(seq, layer, steps);
@@ -266,7 +266,7 @@ void ReferenceKvCache::Halve(Sequence& seq, size_t layer) {
       std::chrono::steady_clock::now() - start;
   counts.AppendEvents({static_cast<SequenceId>(&seq - sequences_.data()),
                        static_cast<int64_t>(layer), seq.num_tokens},
-                      duration.count(), halving_events_);
+                      duration.count(), false, halving_events_);
 }
 
 void ReferenceKvCache::Truncate(SequenceId id, int64_t num_tokens) {

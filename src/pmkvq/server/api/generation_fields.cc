@@ -113,6 +113,8 @@ void ReadReplay(BodyFields& body, const PoolFields& pool, GenerationFields& fiel
       one.from_bits = static_cast<int>(number("from_bits", 16));
       one.num_k_pages = number("k_pages", kMostTokens);
       one.num_v_pages = number("v_pages", kMostTokens);
+      one.first_k_page = event.Integer("k_first", 0, kMostTokens).value_or(-1);
+      one.first_v_page = event.Integer("v_first", 0, kMostTokens).value_or(-1);
     }
     if (choice >= fields.kv_replay->size()) fields.kv_replay->resize(choice + 1);
     (*fields.kv_replay)[choice].push_back(one);

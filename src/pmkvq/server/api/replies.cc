@@ -228,7 +228,10 @@ void WriteKvReport(JsonWriter& json, const KvReport& kv) {
         }
         json.Key("layer").Int(event.layer);
         json.Key("from_bits").Int(event.from_bits).Key("k_pages").Int(event.num_k_pages);
-        json.Key("v_pages").Int(event.num_v_pages).EndObject();
+        json.Key("v_pages").Int(event.num_v_pages);
+        if (event.first_k_page >= 0) json.Key("k_first").Int(event.first_k_page);
+        if (event.first_v_page >= 0) json.Key("v_first").Int(event.first_v_page);
+        json.EndObject();
       }
     }
     json.EndArray();

@@ -34,10 +34,11 @@ struct Unit {
   int64_t key = 0;
   size_t stream = 0;
   size_t step = 0;
+  int64_t page = 0;
   // Later in the order of halvings. The queue has the greatest in front.
   bool operator<(const Unit& other) const {
-    return std::tie(price, key, stream, step) >
-           std::tie(other.price, other.key, other.stream, other.step);
+    return std::tie(price, key, stream, step, page) >
+           std::tie(other.price, other.key, other.stream, other.step, other.page);
   }
 };
 
@@ -73,6 +74,19 @@ double PoolPressure::Price(size_t stream, size_t step, int64_t distance, double 
   return first_price_[stream][step] * Attention(distance) * weight;
 }
 
+double PoolPressure::PriceOf(const PoolSequence& sequence, size_t stream, size_t step,
+                             int64_t page) const {
+  const int64_t end = sequence.sink_tokens + (page + 1) * kPageTokens;
+  const auto price_for = [&](int64_t num_tokens, double weight) {
+    return Price(stream, step, std::max<int64_t>(0, num_tokens - end), weight);
+  };
+  double price = price_for(sequence.num_tokens, sequence.weight);
+  for (const PoolReader& other : sequence.others) {
+    price += price_for(other.num_tokens, other.weight);
+  }
+  return price;
+}
+
 int64_t PoolPressure::Threshold(size_t stream, size_t step, double weight, double level) const {
   const double ratio = first_price_[stream][step] * weight / level;
   const double distance = (ratio * ratio - 1) * kAttentionScale;
@@ -93,9 +107,7 @@ PoolPayment PoolPressure::Free(int64_t must_bytes, int64_t want_bytes, int64_t m
     const int64_t page = NextPage(owner.runs[stream], step);
     const int floor = std::max(owner.floor_bits, streams_[stream].floor_bits);
     if (page < 0 || kWidths[step + 1] < floor) return Unit{-1};
-    const int64_t end = owner.sink_tokens + (page + 1) * kPageTokens;
-    const int64_t distance = std::max<int64_t>(0, owner.num_tokens - end);
-    return Unit{Price(stream, step, distance, owner.weight), sequence, owner.key, stream, step};
+    return Unit{PriceOf(owner, stream, step, page), sequence, owner.key, stream, step, page};
   };
   for (size_t sequence = 0; sequence < sequences.size(); ++sequence) {
     for (size_t stream = 0; stream < sequences[sequence].runs.size(); ++stream) {

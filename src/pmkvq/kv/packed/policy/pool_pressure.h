@@ -8,6 +8,7 @@
 //
 // d: tokens from the page's end to the sequence's newest token. A(d) is an assumption: attention
 // reads old tokens less. It falls strictly, so that not all pages of a block are halved at once.
+// A page that several sequences read has the sum of their prices, and is halved once for all.
 // Where memory is short, units are halved in order of their prices, cheapest first, whoever owns
 // them. So all requests meet the same thresholds, and none of them has to be looked after.
 //
@@ -46,13 +47,21 @@ struct PoolRun {
   bool operator==(const PoolRun&) const = default;
 };
 
+// A sequence that reads pages.
+struct PoolReader {
+  int64_t num_tokens = 0;  // That it holds, or will hold; the newest is the last of them.
+  double weight = 1;       // pi: less than 1 is halved earlier.
+};
+
+// Pages with the same readers: those that a sequence has to itself, or that several ones share.
 struct PoolSequence {
   int64_t key = 0;         // Decides between equal prices; each sequence has its own.
-  int64_t num_tokens = 0;  // That it holds, or will hold; the newest is the last of them.
+  int64_t num_tokens = 0;  // Of the first reader, as its weight.
   int64_t sink_tokens = 0;
-  double weight = 1;          // pi: less than 1 is halved earlier.
-  int64_t copies = 1;         // Its pages' bytes count so often: 2 where it is about to be copied.
-  int floor_bits = 2;         // Of this sequence; the higher one of it and the stream's counts.
+  double weight = 1;
+  std::vector<PoolReader> others;  // The price of a page is the sum over all its readers.
+  int64_t copies = 1;  // Freed bytes count so often: where reading counts, once for each reader.
+  int floor_bits = 2;  // The highest of its readers; the higher one of it and the stream's counts.
   std::vector<PoolRun> runs;  // By stream; empty for a sequence that gives nothing.
 };
 
@@ -72,6 +81,8 @@ class PoolPressure {
 
   size_t num_streams() const { return streams_.size(); }
   double Price(size_t stream, size_t step, int64_t distance, double weight) const;
+  // Of a page of `sequence`, for all its readers.
+  double PriceOf(const PoolSequence& sequence, size_t stream, size_t step, int64_t page) const;
   // The least distance from which on the price is below `level` (> 0).
   int64_t Threshold(size_t stream, size_t step, double weight, double level) const;
 

@@ -66,6 +66,9 @@ class Cases {
       most_end = std::max(most_end, sequence.runs.back().end);
     }
     sequence.num_tokens = sequence.sink_tokens + (most_end + Below(3)) * kPageTokens + Below(200);
+    for (int64_t i = Below(4); i > 1; --i) {
+      sequence.others.push_back({sequence.num_tokens + Below(3000), Below(2) == 0 ? 1 : 0.5});
+    }
     return sequence;
   }
 
@@ -177,9 +180,7 @@ double HighestPaid(const PoolPressure& policy, const std::vector<PoolSequence>& 
       for (size_t step = 0; step < kHalvingSteps; ++step) {
         const PoolRun& run = before[s].runs[r];
         for (int64_t i = run.narrow[step]; i < after[s].runs[r].narrow[step]; ++i) {
-          const int64_t end = before[s].sink_tokens + (run.first + i + 1) * kPageTokens;
-          highest = std::max(highest,
-                             policy.Price(r, step, before[s].num_tokens - end, before[s].weight));
+          highest = std::max(highest, policy.PriceOf(before[s], r, step, run.first + i));
         }
       }
     }
@@ -198,9 +199,7 @@ double LowestUnpaid(const PoolPressure& policy, const std::vector<PoolStream>& s
       for (size_t step = 0; step < kHalvingSteps && kWidths[step + 1] >= floor; ++step) {
         const int64_t available = step == 0 ? run.end - run.first : run.narrow[step - 1];
         for (int64_t i = run.narrow[step]; i < available; ++i) {
-          const int64_t end = sequence.sink_tokens + (run.first + i + 1) * kPageTokens;
-          lowest =
-              std::min(lowest, policy.Price(r, step, sequence.num_tokens - end, sequence.weight));
+          lowest = std::min(lowest, policy.PriceOf(sequence, r, step, run.first + i));
         }
       }
     }
@@ -254,7 +253,6 @@ double LeastLoss(const PoolPressure& policy, const std::vector<PoolStream>& stre
   for (size_t r = 0; r < streams.size(); ++r) {
     const PoolRun& run = sequence.runs[r];
     for (int64_t page = 0; page < run.end - run.first; ++page) {
-      const int64_t end = sequence.sink_tokens + (run.first + page + 1) * kPageTokens;
       std::map<int64_t, double> next = best;
       double loss = 0;
       int64_t freed = 0;
@@ -263,8 +261,8 @@ double LeastLoss(const PoolPressure& policy, const std::vector<PoolStream>& stre
         if (page < run.narrow[step]) continue;
         const int64_t step_bytes = streams[r].page_bytes[step] - streams[r].page_bytes[step + 1];
         freed += step_bytes;
-        loss += policy.Price(r, step, sequence.num_tokens - end, sequence.weight) *
-                static_cast<double>(step_bytes);
+        loss +=
+            policy.PriceOf(sequence, r, step, run.first + page) * static_cast<double>(step_bytes);
         for (const auto& [old_bytes, old_loss] : best) {
           const auto [found, is_new] = next.try_emplace(old_bytes + freed, old_loss + loss);
           if (!is_new) found->second = std::min(found->second, old_loss + loss);
@@ -299,9 +297,8 @@ TEST(PoolPressureTest, NoOtherChoiceFreesAsMuchForLessLoss) {
       const PoolRun& run = before.runs[r];
       for (size_t step = 0; step < kHalvingSteps; ++step) {
         for (int64_t page = run.narrow[step]; page < sequences[0].runs[r].narrow[step]; ++page) {
-          const int64_t end = before.sink_tokens + (run.first + page + 1) * kPageTokens;
           loss +=
-              policy.Price(r, step, before.num_tokens - end, before.weight) *
+              policy.PriceOf(before, r, step, run.first + page) *
               static_cast<double>(streams[r].page_bytes[step] - streams[r].page_bytes[step + 1]);
         }
       }
@@ -359,6 +356,28 @@ TEST(PoolPressureTest, SensitivitiesThatDoNotRiseStillHaveAnOrder) {
   const PoolPressure policy({flat, StreamOf(1)});
   EXPECT_GT(policy.Price(0, 0, 0, 1), policy.Price(0, 0, 1000, 1));
   EXPECT_GT(policy.Price(0, 0, 1000, 1), 0);
+}
+
+// What two read costs two of them, and is freed once.
+TEST(PoolPressureTest, APageOfSeveralReadersHasTheSumOfTheirPrices) {
+  const PoolPressure policy({StreamOf(1)});
+  PoolSequence shared;
+  shared.num_tokens = 1000;
+  shared.others = {{5000, 1}, {1000, 0.5}};
+  shared.runs = {{0, 4, {}}};
+  const double expected = policy.Price(0, 0, 1000 - 2 * kPageTokens, 1.5) +
+                          policy.Price(0, 0, 5000 - 2 * kPageTokens, 1);
+  EXPECT_DOUBLE_EQ(policy.PriceOf(shared, 0, 0, 1), expected);
+  PoolSequence alone;
+  alone.key = 1;
+  alone.num_tokens = 1000;
+  alone.runs = {{0, 4, {}}};
+  std::vector<PoolSequence> both = {shared, alone};
+  const std::array<int64_t, 4> bytes = StreamOf(1).page_bytes;
+  const PoolPayment paid = policy.Free(4 * (bytes[0] - bytes[1]), 0, kNoLimit, both);
+  EXPECT_EQ(paid.freed_bytes, 4 * (bytes[0] - bytes[1]));
+  EXPECT_EQ(both[0].runs[0].narrow[0], 0) << "those of one reader are cheaper";
+  EXPECT_EQ(both[1].runs[0].narrow[0], 4);
 }
 
 TEST(WaterLevelTest, RisesAtOnceAndFallsAStepIn32CalmTicks) {
