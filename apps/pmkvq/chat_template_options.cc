@@ -2,34 +2,10 @@
 
 #include <fmt/format.h>
 
-#include "pmkvq/base/error.h"
-#include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "terminal.h"
 
 namespace pmkvq::cli {
-namespace {
-
-ChatTemplate NamedTemplate(const std::string& name, const std::string& model) {
-  if (name == "none") return {};
-  if (HasChatTemplate(model, name)) return LoadChatTemplate(model, name);
-  ChatTemplate result;
-  if (ChatTemplate::IsBuiltIn(name)) {
-    result = ChatTemplate::BuiltIn(name);
-  } else if (FileExists(name)) {
-    result = ChatTemplate::FromJinja(ReadFile(name), name);
-  } else {
-    throw InvalidInput("--chat-template",
-                       fmt::format("found \"{}\", expected none, a Jinja file, a template of the "
-                                   "model, or one of {}",
-                                   name, ChatTemplate::BuiltInNames()));
-  }
-  // Every template gets the special tokens of the model.
-  SetSpecialTokensOf(model, &result);
-  return result;
-}
-
-}  // namespace
 
 void ChatTemplateCommandOptions::Register(CLI::App& command) {
   const std::string group = "Chat template";
@@ -52,8 +28,9 @@ void ChatTemplateCommandOptions::Register(CLI::App& command) {
 
 ChatTemplate ResolveChatTemplate(const ChatTemplateCommandOptions& options,
                                  const std::string& model) {
-  ChatTemplate result =
-      options.name.empty() ? LoadChatTemplate(model) : NamedTemplate(options.name, model);
+  ChatTemplate result = options.name.empty()
+                            ? LoadChatTemplate(model)
+                            : FindChatTemplate(model, options.name, "--chat-template");
   if (options.name.empty() && result.IsNone()) {
     StderrLog().Warning(
         model +

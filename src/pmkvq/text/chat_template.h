@@ -81,6 +81,11 @@ class ChatTemplate {
 // file names. No template there: none. Throws InvalidInput and Unsupported naming chat_template,
 // and InvalidInput for an unknown name.
 ChatTemplate LoadChatTemplate(const std::string& folder, const std::string& name = "");
+// The template called `name` for a model: "none", or one of the model's, else a built-in one, else
+// a Jinja file of this path. All get the model's special tokens. Throws as LoadChatTemplate, and
+// InvalidInput naming `what` (an option, say) where there is no such template.
+ChatTemplate FindChatTemplate(const std::string& folder, const std::string& name,
+                              const std::string& what);
 // True when the model has a template of this name.
 bool HasChatTemplate(const std::string& folder, const std::string& name);
 // The special tokens of `folder` for a template that does not come from there.

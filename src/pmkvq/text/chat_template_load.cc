@@ -118,4 +118,22 @@ ChatTemplate LoadChatTemplate(const std::string& folder, const std::string& name
   return result;
 }
 
+ChatTemplate FindChatTemplate(const std::string& folder, const std::string& name,
+                              const std::string& what) {
+  if (name == "none") return {};
+  if (HasChatTemplate(folder, name)) return LoadChatTemplate(folder, name);
+  ChatTemplate result;
+  if (ChatTemplate::IsBuiltIn(name)) {
+    result = ChatTemplate::BuiltIn(name);
+  } else if (FileExists(name)) {
+    result = ChatTemplate::FromJinja(ReadFile(name), name);
+  } else {
+    throw InvalidInput(what, fmt::format("found \"{}\", expected none, a Jinja file, a template of "
+                                         "the model, or one of {}",
+                                         name, ChatTemplate::BuiltInNames()));
+  }
+  SetSpecialTokensOf(folder, &result);
+  return result;
+}
+
 }  // namespace pmkvq
