@@ -10,7 +10,7 @@ def main() -> int:
     root = pathlib.Path(sys.argv[1])
     errors = []
     files = 0
-    for folder in ("src", "apps", "tests", "bench", "tools", "scripts"):
+    for folder in ("src", "apps", "python", "tests", "bench", "tools", "scripts"):
         for path in sorted((root / folder).rglob("*")):
             if path.suffix not in (".h", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake"):
                 continue

@@ -31,6 +31,7 @@ OWNERS = {
     "mpc": ["src/pmkvq/research/judge/"],
     "boost/": ["src/pmkvq/server/http/"],
     "openssl/": ["src/pmkvq/server/"],
+    "nanobind/": ["python/src/"],
 }
 # Only files of the CUDA backend include its headers.
 CUDA_HEADERS = re.compile(r"cuda|cublas|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
@@ -72,7 +73,8 @@ def main() -> int:
     root = pathlib.Path(sys.argv[1])
     errors = []
     files = 0
-    for path in sorted([*root.glob("src/**/*.h"), *root.glob("src/**/*.c*"), *root.glob("apps/**/*.*")]):
+    for path in sorted([*root.glob("src/**/*.h"), *root.glob("src/**/*.c*"), *root.glob("apps/**/*.*"),
+                        *root.glob("python/src/*.*")]):
         if path.suffix not in (".h", ".cc", ".cu", ".cuh"):
             continue
         files += 1
@@ -95,7 +97,7 @@ def main() -> int:
                 errors.append(f"{relative}:{number}: {header} may be included only in files of the CUDA backend")
             for prefix, owners in OWNERS.items():
                 if header.startswith(prefix) and (
-                        path.suffix == ".h" and not relative.startswith("apps/")
+                        path.suffix == ".h" and not relative.startswith(("apps/", "python/"))
                         and relative not in PRIVATE_HEADERS
                         or not any(relative.startswith(owner) for owner in owners)):
                     errors.append(f"{relative}:{number}: {header} may be included only in .cc files of "

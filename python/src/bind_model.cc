@@ -1,0 +1,137 @@
+// Model and Tokenizer.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <tuple>
+
+#include "bindings.h"
+#include "interruptible.h"
+#include "pmkvq/base/threads.h"
+#include "pmkvq/io/json.h"
+
+namespace nb = nanobind;
+
+namespace pmkvq::python {
+namespace {
+
+LoadedModel Load(const std::string& path, const std::string& weights, int threads) {
+  LoadedModel loaded{path, nullptr};
+  RunInterruptibly("load", [&](const CancelFlag* /*cancel*/) {
+    ModelOptions options;
+    options.weights = ParseWeightMode(weights);
+    options.num_threads = threads > 0 ? threads : DefaultThreads();
+    loaded.model = Model::Load(path, options);
+  });
+  return loaded;
+}
+
+TextCodec LoadCodec(const std::string& path, const std::optional<std::string>& tokenizer,
+                    const std::optional<std::string>& chat_template) {
+  const nb::gil_scoped_release release;
+  return {Tokenizer::Load(tokenizer.value_or(path)),
+          chat_template ? FindChatTemplate(path, *chat_template, "chat_template")
+                        : LoadChatTemplate(path)};
+}
+
+// Role, content, and the other members of the message as a JSON object or "".
+using Message = std::tuple<std::string, std::string, std::string>;
+
+MarkedText Render(const TextCodec& codec, const std::vector<Message>& messages,
+                  const std::string& variables, const std::optional<std::string>& date,
+                  bool add_generation_prompt) {
+  ChatTemplate chat_template = codec.chat_template;
+  if (!variables.empty()) {
+    chat_template.SetVariables(JsonValue::Parse(variables, "template_args"));
+  }
+  if (date) chat_template.SetDate(*date);
+  std::vector<ChatMessage> turns;
+  for (const auto& [role, content, more] : messages) {
+    turns.push_back({role, content,
+                     more.empty()
+                         ? nullptr
+                         : std::make_shared<const JsonValue>(JsonValue::Parse(more, "message"))});
+  }
+  return chat_template.Render(turns, add_generation_prompt);
+}
+
+}  // namespace
+
+void BindModel(nb::module_& module) {
+  nb::class_<LoadedModel>(module, "Model", "Weights in memory. Any number of LLMs may share them.")
+      .def_static("load", &Load, nb::arg("path"), nb::arg("weights"), nb::arg("threads"))
+      .def_ro("path", &LoadedModel::path)
+      .def_prop_ro("weights", [](const LoadedModel& self) { return NameOf(self.model->weights()); })
+      .def_prop_ro("identity",
+                   [](const LoadedModel& self) { return self.model->checkpoint().Identity(); })
+      .def_prop_ro("warnings",
+                   [](const LoadedModel& self) { return self.model->checkpoint().warnings(); })
+      .def_prop_ro("weight_bytes",
+                   [](const LoadedModel& self) { return self.model->weight_bytes(); })
+      .def_prop_ro("vocab_size",
+                   [](const LoadedModel& self) { return self.model->config().vocab_size; })
+      .def_prop_ro("num_layers",
+                   [](const LoadedModel& self) { return self.model->kv_geometry().num_layers(); })
+      .def_prop_ro(
+          "max_positions",
+          [](const LoadedModel& self) { return self.model->config().max_position_embeddings; })
+      .def_prop_ro("eos_token_ids", [](const LoadedModel& self) {
+        return std::vector<int64_t>(self.model->config().eos_token_ids);
+      });
+
+  nb::class_<TextCodec>(module, "Tokenizer")
+      .def_static("load", &LoadCodec, nb::arg("path"), nb::arg("tokenizer") = nb::none(),
+                  nb::arg("chat_template") = nb::none())
+      .def_static(
+          "is_in", [](const std::string& path) { return Tokenizer::IsIn(path); }, nb::arg("path"))
+      .def_prop_ro("vocab_size", [](const TextCodec& self) { return self.tokenizer->vocab_size(); })
+      .def_prop_ro("has_chat_template",
+                   [](const TextCodec& self) { return !self.chat_template.IsNone(); })
+      .def(
+          "encode",
+          [](const TextCodec& self, const std::string& text, bool parse_special, bool add_special) {
+            const nb::gil_scoped_release release;
+            return add_special ? self.tokenizer->EncodeWhole(text, parse_special)
+                               : self.tokenizer->Encode(text, parse_special);
+          },
+          nb::arg("text"), nb::arg("parse_special"), nb::arg("add_special"))
+      .def(
+          "decode",
+          [](const TextCodec& self, const std::vector<int32_t>& ids, bool skip_special) {
+            return TextOf(self.tokenizer->Decode(ids, skip_special));
+          },
+          nb::arg("ids"), nb::arg("skip_special"))
+      .def(
+          "token_id",
+          [](const TextCodec& self, const std::string& token) -> std::optional<int32_t> {
+            const int32_t id = self.tokenizer->TokenId(token);
+            if (id < 0) return std::nullopt;
+            return id;
+          },
+          nb::arg("token"))
+      .def(
+          "render",
+          [](const TextCodec& self, const std::vector<Message>& messages,
+             const std::string& variables, const std::optional<std::string>& date,
+             bool add_generation_prompt) {
+            return Render(self, messages, variables, date, add_generation_prompt).text;
+          },
+          nb::arg("messages"), nb::arg("variables"), nb::arg("date"),
+          nb::arg("add_generation_prompt"))
+      .def(
+          "encode_chat",
+          [](const TextCodec& self, const std::vector<Message>& messages,
+             const std::string& variables, const std::optional<std::string>& date,
+             bool add_generation_prompt) {
+            const nb::gil_scoped_release release;
+            return self.tokenizer->Encode(
+                Render(self, messages, variables, date, add_generation_prompt));
+          },
+          nb::arg("messages"), nb::arg("variables"), nb::arg("date"),
+          nb::arg("add_generation_prompt"));
+}
+
+}  // namespace pmkvq::python
