@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that pmkvq needs, and only those that are missing.
 #
-# Usage: scripts/install-deps.sh [build|test|test-server|bench|coverage|fuzz|format]...   (build is always included)
+# Usage: scripts/install-deps.sh [build|test|test-server|test-python|bench|coverage|fuzz|format]...   (build is always included)
 # Needs root or sudo when something is missing; does nothing and says nothing otherwise.
 set -euo pipefail
 
@@ -22,12 +22,13 @@ for group in "$@"; do
     test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 openssl chromium) ;;
     # promtool is in prometheus; systemd-analyze checks the unit.
     test-server) packages+=(python3 python3-venv openssl curl nodejs prometheus systemd chromium) ;;
+    test-python) packages+=(python3 python3-dev python3-venv) ;;
     bench) packages+=(libbenchmark-dev) ;;
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-dev) ;;
     format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev python3) ;;
     *)
-      echo "install-deps.sh: unknown group '$group'; known: build test test-server bench coverage fuzz format" >&2
+      echo "install-deps.sh: unknown group '$group'; known: build test test-server test-python bench coverage fuzz format" >&2
       exit 2
       ;;
   esac
