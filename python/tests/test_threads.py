@@ -153,6 +153,11 @@ def test_a_handler_that_raises_ends_generate(llm: LLM) -> None:
     assert llm.kv_stats().num_running == 0
 
 
+# Python 3.12 and later warn of what is tested here.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@forks
 def test_a_forked_child_is_told(model: pmkvq.Model) -> None:
     llm = LLM(model, max_len=512)
     llm.generate("12", SamplingParams(temperature=0, max_tokens=3))
@@ -170,6 +175,7 @@ def test_a_forked_child_is_told(model: pmkvq.Model) -> None:
     assert llm.generate("12", SamplingParams(temperature=0, max_tokens=3))[0].token_ids
 
 
+@forks
 def test_a_forked_child_may_make_its_own(model: pmkvq.Model) -> None:
     expected = LLM(model, max_len=512, threads=2).generate("12", SamplingParams(temperature=0, max_tokens=3))
     child = os.fork()
