@@ -34,7 +34,7 @@ class Moe : public testing::TestWithParam<const char*> {
     tiny_.vocab = 576;  // That of the tokenizer.
     weights_ = MakeTinyWeights(tiny_);
     WriteTinyModel(tiny_, weights_, folder_);
-    for (const char* file : {"/tokenizer.json", "/tokenizer_config.json"}) {
+    for (const char* file : {"/tokenizer.json", "/tokenizer_config.json", "/problems.jsonl"}) {
       std::filesystem::copy_file(kLongcot + file, folder_.path() + file);
     }
   }
@@ -47,9 +47,20 @@ class Moe : public testing::TestWithParam<const char*> {
 
   // Ids of three sequences that decode side by side.
   static std::string Ids(const std::string& model, const Args& more) {
-    const Args run = {"run",          "--model", model,         "--prompt", "Sort these 26 numbers",
-                      "--max-tokens", "400",     "--n-samples", "3",        "--ignore-eos",
-                      "--json",       "-"};
+    const Args run = {"run",
+                      "--model",
+                      model,
+                      "--prompt-ids",
+                      "5,77,9,300,12,41",
+                      "--max-tokens",
+                      "400",
+                      "--n-samples",
+                      "3",
+                      "--seed",
+                      "7",
+                      "--ignore-eos",
+                      "--json",
+                      "-"};
     const ProgramResult result = Run(Plus(run, more));
     if (result.exit_code != 0) return "";
     std::string ids;
@@ -73,8 +84,6 @@ TEST_P(Moe, IsCalibratedRunAndEvaluated) {
   Run({"calibrate", "--model", model, "--dataset", kLongcot + "/calibration.jsonl", "--n-samples",
        "2", "--seq-len", "64", "--effective-len", "256", "--memory-budget", "96KiB", "--max-len",
        "512", "--plan", plan});
-  const JsonValue json = JsonValue::ParseFile(plan);
-  EXPECT_FALSE(json.Dump().empty());
 
   // 400 tokens of 3 blocks take three times the budget at 16 bits.
   const Args budget = {"--kv", "pm-kvq", "--plan", plan, "--max-len", "512"};
@@ -82,7 +91,8 @@ TEST_P(Moe, IsCalibratedRunAndEvaluated) {
                                         "400", "--ignore-eos", "--seed", "1"},
                                        budget));
   EXPECT_NE(stats.err.find(" 4:"), std::string::npos) << "pages of 4 bits: " << stats.err;
-  EXPECT_EQ(Ids(model, budget), Ids(model, Plus(budget, {"--threads", "1"})));
+  const std::string ids = Ids(model, Plus(budget, {"--threads", "2"}));
+  EXPECT_TRUE(ids == Ids(model, Plus(budget, {"--threads", "1"}))) << "any number of threads";
 
   const std::string results = out.File("results");
   Run(Plus({"eval", "--model", model, "--per-cell", "1", "--max-level", "1", "--max-tokens", "60",
@@ -94,12 +104,11 @@ TEST_P(Moe, IsCalibratedRunAndEvaluated) {
 TEST_P(Moe, AGgufFileIsTheSameModel) {
   const TempFolder out;
   const std::string file = out.Write("m.gguf", GgufOf(tiny_, weights_).Bytes());
-  const Args tokenizer = {"--tokenizer", kLongcot + "/tokenizer.json"};
   for (const char* weights : {"as-stored", "q8", "q4"}) {
     const Args options = {"--weights", weights, "--kv", "static-4", "--max-len", "512"};
     const std::string expected = Ids(folder_.path(), options);
     EXPECT_FALSE(expected.empty());
-    EXPECT_EQ(Ids(file, Plus(options, tokenizer)), expected) << weights;
+    EXPECT_TRUE(Ids(file, options) == expected) << weights;
   }
 }
 
