@@ -63,8 +63,12 @@ std::string ArchitectureText(const ModelConfig& config) {
   if (config.moe) {
     const MoeConfig& moe = *config.moe;
     const std::vector<int> blocks(moe.blocks.begin(), moe.blocks.end());
-    text += fmt::format("experts={} chosen={} size={} normalize={} blocks={}\n", moe.num_experts,
-                        moe.num_chosen, moe.expert_size, moe.normalize, fmt::join(blocks, ","));
+    text += fmt::format(
+        "experts={} chosen={} size={} normalize={} blocks={} score={} factor={} bias={} "
+        "groups={}/{} top={} shared={}\n",
+        moe.num_experts, moe.num_chosen, moe.expert_size, moe.normalize, fmt::join(blocks, ","),
+        static_cast<int>(moe.score), number(moe.weight_factor), moe.choice_bias,
+        moe.num_chosen_groups, moe.num_groups, moe.group_top, moe.shared_size);
   }
   return text;
 }

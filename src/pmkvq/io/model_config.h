@@ -41,6 +41,9 @@ struct LocalRope {
 // What the gate of an MLP goes through (kernels/act).
 enum class GateActivation : uint8_t { kSilu, kGelu };
 
+// What a router's logits become (kernels/routing).
+enum class ExpertScore : uint8_t { kSoftmax, kSigmoid };
+
 // Blocks whose MLP is a mixture of experts: a router chooses some of them for each token, and their
 // results, weighted, are added. An expert is a gated MLP.
 struct MoeConfig {
@@ -49,6 +52,15 @@ struct MoeConfig {
   int64_t expert_size = 0;   // Their intermediate size.
   bool normalize = false;    // The weights of the chosen ones are divided by their sum.
   std::vector<bool> blocks;  // Per block: whether it has experts; others have a dense MLP.
+  // Rules of DeepSeek (kernels/routing/routing.h); no config is read that has them.
+  ExpertScore score = ExpertScore::kSoftmax;
+  double weight_factor = 1.0;  // Of the weights of the chosen ones.
+  bool choice_bias = false;    // A stored bias is added to the scores where experts are chosen.
+  int64_t num_groups = 1;      // Experts are chosen from the best num_chosen_groups groups,
+  int64_t num_chosen_groups = 1;
+  int64_t group_top = 1;  // by the sum of so many best scores of a group.
+  // Intermediate size of a gated MLP that all tokens go through, besides their experts; 0: none.
+  int64_t shared_size = 0;
 
   bool IsIn(int64_t layer) const { return blocks[static_cast<size_t>(layer)]; }
 };

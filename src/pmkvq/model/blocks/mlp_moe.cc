@@ -3,16 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
+#include "pmkvq/model/detail.h"
 
 namespace pmkvq {
+using model_detail::AddTo;
+using model_detail::DataOrNull;
+
 namespace {
 
 // Rows of a whole sequence that are computed at once, forward and backward.
 constexpr int64_t kSequenceRows = 256;
+
+int64_t WidestExpert(const MoeConfig& moe) { return std::max(moe.expert_size, moe.shared_size); }
 
 // y [size] += weight * x
 template <class Real>
@@ -29,8 +36,8 @@ struct MlpMoe::Buffers {
         scores(scratch.Take(rows * config.moe->num_experts)),
         weights(scratch.Take(rows * config.moe->num_chosen)),
         gathered(scratch.Take(rows * config.hidden_size)),
-        gate(scratch.Take(rows * config.moe->expert_size)),
-        up(scratch.Take(rows * config.moe->expert_size)),
+        gate(scratch.Take(rows * WidestExpert(*config.moe))),
+        up(scratch.Take(rows * WidestExpert(*config.moe))),
         experts(scratch.TakeInts(rows * config.moe->num_chosen)),
         order(scratch.TakeInts(rows * config.moe->num_chosen)),
         first(scratch.TakeInts(config.moe->num_experts + 1)) {}
@@ -39,7 +46,7 @@ struct MlpMoe::Buffers {
   Real* scores;      // [rows, n]
   Real* weights;     // [rows, k]
   Real* gathered;    // [rows, E]: rows of h that an expert computes, then its results.
-  Real* gate;        // [rows, F]
+  Real* gate;        // [rows, F], F that of the experts, or of the shared one
   Real* up;          // [rows, F]
   int32_t* experts;  // [rows, k]
   int32_t* order;    // [rows * k] and
@@ -50,7 +57,7 @@ template <class Real>
 struct MlpMoe::GradBuffers {
   GradBuffers(const ModelConfig& config, int64_t rows, Scratch<Real>& scratch)
       : dh(scratch.Take(rows * config.hidden_size)),
-        dinner(scratch.Take(rows * config.moe->expert_size)),
+        dinner(scratch.Take(rows * WidestExpert(*config.moe))),
         gated(scratch.Take(rows * config.moe->expert_size)),
         dweights(scratch.Take(rows * config.moe->num_chosen)),
         dlogits(scratch.Take(rows * config.moe->num_experts)) {}
@@ -66,7 +73,12 @@ MlpMoe::MlpMoe(const ModelConfig& config) : config_(config), moe_(config.moe.val
   PMKVQ_CHECK_MSG(!config.post_norms, "no family has experts and norms behind them");
   rule_.num_experts = moe_.num_experts;
   rule_.num_chosen = moe_.num_chosen;
+  rule_.score = moe_.score == ExpertScore::kSoftmax ? RouterScore::kSoftmax : RouterScore::kSigmoid;
   rule_.normalize = moe_.normalize;
+  rule_.factor = moe_.weight_factor;
+  rule_.num_groups = moe_.num_groups;
+  rule_.num_chosen_groups = moe_.num_chosen_groups;
+  rule_.group_top = moe_.group_top;
   weights_.experts.resize(static_cast<size_t>(moe_.num_experts));
 }
 
@@ -75,13 +87,20 @@ void MlpMoe::Declare(WeightList& list) {
   const int64_t inner = moe_.expert_size;
   list.Norm("mlp.norm", hidden, weights_.norm, {config_.norm_offset});
   list.Router("mlp.router", moe_.num_experts, hidden, weights_.router);
+  if (moe_.choice_bias) list.Bias("mlp.router.bias", moe_.num_experts, weights_.router_bias);
   for (size_t i = 0; i < weights_.experts.size(); ++i) {
     MlpMoeWeights::Expert& expert = weights_.experts[i];
     list.Expert(fmt::format("mlp.experts.{}.gate", i), inner, hidden, expert.gate);
     list.Expert(fmt::format("mlp.experts.{}.up", i), inner, hidden, expert.up);
     list.Expert(fmt::format("mlp.experts.{}.down", i), hidden, inner, expert.down);
   }
+  if (moe_.shared_size == 0) return;
+  list.Matrix("mlp.shared.gate", moe_.shared_size, hidden, weights_.shared.gate);
+  list.Matrix("mlp.shared.up", moe_.shared_size, hidden, weights_.shared.up);
+  list.Matrix("mlp.shared.down", hidden, moe_.shared_size, weights_.shared.down);
 }
+
+const float* MlpMoe::RouterBias() const { return DataOrNull(weights_.router_bias); }
 
 // In pieces of kDecodeRows rows, in which the bits of a product do not depend on their number: in a
 // longer chunk a row then chooses as it does elsewhere, where its h is the same.
@@ -92,7 +111,7 @@ void MlpMoe::Route(const Real* h, int64_t num_rows, Real* scores, int32_t* exper
     MatMul<Real>(h + row * config_.hidden_size, std::min(kDecodeRows, num_rows - row),
                  weights_.router, nullptr, scores + row * moe_.num_experts, num_threads);
   }
-  RouteRows<Real>(rule_, nullptr, num_rows, scores, experts, weights);
+  RouteRows<Real>(rule_, RouterBias(), num_rows, scores, experts, weights);
 }
 
 template <class Real>
@@ -117,18 +136,26 @@ int64_t MlpMoe::Gather(int64_t expert, const Buffers<Real>& buffers, const Real*
 }
 
 template <class Real>
-void MlpMoe::Project(const MlpMoeWeights::Expert& expert, int64_t count,
+void MlpMoe::Project(const MlpMoeWeights::Expert& expert, const Real* h, int64_t count,
                      const Buffers<Real>& buffers, int num_threads) const {
   const Projection<Real> projections[] = {{&expert.gate, nullptr, buffers.gate},
                                           {&expert.up, nullptr, buffers.up}};
-  MatMulShared<Real>(buffers.gathered, count, projections, num_threads);
+  MatMulShared<Real>(h, count, projections, num_threads);
 }
 
 template <class Real>
 void MlpMoe::Gate(int64_t count, const Buffers<Real>& buffers, Real* y, int num_threads) const {
   const bool is_silu = config_.activation == GateActivation::kSilu;
   const auto mul = is_silu ? &SiluMul<Real> : &GeluMul<Real>;
-  mul(buffers.gate, buffers.up, count * moe_.expert_size, y, num_threads);
+  mul(buffers.gate, buffers.up, count, y, num_threads);
+}
+
+template <class Real>
+void MlpMoe::Run(const MlpMoeWeights::Expert& expert, const Real* h, int64_t count,
+                 const Buffers<Real>& buffers, Real* y, int num_threads) const {
+  Project<Real>(expert, h, count, buffers, num_threads);
+  Gate<Real>(count * expert.down.cols, buffers, buffers.gate, num_threads);
+  MatMul<Real>(buffers.gate, count, expert.down, nullptr, y, num_threads);
 }
 
 // A row's experts are added in their order, whatever the other rows choose.
@@ -139,16 +166,17 @@ void MlpMoe::AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int nu
   for (int64_t e = 0; e < moe_.num_experts; ++e) {
     const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
     if (count == 0) continue;
-    const MlpMoeWeights::Expert& expert = weights_.experts[static_cast<size_t>(e)];
-    Project<Real>(expert, count, buffers, num_threads);
-    Gate<Real>(count, buffers, buffers.gate, num_threads);
-    MatMul<Real>(buffers.gate, count, expert.down, nullptr, buffers.gathered, num_threads);
+    Run<Real>(weights_.experts[static_cast<size_t>(e)], buffers.gathered, count, buffers,
+              buffers.gathered, num_threads);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t place = buffers.order[buffers.first[e] + i];
       AddScaled(buffers.weights[place], buffers.gathered + i * hidden, hidden,
                 x + place / moe_.num_chosen * hidden);
     }
   }
+  if (moe_.shared_size == 0) return;
+  Run<Real>(weights_.shared, buffers.h, rows, buffers, buffers.gathered, num_threads);
+  AddTo(x, buffers.gathered, rows * hidden);
 }
 
 void MlpMoe::Forward(const ForwardRows& rows, float* x) const {
@@ -175,6 +203,27 @@ void MlpMoe::ForwardSequence(const SequenceRows<Real>& rows, Real* x) const {
   }
 }
 
+template <class Real>
+void MlpMoe::GateGrad(int64_t count, const Buffers<Real>& buffers, const Real* dinner,
+                      int num_threads) const {
+  const auto mul_grad =
+      config_.activation == GateActivation::kSilu ? &SiluMulGrad<Real> : &GeluMulGrad<Real>;
+  mul_grad(buffers.gate, buffers.up, dinner, count, buffers.gate, buffers.up, num_threads);
+}
+
+template <class Real>
+void MlpMoe::GradShared(int64_t rows, const Buffers<Real>& buffers,
+                        const GradBuffers<Real>& gradients, const Real* dx, int num_threads) const {
+  const MlpMoeWeights::Expert& expert = weights_.shared;
+  Project<Real>(expert, buffers.h, rows, buffers, num_threads);
+  MatMulGradInput<Real>(dx, rows, expert.down, gradients.dinner, /*accumulate=*/false, num_threads);
+  GateGrad<Real>(rows * moe_.shared_size, buffers, gradients.dinner, num_threads);
+  for (const auto& [weight, gradient] :
+       {std::pair{&expert.gate, buffers.gate}, std::pair{&expert.up, buffers.up}}) {
+    MatMulGradInput<Real>(gradient, rows, *weight, gradients.dh, /*accumulate=*/true, num_threads);
+  }
+}
+
 // Of a row's result y: y += w a Wdown, a = act(gate) * up. With b = dy Wdown^T the gradient of w is
 // b . a, and that of a is w b.
 template <class Real>
@@ -185,8 +234,8 @@ void MlpMoe::GradExpert(int64_t e, const Buffers<Real>& buffers, const GradBuffe
   const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
   if (count == 0) return;
   const MlpMoeWeights::Expert& expert = weights_.experts[static_cast<size_t>(e)];
-  Project<Real>(expert, count, buffers, num_threads);
-  Gate<Real>(count, buffers, gradients.gated, num_threads);
+  Project<Real>(expert, buffers.gathered, count, buffers, num_threads);
+  Gate<Real>(count * inner, buffers, gradients.gated, num_threads);
   Gather<Real>(e, buffers, dx, buffers.gathered);
   MatMulGradInput<Real>(buffers.gathered, count, expert.down, gradients.dinner,
                         /*accumulate=*/false, num_threads);
@@ -201,10 +250,7 @@ void MlpMoe::GradExpert(int64_t e, const Buffers<Real>& buffers, const GradBuffe
     }
     gradients.dweights[order[i]] = dot;
   }
-  const auto mul_grad =
-      config_.activation == GateActivation::kSilu ? &SiluMulGrad<Real> : &GeluMulGrad<Real>;
-  mul_grad(buffers.gate, buffers.up, gradients.dinner, count * inner, buffers.gate, buffers.up,
-           num_threads);
+  GateGrad<Real>(count * inner, buffers, gradients.dinner, num_threads);
   MatMulGradInput<Real>(buffers.gate, count, expert.gate, buffers.gathered, /*accumulate=*/false,
                         num_threads);
   MatMulGradInput<Real>(buffers.up, count, expert.up, buffers.gathered, /*accumulate=*/true,
@@ -232,6 +278,9 @@ void MlpMoe::GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* d
     std::fill_n(gradients.dh, count * hidden, Real{0});
     for (int64_t e = 0; e < moe_.num_experts; ++e) {
       GradExpert<Real>(e, buffers, gradients, gradient, rows.num_threads);
+    }
+    if (moe_.shared_size > 0) {
+      GradShared<Real>(count, buffers, gradients, gradient, rows.num_threads);
     }
     RouteRowsGrad<Real>(rule_, count, buffers.scores, buffers.experts, gradients.dweights,
                         gradients.dlogits);

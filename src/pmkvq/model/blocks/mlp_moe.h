@@ -1,6 +1,7 @@
 // A mixture of experts: x += sum over the experts e that a row has chosen, in order of e, of
 // w_e (act(h Wgate_e) * (h Wup_e)) Wdown_e; h = RmsNorm(x). A router gives the experts and their
-// weights from h (kernels/routing).
+// weights from h (kernels/routing). Some models add a shared expert: another gated MLP of h, for
+// all rows.
 //
 // Rows are sorted by expert, so that an expert's matrices are read once for all rows that chose it,
 // and those of other experts are not read at all.
@@ -18,9 +19,11 @@ struct MlpMoeWeights {
     WeightView gate, up;  // [F, E], F that of experts
     WeightView down;      // [E, F]
   };
-  std::vector<float> norm;      // [E]
-  WeightView router;            // [n, E]
-  std::vector<Expert> experts;  // n
+  std::vector<float> norm;         // [E]
+  WeightView router;               // [n, E]
+  std::vector<float> router_bias;  // [n], of the choice; empty where the config has none.
+  std::vector<Expert> experts;     // n
+  Expert shared;                   // Of another F; without data where the config has none.
 };
 
 class MlpMoe : public Mlp {
@@ -58,23 +61,38 @@ class MlpMoe : public Mlp {
   template <class Real>
   int64_t Gather(int64_t expert, const Buffers<Real>& buffers, const Real* source,
                  Real* rows) const;
-  // gate and up of the gathered rows.
+  // gate and up of `count` rows of h.
   template <class Real>
-  void Project(const MlpMoeWeights::Expert& expert, int64_t count, const Buffers<Real>& buffers,
-               int num_threads) const;
-  // y [count, F] = act(gate) * up; may be one of them.
+  void Project(const MlpMoeWeights::Expert& expert, const Real* h, int64_t count,
+               const Buffers<Real>& buffers, int num_threads) const;
+  // y = act(gate) * up, `count` values; may be one of them.
   template <class Real>
   void Gate(int64_t count, const Buffers<Real>& buffers, Real* y, int num_threads) const;
+  // y [count, E] = the expert's result for `count` rows of h; y may be h.
+  template <class Real>
+  void Run(const MlpMoeWeights::Expert& expert, const Real* h, int64_t count,
+           const Buffers<Real>& buffers, Real* y, int num_threads) const;
   template <class Real>
   void AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const;
   template <class Real>
   void ForwardSequence(const SequenceRows<Real>& rows, Real* x) const;
   template <class Real>
   void GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* dx) const;
-  // Adds the gradient of h that flows through an expert, and leaves those of its weights.
+  // gate and up become their gradients, given dinner, that of act(gate) * up.
+  template <class Real>
+  void GateGrad(int64_t count, const Buffers<Real>& buffers, const Real* dinner,
+                int num_threads) const;
+  // Adds the gradient of h that flows through the shared expert, `dx` [rows, E] being that of its
+  // result.
+  template <class Real>
+  void GradShared(int64_t rows, const Buffers<Real>& buffers, const GradBuffers<Real>& gradients,
+                  const Real* dx, int num_threads) const;
+  // The same of an expert, for its rows; leaves the gradients of their weights.
   template <class Real>
   void GradExpert(int64_t expert, const Buffers<Real>& buffers, const GradBuffers<Real>& gradients,
                   const Real* dx, int num_threads) const;
+
+  const float* RouterBias() const;
 
   const ModelConfig& config_;
   const MoeConfig& moe_;
