@@ -1,6 +1,7 @@
 // The chat loop at a terminal: editing, pastes, commands, and what Ctrl-C ends.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <sstream>
 
 #include "pmkvq/io/json.h"
@@ -17,7 +18,7 @@ using testing_support::TempFolder;
 using testing_support::TerminalProgram;
 
 const std::string kModel = PMKVQ_SOURCE_DIR "/models/longcot-10m";
-// Answers are long enough to be interrupted, and drawn greedily.
+// Answers are drawn greedily.
 const std::vector<std::string> kChat = {"run", "--model", kModel,   "--chat",      "--temperature",
                                         "0",   "--kv",    "pm-kvq", "--kv-budget", "6MiB"};
 constexpr const char* kCtrlC = "\x03";
@@ -51,8 +52,11 @@ class ChatTest : public testing::Test {
   TempFolder folder_;
 };
 
+// Answers of thousands of tokens, that somebody ends.
+const std::vector<std::string> kEndless = {"--ignore-eos"};
+
 TEST_F(ChatTest, CtrlCEndsTheAnswerAndNotTheChat) {
-  TerminalProgram chat(kChat, Terminal());
+  TerminalProgram chat(With(kEndless), Terminal());
   ASSERT_TRUE(chat.WaitFor("> "));
   chat.Type(std::string(kSort) + "\r");
   ASSERT_TRUE(chat.WaitFor("tok/s")) << chat.screen();  // The status line: decoding has begun.
@@ -77,28 +81,37 @@ TEST_F(ChatTest, CtrlCEndsTheAnswerAndNotTheChat) {
 
 // A Ctrl-C that comes just after the answer has ended by itself was meant for the answer.
 TEST_F(ChatTest, ALateCtrlCDoesNotEndTheChat) {
-  TerminalProgram chat(With({"--max-tokens", "2"}), Terminal());
-  ASSERT_TRUE(chat.WaitFor("> "));
-  chat.Type("hello\r");
-  ASSERT_TRUE(chat.WaitFor("[length]")) << chat.screen();
-  ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
-  chat.Type(kCtrlC);
-  ASSERT_TRUE(chat.WaitFor("the answer had ended")) << chat.screen();
-  ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
-  chat.Type(kCtrlC);
-  EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+  using Clock = std::chrono::steady_clock;
+  // Just after: within a second. Where the machine took longer, all is done once more.
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    TerminalProgram chat(With({"--max-tokens", "2"}), Terminal());
+    ASSERT_TRUE(chat.WaitFor("> "));
+    const auto asked = Clock::now();
+    chat.Type("hello\r");
+    ASSERT_TRUE(chat.WaitFor("[length]")) << chat.screen();
+    ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
+    chat.Type(kCtrlC);
+    const bool is_said = chat.WaitFor("the answer had ended");
+    if (!is_said && Clock::now() - asked > std::chrono::seconds(1)) continue;
+    ASSERT_TRUE(is_said) << chat.screen();
+    ASSERT_TRUE(chat.WaitFor("] > ")) << chat.screen();
+    chat.Type(kCtrlC);
+    EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+    return;
+  }
+  FAIL() << "no Ctrl-C came within a second";
 }
 
 // A terminal without line editing: Ctrl-C still ends the answer only, and nothing is said of
 // pastes.
 TEST_F(ChatTest, CtrlCEndsTheAnswerWhereTheTerminalCannotEdit) {
-  TerminalProgram chat(kChat, Terminal({{"TERM", "dumb"}}));
+  TerminalProgram chat(With(kEndless), Terminal({{"TERM", "dumb"}}));
   ASSERT_TRUE(chat.WaitFor("> "));
   chat.Type("/help\n");
   ASSERT_TRUE(chat.WaitFor("Several lines: end a line")) << chat.screen();
   EXPECT_EQ(chat.screen().find("PMKVQ_HISTORY"), std::string::npos);
   chat.Type(std::string(kSort) + "\n");
-  ASSERT_TRUE(chat.WaitFor("</think>") || chat.WaitFor("A01")) << chat.screen();
+  ASSERT_TRUE(chat.WaitFor("</think>")) << chat.screen();
   chat.Type(kCtrlC);
   ASSERT_TRUE(chat.WaitFor("[cancelled]")) << chat.screen();
   EXPECT_EQ(Saved(chat).size(), 2u);
@@ -243,7 +256,7 @@ TEST_F(ChatTest, ThinkingIsDimmedWhereTheTerminalTakesColours) {
 
 TEST_F(ChatTest, SigtermEndsTheProgram) {
   const ProgramResult result = RunProgram(With({"--ignore-eos"}), std::string(kSort) + "\n",
-                                          {.after_ms = 1500, .signal = SIGTERM});
+                                          {.after_cpu_ms = 1500, .signal = SIGTERM});
   EXPECT_EQ(result.exit_code, 130) << result.err;
 }
 

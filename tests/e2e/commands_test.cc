@@ -334,16 +334,19 @@ TEST(Run, ChatGoesOnAfterAMessageThatDoesNotFit) {
 TEST(Run, InterruptKeepsWhatWasMade) {
   const ProgramResult result = RunProgram({"run", "--model", kModel, "--prompt", "Hello",
                                            "--max-tokens", "8000", "--ignore-eos", "--json", "-"},
-                                          "", Interrupt{.after_ms = 700});
+                                          "", Interrupt{.after_cpu_ms = 700});
   EXPECT_EQ(result.exit_code, 130);
   const JsonValue sequence = JsonValue::Parse(result.out, "stdout").At("sequences").At(size_t{0});
   EXPECT_EQ(sequence.At("finish_reason").AsString(), "cancelled");
 }
 
 TEST(Run, OneCtrlCThatArrivesTwiceLosesNothing) {
-  const ProgramResult result = RunProgram({"run", "--model", kModel, "--prompt", "Hello",
-                                           "--max-tokens", "8000", "--ignore-eos", "--json", "-"},
-                                          "", Interrupt{.after_ms = 700, .doubled = true});
+  ProgramResult result;
+  do {  // From 0.3 s on they are two.
+    result = RunProgram({"run", "--model", kModel, "--prompt", "Hello", "--max-tokens", "8000",
+                         "--ignore-eos", "--json", "-"},
+                        "", Interrupt{.after_cpu_ms = 700, .doubled = true});
+  } while (result.ms_between_signals > 200);
   EXPECT_EQ(result.exit_code, 130);
   EXPECT_TRUE(JsonValue::Parse(result.out, "stdout").Has("sequences"));
 }
@@ -432,10 +435,12 @@ TEST(Calibration, InterruptedCalibrationResumesToTheSamePlan) {
         "4.9",       "--max-len",   "4096", "--plan",    plan};
   };
   ASSERT_EQ(RunProgram(calibrate(folder.File("whole.json"))).exit_code, 0);
-  ProgramResult result = RunProgram(calibrate(folder.File("pieces.json")), "", {.after_ms = 400});
+  ProgramResult result =
+      RunProgram(calibrate(folder.File("pieces.json")), "", {.after_cpu_ms = 600});
   for (int tries = 0; result.exit_code == 130 && tries < 50; ++tries) {
     EXPECT_FALSE(std::filesystem::exists(folder.File("pieces.json")));
-    result = RunProgram(calibrate(folder.File("pieces.json")), "", {.after_ms = 400 + 400 * tries});
+    result =
+        RunProgram(calibrate(folder.File("pieces.json")), "", {.after_cpu_ms = 600 + 600 * tries});
   }
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(Slurp(folder.File("whole.safetensors")), Slurp(folder.File("pieces.safetensors")));

@@ -16,7 +16,6 @@ namespace pmkvq {
 namespace {
 
 using testing_support::ExpectDrawn;
-using testing_support::Interrupt;
 using testing_support::Open;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
@@ -189,7 +188,7 @@ TEST(Compare, CtrlCKeepsWhatIsFinished) {
   std::vector<std::string> command = {
       "compare", "--model",   kModel, "--max-level", "1", "--kv",  "pm-kvq",     "--kv-budget",
       "2MiB",    "--max-len", "1024", "--batch",     "4", "--out", folder.path()};
-  const ProgramResult result = RunProgram(command, "", Interrupt{2000, false});
+  const ProgramResult result = RunProgram(command, "", {.after_cpu_ms = 2000});
   EXPECT_EQ(result.exit_code, 130) << result.err;
   const std::string responses = folder.File("no-budget/fp16/responses.jsonl");
   // Whole lines only; how many there are is a matter of speed.

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -62,11 +63,8 @@ std::map<Key, std::string> Responses(const std::string& folder) {
 TEST(EvalRun, SurvivesKillsAtRandomMoments) {
   constexpr int kKills = 20;
   const TempFolder folder;
-  const auto start = std::chrono::steady_clock::now();
-  ASSERT_EQ(RunProgram(ShortRun(folder.File("whole"))).exit_code, 0);
-  const auto typical_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
-                              std::chrono::steady_clock::now() - start)
-                              .count();
+  const ProgramResult whole = RunProgram(ShortRun(folder.File("whole")));
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
   const std::map<Key, std::string> expected = Responses(folder.File("whole"));
   ASSERT_EQ(expected.size(), 20u);
 
@@ -79,8 +77,9 @@ TEST(EvalRun, SurvivesKillsAtRandomMoments) {
   std::string name = folder.File("killed-0");
   for (int attempt = 0; num_kills < kKills; ++attempt) {
     ASSERT_LT(attempt, 20 * kKills);
-    const Interrupt kill = {static_cast<int>(random.Below(static_cast<uint64_t>(typical_ms) + 1)),
-                            false, SIGKILL};
+    const Interrupt kill = {
+        .after_cpu_ms = static_cast<int>(random.Below(static_cast<uint64_t>(whole.cpu_ms) + 1)),
+        .signal = SIGKILL};
     const ProgramResult result = RunProgram(ShortRun(name), "", kill);
     if (result.exit_code == 128 + SIGKILL) {
       ++num_kills;
@@ -95,7 +94,7 @@ TEST(EvalRun, SurvivesKillsAtRandomMoments) {
   ASSERT_EQ(last.exit_code, 0) << last.err;
   EXPECT_EQ(Responses(name), expected);
   EXPECT_GT(num_resumed, 0) << "no kill left work half done";
-  RecordProperty("typical_ms", std::to_string(typical_ms));
+  RecordProperty("cpu_ms_of_a_whole_run", std::to_string(whole.cpu_ms));
   RecordProperty("runs_finished_before_their_kill", num_finished);
   RecordProperty("runs_resumed_half_done", num_resumed);
 }
@@ -182,11 +181,17 @@ TEST(EvalRun, TwoProcessesOnOneFolderRefuseEachOtherAndCtrlCKeepsWhatIsDone) {
                      "2",    "--n-responses", "64",   "--temperature", "1", "--max-tokens",
                      "4",    "--max-len",     "512",  "--out",         run};
   ProgramResult first;
-  std::thread thread([&] { first = RunProgram(args, "", {.after_ms = 3000}); });
-  for (int i = 0; i < 100 && !std::filesystem::exists(run + "/responses.jsonl"); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  std::atomic<bool> second_has_ended = false;
+  std::thread thread(
+      [&] { first = RunProgram(args, "", {.when = [&] { return second_has_ended.load(); }}); });
+  const auto has_answer = [&] {
+    return Slurp(run + "/responses.jsonl").find('\n') != std::string::npos;
+  };
+  for (int i = 0; i < 30'000 && !has_answer(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   const ProgramResult second = RunProgram(args);
+  second_has_ended = true;
   thread.join();
   EXPECT_EQ(second.exit_code, 1);
   EXPECT_NE(second.err.find(run), std::string::npos) << second.err;

@@ -88,11 +88,11 @@ TEST(MethodCalibration, GoesOnAfterCtrlC) {
     return Calibrate("kvmix", {"--out", folder.File(name)}, "40");
   };
   ASSERT_EQ(RunProgram(calibrate("whole")).exit_code, 0);
-  ProgramResult result = RunProgram(calibrate("pieces"), "", {.after_ms = 300});
+  ProgramResult result = RunProgram(calibrate("pieces"), "", {.after_cpu_ms = 500});
   int tries = 1;
   for (; result.exit_code == 130 && tries < 40; ++tries) {
     EXPECT_NE(result.err.find("interrupted"), std::string::npos) << result.err;
-    result = RunProgram(calibrate("pieces"), "", {.after_ms = 300 + 300 * tries});
+    result = RunProgram(calibrate("pieces"), "", {.after_cpu_ms = 500 + 500 * tries});
   }
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(testing_support::Slurp(folder.File("pieces")),

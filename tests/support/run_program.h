@@ -8,6 +8,8 @@
 
 #include <chrono>
 #include <csignal>
+#include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <sstream>
@@ -24,19 +26,49 @@ struct ProgramResult {
   int exit_code = -1;  // 128 + signal when a signal ended it.
   std::string out;
   std::string err;
-  int64_t peak_rss_kib = 0;     // Largest resident set of the process.
-  int64_t ms_after_signal = 0;  // From the first signal to the end; 0 without one.
+  int64_t peak_rss_kib = 0;         // Largest resident set of the process.
+  int64_t cpu_ms = 0;               // Processor time of all its threads.
+  int64_t cpu_ms_after_signal = 0;  // The part of it after the first signal; 0 without one.
+  int64_t ms_between_signals = 0;   // At most; 0 unless they were doubled.
 };
 
-// How a run ends early.
+// How a run ends early: by a signal when all that is set here holds; never where nothing is set.
+// None of it is a time of a clock, which says nothing of a program on a busy machine.
 struct Interrupt {
-  int after_ms = -1;     // Sends the signal after this time; -1: never.
-  bool doubled = false;  // And once more at once, as a launcher does that passes Ctrl-C on.
+  int after_cpu_ms = -1;  // The program has used so much processor time.
+  bool doubled = false;   // Two signals, as of a launcher that passes Ctrl-C on.
   int signal = SIGINT;
-  // Waits first until this holds, a minute at most: work that is fast on one machine and slow on
-  // another has no good `after_ms`.
   std::function<bool()> when = {};
+  bool once_asleep = false;  // All threads have slept for 0.1 s: the program waits for something.
 };
+
+// Processor time of a process and all its threads; 0 of one that has ended.
+inline int64_t CpuMsOf(pid_t process) {
+  clockid_t clock = {};
+  timespec time = {};
+  if (clock_getcpuclockid(process, &clock) != 0 || clock_gettime(clock, &time) != 0) return 0;
+  return int64_t{time.tv_sec} * 1000 + time.tv_nsec / 1'000'000;
+}
+
+inline bool SleepsNow(pid_t process) {
+  std::error_code ended;
+  const std::filesystem::directory_iterator threads("/proc/" + std::to_string(process) + "/task",
+                                                    ended);
+  for (const auto& thread : threads) {
+    const std::string stat = Slurp(thread.path() / "stat");
+    const size_t name_end = stat.rfind(')');
+    if (name_end == std::string::npos || stat.compare(name_end, 3, ") S") != 0) return false;
+  }
+  return true;
+}
+
+inline bool HasSlept(pid_t process) {
+  for (int i = 0; i < 20; ++i) {
+    if (!SleepsNow(process)) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
 
 // Standard streams are files in a folder of their own, so that no pipe can block.
 inline ProgramResult RunProgram(const std::vector<std::string>& args, const std::string& input = "",
@@ -58,34 +90,40 @@ inline ProgramResult RunProgram(const std::vector<std::string>& args, const std:
     execv(PMKVQ_PROGRAM, argv.data());
     _exit(127);
   }
-  std::chrono::steady_clock::time_point signalled;
-  if (interrupt.when) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
-    siginfo_t ended = {};  // Left for wait4.
-    while (!interrupt.when() && std::chrono::steady_clock::now() < deadline &&
-           waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-           ended.si_pid == 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  ProgramResult result;
+  int64_t cpu_ms_at_signal = -1;
+  if (interrupt.after_cpu_ms >= 0 || interrupt.when || interrupt.once_asleep) {
+    using Clock = std::chrono::steady_clock;
+    const auto deadline = Clock::now() + std::chrono::minutes(5);
+    const auto has_ended = [&] {
+      siginfo_t info = {};  // Left for wait4.
+      return waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+             info.si_pid != 0;
+    };
+    const auto is_time = [&] {
+      return CpuMsOf(child) >= interrupt.after_cpu_ms && (!interrupt.when || interrupt.when()) &&
+             (!interrupt.once_asleep || HasSlept(child));
+    };
+    while (!is_time() && !has_ended() && Clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-  }
-  if (interrupt.after_ms >= 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(interrupt.after_ms));
-    signalled = std::chrono::steady_clock::now();
+    const auto before = Clock::now();
+    cpu_ms_at_signal = CpuMsOf(child);
     kill(child, interrupt.signal);
     if (interrupt.doubled) {
       std::this_thread::sleep_for(std::chrono::microseconds(500));
       kill(child, interrupt.signal);
+      result.ms_between_signals =
+          std::chrono::ceil<std::chrono::milliseconds>(Clock::now() - before).count();
     }
   }
   int status = 0;
   rusage usage = {};
   if (wait4(child, &status, 0, &usage) != child) throw std::runtime_error("wait4 failed");
-  ProgramResult result;
-  if (interrupt.after_ms >= 0) {
-    result.ms_after_signal = std::chrono::duration_cast<std::chrono::milliseconds>(
-                                 std::chrono::steady_clock::now() - signalled)
-                                 .count();
+  for (const timeval& time : {usage.ru_utime, usage.ru_stime}) {
+    result.cpu_ms += int64_t{time.tv_sec} * 1000 + time.tv_usec / 1000;
   }
+  if (cpu_ms_at_signal >= 0) result.cpu_ms_after_signal = result.cpu_ms - cpu_ms_at_signal;
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   result.out = Slurp(streams.File("out"));
   result.err = Slurp(streams.File("err"));
