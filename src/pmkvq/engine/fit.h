@@ -31,7 +31,8 @@ struct FitOptions {
 // One method of the cache.
 struct FitMethod {
   std::string spec;
-  // Of one sequence of max_len tokens; pm-kvq: the budget of one sequence, its share of cache_bytes.
+  // Of one sequence of max_len tokens; pm-kvq: the budget of one sequence, its share of
+  // cache_bytes.
   int64_t sequence_bytes = 0;
   int64_t arena_bytes = 0;  // Of all sequences, as the cache allocates it; 0: no cache fits.
   bool fits = false;        // All sequences of max_len tokens.
