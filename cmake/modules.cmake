@@ -37,11 +37,8 @@ endif()
 
 set(PMKVQ_MODULES "" CACHE INTERNAL "")
 
-# Sanitizers make the longest unit tests, some 20 s otherwise, take minutes on a busy machine.
-set(PMKVQ_TEST_TIMEOUT 120)
-if(PMKVQ_SANITIZE)
-  set(PMKVQ_TEST_TIMEOUT 600)
-endif()
+# In seconds. The longest unit tests take some 20 s, with sanitizers and on a busy machine minutes.
+set(PMKVQ_TEST_TIMEOUT 600)
 
 if(PMKVQ_BUILD_TESTS AND PMKVQ_HAS_CUDA)
   add_custom_target(gpu_tests)  # The programs with the label gpu.

@@ -18,7 +18,7 @@ PROGRAM, MODEL = sys.argv[1], sys.argv[2]
 QUESTION = "Sort these 04 numbers from small to large with merge sort: 697, 103, 406, 156. What is the sorted list?"
 KEY = "a-key-of-twenty-bytes"
 # Longer than anything takes on a busy machine: a test waits for a state, and fails where it does not come.
-PATIENCE_S = 280
+PATIENCE_S = 600
 PIPELINED = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
