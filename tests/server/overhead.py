@@ -8,7 +8,7 @@ the shipped model, and 98 % with a model of the shape of a 0.5B one (24 layers o
 process is the other extreme, one core for all threads.
 
 The first byte of a stream: wall time from the request to it, less the time that the engine took for the prompt, on an
-idle server; 99 of 100 within 5 ms. This part wants a machine without other work.
+idle server; 99 of 100 within 5 ms more than replies of /live, which other work on the machine delays, too.
 """
 import json
 import os
@@ -132,14 +132,20 @@ def compare(name, least, tokens_of):
 
 
 def first_bytes(count=300):
-    """Milliseconds from request to first byte, less those that the engine took for the prompt."""
+    """Milliseconds from request to first byte, less those that the engine took for the prompt. Whether 99 % of them are more
+    than 5 ms above those of /live, which other work on the machine delays alike."""
     body = json.dumps({"prompt": "x" * 300, "max_tokens": 1, "stream": True}).encode()
     data = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    beside = []
+    live = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    beside, of_live = [], []
     with Server(*OPTIONS) as server:
         prefill = 'pmkvq_step_seconds_total{kind="prefill"}'
         with server.connect() as client:
             for _ in range(count):
+                began = time.perf_counter()
+                client.sendall(live)
+                client.recv(1 << 16)
+                of_live.append(1000 * (time.perf_counter() - began))
                 before = server.metric(prefill)
                 began = time.perf_counter()
                 client.sendall(data)
@@ -150,9 +156,11 @@ def first_bytes(count=300):
                 wait_until(lambda: server.metric(prefill) > before)
                 beside.append(1000 * (seconds - server.metric(prefill) + before))
     beside.sort()
+    of_live.sort()
     print(f"first byte of {count} streams, less the prompt's time: p50 {beside[count // 2]:.2f} ms, p99 {beside[count * 99 // 100]:.2f} ms, "
-          f"most {beside[-1]:.2f} ms", flush=True)
-    return beside[count * 99 // 100] > 5
+          f"most {beside[-1]:.2f} ms; /live between them: {of_live[count // 2]:.2f}, {of_live[count * 99 // 100]:.2f}, {of_live[-1]:.2f} ms",
+          flush=True)
+    return beside[count * 99 // 100] > of_live[count * 99 // 100] + 5
 
 
 def main():
