@@ -1,5 +1,5 @@
-// Processor time of this process. A bound on it holds whatever else the machine does, and while the
-// process is stopped; one on the time of a clock does not.
+// Processor time of this process. Tests bound this time and not that of a clock, because a clock
+// also runs while other processes have the processor.
 #pragma once
 
 #include <ctime>

@@ -1,9 +1,9 @@
 // What happened to the cache of a request, in as far as its tokens depend on it: halvings of its
 // pages, and resumes. Two requests with equal seeds and equal histories draw equal tokens.
 //
-// A history is in one form: events of one length are sorted and joined, those that no Forward has
-// read are left out, and pages that a sequence shared are no others than pages of its own. So the
-// same bits have the same history, whoever's need halved the pages.
+// A history is in one form: events of one length are sorted and joined, and halvings that no
+// Forward has read are left out. It does not say which pages were shared, nor for whose need they
+// were halved. So the same bits have the same history.
 #pragma once
 
 #include <cstdint>
