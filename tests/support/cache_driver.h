@@ -18,6 +18,19 @@ inline CacheConfig SmallConfig(int64_t num_tokens, int k_bits, int v_bits) {
   return config;
 }
 
+// Two blocks of small shapes in one pool of `bytes`; sequences of up to some thousand tokens.
+inline CacheConfig SmallPool(int64_t bytes, int64_t max_sequences, int floor_bits = 2) {
+  CacheConfig config;
+  config.geometry = UniformKvGeometry{2, 4, 2, 16};
+  config.max_sequences = max_sequences;
+  config.chunk_tokens = 256;
+  config.policy = PolicyKind::kOldestFirst;
+  config.floor_bits = floor_bits;
+  config.pool.bytes = bytes;
+  config.budget_bytes = SplitBudget(bytes, EvenWeights(config));
+  return config;
+}
+
 // Sets the width of uniform caches: fp16 (16) or static-b.
 inline CacheConfig& SetUniform(CacheConfig& config, int bits) {
   config.close_bits = bits;

@@ -13,17 +13,7 @@ namespace pmkvq {
 namespace {
 
 using testing_support::CacheDriver;
-
-CacheConfig PoolOf(int64_t bytes, int64_t max_sequences) {
-  CacheConfig config;
-  config.geometry = UniformKvGeometry{2, 4, 2, 16};
-  config.max_sequences = max_sequences;
-  config.chunk_tokens = 256;
-  config.policy = PolicyKind::kOldestFirst;
-  config.pool.bytes = bytes;
-  config.budget_bytes = SplitBudget(bytes, EvenWeights(config));
-  return config;
-}
+using testing_support::SmallPool;
 
 // Length, block and width of each step, with its pages of keys and values.
 using Steps = std::map<std::tuple<int64_t, int64_t, int>, std::pair<int64_t, int64_t>>;
@@ -51,7 +41,7 @@ struct Grown {
 
 RC_GTEST_PROP(PackedCacheHistoryProperty, WhatACrowdedPoolDidIsDoneAgain, ()) {
   const int64_t num_tokens = *rc::gen::inRange<int64_t>(800, 3000);
-  CacheConfig config = PoolOf(FloorBytes(PoolOf(1 << 20, 1), num_tokens), 4);
+  CacheConfig config = SmallPool(FloorBytes(SmallPool(1 << 20, 1), num_tokens), 4);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 130);
   config.window_tokens = *rc::gen::element<int64_t>(128, 256);
   config.close_bits = *rc::gen::element(16, 8);
@@ -110,7 +100,7 @@ RC_GTEST_PROP(PackedCacheHistoryProperty, WhatACrowdedPoolDidIsDoneAgain, ()) {
 
 TEST(PackedCacheHistoryTest, AnEventThatItCannotHaveFailsTheSequence) {
   const auto failure = [](const HalvingEvent& event) {
-    CacheDriver driver(PoolOf(1 << 22, 1));
+    CacheDriver driver(SmallPool(1 << 22, 1));
     const SequenceId seq = *driver.cache().Open();
     driver.cache().FollowHistory(seq, {event});
     for (int i = 0; i < 3; ++i) {

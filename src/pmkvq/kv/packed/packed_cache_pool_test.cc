@@ -17,19 +17,7 @@ namespace {
 using testing_support::CacheDriver;
 using testing_support::ExpectError;
 using testing_support::MakeRows;
-
-// Two blocks of small shapes; sequences of up to some thousand tokens.
-CacheConfig PoolOf(int64_t bytes, int64_t max_sequences, int floor_bits = 2) {
-  CacheConfig config;
-  config.geometry = UniformKvGeometry{2, 4, 2, 16};
-  config.max_sequences = max_sequences;
-  config.chunk_tokens = 256;
-  config.policy = PolicyKind::kOldestFirst;
-  config.floor_bits = floor_bits;
-  config.pool.bytes = bytes;
-  config.budget_bytes = SplitBudget(bytes, EvenWeights(config));
-  return config;
-}
+using testing_support::SmallPool;
 
 // Bytes of a sequence at 16 bits.
 int64_t FullBytes(const CacheConfig& config, int64_t num_tokens) {
@@ -43,8 +31,8 @@ PagesPerWidth PagesOf(const PackedKvCache& cache, SequenceId seq) {
 int64_t UsedBytes(const PackedKvCache& cache) { return cache.StoreStats().pool.used_bytes; }
 
 TEST(PackedCachePoolTest, NothingIsHalvedWhileThePoolHasRoom) {
-  const CacheConfig sizes = PoolOf(1 << 20, 4);
-  CacheDriver driver(PoolOf(4 * FullBytes(sizes, 1500), 4));
+  const CacheConfig sizes = SmallPool(1 << 20, 4);
+  CacheDriver driver(SmallPool(4 * FullBytes(sizes, 1500), 4));
   for (uint64_t seed = 0; seed < 4; ++seed) {
     const SequenceId seq = *driver.cache().Open();
     ASSERT_EQ(driver.Append(seq, 1000, seed), ReserveResult::kReserved);
@@ -57,8 +45,8 @@ TEST(PackedCachePoolTest, NothingIsHalvedWhileThePoolHasRoom) {
 // Equal prices for all: what a sequence reads does not depend on whose pages were halved, and the
 // older half of all pages goes first.
 TEST(PackedCachePoolTest, TheOldestPagesOfAllSequencesAreHalvedFirst) {
-  const CacheConfig sizes = PoolOf(1 << 20, 3);
-  CacheDriver driver(PoolOf(FullBytes(sizes, 1300) + FullBytes(sizes, 1000), 3));
+  const CacheConfig sizes = SmallPool(1 << 20, 3);
+  CacheDriver driver(SmallPool(FullBytes(sizes, 1300) + FullBytes(sizes, 1000), 3));
   PackedKvCache& cache = driver.cache();
   const SequenceId longer = *cache.Open();
   const SequenceId shorter = *cache.Open();
@@ -80,9 +68,9 @@ TEST(PackedCachePoolTest, TheOldestPagesOfAllSequencesAreHalvedFirst) {
 }
 
 TEST(PackedCachePoolTest, AtTheFloorItSaysExhaustedAndChangesNothing) {
-  const CacheConfig sizes = PoolOf(1 << 20, 2, 4);
+  const CacheConfig sizes = SmallPool(1 << 20, 2, 4);
   const int64_t floor_bytes = FloorBytes(sizes, 1000);
-  CacheDriver driver(PoolOf(2 * floor_bytes, 2, 4));
+  CacheDriver driver(SmallPool(2 * floor_bytes, 2, 4));
   PackedKvCache& cache = driver.cache();
   const SequenceId first = *cache.Open();
   const SequenceId second = *cache.Open();
@@ -102,8 +90,8 @@ TEST(PackedCachePoolTest, AtTheFloorItSaysExhaustedAndChangesNothing) {
 // One sequence may have the whole pool, to the byte that FloorBytes says.
 TEST(PackedCachePoolTest, OneSequenceFillsThePoolToTheByte) {
   for (const int floor : {2, 4, 8}) {
-    const int64_t bytes = FloorBytes(PoolOf(1 << 20, 2, floor), 3 * 128 + 1);
-    CacheDriver driver(PoolOf(bytes, 2, floor));
+    const int64_t bytes = FloorBytes(SmallPool(1 << 20, 2, floor), 3 * 128 + 1);
+    CacheDriver driver(SmallPool(bytes, 2, floor));
     const SequenceId seq = *driver.cache().Open();
     EXPECT_NE(driver.Append(seq, 3 * 128 + 1, 1), ReserveResult::kBudgetExhausted);
     EXPECT_EQ(UsedBytes(driver.cache()), bytes);
@@ -118,8 +106,8 @@ TEST(PackedCachePoolTest, OneSequenceFillsThePoolToTheByte) {
 }
 
 TEST(PackedCachePoolTest, MinBitsAndWeightAreOfTheSequence) {
-  const CacheConfig sizes = PoolOf(1 << 20, 2);
-  CacheDriver driver(PoolOf(FullBytes(sizes, 1200), 2));
+  const CacheConfig sizes = SmallPool(1 << 20, 2);
+  CacheDriver driver(SmallPool(FullBytes(sizes, 1200), 2));
   PackedKvCache& cache = driver.cache();
   const SequenceId kept = *cache.Open();
   cache.SetPoolTerms(kept, {.min_bits = 16});
@@ -129,7 +117,7 @@ TEST(PackedCachePoolTest, MinBitsAndWeightAreOfTheSequence) {
   EXPECT_EQ(PagesOf(cache, kept), (PagesPerWidth{4 * 5, 0, 0, 0}));
   EXPECT_GT(PagesOf(cache, other)[1], 0);
 
-  CacheDriver weighted(PoolOf(FullBytes(sizes, 1600), 2));
+  CacheDriver weighted(SmallPool(FullBytes(sizes, 1600), 2));
   const SequenceId high = *weighted.cache().Open();
   const SequenceId low = *weighted.cache().Open();
   weighted.cache().SetPoolTerms(low, {.weight = 0.25});
@@ -139,7 +127,7 @@ TEST(PackedCachePoolTest, MinBitsAndWeightAreOfTheSequence) {
 }
 
 TEST(PackedCachePoolTest, StaticWidthsCloseAtOnceInAPoolToo) {
-  CacheConfig config = PoolOf(1 << 20, 2);
+  CacheConfig config = SmallPool(1 << 20, 2);
   config.close_bits = config.floor_bits = 4;
   CacheDriver driver(config);
   const SequenceId seq = *driver.cache().Open();
@@ -153,7 +141,7 @@ TEST(PackedCachePoolTest, StaticWidthsCloseAtOnceInAPoolToo) {
 // Decoding reads what is stored: more than the limit is halved though the pool has room, but no
 // page below 8 bits, and in no step more than its bytes.
 TEST(PackedCachePoolTest, WhatIsReadForATokenKeepsToItsLimit) {
-  CacheConfig config = PoolOf(1 << 22, 3);
+  CacheConfig config = SmallPool(1 << 22, 3);
   config.pool.read_limit_bytes = FullBytes(config, 1500);
   config.pool.step_bytes = 20'000;
   CacheDriver driver(config);
@@ -185,8 +173,8 @@ TEST(PackedCachePoolTest, WhatIsReadForATokenKeepsToItsLimit) {
 
 // Where the sensitive block, or side, is known, the others are halved before it.
 TEST(PackedCachePoolTest, SensitiveBlocksStayWideLongest) {
-  const CacheConfig sizes = PoolOf(1 << 20, 1);
-  CacheConfig config = PoolOf(FullBytes(sizes, 900), 1);
+  const CacheConfig sizes = SmallPool(1 << 20, 1);
+  CacheConfig config = SmallPool(FullBytes(sizes, 900), 1);
   config.pool.k_sensitivity = {{0, 9, 150, 700}, {0, 1, 17, 85}};
   config.pool.v_sensitivity = {{0, 9, 150, 700}, {0, 1, 17, 85}};
   CacheDriver driver(config);
@@ -200,8 +188,8 @@ TEST(PackedCachePoolTest, SensitiveBlocksStayWideLongest) {
 
 // A chunk that waits between two blocks reads its sequence's pages at one width.
 TEST(PackedCachePoolTest, ASequenceWithAChunkUnderWayKeepsItsPages) {
-  const CacheConfig sizes = PoolOf(1 << 20, 2);
-  CacheDriver driver(PoolOf(FullBytes(sizes, 1500), 2));
+  const CacheConfig sizes = SmallPool(1 << 20, 2);
+  CacheDriver driver(SmallPool(FullBytes(sizes, 1500), 2));
   PackedKvCache& cache = driver.cache();
   const SequenceId waits = *cache.Open();
   const SequenceId other = *cache.Open();
@@ -217,8 +205,8 @@ TEST(PackedCachePoolTest, ASequenceWithAChunkUnderWayKeepsItsPages) {
 }
 
 TEST(PackedCachePoolTest, HalvingAheadKeepsToTheBytesOfAStep) {
-  const CacheConfig sizes = PoolOf(1 << 20, 4);
-  CacheConfig config = PoolOf(FullBytes(sizes, 4000), 4);
+  const CacheConfig sizes = SmallPool(1 << 20, 4);
+  CacheConfig config = SmallPool(FullBytes(sizes, 4000), 4);
   config.pool.step_bytes = 3000;  // A 16-bit page has 8,192 bytes, so none is read ahead.
   CacheDriver none(config);
   config.pool.step_bytes = 20'000;
@@ -280,8 +268,9 @@ void CheckValues(const CacheDriver& driver, PackedKvCache& cache, SequenceId seq
 // A history of sequences that come, grow, fork and go never exceeds the pool.
 RC_GTEST_PROP(PackedCachePoolProperty, ThePoolIsNeverExceeded, ()) {
   const int floor = *rc::gen::element(2, 4, 8, 16);
-  const CacheConfig sizes = PoolOf(1 << 20, 5, floor);
-  CacheConfig config = PoolOf(FloorBytes(sizes, *rc::gen::inRange<int64_t>(300, 3000)), 5, floor);
+  const CacheConfig sizes = SmallPool(1 << 20, 5, floor);
+  CacheConfig config =
+      SmallPool(FloorBytes(sizes, *rc::gen::inRange<int64_t>(300, 3000)), 5, floor);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 70, 130);
   config.window_tokens = *rc::gen::element<int64_t>(128, 256);
   config.pool.bytes = std::max(config.pool.bytes, FloorBytes(config, 300));
@@ -336,12 +325,12 @@ RC_GTEST_PROP(PackedCachePoolProperty, ThePoolIsNeverExceeded, ()) {
 }
 
 TEST(PackedCachePoolTest, WhatItCannotDoIsRefusedByName) {
-  CacheConfig config = PoolOf(1 << 20, 2);
+  CacheConfig config = SmallPool(1 << 20, 2);
   config.policy = PolicyKind::kLayerBudget;
   ExpectError<InvalidInput>([&] { const PackedKvCache cache(config); }, {"oldest-first"});
-  config = PoolOf(1000, 2);
+  config = SmallPool(1000, 2);
   ExpectError<InvalidInput>([&] { const PackedKvCache cache(config); }, {"--kv-pool", "1000"});
-  PackedKvCache cache(PoolOf(1 << 20, 2));
+  PackedKvCache cache(SmallPool(1 << 20, 2));
   ExpectError<Unsupported>([&] { (void)cache.OpenImage({}, "file"); }, {"file", "pool"});
   EXPECT_FALSE(cache.ImageOf(*cache.Open()).has_value());
 }

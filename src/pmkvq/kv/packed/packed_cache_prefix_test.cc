@@ -17,15 +17,8 @@ using testing_support::ExpectError;
 using Tokens = std::vector<int32_t>;
 
 CacheConfig PoolOf(int64_t bytes, int64_t max_sequences = 4) {
-  CacheConfig config;
-  config.geometry = UniformKvGeometry{2, 4, 2, 16};
-  config.max_sequences = max_sequences;
-  config.chunk_tokens = 256;
-  config.policy = PolicyKind::kOldestFirst;
-  config.floor_bits = 4;
-  config.pool.bytes = bytes;
+  CacheConfig config = testing_support::SmallPool(bytes, max_sequences, 4);
   config.pool.prefix_bytes = bytes;
-  config.budget_bytes = SplitBudget(bytes, EvenWeights(config));
   return config;
 }
 
@@ -510,8 +503,8 @@ RC_GTEST_PROP(PackedCachePrefixProperty, TakenForkedAndClosedInAnyOrder, ()) {
   RC_ASSERT(StatsOf(driver).used_bytes == StatsOf(driver).prefix_bytes);
 }
 
-// A chunk that two sequences have costs no room of its own, and is halved with them: it stays, and
-// a third one takes it as it is.
+// A chunk that two sequences read counts with their pages: giving it up would free no memory. So it
+// stays, is halved with them, and a third sequence takes it as it is.
 TEST(PackedCachePrefixTest, WhatTwoReadStaysWhereMemoryIsShort) {
   for (const int64_t sink : {0, 1}) {
     CacheConfig config = PoolOf(FullBytes(3000));

@@ -13,22 +13,11 @@ namespace pmkvq {
 namespace {
 
 using testing_support::CacheDriver;
-
-CacheConfig PoolOf(int64_t bytes, int64_t max_sequences, int floor_bits = 2) {
-  CacheConfig config;
-  config.geometry = UniformKvGeometry{2, 4, 2, 16};
-  config.max_sequences = max_sequences;
-  config.chunk_tokens = 256;
-  config.policy = PolicyKind::kOldestFirst;
-  config.floor_bits = floor_bits;
-  config.pool.bytes = bytes;
-  config.budget_bytes = SplitBudget(bytes, EvenWeights(config));
-  return config;
-}
+using testing_support::SmallPool;
 
 // Bytes of a sequence at 16 bits.
 int64_t FullBytes(int64_t num_tokens) {
-  return 2 * BlockBytes(PoolOf(1 << 20, 1), 0, num_tokens, 16, 16);
+  return 2 * BlockBytes(SmallPool(1 << 20, 1), 0, num_tokens, 16, 16);
 }
 
 int64_t UsedBytes(const PackedKvCache& cache) { return cache.StoreStats().pool.used_bytes; }
@@ -194,7 +183,7 @@ class Model {
 RC_GTEST_PROP(PackedCacheSharedProperty, SharedPagesHaveOneWidthAndCountOnce, ()) {
   constexpr int64_t kSequences = 5;
   const int floor = *rc::gen::element(2, 4, 8);
-  CacheConfig config = PoolOf(1 << 20, kSequences, floor);
+  CacheConfig config = SmallPool(1 << 20, kSequences, floor);
   config.sink_tokens = *rc::gen::element<int64_t>(0, 1, 70, 130);
   config.window_tokens = *rc::gen::element<int64_t>(128, 256);
   config.close_bits = *rc::gen::element(16, 16, 8);
@@ -241,7 +230,7 @@ RC_GTEST_PROP(PackedCacheSharedProperty, SharedPagesHaveOneWidthAndCountOnce, ()
 
 // Stored once and halved once; each reader is told, with its own length.
 TEST(PackedCacheSharedTest, AForkTakesTheRoomOfItsOpenPageAndSharesHalvings) {
-  CacheDriver driver(PoolOf(FullBytes(2300), 3, 8));
+  CacheDriver driver(SmallPool(FullBytes(2300), 3, 8));
   PackedKvCache& cache = driver.cache();
   const SequenceId first = *cache.Open();
   ASSERT_EQ(driver.Append(first, 1200, 1), ReserveResult::kReserved);
@@ -282,7 +271,7 @@ TEST(PackedCacheSharedTest, AForkTakesTheRoomOfItsOpenPageAndSharesHalvings) {
 }
 
 TEST(PackedCacheSharedTest, WhatManyReadStaysWideLonger) {
-  CacheDriver driver(PoolOf(FullBytes(1400) + 4 * FullBytes(700), 4));
+  CacheDriver driver(SmallPool(FullBytes(1400) + 4 * FullBytes(700), 4));
   PackedKvCache& cache = driver.cache();
   std::vector<SequenceId> all = {*cache.Open()};
   ASSERT_EQ(driver.Append(all[0], 1025, 1), ReserveResult::kReserved);
@@ -305,7 +294,7 @@ TEST(PackedCacheSharedTest, WhatManyReadStaysWideLonger) {
 }
 
 TEST(PackedCacheSharedTest, TheHighestFloorOfItsReadersCounts) {
-  CacheDriver driver(PoolOf(FullBytes(1500), 3));
+  CacheDriver driver(SmallPool(FullBytes(1500), 3));
   PackedKvCache& cache = driver.cache();
   const SequenceId first = *cache.Open();
   ASSERT_EQ(driver.Append(first, 700, 1), ReserveResult::kReserved);
@@ -324,7 +313,7 @@ TEST(PackedCacheSharedTest, TheHighestFloorOfItsReadersCounts) {
 }
 
 TEST(PackedCacheSharedTest, AReaderWithAChunkUnderWayKeepsSharedPagesAsTheyAre) {
-  CacheDriver driver(PoolOf(FullBytes(1500), 3));
+  CacheDriver driver(SmallPool(FullBytes(1500), 3));
   PackedKvCache& cache = driver.cache();
   const SequenceId first = *cache.Open();
   ASSERT_EQ(driver.Append(first, 900, 1), ReserveResult::kReserved);
@@ -343,8 +332,8 @@ TEST(PackedCacheSharedTest, AReaderWithAChunkUnderWayKeepsSharedPagesAsTheyAre) 
 }
 
 TEST(PackedCacheSharedTest, NoForkWhereItsOpenPageHasNoRoom) {
-  const int64_t bytes = FloorBytes(PoolOf(1 << 20, 2, 8), 700);
-  CacheDriver driver(PoolOf(bytes, 2, 8));
+  const int64_t bytes = FloorBytes(SmallPool(1 << 20, 2, 8), 700);
+  CacheDriver driver(SmallPool(bytes, 2, 8));
   PackedKvCache& cache = driver.cache();
   const SequenceId seq = *cache.Open();
   ASSERT_NE(driver.Append(seq, 700, 1), ReserveResult::kBudgetExhausted);
@@ -354,7 +343,7 @@ TEST(PackedCacheSharedTest, NoForkWhereItsOpenPageHasNoRoom) {
 }
 
 TEST(PackedCacheSharedTest, WhatFollowsAHistoryIsNotShared) {
-  CacheDriver driver(PoolOf(1 << 22, 2));
+  CacheDriver driver(SmallPool(1 << 22, 2));
   const SequenceId seq = *driver.cache().Open();
   driver.cache().FollowHistory(seq, {});
   ASSERT_EQ(driver.Append(seq, 300, 1), ReserveResult::kReserved);

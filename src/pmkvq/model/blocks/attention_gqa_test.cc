@@ -6,15 +6,16 @@
 #include <numeric>
 
 #include "pmkvq/model/model_size.h"
+#include "support/block_weights.h"
 #include "support/dense_kv_store.h"
 #include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::BindRandomWeights;
 using testing_support::DenseKvStore;
 using testing_support::NormalDraw;
-using testing_support::RandomTensor;
 
 // Attention with random weights, bound by its declarations alone; with and without the optional
 // ones, and a sliding window.
@@ -23,17 +24,7 @@ class AttentionGqaTest : public testing::TestWithParam<bool> {
   AttentionGqaTest() : config_(Config(GetParam())), rope_(Rope()), attention_(config_, rope_, 0) {
     WeightList list;
     attention_.Declare(list);
-    tensors_.reserve(list.slots().size());
-    for (const WeightSlot& slot : list.slots()) {
-      const bool is_norm = slot.role == WeightRole::kNorm;
-      const Tensor& tensor = tensors_.emplace_back(
-          RandomTensor(DType::kF32, slot.shape, is_norm ? 1.0 : 0.0, is_norm ? 0.2 : 0.3, random_));
-      if (slot.matrix != nullptr) {
-        *slot.matrix = {tensor.view().data, WeightFormat::kF32, slot.shape[0], slot.shape[1]};
-      } else {
-        slot.vector->assign(tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
-      }
-    }
+    tensors_ = BindRandomWeights(list, random_);
     positions_.resize(kTokens);
     std::iota(positions_.begin(), positions_.end(), int64_t{0});
   }

@@ -5,13 +5,15 @@
 #include <cmath>
 #include <numeric>
 
+#include "support/block_weights.h"
 #include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::BindRandomWeights;
+using testing_support::ExpectGradientIsAFiniteDifference;
 using testing_support::NormalDraw;
-using testing_support::RandomTensor;
 
 // An MLP with random weights, bound by its declarations alone.
 class MlpDenseTest : public testing::Test {
@@ -19,17 +21,7 @@ class MlpDenseTest : public testing::Test {
   MlpDenseTest() : mlp_(config_) {
     WeightList list;
     mlp_.Declare(list);
-    tensors_.reserve(list.slots().size());
-    for (const WeightSlot& slot : list.slots()) {
-      const bool is_norm = slot.role == WeightRole::kNorm;
-      const Tensor& tensor = tensors_.emplace_back(
-          RandomTensor(DType::kF32, slot.shape, is_norm ? 1.0 : 0.0, is_norm ? 0.2 : 0.3, random_));
-      if (is_norm) {
-        slot.vector->assign(tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
-      } else {
-        *slot.matrix = {tensor.view().data, WeightFormat::kF32, slot.shape[0], slot.shape[1]};
-      }
-    }
+    tensors_ = BindRandomWeights(list, random_);
   }
 
   static ModelConfig Config() {
@@ -52,13 +44,6 @@ class MlpDenseTest : public testing::Test {
     return {positions_, &scratch, 2};
   }
 
-  // sum of direction * (x + Mlp(x)).
-  double Along(const std::vector<double>& direction, std::vector<double> x) {
-    Scratch<double> scratch;
-    mlp_.Forward(Rows<double>(std::ssize(x) / config_.hidden_size, scratch), x.data());
-    return std::inner_product(x.begin(), x.end(), direction.begin(), 0.0);
-  }
-
   Random random_{5};
   const ModelConfig config_ = Config();
   MlpDense mlp_;
@@ -66,27 +51,8 @@ class MlpDenseTest : public testing::Test {
   std::vector<int64_t> positions_;
 };
 
-// 300 rows: more than are computed at once. The derivative along a random direction, by central
-// differences; their error is about e^2 of the third derivative, plus 1e-16 / e of the sum.
 TEST_F(MlpDenseTest, GradientIsAFiniteDifference) {
-  constexpr int64_t kRows = 300;
-  const std::vector<double> x = RandomRows<double>(kRows);
-  const std::vector<double> direction = RandomRows<double>(kRows);
-  const std::vector<double> step = RandomRows<double>(kRows);
-  Scratch<double> scratch;
-  std::vector<double> dx = direction;
-  mlp_.Grad(Rows<double>(kRows, scratch), x.data(), dx.data());
-  constexpr double kStep = 1e-5;
-  std::vector<double> above = x;
-  std::vector<double> below = x;
-  for (size_t i = 0; i < x.size(); ++i) {
-    above[i] += kStep * step[i];
-    below[i] -= kStep * step[i];
-  }
-  const double expected = (Along(direction, above) - Along(direction, below)) / (2.0 * kStep);
-  const double gradient = std::inner_product(dx.begin(), dx.end(), step.begin(), 0.0);
-  EXPECT_NEAR(gradient, expected, 1e-6 * std::abs(expected) + 1e-6);
-  EXPECT_GT(std::abs(expected), 1.0) << "a derivative to tell apart from none";
+  ExpectGradientIsAFiniteDifference(mlp_, config_.hidden_size, random_);
 }
 
 // Both forward passes are one template: the rows of a slice have the bits of a sequence of as many.

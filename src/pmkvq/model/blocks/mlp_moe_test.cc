@@ -7,13 +7,15 @@
 #include <numeric>
 #include <set>
 
+#include "support/block_weights.h"
 #include "support/tiny_model.h"
 
 namespace pmkvq {
 namespace {
 
+using testing_support::BindRandomWeights;
+using testing_support::ExpectGradientIsAFiniteDifference;
 using testing_support::NormalDraw;
-using testing_support::RandomTensor;
 
 constexpr int64_t kExperts = 8;
 
@@ -53,17 +55,7 @@ class MlpMoeTest : public testing::TestWithParam<std::pair<std::string, MoeConfi
  protected:
   MlpMoeTest() : mlp_(config_) {
     mlp_.Declare(list_);
-    tensors_.reserve(list_.slots().size());
-    for (const WeightSlot& slot : list_.slots()) {
-      const bool is_norm = slot.role == WeightRole::kNorm;
-      const Tensor& tensor = tensors_.emplace_back(
-          RandomTensor(DType::kF32, slot.shape, is_norm ? 1.0 : 0.0, is_norm ? 0.2 : 0.3, random_));
-      if (slot.vector != nullptr) {
-        slot.vector->assign(tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
-      } else {
-        *slot.matrix = {tensor.view().data, WeightFormat::kF32, slot.shape[0], slot.shape[1]};
-      }
-    }
+    tensors_ = BindRandomWeights(list_, random_);
   }
 
   int64_t hidden() const { return config_.hidden_size; }
@@ -178,13 +170,6 @@ class MlpMoeTest : public testing::TestWithParam<std::pair<std::string, MoeConfi
     return chosen;
   }
 
-  // sum of direction * (x + Mlp(x)).
-  double Along(const std::vector<double>& direction, std::vector<double> x) {
-    Scratch<double> scratch;
-    mlp_.Forward(Rows<double>(std::ssize(x) / hidden(), scratch), x.data());
-    return std::inner_product(x.begin(), x.end(), direction.begin(), 0.0);
-  }
-
   Random random_{5};
   const ModelConfig config_ = ConfigOf(GetParam().second);
   MlpMoe mlp_;
@@ -210,28 +195,9 @@ TEST_P(MlpMoeTest, IsTheSumOverExpertsOfEachRow) {
   }
 }
 
-// The derivative along a random direction, by central differences; their error is about e^2 of the
-// third derivative, plus 1e-16 / e of the sum. The router's part is not small: without it the test
-// fails.
+// The router's part is not small: without it the test fails.
 TEST_P(MlpMoeTest, GradientIsAFiniteDifference) {
-  constexpr int64_t kRows = 300;
-  const std::vector<double> x = RandomRows<double>(kRows);
-  const std::vector<double> direction = RandomRows<double>(kRows);
-  const std::vector<double> step = RandomRows<double>(kRows);
-  Scratch<double> scratch;
-  std::vector<double> dx = direction;
-  mlp_.Grad(Rows<double>(kRows, scratch), x.data(), dx.data());
-  constexpr double kStep = 1e-5;
-  std::vector<double> above = x;
-  std::vector<double> below = x;
-  for (size_t i = 0; i < x.size(); ++i) {
-    above[i] += kStep * step[i];
-    below[i] -= kStep * step[i];
-  }
-  const double expected = (Along(direction, above) - Along(direction, below)) / (2.0 * kStep);
-  const double gradient = std::inner_product(dx.begin(), dx.end(), step.begin(), 0.0);
-  EXPECT_NEAR(gradient, expected, 1e-6 * std::abs(expected) + 1e-6);
-  EXPECT_GT(std::abs(expected), 1.0) << "a derivative to tell apart from none";
+  ExpectGradientIsAFiniteDifference(mlp_, config_.hidden_size, random_);
 }
 
 TEST_P(MlpMoeTest, BatchedRowsHaveTheBitsOfASequence) {
