@@ -12,6 +12,7 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/blas_threads.h"
 #include "pmkvq/kernels/gemm/gemm_decode.h"
+#include "pmkvq/kernels/gemm/observed_products.h"
 #include "pmkvq/kernels/gemm/unrounded_products.h"
 
 namespace pmkvq {
@@ -264,6 +265,7 @@ void GradInputTile(const Real* dy, int64_t num_rows, const WeightView& weight, b
 }
 
 thread_local int unrounded_products = 0;
+thread_local ProductObserver* product_observer = nullptr;
 
 // Whether rows as few as these go to the kernels that read weights once for all rows.
 template <class Real>
@@ -283,6 +285,11 @@ CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : 
 UnroundedProducts::UnroundedProducts() { ++unrounded_products; }
 UnroundedProducts::~UnroundedProducts() { --unrounded_products; }
 
+ObservedProducts::ObservedProducts(ProductObserver& observer) : before_(product_observer) {
+  product_observer = &observer;
+}
+ObservedProducts::~ObservedProducts() { product_observer = before_; }
+
 template <class Real>
 void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
                   const ExecContext& exec) {
@@ -293,6 +300,9 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
     PMKVQ_CHECK_MSG(projection.weight->cols == cols, "shared products have the same inputs");
   }
   if (num_rows == 0) return;
+  if constexpr (std::is_same_v<Real, float>) {
+    if (product_observer != nullptr && cols > 0) product_observer->See(x, num_rows, projections);
+  }
   if (AreFewRows(num_rows, projections) || cols == 0) {
     DecodeRows(x, num_rows, projections, exec);
     return;

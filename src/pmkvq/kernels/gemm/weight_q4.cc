@@ -86,15 +86,19 @@ bool QuantizeGroup(const float* weights, std::byte* out) {
     if (!Round(weights, scale, minimum, next) || !(next.error < best.error)) break;
     best = next;
   }
-  std::memcpy(out, &best.scale, sizeof(best.scale));
-  std::memcpy(out + 2, &best.minimum, sizeof(best.minimum));
-  for (int64_t i = 0; i < kGroup / 2; ++i) {
-    out[4 + i] = static_cast<std::byte>(best.codes[i] | best.codes[i + kGroup / 2] << 4);
-  }
+  StoreQ4Group(best.scale, best.minimum, best.codes, out);
   return true;
 }
 
 }  // namespace
+
+void StoreQ4Group(F16 scale, F16 minimum, const int32_t* codes, std::byte* out) {
+  std::memcpy(out, &scale, sizeof(scale));
+  std::memcpy(out + 2, &minimum, sizeof(minimum));
+  for (int64_t i = 0; i < kGroup / 2; ++i) {
+    out[4 + i] = static_cast<std::byte>(codes[i] | codes[i + kGroup / 2] << 4);
+  }
+}
 
 bool QuantizeWeightToQ4(const WeightView& weight, const ExecContext& exec, Q4Weight& out) {
   constexpr int64_t kRowsPerItem = 64;

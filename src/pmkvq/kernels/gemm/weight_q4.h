@@ -9,8 +9,10 @@
 // This is WeightFormat::kQ4_1; products are those of block_product.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/tensor/device/exec_context.h"
@@ -31,5 +33,8 @@ struct Q4Weight {
 // then of no use. The same on every machine and for every thread count.
 [[nodiscard]] bool QuantizeWeightToQ4(const WeightView& weight, const ExecContext& exec,
                                       Q4Weight& out);
+
+// Puts a group of 32 codes, 0 to 15, into its 20 bytes.
+void StoreQ4Group(F16 scale, F16 minimum, const int32_t* codes, std::byte* out);
 
 }  // namespace pmkvq
