@@ -100,8 +100,9 @@ Checkpoint Checkpoint::Open(const std::string& path) {
   }
   checkpoint.config_ = LoadModelConfig(path);
   const ModelConfig& config = checkpoint.config_;
-  checkpoint.weights_ = OpenSafetensorsSource(
-      path, {config.q_dim(), config.kv_dim(), config.intermediate_size}, config.fp8);
+  checkpoint.weights_ =
+      OpenSafetensorsSource(path, {config.q_dim(), config.kv_dim(), config.intermediate_size},
+                            {config.fp8, config.block_format});
   return checkpoint;
 }
 

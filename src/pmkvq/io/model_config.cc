@@ -360,6 +360,7 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
   if (is_gemma) ParseGemma3(json, config);
   config.weight_type = ParseWeightType(json);
   config.fp8 = ParseQuantizationConfig(json);
+  config.block_format = ParseBlockFormat(json);
   AssumeSpecialTokens(json, architecture, config);
   ParseSpecialTokens(json, config);
   return config;

@@ -102,6 +102,8 @@ struct ModelConfig {
 
   // Set where matrices may be float8 with scales (io/weights/fp8_weights.h).
   std::optional<Fp8Format> fp8;
+  // Set where matrices may be blocks of that format in tensors of bytes (quantization_config.h).
+  std::optional<WeightFormat> block_format;
   // Type of the weights as `dtype`, or `torch_dtype`, announces it: for estimates without the
   // weights, which say their types themselves. Nothing where the key is absent or names another
   // type.

@@ -54,6 +54,18 @@ Fp8Format ParseGroups(const JsonValue& quantization) {
 
 }  // namespace
 
+std::optional<WeightFormat> ParseBlockFormat(const JsonValue& config) {
+  const JsonValue quantization = config.Find("quantization_config");
+  if (!quantization.IsObject()) return std::nullopt;
+  const JsonValue method = quantization.Find("quant_method");
+  if (!method.IsString() || method.AsStringView() != kBlockMethod) return std::nullopt;
+  const JsonValue format = quantization.Find("format");
+  if (format.AsString() != NameOf(kStoredBlockFormat)) {
+    format.Refuse(std::string("\"").append(NameOf(kStoredBlockFormat)).append("\""));
+  }
+  return kStoredBlockFormat;
+}
+
 std::optional<Fp8Format> ParseQuantizationConfig(const JsonValue& config) {
   const JsonValue compression = config.Find("compression_config");
   const JsonValue quantization = config.Find("quantization_config");
@@ -65,6 +77,7 @@ std::optional<Fp8Format> ParseQuantizationConfig(const JsonValue& config) {
     found.Refuse("a quant_method of " + std::string(kInstead));
   }
   const std::string name = method.AsString();
+  if (name == kBlockMethod) return std::nullopt;  // ParseBlockFormat
   if (name == "fp8") {
     const JsonValue format = found.Find("fmt");
     if (!format.IsNull() && format.AsString() != "e4m3") format.Refuse("\"e4m3\"");

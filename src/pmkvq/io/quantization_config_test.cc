@@ -35,6 +35,23 @@ TEST(QuantizationConfig, BlocksOfFp8) {
   EXPECT_EQ(Parse(R"({"quant_method":"fbgemm_fp8","activation_scale_ub":1200.0})")->block_rows, 0);
 }
 
+TEST(QuantizationConfig, BlocksOfPmkvq) {
+  const auto format = [](const std::string& value) {
+    return ParseBlockFormat(
+        JsonValue::Parse("{\"quantization_config\":" + value + "}", "config.json"));
+  };
+  const std::string own = R"({"quant_method":"pmkvq","format":"Q4_1"})";
+  EXPECT_EQ(format(own), WeightFormat::kQ4_1);
+  EXPECT_FALSE(Parse(own).has_value());
+  EXPECT_FALSE(format("null").has_value());
+  EXPECT_FALSE(format(R"({"quant_method":"fp8"})").has_value());
+  EXPECT_FALSE(format(R"({"load_in_4bit":true})").has_value());
+  ExpectError<Unsupported>([&] { format(R"({"quant_method":"pmkvq","format":"Q4_0"})"); },
+                           {"quantization_config.format: found \"Q4_0\"", "Q4_1"});
+  ExpectError<InvalidInput>([&] { format(R"({"quant_method":"pmkvq"})"); },
+                            {"quantization_config"});
+}
+
 TEST(QuantizationConfig, CompressedTensorsOfFloat8) {
   const auto group = [](const std::string& weights) {
     return R"({"quant_method":"compressed-tensors","format":"float-quantized","config_groups":

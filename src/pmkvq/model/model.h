@@ -147,6 +147,14 @@ class Model {
   // The parts of a block (model/blocks/block.h).
   const Attention& attention(int64_t layer) const;
   const Mlp& mlp(int64_t layer) const;
+  // Products of Forward and Profile read these: all matrices of the blocks, the router's among
+  // them, then the output head as "output_head", tied or not. Views of the host, as they are kept.
+  struct NamedMatrix {
+    std::string name;  // Canonical (io/weights/weight_source.h).
+    bool is_router = false;
+    WeightView view;
+  };
+  std::vector<NamedMatrix> matrices() const;
   const WeightView& embedding() const;    // [V, E]
   float embedding_factor() const;         // Of its rows, in the residual stream.
   const WeightView& output_head() const;  // [V, E]; the embedding when tied

@@ -71,6 +71,7 @@ struct Model::Impl {
   std::vector<AlignedVector<std::byte>> expanded;  // Float8 weights as BF16.
   std::vector<QuantizedBytes> quantized;           // What views of `parts` show.
   WeightConversion conversion;
+  std::vector<NamedMatrix> matrices;
   RopeTables ropes;
   ModelParts parts;
   float embedding_factor = 1;

@@ -182,6 +182,13 @@ Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
   parts.Declare(checkpoint.config(), list);
   BindWeights(list, options.num_threads);
   QuantizeWeights(list, options);
+  for (const WeightSlot& slot : list.slots()) {
+    if (slot.matrix == nullptr || slot.matrix == &parts.embedding) continue;
+    if (slot.matrix != &parts.output_head) {
+      matrices.push_back({slot.name, slot.role == WeightRole::kRouter, *slot.matrix});
+    }
+  }
+  matrices.push_back({"output_head", false, parts.output_head});
   embedding_factor = RoundedTo(parts.embedding.format, checkpoint.config().embedding_factor);
   for (const WeightSlot& slot : list.slots()) {
     weight_bytes += slot.matrix != nullptr
@@ -353,6 +360,7 @@ DeviceId Model::device() const {
   return impl_->device == nullptr ? DeviceId{} : impl_->device->device();
 }
 const WeightConversion& Model::conversion() const { return impl_->conversion; }
+std::vector<Model::NamedMatrix> Model::matrices() const { return impl_->matrices; }
 const RopeTable& Model::rope() const { return impl_->ropes.global(); }
 const RopeTable& Model::rope(int64_t layer) const { return impl_->ropes.Of(layer); }
 float Model::embedding_factor() const { return impl_->embedding_factor; }

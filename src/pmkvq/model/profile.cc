@@ -53,33 +53,55 @@ struct Profile<Real>::Impl {
   std::vector<double> row_loss;  // [kHeadRows]
 
   SequenceRows<Real> Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
-  void CheckFinite(const Real* values, const std::string& what) const;
+  void Embed(std::span<const int32_t> tokens, Real* out) const;
+  void RunBlock(int64_t layer, const SequenceRows<Real>& rows, Real* in_out,
+                const Visitor& visitor);
+  void CheckFinite(const Real* values, int64_t num_tokens, const std::string& what) const;
   double Loss(std::span<const int32_t> tokens, bool with_gradient);
   double Backward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                   const Visitor& visitor, const ProjectionVisitor& projection_visitor);
   double HeadRows(const int32_t* targets, int64_t first_row, int64_t rows, const double* weight);
 };
 
+template <class Real>
+void Profile<Real>::Impl::Embed(std::span<const int32_t> tokens, Real* out) const {
+  const auto n = static_cast<int64_t>(tokens.size());
+  for (int64_t t = 0; t < n; ++t) {
+    const int32_t token = tokens[static_cast<size_t>(t)];
+    PMKVQ_CHECK_MSG(token >= 0 && token < config.vocab_size, "token id out of range");
+    model_detail::EmbedToken(model, token, out + t * config.hidden_size);
+  }
+  CheckFinite(out, n, "embedding");
+}
+
 // Embeds the tokens.
 template <class Real>
 SequenceRows<Real> Profile<Real>::Impl::Start(std::span<const int32_t> tokens,
                                               std::span<const int64_t> positions) {
   PMKVQ_CHECK(tokens.size() >= 2 && tokens.size() == positions.size());
-  const auto n = static_cast<int64_t>(tokens.size());
   x.resize(tokens.size() * static_cast<size_t>(config.hidden_size));
-  for (int64_t t = 0; t < n; ++t) {
-    const int32_t token = tokens[static_cast<size_t>(t)];
-    PMKVQ_CHECK_MSG(token >= 0 && token < config.vocab_size, "token id out of range");
-    model_detail::EmbedToken(model, token, x.data() + t * config.hidden_size);
-  }
-  CheckFinite(x.data(), "embedding");
+  Embed(tokens, x.data());
   return {positions, &scratch, num_threads};
 }
 
 template <class Real>
-void Profile<Real>::Impl::CheckFinite(const Real* values, const std::string& what) const {
-  if (AllFinite(values, static_cast<int64_t>(x.size()))) return;
-  const Real* end = values + x.size();
+void Profile<Real>::Impl::RunBlock(int64_t layer, const SequenceRows<Real>& rows, Real* in_out,
+                                   const Visitor& visitor) {
+  const typename Scratch<Real>::Frame frame(scratch);
+  const auto attention = model.attention(layer).Start(rows);
+  attention->ComputeStates(in_out);
+  if (visitor) visitor(attention->States());
+  attention->AddAttention(in_out);
+  model.mlp(layer).Forward(rows, in_out);
+  CheckFinite(in_out, rows.num_tokens(), fmt::format("block {}", layer));
+}
+
+template <class Real>
+void Profile<Real>::Impl::CheckFinite(const Real* values, int64_t num_tokens,
+                                      const std::string& what) const {
+  const int64_t count = num_tokens * config.hidden_size;
+  if (AllFinite(values, count)) return;
+  const Real* end = values + count;
   const Real* bad = std::find_if(values, end, [](Real value) { return !std::isfinite(value); });
   throw InvalidInput(
       model.checkpoint().folder(),
@@ -153,15 +175,20 @@ double Profile<Real>::Forward(std::span<const int32_t> tokens, std::span<const i
   Impl& impl = *impl_;
   const SequenceRows<Real> rows = impl.Start(tokens, positions);
   for (int64_t layer = 0; layer < impl.config.num_layers; ++layer) {
-    const typename Scratch<Real>::Frame frame(impl.scratch);
-    const auto attention = impl.model.attention(layer).Start(rows);
-    attention->ComputeStates(impl.x.data());
-    if (visitor) visitor(attention->States());
-    attention->AddAttention(impl.x.data());
-    impl.model.mlp(layer).Forward(rows, impl.x.data());
-    impl.CheckFinite(impl.x.data(), fmt::format("block {}", layer));
+    impl.RunBlock(layer, rows, impl.x.data(), visitor);
   }
   return impl.Loss(tokens, /*with_gradient=*/false);
+}
+
+template <class Real>
+void Profile<Real>::Embed(std::span<const int32_t> tokens, Real* x) {
+  impl_->Embed(tokens, x);
+}
+
+template <class Real>
+void Profile<Real>::RunBlock(int64_t layer, std::span<const int64_t> positions, Real* x) {
+  const UnroundedProducts unrounded;
+  impl_->RunBlock(layer, {positions, &impl_->scratch, impl_->num_threads}, x, nullptr);
 }
 
 // Forward, then backward for one visitor or the other.
@@ -174,13 +201,8 @@ double Profile<Real>::Impl::Backward(std::span<const int32_t> tokens,
   const auto size = static_cast<int64_t>(x.size());
   inputs.resize(static_cast<size_t>(size * config.num_layers));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const typename Scratch<Real>::Frame frame(scratch);
     std::copy_n(x.data(), size, inputs.data() + layer * size);
-    const auto attention = model.attention(layer).Start(rows);
-    attention->ComputeStates(x.data());
-    attention->AddAttention(x.data());
-    model.mlp(layer).Forward(rows, x.data());
-    CheckFinite(x.data(), fmt::format("block {}", layer));
+    RunBlock(layer, rows, x.data(), nullptr);
   }
   const double loss = Loss(tokens, /*with_gradient=*/true);
   for (int64_t layer = config.num_layers - 1; layer >= 0; --layer) {
@@ -192,7 +214,7 @@ double Profile<Real>::Impl::Backward(std::span<const int32_t> tokens,
     attention->AddAttention(x.data());
     model.mlp(layer).Grad(rows, x.data(), dx.data());
     attention->AttentionGrad(dx.data());
-    CheckFinite(dx.data(), fmt::format("gradient of block {}", layer));
+    CheckFinite(dx.data(), rows.num_tokens(), fmt::format("gradient of block {}", layer));
     if (visitor) visitor(attention->States());
     if (layer == 0 && !projection_visitor) break;
     attention->ProjectionOutputGrad();

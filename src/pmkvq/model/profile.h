@@ -61,6 +61,12 @@ class Profile {
   double PerturbedLoss(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                        int64_t layer, const Real* delta_k, const Real* delta_v);
 
+  // The parts of Forward, for callers that keep what lies between blocks, x [N, E]. Throw as
+  // Forward.
+  void Embed(std::span<const int32_t> tokens, Real* x);
+  // x += Attention(x), then x += Mlp(x).
+  void RunBlock(int64_t layer, std::span<const int64_t> positions, Real* x);
+
   // out [N, E] = attention Wo^T of a block, without bias; attention [N, H, D].
   void ProjectAttention(int64_t layer, int64_t num_tokens, const Real* attention, Real* out);
 

@@ -147,8 +147,20 @@ HuggingFaceNaming NamingOf(const std::vector<SafetensorsFile>& files) {
   return HuggingFaceNaming::kUsual;
 }
 
+// A matrix of blocks is a tensor of bytes [rows, blocks of a row, bytes of a block].
+void TakeAsBlocks(WeightFormat format, const TensorView& view, StoredWeight& weight) {
+  const WeightLayout& layout = LayoutOf(format);
+  if (view.dtype != DType::kU8 || view.shape.size() != 3 || view.shape[2] != layout.block_bytes) {
+    return;
+  }
+  weight.type = layout.name;
+  weight.format = format;
+  weight.shape = {view.shape[0], view.shape[1] * layout.block_values};
+}
+
 std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
-                                      const FusedRows& rows, const std::optional<Fp8Format>& fp8) {
+                                      const FusedRows& rows, const QuantizedTensors& quantized) {
+  const std::optional<Fp8Format>& fp8 = quantized.fp8;
   std::vector<StoredWeight> tensors;
   const HuggingFaceNaming naming = NamingOf(files);
   for (const SafetensorsFile& file : files) {
@@ -160,6 +172,7 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
       weight.data = view.data;
       weight.num_bytes = view.num_bytes();
       weight.of_block = IsOfBlockOfHuggingFace(name);
+      if (quantized.blocks) TakeAsBlocks(*quantized.blocks, view, weight);
     }
     for (const auto& [name, foreign] : file.foreign_tensors()) {
       StoredWeight& weight = tensors.emplace_back(Describe(file, name, naming));
@@ -176,9 +189,13 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
 class SafetensorsSource : public WeightSource {
  public:
   SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files,
-                    const FusedRows& rows, const std::optional<Fp8Format>& fp8)
-      : WeightSource(place, fp8 ? "F32, F16, BF16 or F8_E4M3" : "F32, F16 or BF16",
-                     ListTensors(files, rows, fp8)),
+                    const FusedRows& rows, const QuantizedTensors& quantized)
+      : WeightSource(place,
+                     quantized.fp8 ? "F32, F16, BF16 or F8_E4M3"
+                     : quantized.blocks
+                         ? fmt::format("F32, F16, BF16 or blocks of {}", NameOf(*quantized.blocks))
+                         : "F32, F16 or BF16",
+                     ListTensors(files, rows, quantized)),
         files_(std::move(files)),
         naming_(NamingOf(files_)) {}
 
@@ -230,7 +247,7 @@ class SafetensorsSource : public WeightSource {
 
 std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
                                                           const FusedRows& rows,
-                                                          const std::optional<Fp8Format>& fp8) {
+                                                          const QuantizedTensors& quantized) {
   const std::string weights = JoinPath(folder, kWeightsName);
   const std::string index = JoinPath(folder, kIndexName);
   std::vector<SafetensorsFile> files;
@@ -243,14 +260,15 @@ std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& fol
         folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
   }
   CheckDistinct(files);
-  return std::make_unique<SafetensorsSource>(folder, std::move(files), rows, fp8);
+  return std::make_unique<SafetensorsSource>(folder, std::move(files), rows, quantized);
 }
 
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
                                                           std::map<std::string, Tensor> tensors) {
   std::vector<SafetensorsFile> files;
   files.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
-  return std::make_unique<SafetensorsSource>(name, std::move(files), FusedRows{}, std::nullopt);
+  return std::make_unique<SafetensorsSource>(name, std::move(files), FusedRows{},
+                                             QuantizedTensors{});
 }
 
 }  // namespace pmkvq

@@ -22,16 +22,21 @@ namespace pmkvq {
 // `rows` says how many rows each has.
 //
 // With `fp8` E4M3 matrices are weights, too (fp8_weights.h; throws as AttachFp8Scales); their codes
-// follow the other tensors in the identity.
+// follow the other tensors in the identity. With `blocks` tensors of bytes in its shape are, too.
 // Rows of matrices that may be parts of fused ones.
 struct FusedRows {
   int64_t q = 0;      // H * D
   int64_t kv = 0;     // Hkv * D
   int64_t inner = 0;  // F
 };
-std::unique_ptr<const WeightSource> OpenSafetensorsSource(
-    const std::string& folder, const FusedRows& rows = {},
-    const std::optional<Fp8Format>& fp8 = std::nullopt);
+// What config.json says of quantised tensors.
+struct QuantizedTensors {
+  std::optional<Fp8Format> fp8;
+  std::optional<WeightFormat> blocks;
+};
+std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
+                                                          const FusedRows& rows = {},
+                                                          const QuantizedTensors& quantized = {});
 
 // The same of tensors in memory; `name` stands for the folder.
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
