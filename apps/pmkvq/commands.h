@@ -16,6 +16,7 @@ void AddMaxKeys(CLI::App& app);
 void AddRepScales(CLI::App& app);
 void AddAllocate(CLI::App& app);
 void AddCalibrate(CLI::App& app);
+void AddQuantize(CLI::App& app);
 void AddEval(CLI::App& app);
 // Of this one and AddAnalyze the arguments are shown on the pages that they made.
 void AddCompare(CLI::App& app, int argc, const char* const* argv);

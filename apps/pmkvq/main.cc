@@ -36,6 +36,7 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddMaxKeys(app);
   AddRepScales(app);
   AddAllocate(app);
+  AddQuantize(app);
   AddEval(app);
   AddCompare(app, argc, argv);
   AddJudge(app);

@@ -21,6 +21,7 @@ struct Options {
   std::string model;
   std::string dataset;
   std::string json;
+  std::string reference;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
   TokenizerCommandOptions tokenizer;
@@ -63,12 +64,13 @@ void Perplexity(const Options& options) {
   const SpecEngineOptions engine = options.kv.Resolve(1);
   CheckPlan(engine, *model);
   options.kv.PrintPlanHint(engine.kv, options.model);
-  // Quantised weights are compared with the model as stored: KL has the error of both in it.
+  // Quantised weights are compared with the model as stored, or with the one that it was made from:
+  // KL has the error of weights and cache in it.
+  const std::string& reference = options.reference.empty() ? options.model : options.reference;
   const std::shared_ptr<const Model> as_stored =
-      model->weights() == WeightMode::kAsStored
+      options.reference.empty() && model->weights() == WeightMode::kAsStored
           ? nullptr
-          : LoadModel(options.model, WeightMode::kAsStored, options.kv.threads,
-                      options.weights.device);
+          : LoadModel(reference, WeightMode::kAsStored, options.kv.threads, options.weights.device);
   ProgressBar progress;
   const PerplexityResult result =
       MeasurePerplexity(model, sequences, engine.kv, engine.chunk, engine.num_threads, &progress,
@@ -102,6 +104,10 @@ void AddPerplexity(CLI::App& app) {
           ->add_option("--dataset", options->dataset, "texts: .jsonl (text or input_ids) or .txt")
           ->required(),
       FileKind::kInput);
+  NamesFile(command->add_option("--reference", options->reference,
+                                "model that KL is measured to, with an fp16 cache; without it this "
+                                "model as stored"),
+            FileKind::kModel);
   command->add_option("--n-samples", options->num_samples, "rows to use (0: all)")
       ->transform(WholeNumber(0))
       ->capture_default_str();

@@ -63,6 +63,40 @@ TEST(Weights, CalibrationMeasuresThem) {
   EXPECT_EQ(JsonValue::Parse(step.out, "stdout").At("calibration").At("weights").AsString(), "q4");
 }
 
+// A folder of 4-bit weights is a model like any other.
+TEST(Weights, QuantizedFolderIsNearerToItsOriginalThanQ4) {
+  const TempFolder folder;
+  const std::string dataset = Rows(folder);
+  const std::string out = folder.File("q4");
+  const ProgramResult made = RunProgram({"quantize", "--model", kTiny, "--out", out, "--dataset",
+                                         dataset, "--n-samples", "1", "--seq-len", "128"});
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_NE(made.err.find("wrote " + out), std::string::npos) << made.err;
+  const auto kl_of = [&](const std::vector<std::string>& model) {
+    std::vector<std::string> args = {"perplexity", "--dataset", dataset, "--json", "-"};
+    args.insert(args.end(), model.begin(), model.end());
+    const ProgramResult result = RunProgram(args);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return JsonValue::Parse(result.out, "stdout").At("kl_to_fp16").AsDouble();
+  };
+  const double rounded = kl_of({"--model", out, "--reference", kTiny});
+  EXPECT_GT(rounded, 0);
+  EXPECT_LT(rounded, kl_of({"--model", kTiny, "--weights", "q4"}));
+  EXPECT_EQ(kl_of({"--model", out}), 0);  // To itself.
+  const ProgramResult again = RunProgram({"quantize", "--model", kTiny, "--out", out});
+  EXPECT_EQ(again.exit_code, 1);
+  EXPECT_NE(again.err.find("new or empty"), std::string::npos) << again.err;
+}
+
+TEST(Weights, ReferenceMustBeTheSameModel) {
+  const TempFolder folder;
+  const ProgramResult result =
+      RunProgram({"perplexity", "--model", kTiny, "--dataset", Rows(folder), "--reference",
+                  PMKVQ_SOURCE_DIR "/models/longcot-10m"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_NE(result.err.find("another vocabulary"), std::string::npos) << result.err;
+}
+
 TEST(Weights, UnknownOnesAreNamed) {
   const ProgramResult result =
       RunProgram({"run", "--model", kTiny, "--weights", "q5", "--prompt-ids", "3"});

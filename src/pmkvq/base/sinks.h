@@ -26,4 +26,25 @@ class ProgressSink {
   virtual void End() = 0;
 };
 
+// One task of `sink`, which may be null; ends it also when the task is left by an exception.
+class ProgressScope {
+ public:
+  ProgressScope(ProgressSink* sink, const std::string& task, int64_t total, int64_t done)
+      : sink_(sink) {
+    if (sink_ != nullptr) sink_->Begin(task, total, done);
+  }
+  ~ProgressScope() {
+    if (sink_ != nullptr) sink_->End();
+  }
+  ProgressScope(const ProgressScope&) = delete;
+  ProgressScope& operator=(const ProgressScope&) = delete;
+
+  void Advance() const {
+    if (sink_ != nullptr) sink_->Advance(1);
+  }
+
+ private:
+  ProgressSink* sink_;
+};
+
 }  // namespace pmkvq

@@ -112,28 +112,6 @@ class LoopCheckpoint {
   Clock::time_point last_save_ = Clock::now();
 };
 
-// Ends the progress display also when the loop is left by an exception.
-class ProgressScope {
- public:
-  ProgressScope(ProgressSink* sink, const std::string& task, size_t total, size_t done)
-      : sink_(sink) {
-    if (sink_ != nullptr) {
-      sink_->Begin(task, static_cast<int64_t>(total), static_cast<int64_t>(done));
-    }
-  }
-  ~ProgressScope() {
-    if (sink_ != nullptr) sink_->End();
-  }
-  ProgressScope(const ProgressScope&) = delete;
-  ProgressScope& operator=(const ProgressScope&) = delete;
-  void Advance() {
-    if (sink_ != nullptr) sink_->Advance(1);
-  }
-
- private:
-  ProgressSink* sink_;
-};
-
 // Sums over weights or inputs that are not finite say nothing.
 void CheckFinite(const SampleLoopStep& step, size_t sample, const std::vector<double>& values) {
   for (const double value : values) {
@@ -164,7 +142,8 @@ std::vector<double> LoopOverSamples(const CalibrationContext& context, const Sam
   LoopCheckpoint checkpoint(context, step);
   LoopState state = checkpoint.Load(num_samples, step.num_values, context.log)
                         .value_or(LoopState{0, std::vector<double>(step.num_values, 0.0)});
-  ProgressScope progress(context.progress, step.task, num_samples, state.samples_done);
+  const ProgressScope progress(context.progress, step.task, static_cast<int64_t>(num_samples),
+                               static_cast<int64_t>(state.samples_done));
   const CancelScope scope(context.cancel, step.task.c_str());
   try {
     while (state.samples_done < num_samples) {

@@ -174,8 +174,14 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                                    const Model* reference_model) {
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
   if (reference_model == nullptr) reference_model = model.get();
-  if (reference_model->checkpoint().Identity() != model->checkpoint().Identity()) {
-    throw InvalidInput("reference model", "found another checkpoint, expected the same one");
+  if (reference_model->config().vocab_size != model->config().vocab_size ||
+      reference_model->kv_geometry() != model->kv_geometry()) {
+    throw InvalidInput(
+        "reference model",
+        fmt::format(
+            "found {} with another vocabulary, or other blocks, heads or head size than {}, "
+            "expected the same model with other weights",
+            reference_model->checkpoint().folder(), model->checkpoint().folder()));
   }
   const KvOptions kv = ApplySpecKeysFor(model->checkpoint().Identity(), given_kv);
   const int threads = num_threads > 0 ? num_threads : DefaultThreads();

@@ -19,7 +19,8 @@ struct PerplexityResult {
   double loss = 0;         // Mean cross entropy, nats.
   double kl_to_fp16 = 0;   // Mean KL(fp16 || this), nats.
 };
-// KL is to `reference_model` where one is given: the same checkpoint, with other weights in memory.
+// KL is to `reference_model` where one is given: the same model with other weights, in memory or in
+// its files. Its vocabulary and cache geometry must be the same (InvalidInput).
 // Several sequences run as one batch, which changes no bit of the result; memory is that of the
 // batch in both caches. Reports to `progress` (may be null) at least every `chunk` predictions, in
 // predictions.
