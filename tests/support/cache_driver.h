@@ -61,7 +61,7 @@ inline Rows MakeRows(const KvGeometry& geometry, uint64_t seed, int64_t layer, i
   return rows;
 }
 
-// Keys and values of one block.
+// Keys and values of one block, or c and k_r.
 using KeysAndValues = std::pair<std::vector<float>, std::vector<float>>;
 
 class CacheDriver {
@@ -95,7 +95,9 @@ class CacheDriver {
         all.v.insert(all.v.end(), rows.v.begin(), rows.v.end());
       }
       std::vector<float>& out = outputs_[static_cast<size_t>(layer)];
-      out.resize(all.q.size());
+      const KvBlockGeometry& block = config_.geometry.block(layer);
+      out.resize(all.q.size() / static_cast<size_t>(block.q_values()) *
+                 static_cast<size_t>(block.out_values()));
       cache_.AppendAndAttend(layer, all.q.data(), all.k.data(), all.v.data(), out.data());
     }
     cache_.EndForward();
@@ -107,19 +109,20 @@ class CacheDriver {
     return result;
   }
 
-  // Of the last Forward, by block: [rows, H, D].
+  // Of the last Forward, by block: [rows, H, D], or [rows, H, r].
   const std::vector<std::vector<float>>& outputs() const { return outputs_; }
   // The last row of the last Forward.
   std::vector<float> LastRow(int64_t layer) const {
     const auto& out = outputs_[static_cast<size_t>(layer)];
-    return {out.end() - config_.geometry.block(layer).q_values(), out.end()};
+    return {out.end() - config_.geometry.block(layer).out_values(), out.end()};
   }
 
   KeysAndValues Read(SequenceId seq, int64_t layer) const {
     if (!config_.geometry.block(layer).has_cache()) return {};
-    const auto count =
-        static_cast<size_t>(cache_.NumTokens(seq) * config_.geometry.block(layer).k().values());
-    KeysAndValues values{std::vector<float>(count), std::vector<float>(count)};
+    const KvBlockGeometry& block = config_.geometry.block(layer);
+    const int64_t tokens = cache_.NumTokens(seq);
+    KeysAndValues values{std::vector<float>(static_cast<size_t>(tokens * block.k().values())),
+                         std::vector<float>(static_cast<size_t>(tokens * block.v().values()))};
     cache_.ReadTokens(seq, layer, values.first.data(), values.second.data());
     return values;
   }

@@ -94,7 +94,21 @@ class Fitter {
     const std::vector<AttentionSequence> prefill = {{pages, chunk, 0}};
     size_t bytes = 0;
     std::vector<AttentionShape> done;
+    std::vector<LatentShape> latents_done;
     for (const KvBlockGeometry& block : geometry_.blocks) {
+      if (block.is_latent()) {
+        const LatentShape shape = LatentShapeOf(block, config.float_type);
+        if (std::find(latents_done.begin(), latents_done.end(), shape) != latents_done.end()) {
+          continue;
+        }
+        latents_done.push_back(shape);
+        for (const auto* batch : {&std::as_const(decode), &prefill}) {
+          LatentPlan plan;
+          PlanLatentAttention(shape, *batch, options_.num_threads, plan);
+          bytes = std::max(bytes, plan.scratch_bytes);
+        }
+        continue;
+      }
       const AttentionShape shape = AttentionShapeOf(block, config.float_type);
       if (std::find(done.begin(), done.end(), shape) != done.end()) continue;
       done.push_back(shape);

@@ -19,8 +19,20 @@ constexpr int64_t kMaxArenaBytes = int64_t{1} << 44;
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
 
+void ValidateLatents(const KvBlockGeometry& block, size_t layer) {
+  const bool is_one =
+      block.num_heads >= 1 && block.sliding_window == 0 && block.streams.size() == 2 &&
+      block.streams ==
+          LatentBlockOf(block.num_heads, block.latent_width(), block.rope_width()).streams;
+  if (is_one) return;
+  throw Unsupported(kWhere, fmt::format("block {}: found {}, expected latents without a sliding "
+                                        "window, as LatentBlockOf makes them",
+                                        layer, Describe(block)));
+}
+
 void ValidateBlock(const KvBlockGeometry& block, size_t layer) {
   if (!block.has_cache()) return;
+  if (block.is_latent()) return ValidateLatents(block, layer);
   if (block.streams.size() != 2 || block.k() != block.v()) {
     throw Unsupported(kWhere, fmt::format("block {}: found {}, expected keys and values of one "
                                           "shape, or no cache",
@@ -69,6 +81,24 @@ void ValidatePlannedBits(const CacheConfig& config, const std::vector<int>& bits
       throw InvalidInput(kWhere, fmt::format("{} of block {}: found {}, expected 16, 8, 4 or 2",
                                              name, i, bits[i]));
     }
+  }
+}
+
+void ValidateLatentOptions(const CacheConfig& config, const KvBlockGeometry& block) {
+  const auto refuse = [](const char* found, const char* expected) {
+    throw Unsupported(
+        "--kv", fmt::format("{} with a model of latent attention, expected {}", found, expected));
+  };
+  if (config.k_axis == QuantAxis::kChannel) refuse("axis: found channel", "token");
+  if (config.rotate_values) {
+    refuse("rotate: found values",
+           "keys, which rotates latents (they are keys and values), or none");
+  }
+  if (config.rotate_keys && !std::has_single_bit(static_cast<uint64_t>(block.latent_width()))) {
+    throw InvalidInput("--kv",
+                       fmt::format("rotate: found latents of {} values, expected a power of "
+                                   "two",
+                                   block.latent_width()));
   }
 }
 
@@ -179,14 +209,19 @@ std::string_view NameOf(AttentionMode mode) {
   return mode == AttentionMode::kFast ? "fast" : "accurate";
 }
 
+PageWidths WidthsAt(const CacheConfig& config, size_t layer, int bits) {
+  const bool is_latent = config.geometry.blocks[layer].is_latent();
+  return {bits, is_latent ? std::max(bits, config.rope_floor_bits) : bits};
+}
+
 PageWidths CloseWidths(const CacheConfig& config, size_t layer) {
   if (config.static_widths) return {config.k_bits[layer], config.v_bits[layer]};
-  return {config.close_bits, config.close_bits};
+  return WidthsAt(config, layer, config.close_bits);
 }
 
 PageWidths FloorWidths(const CacheConfig& config, size_t layer) {
   if (config.static_widths) return {config.k_bits[layer], config.v_bits[layer]};
-  return {config.floor_bits, config.floor_bits};
+  return WidthsAt(config, layer, config.floor_bits);
 }
 
 PageWidths PlannedWidths(const CacheConfig& config, size_t layer) {
@@ -338,6 +373,10 @@ void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes) {
     throw InvalidInput("--n-sink-token", fmt::format("found {}, expected 0 to {}",
                                                      config.sink_tokens, kMaxSinkTokens));
   }
+  if (!IsWidth(config.rope_floor_bits)) {
+    throw InvalidInput(kWhere, fmt::format("rope_floor: found {}, expected 16, 8, 4 or 2",
+                                           config.rope_floor_bits));
+  }
   if (config.window_tokens < kPageTokens || config.window_tokens % kPageTokens != 0) {
     throw InvalidInput("--n-window-token",
                        fmt::format("found {}, expected a multiple of {}, at "
@@ -363,6 +402,10 @@ void ValidateCacheConfig(const CacheConfig& config, BytesAtFloor floor_bytes) {
     throw InvalidInput(kWhere, "static widths: found none, expected k_bits and v_bits per block");
   }
   for (const KvBlockGeometry& block : config.geometry.blocks) {
+    if (block.is_latent()) {
+      ValidateLatentOptions(config, block);
+      continue;
+    }
     const int64_t width = block.has_cache() ? block.k().width : 1;
     if ((config.rotate_keys || config.rotate_values) &&
         !std::has_single_bit(static_cast<uint64_t>(width))) {

@@ -80,6 +80,9 @@ struct CacheConfig {
 
   int close_bits = 16;  // Width at which a page closes at first: 16 (pm-kvq, fp16) or b (static-b).
   int floor_bits = 2;   // Never halved below: 2 (pm-kvq), 16 (fp16), b (static-b).
+  // Of latent blocks: k_r neither closes nor is halved below this width, whatever the two above
+  // say. Widths of static_widths count as they are.
+  int rope_floor_bits = 8;
   PolicyKind policy = PolicyKind::kLayerBudget;
   // kOldestFirst: bytes of pages that one token may halve, over all blocks, to make room for a
   // page. Earlier tokens halve the rest, as far as they can (policy/oldest_first.h). Read plus
@@ -105,7 +108,8 @@ struct CacheConfig {
   QuantAxis k_axis = QuantAxis::kToken;
   // Keys (with queries), or values (with outputs), are multiplied by the Walsh-Hadamard matrix of
   // their head, D a power of two, and stored so: attention is unchanged but for rounding, and a
-  // large channel is spread over its group before it is quantised.
+  // large channel is spread over its group before it is quantised. Of latent blocks rotate_keys
+  // rotates c, all r values at once, and k_r stays as it is.
   bool rotate_keys = false;
   bool rotate_values = false;
 
@@ -117,6 +121,9 @@ struct CacheConfig {
 
 // The functions below that return bytes throw InvalidInput for counts beyond int64_t.
 
+// Those of a block whose cache is to have `bits`: of a latent block k_r has rope_floor_bits at
+// least.
+PageWidths WidthsAt(const CacheConfig& config, size_t layer, int bits);
 // Widths at which pages of a block close at first, and below which they never go.
 PageWidths CloseWidths(const CacheConfig& config, size_t layer);
 PageWidths FloorWidths(const CacheConfig& config, size_t layer);

@@ -27,6 +27,11 @@ void CheckBlock(const Tensor& scales, size_t layer, const Shape& expected) {
 
 }  // namespace
 
+Shape KeyScales::ShapeOf(const KvBlockGeometry& block) {
+  if (block.is_latent()) return {block.latent_width() + block.rope_width()};
+  return {block.k().heads, block.k().width / 2};
+}
+
 std::shared_ptr<const KeyScales> KeyScales::Make(const KvGeometry& geometry,
                                                  const std::vector<Tensor>& scales) {
   if (scales.empty()) return nullptr;
@@ -40,8 +45,14 @@ std::shared_ptr<const KeyScales> KeyScales::Make(const KvGeometry& geometry,
     std::vector<float>& keys = made->key_factors_.emplace_back();
     const KvBlockGeometry& block = geometry.blocks[layer];
     if (!block.has_cache()) continue;
+    CheckBlock(scales[layer], layer, ShapeOf(block));
+    if (block.is_latent()) {
+      const float* const values = scales[layer].As<float>();
+      queries.assign(values, values + scales[layer].num_elements());
+      for (const float value : queries) keys.push_back(1.0f / value);
+      continue;
+    }
     const int64_t pairs = block.k().width / 2;
-    CheckBlock(scales[layer], layer, {block.k().heads, pairs});
     for (int64_t kv_head = 0; kv_head < block.k().heads; ++kv_head) {
       const float* head = scales[layer].As<float>() + kv_head * pairs;
       for (int64_t i = 0; i < pairs; ++i) keys.push_back(1.0f / head[i]);

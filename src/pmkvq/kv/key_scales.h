@@ -1,6 +1,7 @@
 // Key scales of a cache: factors s per channel pair, by which keys are divided before they are
 // stored and queries multiplied. q . k is unchanged; keys whose channels are of like size quantise
-// better.
+// better. Of a latent block there is a factor for each channel of c and of k_r, and outputs, which
+// are sums of c, are multiplied by those of c.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,17 @@ namespace pmkvq {
 // Immutable, so that any number of stores and threads may share one object.
 class KeyScales {
  public:
-  // `scales`: s of every block, [Hkv, D/2] f32, all values finite and above 0, as a plan holds
-  // them; of a block without cache any. Null where there are none.
+  // `scales`: s of every block (ShapeOf) f32, all values finite and above 0, as a plan holds them;
+  // of a block without cache any. Null where there are none.
   // Throws InvalidInput naming the block: another number of blocks, shape or type, a wrong value.
   static std::shared_ptr<const KeyScales> Make(const KvGeometry& geometry,
                                                const std::vector<Tensor>& scales);
 
-  // Factors for ApplyRope: s for each query head, [H, D/2]; 1 / s, [Hkv, D/2].
+  // [Hkv, D/2]; of a latent block [r + dr], those of c first.
+  static Shape ShapeOf(const KvBlockGeometry& block);
+
+  // Factors for ApplyRope: s for each query head, [H, D/2]; 1 / s, [Hkv, D/2]. Of a latent block,
+  // whose store applies them after RoPE, s and 1 / s as they are, [r + dr].
   const float* query_factors(int64_t layer) const {
     return query_factors_[static_cast<size_t>(layer)].data();
   }

@@ -11,7 +11,7 @@ namespace {
 
 // Keys and values of one shape.
 bool IsGqa(const KvBlockGeometry& block) {
-  return block.streams.size() == 2 && block.k() == block.v();
+  return !block.is_latent() && block.streams.size() == 2 && block.k() == block.v();
 }
 
 }  // namespace
@@ -23,6 +23,43 @@ KvStream StreamOf(int64_t heads, int64_t width) {
 KvBlockGeometry BlockOf(const UniformKvGeometry& uniform) {
   const KvStream stream = StreamOf(uniform.num_kv_heads, uniform.head_dim);
   return {uniform.num_heads, {stream, stream}, 0};
+}
+
+KvBlockGeometry LatentBlockOf(int64_t num_heads, int64_t latent_width, int64_t rope_width) {
+  const auto refuse = [](const char* name, int64_t found, const char* expected) {
+    throw Unsupported("kv cache", fmt::format("{}: found {}, expected {}", name, found, expected));
+  };
+  if (latent_width < 8 || latent_width % (latent_width > 128 ? 128 : 8) != 0) {
+    refuse("width of latents (kv_lora_rank)", latent_width,
+           "a multiple of 8 up to 128, or a multiple of 128");
+  }
+  if (rope_width < 8 || rope_width > 128 || rope_width % 8 != 0) {
+    refuse("width of their rope part (qk_rope_head_dim)", rope_width, "a multiple of 8 up to 128");
+  }
+  const int64_t group = std::min<int64_t>(latent_width, 128);
+  KvBlockGeometry block;
+  block.num_heads = num_heads;
+  block.streams = {StreamOf(latent_width / group, group), StreamOf(1, rope_width)};
+  block.kind = KvBlockKind::kLatent;
+  return block;
+}
+
+double ShareOfValues(const KvBlockGeometry& block, size_t stream) {
+  return static_cast<double>(std::ssize(block.streams) * block.streams[stream].values()) /
+         static_cast<double>(block.values());
+}
+
+bool HasLatents(const KvGeometry& geometry) {
+  return std::any_of(geometry.blocks.begin(), geometry.blocks.end(),
+                     [](const KvBlockGeometry& block) { return block.is_latent(); });
+}
+
+void RefuseLatents(const KvGeometry& geometry, const std::string& where) {
+  for (size_t i = 0; i < geometry.blocks.size(); ++i) {
+    if (!geometry.blocks[i].is_latent()) continue;
+    throw Unsupported(where, fmt::format("block {}: found {}, expected keys and values", i,
+                                         Describe(geometry.blocks[i])));
+  }
 }
 
 KvGeometry::KvGeometry(const UniformKvGeometry& uniform) {
@@ -60,6 +97,9 @@ std::string Describe(const KvBlockGeometry& block) {
   if (IsGqa(block)) {
     text = fmt::format("{} heads, {} KV heads, head_dim {}", block.num_heads, block.k().heads,
                        block.k().width);
+  } else if (block.is_latent()) {
+    text = fmt::format("{} heads, latents of {} + {} values", block.num_heads, block.latent_width(),
+                       block.rope_width());
   } else {
     text = fmt::format("{} heads", block.num_heads);
     for (const KvStream& stream : block.streams) {

@@ -49,6 +49,12 @@ DecodeShape DeviceShapeOf(const CacheConfig& config, size_t layer) {
 }  // namespace
 
 void CheckDeviceCache(const CacheConfig& config) {
+  if (HasLatents(config.geometry)) {
+    throw Unsupported("kv cache",
+                      fmt::format("found a model of latent attention with a cache on {}, "
+                                  "expected one on the CPU",
+                                  NameOf(config.device)));
+  }
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
     if (!block.has_cache()) continue;

@@ -4,7 +4,7 @@
 
 namespace pmkvq {
 
-std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
+std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const BlockCodecs& codecs,
                                       const DeviceBytes& arena, const ExecContext& exec,
                                       uint32_t* unfit_word) {
   for (size_t i = 0; i < plan.num_waves(); ++i) {
@@ -17,9 +17,10 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& cod
   }
   switch (arena.device.device) {
     case Device::kCpu:
-      return internal::ExecuteMovesCpu(plan, codec, arena.data, exec);
+      return internal::ExecuteMovesCpu(plan, codecs, arena.data, exec);
     case Device::kCuda:
-      return internal::ExecuteMovesCuda(plan, codec, arena, exec, unfit_word);
+      PMKVQ_CHECK(codecs.of(kKeys).stream() == codecs.of(kValues).stream());
+      return internal::ExecuteMovesCuda(plan, codecs.of(kKeys), arena, exec, unfit_word);
   }
   return std::nullopt;
 }

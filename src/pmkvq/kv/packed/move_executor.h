@@ -1,6 +1,7 @@
 // Carries out move plans in the memory of a device.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 
@@ -17,6 +18,15 @@ struct UnfitPage {
   UnfitGroup group;
 };
 
+// The codecs of a block's two streams, which must outlive this.
+struct BlockCodecs {
+  BlockCodecs(const PageCodec& both) : sides{&both, &both} {}  // NOLINT: a codec serves as both.
+  BlockCodecs(const PageCodec& k, const PageCodec& v) : sides{&k, &v} {}
+  const PageCodec& of(Side side) const { return *sides[side]; }
+
+  std::array<const PageCodec*, 2> sides;
+};
+
 // Carries out the waves of the plan one after the other, the records of a wave at once, on the
 // arena's device. Cannot be cancelled: the plan's pages already have their new slots. Gives the
 // first page in the order of the plan whose range did not fit; it is stored with that range
@@ -27,13 +37,13 @@ struct UnfitPage {
 //
 // unfit_word, on CUDA: a word of the device that becomes less than it is (all bits) where a page
 // did not fit; then nobody waits, and nothing is returned.
-std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const PageCodec& codec,
+std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const BlockCodecs& codecs,
                                       const DeviceBytes& arena, const ExecContext& exec,
                                       uint32_t* unfit_word = nullptr);
 
 namespace internal {
-// Its part of each backend.
-std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
+// Its part of each backend. CUDA's takes streams of one shape.
+std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const BlockCodecs& codecs,
                                          std::byte* arena, const ExecContext& exec);
 std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
                                           const DeviceBytes& arena, const ExecContext& exec,

@@ -14,7 +14,8 @@ namespace {
 constexpr size_t kSharedBytes = size_t{64} << 10;
 
 // False where a quantised page's range does not fit.
-bool Run(const PageOp& op, const PageCodec& codec, std::byte* arena) {
+bool Run(const PageOp& op, const BlockCodecs& codecs, std::byte* arena) {
+  const PageCodec& codec = codecs.of(op.side);
   const std::byte* source = arena + op.source.offset;
   std::byte* target = arena + op.target.offset;
   std::byte* metadata = arena + op.metadata.offset;
@@ -42,7 +43,7 @@ void LowerTo(size_t value, std::atomic<size_t>& lowest) {
 
 }  // namespace
 
-std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& codec,
+std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const BlockCodecs& codecs,
                                          std::byte* arena, const ExecContext& exec) {
   const UncancelledScope whole;
   std::optional<UnfitPage> unfit;
@@ -54,13 +55,14 @@ std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const PageCodec& 
     std::atomic<size_t> first_unfit = wave.size();
     ParallelForRanges(exec.num_threads, std::ssize(wave), grain, [&](int64_t begin, int64_t end) {
       for (auto op = static_cast<size_t>(begin); op < static_cast<size_t>(end); ++op) {
-        if (!Run(wave[op], codec, arena)) LowerTo(op, first_unfit);
+        if (!Run(wave[op], codecs, arena)) LowerTo(op, first_unfit);
       }
     });
     if (unfit || first_unfit == wave.size()) continue;
     // Its 16-bit slot is as it was: nothing of this wave is written there.
     const PageOp& op = wave[first_unfit];
-    unfit = UnfitPage{op.page, *codec.FindUnfitGroup(arena + op.source.offset, op.axis)};
+    unfit =
+        UnfitPage{op.page, *codecs.of(op.side).FindUnfitGroup(arena + op.source.offset, op.axis)};
   }
   return unfit;
 }

@@ -15,6 +15,15 @@ const CacheConfig& Validated(const CacheConfig& config) {
   return config;
 }
 
+// Where `value` is, or is appended.
+template <class T>
+size_t IndexOf(const T& value, std::vector<T>& values) {
+  const auto same = std::find(values.begin(), values.end(), value);
+  const auto index = static_cast<size_t>(same - values.begin());
+  if (same == values.end()) values.push_back(value);
+  return index;
+}
+
 }  // namespace
 
 std::unique_ptr<KvStore> MakePackedKvCache(const CacheConfig& config) {
@@ -31,11 +40,15 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     const KvBlockGeometry& block = config.geometry.blocks[layer];
     if (!block.has_cache()) continue;
     cached_layers_.push_back(layer);
-    const AttentionShape shape = AttentionShapeOf(block, config.float_type);
-    const auto same = std::find(attention_shapes_.begin(), attention_shapes_.end(), shape);
-    const auto plan = static_cast<size_t>(same - attention_shapes_.begin());
-    if (same == attention_shapes_.end()) attention_shapes_.push_back(shape);
-    shapes_[layer] = {plan, shape.head_dim, block.q_values(), block.k().values()};
+    const auto plan = block.is_latent()
+                          ? IndexOf(LatentShapeOf(block, config.float_type), latent_shapes_)
+                          : IndexOf(AttentionShapeOf(block, config.float_type), attention_shapes_);
+    shapes_[layer] = {.is_latent = block.is_latent(),
+                      .plan = plan,
+                      .head_dim = block.is_latent() ? block.latent_width() : block.k().width,
+                      .q_dim = block.q_values(),
+                      .out_dim = block.out_values(),
+                      .stream_dims = {block.k().values(), block.v().values()}};
   }
   if (config_.pool.bytes > 0) MakePressure();
   if (config_.pool.prefix_bytes > 0) prefixes_ = std::make_unique<PrefixTree>(config.chunk_tokens);
@@ -150,17 +163,18 @@ const KvFailure* PackedKvCache::FailureOf(SequenceId id) const {
 // Fails the sequences of chunks with a value that does not fit. One pass over all rows while all is
 // well.
 void PackedKvCache::FindUnfitValues(int64_t layer, const float* k, const float* v) {
-  const PageCodec& codec = store_.codec(static_cast<size_t>(layer));
-  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
-  const int64_t count =
-      (forward_.chunks.back().first_row + forward_.chunks.back().num_tokens) * kv_dim;
-  if (!forward_.has_failed_chunk && codec.AllFit(k, count) && codec.AllFit(v, count)) return;
+  const auto index = static_cast<size_t>(layer);
+  const std::array<int64_t, 2>& dims = shapes_[index].stream_dims;
+  const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
+  if (!forward_.has_failed_chunk && store_.codec(index, kKeys).AllFit(k, num_rows * dims[kKeys]) &&
+      store_.codec(index, kValues).AllFit(v, num_rows * dims[kValues])) {
+    return;
+  }
   for (const Chunk& chunk : forward_.chunks) {
     if (chunk.seq->failure) continue;
-    const int64_t begin = chunk.first_row * kv_dim;
     const auto find = [&](Side side, const float* rows) {
-      return store_.FindUnfitValue(static_cast<size_t>(layer), side, rows + begin, chunk.num_tokens,
-                                   chunk.seq->num_tokens);
+      return store_.FindUnfitValue(index, side, rows + chunk.first_row * dims[side],
+                                   chunk.num_tokens, chunk.seq->num_tokens);
     };
     chunk.seq->failure = find(kKeys, k);
     if (!chunk.seq->failure) chunk.seq->failure = find(kValues, v);
@@ -216,6 +230,11 @@ void PackedKvCache::PlanStep(int64_t token, AttentionStep& step) {
     PlanAttention(attention_shapes_[i], attention_sequences_, config_.num_threads,
                   config_.attention, step.plans[i]);
   }
+  step.latent_plans.resize(latent_shapes_.size());
+  for (size_t i = 0; i < latent_shapes_.size(); ++i) {
+    PlanLatentAttention(latent_shapes_[i], attention_sequences_, config_.num_threads,
+                        step.latent_plans[i]);
+  }
 }
 
 // Views that attention reads of a sequence with so many stored tokens.
@@ -256,6 +275,25 @@ std::span<float> PackedKvCache::Rotated(const float* x, int64_t count, int64_t h
   return memory;
 }
 
+// The rows as they are stored and attended to: rotated, and of a latent block scaled. q and out may
+// be null.
+PackedKvCache::Rows PackedKvCache::Prepared(size_t layer, int64_t num_rows, const Rows& rows) {
+  const BlockShape& shape = shapes_[layer];
+  if (shape.is_latent) return PreparedLatents(layer, num_rows, rows);
+  Rows prepared = rows;
+  const int64_t kv_count = num_rows * shape.stream_dims[kKeys];
+  if (config_.rotate_keys) {
+    if (rows.q != nullptr) {
+      prepared.q = Rotated(rows.q, num_rows * shape.q_dim, shape.head_dim, rotated_q_).data();
+    }
+    prepared.k = Rotated(rows.k, kv_count, shape.head_dim, rotated_k_).data();
+  }
+  if (config_.rotate_values) {
+    prepared.v = Rotated(rows.v, kv_count, shape.head_dim, rotated_v_).data();
+  }
+  return prepared;
+}
+
 void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                     float* out) {
   PMKVQ_CHECK_MSG(device_ == nullptr, "pages on a device");
@@ -264,15 +302,8 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
   const BlockShape& shape = shapes_[static_cast<size_t>(layer)];
-  const int64_t head_dim = shape.head_dim;
-  if (config_.rotate_keys) {
-    q = Rotated(q, num_rows * shape.q_dim, head_dim, rotated_q_).data();
-    k = Rotated(k, num_rows * shape.kv_dim, head_dim, rotated_k_).data();
-  }
-  if (config_.rotate_values) v = Rotated(v, num_rows * shape.kv_dim, head_dim, rotated_v_).data();
-  FindUnfitValues(layer, k, v);
-
-  const Rows rows = {q, k, v, out};
+  const Rows rows = Prepared(static_cast<size_t>(layer), num_rows, {q, k, v, out});
+  FindUnfitValues(layer, rows.k, rows.v);
   for (size_t i = 0;; ++i) {
     if (!forward_.is_planned) PlanSteps();
     if (i >= forward_.num_steps) break;
@@ -282,22 +313,30 @@ void PackedKvCache::AppendAndAttend(int64_t layer, const float* q, const float* 
     if (chunk.one_by_one) chunk.seq->num_tokens = chunk.num_before;
     forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
-  if (config_.rotate_values) {
-    HadamardHeads(out, num_rows * shape.q_dim, head_dim);
+  if (shape.is_latent) {
+    RestoreLatents(static_cast<size_t>(layer), num_rows, out);
+  } else if (config_.rotate_values) {
+    HadamardHeads(out, num_rows * shape.out_dim, shape.head_dim);
   }
 }
 
 void PackedKvCache::AttendAndStore(size_t layer, const Rows& rows, const AttentionStep& step) {
-  const int64_t kv_dim = shapes_[layer].kv_dim;
+  const BlockShape& shape = shapes_[layer];
   first_views_.clear();
   for (const Chunk& part : step.parts) {
     part.seq->num_tokens = part.num_before;
     first_views_.push_back(CurrentViews(*part.seq, layer));
   }
-  RunAttention(step.plans[shapes_[layer].plan], {first_views_, rows.q, rows.k, rows.v, rows.out},
-               attention_scratch_);
+  if (shape.is_latent) {
+    RunLatentAttention(step.latent_plans[shape.plan],
+                       {first_views_, rows.q, rows.k, rows.v, rows.out}, attention_scratch_);
+  } else {
+    RunAttention(step.plans[shape.plan], {first_views_, rows.q, rows.k, rows.v, rows.out},
+                 attention_scratch_);
+  }
   for (const Chunk& part : step.parts) {
-    StoreChunk(part, layer, rows.k + part.first_row * kv_dim, rows.v + part.first_row * kv_dim);
+    StoreChunk(part, layer, rows.k + part.first_row * shape.stream_dims[kKeys],
+               rows.v + part.first_row * shape.stream_dims[kValues]);
   }
 }
 
@@ -307,15 +346,13 @@ void PackedKvCache::Append(int64_t layer, const float* k, const float* v) {
   PMKVQ_CHECK_MSG(config_.geometry.block(layer).has_cache(), "a block without cache");
   if (forward_.chunks.empty()) return;
   const int64_t num_rows = forward_.chunks.back().first_row + forward_.chunks.back().num_tokens;
-  const int64_t kv_dim = shapes_[static_cast<size_t>(layer)].kv_dim;
-  const int64_t head_dim = shapes_[static_cast<size_t>(layer)].head_dim;
-  if (config_.rotate_keys) k = Rotated(k, num_rows * kv_dim, head_dim, rotated_k_).data();
-  if (config_.rotate_values) v = Rotated(v, num_rows * kv_dim, head_dim, rotated_v_).data();
-  FindUnfitValues(layer, k, v);
+  const std::array<int64_t, 2>& dims = shapes_[static_cast<size_t>(layer)].stream_dims;
+  const Rows rows = Prepared(static_cast<size_t>(layer), num_rows, {nullptr, k, v, nullptr});
+  FindUnfitValues(layer, rows.k, rows.v);
   for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure)
-      StoreChunk(chunk, static_cast<size_t>(layer), k + chunk.first_row * kv_dim,
-                 v + chunk.first_row * kv_dim);
+      StoreChunk(chunk, static_cast<size_t>(layer), rows.k + chunk.first_row * dims[kKeys],
+                 rows.v + chunk.first_row * dims[kValues]);
     forward_.has_failed_chunk |= chunk.seq->failure.has_value();
   }
 }
@@ -333,8 +370,7 @@ void PackedKvCache::StoreChunk(const Chunk& chunk, size_t layer, const float* k,
 
 void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
   BlockPages& block = chunk.seq->blocks[layer];
-  const PageCodec& codec = store_.codec(layer);
-  const int64_t kv_dim = shapes_[layer].kv_dim;
+  const PageCodec& codec = store_.codec(layer, side);
   const int64_t end = chunk.seq->num_tokens + chunk.num_tokens;
   for (int64_t position = chunk.seq->num_tokens; position < end;) {
     int64_t num_rows = 0;
@@ -356,7 +392,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
         StoreClosingPage(*chunk.seq, layer, page, side, rows, num_rows, first);
       }
     }
-    rows += num_rows * kv_dim;
+    rows += num_rows * shapes_[layer].stream_dims[side];
     position += num_rows;
   }
 }
@@ -366,7 +402,7 @@ void PackedKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const
 void PackedKvCache::StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side,
                                      const float* rows, int64_t num_rows, int64_t first) {
   const BlockPages& block = seq.blocks[layer];
-  const PageCodec& codec = store_.codec(layer);
+  const PageCodec& codec = store_.codec(layer, side);
   PMKVQ_DCHECK(first + num_rows == kPageTokens);
   if (first > 0) {
     PMKVQ_DCHECK(block.open_rows_moved[side]);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/attention/latent_attention.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/kv/forward_pass.h"
 #include "pmkvq/kv/kv_store.h"
@@ -82,8 +83,8 @@ class PackedKvCache final : public KvStore {
   // Of the arena; for tests.
   int64_t num_free_extents() const { return store_.slots().num_free_extents(); }
 
-  // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D].
-  // For tests and inspection: slow, allocates.
+  // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D]; of a
+  // latent block [NumTokens, r] and [NumTokens, dr]. For tests and inspection: slow, allocates.
   void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
   // Of all pages of one block, oldest first; for tests and inspection.
   std::vector<PageWidths> WidthsOfPages(SequenceId seq, int64_t layer) const;
@@ -127,7 +128,8 @@ class PackedKvCache final : public KvStore {
   // only; or the next row of each of these. The same in every block.
   struct AttentionStep {
     std::vector<Chunk> parts;
-    std::vector<AttentionPlan> plans;  // Of attention_shapes_.
+    std::vector<AttentionPlan> plans;      // Of attention_shapes_.
+    std::vector<LatentPlan> latent_plans;  // Of latent_shapes_.
   };
   struct Pass : ForwardPass<Chunk> {
     bool has_failed_chunk = false;
@@ -145,10 +147,13 @@ class PackedKvCache final : public KvStore {
 
   // Of one block with a cache.
   struct BlockShape {
-    size_t plan = 0;       // Of attention_shapes_.
-    int64_t head_dim = 0;  // D
-    int64_t q_dim = 0;     // H * D
-    int64_t kv_dim = 0;    // Hkv * D
+    bool is_latent = false;
+    size_t plan = 0;       // Of attention_shapes_, or of latent_shapes_.
+    int64_t head_dim = 0;  // D; r
+    int64_t q_dim = 0;     // H * D; H * (r + dr)
+    int64_t out_dim = 0;   // H * D; H * r
+    // Values of a token of each stream, by Side: Hkv * D; r and dr.
+    std::array<int64_t, 2> stream_dims{};
   };
 
   Sequence& At(SequenceId id);
@@ -167,6 +172,7 @@ class PackedKvCache final : public KvStore {
   void EndOnDevice();
   std::span<float> Rotated(const float* x, int64_t count, int64_t head_dim,
                            AlignedVector<float>& memory) const;
+  Rows Prepared(size_t layer, int64_t num_rows, const Rows& rows);
   void FindUnfitValues(int64_t layer, const float* k, const float* v);
   void PlanSteps();
   void PlanStep(int64_t token, AttentionStep& step);
@@ -176,6 +182,9 @@ class PackedKvCache final : public KvStore {
   void AttendAndStore(size_t layer, const Rows& rows, const AttentionStep& step);
   void StoreChunk(const Chunk& chunk, size_t layer, const float* k, const float* v);
   void StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows);
+  // packed_cache_latent.cc
+  Rows PreparedLatents(size_t layer, int64_t num_rows, const Rows& rows);
+  void RestoreLatents(size_t layer, int64_t num_rows, float* out) const;
   void StoreClosingPage(Sequence& seq, size_t layer, size_t page, Side side, const float* rows,
                         int64_t num_rows, int64_t first);
 
@@ -276,7 +285,8 @@ class PackedKvCache final : public KvStore {
 
   CacheConfig config_;
   std::vector<AttentionShape> attention_shapes_;  // All that occur, each once.
-  std::vector<BlockShape> shapes_;                // By layer; empty ones of blocks without cache.
+  std::vector<LatentShape> latent_shapes_;
+  std::vector<BlockShape> shapes_;     // By layer; empty ones of blocks without cache.
   std::vector<size_t> cached_layers_;  // The blocks with a cache; the others have no pages.
   PageStore store_;
   std::unique_ptr<DeviceSide> device_;  // Where the pages lie on a device.

@@ -32,7 +32,8 @@ std::string HashOf(const KeyScales* scales, const KvGeometry& geometry) {
   for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
     const KvBlockGeometry& block = geometry.block(layer);
     if (!block.has_cache()) continue;
-    const auto count = static_cast<size_t>(block.k().values() / 2);
+    size_t count = 1;
+    for (const int64_t size : KeyScales::ShapeOf(block)) count *= static_cast<size_t>(size);
     hash.Update(scales->key_factors(layer), count * sizeof(float));
   }
   return hash.HexDigest();

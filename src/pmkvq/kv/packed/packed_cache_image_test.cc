@@ -16,13 +16,15 @@ using testing_support::CacheDriver;
 
 CacheConfig Config(PolicyKind policy, int64_t bytes_per_token, int64_t sink_tokens,
                    int64_t window_tokens, double budget_share, DType float_type = DType::kF16,
-                   QuantAxis k_axis = QuantAxis::kToken, int64_t sliding_window = 0) {
+                   QuantAxis k_axis = QuantAxis::kToken, int64_t sliding_window = 0,
+                   bool has_latents = false) {
   CacheConfig config;
   config.float_type = float_type;
   config.k_axis = k_axis;
   config.geometry.blocks.assign(2, BlockOf({1, 4, 2, 16}));
   config.geometry.blocks.insert(config.geometry.blocks.begin() + 1, KvBlockGeometry{});
   config.geometry.blocks[2].sliding_window = sliding_window;
+  if (has_latents) config.geometry.blocks[0] = LatentBlockOf(3, 56, 8);
   config.sink_tokens = sink_tokens;
   config.window_tokens = window_tokens;
   config.max_sequences = 2;
@@ -44,13 +46,14 @@ void Append(CacheDriver& driver, SequenceId seq, int64_t num_tokens, uint64_t se
 }
 
 RC_GTEST_PROP(PackedCacheImage, GoesOnInAnotherStore, ()) {
+  const QuantAxis k_axis = *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel);
   CacheConfig config =
       Config(*rc::gen::element(PolicyKind::kLayerBudget, PolicyKind::kOldestFirst),
              *rc::gen::element<int64_t>(8 << 20, 10'000, 1),
              *rc::gen::element<int64_t>(0, 1, 70, 128, 300), *rc::gen::element<int64_t>(128, 256),
-             0.01 * *rc::gen::inRange(0, 101), *rc::gen::element(DType::kF16, DType::kF32),
-             *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel),
-             *rc::gen::element<int64_t>(0, 5, 200));
+             0.01 * *rc::gen::inRange(0, 101), *rc::gen::element(DType::kF16, DType::kF32), k_axis,
+             *rc::gen::element<int64_t>(0, 5, 200),
+             k_axis == QuantAxis::kToken && *rc::gen::arbitrary<bool>());
   CacheDriver first(config);
   CacheDriver second(config);
   RC_ASSERT(second.cache().Open().has_value());  // The restored one is another sequence there.

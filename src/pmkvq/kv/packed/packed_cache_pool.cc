@@ -51,6 +51,8 @@ void PackedKvCache::MakePressure() {
       std::array<double, 4> sensitivity = kUsualSensitivity;
       for (double& value : sensitivity) value *= side == kKeys ? 2 : 1;
       if (!measured.empty()) sensitivity = measured[layer];
+      const double share = ShareOfValues(config_.geometry.blocks[layer], side);
+      for (double& value : sensitivity) value *= share;
       const StreamSlots& slots = store_.SlotsOf(layer, side);
       streams.push_back(
           StreamOf(slots, code_bytes, sensitivity, WidthOf(FloorWidths(config_, layer), side)));

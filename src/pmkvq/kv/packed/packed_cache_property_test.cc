@@ -22,9 +22,14 @@ std::vector<int> RandomWidths(int64_t num_layers, int floor_bits) {
 }
 
 // One to three blocks, alike or each of another shape, some without cache, some with a sliding
-// window.
+// window, some with latents.
 KvGeometry RandomGeometry() {
   const auto block = [] {
+    if (*rc::gen::inRange(0, 3) == 0) {
+      return LatentBlockOf(*rc::gen::element<int64_t>(1, 3),
+                           *rc::gen::element<int64_t>(8, 32, 56, 128, 256),
+                           *rc::gen::element<int64_t>(8, 16, 24));
+    }
     const auto kv_heads = *rc::gen::element<int64_t>(1, 2, 3, 4);
     KvBlockGeometry made =
         BlockOf({1, 2 * kv_heads, kv_heads, *rc::gen::element<int64_t>(8, 16, 24)});
@@ -46,7 +51,9 @@ KvGeometry RandomGeometry() {
 bool AllWidthsArePowersOfTwo(const KvGeometry& geometry) {
   return std::all_of(
       geometry.blocks.begin(), geometry.blocks.end(), [](const KvBlockGeometry& block) {
-        return !block.has_cache() || std::has_single_bit(static_cast<uint64_t>(block.k().width));
+        return !block.has_cache() ||
+               std::has_single_bit(static_cast<uint64_t>(block.is_latent() ? block.latent_width()
+                                                                           : block.k().width));
       });
 }
 
@@ -69,6 +76,11 @@ CacheConfig RandomConfig() {
   if (AllWidthsArePowersOfTwo(config.geometry)) {
     config.rotate_keys = *rc::gen::arbitrary<bool>();
     config.rotate_values = *rc::gen::arbitrary<bool>();
+  }
+  if (HasLatents(config.geometry)) {
+    config.k_axis = QuantAxis::kToken;
+    config.rotate_values = false;
+    config.rope_floor_bits = *rc::gen::element(16, 8, 4, 2);
   }
   const int mode = *rc::gen::inRange(0, 7);
   if (mode == 0) config.close_bits = *rc::gen::element(8, 4);
@@ -204,7 +216,9 @@ RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
       lowest == 16 ? 0.0f
                    : 2.0f / static_cast<float>((1 << lowest) - 1) + (lowest < 8 ? 0.008f : 1e-6f);
   // Rotated values span at most 5 sqrt(D), and the error of one comes from all D.
-  const auto head_dim = static_cast<float>(config.geometry.block(layer).k().width);
+  const KvBlockGeometry& block = config.geometry.block(layer);
+  const auto head_dim =
+      static_cast<float>(block.is_latent() ? block.latent_width() : block.k().width);
   const float k_tolerance = tolerance * (config.rotate_keys ? 1.25f * head_dim : 1.0f) +
                             (config.rotate_keys ? 1e-5f : 0.0f);
   const float v_tolerance = tolerance * (config.rotate_values ? 1.25f * head_dim : 1.0f) +
@@ -213,6 +227,8 @@ RC_GTEST_PROP(PackedCacheProperty, StoredValuesStayWithinTheirStep, ()) {
   const auto stored = driver.Read(seq, layer);
   for (size_t i = 0; i < rows.k.size(); ++i) {
     RC_ASSERT(std::abs(stored.first[i] - rows.k[i]) <= k_tolerance);
+  }
+  for (size_t i = 0; i < rows.v.size(); ++i) {
     RC_ASSERT(std::abs(stored.second[i] - rows.v[i]) <= v_tolerance);
   }
 }
@@ -224,7 +240,9 @@ ReserveResult DecodeOne(PackedKvCache& cache, const KvGeometry& geometry, Sequen
   cache.BeginForward({{seq, 1}});
   for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
     if (!geometry.block(layer).has_cache()) continue;
-    const std::vector<float> row(static_cast<size_t>(geometry.block(layer).k().values()), 0.5f);
+    const KvBlockGeometry& block = geometry.block(layer);
+    const std::vector<float> row(
+        static_cast<size_t>(std::max(block.k().values(), block.v().values())), 0.5f);
     cache.Append(layer, row.data(), row.data());
   }
   cache.EndForward();
@@ -241,8 +259,9 @@ RC_GTEST_PROP(PackedCacheProperty, HalvingsAreSpreadAndNoneIsEarlierThanNeeded, 
   const KvGeometry& geometry = config.geometry;
   int64_t largest = 0;
   for (const KvBlockGeometry& block : geometry.blocks) {
-    if (block.has_cache())
-      largest = std::max(largest, PageCodeBytes(block.k(), config.float_type, 16));
+    for (const KvStream& stream : block.streams) {
+      largest = std::max(largest, PageCodeBytes(stream, config.float_type, 16));
+    }
   }
   // Tokens have to suffice: at most 3 blocks x 7 pages x K and V, 127 tokens.
   config.most_bytes_per_token = *rc::gen::inRange<int64_t>(largest, 8 * largest);

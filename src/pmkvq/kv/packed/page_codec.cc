@@ -71,6 +71,15 @@ AttentionShape AttentionShapeOf(const KvBlockGeometry& block, DType float_type) 
   return shape;
 }
 
+LatentShape LatentShapeOf(const KvBlockGeometry& block, DType float_type) {
+  return {.num_heads = block.num_heads,
+          .latent = block.latent_width(),
+          .rope = block.rope_width(),
+          .group = block.k().group,
+          .float_type = float_type,
+          .metadata_type = float_type};
+}
+
 PageCodec::PageCodec(const KvStream& stream, DType float_type)
     : stream_(stream), float_type_(float_type) {}
 

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "pmkvq/kernels/attention/attention.h"
+#include "pmkvq/kernels/attention/latent_attention.h"
 #include "pmkvq/kv/kv_geometry.h"
 
 namespace pmkvq {
@@ -17,6 +18,8 @@ namespace pmkvq {
 // What attention has to know of pages of this block, which has keys and values of one shape, with
 // metadata in the float type.
 AttentionShape AttentionShapeOf(const KvBlockGeometry& block, DType float_type);
+// The same of a latent block.
+LatentShape LatentShapeOf(const KvBlockGeometry& block, DType float_type);
 
 // A group of values whose range the float type cannot hold.
 struct UnfitGroup {

@@ -12,8 +12,8 @@ namespace {
 size_t LargestPage(const CacheConfig& config) {
   int64_t most = 0;
   for (const KvBlockGeometry& block : config.geometry.blocks) {
-    if (block.has_cache()) {
-      most = std::max(most, PageCodeBytes(block.k(), config.float_type, 16));
+    for (const KvStream& stream : block.streams) {
+      most = std::max(most, PageCodeBytes(stream, config.float_type, 16));
     }
   }
   return static_cast<size_t>(most);
@@ -33,8 +33,13 @@ PageStore::PageStore(const CacheConfig& config)
   size_t most_values = 0;
   for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
-    codecs_.emplace_back(block.has_cache() ? block.k() : KvStream{}, config.float_type);
-    most_values = std::max(most_values, static_cast<size_t>(codecs_.back().num_values()));
+    const auto codec_of = [&](Side side) {
+      return PageCodec(block.has_cache() ? block.streams[side] : KvStream{}, config.float_type);
+    };
+    codecs_.push_back({codec_of(kKeys), codec_of(kValues)});
+    for (const PageCodec& codec : codecs_.back()) {
+      most_values = std::max(most_values, static_cast<size_t>(codec.num_values()));
+    }
   }
   values_.resize(most_values);
   if (stream_ == nullptr) return;
@@ -92,8 +97,8 @@ std::optional<UnfitPage> PageStore::MoveBytes(size_t layer, uint32_t* unfit_word
   PlanMoves(slots_, plan_);
   const ExecContext exec = stream_ == nullptr ? ExecContext(config_.num_threads)
                                               : ExecContext(config_.num_threads, *stream_);
-  const std::optional<UnfitPage> unfit =
-      ExecuteMoves(plan_, codec(layer), arena_.view(), exec, unfit_word);
+  const std::optional<UnfitPage> unfit = ExecuteMoves(
+      plan_, {codec(layer, kKeys), codec(layer, kValues)}, arena_.view(), exec, unfit_word);
   plan_.Clear();
   return unfit;
 }
@@ -272,15 +277,20 @@ void PageStore::SettleUnfit() {
   TakeUnfit();
 }
 
+const char* PageStore::NameOf(size_t layer, Side side) const {
+  if (config_.geometry.blocks[layer].is_latent()) return side == kKeys ? "latent" : "rope key";
+  return side == kKeys ? "key" : "value";
+}
+
 std::optional<KvFailure> PageStore::FindUnfitValue(size_t layer, Side side, const float* rows,
                                                    int64_t num_rows, int64_t first) const {
   const int64_t kv_dim = config_.geometry.blocks[layer].streams[side].values();
-  if (codec(layer).AllFit(rows, num_rows * kv_dim)) return std::nullopt;
+  if (codec(layer, side).AllFit(rows, num_rows * kv_dim)) return std::nullopt;
   int64_t i = 0;
-  while (codec(layer).AllFit(rows + i, 1)) ++i;
+  while (codec(layer, side).AllFit(rows + i, 1)) ++i;
   const int64_t position = first + i / kv_dim;
   return KvFailure{KvWhere(static_cast<int64_t>(layer), position, position),
-                   UnfitValueMessage(side == kKeys ? "key" : "value", rows[i], config_.float_type)};
+                   UnfitValueMessage(NameOf(layer, side), rows[i], config_.float_type)};
 }
 
 void PageStore::SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
@@ -288,9 +298,9 @@ void PageStore::SetRangeFailure(SequencePages& seq, size_t layer, size_t page, S
   if (seq.failure) return;
   const int64_t first =
       config_.sink_tokens + static_cast<int64_t>(page) * kPageTokens + group.first_token;
-  seq.failure = KvFailure{KvWhere(static_cast<int64_t>(layer), first, first + group.num_tokens - 1),
-                          UnfitRangeMessage(side == kKeys ? "key" : "value", group.lowest,
-                                            group.highest, config_.float_type)};
+  seq.failure = KvFailure{
+      KvWhere(static_cast<int64_t>(layer), first, first + group.num_tokens - 1),
+      UnfitRangeMessage(NameOf(layer, side), group.lowest, group.highest, config_.float_type)};
 }
 
 void PageStore::AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits,
@@ -447,11 +457,11 @@ void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_t
   AddPageTokens(num_tokens, pages);
   const int64_t num_pieces =
       std::min<int64_t>(block.sink.empty() ? 0 : num_sink_pieces(), std::ssize(pages));
-  std::vector<float> values(static_cast<size_t>(codec(layer).num_values()));
-  std::vector<std::byte> bytes(CodeBytes(layer, kKeys, 16));
-  std::vector<std::byte> metadata(MetadataBytes(layer, kKeys));
   for (const Side side : kSides) {
     const KvStream& stream = geometry.streams[side];
+    std::vector<float> values(static_cast<size_t>(codec(layer, side).num_values()));
+    std::vector<std::byte> bytes(CodeBytes(layer, side, 16));
+    std::vector<std::byte> metadata;
     float* const begin = side == kKeys ? k_out : v_out;
     float* out = begin;
     for (int64_t i = 0; i < std::ssize(pages); ++i) {
@@ -476,7 +486,7 @@ void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_t
       if (view.data == nullptr) {
         std::fill(values.begin(), values.end(), 0.0f);
       } else {
-        codec(layer).Decode(view, page.capacity, values.data());
+        codec(layer, side).Decode(view, page.capacity, values.data());
       }
       for (int64_t token = 0; token < page.num_tokens; ++token) {
         for (int64_t head = 0; head < stream.heads; ++head) {
@@ -486,7 +496,7 @@ void PageStore::ReadTokens(const SequencePages& seq, size_t layer, int64_t num_t
       }
     }
     if (side == kKeys ? config_.rotate_keys : config_.rotate_values) {
-      HadamardHeads(begin, out - begin, stream.width);
+      HadamardHeads(begin, out - begin, geometry.is_latent() ? stream.values() : stream.width);
     }
   }
 }

@@ -161,7 +161,8 @@ class PageStore {
   // Appends the tokens of the views that `num_tokens` stored tokens use: the first ones.
   void AddPageTokens(int64_t num_tokens, std::vector<PageTokens>& pages) const;
   // The first `num_tokens` stored values of a block as they read now, not rotated any more: k_out
-  // and v_out [num_tokens, Hkv, D]; zeros of freed pages. Slow, allocates.
+  // and v_out [num_tokens, Hkv, D], or [num_tokens, r] and [num_tokens, dr] of a latent block;
+  // zeros of freed pages. Slow, allocates.
   void ReadTokens(const SequencePages& seq, size_t layer, int64_t num_tokens, float* k_out,
                   float* v_out) const;
 
@@ -169,6 +170,8 @@ class PageStore {
   // that the float type does not hold. Nothing when all fit.
   std::optional<KvFailure> FindUnfitValue(size_t layer, Side side, const float* rows,
                                           int64_t num_rows, int64_t first) const;
+  // "key", "value"; of a latent block "latent", "rope key".
+  const char* NameOf(size_t layer, Side side) const;
   // Sets seq.failure, unless it is set: the bounds of this group of the page do not fit the float
   // type.
   void SetRangeFailure(SequencePages& seq, size_t layer, size_t page, Side side,
@@ -196,8 +199,8 @@ class PageStore {
   int64_t peak_used_bytes() const { return peak_used_bytes_; }
   int64_t narrowed_bytes() const { return narrowed_bytes_; }  // Codes or floats that Narrow read.
 
-  // Of pages of the block, of keys as of values.
-  const PageCodec& codec(size_t layer) const { return codecs_[layer]; }
+  // Of pages of a stream of the block.
+  const PageCodec& codec(size_t layer, Side side) const { return codecs_[layer][side]; }
   const SlotAllocator& slots() const { return slots_; }
   float* values() { return values_.data(); }  // Scratch for one page of any block.
   size_t scratch_bytes() const {
@@ -283,7 +286,7 @@ class PageStore {
   };
   std::unique_ptr<UnfitWords<UnfitOwner>> unfit_words_;  // Of a device.
   Buffer arena_;                                         // Staged pages behind it.
-  std::vector<PageCodec> codecs_;                        // By layer.
+  std::vector<std::array<PageCodec, 2>> codecs_;         // By layer and side.
   MovePlan plan_;                                        // Of the change under way.
   std::vector<PageChange> changes_;                      // Of Narrow.
   std::vector<StoredPage*> sharers_;                     // Of changes_.

@@ -21,9 +21,9 @@ constexpr size_t kMostSlotsPerExtent = 0x7ffe;
 size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 // K, or V, of the sink's rest beyond its whole pieces, in one block.
-int64_t SinkRestBytes(const CacheConfig& config, const KvBlockGeometry& block) {
-  return config.sink_tokens % kPageTokens * block.k().values() *
-         static_cast<int64_t>(SizeOf(config.float_type));
+size_t SinkRestBytes(const CacheConfig& config, const KvStream& stream) {
+  return static_cast<size_t>(config.sink_tokens % kPageTokens * stream.values()) *
+         SizeOf(config.float_type);
 }
 
 // The least common multiple of the blocks' 16-bit pages: every page and its metadata are even parts
@@ -33,7 +33,9 @@ int64_t SinkRestBytes(const CacheConfig& config, const KvBlockGeometry& block) {
 int64_t ExtentBytes(const CacheConfig& config) {
   std::vector<int64_t> pages;
   for (const KvBlockGeometry& block : config.geometry.blocks) {
-    if (block.has_cache()) pages.push_back(PageCodeBytes(block.k(), config.float_type, 16));
+    for (const KvStream& stream : block.streams) {
+      pages.push_back(PageCodeBytes(stream, config.float_type, 16));
+    }
   }
   const int64_t most = kMostPages * *std::max_element(pages.begin(), pages.end());
   int64_t multiple = 1;
@@ -100,15 +102,20 @@ class LayoutMaker {
   void AddSink(size_t layer, std::map<size_t, int>& classes) {
     SinkSlots& sink = layout_.blocks[layer].sink;
     sink.bytes = SinkBytes(config_, layer);
-    sink.rest_bytes = static_cast<size_t>(SinkRestBytes(config_, config_.geometry.blocks[layer]));
-    if (sink.rest_bytes == 0) return;
-    sink.rest_stride = sink.rest_bytes;
-    if (config_.device.device == Device::kCuda) {
-      sink.rest_stride = RoundUp(sink.rest_bytes, fragment::kArenaUnit);
+    std::array<size_t, 2> room{};
+    for (const Side side : kSides) {
+      room[side] = SinkRestBytes(config_, config_.geometry.blocks[layer].streams[side]);
+      sink.rest_bytes += room[side];
+      if (config_.device.device == Device::kCuda) {
+        room[side] = RoundUp(room[side], fragment::kArenaUnit);
+      }
     }
-    sink.num_rest_slots = 2 * sink.rest_stride > layout_.extent_bytes ? 2 : 1;
+    if (sink.rest_bytes == 0) return;
+    sink.rest_stride = room[kKeys];
+    const size_t both = room[kKeys] + room[kValues];
+    sink.num_rest_slots = both > layout_.extent_bytes ? 2 : 1;
     const size_t bytes =
-        RoundUp(2 * sink.rest_stride / static_cast<size_t>(sink.num_rest_slots), kAlignment);
+        RoundUp(sink.num_rest_slots == 1 ? both : std::max(room[kKeys], room[kValues]), kAlignment);
     const auto [found, is_new] = classes.try_emplace(bytes, 0);
     if (is_new) found->second = NewClass(bytes);
     sink.rest_class = found->second;
@@ -123,7 +130,7 @@ class LayoutMaker {
     if (config_.pool.bytes > 0) return config_.pool.bytes;
     int64_t bytes = 0;
     for (size_t layer = 0; layer < layout_.blocks.size(); ++layer) {
-      const auto sink_rests = static_cast<int64_t>(2 * layout_.blocks[layer].sink.rest_bytes);
+      const auto sink_rests = static_cast<int64_t>(layout_.blocks[layer].sink.rest_bytes);
       bytes += (config_.budget_bytes[layer] - sink_rests) * config_.max_sequences;
     }
     return bytes;

@@ -16,7 +16,8 @@ namespace pmkvq {
 enum Side : size_t { kKeys = 0, kValues = 1 };
 inline constexpr std::array<Side, 2> kSides = {kKeys, kValues};
 
-// Of the keys, or the values, of one block. All zero in a block without cache.
+// Of the keys, or the values, of one block; of a latent block, c or k_r (kv_geometry.h). All zero
+// in a block without cache.
 struct StreamSlots {
   std::array<int64_t, 4> page_bytes{};  // Of one page at each width, with metadata, by WidthIndex.
   std::array<int, 4> code_class{};      // By WidthIndex.
@@ -28,7 +29,7 @@ struct StreamSlots {
 // The sink lies in pieces of kPageTokens tokens, which are 16-bit pages, and a shorter rest.
 struct SinkSlots {
   int64_t bytes = 0;       // The whole sink of the block.
-  size_t rest_bytes = 0;   // K, or V, of the rest; 0: none.
+  size_t rest_bytes = 0;   // K and V of the rest; 0: none.
   size_t rest_stride = 0;  // From K to V where they share a slot.
   int rest_class = 0;
   int num_rest_slots = 0;  // 1 for K and V of the rest together, 2 where that passes an extent.

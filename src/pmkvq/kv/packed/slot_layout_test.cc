@@ -57,10 +57,14 @@ RC_GTEST_PROP(SlotLayoutProperty, TheArenaHoldsWhateverTheBudgetsAllow, ()) {
   for (size_t i = 0; i < num_blocks; ++i) {
     const auto heads = *rc::gen::inRange<int64_t>(1, 9);
     config.geometry.blocks.push_back(
-        BlockOf({1, heads, heads, *rc::gen::element<int64_t>(8, 16, 24)}));
+        *rc::gen::inRange(0, 3) == 0
+            ? LatentBlockOf(heads, *rc::gen::element<int64_t>(8, 56, 256, 512),
+                            *rc::gen::element<int64_t>(8, 24, 64))
+            : BlockOf({1, heads, heads, *rc::gen::element<int64_t>(8, 16, 24)}));
   }
   config.sink_tokens = *rc::gen::element<int64_t>(0, 3, 100);
   config.k_axis = *rc::gen::element(QuantAxis::kToken, QuantAxis::kChannel);
+  if (HasLatents(config.geometry)) config.k_axis = QuantAxis::kToken;
   for (size_t layer = 0; layer < num_blocks; ++layer) {
     const int64_t least = FloorBytes(config, layer, config.sink_tokens + 1);
     config.budget_bytes.push_back(least + *rc::gen::inRange<int64_t>(0, 20 * least));
@@ -85,7 +89,7 @@ RC_GTEST_PROP(SlotLayoutProperty, TheArenaHoldsWhateverTheBudgetsAllow, ()) {
   std::vector<int64_t> bytes(num_blocks, 0);
   for (size_t layer = 0; layer < num_blocks; ++layer) {
     const SinkSlots& sink = layout.blocks[layer].sink;
-    bytes[layer] = 2 * static_cast<int64_t>(sink.rest_bytes);
+    bytes[layer] = static_cast<int64_t>(sink.rest_bytes);
     for (int i = 0; i < sink.num_rest_slots; ++i) {
       RC_ASSERT(pool.Allocate(sink.rest_class) != kNoSlot);
     }

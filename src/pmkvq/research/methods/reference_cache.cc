@@ -46,6 +46,7 @@ CacheConfig ArenaConfig(const CacheConfig& config) {
 }  // namespace
 
 void ValidateReferenceConfig(const CacheConfig& config) {
+  RefuseLatents(config.geometry, "--reference-accounting");
   if (config.policy != PolicyKind::kLayerBudget || config.window_tokens != kPageTokens) {
     throw InvalidInput("--reference-accounting",
                        fmt::format("found --policy {} and --n-window-token {}, expected "
@@ -194,7 +195,7 @@ void ReferenceKvCache::AppendAndAttend(int64_t layer_idx, const float* q, const 
 
 void ReferenceKvCache::StoreRows(const Chunk& chunk, size_t layer, Side side, const float* rows) {
   const BlockPages& block = chunk.seq->blocks[layer];
-  const PageCodec& codec = store_.codec(layer);
+  const PageCodec& codec = store_.codec(layer, side);
   const int64_t kv_dim = config_.geometry.blocks[layer].streams[side].values();
   const int64_t end = chunk.seq->num_tokens + chunk.num_tokens;
   int64_t num_rows = 0;
