@@ -8,6 +8,7 @@
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/calib/sensitivity_file.h"
 #include "terminal.h"
@@ -39,9 +40,7 @@ void AllocateBits(const Options& options) {
   const SensitivityFile file = LoadSensitivityOnly(options.sensitivity);
   KvGeometry& geometry = allocation.cache.geometry;
   if (!options.model.empty()) {
-    const ModelConfig config = LoadModelConfig(options.model);
-    geometry = UniformKvGeometry{config.num_layers, config.num_heads, config.num_kv_heads,
-                                 config.head_dim};
+    geometry = KvGeometryOf(LoadModelConfig(options.model));
   } else {
     if (!allocation.reference_accounting) {
       throw InvalidInput("--kv-dim",
@@ -55,7 +54,7 @@ void AllocateBits(const Options& options) {
 
   JsonWriter json;
   json.BeginObject();
-  if (allocation.separate_kv) {
+  if (allocation.separate_kv || HasLatents(geometry)) {
     json.Key("k_bits").Array(result.k_bits);
     json.Key("v_bits").Array(result.v_bits);
   } else {

@@ -175,8 +175,8 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
   } else {
     for (const char* name :
          {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len", "--separate-kv",
-          "--n-sink-token", "--n-window-token", "--reference-accounting", "--k-bits", "--v-bits",
-          "--no-key-scales", "--device"}) {
+          "--n-sink-token", "--n-window-token", "--rope-floor", "--reference-accounting",
+          "--k-bits", "--v-bits", "--no-key-scales", "--device"}) {
       refuse(name);
     }
     require("--out", !options.out.empty());

@@ -240,6 +240,12 @@ void AllocationCommandOptions::Register(CLI::App& command) {
       ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str()
       ->group(group);
+  command
+      .add_option("--rope-floor", allocation.cache.rope_floor_bits,
+                  "least width of the rope part of latents (latent attention)")
+      ->transform(OneOf({"16", "8", "4", "2"}))
+      ->capture_default_str()
+      ->group(group);
   command.add_option("--kv-dtype", kv_dtype, "type of what is not quantised, and of metadata")
       ->transform(OneOf({"f16", "bf16", "f32"}))
       ->capture_default_str()

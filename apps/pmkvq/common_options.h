@@ -62,8 +62,7 @@ struct SampleCommandOptions {
 };
 
 // --memory-budget, --fbit-choices, --max-len, --separate-kv, --mirrored, --n-sink-token,
-// --n-window-token,
-// --kv-dtype, --reference-accounting.
+// --n-window-token, --rope-floor, --kv-dtype, --reference-accounting.
 struct AllocationCommandOptions {
   std::string memory_budget;  // MiB, or a size with its unit.
   std::string fbit_choices = "4,2";

@@ -20,6 +20,7 @@ namespace pmkvq {
 namespace {
 
 constexpr char kFormatName[] = "pmkvq-plan";
+constexpr char kLatentKind[] = "latent";
 // Bounds that no model or budget reaches and no product of which overflows.
 constexpr int64_t kMaxLayers = 10'000;
 constexpr int64_t kMaxHeads = 1 << 20;
@@ -78,6 +79,7 @@ void WriteBlock(JsonWriter& json, const KvBlockGeometry& block, size_t count) {
   }
   json.EndArray();
   if (block.sliding_window > 0) json.Key("sliding_window").Int(block.sliding_window);
+  if (block.is_latent()) json.Key("kind").String(kLatentKind);
   json.EndObject();
 }
 
@@ -124,12 +126,14 @@ std::string ToJson(const Plan& plan, const std::string& tensor_hash) {
   JsonWriter json(2);
   json.BeginObject();
   json.Key("format").String(kFormatName);
-  json.Key("version").Int(kPlanVersion);
+  const bool has_latents = HasLatents(plan.geometry);
+  json.Key("version").Int(has_latents ? kLatentPlanVersion : kPlanVersion);
   json.Key("model");
   WriteModel(json, plan);
   WriteSettings(json, plan.settings);
   json.Key("max_len").Int(plan.max_len);
   json.Key("memory_budget_bytes").Int(plan.memory_budget_bytes);
+  if (has_latents) json.Key("rope_floor_bits").Int(plan.rope_floor_bits);
   // Left out where it is false, which is what its absence says.
   if (plan.mirrored) json.Key("mirrored").Bool(true);
   json.Key("bits");
@@ -205,7 +209,8 @@ KvGeometry ReadUniformGeometry(const JsonValue& model) {
   return geometry;
 }
 
-KvStream ReadStream(const JsonValue& value, const JsonValue& num_heads) {
+// `num_heads`: what the heads of a stream divide, or 0.
+KvStream ReadStream(const JsonValue& value, const JsonValue& block, int64_t num_heads) {
   KvStream stream;
   stream.heads = value.At("heads").AsInt(1, kMaxHeads);
   stream.width = value.At("width").AsInt(8, 256);
@@ -213,13 +218,31 @@ KvStream ReadStream(const JsonValue& value, const JsonValue& num_heads) {
   if (stream.width % stream.group != 0) {
     value.At("group").Fail(fmt::format("a divisor of width ({})", stream.width));
   }
-  if (num_heads.AsInt() % stream.heads != 0) {
-    num_heads.Fail(fmt::format("a multiple of the heads of streams ({})", stream.heads));
+  if (num_heads % stream.heads != 0) {
+    block.At("num_heads")
+        .Fail(fmt::format("a multiple of the heads of streams ({})", stream.heads));
   }
   return stream;
 }
 
-KvGeometry ReadGeometry(const JsonValue& model) {
+// Of a block with two streams: c and k_r as LatentBlockOf makes them.
+void CheckLatents(const JsonValue& streams, const KvBlockGeometry& block) {
+  bool is_one = block.streams.size() == 2 && block.sliding_window == 0;
+  if (is_one) {
+    try {
+      is_one = block == LatentBlockOf(block.num_heads, block.latent_width(), block.rope_width());
+    } catch (const Unsupported&) {
+      is_one = false;
+    }
+  }
+  if (!is_one) {
+    streams.Fail(
+        "latents of r values in groups of min(r, 128), and their rope part of up to 128 "
+        "values, without a sliding window");
+  }
+}
+
+KvGeometry ReadGeometry(const JsonValue& model, int64_t version) {
   const JsonValue runs = model.At("blocks");
   if (!runs.IsArray() || runs.size() == 0) runs.Fail("an array of blocks");
   KvGeometry geometry;
@@ -232,12 +255,20 @@ KvGeometry ReadGeometry(const JsonValue& model) {
     if (!streams.IsArray() || (streams.size() != 0 && streams.size() != 2)) {
       streams.Fail("keys and values, or an empty array");
     }
+    if (version >= kLatentPlanVersion && run.Has("kind")) {
+      if (run.At("kind").AsString() != kLatentKind) {
+        run.At("kind").Fail(fmt::format("\"{}\", or none", kLatentKind));
+      }
+      block.kind = KvBlockKind::kLatent;
+    }
     for (size_t j = 0; j < streams.size(); ++j) {
-      block.streams.push_back(ReadStream(streams.At(j), run.At("num_heads")));
+      block.streams.push_back(
+          ReadStream(streams.At(j), run, block.is_latent() ? 0 : block.num_heads));
     }
     if (run.Has("sliding_window")) {
       block.sliding_window = run.At("sliding_window").AsInt(1, limits::kPositions);
     }
+    if (block.is_latent()) CheckLatents(streams, block);
     geometry.blocks.insert(geometry.blocks.end(), static_cast<size_t>(count), block);
   }
   return geometry;
@@ -328,6 +359,7 @@ void ReadAllocation(const JsonValue& root, int64_t version, Plan& plan) {
   ReadSettings(root, plan.settings);
   plan.max_len = root.At("max_len").AsInt(1, kMaxTokens);
   plan.memory_budget_bytes = root.At("memory_budget_bytes").AsInt(0, kMaxBytes);
+  if (version >= kLatentPlanVersion) plan.rope_floor_bits = ReadWidth(root.At("rope_floor_bits"));
   if (root.Has("mirrored")) plan.mirrored = root.At("mirrored").AsBool();
   if (version == 1) {
     plan.k_bits = ReadWidths(root, "k_bits", plan.geometry.num_layers());
@@ -349,8 +381,7 @@ std::vector<Tensor> ReadKeyScales(const Plan& plan, const SafetensorsFile& file)
       scales.emplace_back();
       continue;
     }
-    const KvStream& keys = plan.geometry.blocks[block].k();
-    const Shape shape = {keys.heads, keys.width / 2};
+    const Shape shape = KeyScales::ShapeOf(plan.geometry.blocks[block]);
     const TensorView& view = file.Get(ScaleName(block), DType::kF32, shape);
     Tensor tensor(DType::kF32, shape);
     std::copy_n(view.data, view.num_bytes(), reinterpret_cast<std::byte*>(tensor.As<float>()));
@@ -400,14 +431,14 @@ Plan ParsePlanJson(std::string_view text, const std::string& source, std::string
   if (!format.IsString() || format.AsString() != kFormatName)
     format.Fail(fmt::format("\"{}\"", kFormatName));
   const int64_t version = root.At("version").AsInt();
-  if (version != 1 && version != kPlanVersion) {
-    root.At("version").Fail(fmt::format("1 or {}", kPlanVersion));
+  if (version < 1 || version > kLatentPlanVersion) {
+    root.At("version").Fail(fmt::format("1 to {}", kLatentPlanVersion));
   }
 
   Plan plan;
   const JsonValue model = root.At("model");
   plan.model_identity = ReadHash(model.At("identity"));
-  plan.geometry = version == 1 ? ReadUniformGeometry(model) : ReadGeometry(model);
+  plan.geometry = version == 1 ? ReadUniformGeometry(model) : ReadGeometry(model, version);
   ReadAllocation(root, version, plan);
   if (root.Has("sensitivity")) {
     const JsonValue sensitivity = root.At("sensitivity");

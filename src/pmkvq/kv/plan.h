@@ -1,9 +1,9 @@
 // A plan: the result of calibration for one model and one budget.
 //
 // On disk: NAME.json (this struct but for tensors, docs/formats.md) and, where there are key
-// scales, NAME.safetensors beside it with "rep_scales.<block>" [Hkv, D/2] f32. The tensor file is
-// written first and the JSON, which holds the tensor file's hash, is renamed last, so that a plan
-// is whole or absent.
+// scales, NAME.safetensors beside it with "rep_scales.<block>" (KeyScales::ShapeOf) f32. The tensor
+// file is written first and the JSON, which holds the tensor file's hash, is renamed last, so that
+// a plan is whole or absent.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,12 @@
 
 namespace pmkvq {
 
-inline constexpr int kPlanVersion = 2;  // Written. Version 1 is read as well.
+// Written: 3 for models with latent blocks, 2 for others. Version 1 is read as well.
+inline constexpr int kPlanVersion = 2;
+inline constexpr int kLatentPlanVersion = 3;
 
-// Sensitivity of the loss to quantising K or V of each block: index [width in kWidths][block].
+// Sensitivity of the loss to quantising K or V (c or k_r) of each block, means over their values:
+// index [width in kWidths][block].
 struct Sensitivity {
   std::vector<std::vector<double>> k;
   std::vector<std::vector<double>> v;
@@ -46,7 +49,8 @@ struct Plan {
   CacheSettings settings = {.sink_tokens = 1, .window_tokens = kPageTokens};
   int64_t max_len = 0;
   int64_t memory_budget_bytes = 0;
-  bool mirrored = false;  // Block i was judged by the sensitivities of block L - 1 - i.
+  int rope_floor_bits = 8;  // CacheConfig's, of latent blocks.
+  bool mirrored = false;    // Block i was judged by the sensitivities of block L - 1 - i.
 
   // Its result, size L each; widths of a block without cache have no effect.
   std::vector<int> k_bits;
@@ -57,7 +61,7 @@ struct Plan {
   std::vector<double> alpha;  // Chosen exponent per block; empty: no key scales.
   int rep_k_bits = 0;         // Widths of the scale search.
   int rep_v_bits = 0;
-  // Per block [Hkv, D/2] f32 (nothing in a block without cache), or empty.
+  // Per block KeyScales::ShapeOf f32 (nothing in a block without cache), or empty.
   std::vector<Tensor> key_scales;
   CalibrationRecord record;
 };

@@ -134,6 +134,60 @@ TEST_F(PlanTest, BlocksMayDiffer) {
   EXPECT_EQ(read.key_scales[2].shape(), (Shape{1, 32}));
 }
 
+void ExpectRefused(const std::string& path, const std::string& message) {
+  try {
+    LoadPlan(path);
+    FAIL() << "accepted, expected: " << message;
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+  }
+}
+
+Plan LatentPlan() {
+  Plan plan = SomePlan();
+  plan.geometry.blocks = {LatentBlockOf(6, 512, 64), BlockOf({1, 8, 1, 64})};
+  plan.rope_floor_bits = 4;
+  plan.k_bits = {4, 2};
+  plan.v_bits = {8, 2};
+  plan.key_scales[0] = Tensor(DType::kF32, {512 + 64});
+  plan.key_scales[1] = Tensor(DType::kF32, {1, 32});
+  for (Tensor& scales : plan.key_scales) {
+    std::fill_n(scales.As<float>(), scales.num_elements(), 0.5f);
+  }
+  return plan;
+}
+
+TEST_F(PlanTest, LatentBlocksAreVersionThree) {
+  const Plan plan = LatentPlan();
+  SavePlan(plan, path_);
+  EXPECT_NE(ReadFile(path_).find("\"version\": 3"), std::string::npos);
+  const Plan read = LoadPlan(path_);
+  EXPECT_EQ(read.geometry, plan.geometry);
+  EXPECT_EQ(read.rope_floor_bits, 4);
+  EXPECT_EQ(read.k_bits, plan.k_bits);
+  EXPECT_EQ(read.v_bits, plan.v_bits);
+  EXPECT_EQ(read.key_scales[0].shape(), (Shape{576}));
+}
+
+TEST_F(PlanTest, WrongLatentBlocksAreNamed) {
+  SavePlan(LatentPlan(), path_);
+  const std::string good = ReadFile(path_);
+  const auto expect = [&](const std::string& from, const std::string& to,
+                          const std::string& message) {
+    const size_t at = good.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    std::string bad = good;
+    WriteFileAtomically(path_, bad.replace(at, from.size(), to));
+    ExpectRefused(path_, message);
+  };
+  expect("\"kind\": \"latent\"", "\"kind\": \"other\"", "model.blocks[0].kind");
+  expect("\"heads\": 4", "\"heads\": 3", "rep_scales.0");  // 384 values: not those of the scales.
+  expect("\"group\": 128", "\"group\": 64", "latents of r values");
+  expect("\"rope_floor_bits\": 4", "\"rope_floor_bits\": 5", "rope_floor_bits");
+  // Keys and values of an older version are no latents.
+  expect("\"version\": 3", "\"version\": 2", "a multiple of the heads of streams (4)");
+}
+
 TEST_F(PlanTest, SaysWhenSensitivitiesWereMirrored) {
   Plan plan = SomePlan();
   SavePlan(plan, path_);
@@ -156,15 +210,6 @@ TEST_F(PlanTest, SensitivityAndScalesAreOptional) {
     const Plan read = LoadPlan(path_);
     EXPECT_EQ(read.settings.kv_dtype, dtype);
     EXPECT_TRUE(read.sensitivity.k.empty() && read.alpha.empty() && read.key_scales.empty());
-  }
-}
-
-void ExpectRefused(const std::string& path, const std::string& message) {
-  try {
-    LoadPlan(path);
-    FAIL() << "accepted, expected: " << message;
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
   }
 }
 
@@ -205,7 +250,7 @@ TEST_F(PlanTest, WrongFieldsAreNamed) {
     ExpectRefused(path_, message);
   };
   expect("\"pmkvq-plan\"", "\"other\"", "format");
-  expect("\"version\": 2", "\"version\": 3", "version: found 3, expected 1 or 2");
+  expect("\"version\": 2", "\"version\": 4", "version: found 4, expected 1 to 3");
   expect("\"identity\": \"0123", "\"identity\": \"x123", "model.identity");
   expect("\"count\": 2", "\"count\": 3", "one entry per block (3)");
   expect("\"count\": 2", "\"count\": 10001", "model.blocks[0].count");

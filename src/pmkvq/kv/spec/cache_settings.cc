@@ -166,6 +166,13 @@ const std::vector<CacheField>& Fields() {
        .key = "static",
        .key_help = "pages close at once at the planned widths and stay there",
        .set = [](Settings& s, Text text) { s.static_widths = text == "true"; }},
+      {.kind = Kind::kWidth,
+       .choices = widths,
+       .key_of = KeyOf::kQuantised,
+       .key = "rope",
+       .key_default = "the plan's, or 8",
+       .key_help = "least width of the rope part of latents (latent attention)",
+       .set = [](Settings& s, Text text) { s.rope_floor_bits = std::stoi(text); }},
   };
   return fields;
 }

@@ -40,6 +40,8 @@ struct CacheSettings {
   bool rotate_keys = false;
   bool rotate_values = false;
   bool static_widths = false;  // Pages close at once at the planned widths.
+  // Of latent attention: least width of the rope part. -1: the plan's, or 8.
+  int rope_floor_bits = -1;
 };
 
 struct CacheField {

@@ -83,6 +83,10 @@ void CheckPlanShapes(const Plan& plan, const std::string& plan_path, const KvGeo
 
 int64_t WholeBlockBytes(const CacheConfig& config, size_t layer, int64_t max_len,
                         PageWidths widths) {
+  // The width that a SPEC names is that of c where k_r has a floor above it.
+  if (config.geometry.blocks[layer].is_latent() && !config.static_widths) {
+    widths.v = std::max(widths.v, FloorWidths(config, layer).v);
+  }
   return BlockBytes(config, layer, std::max(max_len, config.sink_tokens + 1), widths.k, widths.v);
 }
 constexpr BlockByteCount kWholeBytes = {WholeBlockBytes, FloorBytes};
@@ -303,6 +307,9 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.k_axis = settings.k_axis;
   config.rotate_keys = settings.rotate_keys;
   config.rotate_values = settings.rotate_values;
+  config.rope_floor_bits = settings.rope_floor_bits > 0 ? settings.rope_floor_bits
+                           : plan != nullptr            ? plan->rope_floor_bits
+                                                        : 8;
   config.floor_bits = read.method->bits;
   if (options.pool.bytes > 0) {
     SetPool(options, settings, *read.method, config);

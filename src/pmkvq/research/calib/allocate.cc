@@ -43,6 +43,15 @@ std::vector<int> CheckedWidths(const AllocationOptions& options) {
   return widths;
 }
 
+// The widths that V, or k_r, may have.
+std::vector<int> ValueWidths(const AllocationOptions& options, std::vector<int> widths,
+                             const KvBlockGeometry& block) {
+  if (!block.is_latent()) return widths;
+  for (int& bits : widths) bits = std::max(bits, options.cache.rope_floor_bits);
+  widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
+  return widths;
+}
+
 // What a block may be given, in order of the tie-break. A block without cache has no choice.
 std::vector<WidthPair> WidthPairs(const AllocationOptions& options, const std::vector<int>& widths,
                                   size_t layer) {
@@ -50,8 +59,8 @@ std::vector<WidthPair> WidthPairs(const AllocationOptions& options, const std::v
   if (!block.has_cache()) return {{16, 16, 0}};
   std::vector<WidthPair> pairs;
   for (const int k_bits : widths) {
-    for (const int v_bits : widths) {
-      if (k_bits != v_bits && !options.separate_kv) continue;
+    for (const int v_bits : ValueWidths(options, widths, block)) {
+      if (k_bits != v_bits && !options.separate_kv && !block.is_latent()) continue;
       const int64_t bytes = options.reference_accounting
                                 ? ReferenceBlockBytes(block, options.max_len, k_bits, v_bits)
                                 : BlockBytes(options.cache, layer, options.max_len, k_bits, v_bits);
@@ -75,6 +84,13 @@ std::vector<std::vector<WidthPair>> WidthPairs(const AllocationOptions& options)
 }
 
 void CheckSizes(const AllocationOptions& options) {
+  if (options.reference_accounting) {
+    RefuseLatents(options.cache.geometry, "--reference-accounting");
+  }
+  if (!IsWidth(options.cache.rope_floor_bits)) {
+    throw InvalidInput(kWhere, fmt::format("rope-floor: found {}, expected 16, 8, 4 or 2",
+                                           options.cache.rope_floor_bits));
+  }
   if (options.cache.geometry.values() < 1) {
     throw InvalidInput(kWhere, "model geometry: found no blocks or no KV heads, expected some");
   }
@@ -130,14 +146,21 @@ std::vector<KnapsackItem> MakeItems(const Sensitivity& sensitivity,
   const std::vector<int> widths = CheckedWidths(options);
   for (const int bits : widths) CheckSide(sensitivity.k, bits, num_layers, "k");
   for (const int bits : widths) CheckSide(sensitivity.v, bits, num_layers, "v");
+  if (HasLatents(options.cache.geometry)) {
+    const int floor = options.cache.rope_floor_bits;
+    CheckSide(sensitivity.v, std::max(floor, widths.front()), num_layers, "v");
+  }
   std::vector<KnapsackItem> items(pairs.size());
   for (size_t block = 0; block < items.size(); ++block) {
     const size_t measured = options.mirrored ? items.size() - 1 - block : block;
-    const bool has_cache = options.cache.geometry.blocks[block].has_cache();
+    const KvBlockGeometry& geometry = options.cache.geometry.blocks[block];
     for (const WidthPair& pair : pairs[block]) {
-      items[block].cost.push_back(has_cache ? sensitivity.k[WidthIndex(pair.k_bits)][measured] +
-                                                  sensitivity.v[WidthIndex(pair.v_bits)][measured]
-                                            : 0.0);
+      double cost = 0.0;
+      if (geometry.has_cache()) {
+        cost = sensitivity.k[WidthIndex(pair.k_bits)][measured] * ShareOfValues(geometry, 0) +
+               sensitivity.v[WidthIndex(pair.v_bits)][measured] * ShareOfValues(geometry, 1);
+      }
+      items[block].cost.push_back(cost);
       items[block].bytes.push_back(pair.bytes);
     }
   }

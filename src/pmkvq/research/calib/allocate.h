@@ -35,12 +35,13 @@ struct KnapsackResult {
 KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t budget_bytes);
 
 struct AllocationOptions {
-  CacheConfig cache;  // Geometry, float type, sink, window; the rest is not used.
+  CacheConfig cache;  // Geometry, float type, sink, window, rope_floor_bits; the rest is not used.
   int64_t max_len = 32768;
-  int64_t memory_budget_bytes = 0;         // For one sequence, all blocks.
-  std::vector<int> fbit_choices = {4, 2};  // In any order; repeated ones count once.
-  bool separate_kv = false;                // K and V of a block may differ.
-  bool reference_accounting = false;       // Payload only: ReferenceBlockBytes.
+  int64_t memory_budget_bytes = 0;  // For one sequence, all blocks.
+  // In any order; repeated ones count once. Of k_r those below rope_floor_bits become it.
+  std::vector<int> fbit_choices = {4, 2};
+  bool separate_kv = false;           // K and V of a block may differ; c and k_r always may.
+  bool reference_accounting = false;  // Payload only: ReferenceBlockBytes.
   // Block i is judged by the sensitivities of block L - 1 - i, as the reference's code does by
   // accident. For comparison only.
   bool mirrored = false;
@@ -52,10 +53,11 @@ struct Allocation {
   double objective = 0;
   int64_t total_bytes = 0;
 };
-// Ties go to the lower width in the first block, then in the second, and so on; with separate_kv,
-// between (k, v) pairs of equal bytes, to the lower width of V.
-// Throws InvalidInput when impossible, naming the smallest budget that works; when a width is not
-// 16, 8, 4 or 2; when the sensitivities do not have one value per block and width asked for.
+// Sensitivities are means over the values of a stream, so those of c and k_r are weighed by how
+// many values they have (ShareOfValues). Ties go to the lower width in the first block, then in the
+// second, and so on; with separate_kv, between (k, v) pairs of equal bytes, to the lower width of
+// V. Throws InvalidInput when impossible, naming the smallest budget that works; when a width is
+// not 16, 8, 4 or 2; when the sensitivities do not have one value per block and width asked for.
 Allocation Allocate(const Sensitivity& sensitivity, const AllocationOptions& options);
 
 // Throws where Allocate would throw for these options with any sensitivities. Called first, so that

@@ -183,6 +183,89 @@ TEST(Allocate, BlocksOfDifferentShapes) {
   EXPECT_THROW(CheckAllocationOptions(options), InvalidInput);
 }
 
+AllocationOptions LatentOptions(size_t num_layers) {
+  AllocationOptions options;
+  options.cache.geometry.blocks.assign(num_layers, LatentBlockOf(16, 512, 64));
+  options.max_len = 4096;
+  options.fbit_choices = {8, 4, 2};
+  return options;
+}
+
+// A rope part has a ninth of the values: a mean damage of 8 there weighs as much as one of 1 in the
+// latent.
+TEST(Allocate, LatentsAndRopePartsAreWeighedByTheirValues) {
+  AllocationOptions options = LatentOptions(1);
+  options.cache.rope_floor_bits = 4;
+  Sensitivity sensitivity;
+  sensitivity.k = {{0}, {1}, {2}, {9}};
+  sensitivity.v = {{0}, {1}, {8}, {50}};
+  // Room for (4, 4) and some more, which (4, 8) takes: going on to 8 bits of the latent is dearer.
+  options.memory_budget_bytes = BlockBytes(options.cache, 0, 4096, 4, 8);
+  const Allocation allocation = Allocate(sensitivity, options);
+  EXPECT_EQ(allocation.k_bits, std::vector<int>{4});
+  EXPECT_EQ(allocation.v_bits, std::vector<int>{8});
+  EXPECT_DOUBLE_EQ(allocation.objective, (2.0 * 512 + 1.0 * 64) / 288);
+}
+
+// The default floor leaves one width of the rope part, whatever the choices; a wide one is an
+// option where the choices have it.
+TEST(Allocate, TheRopePartKeepsItsFloor) {
+  AllocationOptions options = LatentOptions(3);
+  options.fbit_choices = {4, 2};
+  options.memory_budget_bytes = int64_t{1} << 40;
+  const Sensitivity sensitivity = RandomSensitivity(3, 4);
+  EXPECT_EQ(Allocate(sensitivity, options).v_bits, (std::vector<int>{8, 8, 8}));
+  options.fbit_choices = {16, 4};
+  EXPECT_EQ(Allocate(sensitivity, options).v_bits, (std::vector<int>{16, 16, 16}));
+  options.memory_budget_bytes = 3 * BlockBytes(options.cache, 0, 4096, 4, 8);
+  EXPECT_EQ(Allocate(sensitivity, options).v_bits, (std::vector<int>{8, 8, 8}));
+  options.memory_budget_bytes -= 1;
+  EXPECT_THROW(CheckAllocationOptions(options), InvalidInput);
+  options.memory_budget_bytes += 1;
+  options.reference_accounting = true;
+  ExpectError<Unsupported>([&] { CheckAllocationOptions(options); },
+                           {"--reference-accounting", "latents of 512 + 64 values"});
+}
+
+// All pairs of widths of all blocks, tried one by one.
+RC_GTEST_PROP(Allocate, PairsOfLatentsEqualBruteForce, ()) {
+  AllocationOptions options = LatentOptions(*rc::gen::inRange<size_t>(1, 4));
+  options.fbit_choices = {16, 8, 4, 2};
+  options.cache.rope_floor_bits = *rc::gen::element(8, 4);
+  const size_t num_layers = options.cache.geometry.blocks.size();
+  const Sensitivity sensitivity = RandomSensitivity(num_layers, *rc::gen::arbitrary<uint64_t>());
+  std::vector<std::pair<int, int>> pairs;
+  for (const int k : {2, 4, 8, 16}) {
+    for (const int v : {4, 8, 16}) {
+      if (v >= options.cache.rope_floor_bits) pairs.emplace_back(k, v);
+    }
+  }
+  const auto count = static_cast<int64_t>(num_layers);
+  options.memory_budget_bytes =
+      *rc::gen::inRange(count * BlockBytes(options.cache, 0, 4096, 2, 8),
+                        count * BlockBytes(options.cache, 0, 4096, 16, 16) + 1);
+  double best = std::numeric_limits<double>::infinity();
+  std::vector<size_t> choice(num_layers);
+  for (bool is_done = false; !is_done;) {
+    double cost = 0;
+    int64_t bytes = 0;
+    for (size_t layer = 0; layer < num_layers; ++layer) {
+      const auto [k, v] = pairs[choice[layer]];
+      cost +=
+          (sensitivity.k[WidthIndex(k)][layer] * 512 + sensitivity.v[WidthIndex(v)][layer] * 64) /
+          288;
+      bytes += BlockBytes(options.cache, layer, 4096, k, v);
+    }
+    if (bytes <= options.memory_budget_bytes) best = std::min(best, cost);
+    size_t layer = 0;
+    while (layer < num_layers && ++choice[layer] == pairs.size()) choice[layer++] = 0;
+    is_done = layer == num_layers;
+  }
+  const Allocation allocation = Allocate(sensitivity, options);
+  RC_ASSERT(std::abs(allocation.objective - best) <= 1e-12 * best);
+  RC_ASSERT(allocation.total_bytes <= options.memory_budget_bytes);
+}
+
 TEST(Allocate, TiesGoToTheLowerWidthFirst) {
   AllocationOptions options = OptionsOf(3, 0);
   options.memory_budget_bytes = 2 * BytesAt(options, 2, 2) + BytesAt(options, 4, 4);

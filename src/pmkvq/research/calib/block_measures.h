@@ -17,13 +17,12 @@ void MeasureKeys(const UniformKvGeometry& geometry, const BlockStates<float>& st
                  std::span<double> values);
 std::vector<Tensor> MaxKeysFrom(const UniformKvGeometry& geometry, std::span<const double> values);
 
-// [K, V][16, 8, 4, 2 bits][L]: damage over the number of values. States with gradients. Throws
-// InvalidInput where one is not finite.
-size_t NumDamages(const UniformKvGeometry& geometry);
-void MeasureDamages(const UniformKvGeometry& geometry, const BlockStates<float>& states,
-                    int num_threads, std::span<double> values);
+// [K, V][16, 8, 4, 2 bits][L]: damage over the number of values; of a latent block that of c and
+// k_r. States with gradients. Throws InvalidInput where one is not finite.
+size_t NumDamages(int64_t num_layers);
+void MeasureDamages(const KvGeometry& geometry, const BlockStates<float>& states, int num_threads,
+                    std::span<double> values);
 // `sums` over `num_samples`.
-Sensitivity SensitivityFrom(const UniformKvGeometry& geometry, std::span<const double> sums,
-                            size_t num_samples);
+Sensitivity SensitivityFrom(int64_t num_layers, std::span<const double> sums, size_t num_samples);
 
 }  // namespace pmkvq

@@ -40,6 +40,7 @@ void SetAllocation(const AllocationOptions& options, Allocation allocation, Plan
   plan.settings.sink_tokens = options.cache.sink_tokens;
   plan.settings.window_tokens = options.cache.window_tokens;
   plan.settings.kv_dtype = options.cache.float_type;
+  plan.rope_floor_bits = options.cache.rope_floor_bits;
   plan.max_len = options.max_len;
   plan.memory_budget_bytes = options.memory_budget_bytes;
   plan.settings.reference_accounting = options.reference_accounting;
@@ -79,7 +80,11 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   plan.model_identity = model.checkpoint().Identity();
   plan.geometry = model.kv_geometry();
   plan.record = RecordOf(options.samples, samples, model);
-  if (options.search_key_scales) {
+  const bool has_latents = HasLatents(plan.geometry);
+  if (options.search_key_scales && has_latents && options.log != nullptr) {
+    options.log->Info("no key scales: the search knows keys and values, not latents");
+  }
+  if (options.search_key_scales && !has_latents) {
     SensitivityAndKeys measured =
         MeasureSensitivityAndKeys(StepContext(options, model, samples, kSensitivityStep));
     plan.sensitivity = std::move(measured.sensitivity);
@@ -109,6 +114,7 @@ AllocationOptions AllocationOptionsOf(const Plan& plan) {
   options.cache.sink_tokens = plan.settings.sink_tokens;
   options.cache.window_tokens = plan.settings.window_tokens;
   options.cache.float_type = plan.settings.kv_dtype;
+  options.cache.rope_floor_bits = plan.rope_floor_bits;
   options.max_len = plan.max_len;
   options.memory_budget_bytes = plan.memory_budget_bytes;
   options.reference_accounting = plan.settings.reference_accounting;
@@ -116,10 +122,13 @@ AllocationOptions AllocationOptionsOf(const Plan& plan) {
   options.separate_kv = plan.k_bits != plan.v_bits;
   options.fbit_choices.clear();
   for (const int bits : kWidths) {
-    const auto holds = [bits](const std::vector<int>& widths) {
-      return std::find(widths.begin(), widths.end(), bits) != widths.end();
-    };
-    if (holds(plan.k_bits) || holds(plan.v_bits)) options.fbit_choices.push_back(bits);
+    bool is_chosen = false;
+    for (size_t block = 0; block < plan.k_bits.size(); ++block) {
+      is_chosen |= plan.k_bits[block] == bits;
+      // That of k_r may be its floor, which is no choice of c.
+      is_chosen |= plan.v_bits[block] == bits && !plan.geometry.blocks[block].is_latent();
+    }
+    if (is_chosen) options.fbit_choices.push_back(bits);
   }
   return options;
 }

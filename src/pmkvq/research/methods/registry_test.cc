@@ -56,6 +56,71 @@ TEST(Registry, Fp16TakesWhatMaxLenNeeds) {
   EXPECT_TRUE(config.k_bits.empty());
 }
 
+// Latent attention: a SPEC's width is that of c; k_r has 8 bits at least, or what rope= says.
+TEST(Registry, LatentsHaveAFloorForTheirRopePart) {
+  KvRequirements needs = Needs();
+  needs.geometry.blocks.assign(3, LatentBlockOf(4, 256, 64));
+  const auto expect = [&](const std::string& spec, PageWidths close, PageWidths floor) {
+    SCOPED_TRACE(spec);
+    const CacheConfig config = ResolveCacheConfig(OptionsFor(spec), needs);
+    EXPECT_EQ(CloseWidths(config, 1), close);
+    EXPECT_EQ(FloorWidths(config, 1), floor);
+    return config;
+  };
+  const auto bytes = [](const CacheConfig& config, int k, int v) {
+    return std::vector<int64_t>(3, BlockBytes(config, 0, 1000, k, v));
+  };
+  CacheConfig config = expect("fp16", {16, 16}, {16, 16});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 16, 16));
+  config = expect("static-4", {4, 8}, {4, 8});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 4, 8));
+  config = expect("static-2:rope=4", {2, 4}, {2, 4});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 2, 4));
+  config = expect("static-8:rope=16", {8, 16}, {8, 16});
+  config = expect("pm-kvq:bits=4", {16, 16}, {2, 8});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 4, 8));
+  config = expect("pm-kvq:static+k=4+v=4", {4, 4}, {4, 4});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 4, 4));
+  config = expect("pm-kvq:bits=2+rope=4", {16, 16}, {2, 4});
+  EXPECT_EQ(config.budget_bytes, bytes(config, 2, 4));
+}
+
+TEST(Registry, PlansOfLatentsBringTheirFloor) {
+  KvRequirements needs = Needs();
+  needs.geometry.blocks.assign(3, LatentBlockOf(4, 256, 64));
+  auto plan = std::make_shared<Plan>();
+  plan->geometry = needs.geometry;
+  plan->k_bits = {4, 2, 4};
+  plan->v_bits = {4, 4, 8};
+  plan->rope_floor_bits = 4;
+  plan->budget_bytes = {190000, 180000, 195000};
+  for (int i = 0; i < 3; ++i) {
+    plan->key_scales.emplace_back(DType::kF32, Shape{256 + 64});
+    std::fill_n(plan->key_scales.back().As<float>(), 320, 2.0f);
+  }
+  KvOptions options = OptionsFor("pm-kvq");
+  options.plan = plan;
+  const CacheConfig config = ResolveCacheConfig(options, needs);
+  EXPECT_EQ(FloorWidths(config, 0), (PageWidths{2, 4}));
+  EXPECT_EQ(PlannedWidths(config, 2), (PageWidths{4, 8}));
+  EXPECT_EQ(config.budget_bytes, plan->budget_bytes);
+  ASSERT_NE(config.key_scales, nullptr);
+  EXPECT_EQ(config.key_scales->key_factors(1)[319], 0.5f);
+}
+
+TEST(Registry, WhatKnowsNoLatentsIsRefusedByName) {
+  KvRequirements needs = Needs();
+  needs.geometry.blocks.assign(3, LatentBlockOf(4, 256, 64));
+  for (const std::string spec : {"rtn", "kivi", "mikv"}) {
+    ExpectError<Unsupported>([&] { MakeKvStore(OptionsFor(spec), needs); },
+                             {"--kv " + spec, "latents of 256 + 64 values"});
+  }
+  KvOptions options = OptionsFor("pm-kvq:bits=4");
+  options.reference_accounting = true;
+  ExpectError<Unsupported>([&] { MakeKvStore(options, needs); },
+                           {"--reference-accounting", "latents of 256 + 64 values"});
+}
+
 TEST(Registry, StaticMethodsCloseAndStayAtTheirWidth) {
   for (const int bits : {8, 4, 2}) {
     const CacheConfig config =
