@@ -19,6 +19,7 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/research/compare/compare_files.h"
 #include "pmkvq/research/compare/compare_fit.h"
 #include "pmkvq/research/compare/compare_list.h"
@@ -186,7 +187,7 @@ void SaveList(const Options& options, const Plans& plans, const Benchmark& bench
   for (const ProblemRow& problem : problems) list.problems.push_back(problem.id);
   list.num_responses = num_responses;
   list.against = options.against;
-  list.geometry = UniformOf(model.kv_geometry());
+  list.values_per_token = model.kv_geometry().values();
   list.runs.push_back({plans.baseline.spec, 0, true, 0, 0});
   for (const BudgetJobs& jobs : plans.budgets) {
     for (const Job& job : jobs.jobs) {
@@ -310,7 +311,7 @@ Comparison DescribeComparison(const Options& options, const Benchmark& benchmark
   comparison.model = settings.model_identity;
   comparison.against = options.against;
   comparison.num_responses = evaluation.num_responses;
-  comparison.geometry = UniformOf(model.kv_geometry());
+  comparison.values_per_token = model.kv_geometry().values();
   for (const auto& option : settings.options) {
     if (!kOfOneMethod.contains(option.first)) comparison.settings.push_back(option);
   }
@@ -364,9 +365,7 @@ void CompareFiles(const Options& options) {
       throw InvalidInput("--model", fmt::format("found {}, but the runs are of another model ({})",
                                                 model.Identity(), comparison.model));
     }
-    const ModelConfig& config = model.config();
-    comparison.geometry = UniformKvGeometry{config.num_layers, config.num_heads,
-                                            config.num_kv_heads, config.head_dim};
+    comparison.values_per_token = KvGeometryOf(model.config()).values();
     if (options.kv.max_len > 0) comparison.max_len = options.kv.max_len;
   }
   Report(options, comparison);

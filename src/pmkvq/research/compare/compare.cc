@@ -218,10 +218,8 @@ std::vector<MethodResult> CompareMethods(const std::vector<MethodRun>& runs, siz
 }
 
 double EffectiveBitsOf(const Comparison& comparison, int64_t bytes) {
-  if (!comparison.geometry || comparison.max_len <= 0 || bytes <= 0) return 0;
-  const UniformKvGeometry& geometry = *comparison.geometry;
-  return EffectiveBits(2 * geometry.kv_dim(), bytes, comparison.max_len) /
-         static_cast<double>(geometry.num_layers);
+  if (comparison.values_per_token <= 0 || comparison.max_len <= 0 || bytes <= 0) return 0;
+  return EffectiveBits(comparison.values_per_token, bytes, comparison.max_len);
 }
 
 }  // namespace pmkvq

@@ -111,9 +111,9 @@ struct Comparison {
   std::string baseline;  // SPEC of the method that all others are compared with.
   std::string against;   // SPEC of the second one, or "".
   int64_t num_problems = 0;
-  int64_t num_responses = 0;                  // To each problem.
-  int64_t max_len = 0;                        // 0: unknown, and then no effective bits.
-  std::optional<UniformKvGeometry> geometry;  // Likewise.
+  int64_t num_responses = 0;     // To each problem.
+  int64_t max_len = 0;           // 0: unknown, and then no effective bits.
+  int64_t values_per_token = 0;  // KvGeometry::values; likewise.
   std::vector<std::pair<std::string, std::string>> settings;  // (option, value), of all methods.
   std::vector<ComparisonTable> tables;
 };

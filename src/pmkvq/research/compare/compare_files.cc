@@ -120,7 +120,7 @@ void LoadListedRuns(const std::string& folder, const ComparisonList& list,
     saved.model = list.model;
     saved.budget_bytes = listed.budget_bytes;
     saved.against = list.against;
-    saved.geometry = list.geometry;
+    saved.values_per_token = list.values_per_token;
     saved.run.method = listed.method;
     saved.run.needed_bytes = listed.needed_bytes;
     saved.run.needed_tokens = listed.needed_tokens;
@@ -234,7 +234,7 @@ std::vector<SavedRun> LoadRuns(const std::vector<std::string>& paths) {
   for (const std::string& path : paths) LoadPath(path, runs);
   for (SavedRun& saved : runs) {
     saved.run.is_simulated = IsSimulatedMethod(saved.run.method);
-    if (!saved.geometry) saved.run.num_expected = std::ssize(saved.run.outcomes);
+    if (saved.values_per_token == 0) saved.run.num_expected = std::ssize(saved.run.outcomes);
   }
   return runs;
 }
@@ -299,7 +299,7 @@ Comparison CompareSavedRuns(const std::vector<SavedRun>& saved_runs,
   comparison.baseline = first.run.method;
   comparison.against = against;
   comparison.max_len = first.max_len;
-  comparison.geometry = first.geometry;
+  comparison.values_per_token = first.values_per_token;
   for (const char* option : kSharedOptions) {
     const std::string value = FindOption(first, option);
     if (!value.empty()) comparison.settings.emplace_back(option, value);

@@ -28,7 +28,7 @@ struct SavedRun {
   MethodRun run;
   // Of the list that named it; empty without one.
   std::string against;
-  std::optional<UniformKvGeometry> geometry;
+  int64_t values_per_token = 0;
 };
 
 // Each path is a folder of eval (run.json, responses.jsonl; a last line without its end is left
@@ -39,7 +39,7 @@ std::vector<SavedRun> LoadRuns(const std::vector<std::string>& paths);
 
 // One table per --kv-budget in the order of the runs, the first fp16 run in each. A SPEC that
 // occurs twice in a table gets its path beside it. `against`: a SPEC, or "": that of the runs'
-// list. Effective bits need `geometry`, which the caller sets where no list has it. Throws
+// list. Effective bits need `values_per_token`, which the caller sets where no list has it. Throws
 // InvalidInput naming the runs: no fp16, other problems, seeds or lengths, missing responses
 // (CompareMethods), an unknown `against`.
 Comparison CompareSavedRuns(const std::vector<SavedRun>& runs, const std::string& against);

@@ -9,7 +9,7 @@ namespace pmkvq {
 namespace {
 
 constexpr const char* kFormat = "pmkvq-comparison";
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;  // Version 1 is read.
 constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
 
 bool IsSameRun(const ListedRun& a, const ListedRun& b) {
@@ -22,6 +22,17 @@ bool ComparesTheSame(const ComparisonList& a, const ComparisonList& b) {
          IsSameRun(a.runs.front(), b.runs.front());
 }
 
+// Version 1: blocks of keys and values of one shape.
+int64_t ValuesOfGeometry(const JsonValue& geometry) {
+  if (!geometry.IsArray() || geometry.size() != 4) {
+    geometry.Fail("an array of layers, heads, KV heads and head size");
+  }
+  constexpr int64_t kMostOfShape = int64_t{1} << 20;
+  const auto shape = [&](size_t i) { return geometry.At(i).AsInt(1, kMostOfShape); };
+  shape(1);
+  return 2 * shape(0) * shape(2) * shape(3);
+}
+
 }  // namespace
 
 std::string ComparisonListJson(const ComparisonList& list) {
@@ -31,9 +42,7 @@ std::string ComparisonListJson(const ComparisonList& list) {
   json.Key("version").Int(kVersion);
   json.Key("benchmark").String(list.benchmark);
   json.Key("model").String(list.model);
-  json.Key("geometry")
-      .Array(std::vector<int64_t>{list.geometry.num_layers, list.geometry.num_heads,
-                                  list.geometry.num_kv_heads, list.geometry.head_dim});
+  json.Key("values_per_token").Int(list.values_per_token);
   json.Key("against").String(list.against);
   json.Key("responses_per_problem").Int(list.num_responses);
   json.Key("problems").BeginArray();
@@ -59,17 +68,12 @@ ComparisonList ParseComparisonList(std::string_view text, const std::string& sou
   const JsonValue format = json.Find("format");
   if (format.AsString() != kFormat) format.Fail(std::string("\"") + kFormat + "\"");
   const JsonValue version = json.Find("version");
-  if (version.AsInt() != kVersion) version.Fail("1");
+  if (version.AsInt() != 1 && version.AsInt() != kVersion) version.Fail("1 or 2");
   ComparisonList list;
   list.benchmark = json.Find("benchmark").AsString();
   list.model = json.Find("model").AsString();
-  const JsonValue geometry = json.Find("geometry");
-  if (!geometry.IsArray() || geometry.size() != 4) {
-    geometry.Fail("an array of layers, heads, KV heads and head size");
-  }
-  constexpr int64_t kMostOfShape = int64_t{1} << 24;
-  const auto shape = [&](size_t i) { return geometry.At(i).AsInt(1, kMostOfShape); };
-  list.geometry = {shape(0), shape(1), shape(2), shape(3)};
+  list.values_per_token = version.AsInt() == 1 ? ValuesOfGeometry(json.Find("geometry"))
+                                               : json.Find("values_per_token").AsInt(1, kMost);
   list.against = json.Find("against").AsString();
   list.num_responses = json.Find("responses_per_problem").AsInt(1, kMost);
   const JsonValue problems = json.Find("problems");

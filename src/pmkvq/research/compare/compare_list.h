@@ -24,8 +24,8 @@ struct ComparisonList {
   std::vector<std::string> problems;  // Ids.
   int64_t num_responses = 1;          // To each problem.
   std::string against;                // SPEC or "".
-  UniformKvGeometry geometry;
-  std::vector<ListedRun> runs;  // In the order of the tables, the baseline first.
+  int64_t values_per_token = 0;       // That the cache holds: KvGeometry::values.
+  std::vector<ListedRun> runs;        // In the order of the tables, the baseline first.
 };
 std::string ComparisonListJson(const ComparisonList& list);
 // Throws InvalidInput naming `source` and the field.

@@ -17,7 +17,7 @@ ComparisonList Example() {
   list.problems = {"p \"1\"", "p2"};
   list.num_responses = 3;
   list.against = "kivi";
-  list.geometry = {2, 4, 2, 16};
+  list.values_per_token = 128;
   list.runs = {{"fp16", 0, true, 0, 0}, {"kivi", 4096, true, 0, 0}, {"rtn", 4096, false, 9000, 77}};
   return list;
 }
@@ -27,10 +27,26 @@ TEST(ComparisonList, IsReadBack) {
   const ComparisonList list = ParseComparisonList(text, "list");
   EXPECT_EQ(ComparisonListJson(list), text);
   EXPECT_EQ(list.problems, Example().problems);
-  EXPECT_EQ(list.geometry.head_dim, 16);
+  EXPECT_EQ(list.values_per_token, 128);
   EXPECT_FALSE(list.runs.at(2).is_run);
   EXPECT_EQ(list.runs.at(2).needed_bytes, 9000);
   EXPECT_EQ(list.runs.at(2).needed_tokens, 77);
+}
+
+// A list of 2 blocks, 4 heads, 2 KV heads of 16, as it was written before models could differ in
+// more than that.
+TEST(ComparisonList, VersionOneIsRead) {
+  std::string text = ComparisonListJson(Example());
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos);
+    text.replace(at, from.size(), to);
+  };
+  replace("\"version\": 2", "\"version\": 1");
+  replace("\"values_per_token\": 128", "\"geometry\": [2, 4, 2, 16]");
+  EXPECT_EQ(ParseComparisonList(text, "list").values_per_token, 2 * 2 * 2 * 16);
+  replace("[2, 4, 2, 16]", "[2, 4, 2]");
+  ExpectError<InvalidInput>([&] { ParseComparisonList(text, "list"); }, {"geometry"});
 }
 
 TEST(ComparisonList, DamageIsNamed) {
@@ -43,8 +59,8 @@ TEST(ComparisonList, DamageIsNamed) {
     ExpectError<InvalidInput>([&] { ParseComparisonList(text, "list"); }, parts);
   };
   expect("pmkvq-comparison", "other", {"list", "format"});
-  expect("\"version\": 1", "\"version\": 2", {"version", "1"});
-  expect("\"geometry\"", "\"shape\"", {"geometry"});
+  expect("\"version\": 2", "\"version\": 3", {"version", "1 or 2"});
+  expect("\"values_per_token\"", "\"values\"", {"values_per_token"});
   expect("\"run\": true", "\"run\": 1", {"runs"});
   expect("4096", "-1", {"budget_bytes"});
 }

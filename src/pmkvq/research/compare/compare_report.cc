@@ -148,7 +148,7 @@ std::vector<std::string> Notes(const Comparison& comparison) {
         "problem by problem.");
   }
   notes.emplace_back(
-      comparison.max_len > 0 && comparison.geometry
+      comparison.max_len > 0 && comparison.values_per_token > 0
           ? fmt::format(
                 "bits: bytes per value of {0} tokens, every byte counted; peak: the most that "
                 "any sequence really took, so bits by peak lie below a method's width where "

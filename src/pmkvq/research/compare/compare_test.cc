@@ -157,7 +157,7 @@ Comparison ExampleComparison() {
   comparison.num_problems = 8;
   comparison.num_responses = 1;
   comparison.max_len = 4096;
-  comparison.geometry = UniformKvGeometry{12, 2, 1, 128};
+  comparison.values_per_token = 12 * 2 * 128;
   comparison.settings = {{"--data", "hash"}, {"--seed", "42"}};
   MethodRun fp16 = RunOf("fp16", "11111110");
   for (Outcome& outcome : fp16.outcomes) outcome.peak_bytes = 24 << 20;
