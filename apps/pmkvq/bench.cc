@@ -58,11 +58,13 @@ class Command {
   Options& options() { return *options_; }
   CLI::App& app() { return *command_; }
 
-  void AddShape(const std::string& layers_text) {
+  void AddShape(const std::string& layers_text, const std::vector<std::string>& more_names = {}) {
+    std::vector<std::string> names = ShapeNames();
+    names.insert(names.end(), more_names.begin(), more_names.end());
     command_
         ->add_option("--shape", options_->bench.shape,
-                     fmt::format("shape of the model: {}", fmt::join(ShapeNames(), ", ")))
-        ->transform(OneOf(ShapeNames()).description(""))
+                     fmt::format("shape of the model: {}", fmt::join(names, ", ")))
+        ->transform(OneOf(names).description(""))
         ->capture_default_str();
     command_->add_option("--layers", options_->bench.layers, "blocks " + layers_text)
         ->transform(WholeNumber(0, 1 << 16));
@@ -185,7 +187,7 @@ constexpr char kLayersTwo[] =
 
 void AddAttentionBench(CLI::App& bench) {
   Command command(bench, "attention", "one token's attention over a cache, from memory");
-  command.AddShape("(0: 1)");
+  command.AddShape("(0: 1)", LatentShapeNames());
   command.AddDepths({4096, 16384, 32768}, "stored tokens, one or more");
   command.AddBits({16, 8, 4, 2});
   command.AddAttention();

@@ -48,6 +48,17 @@ TEST(Bench, AttentionOfOneCaseIsFlat) {
   }
 }
 
+// Latents have a shape of their own, and a share of what bytes and arithmetic allow.
+TEST(Bench, AttentionOverLatents) {
+  const JsonValue json =
+      RunBench({"attention", "--shape", "minicpm3", "--bits", "4", "--depth", "1024"});
+  ExpectCeilings(json);
+  ExpectPositive(json, {"ns_per_token_head", "gb_per_s", "gmac_per_s", "percent_of_allowed"});
+  // 40 heads, 2 x 256 + 32 multiply-adds each.
+  EXPECT_NEAR(json.At("gmac_per_s").AsDouble() * json.At("ns_per_token_head").AsDouble(),
+              40 * (2 * 256 + 32), 1.0);
+}
+
 // PMKVQ_TARGET chooses the instruction set. A name that there is not is refused with those that
 // there are, of which the last is the least.
 TEST(Bench, RunsOnTheInstructionSetOfTheEnvironment) {

@@ -5,7 +5,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <optional>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -18,8 +20,8 @@ namespace {
 
 // One depth and width.
 struct Case {
-  Case(const UniformKvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored,
-       int width, SyntheticRows& rows)
+  Case(const KvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored, int width,
+       SyntheticRows& rows)
       : geometry(kv_geometry),
         depth(num_stored),
         bits(width),
@@ -28,11 +30,16 @@ struct Case {
         seq(cache.Open().value()) {
     FillCache(cache, geometry, seq, depth, rows);
     stored_bytes = StoredBytes(cache, seq);
-    q.resize(static_cast<size_t>(geometry.num_heads * geometry.head_dim));
-    k.resize(static_cast<size_t>(geometry.kv_dim()));
-    v.resize(k.size());
-    out.resize(q.size());
+    const KvBlockGeometry& block = geometry.block(0);
+    q.resize(static_cast<size_t>(block.q_values()));
+    k.resize(static_cast<size_t>(block.k().values()));
+    v.resize(static_cast<size_t>(block.v().values()));
+    out.resize(static_cast<size_t>(block.out_values()));
     rows.Fill(std::ssize(q), q.data());
+    if (block.is_latent()) {  // Their scale is part of the queries.
+      const auto scale = 1.0f / std::sqrt(static_cast<float>(block.values()));
+      for (float& value : q) value *= scale;
+    }
     rows.Fill(std::ssize(k), k.data());
     rows.Fill(std::ssize(v), v.data());
   }
@@ -43,7 +50,7 @@ struct Case {
     PMKVQ_CHECK(result != ReserveResult::kBudgetExhausted);
     cache.BeginForward({{seq, 1}});
     const double elapsed = TimeSeconds([&] {
-      for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+      for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
         cache.AppendAndAttend(layer, q.data(), k.data(), v.data(), out.data());
       }
     });
@@ -52,7 +59,14 @@ struct Case {
     return elapsed;
   }
 
-  UniformKvGeometry geometry;
+  // Multiply-adds of all blocks: of each query head with every stored key and value.
+  double num_products() const {
+    const KvBlockGeometry& block = geometry.block(0);
+    return static_cast<double>(block.q_values() + block.out_values()) *
+           static_cast<double>(depth * geometry.num_layers());
+  }
+
+  KvGeometry geometry;
   int64_t depth;
   int bits;
   PackedKvCache cache;
@@ -63,17 +77,13 @@ struct Case {
 };
 
 BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilings& ceilings) {
-  const UniformKvGeometry& geometry = item.geometry;
+  const KvBlockGeometry& block = item.geometry.block(0);
   const Spread time = item.seconds.ToSpread();
-  const double token_heads =
-      static_cast<double>(item.depth * geometry.num_kv_heads * geometry.num_layers);
+  const double token_heads = static_cast<double>(
+      item.depth * (block.is_latent() ? 1 : block.k().heads) * item.geometry.num_layers());
   const double to_ns = 1e9 / token_heads;
   const double gb_per_s = static_cast<double>(item.stored_bytes) / time.median / 1e9;
-  // Of QK and of PV: D multiply-adds per stored token and query head.
-  const double gmac_per_s = 2.0 *
-                            static_cast<double>(item.depth * geometry.num_heads *
-                                                geometry.head_dim * geometry.num_layers) /
-                            time.median / 1e9;
+  const double gmac_per_s = item.num_products() / time.median / 1e9;
   BenchFields row;
   row.Add("depth", item.depth, "depth");
   row.Add("bits", int64_t{item.bits}, "bits");
@@ -88,16 +98,45 @@ BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilin
   row.Add("percent_of_float_peak", 200.0 * gmac_per_s / ceilings.float_gflop_per_s(), "% of float",
           1);
   row.Add("percent_of_int8_peak", 100.0 * gmac_per_s / ceilings.int8_gmac_per_s(), "% of int8", 1);
+  if (block.is_latent()) {
+    // The longer one of reading the bytes and of multiplying in float.
+    const double least = std::max(static_cast<double>(item.stored_bytes) / ceilings.read_gb_per_s(),
+                                  2.0 * item.num_products() / ceilings.float_gflop_per_s()) /
+                         1e9;
+    row.Add("percent_of_allowed", 100.0 * least / time.median, "% of allowed", 1);
+  }
   return row;
+}
+
+// The blocks asked for, of a shape with keys and values or of one with latents.
+KvGeometry GeometryOf(const BenchOptions& options) {
+  if (const std::optional<KvBlockGeometry> block = NamedLatentShape(options.shape)) {
+    KvGeometry geometry;
+    geometry.blocks.assign(static_cast<size_t>(std::max<int64_t>(1, options.layers)), *block);
+    return geometry;
+  }
+  const ModelConfig shape = internal::ShapeOf(options, 1);
+  return UniformKvGeometry{shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
+}
+
+BenchReport NewReport(const BenchOptions& options, const KvGeometry& geometry) {
+  if (!HasLatents(geometry)) {
+    return internal::NewReport(options, "attention", internal::ShapeOf(options, 1));
+  }
+  BenchReport report;
+  report.facts.Add("bench", std::string("attention"));
+  report.facts.Add("shape", options.shape);
+  report.facts.Add("layers", geometry.num_layers());
+  report.facts.Add("repeat", int64_t{options.repeat});
+  report.facts.AddText("shape", fmt::format("{}: {}", options.shape, Describe(geometry)));
+  return report;
 }
 
 }  // namespace
 
 BenchReport BenchAttention(const BenchOptions& options) {
   internal::CheckOptions(options);
-  const ModelConfig shape = internal::ShapeOf(options, 1);
-  const UniformKvGeometry geometry{shape.num_layers, shape.num_heads, shape.num_kv_heads,
-                                   shape.head_dim};
+  const KvGeometry geometry = GeometryOf(options);
   int64_t bytes = 0;
   for (const int64_t depth : options.depths) {
     if (depth == 0) {
@@ -105,7 +144,7 @@ BenchReport BenchAttention(const BenchOptions& options) {
     }
     for (const int bits : options.bits) {
       bytes += UniformCacheConfig(geometry, bits, depth + kPageTokens, 1, 1).budget_bytes[0] *
-               geometry.num_layers;
+               geometry.num_layers();
     }
   }
   CheckMemory(bytes, "give fewer --depth or --bits at a time");
@@ -128,13 +167,17 @@ BenchReport BenchAttention(const BenchOptions& options) {
     }
   });
 
-  BenchReport report = internal::NewReport(options, "attention", shape);
+  BenchReport report = NewReport(options, geometry);
   ceilings.AddTo(report.facts);
   BenchTable table{"rows", "attention of one token, from memory", {}};
   for (const auto& item : cases) table.rows.push_back(Describe(*item, options, ceilings));
   report.tables.push_back(std::move(table));
   report.notes.push_back(
-      "token-head: one stored token of one KV head, its K and V, for all query heads of that head");
+      HasLatents(geometry)
+          ? "token-head: one stored token, for all query heads; allowed: the longer one of reading "
+            "its bytes and of its multiply-adds in float"
+          : "token-head: one stored token of one KV head, its K and V, for all query heads of that "
+            "head");
   return report;
 }
 

@@ -28,7 +28,31 @@ constexpr NamedSizes kShapes[] = {
     {"longcot", "Qwen2ForCausalLM", 12, 2, 1, 256, 768},
 };
 
+struct LatentSizes {
+  const char* name;
+  int64_t heads, latent, rope;
+};
+
+constexpr LatentSizes kLatentShapes[] = {
+    {"deepseek-v2-lite", 16, 512, 64},
+    {"minicpm3", 40, 256, 32},
+    {"deepseek-v2", 128, 512, 64},
+};
+
 }  // namespace
+
+std::vector<std::string> LatentShapeNames() {
+  std::vector<std::string> names;
+  for (const LatentSizes& shape : kLatentShapes) names.emplace_back(shape.name);
+  return names;
+}
+
+std::optional<KvBlockGeometry> NamedLatentShape(std::string_view name) {
+  for (const LatentSizes& shape : kLatentShapes) {
+    if (name == shape.name) return LatentBlockOf(shape.heads, shape.latent, shape.rope);
+  }
+  return std::nullopt;
+}
 
 std::vector<std::string> ShapeNames() {
   std::vector<std::string> names;

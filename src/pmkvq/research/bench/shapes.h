@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "pmkvq/io/model_config.h"
+#include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/model/model.h"
 
 namespace pmkvq {
@@ -22,6 +24,12 @@ std::vector<std::string> ShapeNames();
 // The configuration of a shape with `layers` blocks (0: as many as the model has) and
 // kBenchVocabulary. Throws InvalidInput for another name.
 ModelConfig NamedShape(std::string_view name, int64_t layers);
+
+// Shapes of latent attention, for BenchAttention: "deepseek-v2-lite" (16 heads), "minicpm3" (40),
+// "deepseek-v2" (128).
+std::vector<std::string> LatentShapeNames();
+// One block of such a shape; nothing for another name.
+std::optional<KvBlockGeometry> NamedLatentShape(std::string_view name);
 
 // The matrices of one block, in the model's order, by their names in checkpoints: "q_proj", ...
 struct BlockMatrix {

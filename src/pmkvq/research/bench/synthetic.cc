@@ -86,7 +86,7 @@ void SyntheticRows::Fill(int64_t count, float* out) {
   }
 }
 
-CacheConfig UniformCacheConfig(const UniformKvGeometry& geometry, int bits, int64_t max_tokens,
+CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
                                int64_t max_sequences, int num_threads, AttentionMode attention) {
   CacheConfig config;
   config.geometry = geometry;
@@ -95,23 +95,26 @@ CacheConfig UniformCacheConfig(const UniformKvGeometry& geometry, int bits, int6
   config.floor_bits = bits;
   config.num_threads = num_threads;
   config.attention = attention;
-  config.budget_bytes.assign(static_cast<size_t>(geometry.num_layers),
-                             BlockBytes(config, 0, max_tokens, bits, bits));
+  for (size_t layer = 0; layer < geometry.blocks.size(); ++layer) {
+    config.budget_bytes.push_back(FloorBytes(config, layer, max_tokens));
+  }
   return config;
 }
 
-void FillCache(PackedKvCache& cache, const UniformKvGeometry& geometry, SequenceId seq,
-               int64_t num_tokens, SyntheticRows& rows) {
-  std::vector<float> k(static_cast<size_t>(kFillChunk * geometry.kv_dim()));
-  std::vector<float> v(k.size());
+void FillCache(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq, int64_t num_tokens,
+               SyntheticRows& rows) {
+  std::vector<float> k;
+  std::vector<float> v;
   for (int64_t done = 0; done < num_tokens;) {
     const int64_t chunk = std::min(kFillChunk, num_tokens - done);
     const ReserveResult result = cache.Reserve(seq, chunk);
     PMKVQ_CHECK_MSG(result != ReserveResult::kBudgetExhausted, "the budget does not hold the fill");
     cache.BeginForward({{seq, chunk}});
-    for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
-      rows.Fill(chunk * geometry.kv_dim(), k.data());
-      rows.Fill(chunk * geometry.kv_dim(), v.data());
+    for (int64_t layer = 0; layer < geometry.num_layers(); ++layer) {
+      k.resize(static_cast<size_t>(chunk * geometry.block(layer).k().values()));
+      v.resize(static_cast<size_t>(chunk * geometry.block(layer).v().values()));
+      rows.Fill(std::ssize(k), k.data());
+      rows.Fill(std::ssize(v), v.data());
       cache.Append(layer, k.data(), v.data());
     }
     cache.EndForward();

@@ -31,16 +31,16 @@ class SyntheticRows {
   Random random_;
 };
 
-// A cache in which every page closes at once at `bits` (16: fp16), with room for `max_tokens` in
-// each of `max_sequences` sequences.
-CacheConfig UniformCacheConfig(const UniformKvGeometry& geometry, int bits, int64_t max_tokens,
+// A cache in which every page closes at once at `bits` (16: fp16; the rope part of latents at 8
+// bits at least), with room for `max_tokens` in each of `max_sequences` sequences.
+CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
                                int64_t max_sequences, int num_threads,
                                AttentionMode attention = AttentionMode::kAccurate);
 
 // Appends `num_tokens` synthetic tokens to `seq` without attending to anything. The budget must
 // hold them.
-void FillCache(PackedKvCache& cache, const UniformKvGeometry& geometry, SequenceId seq,
-               int64_t num_tokens, SyntheticRows& rows);
+void FillCache(PackedKvCache& cache, const KvGeometry& geometry, SequenceId seq, int64_t num_tokens,
+               SyntheticRows& rows);
 
 // Bytes of stored keys and values of one sequence, as allocated.
 int64_t StoredBytes(const PackedKvCache& cache, SequenceId seq);
