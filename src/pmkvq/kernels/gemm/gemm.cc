@@ -284,6 +284,7 @@ CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : 
 
 UnroundedProducts::UnroundedProducts() { ++unrounded_products; }
 UnroundedProducts::~UnroundedProducts() { --unrounded_products; }
+bool UnroundedProducts::AreAskedFor() { return unrounded_products > 0; }
 
 ObservedProducts::ObservedProducts(ProductObserver& observer) : before_(product_observer) {
   product_observer = &observer;

@@ -13,6 +13,9 @@ class UnroundedProducts {
   ~UnroundedProducts();
   UnroundedProducts(const UnroundedProducts&) = delete;
   UnroundedProducts& operator=(const UnroundedProducts&) = delete;
+
+  // Whether one lives on this thread: for work that is handed to other threads.
+  static bool AreAskedFor();
 };
 
 }  // namespace pmkvq

@@ -119,25 +119,39 @@ struct Rotation {
 // Calls rotate_head(rotation, head index, head's data) for every head of every row.
 template <class Real, class RotateHead>
 void ForEachHead(const RopeTable& table, const int64_t* positions, int64_t num_rows,
-                 int64_t num_heads, Real* x, const ExecContext& exec, RotateHead rotate_head) {
+                 const RopeHeads& heads, Real* x, const ExecContext& exec, RotateHead rotate_head) {
   constexpr double kNsPerPair = 10;  // Its sine and cosine, in double, once per row.
   constexpr double kNsPerElement = 0.3;
   constexpr int64_t kGrainRows = 16;
   const int64_t head_dim = table.head_dim();
   const double row_ns = static_cast<double>(head_dim / 2) * kNsPerPair +
-                        static_cast<double>(num_heads * head_dim) * kNsPerElement;
+                        static_cast<double>(heads.num_heads * head_dim) * kNsPerElement;
   const int threads = UsefulThreads(exec.num_threads, static_cast<double>(num_rows) * row_ns);
   const auto rotate_rows = [&](int64_t begin, int64_t end) {
     static thread_local Rotation<Real> rotation;  // Decoding a token allocates nothing.
     rotation.Resize(static_cast<size_t>(head_dim / 2));
     for (int64_t row = begin; row < end; ++row) {
       rotation.Set(table, positions[row]);
-      for (int64_t head = 0; head < num_heads; ++head) {
-        rotate_head(rotation, head, x + (row * num_heads + head) * head_dim);
+      for (int64_t head = 0; head < heads.num_heads; ++head) {
+        rotate_head(rotation, head, x + row * heads.row_stride + head * heads.head_stride);
       }
     }
   };
   ParallelForRanges(threads, num_rows, kGrainRows, rotate_rows);
+}
+
+// Heads one behind the other.
+RopeHeads HalvesOf(const RopeTable& table, int64_t num_heads) {
+  return {num_heads, num_heads * table.head_dim(), table.head_dim(), false};
+}
+
+// Where the two values of pair i lie in a head.
+struct PairPlaces {
+  int64_t step;    // Between one pair's values and the next one's.
+  int64_t second;  // From a pair's first value to its second.
+};
+PairPlaces PlacesOf(const RopeTable& table, bool in_pairs) {
+  return in_pairs ? PairPlaces{2, 1} : PairPlaces{1, table.head_dim() / 2};
 }
 
 }  // namespace
@@ -158,10 +172,46 @@ RopeTable::RopeTable(const RopeParams& params)
 }
 
 template <class Real>
+void RotateHeads(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                 const RopeHeads& heads, Real* x, const ExecContext& exec) {
+  const int64_t half = table.head_dim() / 2;
+  const PairPlaces places = PlacesOf(table, heads.in_pairs);
+  ForEachHead(table, positions, num_rows, heads, x, exec,
+              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
+                const Real* cos = rotation.cos.data();
+                const Real* sin = rotation.sin.data();
+                for (int64_t i = 0; i < half; ++i, data += places.step) {
+                  const Real first = data[0];
+                  const Real second = data[places.second];
+                  data[0] = first * cos[i] - second * sin[i];
+                  data[places.second] = second * cos[i] + first * sin[i];
+                }
+              });
+}
+
+template <class Real>
+void RotateHeadsGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                     const RopeHeads& heads, Real* x, const ExecContext& exec) {
+  const int64_t half = table.head_dim() / 2;
+  const PairPlaces places = PlacesOf(table, heads.in_pairs);
+  ForEachHead(table, positions, num_rows, heads, x, exec,
+              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
+                const Real* cos = rotation.cos.data();
+                const Real* sin = rotation.sin.data();
+                for (int64_t i = 0; i < half; ++i, data += places.step) {
+                  const Real first = data[0];
+                  const Real second = data[places.second];
+                  data[0] = first * cos[i] + second * sin[i];
+                  data[places.second] = second * cos[i] - first * sin[i];
+                }
+              });
+}
+
+template <class Real>
 void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                int64_t num_heads, const float* scales, Real* x, const ExecContext& exec) {
   const int64_t half = table.head_dim() / 2;
-  ForEachHead(table, positions, num_rows, num_heads, x, exec,
+  ForEachHead(table, positions, num_rows, HalvesOf(table, num_heads), x, exec,
               [=](const Rotation<Real>& rotation, int64_t head, Real* data) {
                 const Real* cos = rotation.cos.data();
                 const Real* sin = rotation.sin.data();
@@ -184,26 +234,18 @@ void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_row
 template <class Real>
 void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                    int64_t num_heads, Real* x, const ExecContext& exec) {
-  const int64_t half = table.head_dim() / 2;
-  ForEachHead(table, positions, num_rows, num_heads, x, exec,
-              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
-                const Real* cos = rotation.cos.data();
-                const Real* sin = rotation.sin.data();
-                Real* upper = data + half;
-                for (int64_t i = 0; i < half; ++i) {
-                  const Real first = data[i];
-                  const Real second = upper[i];
-                  data[i] = first * cos[i] + second * sin[i];
-                  upper[i] = second * cos[i] - first * sin[i];
-                }
-              });
+  RotateHeadsGrad(table, positions, num_rows, HalvesOf(table, num_heads), x, exec);
 }
 
-#define PMKVQ_INSTANTIATE(Real)                                                                   \
-  template void ApplyRope<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, const float*, \
-                                Real*, const ExecContext&);                                       \
-  template void ApplyRopeGrad<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, Real*,    \
-                                    const ExecContext&);
+#define PMKVQ_INSTANTIATE(Real)                                                                    \
+  template void ApplyRope<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, const float*,  \
+                                Real*, const ExecContext&);                                        \
+  template void ApplyRopeGrad<Real>(const RopeTable&, const int64_t*, int64_t, int64_t, Real*,     \
+                                    const ExecContext&);                                           \
+  template void RotateHeads<Real>(const RopeTable&, const int64_t*, int64_t, const RopeHeads&,     \
+                                  Real*, const ExecContext&);                                      \
+  template void RotateHeadsGrad<Real>(const RopeTable&, const int64_t*, int64_t, const RopeHeads&, \
+                                      Real*, const ExecContext&);
 PMKVQ_INSTANTIATE(float)
 PMKVQ_INSTANTIATE(double)
 #undef PMKVQ_INSTANTIATE

@@ -4,6 +4,8 @@
 // with frequencies f_i = theta^(-2i/D), changed by linear, llama3 or yarn scaling or divided by one
 // factor each, and cos and sin multiplied by yarn's attention factor.
 //
+// Or in the form of pairs (DeepSeek): y[2i], y[2i + 1] of x[2i], x[2i + 1] in place of i, i + D/2.
+//
 // Key scales (PM-KVQ's reparameterisation, eq. 9) have one value per pair (i, i + D/2), commute
 // with the rotation, and are applied in the same pass.
 #pragma once
@@ -60,5 +62,22 @@ void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_row
 template <class Real>
 void ApplyRopeGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                    int64_t num_heads, Real* x, const ExecContext& exec);
+
+// Where the rotated values lie: head h of row t has D of them from x + t * row_stride + h *
+// head_stride on.
+struct RopeHeads {
+  int64_t num_heads = 0;
+  int64_t row_stride = 0;
+  int64_t head_stride = 0;
+  bool in_pairs = false;  // Channels 2i and 2i + 1 belong together, not i and i + D/2.
+};
+
+// ApplyRope and ApplyRopeGrad of such values, without scales. Others stay as they are.
+template <class Real>
+void RotateHeads(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                 const RopeHeads& heads, Real* x, const ExecContext& exec);
+template <class Real>
+void RotateHeadsGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+                     const RopeHeads& heads, Real* x, const ExecContext& exec);
 
 }  // namespace pmkvq

@@ -227,6 +227,47 @@ TEST(RopeTest, GradientMatchesFiniteDifferences) {
   }
 }
 
+// Heads that lie apart, as halves and as pairs: the values of each, taken out and sorted, are those
+// of ApplyRope, and nothing else changes. The same for the gradient.
+TEST(RopeTest, HeadsThatLieApartInHalvesAndInPairs) {
+  const RopeTable table = TableForRotation(1.3);
+  constexpr int64_t kDim = 8;
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kHeads = 3;
+  constexpr int64_t kBefore = 3;  // Values of a head that are not rotated.
+  const int64_t positions[kRows] = {0, 1, 7, 100, 3};
+  for (const bool in_pairs : {false, true}) {
+    const RopeHeads heads{kHeads, kHeads * (kBefore + kDim) + 2, kBefore + kDim, in_pairs};
+    const auto place = [&](int64_t row, int64_t head, int64_t i) {
+      const int64_t channel = in_pairs ? i % (kDim / 2) * 2 + i / (kDim / 2) : i;
+      return static_cast<size_t>(row * heads.row_stride + head * heads.head_stride + kBefore +
+                                 channel);
+    };
+    for (const bool is_gradient : {false, true}) {
+      const auto before = RandomReals<float>(kRows * heads.row_stride, 9);
+      std::vector<float> packed(kRows * kHeads * kDim);
+      const auto each = [&](auto body) {
+        for (int64_t i = 0; i < std::ssize(packed); ++i) {
+          body(packed[static_cast<size_t>(i)],
+               place(i / (kHeads * kDim), i / kDim % kHeads, i % kDim));
+        }
+      };
+      each([&](float& value, size_t from) { value = before[from]; });
+      std::vector<float> x = before;
+      if (is_gradient) {
+        ApplyRopeGrad(table, positions, kRows, kHeads, packed.data(), 1);
+        RotateHeadsGrad(table, positions, kRows, heads, x.data() + kBefore, 2);
+      } else {
+        ApplyRope(table, positions, kRows, kHeads, nullptr, packed.data(), 1);
+        RotateHeads(table, positions, kRows, heads, x.data() + kBefore, 2);
+      }
+      std::vector<float> expected = before;
+      each([&](float value, size_t to) { expected[to] = value; });
+      EXPECT_EQ(x, expected) << in_pairs << is_gradient;
+    }
+  }
+}
+
 TEST(RopeTest, FactorsDivideFrequencies) {
   RopeParams params;
   params.head_dim = 8;
