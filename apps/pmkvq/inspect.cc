@@ -82,6 +82,21 @@ std::string DescribeTokenizerOf(const std::string& model) {
   }
 }
 
+// Latent attention caches one latent and one rope key a token.
+void AddHeads(const ModelConfig& config, std::vector<Field>& fields) {
+  if (!config.mla) {
+    fields.push_back(Number("kv_heads", config.num_kv_heads));
+    fields.push_back(Number("head_dim", config.head_dim));
+    return;
+  }
+  const MlaConfig& mla = *config.mla;
+  fields.push_back(Number("head_dim", config.head_dim));
+  fields.push_back(Number("value_head_dim", mla.value_dim));
+  fields.push_back(Number("kv_latent", mla.latent));
+  fields.push_back(Number("rope_key", mla.rope_dim));
+  if (mla.query_rank > 0) fields.push_back(Number("query_latent", mla.query_rank));
+}
+
 void InspectModel(const Options& options) {
   const Checkpoint checkpoint = Checkpoint::Open(options.path);
   for (const std::string& warning : checkpoint.warnings()) StderrLog().Warning(warning);
@@ -107,13 +122,13 @@ void InspectModel(const Options& options) {
       Number("hidden_size", config.hidden_size),
       Number("intermediate_size", config.intermediate_size),
       Number("heads", config.num_heads),
-      Number("kv_heads", config.num_kv_heads),
-      Number("head_dim", config.head_dim),
-      Number("vocab_size", config.vocab_size),
-      Number("max_position_embeddings", config.max_position_embeddings),
-      Number("kv_bytes_per_token_at_16_bit", 4 * config.num_layers * config.kv_dim()),
-      Text("identity", checkpoint.Identity()),
   };
+  AddHeads(config, fields);
+  fields.insert(fields.end(),
+                {Number("vocab_size", config.vocab_size),
+                 Number("max_position_embeddings", config.max_position_embeddings),
+                 Number("kv_bytes_per_token_at_16_bit", 2 * KvGeometryOf(config).values()),
+                 Text("identity", checkpoint.Identity())});
   if (!config.sliding_windows.empty()) {
     const int64_t window =
         *std::max_element(config.sliding_windows.begin(), config.sliding_windows.end());

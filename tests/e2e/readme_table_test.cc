@@ -17,6 +17,7 @@
 #include "pmkvq/text/split_patterns.h"
 #include "pmkvq/text/tokenizer.h"
 #include "support/fp8_model.h"
+#include "support/fused_model.h"
 #include "support/gguf_model.h"
 #include "support/gguf_vocabulary.h"
 #include "support/run_program.h"
@@ -75,6 +76,8 @@ TinyModel Tiny(const std::string& architecture) {
   if (architecture == "MixtralForCausalLM") tiny = TinyModels().at("mixtral_f32");
   if (architecture == "Qwen3MoeForCausalLM") tiny = TinyModels().at("qwen3_moe_normalized_f32");
   if (architecture == "Gemma3ForCausalLM") tiny = TinyModels().at("gemma3_f32");
+  if (architecture == "DeepseekV2ForCausalLM") tiny = TinyModels().at("deepseek2_f32");
+  if (architecture == "DeepseekV3ForCausalLM") tiny = TinyModels().at("deepseek3_bf16");
   return tiny;
 }
 
@@ -377,9 +380,9 @@ Names KnownToTheProgram() {
 
 Samples AllSamples() {
   Samples samples;
-  for (const char* name :
-       {"Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-        "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
+  for (const char* name : {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Gemma3ForCausalLM",
+                           "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
+                           "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}) {
     samples[{kConfig, name}] = [=] { ExpectFolder(Tiny(name)); };
   }
   samples[{kConfig, "Phi3ForCausalLM"}] = ExpectPhi3;
@@ -398,7 +401,8 @@ Samples AllSamples() {
                        {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}}})");
   };
   for (const auto& [name, architecture] :
-       std::map<std::string, std::string>{{"llama", "LlamaForCausalLM"},
+       std::map<std::string, std::string>{{"deepseek2", "DeepseekV2ForCausalLM"},
+                                          {"llama", "LlamaForCausalLM"},
                                           {"qwen2", "Qwen2ForCausalLM"},
                                           {"qwen3", "Qwen3ForCausalLM"},
                                           {"qwen3moe", "Qwen3MoeForCausalLM"}}) {

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pmkvq/io/weights/fp8_weights.h"
@@ -15,12 +16,12 @@ struct Fp8Model {
   static constexpr int64_t kBlock = 24;  // Divides no size of the model.
 
   // One scale for each block of kBlock x kBlock, or for each row.
-  explicit Fp8Model(bool by_row = false) {
+  explicit Fp8Model(bool by_row = false, TinyModel model = {}) : tiny(std::move(model)) {
     tiny.dtype = DType::kBF16;
     plain = MakeTinyWeights(tiny);
     Random random(11);
     for (auto& [name, tensor] : plain) {
-      if (name.find("_proj.weight") == std::string::npos) {
+      if (name.find("_proj") == std::string::npos || !name.ends_with(".weight")) {
         fp8.emplace(name, tensor);
         continue;
       }

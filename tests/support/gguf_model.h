@@ -20,6 +20,7 @@ inline std::string GgufArchitectureOf(const TinyModel& model) {
   if (model.architecture == "Qwen2ForCausalLM") return "qwen2";
   if (model.architecture == "Qwen3ForCausalLM") return "qwen3";
   if (model.architecture == "Qwen3MoeForCausalLM") return "qwen3moe";
+  if (model.is_mla()) return "deepseek2";
   return "llama";
 }
 
@@ -49,9 +50,18 @@ inline GgufWriter GgufMetadataOf(const TinyModel& model) {
   number("feed_forward_length", model.inner);
   number("attention.head_count", model.heads);
   number("attention.head_count_kv", model.kv_heads);
-  number("attention.key_length", model.head_dim);
-  number("attention.value_length", model.head_dim);
-  number("rope.dimension_count", model.head_dim);
+  if (model.is_mla()) {
+    if (model.query_rank > 0) number("attention.q_lora_rank", model.query_rank);
+    number("attention.kv_lora_rank", model.latent);
+    number("attention.key_length", model.nope_dim + model.rope_dim);
+    number("attention.value_length", model.value_dim);
+    number("rope.dimension_count", model.rope_dim);
+    if (model.shared_experts > 0) number("expert_shared_count", model.shared_experts);
+  } else {
+    number("attention.key_length", model.head_dim);
+    number("attention.value_length", model.head_dim);
+    number("rope.dimension_count", model.head_dim);
+  }
   if (model.experts > 0) {
     number("expert_count", model.experts);
     number("expert_used_count", model.chosen);

@@ -52,6 +52,15 @@ struct TinyModel {
   int64_t dense_layer = -1;
   int64_t window_pattern = 0;  // Of is_gemma: each so many-th block has no window, in place of
                                // full_layers.
+  // Latent attention (DeepSeek), where latent > 0: heads have nope_dim + rope_dim values of keys,
+  // of which the last have RoPE, and value_dim of values. kv_heads and head_dim are not used.
+  int64_t latent = 0;
+  int64_t query_rank = 0;  // 0: queries go through no latent.
+  int64_t nope_dim = 8;
+  int64_t rope_dim = 8;
+  int64_t value_dim = 12;
+  bool rope_in_pairs = true;
+  int64_t shared_experts = 0;  // Of latent attention, beside `experts`.
   static constexpr double kQueryScalar = 20;
   static constexpr double kLocalTheta = 500;
 
@@ -59,6 +68,8 @@ struct TinyModel {
     if (window == 0) return false;
     return window_pattern > 0 ? (layer + 1) % window_pattern != 0 : layer >= full_layers;
   }
+  bool is_mla() const { return latent > 0; }
+  int64_t query_dim() const { return heads * (is_mla() ? nope_dim + rope_dim : head_dim); }
   bool is_mixtral() const { return architecture == "MixtralForCausalLM"; }
   bool has_experts(int64_t layer) const { return experts > 0 && layer != dense_layer; }
   int64_t expert_size() const { return is_mixtral() ? inner : expert_inner; }
@@ -113,6 +124,19 @@ inline std::map<std::string, TinyModel> TinyModels() {
                               .dense_layer = 1};
   models["qwen3_moe_normalized_f32"] = {
       .architecture = "Qwen3MoeForCausalLM", .qk_norm = true, .experts = 6, .normalizes = true};
+  // Of V2 with a dense block in front, and as V3, without experts.
+  models["deepseek2_f32"] = {.architecture = "DeepseekV2ForCausalLM",
+                             .experts = 6,
+                             .dense_layer = 0,
+                             .latent = 16,
+                             .shared_experts = 2};
+  models["deepseek3_bf16"] = {.architecture = "DeepseekV3ForCausalLM",
+                              .dtype = DType::kBF16,
+                              .latent = 24,
+                              .query_rank = 20,
+                              .nope_dim = 16,
+                              .value_dim = 40,
+                              .rope_in_pairs = false};
   models["gemma3_f32"] = {.architecture = "Gemma3ForCausalLM",
                           .tied = true,
                           .qk_norm = true,
@@ -183,10 +207,26 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     const std::string block = "model.layers." + std::to_string(layer) + ".";
     norm(block + "input_layernorm.weight", model.hidden);
-    linear(block + "self_attn.q_proj", model.q_dim(), model.hidden, model.qkv_bias);
-    linear(block + "self_attn.k_proj", model.kv_dim(), model.hidden, model.qkv_bias);
-    linear(block + "self_attn.v_proj", model.kv_dim(), model.hidden, model.qkv_bias);
-    linear(block + "self_attn.o_proj", model.hidden, model.q_dim(), model.o_bias);
+    if (model.is_mla()) {
+      const std::string attention = block + "self_attn.";
+      if (model.query_rank > 0) {
+        linear(attention + "q_a_proj", model.query_rank, model.hidden, false);
+        norm(attention + "q_a_layernorm.weight", model.query_rank);
+        linear(attention + "q_b_proj", model.query_dim(), model.query_rank, false);
+      } else {
+        linear(attention + "q_proj", model.query_dim(), model.hidden, false);
+      }
+      linear(attention + "kv_a_proj_with_mqa", model.latent + model.rope_dim, model.hidden, false);
+      norm(attention + "kv_a_layernorm.weight", model.latent);
+      linear(attention + "kv_b_proj", model.heads * (model.nope_dim + model.value_dim),
+             model.latent, false);
+      linear(attention + "o_proj", model.hidden, model.heads * model.value_dim, false);
+    } else {
+      linear(block + "self_attn.q_proj", model.q_dim(), model.hidden, model.qkv_bias);
+      linear(block + "self_attn.k_proj", model.kv_dim(), model.hidden, model.qkv_bias);
+      linear(block + "self_attn.v_proj", model.kv_dim(), model.hidden, model.qkv_bias);
+      linear(block + "self_attn.o_proj", model.hidden, model.q_dim(), model.o_bias);
+    }
     if (model.qk_norm) {
       norm(block + "self_attn.q_norm.weight", model.head_dim);
       norm(block + "self_attn.k_norm.weight", model.head_dim);
@@ -203,6 +243,12 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
         linear(block + model.expert(i, "up"), model.expert_size(), model.hidden, false);
         linear(block + model.expert(i, "down"), model.hidden, model.expert_size(), false);
       }
+      if (model.shared_experts > 0) {
+        const int64_t inner = model.shared_experts * model.expert_size();
+        linear(block + "mlp.shared_experts.gate_proj", inner, model.hidden, false);
+        linear(block + "mlp.shared_experts.up_proj", inner, model.hidden, false);
+        linear(block + "mlp.shared_experts.down_proj", model.hidden, inner, false);
+      }
       continue;
     }
     linear(block + "mlp.gate_proj", model.inner, model.hidden, false);
@@ -210,30 +256,6 @@ inline TinyWeights MakeTinyWeights(const TinyModel& model) {
     linear(block + "mlp.down_proj", model.hidden, model.inner, false);
   }
   return weights;
-}
-
-// The same weights with the fused matrices of Phi-3; F32.
-inline TinyWeights FusedAsPhi3(const TinyModel& model, const TinyWeights& plain) {
-  TinyWeights fused = plain;
-  const auto fuse = [&](const std::string& name, const std::vector<std::string>& parts) {
-    std::vector<float> values;
-    for (const std::string& part : parts) {
-      const Tensor& tensor = plain.at(part);
-      values.insert(values.end(), tensor.As<float>(), tensor.As<float>() + tensor.num_elements());
-      fused.erase(part);
-    }
-    Tensor whole(DType::kF32, {std::ssize(values) / model.hidden, model.hidden});
-    std::copy(values.begin(), values.end(), whole.As<float>());
-    fused.emplace(name, std::move(whole));
-  };
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
-    const std::string mlp = "model.layers." + std::to_string(layer) + ".mlp.";
-    fuse(attention + "qkv_proj.weight",
-         {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
-    fuse(mlp + "gate_up_proj.weight", {mlp + "gate_proj.weight", mlp + "up_proj.weight"});
-  }
-  return fused;
 }
 
 inline std::string TinyConfigJson(const TinyModel& model) {
@@ -254,7 +276,19 @@ inline std::string TinyConfigJson(const TinyModel& model) {
                                       : "\"layer_types\": [" + types + "],\n";
   }
   std::string moe;
-  if (model.experts > 0) {
+  if (model.is_mla()) {
+    const std::string rank = model.query_rank > 0 ? std::to_string(model.query_rank) : "null";
+    moe = "\"q_lora_rank\": " + rank +
+          ",\n\"rope_interleave\": " + (model.rope_in_pairs ? "true" : "false") + ",\n" +
+          field("kv_lora_rank", model.latent) + field("qk_nope_head_dim", model.nope_dim) +
+          field("qk_rope_head_dim", model.rope_dim) + field("v_head_dim", model.value_dim);
+    moe += model.experts == 0 ? "\"n_routed_experts\": null,\n"
+                              : field("n_routed_experts", model.experts) +
+                                    field("num_experts_per_tok", model.chosen) +
+                                    field("n_shared_experts", model.shared_experts) +
+                                    field("moe_intermediate_size", model.expert_inner) +
+                                    field("first_k_dense_replace", model.dense_layer + 1);
+  } else if (model.experts > 0) {
     moe = field(model.is_mixtral() ? "num_local_experts" : "num_experts", model.experts) +
           field("num_experts_per_tok", model.chosen);
     if (!model.is_mixtral()) {
@@ -268,7 +302,8 @@ inline std::string TinyConfigJson(const TinyModel& model) {
   return "{\"architectures\": [\"" + model.architecture + "\"],\n" +
          field("vocab_size", model.vocab) + field("hidden_size", model.hidden) +
          field("intermediate_size", model.inner) + field("num_hidden_layers", model.layers) +
-         field("num_attention_heads", model.heads) + field("num_key_value_heads", model.kv_heads) +
+         field("num_attention_heads", model.heads) +
+         field("num_key_value_heads", model.is_mla() ? model.heads : model.kv_heads) +
          field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) + gemma + moe +
          "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
          (model.window > 0 ? field("sliding_window", model.window) +
@@ -305,7 +340,11 @@ class TinyModelOracle {
     }
     for (int64_t layer = 0; layer < model_.layers; ++layer) {
       const std::string block = "model.layers." + std::to_string(layer) + ".";
-      AddAttention(block, model_.has_window(layer) ? model_.window : 0, x);
+      if (model_.is_mla()) {
+        AddLatentAttention(block, x);
+      } else {
+        AddAttention(block, model_.has_window(layer) ? model_.window : 0, x);
+      }
       for (Row& row : x) AddMlp(block, row);
     }
     std::vector<double> logits;
@@ -339,14 +378,14 @@ class TinyModelOracle {
     return y;
   }
 
-  Row Norm(const std::string& name, const Row& x) const {
+  Row Norm(const std::string& name, const Row& x, double eps = 1e-5) const {
     const Row weight = Weight(name);
     double sum = 0.0;
     for (const double value : x) sum += value * value;
     Row y = x;
     for (size_t i = 0; i < x.size(); ++i) {
       y[i] *= ((model_.is_gemma ? 1.0 : 0.0) + weight[i]) /
-              std::sqrt(sum / static_cast<double>(x.size()) + 1e-5);
+              std::sqrt(sum / static_cast<double>(x.size()) + eps);
     }
     return y;
   }
@@ -396,6 +435,73 @@ class TinyModelOracle {
       }
       Row y = Linear(block + "self_attn.o_proj", out, model_.hidden);
       if (model_.is_gemma) y = Norm(block + "post_attention_layernorm.weight", y);
+      for (size_t i = 0; i < y.size(); ++i) x[t][i] += y[i];
+    }
+  }
+
+  // RoPE of the values of one head from `begin` on.
+  void RotatePart(int64_t position, size_t begin, Row& x) const {
+    const auto dim = static_cast<size_t>(model_.rope_dim);
+    for (size_t i = 0; i < dim / 2; ++i) {
+      double& low = x[begin + (model_.rope_in_pairs ? 2 * i : i)];
+      double& high = x[begin + (model_.rope_in_pairs ? 2 * i + 1 : i + dim / 2)];
+      const double angle = static_cast<double>(position) *
+                           std::pow(1e4, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+      const double before = low;
+      low = low * std::cos(angle) - high * std::sin(angle);
+      high = high * std::cos(angle) + before * std::sin(angle);
+    }
+  }
+
+  // Keys and values of every head and token are written out. The norms of latents have eps 1e-6.
+  void AddLatentAttention(const std::string& block, std::vector<Row>& x) const {
+    const std::string attention = block + "self_attn.";
+    const auto dn = static_cast<size_t>(model_.nope_dim);
+    const auto dr = static_cast<size_t>(model_.rope_dim);
+    const auto dv = static_cast<size_t>(model_.value_dim);
+    const auto latent = model_.latent;
+    std::vector<Row> q, up, rope_keys;
+    for (size_t t = 0; t < x.size(); ++t) {
+      const auto position = static_cast<int64_t>(t);
+      const Row h = Norm(block + "input_layernorm.weight", x[t]);
+      if (model_.query_rank > 0) {
+        const Row low = Norm(attention + "q_a_layernorm.weight",
+                             Linear(attention + "q_a_proj", h, model_.query_rank), 1e-6);
+        q.push_back(Linear(attention + "q_b_proj", low, model_.query_dim()));
+      } else {
+        q.push_back(Linear(attention + "q_proj", h, model_.query_dim()));
+      }
+      for (size_t begin = dn; begin < q[t].size(); begin += dn + dr) {
+        RotatePart(position, begin, q[t]);
+      }
+      Row kv = Linear(attention + "kv_a_proj_with_mqa", h, latent + model_.rope_dim);
+      RotatePart(position, static_cast<size_t>(latent), kv);
+      rope_keys.emplace_back(kv.begin() + latent, kv.end());
+      kv.resize(static_cast<size_t>(latent));
+      up.push_back(Linear(attention + "kv_b_proj",
+                          Norm(attention + "kv_a_layernorm.weight", kv, 1e-6),
+                          model_.heads * (model_.nope_dim + model_.value_dim)));
+    }
+    for (size_t t = 0; t < x.size(); ++t) {
+      Row out;
+      for (size_t head = 0; head < static_cast<size_t>(model_.heads); ++head) {
+        Row sum(dv);
+        double total = 0.0;
+        for (size_t m = 0; m <= t; ++m) {
+          double score = 0.0;
+          for (size_t i = 0; i < dn; ++i) {
+            score += q[t][head * (dn + dr) + i] * up[m][head * (dn + dv) + i];
+          }
+          for (size_t i = 0; i < dr; ++i) {
+            score += q[t][head * (dn + dr) + dn + i] * rope_keys[m][i];
+          }
+          const double weight = std::exp(score / std::sqrt(static_cast<double>(dn + dr)));
+          total += weight;
+          for (size_t i = 0; i < dv; ++i) sum[i] += weight * up[m][head * (dn + dv) + dn + i];
+        }
+        for (const double value : sum) out.push_back(value / total);
+      }
+      const Row y = Linear(attention + "o_proj", out, model_.hidden);
       for (size_t i = 0; i < y.size(); ++i) x[t][i] += y[i];
     }
   }
@@ -459,6 +565,11 @@ class TinyModelOracle {
                              block + model_.expert(e, "down"), h, model_.expert_size());
       for (size_t j = 0; j < y.size(); ++j) x[j] += share(e) / sum * y[j];
     }
+    if (model_.shared_experts == 0) return;
+    const Row y = GatedMlp(
+        block + "mlp.shared_experts.gate_proj", block + "mlp.shared_experts.up_proj",
+        block + "mlp.shared_experts.down_proj", h, model_.shared_experts * model_.expert_size());
+    for (size_t j = 0; j < y.size(); ++j) x[j] += y[j];
   }
 
   double Activate(double z) const {

@@ -70,6 +70,12 @@ std::string ArchitectureText(const ModelConfig& config) {
         static_cast<int>(moe.score), number(moe.weight_factor), moe.choice_bias,
         moe.num_chosen_groups, moe.num_groups, moe.group_top, moe.shared_size);
   }
+  if (config.mla) {
+    const MlaConfig& mla = *config.mla;
+    text += fmt::format("latent={} query={} nope={} rope={} value={} pairs={} scores={:.9g}\n",
+                        mla.latent, mla.query_rank, mla.nope_dim, mla.rope_dim, mla.value_dim,
+                        mla.rope_in_pairs, mla.score_factor);
+  }
   return text;
 }
 
@@ -100,9 +106,9 @@ Checkpoint Checkpoint::Open(const std::string& path) {
   }
   checkpoint.config_ = LoadModelConfig(path);
   const ModelConfig& config = checkpoint.config_;
-  checkpoint.weights_ =
-      OpenSafetensorsSource(path, {config.q_dim(), config.kv_dim(), config.intermediate_size},
-                            {config.fp8, config.block_format});
+  checkpoint.weights_ = OpenSafetensorsSource(
+      path, {config.q_dim(), config.kv_dim(), config.intermediate_size},
+      {config.fp8, config.block_format}, {config.num_layers, config.num_skipped_layers});
   return checkpoint;
 }
 

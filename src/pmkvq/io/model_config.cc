@@ -8,6 +8,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/gguf/gguf_config.h"
 #include "pmkvq/io/limits.h"
+#include "pmkvq/io/mla_config.h"
 #include "pmkvq/io/model_bounds.h"
 #include "pmkvq/io/moe_config.h"
 #include "pmkvq/io/rope_config.h"
@@ -37,7 +38,7 @@ enum class Windows : uint8_t {
   kPattern,  // Those of layer_types, or all but each sliding_window_pattern-th one.
 };
 
-enum class Graph : uint8_t { kLlama, kGemma3 };
+enum class Graph : uint8_t { kLlama, kGemma3, kDeepSeek };
 
 struct Architecture {
   const char* name;
@@ -52,8 +53,13 @@ struct Architecture {
   int64_t eos_token_id;
   double rope_theta;
   MoeKeys moe = MoeKeys::kNone;
+  const char* other_model_type = nullptr;  // A second name for the same.
 };
 constexpr Architecture kArchitectures[] = {
+    {"DeepseekV2ForCausalLM", "deepseek_v2", Graph::kDeepSeek, Windows::kNever, kNone, kNone, kNone,
+     0, 1, 1e4, MoeKeys::kDeepSeekV2},
+    {"DeepseekV3ForCausalLM", "deepseek_v3", Graph::kDeepSeek, Windows::kNever, kNone, kNone, kNone,
+     0, 1, 1e4, MoeKeys::kDeepSeekV3, "kimi_k2"},
     {"Gemma3ForCausalLM", "gemma3_text", Graph::kGemma3, Windows::kPattern, 4096, 4, 256, 2, 1,
      1e6},
     {"LlamaForCausalLM", "llama", Graph::kLlama, Windows::kNever, kNone, kNone, kNone, 1, 2, 1e4},
@@ -83,7 +89,8 @@ const Architecture& ParseArchitecture(const JsonValue& json, ModelConfig& config
   if (found == std::end(kArchitectures)) names.At(0).Refuse("one of " + known);
   config.model_type = found->model_type;
   const JsonValue type = json.Find("model_type");
-  if (!type.IsNull() && type.AsString() != config.model_type) {
+  if (type.IsNull() || type.AsString() == config.model_type) return *found;
+  if (found->other_model_type == nullptr || type.AsString() != found->other_model_type) {
     type.Fail(fmt::format("\"{}\" for {}", config.model_type, config.architecture));
   }
   return *found;
@@ -124,6 +131,13 @@ void ParseSizes(const JsonValue& json, const Architecture& architecture, ModelCo
   config.intermediate_size = json.At("intermediate_size").AsInt(1, kMaxIntermediate);
   config.num_layers = json.At("num_hidden_layers").AsInt(1, kMaxLayers);
   config.num_heads = json.At("num_attention_heads").AsInt(1, kMaxHeads);
+  config.max_position_embeddings = json.At("max_position_embeddings").AsInt(1, limits::kPositions);
+  if (architecture.graph == Graph::kDeepSeek) {
+    config.mla = internal::ParseMlaConfig(json, config);
+    config.head_dim = config.mla->nope_dim + config.mla->rope_dim;
+    config.num_kv_heads = 1;
+    return;
+  }
   const JsonValue kv_heads = json.Find("num_key_value_heads");
   config.num_kv_heads = config.num_heads;
   if (!kv_heads.IsNull()) {
@@ -137,7 +151,6 @@ void ParseSizes(const JsonValue& json, const Architecture& architecture, ModelCo
         kv_heads.IsMissing() ? fmt::format("; absent means {}", config.num_kv_heads) : ""));
   }
   ParseHeadDim(json, architecture, config);
-  config.max_position_embeddings = json.At("max_position_embeddings").AsInt(1, limits::kPositions);
 }
 
 void ParseBiases(const JsonValue& json, ModelConfig& config) {
@@ -145,7 +158,7 @@ void ParseBiases(const JsonValue& json, ModelConfig& config) {
   // The graphs of these are fixed; transformers ignores the field.
   if (config.model_type == "qwen2") config.qkv_bias = true;
   if (config.model_type == "qwen2" || config.model_type == "mistral" ||
-      config.model_type == "mixtral" || config.model_type == "phi3") {
+      config.model_type == "mixtral" || config.model_type == "phi3" || config.mla) {
     return;
   }
   config.qkv_bias = attention_bias;
@@ -309,6 +322,7 @@ void ParseRope(const JsonValue& json, const Architecture& architecture, ModelCon
       internal::ParseRopeConfig(json, config.max_position_embeddings, rules);
   config.rope_theta = rope.theta;
   config.rope_scaling = rope.scaling;
+  if (config.mla) config.mla->score_factor = internal::FactorOfScores(rope.scaling);
   if (rope.scaling.type != RopeScaling::Type::kYarn) return;
   // Model cards add YaRN to a config and leave max_position_embeddings at the original length.
   const double stretched = std::floor(
@@ -358,6 +372,10 @@ ModelConfig ParseModelConfig(const JsonValue& json) {
   const bool is_gemma = architecture.graph == Graph::kGemma3;
   config.tie_word_embeddings = json.BoolOr("tie_word_embeddings", is_gemma);
   if (is_gemma) ParseGemma3(json, config);
+  if (architecture.graph == Graph::kDeepSeek) {
+    const JsonValue skipped = json.Find("num_nextn_predict_layers");
+    if (!skipped.IsNull()) config.num_skipped_layers = skipped.AsInt(0, kMaxLayers);
+  }
   config.weight_type = ParseWeightType(json);
   config.fp8 = ParseQuantizationConfig(json);
   config.block_format = ParseBlockFormat(json);

@@ -27,6 +27,7 @@ struct RopeScaling {
   double beta_slow = 1.0;
   double attention_factor = 1.0;  // Multiplies cos and sin; resolved from mscale or factor.
   bool truncate = true;           // Round the correction range to whole dimensions.
+  double mscale_all_dim = 0.0;    // DeepSeek's weight; latent attention scales scores by it.
   // factors: each frequency is divided by one of these [D/2]. GGUF files of Llama 3.1 and later.
   std::vector<float> factors;
 };
@@ -52,7 +53,7 @@ struct MoeConfig {
   int64_t expert_size = 0;   // Their intermediate size.
   bool normalize = false;    // The weights of the chosen ones are divided by their sum.
   std::vector<bool> blocks;  // Per block: whether it has experts; others have a dense MLP.
-  // Rules of DeepSeek (kernels/routing/routing.h); no config is read that has them.
+  // Rules of DeepSeek (kernels/routing/routing.h).
   ExpertScore score = ExpertScore::kSoftmax;
   double weight_factor = 1.0;  // Of the weights of the chosen ones.
   bool choice_bias = false;    // A stored bias is added to the scores where experts are chosen.
@@ -65,8 +66,25 @@ struct MoeConfig {
   bool IsIn(int64_t layer) const { return blocks[static_cast<size_t>(layer)]; }
 };
 
+// Latent attention (DeepSeek): keys and values of all heads are made of one latent vector a token
+// and one key with RoPE that all heads share. The cache keeps these two.
+struct MlaConfig {
+  int64_t query_rank = 0;  // Queries go through a latent of so many values, too; 0: through none.
+  int64_t latent = 0;      // r
+  int64_t nope_dim = 0;    // dn, values of a head's query and key without RoPE
+  int64_t rope_dim = 0;    // dr, those with it, behind the others
+  int64_t value_dim = 0;   // dv, of a head's value
+  bool rope_in_pairs = true;  // RoPE turns channels 2i and 2i + 1 together, not i and i + dr/2.
+  double score_factor = 1.0;  // Scores are multiplied with it and (dn + dr)^-1/2.
+  double norm_eps = 1e-6;     // Of the norms of latents, whatever rms_norm_eps is.
+  // The matrices that make keys and values of latents are two tensors, that of keys transposed
+  // (GGUF files), and not one.
+  bool split_up = false;
+};
+
 // One llama-family decoder. Shapes: hidden size E, L blocks, H query heads, Hkv key/value heads,
-// head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv.
+// head_dim D (even, multiple of 8, at most 256), vocabulary V. H is a multiple of Hkv. With latent
+// attention D is dn + dr, of any size, and Hkv 1.
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", "Qwen2ForCausalLM", ...
   std::string model_type;    // "llama", "gemma3_text", "mistral", "mixtral", "qwen3_moe", ...
@@ -99,6 +117,9 @@ struct ModelConfig {
   double query_factor = 1.0;      // Of queries behind their norm; 1 without qk_norm.
   GateActivation activation = GateActivation::kSilu;
   std::optional<MoeConfig> moe;
+  std::optional<MlaConfig> mla;
+  // Blocks behind the last one, for predicting several tokens at once, which are not used.
+  int64_t num_skipped_layers = 0;
 
   // Set where matrices may be float8 with scales (io/weights/fp8_weights.h).
   std::optional<Fp8Format> fp8;
@@ -117,6 +138,7 @@ struct ModelConfig {
   int64_t sliding_window(int64_t layer) const {
     return sliding_windows.empty() ? 0 : sliding_windows[static_cast<size_t>(layer)];
   }
+  int64_t rope_dim() const { return mla ? mla->rope_dim : head_dim; }  // Rotated values of a head.
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
   // Values that share one (min, range) pair: G = min(128, D).

@@ -15,6 +15,8 @@ enum class MoeKeys : uint8_t {
   kQwen3,  // num_experts, moe_intermediate_size, norm_topk_prob; blocks by decoder_sparse_step and
            // mlp_only_layers.
   kMixtral,  // num_local_experts in all blocks, of the size intermediate_size; weights normalised.
+  kDeepSeekV2,  // n_routed_experts, n_shared_experts, topk_method, n_group, topk_group; blocks by
+  kDeepSeekV3,  // first_k_dense_replace and moe_layer_freq. V3 has sigmoid scores and a bias.
 };
 
 // `json` is the whole config, `config` has its sizes. Nothing where no block has experts. Throws

@@ -55,12 +55,16 @@ double Mscale(double factor, double weight) {
   return factor <= 1 ? 1.0 : 0.1 * weight * std::log(factor) + 1.0;
 }
 
+double MscaleWeight(const JsonValue& json, const char* key) {
+  const double weight = json.Has(key) ? json.At(key).AsDouble() : 0;
+  if (weight < 0) json.At(key).Fail("a number of at least 0");
+  return weight;
+}
+
 double YarnAttentionFactor(const JsonValue& json, double factor) {
   if (json.Has("attention_factor")) return PositiveNumber(json.At("attention_factor"));
-  const double mscale = json.Has("mscale") ? json.At("mscale").AsDouble() : 0;
-  const double all_dim = json.Has("mscale_all_dim") ? json.At("mscale_all_dim").AsDouble() : 0;
-  if (mscale < 0) json.At("mscale").Fail("a number of at least 0");
-  if (all_dim < 0) json.At("mscale_all_dim").Fail("a number of at least 0");
+  const double mscale = MscaleWeight(json, "mscale");
+  const double all_dim = MscaleWeight(json, "mscale_all_dim");
   // As in transformers, a weight of 0 counts as not given.
   if (mscale == 0 || all_dim == 0) return Mscale(factor, 1);
   return Mscale(factor, mscale) / Mscale(factor, all_dim);
@@ -87,6 +91,7 @@ void ParseYarn(const RopeSet& set, RopeScaling& scaling) {
     json.Find("beta_fast").Fail("a number of at least beta_slow");
   }
   scaling.attention_factor = YarnAttentionFactor(json, scaling.factor);
+  scaling.mscale_all_dim = MscaleWeight(json, "mscale_all_dim");
   const JsonValue truncate = json.Find("truncate");
   if (truncate.IsMissing()) return;
   scaling.truncate = truncate.AsBool();

@@ -159,7 +159,8 @@ class Model {
   float embedding_factor() const;         // Of its rows, in the residual stream.
   const WeightView& output_head() const;  // [V, E]; the embedding when tied
   const std::vector<float>& final_norm() const;
-  // What attention scores are multiplied with: 1 / sqrt(D).
+  // What attention scores are multiplied with: 1 / sqrt(D), times YaRN's factor in latent
+  // attention.
   double attention_scale() const;
 
   // Why logits [V], which position `position` of a sequence gave, cannot be used: one is not

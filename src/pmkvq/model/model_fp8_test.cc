@@ -17,6 +17,7 @@ using testing_support::ExpectError;
 using testing_support::Fp8Model;
 using testing_support::RandomTokens;
 using testing_support::TempFolder;
+using testing_support::TinyModels;
 using testing_support::WriteTinyModel;
 
 constexpr char kConfig[] = R"({"quant_method": "fp8", "weight_block_size": [24, 24]})";
@@ -31,16 +32,22 @@ std::vector<float> LogitsOf(const Model& model) {
 }
 
 TEST(ModelFp8, ComputesWhatTheWeightsStandFor) {
-  const Fp8Model made;
-  const TempFolder fp8_folder;
-  const TempFolder plain_folder;
-  made.WriteFp8(fp8_folder, kConfig);
-  WriteTinyModel(made.tiny, made.plain, plain_folder);
-  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
-    const auto fp8 = Model::Load(fp8_folder.path(), {mode, 2});
-    const auto plain = Model::Load(plain_folder.path(), {mode, 1});
-    EXPECT_EQ(LogitsOf(*fp8), LogitsOf(*plain)) << NameOf(mode);
-    EXPECT_EQ(fp8->weight_bytes(), plain->weight_bytes());
+  // DeepSeek-V3 is published so, the matrices of latent attention among them.
+  for (const char* name : {"llama_f32", "deepseek3_bf16"}) {
+    SCOPED_TRACE(name);
+    const Fp8Model made(/*by_row=*/false, TinyModels().at(name));
+    EXPECT_EQ(made.fp8.contains("model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv"),
+              made.tiny.is_mla());
+    const TempFolder fp8_folder;
+    const TempFolder plain_folder;
+    made.WriteFp8(fp8_folder, kConfig);
+    WriteTinyModel(made.tiny, made.plain, plain_folder);
+    for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+      const auto fp8 = Model::Load(fp8_folder.path(), {mode, 2});
+      const auto plain = Model::Load(plain_folder.path(), {mode, 1});
+      EXPECT_EQ(LogitsOf(*fp8), LogitsOf(*plain)) << NameOf(mode);
+      EXPECT_EQ(fp8->weight_bytes(), plain->weight_bytes());
+    }
   }
 }
 

@@ -127,7 +127,7 @@ bool Quantize(const WeightView& weight, WeightFormat format, int num_threads, Qu
 }  // namespace
 
 RopeTables::RopeTables(const ModelConfig& config)
-    : global_(ParamsOf(config.head_dim, config.rope_theta, config.rope_scaling)) {
+    : global_(ParamsOf(config.rope_dim(), config.rope_theta, config.rope_scaling)) {
   if (!config.local_rope) return;
   local_.emplace(ParamsOf(config.head_dim, config.local_rope->theta, config.local_rope->scaling));
   is_local_ = config.local_rope->blocks;

@@ -22,6 +22,13 @@ int64_t MatrixBytesOf(const WeightDeclaration& weight, WeightFormat stored, Weig
 }  // namespace
 
 KvGeometry KvGeometryOf(const ModelConfig& config) {
+  if (config.mla) {
+    KvGeometry latents;
+    latents.blocks.assign(
+        static_cast<size_t>(config.num_layers),
+        LatentBlockOf(config.num_heads, config.mla->latent, config.mla->rope_dim));
+    return latents;
+  }
   KvGeometry geometry =
       UniformKvGeometry{config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim};
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

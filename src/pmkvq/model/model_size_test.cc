@@ -9,7 +9,7 @@ namespace {
 TEST(ModelSize, WeightBytesOfFilesAreThoseOfTheModel) {
   const std::string golden = PMKVQ_SOURCE_DIR "/tests/golden/";
   for (const char* path : {"tiny-llama", "gguf/tiny-llama-f32.gguf", "gguf/tiny-llama-q8_0.gguf",
-                           "tiny-mixtral", "tiny-qwen3-moe"}) {
+                           "tiny-mixtral", "tiny-qwen3-moe", "tiny-deepseek", "tiny-deepseek-v3"}) {
     for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8, WeightMode::kQ4}) {
       ModelOptions options;
       options.weights = mode;
@@ -18,6 +18,18 @@ TEST(ModelSize, WeightBytesOfFilesAreThoseOfTheModel) {
           << path << " " << NameOf(mode);
     }
   }
+}
+
+// The published figures: 15.7 B parameters, 2.4 B of them per token (2.66 B with embedding and
+// head), and 1,152 bytes a token and block at 16 bits, 31,104 in all.
+TEST(ModelSize, OfDeepSeekV2Lite) {
+  const ModelConfig config = ParseModelConfig(
+      JsonValue::ParseFile(PMKVQ_SOURCE_DIR "/docs/configs/deepseek-v2-lite.json"));
+  const KvGeometry geometry = KvGeometryOf(config);
+  EXPECT_EQ(2 * geometry.block(0).values(), 1152);
+  EXPECT_EQ(2 * geometry.values(), 31104);
+  EXPECT_NEAR(static_cast<double>(NumMatrixWeights(config)), 15.7e9, 0.05e9);
+  EXPECT_NEAR(static_cast<double>(NumActiveWeights(config)), 2.66e9, 0.03e9);
 }
 
 // By hand: of 4 experts 2, of 8 experts 2.

@@ -46,7 +46,8 @@ class Profile {
                          const Visitor& visitor);
 
   // Gradients of the same mean cross entropy with respect to the weights of key and value
-  // projections, [Hkv * D, E] each; valid during the visitor's call, for blocks L-1 .. 0.
+  // projections (AttentionPass::WeightGradients); valid during the visitor's call, for blocks L-1
+  // .. 0.
   struct ProjectionGradients {
     int64_t layer = 0;
     const Real* k = nullptr;
@@ -56,8 +57,8 @@ class Profile {
   double ProjectionBackward(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                             const ProjectionVisitor& visitor);
 
-  // Loss only, with `delta` added to the post-RoPE keys (or values) of one block: for
-  // finite-difference tests. delta [N, Hkv, D].
+  // Loss only, with `delta` added to the post-RoPE keys (or values) of one block, k and v of
+  // BlockStates: for finite-difference tests.
   double PerturbedLoss(std::span<const int32_t> tokens, std::span<const int64_t> positions,
                        int64_t layer, const Real* delta_k, const Real* delta_v);
 

@@ -10,6 +10,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/limits.h"
+#include "pmkvq/io/mla_config.h"
 #include "pmkvq/io/model_bounds.h"
 #include "pmkvq/io/moe_config.h"
 #include "pmkvq/io/weights/gguf_names.h"
@@ -22,12 +23,15 @@ struct Architecture {
   const char* config_name;
   const char* model_type;
 };
-constexpr Architecture kArchitectures[] = {{"llama", "LlamaForCausalLM", "llama"},
+constexpr Architecture kArchitectures[] = {{"deepseek2", "DeepseekV2ForCausalLM", "deepseek_v2"},
+                                           {"llama", "LlamaForCausalLM", "llama"},
                                            {"qwen2", "Qwen2ForCausalLM", "qwen2"},
                                            {"qwen3", "Qwen3ForCausalLM", "qwen3"},
                                            {"qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"}};
 // A file of the architecture llama with experts.
 constexpr Architecture kMixtral = {"llama", "MixtralForCausalLM", "mixtral"};
+// A file of the architecture deepseek2 whose experts have sigmoid scores.
+constexpr Architecture kDeepSeekV3 = {"deepseek2", "DeepseekV3ForCausalLM", "deepseek_v3"};
 
 constexpr char kTokens[] = "tokenizer.ggml.tokens";
 constexpr char kTokenTypes[] = "tokenizer.ggml.token_type";
@@ -49,7 +53,11 @@ class ConfigParser {
     config_.model_type = architecture->model_type;
     RefuseOtherGraphs();
     ParseSizes();
-    ParseHeadDim();
+    if (IsDeepSeek()) {
+      ParseLatents();
+    } else {
+      ParseHeadDim();
+    }
     ParseEpsilon();
     if (file_.tensors().empty()) {
       throw InvalidInput(file_.path(),
@@ -64,6 +72,7 @@ class ConfigParser {
   }
 
  private:
+  bool IsDeepSeek() const { return prefix_ == "deepseek2"; }
   GgufValue Find(const std::string& key) const { return file_.Find(prefix_ + "." + key); }
 
   // Sizes may be one number, or one for each block.
@@ -88,6 +97,7 @@ class ConfigParser {
                             "attention.temperature_scale", "attention.temperature_length",
                             "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale",
                             "residual_scale", "logit_scale", "rope.scaling.yarn_log_multiplier"}) {
+      if (IsDeepSeek() && std::string_view(key) == "rope.scaling.yarn_log_multiplier") continue;
       const GgufValue value = Find(key);
       if (!value.IsMissing() && value.AsDouble() != 0) value.Refuse("no such field");
     }
@@ -104,6 +114,7 @@ class ConfigParser {
     const GgufValue kv_heads = Find("attention.head_count_kv");
     config_.num_kv_heads =
         kv_heads.IsMissing() ? config_.num_heads : IntOrArray(kv_heads, internal::kMaxHeads);
+    if (IsDeepSeek()) config_.num_kv_heads = 1;  // Files have 1, or the number of heads.
     if (config_.num_heads % config_.num_kv_heads != 0) {
       kv_heads.Fail(
           fmt::format("a divisor of {}.attention.head_count ({})", prefix_, config_.num_heads));
@@ -144,6 +155,34 @@ class ConfigParser {
         value.Refuse(fmt::format("{}, the length of a key", dim));
       }
     }
+  }
+
+  // Files of before April 2025 say the lengths of heads where others say those of what is cached.
+  void ParseLatents() {
+    MlaConfig mla;
+    const GgufValue query_rank = Find("attention.q_lora_rank");
+    if (!query_rank.IsMissing()) mla.query_rank = query_rank.AsInt(0, internal::kMaxHidden);
+    const GgufValue latent = Find("attention.kv_lora_rank");
+    mla.latent = latent.AsInt(1, internal::kMaxHidden);
+    if (!internal::IsLatentWidth(mla.latent)) {
+      latent.Refuse("a multiple of 8 up to 128, or a multiple of 128 (whole quantisation groups)");
+    }
+    const GgufValue rope = Find("rope.dimension_count");
+    mla.rope_dim = rope.AsInt(1, internal::kMaxHidden);
+    if (!internal::IsRopeKeyWidth(mla.rope_dim)) {
+      rope.Refuse("a multiple of 8 up to 128 (one quantisation group)");
+    }
+    const bool is_new = !Find("attention.key_length_mla").IsMissing();
+    const GgufValue key = Find(is_new ? "attention.key_length_mla" : "attention.key_length");
+    config_.head_dim = key.AsInt(1, internal::kMaxHidden);
+    mla.nope_dim = config_.head_dim - mla.rope_dim;
+    if (mla.nope_dim < 1) {
+      key.Fail(fmt::format("more than {}.rope.dimension_count ({})", prefix_, mla.rope_dim));
+    }
+    mla.value_dim = Find(is_new ? "attention.value_length_mla" : "attention.value_length")
+                        .AsInt(1, internal::kMaxHidden);
+    mla.split_up = Has("blocks.0.attn.k_b");
+    config_.mla = mla;
   }
 
   void ParseEpsilon() {
@@ -199,6 +238,7 @@ class ConfigParser {
   void ParseExperts() {
     const GgufValue count = Find("expert_count");
     const bool is_qwen3 = config_.model_type == "qwen3_moe";
+    const bool is_deepseek = IsDeepSeek();
     const int64_t num_experts =
         count.IsMissing() && !is_qwen3 ? 0 : count.AsInt(0, internal::kMaxExperts);
     if (num_experts == 0) {
@@ -208,10 +248,9 @@ class ConfigParser {
     if (config_.model_type == "llama") {
       config_.architecture = kMixtral.config_name;
       config_.model_type = kMixtral.model_type;
-    } else if (!is_qwen3) {
+    } else if (!is_qwen3 && !is_deepseek) {
       count.Refuse(fmt::format("0: experts of the architecture {} are not supported", prefix_));
     }
-    RefuseOtherExperts();
     MoeConfig moe;
     moe.num_experts = num_experts;
     moe.num_chosen = Find("expert_used_count").AsInt(1, num_experts);
@@ -219,7 +258,7 @@ class ConfigParser {
     moe.expert_size = size.IsMissing() && !is_qwen3 ? config_.intermediate_size
                                                     : size.AsInt(1, internal::kMaxIntermediate);
     const GgufValue normalize = Find("expert_weights_norm");
-    moe.normalize = normalize.IsMissing() || normalize.AsBool();
+    moe.normalize = normalize.IsMissing() ? !is_deepseek : normalize.AsBool();
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       moe.blocks.push_back(Has(fmt::format("blocks.{}.mlp.router", layer)));
     }
@@ -228,10 +267,60 @@ class ConfigParser {
                                                    "of {} experts in some block",
                                                    GgufName("blocks.0.mlp.router"), num_experts));
     }
+    if (is_deepseek) {
+      ParseDeepSeekExperts(moe);
+    } else {
+      RefuseOtherExperts();
+    }
     if (internal::AreTooManyExperts(moe)) {
       count.Fail(fmt::format("at most {} experts in all blocks", internal::kMaxExpertsInAll));
     }
     config_.moe = moe;
+  }
+
+  // Files do not say that V3 sums two scores of a group, and that V2 multiplies weights only where
+  // they are not normalised.
+  void ParseDeepSeekExperts(MoeConfig& moe) {
+    constexpr int64_t kSoftmax = 1;
+    constexpr int64_t kSigmoid = 2;
+    const GgufValue gating = Find("expert_gating_func");
+    const int64_t function = gating.IsMissing() ? kSoftmax : gating.AsInt(0, 1 << 20);
+    if (function > kSigmoid) gating.Refuse("1 (softmax) or 2 (sigmoid)");
+    const bool is_v3 = function == kSigmoid;
+    if (is_v3) {
+      config_.architecture = kDeepSeekV3.config_name;
+      config_.model_type = kDeepSeekV3.model_type;
+      moe.score = ExpertScore::kSigmoid;
+    }
+    const GgufValue shared = Find("expert_shared_count");
+    if (!shared.IsMissing()) {
+      moe.shared_size = shared.AsInt(0, internal::kMaxExperts) * moe.expert_size;
+    }
+    const GgufValue scale = Find("expert_weights_scale");
+    // 0 means none.
+    if (!scale.IsMissing() && scale.AsDouble() != 0) moe.weight_factor = scale.AsDouble();
+    if (!(moe.weight_factor > 0)) scale.Fail("a number above 0, or 0 for none");
+    if (!is_v3 && moe.normalize) moe.weight_factor = 1;
+    const size_t first = static_cast<size_t>(std::find(moe.blocks.begin(), moe.blocks.end(), true) -
+                                             moe.blocks.begin());
+    moe.choice_bias = Has(fmt::format("blocks.{}.mlp.router.bias", first));
+    ParseExpertGroups(moe);
+    if (is_v3) moe.group_top = std::min<int64_t>(2, moe.num_experts / moe.num_groups);
+  }
+
+  void ParseExpertGroups(MoeConfig& moe) const {
+    const GgufValue count = Find("expert_group_count");
+    if (count.IsMissing() || count.AsInt(0, internal::kMaxExperts) <= 1) return;
+    moe.num_groups = count.AsInt(0, internal::kMaxExperts);
+    if (moe.num_experts % moe.num_groups != 0) {
+      count.Fail(fmt::format("a divisor of {}.expert_count ({})", prefix_, moe.num_experts));
+    }
+    const GgufValue used = Find("expert_group_used_count");
+    moe.num_chosen_groups = used.AsInt(1, moe.num_groups);
+    if (moe.num_chosen > moe.num_experts / moe.num_groups * moe.num_chosen_groups) {
+      used.Fail(fmt::format("groups with {}.expert_used_count ({}) experts at least", prefix_,
+                            moe.num_chosen));
+    }
   }
 
   // Rules of routing that these architectures do not have in llama.cpp either.
@@ -308,8 +397,17 @@ class ConfigParser {
     }
     const GgufValue mix = Find("rope.scaling.yarn_ext_factor");
     if (!mix.IsMissing() && mix.AsDouble() != 1) mix.Refuse("1");
-    scaling.attention_factor =
-        PositiveOr("rope.scaling.attn_factor", 1.0) * (0.1 * std::log(scaling.factor) + 1.0);
+    const double attention = PositiveOr("rope.scaling.attn_factor", 1.0);
+    scaling.attention_factor = attention * (0.1 * std::log(scaling.factor) + 1.0);
+    if (config_.mla) {
+      // Cosines have no factor in these; 0.1 x mscale_all_dim makes that of the scores.
+      if (attention != 1) Find("rope.scaling.attn_factor").Refuse("1");
+      scaling.attention_factor = 1;
+      const GgufValue multiplier = Find("rope.scaling.yarn_log_multiplier");
+      if (!multiplier.IsMissing()) scaling.mscale_all_dim = 10 * multiplier.AsDouble();
+      if (scaling.mscale_all_dim < 0) multiplier.Fail("a number of at least 0");
+      config_.mla->score_factor = internal::FactorOfScores(scaling);
+    }
     const double stretched =
         std::floor(static_cast<double>(scaling.original_max_position_embeddings) * scaling.factor);
     if (stretched > static_cast<double>(limits::kPositions)) {
@@ -346,7 +444,7 @@ class ConfigParser {
                                     "them",
                                     kGgufRopeFactors, prefix_));
     }
-    const int64_t pairs = config_.head_dim / 2;
+    const int64_t pairs = config_.rope_dim() / 2;
     if (tensor->type != GgufTensorType::kF32 || tensor->num_dims != 1 || tensor->cols != pairs) {
       fail(fmt::format("{} x {}", tensor->cols, LayoutOf(tensor->type).name),
            fmt::format("{} x F32, one for each pair of a head's values", pairs));

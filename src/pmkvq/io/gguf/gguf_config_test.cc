@@ -329,6 +329,112 @@ TEST(GgufConfig, RefusesOtherExperts) {
       {"tensor 'blk.0.ffn_gate_inp.weight': found nothing, expected a router of 4 experts"});
 }
 
+// As llama.cpp's converter has written DeepSeek since April 2025; before, without the lengths
+// ending in _mla, with those of heads, and with one tensor for keys and values.
+GgufWriter DeepSeek(bool is_new = true) {
+  GgufWriter writer = Model("deepseek2");
+  const std::string a = "deepseek2.";
+  writer.Drop(a + "attention.head_count_kv").U32(a + "attention.head_count_kv", is_new ? 1 : 4);
+  writer.U32(a + "attention.kv_lora_rank", 16).U32(a + "rope.dimension_count", 8);
+  writer.U32(a + "attention.key_length", is_new ? 24 : 20);
+  writer.U32(a + "attention.value_length", is_new ? 16 : 10);
+  if (is_new) {
+    writer.U32(a + "attention.key_length_mla", 20).U32(a + "attention.value_length_mla", 10);
+    writer.Tensor("blk.0.attn_k_b.weight", {12, 16, 4}, GgufTensorType::kF32,
+                  std::string(4 * 12 * 16 * 4, '\0'));
+  }
+  return writer;
+}
+
+GgufWriter DeepSeekExperts() {
+  GgufWriter writer = DeepSeek();
+  const std::string a = "deepseek2.";
+  writer.U32(a + "expert_count", 8).U32(a + "expert_used_count", 3);
+  writer.U32(a + "expert_feed_forward_length", 24).U32(a + "expert_shared_count", 2);
+  writer.F32(a + "expert_weights_scale", 2.5f);
+  writer.Tensor("blk.1.ffn_gate_inp.weight", {kHidden, 8}, GgufTensorType::kF32,
+                std::string(4 * kHidden * 8, '\0'));
+  return writer;
+}
+
+TEST(GgufConfig, ReadsLatentAttention) {
+  for (const bool is_new : {true, false}) {
+    const ModelConfig config = Parse(DeepSeek(is_new));
+    EXPECT_EQ(config.architecture, "DeepseekV2ForCausalLM");
+    EXPECT_EQ(config.head_dim, 20);
+    EXPECT_EQ(config.num_kv_heads, 1);
+    EXPECT_FALSE(config.moe.has_value());
+    const MlaConfig mla = config.mla.value();
+    EXPECT_EQ(mla.query_rank, 0);
+    EXPECT_EQ(mla.latent, 16);
+    EXPECT_EQ(mla.nope_dim, 12);
+    EXPECT_EQ(mla.rope_dim, 8);
+    EXPECT_EQ(mla.value_dim, 10);
+    EXPECT_TRUE(mla.rope_in_pairs);
+    EXPECT_EQ(mla.split_up, is_new);
+    EXPECT_EQ(mla.score_factor, 1);
+    EXPECT_EQ(mla.norm_eps, 1e-6);
+  }
+  EXPECT_EQ(Parse(DeepSeek().U32("deepseek2.attention.q_lora_rank", 24)).mla->query_rank, 24);
+}
+
+TEST(GgufConfig, ReadsYarnOfLatentAttention) {
+  const std::string a = "deepseek2.rope.scaling.";
+  GgufWriter writer = DeepSeek();
+  writer.Text(a + "type", "yarn").F32(a + "factor", 40).U32(a + "original_context_length", 4096);
+  const ModelConfig without = Parse(writer);
+  EXPECT_EQ(without.rope_scaling.attention_factor, 1) << "cosines have no factor";
+  EXPECT_EQ(without.mla->score_factor, 1);
+  EXPECT_EQ(without.max_position_embeddings, 163840);
+  const ModelConfig config = Parse(writer.F32(a + "yarn_log_multiplier", 0.0707f));
+  EXPECT_EQ(config.rope_scaling.attention_factor, 1);
+  EXPECT_NEAR(config.mla->score_factor, std::pow(0.0707 * std::log(40.0) + 1, 2), 1e-6);
+  ExpectError<Unsupported>([&] { Parse(writer.F32(a + "attn_factor", 0.5f)); }, {"attn_factor"});
+}
+
+TEST(GgufConfig, ReadsExpertsOfDeepSeek) {
+  const ModelConfig v2 = Parse(DeepSeekExperts());
+  EXPECT_EQ(v2.architecture, "DeepseekV2ForCausalLM");
+  EXPECT_EQ(v2.moe->blocks, (std::vector<bool>{false, true}));
+  EXPECT_EQ(v2.moe->shared_size, 48);
+  EXPECT_EQ(v2.moe->weight_factor, 2.5);
+  EXPECT_EQ(v2.moe->score, ExpertScore::kSoftmax);
+  EXPECT_FALSE(v2.moe->normalize || v2.moe->choice_bias);
+  EXPECT_EQ(v2.moe->num_groups, 1);
+  const ModelConfig normal = Parse(DeepSeekExperts().Bool("deepseek2.expert_weights_norm", true));
+  EXPECT_TRUE(normal.moe->normalize);
+  EXPECT_EQ(normal.moe->weight_factor, 1) << "V2 multiplies weights that are not normalised";
+
+  GgufWriter writer = DeepSeekExperts();
+  writer.U32("deepseek2.expert_gating_func", 2).Bool("deepseek2.expert_weights_norm", true);
+  writer.U32("deepseek2.expert_group_count", 4).U32("deepseek2.expert_group_used_count", 2);
+  writer.Tensor("blk.1.exp_probs_b.bias", {8}, GgufTensorType::kF32, std::string(32, '\0'));
+  const ModelConfig v3 = Parse(writer);
+  EXPECT_EQ(v3.architecture, "DeepseekV3ForCausalLM");
+  EXPECT_EQ(v3.moe->score, ExpertScore::kSigmoid);
+  EXPECT_TRUE(v3.moe->normalize && v3.moe->choice_bias);
+  EXPECT_EQ(v3.moe->weight_factor, 2.5);
+  EXPECT_EQ(v3.moe->num_groups, 4);
+  EXPECT_EQ(v3.moe->num_chosen_groups, 2);
+  EXPECT_EQ(v3.moe->group_top, 2);
+}
+
+TEST(GgufConfig, RefusesOtherLatents) {
+  const std::string a = "deepseek2.";
+  const auto with = [&](const std::string& key, uint32_t value) {
+    return [&, key, value] { Parse(DeepSeekExperts().Drop(a + key).U32(a + key, value)); };
+  };
+  ExpectError<Unsupported>(with("attention.kv_lora_rank", 20), {"kv_lora_rank", "multiple of 8"});
+  ExpectError<Unsupported>(with("rope.dimension_count", 12), {"rope.dimension_count"});
+  ExpectError<InvalidInput>(with("attention.key_length_mla", 8),
+                            {"key_length_mla", "more than deepseek2.rope.dimension_count (8)"});
+  ExpectError<Unsupported>(with("expert_gating_func", 3), {"expert_gating_func", "2 (sigmoid)"});
+  ExpectError<InvalidInput>(with("expert_group_count", 3),
+                            {"expert_group_count", "divisor of deepseek2.expert_count (8)"});
+  ExpectError<InvalidInput>([&] { Parse(DeepSeek().Drop(a + "attention.kv_lora_rank")); },
+                            {"kv_lora_rank"});
+}
+
 TEST(GgufNames, LeadThereAndBack) {
   for (const auto& [stored, name] : std::vector<std::pair<std::string, std::string>>{
            {"token_embd.weight", "embedding"},
@@ -338,6 +444,13 @@ TEST(GgufNames, LeadThereAndBack) {
            {"blk.12.attn_k.bias", "blocks.12.attn.k.bias"},
            {"blk.3.attn_q_norm.weight", "blocks.3.attn.q_norm"},
            {"blk.107.ffn_down.weight", "blocks.107.mlp.down"},
+           {"blk.2.attn_kv_a_mqa.weight", "blocks.2.attn.kv_a"},
+           {"blk.2.attn_kv_a_norm.weight", "blocks.2.attn.kv_a_norm"},
+           {"blk.2.attn_q_a_norm.weight", "blocks.2.attn.q_a_norm"},
+           {"blk.2.attn_k_b.weight", "blocks.2.attn.k_b"},
+           {"blk.2.attn_kv_b.weight", "blocks.2.attn.kv_b"},
+           {"blk.2.exp_probs_b.bias", "blocks.2.mlp.router.bias"},
+           {"blk.2.ffn_down_shexp.weight", "blocks.2.mlp.shared.down"},
            {"blk.1.ffn_gate_inp.weight", "blocks.1.mlp.router"},
            {"blk.1.ffn_down_exps.weight", "blocks.1.mlp.experts.*.down"}}) {
     EXPECT_EQ(CanonicalNameOfGguf(stored), name);
@@ -345,7 +458,7 @@ TEST(GgufNames, LeadThereAndBack) {
   }
   for (const char* stored :
        {"", "rope_freqs.weight", "blk.0.attn_rot_embd", "blk.x.attn_q.weight", "model.norm.weight",
-        "blk.0.ffn_gate_shexp.weight", "blk.0.ffn_gate_exps.bias", "blk.0.ffn_up..weight"}) {
+        "blk.0.ffn_gate_shexp.bias", "blk.0.ffn_gate_exps.bias", "blk.0.ffn_up..weight"}) {
     EXPECT_EQ(CanonicalNameOfGguf(stored), "") << stored;
   }
   EXPECT_EQ(GgufName("blocks.1.mlp.experts.12.up"), "blk.1.ffn_up_exps.weight");

@@ -35,6 +35,11 @@ bool IsOfQueryOrKey(std::string_view name) {
   return false;
 }
 
+// Matrices of the heads of latent attention, one behind the other in one tensor.
+bool IsOfHeads(std::string_view name) {
+  return name.ends_with(".attn.k_b") || name.ends_with(".attn.v_b");
+}
+
 StoredWeight Describe(const GgufSet& files, const GgufTensor& tensor, int64_t pair_rows) {
   const GgufTensorLayout& layout = LayoutOf(tensor.type);
   StoredWeight weight;
@@ -44,6 +49,9 @@ StoredWeight Describe(const GgufSet& files, const GgufTensor& tensor, int64_t pa
   weight.type = layout.name;
   weight.format = WeightFormatNamed(layout.name);
   weight.shape = ShapeOf(tensor);
+  if (IsOfHeads(weight.name) && weight.shape.size() == 3) {
+    weight.shape = {weight.shape[0] * weight.shape[1], weight.shape[2]};
+  }
   if (IsOfQueryOrKey(weight.name)) weight.pair_rows = pair_rows;
   weight.data = tensor.data;
   weight.num_bytes = tensor.num_bytes;

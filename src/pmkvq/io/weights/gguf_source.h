@@ -13,6 +13,8 @@ namespace pmkvq {
 // and values of their biases, lie in pairs: llama.cpp rotates neighbours in these models, and
 // halves in others. `head_dim` is the number of rows of a head.
 //
+// A tensor [H, rows, cols] of latent attention is one matrix [H * rows, cols].
+//
 // A tensor [n, rows, cols] of all experts of a block is listed as n matrices, which are views of
 // its bytes; `num_experts` is n, 0 for a model without. Throws InvalidInput for another number.
 //

@@ -1,5 +1,7 @@
 #include "pmkvq/io/weights/hugging_face_names.h"
 
+#include <charconv>
+
 #include "pmkvq/io/weights/name_map.h"
 
 namespace pmkvq {
@@ -22,6 +24,12 @@ constexpr internal::NamePair kOfBlock[] = {
     {"self_attn.k_proj.bias", "attn.k.bias"},
     {"self_attn.v_proj.bias", "attn.v.bias"},
     {"self_attn.o_proj.bias", "attn.o.bias"},
+    {"self_attn.q_a_proj.weight", "attn.q_a"},
+    {"self_attn.q_a_layernorm.weight", "attn.q_a_norm"},
+    {"self_attn.q_b_proj.weight", "attn.q_b"},
+    {"self_attn.kv_a_proj_with_mqa.weight", "attn.kv_a"},
+    {"self_attn.kv_a_layernorm.weight", "attn.kv_a_norm"},
+    {"self_attn.kv_b_proj.weight", "attn.kv_b"},
     {"self_attn.q_norm.weight", "attn.q_norm"},
     {"self_attn.k_norm.weight", "attn.k_norm"},
     {"post_attention_layernorm.weight", "mlp.norm"},
@@ -29,6 +37,10 @@ constexpr internal::NamePair kOfBlock[] = {
     {"mlp.up_proj.weight", "mlp.up"},
     {"mlp.down_proj.weight", "mlp.down"},
     {"mlp.gate.weight", "mlp.router"},
+    {"mlp.gate.e_score_correction_bias", "mlp.router.bias"},
+    {"mlp.shared_experts.gate_proj.weight", "mlp.shared.gate"},
+    {"mlp.shared_experts.up_proj.weight", "mlp.shared.up"},
+    {"mlp.shared_experts.down_proj.weight", "mlp.shared.down"},
     {"mlp.experts.*.gate_proj.weight", "mlp.experts.*.gate"},
     {"mlp.experts.*.up_proj.weight", "mlp.experts.*.up"},
     {"mlp.experts.*.down_proj.weight", "mlp.experts.*.down"}};
@@ -115,6 +127,16 @@ std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name) {
     }
   }
   return names;
+}
+
+int64_t BlockOfHuggingFace(std::string_view stored_name) {
+  if (!stored_name.starts_with(kStoredBlocks)) return -1;
+  const std::string_view behind = stored_name.substr(kStoredBlocks.size());
+  int64_t block = -1;
+  const auto [end, error] = std::from_chars(behind.data(), behind.data() + behind.size(), block);
+  const bool is_number = error == std::errc() && end != behind.data() + behind.size() &&
+                         *end == '.' && behind.front() != '-';
+  return is_number ? block : -1;
 }
 
 bool IsOfBlockOfHuggingFace(std::string_view stored_name) {

@@ -29,6 +29,8 @@ std::string HuggingFaceName(std::string_view name,
 // the rows of q, k and v, "mlp.gate_up_proj.weight" those of gate and up. The canonical names of
 // the parts, in order; empty for other tensors.
 std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name);
+// The number of the block that a tensor lies in, as far as its name says one; else -1.
+int64_t BlockOfHuggingFace(std::string_view stored_name);
 // The tensor lies below the blocks ("model.layers.") and holds weights.
 bool IsOfBlockOfHuggingFace(std::string_view stored_name);
 

@@ -158,8 +158,18 @@ void TakeAsBlocks(WeightFormat format, const TensorView& view, StoredWeight& wei
   weight.shape = {view.shape[0], view.shape[1] * layout.block_values};
 }
 
+void Skip(const SkippedBlocks& skipped, std::vector<StoredWeight>& tensors) {
+  for (StoredWeight& tensor : tensors) {
+    const int64_t block = BlockOfHuggingFace(tensor.stored_name);
+    if (block < skipped.first || block >= skipped.first + skipped.count) continue;
+    tensor.name.clear();
+    tensor.of_block = false;
+  }
+}
+
 std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
-                                      const FusedRows& rows, const QuantizedTensors& quantized) {
+                                      const FusedRows& rows, const QuantizedTensors& quantized,
+                                      const SkippedBlocks& skipped) {
   const std::optional<Fp8Format>& fp8 = quantized.fp8;
   std::vector<StoredWeight> tensors;
   const HuggingFaceNaming naming = NamingOf(files);
@@ -183,19 +193,21 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
     }
   }
   if (fp8) AttachFp8Scales(*fp8, tensors);
+  if (skipped.count > 0) Skip(skipped, tensors);
   return SplitFused(std::move(tensors), rows);
 }
 
 class SafetensorsSource : public WeightSource {
  public:
   SafetensorsSource(const std::string& place, std::vector<SafetensorsFile> files,
-                    const FusedRows& rows, const QuantizedTensors& quantized)
+                    const FusedRows& rows, const QuantizedTensors& quantized,
+                    const SkippedBlocks& skipped)
       : WeightSource(place,
                      quantized.fp8 ? "F32, F16, BF16 or F8_E4M3"
                      : quantized.blocks
                          ? fmt::format("F32, F16, BF16 or blocks of {}", NameOf(*quantized.blocks))
                          : "F32, F16 or BF16",
-                     ListTensors(files, rows, quantized)),
+                     ListTensors(files, rows, quantized, skipped)),
         files_(std::move(files)),
         naming_(NamingOf(files_)) {}
 
@@ -247,7 +259,8 @@ class SafetensorsSource : public WeightSource {
 
 std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
                                                           const FusedRows& rows,
-                                                          const QuantizedTensors& quantized) {
+                                                          const QuantizedTensors& quantized,
+                                                          const SkippedBlocks& skipped) {
   const std::string weights = JoinPath(folder, kWeightsName);
   const std::string index = JoinPath(folder, kIndexName);
   std::vector<SafetensorsFile> files;
@@ -260,7 +273,7 @@ std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& fol
         folder, fmt::format("weights: found none, expected {} or {}", kWeightsName, kIndexName));
   }
   CheckDistinct(files);
-  return std::make_unique<SafetensorsSource>(folder, std::move(files), rows, quantized);
+  return std::make_unique<SafetensorsSource>(folder, std::move(files), rows, quantized, skipped);
 }
 
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,
@@ -268,7 +281,7 @@ std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& nam
   std::vector<SafetensorsFile> files;
   files.push_back(SafetensorsFile::FromMemory(name, std::move(tensors)));
   return std::make_unique<SafetensorsSource>(name, std::move(files), FusedRows{},
-                                             QuantizedTensors{});
+                                             QuantizedTensors{}, SkippedBlocks{});
 }
 
 }  // namespace pmkvq

@@ -34,9 +34,15 @@ struct QuantizedTensors {
   std::optional<Fp8Format> fp8;
   std::optional<WeightFormat> blocks;
 };
+// Blocks that a model does not use: their tensors have no name, and count as those of no block.
+struct SkippedBlocks {
+  int64_t first = 0;
+  int64_t count = 0;
+};
 std::unique_ptr<const WeightSource> OpenSafetensorsSource(const std::string& folder,
                                                           const FusedRows& rows = {},
-                                                          const QuantizedTensors& quantized = {});
+                                                          const QuantizedTensors& quantized = {},
+                                                          const SkippedBlocks& skipped = {});
 
 // The same of tensors in memory; `name` stands for the folder.
 std::unique_ptr<const WeightSource> MakeSafetensorsSource(const std::string& name,

@@ -63,6 +63,8 @@ TEST(HuggingFaceNames, Experts) {
   const std::string block = "model.layers.12.";
   for (const auto& [stored, name] : std::map<std::string, std::string>{
            {"mlp.gate.weight", "mlp.router"},
+           {"mlp.gate.e_score_correction_bias", "mlp.router.bias"},
+           {"mlp.shared_experts.up_proj.weight", "mlp.shared.up"},
            {"mlp.experts.0.gate_proj.weight", "mlp.experts.0.gate"},
            {"mlp.experts.127.up_proj.weight", "mlp.experts.127.up"},
            {"mlp.experts.5.down_proj.weight", "mlp.experts.5.down"}}) {
@@ -86,6 +88,30 @@ TEST(HuggingFaceNames, Experts) {
         "mlp.experts.x.gate_proj.weight", "mlp.experts.1.2.gate_proj.weight",
         "mlp.experts.-1.gate_proj.weight", "mlp.experts.1.gate_proj.weight.x"}) {
     EXPECT_EQ(CanonicalNameOfHuggingFace(block + other), "") << other;
+  }
+}
+
+TEST(HuggingFaceNames, LatentAttention) {
+  for (const auto& [stored, name] :
+       std::map<std::string, std::string>{{"q_a_proj.weight", "q_a"},
+                                          {"q_a_layernorm.weight", "q_a_norm"},
+                                          {"q_b_proj.weight", "q_b"},
+                                          {"kv_a_proj_with_mqa.weight", "kv_a"},
+                                          {"kv_a_layernorm.weight", "kv_a_norm"},
+                                          {"kv_b_proj.weight", "kv_b"}}) {
+    EXPECT_EQ(CanonicalNameOfHuggingFace("model.layers.12.self_attn." + stored),
+              "blocks.12.attn." + name);
+    EXPECT_EQ(HuggingFaceName("blocks.12.attn." + name), "model.layers.12.self_attn." + stored);
+  }
+}
+
+TEST(HuggingFaceNames, NumbersOfBlocks) {
+  EXPECT_EQ(BlockOfHuggingFace("model.layers.61.shared_head.norm.weight"), 61);
+  EXPECT_EQ(BlockOfHuggingFace("model.layers.0.x"), 0);
+  for (const char* stored :
+       {"model.norm.weight", "model.layers.", "model.layers.61", "model.layers.-1.x",
+        "model.layers.x.y", "model.layers.1x.y", "model.layers.99999999999999999999.x"}) {
+    EXPECT_EQ(BlockOfHuggingFace(stored), -1) << stored;
   }
 }
 

@@ -1,6 +1,7 @@
 #include "pmkvq/model/blocks/block.h"
 
 #include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/attention_mla.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
 #include "pmkvq/model/blocks/mlp_moe.h"
 
@@ -8,6 +9,7 @@ namespace pmkvq {
 
 std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTable& rope,
                                          int64_t layer) {
+  if (config.mla) return std::make_unique<AttentionMla>(config, rope, layer);
   return std::make_unique<AttentionGqa>(config, rope, layer);
 }
 

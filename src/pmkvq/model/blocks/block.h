@@ -44,7 +44,8 @@ struct SequenceRows {
   int64_t num_tokens() const { return std::ssize(positions); }
 };
 
-// One block's attention inputs, valid during the visitor's call. Post-RoPE, unscaled.
+// One block's attention inputs, valid during the visitor's call. Post-RoPE, unscaled. With latent
+// attention k is latents [N, r], v rope keys [N, dr], dk and dv likewise, and q is null.
 template <class Real>
 struct BlockStates {
   int64_t layer = 0;
@@ -67,7 +68,7 @@ class AttentionPass {
 
   // Queries, keys and values (post-RoPE) of the block from its input x [N, E].
   virtual void ComputeStates(const Real* x) = 0;
-  // As given. Used to perturb the states that ComputeStates left; either may be null. [N, Hkv, D]
+  // Perturbs k and v of the states that ComputeStates left; either may be null.
   virtual void AddToStates(const Real* delta_k, const Real* delta_v) = 0;
   // x += Attention(q, k, v) Wo + bo, with the states that ComputeStates left.
   virtual void AddAttention(Real* x) = 0;
@@ -77,8 +78,8 @@ class AttentionPass {
   // After AttentionGrad: takes the gradients of q and k back to the outputs of their projections.
   // (Those of v are there already.)
   virtual void ProjectionOutputGrad() = 0;
-  // After it: gradients of the weights of key and value projections, [Hkv * D, E] each; x is
-  // ComputeStates' argument.
+  // After it: gradients of the weights of key and value projections, [Hkv * D, E] each, or of the
+  // rows that make latents [r, E] and rope keys [dr, E]; x is ComputeStates' argument.
   struct WeightGradients {
     const Real* k = nullptr;
     const Real* v = nullptr;
@@ -112,7 +113,7 @@ class Attention {
   // Over a whole sequence with dense float attention. Key scales are not used.
   virtual std::unique_ptr<AttentionPass<float>> Start(const SequenceRows<float>& rows) const = 0;
   virtual std::unique_ptr<AttentionPass<double>> Start(const SequenceRows<double>& rows) const = 0;
-  // out [num_rows, E] = attention Wo, without bias; attention [num_rows, H, D].
+  // out [num_rows, E] = attention Wo, without bias; attention [num_rows, H, D], D that of values.
   virtual void ProjectOutput(const float* attention, int64_t num_rows, float* out,
                              int num_threads) const = 0;
   virtual void ProjectOutput(const double* attention, int64_t num_rows, double* out,

@@ -54,6 +54,12 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
 
 // What configs may ask for beyond the steps that there are.
 void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
+  if (config.mla) {
+    throw Unsupported(NameOf(device),
+                      fmt::format("{}: found latent attention, for which there are no kernels yet; "
+                                  "use --device cpu",
+                                  config.architecture));
+  }
   if (config.moe) {
     throw Unsupported(NameOf(device),
                       fmt::format("{}: found a mixture of {} experts, for which there are no "
