@@ -294,22 +294,34 @@ RequestId Engine::Submit(Request request) {
 std::vector<RequestId> Engine::SubmitSamples(const Request& request,
                                              std::span<const uint64_t> seeds) {
   impl_->Check(request);
-  if (request.session >= 0) {
-    throw InvalidInput("session", "found one with several samples, expected none");
-  }
-  if (!request.replay_ids.empty()) {
-    throw InvalidInput("replay_ids", "found some with several samples, expected none");
-  }
-  if (request.kv_history && seeds.size() > 1) {
-    throw InvalidInput("kv_replay", "found one with several samples, expected one for each");
+  std::vector<Request> samples(seeds.size(), request);
+  for (size_t i = 0; i < seeds.size(); ++i) samples[i].seed = seeds[i];
+  return SubmitSamples(std::move(samples));
+}
+
+std::vector<RequestId> Engine::SubmitSamples(std::vector<Request> requests) {
+  for (const Request& request : requests) {
+    impl_->Check(request);
+    if (request.session >= 0) {
+      throw InvalidInput("session", "found one with several samples, expected none");
+    }
+    if (!request.replay_ids.empty()) {
+      throw InvalidInput("replay_ids", "found some with several samples, expected none");
+    }
+    if (request.kv_history && requests.size() > 1) {
+      throw InvalidInput("kv_replay", "found one with several samples, expected one for each");
+    }
+    if (request.prompt_ids != requests.front().prompt_ids) {
+      throw InvalidInput("prompt_ids", "found several prompts, expected samples of one");
+    }
+    if (request.num_prompt_logprobs != requests.front().num_prompt_logprobs) {
+      throw InvalidInput("num_prompt_logprobs",
+                         "found several values, expected one for all samples");
+    }
   }
   const auto group = std::make_shared<SampleGroup>();
   std::vector<RequestId> ids;
-  for (const uint64_t seed : seeds) {
-    Request sample = request;
-    sample.seed = seed;
-    ids.push_back(impl_->Submit(std::move(sample), group));
-  }
+  for (Request& request : requests) ids.push_back(impl_->Submit(std::move(request), group));
   return ids;
 }
 

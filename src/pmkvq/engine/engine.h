@@ -227,6 +227,10 @@ class Engine {
   // instead of computing it again. Each has the bits and the statistics that it has alone. Throws
   // what Submit throws, and InvalidInput for a session or replay_ids.
   std::vector<RequestId> SubmitSamples(const Request& request, std::span<const uint64_t> seeds);
+  // The same for requests that have the prompt and num_prompt_logprobs in common and may differ in
+  // all else, answers to compare, say. All are queued, or none. Throws InvalidInput for other
+  // prompts, too.
+  std::vector<RequestId> SubmitSamples(std::vector<Request> requests);
 
   // Admits waiting requests; draws one token of each request whose prompt is stored; goes on with
   // the oldest prompt, for the time that EngineOptions::prefill_share leaves it or, where nothing

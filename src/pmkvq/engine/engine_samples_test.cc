@@ -8,6 +8,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/engine/engine.h"
+#include "pmkvq/engine/forced_output.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
 
@@ -95,6 +96,38 @@ TEST_P(EngineSamples, OutliveTheOneThatComputesThePrompt) {
   }
 }
 
+// Continuations to compare: each goes its own way, and has what it has alone.
+TEST_P(EngineSamples, MayDifferInAllButThePrompt) {
+  const auto model = LoadTinyLlama();
+  const int64_t vocab_size = model->config().vocab_size;
+  std::vector<Request> requests;
+  for (const int64_t count : {1, 90, 40}) {
+    requests.push_back(MakeForcedRequest(
+        RandomPrompt(kPrompt, 1), RandomPrompt(count, static_cast<uint64_t>(count)), vocab_size));
+  }
+  Engine alone = OpenEngine(model, nullptr, Options(GetParam(), 1));
+  Engine engine = OpenEngine(model, nullptr, Options(GetParam(), 3));
+  const std::vector<RequestId> ids = engine.SubmitSamples(requests);
+  RecordingObserver observer;
+  while (engine.Step(&observer)) {
+  }
+  ASSERT_EQ(observer.finished.size(), requests.size());
+  for (const Completion& done : observer.finished) {
+    const auto i = static_cast<size_t>(std::find(ids.begin(), ids.end(), done.id) - ids.begin());
+    const Completion expected = RunOne(alone, requests.at(i));
+    EXPECT_EQ(done.output_ids, expected.output_ids) << i;
+    ASSERT_EQ(done.logprobs.size(), expected.logprobs.size()) << i;
+    for (size_t token = 0; token < done.logprobs.size(); ++token) {
+      EXPECT_EQ(done.logprobs[token].drawn.logprob, expected.logprobs[token].drawn.logprob)
+          << i << ", token " << token;
+    }
+    EXPECT_EQ(done.kv.pages, expected.kv.pages) << i;
+  }
+  if (GetParam() != "kivi") {
+    EXPECT_EQ(engine.stats().prompt_tokens, kPrompt) << "computed once";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Stores, EngineSamples,
                          testing::Values("fp16", "static-4", "pm-kvq", "pm-kvq:policy=oldest-first",
                                          "kivi"),
@@ -115,6 +148,16 @@ TEST(EngineSamplesErrors, NoSessionsAndNoReplay) {
   request = Sampled();
   request.replay_ids = {5};
   ExpectError<InvalidInput>([&] { engine.SubmitSamples(request, seeds); }, {"replay_ids"});
+  request = Sampled();
+  request.prompt_ids.back() ^= 1;
+  ExpectError<InvalidInput>([&] { engine.SubmitSamples({Sampled(), request}); }, {"prompt_ids"});
+  request = Sampled();
+  request.num_prompt_logprobs = 1;
+  ExpectError<InvalidInput>(
+      [&] {
+        engine.SubmitSamples({Sampled(), request});
+      },
+      {"num_prompt_logprobs"});
   EXPECT_FALSE(engine.Step(nullptr)) << "nothing was queued";
 }
 

@@ -17,7 +17,7 @@ namespace pmkvq {
 
 struct Task;
 
-// Requests that differ in their seeds only.
+// Requests with one prompt.
 struct SampleGroup {
   Task* leader = nullptr;  // The running one that computes the prompt for the others; null: none.
 };

@@ -108,6 +108,12 @@ void ChatTemplate::SetSpecialToken(const std::string& name, const std::string& t
   special_tokens_.emplace_back(name, text);
 }
 
+std::string ChatTemplate::SpecialToken(std::string_view name) const {
+  const auto found = std::find_if(special_tokens_.rbegin(), special_tokens_.rend(),
+                                  [&](const auto& token) { return token.first == name; });
+  return found == special_tokens_.rend() ? "" : found->second;
+}
+
 void ChatTemplate::SetVariables(const JsonValue& object) {
   if (!object.IsObject()) object.Fail("an object, {\"enable_thinking\": false} say");
   for (const std::string& name : object.Keys()) {

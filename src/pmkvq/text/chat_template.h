@@ -44,6 +44,8 @@ class ChatTemplate {
 
   // A special token that templates know as a variable: "bos_token", "eos_token", ...
   void SetSpecialToken(const std::string& name, const std::string& text);
+  // The text that was set last under `name`; "" for none.
+  std::string SpecialToken(std::string_view name) const;
   // More variables of the template, e.g. {"enable_thinking": false}. Throws InvalidInput where
   // `object` is no JSON object, and for the names "messages" and "add_generation_prompt".
   void SetVariables(const JsonValue& object);

@@ -93,7 +93,10 @@ TEST(ChatTemplate, BuiltInOnesWithoutAPublishedFileHere) {
       "<|start_header_id|>user<|end_header_id|>\n\nb<|eot_id|>"
       "<|start_header_id|>assistant<|end_header_id|>\n\n";
   EXPECT_EQ(Rendered(llama3, messages), turns);
+  EXPECT_EQ(llama3.SpecialToken("bos_token"), "");
+  llama3.SetSpecialToken("bos_token", "<b>");
   llama3.SetSpecialToken("bos_token", "<s>");
+  EXPECT_EQ(llama3.SpecialToken("bos_token"), "<s>");
   EXPECT_EQ(Rendered(llama3, messages), "<s>" + turns);
 }
 
