@@ -232,6 +232,9 @@ RunSettings MakeRunSettings(const Benchmark& benchmark, const Model& model,
   for (const auto& [key, path] : FilesOfSpec(kv.spec)) {
     settings.options.emplace_back("--kv " + key, HashFile(path));
   }
+  // So may the code of a method that was added at run time.
+  const std::string code_hash = CodeHashOfSpec(kv.spec);
+  if (!code_hash.empty()) add("--kv code", code_hash);
   // Left out for the default, so that runs made before there was a choice can go on.
   if (model.weights() != WeightMode::kAsStored) add("--weights", NameOf(model.weights()));
   // Devices round in other places; which of several does not matter.

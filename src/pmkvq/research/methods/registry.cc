@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "pmkvq/base/check.h"
@@ -35,17 +36,36 @@ PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
 
 namespace {
 
-const std::vector<SimulatedMethod>& SimulatedMethods() {
-#define PMKVQ_CALL(method) method(),
-  static const std::vector<SimulatedMethod> methods = {PMKVQ_SIMULATED_METHODS(PMKVQ_CALL)};
+using MethodList = std::vector<std::shared_ptr<const SimulatedMethod>>;
+
+const MethodList& OwnMethods() {
+#define PMKVQ_CALL(method) std::make_shared<const SimulatedMethod>(method()),
+  static const MethodList methods = {PMKVQ_SIMULATED_METHODS(PMKVQ_CALL)};
 #undef PMKVQ_CALL
+  return methods;
+}
+
+struct AddedMethods {
+  std::mutex mutex;
+  MethodList list;
+};
+// Never destroyed: its methods may belong to an interpreter that is gone when the process ends.
+AddedMethods& Added() {
+  static auto* const added = new AddedMethods;
+  return *added;
+}
+
+MethodList SimulatedMethods() {
+  MethodList methods = OwnMethods();
+  const std::lock_guard lock(Added().mutex);
+  methods.insert(methods.end(), Added().list.begin(), Added().list.end());
   return methods;
 }
 
 // A SPEC whose name is known.
 struct Choice {
   MethodSpec spec;
-  const SimulatedMethod* simulated = nullptr;  // Null: packed.
+  std::shared_ptr<const SimulatedMethod> simulated;  // Null: packed.
   const SpecKeys* keys = nullptr;
 };
 
@@ -55,12 +75,12 @@ void FindMethod(Choice& choice) {
     if (choice.spec.name == method.name) choice.keys = &method.keys;
     names.emplace_back(method.name);
   }
-  for (const SimulatedMethod& method : SimulatedMethods()) {
-    if (choice.spec.name == method.name) {
-      choice.simulated = &method;
-      choice.keys = &method.keys;
+  for (const auto& method : SimulatedMethods()) {
+    if (choice.spec.name == method->name) {
+      choice.simulated = method;
+      choice.keys = &method->keys;
     }
-    names.push_back(method.name);
+    names.push_back(method->name);
   }
   if (choice.keys != nullptr) return;
   throw InvalidInput("--kv", fmt::format("unknown method '{}', expected one of {}",
@@ -183,11 +203,53 @@ std::vector<MethodInfo> ListMethods() {
   for (const PackedMethod& method : PackedMethods()) {
     methods.push_back({method.name, method.description, method.keys});
   }
-  for (const SimulatedMethod& method : SimulatedMethods()) {
+  for (const auto& method : SimulatedMethods()) {
     methods.push_back(
-        {method.name, method.description, method.keys, true, method.calibrate != nullptr});
+        {method->name, method->description, method->keys, true, method->calibrate != nullptr});
   }
   return methods;
+}
+
+void AddMethod(SimulatedMethod method) {
+  const auto refuse = [&](const std::string& expected) {
+    throw InvalidInput("method",
+                       fmt::format("found the name '{}', expected {}", method.name, expected));
+  };
+  const auto is_letter = [](char c) { return c >= 'a' && c <= 'z'; };
+  const bool is_well_formed = !method.name.empty() && is_letter(method.name.front()) &&
+                              std::all_of(method.name.begin(), method.name.end(), [&](char c) {
+                                return is_letter(c) || (c >= '0' && c <= '9') || c == '-';
+                              });
+  if (!is_well_formed) refuse("lower-case letters, digits and '-', beginning with a letter");
+  const auto has_name = [&](const auto& one) { return one->name == method.name; };
+  const auto& own = OwnMethods();
+  const auto& packed = PackedMethods();
+  if (std::any_of(own.begin(), own.end(), has_name) ||
+      std::any_of(packed.begin(), packed.end(),
+                  [&](const PackedMethod& one) { return one.name == method.name; })) {
+    refuse("one that is no method of this library");
+  }
+  const auto added = std::make_shared<const SimulatedMethod>(std::move(method));
+  RemoveMethod(added->name);
+  const std::lock_guard lock(Added().mutex);
+  Added().list.push_back(added);
+}
+
+bool RemoveMethod(const std::string& name) {
+  std::shared_ptr<const SimulatedMethod> removed;  // Destroyed without the lock.
+  const std::lock_guard lock(Added().mutex);
+  MethodList& list = Added().list;
+  const auto found = std::find_if(list.begin(), list.end(),
+                                  [&](const auto& method) { return method->name == name; });
+  if (found == list.end()) return false;
+  removed = std::move(*found);
+  list.erase(found);
+  return true;
+}
+
+std::string CodeHashOfSpec(const std::string& spec) {
+  const Choice choice = Resolve(spec);
+  return choice.simulated == nullptr ? "" : choice.simulated->code_hash;
 }
 
 std::vector<std::pair<std::string, std::string>> FilesOfSpec(const std::string& spec) {
@@ -199,8 +261,8 @@ void CheckIsCalibrated(const std::string& spec) {
   const Choice choice = Resolve(spec);
   if (choice.simulated == nullptr || choice.simulated->calibrate == nullptr) {
     std::vector<std::string> names;
-    for (const SimulatedMethod& method : SimulatedMethods()) {
-      if (method.calibrate != nullptr) names.push_back(method.name);
+    for (const auto& method : SimulatedMethods()) {
+      if (method->calibrate != nullptr) names.push_back(method->name);
     }
     throw InvalidInput("--kv", fmt::format("{} has nothing to calibrate, expected one of pm-kvq, "
                                            "{}",

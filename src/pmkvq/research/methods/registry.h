@@ -26,6 +26,7 @@
 #include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/research/calib/calibration.h"
 #include "pmkvq/research/methods/method_data.h"
+#include "pmkvq/research/methods/simulated_method.h"
 
 namespace pmkvq {
 
@@ -51,6 +52,16 @@ std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequireme
 // Key scales that the options ask for: the plan's, or empty. The reference is valid as long as
 // `options.plan` lives. Throws InvalidInput for a wrong SPEC.
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options);
+
+// Adds a method to those that a SPEC may name, for the rest of the process; in place of one that
+// was added under its name before. Caches that exist keep theirs. Throws InvalidInput naming the
+// method: a name of ours, or one that is not of lower-case letters, digits and '-', beginning with
+// a letter. Threads: like all functions here, it may be called at any time from any thread.
+void AddMethod(SimulatedMethod method);
+// False where no such method was added.
+bool RemoveMethod(const std::string& name);
+// SimulatedMethod::code_hash of the SPEC's method. Throws InvalidInput for a wrong SPEC.
+std::string CodeHashOfSpec(const std::string& spec);
 
 // Names, one-line descriptions and keys, for help.
 struct MethodInfo {

@@ -365,5 +365,50 @@ TEST(Registry, NamesWhatIsWrong) {
   expect(options, {"--plan", "12 blocks", "expected 3 blocks"});
 }
 
+// A method that keeps every value as it is.
+class Idle final : public CacheMethod {
+ public:
+  explicit Idle(int64_t bytes) : bytes_(bytes) {}
+  void OnAppend(int64_t, const AppendedTokens&, SimulatedBlock&, MethodState*) const override {}
+  int64_t BlockBytes(int64_t, int64_t num_tokens) const override { return bytes_ * num_tokens; }
+  ByteGrowth Growth(int64_t) const override { return {}; }
+
+ private:
+  int64_t bytes_;
+};
+
+SimulatedMethod IdleMethod(const std::string& name, int64_t bytes) {
+  SimulatedMethod method;
+  method.name = name;
+  method.description = "keeps all";
+  method.keys = {IntegerKey("more", 0, 10, "0", "bytes")};
+  method.make = [bytes](const MethodSpec& spec, const MethodContext&) {
+    return std::make_shared<const Idle>(bytes + spec.Integer("more", 0));
+  };
+  method.code_hash = "hash of " + std::to_string(bytes);
+  return method;
+}
+
+TEST(Registry, MethodsMayBeAddedAndReplaced) {
+  ExpectError<InvalidInput>([] { ResolveKvBudget(OptionsFor("idle"), Needs()); }, {"--kv", "idle"});
+  AddMethod(IdleMethod("idle", 5));
+  EXPECT_EQ(ResolveKvBudget(OptionsFor("idle:more=2"), Needs(10)).total_bytes(), 3 * 7 * 10);
+  EXPECT_EQ(ListMethods().back().name, "idle");
+  EXPECT_TRUE(ListMethods().back().is_simulated);
+  EXPECT_EQ(CodeHashOfSpec("idle"), "hash of 5");
+  EXPECT_EQ(CodeHashOfSpec("rtn"), "");
+  const std::unique_ptr<KvStore> store = MakeKvStore(OptionsFor("idle"), Needs(10));
+  AddMethod(IdleMethod("idle", 9));
+  EXPECT_EQ(ResolveKvBudget(OptionsFor("idle"), Needs(10)).total_bytes(), 3 * 9 * 10);
+  EXPECT_TRUE(RemoveMethod("idle"));
+  EXPECT_FALSE(RemoveMethod("idle"));
+  EXPECT_FALSE(RemoveMethod("rtn"));
+  ExpectError<InvalidInput>([] { ResolveKvBudget(OptionsFor("idle"), Needs()); }, {"--kv", "idle"});
+  EXPECT_EQ(store->StoreStats().arena_bytes, 0u) << "a cache keeps its method";
+  for (const char* name : {"rtn", "fp16", "", "Upper", "9", "a b", "-a"}) {
+    ExpectError<InvalidInput>([&] { AddMethod(IdleMethod(name, 1)); }, {"method", name});
+  }
+}
+
 }  // namespace
 }  // namespace pmkvq

@@ -2,6 +2,7 @@
 // is calibrated, the measuring of it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,12 +35,17 @@ struct SimulatedMethod {
   SpecKeys keys;
   // `spec` has passed MethodSpec::Check(keys). Throws InvalidInput naming --kv for values that do
   // not go together or do not suit the geometry. The file of the key "from" is context.data.
-  std::shared_ptr<const CacheMethod> (*make)(const MethodSpec& spec, const MethodContext& context);
+  std::function<std::shared_ptr<const CacheMethod>(const MethodSpec& spec,
+                                                   const MethodContext& context)>
+      make;
   // Measures the tensors that `make` then finds as context.data->tensors: float32; the method
-  // chooses names and shapes. `context.data` is null here. A null pointer: the method is not
+  // chooses names and shapes. `context.data` is null here. Nothing: the method is not
   // calibrated. Throws as the steps of calibration (research/calib/calibration.h), and Cancelled.
-  std::map<std::string, Tensor> (*calibrate)(const MethodSpec& spec, const MethodContext& context,
-                                             const CalibrationContext& calibration) = nullptr;
+  std::function<std::map<std::string, Tensor>(const MethodSpec& spec, const MethodContext& context,
+                                              const CalibrationContext& calibration)>
+      calibrate = nullptr;
+  // Tells versions of a method apart that was added at run time (AddMethod); "" for ours.
+  std::string code_hash = {};
 };
 
 // The key from=FILE of a method with a calibration; `help` describes the content of the file.
