@@ -18,12 +18,10 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
-#include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/model/model_size.h"
 #include "pmkvq/research/compare/compare_files.h"
-#include "pmkvq/research/compare/compare_fit.h"
-#include "pmkvq/research/compare/compare_list.h"
 #include "pmkvq/research/compare/compare_report.h"
+#include "pmkvq/research/compare/compare_run.h"
 #include "terminal.h"
 #include "weight_options.h"
 
@@ -45,14 +43,6 @@ struct Options {
   std::string command_line;  // Shown on the page.
   bool allow_partial = false;
   bool by_level = false;
-};
-
-// One method at one budget.
-struct Job {
-  std::string spec;
-  int64_t budget_bytes = 0;  // 0: the baseline.
-  SpecEngineOptions engine;
-  BudgetFit fit;
 };
 
 // Runs that are there are shown as they were made.
@@ -109,179 +99,47 @@ std::vector<int64_t> ParseBudgets(const std::string& text) {
   return budgets;
 }
 
-// The methods at one budget, in the order of --kv.
-struct BudgetJobs {
-  int64_t budget_bytes = 0;
-  std::vector<Job> jobs;
-};
-
-// Everything that is known before a model is run.
-struct Plans {
-  Job baseline;
-  std::vector<BudgetJobs> budgets;
-  int64_t max_len = 0;
-};
-
-Job MakeJob(const std::string& spec, int64_t budget_bytes, const SpecEngineOptions& common,
-            const Model& model) {
-  Job job;
-  job.spec = spec;
-  job.budget_bytes = budget_bytes;
-  job.engine = common;
-  job.engine.kv.spec = spec;
-  job.engine.kv.budget_bytes = budget_bytes;
-  job.engine.kv = ApplySpecKeys(job.engine.kv);
-  CheckPlan(job.engine, model);
-  // A SPEC that is wrong shows now, not after hours.
-  if (budget_bytes > 0) {
-    const KvRequirements requirements = RequirementsOf(model, job.engine);
-    job.fit = FitBudget(job.engine.kv, requirements, requirements.max_len);
-  } else {
-    job.fit.starts = job.fit.holds = CheckKvOptions(model, job.engine).total_bytes() > 0;
-  }
-  return job;
-}
-
-Plans MakePlans(const Options& options, const Model& model) {
+CompareOptions ResolveComparison(const Options& options) {
   // Options of all methods; those of pages speak of packed ones only, so no method is warned of.
-  KvCommandOptions common_options = options.kv;
-  common_options.spec = "pm-kvq";
-  common_options.budget.clear();
-  const SpecEngineOptions common = common_options.Resolve(options.run.batch, options.specs);
-  Plans plans;
-  plans.max_len = common.max_len > 0 ? common.max_len : model.config().max_position_embeddings;
-  const auto named = std::find_if(options.specs.begin(), options.specs.end(), IsBaselineMethod);
-  const std::string baseline = named == options.specs.end() ? "fp16" : *named;
-  plans.baseline = MakeJob(baseline, 0, common, model);
-  for (const int64_t budget : ParseBudgets(options.kv.budget)) {
-    BudgetJobs& jobs = plans.budgets.emplace_back();
-    jobs.budget_bytes = budget;
-    for (const std::string& spec : options.specs) {
-      if (spec != baseline) jobs.jobs.push_back(MakeJob(spec, budget, common, model));
-    }
-  }
-  return plans;
+  KvCommandOptions common = options.kv;
+  common.spec = "pm-kvq";
+  common.budget.clear();
+  CompareOptions resolved;
+  resolved.specs = options.specs;
+  resolved.budget_bytes = ParseBudgets(options.kv.budget);
+  resolved.against = options.against;
+  resolved.engine = common.Resolve(options.run.batch, options.specs);
+  resolved.allow_partial = options.allow_partial;
+  resolved.out = options.out;
+  return resolved;
 }
 
-void AnnounceMisfits(const Plans& plans, bool allow_partial) {
-  for (const BudgetJobs& jobs : plans.budgets) {
-    for (const Job& job : jobs.jobs) {
-      if (job.fit.holds) continue;
-      const bool runs = allow_partial && job.fit.starts;
-      PrintError(fmt::format("{}: {} does not hold {} tokens, it needs {}; {}", job.spec,
-                             FormatByteSize(job.budget_bytes), plans.max_len,
-                             FormatByteSize(job.fit.needed_bytes),
-                             runs             ? "run all the same, sequences end with kv_budget"
-                             : job.fit.starts ? "not run (--allow-partial runs it)"
-                                              : "not run"));
-    }
+void AnnounceMisfits(const ComparisonRun& run) {
+  for (const CompareJob& job : run.jobs()) {
+    if (job.fit.holds) continue;
+    PrintError(fmt::format("{}: {} does not hold {} tokens, it needs {}; {}", job.spec,
+                           FormatByteSize(job.budget_bytes), run.max_len(),
+                           FormatByteSize(job.fit.needed_bytes),
+                           run.IsRun(job)   ? "run all the same, sequences end with kv_budget"
+                           : job.fit.starts ? "not run (--allow-partial runs it)"
+                                            : "not run"));
   }
 }
 
-// So that --from can make the same table again.
-void SaveList(const Options& options, const Plans& plans, const Benchmark& benchmark,
-              const std::vector<ProblemRow>& problems, const Model& model, int64_t num_responses) {
-  ComparisonList list;
-  list.benchmark = benchmark.name;
-  list.model = model.checkpoint().Identity();
-  for (const ProblemRow& problem : problems) list.problems.push_back(problem.id);
-  list.num_responses = num_responses;
-  list.against = options.against;
-  list.values_per_token = model.kv_geometry().values();
-  list.runs.push_back({plans.baseline.spec, 0, true, 0, 0});
-  for (const BudgetJobs& jobs : plans.budgets) {
-    for (const Job& job : jobs.jobs) {
-      const bool is_run = job.fit.holds || (options.allow_partial && job.fit.starts);
-      list.runs.push_back({job.spec, job.budget_bytes, is_run, job.fit.needed_bytes,
-                           job.fit.needed_bytes > 0 ? plans.max_len : 0});
-    }
-  }
-  const std::string path = JoinPath(options.out, "comparison.json");
-  if (FileExists(path)) list = MergeLists(list, ParseComparisonList(ReadFile(path), path));
-  WriteFileAtomically(path, ComparisonListJson(list) + "\n");
-}
-
-// Runs the methods one after another.
-class Runner {
+// A bar for each run.
+class Bars : public CompareProgress {
  public:
-  Runner(const Options& options, const Benchmark& benchmark,
-         const std::vector<ProblemRow>& problems, const std::shared_ptr<const Model>& model,
-         const EvaluationOptions& evaluation)
-      : options_(options),
-        benchmark_(benchmark),
-        problems_(problems),
-        model_(model),
-        tokenizer_(options.run.tokenizer.Load(options.run.model)),
-        evaluation_(evaluation) {}
-
-  MethodRun Run(const Job& job) {
-    EvaluationOptions evaluation = evaluation_;
-    evaluation.engine = job.engine;
-    MethodRun run = Describe(job);
-    std::optional<ResponseLog> log;
-    if (options_.out.empty()) {
-      log.emplace();
-    } else {
-      const KvOptions& kv = job.engine.kv;
-      log.emplace(JoinPath(options_.out, RunFolder(job.spec, job.budget_bytes)),
-                  MakeRunSettings(benchmark_, *model_, evaluation,
-                                  kv.plan != nullptr ? kv.plan_path : std::string()));
-    }
-    const int64_t num_responses = evaluation.num_responses;
-    const std::vector<Response> present = ResponsesTo(*log, problems_, num_responses);
-    if (std::ssize(present) < run.num_expected) Evaluate(job, evaluation, present, *log);
-    const std::vector<Response> responses = ResponsesTo(*log, problems_, num_responses);
-    run.outcomes = OutcomesOf(responses);
-    if (std::ssize(run.outcomes) < run.num_expected) run.status = MethodStatus::kInterrupted;
-    return run;
-  }
-
-  // A method at a budget; the baseline has been run.
-  MethodRun RunOrSay(const Job& job) {
-    MethodRun run = Describe(job);
-    if (!job.fit.holds && !(options_.allow_partial && job.fit.starts)) {
-      run.status = MethodStatus::kDoesNotFit;
-      return run;
-    }
-    if (IsCancelled(InterruptFlag())) {
-      run.status = MethodStatus::kInterrupted;
-      return run;
-    }
-    return Run(job);
-  }
-
- private:
-  MethodRun Describe(const Job& job) const {
-    MethodRun run;
-    run.method = job.spec;
-    run.is_simulated = IsSimulatedMethod(job.spec);
-    run.needed_bytes = job.fit.needed_bytes;
-    run.needed_tokens = job.fit.needed_bytes > 0 ? MaxLen(job) : 0;
-    run.num_expected = std::ssize(problems_) * evaluation_.num_responses;
-    return run;
-  }
-
-  int64_t MaxLen(const Job& job) const {
-    return job.engine.max_len > 0 ? job.engine.max_len : model_->config().max_position_embeddings;
-  }
-
-  void Evaluate(const Job& job, const EvaluationOptions& evaluation,
-                const std::vector<Response>& present, ResponseLog& log) const {
+  void Begin(const CompareJob& job, int64_t total, const std::vector<Response>& present) override {
     std::string title = job.spec;
     if (job.budget_bytes > 0) title += " " + FormatByteSize(job.budget_bytes);
-    EvalProgress progress(title, std::ssize(problems_) * evaluation.num_responses, present);
-    pmkvq::Evaluate(
-        model_, tokenizer_, benchmark_.grading, problems_, evaluation, log, &progress,
-        [&](const Response& response) { progress.Add(response); }, InterruptFlag());
-    progress.End();
+    bar_.emplace(title, total, present);
   }
+  void OnResponse(const Response& response) override { bar_->Add(response); }
+  EngineObserver* observer() override { return &*bar_; }
+  void End() override { bar_->End(); }
 
-  const Options& options_;
-  const Benchmark& benchmark_;
-  const std::vector<ProblemRow>& problems_;
-  std::shared_ptr<const Model> model_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
-  EvaluationOptions evaluation_;
+ private:
+  std::optional<EvalProgress> bar_;
 };
 
 void Report(const Options& options, const Comparison& comparison) {
@@ -301,55 +159,27 @@ void Report(const Options& options, const Comparison& comparison) {
   if (!options.html.empty()) Print(fmt::format("page: {}\n", options.html));
 }
 
-// What the whole comparison has in common; sampling and limits are those of the baseline.
-Comparison DescribeComparison(const Options& options, const Benchmark& benchmark,
-                              const Model& model, const EvaluationOptions& evaluation) {
-  static const std::set<std::string> kOfOneMethod = {"--kv-budget"};
-  const RunSettings settings = MakeRunSettings(benchmark, model, evaluation, "");
-  Comparison comparison;
-  comparison.benchmark = benchmark.name;
-  comparison.model = settings.model_identity;
-  comparison.against = options.against;
-  comparison.num_responses = evaluation.num_responses;
-  comparison.values_per_token = model.kv_geometry().values();
-  for (const auto& option : settings.options) {
-    if (!kOfOneMethod.contains(option.first)) comparison.settings.push_back(option);
-  }
-  return comparison;
-}
-
 void CompareRuns(const Options& options) {
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.run.model, options.kv.threads);
-  const Plans plans = MakePlans(options, *model);
-  const EvaluationOptions evaluation = options.run.Resolve(plans.baseline.engine, *model);
-  AnnounceMisfits(plans, options.allow_partial);
-  for (const Job& job : plans.budgets.front().jobs) {
-    options.kv.PrintPlanHint(job.engine.kv, options.run.model);
+  const ComparisonRun run(ResolveComparison(options), model);
+  const EvaluationOptions evaluation = options.run.Resolve(run.baseline().engine, *model);
+  AnnounceMisfits(run);
+  for (const CompareJob& job : run.jobs()) {
+    if (job.budget_bytes == run.jobs().front().budget_bytes) {
+      options.kv.PrintPlanHint(job.engine.kv, options.run.model);
+    }
   }
 
-  Runner runner(options, benchmark, problems, model, evaluation);
-  const MethodRun baseline = runner.Run(plans.baseline);
-  if (!options.out.empty()) {
-    SaveList(options, plans, benchmark, problems, *model, evaluation.num_responses);
-  }
-  if (baseline.status == MethodStatus::kInterrupted) ExitIfInterrupted("compare");
-  std::vector<BudgetRuns> budgets;
-  for (const BudgetJobs& jobs : plans.budgets) {
-    BudgetRuns& budget = budgets.emplace_back();
-    budget.budget_bytes = jobs.budget_bytes;
-    for (const Job& job : jobs.jobs) budget.runs.push_back(runner.RunOrSay(job));
-  }
+  Bars bars;
+  const Comparison comparison =
+      run.Run(benchmark, problems, options.run.tokenizer.Load(options.run.model), evaluation, &bars,
+              InterruptFlag());
   const UncancelledScope
       whole;  // After Ctrl-C the table of the finished responses is still written.
-  Comparison comparison = DescribeComparison(options, benchmark, *model, evaluation);
-  comparison.baseline = baseline.method;
-  comparison.num_problems = std::ssize(problems);
-  comparison.max_len = plans.max_len;
-  comparison.tables = MakeTables(baseline, budgets, options.against);
   Report(options, comparison);
   if (IsCancelled(InterruptFlag()) && !options.out.empty()) {
     PrintError(options.out + " holds what is finished; the same command goes on");
