@@ -4,7 +4,8 @@
     llm = pmkvq.LLM("models/longcot-10m", kv="pm-kvq", kv_budget="4.75MiB")
     answer = llm.chat([{"role": "user", "content": "..."}])[0]
 """
-from . import ops
+from . import methods, ops
+from ._compare import Comparison, LevelScore, MethodResult, PairedResult, compare
 from ._errors import (
     Cancelled,
     DeviceError,
@@ -12,30 +13,32 @@ from ._errors import (
     InvalidInput,
     IoError,
     KvBudgetExhausted,
+    MethodError,
     RequestFailed,
     Unsupported,
 )
-from ._evaluate import Report, evaluate
+from ._evaluate import Judgement, Report, Response, Summary, evaluate, judge
 from ._llm import LLM, Event, FinishEvent, KvStats, Score, load_model
-from ._plan import Plan, calibrate
+from ._plan import WIDTHS, Allocation, Plan, Sensitivity, allocate, calibrate, sensitivity
 from ._pmkvq import (
     Completion,
     HalvingEvent,
-    Judgement,
     KvSnapshot,
     Model,
-    Response,
     TokenEvent,
     TokenLogprob,
-    judge,
 )
 from ._pmkvq import version as __version__
 from ._sampling import SamplingParams
 from ._tokenizer import Tokenizer
+from ._weights import Weight, logits, weights
 
 __all__ = [
     "LLM",
+    "WIDTHS",
+    "Allocation",
     "Cancelled",
+    "Comparison",
     "Completion",
     "DeviceError",
     "Error",
@@ -48,21 +51,34 @@ __all__ = [
     "KvBudgetExhausted",
     "KvSnapshot",
     "KvStats",
+    "LevelScore",
+    "MethodError",
+    "MethodResult",
     "Model",
+    "PairedResult",
     "Plan",
     "Report",
     "RequestFailed",
     "Response",
     "SamplingParams",
     "Score",
+    "Sensitivity",
+    "Summary",
     "TokenEvent",
     "TokenLogprob",
     "Tokenizer",
     "Unsupported",
+    "Weight",
     "__version__",
+    "allocate",
     "calibrate",
+    "compare",
     "evaluate",
     "judge",
     "load_model",
+    "logits",
+    "methods",
     "ops",
+    "sensitivity",
+    "weights",
 ]

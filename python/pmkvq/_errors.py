@@ -35,6 +35,16 @@ class RequestFailed(Error):
     """The model or the cache could not go on with a request (Completion.error)."""
 
 
+class MethodError(Error, RuntimeError):
+    """A cache method in Python (pmkvq.methods) failed: what it raised is __cause__, and the text
+    names the method and the place."""
+
+
+class UnfitValues(InvalidInput):
+    """Raised by a cache method in Python for values that it cannot hold. It ends that request with
+    finish_reason "error", and no other."""
+
+
 class Cancelled(KeyboardInterrupt):
     """Ctrl-C ended a call. As a KeyboardInterrupt it ends a script that does not catch it.
 

@@ -57,9 +57,15 @@ class KvStats:
     step_seconds: float  # Spent in steps.
 
 
-def load_model(path: str | os.PathLike[str], *, weights: str = "as-stored", threads: int = 0) -> _pmkvq.Model:
-    """Loads weights, which several LLMs may share. weights: "as-stored", "q8" or "q4"."""
-    model = _pmkvq.Model.load(path_of(path), weights, threads_of(threads))
+def load_model(
+    path: str | os.PathLike[str], *, weights: str = "as-stored", threads: int = 0, device: str = "cpu"
+) -> _pmkvq.Model:
+    """Loads weights, which several LLMs may share. weights: "as-stored", "q8" or "q4".
+
+    device: "cpu", "cuda" or "cuda:N". Raises Unsupported where the package was built without CUDA,
+    DeviceError where there is no such device or its memory is short, InvalidInput, IoError.
+    """
+    model = _pmkvq.Model.load(path_of(path), weights, threads_of(threads), device)
     for warning in model.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=3)
     return model
@@ -71,8 +77,9 @@ class LLM:
     path: a model folder (Hugging Face layout), a GGUF file, or a model of load_model.
     kv: cache method, the SPEC of `pmkvq run --kv`. kv_budget: what one sequence may take, all
     blocks: bytes, or a text with a unit. plan: a plan of calibrate, or its file.
-    weights: "as-stored", "q8" or "q4"; of a path only. max_sequences: decoded together, others
-    wait. max_len: tokens of the longest sequence, prompt and output; 0: the model's maximum.
+    kv_dtype: of what is not quantised: "f16", "bf16" or "f32".
+    weights: "as-stored", "q8" or "q4"; device: "cpu", "cuda" or "cuda:N", where model and cache
+    lie; both of a path only (see load_model). max_sequences: decoded together, others wait. max_len: tokens of the longest sequence, prompt and output; 0: the model's maximum.
     threads: 0: torch.get_num_threads() where torch is imported, else all processors.
     tokenizer, chat_template: in place of the model's (see Tokenizer).
 
@@ -89,6 +96,8 @@ class LLM:
         kv_budget: int | str | None = None,
         plan: Plan | str | os.PathLike[str] | None = None,
         weights: str | None = None,
+        device: str | None = None,
+        kv_dtype: str = "f16",
         max_sequences: int = 8,
         max_len: int = 0,
         chunk: int = 512,
@@ -99,9 +108,11 @@ class LLM:
         if isinstance(path, _pmkvq.Model):
             if weights is not None and weights != path.weights:
                 raise InvalidInput(f"[weights] found {weights!r}, expected the {path.weights!r} of the loaded model")
+            if device is not None and device not in (path.device, path.device.removesuffix(":0")):
+                raise InvalidInput(f"[device] found {device!r}, expected the {path.device!r} of the loaded model")
             self.model = path
         else:
-            self.model = load_model(path, weights=weights or "as-stored", threads=threads)
+            self.model = load_model(path, weights=weights or "as-stored", threads=threads, device="cpu" if device is None else device)
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None or _pmkvq.Tokenizer.is_in(self.model.path):
             self._tokenizer = Tokenizer(self.model.path, tokenizer=tokenizer, chat_template=chat_template)
@@ -117,6 +128,7 @@ class LLM:
             max_len=max_len,
             chunk=chunk,
             threads=threads_of(threads),
+            kv_dtype=kv_dtype,
         )
 
     @property
@@ -169,9 +181,9 @@ class LLM:
         """n answers to one prompt, which is computed once; answer i is that of
         `pmkvq run --n-samples`."""
         one = params or SamplingParams()
-        request = make_request(self._ids(prompt), one)
-        seeds = [_pmkvq.stream_seed(one.seed, index) for index in range(n)]
-        return self._wait(lambda: self._engine.submit_samples(request, seeds)) if seeds else []
+        ids = self._ids(prompt)
+        requests = [make_request(ids, one, index) for index in range(n)]
+        return self._wait(lambda: self._engine.submit_samples(requests)) if requests else []
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Event]:
         """What happens to one request: TokenEvent, HalvingEvent, and at its end a FinishEvent.
@@ -216,22 +228,36 @@ class LLM:
         cache token by token, so that it reads pages at the widths that they have. Raises
         KvBudgetExhausted where the budget ends first, and InvalidInput.
         """
-        request = _pmkvq.Request.forced(
-            ids_of(prompt_ids, "prompt_ids"), ids_of(continuation_ids, "continuation_ids"), self.model.vocab_size
-        )
-        (completion,) = self._wait(lambda: self._engine.submit([request], False))
-        if completion.finish_reason == "kv_budget":
-            raise KvBudgetExhausted(
-                f"[score] the KV budget of {completion.kv.budget_bytes} bytes was spent after "
-                f"{len(completion.token_ids)} tokens of the continuation, expected room for all"
-            )
-        if completion.finish_reason == "error":
-            raise RequestFailed(completion.error)
-        return Score(
-            logprobs=[token.logprob for token in completion.logprobs],
-            is_greedy=all(token.top[0][0] == token.token_id for token in completion.logprobs),
-            kv=completion.kv,
-        )
+        return self.score_choices(prompt_ids, [continuation_ids])[0]
+
+    def score_choices(self, prompt_ids: Iterable[int], continuations: Iterable[Iterable[int]]) -> list[Score]:
+        """`score` of several continuations of one prompt, which is computed once. Each has the
+        values that it has alone."""
+        prompt = ids_of(prompt_ids, "prompt_ids")
+        choices = [ids_of(ids, "continuation_ids") for ids in continuations]
+        completions = self._force([(prompt, choice) for choice in choices])
+        return [_score_of(completion, choice) for completion, choice in zip(completions, choices, strict=True)]
+
+    def _force(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Completion]:
+        """Completions whose outputs are given, of (prompt, output); neighbours with equal prompts
+        compute them once."""
+        size = self.model.vocab_size
+        groups: list[list[_pmkvq.Request]] = []
+        for index, (prompt, output) in enumerate(pairs):
+            if index == 0 or prompt != pairs[index - 1][0]:
+                groups.append([])
+            groups[-1].append(_pmkvq.Request.forced(prompt, output, size))
+        runs: list[_pmkvq.Run] = []
+        try:
+            for group in groups:
+                runs.append(self._engine.submit_samples(group))
+            for run in runs:  # A step of one is a step of all.
+                while not run.step():
+                    pass
+            return [completion for run in runs for completion in run.completions()]
+        finally:
+            for run in runs:
+                run.forget()
 
     def kv_stats(self) -> KvStats:
         stats = self._engine.stats()
@@ -277,6 +303,26 @@ def _events(run: _pmkvq.Run) -> Iterator[Event]:
                 yield event
     finally:
         run.forget()
+
+
+def _score_of(completion: Completion, output: list[int]) -> Score:
+    if completion.finish_reason == "kv_budget":
+        raise KvBudgetExhausted(
+            f"[score] the KV budget of {completion.kv.budget_bytes} bytes was spent after "
+            f"{len(completion.token_ids)} tokens of the continuation, expected room for all"
+        )
+    if completion.finish_reason == "error":
+        raise RequestFailed(completion.error)
+    if len(completion.logprobs) < len(output):
+        raise InvalidInput(
+            f"[continuation_ids] found {len(output)} tokens behind a prompt of {len(completion.prompt_token_ids)}, "
+            f"expected {len(completion.logprobs)} or fewer: so many fit max_len"
+        )
+    return Score(
+        logprobs=[token.logprob for token in completion.logprobs],
+        is_greedy=all(token.top[0][0] == token.token_id for token in completion.logprobs),
+        kv=completion.kv,
+    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -58,11 +58,11 @@ class SamplingParams:
             raise InvalidInput(f"[stop] found {self.stop!r}, expected a list of texts")
 
 
-def make_request(prompt_ids: list[int], params: SamplingParams) -> _pmkvq.Request:
-    """The native request. The seed is that of the first sample of `pmkvq run`."""
+def make_request(prompt_ids: list[int], params: SamplingParams, sample: int = 0) -> _pmkvq.Request:
+    """The native request. The seed is that of this sample of `pmkvq run`."""
     return _pmkvq.Request(
         prompt_ids,
-        seed=_pmkvq.stream_seed(params.seed, 0),
+        seed=_pmkvq.stream_seed(params.seed, sample),
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,

@@ -43,6 +43,21 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._native.has_chat_template
 
+    @property
+    def chat_template(self) -> str:
+        """Its Jinja text; "": none."""
+        return self._native.chat_template
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Of the token that begins a text, as the model's files name it; None: they name none."""
+        return self._native.bos_token_id
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Of the token that ends a text, likewise. Model.eos_token_ids are what ends an answer."""
+        return self._native.eos_token_id
+
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
         """Ids of a text. Control tokens in it (<|im_end|>) are plain text unless `parse_special`.
 

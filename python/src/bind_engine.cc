@@ -67,18 +67,28 @@ class Run {
 std::shared_ptr<EngineDriver> Open(const LoadedModel& model, const TextCodec* codec,
                                    const std::string& kv, const PlanFile* plan, int64_t kv_budget,
                                    int64_t max_sequences, int64_t max_len, int64_t chunk,
-                                   int threads) {
+                                   int threads, const std::string& kv_dtype) {
   const std::shared_ptr<const Tokenizer> tokenizer = codec == nullptr ? nullptr : codec->tokenizer;
   const nb::gil_scoped_release release;
   SpecEngineOptions options;
   options.kv.spec = kv;
   options.kv.budget_bytes = kv_budget;
+  options.kv.kv_dtype = ParseKvDtype(kv_dtype);
   SetPlan(plan, options.kv);
   options.max_sequences = max_sequences;
   options.max_len = max_len;
   options.chunk = chunk;
   options.num_threads = threads;
-  return std::make_shared<EngineDriver>(OpenEngine(model.model, tokenizer, options));
+  // A cache may hold Python objects (bind_methods.cc), and its threads may wait for the GIL.
+  const auto end = [](EngineDriver* driver) {
+    if (PyGILState_Check() == 0) {
+      delete driver;
+      return;
+    }
+    const nb::gil_scoped_release unlocked;
+    delete driver;
+  };
+  return {new EngineDriver(OpenEngine(model.model, tokenizer, options)), end};
 }
 
 std::vector<Request> CopiesOf(const std::vector<const Request*>& requests) {
@@ -110,7 +120,7 @@ void BindEngine(nb::module_& module) {
       .def_static("open", &Open, nb::arg("model"), nb::arg("tokenizer").none(), nb::kw_only(),
                   nb::arg("kv"), nb::arg("plan").none(), nb::arg("kv_budget"),
                   nb::arg("max_sequences"), nb::arg("max_len"), nb::arg("chunk"),
-                  nb::arg("threads"))
+                  nb::arg("threads"), nb::arg("kv_dtype"))
       .def(
           "submit",
           [](const std::shared_ptr<EngineDriver>& self, const std::vector<const Request*>& requests,
@@ -122,13 +132,15 @@ void BindEngine(nb::module_& module) {
           nb::arg("requests"), nb::arg("keeps_events"))
       .def(
           "submit_samples",
-          [](const std::shared_ptr<EngineDriver>& self, const Request& request,
-             const std::vector<uint64_t>& seeds) {
+          [](const std::shared_ptr<EngineDriver>& self,
+             const std::vector<const Request*>& requests) {
+            std::vector<Request> copies = CopiesOf(requests);
             const nb::gil_scoped_release release;
-            return std::make_shared<Run>(self, self->SubmitSamples(request, seeds));
+            return std::make_shared<Run>(self, self->SubmitSamples(std::move(copies)));
           },
-          nb::arg("request"), nb::arg("seeds"))
+          nb::arg("requests"))
       .def_prop_ro("budget_bytes", &EngineDriver::budget_bytes)
+      .def("holds", &EngineDriver::Holds, nb::arg("num_tokens"))
       .def("stats",
            [](EngineDriver& self) {
              const nb::gil_scoped_release release;

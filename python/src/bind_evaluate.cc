@@ -25,11 +25,11 @@ namespace {
 std::tuple<std::vector<Response>, double> EvaluateModel(
     const LoadedModel& model, const TextCodec& codec, const std::string& benchmark_name,
     const std::string& data, const std::string& kv, const PlanFile* plan, int64_t kv_budget,
-    int64_t batch, int64_t max_len, int threads, std::optional<double> temperature,
-    std::optional<double> top_p, uint64_t seed, std::optional<int64_t> n_responses,
-    std::optional<int64_t> max_tokens, int64_t start, int64_t end, int64_t per_cell,
-    int64_t min_level, int64_t max_level, const std::optional<std::string>& out,
-    const nb::object& on_response) {
+    const std::string& kv_dtype, int64_t batch, int64_t max_len, int64_t chunk, int threads,
+    std::optional<double> temperature, std::optional<double> top_p, uint64_t seed,
+    std::optional<int64_t> n_responses, std::optional<int64_t> max_tokens, int64_t start,
+    int64_t end, int64_t per_cell, int64_t min_level, int64_t max_level,
+    const std::optional<std::string>& out, const nb::object& on_response) {
   std::vector<Response> responses;
   double seconds = 0;
   RunInterruptibly("evaluate", [&](const CancelFlag* cancel) {
@@ -40,9 +40,11 @@ std::tuple<std::vector<Response>, double> EvaluateModel(
     EvaluationOptions options;
     options.engine.kv.spec = kv;
     options.engine.kv.budget_bytes = kv_budget;
+    options.engine.kv.kv_dtype = ParseKvDtype(kv_dtype);
     SetPlan(plan, options.engine.kv);
     options.engine.max_sequences = batch;
     options.engine.max_len = max_len;
+    options.engine.chunk = chunk;
     options.engine.num_threads = threads > 0 ? threads : DefaultThreads();
     CheckKvOptions(*model.model, options.engine);  // Before the folder is made.
     options.chat_template = codec.chat_template;
@@ -118,11 +120,12 @@ void BindEvaluate(nb::module_& module) {
   module.def("summarize", &SummarizeResponses, nb::arg("responses"));
   module.def("evaluate", &EvaluateModel, nb::arg("model"), nb::arg("tokenizer"), nb::kw_only(),
              nb::arg("benchmark"), nb::arg("data"), nb::arg("kv"), nb::arg("plan").none(),
-             nb::arg("kv_budget"), nb::arg("batch"), nb::arg("max_len"), nb::arg("threads"),
-             nb::arg("temperature").none(), nb::arg("top_p").none(), nb::arg("seed"),
-             nb::arg("n_responses").none(), nb::arg("max_tokens").none(), nb::arg("start"),
-             nb::arg("end"), nb::arg("per_cell"), nb::arg("min_level"), nb::arg("max_level"),
-             nb::arg("out").none(), nb::arg("on_response").none());
+             nb::arg("kv_budget"), nb::arg("kv_dtype"), nb::arg("batch"), nb::arg("max_len"),
+             nb::arg("chunk"), nb::arg("threads"), nb::arg("temperature").none(),
+             nb::arg("top_p").none(), nb::arg("seed"), nb::arg("n_responses").none(),
+             nb::arg("max_tokens").none(), nb::arg("start"), nb::arg("end"), nb::arg("per_cell"),
+             nb::arg("min_level"), nb::arg("max_level"), nb::arg("out").none(),
+             nb::arg("on_response").none());
 
   nb::class_<JudgedText>(module, "Judgement")
       .def_prop_ro(

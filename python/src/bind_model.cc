@@ -1,4 +1,5 @@
 // Model and Tokenizer.
+#include <fmt/format.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -10,18 +11,26 @@
 
 #include "bindings.h"
 #include "interruptible.h"
+#include "pmkvq/base/error.h"
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/tensor/device/device_info.h"
 
 namespace nb = nanobind;
 
 namespace pmkvq::python {
 namespace {
 
-LoadedModel Load(const std::string& path, const std::string& weights, int threads) {
+LoadedModel Load(const std::string& path, const std::string& weights, int threads,
+                 const std::string& device) {
   LoadedModel loaded{path, nullptr};
+  const std::optional<DeviceId> id = ParseDevice(device);
+  if (!id) {
+    throw InvalidInput("device", fmt::format("found '{}', expected cpu, cuda or cuda:N", device));
+  }
   RunInterruptibly("load", [&](const CancelFlag* /*cancel*/) {
     ModelOptions options;
+    options.device = *id;
     options.weights = ParseWeightMode(weights);
     options.num_threads = threads > 0 ? threads : DefaultThreads();
     loaded.model = Model::Load(path, options);
@@ -32,9 +41,21 @@ LoadedModel Load(const std::string& path, const std::string& weights, int thread
 TextCodec LoadCodec(const std::string& path, const std::optional<std::string>& tokenizer,
                     const std::optional<std::string>& chat_template) {
   const nb::gil_scoped_release release;
-  return {Tokenizer::Load(tokenizer.value_or(path)),
-          chat_template ? FindChatTemplate(path, *chat_template, "chat_template")
-                        : LoadChatTemplate(path)};
+  TextCodec codec{Tokenizer::Load(tokenizer.value_or(path)),
+                  chat_template ? FindChatTemplate(path, *chat_template, "chat_template")
+                                : LoadChatTemplate(path),
+                  std::nullopt, std::nullopt};
+  ChatTemplate tokens;  // A template of "none" has none.
+  SetSpecialTokensOf(path, &tokens);
+  const auto id_of = [&](const char* name) -> std::optional<int32_t> {
+    const std::string text = tokens.SpecialToken(name);
+    const int32_t id = text.empty() ? -1 : codec.tokenizer->TokenId(text);
+    if (id < 0) return std::nullopt;
+    return id;
+  };
+  codec.bos_id = id_of("bos_token");
+  codec.eos_id = id_of("eos_token");
+  return codec;
 }
 
 // Role, content, and the other members of the message as a JSON object or "".
@@ -62,9 +83,11 @@ MarkedText Render(const TextCodec& codec, const std::vector<Message>& messages,
 
 void BindModel(nb::module_& module) {
   nb::class_<LoadedModel>(module, "Model", "Weights in memory. Any number of LLMs may share them.")
-      .def_static("load", &Load, nb::arg("path"), nb::arg("weights"), nb::arg("threads"))
+      .def_static("load", &Load, nb::arg("path"), nb::arg("weights"), nb::arg("threads"),
+                  nb::arg("device"))
       .def_ro("path", &LoadedModel::path)
       .def_prop_ro("weights", [](const LoadedModel& self) { return NameOf(self.model->weights()); })
+      .def_prop_ro("device", [](const LoadedModel& self) { return NameOf(self.model->device()); })
       .def_prop_ro("identity",
                    [](const LoadedModel& self) { return self.model->checkpoint().Identity(); })
       .def_prop_ro("warnings",
@@ -90,6 +113,10 @@ void BindModel(nb::module_& module) {
       .def_prop_ro("vocab_size", [](const TextCodec& self) { return self.tokenizer->vocab_size(); })
       .def_prop_ro("has_chat_template",
                    [](const TextCodec& self) { return !self.chat_template.IsNone(); })
+      .def_prop_ro("chat_template",
+                   [](const TextCodec& self) { return TextOf(self.chat_template.Text()); })
+      .def_ro("bos_token_id", &TextCodec::bos_id)
+      .def_ro("eos_token_id", &TextCodec::eos_id)
       .def(
           "encode",
           [](const TextCodec& self, const std::string& text, bool parse_special, bool add_special) {

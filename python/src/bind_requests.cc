@@ -130,7 +130,9 @@ void BindRequests(nb::module_& module) {
           [](const DrawnToken& self) {
             return self.logprobs ? AlternativesOf(*self.logprobs) : Alternatives();
           },
-          "The likeliest tokens in its place: (id, logprob).");
+          "The likeliest tokens in its place: (id, logprob).")
+      .def_ro("kv", &DrawnToken::kv,
+              "The cache of its sequence, in which all tokens before it are stored.");
 
   nb::class_<HalvingEvent>(module, "HalvingEvent",
                            "Pages of one block stepped down to half of their width.")

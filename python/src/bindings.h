@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct LoadedModel {
 struct TextCodec {
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat_template;
+  std::optional<int32_t> bos_id;  // As the model's files name them.
+  std::optional<int32_t> eos_id;
 };
 
 // A plan and the file that holds it; "": none yet.
@@ -44,7 +47,10 @@ void BindRequests(nanobind::module_& module);  // Request, Completion, events
 void BindEngine(nanobind::module_& module);    // Engine, Run
 void BindPlan(nanobind::module_& module);      // Plan, calibrate
 void BindEvaluate(nanobind::module_& module);  // evaluate, judge
+void BindCompare(nanobind::module_& module);   // compare; after BindEvaluate
 void BindOps(nanobind::module_& module);       // The packed format
+void BindMethods(nanobind::module_& module);   // Cache methods in Python
+void BindTensors(nanobind::module_& module);   // Weights and logits
 
 // As Python reads bytes that may be no UTF-8: U+FFFD for what is none.
 inline nanobind::str TextOf(const std::string& bytes) {

@@ -61,12 +61,11 @@ std::vector<RequestId> EngineDriver::Submit(std::vector<Request> requests, bool 
   return ids;
 }
 
-std::vector<RequestId> EngineDriver::SubmitSamples(const Request& request,
-                                                   std::span<const uint64_t> seeds) {
+std::vector<RequestId> EngineDriver::SubmitSamples(std::vector<Request> requests) {
   CheckProcess();
   const std::lock_guard lock(turns_);
   EndForgotten();
-  std::vector<RequestId> ids = engine_->SubmitSamples(request, seeds);
+  std::vector<RequestId> ids = engine_->SubmitSamples(std::move(requests));
   for (const RequestId id : ids) inboxes_[id];
   return ids;
 }
@@ -158,7 +157,9 @@ void EngineDriver::OnLogprobs(RequestId id, const TokenLogprobs& logprobs) {
 
 void EngineDriver::OnToken(RequestId id, int32_t token, const std::string& text) {
   if (Inbox* const inbox = InboxWithEvents(id)) {
-    inbox->events.emplace_back(DrawnToken{token, text, std::exchange(logprobs_, std::nullopt)});
+    DrawnToken drawn{token, text, std::exchange(logprobs_, std::nullopt), {}};
+    if (const auto seq = engine_->SequenceOf(id)) drawn.kv = engine_->store().SequenceStats(*seq);
+    inbox->events.emplace_back(std::move(drawn));
   }
 }
 

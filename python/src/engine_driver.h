@@ -22,6 +22,7 @@ struct DrawnToken {
   int32_t token_id = 0;
   std::string text;  // That became complete with it.
   std::optional<TokenLogprobs> logprobs;
+  KvSequenceStats kv;  // Of its request: the tokens before it are stored.
 };
 using RunEvent = std::variant<DrawnToken, HalvingEvent, Completion>;
 
@@ -56,7 +57,7 @@ class EngineDriver final : private EngineObserver {
   // Queues all or, where one is refused, none. `keeps_events`: Step hands over tokens and halvings.
   std::vector<RequestId> Submit(std::vector<Request> requests, bool keeps_events);
   // Engine::SubmitSamples, without events.
-  std::vector<RequestId> SubmitSamples(const Request& request, std::span<const uint64_t> seeds);
+  std::vector<RequestId> SubmitSamples(std::vector<Request> requests);
 
   struct StepResult {
     bool has_finished = false;     // All of the requests.
@@ -75,6 +76,8 @@ class EngineDriver final : private EngineObserver {
   KvStoreStats store_stats();
   // Of the engine, fixed: no lock.
   int64_t budget_bytes() const { return budget_bytes_; }
+  // Whether the budget of a sequence holds so many tokens, at the lowest widths.
+  bool Holds(int64_t num_tokens) const { return engine_->kv_budget().Holds(num_tokens); }
 
  private:
   struct Inbox {

@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/kv/kv_failure.h"
 
 namespace nb = nanobind;
 
@@ -23,6 +24,8 @@ void Raise(const char* name, const char* message) {
 void Translate(const std::exception_ptr& error, void* /*payload*/) {
   try {
     std::rethrow_exception(error);
+  } catch (const UnfitValues& known) {
+    Raise("UnfitValues", known.message().c_str());
   } catch (const InvalidInput& known) {
     Raise("InvalidInput", known.what());
   } catch (const IoError& known) {

@@ -15,5 +15,8 @@ NB_MODULE(_pmkvq, module) {
   pmkvq::python::BindPlan(module);
   pmkvq::python::BindEngine(module);
   pmkvq::python::BindEvaluate(module);
+  pmkvq::python::BindCompare(module);
   pmkvq::python::BindOps(module);
+  pmkvq::python::BindMethods(module);
+  pmkvq::python::BindTensors(module);
 }

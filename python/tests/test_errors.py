@@ -54,6 +54,18 @@ def test_another_architecture_is_unsupported(program: Program, tmp_path: pathlib
     assert "Mamba" in str(caught.value)
 
 
+def test_a_device_that_is_not_there_is_refused_in_one_line(model: pmkvq.Model) -> None:
+    with pytest.raises((pmkvq.Unsupported, pmkvq.DeviceError)) as caught:
+        LLM(MODEL, device="cuda:7")
+    assert "cuda" in str(caught.value) and "\n" not in str(caught.value)
+    for device in ("gpu", "cuda:", "auto", ""):
+        with pytest.raises(InvalidInput, match="device"):
+            LLM(MODEL, device=device)
+    assert model.device == "cpu" and LLM(model, device="cpu", max_len=256).model is model
+    with pytest.raises(InvalidInput, match="cuda.*'cpu' of the loaded model"):
+        LLM(model, device="cuda")
+
+
 def test_a_small_budget(program: Program, model: pmkvq.Model) -> None:
     with pytest.raises(InvalidInput) as caught:
         LLM(model, kv="pm-kvq", kv_budget=1000)
@@ -91,6 +103,7 @@ def test_a_plan_of_another_model(tmp_path: pathlib.Path, model: pmkvq.Model) -> 
         ({"plan": "/nowhere/plan.json"}, "/nowhere/plan.json"),
         ({"chat_template": "nothing"}, "chat_template"),
         ({"weights": "q8"}, "weights"),
+        ({"kv_dtype": "f64"}, "kv-dtype"),
     ],
 )
 def test_wrong_arguments_are_named(model: pmkvq.Model, arguments: dict[str, object], word: str) -> None:

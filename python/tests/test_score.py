@@ -29,6 +29,21 @@ def test_greedy(llm: LLM) -> None:
     assert not llm.score(drawn.prompt_token_ids, other).is_greedy
 
 
+def test_choices_have_what_they_have_alone(model: pmkvq.Model) -> None:
+    llm = LLM(model, kv="pm-kvq", plan=PLAN, kv_budget="1.5MiB", max_len=1024)
+    prompt = llm.tokenizer.encode(LONG_PROBLEM * 2)
+    choices = [[5, 6, 7], [5] * 300, [8]]
+    found = llm.score_choices(prompt, choices)
+    assert llm.kv_stats().prompt_tokens == len(prompt), "computed once"
+    assert [one.logprobs for one in found] == [llm.score(prompt, choice).logprobs for choice in choices]
+    assert llm.score_choices(prompt, []) == []
+
+
+def test_a_continuation_that_is_too_long(model: pmkvq.Model) -> None:
+    with pytest.raises(pmkvq.InvalidInput, match="max_len"):
+        LLM(model, max_len=20).score([5] * 10, [6] * 11)
+
+
 def test_nothing_to_score(llm: LLM) -> None:
     with pytest.raises(pmkvq.InvalidInput):
         llm.score([5], [])
