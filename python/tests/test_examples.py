@@ -1,24 +1,47 @@
 """The examples run as they stand."""
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import MODEL, ROOT
 
 EXAMPLES = sorted((ROOT / "examples/python").glob("*.py"))
 
 
-def run(script: pathlib.Path) -> str:
-    return subprocess.run([sys.executable, script], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def run(script: pathlib.Path, *arguments: str) -> str:
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [one for one in EXAMPLES if "notebook" not in one.name], ids=lambda script: script.name)
 def test_example(script: pathlib.Path) -> None:
     assert run(script)
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [("notebook_widths", ["sensitivities", "widths", "ladder"]), ("notebook_compare", ["accuracy"])],
+)
+def test_notebook(name: str, pictures: list[str], tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    assert run(ROOT / f"examples/python/{name}.py", str(MODEL), str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {f"{picture}.svg" for picture in pictures}
+
+
+def test_the_table_of_the_own_method() -> None:
+    lines = run(ROOT / "examples/python/own_method.py").splitlines()
+    (row,) = [line for line in lines if line.strip().startswith("mean-sign")]
+    assert re.search(r"\d", row)
 
 
 def test_the_answers_of_generate() -> None:
