@@ -41,13 +41,13 @@ void Write(const Options& options, const Checkpoint& checkpoint, const RoundedWe
     bytes += std::ssize(weight.data);
   }
   WriteQuantizedFolder(checkpoint, matrices, made, options.out);
-  PrintError(fmt::format("wrote {}: {} matrices of 4 bits, {}{}", options.out, matrices.size(),
-                         FormatByteSize(bytes),
-                         rounded.num_unseen == 0
-                             ? ""
-                             : fmt::format("; {} of them, experts that no token chose, are rounded "
-                                           "to the nearest: use more samples",
-                                           rounded.num_unseen)));
+  PrintError(fmt::format(
+      "wrote {}: {} matrices of 4 bits, {}{}", options.out, matrices.size(), FormatByteSize(bytes),
+      rounded.num_unseen == 0
+          ? ""
+          : fmt::format("; {} of them, which no token of the samples met, are rounded "
+                        "to the nearest: use more samples",
+                        rounded.num_unseen)));
 }
 
 void Quantize(const Options& options) {

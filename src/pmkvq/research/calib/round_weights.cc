@@ -27,7 +27,9 @@ struct SharedInput {
   AlignedVector<float> moment;  // [K, K]
 };
 
-// Gathers the second moments of the inputs of some matrices.
+// Gathers the second moments of the inputs of some matrices. A product with rows of a matrix from
+// the first one on is one with the matrix: of latent attention's keys and values the first head's
+// product shows the latents, which are the inputs of all heads.
 class MomentObserver : public ProductObserver {
  public:
   MomentObserver(const std::vector<const Model::NamedMatrix*>& matrices, int num_threads)
