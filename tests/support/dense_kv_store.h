@@ -58,6 +58,8 @@ class DenseKvStore : public KvStore {
             AttendHead(block, stored, head, q, out);
           }
         }
+        AfterToken(block, stored.k.data() + (std::ssize(stored.k) - block.k().values()),
+                   stored.v.data() + (std::ssize(stored.v) - block.v().values()));
         k += block.k().values();
         v += block.v().values();
       }
@@ -85,6 +87,10 @@ class DenseKvStore : public KvStore {
   }
   const Batch& last_batch() const { return batch_; }
   int num_open_forwards() const { return num_open_forwards_; }
+
+ protected:
+  // May change what was stored of a token, which has attended to itself as given.
+  virtual void AfterToken(const KvBlockGeometry& /*block*/, float* /*k*/, float* /*v*/) {}
 
  private:
   struct Layer {
