@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODEL, PLAN, PROBLEM, Program
+from conftest import LONG_PROBLEM, MODEL, PLAN, Program
 
 import pmkvq
 from pmkvq import LLM, Comparison
@@ -156,13 +156,13 @@ def test_sensitivities_and_allocations_are_those_of_the_program(
          ("--n-sink-token", "4", "--n-window-token", "256", "--kv-dtype", "f32")),
     ):  # fmt: skip
         done = program.call(
-            "allocate", "--model", str(MODEL), "--sensitivity", str(theirs), "--memory-budget", "6MiB", "--max-len", "4096",
+            "allocate", "--model", str(MODEL), "--sensitivity", str(theirs), "--memory-budget", "8MiB", "--max-len", "4096",
             "--json", "-", *command,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         known = json.loads(done.stdout)
         for source in (model, MODEL):
-            got = pmkvq.allocate(source, found, memory_budget="6MiB", max_len=4096, **options)  # type: ignore[arg-type]
+            got = pmkvq.allocate(source, found, memory_budget="8MiB", max_len=4096, **options)  # type: ignore[arg-type]
             assert got.k_bits.tolist() == known.get("k_bits", known.get("bits"))
             assert got.v_bits.tolist() == known.get("v_bits", known.get("bits"))
             assert got.budget_bytes.tolist() == known["budget_bytes"] and got.total_bytes == known["total_bytes"]
@@ -187,7 +187,7 @@ def test_a_sensitivity_is_plain_data(tmp_path: pathlib.Path) -> None:
 
 
 def test_logits_are_those_of_the_program(program: Program, model: pmkvq.Model, tmp_path: pathlib.Path) -> None:
-    ids = LLM(model, max_len=512).tokenizer.encode(PROBLEM * 3)
+    ids = LLM(model, max_len=512).tokenizer.encode(LONG_PROBLEM)
     assert len(ids) > 150
     for options, command in (
         ({}, ()),
