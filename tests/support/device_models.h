@@ -30,6 +30,7 @@ inline std::map<std::string, TinyModel> PlainDeviceModels() {
       {.architecture = "Qwen2ForCausalLM", .tied = true, .qkv_bias = true, .dtype = DType::kBF16},
       7, 1, 128);
   models["qwen3_f32"] = WithHeads({.architecture = "Qwen3ForCausalLM", .qk_norm = true}, 6, 3, 64);
+  models["llama_twelve_to_one_bf16"] = WithHeads({.dtype = DType::kBF16}, 12, 1, 64);
   return models;
 }
 

@@ -9,7 +9,7 @@ namespace pmkvq::cuda {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kMostHeads = 8;  // Query heads of a KV head: the columns of a product.
+constexpr int kMostHeads = 8;  // Query heads that attend at a time: the columns of a product.
 constexpr int kMostSequences = static_cast<int>(pmkvq::internal::kMostDecodeSequences);
 
 // Caches with what most have not (sliding windows, keys per channel) are attended by kernels apart,
@@ -30,12 +30,14 @@ struct DecodeArguments {
   const int32_t* table_rows;
   const int32_t* num_tokens;
   const uint32_t* sink_rests;
-  float* partial_out;   // [items, group, D]
-  float* partial_sums;  // [items, group, 2]: reference, sum of weights.
+  float* partial_out;   // [items, part_heads, D]
+  float* partial_sums;  // [items, part_heads, 2]: reference, sum of weights.
   int num_sequences;
   int num_heads;
   int num_kv_heads;
   int group;
+  int parts;       // The query heads of a KV head are cut into so many parts,
+  int part_heads;  // of so many heads; the last one may have fewer.
   int max_pages;
   SinkLayout sink;
   float scale;  // With log2(e).
@@ -55,6 +57,22 @@ __device__ __forceinline__ int NumTokens(const DecodeArguments& a, int sequence)
 __device__ __forceinline__ int TableRow(const DecodeArguments& a, int sequence) {
   return a.table_rows == nullptr ? sequence : __ldg(a.table_rows + sequence);
 }
+// Query heads that share pages and attend at a time.
+struct HeadPart {
+  int kv_head;
+  int first;  // Query head.
+  int count;
+};
+__device__ __forceinline__ int NumHeadParts(const DecodeArguments& a) {
+  return a.num_kv_heads * a.parts;
+}
+__device__ __forceinline__ HeadPart HeadPartOf(const DecodeArguments& a, int index) {
+  HeadPart part;
+  part.kv_head = index / a.parts;
+  part.first = part.kv_head * a.group + index % a.parts * a.part_heads;
+  part.count = min(a.part_heads, (part.kv_head + 1) * a.group - part.first);
+  return part;
+}
 // The oldest tokens, which the newest one does not see.
 template <DecodeKind kKind>
 __device__ __forceinline__ int HiddenTokens(const DecodeArguments& a, int num_tokens) {
@@ -72,7 +90,7 @@ __device__ __forceinline__ int SeenPages(const DecodeArguments& a, int num_token
 }
 template <DecodeKind kKind>
 __device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
-  return NumRuns(SeenPages<kKind>(a, num_tokens)) * a.num_kv_heads;
+  return NumRuns(SeenPages<kKind>(a, num_tokens)) * NumHeadParts(a);
 }
 // Tokens of the sink's rest that it does not see.
 template <DecodeKind kKind>
@@ -80,14 +98,6 @@ __device__ __forceinline__ int HiddenInRest(const DecodeArguments& a, int num_to
   if constexpr (kKind == DecodeKind::kPlain) return 0;
   return a.sink.InRest(HiddenTokens<kKind>(a, num_tokens));
 }
-// No partial result is written where one run is everything. Operands are the merging kernel's.
-template <DecodeKind kKind>
-__device__ __forceinline__ bool IsWhole(const DecodeArguments& a, int num_tokens, int num_runs) {
-  if constexpr (kKind == DecodeKind::kFloat) return false;
-  return num_runs == 1 && a.sink.InRest(num_tokens) == HiddenInRest<kKind>(a, num_tokens) &&
-         a.operand.data == nullptr;
-}
-
 // What a block knows of the batch.
 struct BatchTable {
   int item_ends[kMostSequences];  // Items of sequences 0 to s.
@@ -116,7 +126,7 @@ __device__ __forceinline__ void MakeTable(const DecodeArguments& a, BatchTable& 
 // The pages of a work item, of a sequence's table. By a whole warp.
 struct ItemPages {
   int sequence;
-  int head;
+  HeadPart heads;
   int begin;
   int end;
   int in_pages;  // Tokens of the sequence in pages, the first `hidden` of which are not seen.
@@ -131,7 +141,7 @@ __device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const Bat
   const int first_item = ended == 0 ? 0 : batch.item_ends[ended - 1];
   ItemPages pages;
   pages.sequence = ended;
-  pages.head = (item - first_item) % a.num_kv_heads;
+  pages.heads = HeadPartOf(a, (item - first_item) % NumHeadParts(a));
   pages.in_pages = a.sink.InPages(batch.num_tokens[ended]);
   pages.hidden = 0;
   if constexpr (kKind != DecodeKind::kPlain) {
@@ -139,7 +149,7 @@ __device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const Bat
   }
   const int hidden_pages = pages.hidden / fragment::kTokens;
   const int num_pages = NumPages(pages.in_pages) - hidden_pages;  // That are seen.
-  const int run = NumRuns(num_pages) - 1 - (item - first_item) / a.num_kv_heads;
+  const int run = NumRuns(num_pages) - 1 - (item - first_item) / NumHeadParts(a);
   const int begin = run * RunPages(num_pages);
   pages.begin = hidden_pages + begin;
   pages.end = hidden_pages + min(begin + RunPages(num_pages), num_pages);

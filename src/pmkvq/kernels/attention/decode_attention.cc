@@ -8,10 +8,6 @@
 namespace pmkvq {
 namespace internal {
 
-namespace {
-constexpr int64_t kMostGroup = 8;
-}  // namespace
-
 void CheckDecodeShape(const DecodeShape& shape, DeviceId device) {
   PMKVQ_CHECK(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
   PMKVQ_CHECK(shape.sink.piece_tokens % fragment::kTokens == 0);
@@ -22,10 +18,6 @@ void CheckDecodeShape(const DecodeShape& shape, DeviceId device) {
   if (!fragment::IsHeadDim(shape.head_dim)) {
     refuse(fmt::format("found heads of {} values, expected 64, 128 or 256", shape.head_dim));
   }
-  if (shape.num_heads / shape.num_kv_heads > kMostGroup) {
-    refuse(fmt::format("found {} query heads per KV head, expected at most {}",
-                       shape.num_heads / shape.num_kv_heads, kMostGroup));
-  }
   if (shape.float_type != DType::kF16 && shape.float_type != DType::kBF16) {
     refuse(fmt::format("found a cache of {}, expected F16 or BF16 (--kv-dtype f16)",
                        NameOf(shape.float_type)));
@@ -34,10 +26,17 @@ void CheckDecodeShape(const DecodeShape& shape, DeviceId device) {
 
 }  // namespace internal
 
+int DecodeParts(const DecodeShape& shape) {
+  constexpr int64_t kMostHeads = 8;
+  return static_cast<int>((shape.num_heads / shape.num_kv_heads + kMostHeads - 1) / kMostHeads);
+}
+
 size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64_t max_pages) {
   const int64_t sequences = std::min(num_sequences, internal::kMostDecodeSequences);
-  const int64_t items = sequences * shape.num_kv_heads * MostRuns(static_cast<int>(max_pages));
-  const int64_t heads = shape.num_heads / shape.num_kv_heads;
+  const int64_t parts = DecodeParts(shape);
+  const int64_t items =
+      sequences * shape.num_kv_heads * parts * std::max(1, MostRuns(static_cast<int>(max_pages)));
+  const int64_t heads = (shape.num_heads / shape.num_kv_heads + parts - 1) / parts;
   return static_cast<size_t>(items * heads * (shape.head_dim + 2)) * sizeof(float);
 }
 

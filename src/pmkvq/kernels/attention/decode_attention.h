@@ -49,7 +49,7 @@ struct SinkLayout {
 
 struct DecodeShape {
   int64_t num_heads = 0;     // H
-  int64_t num_kv_heads = 0;  // Hkv; at most 8 query heads each.
+  int64_t num_kv_heads = 0;  // Hkv
   int64_t head_dim = 0;      // D: 64, 128 or 256.
   float scale = 1.0f;
   DType float_type = DType::kF16;  // Of 16-bit pages, sinks and metadata.
@@ -103,12 +103,15 @@ constexpr int MostRuns(int max_pages) {
   return most;
 }
 
+// Parts of the query heads of a KV head, which read its pages one after the other: at most 8 heads
+// attend at a time.
+int DecodeParts(const DecodeShape& shape);
+
 // Device memory that a call needs for partial results; contents do not matter.
 size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64_t max_pages);
 
 // Launches on the stream and returns. `scratch` has DecodeScratchBytes. Throws Unsupported for a
-// head size, a number of query heads per KV head, or a float type that there is no code for, and in
-// a program without CUDA.
+// head size or a float type that there is no code for, and in a program without CUDA.
 void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands,
                         const DeviceBytes& scratch, Stream& stream);
 

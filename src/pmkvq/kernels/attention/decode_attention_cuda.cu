@@ -32,9 +32,11 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
                             const DeviceBytes& scratch, Stream& stream) {
   constexpr float kLog2E = 1.44269504f;
   const auto max_pages = static_cast<int>(operands.max_pages);
-  const int most_items = static_cast<int>(operands.num_sequences * shape.num_kv_heads) *
+  const auto group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
+  const int parts = DecodeParts(shape);
+  const int part_heads = (group + parts - 1) / parts;
+  const int most_items = static_cast<int>(operands.num_sequences * shape.num_kv_heads) * parts *
                          std::max(1, MostRuns(max_pages));
-  const int64_t group = shape.num_heads / shape.num_kv_heads;
   auto* partial = reinterpret_cast<float*>(scratch.data);
   const cuda::DecodeArguments arguments{
       .q = reinterpret_cast<const __half*>(operands.q),
@@ -47,11 +49,13 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
       .num_tokens = operands.num_tokens,
       .sink_rests = operands.sink_rests,
       .partial_out = partial,
-      .partial_sums = partial + most_items * group * shape.head_dim,
+      .partial_sums = partial + int64_t{most_items} * part_heads * shape.head_dim,
       .num_sequences = static_cast<int>(operands.num_sequences),
       .num_heads = static_cast<int>(shape.num_heads),
       .num_kv_heads = static_cast<int>(shape.num_kv_heads),
-      .group = static_cast<int>(group),
+      .group = group,
+      .parts = parts,
+      .part_heads = part_heads,
       .max_pages = max_pages,
       .sink = shape.sink,
       .scale = shape.scale * kLog2E,

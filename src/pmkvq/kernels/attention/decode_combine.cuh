@@ -31,16 +31,17 @@ struct Merged {
   }
 };
 
-// A block merges what one (sequence, KV head) has: the sink's rest, then its runs in their order.
-// T: of the sink's rest.
+// A block merges what one sequence has of a part of its heads: the sink's rest, then its runs in
+// their order. T: of the sink's rest.
 template <int kDim, DecodeKind kKind, class T = __half>
 __global__ void __launch_bounds__(kThreads)
     CombineKernel(const __grid_constant__ DecodeArguments a) {
   __shared__ float scores[kMostHeads][fragment::kTokens];
   // The product behind fetches its first weights while attention runs.
   LetNextKernelStart();
-  const int sequence = blockIdx.x / a.num_kv_heads;
-  const int kv_head = blockIdx.x % a.num_kv_heads;
+  const int sequence = static_cast<int>(blockIdx.x) / NumHeadParts(a);
+  const int part = static_cast<int>(blockIdx.x) % NumHeadParts(a);
+  const HeadPart heads = HeadPartOf(a, part);
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   // Up to the wait nothing is read that the attention kernel writes.
@@ -49,20 +50,19 @@ __global__ void __launch_bounds__(kThreads)
   const int first_of_rest = HiddenInRest<kKind>(a, num_tokens);
   const int seen_rest = rest - first_of_rest;
   const int num_runs = NumRuns(SeenPages<kKind>(a, num_tokens));
-  const bool has_nothing =
-      (num_runs == 0 && seen_rest == 0) || IsWhole<kKind>(a, num_tokens, num_runs);
+  const bool has_nothing = num_runs == 0 && seen_rest == 0;
   int first_item = 0;
 #pragma unroll
   for (int first = 0; first < kMostSequences; first += 32) {
     if (first + lane < sequence) first_item += NumItems<kKind>(a, NumTokens(a, first + lane));
   }
   // Of run 0; that of the next one is a row of heads before it.
-  first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.num_kv_heads + kv_head;
+  first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * NumHeadParts(a) + part;
 
   const T* keys = nullptr;
   const T* values = nullptr;
   if (seen_rest > 0) {
-    const size_t skipped = static_cast<size_t>(kv_head) * a.sink.rest_tokens * kDim;
+    const size_t skipped = static_cast<size_t>(heads.kv_head) * a.sink.rest_tokens * kDim;
     const uint32_t* slots = a.sink_rests + 2 * TableRow(a, sequence);
     keys =
         reinterpret_cast<const T*>(a.arena + static_cast<size_t>(slots[0]) * fragment::kArenaUnit) +
@@ -70,11 +70,11 @@ __global__ void __launch_bounds__(kThreads)
     values =
         reinterpret_cast<const T*>(a.arena + static_cast<size_t>(slots[1]) * fragment::kArenaUnit) +
         skipped;
-    for (int pair = warp; pair < a.group * seen_rest; pair += kWarps) {
+    for (int pair = warp; pair < heads.count * seen_rest; pair += kWarps) {
       const int head = pair / seen_rest;
       const int token = first_of_rest + pair % seen_rest;
       const __half* q =
-          a.q + (static_cast<size_t>(sequence) * a.num_heads + kv_head * a.group + head) * kDim;
+          a.q + (static_cast<size_t>(sequence) * a.num_heads + heads.first + head) * kDim;
       float dot = 0.0f;
 #pragma unroll
       for (int d = 0; d < kDim; d += 32) {
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   WaitForEarlierKernel();
   if (has_nothing) return;
-  for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
+  for (int x = threadIdx.x; x < heads.count * (kDim / 4); x += kThreads) {
     const int head = x / (kDim / 4);
     const int four = x % (kDim / 4);
     Merged merged;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
         merged.Add(Exp2(scores[head][token] - largest), 1.0f, {v0.x, v0.y, v1.x, v1.y});
       }
     }
-    const size_t row = static_cast<size_t>(first_item) * a.group + head;
+    const size_t row = static_cast<size_t>(first_item) * a.part_heads + head;
     const float* outs = a.partial_out + row * kDim + 4 * four;
     const float* sums = a.partial_sums + row * 2;
     constexpr int kAtOnce = 8;  // Loads in flight.
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int r = 0; r < kAtOnce; ++r) {
         if (first + r >= num_runs) break;
-        const ptrdiff_t at = -static_cast<ptrdiff_t>(first + r) * a.num_kv_heads * a.group;
+        const ptrdiff_t at = -static_cast<ptrdiff_t>(first + r) * NumHeadParts(a) * a.part_heads;
         sum[r] = __ldcg(reinterpret_cast<const float2*>(sums + at * 2));
         out[r] = __ldcg(reinterpret_cast<const float4*>(outs + at * kDim));
       }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
     const float inverse = 1.0f / merged.weight;
     const float4 value = {merged.out.x * inverse, merged.out.y * inverse, merged.out.z * inverse,
                           merged.out.w * inverse};
-    const int in_row = (kv_head * a.group + head) * (kDim / 4) + four;
+    const int in_row = (heads.first + head) * (kDim / 4) + four;
     const int width = a.num_heads * kDim;
     if (a.operand.data != nullptr) {
       StoreFour(a.operand, width, sequence, in_row, value);

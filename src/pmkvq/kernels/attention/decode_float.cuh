@@ -339,16 +339,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (warp == 0) MakeTable<kKind>(a, batch);
   __syncthreads();
   const int num_items = batch.item_ends[kMostSequences - 1];
-  const int parts = (a.group + kFloatHeads - 1) / kFloatHeads;
+  const int parts = (a.part_heads + kFloatHeads - 1) / kFloatHeads;
   const FloatWarp<T, kDim> self(a, queries, weights[warp]);
   for (int work = blockIdx.x; work < num_items * parts; work += gridDim.x) {
     const int item = work / parts;
-    const int first_head = work % parts * kFloatHeads;  // In the group.
-    const int num_heads = min(kFloatHeads, a.group - first_head);
+    const int first_head = work % parts * kFloatHeads;  // Of the item's.
     const ItemPages pages = PagesOf<kKind>(a, batch, item);
+    const int num_heads = max(0, min(kFloatHeads, pages.heads.count - first_head));
     const size_t query =
-        (static_cast<size_t>(pages.sequence) * a.num_heads + pages.head * a.group + first_head) *
-        kDim;
+        (static_cast<size_t>(pages.sequence) * a.num_heads + pages.heads.first + first_head) * kDim;
     for (int i = threadIdx.x; i < kFloatHeads * kDim; i += kThreads) {
       queries[i] = i < num_heads * kDim ? __half2float(a.q[query + i]) : 0.0f;
     }
@@ -360,7 +359,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int page = pages.begin + warp; page < pages.end; page += kWarps) {
       const int before = page * fragment::kTokens;
       self.Attend(__ldg(reinterpret_cast<const uint4*>(a.entries + row + page)), a.bits[row + page],
-                  pages.head, max(0, pages.hidden - before),
+                  pages.heads.kv_head, max(0, pages.hidden - before),
                   min(fragment::kTokens, pages.in_pages - before), sums);
     }
     self.Finish(sums);
@@ -396,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         merged.Add(Exp2(references[w][head][0] - reference), references[w][head][1],
                    outs[w][head][four]);
       }
-      const size_t partial = static_cast<size_t>(item) * a.group + first_head + head;
+      const size_t partial = static_cast<size_t>(item) * a.part_heads + first_head + head;
       __stcg(reinterpret_cast<float4*>(a.partial_out + partial * kDim) + four, merged.out);
       if (four == 0) {
         __stcg(reinterpret_cast<float2*>(a.partial_sums + partial * 2),
@@ -411,16 +410,17 @@ template <class T, int kDim>
 void LaunchFloatDecode(const DecodeArguments& arguments, int most_items, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
   constexpr int kBlocksPerMultiprocessor = 4;
-  const int parts = (arguments.group + kFloatHeads - 1) / kFloatHeads;
+  const int parts = (arguments.part_heads + kFloatHeads - 1) / kFloatHeads;
   const int blocks =
       std::min(FactsOf(stream.device().index).multiprocessors * kBlocksPerMultiprocessor,
                most_items * parts);
   FloatDecodeKernel<T, kDim>
       <<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(arguments);
   internal::CheckLaunch("attention");
-  LaunchEarly(CombineKernel<kDim, DecodeKind::kFloat, T>,
-              static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads), kThreads,
-              stream, "merging attention", arguments);
+  LaunchEarly(
+      CombineKernel<kDim, DecodeKind::kFloat, T>,
+      static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads * arguments.parts),
+      kThreads, stream, "merging attention", arguments);
 }
 
 }  // namespace pmkvq::cuda

@@ -34,8 +34,11 @@ struct WarpPages {
   uint4 entry;
   int bits;  // Of keys, of values << 8, tokens << 16; kGeneral: the first token that is seen << 24.
   int count;
-  int sequence;
-  int head;
+  int heads;        // The KV head, query heads << 16.
+  int first_query;  // Of the batch's rows of queries.
+
+  __device__ int kv_head() const { return heads & 0xffff; }
+  __device__ int num_heads() const { return heads >> 16; }
 };
 
 template <int kDim, DecodeKind kKind>
@@ -60,8 +63,8 @@ class DecodeWarp {
     WarpPages pages{};
     if (item >= num_items) return pages;
     const ItemPages of = PagesOf<kKind>(a_, batch_, item);
-    pages.sequence = of.sequence;
-    pages.head = of.head;
+    pages.heads = of.heads.kv_head | of.heads.count << 16;
+    pages.first_query = of.sequence * a_.num_heads + of.heads.first;
     pages.count = max(0, (of.end - of.begin - warp_ + kWarps - 1) / kWarps);
     if (lane_ < pages.count) {
       const int page = of.begin + warp_ + lane_ * kWarps;
@@ -90,16 +93,17 @@ class DecodeWarp {
     const uint32_t bytes = 2 * kDim * bits * TilesOf(bits);
     const uint32_t target = SharedAddress(memory_);
     BeginCopy(k_barrier_, bytes + (with_k ? key_side : 0) + (with_v ? kValueSide : 0), lane_);
-    CopyBytes(target,
-              At(keys) + pages.head * fragment::BlockBytes(bits, kDim) + tile * 2 * kDim * bits,
-              bytes, k_barrier_, lane_);
+    CopyBytes(
+        target,
+        At(keys) + pages.kv_head() * fragment::BlockBytes(bits, kDim) + tile * 2 * kDim * bits,
+        bytes, k_barrier_, lane_);
     const uint32_t metadata = target + WarpMemory<kDim>::kCodes;
     if (with_k) {
-      CopyBytes(metadata, At(k_metadata) + pages.head * key_side, key_side, k_barrier_, lane_);
+      CopyBytes(metadata, At(k_metadata) + pages.kv_head() * key_side, key_side, k_barrier_, lane_);
     }
     if (with_v) {
-      CopyBytes(metadata + WarpMemory<kDim>::kKeyMetadata, At(v_metadata) + pages.head * kValueSide,
-                kValueSide, k_barrier_, lane_);
+      CopyBytes(metadata + WarpMemory<kDim>::kKeyMetadata,
+                At(v_metadata) + pages.kv_head() * kValueSide, kValueSide, k_barrier_, lane_);
     }
     EndCopy(k_barrier_);
   }
@@ -108,7 +112,7 @@ class DecodeWarp {
   __device__ __forceinline__ void CopyValues(const WarpPages& pages, int n, int tile) const {
     const uint32_t values = __shfl_sync(~0u, pages.entry.y, n);
     const int bits = __shfl_sync(~0u, pages.bits, n) >> 8 & 0xff;
-    const uint8_t* source = At(values) + pages.head * fragment::BlockBytes(bits, kDim);
+    const uint8_t* source = At(values) + pages.kv_head() * fragment::BlockBytes(bits, kDim);
     const uint32_t target = SharedAddress(Values());
     if (bits <= 4) {
       const uint32_t bytes = fragment::BlockBytes(bits, kDim);
@@ -122,20 +126,18 @@ class DecodeWarp {
     EndCopy(v_barrier_);
   }
 
-  // This lane's quarter of the query of head g of the group.
-  __device__ __forceinline__ const __half* QueryOf(const WarpPages& pages, int g) const {
-    return a_.q +
-           (static_cast<size_t>(pages.sequence) * a_.num_heads + pages.head * a_.group + g) * kDim +
-           kDim / 4 * (lane_ & 3);
+  // This lane's quarter of a row of queries.
+  __device__ __forceinline__ const __half* QueryOf(int row) const {
+    return a_.q + static_cast<size_t>(row) * kDim + kDim / 4 * (lane_ & 3);
   }
-  __device__ __forceinline__ void LoadQueries(const WarpPages& pages,
+  __device__ __forceinline__ void LoadQueries(int first, int count,
                                               uint4 (&rows)[kDim / 32]) const {
     const int g = lane_ >> 2;
-    const __half* q = QueryOf(pages, g);
+    const __half* q = QueryOf(first + g);
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
       rows[i] =
-          g < a_.group ? __ldg(reinterpret_cast<const uint4*>(q + 8 * i)) : make_uint4(0, 0, 0, 0);
+          g < count ? __ldg(reinterpret_cast<const uint4*>(q + 8 * i)) : make_uint4(0, 0, 0, 0);
     }
   }
 
@@ -185,10 +187,10 @@ class DecodeWarp {
                                kQuarter * (lane_ & 3);
     const __half* const ranges = minima + kDim;
     const int g = lane_ >> 2;
-    const __half* const q = QueryOf(pages, g);
+    const __half* const q = QueryOf(pages.first_query + g);
     const auto eight_of = [&](int first) {
-      return g < a_.group ? __ldg(reinterpret_cast<const uint4*>(q + first))
-                          : make_uint4(0, 0, 0, 0);
+      return g < pages.num_heads() ? __ldg(reinterpret_cast<const uint4*>(q + first))
+                                   : make_uint4(0, 0, 0, 0);
     };
     float largest = 0.0f;
 #pragma unroll
@@ -274,8 +276,9 @@ class DecodeWarp {
     if (pages.count == 0 && next.count > 0) CopyKeys(next, 0, 0);
   }
 
-  // Puts the warp's result, [group, D] floats, where its values were, and (reference, sum) beside.
-  __device__ __forceinline__ void Deposit(WarpSums<kDim>& sums, float (*references)[2]) {
+  // Puts the warp's result, [heads, D] floats, where its values were, and (reference, sum) beside.
+  __device__ __forceinline__ void Deposit(WarpSums<kDim>& sums, int num_heads,
+                                          float (*references)[2]) {
     const int g = lane_ >> 2;
     const int t = lane_ & 3;
 #pragma unroll
@@ -291,7 +294,7 @@ class DecodeWarp {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int head = 2 * t + i;
-      if (head >= a_.group) continue;
+      if (head >= num_heads) continue;
 #pragma unroll
       for (int j = 0; j < kDim / 16; j += 2) {
         const float4 four = {sums.out[j][i] * even + sums.minimum[i],
@@ -332,7 +335,7 @@ class DecodeWarp {
     const int tokens = kGeneral ? packed >> 16 & 0xff : packed >> 16;
     constexpr int kTilesK = Width<kBitsK>::kTiles;  // In shared memory at a time.
     constexpr int kTilesV = Width<kBitsV>::kTiles;
-    constexpr int kTiles = kTilesK < kTilesV ? kTilesK : kTilesV;
+    constexpr int kTiles = UnitTiles<kBitsK, kBitsV>();
     const int tile = kTiles == kPageTiles ? 0 : first_tile;
     const int behind = tile + kTiles;
     const bool is_last = kTiles == kPageTiles || behind == kPageTiles;
@@ -348,7 +351,7 @@ class DecodeWarp {
       if (tile == 0) {
         if constexpr (kBitsK == 16) {
           uint4 rows[kDim / 32];
-          LoadQueries(pages, rows);
+          LoadQueries(pages.first_query, pages.num_heads(), rows);
           MakeQueries(rows, queries);
         } else {
           MakeChannelQueries(pages, kBitsK, queries);
@@ -488,7 +491,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
   if (item >= num_items) return;
   if (pages.count > 0) self.CopyKeys(pages, 0, 0);
   uint4 rows[kDim / 32];
-  self.LoadQueries(pages, rows);
+  self.LoadQueries(pages.first_query, pages.num_heads(), rows);
   for (; item < num_items; item += gridDim.x) {
     const int next_item = item + gridDim.x;
     const WarpPages next = self.Fetch(next_item, num_items);
@@ -498,12 +501,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
     WarpSums<kDim> sums{};
     sums.reference[0] = sums.reference[1] = kFirstReference<kKind>;
     self.Attend(pages, next, queries, sums);
-    self.Deposit(sums, references[warp]);
-    self.LoadQueries(next_item < num_items ? next : pages, rows);
+    self.Deposit(sums, pages.num_heads(), references[warp]);
+    self.LoadQueries(next.first_query, next.num_heads(), rows);  // None behind the last item.
     __syncthreads();
-    const int num_tokens = batch.num_tokens[pages.sequence];
-    const bool is_whole = IsWhole<kKind>(a, num_tokens, NumRuns(SeenPages<kKind>(a, num_tokens)));
-    for (int x = threadIdx.x; x < a.group * (kDim / 4); x += kThreads) {
+    for (int x = threadIdx.x; x < pages.num_heads() * (kDim / 4); x += kThreads) {
       const int head = x / (kDim / 4);
       const int four = x % (kDim / 4);
       float reference = -INFINITY;
@@ -522,19 +523,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
         out.z = fmaf(factor, v.z, out.z);
         out.w = fmaf(factor, v.w, out.w);
       }
-      if (is_whole) {
-        const float inverse = 1.0f / weight;
-        const size_t row =
-            static_cast<size_t>(pages.sequence) * a.num_heads + pages.head * a.group + head;
-        reinterpret_cast<float4*>(a.out + row * kDim)[four] =
-            make_float4(out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse);
-      } else {
-        const size_t row = static_cast<size_t>(item) * a.group + head;
-        __stcg(reinterpret_cast<float4*>(a.partial_out + row * kDim) + four, out);
-        if (four == 0) {
-          __stcg(reinterpret_cast<float2*>(a.partial_sums + row * 2),
-                 make_float2(reference, weight));
-        }
+      const size_t row = static_cast<size_t>(item) * a.part_heads + head;
+      __stcg(reinterpret_cast<float4*>(a.partial_out + row * kDim) + four, out);
+      if (four == 0) {
+        __stcg(reinterpret_cast<float2*>(a.partial_sums + row * 2), make_float2(reference, weight));
       }
     }
     FenceForCopies();

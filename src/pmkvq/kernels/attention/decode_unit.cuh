@@ -89,6 +89,16 @@ struct Width<2> {
   static constexpr bool kWideColumns = true;
   static constexpr int kTiles = 8;
 };
+// Tiles that a unit computes. Half a page where keys and values do not have 2 bits both: what is
+// unrolled for it then takes half of the place among the instructions that a multiprocessor keeps,
+// and pages of many widths are attended faster.
+template <int kBitsK, int kBitsV>
+__host__ __device__ constexpr int UnitTiles() {
+  if (kBitsK == 2 && kBitsV == 2) return 8;
+  constexpr int kBoth =
+      Width<kBitsK>::kTiles < Width<kBitsV>::kTiles ? Width<kBitsK>::kTiles : Width<kBitsV>::kTiles;
+  return kBoth < 4 ? kBoth : 4;
+}
 __device__ __forceinline__ int TilesOf(int bits) { return bits == 16 ? 2 : bits == 8 ? 4 : 8; }
 
 // A lane's `kCount` words from word `first` on; `base` is the lane's first byte of the block.
@@ -229,7 +239,7 @@ __device__ __forceinline__ void AttendUnit(WarpSums<kDim>& sums, const Queries<k
                                            const VReady& v_ready) {
   using K = Width<kBitsK>;
   using V = Width<kBitsV>;
-  constexpr int kTiles = K::kTiles < V::kTiles ? K::kTiles : V::kTiles;
+  constexpr int kTiles = UnitTiles<kBitsK, kBitsV>();
   constexpr int kPart = kTiles < 4 ? kTiles : 4;  // Tiles whose scores are in registers at a time.
   constexpr int kKeyWords = fragment::TileWords(kBitsK, kDim);
   constexpr float kLargestProduct = 14.0f;  // log2
