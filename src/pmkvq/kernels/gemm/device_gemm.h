@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "pmkvq/tensor/device/device.h"
 #include "pmkvq/tensor/device/stream.h"
@@ -68,10 +69,11 @@ class DeviceGemm {
  public:
   using Batched = DeviceBatchedProduct;
 
-  // Of the library's algorithms for a product, the likely fastest first, `choice` is the place of
-  // the one that is taken, or the last one's; more than 0 is for measuring.
+  // `choice` is for measuring: of the library's algorithms for a product, the likely fastest first,
+  // the place of the one that is taken, or the last one's. Without it a rule chooses, by what the
+  // library says about the first few.
   // Throws Unsupported in a program without code for the device, DeviceError when the device fails.
-  explicit DeviceGemm(DeviceId device, int choice = 0);
+  explicit DeviceGemm(DeviceId device, std::optional<int> choice = std::nullopt);
   ~DeviceGemm();
   DeviceGemm(const DeviceGemm&) = delete;
   DeviceGemm& operator=(const DeviceGemm&) = delete;

@@ -3,10 +3,14 @@
 #include <cublasLt.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <compare>
 #include <map>
+#include <optional>
 #include <span>
+#include <vector>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
@@ -171,7 +175,8 @@ class SpareMemory {
 }  // namespace
 
 struct DeviceGemm::State {
-  State(DeviceId id, int asked) : device(id), choice(asked), workspace(id, kWorkspaceBytes) {
+  State(DeviceId id, std::optional<int> asked)
+      : device(id), choice(asked), workspace(id, kWorkspaceBytes) {
     CheckLt(cublasLtCreate(&handle), "starting cuBLASLt");
   }
   ~State() { static_cast<void>(cublasLtDestroy(handle)); }
@@ -182,12 +187,47 @@ struct DeviceGemm::State {
   cublasLtMatmulAlgo_t Choose(const Batched& product, Plan& plan);
 
   DeviceId device;
-  int choice;
+  std::optional<int> choice;  // None: by rule.
   cublasLtHandle_t handle = nullptr;
   Buffer workspace;
   Preference preference;
   std::map<Key, Plan> plans;
 };
+
+namespace {
+
+// Of the likely fastest algorithms the place of the one that is taken: a function of what the
+// library says about them, never of a time. For few rows and a wide matrix an algorithm that fills
+// the device twice, and its last round too, was 4 to 6 % faster than one in a single round, which
+// the library prefers (docs/performance.md): nothing is copied while a single round ends.
+size_t PlaceByRule(const DeviceGemm::Batched& product,
+                   const std::vector<const cublasLtMatmulHeuristicResult_t*>& candidates) {
+  constexpr int64_t kMostRows = 128;
+  constexpr size_t kMostPlaces = 4;
+  constexpr float kFull = 0.96f;
+  const auto splits_of = [](const cublasLtMatmulHeuristicResult_t& candidate) {
+    int32_t splits = 1;
+    size_t written = 0;
+    CheckLt(cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+                                                 &splits, sizeof(splits), &written),
+            "a product's algorithm");
+    return splits;
+  };
+  const cublasLtMatmulHeuristicResult_t& first = *candidates.front();
+  if (product.batches > 1 || product.m > kMostRows || first.wavesCount > 1.0f ||
+      splits_of(first) > 1) {
+    return 0;
+  }
+  for (size_t i = 1; i < std::min(candidates.size(), kMostPlaces); ++i) {
+    const float rounds = candidates[i]->wavesCount;
+    if (rounds > 1.0f && rounds >= kFull * std::ceil(rounds) && splits_of(*candidates[i]) <= 1) {
+      return i;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
 
 cublasLtMatmulAlgo_t DeviceGemm::State::Choose(const Batched& product, Plan& plan) {
   std::array<cublasLtMatmulHeuristicResult_t, DeviceGemm::kMostChoices> candidates{};
@@ -197,16 +237,18 @@ cublasLtMatmulAlgo_t DeviceGemm::State::Choose(const Batched& product, Plan& pla
       DeviceGemm::kMostChoices, candidates.data(), &count);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) CheckLt(status, "choosing a product's algorithm");
   // The likely fastest come first.
-  const cublasLtMatmulAlgo_t* chosen = nullptr;
-  int place = 0;
+  std::vector<const cublasLtMatmulHeuristicResult_t*> fitting;
   for (const auto& candidate : std::span(candidates).first(static_cast<size_t>(count))) {
     if (candidate.state != CUBLAS_STATUS_SUCCESS || candidate.workspaceSize > kWorkspaceBytes) {
       continue;
     }
-    chosen = &candidate.algo;
-    if (place++ == choice) break;
+    fitting.push_back(&candidate);
   }
-  if (chosen != nullptr) return *chosen;
+  if (!fitting.empty()) {
+    const size_t last = fitting.size() - 1;
+    const size_t place = choice ? static_cast<size_t>(*choice) : PlaceByRule(product, fitting);
+    return fitting[std::min(place, last)]->algo;
+  }
   throw Unsupported(
       NameOf(device),
       fmt::format(
@@ -227,7 +269,7 @@ Plan& DeviceGemm::State::PlanOf(const Batched& product) {
   return plans.emplace(key, plan).first->second;
 }
 
-DeviceGemm::DeviceGemm(DeviceId device, int choice) : device_(device) {
+DeviceGemm::DeviceGemm(DeviceId device, std::optional<int> choice) : device_(device) {
   const CudaDeviceScope scope(device);
   state_ = std::make_unique<State>(device, choice);
 }

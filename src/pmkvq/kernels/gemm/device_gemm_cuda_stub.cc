@@ -5,7 +5,7 @@ namespace pmkvq {
 
 struct DeviceGemm::State {};
 
-DeviceGemm::DeviceGemm(DeviceId device, int /*choice*/) : device_(device) {
+DeviceGemm::DeviceGemm(DeviceId device, std::optional<int> /*choice*/) : device_(device) {
   internal::ThrowNoBackend(device, "products of matrices");
 }
 

@@ -22,8 +22,8 @@ namespace pmkvq {
 BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, bool mixed);
 
 // Products of a block's weights, q, k and v as one matrix and gate and up too, in BF16 and in q8: a
-// row for each and each number of rows (at most kDecodeRows); with `per_matrix` one for each
-// matrix.
+// row for each and each number of rows (at most 2 * kDecodeRows, in q8 half of that); with
+// `per_matrix` one for each matrix.
 BenchReport BenchCudaGemv(const BenchOptions& options, DeviceId device, bool per_matrix);
 
 // Drawing tokens: the modes of BenchSampling without rules and log-probabilities.
@@ -37,6 +37,11 @@ BenchReport BenchCudaHalving(const BenchOptions& options, DeviceId device);
 // a row per batch, depth and width, one cache after the other. A step is what an engine does for a
 // token: reserving, one Forward, the tokens back on the host.
 BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_t vocab_size);
+
+// The same with the cache of a published method (`spec`), which stays on the host: a row per batch
+// and depth. Of all blocks, or of `options.layers`.
+BenchReport BenchCudaMethodDecode(const BenchOptions& options, DeviceId device, int64_t vocab_size,
+                                  const std::string& spec);
 
 // Prefill of `num_tokens` tokens in chunks of `chunk`: a row per depth and width.
 BenchReport BenchCudaPrefill(const BenchOptions& options, DeviceId device, int64_t num_tokens,

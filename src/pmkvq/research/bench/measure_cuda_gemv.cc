@@ -57,8 +57,9 @@ std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
 }
 
 // kFewRows: the kernel for engines of few sequences, with operands of two parts, and the activation
-// behind gate and up, as decoding calls it. kFastest: for each
-// product the fastest of all algorithms that cuBLASLt has for it; kBf16 takes its first choice.
+// behind gate and up, as decoding calls it. kFastest: for each product the fastest of the first 16
+// algorithms that cuBLASLt has for it; kBf16 takes what decoding takes. Decoding of many sequences
+// multiplies 128 rows: both parts of 64.
 enum class Kind { kBf16, kFastest, kFewRows, kQ8 };
 const char* NameOf(Kind kind) {
   switch (kind) {
@@ -74,7 +75,9 @@ const char* NameOf(Kind kind) {
   return "";
 }
 constexpr Kind kKinds[] = {Kind::kBf16, Kind::kFastest, Kind::kFewRows, Kind::kQ8};
-bool HasKind(Kind kind, int64_t rows) { return kind != Kind::kFewRows || rows <= kMostFewRows; }
+bool HasKind(Kind kind, int64_t rows) {
+  return kind == Kind::kFewRows ? rows <= kMostFewRows : kind != Kind::kQ8 || rows <= kDecodeRows;
+}
 
 size_t BytesOf(Kind kind, const Matrix& matrix) {
   if (kind == Kind::kQ8) return DeviceQ8Bytes(matrix.n, matrix.k);
@@ -142,7 +145,11 @@ struct Case {
 class CudaProducts {
  public:
   CudaProducts(const BenchOptions& options, DeviceId device, const ModelConfig& shape)
-      : options_(options), stream_(device), matrices_(StackedMatrices(shape)), ceiling_(device) {
+      : options_(options),
+        stream_(device),
+        matrices_(StackedMatrices(shape)),
+        ruled_(device),
+        ceiling_(device) {
     for (int choice = 0; choice < DeviceGemm::kMostChoices; ++choice) {
       gemms_.push_back(std::make_unique<DeviceGemm>(device, choice));
     }
@@ -164,7 +171,7 @@ class CudaProducts {
     x_ = std::make_unique<Buffer>(device, x_bytes);
     internal::FillWithPattern(stream_, x_->data(), x_bytes, NormalBf16(x_bytes, 1.0f));
     y_ = std::make_unique<Buffer>(device,
-                                  static_cast<size_t>(kDecodeRows * widest_n_) * sizeof(float));
+                                  static_cast<size_t>(2 * kDecodeRows * widest_n_) * sizeof(float));
   }
 
   void Run(bool per_matrix) {
@@ -232,7 +239,7 @@ class CudaProducts {
   }
 
   DeviceGemm& GemmFor(Kind kind, const Matrix& matrix) {
-    return *gemms_[kind == Kind::kFastest ? fastest_.at(matrix.name) : 0];
+    return kind == Kind::kFastest ? *gemms_[fastest_.at(matrix.name)] : ruled_;
   }
 
   // Sets fastest_ for that number of rows.
@@ -292,6 +299,7 @@ class CudaProducts {
   const BenchOptions& options_;
   Stream stream_;
   std::vector<Matrix> matrices_;
+  DeviceGemm ruled_;                                // As decoding multiplies.
   std::vector<std::unique_ptr<DeviceGemm>> gemms_;  // By place in the library's list.
   std::map<std::string, size_t> fastest_;           // Of a matrix, at the rows at hand.
   internal::CopyCeiling ceiling_;
@@ -307,10 +315,10 @@ class CudaProducts {
 BenchReport BenchCudaGemv(const BenchOptions& options, DeviceId device, bool per_matrix) {
   internal::CheckOptions(options);
   for (const int64_t rows : options.batches) {
-    if (rows <= kDecodeRows) continue;
+    if (rows <= 2 * kDecodeRows) continue;
     throw InvalidInput("bench gemv", fmt::format("--batch: found {}, expected at most {} on a "
                                                  "device",
-                                                 rows, kDecodeRows));
+                                                 rows, 2 * kDecodeRows));
   }
   const DeviceInfo info = Query(device);
   const ModelConfig shape = internal::ShapeOf(options, 1);
