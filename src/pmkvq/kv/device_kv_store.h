@@ -56,6 +56,9 @@ class DeviceKvStore {
   // What rows of the first kind are stored by, so that who computes them stores them as well
   // (MakeHeadRows); nothing where something lies in between, rotation. Holds as long as id().
   virtual std::optional<AppendOperands> FusedAppend(int64_t layer, int64_t decode_rows) = 0;
+  // Behind the last LaunchBlock of a Forward: launches the look at what did not fit, so that who
+  // waits for the stream anyway has waited for it, too. Without it KvStore::EndForward launches it.
+  virtual void LaunchLookAtUnfit() = 0;
   // As LaunchBlock, without attending: a cache of any depth in the time that storing takes, for
   // benchmarks and tests.
   virtual void LaunchStore(int64_t layer, const DeviceBlockRows& rows) = 0;

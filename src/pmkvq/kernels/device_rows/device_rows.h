@@ -33,10 +33,20 @@ struct ProductSums {
   int64_t part_rows = 0;
 };
 
+// What MakeRotations is given.
+struct Rotations {
+  const int32_t* positions = nullptr;  // [rows]
+  const float* frequencies = nullptr;  // [pairs]
+  int64_t pairs = 0;
+  float factor = 1.0f;
+  float* data = nullptr;  // [rows, pairs, 2]
+};
+
 // x [rows, width] = rows of `table` [V, width] of type F16, BF16 or F32, by tokens [rows], times
-// `factor`.
+// `factor`; at the same time, where its data is not null, what MakeRotations does.
 void EmbedRows(const std::byte* table, DType type, const int32_t* tokens, int64_t rows,
-               int64_t width, float* x, Stream& stream, float factor = 1.0f);
+               int64_t width, float* x, Stream& stream, float factor = 1.0f,
+               const Rotations& rotations = {});
 
 // x += sums (+ bias [width], or null), where there are sums; where `sums_weight` is not null,
 // behind a norm: x += (sums + bias) / sqrt(mean((sums + bias)^2) + eps) * sums_weight. Then, where
@@ -59,8 +69,7 @@ void AddAndNormRows(const NormRows& op, Stream& stream);
 
 // cos and sin of each pair's angle, [rows, D/2, 2]: position * frequency is rounded to float, its
 // cosine and sine are those of double precision, times `factor`, as on the CPU (rope.h).
-void MakeRotations(const int32_t* positions, int64_t rows, const float* frequencies, int64_t pairs,
-                   float factor, float* rotations, Stream& stream);
+void MakeRotations(const Rotations& rotations, int64_t rows, Stream& stream);
 
 // Rows of a stacked projection [H + 2 Hkv, D] into queries, keys and values:
 //   + bias; q and k through a norm per head where it has one; RoPE; times factors, where given.

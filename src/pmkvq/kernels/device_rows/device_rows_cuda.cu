@@ -19,9 +19,28 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 
+// Block `block` of those that make rotations.
+__device__ __forceinline__ void MakeRotation(const Rotations& op, int64_t rows, int64_t block) {
+  const int64_t i = block * kThreads + threadIdx.x;
+  if (i >= rows * op.pairs) return;
+  const float angle = static_cast<float>(op.positions[i / op.pairs]) * op.frequencies[i % op.pairs];
+  double sine = 0.0;
+  double cosine = 0.0;
+  sincos(static_cast<double>(angle), &sine, &cosine);
+  reinterpret_cast<float2*>(op.data)[i] =
+      make_float2(static_cast<float>(cosine) * op.factor, static_cast<float>(sine) * op.factor);
+}
+
+// A block for each row, then those for rotations.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    EmbedKernel(const T* table, const int32_t* tokens, int64_t width, float* x, float factor) {
+    EmbedKernel(const T* table, const int32_t* tokens, int64_t rows, int64_t width, float* x,
+                float factor, const __grid_constant__ Rotations rotations) {
+  LetNextKernelStart();
+  if (blockIdx.x >= rows) {
+    MakeRotation(rotations, rows, blockIdx.x - rows);
+    return;
+  }
   const T* const from = table + static_cast<int64_t>(tokens[blockIdx.x]) * width;
   float* const to = x + blockIdx.x * width;
   for (int64_t i = threadIdx.x; i < width; i += kThreads) to[i] = ToFloat(from[i]) * factor;
@@ -157,16 +176,8 @@ __global__ void __launch_bounds__(kNormThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    RotationsKernel(const int32_t* positions, int64_t count, const float* frequencies, int pairs,
-                    float factor, float2* rotations) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
-  const float angle = static_cast<float>(positions[i / pairs]) * frequencies[i % pairs];
-  double sine = 0.0;
-  double cosine = 0.0;
-  sincos(static_cast<double>(angle), &sine, &cosine);
-  rotations[i] =
-      make_float2(static_cast<float>(cosine) * factor, static_cast<float>(sine) * factor);
+    RotationsKernel(const __grid_constant__ Rotations rotations, int64_t rows) {
+  MakeRotation(rotations, rows, blockIdx.x);
 }
 
 // Blocks: rows x heads of all three kinds; a warp each. A lane has pairs lane, lane + 32, ...
@@ -422,12 +433,15 @@ void GateMulRows(const ProductSums& sums, int64_t rows, int64_t width, const Pro
 }  // namespace cuda
 
 void EmbedRows(const std::byte* table, DType type, const int32_t* tokens, int64_t rows,
-               int64_t width, float* x, Stream& stream, float factor) {
+               int64_t width, float* x, Stream& stream, float factor, const Rotations& rotations) {
   if (rows == 0) return;
   const internal::CudaDeviceScope scope(stream.device());
+  const unsigned rotating =
+      rotations.data == nullptr ? 0 : cuda::BlocksOf(rows * rotations.pairs, cuda::kThreads);
   const auto launch = [&]<class T>(const T* typed) {
-    cuda::EmbedKernel<T><<<static_cast<unsigned>(rows), cuda::kThreads, 0, stream.handle()>>>(
-        typed, tokens, width, x, factor);
+    cuda::EmbedKernel<T>
+        <<<static_cast<unsigned>(rows) + rotating, cuda::kThreads, 0, stream.handle()>>>(
+            typed, tokens, rows, width, x, factor, rotations);
   };
   switch (type) {
     case DType::kF16:
@@ -461,14 +475,11 @@ void AddAndNormRows(const NormRows& op, Stream& stream) {
   }
 }
 
-void MakeRotations(const int32_t* positions, int64_t rows, const float* frequencies, int64_t pairs,
-                   float factor, float* rotations, Stream& stream) {
+void MakeRotations(const Rotations& rotations, int64_t rows, Stream& stream) {
   if (rows == 0) return;
   const internal::CudaDeviceScope scope(stream.device());
-  cuda::RotationsKernel<<<cuda::BlocksOf(rows * pairs, cuda::kThreads), cuda::kThreads, 0,
-                          stream.handle()>>>(positions, rows * pairs, frequencies,
-                                             static_cast<int>(pairs), factor,
-                                             reinterpret_cast<float2*>(rotations));
+  cuda::RotationsKernel<<<cuda::BlocksOf(rows * rotations.pairs, cuda::kThreads), cuda::kThreads, 0,
+                          stream.handle()>>>(rotations, rows);
   internal::CheckLaunch("rotations");
 }
 

@@ -6,13 +6,13 @@ constexpr char kWhat[] = "a forward pass";
 }  // namespace
 
 void EmbedRows(const std::byte*, DType, const int32_t*, int64_t, int64_t, float*, Stream& stream,
-               float) {
+               float, const Rotations&) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void AddAndNormRows(const NormRows&, Stream& stream) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
-void MakeRotations(const int32_t*, int64_t, const float*, int64_t, float, float*, Stream& stream) {
+void MakeRotations(const Rotations&, int64_t, Stream& stream) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void MakeHeadRows(const HeadRows&, Stream& stream) {

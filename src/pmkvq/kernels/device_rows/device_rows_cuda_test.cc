@@ -278,7 +278,7 @@ TEST_F(DeviceRowsSmallTest, HeadsAreNormedRotatedAndScaled) {
       const std::vector<int32_t> positions = {0, 5, 30000};
       float* const rotations = TakeFloats(kRows * dim);
       constexpr float kFactor = 1.25f;
-      MakeRotations(Upload(positions), kRows, Upload(frequencies), pairs, kFactor, rotations,
+      MakeRotations({Upload(positions), Upload(frequencies), pairs, kFactor, rotations}, kRows,
                     stream());
       HeadRows op;
       op.sums = {Upload(sums), 1, kRows};

@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/cuda/launch.cuh"
 #include "pmkvq/kernels/sampling/batch_sampler.h"
 #include "pmkvq/kernels/sampling/device_sampler.h"
 #include "pmkvq/kernels/sampling/sampler_sums.cuh"
@@ -52,6 +54,8 @@ __device__ bool IsSorted(const DeviceDraw& draw) { return draw.top_k > 0 || draw
 __device__ bool IsFinite(uint32_t key) { return key >= kLowestKey && key <= kHighestKey; }
 
 __global__ void __launch_bounds__(kScanThreads) ScanKernel(const Arguments a) {
+  LetNextKernelStart();
+  WaitForEarlierKernel();
   __shared__ Word warps[kScanThreads / 32];
   const int row = static_cast<int>(blockIdx.y);
   const int part = static_cast<int>(blockIdx.x);
@@ -92,6 +96,8 @@ __device__ Word BestOf(const Arguments& a, int row) {
 }
 
 __global__ void __launch_bounds__(kWeighThreads) WeighKernel(const Arguments a) {
+  LetNextKernelStart();
+  WaitForEarlierKernel();
   __shared__ Word high[kLevels];
   __shared__ Word low[kLevels];
   __shared__ uint32_t count[kLevels];
@@ -412,6 +418,8 @@ __device__ int DrawInOrder(const Arguments& a, const Row& row, const DeviceDraw&
 }
 
 __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(const Arguments a) {
+  LetNextKernelStart();
+  WaitForEarlierKernel();
   __shared__ ChooseMemory memory;
   const int index = static_cast<int>(blockIdx.x);
   const DeviceDraw draw = a.draws[index];
@@ -469,13 +477,12 @@ void RunDeviceSampler(const float* logits, int64_t vocab_size, int64_t rows,
                                                   static_cast<size_t>(rows) * 2 * cuda::kLevels)};
   const auto num_rows = static_cast<unsigned>(rows);
   const dim3 grid(static_cast<unsigned>(parts), num_rows);
-  CUstream_st* const handle = stream.handle();
-  cuda::ScanKernel<<<grid, cuda::kScanThreads, 0, handle>>>(arguments);
-  CheckLaunch("looking at logits");
-  cuda::WeighKernel<<<grid, cuda::kWeighThreads, 0, handle>>>(arguments);
-  CheckLaunch("weighing tokens");
-  cuda::ChooseKernel<<<num_rows, cuda::kChooseThreads, 0, handle>>>(arguments);
-  CheckLaunch("drawing tokens");
+  cuda::LaunchEarly(cuda::ScanKernel, grid, cuda::kScanThreads, stream, "looking at logits",
+                    arguments);
+  cuda::LaunchEarly(cuda::WeighKernel, grid, cuda::kWeighThreads, stream, "weighing tokens",
+                    arguments);
+  cuda::LaunchEarly(cuda::ChooseKernel, num_rows, cuda::kChooseThreads, stream, "drawing tokens",
+                    arguments);
 }
 
 }  // namespace internal

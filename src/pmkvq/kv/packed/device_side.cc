@@ -15,6 +15,8 @@ namespace {
 
 // Launches of decode attention take so many sequences, and captured ones are made for as many.
 constexpr int64_t kRowsUnit = 64;
+// What is uploaded for each step of few sequences is for so many of them.
+constexpr int64_t kFewRowsUnit = 8;
 
 uint64_t NextId() {
   static std::atomic<uint64_t> next{1};
@@ -120,7 +122,7 @@ void DeviceSide::PrepareRows(int64_t decode_rows) { PrepareRows(decode_rows, mos
 void DeviceSide::PrepareRows(int64_t decode_rows, int64_t num_chunks) {
   if (decode_rows <= most_rows_ && num_chunks <= most_chunks_) return;
   const auto round_up = [](int64_t count) {
-    return (count + kRowsUnit - 1) / kRowsUnit * kRowsUnit;
+    return count <= kFewRowsUnit ? kFewRowsUnit : (count + kRowsUnit - 1) / kRowsUnit * kRowsUnit;
   };
   const int64_t most_rows = std::max(most_rows_, round_up(decode_rows));
   const int64_t most_chunks = std::max(most_chunks_, round_up(num_chunks));
@@ -172,6 +174,7 @@ uint32_t DeviceSide::SinkUnits(const BlockPages& block, size_t layer, int64_t pi
 void DeviceSide::Begin(std::span<const Chunk> chunks) {
   if (is_open_) stream().Synchronize();  // A Forward that was broken off still reads the staging.
   is_open_ = true;
+  has_looked_ = false;
   chunks_.assign(chunks.begin(), chunks.end());
   num_decode_rows_ = 0;
   int64_t num_long = 0;
@@ -543,10 +546,16 @@ void DeviceSide::StoreClosing(size_t layer, const Chunk& chunk, std::span<Closin
   }
 }
 
-std::vector<std::optional<KvFailure>> DeviceSide::End() {
-  PMKVQ_CHECK(is_open_);
+void DeviceSide::LaunchLookAtUnfit() {
+  PMKVQ_CHECK(is_open_ && !has_looked_);
   CopyToHost(stream(), unfit_staging_->data(), unfit_->data(), unfit_->num_bytes());
   store_.LaunchUnfitCopy();
+  has_looked_ = true;
+}
+
+std::vector<std::optional<KvFailure>> DeviceSide::End() {
+  PMKVQ_CHECK(is_open_);
+  if (!has_looked_) LaunchLookAtUnfit();
   stream().Synchronize();
   store_.TakeUnfit();
   is_open_ = false;

@@ -23,7 +23,7 @@
 namespace pmkvq {
 
 // Throws Unsupported for what there is no code for on config.device, naming it: a float type other
-// than F16, head sizes, more query heads per KV head than there is code for.
+// than F16 and BF16, head sizes.
 void CheckDeviceCache(const CacheConfig& config);
 
 class DeviceSide : public DeviceKvStore {
@@ -57,6 +57,7 @@ class DeviceSide : public DeviceKvStore {
   void LaunchStore(int64_t layer, const DeviceBlockRows& rows) override {
     Launch(static_cast<size_t>(layer), rows, false);
   }
+  void LaunchLookAtUnfit() override;
   uint64_t id() const override { return id_; }
 
   // Memory of the device beside the arena, and of the host for its tables.
@@ -134,6 +135,7 @@ class DeviceSide : public DeviceKvStore {
   std::unique_ptr<Buffer> scratch_;  // Of long chunks; grows.
 
   bool is_open_ = false;
+  bool has_looked_ = false;  // LaunchLookAtUnfit was called in this Forward.
   std::vector<Chunk> chunks_;
   int64_t num_decode_rows_ = 0;
   // Of LaunchBlock.

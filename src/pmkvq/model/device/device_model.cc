@@ -29,6 +29,9 @@ int64_t CapturedRows(int64_t rows) {
   return captured;
 }
 
+// Of the 32-bit words that each row is given: its token, its position, and which row is picked.
+constexpr int64_t kInputsOfRow = 3;
+
 bool IsSingleToken(const ForwardChunk& chunk) {
   return chunk.tokens.size() == 1 && chunk.logits == ForwardChunk::Logits::kLast &&
          chunk.num_read == 0;
@@ -126,7 +129,8 @@ class DeviceModel::Pass {
     };
     if (num_rows_ > own_.input_rows) {
       const int64_t rows = RoundUpTo(num_rows_, kDecodeRows);
-      take(own_.inputs, 3 * rows);
+      Grow(own_.inputs,
+           static_cast<size_t>(rows) * (kInputsOfRow * sizeof(int32_t) + sizeof(DeviceDraw)));
       own_.input_staging = std::make_unique<PinnedBuffer>(device, own_.inputs.num_bytes());
       own_.input_rows = rows;
     }
@@ -164,13 +168,11 @@ class DeviceModel::Pass {
   void TakeDrawMemory() {
     const DeviceId device = model_.device_;
     const auto rows = static_cast<size_t>(RoundUpTo(num_rows_, kDecodeRows));
-    Grow(own_.draws, rows * sizeof(DeviceDraw));
     Grow(own_.drawn, rows * sizeof(DeviceDrawn));
     const auto stage = [&](std::unique_ptr<PinnedBuffer>& staging, size_t num_bytes) {
       if (staging != nullptr && staging->num_bytes() >= num_bytes) return;
       staging = std::make_unique<PinnedBuffer>(device, num_bytes);
     };
-    stage(own_.draw_staging, rows * sizeof(DeviceDraw));
     stage(own_.drawn_staging, rows * sizeof(DeviceDrawn));
     if (own_.sampler == nullptr) {
       own_.sampler = std::make_unique<DeviceSampler>(device, config_.vocab_size, kDecodeRows);
@@ -211,11 +213,18 @@ class DeviceModel::Pass {
   int32_t* ids() const { return own_.inputs.As<int32_t>(); }
   int32_t* positions() const { return ids() + own_.input_rows; }
   int32_t* picked() const { return ids() + 2 * own_.input_rows; }
+  // Behind them.
+  size_t DrawsAt() const {
+    return static_cast<size_t>(kInputsOfRow * own_.input_rows) * sizeof(int32_t);
+  }
+  DeviceDraw* draws() const {
+    return reinterpret_cast<DeviceDraw*>(own_.inputs.As<std::byte>() + DrawsAt());
+  }
 
   void Upload() {
     const int64_t rows = own_.input_rows;
     auto* const staged = reinterpret_cast<int32_t*>(own_.input_staging->data());
-    std::fill_n(staged, 3 * rows, 0);
+    std::fill_n(staged, kInputsOfRow * rows, 0);
     int64_t picked = 0;
     for (size_t i = 0; i < chunks_.size(); ++i) {
       const int64_t first = host_.chunk_first_rows[i];
@@ -232,26 +241,24 @@ class DeviceModel::Pass {
     for (size_t i = 0; i < host_.positions.size(); ++i) {
       staged[static_cast<size_t>(rows) + i] = static_cast<int32_t>(host_.positions[i]);
     }
-    CopyToDevice(*stream_, own_.inputs.As<std::byte>(), staged, own_.input_staging->num_bytes());
-    if (has_draws_) UploadDraws();
+    if (has_draws_) StageDraws();
+    CopyToDevice(*stream_, own_.inputs.As<std::byte>(), staged,
+                 has_draws_ ? own_.input_staging->num_bytes() : DrawsAt());
   }
 
-  void UploadDraws() {
-    auto* const staged = reinterpret_cast<DeviceDraw*>(own_.draw_staging->data());
+  void StageDraws() {
+    auto* const staged = reinterpret_cast<DeviceDraw*>(own_.input_staging->data() + DrawsAt());
     std::fill_n(staged, num_rows_, DeviceDraw{});
     for (size_t i = 0; i < chunks_.size(); ++i) {
       const ForwardDraw& draw = *chunks_[i].draw;
       staged[i] = {draw.params.temperature, draw.params.top_k, draw.params.top_p,
                    draw.params.min_p,       draw.uniform,      1};
     }
-    CopyToDevice(*stream_, own_.draws.As<std::byte>(), staged,
-                 static_cast<size_t>(num_rows_) * sizeof(DeviceDraw));
   }
 
   void LaunchDraws(int64_t first, int64_t rows) {
     own_.sampler->Launch(own_.logits.As<float>() + first * config_.vocab_size, rows,
-                         own_.draws.As<DeviceDraw>() + first, own_.drawn.As<DeviceDrawn>() + first,
-                         *stream_);
+                         draws() + first, own_.drawn.As<DeviceDrawn>() + first, *stream_);
   }
 
   // Waits. Whether all logits were finite: else somebody wants to know which were not.
@@ -259,6 +266,7 @@ class DeviceModel::Pass {
     const size_t count = chunks_.size();
     auto* const staged = reinterpret_cast<DeviceDrawn*>(own_.drawn_staging->data());
     CopyToHost(*stream_, staged, own_.drawn.As<const std::byte>(), count * sizeof(DeviceDrawn));
+    on_device_->LaunchLookAtUnfit();
     stream_->Synchronize();
     bool all_finite = true;
     for (size_t i = 0; i < count; ++i) {
@@ -271,13 +279,13 @@ class DeviceModel::Pass {
 
   void RunBlocks() {
     EmbedRows(model_.weights_.embedding().data, model_.weights_.embedding().type, ids(), num_rows_,
-              config_.hidden_size, own_.x.As<float>(), *stream_, model_.embedding_factor_);
-    MakeRotations(positions(), num_rows_, model_.weights_.frequencies(), config_.head_dim / 2,
-                  model_.rope_factor_, own_.rotations.As<float>(), *stream_);
+              config_.hidden_size, own_.x.As<float>(), *stream_, model_.embedding_factor_,
+              {positions(), model_.weights_.frequencies(), config_.head_dim / 2,
+               model_.rope_factor_, own_.rotations.As<float>()});
     if (model_.weights_.local_frequencies() != nullptr) {
-      MakeRotations(positions(), num_rows_, model_.weights_.local_frequencies(),
-                    config_.head_dim / 2, model_.local_rope_factor_,
-                    own_.local_rotations.As<float>(), *stream_);
+      MakeRotations({positions(), model_.weights_.local_frequencies(), config_.head_dim / 2,
+                     model_.local_rope_factor_, own_.local_rotations.As<float>()},
+                    num_rows_, *stream_);
     }
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       if (!is_captured_) CancelPoint();

@@ -203,10 +203,10 @@ void DeviceProfile::Impl::Start(std::span<const int32_t> tokens,
   CopyToDevice(stream, targets.As<std::byte>(), &at(2, 0), bytes);
   stream.Synchronize();
   FillOnDevice(stream, first_bad.As<std::byte>(), 0xff, sizeof(uint64_t));
-  MakeRotations(positions.As<int32_t>(), rows, weights.frequencies(), config.head_dim / 2,
-                model.device_model()->rope_factor(), rotations.As<float>(), stream);
   EmbedRows(weights.embedding().data, weights.embedding().type, ids.As<int32_t>(), rows,
-            config.hidden_size, x.As<float>(), stream);
+            config.hidden_size, x.As<float>(), stream, 1.0f,
+            {positions.As<int32_t>(), weights.frequencies(), config.head_dim / 2,
+             model.device_model()->rope_factor(), rotations.As<float>()});
   mlp_sums = {};
 }
 

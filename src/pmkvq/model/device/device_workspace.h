@@ -63,9 +63,8 @@ class DeviceWorkspace {
 
   // Drawing tokens.
   std::unique_ptr<DeviceSampler> sampler;  // Of kDecodeRows rows at a time.
-  GrowingBuffer draws;                     // DeviceDraw [rows]
   GrowingBuffer drawn;                     // DeviceDrawn [rows]
-  std::unique_ptr<PinnedBuffer> draw_staging, drawn_staging;
+  std::unique_ptr<PinnedBuffer> drawn_staging;
 
   // For stores of the host.
   std::unique_ptr<Stream> stream;
@@ -78,7 +77,7 @@ class DeviceWorkspace {
     size_t sum = 0;
     for (const GrowingBuffer* const buffer :
          {&inputs, &rotations, &local_rotations, &x, &operand, &gated, &sums, &q, &k, &v, &out,
-          &raw_k, &head_sums, &logits, &factors, &draws, &drawn, &expanded}) {
+          &raw_k, &head_sums, &logits, &factors, &drawn, &expanded}) {
       sum += buffer->num_bytes();
     }
     return sum;
