@@ -131,12 +131,6 @@ void ValidateBudgets(const CacheConfig& config, BytesAtFloor floor_bytes) {
 
 void ValidatePool(const CacheConfig& config) {
   const PoolConfig& pool = config.pool;
-  if (config.device.device != Device::kCpu) {
-    throw Unsupported("--kv-mode",
-                      fmt::format("found pool with a cache on {}, expected one on the CPU; "
-                                  "--kv-mode isolated runs on devices",
-                                  NameOf(config.device)));
-  }
   const size_t num_layers = config.geometry.blocks.size();
   for (const auto* const side : {&pool.k_sensitivity, &pool.v_sensitivity}) {
     if (side->empty() || side->size() == num_layers) continue;

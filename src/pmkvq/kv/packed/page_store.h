@@ -255,6 +255,8 @@ class PageStore {
   std::optional<UnfitPage> MoveBytes(size_t layer, uint32_t* unfit_word = nullptr);
   // On a device, for changes of which one quantises floats.
   uint32_t* TakeUnfitWord(SequencePages& seq, size_t layer, size_t first_page);
+  // All bytes of a slot, to one of the same class.
+  void CopySlot(SlotHandle from, SlotHandle to);
   // The same slot where it has one owner; else a new one with the same bytes, this owner's.
   SlotHandle CopyIfShared(SlotHandle slot, int64_t bytes);
   void AccountNarrowed(SequencePages& seq, size_t layer, Side side, int from_bits, int to_bits);

@@ -1,6 +1,5 @@
 // Pages that outlive their sequences: the chunks of a PrefixTree.
 #include <algorithm>
-#include <cstring>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kv/packed/page_store.h"
@@ -48,7 +47,7 @@ KeptChunk PageStore::Keep(SequencePages& seq, size_t first, size_t full_end, siz
           continue;
         }
         const SlotHandle copy = AllocateSlot(slots_.ClassOf(stored.data));
-        std::memcpy(At(copy), At(stored.data), slots_.Range(stored.data).bytes);
+        CopySlot(stored.data, copy);
         stored.data = copy;
         ++KeptReferences(copy);
         CountUsed(bytes);

@@ -50,15 +50,19 @@ void PageStore::DropPageOwner(const StoredPage& page, int64_t bytes, bool keeps)
   if (page.metadata != kNoSlot) slots_.Release(page.metadata);
 }
 
+void PageStore::CopySlot(SlotHandle from, SlotHandle to) {
+  if (stream_ == nullptr) {
+    std::memcpy(At(to), At(from), slots_.Range(from).bytes);
+  } else {
+    CopyOnDevice(*stream_, At(to), At(from), slots_.Range(from).bytes);
+  }
+}
+
 // `bytes` that the slot stands for. Its owner is a sequence.
 SlotHandle PageStore::CopyIfShared(SlotHandle slot, int64_t bytes) {
   if (slots_.num_references(slot) == 1) return slot;
   const SlotHandle copy = AllocateSlot(slots_.ClassOf(slot));
-  if (stream_ == nullptr) {
-    std::memcpy(At(copy), At(slot), slots_.Range(slot).bytes);
-  } else {
-    CopyOnDevice(*stream_, At(copy), At(slot), slots_.Range(slot).bytes);
-  }
+  CopySlot(slot, copy);
   DropOwner(slot, bytes);  // It has another owner, so nothing moves.
   CountUsed(bytes);
   return copy;
