@@ -142,8 +142,7 @@ void KvCommandOptions::PrintPlanHint(const KvOptions& kv, const std::string& mod
   if (!hint.empty()) PrintError(hint);
 }
 
-SpecEngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
-                                            const std::vector<std::string>& specs) const {
+SpecEngineOptions KvCommandOptions::Parse(int64_t max_sequences) const {
   SpecEngineOptions options;
   static_cast<CacheSettings&>(options.kv) = settings;
   options.kv.spec = spec;
@@ -157,6 +156,12 @@ SpecEngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
   options.max_len = max_len;
   options.chunk = chunk;
   options.num_threads = ResolveThreads(threads);
+  return options;
+}
+
+SpecEngineOptions KvCommandOptions::Resolve(int64_t max_sequences,
+                                            const std::vector<std::string>& specs) const {
+  SpecEngineOptions options = Parse(max_sequences);
   if (specs.empty()) WarnOfUnusedBudget(*this);
   WarnOfUnusedKvOptions(*command_, specs.empty() ? std::vector<std::string>{spec} : specs);
   WarnOfMemory(options.kv.budget_bytes, max_sequences);

@@ -33,6 +33,8 @@ struct KvCommandOptions {
   // that has several; empty: `spec`. Throws InvalidInput, IoError.
   SpecEngineOptions Resolve(int64_t max_sequences,
                             const std::vector<std::string>& specs = {}) const;
+  // The same without warnings, for a look ahead.
+  SpecEngineOptions Parse(int64_t max_sequences) const;
   // Says on stderr which plan would serve `kv` better (plan_hints.h). For commands that run
   // `model`, when nothing is wrong.
   void PrintPlanHint(const KvOptions& kv, const std::string& model) const;

@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "common_options.h"
 #include "compare_counts.h"
+#include "device_cache.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "kv_effects.h"
@@ -164,7 +165,11 @@ void CompareRuns(const Options& options) {
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
   const std::shared_ptr<const Model> model =
-      options.weights.Load(options.run.model, options.kv.threads);
+      options.weights.Load(options.run.model, options.kv.threads, [&](const Model& loaded) {
+        SpecEngineOptions largest = options.kv.Parse(options.run.batch);  // The baseline.
+        largest.kv.spec = "fp16";
+        return CacheBytesOnDevice(loaded, largest);
+      });
   const ComparisonRun run(ResolveComparison(options), model);
   const EvaluationOptions evaluation = options.run.Resolve(run.baseline().engine, *model);
   AnnounceMisfits(run);

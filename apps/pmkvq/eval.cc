@@ -6,6 +6,7 @@
 #include "benchmark_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "device_cache.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "pmkvq/base/wrap_text.h"
@@ -124,7 +125,9 @@ void Run(const Options& options) {
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
   const std::shared_ptr<const Model> model =
-      options.weights.Load(options.run.model, options.kv.threads);
+      options.weights.Load(options.run.model, options.kv.threads, [&](const Model& loaded) {
+        return CacheBytesOnDevice(loaded, options.kv.Parse(options.run.batch));
+      });
   const auto tokenizer = options.run.tokenizer.Load(options.run.model);
   const SpecEngineOptions engine = options.kv.Resolve(options.run.batch);
   CheckKvOptions(*model, engine);  // Before the folder is made.

@@ -10,6 +10,7 @@
 #include "chat_template_options.h"
 #include "commands.h"
 #include "common_options.h"
+#include "device_cache.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "kv_effects.h"
@@ -274,7 +275,9 @@ void Run(const Options& options) {
     throw CLI::ValidationError("--n-samples", "found more than 1, expected 1 with --prompt-cache");
   }
   const std::shared_ptr<const Model> model =
-      options.weights.Load(options.model, options.kv.threads);
+      options.weights.Load(options.model, options.kv.threads, [&](const Model& loaded) {
+        return CacheBytesOnDevice(loaded, options.kv.Parse(chat ? 1 : options.num_samples));
+      });
   const auto tokenizer = options.ids_given ? options.tokenizer.LoadIfReadable(
                                                  options.model, "the output has ids and no text")
                                            : options.tokenizer.Load(options.model);

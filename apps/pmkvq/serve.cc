@@ -14,6 +14,7 @@
 #include "common_options.h"
 #include "config_file.h"
 #include "default_pool.h"
+#include "device_cache.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
@@ -154,6 +155,10 @@ class ServeCommand {
 
  private:
   void Load();
+  bool IsPool(const Model& model) const;
+  KvCommandOptions KvOf(bool is_pool) const;
+  // What the cache takes of the model's device.
+  int64_t BytesOfCache(const Model& model) const;
   std::unique_ptr<server::EngineThread> MakeEngineThread(Engine engine);
 
   const Options& options_;
@@ -191,17 +196,37 @@ std::unique_ptr<server::EngineThread> ServeCommand::MakeEngineThread(Engine engi
                                                 failed);
 }
 
-void ServeCommand::Load() {
-  const int64_t available = AvailableMemory();
-  const std::shared_ptr<const Model> model =
-      options_.weights.Load(options_.model, options_.kv.threads);
-  const std::shared_ptr<const Tokenizer> tokenizer = options_.tokenizer.Load(options_.model);
+bool ServeCommand::IsPool(const Model& model) const {
+  return options_.pool.is_pool(!options_.kv.budget.empty() || model.device_model() != nullptr);
+}
+
+KvCommandOptions ServeCommand::KvOf(bool is_pool) const {
   KvCommandOptions kv = options_.kv;
-  const bool has_budget = !kv.budget.empty();
-  const bool is_pool = options_.pool.is_pool(has_budget || model->device_model() != nullptr);
   // Without a budget that it could be kept in, the cache stays at 16 bits.
-  if (!is_pool && !options_.names_method && !has_budget && kv.plan_path.empty()) kv.spec = "fp16";
-  SpecEngineOptions engine_options = kv.Resolve(options_.max_sequences);
+  if (!is_pool && !options_.names_method && kv.budget.empty() && kv.plan_path.empty()) {
+    kv.spec = "fp16";
+  }
+  return kv;
+}
+
+int64_t ServeCommand::BytesOfCache(const Model& model) const {
+  const bool is_pool = IsPool(model);
+  SpecEngineOptions engine = KvOf(is_pool).Parse(options_.max_sequences);
+  // A pool without a size takes what there is.
+  options_.pool.Apply(
+      is_pool, [] { return int64_t{1} << 30; }, engine);
+  return CacheBytesOnDevice(model, engine);
+}
+
+void ServeCommand::Load() {
+  const int64_t on_host = AvailableMemory();
+  const std::shared_ptr<const Model> model =
+      options_.weights.Load(options_.model, options_.kv.threads,
+                            [&](const Model& loaded) { return BytesOfCache(loaded); });
+  const std::shared_ptr<const Tokenizer> tokenizer = options_.tokenizer.Load(options_.model);
+  const int64_t available = MemoryFor(*model, on_host);
+  const bool is_pool = IsPool(*model);
+  SpecEngineOptions engine_options = KvOf(is_pool).Resolve(options_.max_sequences);
   if (FindPackedMethod(ParseMethodSpec(engine_options.kv.spec).name) == nullptr) {
     throw Unsupported("--kv", fmt::format("found {}, expected a packed cache: fp16, static-8, "
                                           "static-4, static-2 or pm-kvq",

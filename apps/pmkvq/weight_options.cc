@@ -49,9 +49,9 @@ void WeightCommandOptions::RegisterWeights(CLI::App& command) {
       ->capture_default_str();
 }
 
-std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder,
-                                                        int threads) const {
-  return LoadModel(folder, mode(), threads, device);
+std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder, int threads,
+                                                        const CacheBytes& cache) const {
+  return LoadModel(folder, mode(), threads, device, cache);
 }
 
 namespace {
@@ -62,18 +62,35 @@ std::shared_ptr<const Model> LoadOn(DeviceId device, const std::string& path,
   return Model::Load(path, options);
 }
 
+// Why the caches do not fit beside the weights; empty: they do.
+std::string ObstacleToCache(const Model& model, const CacheBytes& cache) {
+  if (cache == nullptr) return "";
+  const int64_t needed = cache(model);
+  const auto free_bytes = static_cast<int64_t>(Query(model.device()).free_bytes);
+  if (needed <= free_bytes) return "";
+  return fmt::format(
+      "{} has {} free beside the weights and the cache takes {}; less --kv-budget, --max-len or "
+      "sequences at once would let it fit",
+      NameOf(model.device()), FormatByteSize(free_bytes), FormatByteSize(needed));
+}
+
 // --device auto
-std::shared_ptr<const Model> LoadWhereItFits(const std::string& path, const ModelOptions& options) {
+std::shared_ptr<const Model> LoadWhereItFits(const std::string& path, const ModelOptions& options,
+                                             const CacheBytes& cache) {
   constexpr DeviceId kFirst{Device::kCuda, 0};
   std::string reason;
   try {
     const DeviceList list = ListDevices();
     if (!list.devices.empty()) {
       std::shared_ptr<const Model> model = LoadOn(kFirst, path, options);
-      PrintError(fmt::format("device: {}, {}", NameOf(kFirst), list.devices.front().name));
-      return model;
+      reason = ObstacleToCache(*model, cache);
+      if (reason.empty()) {
+        PrintError(fmt::format("device: {}, {}", NameOf(kFirst), list.devices.front().name));
+        return model;
+      }
+    } else {
+      reason = list.problem;
     }
-    reason = list.problem;
   } catch (const DeviceError& error) {
     reason = error.what();
   } catch (const Unsupported& error) {
@@ -101,12 +118,12 @@ int64_t PeakMemoryBytes() {
 }  // namespace
 
 std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode, int threads,
-                                       const std::string& device) {
+                                       const std::string& device, const CacheBytes& cache) {
   ProgressBar progress;
   const auto start = std::chrono::steady_clock::now();
   ModelOptions options{mode, ResolveThreads(threads), &progress};
   const std::shared_ptr<const Model> model =
-      device == kAutoDevice ? LoadWhereItFits(path, options)
+      device == kAutoDevice ? LoadWhereItFits(path, options, cache)
                             : LoadOn(ParseDevice(device).value(), path, options);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);

@@ -3,12 +3,17 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "pmkvq/model/model.h"
 
 namespace pmkvq::cli {
+
+// Bytes that the caches of a command will take on the device that the model is on.
+using CacheBytes = std::function<int64_t(const Model&)>;
 
 struct WeightCommandOptions {
   std::string weights = "as-stored";
@@ -20,9 +25,10 @@ struct WeightCommandOptions {
   void RegisterWeights(CLI::App& command);
   WeightMode mode() const { return ParseWeightMode(weights); }
   // Model::Load with these weights, on this device. "auto": on the first CUDA device where the
-  // build, the device and its memory allow that, else on the CPU; says which, and why. `threads` as
-  // given to --threads.
-  std::shared_ptr<const Model> Load(const std::string& folder, int threads) const;
+  // build, the device and its memory allow that, with room for what `cache` says, else on the CPU;
+  // says which, and why. `threads` as given to --threads.
+  std::shared_ptr<const Model> Load(const std::string& folder, int threads,
+                                    const CacheBytes& cache = nullptr) const;
 };
 
 // --device alone, for a command that reads weights as they are stored. `device` must outlive the
@@ -33,6 +39,7 @@ void RegisterDevice(CLI::App& command, std::string& device);
 // weights that were converted. `threads` as given to --threads.
 std::shared_ptr<const Model> LoadModel(const std::string& path,
                                        WeightMode mode = WeightMode::kAsStored, int threads = 0,
-                                       const std::string& device = "cpu");
+                                       const std::string& device = "cpu",
+                                       const CacheBytes& cache = nullptr);
 
 }  // namespace pmkvq::cli

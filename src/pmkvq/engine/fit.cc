@@ -32,11 +32,6 @@ int64_t Largest(int64_t most, const Holds& holds) {
   return low;
 }
 
-int64_t ArenaBytes(const CacheConfig& config) {
-  const SlotLayout layout = MakeSlotLayout(config);
-  return static_cast<int64_t>(layout.extent_bytes) * layout.num_extents;
-}
-
 int64_t SequenceBytes(const CacheConfig& config) {
   return std::accumulate(config.budget_bytes.begin(), config.budget_bytes.end(), int64_t{0});
 }

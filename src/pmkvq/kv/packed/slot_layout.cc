@@ -176,4 +176,9 @@ class LayoutMaker {
 
 SlotLayout MakeSlotLayout(const CacheConfig& config) { return LayoutMaker(config).Make(); }
 
+int64_t ArenaBytes(const CacheConfig& config) {
+  const SlotLayout layout = MakeSlotLayout(config);
+  return static_cast<int64_t>(layout.extent_bytes) * layout.num_extents;
+}
+
 }  // namespace pmkvq

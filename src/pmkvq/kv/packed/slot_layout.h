@@ -50,5 +50,7 @@ struct SlotLayout {
 // The configuration must be valid. Throws Unsupported where the blocks' pages differ so much in
 // size that one extent cannot serve them.
 SlotLayout MakeSlotLayout(const CacheConfig& config);
+// Of the arena of such a cache, all sequences.
+int64_t ArenaBytes(const CacheConfig& config);
 
 }  // namespace pmkvq
