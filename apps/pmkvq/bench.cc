@@ -38,6 +38,7 @@ struct Options {
   int64_t chunk = 512;                                        // prefill
   int64_t budget_tokens = 2048;                               // halve
   int64_t vocab = 152064;                                     // sampling
+  std::string kv;                                             // decode on CUDA
   EngineBenchOptions engine;
   CalibrationBenchOptions calibration;
 };
@@ -263,10 +264,16 @@ void AddDecodeBench(CLI::App& bench) {
   command.AddWeights();
   command.AddDevice();
   command.AddVocab();
+  command.app().add_option("--kv", command.options().kv,
+                           "on CUDA: a published method, whose cache stays on the host (kivi)");
   command.OnRun([](const Options& options) {
     const DeviceId device = *ParseDevice(options.device);
     if (device.device != Device::kCpu) {
-      return BenchCudaDecode(options.bench, device, options.vocab);
+      if (options.kv.empty()) return BenchCudaDecode(options.bench, device, options.vocab);
+      return BenchCudaMethodDecode(options.bench, device, options.vocab, options.kv);
+    }
+    if (!options.kv.empty()) {
+      throw InvalidInput("--kv", "found it with --device cpu, expected it with --device cuda");
     }
     return BenchDecode(options.bench);
   });

@@ -14,6 +14,7 @@
 #include "pmkvq/research/bench/rounds.h"
 #include "pmkvq/research/bench/shapes.h"
 #include "pmkvq/research/bench/synthetic.h"
+#include "pmkvq/research/methods/registry.h"
 #include "pmkvq/tensor/device/device_info.h"
 
 namespace pmkvq {
@@ -231,6 +232,79 @@ BenchReport BenchCudaDecode(const BenchOptions& options, DeviceId device, int64_
   report.notes.push_back(
       "a step: room for the tokens, one launch, the tokens back on the host; GB/s: weights and "
       "stored cache over the step");
+  return report;
+}
+
+BenchReport BenchCudaMethodDecode(const BenchOptions& options, DeviceId device, int64_t vocab_size,
+                                  const std::string& spec) {
+  CudaBench bench = Prepare(options, device, vocab_size);
+  const UniformKvGeometry geometry = UniformOf(bench.model->kv_geometry());
+  KvOptions kv;
+  kv.spec = spec;
+  BenchTable table{"rows", "one token of every sequence, " + spec + " on the host", {}};
+  for (const int64_t batch : options.batches) {
+    for (const int64_t depth : options.depths) {
+      ThrowIfCancelled(options.cancel, "bench");
+      const std::unique_ptr<KvStore> store =
+          MakeKvStore(kv, {.geometry = bench.model->kv_geometry(),
+                           .max_sequences = batch,
+                           .max_len = depth + options.repeat + 2,
+                           .num_threads = options.num_threads,
+                           .rope = &bench.model->rope(),
+                           .device = device});
+      // Made-up rows of a whole prompt, stored as one, whose outputs nobody reads.
+      SyntheticRows rows(1);
+      std::vector<float> q(static_cast<size_t>(kFillRows * geometry.num_heads * geometry.head_dim));
+      std::vector<float> k(static_cast<size_t>(kFillRows * geometry.kv_dim()));
+      std::vector<float> v(k.size());
+      std::vector<float> out(q.size());
+      rows.Fill(std::ssize(q), q.data());
+      rows.Fill(std::ssize(k), k.data());
+      rows.Fill(std::ssize(v), v.data());
+      std::vector<SequenceId> sequences;
+      for (int64_t i = 0; i < batch; ++i) {
+        const SequenceId seq = store->Open().value();
+        sequences.push_back(seq);
+        for (int64_t done = 0; done < depth; done += kFillRows) {
+          ThrowIfCancelled(options.cancel, "bench");
+          const int64_t count = std::min(kFillRows, depth - done);
+          PMKVQ_CHECK(store->Reserve(seq, count) == ReserveResult::kReserved);
+          store->BeginForward({{seq, count}});
+          for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
+            const KvExtras extras{.keys_before_rope = k.data()};
+            if (store->ExtraNeeds().keys_before_rope) store->OfferExtras(layer, extras);
+            store->AppendAndAttend(layer, q.data(), k.data(), v.data(), out.data());
+          }
+          store->EndForward();
+        }
+      }
+      ForwardWorkspace workspace;
+      const int32_t token = 7;
+      Measurements step_seconds;
+      for (int round = -1; round < options.repeat; ++round) {
+        const double seconds = TimeSeconds([&] {
+          std::vector<ForwardChunk> chunks;
+          for (const SequenceId seq : sequences) {
+            PMKVQ_CHECK(store->Reserve(seq, 1) == ReserveResult::kReserved);
+            chunks.push_back({seq, {&token, 1}, store->NumTokens(seq)});
+          }
+          ThrowIfFailed(bench.model->Forward(chunks, *store, workspace, options.num_threads));
+        });
+        if (round >= 0) step_seconds.Add(seconds);
+      }
+      const Spread seconds = step_seconds.ToSpread();
+      BenchFields row;
+      row.Add("batch", batch, "batch").Add("depth", depth, "depth");
+      row.Add("tokens_per_s", static_cast<double>(batch) / seconds.median, "tokens/s", 2);
+      row.AddSpread("ms_per_step", InMilliseconds(seconds), "ms/step", 2);
+      table.rows.push_back(std::move(row));
+    }
+  }
+  bench.ceiling.Measure(bench.stream);
+  BenchReport report = NewReport(options, "decode", bench);
+  report.tables.push_back(std::move(table));
+  report.notes.push_back("a step: products on the device, the method and its attention on " +
+                         std::to_string(options.num_threads) + " threads of the host");
   return report;
 }
 
