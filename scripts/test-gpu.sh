@@ -13,7 +13,7 @@ if ! first=$("$build/bin/pmkvq_tensor_cuda_test" --gtest_filter='*QueryDescribes
   exit 1
 fi
 if [ "${2:-}" != --sanitize ]; then
-  exec ctest --test-dir "$build" -L gpu --output-on-failure --no-tests=error
+  exec ctest --test-dir "$build" -L gpu --output-on-failure --no-tests=error --parallel 8
 fi
 sanitizer=$(command -v compute-sanitizer || true)
 if [ -z "$sanitizer" ]; then

@@ -28,6 +28,7 @@ struct TinyModel {
   int64_t heads = 4;
   int64_t kv_heads = 2;
   int64_t head_dim = 16;
+  int64_t max_positions = 4096;
   bool tied = false;
   bool qkv_bias = false;
   bool o_bias = false;
@@ -304,8 +305,9 @@ inline std::string TinyConfigJson(const TinyModel& model) {
          field("intermediate_size", model.inner) + field("num_hidden_layers", model.layers) +
          field("num_attention_heads", model.heads) +
          field("num_key_value_heads", model.is_mla() ? model.heads : model.kv_heads) +
-         field("head_dim", model.head_dim) + field("max_position_embeddings", 4096) + gemma + moe +
-         "\"hidden_act\": \"silu\",\n" + "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
+         field("head_dim", model.head_dim) + field("max_position_embeddings", model.max_positions) +
+         gemma + moe + "\"hidden_act\": \"silu\",\n" +
+         "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,\n" +
          (model.window > 0 ? field("sliding_window", model.window) +
                                  field("max_window_layers", model.full_layers) +
                                  "\"use_sliding_window\": true,\n"
