@@ -148,6 +148,10 @@ class KvStore {
   // chunk's K and V; of a chunk with one_by_one, row after row. q, out [rows, H, D]; k, v [rows,
   // Hkv, D], post-RoPE, key scales applied. `out` is undefined for chunks whose sequence has
   // failed. Not for a store on a device (check).
+  //
+  // Of a latent block (kv_geometry.h) k is c [rows, r], v is k_r [rows, dr] post-RoPE, q [rows, H,
+  // r + dr] absorbed queries that contain the factor of scores, and out [rows, H, r] sums of c: the
+  // caller goes on from there to values. Key scales are not applied before: the store does that.
   virtual void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                                float* out) = 0;
 

@@ -31,6 +31,7 @@ constexpr size_t WidthIndex(int bits) { return bits == 16 ? 0 : bits == 8 ? 1 : 
 // Number of pages at 16, 8, 4, 2 bits.
 using PagesPerWidth = std::array<int64_t, 4>;
 
+// Of a latent block K means c and V means k_r, here and below.
 struct KvLayerStats {
   PagesPerWidth k_pages{};  // Open page included, sink not.
   PagesPerWidth v_pages{};

@@ -37,8 +37,8 @@ struct SequenceImage {
     std::vector<PageWidths> pages;       // Oldest first; the last one is the open page.
     int64_t num_freed = 0;               // The first pages, outside of a sliding window: no bytes.
     std::vector<PageWidths> next_pages;  // What OldestFirst decided for the next page; or empty.
-    // Of keys and values: the sink, then page after page: codes or floats, then metadata. Floats
-    // are [Hkv, tokens, D], those behind the last token 0.
+    // Of keys and values, or c and k_r: the sink, then page after page: codes or floats, then
+    // metadata. Floats are [heads of the stream, tokens, width], those behind the last token 0.
     std::array<std::vector<std::byte>, 2> bytes;
     bool operator==(const Block&) const = default;
   };
