@@ -18,9 +18,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ._errors import Error, InvalidInput
-from ._llm import LLM
-from ._pmkvq import Completion
+from ._errors import DeviceError, Error, InvalidInput, Unsupported
+from ._llm import LLM, load_model
+from ._pmkvq import Completion, Model
 from ._sampling import SamplingParams
 
 try:
@@ -49,7 +49,8 @@ class PmkvqLM(TemplateLM):
     """`--model pmkvq`. What it is given by --model_args:
 
     pretrained (or model): a model folder or GGUF file. kv, kv_budget, plan, kv_dtype, weights,
-    chunk, threads, tokenizer, device: as those of LLM. max_length: tokens of the longest sequence,
+    chunk, threads, tokenizer, device: as those of LLM, but for cuda:0, which lm-eval's command asks
+    for by itself: the CPU takes its place, with a warning, where there is none. max_length: tokens of the longest sequence,
     of which one is the last token drawn or scored; default: the model's. batch_size: sequences
     decoded together; 1 and "auto" are 8. scoring: "cache" or "prompt", see the module.
     chat_template: "none", a template of the model, a built-in one or a Jinja file.
@@ -90,14 +91,13 @@ class PmkvqLM(TemplateLM):
         self._scoring = scoring
         self._add_bos_token = add_bos_token
         self.batch_size = _batch_size_of(batch_size, max_batch_size)
+        loaded = _load(self._path, weights, int(threads), device)
         self.llm = LLM(
-            self._path,
+            loaded,
             kv=kv,
             kv_budget=kv_budget,
             plan=plan,
             kv_dtype=kv_dtype,
-            weights=weights,
-            device=device,
             max_sequences=self.batch_size,
             max_len=0 if max_length is None else int(max_length),
             chunk=int(chunk),
@@ -330,6 +330,20 @@ class PmkvqLM(TemplateLM):
         }
 
 
+def _load(path: str, weights: str, threads: int, device: str | None) -> Model:
+    """lm-eval's command asks for cuda:0 where its user asked for nothing: that means a GPU if there is
+    one, as it does for hf. Any other device has to be there."""
+    if device is None:
+        return load_model(path, weights=weights, threads=threads)
+    try:
+        return load_model(path, weights=weights, threads=threads, device=str(device))
+    except (DeviceError, Unsupported) as error:
+        if device != "cuda:0":
+            raise
+        _log.warning("on the CPU: %s", error)
+        return load_model(path, weights=weights, threads=threads)
+
+
 def _batch_size_of(batch_size: int | str | None, most: int | None) -> int:
     if batch_size is None or (isinstance(batch_size, str) and batch_size.startswith("auto")):
         return 8 if most is None else int(most)
@@ -363,7 +377,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # So that the class is that of the package, not of __main__.
-    from pmkvq.lm_eval import main as run
-
-    run()
+    main()

@@ -274,6 +274,15 @@ def test_generation_arguments() -> None:
         lm._prompt_of(prompt, {"num_beams": 3})
 
 
+def test_devices(caplog: pytest.LogCaptureFixture) -> None:
+    """cuda:0 is what lm-eval asks for by itself."""
+    if make(device="cuda:0").llm.model.device == "cpu":
+        assert "on the CPU: [cuda:0]" in caplog.text
+    with pytest.raises((pmkvq.Unsupported, pmkvq.DeviceError)):
+        make(device="cuda:7")
+    assert make(device="cpu").llm.model.device == "cpu"
+
+
 def test_wrong_arguments() -> None:
     from pmkvq.lm_eval import PmkvqLM
 
