@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 from typing import Any
 
@@ -17,6 +18,8 @@ PLAN = MODEL / "plan.json"
 PROBLEM = "Multiply 472 by 58 with column sums of digit products. What is the product?"
 LONG_PROBLEM = (MODEL / "example.txt").read_text()
 GREEDY = pmkvq.SamplingParams(temperature=0)
+# A shell that starts the tests in the background has it ignored, and Python then leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Program:
