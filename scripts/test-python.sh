@@ -21,7 +21,7 @@ scripts/build-wheel.sh "$python" "$place/wheel" -C cmake.define.PMKVQ_WERROR=ON
 
 export PMKVQ_PROGRAM=$program
 # pytest exits with 5 where its arguments select no test of a part.
-"$python" -m pytest -q -m "not lm_eval" "$@" || [ $? -eq 5 ]
+"$python" -m pytest -q -m "not lm_eval" --ignore python/tests/hf "$@" || [ $? -eq 5 ]
 
 # PyTorch's CPU build where pip finds it: on disk, or with PyTorch's index of CPU builds in
 # PIP_EXTRA_INDEX_URL. That build needs no other wheel. PyPI's needs NVIDIA's, several GB, and does not import without.
@@ -31,6 +31,9 @@ if ! "$python" -c "import torch" 2>/dev/null; then
   "${pip[@]}" install --no-deps "torch==$torch_version"
   "$python" -c "import torch" 2>/dev/null || "${pip[@]}" install "torch==$torch_version"
 fi
+"${pip[@]}" install -r python/tests/hf/requirements.txt
+"$python" -m pytest -q python/tests/hf "$@" || [ $? -eq 5 ]
+
 # lm-eval, with transformers as one of its models.
 "${pip[@]}" install -r python/tests/requirements-lm-eval.txt
 "$python" -m pytest -q -m lm_eval "$@" || [ $? -eq 5 ]

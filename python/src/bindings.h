@@ -51,6 +51,7 @@ void BindCompare(nanobind::module_& module);   // compare; after BindEvaluate
 void BindOps(nanobind::module_& module);       // The packed format
 void BindMethods(nanobind::module_& module);   // Cache methods in Python
 void BindTensors(nanobind::module_& module);   // Weights and logits
+void BindHf(nanobind::module_& module);        // The cache of pmkvq.hf
 
 // As Python reads bytes that may be no UTF-8: U+FFFD for what is none.
 inline nanobind::str TextOf(const std::string& bytes) {

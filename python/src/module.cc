@@ -19,4 +19,5 @@ NB_MODULE(_pmkvq, module) {
   pmkvq::python::BindOps(module);
   pmkvq::python::BindMethods(module);
   pmkvq::python::BindTensors(module);
+  pmkvq::python::BindHf(module);
 }

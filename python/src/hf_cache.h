@@ -1,0 +1,129 @@
+// The cache behind pmkvq.hf.PackedCache: packed pages of a batch, block by block.
+//
+// transformers runs a whole prompt through block 0, then through block 1, and tells nobody where a
+// Forward begins or ends. So a row of the batch is one sequence per block here, in a store whose
+// geometry is a single block: a block can take a prompt in the engine's chunks while others have
+// not seen it, and be read at any time. Blocks with equal settings share a store, so that its
+// working memory and the partly filled ends of its arena are there once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/kv/spec/kv_options.h"
+
+namespace pmkvq::python {
+
+struct HfCacheOptions {
+  KvOptions kv;
+  KvGeometry geometry;
+  int64_t max_len = 0;  // Tokens of the longest row; sizes caches without a budget.
+  int64_t chunk = 512;  // Most tokens of a row that are stored at once, as in the engine.
+  int floor_bits = 0;   // 0: the method's. Progressive methods only.
+  int num_threads = 1;
+};
+
+// New tokens of a batch in one block: row b of q [B, T, H, D], k and v [B, T, Hkv, D] begins with
+// skip[b] places that hold no token (left padding). `skip` is empty where no row has any.
+struct HfRows {
+  const float* q = nullptr;  // Null: nothing attends.
+  const float* k = nullptr;
+  const float* v = nullptr;
+  float* out = nullptr;    // [B, T, H, D]; the places of skip are left alone.
+  int64_t num_tokens = 0;  // T
+  float query_factor = 1;  // Of q, since stores attend with the scale 1 / sqrt(D).
+  std::span<const int64_t> skip;
+};
+
+struct HfCacheStats {
+  int64_t bytes = 0;         // Pages and sinks of all rows now; what rows share counts for each.
+  int64_t peak_bytes = 0;    // The most since Open; with a plan the sum over its kinds of blocks.
+  int64_t budget_bytes = 0;  // Of one row.
+  int64_t arena_bytes = 0;   // Reserved; pages take memory when they are used.
+  int64_t scratch_bytes = 0;
+  PagesPerWidth pages{};     // K and V pages of all rows and blocks.
+  int64_t halved_pages = 0;  // Since the batch was opened.
+};
+
+// Threads: all functions may be called from any thread, without the GIL; one at a time works.
+class HfCache {
+ public:
+  // Takes no memory for pages. Throws as ResolvePackedConfig; InvalidInput for a SPEC that is no
+  // packed method, Unsupported for block shapes that a packed cache cannot have.
+  explicit HfCache(const HfCacheOptions& options);
+
+  int64_t num_layers() const { return std::ssize(config_.budget_bytes); }
+  const CacheConfig& config() const { return config_; }
+  // Rows of a batch, 0 before Open.
+  int64_t batch_size() const;
+
+  // Makes empty rows. What was stored is dropped. Throws IoError (memory).
+  void Open(int64_t batch_size);
+  // Drops everything, memory as well.
+  void Close();
+
+  // Whether each row b has room for tokens[b] more in every block, at the floor at least.
+  bool HasRoom(std::span<const int64_t> tokens) const;
+
+  // Attends (where rows.q is not null) and stores. False: the budget is exhausted; then nothing of
+  // these rows was stored, provided that HasRoom was true before.
+  // Throws InvalidInput for values that the cache cannot hold; the rows can only be closed then.
+  bool Append(int64_t layer, const HfRows& rows);
+  // All tokens of a row as they read now: k, v [NumTokens, Hkv, D]. What a sliding window has freed
+  // reads as 0.
+  void Read(int64_t layer, int64_t row, float* k, float* v) const;
+
+  int64_t NumTokens(int64_t layer, int64_t row) const;
+  // Whether a row can be cut to `num_tokens`: not where a sliding window has freed pages.
+  bool CanTruncate(int64_t layer, int64_t row, int64_t num_tokens) const;
+  void Truncate(int64_t layer, int64_t row, int64_t num_tokens);
+  // Row i becomes what row rows[i] was; any number of rows, some more than once. Closed pages are
+  // shared until one of their rows narrows them.
+  void Select(int64_t layer, std::span<const int64_t> rows);
+  // A cache of the same tokens that shares no memory with this one.
+  std::unique_ptr<HfCache> Copy() const;
+
+  HfCacheStats Stats() const;
+
+ private:
+  // Of blocks with equal settings.
+  struct BlockStore {
+    std::unique_ptr<PackedKvCache> cache;
+    std::vector<int64_t> layers;
+  };
+  struct Block {
+    size_t store = 0;  // Of stores_.
+    std::vector<SequenceId> rows;
+  };
+
+  explicit HfCache(const CacheConfig& config) : config_(config) {}
+  bool AreAlike(int64_t layer, int64_t other) const;
+  void MakeStores(int64_t max_rows);
+  // The sequences of `from`'s blocks, in stores that were made for them.
+  void CopyRows(const HfCache& from);
+  PackedKvCache& StoreOf(const Block& block) { return *stores_[block.store].cache; }
+  const PackedKvCache& StoreOf(const Block& block) const { return *stores_[block.store].cache; }
+  void Grow(int64_t max_rows);
+  CacheConfig ConfigOf(int64_t layer, int64_t max_sequences) const;
+  Block& At(int64_t layer) { return blocks_[static_cast<size_t>(layer)]; }
+  const Block& At(int64_t layer) const { return blocks_[static_cast<size_t>(layer)]; }
+  HfRows Scaled(int64_t layer, const HfRows& rows);
+  bool StoreTogether(Block& block, const HfRows& rows);
+  bool StoreRow(Block& block, int64_t layer, int64_t row, const HfRows& rows);
+  bool Store(Block& block, const Batch& batch, const HfRows& rows);
+
+  CacheConfig config_;    // Of all blocks, for one row.
+  int64_t max_rows_ = 0;  // That stores_ have room for.
+  std::vector<BlockStore> stores_;
+  std::vector<Block> blocks_;
+  int64_t halved_pages_ = 0;
+  AlignedVector<float> scaled_q_, scaled_k_;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace pmkvq::python
