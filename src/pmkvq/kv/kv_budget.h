@@ -26,7 +26,8 @@ class KvBudget {
   // Whether `num_tokens` tokens fit every block at the least that the method can do, or any length
   // may be tried.
   bool Holds(int64_t num_tokens) const;
-  // The smallest --kv-budget, or --kv-pool, that holds `num_tokens` tokens. Call when this one does not.
+  // The smallest --kv-budget, or --kv-pool, that holds `num_tokens` tokens. Call when this one does
+  // not.
   int64_t SmallestThatHolds(int64_t num_tokens) const;
   // For messages: " even at 2 bits", or nothing for a method of fixed rate.
   std::string AtBest() const;

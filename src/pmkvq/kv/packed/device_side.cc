@@ -52,10 +52,7 @@ DecodeShape DeviceShapeOf(const CacheConfig& config, size_t layer) {
 
 void CheckDeviceCache(const CacheConfig& config) {
   if (HasLatents(config.geometry)) {
-    throw Unsupported("kv cache",
-                      fmt::format("found a model of latent attention with a cache on {}, "
-                                  "expected one on the CPU",
-                                  NameOf(config.device)));
+    throw Unsupported(NameOf(config.device), "found latent attention, expected it on the CPU");
   }
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
