@@ -103,6 +103,18 @@ RC_GTEST_PROP(Knapsack, EqualsBruteForceWithItsTieBreak, ()) {
   RC_ASSERT(bytes <= budget);
 }
 
+// With the first item's cost the sums of {2, 7} and {0, 9} tenths round to the same number, without
+// it they do not: a tie, in which the second item's earlier choice counts.
+TEST(Knapsack, TiesAreThoseOfTheWholeSum) {
+  const double tenth = 0.1;
+  const std::vector<KnapsackItem> items = {{{11 * tenth}, {2}},
+                                           {{3 * tenth, 2 * tenth, 0}, {0, 2, 3}},
+                                           {{9 * tenth, 8 * tenth, 7 * tenth}, {0, 3, 3}}};
+  ASSERT_EQ(11 * tenth + (2 * tenth + 7 * tenth), 11 * tenth + (0 + 9 * tenth));
+  ASSERT_NE(2 * tenth + 7 * tenth, 0 + 9 * tenth);
+  EXPECT_EQ(SolveKnapsack(items, 7).choice, (std::vector<int>{0, 1, 2}));
+}
+
 TEST(Knapsack, NoItemsAndHugeBudget) {
   EXPECT_TRUE(SolveKnapsack({}, 0).feasible);
   const std::vector<KnapsackItem> items = {{{3, 1}, {1, 5}}, {{3, 1}, {1, 5}}};

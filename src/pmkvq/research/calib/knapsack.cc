@@ -80,14 +80,25 @@ std::vector<int> ByBytes(const KnapsackItem& item) {
   return order;
 }
 
-// The first choice in the written order that keeps the optimum within `capacity`. Dominated states
-// were dropped, but a rounded sum does not decrease with its summands, so the optimum is always
-// reached through the best state of the rest.
-int PickChoice(const KnapsackItem& item, const Front& rest, int64_t capacity, double optimum) {
+// The cost of all items, added from the last one on: those of the first items, `cost` of the
+// others.
+double TotalCost(const std::vector<double>& first_costs, double cost) {
+  for (size_t i = first_costs.size(); i-- > 0;) cost = first_costs[i] + cost;
+  return cost;
+}
+
+// The first choice in the written order with which all items can still have the optimum, within
+// `capacity`. Dominated states were dropped, but a rounded sum does not decrease with its summands,
+// so the optimum is always reached through the best state of the rest. Sums of all items are
+// compared: two choices may differ in the sum of the rest and, by rounding, not in that of all.
+int PickChoice(const KnapsackItem& item, const Front& rest, int64_t capacity,
+               const std::vector<double>& first_costs, double optimum) {
   for (const int c : ByBytes(item)) {
     const auto index = static_cast<size_t>(c);
     const State* best = Best(rest, capacity - item.bytes[index]);
-    if (best != nullptr && item.cost[index] + best->cost == optimum) return c;
+    if (best != nullptr && TotalCost(first_costs, item.cost[index] + best->cost) == optimum) {
+      return c;
+    }
   }
   PMKVQ_CHECK_MSG(false, "no choice reaches the optimum");
   return -1;
@@ -117,12 +128,14 @@ KnapsackResult SolveKnapsack(const std::vector<KnapsackItem>& items, int64_t bud
 
   result.cost = Best(fronts[0], budget_bytes)->cost;
   int64_t capacity = budget_bytes;
+  std::vector<double> costs;
   for (size_t i = 0; i < items.size(); ++i) {
-    const double optimum = Best(fronts[i], capacity)->cost;
-    const int choice = PickChoice(items[i], fronts[i + 1], capacity, optimum);
-    const int64_t bytes = items[i].bytes[static_cast<size_t>(choice)];
+    const int choice = PickChoice(items[i], fronts[i + 1], capacity, costs, result.cost);
+    const auto index = static_cast<size_t>(choice);
+    const int64_t bytes = items[i].bytes[index];
     result.choice.push_back(choice);
     result.bytes += bytes;
+    costs.push_back(items[i].cost[index]);
     capacity -= bytes;
   }
   return result;
