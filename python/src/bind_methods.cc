@@ -185,7 +185,7 @@ class PythonMethod final : public CacheMethod {
     });
   }
 
-  // Methods of Python are slow, so each length is asked for once.
+  // Calls into Python are slow, so block_bytes is called once for each length and its result kept.
   int64_t BlockBytes(int64_t layer, int64_t num_tokens) const override {
     if (num_tokens == 0) return 0;
     const auto index = static_cast<size_t>(num_tokens);

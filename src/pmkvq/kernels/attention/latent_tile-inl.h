@@ -157,8 +157,8 @@ HWY_INLINE void AddValueColumns(const ValueProduct& p, int64_t rows, int64_t col
   for (; row < rows; row += 4) AddValueBlock<4, kVecs>(p, row, column, ahead);
 }
 
-// Rows in fours, `columns` in pairs of full vectors. The next tile is asked for meanwhile, a line
-// with each token.
+// `rows` is a multiple of 4, `columns` one of two full vectors. Meanwhile `ahead` prefetches the
+// next tile, one cache line for each token.
 template <class Ahead>
 HWY_NOINLINE void AddValues(const ValueProduct& p, int64_t rows, int64_t columns, Ahead& ahead) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<float>()));

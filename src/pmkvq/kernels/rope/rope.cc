@@ -145,13 +145,37 @@ RopeHeads HalvesOf(const RopeTable& table, int64_t num_heads) {
   return {num_heads, num_heads * table.head_dim(), table.head_dim(), false};
 }
 
-// Where the two values of pair i lie in a head.
-struct PairPlaces {
-  int64_t step;    // Between one pair's values and the next one's.
-  int64_t second;  // From a pair's first value to its second.
-};
-PairPlaces PlacesOf(const RopeTable& table, bool in_pairs) {
-  return in_pairs ? PairPlaces{2, 1} : PairPlaces{1, table.head_dim() / 2};
+// Turns the pairs of one head by the angles of `rotation`, or back by them (the gradient). Values
+// of pair i are 2 i and 2 i + 1 where `kInPairs`, else i and i + half. Both are constants of the
+// loop, so that halves become vectors.
+template <bool kBack, bool kInPairs, class Real>
+void TurnPairs(const Rotation<Real>& rotation, int64_t half, Real* data) {
+  const Real* const cosines = rotation.cos.data();
+  const Real* const sines = rotation.sin.data();
+  constexpr int64_t kStep = kInPairs ? 2 : 1;
+  Real* const upper = data + (kInPairs ? 1 : half);
+  for (int64_t i = 0; i < half; ++i) {
+    const Real first = data[i * kStep];
+    const Real second = upper[i * kStep];
+    const Real sine = kBack ? -sines[i] : sines[i];
+    data[i * kStep] = first * cosines[i] - second * sine;
+    upper[i * kStep] = second * cosines[i] + first * sine;
+  }
+}
+
+template <bool kBack, class Real>
+void TurnHeads(const RopeTable& table, const int64_t* positions, int64_t num_rows,
+               const RopeHeads& heads, Real* x, const ExecContext& exec) {
+  const int64_t half = table.head_dim() / 2;
+  ForEachHead(
+      table, positions, num_rows, heads, x, exec,
+      [half, in_pairs = heads.in_pairs](const Rotation<Real>& rotation, int64_t, Real* data) {
+        if (in_pairs) {
+          TurnPairs<kBack, true>(rotation, half, data);
+        } else {
+          TurnPairs<kBack, false>(rotation, half, data);
+        }
+      });
 }
 
 }  // namespace
@@ -174,37 +198,13 @@ RopeTable::RopeTable(const RopeParams& params)
 template <class Real>
 void RotateHeads(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                  const RopeHeads& heads, Real* x, const ExecContext& exec) {
-  const int64_t half = table.head_dim() / 2;
-  const PairPlaces places = PlacesOf(table, heads.in_pairs);
-  ForEachHead(table, positions, num_rows, heads, x, exec,
-              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
-                const Real* cos = rotation.cos.data();
-                const Real* sin = rotation.sin.data();
-                for (int64_t i = 0; i < half; ++i, data += places.step) {
-                  const Real first = data[0];
-                  const Real second = data[places.second];
-                  data[0] = first * cos[i] - second * sin[i];
-                  data[places.second] = second * cos[i] + first * sin[i];
-                }
-              });
+  TurnHeads</*kBack=*/false>(table, positions, num_rows, heads, x, exec);
 }
 
 template <class Real>
 void RotateHeadsGrad(const RopeTable& table, const int64_t* positions, int64_t num_rows,
                      const RopeHeads& heads, Real* x, const ExecContext& exec) {
-  const int64_t half = table.head_dim() / 2;
-  const PairPlaces places = PlacesOf(table, heads.in_pairs);
-  ForEachHead(table, positions, num_rows, heads, x, exec,
-              [=](const Rotation<Real>& rotation, int64_t, Real* data) {
-                const Real* cos = rotation.cos.data();
-                const Real* sin = rotation.sin.data();
-                for (int64_t i = 0; i < half; ++i, data += places.step) {
-                  const Real first = data[0];
-                  const Real second = data[places.second];
-                  data[0] = first * cos[i] + second * sin[i];
-                  data[places.second] = second * cos[i] - first * sin[i];
-                }
-              });
+  TurnHeads</*kBack=*/true>(table, positions, num_rows, heads, x, exec);
 }
 
 template <class Real>
@@ -213,16 +213,9 @@ void ApplyRope(const RopeTable& table, const int64_t* positions, int64_t num_row
   const int64_t half = table.head_dim() / 2;
   ForEachHead(table, positions, num_rows, HalvesOf(table, num_heads), x, exec,
               [=](const Rotation<Real>& rotation, int64_t head, Real* data) {
-                const Real* cos = rotation.cos.data();
-                const Real* sin = rotation.sin.data();
-                Real* upper = data + half;
-                for (int64_t i = 0; i < half; ++i) {
-                  const Real first = data[i];
-                  const Real second = upper[i];
-                  data[i] = first * cos[i] - second * sin[i];
-                  upper[i] = second * cos[i] + first * sin[i];
-                }
+                TurnPairs</*kBack=*/false, /*kInPairs=*/false>(rotation, half, data);
                 if (scales == nullptr) return;
+                Real* const upper = data + half;
                 const float* scale = scales + head * half;
                 for (int64_t i = 0; i < half; ++i) {
                   data[i] *= static_cast<Real>(scale[i]);
