@@ -36,7 +36,7 @@ def small(name, seed=3):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_((p * 3 + 0.1 * torch.randn(p.shape, generator=generator) * (p.dim() == 1)).bfloat16().float())
+            p.copy_((p * 2 + 0.1 * torch.randn(p.shape, generator=generator) * (p.dim() == 1)).bfloat16().float())
         model.router_bias.copy_(0.1 * torch.randn(model.router_bias.shape, generator=generator))
     return model
 

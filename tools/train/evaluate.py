@@ -23,8 +23,15 @@ def put(batch, device):
     """A batch on the device: the arguments of Decoder.loss but for the kernel."""
     lengths = batch.starts.tolist()
     longest = max(b - a for a, b in zip(lengths, lengths[1:]))
-    ids, labels, positions = (torch.from_numpy(a).to(device).long() for a in (batch.ids, batch.labels, batch.positions))
-    starts = torch.from_numpy(batch.starts).to(device)
+
+    def move(array):
+        tensor = torch.from_numpy(array)
+        if device == "cuda":  # From pinned memory, so that the host does not wait for the device.
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor
+
+    ids, labels, positions = (move(a).long() for a in (batch.ids, batch.labels, batch.positions))
+    starts = move(batch.starts)
     return ids, labels, positions, starts, lengths, longest
 
 

@@ -28,6 +28,7 @@ def arguments():
     parser = argparse.ArgumentParser(description="Trains longcot-10m or longcot-mla.")
     parser.add_argument("--model", choices=("longcot-10m", "longcot-mla"), default="longcot-mla")
     parser.add_argument("--seconds", type=float, default=1080, help="training time; the schedule follows it")
+    parser.add_argument("--stop-after", type=float, help="save and end after so much of it; --resume goes on")
     parser.add_argument("--workers", type=int, default=12, help="processes that make data")
     parser.add_argument("--out", required=True, help="folder of the checkpoint, the log and the exported model")
     parser.add_argument("--seed", type=int, default=1)
@@ -172,6 +173,9 @@ class Trainer:
         return result
 
     def save(self):
+        """The checkpoint, and the model as it stands: a run that is cut off leaves both."""
+        from export import export
+
         state = {
             "config": vars(self.model.config),
             "dtype": str(self.model.dtype).split(".")[1],
@@ -184,6 +188,7 @@ class Trainer:
         }
         self.torch.save(state, self.checkpoint + ".tmp")
         os.replace(self.checkpoint + ".tmp", self.checkpoint)
+        export(self.model, os.path.join(self.options.out, self.options.model), SHIPPED)
 
     def load(self):
         state = self.torch.load(self.checkpoint, map_location=self.device, weights_only=False)
@@ -195,17 +200,16 @@ class Trainer:
             setattr(self, name, state[name])
 
     def run(self, packs):
-        """Trains until `seconds` of training are used."""
+        """Trains until `seconds` of training are used (True), or until `stop_after` in this process (False)."""
         torch, options = self.torch, self.options
         begun, before = time.monotonic(), self.elapsed
         logged = saved = measured = begun
-        losses, tokens_logged, stage = [], self.tokens, None
-        last_good = None
+        losses, tokens_logged, stage, norm = [], self.tokens, None, torch.zeros(())
         while True:
             now = time.monotonic()
             self.elapsed = before + now - begun
             part = self.elapsed / options.seconds
-            if part >= 1:
+            if part >= 1 or (options.stop_after and now - begun >= options.stop_after):
                 break
             if top_level(part, options) != stage:
                 stage = top_level(part, options)
@@ -225,24 +229,25 @@ class Trainer:
                     + (f" fullest expert x{uneven:.2f}" if loads else "")
                 )
                 losses, logged, tokens_logged = [], time.monotonic(), self.tokens
-                last_good = math.isfinite(mean)
-                if not last_good:
+                if not math.isfinite(mean):
                     if not os.path.exists(self.checkpoint):
                         raise SystemExit("[train] the loss is not finite and there is no checkpoint")
                     log("the loss is not finite: back to the last checkpoint, with half the learning rate")
                     kept = self.elapsed
                     self.load()
-                    self.elapsed = kept
+                    self.elapsed, tokens_logged = kept, self.tokens
                     options.learning_rate *= 0.5
             if now - measured >= options.measure_every:
                 measured = now
                 self.measure(packs)
                 self.source.set_weights(cell_weights(part, self.errors, options))
-            if now - saved >= options.save_every and last_good:
+            if now - saved >= options.save_every and math.isfinite(norm.item()):
                 saved = now
                 self.save()
-        self.save()
+        if math.isfinite(norm.item()):
+            self.save()
         log(f"trained: {self.step} steps, {self.tokens / 1e6:.1f} M tokens, {self.elapsed:.0f} s of training in all")
+        return part >= 1
 
 
 def check_speed(trainer):
@@ -263,13 +268,9 @@ def check_speed(trainer):
 
 
 def finish(trainer, options):
-    """Exports the model, then measures it: the cheap measure first."""
+    """Measures the trained model: the cheap measure first."""
     from evaluate import exact_chains, greedy, named, table
-    from export import export
 
-    folder = os.path.join(options.out, options.model)
-    export(trainer.model, folder, SHIPPED)
-    log(f"exported to {folder}")
     trainer.model.plain_parts()
     tasks = options.tasks.split(",")
     cells = [i for i, (task, level) in enumerate(problems.CELLS) if level <= options.max_level and task in tasks]
@@ -325,9 +326,11 @@ def main():
             trainer.measure(packs)
             return
         trainer.measure(packs)  # Compiles what the measure needs, before the time starts.
-        trainer.run(packs)
-        finish(trainer, options)
-        log("done")
+        if trainer.run(packs):
+            finish(trainer, options)
+            log("done")
+        else:
+            log("stopped: the same command with --resume goes on")
     finally:
         source.stop()
 
