@@ -4,6 +4,7 @@ All take q [N, H, D], k and v [N, Hkv, D], `starts` int32 [documents + 1] on the
 longest document's tokens; all return [N, H, D]. The scale is D ** -0.5.
 """
 import inspect
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ def plain(q, k, v, starts, lengths, longest):
     """The formula, document by document in float32: the reference."""
     out = []
     groups = q.shape[1] // k.shape[1]
-    for a, b in zip(lengths, lengths[1:]):
+    for a, b in pairwise(lengths):
         x, y, z = (t[a:b].float().transpose(0, 1) for t in (q, k, v))
         y, z = y.repeat_interleave(groups, 0), z.repeat_interleave(groups, 0)
         scores = x @ y.transpose(1, 2) * q.shape[2] ** -0.5
@@ -26,7 +27,7 @@ def documents(q, k, v, starts, lengths, longest):
     """scaled_dot_product_attention, document by document."""
     out = []
     groups = q.shape[1] // k.shape[1]
-    for a, b in zip(lengths, lengths[1:]):
+    for a, b in pairwise(lengths):
         x, y, z = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
         if groups > 1:
             y, z = y.repeat_interleave(groups, 1), z.repeat_interleave(groups, 1)
@@ -124,18 +125,24 @@ def worst_difference(attend, heads, kv_heads, head_dim, device, dtype):
     return worst
 
 
-def choose(heads, kv_heads, head_dim, device, dtype, log):
-    """The first kernel that runs here and agrees with the formula, forward and backward."""
+def first_line(error):
+    return f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0][:200]}"
+
+
+def choose(heads, kv_heads, head_dim, device, dtype, log, only=None):
+    """The first kernel that runs here and agrees with the formula, forward and backward. `only`: this one or none."""
     makers = [("documents", lambda: documents)]
     if device == "cuda":
         makers = [("varlen_attn", make_varlen), ("flash", make_flash), ("flex", make_flex)] + makers
+    if only:
+        makers = [maker for maker in makers if maker[0] == only]
     limit = 0.03 if dtype == torch.bfloat16 else 1e-4
     for name, make in makers:
         try:
             attend = make()
             worst = worst_difference(attend, heads, kv_heads, head_dim, device, dtype)
         except Exception as error:  # Whatever a missing kernel raises: the next one is tried.
-            log(f"attention {name}: not usable here ({type(error).__name__}: {str(error).splitlines()[0][:150]})")
+            log(f"attention {name}: not usable here ({first_line(error)})")
             continue
         if worst <= limit:
             log(f"attention {name}: differs from the formula by {worst:.1e} at most; used")

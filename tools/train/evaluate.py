@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+from itertools import pairwise
 
 import data
 import problems
@@ -22,7 +23,7 @@ END = 544
 def put(batch, device):
     """A batch on the device: the arguments of Decoder.loss but for the kernel."""
     lengths = batch.starts.tolist()
-    longest = max(b - a for a, b in zip(lengths, lengths[1:]))
+    longest = max(b - a for a, b in pairwise(lengths))
 
     def move(array):
         tensor = torch.from_numpy(array)

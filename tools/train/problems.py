@@ -133,7 +133,7 @@ def parse_line(text):
 
 def parse_registers(text):
     values = [int(v) for v in re.findall(r"[a-h]=(\d\d)", text.split("\n", 1)[0])]
-    program = [parse_line(line) for line in re.findall(r"^\d\. (.*)$", text, re.M)]
+    program = [parse_line(line) for line in re.findall(r"^\d\. (.*)$", text, re.MULTILINE)]
     return values, program, int(re.search(r"run (\d+) times", text)[1])
 
 
@@ -287,8 +287,8 @@ def text_ledger(problem):
 
 
 def parse_ledger(text):
-    values = [int(v) for v in re.findall(r"^v\d+ = (\d+)$", text, re.M)]
-    rows = [(int(x), s, int(y)) for x, s, y in re.findall(r"^v\d+ = v(\d+) ([+-]) v(\d+)$", text, re.M)]
+    values = [int(v) for v in re.findall(r"^v\d+ = (\d+)$", text, re.MULTILINE)]
+    rows = [(int(x), s, int(y)) for x, s, y in re.findall(r"^v\d+ = v(\d+) ([+-]) v(\d+)$", text, re.MULTILINE)]
     return values, rows
 
 

@@ -5,6 +5,7 @@ Only ASCII text is taken (the tasks have no other). Ids are those of the tokeniz
 """
 import json
 import re
+from itertools import pairwise
 
 # Qwen2's Split pattern for ASCII text.
 PIECES = re.compile(
@@ -30,7 +31,7 @@ class Tokens:
         """Ids of one piece: lowest rank first, as byte-pair encoding does."""
         parts = [BYTE_TEXT.get(c, c) for c in piece]
         while len(parts) > 1:
-            ranks = [self.ranks.get(pair, 1 << 30) for pair in zip(parts, parts[1:])]
+            ranks = [self.ranks.get(pair, 1 << 30) for pair in pairwise(parts)]
             best = min(ranks)
             if best == 1 << 30:
                 break

@@ -36,7 +36,9 @@ def arguments():
     parser.add_argument("--check", action="store_true", help="choose kernels, compile, time 30 steps, then end")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tokens-per-step", type=int, default=131072)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help="auto: on a GPU only")
+    kernels = ("varlen_attn", "flash", "flex", "documents")
+    parser.add_argument("--attention", choices=kernels, help="this kernel or none; else the first that agrees")
     parser.add_argument("--float32", action="store_true", help="float32 activations")
     parser.add_argument("--blocks", type=int, help="another number of blocks, for a small trial")
     parser.add_argument("--max-level", type=int, default=6, help="highest level, for a small trial")
@@ -103,7 +105,7 @@ class Trainer:
         self.model = Decoder(config, dtype, options.seed).to(self.device)
         log(f"{options.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters")
         shape = (config.heads, config.attention_kv_heads, config.key_dim)
-        self.attend = attention.choose(*shape, self.device, dtype, log)
+        self.attend = attention.choose(*shape, self.device, dtype, log, options.attention)
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -118,8 +120,11 @@ class Trainer:
 
         return self.model.loss(*put(batch, self.device), self.attend)
 
-    def compile(self, batch):
+    def compile(self, batch, packs):
         """Compiles the model's parts; keeps plain code where that fails or differs."""
+        from attention import first_line
+        from evaluate import exact_chains
+
         torch = self.torch
 
         def measure():
@@ -131,16 +136,17 @@ class Trainer:
             return loss.item(), norm.item()
 
         plain = measure()
-        if self.options.no_compile or self.device == "cpu":
+        if self.options.compile == "no" or (self.options.compile == "auto" and self.device == "cpu"):
             log(f"not compiled: loss {plain[0]:.5f}, gradient norm {plain[1]:.5f}")
             return
         try:
             self.model.compile_parts()
             compiled = measure()
             same = all(math.isfinite(b) and abs(a - b) <= 0.05 * abs(a) for a, b in zip(plain, compiled))
-            log(f"compiled: loss {compiled[0]:.5f} against {plain[0]:.5f}, norm {compiled[1]:.5f} against {plain[1]:.5f}")
+            log("compiled: loss {:.5f}, norm {:.5f}; plain: loss {:.5f}, norm {:.5f}".format(*compiled, *plain))
+            exact_chains(self.model, self.attend, packs[:1], self.device)
         except Exception as error:  # Whatever a compiler raises: plain code does the same, slower.
-            log(f"torch.compile: not usable here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+            log(f"torch.compile: not usable here ({first_line(error)})")
             same = False
         if not same:
             log("plain code is used")
@@ -224,8 +230,8 @@ class Trainer:
                 uneven = max((load.max() / load.mean()).item() for load in loads) if loads else 1.0
                 log(
                     f"step {self.step} part {part:.3f} loss {mean:.5f} norm {norm.item():.3f} "
-                    f"lr {rate_at(part, self.step, options):.2e} {rate / 1e6:.3f} M tokens/s total {self.tokens / 1e6:.0f} M "
-                    f"backlog {self.source.backlog()} again {self.source.again}"
+                    f"lr {rate_at(part, self.step, options):.2e} {rate / 1e6:.3f} M tokens/s "
+                    f"total {self.tokens / 1e6:.0f} M backlog {self.source.backlog()} again {self.source.again}"
                     + (f" fullest expert x{uneven:.2f}" if loads else "")
                 )
                 losses, logged, tokens_logged = [], time.monotonic(), self.tokens
@@ -310,7 +316,8 @@ def main():
         sys.exit(f"[train] --tasks {options.tasks}: the tasks are {', '.join(problems.LEVELS)}")
     # Before torch is loaded: the workers are forked from a process that has no device and no threads.
     source = data.Source(SHIPPED, options.seed, options.workers, options.tokens_per_step)
-    source.start(cell_weights(0.0, [1.0] * len(problems.CELLS), options), f"{time.time_ns()}" if options.resume else "0")
+    weights = cell_weights(0.0, [1.0] * len(problems.CELLS), options)
+    source.start(weights, f"{time.time_ns()}" if options.resume else "0")
     cells = [i for i, (task, level) in enumerate(problems.CELLS) if level <= options.max_level and task in tasks]
     held = data.held_out(SHIPPED, options.seed, options.per_cell, cells, "watch", options.tokens_per_step)
     packs = data.packs(held, options.tokens_per_step)
@@ -320,7 +327,7 @@ def main():
         if options.resume and os.path.exists(trainer.checkpoint):
             trainer.load()
             log(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
-        trainer.compile(source.next())
+        trainer.compile(source.next(), packs)
         if options.check:
             check_speed(trainer)
             trainer.measure(packs)
