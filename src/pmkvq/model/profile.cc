@@ -51,6 +51,7 @@ struct Profile<Real>::Impl {
   AlignedVector<Real> normed;    // [kHeadRows, E], the head's input; in backward its gradient
   AlignedVector<Real> logits;    // [kHeadRows, V]
   std::vector<double> row_loss;  // [kHeadRows]
+  AttentionPass<Real>* visited = nullptr;  // Of the block whose visitor runs.
 
   SequenceRows<Real> Start(std::span<const int32_t> tokens, std::span<const int64_t> positions);
   void Embed(std::span<const int32_t> tokens, Real* out) const;
@@ -90,7 +91,11 @@ void Profile<Real>::Impl::RunBlock(int64_t layer, const SequenceRows<Real>& rows
   const typename Scratch<Real>::Frame frame(scratch);
   const auto attention = model.attention(layer).Start(rows);
   attention->ComputeStates(in_out);
-  if (visitor) visitor(attention->States());
+  if (visitor) {
+    visited = attention.get();
+    visitor(attention->States());
+    visited = nullptr;
+  }
   attention->AddAttention(in_out);
   model.mlp(layer).Forward(rows, in_out);
   CheckFinite(in_out, rows.num_tokens(), fmt::format("block {}", layer));
@@ -256,6 +261,12 @@ double Profile<Real>::PerturbedLoss(std::span<const int32_t> tokens,
     impl.model.mlp(i).Forward(rows, impl.x.data());
   }
   return impl.Loss(tokens, /*with_gradient=*/false);
+}
+
+template <class Real>
+void Profile<Real>::AttentionOf(const Real* k, const Real* v, Real* out) {
+  PMKVQ_CHECK_MSG(impl_->visited != nullptr, "no block is visited");
+  impl_->visited->AttentionOf(k, v, out);
 }
 
 template <class Real>

@@ -68,6 +68,9 @@ class Profile {
   // x += Attention(x), then x += Mlp(x).
   void RunBlock(int64_t layer, std::span<const int64_t> positions, Real* x);
 
+  // Inside a visitor of Forward: out [N, E] = the visited block's AttentionPass::AttentionOf.
+  void AttentionOf(const Real* k, const Real* v, Real* out);
+
   // out [N, E] = attention Wo^T of a block, without bias; attention [N, H, D].
   void ProjectAttention(int64_t layer, int64_t num_tokens, const Real* attention, Real* out);
 

@@ -183,6 +183,11 @@ class AttentionGqa::Pass : public AttentionPass<Real> {
     own_.AddOutput(attention_, num_tokens_, h_, x, num_threads_);
   }
 
+  void AttentionOf(const Real* k, const Real* v, Real* out) override {
+    CausalAttention(shape_, heads_.q, k, v, attention_, num_threads_);
+    own_.ProjectRows(attention_, num_tokens_, out, num_threads_);
+  }
+
   void AttentionGrad(const Real* dx) override;
   void ProjectionOutputGrad() override;
   typename AttentionPass<Real>::WeightGradients ProjectionWeightGrad(const Real* x) override;

@@ -248,11 +248,15 @@ class AttentionMla::Pass : public AttentionPass<Real> {
   }
 
   void AddAttention(Real* x) override {
-    FillHeads();
+    AttentionOf(states_.latents, states_.rope_keys, states_.h);
+    AddTo(x, states_.h, num_tokens_ * own_.config_.hidden_size);
+  }
+
+  void AttentionOf(const Real* latents, const Real* rope_keys, Real* out) override {
+    FillHeads(latents, rope_keys);
     CausalAttention(shape_, queries_, keys_, values_, attention_, num_threads_);
     CopyRows(attention_, width_, num_rows_of_heads(), mla_.value_dim, outputs_, mla_.value_dim);
-    own_.ProjectRows<Real>(outputs_, num_tokens_, states_.h, num_threads_);
-    AddTo(x, states_.h, num_tokens_ * own_.config_.hidden_size);
+    own_.ProjectRows<Real>(outputs_, num_tokens_, out, num_threads_);
   }
 
   void AttentionGrad(const Real* dx) override;
@@ -270,8 +274,8 @@ class AttentionMla::Pass : public AttentionPass<Real> {
   int64_t num_rows_of_heads() const { return num_tokens_ * own_.heads(); }
   HeadRows<Real> HeadsIn(Real* x) const { return {x, own_.heads() * width_, width_}; }
 
-  // Queries, keys and values of all heads from the states.
-  void FillHeads();
+  // Queries of all heads from the states, keys and values from these.
+  void FillHeads(const Real* latents, const Real* rope_keys);
   // The gradient of latents from those of keys and values [N, H, D].
   void LatentGrad(const Real* of_keys, const Real* of_values);
 
@@ -297,7 +301,7 @@ class AttentionMla::Pass : public AttentionPass<Real> {
 };
 
 template <class Real>
-void AttentionMla::Pass<Real>::FillHeads() {
+void AttentionMla::Pass<Real>::FillHeads(const Real* latents, const Real* rope_keys) {
   const int64_t dn = mla_.nope_dim;
   const int64_t dr = mla_.rope_dim;
   const int64_t query_dim = own_.query_dim();
@@ -305,13 +309,13 @@ void AttentionMla::Pass<Real>::FillHeads() {
     CopyRows(states_.q, query_dim, num_rows_of_heads(), query_dim, queries_, width_);
     ClearRows(num_rows_of_heads(), width_ - query_dim, queries_ + query_dim, width_);
   }
-  const HeadRows<const Real> latents{states_.latents, mla_.latent, 0};
-  own_.KeysOfLatents<Real>(latents, num_tokens_, HeadsIn(keys_), num_threads_);
-  MultiplyHeads<Real>(own_.ValueMatrices(), latents, num_tokens_, HeadsIn(values_), num_threads_);
+  const HeadRows<const Real> rows{latents, mla_.latent, 0};
+  own_.KeysOfLatents<Real>(rows, num_tokens_, HeadsIn(keys_), num_threads_);
+  MultiplyHeads<Real>(own_.ValueMatrices(), rows, num_tokens_, HeadsIn(values_), num_threads_);
   for (int64_t t = 0; t < num_tokens_; ++t) {
     Real* key = keys_ + t * own_.heads() * width_;
     for (int64_t head = 0; head < own_.heads(); ++head, key += width_) {
-      std::copy_n(states_.rope_keys + t * dr, dr, key + dn);
+      std::copy_n(rope_keys + t * dr, dr, key + dn);
     }
   }
   ClearRows(num_rows_of_heads(), width_ - query_dim, keys_ + query_dim, width_);

@@ -165,6 +165,36 @@ TEST_P(AttentionMlaTest, BatchedRowsAreThoseOfASequence) {
   EXPECT_EQ(singles, x) << "bits of a row do not depend on its slice";
 }
 
+// Attention over states that are handed over is that over states that were changed, and leaves a
+// pass as it was.
+TEST_P(AttentionMlaTest, AttentionOfOtherStates) {
+  const std::vector<double> x = RandomRows();
+  Scratch<double> scratch;
+  const auto pass = attention_.Start(SequenceRows<double>{positions_, &scratch, 2});
+  pass->ComputeStates(x.data());
+  const BlockStates<double> states = pass->States();
+  const int64_t latent_count = kTokens * config_.mla->latent;
+  const int64_t rope_count = kTokens * config_.mla->rope_dim;
+  std::vector<double> latents(states.k, states.k + latent_count);
+  std::vector<double> rope_keys(states.v, states.v + rope_count);
+  std::vector<double> step(latents.size() + rope_keys.size());
+  for (double& value : step) value = NormalDraw(random_);
+  for (size_t i = 0; i < latents.size(); ++i) latents[i] += step[i];
+  for (size_t i = 0; i < rope_keys.size(); ++i) rope_keys[i] += step[latents.size() + i];
+  std::vector<double> out(x.size());
+  pass->AttentionOf(latents.data(), rope_keys.data(), out.data());
+  std::vector<double> after = x;
+  pass->AddAttention(after.data());
+  EXPECT_EQ(after, Sequence(x));
+
+  const auto moved = attention_.Start(SequenceRows<double>{positions_, &scratch, 2});
+  moved->ComputeStates(x.data());
+  moved->AddToStates(step.data(), step.data() + latent_count);
+  std::vector<double> zero(x.size());
+  moved->AddAttention(zero.data());
+  EXPECT_EQ(out, zero);
+}
+
 // The derivative of sum(direction * (x + Attention(x))) along a random step, by central differences
 // in double: their error is about 1e-10 of the third derivative, plus 1e-16 / 1e-5 of the sum.
 TEST_P(AttentionMlaTest, GradientIsAFiniteDifference) {

@@ -72,6 +72,9 @@ class AttentionPass {
   virtual void AddToStates(const Real* delta_k, const Real* delta_v) = 0;
   // x += Attention(q, k, v) Wo + bo, with the states that ComputeStates left.
   virtual void AddAttention(Real* x) = 0;
+  // out [N, E] = Attention(q, k, v) Wo + bo, without a norm behind it, with other k and v than
+  // those that ComputeStates left. Those stay, and so does what AddAttention computes of them.
+  virtual void AttentionOf(const Real* k, const Real* v, Real* out) = 0;
 
   // Gradients of q, k, v given dx = dL/d(AddAttention's result).
   virtual void AttentionGrad(const Real* dx) = 0;
