@@ -99,7 +99,7 @@ struct RepScalesOptions {
 void RunRepScales(const RepScalesOptions& options) {
   const CalibrationRun run(options.step.Resolve());
   const std::vector<Tensor> max_keys =
-      ReadScaleFile(ScaleFileKind::kMaxKeys, UniformOf(run.model().kv_geometry()),
+      ReadScaleFile(ScaleFileKind::kMaxKeys, run.model().kv_geometry(),
                     run.model().checkpoint().Identity(), options.max_keys);
   const RepScales result = SearchRepScales(run.context(), max_keys, options.search);
   if (!options.out.empty()) {
@@ -113,6 +113,12 @@ void RunRepScales(const RepScalesOptions& options) {
   json.Key("loss").BeginArray();
   for (const std::vector<double>& losses : result.loss) json.Array(losses);
   json.EndArray();
+  if (!result.rope_alpha.empty()) {
+    json.Key("rope_alpha").Array(result.rope_alpha);
+    json.Key("rope_loss").BeginArray();
+    for (const std::vector<double>& losses : result.rope_loss) json.Array(losses);
+    json.EndArray();
+  }
   json.Key("k_bits").Int(options.search.k_bits);
   json.Key("v_bits").Int(options.search.v_bits);
   json.EndObject();

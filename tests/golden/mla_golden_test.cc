@@ -69,7 +69,7 @@ class MlaGolden : public testing::TestWithParam<Case> {
     return {view.As<float>(), view.As<float>() + view.num_elements()};
   }
 
-  std::unique_ptr<KvStore> Store() const {
+  std::unique_ptr<KvStore> Store(const std::vector<Tensor>& scales = {}) const {
     CacheConfig config;
     config.geometry = model_->kv_geometry();
     config.float_type = DType::kF32;
@@ -77,12 +77,14 @@ class MlaGolden : public testing::TestWithParam<Case> {
     config.floor_bits = 16;
     config.budget_bytes.assign(static_cast<size_t>(config.geometry.num_layers()),
                                BlockBytes(config, 0, /*num_tokens=*/160, 16, 16));
+    config.key_scales = KeyScales::Make(config.geometry, scales);
     return MakePackedKvCache(config);
   }
 
   // Logits of all tokens in the absorbed form, through a store, in chunks of `step`.
-  std::vector<float> Logits(const std::vector<int32_t>& tokens, size_t step, int threads) const {
-    const std::unique_ptr<KvStore> store = Store();
+  std::vector<float> Logits(const std::vector<int32_t>& tokens, size_t step, int threads,
+                            const std::vector<Tensor>& scales = {}) const {
+    const std::unique_ptr<KvStore> store = Store(scales);
     const SequenceId seq = store->Open().value();
     ForwardWorkspace workspace;
     std::vector<float> logits;
@@ -183,6 +185,36 @@ TEST_P(MlaGolden, PlainAndAbsorbedLogits) {
     RecordProperty("max_abs_error", std::to_string(error));
     EXPECT_LE(LargestDifference(logits, plain), 1e-4) << step;
     EXPECT_EQ(Logits(tokens, step, 2), logits) << "any number of threads";
+  }
+}
+
+// A search finds scales that lose no more than none in any block, and a cache of floats that has
+// them gives the same logits.
+TEST_P(MlaGolden, KeyScalesLeaveLogits) {
+  const std::vector<int32_t> tokens = Ids("prompt_ids");
+  Samples samples;
+  samples.tokens = {tokens};
+  samples.seq_len = std::ssize(tokens);
+  CalibrationContext context;
+  context.model = model_.get();
+  context.samples = &samples;
+  const RepScales found = SearchRepScales(context, MeasureMaxKeys(context), {});
+  bool has_scales = false;
+  for (size_t layer = 0; layer < found.scales.size(); ++layer) {
+    const auto least = [](const std::vector<double>& loss) {
+      return *std::min_element(loss.begin(), loss.end());
+    };
+    EXPECT_LE(least(found.loss[layer]), found.loss[layer].back());
+    EXPECT_LE(least(found.rope_loss[layer]), found.rope_loss[layer].back());
+    EXPECT_GT(least(found.rope_loss[layer]), 0.0);
+    has_scales |= found.alpha[layer] > 0 && found.rope_alpha[layer] > 0;
+  }
+  EXPECT_TRUE(has_scales);
+  for (const size_t step : {size_t{1}, tokens.size()}) {
+    const std::vector<float> scaled = Logits(tokens, step, 1, found.scales);
+    const std::vector<float> plain = Logits(tokens, step, 1);
+    EXPECT_NE(scaled, plain) << "scales are applied";
+    EXPECT_LE(LargestDifference(scaled, plain), 1e-4) << step;
   }
 }
 

@@ -401,6 +401,46 @@ TEST(LatentCacheTest, ScalesAndRotationLeaveAttentionUnchanged) {
   }
 }
 
+// What a cache with scales stores at every width are the codes, bit for bit, of one without that is
+// given the scaled values.
+TEST(LatentCacheTest, CodesAreThoseOfScaledLatents) {
+  CacheConfig config = LatentConfig(1000, 2, 4);
+  config.rope_floor_bits = 4;
+  const std::vector<Tensor> scales = RandomScales(config.geometry);
+  PackedKvCache plain(config);
+  config.key_scales = KeyScales::Make(config.geometry, scales);
+  PackedKvCache scaled(config);
+  const SequenceId seq = *plain.Open();
+  ASSERT_EQ(scaled.Open(), seq);
+  std::array<bool, 17> seen{};
+  for (int64_t n = 0; n < 1000; n += 100) {
+    for (PackedKvCache* cache : {&plain, &scaled}) {
+      ASSERT_NE(cache->Reserve(seq, 100), ReserveResult::kBudgetExhausted);
+      cache->BeginForward({{seq, 100}});
+      for (int64_t layer = 0; layer < 2; ++layer) {
+        Rows rows = MakeRows(config.geometry, 4, layer, n, 100);
+        const float* const factors = config.key_scales->key_factors(layer);
+        for (size_t i = 0; cache == &plain && i < rows.k.size(); ++i) {
+          rows.k[i] *= factors[i % kLatent];
+        }
+        for (size_t i = 0; cache == &plain && i < rows.v.size(); ++i) {
+          rows.v[i] *= factors[kLatent + i % kRope];
+        }
+        cache->Append(layer, rows.k.data(), rows.v.data());
+      }
+      cache->EndForward();
+    }
+    const SequenceImage a = *plain.ImageOf(seq);
+    const SequenceImage b = *scaled.ImageOf(seq);
+    for (size_t layer = 0; layer < 2; ++layer) {
+      ASSERT_EQ(a.blocks[layer].pages, b.blocks[layer].pages);
+      ASSERT_TRUE(a.blocks[layer].bytes == b.blocks[layer].bytes) << n;
+      for (const PageWidths& widths : a.blocks[layer].pages) seen[widths.k] = true;
+    }
+  }
+  EXPECT_TRUE(seen[8] && seen[4] && seen[2]);
+}
+
 // Sequences in a pool take pages from one another; c and k_r have prices by their values.
 TEST(LatentCacheTest, APoolIsNeverExceeded) {
   CacheConfig config;

@@ -11,11 +11,18 @@
 
 namespace pmkvq {
 
-// [L, Hkv, D/2]: the largest |k| of pairs (i, i + D/2) over all tokens.
-size_t NumMaxKeys(const UniformKvGeometry& geometry);
-void MeasureKeys(const UniformKvGeometry& geometry, const BlockStates<float>& states,
+// Block after block [Hkv, D/2]: the largest |k| of pairs (i, i + D/2) over all tokens; of a latent
+// block [r + dr]: those of the channels of c and k_r.
+size_t NumMaxKeys(const KvGeometry& geometry);
+void MeasureKeys(const KvGeometry& geometry, const BlockStates<float>& states,
                  std::span<double> values);
-std::vector<Tensor> MaxKeysFrom(const UniformKvGeometry& geometry, std::span<const double> values);
+// As MeasureMaxKeys gives them. rope_in_pairs: MlaConfig's.
+std::vector<Tensor> MaxKeysFrom(const KvGeometry& geometry, bool rope_in_pairs,
+                                std::span<const double> values);
+// Of MaxKeysFrom for this model.
+bool RopeInPairs(const Model& model);
+// Throws Unsupported where blocks have neither keys of one shape nor latents.
+void CheckHasKeys(const KvGeometry& geometry);
 
 // [K, V][16, 8, 4, 2 bits][L]: damage over the number of values; of a latent block that of c and
 // k_r. States with gradients. Throws InvalidInput where one is not finite.

@@ -80,11 +80,7 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   plan.model_identity = model.checkpoint().Identity();
   plan.geometry = model.kv_geometry();
   plan.record = RecordOf(options.samples, samples, model);
-  const bool has_latents = HasLatents(plan.geometry);
-  if (options.search_key_scales && has_latents && options.log != nullptr) {
-    options.log->Info("no key scales: the search knows keys and values, not latents");
-  }
-  if (options.search_key_scales && !has_latents) {
+  if (options.search_key_scales) {
     SensitivityAndKeys measured =
         MeasureSensitivityAndKeys(StepContext(options, model, samples, kSensitivityStep));
     plan.sensitivity = std::move(measured.sensitivity);

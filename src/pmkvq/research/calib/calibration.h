@@ -39,7 +39,8 @@ struct CalibrationContext {
 Sensitivity MeasureSensitivity(const CalibrationContext& context);
 
 // Per block, KV head and channel pair (i, i + D/2): max |k| over all samples, post-RoPE.
-// Per block a tensor [Hkv, D/2] f32.
+// Per block a tensor [Hkv, D/2] f32; of a latent block [r + dr], for each channel of c and of k_r,
+// where both channels that RoPE turns together have the larger one of their values.
 std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context);
 
 // Both of these, the same bits, from one pass over the samples.
@@ -50,20 +51,26 @@ struct SensitivityAndKeys {
 SensitivityAndKeys MeasureSensitivityAndKeys(const CalibrationContext& context);
 
 struct RepScaleOptions {
-  int k_bits = 4;
-  int v_bits = 4;
-  int grid = 20;  // alpha = 1 - n / grid, n = 0 .. grid - 1
+  int k_bits = 4;  // Of latent blocks: of c.
+  int v_bits = 4;  // Of k_r.
+  int grid = 20;   // alpha = 1 - n / grid, n = 0 .. grid - 1; of latent blocks 0 .. grid
 };
 struct RepScales {
-  std::vector<Tensor> scales;  // Per block [Hkv, D/2]: max_keys^alpha in [1e-4, 1e4].
-  std::vector<double> alpha;   // Per block.
+  std::vector<Tensor> scales;      // Per block, as max_keys: max_keys^alpha in [1e-4, 1e4].
+  std::vector<double> alpha;       // Per block; of latent blocks that of c.
+  std::vector<double> rope_alpha;  // Per latent block that of k_r; else empty.
   // Per block, per grid point: sum over samples of the mean squared error (as the reference).
   std::vector<std::vector<double>> loss;
+  std::vector<std::vector<double>> rope_loss;  // As rope_alpha.
 };
 // Per block, the alpha whose attention output (after o_proj), with keys K / scale quantised at
 // k_bits and values at v_bits, has the least squared error to the unquantised one, summed over
 // samples; ties to the larger alpha. The next block gets unquantised input, so one forward per
 // sample serves all blocks (eq. 10).
+//
+// Latent blocks: c and k_r each have an alpha of their own, which is searched with the other part
+// unquantised, since their errors add up while their widths are apart. alpha 0, no scales, is a
+// point of the grid: a wrong exponent damages keys and values of all heads at once.
 RepScales SearchRepScales(const CalibrationContext& context, const std::vector<Tensor>& max_keys,
                           const RepScaleOptions& options);
 

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <optional>
 
+#include "pmkvq/kv/key_scales.h"
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/calib/block_measures.h"
 #include "pmkvq/research/calib/device_steps.h"
@@ -9,43 +11,101 @@
 
 namespace pmkvq {
 
-size_t NumMaxKeys(const UniformKvGeometry& geometry) {
-  return static_cast<size_t>(geometry.num_layers * geometry.kv_dim() / 2);
+namespace {
+
+size_t NumKeysOf(const KvBlockGeometry& block) {
+  return static_cast<size_t>(block.is_latent() ? block.values() : block.k().values() / 2);
 }
 
-void MeasureKeys(const UniformKvGeometry& geometry, const BlockStates<float>& states,
-                 std::span<double> values) {
-  const int64_t half = geometry.head_dim / 2;
-  double* const out = values.data() + states.layer * geometry.kv_dim() / 2;
-  for (int64_t t = 0; t < states.num_tokens; ++t) {
-    for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
-      const float* k = states.k + (t * geometry.num_kv_heads + head) * geometry.head_dim;
-      double* largest = out + head * half;
+void KeepLargest(double& largest, float value) {
+  largest = std::max(largest, static_cast<double>(std::abs(value)));
+}
+
+// rows [N, width], out [width].
+void LargestOfChannels(const float* rows, int64_t num_tokens, int64_t width, double* out) {
+  for (int64_t t = 0; t < num_tokens; ++t, rows += width) {
+    for (int64_t i = 0; i < width; ++i) KeepLargest(out[i], rows[i]);
+  }
+}
+
+// k [N, Hkv, D], out [Hkv, D/2].
+void LargestOfPairs(const float* k, int64_t num_tokens, const KvStream& keys, double* out) {
+  const int64_t half = keys.width / 2;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    for (int64_t head = 0; head < keys.heads; ++head, k += keys.width) {
       for (int64_t i = 0; i < half; ++i) {
-        const float pair = std::max(std::abs(k[i]), std::abs(k[i + half]));
-        largest[i] = std::max(largest[i], static_cast<double>(pair));
+        KeepLargest(out[head * half + i], k[i]);
+        KeepLargest(out[head * half + i], k[i + half]);
       }
     }
   }
 }
 
-std::vector<Tensor> MaxKeysFrom(const UniformKvGeometry& geometry, std::span<const double> values) {
-  const int64_t half = geometry.head_dim / 2;
-  const int64_t block_values = geometry.kv_dim() / 2;
+// Gives both channels of a pair of k_r [dr] the larger value.
+void JoinPairs(bool in_pairs, int64_t width, float* values) {
+  const int64_t half = width / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    float& first = values[in_pairs ? 2 * i : i];
+    float& second = values[in_pairs ? 2 * i + 1 : i + half];
+    first = second = std::max(first, second);
+  }
+}
+
+}  // namespace
+
+void CheckHasKeys(const KvGeometry& geometry) {
+  const bool all_latent =
+      std::all_of(geometry.blocks.begin(), geometry.blocks.end(),
+                  [](const KvBlockGeometry& block) { return block.is_latent(); });
+  if (!all_latent) UniformOf(geometry);
+}
+
+bool RopeInPairs(const Model& model) {
+  const std::optional<MlaConfig>& mla = model.config().mla;
+  return mla.has_value() && mla->rope_in_pairs;
+}
+
+size_t NumMaxKeys(const KvGeometry& geometry) {
+  size_t sum = 0;
+  for (const KvBlockGeometry& block : geometry.blocks) sum += NumKeysOf(block);
+  return sum;
+}
+
+void MeasureKeys(const KvGeometry& geometry, const BlockStates<float>& states,
+                 std::span<double> values) {
+  double* out = values.data();
+  for (int64_t layer = 0; layer < states.layer; ++layer) out += NumKeysOf(geometry.block(layer));
+  const KvBlockGeometry& block = geometry.block(states.layer);
+  if (block.is_latent()) {
+    const int64_t latent = block.latent_width();
+    LargestOfChannels(states.k, states.num_tokens, latent, out);
+    LargestOfChannels(states.v, states.num_tokens, block.rope_width(), out + latent);
+  } else {
+    LargestOfPairs(states.k, states.num_tokens, block.k(), out);
+  }
+}
+
+std::vector<Tensor> MaxKeysFrom(const KvGeometry& geometry, bool rope_in_pairs,
+                                std::span<const double> values) {
   std::vector<Tensor> max_keys;
-  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
-    Tensor tensor(DType::kF32, {geometry.num_kv_heads, half});
-    const double* block = values.data() + layer * block_values;
+  for (const KvBlockGeometry& block : geometry.blocks) {
+    Tensor tensor(DType::kF32, KeyScales::ShapeOf(block));
+    const std::span<const double> own = values.first(NumKeysOf(block));
+    values = values.subspan(own.size());
     // Exact: every value was a float.
-    std::transform(block, block + block_values, tensor.As<float>(),
+    std::transform(own.begin(), own.end(), tensor.As<float>(),
                    [](double value) { return static_cast<float>(value); });
+    if (block.is_latent()) {
+      JoinPairs(rope_in_pairs, block.rope_width(), tensor.As<float>() + block.latent_width());
+    }
     max_keys.push_back(std::move(tensor));
   }
   return max_keys;
 }
 
 std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context) {
-  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
+  const KvGeometry geometry = context.model->kv_geometry();
+  CheckHasKeys(geometry);
   Profile<float> profile(*context.model, context.num_threads);
   SampleLoopStep step;
   step.task = "max-keys";
@@ -62,7 +122,7 @@ std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context) {
     step.options = "on a device";
     step.process = MaxKeysOnDevice(*context.model);
   }
-  return MaxKeysFrom(geometry, LoopOverSamples(context, step));
+  return MaxKeysFrom(geometry, RopeInPairs(*context.model), LoopOverSamples(context, step));
 }
 
 }  // namespace pmkvq

@@ -10,31 +10,20 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/hash.h"
 #include "pmkvq/kernels/attention/scaled_key_attention.h"
+#include "pmkvq/kv/key_scales.h"
 #include "pmkvq/model/profile.h"
+#include "pmkvq/research/calib/block_measures.h"
 #include "pmkvq/research/calib/calibration.h"
 #include "pmkvq/research/calib/device_steps.h"
 #include "pmkvq/research/calib/fake_quant.h"
 #include "pmkvq/research/calib/sample_loop.h"
+#include "pmkvq/research/calib/scale_grid.h"
 
 namespace pmkvq {
 namespace {
 
-constexpr const char* kTask = "rep-scales";
 constexpr double kSmallestScale = 1e-4;
 constexpr double kLargestScale = 1e4;
-
-// max_keys^alpha within the bounds, [Hkv, D/2].
-Tensor ScalesAt(const Tensor& max_keys, double alpha) {
-  Tensor scales(DType::kF32, max_keys.shape());
-  const float* from = max_keys.As<float>();
-  std::transform(from, from + max_keys.num_elements(), scales.As<float>(), [alpha](float value) {
-    const double scale = std::pow(static_cast<double>(value), alpha);
-    return static_cast<float>(std::clamp(scale, kSmallestScale, kLargestScale));
-  });
-  return scales;
-}
-
-double AlphaAt(int n, int grid) { return 1.0 - static_cast<double>(n) / grid; }
 
 // Of all blocks, [L, grid, Hkv, D/2].
 std::vector<float> ScalesOfGrid(const std::vector<Tensor>& max_keys, int grid) {
@@ -107,20 +96,37 @@ class BlockSearch {
   AlignedVector<float> out_;            // The error after o_proj, [N, E]
 };
 
-void CheckArguments(const UniformKvGeometry& geometry, const std::vector<Tensor>& max_keys,
+void CheckArguments(const KvGeometry& geometry, const std::vector<Tensor>& max_keys,
                     const RepScaleOptions& options) {
   for (const auto& [name, bits] :
        {std::pair{"k-bits", options.k_bits}, std::pair{"v-bits", options.v_bits}}) {
     if (std::find(kWidths.begin(), kWidths.end(), bits) == kWidths.end()) {
-      throw InvalidInput(kTask, fmt::format("{}: found {}, expected 16, 8, 4 or 2", name, bits));
+      throw InvalidInput(kRepScalesTask,
+                         fmt::format("{}: found {}, expected 16, 8, 4 or 2", name, bits));
     }
   }
   if (options.grid < 1) {
-    throw InvalidInput(kTask, fmt::format("grid: found {}, expected at least 1", options.grid));
+    throw InvalidInput(kRepScalesTask,
+                       fmt::format("grid: found {}, expected at least 1", options.grid));
   }
-  PMKVQ_CHECK(static_cast<int64_t>(max_keys.size()) == geometry.num_layers);
-  const Shape expected = {geometry.num_kv_heads, geometry.head_dim / 2};
-  for (const Tensor& tensor : max_keys) PMKVQ_CHECK(tensor.shape() == expected);
+  PMKVQ_CHECK(max_keys.size() == geometry.blocks.size());
+  for (size_t i = 0; i < max_keys.size(); ++i) {
+    PMKVQ_CHECK(max_keys[i].shape() == KeyScales::ShapeOf(geometry.blocks[i]));
+  }
+}
+
+}  // namespace
+
+double AlphaAt(int n, int grid) { return 1.0 - static_cast<double>(n) / grid; }
+
+Tensor ScalesAt(const Tensor& max_keys, double alpha) {
+  Tensor scales(DType::kF32, max_keys.shape());
+  const float* from = max_keys.As<float>();
+  std::transform(from, from + max_keys.num_elements(), scales.As<float>(), [alpha](float value) {
+    const double scale = std::pow(static_cast<double>(value), alpha);
+    return static_cast<float>(std::clamp(scale, kSmallestScale, kLargestScale));
+  });
+  return scales;
 }
 
 std::string HashTensors(const std::vector<Tensor>& tensors) {
@@ -129,16 +135,22 @@ std::string HashTensors(const std::vector<Tensor>& tensors) {
   return hash.HexDigest();
 }
 
-}  // namespace
+double BestAlpha(const std::vector<double>& loss, int grid) {
+  const auto best = std::min_element(loss.begin(), loss.end()) - loss.begin();
+  return AlphaAt(static_cast<int>(best), grid);
+}
 
 RepScales SearchRepScales(const CalibrationContext& context, const std::vector<Tensor>& max_keys,
                           const RepScaleOptions& options) {
-  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
-  CheckArguments(geometry, max_keys, options);
+  const KvGeometry blocks = context.model->kv_geometry();
+  CheckHasKeys(blocks);
+  CheckArguments(blocks, max_keys, options);
+  if (HasLatents(blocks)) return SearchLatentScales(context, max_keys, options);
+  const UniformKvGeometry geometry = UniformOf(blocks);
   Profile<float> profile(*context.model, context.num_threads);
   BlockSearch search(context, options, profile);
   SampleLoopStep step;
-  step.task = kTask;
+  step.task = kRepScalesTask;
   step.options = fmt::format("k_bits {} v_bits {} grid {} max_keys {}", options.k_bits,
                              options.v_bits, options.grid, HashTensors(max_keys));
   step.num_values = static_cast<size_t>(geometry.num_layers * options.grid);
@@ -161,9 +173,7 @@ RepScales SearchRepScales(const CalibrationContext& context, const std::vector<T
   for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
     const auto begin = sums.begin() + layer * options.grid;
     std::vector<double> loss(begin, begin + options.grid);
-    // The first of equal losses: the larger alpha.
-    const auto best = std::min_element(loss.begin(), loss.end()) - loss.begin();
-    const double alpha = AlphaAt(static_cast<int>(best), options.grid);
+    const double alpha = BestAlpha(loss, options.grid);
     result.alpha.push_back(alpha);
     result.scales.push_back(ScalesAt(max_keys[static_cast<size_t>(layer)], alpha));
     result.loss.push_back(std::move(loss));

@@ -10,6 +10,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/kv/key_scales.h"
 
 namespace pmkvq {
 namespace {
@@ -51,15 +52,15 @@ void WriteScaleFile(ScaleFileKind kind, const std::vector<Tensor>& blocks,
   WriteSafetensors(path, tensors, {{kIdentityKey, model_identity}});
 }
 
-std::vector<Tensor> ReadScaleFile(ScaleFileKind kind, const UniformKvGeometry& geometry,
+std::vector<Tensor> ReadScaleFile(ScaleFileKind kind, const KvGeometry& geometry,
                                   const std::string& model_identity, const std::string& path) {
   const SafetensorsFile file = SafetensorsFile::Open(path);
   CheckIdentity(file, model_identity);
-  const Shape shape = {geometry.num_kv_heads, geometry.head_dim / 2};
-  const auto num_blocks = static_cast<size_t>(geometry.num_layers);
+  const size_t num_blocks = geometry.blocks.size();
   std::vector<Tensor> blocks;
   for (size_t block = 0; block < num_blocks; ++block) {
     const std::string name = TensorName(kind, block);
+    const Shape shape = KeyScales::ShapeOf(geometry.blocks[block]);
     const TensorView& view = file.Get(name, DType::kF32, shape);
     Tensor tensor(DType::kF32, shape);
     // Copied by bytes: tensors of foreign files may be misaligned.

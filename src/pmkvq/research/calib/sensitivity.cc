@@ -26,20 +26,20 @@ size_t ValueIndex(size_t side, size_t width, size_t layer, size_t num_layers) {
 // follow.
 std::vector<double> LoopOverGradients(const CalibrationContext& context, const char* task,
                                       bool with_keys) {
-  const KvGeometry& geometry = context.model->kv_geometry();
-  const UniformKvGeometry uniform = with_keys ? UniformOf(geometry) : UniformKvGeometry{};
+  const KvGeometry geometry = context.model->kv_geometry();
+  if (with_keys) CheckHasKeys(geometry);
   Profile<float> profile(*context.model, context.num_threads);
   SampleLoopStep step;
   step.task = task;
   step.num_sums = NumDamages(geometry.num_layers());
-  step.num_values = step.num_sums + (with_keys ? NumMaxKeys(uniform) : 0);
+  step.num_values = step.num_sums + (with_keys ? NumMaxKeys(geometry) : 0);
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     std::vector<double> values(step.num_values);
     const std::span<double> damages = std::span(values).first(step.num_sums);
     const std::span<double> keys = std::span(values).subspan(step.num_sums);
     profile.ForwardBackward(tokens, positions, [&](const BlockStates<float>& states) {
       MeasureDamages(geometry, states, context.num_threads, damages);
-      if (with_keys) MeasureKeys(uniform, states, keys);
+      if (with_keys) MeasureKeys(geometry, states, keys);
     });
     return values;
   };
@@ -103,11 +103,12 @@ Sensitivity MeasureSensitivity(const CalibrationContext& context) {
 }
 
 SensitivityAndKeys MeasureSensitivityAndKeys(const CalibrationContext& context) {
-  const UniformKvGeometry geometry = UniformOf(context.model->kv_geometry());
+  const KvGeometry geometry = context.model->kv_geometry();
   const std::vector<double> values =
       LoopOverGradients(context, "sensitivity and max-keys", /*with_keys=*/true);
-  return {SensitivityFrom(geometry.num_layers, values, context.samples->tokens.size()),
-          MaxKeysFrom(geometry, std::span(values).subspan(NumDamages(geometry.num_layers)))};
+  return {SensitivityFrom(geometry.num_layers(), values, context.samples->tokens.size()),
+          MaxKeysFrom(geometry, RopeInPairs(*context.model),
+                      std::span(values).subspan(NumDamages(geometry.num_layers())))};
 }
 
 }  // namespace pmkvq
