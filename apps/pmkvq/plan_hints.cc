@@ -39,7 +39,8 @@ std::string PlanHint(const KvOptions& kv, const std::string& folder, bool is_bes
                              shipped)
                        : "";
   }
-  if (is_best && kv.plan->k_bits == kv.plan->v_bits) {
+  // Latents and their rope parts have widths apart in any plan.
+  if (is_best && kv.plan->k_bits == kv.plan->v_bits && !HasLatents(kv.plan->geometry)) {
     return fmt::format(
         "hint: --recipe best is made for a plan with widths of K and V apart, {} has "
         "none; {}",

@@ -6,9 +6,11 @@
 #include <cmath>
 #include <filesystem>
 
+#include "pmkvq/io/checkpoint.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/safetensors.h"
 #include "support/command_help.h"
+#include "support/gguf_deepseek.h"
 #include "support/gguf_model.h"
 #include "support/run_program.h"
 
@@ -18,6 +20,7 @@ namespace {
 using testing_support::Args;
 using testing_support::ExpectOneLineError;
 using testing_support::GgufOf;
+using testing_support::GgufOfDeepSeek;
 using testing_support::MakeTinyWeights;
 using testing_support::Plus;
 using testing_support::ProgramResult;
@@ -106,6 +109,93 @@ TEST_P(Mla, PerplexityAndSensitivity) {
   }
 }
 
+// Of a folder and of a GGUF file: calibration in one go and step by step, and what takes its plan.
+TEST_P(Mla, CalibratesAndRunsWithThePlan) {
+  const TempFolder out;
+  const std::string text = out.Write("text.txt", "Sort the numbers 5 3 9 and 1, then add them.");
+  const std::string gguf = out.Write("m.gguf", GgufOf(tiny_, weights_).Bytes());
+  for (const std::string& model : {folder_.path(), gguf}) {
+    const Args with_model = {"--model", model, "--tokenizer", kLongcot};
+    const Args data = Plus(with_model, {"--dataset", kLongcot + "/calibration.jsonl", "--n-samples",
+                                        "2", "--seq-len", "48"});
+    const std::string plan = out.File("plan.json");
+    const Args budget = {"--memory-budget", "60KiB", "--max-len", "512"};
+    const ProgramResult made =
+        Run(Plus(Plus({"calibrate", "--plan", plan, "--rope-floor", "4"}, data), budget));
+    EXPECT_EQ(made.err.find("key scales none"), std::string::npos) << made.err;
+
+    const std::string max_keys = out.File("max.safetensors");
+    const std::string scales = out.File("scales.safetensors");
+    const std::string sensitivity = out.File("s.json");
+    const std::string widths = out.File("widths.json");
+    Run(Plus({"max-keys", "--out", max_keys}, data));
+    const ProgramResult search =
+        Run(Plus({"rep-scales", "--max-keys", max_keys, "--out", scales, "--json", "-"}, data));
+    Run(Plus({"sensitivity", "--json", sensitivity}, data));
+    Run(Plus({"allocate", "--sensitivity", sensitivity, "--model", model, "--rope-floor", "4",
+              "--json", widths},
+             budget));
+    const JsonValue losses = JsonValue::Parse(search.out, "rep-scales");
+    const JsonValue steps = JsonValue::ParseFile(widths);
+    const JsonValue whole = JsonValue::ParseFile(plan);
+    EXPECT_EQ(losses.At("alpha").Dump(), whole.At("rep_scales").At("alpha").Dump());
+    EXPECT_EQ(losses.At("rope_alpha").size(), 3u);
+    EXPECT_EQ(losses.At("rope_loss").At(2).size(), 21u);
+    const SafetensorsFile apart = SafetensorsFile::Open(scales);
+    const SafetensorsFile together = SafetensorsFile::Open(out.File("plan.safetensors"));
+    for (size_t block = 0; block < 3; ++block) {
+      const std::string name = "rep_scales." + std::to_string(block);
+      const TensorView& a = apart.tensors().at(name);
+      const TensorView& b = together.tensors().at(name);
+      ASSERT_EQ(a.num_elements(), tiny_.latent + tiny_.rope_dim);
+      ASSERT_EQ(b.num_elements(), a.num_elements());
+      for (int64_t i = 0; i < a.num_elements(); ++i) {
+        ASSERT_EQ(a.As<float>()[i], b.As<float>()[i]) << name << " at " << i;
+      }
+      const JsonValue bits = whole.At("bits").At(block);
+      EXPECT_EQ(steps.At("k_bits").At(block).AsInt(), bits.At(0).AsInt());
+      EXPECT_EQ(steps.At("v_bits").At(block).AsInt(), bits.At(1).AsInt());
+    }
+
+    for (const char* recipe : {"paper", "best"}) {
+      const Args cache = {"--recipe", recipe, "--plan", plan, "--max-len", "512"};
+      Run(Plus(Plus({"run", "--prompt", "Sort", "--max-tokens", "300", "--ignore-eos"}, with_model),
+               cache));
+      Run(Plus(Plus({"eval", "--data", kLongcot + "/problems.jsonl", "--per-cell", "1", "--end",
+                     "2", "--max-level", "1", "--max-tokens", "20"},
+                    with_model),
+               cache));
+      Run(Plus(Plus({"perplexity", "--dataset", text}, with_model), cache));
+    }
+    Run(Plus({"compare",
+              "--per-cell",
+              "1",
+              "--end",
+              "2",
+              "--max-level",
+              "1",
+              "--max-tokens",
+              "20",
+              "--data",
+              kLongcot + "/problems.jsonl",
+              "--max-len",
+              "512",
+              "--kv",
+              "pm-kvq",
+              "--kv",
+              "pm-kvq:policy=oldest-first",
+              "--kv",
+              "static-2",
+              "--plan",
+              plan,
+              "--kv-budget",
+              "60KiB",
+              "--out",
+              out.File(model == gguf ? "gguf" : "folder")},
+             with_model));
+  }
+}
+
 TEST_P(Mla, ADeviceRefusesInOneLine) {
   ExpectOneLineError(
       RunProgram({"run", "--model", folder_.path(), "--prompt", "1", "--device", "cuda"}), 1,
@@ -158,6 +248,34 @@ TEST(MlaModels, LogitsOfTheGoldenModels) {
       worst = std::max(worst, std::abs(double{logits.As<float>()[i]} - expected.As<float>()[i]));
     }
     EXPECT_LT(worst, 5e-4) << name;
+  }
+}
+
+// They have no tokenizer, so data sets are of ids.
+TEST(MlaModels, CalibratesTheGoldenModels) {
+  for (const std::string name : {"tiny-deepseek", "tiny-deepseek-v3"}) {
+    const TempFolder out;
+    const std::string gguf =
+        out.Write("m.gguf", GgufOfDeepSeek(Checkpoint::Open(kGolden + name), true).Bytes());
+    std::string ids = "1";
+    for (int i = 1; i < 200; ++i) ids += "," + std::to_string(i * i % 61);
+    const std::string data = out.Write("ids.jsonl", "{\"input_ids\":[" + ids + "]}\n");
+    for (const std::string& model : {kGolden + name, gguf}) {
+      const std::string plan = out.File("plan.json");
+      const ProgramResult made = RunProgram(
+          {"calibrate", "--model", model, "--dataset", data, "--n-samples", "2", "--seq-len", "64",
+           "--memory-budget", "40KiB", "--max-len", "256", "--rope-floor", "2", "--plan", plan});
+      ASSERT_EQ(made.exit_code, 0) << made.err;
+      for (const double alpha :
+           JsonValue::ParseFile(plan).At("rep_scales").At("alpha").AsDoubleArray()) {
+        EXPECT_GT(alpha, 0.0);
+      }
+      const ProgramResult result =
+          RunProgram({"perplexity", "--model", model, "--dataset", data, "--recipe", "best",
+                      "--plan", plan, "--max-len", "256", "--json", "-"});
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+      EXPECT_TRUE(std::isfinite(JsonValue::Parse(result.out, "perplexity").At("loss").AsDouble()));
+    }
   }
 }
 
