@@ -120,6 +120,9 @@ void Run(Options options) {
   options.common.CheckOutputs();
   const std::shared_ptr<const Model> model =
       options.common.weights.Load(options.common.model, options.kv.threads);
+  // Distributions of attention are compared per head; what cannot be compared must not wait for the
+  // chain.
+  const UniformKvGeometry geometry = UniformOf(model->kv_geometry(), "analyze error-growth");
   const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,
@@ -158,10 +161,10 @@ void Run(Options options) {
   const ErrorGrowth growth = MeasureErrorGrowth(model, chain, growth_options);
 
   if (options.common.json != "-") {
-    PrintTable(growth, UniformOf(model->kv_geometry()));
+    PrintTable(growth, geometry);
   }
   options.common.Write(ErrorGrowthJson(growth, options.common.command_line),
-                       ErrorGrowthPage(growth, UniformOf(model->kv_geometry()), tokenizer.get(),
+                       ErrorGrowthPage(growth, geometry, tokenizer.get(),
                                        options.common.Origin(options.kv.plan_path)));
 }
 

@@ -86,6 +86,16 @@ TEST(Placement, TheChoosingBudgetHoldsAQuarterAtTheWidestChoice) {
                                          4 * BlockBytes(options.cache, 0, 400, 2, 2));
 }
 
+// No allocation gives the rope part of latents less than its floor.
+TEST(Placement, TheChoosingBudgetOfLatentsHoldsTheFloor) {
+  AllocationOptions options = TinyAllocation();
+  options.cache.geometry.blocks.assign(6, LatentBlockOf(4, 64, 16));
+  EXPECT_EQ(ChoosingBudget(options), 2 * BlockBytes(options.cache, 0, 400, 4, 8) +
+                                         4 * BlockBytes(options.cache, 0, 400, 2, 8));
+  options.memory_budget_bytes = ChoosingBudget(options);
+  CheckAllocationOptions(options);
+}
+
 TEST(Placement, WidthsReadAsText) {
   EXPECT_EQ(WidthsText({4, 2, 2}, {4, 2, 2}), "422");
   EXPECT_EQ(WidthsText({4, 2}, {2, 2}), "K 42 V 22");

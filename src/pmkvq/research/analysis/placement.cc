@@ -15,10 +15,12 @@ int64_t ChoosingBudget(const AllocationOptions& options) {
   const size_t num_wide = (geometry.blocks.size() + 3) / 4;
   int64_t bytes = 0;
   for (size_t layer = 0; layer < geometry.blocks.size(); ++layer) {
+    const KvBlockGeometry& block = geometry.blocks[layer];
     const int bits = layer < num_wide ? *wide : *narrow;
+    const int v_bits = block.is_latent() ? std::max(bits, options.cache.rope_floor_bits) : bits;
     bytes += options.reference_accounting
-                 ? ReferenceBlockBytes(geometry.blocks[layer], options.max_len, bits, bits)
-                 : BlockBytes(options.cache, layer, options.max_len, bits, bits);
+                 ? ReferenceBlockBytes(block, options.max_len, bits, v_bits)
+                 : BlockBytes(options.cache, layer, options.max_len, bits, v_bits);
   }
   return bytes;
 }
