@@ -98,7 +98,7 @@ Chain MakeChain(const Options& options, const std::shared_ptr<const Model>& mode
   return chain;
 }
 
-void PrintTable(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
+void PrintTable(const ErrorGrowth& growth, const KvGeometry& geometry) {
   std::string text =
       fmt::format("{}: {} + {} tokens\n{:<20} {:>6} {:>10} {:>14} {:>12} {:>9}\n",
                   growth.chain.problem, growth.chain.prompt_tokens, growth.chain.chain_tokens(),
@@ -120,9 +120,6 @@ void Run(Options options) {
   options.common.CheckOutputs();
   const std::shared_ptr<const Model> model =
       options.common.weights.Load(options.common.model, options.kv.threads);
-  // Distributions of attention are compared per head; what cannot be compared must not wait for the
-  // chain.
-  const UniformKvGeometry geometry = UniformOf(model->kv_geometry(), "analyze error-growth");
   const auto tokenizer = options.common.tokenizer.Load(options.common.model);
   const int64_t max_len =
       Chosen<int64_t>(options.kv.max_len, 0, options.common.quick,
@@ -161,10 +158,10 @@ void Run(Options options) {
   const ErrorGrowth growth = MeasureErrorGrowth(model, chain, growth_options);
 
   if (options.common.json != "-") {
-    PrintTable(growth, geometry);
+    PrintTable(growth, model->kv_geometry());
   }
   options.common.Write(ErrorGrowthJson(growth, options.common.command_line),
-                       ErrorGrowthPage(growth, geometry, tokenizer.get(),
+                       ErrorGrowthPage(growth, model->kv_geometry(), tokenizer.get(),
                                        options.common.Origin(options.kv.plan_path)));
 }
 

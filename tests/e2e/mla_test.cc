@@ -196,6 +196,17 @@ TEST_P(Mla, CalibratesAndRunsWithThePlan) {
   }
 }
 
+TEST_P(Mla, Analyses) {
+  for (const char* file : {"/problems.jsonl", "/calibration.jsonl"}) {
+    std::filesystem::copy_file(kLongcot + file, folder_.path() + file);
+  }
+  for (const char* what : {"error-growth", "interpolation", "transfer"}) {
+    const ProgramResult result =
+        Run({"analyze", what, "--model", folder_.path(), "--quick", "--json", "-"});
+    EXPECT_TRUE(JsonValue::Parse(result.out, what).IsObject());
+  }
+}
+
 TEST_P(Mla, ADeviceRefusesInOneLine) {
   ExpectOneLineError(
       RunProgram({"run", "--model", folder_.path(), "--prompt", "1", "--device", "cuda"}), 1,

@@ -1,5 +1,7 @@
 #include "pmkvq/research/analysis/attention_recorder.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -47,10 +49,49 @@ void ReadSimulatedKeys(const SimulatedKvCache& store, const UniformKvGeometry& g
   }
 }
 
+// keys [tokens, r + dr] from c [tokens, r] and k_r [tokens, dr].
+void JoinLatents(const KvBlockGeometry& block, int64_t num_tokens, const float* c,
+                 const float* rope_keys, float* keys) {
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    keys = std::copy_n(c + t * block.latent_width(), block.latent_width(), keys);
+    keys = std::copy_n(rope_keys + t * block.rope_width(), block.rope_width(), keys);
+  }
+}
+
+void ReadStoredLatents(const PackedKvCache& store, const KvBlockGeometry& block, SequenceId seq,
+                       int64_t layer, std::vector<float>& keys) {
+  const int64_t num_tokens = store.NumTokens(seq);
+  std::vector<float> c(static_cast<size_t>(num_tokens * block.latent_width()));
+  std::vector<float> rope_keys(static_cast<size_t>(num_tokens * block.rope_width()));
+  store.ReadTokens(seq, layer, c.data(), rope_keys.data());
+  keys.resize(c.size() + rope_keys.size());
+  JoinLatents(block, num_tokens, c.data(), rope_keys.data(), keys.data());
+  if (store.key_scales() == nullptr) return;
+  const float* const factors = store.key_scales()->query_factors(layer);
+  const auto width = static_cast<size_t>(block.values());
+  for (size_t i = 0; i < keys.size(); ++i) keys[i] *= factors[i % width];
+}
+
 }  // namespace
 
-void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, const RopeTable& rope,
+UniformKvGeometry AttendedKeysOf(const KvGeometry& geometry) {
+  if (!HasLatents(geometry)) return UniformOf(geometry);
+  const KvBlockGeometry& first = geometry.blocks.front();
+  for (size_t i = 0; i < geometry.blocks.size(); ++i) {
+    if (geometry.blocks[i] == first) continue;
+    throw Unsupported("model", fmt::format("block {}: found {}, expected {}, as in block 0", i,
+                                           Describe(geometry.blocks[i]), Describe(first)));
+  }
+  return {geometry.num_layers(), first.num_heads, 1, first.values()};
+}
+
+void ReadStoredKeys(const KvStore& store, const KvGeometry& blocks, const RopeTable& rope,
                     SequenceId seq, int64_t layer, std::vector<float>& keys) {
+  const auto* const latent_store = dynamic_cast<const PackedKvCache*>(&store);
+  if (latent_store != nullptr && blocks.block(layer).is_latent()) {
+    return ReadStoredLatents(*latent_store, blocks.block(layer), seq, layer, keys);
+  }
+  const UniformKvGeometry geometry = UniformOf(blocks);
   const auto count = static_cast<size_t>(store.NumTokens(seq) * geometry.kv_dim());
   keys.resize(count);
   if (const auto* packed = dynamic_cast<const PackedKvCache*>(&store)) {
@@ -68,17 +109,18 @@ void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, con
   }
 }
 
-AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store,
-                                     const UniformKvGeometry& geometry, const RopeTable& rope)
+AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
+                                     const RopeTable& rope)
     : store_(std::move(store)),
-      geometry_(geometry),
+      blocks_(geometry),
+      geometry_(AttendedKeysOf(geometry)),
       rope_(rope),
-      keys_(static_cast<size_t>(geometry.num_layers)),
-      log_weights_(static_cast<size_t>(geometry.num_layers)) {}
+      keys_(static_cast<size_t>(geometry_.num_layers)),
+      log_weights_(static_cast<size_t>(geometry_.num_layers)) {}
 
 void AttentionRecorder::RecordNext(SequenceId seq) {
   for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
-    ReadStoredKeys(*store_, geometry_, rope_, seq, layer, keys_[static_cast<size_t>(layer)]);
+    ReadStoredKeys(*store_, blocks_, rope_, seq, layer, keys_[static_cast<size_t>(layer)]);
   }
   recording_ = true;
 }
@@ -89,7 +131,15 @@ void AttentionRecorder::AppendAndAttend(int64_t layer, const float* q, const flo
     const std::vector<float>& keys = keys_[static_cast<size_t>(layer)];
     const int64_t dim = geometry_.head_dim;
     const int64_t num_stored = static_cast<int64_t>(keys.size()) / geometry_.kv_dim();
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const KvBlockGeometry& block = blocks_.block(layer);
+    // Queries of latents come with their scale.
+    const float scale = block.is_latent() ? 1.0f : 1.0f / std::sqrt(static_cast<float>(dim));
+    const float* own_key = k;
+    if (block.is_latent()) {
+      own_key_.resize(static_cast<size_t>(dim));
+      JoinLatents(block, 1, k, v, own_key_.data());
+      own_key = own_key_.data();
+    }
     std::vector<float>& weights = log_weights_[static_cast<size_t>(layer)];
     weights.resize(static_cast<size_t>(geometry_.num_heads * (num_stored + 1)));
     for (int64_t head = 0; head < geometry_.num_heads; ++head) {
@@ -99,7 +149,7 @@ void AttentionRecorder::AppendAndAttend(int64_t layer, const float* q, const flo
         const float* key = keys.data() + m * geometry_.kv_dim() + kv_head * dim;
         row[m] = scale * Dot(q + head * dim, key, dim);
       }
-      row[num_stored] = scale * Dot(q + head * dim, k + kv_head * dim, dim);
+      row[num_stored] = scale * Dot(q + head * dim, own_key + kv_head * dim, dim);
       LogSoftmax(row, num_stored + 1);
     }
   }

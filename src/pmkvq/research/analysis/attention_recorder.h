@@ -10,11 +10,16 @@
 
 namespace pmkvq {
 
+// Shapes of q and of the keys that scores are made of; of latent blocks one KV head of r + dr
+// values, (c, k_r). Throws Unsupported where blocks differ.
+UniformKvGeometry AttendedKeysOf(const KvGeometry& geometry);
+
 // Reads the stored keys of one block as attention sees them: at their present widths, after RoPE.
 // Of a simulated method these are the method's floats, before a rounding to the cache's float type.
-// keys [tokens, Hkv, D]. `rope` is the model's, for methods that keep keys before RoPE.
+// keys [tokens, Hkv, D]; of latents [tokens, r + dr], without key scales, as queries are before
+// the store multiplies them. `rope` is the model's, for methods that keep keys before RoPE.
 // Call between Forwards, with nothing reserved. Throws Unsupported for a store of another kind.
-void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, const RopeTable& rope,
+void ReadStoredKeys(const KvStore& store, const KvGeometry& geometry, const RopeTable& rope,
                     SequenceId seq, int64_t layer, std::vector<float>& keys);
 
 // A KvStore that forwards all calls to another one. On request it also computes the attention
@@ -22,7 +27,7 @@ void ReadStoredKeys(const KvStore& store, const UniformKvGeometry& geometry, con
 class AttentionRecorder final : public KvStore {
  public:
   // `rope` must outlive the recorder.
-  AttentionRecorder(std::unique_ptr<KvStore> store, const UniformKvGeometry& geometry,
+  AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeometry& geometry,
                     const RopeTable& rope);
 
   // Records the next Forward, which must be of one token of `seq` alone. Keys are read now, before
@@ -66,11 +71,13 @@ class AttentionRecorder final : public KvStore {
 
  private:
   std::unique_ptr<KvStore> store_;
-  UniformKvGeometry geometry_;
+  const KvGeometry blocks_;
+  const UniformKvGeometry geometry_;  // AttendedKeysOf(blocks_)
   const RopeTable& rope_;
   bool recording_ = false;
   std::vector<std::vector<float>> keys_;         // Per block, as read by RecordNext.
   std::vector<std::vector<float>> log_weights_;  // Per block.
+  std::vector<float> own_key_;                   // (c, k_r) of a recorded token.
 };
 
 }  // namespace pmkvq

@@ -124,6 +124,73 @@ INSTANTIATE_TEST_SUITE_P(Specs, Recorder,
                          testing::Values("fp16", "static-2", "pm-kvq:bits=2", "rtn:bits=3", "kivi",
                                          "rotatekv", "mikv"));
 
+// The same of latents, with key scales and without: the weights times what is stored of c, back at
+// its size, are the output.
+TEST(AttentionRecorder, WeightsOfLatentsExplainTheOutput) {
+  const RopeTable rope = Rope();
+  KvGeometry geometry;
+  geometry.blocks.assign(2, LatentBlockOf(3, 32, 16));
+  for (const bool has_scales : {false, true}) {
+    CacheConfig config;
+    config.geometry = geometry;
+    config.float_type = DType::kF32;
+    config.budget_bytes.assign(2, BlockBytes(config, 0, kMaxLen, 4, 8));
+    std::vector<Tensor> scales;
+    for (int layer = 0; has_scales && layer < 2; ++layer) {
+      Tensor& tensor = scales.emplace_back(DType::kF32, Shape{48});
+      for (int64_t i = 0; i < 48; ++i) {
+        tensor.As<float>()[i] = 0.5f + 0.1f * static_cast<float>((i + layer) % 7);
+      }
+    }
+    config.key_scales = KeyScales::Make(geometry, scales);
+    auto made = std::make_unique<PackedKvCache>(config);
+    const PackedKvCache& inner = *made;
+    AttentionRecorder recorder(std::move(made), geometry, rope);
+    const SequenceId seq = recorder.Open().value();
+    const auto forward = [&](int64_t count, bool records) {
+      const int64_t n = recorder.NumTokens(seq);
+      std::vector<float> latents(static_cast<size_t>(n * 32));
+      std::vector<float> rope_keys(static_cast<size_t>(n * 16));
+      if (records) {
+        inner.ReadTokens(seq, 1, latents.data(), rope_keys.data());
+        recorder.RecordNext(seq);
+      }
+      EXPECT_NE(recorder.Reserve(seq, count), ReserveResult::kBudgetExhausted);
+      recorder.BeginForward({{seq, count}});
+      std::vector<float> out;
+      Rows rows;
+      for (int64_t layer = 0; layer < 2; ++layer) {
+        rows = MakeRows(geometry, 7, layer, n, count);
+        for (float& q : rows.q) q /= 8.0f;
+        out.assign(static_cast<size_t>(count * 3 * 32), 0.0f);
+        recorder.AppendAndAttend(layer, rows.q.data(), rows.k.data(), rows.v.data(), out.data());
+      }
+      recorder.EndForward();
+      if (!records) return;
+      for (size_t i = 0; has_scales && i < latents.size(); ++i) {
+        latents[i] *= scales[1].As<float>()[i % 32];
+      }
+      latents.insert(latents.end(), rows.k.begin(), rows.k.end());
+      const std::vector<float>& logs = recorder.log_weights()[1];
+      ASSERT_EQ(logs.size(), static_cast<size_t>(3 * (n + 1)));
+      for (int64_t i = 0; i < 3 * 32; ++i) {
+        double expected = 0;
+        for (int64_t m = 0; m <= n; ++m) {
+          expected += std::exp(double{logs[static_cast<size_t>(i / 32 * (n + 1) + m)]}) *
+                      double{latents[static_cast<size_t>(m * 32 + i % 32)]};
+        }
+        EXPECT_NEAR(out[static_cast<size_t>(i)], expected, 2e-5) << i;
+      }
+    };
+    forward(300, false);
+    forward(1, false);
+    forward(1, true);
+    EXPECT_GT(inner.LayerStats(seq, 1).k_pages[WidthIndex(8)] +
+                  inner.LayerStats(seq, 1).k_pages[WidthIndex(4)],
+              0);
+  }
+}
+
 TEST(AttentionRecorder, ChangesNothing) {
   const RopeTable rope = Rope();
   AttentionRecorder recorder(MakeStore("pm-kvq:bits=2", rope), kGeometry, rope);

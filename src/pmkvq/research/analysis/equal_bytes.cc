@@ -25,7 +25,7 @@ int64_t BytesOf(const KvOptions& common, const std::string& spec,
 EqualBytes CachesAtEqualBytes(const KvOptions& common, const KvRequirements& requirements,
                               bool few) {
   std::vector<Family> families = {{"static-8", "static-4", "static-2"}};
-  if (!few) {
+  if (!few && !HasLatents(requirements.geometry)) {  // Published methods have no latents.
     families.push_back({"kivi:bits=4", "kivi"});
     families.push_back({"rtn:bits=8", "rtn:bits=4", "rtn:bits=3", "rtn:bits=2"});
   }

@@ -70,17 +70,17 @@ ErrorGrowth MeasureErrorGrowth(const std::shared_ptr<const Model>& model, const 
 
 // Bits per stored value at the cache's largest size.
 double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
-                       const UniformKvGeometry& geometry);
+                       const KvGeometry& geometry);
 // late_over_early for a table: "from 0" where the KL of the first quarter is only rounding.
 std::string FormatLateOverEarly(const CacheGrowth& cache);
 // The exponent, "-" where the bin means do not follow a power law (R2 below 0.5).
 std::string FormatExponent(const PowerLaw& law);
 // The result in a sentence or two: which caches changed tokens, and whether their bytes are equal.
-std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const UniformKvGeometry& geometry);
+std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const KvGeometry& geometry);
 
 // `tokenizer` (may be null) shows tokens as text on the page.
 std::string ErrorGrowthJson(const ErrorGrowth& growth, const std::string& command);
-HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const UniformKvGeometry& geometry,
+HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const KvGeometry& geometry,
                          const Tokenizer* tokenizer, const PageOrigin& origin);
 
 }  // namespace pmkvq

@@ -84,7 +84,7 @@ std::vector<double> Coarse(const std::vector<double>& values, size_t count) {
 
 class Page {
  public:
-  Page(const ErrorGrowth& growth, const UniformKvGeometry& geometry, const Tokenizer* tokenizer,
+  Page(const ErrorGrowth& growth, const KvGeometry& geometry, const Tokenizer* tokenizer,
        const PageOrigin& origin)
       : growth_(growth),
         geometry_(geometry),
@@ -235,7 +235,7 @@ class Page {
     chart.x_label = "block";
     chart.y_label = "KL(fp16 || cache) (nats)";
     chart.log_y = true;
-    for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
+    for (int64_t layer = 0; layer < geometry_.num_layers(); ++layer) {
       chart.categories.push_back(std::to_string(layer));
     }
     for (const CacheGrowth& cache : growth_.caches) {
@@ -320,7 +320,7 @@ class Page {
   }
 
   const ErrorGrowth& growth_;
-  const UniformKvGeometry& geometry_;
+  const KvGeometry& geometry_;
   const Tokenizer* tokenizer_;
   size_t columns_;
   HtmlPage page_;
@@ -329,12 +329,11 @@ class Page {
 }  // namespace
 
 double EffectiveBitsOf(const ErrorGrowth& growth, const CacheGrowth& cache,
-                       const UniformKvGeometry& geometry) {
+                       const KvGeometry& geometry) {
   const int64_t num = std::max<int64_t>(std::ssize(cache.trace.predictions), 1);
   const auto stored = static_cast<double>(growth.chain.prompt_tokens - 1 + num);
   return static_cast<double>(cache.trace.peak_bytes) * 8 /
-         (stored * 2 * static_cast<double>(geometry.num_layers) *
-          static_cast<double>(geometry.kv_dim()));
+         (stored * static_cast<double>(geometry.values()));
 }
 
 std::string FormatLateOverEarly(const CacheGrowth& cache) {
@@ -348,7 +347,7 @@ std::string FormatExponent(const PowerLaw& law) {
   return law.r_squared >= 0.5 ? FormatNumber(law.exponent) : "-";
 }
 
-std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const UniformKvGeometry& geometry) {
+std::string ErrorGrowthVerdict(const ErrorGrowth& growth, const KvGeometry& geometry) {
   std::vector<std::string> unharmed;
   std::vector<const CacheGrowth*> harmed;
   double least = std::numeric_limits<double>::infinity();
@@ -412,7 +411,7 @@ std::string ErrorGrowthJson(const ErrorGrowth& growth, const std::string& comman
   return json.text();
 }
 
-HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const UniformKvGeometry& geometry,
+HtmlPage ErrorGrowthPage(const ErrorGrowth& growth, const KvGeometry& geometry,
                          const Tokenizer* tokenizer, const PageOrigin& origin) {
   return Page(growth, geometry, tokenizer, origin).Make();
 }

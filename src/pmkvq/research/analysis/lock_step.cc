@@ -18,8 +18,7 @@ namespace {
 // One cache, its sequence and the memory of its Forwards.
 struct Lane {
   Lane(const KvOptions& kv, const KvRequirements& needs)
-      : store(MakeKvStore(kv, needs), UniformOf(needs.geometry), *needs.rope),
-        seq(store.Open().value()) {}
+      : store(MakeKvStore(kv, needs), needs.geometry, *needs.rope), seq(store.Open().value()) {}
 
   AttentionRecorder store;
   SequenceId seq;
@@ -135,7 +134,7 @@ class LockStep {
   }
 
   void AddAttention(const Lane& lane, int64_t position, CacheTrace& trace) const {
-    const UniformKvGeometry geometry = UniformOf(model_.kv_geometry());
+    const UniformKvGeometry geometry = AttendedKeysOf(model_.kv_geometry());
     AttentionSample sample;
     sample.position = position;
     sample.bytes = lane.store.SequenceStats(lane.seq).bytes;
