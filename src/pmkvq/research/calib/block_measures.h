@@ -23,6 +23,8 @@ std::vector<Tensor> MaxKeysFrom(const KvGeometry& geometry, bool rope_in_pairs,
 bool RopeInPairs(const Model& model);
 // Throws Unsupported where blocks have neither keys of one shape nor latents.
 void CheckHasKeys(const KvGeometry& geometry);
+// Throws Unsupported for a model of latent blocks on a device.
+void CheckDevice(const Model& model);
 
 // [K, V][16, 8, 4, 2 bits][L]: damage over the number of values; of a latent block that of c and
 // k_r. States with gradients. Throws InvalidInput where one is not finite.

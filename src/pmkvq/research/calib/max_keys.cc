@@ -1,8 +1,11 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <optional>
 
+#include "pmkvq/base/error.h"
 #include "pmkvq/kv/key_scales.h"
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/calib/block_measures.h"
@@ -60,6 +63,14 @@ void CheckHasKeys(const KvGeometry& geometry) {
   if (!all_latent) UniformOf(geometry);
 }
 
+void CheckDevice(const Model& model) {
+  if (model.device_model() == nullptr || !HasLatents(model.kv_geometry())) return;
+  throw Unsupported(NameOf(model.device()),
+                    fmt::format("{}: found latent attention, which is calibrated on the CPU; use "
+                                "--device cpu",
+                                model.config().architecture));
+}
+
 bool RopeInPairs(const Model& model) {
   const std::optional<MlaConfig>& mla = model.config().mla;
   return mla.has_value() && mla->rope_in_pairs;
@@ -106,6 +117,7 @@ std::vector<Tensor> MaxKeysFrom(const KvGeometry& geometry, bool rope_in_pairs,
 std::vector<Tensor> MeasureMaxKeys(const CalibrationContext& context) {
   const KvGeometry geometry = context.model->kv_geometry();
   CheckHasKeys(geometry);
+  CheckDevice(*context.model);
   Profile<float> profile(*context.model, context.num_threads);
   SampleLoopStep step;
   step.task = "max-keys";

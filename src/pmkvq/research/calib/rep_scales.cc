@@ -144,6 +144,7 @@ RepScales SearchRepScales(const CalibrationContext& context, const std::vector<T
                           const RepScaleOptions& options) {
   const KvGeometry blocks = context.model->kv_geometry();
   CheckHasKeys(blocks);
+  CheckDevice(*context.model);
   CheckArguments(blocks, max_keys, options);
   if (HasLatents(blocks)) return SearchLatentScales(context, max_keys, options);
   const UniformKvGeometry geometry = UniformOf(blocks);

@@ -28,6 +28,7 @@ std::vector<double> LoopOverGradients(const CalibrationContext& context, const c
                                       bool with_keys) {
   const KvGeometry geometry = context.model->kv_geometry();
   if (with_keys) CheckHasKeys(geometry);
+  CheckDevice(*context.model);
   Profile<float> profile(*context.model, context.num_threads);
   SampleLoopStep step;
   step.task = task;
