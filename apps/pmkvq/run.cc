@@ -112,6 +112,7 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
     json.Key("bytes").Int(completion.kv.bytes);
     json.Key("budget_bytes").Int(completion.kv.budget_bytes);
     json.Key("peak_bytes").Int(completion.kv.peak_bytes);
+    if (completion.kv.kept_share < 1) json.Key("kept_share").Number(completion.kv.kept_share);
     json.Key("pages").BeginObject();
     for (const int bits : kWidths) {
       json.Key(fmt::format("{}", bits)).Int(completion.kv.pages[WidthIndex(bits)]);

@@ -78,10 +78,14 @@ void RunObserver::Report(const Completion& completion) const {
       completion.longest_pause_us > 0
           ? fmt::format(", longest pause {:.2f} ms", completion.longest_pause_us / 1000)
           : "";
+  const std::string stored =
+      completion.kv.kept_share < 1
+          ? fmt::format("{:.1f} % of the tokens kept", 100 * completion.kv.kept_share)
+          : "pages " + FormatPages(completion.kv.pages);
   PrintErrorList(fmt::format(
-      "[{}] {} + {} tokens{}, KV peak {} of {}, pages {}{}{}", NameOf(completion.finish_reason),
+      "[{}] {} + {} tokens{}, KV peak {} of {}, {}{}{}", NameOf(completion.finish_reason),
       completion.prompt_ids.size(), num_output, speed, FormatByteSize(completion.kv.peak_bytes),
-      FormatByteSize(completion.kv.budget_bytes), FormatPages(completion.kv.pages), pause,
+      FormatByteSize(completion.kv.budget_bytes), stored, pause,
       completion.finish_reason == FinishReason::kKvBudget
           ? "; the KV budget is spent, all pages are at their narrowest; " + output_.budget_remedy
           : ""));

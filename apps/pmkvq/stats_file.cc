@@ -13,6 +13,7 @@ void WriteBlocks(const Engine& engine, SequenceId seq, JsonWriter& json) {
     const KvLayerStats stats = engine.store().LayerStats(seq, layer);
     json.BeginObject();
     json.Key("bytes").Int(stats.bytes);
+    if (stats.kept_share < 1) json.Key("kept_share").Number(stats.kept_share);
     json.Key("k").Array(AsVector(stats.k_pages));
     json.Key("v").Array(AsVector(stats.v_pages));
     json.EndObject();
@@ -38,6 +39,7 @@ void StatsFile::WriteToken(const Engine& engine, RequestId id) {
   json.Key("position").Int(stats.num_tokens);
   json.Key("bytes").Int(stats.bytes);
   json.Key("budget_bytes").Int(stats.budget_bytes);
+  if (stats.kept_share < 1) json.Key("kept_share").Number(stats.kept_share);
   json.Key("pages").Array(AsVector(stats.pages));
   const auto [last, is_first] = last_bytes_.try_emplace(id, -1);
   if (is_first || last->second != stats.bytes) WriteBlocks(engine, *seq, json);
@@ -71,6 +73,7 @@ void StatsFile::WriteFinish(const Engine& engine, const Completion& completion) 
   json.Key("position").Int(completion.kv.num_tokens);
   json.Key("finish_reason").String(NameOf(completion.finish_reason));
   json.Key("peak_bytes").Int(completion.kv.peak_bytes);
+  if (completion.kv.kept_share < 1) json.Key("kept_share").Number(completion.kv.kept_share);
   json.Key("budget_bytes").Int(completion.kv.budget_bytes);
   json.Key("pages").Array(AsVector(completion.kv.pages));
   json.Key("longest_pause_us").Number(completion.longest_pause_us);

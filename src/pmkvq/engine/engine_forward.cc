@@ -83,6 +83,7 @@ bool Engine::Impl::ReserveChunk(Task& task, ForwardChunk* chunk) {
             {task.tokens.data() + begin, static_cast<size_t>(end - begin)},
             begin,
             draws ? ForwardChunk::Logits::kLast : ForwardChunk::Logits::kNone};
+  chunk->ends_prompt = begin < task.prompt_len() && task.prompt_len() <= end;
   if (task.prompt_logprobs != nullptr && !task.prompt_is_told) {
     task.prompt_logprobs->StartChunk(begin);
     chunk->reader = task.prompt_logprobs.get();

@@ -30,6 +30,9 @@ int64_t KvBudget::BlockNeeds(int64_t layer, int64_t num_tokens) const {
 
 bool KvBudget::Holds(int64_t num_tokens) const {
   if (any_length_) return true;
+  if (const std::optional<int64_t> bytes = SequenceNeeds(num_tokens)) {
+    return *bytes <= total_bytes();
+  }
   if (has_pool()) return FloorBytes(packed_, num_tokens) <= packed_.pool.bytes;
   for (size_t layer = 0; layer < block_budgets().size(); ++layer) {
     if (BlockNeeds(static_cast<int64_t>(layer), num_tokens) > block_budgets()[layer]) return false;
@@ -37,7 +40,16 @@ bool KvBudget::Holds(int64_t num_tokens) const {
   return true;
 }
 
+std::optional<int64_t> KvBudget::SequenceNeeds(int64_t num_tokens) const {
+  if (method_ == nullptr) return std::nullopt;
+  return method_->SequenceBytes(num_tokens);
+}
+
 int64_t KvBudget::SmallestThatHolds(int64_t num_tokens) const {
+  // Shares of blocks are rounded down to whole bytes.
+  if (const std::optional<int64_t> bytes = SequenceNeeds(num_tokens)) {
+    return *bytes + std::ssize(block_budgets());
+  }
   if (has_pool()) return FloorBytes(packed_, num_tokens);
   const std::vector<int64_t>& budgets = block_budgets();
   const auto num_layers = static_cast<int64_t>(budgets.size());

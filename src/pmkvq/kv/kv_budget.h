@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,8 @@ class KvBudget {
   }
   // Most that a block takes at any length up to `num_tokens`, at the least the method can do.
   int64_t BlockNeeds(int64_t layer, int64_t num_tokens) const;
+  // Of all blocks, where the method bounds them together.
+  std::optional<int64_t> SequenceNeeds(int64_t num_tokens) const;
 
   CacheConfig packed_;
   BytesAtFloor floor_bytes_ = FloorBytes;

@@ -32,6 +32,11 @@ class DeviceKvStore;  // device_kv_store.h
 struct KvExtraNeeds {
   bool keys_before_rope = false;
   bool block_input = false;
+  bool attention_input = false;
+  bool logits = false;  // OfferLogits
+
+  // Whether OfferExtras is to be called.
+  bool of_blocks() const { return keys_before_rope || block_input || attention_input; }
 };
 
 // Rows as those of AppendAndAttend; null where they are not needed.
@@ -39,6 +44,8 @@ struct KvExtras {
   const float* keys_before_rope = nullptr;  // [rows, Hkv, D], before RoPE and key scales.
   const float* block_input = nullptr;       // [rows, E], the residual stream.
   int64_t input_width = 0;                  // E
+  // [rows, E], the residual stream behind the norm of attention: what q, k and v are made of.
+  const float* attention_input = nullptr;
 };
 
 class KvStore {
@@ -142,6 +149,9 @@ class KvStore {
   // called before each AppendAndAttend, with data that is valid until AppendAndAttend returns.
   virtual KvExtraNeeds ExtraNeeds() const { return {}; }
   virtual void OfferExtras(int64_t /*layer*/, const KvExtras& /*extras*/) {}
+  // Logits [V] of the last token of a chunk, where ExtraNeeds wants them: called before EndForward
+  // for chunks whose last logits were asked for, with data that is valid until EndForward returns.
+  virtual void OfferLogits(SequenceId /*seq*/, std::span<const float> /*logits*/) {}
 
   // For the rows of all chunks of the batch, in order: attends to the stored tokens of the row's
   // sequence at their present widths plus the chunk's own earlier rows as floats, then stores the

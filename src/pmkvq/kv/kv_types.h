@@ -21,6 +21,7 @@ struct BatchChunk {
   // Each token reads the ones before it as they are stored, as if it came alone in a Forward.
   // Only after KvStore::ReserveOneByOne.
   bool one_by_one = false;
+  bool ends_prompt = false;  // It holds the last token of a prompt.
 };
 using Batch = std::vector<BatchChunk>;
 
@@ -37,6 +38,7 @@ struct KvLayerStats {
   PagesPerWidth v_pages{};
   int64_t bytes = 0;  // Allocated now: codes, metadata, sink, open page.
   int64_t budget_bytes = 0;
+  double kept_share = 1;  // As in KvSequenceStats, of this block.
 };
 
 struct KvSequenceStats {
@@ -46,6 +48,9 @@ struct KvSequenceStats {
   int64_t budget_bytes = 0;    // Sum over blocks.
   PagesPerWidth pages{};       // K and V pages of all blocks.
   int64_t narrowed_bytes = 0;  // Of pages that were brought to lower widths since Open, as read.
+  // Of the tokens of each block and KV head: those that attention still reads. Less than 1 where a
+  // method evicts.
+  double kept_share = 1;
 };
 
 // Closed pages of one block stepped from one width to half of it.

@@ -187,6 +187,7 @@ std::vector<ForwardFailure> Model::Forward(std::span<const ForwardChunk> chunks,
   const OpenForward open(store);
   for (int64_t layer = 0; layer < config().num_layers; ++layer) pass.RunBlock(layer, store);
   pass.ComputeLogits();  // Before EndForward: when memory runs out here, nothing counts as stored.
+  OfferLogits(chunks, workspace, config().vocab_size, store);
   store.EndForward();
   return FailuresOf(chunks, store);
 }

@@ -21,7 +21,7 @@ void AddChunk(const ForwardChunk& chunk, size_t index, ForwardWorkspace& workspa
   PMKVQ_CHECK_MSG(num_tokens > 0, "empty chunk");
   const auto first_row = static_cast<int64_t>(workspace.positions.size());
   workspace.chunk_first_rows[index] = first_row;
-  workspace.batch.push_back({chunk.seq, num_tokens, chunk.one_by_one});
+  workspace.batch.push_back({chunk.seq, num_tokens, chunk.one_by_one, chunk.ends_prompt});
   for (int64_t t = 0; t < num_tokens; ++t) workspace.positions.push_back(chunk.start_pos + t);
   const int64_t piece = IsDecode(chunk) ? 1 : num_tokens;
   for (int64_t t = 0; t < num_tokens; t += piece) {
@@ -62,6 +62,18 @@ void LayOutRows(std::span<const ForwardChunk> chunks, ForwardWorkspace& workspac
     for (size_t i = 0; i < chunks.size(); ++i) {
       if (IsDecode(chunks[i]) == decode) AddChunk(chunks[i], i, workspace);
     }
+  }
+}
+
+void OfferLogits(std::span<const ForwardChunk> chunks, const ForwardWorkspace& workspace,
+                 int64_t vocab_size, KvStore& store) {
+  if (!store.ExtraNeeds().logits) return;
+  const float* row = workspace.logits.data();
+  for (const ForwardChunk& chunk : chunks) {
+    const int64_t num_rows = NumLogitRows(chunk);
+    if (num_rows == 0) continue;
+    row += num_rows * vocab_size;
+    store.OfferLogits(chunk.seq, {row - vocab_size, static_cast<size_t>(vocab_size)});
   }
 }
 

@@ -40,6 +40,11 @@ class OpenForward {
   KvStore& store_;
 };
 
+// Hands the last row of each chunk that asked for logits to a store that wants it. Before
+// EndForward.
+void OfferLogits(std::span<const ForwardChunk> chunks, const ForwardWorkspace& workspace,
+                 int64_t vocab_size, KvStore& store);
+
 // The chunks whose sequence has failed.
 std::vector<ForwardFailure> FailuresOf(std::span<const ForwardChunk> chunks, const KvStore& store);
 

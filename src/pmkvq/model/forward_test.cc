@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 
 #include "pmkvq/kernels/gemm/weight_q8.h"
+#include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
 #include "pmkvq/model/model_size.h"
@@ -442,11 +444,19 @@ class ExtrasStore : public DenseKvStore {
  public:
   explicit ExtrasStore(const Model& model) : DenseKvStore(model.kv_geometry()), model_(model) {}
 
-  KvExtraNeeds ExtraNeeds() const override { return {true, true}; }
+  KvExtraNeeds ExtraNeeds() const override { return {true, true, true, true}; }
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
     offered_ = extras.keys_before_rope;
     ASSERT_EQ(extras.input_width, model_.config().hidden_size);
-    if (layer == 0) first_input.assign(extras.block_input, extras.block_input + extras.input_width);
+    if (layer == 0) {
+      first_input.assign(extras.block_input, extras.block_input + extras.input_width);
+      first_attention_input.assign(extras.attention_input,
+                                   extras.attention_input + extras.input_width);
+    }
+  }
+  void OfferLogits(SequenceId seq, std::span<const float> logits) override {
+    EXPECT_EQ(num_open_forwards(), 1);
+    offered_logits[seq].assign(logits.begin(), logits.end());
   }
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override {
@@ -468,6 +478,8 @@ class ExtrasStore : public DenseKvStore {
 
   int64_t num_checked = 0;
   std::vector<float> first_input;  // Of the first row, block 0.
+  std::vector<float> first_attention_input;
+  std::map<SequenceId, std::vector<float>> offered_logits;
 
  private:
   const Model& model_;
@@ -486,6 +498,16 @@ TEST_F(Forward, HandsOverWhatAStoreNeeds) {
   std::vector<float> embedding(static_cast<size_t>(tiny_.hidden));
   ExpandRow(model_->embedding(), one[0], embedding.data());
   EXPECT_EQ(store->first_input, embedding);
+  std::vector<float> normed(embedding.size());
+  const StoredWeight& norm =
+      model_->checkpoint().weights().Get("blocks.0.attn.norm", {tiny_.hidden});
+  std::vector<float> weight(embedding.size());
+  ExpandRow(WeightView{norm.data, *norm.format, 1, tiny_.hidden}, 0, weight.data());
+  RmsNorm(embedding.data(), 1, tiny_.hidden, weight.data(), model_->config().rms_norm_eps,
+          normed.data(), 1);
+  EXPECT_EQ(store->first_attention_input, normed);
+  ASSERT_EQ(store->offered_logits.size(), 1u) << "the other one asked for no logits";
+  EXPECT_EQ(store->offered_logits.at(0), logits);
   const std::vector<double> expected = Oracle(many);
   ExpectNear(logits, expected.data() + 20 * tiny_.vocab, kLogitTolerance);
 }

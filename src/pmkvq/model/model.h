@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -18,6 +19,7 @@
 #include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/model/forward_workspace.h"
+#include "pmkvq/tensor/tensor.h"
 
 namespace pmkvq {
 
@@ -89,6 +91,7 @@ struct ForwardChunk {
   // With one token and kLast, of all chunks of a Forward or of none, where Model::draws_tokens: the
   // workspace's `drawn` gets the tokens. Logits are left only where some are not finite.
   const ForwardDraw* draw = nullptr;
+  bool ends_prompt = false;  // It holds the last token of a prompt: some caches compress it then.
 };
 
 constexpr int64_t kMostReadRows = 64;
@@ -125,6 +128,11 @@ class Model {
   // The same from a checkpoint that is open, or was made in memory (where originals stay).
   static std::shared_ptr<const Model> FromCheckpoint(Checkpoint checkpoint,
                                                      const ModelOptions& options = {});
+  // This model, its mode and device, with other weights in place of some of the checkpoint's, which
+  // both share: float32 tensors by canonical name (io/weights/weight_source.h), of the shapes of
+  // those they replace. Throws InvalidInput naming the tensor, and as Load.
+  std::shared_ptr<const Model> WithWeights(std::map<std::string, Tensor> replacements,
+                                           int num_threads) const;
   ~Model();
 
   const ModelConfig& config() const;

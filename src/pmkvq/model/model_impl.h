@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -58,14 +60,18 @@ class DeviceModel;
 
 struct Model::Impl {
   ~Impl();
-  Impl(Checkpoint opened, const ModelOptions& options);
+  Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& options,
+       std::map<std::string, Tensor> replaced = {});
 
   // Fills the places of `list`. Float8 weights are expanded, unless they are to be quantised.
   void BindWeights(const WeightList& list, int num_threads);
   // Makes quantised matrices of those that must not stay as stored, by the mode or the device.
   void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 
-  Checkpoint checkpoint;
+  // Those that are bound in place of the checkpoint's.
+  std::map<std::string, Tensor> replacements;
+  std::shared_ptr<const Checkpoint> owned_checkpoint;  // Shared by Model::WithWeights.
+  const Checkpoint& checkpoint;
   WeightMode weights = WeightMode::kAsStored;
   int64_t weight_bytes = 0;
   std::vector<AlignedVector<std::byte>> expanded;  // Float8 weights as BF16.

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <optional>
 #include <set>
 #include <string>
@@ -73,6 +74,23 @@ void BindVector(const StoredWeight& stored, int num_threads, std::vector<float>&
   const WeightView rows{nullptr, WeightFormat::kF32, size, 1, stored.pair_rows};
   for (int64_t i = 0; i < size; ++i) {
     place[static_cast<size_t>(i)] = in_pairs[static_cast<size_t>(rows.StoredRow(i))];
+  }
+}
+
+// As they are: a norm's form (NormForm) is not applied. `tensor` stays where it is.
+void BindReplacement(const WeightSlot& slot, const Tensor& tensor) {
+  if (tensor.dtype() != DType::kF32 || tensor.shape() != slot.shape) {
+    throw InvalidInput(
+        "replacement",
+        fmt::format("tensor '{}': found {} {}, expected F32 [{}]", slot.name,
+                    NameOf(tensor.dtype()), ToString(tensor.shape()), fmt::join(slot.shape, ", ")));
+  }
+  const auto* const values = tensor.As<float>();
+  if (slot.vector != nullptr) {
+    slot.vector->assign(values, values + slot.shape.back());
+  } else {
+    *slot.matrix = {reinterpret_cast<const std::byte*>(values), WeightFormat::kF32, slot.shape[0],
+                    slot.shape[1]};
   }
 }
 
@@ -165,8 +183,11 @@ std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config) {
   return {list.slots().begin(), list.slots().end()};
 }
 
-Model::Impl::Impl(Checkpoint opened, const ModelOptions& options)
-    : checkpoint(std::move(opened)),
+Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& options,
+                  std::map<std::string, Tensor> replaced)
+    : replacements(std::move(replaced)),
+      owned_checkpoint(std::move(opened)),
+      checkpoint(*owned_checkpoint),
       weights(options.weights),
       ropes(checkpoint.config()),
       parts(checkpoint.config(), ropes) {
@@ -210,10 +231,14 @@ Model::Impl::~Impl() = default;
 void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
   const WeightSource& source = checkpoint.weights();
   std::set<const StoredWeight*> bound;
+  size_t num_replaced = 0;
   for (const WeightSlot& slot : list.slots()) {
     const StoredWeight& stored = source.Get(slot.name, slot.shape);
     bound.insert(&stored);
-    if (slot.vector != nullptr) {
+    if (const auto found = replacements.find(slot.name); found != replacements.end()) {
+      BindReplacement(slot, found->second);
+      ++num_replaced;
+    } else if (slot.vector != nullptr) {
       BindVector(stored, num_threads, *slot.vector);
       for (float& value : *slot.vector) {
         value = static_cast<float>((double{value} + slot.form.offset) * slot.form.factor);
@@ -230,6 +255,15 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
     }
   }
   CheckAllAreBound(checkpoint, bound);
+  if (num_replaced == replacements.size()) return;
+  for (const auto& [name, tensor] : replacements) {
+    const auto is_declared = [&](const WeightSlot& slot) { return slot.name == name; };
+    if (std::any_of(list.slots().begin(), list.slots().end(), is_declared)) continue;
+    throw InvalidInput(checkpoint.folder(),
+                       fmt::format("replacement '{}': found no such weight, expected the canonical "
+                                   "name of one",
+                                   name));
+  }
 }
 
 void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& options) {
@@ -345,7 +379,19 @@ std::shared_ptr<const Model> Model::Load(const std::string& folder, const ModelO
 std::shared_ptr<const Model> Model::FromCheckpoint(Checkpoint checkpoint,
                                                    const ModelOptions& options) {
   const std::shared_ptr<Model> model(new Model());
-  model->impl_ = std::make_unique<Impl>(std::move(checkpoint), options);
+  model->impl_ =
+      std::make_unique<Impl>(std::make_shared<const Checkpoint>(std::move(checkpoint)), options);
+  return model;
+}
+
+std::shared_ptr<const Model> Model::WithWeights(std::map<std::string, Tensor> replacements,
+                                                int num_threads) const {
+  ModelOptions options;
+  options.weights = weights();
+  options.device = device();
+  options.num_threads = num_threads;
+  const std::shared_ptr<Model> model(new Model());
+  model->impl_ = std::make_unique<Impl>(impl_->owned_checkpoint, options, std::move(replacements));
   return model;
 }
 

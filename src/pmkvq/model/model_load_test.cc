@@ -88,6 +88,55 @@ TEST(ModelLoad, BindsEveryArchitecture) {
   }
 }
 
+// A model with other weights in place of some is the one that would be loaded with them.
+TEST(ModelLoad, ReplacesWeights) {
+  TinyModel tiny;
+  tiny.qkv_bias = true;
+  tiny.architecture = "Qwen2ForCausalLM";
+  TinyWeights weights = MakeTinyWeights(tiny);
+  const TempFolder folder;
+  WriteTinyModel(tiny, weights, folder);
+  std::map<std::string, Tensor> replacements;
+  const auto replace = [&](const std::string& canonical, const std::string& stored) {
+    Tensor values(DType::kF32, weights.at(stored).shape());
+    for (int64_t i = 0; i < values.num_elements(); ++i) {
+      values.As<float>()[i] = 0.125f * static_cast<float>(i % 7 - 3);
+    }
+    weights.at(stored) = values;
+    replacements.emplace(canonical, std::move(values));
+  };
+  replace("blocks.1.attn.k", "model.layers.1.self_attn.k_proj.weight");
+  replace("blocks.2.attn.v.bias", "model.layers.2.self_attn.v_proj.bias");
+  const TempFolder replaced_folder;
+  WriteTinyModel(tiny, weights, replaced_folder);
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+    const auto model = Model::Load(folder.path(), {mode, 1});
+    const auto expected = Model::Load(replaced_folder.path(), {mode, 1});
+    const auto found = model->WithWeights(replacements, 1);
+    EXPECT_EQ(&found->checkpoint(), &model->checkpoint());
+    EXPECT_EQ(found->weights(), mode);
+    const auto logits = [&](const Model& of) {
+      testing_support::DenseKvStore store(of.kv_geometry());
+      const std::vector<int32_t> tokens = testing_support::RandomTokens(tiny.vocab, 9, 3);
+      const ForwardChunk chunk{store.Open().value(), tokens, 0, ForwardChunk::Logits::kAll};
+      ForwardWorkspace workspace;
+      ThrowIfFailed(of.Forward({&chunk, 1}, store, workspace, 1));
+      return std::vector<float>(workspace.logits.begin(), workspace.logits.end());
+    };
+    EXPECT_EQ(logits(*found), logits(*expected));
+    EXPECT_NE(logits(*found), logits(*model));
+    ExpectError<InvalidInput>(
+        [&] {
+          model->WithWeights({{"blocks.9.attn.k", {}}}, 1);
+        },
+        {"replacement 'blocks.9.attn.k'", "no such weight"});
+    std::map<std::string, Tensor> wrong;
+    wrong.emplace("blocks.0.attn.k", Tensor(DType::kF32, {3, 4}));
+    ExpectError<InvalidInput>([&] { model->WithWeights(std::move(wrong), 1); },
+                              {"blocks.0.attn.k", "[3, 4]"});
+  }
+}
+
 // The graph of Phi-3 is Llama's; its files hold q, k, v as one matrix, and gate and up as another.
 TEST(ModelLoad, FusedMatricesOfPhi3ComputeTheSame) {
   TinyModel tiny;

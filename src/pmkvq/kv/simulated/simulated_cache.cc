@@ -10,7 +10,6 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
-#include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 namespace pmkvq {
@@ -38,37 +37,7 @@ int64_t FirstUnfit(DType type, const float* x, int64_t count) {
          x;
 }
 
-// scores = weights exp(score - max) / sum.
-void Softmax(float* scores, int64_t count) {
-  const float largest = *std::max_element(scores, scores + count);
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    scores[i] = std::exp(scores[i] - largest);
-    total += double{scores[i]};
-  }
-  const auto factor = static_cast<float>(1.0 / total);
-  for (int64_t i = 0; i < count; ++i) scores[i] *= factor;
-}
-
 }  // namespace
-
-void SimulatedBlock::Resize(int64_t num_tokens, size_t float_bytes) {
-  const auto num_pages = static_cast<size_t>((num_tokens + kPageTokens - 1) / kPageTokens);
-  const auto page_values = static_cast<size_t>(num_kv_heads_ * kPageTokens * head_dim_);
-  const auto resize = [&](auto& pages, size_t page_size) {
-    pages.resize(num_pages);
-    for (auto page = pages.rbegin(); page != pages.rend() && page->empty(); ++page) {
-      page->resize(page_size);
-    }
-  };
-  resize(keys_, page_values);
-  resize(values_, page_values);
-  resize(attended_keys_, page_values * float_bytes);
-  resize(attended_values_, page_values * float_bytes);
-  changed_keys_.resize(num_pages);
-  changed_values_.resize(num_pages);
-  num_tokens_ = num_tokens;
-}
 
 int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens) {
   const ByteGrowth growth = method.Growth(layer);
@@ -82,6 +51,18 @@ int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tok
   look(1, early_end);
   look(std::max(early_end, num_tokens - growth.period + 1), num_tokens + 1);
   return most;
+}
+
+std::vector<int64_t> BudgetsFor(const CacheMethod& method, int64_t num_layers, int64_t num_tokens) {
+  if (const std::optional<int64_t> bytes = method.SequenceBytes(num_tokens)) {
+    return std::vector<int64_t>(static_cast<size_t>(num_layers),
+                                (*bytes + num_layers - 1) / num_layers);
+  }
+  std::vector<int64_t> budgets;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    budgets.push_back(MostBlockBytes(method, layer, num_tokens));
+  }
+  return budgets;
 }
 
 void ValidateSimulatedConfig(const SimulatedConfig& config, const CacheMethod& method) {
@@ -115,7 +96,8 @@ SimulatedKvCache::SimulatedKvCache(const SimulatedConfig& config,
       most_bytes_(static_cast<size_t>(config.geometry.num_layers), {0}),
       codec_(BlockOf(config.geometry).k(), config.float_type) {
   ValidateSimulatedConfig(config_, *method_);
-  PMKVQ_CHECK_MSG(!needs_.attention || !needs_.keys_before_rope, "a method needs one of them");
+  PMKVQ_CHECK_MSG(!needs_.dense_attention() || !needs_.keys_before_rope,
+                  "a method needs one of them");
   PMKVQ_CHECK_MSG(!needs_.keys_before_rope || config_.rope != nullptr, "no RoPE table");
 }
 
@@ -156,15 +138,25 @@ int64_t SimulatedKvCache::MostBytes(size_t layer, int64_t num_tokens) {
   return most[static_cast<size_t>(num_tokens)];
 }
 
+int64_t SimulatedKvCache::budget_bytes() const {
+  return std::accumulate(config_.budget_bytes.begin(), config_.budget_bytes.end(), int64_t{0});
+}
+
+bool SimulatedKvCache::Fits(int64_t num_tokens) {
+  if (const std::optional<int64_t> bytes = method_->SequenceBytes(num_tokens)) {
+    return *bytes <= budget_bytes();
+  }
+  for (size_t layer = 0; layer < config_.budget_bytes.size(); ++layer) {
+    if (MostBytes(layer, num_tokens) > config_.budget_bytes[layer]) return false;
+  }
+  return true;
+}
+
 ReserveResult SimulatedKvCache::Reserve(SequenceId id, int64_t num_tokens) {
   Sequence& seq = At(id);
   PMKVQ_CHECK(!IsInForward(seq) && num_tokens >= 1);
   if (seq.failure) return ReserveResult::kFailed;
-  for (size_t layer = 0; layer < seq.blocks.size(); ++layer) {
-    if (MostBytes(layer, seq.num_tokens + num_tokens) > config_.budget_bytes[layer]) {
-      return ReserveResult::kBudgetExhausted;
-    }
-  }
+  if (!Fits(seq.num_tokens + num_tokens)) return ReserveResult::kBudgetExhausted;
   seq.reserved_tokens = num_tokens;
   return ReserveResult::kReserved;
 }
@@ -178,7 +170,9 @@ void SimulatedKvCache::BeginForward(const Batch& batch) {
     PMKVQ_CHECK_MSG(!seq.failure && part.num_tokens >= 1 && part.num_tokens <= seq.reserved_tokens,
                     "tokens were not reserved");
     PMKVQ_CHECK(!IsInForward(seq));
-    forward_.chunks.push_back({&seq, part.num_tokens, row});
+    forward_.chunks.push_back({&seq, part.num_tokens, row, part.ends_prompt});
+    seq.bytes_before_rules = 0;
+    seq.logits = {};
     row += part.num_tokens;
   }
   views_.resize(std::max(views_.size(), forward_.chunks.size()));
@@ -187,6 +181,11 @@ void SimulatedKvCache::BeginForward(const Batch& batch) {
 }
 
 void SimulatedKvCache::OfferExtras(int64_t, const KvExtras& extras) { extras_ = extras; }
+
+void SimulatedKvCache::OfferLogits(SequenceId id, std::span<const float> logits) {
+  PMKVQ_CHECK(forward_.is_open && forward_.Holds(At(id)));
+  At(id).logits = logits;
+}
 
 SimulatedKvCache::Rows SimulatedKvCache::RowsOf(const Chunk& chunk, const float* q, const float* k,
                                                 const float* v, float* out) const {
@@ -200,14 +199,16 @@ void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const floa
   PMKVQ_CHECK(forward_.is_open && layer >= 0 && layer < config_.geometry.num_layers);
   PMKVQ_CHECK(!needs_.keys_before_rope || extras_.keys_before_rope != nullptr);
   PMKVQ_CHECK(!needs_.block_input || extras_.block_input != nullptr);
+  PMKVQ_CHECK(!needs_.attention_input || extras_.attention_input != nullptr);
   if (forward_.chunks.empty()) return;
   for (const Chunk& chunk : forward_.chunks) {
     if (!chunk.seq->failure) CheckRows(chunk, layer, RowsOf(chunk, q, k, v, out));
   }
-  if (!needs_.attention) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
+  const bool is_dense = needs_.dense_attention();
+  if (!is_dense) AttendPaged(static_cast<size_t>(layer), q, k, v, out);
   for (const Chunk& chunk : forward_.chunks) {
     const Rows rows = RowsOf(chunk, q, k, v, out);
-    if (needs_.attention && !chunk.seq->failure) {
+    if (is_dense && !chunk.seq->failure) {
       AttendDense(chunk, chunk.seq->blocks[static_cast<size_t>(layer)], rows);
       CheckAttention(chunk, layer);
     }
@@ -228,6 +229,11 @@ void SimulatedKvCache::CheckRows(const Chunk& chunk, int64_t layer, const Rows& 
   if (needs_.block_input) {
     CheckFinite(chunk, layer, "block input",
                 extras_.block_input + chunk.first_row * extras_.input_width, extras_.input_width);
+  }
+  if (needs_.attention_input) {
+    CheckFinite(chunk, layer, "attention input",
+                extras_.attention_input + chunk.first_row * extras_.input_width,
+                extras_.input_width);
   }
 }
 
@@ -268,103 +274,6 @@ void SimulatedKvCache::CheckFits(const Chunk& chunk, int64_t layer, const char* 
   Fail(chunk, layer, unfit / width, UnfitValueMessage(name, values[unfit], config_.float_type));
 }
 
-void SimulatedKvCache::AttendPaged(size_t layer, const float* q, const float* k, const float* v,
-                                   float* out) {
-  attention_sequences_.clear();
-  first_views_.clear();
-  for (size_t i = 0; i < forward_.chunks.size(); ++i) {
-    const Chunk& chunk = forward_.chunks[i];
-    if (chunk.seq->failure) continue;
-    const SimulatedBlock& block = chunk.seq->blocks[layer];
-    std::vector<KvPageView>& views = views_[i];
-    std::vector<PageTokens>& tokens = page_tokens_[i];
-    views.clear();
-    tokens.clear();
-    for (size_t page = 0; page < block.values_.size(); ++page) {
-      const int64_t begin = static_cast<int64_t>(page) * kPageTokens;
-      KvPageView view;
-      view.k.data = block.attended_keys_[page].data();
-      view.v.data = block.attended_values_[page].data();
-      views.push_back(view);
-      tokens.push_back({static_cast<int32_t>(std::min(block.num_tokens() - begin, kPageTokens)),
-                        static_cast<int32_t>(kPageTokens)});
-    }
-    attention_sequences_.push_back({tokens, chunk.num_tokens, chunk.first_row});
-    first_views_.push_back(views.data());
-  }
-  if (attention_sequences_.empty()) return;
-  PlanAttention(attention_shape_, attention_sequences_, config_.num_threads,
-                AttentionMode::kAccurate, attention_plan_);
-  RunAttention(attention_plan_, {first_views_, q, k, v, out}, attention_scratch_);
-}
-
-// Attention that keeps the weights' sums; reads the method's floats. On one thread.
-void SimulatedKvCache::AttendDense(const Chunk& chunk, const SimulatedBlock& block,
-                                   const Rows& rows) {
-  const auto num_tokens = static_cast<size_t>(block.num_tokens() + chunk.num_tokens);
-  attention_sums_.assign(static_cast<size_t>(config_.geometry.num_kv_heads) * num_tokens, 0.0);
-  for (int64_t kv_head = 0; kv_head < config_.geometry.num_kv_heads; ++kv_head) {
-    AttendDenseHead(chunk, block, rows, kv_head);
-  }
-}
-
-void SimulatedKvCache::AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block,
-                                       const Rows& rows, int64_t kv_head) {
-  const UniformKvGeometry& geometry = config_.geometry;
-  const int64_t dim = geometry.head_dim;
-  const int64_t group = geometry.num_heads / geometry.num_kv_heads;
-  const int64_t num_rows = chunk.num_tokens * group;
-  const int64_t stored = block.num_tokens();
-  const int64_t num_tokens = stored + chunk.num_tokens;
-  // Rows of one KV head: the heads of the group lie side by side in a token.
-  const auto head_rows = [&](const float* from, int64_t row_size, int64_t run, float* to) {
-    for (int64_t t = 0; t < chunk.num_tokens; ++t) {
-      std::copy_n(from + t * row_size + kv_head * run, run, to + t * run);
-    }
-  };
-  // Calls function(rows of K or V, how many, index of the first) for stored pages, then the chunk.
-  const auto for_each_run = [&](const SimulatedBlock::Pages& pages, const float* own,
-                                auto function) {
-    for (int64_t token = 0; token < stored; token += kPageTokens) {
-      function(block.Row(pages, token, kv_head), std::min(kPageTokens, stored - token), token);
-    }
-    head_rows(own, geometry.kv_dim(), dim, chunk_rows_.data());
-    function(chunk_rows_.data(), chunk.num_tokens, stored);
-  };
-  queries_.resize(static_cast<size_t>(num_rows * dim));
-  head_out_.resize(static_cast<size_t>(num_rows * dim));
-  chunk_rows_.resize(static_cast<size_t>(chunk.num_tokens * dim));
-  scores_.resize(static_cast<size_t>(num_rows * num_tokens));
-
-  head_rows(rows.q, geometry.num_heads * dim, group * dim, queries_.data());
-  for_each_run(block.keys_, rows.k, [&](const float* keys, int64_t count, int64_t first) {
-    BlasGemm(false, true, num_rows, count, dim, attention_shape_.scale, queries_.data(), dim, keys,
-             dim, 0.0f, scores_.data() + first, num_tokens);
-  });
-  WeightRows(num_rows, stored, num_tokens, attention_sums_.data() + kv_head * num_tokens);
-  for_each_run(block.values_, rows.v, [&](const float* values, int64_t count, int64_t first) {
-    BlasGemm(false, false, num_rows, dim, count, 1.0f, scores_.data() + first, num_tokens, values,
-             dim, first == 0 ? 0.0f : 1.0f, head_out_.data(), dim);
-  });
-  for (int64_t t = 0; t < chunk.num_tokens; ++t) {
-    std::copy_n(head_out_.data() + t * group * dim, group * dim,
-                rows.out + (t * geometry.num_heads + kv_head * group) * dim);
-  }
-}
-
-// Scores to weights, causal in the chunk, and their sums over rows for each token.
-void SimulatedKvCache::WeightRows(int64_t num_rows, int64_t stored, int64_t num_tokens,
-                                  double* sums) {
-  const int64_t group = config_.geometry.num_heads / config_.geometry.num_kv_heads;
-  for (int64_t row = 0; row < num_rows; ++row) {
-    float* scores = scores_.data() + row * num_tokens;
-    const int64_t visible = stored + row / group + 1;
-    Softmax(scores, visible);
-    std::fill(scores + visible, scores + num_tokens, 0.0f);
-    for (int64_t m = 0; m < visible; ++m) sums[m] += double{scores[m]};
-  }
-}
-
 void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows) {
   const UniformKvGeometry& geometry = config_.geometry;
   SimulatedBlock& block = chunk.seq->blocks[static_cast<size_t>(layer)];
@@ -390,14 +299,29 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
     tokens.block_input = extras_.block_input + chunk.first_row * extras_.input_width;
     tokens.input_width = extras_.input_width;
   }
+  if (needs_.attention_input) {
+    tokens.attention_input = extras_.attention_input + chunk.first_row * extras_.input_width;
+    tokens.input_width = extras_.input_width;
+  }
+  tokens.ends_prompt = chunk.ends_prompt;
+  if (layer > 0) tokens.below = chunk.seq->states[static_cast<size_t>(layer - 1)].get();
+  MethodState* const state = chunk.seq->states[static_cast<size_t>(layer)].get();
+  if (needs_.own_bytes) {
+    chunk.seq->bytes_before_rules +=
+        std::min(method_->BytesNow(layer, block, state),
+                 MostBytes(static_cast<size_t>(layer), block.num_tokens()));
+  }
   try {
-    method_->OnAppend(layer, tokens, block, chunk.seq->states[static_cast<size_t>(layer)].get());
+    method_->OnAppend(layer, tokens, block, state);
   } catch (const UnfitValues& error) {
     chunk.seq->failure =
         KvFailure{KvWhere(layer, first, first + chunk.num_tokens - 1), error.message()};
     return;
   }
-  if (!needs_.attention) CopyForAttention(block);
+  PMKVQ_CHECK_MSG(
+      needs_.token_weights || block.NumKept() == block.num_kv_heads() * block.num_tokens(),
+      "a method evicts without token_weights");
+  if (!needs_.dense_attention()) CopyForAttention(block);
 }
 
 void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
@@ -442,15 +366,47 @@ void SimulatedKvCache::EndForward() {
   PMKVQ_CHECK(forward_.is_open);
   forward_.is_open = false;
   for (const Chunk& chunk : forward_.chunks) {
-    Sequence& seq = *chunk.seq;
-    if (seq.failure) continue;
-    // Of a chunk, the method holds each token in turn.
-    for (int64_t t = 0; t < chunk.num_tokens; ++t) {
-      ++seq.num_tokens;
-      seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
-    }
-    seq.reserved_tokens = 0;
+    if (chunk.seq->failure) continue;
+    CountPeak(chunk);
+    if (needs_.steps) TakeStep(chunk);
+    chunk.seq->reserved_tokens = 0;
+    chunk.seq->logits = {};
   }
+}
+
+void SimulatedKvCache::CountPeak(const Chunk& chunk) {
+  Sequence& seq = *chunk.seq;
+  if (needs_.own_bytes) {
+    seq.num_tokens += chunk.num_tokens;
+    int64_t held = std::max(seq.bytes_before_rules, BytesOf(seq));
+    if (const std::optional<int64_t> most = method_->SequenceBytes(seq.num_tokens)) {
+      held = std::min(held, *most);
+    }
+    seq.peak_bytes = std::max(seq.peak_bytes, held);
+    return;
+  }
+  // Of a chunk, the method holds each token in turn.
+  for (int64_t t = 0; t < chunk.num_tokens; ++t) {
+    ++seq.num_tokens;
+    seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
+  }
+}
+
+void SimulatedKvCache::TakeStep(const Chunk& chunk) {
+  Sequence& seq = *chunk.seq;
+  StepInfo step;
+  step.first = seq.num_tokens - chunk.num_tokens;
+  step.count = chunk.num_tokens;
+  step.ends_prompt = chunk.ends_prompt;
+  step.logits = seq.logits;
+  try {
+    method_->OnStep(step, seq.blocks, seq.states);
+  } catch (const UnfitValues& error) {
+    seq.failure = KvFailure{KvWhere(0, step.first, seq.num_tokens - 1), error.message()};
+    return;
+  }
+  if (needs_.dense_attention()) return;
+  for (SimulatedBlock& block : seq.blocks) CopyForAttention(block);
 }
 
 void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
@@ -468,12 +424,23 @@ void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
   seq.peak_bytes = std::max(seq.peak_bytes, BytesOf(seq));
 }
 
+int64_t SimulatedKvCache::BytesOf(const Sequence& seq, int64_t layer) const {
+  if (!needs_.own_bytes) return method_->BlockBytes(layer, seq.num_tokens);
+  const auto index = static_cast<size_t>(layer);
+  return method_->BytesNow(layer, seq.blocks[index], seq.states[index].get());
+}
+
 int64_t SimulatedKvCache::BytesOf(const Sequence& seq) const {
   int64_t bytes = 0;
   for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
-    bytes += method_->BlockBytes(layer, seq.num_tokens);
+    bytes += BytesOf(seq, layer);
   }
   return bytes;
+}
+
+double SimulatedKvCache::KeptShare(const SimulatedBlock& block) {
+  const int64_t count = block.num_kv_heads() * block.num_tokens();
+  return count == 0 ? 1.0 : static_cast<double>(block.NumKept()) / static_cast<double>(count);
 }
 
 KvSequenceStats SimulatedKvCache::SequenceStats(SequenceId id) const {
@@ -482,15 +449,19 @@ KvSequenceStats SimulatedKvCache::SequenceStats(SequenceId id) const {
   stats.num_tokens = seq.num_tokens;
   stats.bytes = BytesOf(seq);
   stats.peak_bytes = seq.peak_bytes;
-  stats.budget_bytes =
-      std::accumulate(config_.budget_bytes.begin(), config_.budget_bytes.end(), int64_t{0});
+  stats.budget_bytes = budget_bytes();
+  // Blocks have equally many tokens.
+  stats.kept_share = 0;
+  for (const SimulatedBlock& block : seq.blocks) stats.kept_share += KeptShare(block);
+  stats.kept_share /= static_cast<double>(seq.blocks.size());
   return stats;
 }
 
 KvLayerStats SimulatedKvCache::LayerStats(SequenceId id, int64_t layer) const {
   PMKVQ_CHECK(layer >= 0 && layer < config_.geometry.num_layers);
   KvLayerStats stats;
-  stats.bytes = method_->BlockBytes(layer, At(id).num_tokens);
+  stats.bytes = BytesOf(At(id), layer);
+  stats.kept_share = KeptShare(Block(id, layer));
   stats.budget_bytes = config_.budget_bytes[static_cast<size_t>(layer)];
   return stats;
 }

@@ -31,13 +31,18 @@ struct SimulatedConfig {
 // from + period calls of BlockBytes (ByteGrowth), for any number of tokens.
 int64_t MostBlockBytes(const CacheMethod& method, int64_t layer, int64_t num_tokens);
 
+// Per block, what `num_tokens` tokens may take: MostBlockBytes, or the method's bound for the whole
+// sequence, shared out evenly.
+std::vector<int64_t> BudgetsFor(const CacheMethod& method, int64_t num_layers, int64_t num_tokens);
+
 // Throws InvalidInput naming the option: head_dim or a budget that does not hold one token.
 void ValidateSimulatedConfig(const SimulatedConfig& config, const CacheMethod& method);
 
 // Differences to the packed cache: methods have fixed rates, so a spent budget is final (Reserve
 // never halves); there are no pages to count in the statistics. The budget rule is the same for
-// every chunk size: a sequence may grow to n tokens when MostBlockBytes(n) fits in every block.
-// What Truncate cuts reads as it did and may count at full precision again.
+// every chunk size: a sequence may grow to n tokens when MostBlockBytes(n) fits in every block, or,
+// where the method bounds the sequence (CacheMethod::SequenceBytes), that bound fits all budgets
+// together. What Truncate cuts reads as it did and may count at full precision again.
 class SimulatedKvCache final : public KvStore {
  public:
   SimulatedKvCache(const SimulatedConfig& config, std::shared_ptr<const CacheMethod> method);
@@ -46,8 +51,11 @@ class SimulatedKvCache final : public KvStore {
   void Close(SequenceId seq) override;
   [[nodiscard]] ReserveResult Reserve(SequenceId seq, int64_t num_tokens) override;
   void BeginForward(const Batch& batch) override;
-  KvExtraNeeds ExtraNeeds() const override { return {needs_.keys_before_rope, needs_.block_input}; }
+  KvExtraNeeds ExtraNeeds() const override {
+    return {needs_.keys_before_rope, needs_.block_input, needs_.attention_input, needs_.logits};
+  }
   void OfferExtras(int64_t layer, const KvExtras& extras) override;
+  void OfferLogits(SequenceId seq, std::span<const float> logits) override;
   const KvFailure* FailureOf(SequenceId seq) const override;
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
@@ -63,6 +71,7 @@ class SimulatedKvCache final : public KvStore {
   KvStoreStats StoreStats() const override;
   std::vector<HalvingEvent> TakeHalvingEvents() override { return {}; }
 
+  const CacheMethod& method() const { return *method_; }
   // Stored floats, for tests and inspection. Before RoPE where the method works there.
   const SimulatedBlock& Block(SequenceId seq, int64_t layer) const;
 
@@ -72,6 +81,9 @@ class SimulatedKvCache final : public KvStore {
     int64_t num_tokens = 0;
     int64_t reserved_tokens = 0;
     int64_t peak_bytes = 0;
+    // Of the Forward under way, where needs_.own_bytes: before each block's rule ran.
+    int64_t bytes_before_rules = 0;
+    std::span<const float> logits;     // Likewise, where needs_.logits; empty: none.
     std::optional<KvFailure> failure;  // The first thing that the cache could not hold.
     std::vector<SimulatedBlock> blocks;
     std::vector<std::unique_ptr<MethodState>> states;
@@ -80,6 +92,7 @@ class SimulatedKvCache final : public KvStore {
     Sequence* seq = nullptr;
     int64_t num_tokens = 0;
     int64_t first_row = 0;
+    bool ends_prompt = false;
   };
   // q, k, v, out of one chunk's rows.
   struct Rows {
@@ -94,8 +107,15 @@ class SimulatedKvCache final : public KvStore {
   bool IsInForward(const Sequence& seq) const {
     return forward_.Holds(seq) || set_aside_.Holds(seq);
   }
+  int64_t BytesOf(const Sequence& seq, int64_t layer) const;
   int64_t BytesOf(const Sequence& seq) const;
   int64_t MostBytes(size_t layer, int64_t num_tokens);
+  bool Fits(int64_t num_tokens);
+  int64_t budget_bytes() const;
+  void CountPeak(const Chunk& chunk);
+  void TakeStep(const Chunk& chunk);
+  // Tokens of all KV heads that attention reads, of one block.
+  static double KeptShare(const SimulatedBlock& block);
   Rows RowsOf(const Chunk& chunk, const float* q, const float* k, const float* v, float* out) const;
   // The following set the failure of the chunk's sequence. The values of a chunk's rows, each
   // [num_tokens, width], are finite, or fit the float type as well.
@@ -109,7 +129,8 @@ class SimulatedKvCache final : public KvStore {
   void AttendDense(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows);
   void AttendDenseHead(const Chunk& chunk, const SimulatedBlock& block, const Rows& rows,
                        int64_t kv_head);
-  void WeightRows(int64_t num_rows, int64_t stored, int64_t num_tokens, double* sums);
+  void WeightRows(const SimulatedBlock::Weights& weights, int64_t num_rows, int64_t stored,
+                  int64_t num_tokens, double* sums);
   void StoreRows(const Chunk& chunk, int64_t layer, const Rows& rows);
   void CopyForAttention(SimulatedBlock& block);
   void RotateKeys(int64_t first, int64_t count, std::vector<float>& keys) const;

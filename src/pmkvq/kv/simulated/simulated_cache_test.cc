@@ -364,7 +364,8 @@ TEST(SimulatedCache, NamesTheBudgetThatHoldsNoToken) {
 
 TEST(SimulatedKvCacheTest, AForwardWaitsWhileAnotherOneRuns) {
   const auto make = [] {
-    return std::make_unique<SimulatedKvCache>(ConfigOf(DType::kF16), std::make_shared<Probe>(MethodNeeds{}));
+    return std::make_unique<SimulatedKvCache>(ConfigOf(DType::kF16),
+                                              std::make_shared<Probe>(MethodNeeds{}));
   };
   const auto alone = make();
   const SequenceId first = *alone->Open();

@@ -94,7 +94,10 @@ struct AttentionGqa::ForwardBuffers {
         h(rows.scratch->Take(rows.max_slice_rows * config.hidden_size)),
         keys_before_rope(rows.extra_needs.keys_before_rope
                              ? rows.scratch->Take(rows.num_rows * config.kv_dim())
-                             : nullptr) {}
+                             : nullptr),
+        input(rows.extra_needs.attention_input
+                  ? rows.scratch->Take(rows.num_rows * config.hidden_size)
+                  : nullptr) {}
 
   float* q;
   float* k;
@@ -102,6 +105,7 @@ struct AttentionGqa::ForwardBuffers {
   float* attention;
   float* h;  // Of a slice.
   float* keys_before_rope;
+  float* input;  // Of attention, behind its norm.
 };
 
 void AttentionGqa::CountScratch(const ForwardRows& rows) const {
@@ -114,7 +118,7 @@ void AttentionGqa::Forward(const ForwardRows& rows, KvStore& store, float* x) co
   const int64_t hidden = config_.hidden_size;
   const int64_t q_dim = config_.q_dim();
   const int64_t kv_dim = config_.kv_dim();
-  const auto [q, k, v, attention, h, keys_before_rope] = ForwardBuffers(config_, rows);
+  const auto [q, k, v, attention, h, keys_before_rope, input] = ForwardBuffers(config_, rows);
 
   const KeyScales* scales = store.key_scales();
   for (const RowSlice& slice : rows.slices) {
@@ -124,13 +128,15 @@ void AttentionGqa::Forward(const ForwardRows& rows, KvStore& store, float* x) co
     if (keys_before_rope != nullptr) {
       std::copy_n(heads.k, slice.num_rows * kv_dim, keys_before_rope + first * kv_dim);
     }
+    if (input != nullptr) std::copy_n(h, slice.num_rows * hidden, input + first * hidden);
     Rotate(rows.positions + first, slice.num_rows,
            scales != nullptr ? scales->query_factors(layer_) : nullptr,
            scales != nullptr ? scales->key_factors(layer_) : nullptr, heads, rows.num_threads);
   }
-  if (rows.extra_needs.keys_before_rope || rows.extra_needs.block_input) {
+  if (rows.extra_needs.of_blocks()) {
     KvExtras extras;
     extras.keys_before_rope = keys_before_rope;
+    extras.attention_input = input;
     if (rows.extra_needs.block_input) extras.block_input = x;
     extras.input_width = hidden;
     store.OfferExtras(layer_, extras);

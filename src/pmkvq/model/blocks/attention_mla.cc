@@ -145,6 +145,7 @@ struct AttentionMla::ForwardBuffers {
     queries = of_all(own.heads() * own.stored_dim());
     sums = of_all(own.heads() * mla.latent);
     attention = of_slice(own.heads() * mla.value_dim);
+    if (rows.extra_needs.attention_input) input = of_all(own.config_.hidden_size);
   }
 
   Projected<float> slice;  // Of a slice; latents and rope keys lie in those of all rows.
@@ -153,6 +154,7 @@ struct AttentionMla::ForwardBuffers {
   float* queries;          // [rows, H, r+dr], absorbed and scaled
   float* sums;             // [rows, H, r], of weighted latents
   float* attention;        // [slice rows, H, dv]
+  float* input = nullptr;  // [rows, E], behind the norm; where a store needs that.
 };
 
 void AttentionMla::CountScratch(const ForwardRows& rows) const {
@@ -176,6 +178,9 @@ void AttentionMla::Forward(const ForwardRows& rows, KvStore& store, float* x) co
     projected.rope_keys = buffers.rope_keys + first * dr;
     Project(x + first * hidden, rows.positions + first, slice.num_rows, projected,
             rows.num_threads);
+    if (buffers.input != nullptr) {
+      std::copy_n(projected.h, slice.num_rows * hidden, buffers.input + first * hidden);
+    }
     float* const queries = buffers.queries + first * heads() * stored;
     LatentsOfKeys<float>({projected.q, heads() * query_dim(), query_dim()}, slice.num_rows,
                          {queries, heads() * stored, stored}, rows.num_threads);
@@ -184,9 +189,10 @@ void AttentionMla::Forward(const ForwardRows& rows, KvStore& store, float* x) co
     const int64_t count = slice.num_rows * heads() * stored;
     for (int64_t i = 0; i < count; ++i) queries[i] *= factor;
   }
-  if (rows.extra_needs.block_input) {
+  if (rows.extra_needs.block_input || buffers.input != nullptr) {
     KvExtras extras;
-    extras.block_input = x;
+    if (rows.extra_needs.block_input) extras.block_input = x;
+    extras.attention_input = buffers.input;
     extras.input_width = hidden;
     store.OfferExtras(layer_, extras);
   }

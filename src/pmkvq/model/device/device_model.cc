@@ -149,6 +149,7 @@ class DeviceModel::Pass {
     take(own_.v, num_rows_ * config_.kv_dim());
     take(own_.out, num_rows_ * config_.q_dim());
     if (extra_needs_.keys_before_rope) take(own_.raw_k, num_rows_ * config_.kv_dim());
+    if (extra_needs_.attention_input) take(own_.attention_input, num_rows_ * hidden);
     take(own_.head_sums, DeviceGemm::PaddedRows(2 * kDecodeRows) * vocab);
     // Captured launches leave the logits of all rows.
     take(own_.logits, std::max(kDecodeRows, is_captured_ ? num_rows_ : 0) * vocab);
@@ -325,6 +326,7 @@ class DeviceModel::Pass {
       norm.eps = eps;
       norm.out = products_->OperandOf(weights.qkv, slice.num_rows);
       AddAndNormRows(norm, *stream_);
+      if (extra_needs_.attention_input) KeepAttentionInput(slice, norm);
       HeadRows heads;
       heads.sums = products_->Multiply(weights.qkv, slice.num_rows, slice.joinable, sums);
       heads.rows = slice.num_rows;
@@ -380,6 +382,18 @@ class DeviceModel::Pass {
     }
   }
 
+  // The rows that `norm` rounded for the product, as floats.
+  void KeepAttentionInput(const RowSlice& slice, NormRows norm) {
+    norm.sums = {};
+    norm.sums_weight = nullptr;
+    norm.out = {};
+    norm.out.data =
+        reinterpret_cast<std::byte*>(RowOf(own_.attention_input, slice, config_.hidden_size));
+    norm.out.type = DType::kF32;
+    norm.out.part_rows = slice.num_rows;
+    AddAndNormRows(norm, *stream_);
+  }
+
   AppendOperands AppendOf(AppendOperands whole, const RowSlice& slice) const {
     whole.targets += slice.first_row;
     whole.q_rounded += static_cast<size_t>(slice.first_row * config_.q_dim()) * sizeof(F16);
@@ -421,12 +435,14 @@ class DeviceModel::Pass {
     if (extra_needs_.block_input) {
       extras.block_input = fetch(own_.x, config_.hidden_size, own_.host_x);
     }
+    if (extra_needs_.attention_input) {
+      extras.attention_input =
+          fetch(own_.attention_input, config_.hidden_size, own_.host_attention_input);
+    }
     extras.input_width = config_.hidden_size;
     own_.host_out.resize(own_.host_q.size());
     stream_->Synchronize();
-    if (extra_needs_.keys_before_rope || extra_needs_.block_input) {
-      store_.OfferExtras(layer, extras);
-    }
+    if (extra_needs_.of_blocks()) store_.OfferExtras(layer, extras);
     store_.AppendAndAttend(layer, q, k, v, own_.host_out.data());
     CopyToDevice(*stream_, own_.out.As<std::byte>(), own_.host_out.data(),
                  own_.host_out.size() * sizeof(float));
@@ -543,6 +559,7 @@ std::vector<ForwardFailure> DeviceModel::Forward(std::span<const ForwardChunk> c
   const OpenForward open(store);  // First: a store may run out of memory at the beginning.
   store.BeginForward(workspace.batch);
   pass.Run();
+  OfferLogits(chunks, workspace, config_.vocab_size, store);
   store.EndForward();
   workspace.device_bytes = workspace.device->num_bytes();
   return FailuresOf(chunks, store);

@@ -49,10 +49,11 @@ class DeviceWorkspace {
   GrowingBuffer gated;            // Of the product down, where the one before writes it.
   GrowingBuffer sums;             // What products give.
   GrowingBuffer q, k, v, out;
-  GrowingBuffer expanded;   // A q8 matrix as plain rows, for prompts.
-  GrowingBuffer raw_k;      // For stores that want keys before RoPE.
-  GrowingBuffer head_sums;  // [parts * kDecodeRows, V]
-  GrowingBuffer logits;     // [kDecodeRows, V] at a time
+  GrowingBuffer expanded;         // A q8 matrix as plain rows, for prompts.
+  GrowingBuffer raw_k;            // For stores that want keys before RoPE.
+  GrowingBuffer attention_input;  // For stores that want it.
+  GrowingBuffer head_sums;        // [parts * kDecodeRows, V]
+  GrowingBuffer logits;           // [kDecodeRows, V] at a time
   int64_t input_rows = 0;
   std::unique_ptr<PinnedBuffer> input_staging;
 
@@ -71,13 +72,13 @@ class DeviceWorkspace {
   bool has_factors = false;  // Of the store: key scales.
   GrowingBuffer factors;
   std::vector<size_t> factor_offsets;  // Query factors of each block, then key factors.
-  AlignedVector<float> host_q, host_k, host_v, host_out, host_raw_k, host_x;
+  AlignedVector<float> host_q, host_k, host_v, host_out, host_raw_k, host_x, host_attention_input;
 
   size_t num_bytes() const {
     size_t sum = 0;
     for (const GrowingBuffer* const buffer :
          {&inputs, &rotations, &local_rotations, &x, &operand, &gated, &sums, &q, &k, &v, &out,
-          &raw_k, &head_sums, &logits, &factors, &drawn, &expanded}) {
+          &raw_k, &attention_input, &head_sums, &logits, &factors, &drawn, &expanded}) {
       sum += buffer->num_bytes();
     }
     return sum;

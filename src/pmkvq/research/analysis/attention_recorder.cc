@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "pmkvq/base/check.h"
@@ -29,6 +30,9 @@ float Dot(const float* a, const float* b, int64_t count) {
   for (const float part : sums) sum += part;
   return sum;
 }
+
+// Of an evicted token: log of the smallest normal float.
+const float kSmallestLogWeight = std::log(std::numeric_limits<float>::min());
 
 void ReadSimulatedKeys(const SimulatedKvCache& store, const UniformKvGeometry& geometry,
                        const RopeTable& rope, SequenceId seq, int64_t layer,
@@ -119,6 +123,8 @@ AttentionRecorder::AttentionRecorder(std::unique_ptr<KvStore> store, const KvGeo
       log_weights_(static_cast<size_t>(geometry_.num_layers)) {}
 
 void AttentionRecorder::RecordNext(SequenceId seq) {
+  evicting_ = dynamic_cast<const SimulatedKvCache*>(store_.get());
+  seq_ = seq;
   for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
     ReadStoredKeys(*store_, blocks_, rope_, seq, layer, keys_[static_cast<size_t>(layer)]);
   }
@@ -150,7 +156,16 @@ void AttentionRecorder::AppendAndAttend(int64_t layer, const float* q, const flo
         row[m] = scale * Dot(q + head * dim, key, dim);
       }
       row[num_stored] = scale * Dot(q + head * dim, own_key + kv_head * dim, dim);
+      const auto is_evicted = [&](int64_t token) {
+        return evicting_ != nullptr && !evicting_->Block(seq_, layer).IsKept(token, kv_head);
+      };
+      for (int64_t m = 0; m < num_stored; ++m) {
+        if (is_evicted(m)) row[m] = -std::numeric_limits<float>::infinity();
+      }
       LogSoftmax(row, num_stored + 1);
+      for (int64_t m = 0; m < num_stored; ++m) {
+        if (is_evicted(m)) row[m] = kSmallestLogWeight;
+      }
     }
   }
   store_->AppendAndAttend(layer, q, k, v, out);

@@ -10,6 +10,8 @@
 
 namespace pmkvq {
 
+class SimulatedKvCache;
+
 // Shapes of q and of the keys that scores are made of; of latent blocks one KV head of r + dr
 // values, (c, k_r). Throws Unsupported where blocks differ.
 UniformKvGeometry AttendedKeysOf(const KvGeometry& geometry);
@@ -35,7 +37,8 @@ class AttentionRecorder final : public KvStore {
   // Cost: the sequence's keys, decoded once (and its values, which packed caches decode along).
   void RecordNext(SequenceId seq);
   // Logarithms of the attention weights of the recorded token, per block [H, tokens + 1]: over
-  // the stored tokens and itself.
+  // the stored tokens and itself. Of a token that a method evicted: that of the smallest normal
+  // float, so that a KL stays finite (87 nats times the weight that went).
   const std::vector<std::vector<float>>& log_weights() const { return log_weights_; }
 
   const KeyScales* key_scales() const override { return store_->key_scales(); }
@@ -49,6 +52,9 @@ class AttentionRecorder final : public KvStore {
   KvExtraNeeds ExtraNeeds() const override { return store_->ExtraNeeds(); }
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
     store_->OfferExtras(layer, extras);
+  }
+  void OfferLogits(SequenceId seq, std::span<const float> logits) override {
+    store_->OfferLogits(seq, logits);
   }
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override;
@@ -75,7 +81,9 @@ class AttentionRecorder final : public KvStore {
   const UniformKvGeometry geometry_;  // AttendedKeysOf(blocks_)
   const RopeTable& rope_;
   bool recording_ = false;
-  std::vector<std::vector<float>> keys_;         // Per block, as read by RecordNext.
+  std::vector<std::vector<float>> keys_;        // Per block, as read by RecordNext.
+  const SimulatedKvCache* evicting_ = nullptr;  // The store, where its methods may evict.
+  SequenceId seq_ = 0;
   std::vector<std::vector<float>> log_weights_;  // Per block.
   std::vector<float> own_key_;                   // (c, k_r) of a recorded token.
 };

@@ -17,9 +17,14 @@ namespace {
 
 // One cache, its sequence and the memory of its Forwards.
 struct Lane {
-  Lane(const KvOptions& kv, const KvRequirements& needs)
-      : store(MakeKvStore(kv, needs), needs.geometry, *needs.rope), seq(store.Open().value()) {}
+  Lane(const KvOptions& kv, const KvRequirements& needs, const Model& given)
+      : replaced(ModelWithWeightsOf(kv, given, needs.num_threads)),
+        model(replaced == nullptr ? given : *replaced),
+        store(MakeKvStore(kv, needs), needs.geometry, *needs.rope),
+        seq(store.Open().value()) {}
 
+  std::shared_ptr<const Model> replaced;  // Null: the given one.
+  const Model& model;
   AttentionRecorder store;
   SequenceId seq;
   ForwardWorkspace workspace;
@@ -39,8 +44,8 @@ class LockStep {
         &model_.checkpoint()};
     KvOptions unquantised;
     unquantised.kv_dtype = caches.empty() ? DType::kF16 : caches.front().kv_dtype;
-    reference_ = std::make_unique<Lane>(unquantised, needs);
-    for (const KvOptions& kv : caches) lanes_.push_back(std::make_unique<Lane>(kv, needs));
+    reference_ = std::make_unique<Lane>(unquantised, needs, model_);
+    for (const KvOptions& kv : caches) lanes_.push_back(std::make_unique<Lane>(kv, needs, model_));
     result_.caches.resize(caches.size());
   }
 
@@ -108,11 +113,13 @@ class LockStep {
     const ReserveResult reserved = lane.store.Reserve(lane.seq, count);
     if (reserved == ReserveResult::kBudgetExhausted) return false;
     if (reserved == ReserveResult::kFailed) ThrowIfFailed({{0, *lane.store.FailureOf(lane.seq)}});
-    const ForwardChunk chunk{
-        lane.seq, tokens_.subspan(static_cast<size_t>(start), static_cast<size_t>(count)), start,
-        measured ? ForwardChunk::Logits::kAll : ForwardChunk::Logits::kNone};
-    ThrowIfFailed(model_.Forward({&chunk, 1}, lane.store, lane.workspace, options_.num_threads));
-    ThrowIfFailed(model_.FailuresOfLogits({&chunk, 1}, lane.workspace));
+    ForwardChunk chunk{lane.seq,
+                       tokens_.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                       start, measured ? ForwardChunk::Logits::kAll : ForwardChunk::Logits::kNone};
+    chunk.ends_prompt = !measured && start + count == options_.first;
+    ThrowIfFailed(
+        lane.model.Forward({&chunk, 1}, lane.store, lane.workspace, options_.num_threads));
+    ThrowIfFailed(lane.model.FailuresOfLogits({&chunk, 1}, lane.workspace));
     lane.store.TakeHalvingEvents();
     return true;
   }

@@ -29,6 +29,9 @@ class TimedStore final : public KvStore {
   void OfferExtras(int64_t layer, const KvExtras& extras) override {
     store_.OfferExtras(layer, extras);
   }
+  void OfferLogits(SequenceId seq, std::span<const float> logits) override {
+    store_.OfferLogits(seq, logits);
+  }
   void AppendAndAttend(int64_t layer, const float* q, const float* k, const float* v,
                        float* out) override {
     attention_seconds_ += TimeSeconds([&] { store_.AppendAndAttend(layer, q, k, v, out); });

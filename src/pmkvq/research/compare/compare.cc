@@ -110,6 +110,7 @@ void Count(const MethodRun& run, const Outcomes* baseline, const Outcomes* again
   std::map<int64_t, Tally> levels;
   double seconds = 0;
   int64_t timed_tokens = 0;
+  double evicted_shares = 0;
   for (const Outcome& outcome : run.outcomes) {
     const Key key = {outcome.id, outcome.response};
     const Outcome* of_baseline = baseline != nullptr ? baseline->at(key) : nullptr;
@@ -122,6 +123,7 @@ void Count(const MethodRun& run, const Outcomes* baseline, const Outcomes* again
     const bool is_cut = outcome.finish_reason == "length" || outcome.finish_reason == "kv_budget";
     result.num_prompts_too_long += is_cut && outcome.output_tokens == 0 ? 1 : 0;
     result.peak_bytes = std::max(result.peak_bytes, outcome.peak_bytes);
+    evicted_shares += 1 - outcome.kept_share;
     if (outcome.decode_seconds > 0) {
       seconds += outcome.decode_seconds;
       timed_tokens += outcome.output_tokens;
@@ -130,6 +132,9 @@ void Count(const MethodRun& run, const Outcomes* baseline, const Outcomes* again
   result.total = total.Result(baseline != nullptr, against != nullptr);
   for (const auto& [level, tally] : levels) {
     result.levels[level] = tally.Result(baseline != nullptr, against != nullptr);
+  }
+  if (!run.outcomes.empty()) {
+    result.kept_share = 1 - evicted_shares / static_cast<double>(run.outcomes.size());
   }
   if (seconds > 0) result.tokens_per_second = static_cast<double>(timed_tokens) / seconds;
 }
@@ -141,7 +146,7 @@ std::vector<Outcome> OutcomesOf(const std::vector<Response>& responses) {
   outcomes.reserve(responses.size());
   for (const Response& row : responses) {
     outcomes.push_back({row.id, row.response, row.level, row.correct, row.finish_reason,
-                        row.output_tokens, row.peak_bytes, row.decode_seconds});
+                        row.output_tokens, row.peak_bytes, row.decode_seconds, row.kept_share});
   }
   return outcomes;
 }

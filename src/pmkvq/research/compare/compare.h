@@ -25,6 +25,7 @@ struct Outcome {
   int64_t output_tokens = 0;
   int64_t peak_bytes = 0;
   double decode_seconds = 0;  // 0: unknown.
+  double kept_share = 1;      // Response::kept_share
 };
 std::vector<Outcome> OutcomesOf(const std::vector<Response>& responses);
 
@@ -86,6 +87,7 @@ struct MethodResult {
   int64_t num_cut_by_budget = 0;
   int64_t num_prompts_too_long = 0;   // Of those cut, without room for a token behind the prompt.
   int64_t peak_bytes = 0;             // Largest of any sequence.
+  double kept_share = 1;              // Mean over responses. Less than 1: the method evicts.
   double tokens_per_second = 0;       // Of one sequence while it is decoded; 0: unknown.
   double mean_output_tokens() const;  // 0 for no responses.
 };

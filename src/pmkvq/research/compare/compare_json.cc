@@ -72,6 +72,7 @@ void WriteMethod(JsonWriter& json, const Comparison& comparison, const Compariso
   if (row.status == MethodStatus::kDone) {
     WriteScore(json, row.total);
     json.Key("peak_bytes").Int(row.peak_bytes);
+    if (row.kept_share < 1) json.Key("kept_share").Number(row.kept_share);
     WriteBits(json, "effective_bits_by_budget", EffectiveBitsOf(comparison, budget));
     WriteBits(json, "effective_bits_by_peak", EffectiveBitsOf(comparison, row.peak_bytes));
     json.Key("output_tokens").Int(row.output_tokens);

@@ -72,22 +72,38 @@ Cells AccuracyCells(const Score& score) {
   return {fmt::format("{}/{}", score.num_correct, score.num_responses), FormatShare(score)};
 }
 
+bool AnyRow(const Comparison& comparison, bool (*is)(const MethodResult&)) {
+  for (const ComparisonTable& table : comparison.tables) {
+    if (std::any_of(table.methods.begin(), table.methods.end(), is)) return true;
+  }
+  return false;
+}
+
+bool Evicts(const MethodResult& row) { return row.kept_share < 1; }
+
 // The baseline has no budget; its row says so.
 Cells MemoryCells(const Comparison& comparison, const ComparisonTable& table,
                   const MethodResult& row) {
   const bool has_budget = table.budget_bytes > 0 && row.method != comparison.baseline;
   const double by_budget = has_budget ? EffectiveBitsOf(comparison, table.budget_bytes) : 0;
-  return {FormatBits(by_budget),
-          FormatBits(EffectiveBitsOf(comparison, row.peak_bytes)),
-          FormatByteSize(row.peak_bytes),
-          row.total.num_responses > 0 ? fmt::format("{:.0f}", row.mean_output_tokens()) : "-",
-          fmt::format("{}", row.num_cut_by_length),
-          fmt::format("{}", row.num_cut_by_budget),
-          FormatSpeed(row)};
+  Cells cells = {
+      FormatBits(by_budget),
+      FormatBits(EffectiveBitsOf(comparison, row.peak_bytes)),
+      FormatByteSize(row.peak_bytes),
+      row.total.num_responses > 0 ? fmt::format("{:.0f}", row.mean_output_tokens()) : "-",
+      fmt::format("{}", row.num_cut_by_length),
+      fmt::format("{}", row.num_cut_by_budget),
+      FormatSpeed(row)};
+  if (AnyRow(comparison, Evicts)) cells.push_back(fmt::format("{:.1f}", 100 * row.kept_share));
+  return cells;
 }
 
-const Cells kMemoryHeader = {"bits by\nbudget", "bits by\npeak",  "peak\nbytes",  "mean\ntokens",
-                             "cut by\nlength",  "cut by\nbudget", "tok/s\n(seq.)"};
+Cells MemoryHeader(const Comparison& comparison) {
+  Cells header = {"bits by\nbudget", "bits by\npeak",  "peak\nbytes",  "mean\ntokens",
+                  "cut by\nlength",  "cut by\nbudget", "tok/s\n(seq.)"};
+  if (AnyRow(comparison, Evicts)) header.emplace_back("kept\n%");
+  return header;
+}
 
 Cells Join(Cells first, const Cells& second) {
   first.insert(first.end(), second.begin(), second.end());
@@ -123,13 +139,6 @@ std::string SettingsLine(const Comparison& comparison, const char* quote) {
     text += fmt::format("{}{}{} {}{}", text.empty() ? "" : ", ", quote, option, value, quote);
   }
   return text;
-}
-
-bool AnyRow(const Comparison& comparison, bool (*is)(const MethodResult&)) {
-  for (const ComparisonTable& table : comparison.tables) {
-    if (std::any_of(table.methods.begin(), table.methods.end(), is)) return true;
-  }
-  return false;
 }
 
 // What the numbers mean, one sentence or two each.
@@ -317,7 +326,7 @@ Cells Unbroken(Cells header) {
 Cells WideHeader(const Comparison& comparison) {
   Cells header = Join({"method", "solved", "share"}, PairHeader(comparison.baseline));
   if (!comparison.against.empty()) header = Join(header, PairHeader(comparison.against));
-  return Unbroken(Join(header, kMemoryHeader));
+  return Unbroken(Join(header, MemoryHeader(comparison)));
 }
 
 // Without the name.
@@ -481,9 +490,9 @@ void AddPageTables(const Comparison& comparison, const ComparisonTable& table, H
     page.AddTable(PageTable(table, Join({"method"}, PairHeader(comparison.against)),
                             [](const MethodResult& row) { return PairCells(row.total.against); }));
   }
-  page.AddTable(PageTable(table, Join({"method"}, kMemoryHeader), [&](const MethodResult& row) {
-    return MemoryCells(comparison, table, row);
-  }));
+  page.AddTable(
+      PageTable(table, Join({"method"}, MemoryHeader(comparison)),
+                [&](const MethodResult& row) { return MemoryCells(comparison, table, row); }));
 }
 
 Table PageLevels(const ComparisonTable& table) {
@@ -544,9 +553,9 @@ std::string FormatComparisonText(const Comparison& comparison, bool by_level) {
           TextTable(table, Join({"method"}, PairHeader(is_short ? comparison.against : "other")),
                     [](const MethodResult& row) { return PairCells(row.total.against); });
     }
-    text += "\n" + TextTable(table, Join({"method"}, kMemoryHeader), [&](const MethodResult& row) {
-              return MemoryCells(comparison, table, row);
-            });
+    text += "\n" +
+            TextTable(table, Join({"method"}, MemoryHeader(comparison)),
+                      [&](const MethodResult& row) { return MemoryCells(comparison, table, row); });
     if (by_level) text += TextLevels(comparison, table);
   }
   text += "\n";

@@ -147,6 +147,7 @@ class ResponseObserver : public EngineObserver {
     response.peak_bytes = completion.kv.peak_bytes;
     response.budget_bytes = completion.kv.budget_bytes;
     response.final_pages = completion.kv.pages;
+    response.kept_share = completion.kv.kept_share;
     response.longest_pause_us = completion.longest_pause_us;
     response.decode_seconds = running.seconds_before + completion.decode_seconds;
     response.text = completion.text;

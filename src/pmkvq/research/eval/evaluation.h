@@ -62,6 +62,7 @@ struct Response {
   int64_t peak_bytes = 0;
   int64_t budget_bytes = 0;
   PagesPerWidth final_pages{};
+  double kept_share = 1;  // KvSequenceStats::kept_share at the end.
   double longest_pause_us = 0;
   double decode_seconds = 0;
   std::string text;

@@ -211,7 +211,9 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
   KvRequirements reference_needs = needs;
   reference_needs.device = reference_model->device();
   Runner reference{MakeKvStore(reference_kv, reference_needs), {}};
-  Measurement measurement(*model, *reference_model, tested, reference, threads);
+  const std::shared_ptr<const Model> replaced = ModelWithWeightsOf(kv, *model, threads);
+  Measurement measurement(replaced == nullptr ? *model : *replaced, *reference_model, tested,
+                          reference, threads);
 
   std::vector<const std::vector<int32_t>*> order;  // Equal lengths together.
   for (const auto& sequence : sequences) order.push_back(&sequence);

@@ -44,6 +44,7 @@ std::string ResponseLine(const Response& response) {
   json.Key("budget_bytes").Int(response.budget_bytes);
   json.Key("final_pages")
       .Array(std::vector<int64_t>(response.final_pages.begin(), response.final_pages.end()));
+  if (response.kept_share < 1) json.Key("kept_share").Number(response.kept_share);
   json.Key("longest_pause_us").Number(response.longest_pause_us);
   json.Key("decode_seconds").Number(response.decode_seconds);
   json.Key("text").String(response.text);
@@ -84,6 +85,11 @@ Response ParseResponse(std::string_view line, const std::string& source) {
   }
   for (size_t i = 0; i < response.final_pages.size(); ++i) {
     response.final_pages[i] = pages.At(i).AsInt(0, kMaxCount);
+  }
+  if (json.Has("kept_share")) {
+    const JsonValue share = json.At("kept_share");
+    response.kept_share = share.AsDouble();
+    if (response.kept_share < 0 || response.kept_share > 1) share.Fail("a share from 0 to 1");
   }
   response.longest_pause_us = NotNegative(json.Find("longest_pause_us"));
   response.decode_seconds = NotNegative(json.Find("decode_seconds"));

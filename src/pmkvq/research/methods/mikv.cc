@@ -62,6 +62,7 @@ class Mikv final : public CacheMethod {
   MethodNeeds needs() const override {
     MethodNeeds needs;
     needs.attention = true;
+    needs.queries = true;
     return needs;
   }
 

@@ -52,6 +52,12 @@ class MixKvq final : public CacheMethod {
     window_.block = ReadResidual(spec, 128, key_group_);
   }
 
+  MethodNeeds needs() const override {
+    MethodNeeds needs;
+    needs.queries = true;
+    return needs;
+  }
+
   std::unique_ptr<MethodState> NewState(int64_t) const override {
     auto state = std::make_unique<MixKvqState>();
     state->query_sums.assign(static_cast<size_t>(context_.geometry.kv_dim()), 0.0);

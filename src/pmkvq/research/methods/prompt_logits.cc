@@ -37,6 +37,8 @@ Tensor PromptLogits(const Model& model, std::span<const int32_t> ids,
                                     options.chunk,
                                     kv.kv_dtype == DType::kF16 ? model.device() : DeviceId{}};
   const std::unique_ptr<KvStore> store = MakeKvStore(kv, requirements);
+  const std::shared_ptr<const Model> replaced = ModelWithWeightsOf(kv, model, threads);
+  const Model& computed = replaced == nullptr ? model : *replaced;
   const SequenceId seq = store->Open().value();
   Tensor logits(DType::kF32, {num_tokens, config.vocab_size});
   ForwardWorkspace workspace;
@@ -53,11 +55,11 @@ Tensor PromptLogits(const Model& model, std::span<const int32_t> ids,
               "{} bytes are too few for a prompt of {} tokens; the smallest that works is {}",
               limits.total_bytes(), num_tokens, limits.SmallestThatHolds(num_tokens)));
     }
-    const ForwardChunk chunk{seq,
-                             ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
-                             start, ForwardChunk::Logits::kAll};
-    ThrowIfFailed(model.Forward({&chunk, 1}, *store, workspace, threads));
-    ThrowIfFailed(model.FailuresOfLogits({&chunk, 1}, workspace));
+    ForwardChunk chunk{seq, ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                       start, ForwardChunk::Logits::kAll};
+    chunk.ends_prompt = start + count == num_tokens;
+    ThrowIfFailed(computed.Forward({&chunk, 1}, *store, workspace, threads));
+    ThrowIfFailed(computed.FailuresOfLogits({&chunk, 1}, workspace));
     std::copy_n(workspace.logits.begin(), count * config.vocab_size,
                 logits.As<float>() + start * config.vocab_size);
   }

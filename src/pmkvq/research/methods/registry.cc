@@ -139,9 +139,7 @@ Simulation ResolveSimulated(const KvOptions& options, const KvRequirements& requ
   config.max_sequences = requirements.max_sequences;
   config.num_threads = requirements.num_threads;
   config.rope = requirements.rope;
-  for (int64_t layer = 0; layer < geometry.num_layers; ++layer) {
-    config.budget_bytes.push_back(MostBlockBytes(*simulation.method, layer, requirements.max_len));
-  }
+  config.budget_bytes = BudgetsFor(*simulation.method, geometry.num_layers, requirements.max_len);
   if (options.budget_bytes > 0) {
     config.budget_bytes = SplitBudget(options.budget_bytes, config.budget_bytes);
   }
@@ -191,6 +189,18 @@ std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequireme
   }
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);
+}
+
+std::shared_ptr<const Model> ModelWithWeightsOf(const KvOptions& options, const Model& model,
+                                                int num_threads) {
+  const Choice choice = Resolve(options.spec);
+  if (choice.simulated == nullptr || choice.simulated->replacements == nullptr) return nullptr;
+  KvRequirements requirements;
+  requirements.geometry = model.kv_geometry();
+  requirements.checkpoint = &model.checkpoint();
+  const MethodContext context{UniformOf(requirements.geometry, "--kv " + choice.spec.name),
+                              options.kv_dtype, DataOf(choice, requirements)};
+  return model.WithWeights(choice.simulated->replacements(choice.spec, context), num_threads);
 }
 
 const std::vector<Tensor>& KeyScalesOf(const KvOptions& options) {

@@ -24,6 +24,7 @@
 #include "pmkvq/kv/kv_store.h"
 #include "pmkvq/kv/spec/kv_options.h"
 #include "pmkvq/kv/spec/spec.h"
+#include "pmkvq/model/model.h"
 #include "pmkvq/research/calib/calibration.h"
 #include "pmkvq/research/methods/method_data.h"
 #include "pmkvq/research/methods/simulated_method.h"
@@ -48,6 +49,12 @@ KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& require
 
 // Makes the store. Throws as ResolveKvBudget, and IoError (memory).
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements);
+
+// The model with the weights that the SPEC's method has in place of the model's; null: with its
+// own. The cache is still made for `model`, which the files of from= name. Throws as
+// ResolveKvBudget, and as Model::WithWeights.
+std::shared_ptr<const Model> ModelWithWeightsOf(const KvOptions& options, const Model& model,
+                                                int num_threads);
 
 // Key scales that the options ask for: the plan's, or empty. The reference is valid as long as
 // `options.plan` lives. Throws InvalidInput for a wrong SPEC.

@@ -46,6 +46,10 @@ struct SimulatedMethod {
       calibrate = nullptr;
   // Tells versions of a method apart that was added at run time (AddMethod); "" for ours.
   std::string code_hash = {};
+  // Weights of the model that the method replaces (Model::WithWeights): float32 tensors by
+  // canonical name, made of context.data. Nothing: the model stays as it is. Throws as `make`.
+  std::function<std::map<std::string, Tensor>(const MethodSpec& spec, const MethodContext& context)>
+      replacements = nullptr;
 };
 
 // The key from=FILE of a method with a calibration; `help` describes the content of the file.

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "pmkvq/base/threads.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/research/methods/registry.h"
 
@@ -23,6 +24,8 @@ KvBudget CheckKvOptions(const Model& model, const SpecEngineOptions& options) {
 Engine OpenEngine(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
                   const SpecEngineOptions& options) {
   const KvOptions kv = ApplySpecKeysFor(model->checkpoint().Identity(), options.kv);
+  const int threads = options.num_threads > 0 ? options.num_threads : DefaultThreads();
+  if (auto replaced = ModelWithWeightsOf(kv, *model, threads)) model = std::move(replaced);
   const KvRequirements needs = RequirementsOf(*model, options);
   KvBudget budget = ResolveKvBudget(kv, needs);
   EngineCache cache{MakeKvStore(kv, needs), std::move(budget)};
