@@ -378,7 +378,11 @@ void SimulatedKvCache::CountPeak(const Chunk& chunk) {
   Sequence& seq = *chunk.seq;
   if (needs_.own_bytes) {
     seq.num_tokens += chunk.num_tokens;
-    int64_t held = std::max(seq.bytes_before_rules, BytesOf(seq));
+    int64_t bytes = 0;
+    for (int64_t layer = 0; layer < config_.geometry.num_layers; ++layer) {
+      bytes += std::min(BytesOf(seq, layer), MostBytes(static_cast<size_t>(layer), seq.num_tokens));
+    }
+    int64_t held = std::max(seq.bytes_before_rules, bytes);
     if (const std::optional<int64_t> most = method_->SequenceBytes(seq.num_tokens)) {
       held = std::min(held, *most);
     }

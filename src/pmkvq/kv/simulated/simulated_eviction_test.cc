@@ -42,7 +42,9 @@ class Scripted : public CacheMethod {
     if (on_step) on_step(step, blocks, states);
   }
   // A token of a KV head takes ten bytes.
-  int64_t BlockBytes(int64_t, int64_t num_tokens) const override { return 20 * num_tokens; }
+  int64_t BlockBytes(int64_t, int64_t num_tokens) const override {
+    return 20 * std::min(num_tokens, most_tokens);
+  }
   ByteGrowth Growth(int64_t) const override { return {}; }
   int64_t BytesNow(int64_t, const SimulatedBlock& block, const MethodState*) const override {
     return 10 * block.NumKept();
@@ -54,6 +56,7 @@ class Scripted : public CacheMethod {
 
   MethodNeeds what_it_needs;
   int64_t most_bytes = 0;
+  int64_t most_tokens = 1000;
   std::function<void(int64_t, const AppendedTokens&, SimulatedBlock&)> on_append;
   std::function<void(const StepInfo&, std::span<SimulatedBlock>,
                      std::span<const std::unique_ptr<MethodState>>)>
@@ -281,6 +284,22 @@ TEST_F(SimulatedEviction, BytesAreThoseOfTheState) {
   Forward(1);
   EXPECT_EQ(cache().SequenceStats(0).bytes, 2 * 160);
   EXPECT_EQ(cache().SequenceStats(0).peak_bytes, 2 * 200);
+}
+
+// A chunk counts as if its tokens came one by one, each with its step.
+TEST_F(SimulatedEviction, NoPeakIsAboveTheBound) {
+  method_->what_it_needs.steps = true;
+  method_->most_tokens = 4;
+  method_->on_step = [](const StepInfo& step, std::span<SimulatedBlock> blocks, const auto&) {
+    for (SimulatedBlock& block : blocks) {
+      for (int64_t token = 0; token < step.first + step.count - 3; ++token) {
+        for (int64_t head = 0; head < 2; ++head) block.Evict(token, head);
+      }
+    }
+  };
+  Forward(10);
+  EXPECT_EQ(cache().SequenceStats(0).bytes, 2 * 60);
+  EXPECT_EQ(cache().SequenceStats(0).peak_bytes, 2 * 80);
 }
 
 TEST_F(SimulatedEviction, ABoundOfTheSequenceReplacesThoseOfBlocks) {
