@@ -25,6 +25,7 @@ void AddDemo(CLI::App& app);
 void AddAnalyze(CLI::App& app, int argc, const char* const* argv);
 void AddInspect(CLI::App& app);
 void AddMethods(CLI::App& app);
+void AddDamage(CLI::App& app);
 void AddFit(CLI::App& app);
 void AddBench(CLI::App& app);
 void AddDevices(CLI::App& app);

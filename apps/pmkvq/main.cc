@@ -47,6 +47,7 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddTemplate(app);
   AddInspect(app);
   AddMethods(app);
+  AddDamage(app);
   AddFit(app);
   AddBench(app);
   AddDevices(app);

@@ -29,10 +29,10 @@ class MethodDriver {
     seq_ = *store_->Open();
   }
 
-  void Append(int64_t num_tokens) {
+  void Append(int64_t num_tokens, bool ends_prompt = false) {
     ASSERT_EQ(store_->Reserve(seq_, num_tokens), ReserveResult::kReserved);
     const int64_t first = store_->NumTokens(seq_);
-    store_->BeginForward({{seq_, num_tokens}});
+    store_->BeginForward({{seq_, num_tokens, false, ends_prompt}});
     for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {
       Rows rows = MakeRows(geometry_, seed_, layer, first, num_tokens);
       std::vector<float> out(rows.q.size());
@@ -59,9 +59,13 @@ class MethodDriver {
     return rows;
   }
 
-  const SimulatedBlock& block() const {
-    return dynamic_cast<const SimulatedKvCache&>(*store_).Block(seq_, 0);
+  const SimulatedBlock& block(int64_t layer = 0) const {
+    return dynamic_cast<const SimulatedKvCache&>(*store_).Block(seq_, layer);
   }
+  const CacheMethod& method() const {
+    return dynamic_cast<const SimulatedKvCache&>(*store_).method();
+  }
+  KvSequenceStats stats() const { return store_->SequenceStats(seq_); }
   // What is stored, as rows [T, Hkv, D].
   KeysAndValues Stored() const {
     KeysAndValues rows;
