@@ -28,7 +28,8 @@ namespace pmkvq {
   METHOD(KittyMethod)                   \
   METHOD(KvTunerMethod)                 \
   METHOD(OscarMethod)                   \
-  METHOD(KvMixMethod)
+  METHOD(KvMixMethod)                   \
+  METHOD(WindowMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
