@@ -11,6 +11,7 @@ namespace pmkvq {
 namespace {
 
 using testing_support::BytesAfter;
+using testing_support::ExpectRefused;
 using testing_support::Kept;
 using testing_support::kTokenBytes;
 using testing_support::MethodDriver;
@@ -82,7 +83,10 @@ TEST_P(StreamingEviction, GoesOnAfterACut) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, StreamingEviction,
-                         testing::Values(Streaming{"window:sink=3+recent=40", 43, 1}),
+                         testing::Values(Streaming{"window:sink=3+recent=40", 43, 1},
+                                         Streaming{"random:capacity=50+every=20", 50, 20},
+                                         Streaming{"random:capacity=64+every=1+sink=0+recent=5", 64,
+                                                   1}),
                          [](const auto& row) {
                            std::string name = row.param.spec;
                            for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
@@ -92,6 +96,56 @@ INSTANTIATE_TEST_SUITE_P(Specs, StreamingEviction,
 TEST(Eviction, CountsWhatIsKept) {
   EXPECT_EQ(BytesAfter("window:sink=3+recent=40", 30), 30 * kTokenBytes);
   EXPECT_EQ(BytesAfter("window:sink=3+recent=40", 100), 43 * kTokenBytes);
+  EXPECT_EQ(BytesAfter("random:capacity=50+every=20", 79), (50 + 19) * kTokenBytes);
+  EXPECT_EQ(BytesAfter("random:capacity=50+every=20", 80), 50 * kTokenBytes);
+}
+
+TEST(Eviction, NamesWhatLeavesNoRoom) {
+  ExpectRefused("random:capacity=16+recent=12", "expected more than the 16 tokens");
+}
+
+TEST(RandomEviction, PinsThePromptAndTheNewest) {
+  MethodDriver driver("random:capacity=60+every=10+recent=6");
+  driver.Append(20);
+  driver.Append(15, /*ends_prompt=*/true);
+  for (int64_t n = 36; n <= 200; ++n) driver.Append(1);
+  const std::vector<int64_t> kept = Kept(driver, 0);
+  ASSERT_EQ(kept.size(), 60u);
+  for (int64_t token = 0; token < 35; ++token) EXPECT_EQ(kept[static_cast<size_t>(token)], token);
+  for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(kept[static_cast<size_t>(54 + i)], 194 + i);
+  EXPECT_NE(kept, Kept(driver, 1)) << "heads draw for themselves";
+
+  MethodDriver other("random:capacity=60+every=10+recent=6+seed=1");
+  other.Append(35, true);
+  other.Append(165);
+  EXPECT_NE(Kept(other, 0), kept);
+}
+
+TEST(RandomEviction, APromptWithoutRoomIsDrawnFrom) {
+  MethodDriver driver("random:capacity=60+every=10+recent=6");
+  driver.Append(100, true);
+  const std::vector<int64_t> kept = Kept(driver, 0);
+  ASSERT_EQ(kept.size(), 60u);
+  EXPECT_TRUE(std::equal(kept.begin(), kept.begin() + 4, std::vector<int64_t>{0, 1, 2, 3}.begin()));
+  EXPECT_EQ(kept.back(), 99);
+}
+
+// Survivors of one step are spread evenly: old and new tokens have the same chance.
+TEST(RandomEviction, DrawsEvenly) {
+  int64_t low = 0, all = 0;
+  for (int64_t seed = 0; seed < 40; ++seed) {
+    MethodDriver driver("random:capacity=200+every=400+recent=0+sink=0+seed=" +
+                        std::to_string(seed));
+    driver.Append(400);
+    for (int64_t head = 0; head < 2; ++head) {
+      const std::vector<int64_t> kept = Kept(driver, head);
+      all += std::ssize(kept);
+      low += std::lower_bound(kept.begin(), kept.end(), 200) - kept.begin();
+    }
+  }
+  // Hypergeometric: standard deviation 5 per draw, 45 over 80 draws.
+  EXPECT_EQ(all, 80 * 200);
+  EXPECT_NEAR(static_cast<double>(low), 8000, 5 * 45);
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ namespace pmkvq {
   METHOD(KvTunerMethod)                 \
   METHOD(OscarMethod)                   \
   METHOD(KvMixMethod)                   \
-  METHOD(WindowMethod)
+  METHOD(WindowMethod)                  \
+  METHOD(RandomEvictionMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
