@@ -82,16 +82,18 @@ TEST_P(StreamingEviction, GoesOnAfterACut) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, StreamingEviction,
-                         testing::Values(Streaming{"window:sink=3+recent=40", 43, 1},
-                                         Streaming{"random:capacity=50+every=20", 50, 20},
-                                         Streaming{"random:capacity=64+every=1+sink=0+recent=5", 64,
-                                                   1}),
-                         [](const auto& row) {
-                           std::string name = row.param.spec;
-                           for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Specs, StreamingEviction,
+    testing::Values(Streaming{"window:sink=3+recent=40", 43, 1},
+                    Streaming{"random:capacity=50+every=20", 50, 20},
+                    Streaming{"random:capacity=64+every=1+sink=0+recent=5", 64, 1},
+                    Streaming{"snapkv:capacity=40+every=16", 40, 16},
+                    Streaming{"snapkv:capacity=48+every=32+window=16+pool=avg+kernel=5", 48, 32}),
+    [](const auto& row) {
+      std::string name = row.param.spec;
+      for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
+      return name;
+    });
 
 TEST(Eviction, CountsWhatIsKept) {
   EXPECT_EQ(BytesAfter("window:sink=3+recent=40", 30), 30 * kTokenBytes);

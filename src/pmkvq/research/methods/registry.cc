@@ -30,7 +30,8 @@ namespace pmkvq {
   METHOD(OscarMethod)                   \
   METHOD(KvMixMethod)                   \
   METHOD(WindowMethod)                  \
-  METHOD(RandomEvictionMethod)
+  METHOD(RandomEvictionMethod)          \
+  METHOD(SnapKvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -1,0 +1,104 @@
+// SnapKV, PyramidKV and quantised pruning: what a prompt leaves, and golden cases.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "pmkvq/io/safetensors.h"
+#include "support/damage_rows.h"
+#include "support/evicting_driver.h"
+
+namespace pmkvq {
+namespace {
+
+using testing_support::Damaged;
+using testing_support::ExpectRefused;
+using testing_support::kDriverGeometry;
+using testing_support::Kept;
+using testing_support::kTokenBytes;
+using testing_support::MethodDriver;
+using testing_support::NamedTensors;
+using testing_support::Rows;
+
+TEST(SnapKv, CountsItsQueriesWhereTheyWait) {
+  MethodDriver driver("snapkv:capacity=40+every=16");
+  driver.Append(64);
+  EXPECT_EQ(driver.BlockBytes(), 40 * kTokenBytes + 8 * 4 * 64 * 2);
+  ExpectRefused("snapkv:capacity=16+window=16", "expected more than the 16 tokens of the window");
+}
+
+TEST(SnapKv, CutsAPromptOnceAndKeepsWhatFollows) {
+  const std::string spec = "snapkv:capacity=40";
+  MethodDriver whole(spec);
+  whole.Append(150, true);
+  EXPECT_EQ(Kept(whole, 0).size(), 40u);
+  EXPECT_EQ(whole.stats().bytes, 40 * kTokenBytes);
+  EXPECT_EQ(whole.stats().peak_bytes, 150 * kTokenBytes) << "the whole prompt was there";
+  MethodDriver chunked(spec);
+  for (const int64_t chunk : {70, 77}) chunked.Append(chunk);
+  EXPECT_EQ(chunked.stats().kept_share, 1.0);
+  chunked.Append(3, true);
+  for (int64_t head = 0; head < 2; ++head) EXPECT_EQ(Kept(chunked, head), Kept(whole, head));
+  for (int64_t n = 0; n < 100; ++n) whole.Append(1);
+  whole.Append(10, true);  // Of a conversation.
+  EXPECT_EQ(Kept(whole, 0).size(), 150u);
+  EXPECT_EQ(whole.stats().peak_bytes, 150 * kTokenBytes);
+
+  MethodDriver small(spec);
+  small.Append(40, true);
+  EXPECT_EQ(small.stats().kept_share, 1.0);
+}
+
+// tests/golden/methods/pruning.safetensors: 96 tokens, the queries of the last 8, capacity 40.
+class PruningGolden : public testing::TestWithParam<const char*> {
+ protected:
+  PruningGolden()
+      : file_(SafetensorsFile::Open(PMKVQ_SOURCE_DIR "/tests/golden/methods/pruning.safetensors")) {
+    for (const char* name : {"k", "v"}) {
+      const TensorView& rows = file_.Get(name, DType::kF32, {2, 96, 32});
+      Tensor tensor(DType::kF32, {1, 2, 96, 32});
+      std::copy_n(rows.As<float>(), rows.num_elements(), tensor.As<float>());
+      tensors_.emplace(name, std::move(tensor));
+    }
+    const TensorView& last = file_.Get("q_last", DType::kF32, {4, 8, 32});
+    Tensor q(DType::kF32, {1, 4, 96, 32});
+    for (int64_t head = 0; head < 4; ++head) {
+      std::copy_n(last.As<float>() + head * 8 * 32, 8 * 32, q.As<float>() + (head * 96 + 88) * 32);
+    }
+    tensors_.emplace("q", std::move(q));
+  }
+  std::string pool() const { return GetParam(); }
+  std::string keys() const {
+    return "capacity=40+window=8+pool=" + pool() + (pool() == "max" ? "+kernel=7" : "+kernel=5");
+  }
+
+  // The kept tokens of both heads are the golden's.
+  void ExpectKept(const DamageResult& result) const {
+    const TensorView& kept = file_.Get(pool() + ".kv_head.kept", DType::kI32, {2, 40});
+    for (int64_t head = 0; head < 2; ++head) {
+      std::vector<int32_t> found;
+      for (int32_t token = 0; token < 96; ++token) {
+        if (result.kept.As<uint8_t>()[head * 96 + token] == 1) found.push_back(token);
+      }
+      const auto* const expected = kept.As<int32_t>() + head * 40;
+      EXPECT_EQ(found, std::vector<int32_t>(expected, expected + 40));
+    }
+  }
+
+  SafetensorsFile file_;
+  NamedTensors tensors_;
+};
+
+TEST_P(PruningGolden, SnapKvKeepsTheSameTokens) {
+  const DamageResult result = Damaged(tensors_, "snapkv:" + keys(), 96);
+  ExpectKept(result);
+  EXPECT_DOUBLE_EQ(result.kept_share, 40.0 / 96);
+  EXPECT_EQ(result.bytes.back(), 40 * 2 * 2 * 32 * 4);
+  EXPECT_EQ(result.peak_bytes, 96 * 2 * 2 * 32 * 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Pools, PruningGolden, testing::Values("max", "avg"),
+                         [](const auto& row) { return std::string(row.param); });
+
+}  // namespace
+}  // namespace pmkvq
