@@ -31,7 +31,8 @@ namespace pmkvq {
   METHOD(KvMixMethod)                   \
   METHOD(WindowMethod)                  \
   METHOD(RandomEvictionMethod)          \
-  METHOD(SnapKvMethod)
+  METHOD(SnapKvMethod)                  \
+  METHOD(RkvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
