@@ -32,7 +32,8 @@ namespace pmkvq {
   METHOD(WindowMethod)                  \
   METHOD(RandomEvictionMethod)          \
   METHOD(SnapKvMethod)                  \
-  METHOD(RkvMethod)
+  METHOD(RkvMethod)                     \
+  METHOD(H2oMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
