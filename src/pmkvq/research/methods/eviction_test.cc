@@ -89,6 +89,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Streaming{"random:capacity=64+every=1+sink=0+recent=5", 64, 1},
                     Streaming{"snapkv:capacity=40+every=16", 40, 16},
                     Streaming{"snapkv:capacity=48+every=32+window=16+pool=avg+kernel=5", 48, 32},
+                    Streaming{"pyramidkv:capacity=40+every=16+beta=1", 40, 16},
                     Streaming{"rkv:capacity=48+every=32", 48, 32},
                     Streaming{"h2o:capacity=50", 50, 1, true}),
     [](const auto& row) {

@@ -49,6 +49,26 @@ TEST(SnapKv, CutsAPromptOnceAndKeepsWhatFollows) {
   EXPECT_EQ(small.stats().kept_share, 1.0);
 }
 
+TEST(PyramidKv, KeepsLessInHigherBlocks) {
+  const UniformKvGeometry geometry{5, 4, 2, 64};
+  const auto kept_of = [&](int64_t prompt) {
+    MethodDriver driver("pyramidkv:capacity=48+beta=20", geometry);
+    driver.Append(prompt, true);
+    std::vector<int64_t> kept;
+    for (int64_t layer = 0; layer < 5; ++layer) {
+      kept.push_back(driver.block(layer).NumKept(1));
+    }
+    return kept;
+  };
+  // C = 40: at most 2 * 40 - 2 = 78 beside the window of 8, steps of (78 - 2) / 4 = 19.
+  EXPECT_EQ(kept_of(300), (std::vector<int64_t>{86, 67, 48, 29, 10}));
+  // 82 tokens before the window are more than 78; 77 are not: 77 to 3, steps of 18.
+  EXPECT_EQ(kept_of(90), (std::vector<int64_t>{86, 67, 48, 29, 10}));
+  EXPECT_EQ(kept_of(85), (std::vector<int64_t>{85, 67, 49, 31, 13}));
+  EXPECT_EQ(kept_of(79), (std::vector<int64_t>{48, 48, 48, 48, 48})) << "fewer than 2 C";
+  EXPECT_EQ(kept_of(48), (std::vector<int64_t>{48, 48, 48, 48, 48}));
+}
+
 // tests/golden/methods/pruning.safetensors: 96 tokens, the queries of the last 8, capacity 40.
 class PruningGolden : public testing::TestWithParam<const char*> {
  protected:

@@ -33,7 +33,8 @@ namespace pmkvq {
   METHOD(RandomEvictionMethod)          \
   METHOD(SnapKvMethod)                  \
   METHOD(RkvMethod)                     \
-  METHOD(H2oMethod)
+  METHOD(H2oMethod)                     \
+  METHOD(PyramidKvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
