@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "pmkvq/io/safetensors.h"
@@ -117,8 +118,50 @@ TEST_P(PruningGolden, SnapKvKeepsTheSameTokens) {
   EXPECT_EQ(result.peak_bytes, 96 * 2 * 2 * 32 * 4);
 }
 
+TEST_P(PruningGolden, SurvivorsAreQuantised) {
+  const DamageResult result =
+      Damaged(tensors_, "pruning:" + keys() + "+bits=4+group=16+value-group=32", 96);
+  ExpectKept(result);
+  for (const auto& [name, read] :
+       {std::pair("k_read", &result.k_read), {"v_read", &result.v_read}}) {
+    const TensorView& expected = file_.Get(pool() + "." + name, DType::kF32, {2, 40, 32});
+    const float* wanted = expected.As<float>();
+    float largest = 0;
+    for (int64_t i = 0; i < expected.num_elements(); ++i) {
+      largest = std::max(largest, std::abs(wanted[i]));
+    }
+    for (int64_t row = 0; row < 2 * 96; ++row) {
+      if (result.kept.As<uint8_t>()[row] == 0) continue;
+      for (int64_t i = 0; i < 32; ++i, ++wanted) {
+        ASSERT_NEAR(read->As<float>()[row * 32 + i], *wanted, 1e-4f * largest) << name << row;
+      }
+    }
+  }
+  // 32 survivors of each head in codes of 4 bits: keys in groups of 16 tokens, values of 32
+  // channels.
+  EXPECT_EQ(result.bytes.back(), 2 * (32 * 32 / 2 * 2 + 2 * 32 * 8 + 32 * 8) + 2 * 8 * 2 * 32 * 4);
+}
+
 INSTANTIATE_TEST_SUITE_P(Pools, PruningGolden, testing::Values("max", "avg"),
                          [](const auto& row) { return std::string(row.param); });
+
+TEST(Pruning, OddSurvivorsAndAllGeneratedTokensStay) {
+  MethodDriver driver("pruning:capacity=50+group=32", kDriverGeometry, DType::kF32);
+  driver.Append(120, true);
+  const std::vector<int64_t> kept = Kept(driver, 0);
+  const Rows given = testing_support::MakeRows(kDriverGeometry, 3, 0, 0, 120);
+  const auto is_given = [&](int64_t token) {
+    const float* const k = driver.block().Key(token, 0);
+    return std::equal(k, k + 64, given.k.begin() + token * 128);
+  };
+  for (size_t i = 0; i < kept.size(); ++i) {
+    EXPECT_EQ(is_given(kept[i]), i >= 32) << "42 survivors before the window: one group of keys";
+  }
+  const int64_t codes = 2 * (32 * 64 / 2 + 64 * 8 + 42 * 64 / 2 + 42 * 8);
+  EXPECT_EQ(driver.BlockBytes(), codes + 2 * (10 + 8 + 8) * 64 * 4);
+  driver.Append(1);
+  EXPECT_EQ(driver.BlockBytes(), codes + 2 * (10 + 8 + 8 + 2) * 64 * 4);
+}
 
 }  // namespace
 }  // namespace pmkvq

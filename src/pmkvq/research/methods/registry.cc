@@ -34,7 +34,8 @@ namespace pmkvq {
   METHOD(SnapKvMethod)                  \
   METHOD(RkvMethod)                     \
   METHOD(H2oMethod)                     \
-  METHOD(PyramidKvMethod)
+  METHOD(PyramidKvMethod)               \
+  METHOD(PruningMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
