@@ -35,7 +35,8 @@ namespace pmkvq {
   METHOD(RkvMethod)                     \
   METHOD(H2oMethod)                     \
   METHOD(PyramidKvMethod)               \
-  METHOD(PruningMethod)
+  METHOD(PruningMethod)                 \
+  METHOD(ConfKvMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
