@@ -36,7 +36,8 @@ namespace pmkvq {
   METHOD(H2oMethod)                     \
   METHOD(PyramidKvMethod)               \
   METHOD(PruningMethod)                 \
-  METHOD(ConfKvMethod)
+  METHOD(ConfKvMethod)                  \
+  METHOD(FastKvZipMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
