@@ -48,6 +48,7 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("output_tokens").Int(summary.output_tokens);
   json.Key("mean_output_tokens").Number(summary.judged.mean_output_tokens);
   json.Key("peak_bytes").Int(summary.peak_bytes);
+  if (summary.kept_share < 1) json.Key("kept_share").Number(summary.kept_share);
   json.Key("budget_bytes").Int(summary.budget_bytes);
   json.Key("cut_by_length").Int(summary.num_cut_by_length);
   json.Key("cut_by_budget").Int(summary.num_cut_by_budget);
@@ -67,6 +68,9 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   column("output_tokens", [&](const Response& response) { json.Int(response.output_tokens); });
   column("finish_reason", [&](const Response& response) { json.String(response.finish_reason); });
   column("peak_bytes", [&](const Response& response) { json.Int(response.peak_bytes); });
+  if (summary.kept_share < 1) {
+    column("kept_share", [&](const Response& response) { json.Number(response.kept_share); });
+  }
   column("decode_seconds", [&](const Response& response) { json.Number(response.decode_seconds); });
   json.EndObject().EndObject();
   return json.text();

@@ -66,6 +66,7 @@ class MethodResult:
     cut_by_length: int = 0
     cut_by_budget: int = 0
     tokens_per_second: float = 0.0  # Of one sequence while it is decoded; 0: unknown.
+    kept_share: float = 1.0  # Of the tokens, at the end, mean over responses; less than 1: the method evicts.
     levels: list[LevelScore] = field(default_factory=list)
 
 
@@ -229,7 +230,7 @@ def _result_of(row: dict[str, Any]) -> MethodResult:
         return MethodResult(**known)
     more = ("peak_bytes", "effective_bits_by_peak", "mean_output_tokens", "cut_by_length", "cut_by_budget", "tokens_per_second")
     levels = [LevelScore(level=level["level"], **_score_fields(level)) for level in row["levels"]]
-    return MethodResult(**known, **_score_fields(row), **{name: row[name] for name in more}, levels=levels)
+    return MethodResult(**known, **_score_fields(row), **{name: row[name] for name in more}, kept_share=row.get("kept_share", 1.0), levels=levels)
 
 
 def _row_of(result: MethodResult) -> dict[str, Any]:

@@ -91,6 +91,8 @@ void BindEvaluate(nb::module_& module) {
       .def_ro("output_tokens", &Response::output_tokens)
       .def_ro("peak_bytes", &Response::peak_bytes)
       .def_ro("budget_bytes", &Response::budget_bytes)
+      .def_ro("kept_share", &Response::kept_share,
+              "Of the tokens, at the end; 1: none was evicted.")
       .def_prop_ro("text", [](const Response& self) { return TextOf(self.text); });
 
   nb::class_<ResponseSummary>(module, "Summary", "Of the responses of a run; shares in [0, 1].")
@@ -115,7 +117,8 @@ void BindEvaluate(nb::module_& module) {
       .def_ro("num_cut_by_budget", &ResponseSummary::num_cut_by_budget)
       .def_ro("output_tokens", &ResponseSummary::output_tokens)
       .def_ro("peak_bytes", &ResponseSummary::peak_bytes, "The largest of any sequence.")
-      .def_ro("budget_bytes", &ResponseSummary::budget_bytes, "Of one sequence.");
+      .def_ro("budget_bytes", &ResponseSummary::budget_bytes, "Of one sequence.")
+      .def_ro("kept_share", &ResponseSummary::kept_share, "Mean over responses.");
 
   module.def("summarize", &SummarizeResponses, nb::arg("responses"));
   module.def("evaluate", &EvaluateModel, nb::arg("model"), nb::arg("tokenizer"), nb::kw_only(),

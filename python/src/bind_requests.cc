@@ -75,6 +75,8 @@ void BindRequests(nb::module_& module) {
       .def_ro("bytes", &KvSequenceStats::bytes, "Allocated: codes, metadata, sink, open page.")
       .def_ro("peak_bytes", &KvSequenceStats::peak_bytes, "The most that it took.")
       .def_ro("budget_bytes", &KvSequenceStats::budget_bytes, "The most that it may take.")
+      .def_ro("kept_share", &KvSequenceStats::kept_share,
+              "Of the tokens of each block and KV head: those that no method has evicted.")
       .def_ro("narrowed_bytes", &KvSequenceStats::narrowed_bytes,
               "Of pages that were brought to lower widths, as read.")
       .def_prop_ro(

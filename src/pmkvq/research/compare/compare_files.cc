@@ -92,6 +92,7 @@ SavedRun LoadSummary(const std::string& path) {
   const JsonValue peak_bytes = column("peak_bytes");
   const bool has_level = columns.Has("level");
   const bool has_seconds = columns.Has("decode_seconds");
+  const bool has_kept = columns.Has("kept_share");
   for (size_t i = 0; i < rows; ++i) {
     Outcome outcome;
     outcome.id = id.At(i).AsString();
@@ -101,6 +102,7 @@ SavedRun LoadSummary(const std::string& path) {
     outcome.finish_reason = finish_reason.At(i).AsString();
     outcome.peak_bytes = peak_bytes.At(i).AsInt(0, kMost);
     if (has_level) outcome.level = column("level").At(i).AsInt();
+    if (has_kept) outcome.kept_share = column("kept_share").At(i).AsDouble();
     if (has_seconds) outcome.decode_seconds = column("decode_seconds").At(i).AsDouble();
     saved.run.outcomes.push_back(std::move(outcome));
   }

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "pmkvq/research/compare/compare_fit.h"
+#include "pmkvq/research/compare/compare_report.h"
 #include "pmkvq/research/methods/registry.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -82,12 +83,13 @@ TEST(LoadRuns, FoldersInsideAFolderMakeOneTablePerBudget) {
 TEST(LoadRuns, SummariesOfEval) {
   const TempFolder folder;
   const auto write = [&](const std::string& name, const std::string& spec,
-                         const std::string& correct) {
+                         const std::string& correct, const std::string& more = "") {
     return folder.Write(
         name, R"json({"benchmark":"longcot","kv":")json" + spec +
                   R"json(","columns":{"id":["p0","p0"],"response":[0,1],"correct":)json" + correct +
                   R"json(,"output_tokens":[5,7],"finish_reason":["stop","length"],)json"
-                  R"json("peak_bytes":[100,300]}})json");
+                  R"json("peak_bytes":[100,300])json" +
+                  more + "}}");
   };
   const std::string fp16 = write("a.json", "fp16", "[true,true]");
   const std::string kivi = write("b.json", "kivi:bits=4", "[true,false]");
@@ -100,6 +102,16 @@ TEST(LoadRuns, SummariesOfEval) {
   EXPECT_EQ(row.peak_bytes, 300);
   EXPECT_EQ(row.num_cut_by_length, 1);
   EXPECT_EQ(row.total.baseline->only_other, 1);
+  EXPECT_EQ(row.kept_share, 1.0);
+  EXPECT_EQ(FormatComparisonText(comparison, false).find("kept"), std::string::npos);
+
+  const std::string evicting =
+      write("d.json", "window", "[true,false]", R"json(,"kept_share":[0.5,0.25])json");
+  const Comparison with = CompareSavedRuns(LoadRuns({evicting, fp16}), "");
+  EXPECT_DOUBLE_EQ(with.tables.at(0).methods.at(1).kept_share, 0.375);
+  EXPECT_EQ(with.tables.at(0).methods.at(0).kept_share, 1.0);
+  EXPECT_NE(FormatComparisonText(with, false).find("37.5"), std::string::npos);
+  EXPECT_NE(FormatComparisonJson(with).find("\"kept_share\":0.375"), std::string::npos);
 
   const std::string bad = write("c.json", "kivi", "[true]");
   ExpectError<InvalidInput>([&] { LoadRuns({bad}); },

@@ -279,12 +279,14 @@ std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<Prob
 ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
   ResponseSummary summary;
   std::vector<GradedResponse> graded;
+  double evicted_shares = 0;
   for (const Response& row : responses) {
     graded.push_back({row.id, row.response, row.grading == Grading::kCode, row.extracted,
                       row.correct, row.finish_reason, row.output_tokens});
     summary.num_correct += row.correct ? 1 : 0;
     summary.output_tokens += row.output_tokens;
     summary.peak_bytes = std::max(summary.peak_bytes, row.peak_bytes);
+    evicted_shares += 1 - row.kept_share;
     summary.budget_bytes = std::max(summary.budget_bytes, row.budget_bytes);
     summary.num_cut_by_length += row.finish_reason == "length" ? 1 : 0;
     summary.num_cut_by_budget += row.finish_reason == "kv_budget" ? 1 : 0;
@@ -292,6 +294,9 @@ ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {
     summary.num_prompts_too_long += is_cut && row.output_tokens == 0 ? 1 : 0;
     for (size_t i = 0; i < kWidths.size(); ++i) summary.final_pages[i] += row.final_pages[i];
     summary.longest_pause_us = std::max(summary.longest_pause_us, row.longest_pause_us);
+  }
+  if (!responses.empty()) {
+    summary.kept_share = 1 - evicted_shares / static_cast<double>(responses.size());
   }
   summary.judged = SummarizeGraded(graded);
   return summary;

@@ -127,6 +127,7 @@ struct ResponseSummary {
   int64_t num_prompts_too_long = 0;
   int64_t output_tokens = 0;
   int64_t peak_bytes = 0;       // Largest of any sequence.
+  double kept_share = 1;        // Mean over responses.
   int64_t budget_bytes = 0;     // Of one sequence.
   PagesPerWidth final_pages{};  // Summed over the ends of all sequences.
   double longest_pause_us = 0;

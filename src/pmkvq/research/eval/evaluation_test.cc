@@ -324,6 +324,7 @@ TEST(SummarizeResponses, CountsByHand) {
     response.budget_bytes = 100;
     response.final_pages = {1, 0, 0, 2};
     response.longest_pause_us = static_cast<double>(peak);
+    response.kept_share = id == "a" ? 0.5 : 1.0;
     return response;
   };
   const ResponseSummary summary = SummarizeResponses({
@@ -346,6 +347,7 @@ TEST(SummarizeResponses, CountsByHand) {
   EXPECT_EQ(summary.num_cut_by_length, 1);
   EXPECT_EQ(summary.num_cut_by_budget, 1);
   EXPECT_EQ(summary.peak_bytes, 70);
+  EXPECT_DOUBLE_EQ(summary.kept_share, 0.75);
   EXPECT_EQ(summary.budget_bytes, 100);
   EXPECT_EQ(summary.final_pages, (PagesPerWidth{6, 0, 0, 12}));
   EXPECT_EQ(summary.longest_pause_us, 70);

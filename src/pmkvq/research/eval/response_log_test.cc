@@ -66,6 +66,17 @@ TEST(ResponseLine, ReadsBackAsItWas) {
   EXPECT_TRUE(back.correct);
 }
 
+TEST(ResponseLine, TheKeptShareIsThereWhereTokensWereEvicted) {
+  Response response = MakeResponse("a", 0);
+  EXPECT_EQ(ResponseLine(response).find("kept_share"), std::string::npos);
+  EXPECT_EQ(ParseResponse(ResponseLine(response), "f:1").kept_share, 1.0);
+  response.kept_share = 0.25;
+  std::string line = ResponseLine(response);
+  EXPECT_EQ(ParseResponse(line, "f:1").kept_share, 0.25);
+  line.replace(line.find("0.25"), 4, "1.25");
+  ExpectError<InvalidInput>([&] { ParseResponse(line, "f:1"); }, {"f:1", "kept_share", "1.25"});
+}
+
 TEST(ResponseLine, CodeSaysSo) {
   Response response = MakeResponse("a", 0);
   response.grading = Grading::kCode;

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/random.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kv/simulated/simulated_cache.h"
@@ -186,22 +187,32 @@ class Recorder final : public CacheMethod {
       const float* const k = block.Key(token, kv_head);
       keys.insert(keys.end(), k, k + dim);
     }
-    std::vector<float> scores(static_cast<size_t>(half * 2 * half));
+    constexpr int64_t kRows = 128;  // Of queries at a time.
+    std::vector<float> scores(static_cast<size_t>(kRows * 2 * half));
     const int64_t stride = geometry_.num_heads * dim;
-    BlasGemm(false, true, half, 2 * half, dim, 1.0f / std::sqrt(static_cast<float>(dim)),
-             tokens.q + half * stride + head * dim, stride, keys.data(), dim, 0.0f, scores.data(),
-             2 * half);
-    for (int64_t row = 0; row < half; ++row) {
-      const float* const of_row = scores.data() + row * 2 * half;
-      const int64_t visible = half + row + 1;
-      const float largest = *std::max_element(of_row, of_row + visible);
-      double sum = 0;
-      for (int64_t i = 0; i < visible; ++i) sum += std::exp(double{of_row[i] - largest});
-      for (int64_t token = 0; token < half; ++token) {
-        float& target = of_layer[static_cast<size_t>(token * geometry_.num_kv_heads + kv_head)];
-        const double weight = std::exp(double{of_row[token] - largest}) / sum;
-        target = std::max(target, static_cast<float>(weight));
+    for (int64_t first = 0; first < half; first += kRows) {
+      CancelPoint();
+      const int64_t count = std::min(kRows, half - first);
+      BlasGemm(false, true, count, 2 * half, dim, 1.0f / std::sqrt(static_cast<float>(dim)),
+               tokens.q + (half + first) * stride + head * dim, stride, keys.data(), dim, 0.0f,
+               scores.data(), 2 * half);
+      for (int64_t row = 0; row < count; ++row) {
+        RaiseTargets(scores.data() + row * 2 * half, half, half + first + row + 1, kv_head,
+                     of_layer);
       }
+    }
+  }
+
+  // By the scores of one query of the repetition, which sees `visible` tokens.
+  void RaiseTargets(const float* scores, int64_t half, int64_t visible, int64_t kv_head,
+                    std::vector<float>& of_layer) const {
+    const float largest = *std::max_element(scores, scores + visible);
+    double sum = 0;
+    for (int64_t i = 0; i < visible; ++i) sum += std::exp(double{scores[i] - largest});
+    for (int64_t token = 0; token < half; ++token) {
+      float& target = of_layer[static_cast<size_t>(token * geometry_.num_kv_heads + kv_head)];
+      target =
+          std::max(target, static_cast<float>(std::exp(double{scores[token] - largest}) / sum));
     }
   }
 
@@ -221,7 +232,7 @@ TrainingSet Record(const MethodContext& context, const CalibrationContext& calib
   set.targets = set.inputs;
   const Model& model = *calibration.model;
   for (const std::vector<int32_t>& sample : calibration.samples->tokens) {
-    ThrowIfCancelled(calibration.cancel, "fastkvzip");
+    CancelPoint();
     const auto half =
         std::min<int64_t>(std::ssize(sample), model.config().max_position_embeddings / 2);
     std::vector<int32_t> tokens(sample.begin(), sample.begin() + half);
@@ -255,9 +266,8 @@ TrainingSet Record(const MethodContext& context, const CalibrationContext& calib
 }
 
 // Steps of at most 1000 tokens each, drawn from all samples.
-void Train(const CalibrationContext& calibration, const std::vector<float>& inputs,
-           const std::vector<float>& targets, int64_t num_kv_heads, int64_t num_steps,
-           uint64_t seed, FastKvZipGate& gate) {
+void Train(const std::vector<float>& inputs, const std::vector<float>& targets,
+           int64_t num_kv_heads, int64_t num_steps, uint64_t seed, FastKvZipGate& gate) {
   constexpr int64_t kMostTokens = 1000;
   constexpr float kRate = 0.2f;
   constexpr float kMomentum = 0.9f;
@@ -268,7 +278,7 @@ void Train(const CalibrationContext& calibration, const std::vector<float>& inpu
   std::vector<float> h(static_cast<size_t>(count * width));
   std::vector<float> wanted(static_cast<size_t>(count * num_kv_heads));
   for (int64_t step = 0; step < num_steps; ++step) {
-    if (step % 16 == 0) ThrowIfCancelled(calibration.cancel, "fastkvzip");
+    CancelPoint();
     for (int64_t row = 0; row < count; ++row) {
       const auto token = static_cast<int64_t>(random.Below(static_cast<uint64_t>(num_tokens)));
       std::copy_n(inputs.data() + token * width, width, h.data() + row * width);
@@ -281,6 +291,7 @@ void Train(const CalibrationContext& calibration, const std::vector<float>& inpu
 
 std::map<std::string, Tensor> CalibrateGates(const MethodSpec& spec, const MethodContext& context,
                                              const CalibrationContext& calibration) {
+  const CancelScope cancellable(calibration.cancel, "fastkvzip");
   const UniformKvGeometry& geometry = context.geometry;
   const int64_t num_steps = spec.Integer("steps", 1000);
   const auto num_samples = std::ssize(calibration.samples->tokens);
@@ -295,8 +306,7 @@ std::map<std::string, Tensor> CalibrateGates(const MethodSpec& spec, const Metho
     const uint64_t seed = StreamSeed(0x6a7e, static_cast<uint64_t>(layer));
     FastKvZipGate gate(geometry.num_kv_heads, geometry.num_heads / geometry.num_kv_heads, set.width,
                        seed);
-    Train(calibration, set.inputs[index], set.targets[index], geometry.num_kv_heads, num_steps,
-          seed + 1, gate);
+    Train(set.inputs[index], set.targets[index], geometry.num_kv_heads, num_steps, seed + 1, gate);
     gate.WriteTo(GatePrefix(layer), tensors);
     if (calibration.progress != nullptr) calibration.progress->Advance(1);
   }
