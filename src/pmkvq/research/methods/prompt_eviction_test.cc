@@ -7,6 +7,7 @@
 
 #include "pmkvq/io/safetensors.h"
 #include "support/damage_rows.h"
+#include "support/engine_fixture.h"
 #include "support/evicting_driver.h"
 
 namespace pmkvq {
@@ -48,6 +49,19 @@ TEST(SnapKv, CutsAPromptOnceAndKeepsWhatFollows) {
   MethodDriver small(spec);
   small.Append(40, true);
   EXPECT_EQ(small.stats().kept_share, 1.0);
+}
+
+// The prompt comes in four chunks; the last of the drawn tokens is not stored.
+TEST(SnapKv, AnEngineSaysWhereAPromptEnds) {
+  SpecEngineOptions options;
+  options.kv.spec = "snapkv:capacity=20+window=4";
+  options.max_len = 100;
+  options.chunk = 16;
+  Engine engine = OpenEngine(testing_support::TinyLlama(), nullptr, options);
+  const Completion done = testing_support::RunOne(
+      engine, testing_support::MakeRequest(testing_support::RandomPrompt(50, 7), 10));
+  EXPECT_EQ(done.kv.num_tokens, 59);
+  EXPECT_DOUBLE_EQ(done.kv.kept_share, 29.0 / 59);
 }
 
 TEST(PyramidKv, KeepsLessInHigherBlocks) {
