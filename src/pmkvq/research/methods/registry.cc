@@ -37,7 +37,8 @@ namespace pmkvq {
   METHOD(PyramidKvMethod)               \
   METHOD(PruningMethod)                 \
   METHOD(ConfKvMethod)                  \
-  METHOD(FastKvZipMethod)
+  METHOD(FastKvZipMethod)               \
+  METHOD(CqMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
