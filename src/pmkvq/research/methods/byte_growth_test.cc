@@ -20,6 +20,7 @@ SimulatedMethod KittyMethod();
 SimulatedMethod KvTunerMethod();
 SimulatedMethod OscarMethod();
 SimulatedMethod KvMixMethod();
+SimulatedMethod TadaMethod();
 
 namespace {
 
@@ -58,6 +59,8 @@ constexpr Case kCases[] = {
     {KvMixMethod, "kvmix:k=3+v=4"},
     {KvMixMethod, "kvmix:k=2+v=2"},
     {KvMixMethod, "kvmix:k=3+v=2+recent-high=0.9+recent-low=0.9"},
+    {TadaMethod, "tada"},
+    {TadaMethod, "tada:bits=2+residual=1000+mean=f32"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

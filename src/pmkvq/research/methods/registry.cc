@@ -38,7 +38,8 @@ namespace pmkvq {
   METHOD(PruningMethod)                 \
   METHOD(ConfKvMethod)                  \
   METHOD(FastKvZipMethod)               \
-  METHOD(CqMethod)
+  METHOD(CqMethod)                      \
+  METHOD(TadaMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
