@@ -21,6 +21,7 @@ SimulatedMethod KvTunerMethod();
 SimulatedMethod OscarMethod();
 SimulatedMethod KvMixMethod();
 SimulatedMethod TadaMethod();
+SimulatedMethod DecoQuantMethod();
 
 namespace {
 
@@ -61,6 +62,8 @@ constexpr Case kCases[] = {
     {KvMixMethod, "kvmix:k=3+v=2+recent-high=0.9+recent-low=0.9"},
     {TadaMethod, "tada"},
     {TadaMethod, "tada:bits=2+residual=1000+mean=f32"},
+    {DecoQuantMethod, "decoquant"},
+    {DecoQuantMethod, "decoquant:bits=2+columns=64+residual=1"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

@@ -39,7 +39,8 @@ namespace pmkvq {
   METHOD(ConfKvMethod)                  \
   METHOD(FastKvZipMethod)               \
   METHOD(CqMethod)                      \
-  METHOD(TadaMethod)
+  METHOD(TadaMethod)                    \
+  METHOD(DecoQuantMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -62,7 +62,7 @@ std::vector<std::string> Specs() {
           "kivi:reference",     "mikv",        "mixkvq",
           "rotatekv:bits=4",    "kitty",       "oscar:hadamard",
           "kvmix:k=3+v=2",      "mikv:high=8", "kvtuner:k=8+v=8",
-          "kvtuner:axis=token", "tada:bits=8"};
+          "kvtuner:axis=token", "tada:bits=8", "decoquant:bits=8"};
 }
 
 bool IsOneOf(const std::string& spec, std::initializer_list<const char*> methods) {
