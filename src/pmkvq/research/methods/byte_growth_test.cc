@@ -22,6 +22,7 @@ SimulatedMethod OscarMethod();
 SimulatedMethod KvMixMethod();
 SimulatedMethod TadaMethod();
 SimulatedMethod DecoQuantMethod();
+SimulatedMethod KvarNMethod();
 
 namespace {
 
@@ -64,6 +65,8 @@ constexpr Case kCases[] = {
     {TadaMethod, "tada:bits=2+residual=1000+mean=f32"},
     {DecoQuantMethod, "decoquant"},
     {DecoQuantMethod, "decoquant:bits=2+columns=64+residual=1"},
+    {KvarNMethod, "kvarn"},
+    {KvarNMethod, "kvarn:k=8+tail=4096"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

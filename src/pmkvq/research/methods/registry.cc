@@ -40,7 +40,8 @@ namespace pmkvq {
   METHOD(FastKvZipMethod)               \
   METHOD(CqMethod)                      \
   METHOD(TadaMethod)                    \
-  METHOD(DecoQuantMethod)
+  METHOD(DecoQuantMethod)               \
+  METHOD(KvarNMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -58,11 +58,22 @@ std::string Append(const std::string& spec, DType type, int64_t chunk, const Odd
 // All rows are multiplied by 30000, so that a group spans 120000, or each value is at an end of
 // f16.
 std::vector<std::string> Specs() {
-  return {"rtn:bits=8",         "rtn:bits=2",  "kivi:bits=4",
-          "kivi:reference",     "mikv",        "mixkvq",
-          "rotatekv:bits=4",    "kitty",       "oscar:hadamard",
-          "kvmix:k=3+v=2",      "mikv:high=8", "kvtuner:k=8+v=8",
-          "kvtuner:axis=token", "tada:bits=8", "decoquant:bits=8"};
+  return {"rtn:bits=8",
+          "rtn:bits=2",
+          "kivi:bits=4",
+          "kivi:reference",
+          "mikv",
+          "mixkvq",
+          "rotatekv:bits=4",
+          "kitty",
+          "oscar:hadamard",
+          "kvmix:k=3+v=2",
+          "mikv:high=8",
+          "kvtuner:k=8+v=8",
+          "kvtuner:axis=token",
+          "tada:bits=8",
+          "decoquant:bits=8",
+          "kvarn"};
 }
 
 bool IsOneOf(const std::string& spec, std::initializer_list<const char*> methods) {
