@@ -23,6 +23,7 @@ SimulatedMethod KvMixMethod();
 SimulatedMethod TadaMethod();
 SimulatedMethod DecoQuantMethod();
 SimulatedMethod KvarNMethod();
+SimulatedMethod TurboQuantMethod();
 
 namespace {
 
@@ -67,6 +68,8 @@ constexpr Case kCases[] = {
     {DecoQuantMethod, "decoquant:bits=2+columns=64+residual=1"},
     {KvarNMethod, "kvarn"},
     {KvarNMethod, "kvarn:k=8+tail=4096"},
+    {TurboQuantMethod, "turboquant:qjl"},
+    {TurboQuantMethod, "turboquant:k=3+v=1+recent=700"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

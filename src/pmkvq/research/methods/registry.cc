@@ -41,7 +41,8 @@ namespace pmkvq {
   METHOD(CqMethod)                      \
   METHOD(TadaMethod)                    \
   METHOD(DecoQuantMethod)               \
-  METHOD(KvarNMethod)
+  METHOD(KvarNMethod)                   \
+  METHOD(TurboQuantMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

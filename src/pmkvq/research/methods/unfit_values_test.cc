@@ -73,7 +73,8 @@ std::vector<std::string> Specs() {
           "kvtuner:axis=token",
           "tada:bits=8",
           "decoquant:bits=8",
-          "kvarn"};
+          "kvarn",
+          "turboquant"};
 }
 
 bool IsOneOf(const std::string& spec, std::initializer_list<const char*> methods) {
