@@ -42,7 +42,8 @@ namespace pmkvq {
   METHOD(TadaMethod)                    \
   METHOD(DecoQuantMethod)               \
   METHOD(KvarNMethod)                   \
-  METHOD(TurboQuantMethod)
+  METHOD(TurboQuantMethod)              \
+  METHOD(QaqMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -74,7 +74,8 @@ std::vector<std::string> Specs() {
           "tada:bits=8",
           "decoquant:bits=8",
           "kvarn",
-          "turboquant"};
+          "turboquant",
+          "qaq"};
 }
 
 bool IsOneOf(const std::string& spec, std::initializer_list<const char*> methods) {
