@@ -25,6 +25,7 @@ SimulatedMethod DecoQuantMethod();
 SimulatedMethod KvarNMethod();
 SimulatedMethod TurboQuantMethod();
 SimulatedMethod QaqMethod();
+SimulatedMethod XQuantMethod();
 
 namespace {
 
@@ -73,6 +74,8 @@ constexpr Case kCases[] = {
     {TurboQuantMethod, "turboquant:k=3+v=1+recent=700"},
     {QaqMethod, "qaq"},
     {QaqMethod, "qaq:bits=1+unit=layer+outliers=0.4+rows=64"},
+    {XQuantMethod, "xquant:kq=0+vq=0+km=0+vm=0"},
+    {XQuantMethod, "xquant:group=64+residual=4096+km=0"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

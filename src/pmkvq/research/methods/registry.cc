@@ -43,7 +43,8 @@ namespace pmkvq {
   METHOD(DecoQuantMethod)               \
   METHOD(KvarNMethod)                   \
   METHOD(TurboQuantMethod)              \
-  METHOD(QaqMethod)
+  METHOD(QaqMethod)                     \
+  METHOD(XQuantMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)

@@ -75,7 +75,8 @@ std::vector<std::string> Specs() {
           "decoquant:bits=8",
           "kvarn",
           "turboquant",
-          "qaq"};
+          "qaq",
+          "xquant:km=0+vq=0"};
 }
 
 bool IsOneOf(const std::string& spec, std::initializer_list<const char*> methods) {
