@@ -77,9 +77,9 @@ class GoldenCache {
   }
 
   // The next `count` tokens.
-  void Append(int64_t count) {
+  void Append(int64_t count, bool ends_prompt = false) {
     ASSERT_EQ(store_->Reserve(seq_, count), ReserveResult::kReserved);
-    store_->BeginForward({{seq_, count}});
+    store_->BeginForward({{.seq = seq_, .num_tokens = count, .ends_prompt = ends_prompt}});
     const std::vector<float> q(static_cast<size_t>(count * geometry_.num_heads * dim()));
     std::vector<float> out(q.size());
     for (int64_t layer = 0; layer < geometry_.num_layers; ++layer) {

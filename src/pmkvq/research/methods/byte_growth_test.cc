@@ -26,6 +26,7 @@ SimulatedMethod KvarNMethod();
 SimulatedMethod TurboQuantMethod();
 SimulatedMethod QaqMethod();
 SimulatedMethod XQuantMethod();
+SimulatedMethod SvdqMethod();
 
 namespace {
 
@@ -76,6 +77,7 @@ constexpr Case kCases[] = {
     {QaqMethod, "qaq:bits=1+unit=layer+outliers=0.4+rows=64"},
     {XQuantMethod, "xquant:kq=0+vq=0+km=0+vm=0"},
     {XQuantMethod, "xquant:group=64+residual=4096+km=0"},
+    {SvdqMethod, "svdq"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

@@ -44,7 +44,8 @@ namespace pmkvq {
   METHOD(KvarNMethod)                   \
   METHOD(TurboQuantMethod)              \
   METHOD(QaqMethod)                     \
-  METHOD(XQuantMethod)
+  METHOD(XQuantMethod)                  \
+  METHOD(SvdqMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
