@@ -27,6 +27,7 @@ SimulatedMethod TurboQuantMethod();
 SimulatedMethod QaqMethod();
 SimulatedMethod XQuantMethod();
 SimulatedMethod SvdqMethod();
+SimulatedMethod SubGenMethod();
 
 namespace {
 
@@ -78,6 +79,8 @@ constexpr Case kCases[] = {
     {XQuantMethod, "xquant:kq=0+vq=0+km=0+vm=0"},
     {XQuantMethod, "xquant:group=64+residual=4096+km=0"},
     {SvdqMethod, "svdq"},
+    {SubGenMethod, "subgen"},
+    {SubGenMethod, "subgen:clusters=4096+recent=0+values=1"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

@@ -45,7 +45,8 @@ namespace pmkvq {
   METHOD(TurboQuantMethod)              \
   METHOD(QaqMethod)                     \
   METHOD(XQuantMethod)                  \
-  METHOD(SvdqMethod)
+  METHOD(SvdqMethod)                    \
+  METHOD(SubGenMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
