@@ -28,6 +28,7 @@ SimulatedMethod QaqMethod();
 SimulatedMethod XQuantMethod();
 SimulatedMethod SvdqMethod();
 SimulatedMethod SubGenMethod();
+SimulatedMethod CocktailMethod();
 
 namespace {
 
@@ -81,6 +82,7 @@ constexpr Case kCases[] = {
     {SvdqMethod, "svdq"},
     {SubGenMethod, "subgen"},
     {SubGenMethod, "subgen:clusters=4096+recent=0+values=1"},
+    {CocktailMethod, "cocktail-own"},
 };
 
 class ByteGrowthTest : public testing::TestWithParam<Case> {

@@ -46,7 +46,8 @@ namespace pmkvq {
   METHOD(QaqMethod)                     \
   METHOD(XQuantMethod)                  \
   METHOD(SvdqMethod)                    \
-  METHOD(SubGenMethod)
+  METHOD(SubGenMethod)                  \
+  METHOD(CocktailMethod)
 
 #define PMKVQ_DECLARE(method) SimulatedMethod method();
 PMKVQ_SIMULATED_METHODS(PMKVQ_DECLARE)
