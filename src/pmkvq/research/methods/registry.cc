@@ -46,6 +46,7 @@ namespace pmkvq {
   METHOD(QaqMethod)                     \
   METHOD(XQuantMethod)                  \
   METHOD(SvdqMethod)                    \
+  METHOD(ReCalKvMethod)                 \
   METHOD(SubGenMethod)                  \
   METHOD(CocktailMethod)
 
