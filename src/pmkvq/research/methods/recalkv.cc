@@ -5,7 +5,8 @@
 // keeps of a token are the latents, at full precision: r_g numbers before RoPE for each group and
 // r_v for the values, from which keys and values would be made anew at every step. Here the model
 // runs with the products, so that keys and values are the approximated ones, and latents are
-// counted.
+// counted. With bits= below 16 the latents of a token are turned by a Hadamard transform and
+// quantised, each group's with one range.
 //
 // Calibration finds groups, factors and ranks (recalkv_rule.h). The importance of a projection is
 // the mean over its inputs of the root of the mean squared gradient. The published method then
@@ -14,14 +15,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <numeric>
 #include <span>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kernels/gemm/observed_products.h"
+#include "pmkvq/kernels/linalg/hadamard.h"
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/calib/sample_loop.h"
+#include "pmkvq/research/methods/affine.h"
 #include "pmkvq/research/methods/recalkv_rule.h"
 #include "pmkvq/research/methods/simulated_method.h"
 
@@ -32,7 +37,21 @@ constexpr char kKeyWeights[] = "k";        // Per block [C, E].
 constexpr char kValueWeights[] = "v";      // Likewise.
 constexpr char kKeyRanks[] = "k_ranks";    // [L], all groups of a block together.
 constexpr char kValueRanks[] = "v_ranks";  // [L]
+constexpr char kKeyBasis[] =
+    "k_basis";  // Per block [rank, C], orthonormal rows: latents = basis k.
+constexpr char kValueBasis[] = "v_basis";  // Likewise.
+constexpr char kFormName[] = "form";  // [2]: groups of keys, 1 where keys are more than products.
+constexpr int kWhole = 16;            // Latents as they are.
 constexpr int64_t kMaxMomentBytes = int64_t{4} << 30;
+
+// x = H x in runs of the largest powers of two that fit; each run is its own inverse.
+void HadamardRuns(std::vector<float>& x) {
+  for (size_t begin = 0; begin < x.size();) {
+    const size_t count = std::bit_floor(x.size() - begin);
+    Hadamard(x.data() + begin, static_cast<int64_t>(count));
+    begin += count;
+  }
+}
 
 class ReCalKv final : public CacheMethod {
  public:
@@ -41,35 +60,123 @@ class ReCalKv final : public CacheMethod {
       throw InvalidInput("--kv", fmt::format("'{}': no weights, expected {}", spec.text,
                                              ExpectedMethodData(spec.name)));
     }
+    bits_ = static_cast<int>(spec.Integer("bits", kWhole));
+    const float* form = context.data->Get(kFormName, {2}).As<float>();
+    if (bits_ < kWhole && form[1] != 0) {
+      throw InvalidInput("--kv",
+                         fmt::format("'{}': bits={}: a bias or norm follows the projections, "
+                                     "expected 16",
+                                     spec.text, bits_));
+    }
+    const int64_t most = context.geometry.kv_dim();
+    num_groups_ = Whole(kFormName, form[0], context.geometry.num_kv_heads);
     const int64_t num_layers = context.geometry.num_layers;
-    ranks_.resize(static_cast<size_t>(num_layers));
-    for (const char* name : {kKeyRanks, kValueRanks}) {
-      const float* ranks = context.data->Get(name, {num_layers}).As<float>();
-      for (int64_t layer = 0; layer < num_layers; ++layer) {
-        const float rank = ranks[layer];
-        if (!(rank >= 1) || rank > static_cast<float>(context.geometry.kv_dim()) ||
-            rank != std::floor(rank)) {
-          throw InvalidInput(context.data->path,
-                             fmt::format("{}: found {}, expected a whole number in [1, {}]", name,
-                                         rank, context.geometry.kv_dim()));
-        }
-        ranks_[static_cast<size_t>(layer)] += static_cast<int64_t>(rank);
+    const float* keys = context.data->Get(kKeyRanks, {num_layers}).As<float>();
+    const float* values = context.data->Get(kValueRanks, {num_layers}).As<float>();
+    for (int64_t layer = 0; layer < num_layers; ++layer) {
+      Block block{Whole(kKeyRanks, keys[layer], most), Whole(kValueRanks, values[layer], most),
+                  nullptr, nullptr};
+      if (block.key_rank % num_groups_ != 0) {
+        throw InvalidInput(context.data->path,
+                           fmt::format("{}: found {}, expected a multiple of {} groups", kKeyRanks,
+                                       block.key_rank, num_groups_));
       }
+      block.keys = Basis(kKeyBasis, layer, block.key_rank);
+      block.values = Basis(kValueBasis, layer, block.value_rank);
+      blocks_.push_back(block);
     }
   }
 
-  // The model's weights do all of it.
-  void OnAppend(int64_t, const AppendedTokens&, SimulatedBlock&, MethodState*) const override {}
+  MethodNeeds needs() const override {
+    MethodNeeds needs;
+    needs.keys_before_rope = bits_ < kWhole;
+    return needs;
+  }
+
+  // Without bits= the model's weights do all of it.
+  void OnAppend(int64_t layer, const AppendedTokens& tokens, SimulatedBlock& block,
+                MethodState*) const override {
+    if (bits_ == kWhole) return;
+    const Block& of_block = blocks_[static_cast<size_t>(layer)];
+    for (int64_t token = tokens.first; token < tokens.first + tokens.count; ++token) {
+      Damage(of_block.keys, of_block.key_rank, num_groups_, token, true, block);
+      Damage(of_block.values, of_block.value_rank, 1, token, false, block);
+    }
+  }
 
   int64_t BlockBytes(int64_t layer, int64_t num_tokens) const override {
-    return num_tokens * ranks_[static_cast<size_t>(layer)] *
-           static_cast<int64_t>(SizeOf(context_.float_type));
+    const Block& block = blocks_[static_cast<size_t>(layer)];
+    return num_tokens * (LatentBytes(block.key_rank / num_groups_) * num_groups_ +
+                         LatentBytes(block.value_rank));
   }
   ByteGrowth Growth(int64_t) const override { return {}; }
 
  private:
+  struct Block {
+    int64_t key_rank = 0;  // Of all groups.
+    int64_t value_rank = 0;
+    const float* keys = nullptr;    // [key_rank, C], owned by the data of from=.
+    const float* values = nullptr;  // [value_rank, C]
+  };
+
+  int64_t Whole(const char* name, float value, int64_t most) const {
+    if (value >= 1 && value <= static_cast<float>(most) && value == std::floor(value)) {
+      return static_cast<int64_t>(value);
+    }
+    throw InvalidInput(
+        context_.data->path,
+        fmt::format("{}: found {}, expected a whole number in [1, {}]", name, value, most));
+  }
+  const float* Basis(const char* name, int64_t layer, int64_t rank) const {
+    return context_.data->Get(BlockTensorName(name, layer), {rank, context_.geometry.kv_dim()})
+        .As<float>();
+  }
+
+  AffineFormat Format() const { return {bits_, context_.float_type}; }
+  // Of one group of latents of a token.
+  int64_t LatentBytes(int64_t rank) const {
+    if (bits_ == kWhole) return rank * static_cast<int64_t>(SizeOf(context_.float_type));
+    return AffineBytes(Format(), rank, rank);
+  }
+
+  void Damage(const float* basis, int64_t rank, int64_t num_groups, int64_t token, bool keys,
+              SimulatedBlock& block) const {
+    const int64_t dim = block.head_dim();
+    const int64_t width = context_.geometry.kv_dim();
+    std::vector<float> row;
+    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+      const float* values = keys ? block.Key(token, head) : block.Value(token, head);
+      CheckFinite(values, dim);
+      row.insert(row.end(), values, values + dim);
+    }
+    std::vector<double> read(row.size());
+    std::vector<float> latents(static_cast<size_t>(rank / num_groups));
+    for (int64_t first = 0; first < rank; first += rank / num_groups) {
+      const float* vectors = basis + first * width;
+      for (size_t i = 0; i < latents.size(); ++i) {
+        const float* vector = vectors + static_cast<int64_t>(i) * width;
+        latents[i] = static_cast<float>(std::inner_product(row.begin(), row.end(), vector, 0.0));
+      }
+      HadamardRuns(latents);
+      DamageGroup(Format(), std::ssize(latents), 1, latents.data());
+      HadamardRuns(latents);
+      for (size_t i = 0; i < latents.size(); ++i) {
+        const float* vector = vectors + static_cast<int64_t>(i) * width;
+        for (size_t j = 0; j < read.size(); ++j) read[j] += double{latents[i]} * double{vector[j]};
+      }
+    }
+    for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+      float* values = keys ? block.Key(token, head) : block.Value(token, head);
+      for (int64_t i = 0; i < dim; ++i) {
+        values[i] = static_cast<float>(read[static_cast<size_t>(head * dim + i)]);
+      }
+    }
+  }
+
   MethodContext context_;
-  std::vector<int64_t> ranks_;  // Per block, of keys and values together.
+  int bits_ = kWhole;
+  int64_t num_groups_ = 1;
+  std::vector<Block> blocks_;
 };
 
 std::string WeightName(int64_t layer, const char* side) {
@@ -220,22 +327,31 @@ void AddRidge(std::span<double> moment, int64_t width) {
   }
 }
 
-// Keys of one block by groups of heads; `rank` for each group.
-std::vector<float> LowRankKeys(const std::vector<float>& weight,
-                               const std::vector<std::vector<int64_t>>& groups,
-                               std::span<const double> moment, int64_t dim, int64_t width,
-                               int64_t rank) {
-  std::vector<float> low(weight.size());
+// Keys of one block by groups of heads; `rank` for each group. Vectors are over all channels.
+LowRankWeight LowRankKeys(const std::vector<float>& weight,
+                          const std::vector<std::vector<int64_t>>& groups,
+                          std::span<const double> moment, int64_t dim, int64_t width,
+                          int64_t rank) {
+  const int64_t kv_dim = std::ssize(weight) / width;
+  LowRankWeight low{std::vector<float>(weight.size()), {}};
   for (const std::vector<int64_t>& heads : groups) {
     std::vector<float> rows;
     for (const int64_t head : heads) {
       const auto begin = weight.begin() + head * dim * width;
       rows.insert(rows.end(), begin, begin + dim * width);
     }
-    const std::vector<float> of_group = LowRank(rows, std::ssize(heads) * dim, moment, rank);
-    for (size_t i = 0; i < heads.size(); ++i) {
-      std::copy_n(of_group.begin() + static_cast<int64_t>(i) * dim * width, dim * width,
-                  low.begin() + heads[i] * dim * width);
+    const int64_t num_rows = std::ssize(heads) * dim;
+    const LowRankWeight of_group = LowRank(rows, num_rows, moment, rank);
+    const auto first = std::ssize(low.vectors);
+    low.vectors.resize(low.vectors.size() + static_cast<size_t>(rank * kv_dim));
+    for (int64_t i = 0; i < std::ssize(heads); ++i) {
+      const int64_t head = heads[static_cast<size_t>(i)];
+      std::copy_n(of_group.weight.begin() + i * dim * width, dim * width,
+                  low.weight.begin() + head * dim * width);
+      for (int64_t latent = 0; latent < rank; ++latent) {
+        std::copy_n(of_group.vectors.begin() + latent * num_rows + i * dim, dim,
+                    low.vectors.begin() + first + latent * kv_dim + head * dim);
+      }
     }
   }
   return low;
@@ -268,11 +384,20 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   std::map<std::string, Tensor> tensors;
   Tensor key_ranks(DType::kF32, {geometry.num_layers});
   Tensor value_ranks(DType::kF32, {geometry.num_layers});
-  const auto add = [&](const char* name, int64_t layer, const std::vector<float>& values) {
-    Tensor tensor(DType::kF32, {kv_dim, width});
-    std::copy(values.begin(), values.end(), tensor.As<float>());
-    tensors.emplace(BlockTensorName(name, layer), std::move(tensor));
+  const auto add = [&](const char* name, const char* basis, int64_t layer,
+                       const LowRankWeight& low) {
+    Tensor weight(DType::kF32, {kv_dim, width});
+    std::copy(low.weight.begin(), low.weight.end(), weight.As<float>());
+    tensors.emplace(BlockTensorName(name, layer), std::move(weight));
+    Tensor vectors(DType::kF32, {std::ssize(low.vectors) / kv_dim, kv_dim});
+    std::copy(low.vectors.begin(), low.vectors.end(), vectors.As<float>());
+    tensors.emplace(BlockTensorName(basis, layer), std::move(vectors));
   };
+  const ModelConfig& config = calibration.model->config();
+  Tensor form(DType::kF32, {2});
+  form.As<float>()[0] = static_cast<float>(num_groups);
+  form.As<float>()[1] = config.qkv_bias || config.qk_norm ? 1.0f : 0.0f;
+  tensors.emplace(kFormName, std::move(form));
   const int64_t size = width + width * width;
   const int64_t at_once =
       std::max<int64_t>(1, kMaxMomentBytes / (2 * size * static_cast<int64_t>(sizeof(double))));
@@ -295,9 +420,9 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
       const int64_t value_rank = ranks[static_cast<size_t>(2 * layer + 1)];
       key_ranks.As<float>()[layer] = static_cast<float>(key_rank * num_groups);
       value_ranks.As<float>()[layer] = static_cast<float>(value_rank);
-      add(kKeyWeights, layer,
+      add(kKeyWeights, kKeyBasis, layer,
           LowRankKeys(keys, groups, moment, geometry.head_dim, width, key_rank));
-      add(kValueWeights, layer, LowRank(values, kv_dim, moment, value_rank));
+      add(kValueWeights, kValueBasis, layer, LowRank(values, kv_dim, moment, value_rank));
     }
   }
   tensors.emplace(kKeyRanks, std::move(key_ranks));
@@ -312,6 +437,7 @@ SimulatedMethod ReCalKvMethod() {
       "recalkv",
       "keys and values of low rank, from the model's weights",
       {FromKey("the weights"),
+       ChoiceKey("bits", {"16", "8", "4", "3", "2"}, "16", "width of latents"),
        RealKey("keep", 0.01, 1, "0.5", "calibration: share of all ranks that is kept"),
        IntegerKey("heads", 1, 64, "4", "calibration: KV heads of a group of keys"),
        IntegerKey("step", 1, 256, "32", "calibration: ranks are multiples of it")},

@@ -111,8 +111,8 @@ std::vector<std::vector<int64_t>> GroupHeads(std::span<const double> alignment, 
   return groups;
 }
 
-std::vector<float> LowRank(std::span<const float> weight, int64_t rows,
-                           std::span<const double> second_moment, int64_t rank) {
+LowRankWeight LowRank(std::span<const float> weight, int64_t rows,
+                      std::span<const double> second_moment, int64_t rank) {
   const auto width = std::ssize(weight) / rows;
   const std::vector<double> w(weight.begin(), weight.end());
   const SymmetricEigen eigen = EigenOfSymmetric(Product(w, second_moment, w, width).data(), rows);
@@ -123,7 +123,7 @@ std::vector<float> LowRank(std::span<const float> weight, int64_t rows,
   std::vector<double> low(w.size());
   BlasGemm<double>(true, false, rows, width, rank, 1.0, vectors, rows, latent.data(), width, 0.0,
                    low.data(), width);
-  return {low.begin(), low.end()};
+  return {{low.begin(), low.end()}, {vectors, vectors + rank * rows}};
 }
 
 std::vector<int64_t> RanksByImportance(std::span<const double> importance, double share,

@@ -25,9 +25,13 @@ std::vector<double> HeadAlignment(std::span<const float> weight, int64_t num_hea
 std::vector<std::vector<int64_t>> GroupHeads(std::span<const double> alignment, int64_t num_heads,
                                              int64_t group);
 
-// The best approximation of rank `rank` of W [rows, E] for these inputs, [rows, E].
-std::vector<float> LowRank(std::span<const float> weight, int64_t rows,
-                           std::span<const double> second_moment, int64_t rank);
+// The best approximation of rank `rank` of W [rows, E] for these inputs.
+struct LowRankWeight {
+  std::vector<float> weight;   // [rows, E]
+  std::vector<float> vectors;  // [rank, rows]: U_r^T, orthonormal rows.
+};
+LowRankWeight LowRank(std::span<const float> weight, int64_t rows,
+                      std::span<const double> second_moment, int64_t rank);
 
 // Ranks of matrices of `full` rows: together `share` of their rows, in proportion to importance,
 // each in [step, full] and then the nearest multiple of `step`.

@@ -78,15 +78,23 @@ TEST(ReCalKv, Golden) {
       const auto begin = w_k.begin() + groups[i][j] * 16 * 48;
       rows.insert(rows.end(), begin, begin + 16 * 48);
     }
-    const std::vector<float> of_group = LowRank(rows, 32, moments.second, 12);
+    const std::vector<float> of_group = LowRank(rows, 32, moments.second, 12).weight;
     for (size_t j = 0; j < 2; ++j) {
       std::copy_n(of_group.begin() + static_cast<int64_t>(j) * 16 * 48, 16 * 48,
                   low.begin() + groups[i][j] * 16 * 48);
     }
   }
   ExpectWeights(low, golden.Floats("w_k_low"));
-  const std::vector<float> values = LowRank(golden.Floats("w_v"), 64, moments.second, 24);
+  const LowRankWeight low_values = LowRank(golden.Floats("w_v"), 64, moments.second, 24);
+  const std::vector<float>& values = low_values.weight;
   ExpectWeights(values, golden.Floats("w_v_low_svd"));
+  for (size_t a = 0; a < 24; ++a) {
+    for (size_t b = 0; b <= a; ++b) {
+      const float* x = low_values.vectors.data() + a * 64;
+      const float* y = low_values.vectors.data() + b * 64;
+      EXPECT_NEAR(std::inner_product(x, x + 64, y, 0.0), a == b ? 1 : 0, 1e-5);
+    }
+  }
   // The published second fit changes nothing on the same text.
   ExpectWeights(values, golden.Floats("w_v_low"));
 }
@@ -189,6 +197,72 @@ TEST_F(ReCalKvModel, BytesAreThoseOfTheLatents) {
   }
   EXPECT_NEAR(static_cast<double>(all),
               0.5 * 2 * static_cast<double>(geometry.num_layers * geometry.kv_dim()), 12);
+}
+
+// Latents of many bits read as they are; of few they cost more. Of rows that are not of low rank,
+// as the driver's, the reading lies in the span of the bases.
+TEST_F(ReCalKvModel, LatentsMayBeQuantised) {
+  const std::string path = Calibrate("recalkv:keep=0.5+step=4+heads=1");
+  const UniformKvGeometry geometry = UniformOf(model_->kv_geometry());
+  const MethodData data = LoadMethodData(path);
+  const auto error = [&](const std::string& bits, bool keys) {
+    MethodDriver driver("recalkv:bits=" + bits + "+from=" + path, geometry);
+    driver.Append(5);
+    const auto given = driver.Given(5);
+    const auto stored = keys ? driver.Stored().first : driver.Stored().second;
+    const Tensor& basis = data.tensors.at(keys ? "k_basis.0" : "v_basis.0");
+    const auto width = static_cast<size_t>(geometry.kv_dim());
+    double squares = 0;
+    for (size_t t = 0; t < 5; ++t) {
+      std::vector<double> projected(width);
+      for (int64_t latent = 0; latent < basis.shape()[0]; ++latent) {
+        const float* vector = basis.As<float>() + latent * geometry.kv_dim();
+        double z = 0;
+        for (size_t i = 0; i < width; ++i) {
+          z += double{vector[i]} * double{(keys ? given.k : given.v)[t * width + i]};
+        }
+        for (size_t i = 0; i < width; ++i) projected[i] += z * double{vector[i]};
+      }
+      for (size_t i = 0; i < width; ++i) {
+        squares += std::pow(double{stored[t * width + i]} - projected[i], 2);
+      }
+    }
+    return std::sqrt(squares / static_cast<double>(5 * width));
+  };
+  for (const bool keys : {true, false}) {
+    EXPECT_LT(error("8", keys), 0.02);
+    EXPECT_LT(error("8", keys), 0.5 * error("4", keys));
+    EXPECT_LT(error("4", keys), 0.5 * error("2", keys));
+  }
+  // Each group of latents of a token: whole bytes of codes and a range of 4.
+  MethodDriver driver("recalkv:bits=3+from=" + path, geometry);
+  driver.Append(10);
+  const auto keys = static_cast<int64_t>(data.tensors.at("k_ranks").As<float>()[0]);
+  const auto values = static_cast<int64_t>(data.tensors.at("v_ranks").As<float>()[0]);
+  const int64_t of_head = keys / geometry.num_kv_heads;
+  EXPECT_EQ(driver.BlockBytes(),
+            10 * (geometry.num_kv_heads * ((of_head * 3 + 7) / 8 + 4) + (values * 3 + 7) / 8 + 4));
+}
+
+TEST(ReCalKv, ABiasForbidsQuantisedLatents) {
+  TinyModel tiny;
+  tiny.architecture = "Qwen2ForCausalLM";
+  tiny.qkv_bias = true;
+  const TinyFolder folder(tiny);
+  const std::shared_ptr<const Model> model = folder.Load();
+  const Samples samples = RandomSamples(tiny.vocab, {50}, 3);
+  CalibrationContext calibration;
+  calibration.model = model.get();
+  calibration.samples = &samples;
+  const TempFolder files;
+  const std::string path = files.File("recalkv");
+  SaveMethodData(CalibrateMethod("recalkv:step=4", DType::kF32, calibration,
+                                 {"texts", "concat", 1, 50, 50, 42}),
+                 path);
+  const UniformKvGeometry geometry = UniformOf(model->kv_geometry());
+  MethodDriver driver("recalkv:from=" + path, geometry);
+  ExpectError<InvalidInput>([&] { MethodDriver refused("recalkv:bits=4+from=" + path, geometry); },
+                            {"--kv", "bits=4", "a bias or norm", "expected 16"});
 }
 
 TEST_F(ReCalKvModel, NamesWhatIsWrong) {
