@@ -10,6 +10,7 @@
 #include "pmkvq/model/profile.h"
 #include "pmkvq/research/methods/weighted_kmeans.h"
 #include "support/calibration_support.h"
+#include "support/damage_rows.h"
 #include "support/expect_error.h"
 #include "support/method_golden.h"
 #include "support/method_rule.h"
@@ -76,6 +77,19 @@ TEST(Cq, Golden) {
     ExpectGolden(cache.Keys(), golden.Floats("read"));
     ExpectGolden(cache.Values(), golden.Floats("read"));
   }
+  // As `pmkvq damage` runs it.
+  testing_support::NamedTensors inputs;
+  for (const char* name : {"keys_before_rope", "v"}) {
+    Tensor tensor(DType::kF32, {1, 2, 64, 32});
+    const std::vector<float> values = golden.Floats("x");
+    std::copy(values.begin(), values.end(), tensor.As<float>());
+    inputs.emplace(name, std::move(tensor));
+  }
+  const DamageResult damaged = testing_support::Damaged(inputs, "cq:from=" + file, 30);
+  ExpectGolden({damaged.k_read.As<float>(), damaged.k_read.As<float>() + 2 * 64 * 32},
+               golden.Floats("read"));
+  ExpectGolden({damaged.v_read.As<float>(), damaged.v_read.As<float>() + 2 * 64 * 32},
+               golden.Floats("read"));
   // The indices themselves.
   const std::vector<float> x = golden.Floats("x");
   const std::vector<int32_t> codes = golden.Integers("codes");  // [Hkv, T, D / c]
