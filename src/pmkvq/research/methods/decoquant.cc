@@ -138,7 +138,7 @@ class DecoQuant final : public CacheMethod {
     const auto max_code = static_cast<double>((int64_t{1} << (bits_ - 1)) - 1);
     const double exact = std::max(most / max_code, kLeastScale);
     const float stored = StoredAs(context_.float_type, static_cast<float>(exact), "scale");
-    // Codes are the nearest ones to what is read; rounding to f32 moves none but ties.
+    // The stored scale decides which code is nearest. Rounding it to f32 would only move ties.
     const double scale = context_.float_type == DType::kF32 ? exact : double{stored};
     for (double& x : large) {
       x = std::clamp(std::nearbyint(x / scale), -max_code, max_code) * scale;

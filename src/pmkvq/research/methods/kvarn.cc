@@ -2,7 +2,7 @@
 //
 // A tile is 128 tokens of one KV head, of keys (after RoPE) or values. Each row is turned by a
 // Walsh-Hadamard transform; then rows (tokens) and columns (channels) are divided by their standard
-// deviations in turn, several times, as Sinkhorn's iteration does with sums. What is left is
+// deviations in turn, several times, as Sinkhorn's iteration does with sums. The quotients are
 // quantised per row, asymmetrically. Stored are codes, minimum, range and scale of each row, and
 // the scale of each column. The newest tokens stay at full precision: a tail, and the tile that is
 // not full.

@@ -260,7 +260,7 @@ SimulatedMethod QaqMethod() {
   return {"qaq",
           "widths per token by range and attention, within a fixed room",
           {IntegerKey("bits", 1, 8, "4", "average width that blocks of 64 tokens have room for"),
-           ChoiceKey("unit", {"head", "layer"}, "head", "what has a width of its own in a token"),
+           ChoiceKey("unit", {"head", "layer"}, "head", "part of a token that one width is for"),
            RealKey("outliers", 0, 0.5, "0.01", "share of values at full precision"),
            RealKey("eps-k", 1e-6, 1e6, "3", "error of scores that is allowed"),
            RealKey("eps-v", 1e-6, 1e6, "0.05", "error of outputs that is allowed"),

@@ -1,7 +1,7 @@
 // ReCalKV (arXiv 2505.24357): keys and values of low rank, from weights.
 //
 // The projections of keys and values are replaced by products of low rank. Keys: similar KV heads
-// form groups of 4, each with a factor of its own; values: one factor for all heads. What the cache
+// form groups of 4, one factor for each; values: one factor for all heads. What the cache
 // keeps of a token are the latents, at full precision: r_g numbers before RoPE for each group and
 // r_v for the values, from which keys and values would be made anew at every step. Here the model
 // runs with the products, so that keys and values are the approximated ones, and latents are

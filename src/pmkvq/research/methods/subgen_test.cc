@@ -118,7 +118,7 @@ TEST(SubGen, TokensInNoSampleAreGoneAndTheWindowIsExact) {
   EXPECT_LE(driver.block().NumKept(0), 40 + 8 + 4 * 2);
 }
 
-// While every token opens a cluster of its own and has all slots, the estimate is exact.
+// One sampled token is the only one in its cluster and has all slots: the estimate is exact.
 TEST(SubGen, OneSampledTokenIsExact) {
   const auto output = [](const std::string& spec) {
     MethodDriver driver(spec, {1, 1, 1, 64}, DType::kF32);

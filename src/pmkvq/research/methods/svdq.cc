@@ -1,10 +1,10 @@
 // SVDq (arXiv 2502.15304): keys as latents in a basis of singular vectors, widths by singular
 // value.
 //
-// Keys of a block, all KV heads together (C channels): their mean and the right singular vectors of
-// what is left; latent = (k - mean) V. Latent channels, by falling singular value in eight equal
-// groups, have the widths of `widths`; a width of 0 drops them. Latents are quantised per channel.
-// Values stay at full precision.
+// Keys of a block, all KV heads together (C channels): their mean, and the right singular vectors
+// of the differences from it; latent = (k - mean) V. Latent channels, by falling singular value in
+// eight equal groups, have the widths of `widths`; a width of 0 drops them. Latents are quantised
+// per channel. Values stay at full precision.
 //
 // basis=prompt: mean and basis come from the prompt, when its last token is there; its latents have
 // one range per channel. Until then all is at full precision. With from=FILE they come from
