@@ -7,11 +7,13 @@ set(PMKVQ_CUDA_SOURCES_tensor
   tensor/device/buffer_cuda.cc
   tensor/device/captured_work_cuda.cc
   tensor/device/device_info_cuda.cc
+  tensor/device/foreign_stream_cuda.cc
   tensor/device/stream_cuda.cc)
 set(PMKVQ_CUDA_STUBS_tensor
   tensor/device/buffer_cuda_stub.cc
   tensor/device/captured_work_cuda_stub.cc
   tensor/device/device_info_cuda_stub.cc
+  tensor/device/foreign_stream_cuda_stub.cc
   tensor/device/stream_cuda_stub.cc)
 set(PMKVQ_CPU_SOURCES_kernels
   kernels/attention/attention_cpu.cc

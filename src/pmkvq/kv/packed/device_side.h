@@ -26,6 +26,18 @@ namespace pmkvq {
 // than F16 and BF16, head sizes.
 void CheckDeviceCache(const CacheConfig& config);
 
+// Where the tokens of one block of a sequence are written, on the device.
+struct DeviceTokens {
+  // Those in pages, the sink's whole pieces first: [Hkv, 128 P, D] of their P pages, F16 of a cache
+  // of F16, float of one of BF16; rotated where the cache rotates. What lies behind the last token
+  // is 0, what a window has freed has no meaning.
+  std::byte* k_pages = nullptr;
+  std::byte* v_pages = nullptr;
+  // The sink's rest, [Hkv, sink_tokens % 128, D] of the cache's type.
+  std::byte* k_rest = nullptr;
+  std::byte* v_rest = nullptr;
+};
+
 class DeviceSide : public DeviceKvStore {
  public:
   // Both must outlive this object. The configuration has passed CheckDeviceCache. Throws
@@ -59,6 +71,9 @@ class DeviceSide : public DeviceKvStore {
   }
   void LaunchLookAtUnfit() override;
   uint64_t id() const override { return id_; }
+
+  // Between Forwards: launches what reads `num_before` tokens of the sequence as they are stored.
+  void LaunchRead(const Chunk& chunk, size_t layer, const DeviceTokens& tokens);
 
   // Memory of the device beside the arena, and of the host for its tables.
   size_t num_bytes() const;

@@ -86,6 +86,9 @@ class PackedKvCache final : public KvStore {
   // The stored values of one block as they read now, k_out and v_out [NumTokens, Hkv, D]; of a
   // latent block [NumTokens, r] and [NumTokens, dr]. For tests and inspection: slow, allocates.
   void ReadTokens(SequenceId seq, int64_t layer, float* k_out, float* v_out) const;
+  // The same of a cache on a device, launched on its stream: see DeviceTokens. Not in a Forward.
+  // Returns how many tokens behind the sink a window has freed.
+  int64_t LaunchRead(SequenceId seq, int64_t layer, const DeviceTokens& tokens);
   // Of all pages of one block, oldest first; for tests and inspection.
   std::vector<PageWidths> WidthsOfPages(SequenceId seq, int64_t layer) const;
 

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/float16.h"
 #include "pmkvq/base/random.h"
 #include "support/cache_driver.h"
 #include "support/device_history.h"
@@ -185,6 +186,75 @@ TEST_F(PackedCacheOnCudaTest, ForksAndImagesGoOnWithTheSameCodes) {
   cuda.cache().ReadTokens(opened, 0, k.data(), v.data());
   EXPECT_EQ(k, cpu.Read(opened, 0).first);
   EXPECT_EQ(v, cpu.Read(opened, 0).second);
+}
+
+// All tokens on the device, as ReadTokens has them: pages of all widths, whole pieces of the sink
+// and its rest. Dequantised values are rounded to F16.
+TEST_F(PackedCacheOnCudaTest, TokensAreReadOnTheDevice) {
+  for (const DType type : {DType::kF16, DType::kBF16}) {
+    for (const int64_t sink : {0, 5, 128 + 70}) {
+      CacheConfig config = TwoSizesConfig(900, 4, 4);
+      config.float_type = type;
+      config.sink_tokens = sink;
+      for (size_t layer = 0; layer < 4; ++layer) {
+        if (!config.geometry.blocks[layer].has_cache()) continue;
+        config.budget_bytes[layer] = BlockBytes(config, layer, 900, 4, 4);
+      }
+      DeviceDriver cuda(config);
+      PackedKvCache& cache = cuda.cache();
+      const SequenceId seq = *cache.Open();
+      for (const int64_t chunk : {3, 400, 1, 1, 300}) {
+        ASSERT_NE(cache.Reserve(seq, chunk), ReserveResult::kBudgetExhausted);
+        cuda.Forward({{seq, chunk, 9}});
+      }
+      const int64_t num_tokens = cache.NumTokens(seq);
+      const int64_t pieces = sink / kPageTokens * kPageTokens;
+      const int64_t in_rest = sink - pieces;
+      const int64_t in_pages = num_tokens - in_rest;
+      const int64_t num_rows = (in_pages + kPageTokens - 1) / kPageTokens * kPageTokens;
+      const KvStream& stream = config.geometry.block(0).k();
+      std::vector<float> k(static_cast<size_t>(num_tokens * stream.values()));
+      std::vector<float> v(k.size());
+      cache.ReadTokens(seq, 0, k.data(), v.data());
+      const size_t page_value = type == DType::kF16 ? 2 : 4;
+      const Buffer pages(kCuda, 2 * static_cast<size_t>(num_rows * stream.values()) * page_value);
+      const Buffer rests(
+          kCuda, std::max<size_t>(1, 2 * static_cast<size_t>(in_rest * stream.values()) * 2));
+      EXPECT_EQ(cache.LaunchRead(seq, 0,
+                                 {pages.data(), pages.data() + pages.num_bytes() / 2, rests.data(),
+                                  rests.data() + rests.num_bytes() / 2}),
+                0);
+      std::vector<std::byte> page_bytes(pages.num_bytes());
+      std::vector<std::byte> rest_bytes(rests.num_bytes());
+      Stream& own = cache.OnDevice()->stream();
+      CopyToHost(own, page_bytes.data(), pages.data(), page_bytes.size());
+      CopyToHost(own, rest_bytes.data(), rests.data(), rest_bytes.size());
+      own.Synchronize();
+      const auto value_of = [&](const std::byte* data, int64_t index, DType of) {
+        if (of == DType::kF32) return reinterpret_cast<const float*>(data)[index];
+        return of == DType::kF16 ? ToFloat(reinterpret_cast<const F16*>(data)[index])
+                                 : ToFloat(reinterpret_cast<const BF16*>(data)[index]);
+      };
+      const DType page_type = type == DType::kF16 ? DType::kF16 : DType::kF32;
+      for (int64_t token = 0; token < num_tokens; ++token) {
+        const bool is_rest = token >= pieces && token < sink;
+        const int64_t row = is_rest ? token - pieces : token - (token >= sink ? in_rest : 0);
+        for (int64_t i = 0; i < stream.values(); ++i) {
+          const int64_t rows = is_rest ? in_rest : num_rows;
+          const int64_t place = (i / stream.width * rows + row) * stream.width + i % stream.width;
+          for (const bool is_values : {false, true}) {
+            const std::vector<std::byte>& bytes = is_rest ? rest_bytes : page_bytes;
+            const std::byte* const data = bytes.data() + (is_values ? bytes.size() / 2 : 0);
+            const float expected =
+                (is_values ? v : k)[static_cast<size_t>(token * stream.values() + i)];
+            const float found = value_of(data, place, is_rest ? type : page_type);
+            const float rounding = std::abs(expected) * (type == DType::kF16 ? 0x1p-11f : 0x1p-22f);
+            ASSERT_NEAR(found, expected, rounding) << token << " " << i;
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_F(PackedCacheOnCudaTest, ValuesThatDoNotFitFailTheirSequenceAlone) {

@@ -5,6 +5,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/tensor/device/buffer.h"
 #include "pmkvq/tensor/device/captured_work.h"
+#include "pmkvq/tensor/device/foreign_stream.h"
 #include "support/expect_error.h"
 #include "support/gpu_test.h"
 
@@ -60,6 +61,29 @@ TEST_F(DeviceCudaTest, EventsMeasureAndOrderStreams) {
   other.Synchronize();
   EXPECT_EQ(first[0], 2);
   EXPECT_EQ(first[1], 1);
+}
+
+// Another library's stream is a handle; here that of a stream of ours.
+TEST_F(DeviceCudaTest, ForeignStreamsAndOursWaitForEachOther) {
+  Stream other(kDevice);
+  const Buffer memory(kDevice, size_t{256} << 20);
+  StreamEvent given(kDevice);
+  StreamEvent done(kDevice);
+  FillOnDevice(other, memory.data(), 1, memory.num_bytes());
+  RecordForeign(kDevice, given, other.handle());
+  stream().Wait(given);
+  FillOnDevice(stream(), memory.data(), 2, memory.num_bytes() - 1);
+  done.Record(stream());
+  MakeForeignWait(kDevice, other.handle(), done);
+  uint8_t last[2] = {};
+  CopyToHost(other, last, memory.data() + memory.num_bytes() - 2, 2);
+  other.Synchronize();
+  EXPECT_EQ(last[0], 2);
+  EXPECT_EQ(last[1], 1);
+  // The default stream has no handle.
+  RecordForeign(kDevice, given, nullptr);
+  MakeForeignWait(kDevice, nullptr, done);
+  given.Synchronize();
 }
 
 TEST_F(DeviceCudaTest, CapturedWorkRunsWhenItIsLaunched) {
