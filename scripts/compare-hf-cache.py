@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""transformers' generate on the CPU with pmkvq.hf.PackedCache and with other caches, side by side in one run.
+"""transformers' generate, on the CPU or a CUDA device, with pmkvq.hf.PackedCache and with other caches, side by side in one run.
 
 A Llama model of random weights, by default four blocks with the attention of Qwen1.5-0.5B (16 heads and KV heads of 64), a
 small MLP (--inner 2816 is that model's) and a small vocabulary; one prompt, greedy, up to 8192 tokens. Each round runs all caches in turn; medians are printed, and the ratio of PackedCache to QuantizedCache.
 `cpu` is the processor time of generate. `held` is what the process gives back to the system when the cache is deleted; `claimed` is PackedCache.stats() (pages and
-scratch), for the others the bytes of the tensors that they hold.
+scratch), for the others the bytes of the tensors that they hold. On a device, where a PackedCache takes its whole arena at
+once, `claimed` is arena and scratch, and `held` is memory of the device.
 Exits with 1 where generate is less than --least-speedup times as fast as with QuantizedCache, or where PackedCache holds
 more than --most-memory times what it claims.
 
-Usage: scripts/compare-hf-cache.py [--prompt 6144] [--new-tokens 2048] [--layers 4] [--bits 4] [--backend quanto|hqq|none] [--dynamic]
+Usage: scripts/compare-hf-cache.py [--prompt 6144] [--new-tokens 2048] [--layers 4] [--bits 4] [--backend quanto|hqq|none] [--dynamic] [--device cpu|cuda] [--dtype float32|bfloat16|float16]
 """
 import argparse
 import ctypes
@@ -24,9 +25,14 @@ import transformers
 import pmkvq.hf
 
 
-def bytes_in_memory():
-    """Resident bytes, after the allocator gave back what it does not need."""
+def bytes_in_memory(device):
+    """Resident bytes, after the allocator gave back what it does not need; of the device where that is no CPU."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
@@ -56,19 +62,22 @@ def tensors_of(thing, seen):
 def claimed_bytes(cache):
     if isinstance(cache, pmkvq.hf.PackedCache):
         stats = cache.stats()
-        return stats.bytes + stats.scratch_bytes
+        on_device = cache.layers[0]._shared.device.type == "cuda"
+        return (stats.arena_bytes if on_device else stats.bytes) + stats.scratch_bytes
     return sum(dict(tensors_of(cache.layers, {})).values())
 
 
 class Clock(transformers.StoppingCriteria):
-    """When each token was drawn."""
+    """When each token was drawn, and was known to the host."""
 
     def __init__(self):
         self.times = []
 
     def __call__(self, input_ids, scores, **_):
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def measure(model, ids, new_tokens, attention, make_cache):
@@ -82,7 +91,7 @@ def measure(model, ids, new_tokens, attention, make_cache):
     end, cpu_end = time.perf_counter(), time.process_time()
     scratch = cache.stats().scratch_bytes if isinstance(cache, pmkvq.hf.PackedCache) else 0
     claimed = claimed_bytes(cache)
-    with_cache = bytes_in_memory()
+    with_cache = bytes_in_memory(model.device)
     del cache
     return {
         "generate_s": end - start,
@@ -91,7 +100,7 @@ def measure(model, ids, new_tokens, attention, make_cache):
         "token_ms": 1e3 * statistics.median(b - a for a, b in zip(clock.times, clock.times[1:])),
         "claimed_mb": claimed / 1e6,
         "scratch_mb": scratch / 1e6,
-        "held_mb": (with_cache - bytes_in_memory()) / 1e6,
+        "held_mb": (with_cache - bytes_in_memory(model.device)) / 1e6,
         "tokens": tokens[0, ids.shape[1]:].tolist(),
     }
 
@@ -109,6 +118,8 @@ def main():
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--backend", default="quanto", choices=["quanto", "hqq", "none"])
     parser.add_argument("--dynamic", action="store_true", help="DynamicCache, too")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--least-speedup", type=float, default=3.0)
     parser.add_argument("--most-memory", type=float, default=1.05)
@@ -121,8 +132,10 @@ def main():
         num_key_value_heads=arguments.kv_heads, head_dim=arguments.head_dim,
         max_position_embeddings=arguments.prompt + arguments.new_tokens, bos_token_id=None, eos_token_id=None)
     torch.manual_seed(1)
-    model = transformers.LlamaForCausalLM(config).eval()
-    ids = torch.randint(1, arguments.vocab, (1, arguments.prompt))
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    with torch.device(arguments.device):
+        model = transformers.LlamaForCausalLM(config).eval()
+        ids = torch.randint(1, arguments.vocab, (1, arguments.prompt))
     packed = f"PackedCache {arguments.bits} bits"
     caches = {packed: ("pmkvq", lambda: pmkvq.hf.PackedCache(model, nbits=arguments.bits))}
     quantized = None
@@ -144,7 +157,8 @@ def main():
         for name, runs in results.items()
     }
     print(f"{arguments.layers} blocks, {arguments.heads} / {arguments.kv_heads} heads of {arguments.head_dim}, prompt "
-          f"{arguments.prompt}, {arguments.new_tokens} new tokens, {torch.get_num_threads()} threads, torch "
+          f"{arguments.prompt}, {arguments.new_tokens} new tokens, {arguments.dtype}, "
+          f"{torch.cuda.get_device_name() if model.device.type == 'cuda' else f'{torch.get_num_threads()} threads'}, torch "
           f"{torch.__version__}, transformers {transformers.__version__}")
     print(f"{'cache':32} {'generate s':>10} {'cpu s':>7} {'prompt s':>9} {'token ms':>9} {'claimed MB':>10} {'scratch MB':>10} "
           f"{'held MB':>8}")

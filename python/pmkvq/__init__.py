@@ -4,8 +4,13 @@
     llm = pmkvq.LLM("models/longcot-10m", kv="pm-kvq", kv_budget="4.75MiB")
     answer = llm.chat([{"role": "user", "content": "..."}])[0]
 """
-from . import methods, ops
+from ._load import load as _load
+
+_load()
+
+from . import methods, ops  # noqa: E402
 from ._compare import Comparison, LevelScore, MethodResult, PairedResult, compare
+from ._devices import Devices, devices
 from ._errors import (
     Cancelled,
     DeviceError,
@@ -22,6 +27,7 @@ from ._llm import LLM, Event, FinishEvent, KvStats, Score, load_model
 from ._plan import WIDTHS, Allocation, Plan, Sensitivity, allocate, calibrate, sensitivity
 from ._pmkvq import (
     Completion,
+    Device,
     HalvingEvent,
     KvSnapshot,
     Model,
@@ -40,7 +46,9 @@ __all__ = [
     "Cancelled",
     "Comparison",
     "Completion",
+    "Device",
     "DeviceError",
+    "Devices",
     "Error",
     "Event",
     "FinishEvent",
@@ -73,6 +81,7 @@ __all__ = [
     "allocate",
     "calibrate",
     "compare",
+    "devices",
     "evaluate",
     "judge",
     "load_model",

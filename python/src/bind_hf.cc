@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -9,12 +10,14 @@
 
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
 #include "hf_cache.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/io/checkpoint.h"
+#include "pmkvq/tensor/device/device_info.h"
 
 namespace nb = nanobind;
 
@@ -91,7 +94,58 @@ bool Append(HfCache& cache, int64_t layer, const std::optional<Heads>& q, const 
   return cache.Append(layer, rows);
 }
 
-void Read(const HfCache& cache, int64_t layer, int64_t row, const Tokens& k, const Tokens& v) {
+// Addresses of a device. The package has checked type, shape and order of the tensors.
+template <class T>
+T* AddressOf(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+bool AppendOnDevice(HfCache& cache, int64_t layer, uintptr_t q, uintptr_t k, uintptr_t v,
+                    uintptr_t out, int64_t num_tokens, const std::vector<int64_t>& skip,
+                    uintptr_t stream) {
+  const nb::gil_scoped_release release;
+  HfRows rows;
+  rows.q = AddressOf<const float>(q);
+  rows.k = AddressOf<const float>(k);
+  rows.v = AddressOf<const float>(v);
+  rows.out = AddressOf<float>(out);
+  rows.num_tokens = num_tokens;
+  rows.skip = skip;
+  rows.stream = AddressOf<CUstream_st>(stream);
+  return cache.Append(layer, rows);
+}
+
+int64_t ReadOnDevice(HfCache& cache, int64_t layer, int64_t row, uintptr_t k_pages,
+                     uintptr_t v_pages, uintptr_t k_rest, uintptr_t v_rest, uintptr_t stream) {
+  const nb::gil_scoped_release release;
+  DeviceTokens tokens;
+  tokens.k_pages = AddressOf<std::byte>(k_pages);
+  tokens.v_pages = AddressOf<std::byte>(v_pages);
+  tokens.k_rest = AddressOf<std::byte>(k_rest);
+  tokens.v_rest = AddressOf<std::byte>(v_rest);
+  return cache.ReadOnDevice(layer, row, tokens, AddressOf<CUstream_st>(stream));
+}
+
+// Of queries and of keys, [heads * D / 2] each: a factor for each pair of dims i and i + D / 2.
+std::optional<std::pair<std::vector<float>, std::vector<float>>> KeyScalesOf(const HfCache& cache,
+                                                                             int64_t layer) {
+  const KeyScales* const scales = cache.config().key_scales.get();
+  if (scales == nullptr) return std::nullopt;
+  const KvBlockGeometry& block = cache.config().geometry.block(layer);
+  const float* const q = scales->query_factors(layer);
+  const float* const k = scales->key_factors(layer);
+  return std::pair(std::vector(q, q + block.q_values() / 2),
+                   std::vector(k, k + block.k().values() / 2));
+}
+
+void Open(HfCache& cache, int64_t batch_size, const std::string& device) {
+  const std::optional<DeviceId> id = ParseDevice(device);
+  PMKVQ_CHECK(id.has_value());
+  if (id->device != Device::kCpu) Query(*id);
+  cache.Open(batch_size, *id);
+}
+
+void Read(HfCache& cache, int64_t layer, int64_t row, const Tokens& k, const Tokens& v) {
   const KvStream& stream = cache.config().geometry.block(layer).k();
   const nb::gil_scoped_release release;
   for (const Tokens* const array : {&k, &v}) {
@@ -128,13 +182,11 @@ void BindHf(nb::module_& module) {
                   nb::arg("kv_dtype"), nb::arg("sink_tokens"), nb::arg("window_tokens"),
                   nb::arg("floor_bits"), nb::arg("max_len"), nb::arg("chunk"), nb::arg("threads"))
       .def_prop_ro("batch_size", &HfCache::batch_size, WithoutGil())
-      .def("open", &HfCache::Open, nb::arg("batch_size"), WithoutGil())
+      .def("open", &Open, nb::arg("batch_size"), nb::arg("device"), WithoutGil())
       .def("close", &HfCache::Close, WithoutGil())
       .def(
           "has_room",
-          [](const HfCache& self, const std::vector<int64_t>& tokens) {
-            return self.HasRoom(tokens);
-          },
+          [](HfCache& self, const std::vector<int64_t>& tokens) { return self.HasRoom(tokens); },
           nb::arg("tokens"), WithoutGil())
       // Arrays are tensors as a rule, which NumPy's types do not name.
       .def("append", &Append, nb::arg("layer"), nb::arg("q").noconvert().none(),
@@ -145,6 +197,15 @@ void BindHf(nb::module_& module) {
       .def("read", &Read, nb::arg("layer"), nb::arg("row"), nb::arg("k").noconvert(),
            nb::arg("v").noconvert(),
            nb::sig("def read(self, layer: int, row: int, k: object, v: object) -> None"))
+      .def("append_on_device", &AppendOnDevice, nb::arg("layer"), nb::arg("q"), nb::arg("k"),
+           nb::arg("v"), nb::arg("out"), nb::arg("num_tokens"), nb::arg("skip"), nb::arg("stream"))
+      .def("read_on_device", &ReadOnDevice, nb::arg("layer"), nb::arg("row"), nb::arg("k_pages"),
+           nb::arg("v_pages"), nb::arg("k_rest"), nb::arg("v_rest"), nb::arg("stream"))
+      .def("key_scales", &KeyScalesOf, nb::arg("layer"))
+      .def_prop_ro("sink_tokens", [](const HfCache& self) { return self.config().sink_tokens; })
+      .def_prop_ro("rotates_keys", [](const HfCache& self) { return self.config().rotate_keys; })
+      .def_prop_ro("rotates_values",
+                   [](const HfCache& self) { return self.config().rotate_values; })
       .def("num_tokens", &HfCache::NumTokens, nb::arg("layer"), nb::arg("row"))
       .def("can_truncate", &HfCache::CanTruncate, nb::arg("layer"), nb::arg("row"),
            nb::arg("num_tokens"))

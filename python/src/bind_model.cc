@@ -82,6 +82,23 @@ MarkedText Render(const TextCodec& codec, const std::vector<Message>& messages,
 }  // namespace
 
 void BindModel(nb::module_& module) {
+  nb::class_<DeviceInfo>(module, "Device", "A CUDA device that this package can use.")
+      .def_prop_ro("id", [](const DeviceInfo& self) { return NameOf(self.id); })
+      .def_ro("name", &DeviceInfo::name)
+      .def_prop_ro("capability",
+                   [](const DeviceInfo& self) {
+                     return std::tuple(self.capability_major, self.capability_minor);
+                   })
+      .def_ro("total_bytes", &DeviceInfo::total_bytes)
+      .def_ro("free_bytes", &DeviceInfo::free_bytes);
+  module.def(
+      "list_devices",
+      [] {
+        DeviceList list = ListDevices();
+        return std::tuple(list.versions, list.problem, list.devices);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+
   nb::class_<LoadedModel>(module, "Model", "Weights in memory. Any number of LLMs may share them.")
       .def_static("load", &Load, nb::arg("path"), nb::arg("weights"), nb::arg("threads"),
                   nb::arg("device"))

@@ -99,11 +99,14 @@ void HfCache::MakeStores(int64_t max_rows) {
   }
 }
 
-void HfCache::Open(int64_t batch_size) {
+void HfCache::Open(int64_t batch_size, DeviceId device) {
   const std::lock_guard lock(mutex_);
   PMKVQ_CHECK(batch_size > 0);
+  config_.device = device;
+  MakeEvents();
   MakeStores(batch_size);
   halved_pages_ = 0;
+  failure_.reset();
   for (Block& block : blocks_) {
     for (int64_t row = 0; row < batch_size; ++row) block.rows.push_back(*StoreOf(block).Open());
   }
@@ -115,8 +118,9 @@ void HfCache::Close() {
   stores_.clear();
 }
 
-bool HfCache::HasRoom(std::span<const int64_t> tokens) const {
+bool HfCache::HasRoom(std::span<const int64_t> tokens) {
   const std::lock_guard lock(mutex_);
+  Settle();
   for (int64_t layer = 0; layer < std::ssize(blocks_); ++layer) {
     const Block& block = At(layer);
     PMKVQ_CHECK(tokens.size() == block.rows.size());
@@ -125,6 +129,8 @@ bool HfCache::HasRoom(std::span<const int64_t> tokens) const {
       longest = std::max(longest, StoreOf(block).NumTokens(block.rows[row]) + tokens[row]);
     }
     const auto index = static_cast<size_t>(layer);
+    // Page tables of a device have a fixed size.
+    if (is_on_device() && longest > config_.max_len) return false;
     if (FloorBytes(config_, index, longest) > config_.budget_bytes[index]) return false;
   }
   return true;
@@ -169,14 +175,47 @@ bool HfCache::Append(int64_t layer, const HfRows& given) {
   Block& block = At(layer);
   const auto batch_size = std::ssize(block.rows);
   PMKVQ_CHECK(given.skip.empty() || std::ssize(given.skip) == batch_size);
-  const HfRows rows = Scaled(layer, given);
-  if (rows.skip.empty() && batch_size * rows.num_tokens <= kMostRowsTogether) {
-    return StoreTogether(block, rows);
+  End(stores_[block.store]);
+  ThrowFailure();
+  const HfRows rows = is_on_device() ? given : Scaled(layer, given);
+  if (is_on_device()) RecordForeign(config_.device, *given_, rows.stream);
+  bool has_room = true;
+  const bool are_few = batch_size * rows.num_tokens <= kMostRowsTogether;
+  if (rows.skip.empty() && (are_few || (is_on_device() && rows.num_tokens == 1))) {
+    has_room = StoreTogether(block, rows);
+  } else {
+    for (int64_t row = 0; row < batch_size && has_room; ++row) {
+      has_room = StoreRow(block, layer, row, rows);
+    }
   }
-  for (int64_t row = 0; row < batch_size; ++row) {
-    if (!StoreRow(block, layer, row, rows)) return false;
+  // With the last block a Forward of transformers ends.
+  if (!is_on_device() || layer == num_layers() - 1) {
+    Settle();
+    ThrowFailure();
   }
-  return true;
+  return has_room;
+}
+
+void HfCache::ThrowFailure() const {
+  if (failure_) throw InvalidInput(failure_->where, failure_->what);
+}
+
+// Ends the store's Forward, if one is under way.
+void HfCache::End(BlockStore& store) {
+  if (store.under_way.empty()) return;
+  const Batch batch = std::exchange(store.under_way, {});
+  store.cache->EndForward();
+  for (const HalvingEvent& event : store.cache->TakeHalvingEvents()) {
+    halved_pages_ += event.num_k_pages + event.num_v_pages;
+  }
+  for (const BatchChunk& chunk : batch) {
+    const KvFailure* const failure = store.cache->FailureOf(chunk.seq);
+    if (failure != nullptr && !failure_) failure_ = *failure;
+  }
+}
+
+void HfCache::Settle() {
+  for (BlockStore& store : stores_) End(store);
 }
 
 // The same tokens of all rows in one Forward.
@@ -211,11 +250,10 @@ bool HfCache::StoreRow(Block& block, int64_t layer, int64_t row, const HfRows& r
 }
 
 bool HfCache::Store(Block& block, const Batch& batch, const HfRows& rows) {
-  PackedKvCache& store = StoreOf(block);
-  const auto check = [&](SequenceId id) {
-    const KvFailure* const failure = store.FailureOf(id);
-    if (failure != nullptr) throw InvalidInput(failure->where, failure->what);
-  };
+  BlockStore& of_block = stores_[block.store];
+  PackedKvCache& store = *of_block.cache;
+  End(of_block);
+  ThrowFailure();
   const auto drop_reservations = [&] {
     for (const BatchChunk& chunk : batch) {
       if (store.FailureOf(chunk.seq) == nullptr)
@@ -226,13 +264,17 @@ bool HfCache::Store(Block& block, const Batch& batch, const HfRows& rows) {
     const ReserveResult result = store.Reserve(chunk.seq, chunk.num_tokens);
     if (result == ReserveResult::kBudgetExhausted || result == ReserveResult::kFailed) {
       drop_reservations();
-      check(chunk.seq);
+      const KvFailure* const failure = store.FailureOf(chunk.seq);
+      if (failure != nullptr) failure_ = *failure;
+      ThrowFailure();
       return false;
     }
   }
   store.BeginForward(batch);
   try {
-    if (rows.q == nullptr) {
+    if (is_on_device()) {
+      Launch(store, batch, rows);
+    } else if (rows.q == nullptr) {
       store.Append(0, rows.k, rows.v);
     } else {
       store.AppendAndAttend(0, rows.q, rows.k, rows.v, rows.out);
@@ -241,16 +283,13 @@ bool HfCache::Store(Block& block, const Batch& batch, const HfRows& rows) {
     store.AbandonForward();
     throw;
   }
-  store.EndForward();
-  for (const HalvingEvent& event : store.TakeHalvingEvents()) {
-    halved_pages_ += event.num_k_pages + event.num_v_pages;
-  }
-  for (const BatchChunk& chunk : batch) check(chunk.seq);
+  of_block.under_way = batch;
   return true;
 }
 
-void HfCache::Read(int64_t layer, int64_t row, float* k, float* v) const {
+void HfCache::Read(int64_t layer, int64_t row, float* k, float* v) {
   const std::lock_guard lock(mutex_);
+  Settle();
   const Block& block = At(layer);
   const SequenceId id = block.rows[static_cast<size_t>(row)];
   StoreOf(block).ReadTokens(id, 0, k, v);
@@ -265,14 +304,16 @@ void HfCache::Read(int64_t layer, int64_t row, float* k, float* v) const {
   }
 }
 
-int64_t HfCache::NumTokens(int64_t layer, int64_t row) const {
+int64_t HfCache::NumTokens(int64_t layer, int64_t row) {
   const std::lock_guard lock(mutex_);
+  Settle();
   const Block& block = At(layer);
   return StoreOf(block).NumTokens(block.rows[static_cast<size_t>(row)]);
 }
 
-bool HfCache::CanTruncate(int64_t layer, int64_t row, int64_t num_tokens) const {
+bool HfCache::CanTruncate(int64_t layer, int64_t row, int64_t num_tokens) {
   const std::lock_guard lock(mutex_);
+  Settle();
   const Block& block = At(layer);
   return StoreOf(block).LongestTruncation(block.rows[static_cast<size_t>(row)], num_tokens) ==
          num_tokens;
@@ -280,12 +321,14 @@ bool HfCache::CanTruncate(int64_t layer, int64_t row, int64_t num_tokens) const 
 
 void HfCache::Truncate(int64_t layer, int64_t row, int64_t num_tokens) {
   const std::lock_guard lock(mutex_);
+  Settle();
   const Block& block = At(layer);
   StoreOf(block).Truncate(block.rows[static_cast<size_t>(row)], num_tokens);
 }
 
 void HfCache::Select(int64_t layer, std::span<const int64_t> rows) {
   const std::lock_guard lock(mutex_);
+  Settle();
   if (std::ssize(rows) > max_rows_) Grow(std::ssize(rows));
   Block& block = At(layer);
   PackedKvCache& store = StoreOf(block);
@@ -327,18 +370,21 @@ void HfCache::Grow(int64_t max_rows) {
   blocks_ = std::move(grown.blocks_);
 }
 
-std::unique_ptr<HfCache> HfCache::Copy() const {
+std::unique_ptr<HfCache> HfCache::Copy() {
   const std::lock_guard lock(mutex_);
+  Settle();
   auto copy = std::unique_ptr<HfCache>(new HfCache(config_));
   if (blocks_.empty()) return copy;
+  copy->MakeEvents();
   copy->MakeStores(max_rows_);
   copy->CopyRows(*this);
   copy->halved_pages_ = halved_pages_;
   return copy;
 }
 
-HfCacheStats HfCache::Stats() const {
+HfCacheStats HfCache::Stats() {
   const std::lock_guard lock(mutex_);
+  Settle();
   HfCacheStats stats;
   for (const int64_t budget : config_.budget_bytes) stats.budget_bytes += budget;
   stats.halved_pages = halved_pages_;

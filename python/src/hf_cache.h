@@ -5,6 +5,10 @@
 // geometry is a single block: a block can take a prompt in the engine's chunks while others have
 // not seen it, and be read at any time. Blocks with equal settings share a store, so that its
 // working memory and the partly filled ends of its arena are there once.
+//
+// On a device (hf_cache_device.cc) rows are memory of the device, and the caller's stream and the
+// stores' wait for each other there. The Forward of a block ends, which waits for the device, when
+// its store is needed again: so the host goes on to what follows attention meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +20,7 @@
 
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/kv_options.h"
+#include "pmkvq/tensor/device/foreign_stream.h"
 
 namespace pmkvq::python {
 
@@ -30,6 +35,8 @@ struct HfCacheOptions {
 
 // New tokens of a batch in one block: row b of q [B, T, H, D], k and v [B, T, Hkv, D] begins with
 // skip[b] places that hold no token (left padding). `skip` is empty where no row has any.
+// On a device: memory of the device, q, k and v with key scales and query_factor applied, and
+// changed; `stream` is the caller's, in whose order they were computed and `out` will be read.
 struct HfRows {
   const float* q = nullptr;  // Null: nothing attends.
   const float* k = nullptr;
@@ -38,6 +45,7 @@ struct HfRows {
   int64_t num_tokens = 0;  // T
   float query_factor = 1;  // Of q, since stores attend with the scale 1 / sqrt(D).
   std::span<const int64_t> skip;
+  CUstream_st* stream = nullptr;
 };
 
 struct HfCacheStats {
@@ -62,39 +70,45 @@ class HfCache {
   // Rows of a batch, 0 before Open.
   int64_t batch_size() const;
 
-  // Makes empty rows. What was stored is dropped. Throws IoError (memory).
-  void Open(int64_t batch_size);
+  // Makes empty rows. What was stored is dropped. Throws IoError (memory); for a device Unsupported
+  // (no code for it, or for such pages there) and DeviceError.
+  void Open(int64_t batch_size, DeviceId device = {});
   // Drops everything, memory as well.
   void Close();
 
   // Whether each row b has room for tokens[b] more in every block, at the floor at least.
-  bool HasRoom(std::span<const int64_t> tokens) const;
+  bool HasRoom(std::span<const int64_t> tokens);
 
   // Attends (where rows.q is not null) and stores. False: the budget is exhausted; then nothing of
   // these rows was stored, provided that HasRoom was true before.
-  // Throws InvalidInput for values that the cache cannot hold; the rows can only be closed then.
+  // Throws InvalidInput for values that the cache cannot hold; the rows can only be closed then. On
+  // a device that shows with a later block of the same tokens, with the last one at the latest.
   bool Append(int64_t layer, const HfRows& rows);
   // All tokens of a row as they read now: k, v [NumTokens, Hkv, D]. What a sliding window has freed
   // reads as 0.
-  void Read(int64_t layer, int64_t row, float* k, float* v) const;
+  void Read(int64_t layer, int64_t row, float* k, float* v);
+  // The same on a device, in the order of `stream`: see PackedKvCache::LaunchRead. Key scales are
+  // not divided out.
+  int64_t ReadOnDevice(int64_t layer, int64_t row, const DeviceTokens& tokens, CUstream_st* stream);
 
-  int64_t NumTokens(int64_t layer, int64_t row) const;
+  int64_t NumTokens(int64_t layer, int64_t row);
   // Whether a row can be cut to `num_tokens`: not where a sliding window has freed pages.
-  bool CanTruncate(int64_t layer, int64_t row, int64_t num_tokens) const;
+  bool CanTruncate(int64_t layer, int64_t row, int64_t num_tokens);
   void Truncate(int64_t layer, int64_t row, int64_t num_tokens);
   // Row i becomes what row rows[i] was; any number of rows, some more than once. Closed pages are
   // shared until one of their rows narrows them.
   void Select(int64_t layer, std::span<const int64_t> rows);
   // A cache of the same tokens that shares no memory with this one.
-  std::unique_ptr<HfCache> Copy() const;
+  std::unique_ptr<HfCache> Copy();
 
-  HfCacheStats Stats() const;
+  HfCacheStats Stats();
 
  private:
   // Of blocks with equal settings.
   struct BlockStore {
     std::unique_ptr<PackedKvCache> cache;
     std::vector<int64_t> layers;
+    Batch under_way;  // Chunks of the Forward that has not ended yet.
   };
   struct Block {
     size_t store = 0;  // Of stores_.
@@ -102,6 +116,7 @@ class HfCache {
   };
 
   explicit HfCache(const CacheConfig& config) : config_(config) {}
+  bool is_on_device() const { return config_.device.device != Device::kCpu; }
   bool AreAlike(int64_t layer, int64_t other) const;
   void MakeStores(int64_t max_rows);
   // The sequences of `from`'s blocks, in stores that were made for them.
@@ -116,12 +131,21 @@ class HfCache {
   bool StoreTogether(Block& block, const HfRows& rows);
   bool StoreRow(Block& block, int64_t layer, int64_t row, const HfRows& rows);
   bool Store(Block& block, const Batch& batch, const HfRows& rows);
+  void End(BlockStore& store);
+  void Settle();
+  void ThrowFailure() const;
+  // hf_cache_device.cc
+  void MakeEvents();
+  void Launch(PackedKvCache& store, const Batch& batch, const HfRows& rows);
 
   CacheConfig config_;    // Of all blocks, for one row.
   int64_t max_rows_ = 0;  // That stores_ have room for.
   std::vector<BlockStore> stores_;
   std::vector<Block> blocks_;
   int64_t halved_pages_ = 0;
+  std::optional<KvFailure> failure_;  // Of a row, since the batch was opened.
+  // Points in the caller's stream and in a store's.
+  std::unique_ptr<StreamEvent> given_, done_;
   AlignedVector<float> scaled_q_, scaled_k_;
   mutable std::mutex mutex_;
 };

@@ -1,4 +1,4 @@
-"""A packed KV cache for transformers models on the CPU.
+"""A packed KV cache for transformers models, on the CPU or a CUDA device.
 
     import pmkvq.hf
     model.set_attn_implementation("pmkvq")              # reads packed pages; without: see PackedCache

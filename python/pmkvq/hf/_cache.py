@@ -16,8 +16,8 @@ from .._arguments import bytes_of, threads_of
 from .._errors import InvalidInput, KvBudgetExhausted, RequestFailed, Unsupported
 from .._plan import Plan
 from ._attention import IMPLEMENTATION, PendingKeys
+from ._device import PAGE_TOKENS, DeviceRows, attend_to_prompt, check_device
 
-PAGE_TOKENS = 128
 WIDTHS = (16, 8, 4, 2)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,10 +40,18 @@ class _Shared:
     as soon as the last reference to the cache does."""
 
     def __init__(
-        self, native: _pmkvq.HfCache, config: PretrainedConfig, windows: list[int], heads: tuple[int, int, int]
+        self,
+        native: _pmkvq.HfCache,
+        config: PretrainedConfig,
+        windows: list[int],
+        heads: tuple[int, int, int],
+        kv_dtype: str,
     ):
         self.native = native
         self.config = config
+        self.kv_dtype = kv_dtype
+        self.device: torch.device | None = None  # Of the batch, where there is one.
+        self.on_device: DeviceRows | None = None  # Where the device is no CPU.
         self.windows = windows  # Of each block; 0: none.
         self.num_heads, self.num_kv_heads, self.head_dim = heads
         self.layers: list[_Length] = [_Length() for _ in windows]
@@ -54,10 +62,19 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         heads = (self.num_heads, self.num_kv_heads, self.head_dim)
-        copied = _Shared(self.native.copy(), self.config, self.windows, heads)
+        copied = _Shared(self.native.copy(), self.config, self.windows, heads, self.kv_dtype)
+        copied.device = self.device
+        copied.on_device = None if self.on_device is None else self.on_device.of(copied.native)
         copied.layers = [_Length(length.seen, list(length.stored)) for length in self.layers]
         memo[id(self)] = copied
         return copied
+
+    def open(self, batch: int, device: torch.device) -> None:
+        self.native.open(batch, str(device))
+        self.layers = [_Length(0, [0] * batch) for _ in self.layers]
+        self.device, self.on_device = device, None
+        if device.type != "cpu":
+            self.on_device = DeviceRows(self.native, device, self.num_kv_heads, self.head_dim, self.kv_dtype)
 
     def begin_forward(self, tokens: Sequence[int]) -> None:
         """Before the first block stores tokens[b] of row b."""
@@ -154,10 +171,8 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch = int(key_states.shape[0])
-        native = self._shared.native
-        if native.batch_size == 0:
-            native.open(batch)
-            self._shared.layers = [_Length(0, [0] * batch) for _ in self._shared.layers]
+        if self._shared.native.batch_size == 0:
+            self._shared.open(batch, key_states.device)
         self.is_initialized = True
 
     def update(
@@ -187,8 +202,12 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         shared = self._shared
         for name, tensor in (("keys", keys), ("values", values)):
-            if tensor.device.type != "cpu":
-                raise Unsupported(f"[PackedCache] found {name} on {tensor.device}, expected cpu: model.to(\"cpu\")")
+            check_device(tensor.device, name)
+            if shared.device is not None and tensor.device != shared.device:
+                raise Unsupported(
+                    f"[PackedCache] found {name} on {tensor.device} in block {self._index}, expected {shared.device} as "
+                    "before: all blocks on one device"
+                )
             if tensor.dtype not in _FLOATS:
                 raise Unsupported(
                     f"[PackedCache] found {name} of {tensor.dtype}, expected float32, float16 or bfloat16"
@@ -252,7 +271,13 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                 f"places are stored, expected {[max(0, before - places) for places in padding]}; pass the whole mask"
             )
         out = torch.zeros if any(skip) else torch.empty
-        result = out((batch, new, shared.num_heads, shared.head_dim), dtype=torch.float32)
+        result = out((batch, new, shared.num_heads, shared.head_dim), dtype=torch.float32, device=shared.device)
+        window = shared.windows[self._index]
+        if shared.on_device is not None and before == 0 and 1 < new and (window == 0 or new <= window):
+            # A prompt from its first token on: nothing of it is packed yet.
+            self._store([new - places for places in skip], skip, None, keys, values, None, 1.0)
+            attend_to_prompt(query, keys, values, factor, skip, result)
+            return result
         self._store([new - places for places in skip], skip, query, keys, values, result, factor)
         return result
 
@@ -270,15 +295,12 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if self._index == 0:
             shared.begin_forward(tokens)
         length = self._length
-        has_room = shared.native.append(
-            self._index,
-            None if query is None else _rows_of(query),
-            _rows_of(keys),
-            _rows_of(values),
-            out,
-            factor,
-            skip if any(skip) else [],
-        )
+        skip = skip if any(skip) else []
+        if shared.on_device is not None:
+            has_room = shared.on_device.append(self._index, query, keys, values, out, factor, skip)
+        else:
+            rows = None if query is None else _rows_of(query)
+            has_room = shared.native.append(self._index, rows, _rows_of(keys), _rows_of(values), out, factor, skip)
         if not has_room:
             raise KvBudgetExhausted(f"[PackedCache] the KV budget of block {self._index} is spent; reset() begins anew")
         length.seen += int(keys.shape[2])
@@ -303,9 +325,14 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Keys and values [B, places, Hkv, D] float32 of `seen` places; zeros in padding and behind them."""
         shared = self._shared
         shape = (shared.native.batch_size, places, shared.num_kv_heads, shared.head_dim)
-        keys, values = torch.zeros(shape), torch.zeros(shape)
+        keys, values = torch.zeros((2, *shape), dtype=torch.float32, device=shared.device).unbind()
         for row, stored in enumerate(self._length.stored):
-            shared.native.read(self._index, row, keys[row, seen - stored : seen], values[row, seen - stored : seen])
+            k, v = keys[row, seen - stored : seen], values[row, seen - stored : seen]
+            if shared.on_device is None:
+                shared.native.read(self._index, row, k, v)
+                continue
+            for to, tokens in zip((k, v), shared.on_device.read(self._index, row, stored), strict=True):
+                to.copy_(tokens)
         return keys, values
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -396,7 +423,8 @@ class PackedCache(Cache):
     Rows are sequences of one length in places; each has its budget. KvBudgetExhausted is raised before anything
     is stored; BudgetStop ends generate before that. copy.deepcopy makes a cache of the same tokens, for prompts
     that several texts begin with.
-    On the CPU, for inference. One forward pass at a time.
+    For inference, one forward pass at a time, on the CPU or, where the package was built with CUDA, on one CUDA
+    device: that of the first keys. There kv_dtype is "f16" or "bf16", and all memory of the rows is taken at once.
     """
 
     def __init__(
@@ -434,7 +462,7 @@ class PackedCache(Cache):
             chunk=chunk,
             threads=threads_of(threads),
         )
-        self._shared = _Shared(native, config, windows, blocks[0][:3])
+        self._shared = _Shared(native, config, windows, blocks[0][:3], kv_dtype)
         self._packed = [PackedLayer(self._shared, index) for index in range(len(blocks))]
         super().__init__(layers=list(self._packed))
         self.method = method
@@ -476,6 +504,7 @@ class PackedCache(Cache):
     def reset(self) -> None:
         """Drops all rows and their memory. The next batch may have another size."""
         self._shared.native.close()
+        self._shared.device = self._shared.on_device = None
         self._shared.layers = [_Length() for _ in self._packed]
         self._shared.mask = None
         for layer in self._packed:

@@ -61,9 +61,12 @@ def test_equals_the_engine(tmp_path: pathlib.Path, kind: str, kv: str, options: 
 
 
 def compare_with_engine(
-    model: Any, cache: PackedCache, engine: pmkvq.LLM, prompt: list[int], answer: list[int]
+    model: Any, cache: PackedCache, engine: pmkvq.LLM, prompt: list[int], answer: list[int], least: float = 0
 ) -> None:
-    """All logits behind the prompt, up to the constant that the engine's log-probabilities have not; and bytes."""
+    """All logits behind the prompt, up to the constant that the engine's log-probabilities have not; and bytes.
+
+    least: an error that is allowed in any case.
+    """
     params = pmkvq.SamplingParams(
         temperature=0, max_tokens=len(answer), ignore_eos=True, logprobs=VOCAB, logit_bias={}, seed=1
     )
@@ -81,8 +84,8 @@ def compare_with_engine(
     errors = (found - expected).abs().amax(dim=-1)
     exact = logits_of(model, DynamicCache(config=model.config), ids, [])[0, len(prompt) - 1 : -1]
     effect = (torch.log_softmax(exact, dim=-1) - expected).abs().amax(dim=-1)
-    assert errors.median() < min(1e-3, 0.05 * float(effect.median())), (errors.median(), effect.median())
-    assert errors.max() < 0.25 * effect.max(), (errors.max(), effect.max())
+    assert errors.median() < max(least, min(1e-3, 0.05 * float(effect.median()))), (errors.median(), effect.median())
+    assert errors.max() < max(5 * least, 0.25 * float(effect.max())), (errors.max(), effect.max())
     assert found.argmax(dim=-1).tolist() == drawn.token_ids
     # The engine does not store its last token.
     cache.crop(-1)

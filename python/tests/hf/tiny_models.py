@@ -43,15 +43,16 @@ _SHAPE: dict[str, Any] = {
 
 def tiny(kind: str, attention: str = "pmkvq", **more: Any) -> Any:
     """Weights so large that attention is far from uniform, and logits are of size 1 to 10."""
-    settings = {**_SHAPE, **more}
+    head_dim = int(more.pop("head_dim", HEAD_DIM))
+    settings = {**_SHAPE, "hidden_size": NUM_HEADS * head_dim, **more}
     if kind == "llama":
-        model: Any = LlamaForCausalLM(LlamaConfig(head_dim=HEAD_DIM, **settings))
+        model: Any = LlamaForCausalLM(LlamaConfig(head_dim=head_dim, **settings))
     elif kind == "mistral":
-        model = MistralForCausalLM(MistralConfig(head_dim=HEAD_DIM, **settings))
+        model = MistralForCausalLM(MistralConfig(head_dim=head_dim, **settings))
     elif kind == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**settings))
     else:
-        model = Qwen3ForCausalLM(Qwen3Config(head_dim=HEAD_DIM, **settings))
+        model = Qwen3ForCausalLM(Qwen3Config(head_dim=head_dim, **settings))
     generator = torch.Generator().manual_seed(len(kind) + ord(kind[-1]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -75,9 +76,10 @@ def logits_of(model: Any, cache: Cache | None, ids: torch.Tensor, cuts: list[int
     with torch.no_grad():
         for end in [*cuts, ids.shape[1]]:
             if end > begin:
-                parts.append(model(ids[:, begin:end], **{CACHE: cache}, use_cache=cache is not None).logits)
+                piece = ids[:, begin:end].to(model.device)
+                parts.append(model(piece, **{CACHE: cache}, use_cache=cache is not None).logits)
             begin = max(begin, end)
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1).cpu()
 
 
 def one_by_one(prompt: int, count: int) -> list[int]:
