@@ -89,6 +89,12 @@ function(pmkvq_add_module name)
   endif()
   add_library(pmkvq_${name} STATIC ${sources})
   set_target_properties(pmkvq_${name} PROPERTIES EXPORT_NAME ${name})
+  if(NOT ARG_PROGRAM_ONLY)
+    # It may become part of a shared object, Python's extension, which exports its init function only. One
+    # kind of objects serves that and programs; hidden symbols cost programs nothing.
+    set_target_properties(pmkvq_${name} PROPERTIES
+      POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  endif()
   target_include_directories(pmkvq_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   list(TRANSFORM ARG_DEPENDS PREPEND pmkvq_)

@@ -19,7 +19,7 @@ for group in "$@"; do
   case "$group" in
     build) ;;
     # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates.
-    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 openssl chromium) ;;
+    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 python3-dev python3-venv openssl chromium) ;;
     # promtool is in prometheus; systemd-analyze checks the unit.
     test-server) packages+=(python3 python3-venv openssl curl nodejs prometheus systemd chromium) ;;
     test-python) packages+=(python3 python3-dev python3-venv) ;;
