@@ -120,7 +120,8 @@ class DeviceRows:
             pairs = self._head_dim // 2
             # A factor is that of dims i and i + D / 2.
             self._scales[layer] = scales and tuple(  # type: ignore[assignment]
-                torch.tensor(factors, dtype=torch.float32, device=self.device).view(-1, pairs).repeat(1, 2) for factors in scales
+                torch.tensor(factors, dtype=torch.float32, device=self.device).view(-1, pairs).repeat(1, 2)
+                for factors in scales
             )
         return self._scales[layer]
 
