@@ -202,8 +202,9 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         shared = self._shared
         for name, tensor in (("keys", keys), ("values", values)):
-            check_device(tensor.device, name)
-            if shared.device is not None and tensor.device != shared.device:
+            if shared.device is None:
+                check_device(tensor.device, name)  # Asks the driver, which takes longer than a block's step.
+            elif tensor.device != shared.device:
                 raise Unsupported(
                     f"[PackedCache] found {name} on {tensor.device} in block {self._index}, expected {shared.device} as "
                     "before: all blocks on one device"
