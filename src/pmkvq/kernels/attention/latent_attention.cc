@@ -113,6 +113,10 @@ LatentItem ItemOf(const LatentPlan& plan, const LatentOperands& operands,
                     .subspan(static_cast<size_t>(sequence.first_page + planned.first_page),
                              static_cast<size_t>(planned.num_pages));
   item.pages = operands.pages[index] + planned.first_page;
+  const int64_t behind = planned.first_page + planned.num_pages;
+  if (behind < sequence.num_pages) {
+    item.behind = plan.pages[static_cast<size_t>(sequence.first_page + behind)];
+  }
   item.num_chunk_tokens = planned.with_chunk ? planned.first_token + planned.num_tokens : 0;
   item.q = operands.q + row * shape.key_values();
   item.c_new = operands.c_new + sequence.first_row * shape.latent;

@@ -56,6 +56,8 @@ struct LatentItem {
   int64_t num_heads = 0;
   std::span<const PageTokens> tokens;  // Of the item's pages.
   const KvPageView* pages = nullptr;
+  // Of the page behind these, if there is one: another item's, whose first tokens are asked for.
+  PageTokens behind = {0, 0};
   // The chunk's tokens that these rows see, of which row t sees first_token + t + 1; 0: none.
   int64_t num_chunk_tokens = 0;
   const float* q = nullptr;       // Row (t, h) at (t * H + h) * (r + dr).

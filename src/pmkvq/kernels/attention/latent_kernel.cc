@@ -8,7 +8,6 @@
 
 #include "pmkvq/kernels/attention/attention_internal.h"
 #include "pmkvq/kernels/attention/latent_attention_internal.h"
-#include "pmkvq/kernels/attention/read_ahead.h"
 #include "pmkvq/kernels/kv_quant/kv_quant_common.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,6 +16,7 @@
 #include "hwy/highway.h"
 // After foreach_target.h.
 #include "hwy/contrib/math/math-inl.h"
+#include "pmkvq/kernels/attention/latent_expand-inl.h"
 #include "pmkvq/kernels/attention/latent_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -53,147 +53,6 @@ struct Memory {
   float* factors;  // What sums so far are multiplied with.
 };
 
-// Some tokens of one head of a page.
-struct GroupRows {
-  const std::byte* data = nullptr;
-  const std::byte* mins = nullptr;
-  const std::byte* ranges = nullptr;
-  int64_t row_bytes = 0;
-  int64_t metadata_bytes = 0;  // Of all minima, or ranges.
-};
-
-// `head` of c; of k_r 0.
-GroupRows RowsOf(const LatentShape& shape, const KvTensorView& tensor, int64_t group,
-                 int64_t capacity, int64_t head, int64_t first, int64_t count) {
-  GroupRows rows;
-  const bool is_float = tensor.bits == 16;
-  rows.row_bytes = is_float ? group * static_cast<int64_t>(SizeOf(shape.float_type))
-                            : PackedGroupBytes(group, tensor.bits);
-  rows.data = tensor.data + (head * capacity + first) * rows.row_bytes;
-  if (is_float) return rows;
-  const auto size = static_cast<int64_t>(SizeOf(shape.metadata_type));
-  rows.mins = tensor.metadata + (2 * head * capacity + first) * size;
-  rows.ranges = rows.mins + capacity * size;
-  rows.metadata_bytes = count * size;
-  return rows;
-}
-
-// Some tokens of a page.
-struct TileSource {
-  const KvPageView* page = nullptr;
-  int64_t capacity = 0;
-  int64_t first = 0;
-  int64_t count = 0;  // 0: none.
-};
-
-// Asks for a tile line by line while the one before it is multiplied; then for its last line again
-// and again, which costs next to nothing.
-class TileAhead {
- public:
-  TileAhead(const LatentShape& shape, const TileSource& next)
-      : shape_(shape), next_(next), num_groups_(shape.latent / shape.group) {
-    if (next.count > 0) Begin();
-  }
-  HWY_INLINE void Next() {
-    __builtin_prefetch(line_);
-    line_ += step_;
-    if (line_ >= end_) Advance();
-  }
-
- private:
-  HWY_NOINLINE void Advance() {
-    if (head_ < num_groups_ && next_.count > 0) {
-      ++head_;
-      Begin();
-    } else {
-      line_ -= step_;
-      step_ = 0;
-      end_ = line_ + 1;
-    }
-  }
-  void Begin() {
-    const bool is_rope = head_ == num_groups_;
-    const GroupRows rows = RowsOf(shape_, is_rope ? next_.page->v : next_.page->k,
-                                  is_rope ? shape_.rope : shape_.group, next_.capacity,
-                                  is_rope ? 0 : head_, next_.first, next_.count);
-    line_ = rows.data;
-    end_ = line_ + next_.count * rows.row_bytes;
-    step_ = ReadAhead::kLineBytes;
-    for (const std::byte* metadata : {rows.mins, rows.ranges}) {
-      ReadAhead{metadata, rows.metadata_bytes}.Next(ReadAhead::Lines(rows.metadata_bytes));
-    }
-  }
-
-  const LatentShape& shape_;
-  TileSource next_;
-  int64_t num_groups_;
-  int64_t head_ = 0;
-  const std::byte* line_ = nullptr;
-  const std::byte* end_ = nullptr;
-  int64_t step_ = 0;
-};
-
-// Packed rows to a panel. `steps` and `mins`: of each row.
-template <int kBits>
-void ExpandCodes(const GroupRows& rows, int64_t count, int64_t group, const float* mins,
-                 const float* steps, float* panel) {
-  for (int64_t t = 0; t < count; ++t, panel += kPanelStride) {
-    const auto* packed = reinterpret_cast<const uint8_t*>(rows.data + t * rows.row_bytes);
-    const float min = mins[t];
-    const float step = steps[t];
-    pmkvq::HWY_NAMESPACE::ExpandGroup<kBits>(
-        packed, group,
-        [min, step](auto df, auto codes)
-            HWY_ATTR { return hn::MulAdd(codes, hn::Set(df, step), hn::Set(df, min)); },
-        panel);
-  }
-}
-
-// Rows of floats of 16 bits to a panel.
-template <class HwyType>
-void ExpandHalves(const GroupRows& rows, int64_t count, int64_t group, float* panel) {
-  for (int64_t t = 0; t < count; ++t, panel += kPanelStride) {
-    const auto* row = reinterpret_cast<const HwyType*>(rows.data + t * rows.row_bytes);
-    int64_t i = 0;
-    const auto run = [&](auto df) HWY_ATTR {
-      const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-      for (; i + lanes <= group; i += lanes) {
-        const auto values = hn::LoadU(hn::Rebind<HwyType, decltype(df)>(), row + i);
-        hn::StoreU(hn::PromoteTo(df, values), df, panel + i);
-      }
-    };
-    run(hn::ScalableTag<float>());
-    run(hn::CappedTag<float, 8>());  // Divides every group.
-  }
-}
-
-// The values of some tokens of one head, `group` of each, to a panel.
-void ExpandHead(const LatentShape& shape, const KvTensorView& tensor, const GroupRows& rows,
-                int64_t count, int64_t group, float* panel) {
-  if (tensor.bits == 16) {
-    if (shape.float_type == DType::kF16) {
-      return ExpandHalves<hwy::float16_t>(rows, count, group, panel);
-    }
-    if (shape.float_type == DType::kBF16) {
-      return ExpandHalves<hwy::bfloat16_t>(rows, count, group, panel);
-    }
-    for (int64_t t = 0; t < count; ++t) {
-      const auto* row = reinterpret_cast<const float*>(rows.data + t * rows.row_bytes);
-      std::copy_n(row, group, panel + t * kPanelStride);
-    }
-    return;
-  }
-  HWY_ALIGN float mins[kLatentTileTokens];
-  HWY_ALIGN float steps[kLatentTileTokens];
-  ConvertRows({.data = rows.mins, .float_type = shape.metadata_type}, 1, count, mins);
-  ConvertRows({.data = rows.ranges, .float_type = shape.metadata_type}, 1, count, steps);
-  for (int64_t t = 0; t < count; ++t) steps[t] /= MaxCode(tensor.bits);
-  const auto expand = tensor.bits == 8   ? ExpandCodes<8>
-                      : tensor.bits == 4 ? ExpandCodes<4>
-                                         : ExpandCodes<2>;
-  expand(rows, count, group, mins, steps, panel);
-}
-
 class ItemAttention {
  public:
   ItemAttention(const LatentShape& shape, const LatentItem& item, float* memory)
@@ -209,20 +68,21 @@ class ItemAttention {
     std::fill_n(memory_.max, memory_.row_stride, kLowest);
     std::fill_n(memory_.sum, memory_.row_stride, 0.0f);
     ZeroPadding();
-    TileSource source = NextTile({});
-    while (source.count > 0) {
-      const TileSource next = NextTile(source);
-      Expand(source);
-      TileAhead ahead(shape_, next);
-      AttendTile(source.count, ahead);
-      source = next;
+    TileSource tile = NextTile({});
+    TileSource next = NextTile(tile);
+    const TileSource behind = FirstTile(item_.pages + item_.tokens.size(), item_.behind);
+    for (int64_t i = 0; tile.count > 0 && i <= layout_.num_groups; ++i) ExpandPanel(tile, i);
+    while (tile.count > 0) {
+      const TileSource ahead = NextTile(next);
+      AttendTile(tile.count, next, ahead.count > 0 ? ahead : behind);
+      tile = next;
+      next = ahead;
     }
     for (int64_t first = 0; first < item_.num_chunk_tokens; first += kLatentTileTokens) {
       const int64_t count = std::min(kLatentTileTokens, item_.num_chunk_tokens - first);
       LoadChunk(first, count);
       chunk_first_ = first;
-      TileAhead ahead(shape_, {});
-      AttendTile(count, ahead);
+      AttendTile(count, {}, {});
     }
     Store();
   }
@@ -236,10 +96,16 @@ class ItemAttention {
   // Queries with rows in lanes.
   void LoadQueries() {
     const int64_t width = shape_.key_values();
-    for (int64_t r = 0; r < memory_.row_stride; ++r) {
-      const float* q = item_.q + RowOf(std::min(r, rows_ - 1), shape_.num_heads) * width;
-      float* out = memory_.queries + r;
-      for (int64_t i = 0; i < width; ++i, out += memory_.row_stride) *out = q[i];
+    constexpr int64_t kRows = LatentLayout::kLine;  // A line is written at once.
+    for (int64_t first = 0; first < memory_.row_stride; first += kRows) {
+      const float* q[kRows];
+      for (int64_t r = 0; r < kRows; ++r) {
+        q[r] = item_.q + RowOf(std::min(first + r, rows_ - 1), shape_.num_heads) * width;
+      }
+      float* out = memory_.queries + first;
+      for (int64_t i = 0; i < width; ++i, out += memory_.row_stride) {
+        for (int64_t r = 0; r < kRows; ++r) out[r] = q[r][i];
+      }
     }
   }
 
@@ -252,7 +118,8 @@ class ItemAttention {
     }
   }
 
-  // The tile behind this one, of the pages; the first one behind none.
+  // The tile behind this one, of the pages; the first one behind none. Tiles are asked for in
+  // order.
   TileSource NextTile(const TileSource& tile) {
     if (tile.page != nullptr) {
       const int64_t begin = tile.first + tile.count;
@@ -261,26 +128,47 @@ class ItemAttention {
       ++page_;
     }
     for (; page_ < item_.tokens.size(); ++page_) {
-      const PageTokens& tokens = item_.tokens[page_];
-      if (tokens.num_tokens == 0) continue;
-      return {item_.pages + page_, tokens.capacity, 0,
-              std::min<int64_t>(kLatentTileTokens, tokens.num_tokens)};
+      const TileSource first = FirstTile(item_.pages + page_, item_.tokens[page_]);
+      if (first.count > 0) return first;
     }
     return {};
   }
 
+  // Groups of c, then k_r.
   float* Panel(int64_t index) const { return memory_.tile + index * kPanelFloats; }
+  int64_t GroupOf(int64_t index) const {
+    return index < layout_.num_groups ? shape_.group : shape_.rope;
+  }
+  int BitsOf(const TileSource& tile, int64_t index) const {
+    return index < layout_.num_groups ? tile.page->k.bits : tile.page->v.bits;
+  }
 
-  void Expand(const TileSource& source) {
-    const auto expand = [&](const KvTensorView& tensor, int64_t group, int64_t head, float* panel) {
-      const GroupRows rows =
-          RowsOf(shape_, tensor, group, source.capacity, head, source.first, source.count);
-      ExpandHead(shape_, tensor, rows, source.count, group, panel);
-    };
-    for (int64_t g = 0; g < layout_.num_groups; ++g) {
-      expand(source.page->k, shape_.group, g, Panel(g));
-    }
-    expand(source.page->v, shape_.rope, 0, Panel(layout_.num_groups));
+  // Prepares the expansion of a panel of `tile`; `ahead`: what is asked for meanwhile.
+  void LoadPanel(const TileSource& tile, int64_t index, const TileSource& ahead) {
+    const GroupRows rows = RowsOf(shape_, tile, index);
+    panel_.data = rows.data;
+    panel_.row_bytes = rows.row_bytes;
+    panel_.count = tile.count;
+    panel_.group = GroupOf(index);
+    panel_.panel = Panel(index);
+    panel_.to_ahead = ahead.count > 0 ? RowsOf(shape_, ahead, index).data - rows.data : 0;
+    if (rows.mins == nullptr) return;
+    float mins[kLatentTileTokens];
+    float ranges[kLatentTileTokens];
+    ConvertRows({.data = rows.mins, .float_type = shape_.metadata_type}, 1, tile.count, mins);
+    ConvertRows({.data = rows.ranges, .float_type = shape_.metadata_type}, 1, tile.count, ranges);
+    const float max_code = MaxCode(BitsOf(tile, index));
+    for (int64_t t = 0; t < tile.count; ++t) panel_.scales[t] = {mins[t], ranges[t] / max_code};
+  }
+
+  template <class Columns>
+  void ExpandPanel(const TileSource& tile, int64_t index) {
+    LoadPanel(tile, index, {});
+    for (int64_t t = 0; t < tile.count; ++t) Columns::ExpandRow(panel_, t);
+  }
+  void ExpandPanel(const TileSource& tile, int64_t index) {
+    VisitColumns(shape_, BitsOf(tile, index),
+                 [&]<class Columns>() HWY_ATTR { ExpandPanel<Columns>(tile, index); });
   }
 
   void LoadChunk(int64_t first, int64_t count) {
@@ -294,26 +182,100 @@ class ItemAttention {
     }
   }
 
-  // The tile's first `count` tokens.
-  void AttendTile(int64_t count, TileAhead& ahead) {
+  // The tile's first `count` tokens. Meanwhile `next` is expanded in its place, and lines of
+  // `ahead` are asked for; both may be none.
+  void AttendTile(int64_t count, const TileSource& next, const TileSource& ahead) {
     std::fill_n(memory_.scores, count * memory_.row_stride, 0.0f);
     // Queries of so many channels, and the panel's part of them, lie in the first-level cache.
     const int64_t depth = memory_.row_stride > 32 ? 64 : 128;
     const float* queries = memory_.queries;
-    for (int64_t g = 0; g <= layout_.num_groups; ++g) {
-      const int64_t channels = g < layout_.num_groups ? shape_.group : shape_.rope;
+    for (int64_t index = 0; index <= layout_.num_groups; ++index) {
+      const int64_t channels = GroupOf(index);
+      LinesAhead lines = LinesOf(ahead, index);
       for (int64_t i = 0; i < channels; i += depth) {
-        AddScores({Panel(g) + i, queries + i * memory_.row_stride, std::min(depth, channels - i),
-                   memory_.scores, memory_.row_stride},
-                  count, memory_.row_stride);
+        AddScores({Panel(index) + i, queries + i * memory_.row_stride,
+                   std::min(depth, channels - i), memory_.scores, memory_.row_stride},
+                  count, memory_.row_stride, lines);
       }
       queries += channels * memory_.row_stride;
     }
     Softmax(count);
-    for (int64_t g = 0; g < layout_.num_groups; ++g) {
-      AddValues({memory_.scores, memory_.row_stride, Panel(g), count, memory_.factors,
-                 memory_.out + g * layout_.padded_group, layout_.out_stride()},
-                RoundUpTo(rows_, 4), layout_.padded_group, ahead);
+    if (next.count == 0) {
+      NoExpansion none;
+      for (int64_t block = 0; block < NumBlocks(); ++block) AddBlockValues(block, count, none);
+      return;
+    }
+    VisitColumns(shape_, next.page->v.bits, [&]<class Columns>() HWY_ATTR {
+      AddFirstValuesAndExpandRope<Columns>(count, next, ahead);
+    });
+    VisitColumns(shape_, next.page->k.bits, [&]<class Columns>() HWY_ATTR {
+      AddValuesAndExpand<Columns>(count, next, ahead);
+    });
+  }
+
+  // Lines of a panel's rows; their minima and ranges are asked for at once.
+  LinesAhead LinesOf(const TileSource& tile, int64_t index) const {
+    if (tile.count == 0) {
+      const auto* any = reinterpret_cast<const std::byte*>(memory_.queries);
+      return {any, any};
+    }
+    const GroupRows rows = RowsOf(shape_, tile, index);
+    for (const std::byte* metadata : {rows.mins, rows.ranges}) {
+      ReadAhead{metadata, rows.metadata_bytes}.Next(ReadAhead::Lines(rows.metadata_bytes));
+    }
+    return {rows.data, rows.data + tile.count * rows.row_bytes - 1};
+  }
+
+  // Blocks of columns of all groups of c.
+  int64_t BlocksOfGroup() const { return layout_.padded_group / BlockColumns(); }
+  int64_t NumBlocks() const { return layout_.num_groups * BlocksOfGroup(); }
+
+  template <class Work>
+  void AddBlockValues(int64_t block, int64_t count, Work& meanwhile) {
+    const int64_t group = block / BlocksOfGroup();
+    AddValues({memory_.scores, memory_.row_stride, Panel(group), count, memory_.factors,
+               memory_.out + group * layout_.padded_group, layout_.out_stride()},
+              RoundUpTo(rows_, 4), block % BlocksOfGroup() * BlockColumns(), meanwhile);
+  }
+
+  // Nobody reads k_r after the scores: a block of it is expanded while the first one is multiplied.
+  template <class Columns>
+  void AddFirstValuesAndExpandRope(int64_t count, const TileSource& next, const TileSource& ahead) {
+    if (!Columns::Divides(shape_.rope) || shape_.rope % BlockColumns() != 0) {
+      NoExpansion none;
+      AddBlockValues(0, count, none);
+      ExpandPanel<Columns>(next, layout_.num_groups);
+      return;
+    }
+    LoadPanel(next, layout_.num_groups, ahead);
+    Columns::Prepare(panel_);
+    for (int64_t column = 0; column < shape_.rope; column += BlockColumns()) {
+      Expansion<Columns> expansion(panel_, column);
+      if (column == 0) AddBlockValues(0, count, expansion);
+      expansion.Finish();
+    }
+  }
+
+  // A block of columns is expanded while the one behind it is multiplied.
+  template <class Columns>
+  void AddValuesAndExpand(int64_t count, const TileSource& next, const TileSource& ahead) {
+    const int64_t blocks = BlocksOfGroup();
+    if (!Columns::Divides(shape_.group) || shape_.group % BlockColumns() != 0) {
+      NoExpansion none;
+      for (int64_t block = 1; block < NumBlocks(); ++block) AddBlockValues(block, count, none);
+      for (int64_t group = 0; group < layout_.num_groups; ++group)
+        ExpandPanel<Columns>(next, group);
+      return;
+    }
+    for (int64_t block = 1; block <= NumBlocks(); ++block) {
+      const int64_t done = block - 1;
+      if (done % blocks == 0) {
+        LoadPanel(next, done / blocks, ahead);
+        Columns::Prepare(panel_);
+      }
+      Expansion<Columns> expansion(panel_, done % blocks * BlockColumns());
+      if (block < NumBlocks()) AddBlockValues(block, count, expansion);
+      expansion.Finish();
     }
   }
 
@@ -377,6 +339,7 @@ class ItemAttention {
   const LatentLayout layout_;
   const int64_t rows_;
   const Memory memory_;
+  PanelRows panel_;  // That is expanded.
   size_t page_ = 0;
   int64_t chunk_first_ = -1;  // Of the tile, where it holds the chunk's own tokens.
 };

@@ -17,10 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/latent_attention_internal.h"
-#include "pmkvq/kernels/kv_quant/codes-inl.h"
-#include "pmkvq/kernels/kv_quant/kv_quant.h"
+#include "pmkvq/kernels/attention/read_ahead.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pmkvq::internal::HWY_NAMESPACE {
@@ -43,9 +41,23 @@ struct ScoreProduct {
   int64_t row_stride;
 };
 
+// Lines of memory that are asked for one by one; beyond the last one that one again and again,
+// which costs next to nothing.
+struct LinesAhead {
+  const std::byte* line = nullptr;
+  const std::byte* last = nullptr;
+  HWY_INLINE void Next() {
+    __builtin_prefetch(line);
+    line = std::min(line + ReadAhead::kLineBytes, last);
+  }
+};
+// Channels between two lines.
+constexpr int64_t kChannelsOfLine = 4;
+
 // kTokens tokens from `token` on, kVecs vectors of rows from `row` on.
 template <int kTokens, int kVecs>
-HWY_INLINE void AddScoreBlock(const ScoreProduct& p, int64_t token, int64_t row) {
+HWY_INLINE void AddScoreBlock(const ScoreProduct& p, int64_t token, int64_t row,
+                              LinesAhead& ahead) {
   const hn::ScalableTag<float> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   float* scores = p.scores + token * p.row_stride + row;
@@ -57,18 +69,25 @@ HWY_INLINE void AddScoreBlock(const ScoreProduct& p, int64_t token, int64_t row)
       sum[t][v] = hn::LoadU(d, scores + t * p.row_stride + v * lanes);
     }
   }
-  for (int64_t i = 0; i < p.depth; ++i) {
-    hn::Vec<decltype(d)> query[kVecs];
-    HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
-      query[v] = hn::LoadU(d, queries + i * p.row_stride + v * lanes);
-    }
-    HWY_UNROLL(24) for (int t = 0; t < kTokens; ++t) {
-      const auto element = hn::Set(d, panel[t * kPanelStride + i]);
+  const int64_t row_stride = p.row_stride;
+  const int64_t depth = p.depth;
+  LinesAhead lines = ahead;  // In registers.
+  for (int64_t first = 0; first < depth; first += kChannelsOfLine) {
+    lines.Next();
+    HWY_UNROLL(4) for (int64_t i = first; i < first + kChannelsOfLine; ++i) {
+      hn::Vec<decltype(d)> query[kVecs];
       HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
-        sum[t][v] = hn::MulAdd(element, query[v], sum[t][v]);
+        query[v] = hn::LoadU(d, queries + i * row_stride + v * lanes);
+      }
+      HWY_UNROLL(24) for (int t = 0; t < kTokens; ++t) {
+        const auto element = hn::Set(d, panel[t * kPanelStride + i]);
+        HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
+          sum[t][v] = hn::MulAdd(element, query[v], sum[t][v]);
+        }
       }
     }
   }
+  ahead = lines;
   HWY_UNROLL(24) for (int t = 0; t < kTokens; ++t) {
     HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
       hn::StoreU(sum[t][v], d, scores + t * p.row_stride + v * lanes);
@@ -77,30 +96,34 @@ HWY_INLINE void AddScoreBlock(const ScoreProduct& p, int64_t token, int64_t row)
 }
 
 template <int kTokens, int kVecs>
-HWY_INLINE int64_t AddScoreTokens(const ScoreProduct& p, int64_t token, int64_t end, int64_t row) {
-  for (; token + kTokens <= end; token += kTokens) AddScoreBlock<kTokens, kVecs>(p, token, row);
+HWY_INLINE int64_t AddScoreTokens(const ScoreProduct& p, int64_t token, int64_t end, int64_t row,
+                                  LinesAhead& ahead) {
+  for (; token + kTokens <= end; token += kTokens) {
+    AddScoreBlock<kTokens, kVecs>(p, token, row, ahead);
+  }
   return token;
 }
 
 template <int kVecs>
-HWY_INLINE void AddScoreColumns(const ScoreProduct& p, int64_t count, int64_t row) {
+HWY_INLINE void AddScoreColumns(const ScoreProduct& p, int64_t count, int64_t row,
+                                LinesAhead& ahead) {
   constexpr int kMost = kSums / kVecs;
-  int64_t token = AddScoreTokens<kMost, kVecs>(p, 0, count, row);
-  if constexpr (kMost > 16) token = AddScoreTokens<16, kVecs>(p, token, count, row);
-  if constexpr (kMost > 8) token = AddScoreTokens<8, kVecs>(p, token, count, row);
-  if constexpr (kMost > 4) token = AddScoreTokens<4, kVecs>(p, token, count, row);
-  AddScoreTokens<1, kVecs>(p, token, count, row);
+  int64_t token = AddScoreTokens<kMost, kVecs>(p, 0, count, row, ahead);
+  if constexpr (kMost > 16) token = AddScoreTokens<16, kVecs>(p, token, count, row, ahead);
+  if constexpr (kMost > 8) token = AddScoreTokens<8, kVecs>(p, token, count, row, ahead);
+  if constexpr (kMost > 4) token = AddScoreTokens<4, kVecs>(p, token, count, row, ahead);
+  AddScoreTokens<1, kVecs>(p, token, count, row, ahead);
 }
 
-// `count` tokens, `rows` rows in full vectors.
-HWY_NOINLINE void AddScores(const ScoreProduct& p, int64_t count, int64_t rows) {
+// `count` tokens, `rows` rows in full vectors, a depth that kChannelsOfLine divides.
+HWY_NOINLINE void AddScores(const ScoreProduct& p, int64_t count, int64_t rows, LinesAhead& ahead) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<float>()));
   int64_t row = 0;
   if constexpr (kSums == 24) {
-    for (; row + 4 * lanes <= rows; row += 4 * lanes) AddScoreColumns<4>(p, count, row);
+    for (; row + 4 * lanes <= rows; row += 4 * lanes) AddScoreColumns<4>(p, count, row, ahead);
   }
-  for (; row + 2 * lanes <= rows; row += 2 * lanes) AddScoreColumns<2>(p, count, row);
-  for (; row < rows; row += lanes) AddScoreColumns<1>(p, count, row);
+  for (; row + 2 * lanes <= rows; row += 2 * lanes) AddScoreColumns<2>(p, count, row, ahead);
+  for (; row < rows; row += lanes) AddScoreColumns<1>(p, count, row, ahead);
 }
 
 // A product out [rows, out_stride] = factor[row] out + weights [tokens, row_stride]^T panel.
@@ -114,8 +137,10 @@ struct ValueProduct {
   int64_t out_stride;
 };
 
-template <int kRows, int kVecs, class Ahead>
-HWY_INLINE void AddValueBlock(const ValueProduct& p, int64_t row, int64_t column, Ahead& ahead) {
+// kRows rows from `row` on, two vectors of columns from `column` on.
+template <int kRows, class Work>
+HWY_INLINE void AddValueBlock(const ValueProduct& p, int64_t row, int64_t column, Work& meanwhile) {
+  constexpr int kVecs = 2;
   const hn::ScalableTag<float> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   float* out = p.out + row * p.out_stride + column;
@@ -124,47 +149,47 @@ HWY_INLINE void AddValueBlock(const ValueProduct& p, int64_t row, int64_t column
   hn::Vec<decltype(d)> sum[kRows][kVecs];
   HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) {
     const auto factor = hn::Set(d, p.factors[row + r]);
-    HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
+    HWY_UNROLL(2) for (int v = 0; v < kVecs; ++v) {
       sum[r][v] = hn::Mul(factor, hn::LoadU(d, out + r * p.out_stride + v * lanes));
     }
   }
-  for (int64_t t = 0; t < p.count; ++t) {
-    ahead.Next();
+  const int64_t row_stride = p.row_stride;
+  const int64_t count = p.count;
+  auto [columns, num] = meanwhile.Take(count);
+  int64_t t = 0;
+  const auto add_token = [&]() HWY_ATTR {
     hn::Vec<decltype(d)> value[kVecs];
-    HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
+    HWY_UNROLL(2) for (int v = 0; v < kVecs; ++v) {
       value[v] = hn::LoadU(d, panel + t * kPanelStride + v * lanes);
     }
     HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-      const auto weight = hn::Set(d, weights[t * p.row_stride + r]);
-      HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
+      const auto weight = hn::Set(d, weights[t * row_stride + r]);
+      HWY_UNROLL(2) for (int v = 0; v < kVecs; ++v) {
         sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
       }
     }
+    ++t;
+  };
+  while (t < num) {
+    columns.Expand();
+    add_token();
   }
+  while (t < count) add_token();
   HWY_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-    HWY_UNROLL(4) for (int v = 0; v < kVecs; ++v) {
+    HWY_UNROLL(2) for (int v = 0; v < kVecs; ++v) {
       hn::StoreU(sum[r][v], d, out + r * p.out_stride + v * lanes);
     }
   }
 }
 
-// Rows of one block of columns: the tile's part of it stays in the first-level cache.
-template <int kVecs, class Ahead>
-HWY_INLINE void AddValueColumns(const ValueProduct& p, int64_t rows, int64_t column, Ahead& ahead) {
-  constexpr int kMost = kSums / kVecs >= 8 ? 8 : 4;
+// All rows of one block of columns: the tile's part of it stays in the first-level cache. `rows` is
+// a multiple of 4. `meanwhile` is asked for work (latent_expand-inl.h) as long as it has some.
+template <class Work>
+HWY_NOINLINE void AddValues(const ValueProduct& p, int64_t rows, int64_t column, Work& meanwhile) {
+  constexpr int kMost = kSums / 2 >= 8 ? 8 : 4;
   int64_t row = 0;
-  for (; row + kMost <= rows; row += kMost) AddValueBlock<kMost, kVecs>(p, row, column, ahead);
-  for (; row < rows; row += 4) AddValueBlock<4, kVecs>(p, row, column, ahead);
-}
-
-// `rows` is a multiple of 4, `columns` one of two full vectors. Meanwhile `ahead` prefetches the
-// next tile, one cache line for each token.
-template <class Ahead>
-HWY_NOINLINE void AddValues(const ValueProduct& p, int64_t rows, int64_t columns, Ahead& ahead) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<float>()));
-  for (int64_t column = 0; column < columns; column += 2 * lanes) {
-    AddValueColumns<2>(p, rows, column, ahead);
-  }
+  for (; row + kMost <= rows; row += kMost) AddValueBlock<kMost>(p, row, column, meanwhile);
+  for (; row < rows; row += 4) AddValueBlock<4>(p, row, column, meanwhile);
 }
 
 }  // namespace
