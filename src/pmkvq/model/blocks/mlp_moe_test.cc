@@ -233,6 +233,20 @@ TEST_P(MlpMoeTest, BitsOfARowDependNeitherOnOthersNorOnThreads) {
   }
 }
 
+// In chunks in which some experts have more rows than one product takes, too.
+TEST_P(MlpMoeTest, BitsOfARowOfALongChunkAreItsOwn) {
+  constexpr int64_t kRows = 400;  // 150 for an expert, 400 for the shared one.
+  const std::vector<float> x = RandomRows<float>(kRows);
+  const std::vector<float> together = Forward(x);
+  for (int64_t row = 0; row < kRows; ++row) {
+    const auto begin = x.begin() + row * hidden();
+    const auto expected = together.begin() + row * hidden();
+    ASSERT_EQ(Forward(std::vector<float>(begin, begin + hidden())),
+              std::vector<float>(expected, expected + hidden()))
+        << row;
+  }
+}
+
 // A long chunk gives an expert more rows than the kernels for few rows take.
 TEST_P(MlpMoeTest, LongChunksAreThoseOfTheOracle) {
   constexpr int64_t kRows = 400;
