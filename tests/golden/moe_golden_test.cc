@@ -8,12 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "pmkvq/io/file.h"
 #include "pmkvq/io/safetensors.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/sampling/sampling.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/blocks/mlp_moe.h"
 #include "pmkvq/model/model.h"
+#include "support/fused_model.h"
+#include "support/temp_folder.h"
 
 namespace pmkvq {
 namespace {
@@ -49,6 +52,10 @@ class MoeGolden : public testing::TestWithParam<const char*> {
 
   // Logits of all tokens, in chunks of `step`.
   std::vector<float> Logits(const std::vector<int32_t>& tokens, size_t step, int threads) const {
+    return Logits(*model_, tokens, step, threads);
+  }
+  std::vector<float> Logits(const Model& model, const std::vector<int32_t>& tokens, size_t step,
+                            int threads) const {
     const std::unique_ptr<KvStore> store = Store();
     const SequenceId seq = store->Open().value();
     ForwardWorkspace workspace;
@@ -57,8 +64,8 @@ class MoeGolden : public testing::TestWithParam<const char*> {
       const ForwardChunk chunk{seq, std::span(tokens).subspan(begin, step),
                                static_cast<int64_t>(begin), ForwardChunk::Logits::kAll};
       EXPECT_EQ(store->Reserve(seq, static_cast<int64_t>(step)), ReserveResult::kReserved);
-      ThrowIfFailed(model_->Forward({&chunk, 1}, *store, workspace, threads));
-      const auto count = static_cast<int64_t>(step) * model_->config().vocab_size;
+      ThrowIfFailed(model.Forward({&chunk, 1}, *store, workspace, threads));
+      const auto count = static_cast<int64_t>(step) * model.config().vocab_size;
       logits.insert(logits.end(), workspace.logits.begin(), workspace.logits.begin() + count);
     }
     return logits;
@@ -89,6 +96,24 @@ TEST_P(MoeGolden, LogitsTokenByTokenAndAtOnce) {
     RecordProperty("max_abs_error", std::to_string(error));
     EXPECT_EQ(Logits(tokens, step, 2), logits) << "any number of threads";
   }
+}
+
+// The same model as newer versions of transformers hold it in memory, and may save it.
+TEST_P(MoeGolden, FusedExpertsHaveTheSameLogits) {
+  const testing_support::TinyWeights fused = testing_support::WithFusedExperts(
+      SafetensorsFile::Open(prefix_ + "/model.safetensors").tensors());
+  const testing_support::TempFolder folder;
+  folder.Write("config.json", ReadFile(prefix_ + "/config.json"));
+  std::map<std::string, TensorView> views;
+  int num_stacks = 0;
+  for (const auto& [name, tensor] : fused) {
+    views[name] = tensor.view();
+    num_stacks += tensor.shape().size() == 3 ? 1 : 0;
+  }
+  EXPECT_EQ(num_stacks, 4) << "two matrices in each of two blocks";
+  WriteSafetensors(folder.File("model.safetensors"), views);
+  const std::vector<int32_t> tokens = Ids("prompt_ids");
+  EXPECT_EQ(Logits(*Model::Load(folder.path()), tokens, 16, 1), Logits(tokens, 16, 1));
 }
 
 TEST_P(MoeGolden, GreedyTokens) {

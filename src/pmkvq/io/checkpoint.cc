@@ -107,7 +107,9 @@ Checkpoint Checkpoint::Open(const std::string& path) {
   checkpoint.config_ = LoadModelConfig(path);
   const ModelConfig& config = checkpoint.config_;
   checkpoint.weights_ = OpenSafetensorsSource(
-      path, {config.q_dim(), config.kv_dim(), config.intermediate_size},
+      path,
+      {config.q_dim(), config.kv_dim(), config.intermediate_size,
+       config.moe ? config.moe->num_experts : 0, config.moe ? config.moe->expert_size : 0},
       {config.fp8, config.block_format}, {config.num_layers, config.num_skipped_layers});
   return checkpoint;
 }

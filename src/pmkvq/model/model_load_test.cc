@@ -30,6 +30,7 @@ using testing_support::TempFolder;
 using testing_support::TinyModel;
 using testing_support::TinyModels;
 using testing_support::TinyWeights;
+using testing_support::WithFusedExperts;
 using testing_support::WriteTinyModel;
 
 const AttentionGqaWeights& AttentionOf(const Model& model, int64_t layer) {
@@ -88,6 +89,16 @@ TEST(ModelLoad, BindsEveryArchitecture) {
   }
 }
 
+std::vector<float> LogitsOf(const Model& model) {
+  testing_support::DenseKvStore store(model.kv_geometry());
+  const std::vector<int32_t> tokens =
+      testing_support::RandomTokens(model.config().vocab_size, 20, 3);
+  const ForwardChunk chunk{store.Open().value(), tokens, 0, ForwardChunk::Logits::kAll};
+  ForwardWorkspace workspace;
+  ThrowIfFailed(model.Forward({&chunk, 1}, store, workspace, 1));
+  return {workspace.logits.begin(), workspace.logits.end()};
+}
+
 // A model with other weights in place of some is the one that would be loaded with them.
 TEST(ModelLoad, ReplacesWeights) {
   TinyModel tiny;
@@ -115,16 +126,8 @@ TEST(ModelLoad, ReplacesWeights) {
     const auto found = model->WithWeights(replacements, 1);
     EXPECT_EQ(&found->checkpoint(), &model->checkpoint());
     EXPECT_EQ(found->weights(), mode);
-    const auto logits = [&](const Model& of) {
-      testing_support::DenseKvStore store(of.kv_geometry());
-      const std::vector<int32_t> tokens = testing_support::RandomTokens(tiny.vocab, 9, 3);
-      const ForwardChunk chunk{store.Open().value(), tokens, 0, ForwardChunk::Logits::kAll};
-      ForwardWorkspace workspace;
-      ThrowIfFailed(of.Forward({&chunk, 1}, store, workspace, 1));
-      return std::vector<float>(workspace.logits.begin(), workspace.logits.end());
-    };
-    EXPECT_EQ(logits(*found), logits(*expected));
-    EXPECT_NE(logits(*found), logits(*model));
+    EXPECT_EQ(LogitsOf(*found), LogitsOf(*expected));
+    EXPECT_NE(LogitsOf(*found), LogitsOf(*model));
     ExpectError<InvalidInput>(
         [&] {
           model->WithWeights({{"blocks.9.attn.k", {}}}, 1);
@@ -151,15 +154,30 @@ TEST(ModelLoad, FusedMatricesOfPhi3ComputeTheSame) {
     const auto phi = Model::Load(folder.path(), {mode, 1});
     const auto llama = Model::Load(plain_folder.path(), {mode, 1});
     EXPECT_EQ(phi->weight_bytes(), llama->weight_bytes());
-    const auto logits = [&](const Model& model) {
-      testing_support::DenseKvStore store(model.kv_geometry());
-      const std::vector<int32_t> tokens = testing_support::RandomTokens(tiny.vocab, 20, 3);
-      const ForwardChunk chunk{store.Open().value(), tokens, 0, ForwardChunk::Logits::kAll};
-      ForwardWorkspace workspace;
-      ThrowIfFailed(model.Forward({&chunk, 1}, store, workspace, 1));
-      return std::vector<float>(workspace.logits.begin(), workspace.logits.end());
-    };
-    EXPECT_EQ(logits(*phi), logits(*llama)) << NameOf(mode);
+    EXPECT_EQ(LogitsOf(*phi), LogitsOf(*llama)) << NameOf(mode);
+  }
+}
+
+// Experts as newer versions of transformers hold them, beside those of files on hubs.
+TEST(ModelLoad, FusedExpertsComputeTheSame) {
+  for (const char* name : {"mixtral_f32", "qwen3_moe_bf16", "deepseek2_f32"}) {
+    SCOPED_TRACE(name);
+    const TinyModel tiny = TinyModels().at(name);
+    const TinyWeights plain = MakeTinyWeights(tiny);
+    std::map<std::string, TensorView> views;
+    for (const auto& [stored, tensor] : plain) views[stored] = tensor.view();
+    const TinyWeights fused = WithFusedExperts(views);
+    ASSERT_LT(fused.size(), plain.size());
+    const TempFolder plain_folder;
+    WriteTinyModel(tiny, plain, plain_folder);
+    const TempFolder folder;
+    WriteTinyModel(tiny, fused, folder);
+    for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+      const auto expected = Model::Load(plain_folder.path(), {mode, 1});
+      const auto model = Model::Load(folder.path(), {mode, 1});
+      EXPECT_EQ(model->weight_bytes(), expected->weight_bytes());
+      EXPECT_EQ(LogitsOf(*model), LogitsOf(*expected)) << NameOf(mode);
+    }
   }
 }
 

@@ -43,7 +43,11 @@ constexpr internal::NamePair kOfBlock[] = {
     {"mlp.shared_experts.down_proj.weight", "mlp.shared.down"},
     {"mlp.experts.*.gate_proj.weight", "mlp.experts.*.gate"},
     {"mlp.experts.*.up_proj.weight", "mlp.experts.*.up"},
-    {"mlp.experts.*.down_proj.weight", "mlp.experts.*.down"}};
+    {"mlp.experts.*.down_proj.weight", "mlp.experts.*.down"},
+    // Of all experts at once, as transformers holds them in memory. Behind the names of one expert,
+    // which is what a canonical name leads back to.
+    {"mlp.experts.gate_up_proj", "mlp.experts.*.gate_up"},
+    {"mlp.experts.down_proj", "mlp.experts.*.down"}};
 
 // Where there are norms behind attention and MLP, the first of them has the name that the norm in
 // front of the MLP has elsewhere. Looked up before kOfBlock.
@@ -112,6 +116,13 @@ std::string HuggingFaceName(std::string_view name, HuggingFaceNaming naming) {
     if (stored.has_value()) return *stored;
   }
   return kMap.StoredName(name).value_or(std::string(name));
+}
+
+std::vector<std::string> PartsOfExpert(std::string_view name) {
+  constexpr std::string_view kBoth = ".gate_up";
+  if (name.find(".mlp.experts.") == std::string_view::npos || !name.ends_with(kBoth)) return {};
+  const std::string expert(name.substr(0, name.size() - kBoth.size()));
+  return {expert + ".gate", expert + ".up"};
 }
 
 std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name) {

@@ -20,6 +20,7 @@ enum class HuggingFaceNaming : uint8_t {
 // The naming that only checkpoints with such a tensor have; kUsual for tensors of any.
 HuggingFaceNaming NamingShownBy(std::string_view stored_name);
 // "model.layers.3.self_attn.q_proj.weight" -> "blocks.3.attn.q". Empty where the map has no entry.
+// Tensors of all experts have '*' in the place of the expert (expert_stacks.h).
 std::string CanonicalNameOfHuggingFace(std::string_view stored_name,
                                        HuggingFaceNaming naming = HuggingFaceNaming::kUsual);
 // The reverse. A name that is not in the map stays as it is.
@@ -29,6 +30,9 @@ std::string HuggingFaceName(std::string_view name,
 // the rows of q, k and v, "mlp.gate_up_proj.weight" those of gate and up. The canonical names of
 // the parts, in order; empty for other tensors.
 std::vector<std::string> FusedPartsOfHuggingFace(std::string_view stored_name);
+// The same of a matrix of one expert by its canonical name: the rows of "mlp.experts.3.gate_up" are
+// those of "mlp.experts.3.gate" and "mlp.experts.3.up".
+std::vector<std::string> PartsOfExpert(std::string_view name);
 // The number of the block that a tensor lies in, as far as its name says one; else -1.
 int64_t BlockOfHuggingFace(std::string_view stored_name);
 // The tensor lies below the blocks ("model.layers.") and holds weights.

@@ -15,6 +15,7 @@
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/limits.h"
 #include "pmkvq/io/safetensors.h"
+#include "pmkvq/io/weights/expert_stacks.h"
 #include "pmkvq/io/weights/fp8_weights.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
 
@@ -100,6 +101,7 @@ StoredWeight Describe(const SafetensorsFile& file, const std::string& stored_nam
 }
 
 int64_t RowsOfPart(std::string_view part, const FusedRows& rows) {
+  if (part.find(".experts.") != std::string_view::npos) return rows.expert_inner;
   if (part.ends_with("attn.q")) return rows.q;
   return part.ends_with("attn.k") || part.ends_with("attn.v") ? rows.kv : rows.inner;
 }
@@ -108,7 +110,8 @@ int64_t RowsOfPart(std::string_view part, const FusedRows& rows) {
 std::vector<StoredWeight> SplitFused(std::vector<StoredWeight> tensors, const FusedRows& rows) {
   std::vector<StoredWeight> split;
   for (StoredWeight& tensor : tensors) {
-    const std::vector<std::string> parts = FusedPartsOfHuggingFace(tensor.stored_name);
+    std::vector<std::string> parts = FusedPartsOfHuggingFace(tensor.stored_name);
+    if (parts.empty() && !internal::IsExpertStack(tensor.name)) parts = PartsOfExpert(tensor.name);
     if (parts.empty() || rows.q == 0) {
       split.push_back(std::move(tensor));
       continue;
@@ -135,6 +138,20 @@ std::vector<StoredWeight> SplitFused(std::vector<StoredWeight> tensors, const Fu
     }
   }
   return split;
+}
+
+// A file may hold a weight by itself and as a part of another tensor.
+void CheckDistinctWeights(const std::vector<StoredWeight>& tensors) {
+  std::map<std::string_view, const StoredWeight*> known;
+  for (const StoredWeight& tensor : tensors) {
+    if (tensor.name.empty()) continue;
+    const auto [it, is_new] = known.emplace(tensor.name, &tensor);
+    if (is_new) continue;
+    throw InvalidInput(tensor.file, fmt::format("tensor '{}': found the weight {} here and in '{}' "
+                                                "of {}, expected it once",
+                                                tensor.stored_name, tensor.name,
+                                                it->second->stored_name, it->second->file));
+  }
 }
 
 HuggingFaceNaming NamingOf(const std::vector<SafetensorsFile>& files) {
@@ -194,7 +211,9 @@ std::vector<StoredWeight> ListTensors(const std::vector<SafetensorsFile>& files,
   }
   if (fp8) AttachFp8Scales(*fp8, tensors);
   if (skipped.count > 0) Skip(skipped, tensors);
-  return SplitFused(std::move(tensors), rows);
+  tensors = SplitFused(internal::SplitExpertStacks(std::move(tensors), rows.num_experts), rows);
+  CheckDistinctWeights(tensors);
+  return tensors;
 }
 
 class SafetensorsSource : public WeightSource {

@@ -165,6 +165,50 @@ TEST(SafetensorsSource, FusedMatricesAreListedPartByPart) {
   EXPECT_TRUE(FusedPartsOfHuggingFace("self_attn.qkv_proj.weight").empty());
 }
 
+// gate_up_proj [n, 2 F, E] and down_proj [n, E, F] of all experts: n = 3, F = 5, E = 2.
+TEST(SafetensorsSource, FusedExpertsAreListedOneByOne) {
+  const TempFolder folder;
+  Tensor gate_up(DType::kF32, {3, 10, 2});
+  for (int64_t i = 0; i < 60; ++i) gate_up.As<float>()[i] = static_cast<float>(i);
+  const Tensor down = Filled(DType::kBF16, {3, 2, 5});
+  const std::string experts = "model.layers.7.mlp.experts.";
+  std::map<std::string, TensorView> tensors = {{experts + "gate_up_proj", gate_up.view()},
+                                               {experts + "down_proj", down.view()}};
+  WriteSafetensors(folder.File("model.safetensors"), tensors);
+  const FusedRows rows{.q = 4, .kv = 2, .inner = 8, .num_experts = 3, .expert_inner = 5};
+  const auto source = OpenSafetensorsSource(folder.path(), rows);
+  ASSERT_EQ(source->tensors().size(), 9u);
+  for (int64_t i = 0; i < 3; ++i) {
+    const std::string expert = "blocks.7.mlp.experts." + std::to_string(i);
+    const auto first = [&](const std::string& name) {
+      const StoredWeight& weight = source->Get(expert + name, {5, 2});
+      EXPECT_EQ(weight.stored_name, experts + "gate_up_proj");
+      EXPECT_EQ(weight.num_bytes, 5u * 2 * 4);
+      return reinterpret_cast<const float*>(weight.data)[0];
+    };
+    EXPECT_EQ(first(".gate"), static_cast<float>(20 * i));
+    EXPECT_EQ(first(".up"), static_cast<float>(20 * i + 10));
+    const StoredWeight& one = source->Get(expert + ".down", {2, 5});
+    EXPECT_EQ(one.data - source->Get("blocks.7.mlp.experts.0.down", {2, 5}).data, i * 2 * 5 * 2);
+    EXPECT_TRUE(one.of_block);
+    EXPECT_EQ(source->StoredName(expert + ".down"),
+              experts + std::to_string(i) + ".down_proj.weight");
+  }
+  EXPECT_EQ(source->Identity("a"), OpenSafetensorsSource(folder.path())->Identity("a"));
+  for (const FusedRows& other : {FusedRows{4, 2, 8, 4, 5}, FusedRows{4, 2, 8, 3, 6}}) {
+    ExpectError<InvalidInput>(
+        [&] { OpenSafetensorsSource(folder.path(), other); },
+        {"model.safetensors",
+         other.num_experts == 4 ? "expected matrices of 4 experts" : "12 rows"});
+  }
+  const Tensor again = Filled(DType::kF32, {5, 2});
+  tensors[experts + "1.up_proj.weight"] = again.view();
+  WriteSafetensors(folder.File("model.safetensors"), tensors);
+  ExpectError<InvalidInput>(
+      [&] { OpenSafetensorsSource(folder.path(), rows); },
+      {"model.safetensors", "blocks.7.mlp.experts.1.up", "gate_up_proj", "expected it once"});
+}
+
 TEST(SafetensorsSource, ListsAndFindsTensorsOfAllShards) {
   const TempFolder folder;
   const Tensor norm = Filled(DType::kF32, {3});
