@@ -28,6 +28,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/decode_attention_d64_general_cuda.cu
   kernels/attention/decode_attention_float_bf16_cuda.cu
   kernels/attention/decode_attention_float_f16_cuda.cu
+  kernels/attention/latent_decode_cuda.cu
   kernels/attention/sequence_attention_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
@@ -35,6 +36,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/gemm/device_gemm_q8_cuda.cu
   kernels/kv_quant/append_pages_cuda.cu
   kernels/kv_quant/halve_pages_cuda.cu
+  kernels/kv_quant/latent_rows_cuda.cu
   kernels/kv_quant/page_rows_cuda.cu
   kernels/kv_quant/quantize_pages_cuda.cu
   kernels/kv_quant/sequence_quant_cuda.cu
@@ -44,11 +46,13 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/attention_cuda_stub.cc
   kernels/attention/chunk_attention_cuda_stub.cc
   kernels/attention/decode_attention_cuda_stub.cc
+  kernels/attention/latent_decode_cuda_stub.cc
   kernels/attention/sequence_attention_cuda_stub.cc
   kernels/device_rows/device_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/gemm/device_gemm_few_cuda_stub.cc
   kernels/gemm/device_gemm_q8_cuda_stub.cc
+  kernels/kv_quant/latent_rows_cuda_stub.cc
   kernels/kv_quant/page_moves_cuda_stub.cc
   kernels/kv_quant/page_rows_cuda_stub.cc
   kernels/kv_quant/sequence_quant_cuda_stub.cc

@@ -1,0 +1,556 @@
+// Decode attention over latents on CUDA: work items, shared memory, and the kernel that merges.
+//
+// A block has a warp for each group of 128 channels of c. All of them go through the same units of
+// up to 64 tokens. A warp scores its channels, and the rope keys of some of the unit's tiles; the
+// parts of the scores are added up through shared memory, so that every warp has the whole scores
+// and computes the softmax for itself, the same one. Then it sums its own channels, which no other
+// warp touches: nothing is merged within a block.
+//
+// Each warp copies what it reads itself, two units ahead, across work items.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "pmkvq/kernels/attention/decode_arguments.cuh"
+#include "pmkvq/kernels/attention/latent_unit.cuh"
+#include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/device_rows/product_rows.cuh"
+
+namespace pmkvq::cuda {
+
+constexpr int kLatentHeads = 16;
+constexpr int kGroupDims = 128;
+constexpr int kRopeDims = 64;
+constexpr int kLatentStages = 2;
+
+// A stage of one warp.
+template <int kGroups>
+struct LatentStage {
+  static constexpr int kRopeTiles = kMostLatentTiles / kGroups;  // That a warp scores.
+  static constexpr int kRopeTileBytes = 2048;                    // At 16 bits.
+  static constexpr int kLatents = 8192;
+  static constexpr int kRopeAt = kLatents;
+  static constexpr int kMetadataAt = kRopeAt + kRopeTiles * kRopeTileBytes;
+  static constexpr int kBytes = kMetadataAt + 2 * fragment::MetadataBytes();
+};
+template <int kGroups>
+struct LatentMemory {
+  static constexpr int kStages = kGroups * kLatentStages * LatentStage<kGroups>::kBytes;
+  static constexpr int kScores =  // Of all warps.
+      kGroups == 1 ? 0 : kGroups * kMostLatentTiles * 2 * 32 * 16;
+  static constexpr int kRopeQueries = kRopeSteps * 32 * 16 + 2 * 32 * 4;
+  static constexpr int kBytes = kStages + kScores + kRopeQueries;
+};
+
+// What a warp is told of the unit in a stage.
+struct LatentUnit {
+  int item;  // -1: there is none.
+  int sequence;
+  int first_head;
+  int num_heads;
+  int bits;       // Of c.
+  int rope_bits;  // Of k_r.
+  int tile;
+  int tokens;  // Of the page.
+  bool begins_item;
+  bool ends_item;
+};
+
+// Goes through the units of a block's items and copies what one warp reads of them.
+template <int kGroups>
+class LatentLoader {
+ public:
+  using Stage = LatentStage<kGroups>;
+
+  __device__ __forceinline__ LatentLoader(const DecodeArguments& a, const BatchTable& batch,
+                                          uint8_t* stages, LatentUnit* units, uint64_t* barriers)
+      : a_(a),
+        batch_(batch),
+        stages_(stages),
+        units_(units),
+        barriers_(SharedAddress(barriers)),
+        lane_(threadIdx.x % 32),
+        warp_(threadIdx.x / 32),
+        num_items_(batch.item_ends[kMostSequences - 1]),
+        item_(static_cast<int>(blockIdx.x)) {
+    BeginItem();
+  }
+
+  // The next unit into a stage, which nobody reads any more.
+  __device__ __forceinline__ void Push(int stage) {
+    LatentUnit* const unit = units_ + stage;
+    if (item_ >= num_items_) {
+      if (lane_ == 0) unit->item = -1;
+      __syncwarp();
+      return;
+    }
+    const uint32_t widths = Word(4);
+    const int bits = static_cast<int>(widths & 0xff);
+    const int rope_bits = static_cast<int>(widths >> 8 & 0xff);
+    const int tiles = LatentTiles(bits);
+    const bool ends_page = tile_ + tiles >= 8;
+    if (lane_ == 0) {
+      unit->item = item_;
+      unit->sequence = pages_.sequence;
+      unit->first_head = pages_.heads.first;
+      unit->num_heads = pages_.heads.count;
+      unit->bits = bits;
+      unit->rope_bits = rope_bits;
+      unit->tile = tile_;
+      unit->tokens = pages_.in_pages - page_ * fragment::kTokens;
+      unit->begins_item = page_ == pages_.begin && tile_ == 0;
+      unit->ends_item = ends_page && page_ + 1 == pages_.end;
+    }
+    Copy(stage, bits, rope_bits, tiles);
+    __syncwarp();
+    tile_ = ends_page ? 0 : tile_ + tiles;
+    if (!ends_page) return;
+    if (++page_ < pages_.end) {
+      words_ = next_words_;
+      ReadNext();
+      return;
+    }
+    item_ += static_cast<int>(gridDim.x);
+    BeginItem();
+  }
+
+ private:
+  __device__ __forceinline__ void BeginItem() {
+    if (item_ >= num_items_) return;
+    pages_ = PagesOf<DecodeKind::kPlain>(a_, batch_, item_);
+    page_ = pages_.begin;
+    tile_ = 0;
+    table_ = static_cast<size_t>(TableRow(a_, pages_.sequence)) * a_.max_pages;
+    words_ = Words(page_);
+    ReadNext();
+  }
+  // An entry of the page table, a word in each of four lanes, and widths in the fifth.
+  __device__ __forceinline__ uint32_t Words(int page) const {
+    if (lane_ < 4) return reinterpret_cast<const uint32_t*>(a_.entries + table_ + page)[lane_];
+    return lane_ == 4 ? *reinterpret_cast<const uint16_t*>(a_.bits + table_ + page) : 0u;
+  }
+  __device__ __forceinline__ uint32_t Word(int lane) const {
+    return __shfl_sync(~0u, words_, lane);
+  }
+  // Ahead of its use, which would wait for it.
+  __device__ __forceinline__ void ReadNext() {
+    if (page_ + 1 < pages_.end) next_words_ = Words(page_ + 1);
+  }
+  __device__ __forceinline__ const uint8_t* At(uint32_t units) const {
+    return a_.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
+  }
+
+  __device__ __forceinline__ void Copy(int stage, int bits, int rope_bits, int tiles) {
+    const uint32_t barrier = barriers_ + 8 * stage;
+    const uint32_t to = SharedAddress(stages_ + stage * Stage::kBytes);
+    const uint32_t tile_bytes = 2 * kGroupDims * bits;
+    // A row of 512 bytes at least, which two tiles share at 2 bits.
+    const uint32_t rope_bytes = rope_bits == 2 ? fragment::kRowBytes : 2 * kRopeDims * rope_bits;
+    const int rope_tiles = (tiles - warp_ + kGroups - 1) / kGroups;  // 0 where there are too few.
+    const uint32_t bytes = tiles * tile_bytes + rope_tiles * rope_bytes +
+                           (bits < 16 ? fragment::MetadataBytes() : 0) +
+                           (rope_bits < 16 ? fragment::MetadataBytes() : 0);
+    BeginCopy(barrier, bytes, lane_);
+    CopyBytes(to, At(Word(0)) + warp_ * fragment::BlockBytes(bits, kGroupDims) + tile_ * tile_bytes,
+              tiles * tile_bytes, barrier, lane_);
+    for (int j = 0; j < rope_tiles; ++j) {
+      const int tile = tile_ + warp_ + j * kGroups;
+      const uint32_t row = tile * fragment::TileWords(rope_bits, kRopeDims) / 4;
+      CopyBytes(to + Stage::kRopeAt + j * Stage::kRopeTileBytes,
+                At(Word(1)) + row * fragment::kRowBytes, rope_bytes, barrier, lane_);
+    }
+    if (bits < 16) {
+      CopyBytes(to + Stage::kMetadataAt, At(Word(2)) + warp_ * fragment::MetadataBytes(),
+                fragment::MetadataBytes(), barrier, lane_);
+    }
+    if (rope_bits < 16) {
+      CopyBytes(to + Stage::kMetadataAt + fragment::MetadataBytes(), At(Word(3)),
+                fragment::MetadataBytes(), barrier, lane_);
+    }
+    EndCopy(barrier);
+  }
+
+  const DecodeArguments& a_;
+  const BatchTable& batch_;
+  uint8_t* const stages_;
+  LatentUnit* const units_;
+  const uint32_t barriers_;
+  const int lane_;
+  const int warp_;
+  const int num_items_;
+  int item_;
+  ItemPages pages_;
+  int page_;
+  int tile_;
+  size_t table_;
+  uint32_t words_;
+  uint32_t next_words_ = 0;
+};
+
+template <int kGroups>
+__device__ __forceinline__ const __half* LatentQuery(const DecodeArguments& a,
+                                                     const LatentUnit& unit, int head, int at) {
+  if (head >= unit.num_heads) return nullptr;
+  const size_t row = static_cast<size_t>(unit.sequence) * a.num_heads + unit.first_head + head;
+  return a.q + row * (kGroups * kGroupDims + kRopeDims) + at;
+}
+
+// A unit's scores of one warp become those of all.
+template <int kGroups, int kTiles>
+__device__ __forceinline__ void AddUpScores(float4* shared, int warp, int lane,
+                                            float (&scores)[kMostLatentTiles][2][4]) {
+  if constexpr (kGroups == 1) return;
+  constexpr int kOfWarp = kMostLatentTiles * 2 * 32;
+#pragma unroll
+  for (int n = 0; n < 2 * kTiles; ++n) {
+    const float(&s)[4] = scores[n / 2][n % 2];
+    shared[warp * kOfWarp + n * 32 + lane] = make_float4(s[0], s[1], s[2], s[3]);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < 2 * kTiles; ++n) {
+    // In one order in all warps: their softmax must be one and the same.
+    float4 sum = shared[n * 32 + lane];
+#pragma unroll
+    for (int w = 1; w < kGroups; ++w) {
+      const float4 more = shared[w * kOfWarp + n * 32 + lane];
+      sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+    }
+    float(&s)[4] = scores[n / 2][n % 2];
+    s[0] = sum.x;
+    s[1] = sum.y;
+    s[2] = sum.z;
+    s[3] = sum.w;
+  }
+  __syncthreads();
+}
+
+template <int kGroups>
+class LatentWarp {
+ public:
+  using Stage = LatentStage<kGroups>;
+
+  __device__ __forceinline__ LatentWarp(const DecodeArguments& a, uint8_t* memory)
+      : a_(a),
+        scores_(reinterpret_cast<float4*>(memory + LatentMemory<kGroups>::kStages)),
+        rope_queries_(reinterpret_cast<uint4*>(memory + LatentMemory<kGroups>::kStages +
+                                               LatentMemory<kGroups>::kScores)),
+        lane_(threadIdx.x % 32),
+        warp_(threadIdx.x / 32) {}
+
+  // Queries of a new item. The rope's lie in shared memory, which all warps have read by now: since
+  // the last unit's they have waited for each other.
+  __device__ __forceinline__ void BeginItem(const LatentUnit& unit) {
+    const int g = lane_ >> 2;
+    const int t = lane_ & 3;
+    const int at = warp_ * kGroupDims + 32 * t;
+    const __half* const heads[2] = {LatentQuery<kGroups>(a_, unit, g, at),
+                                    LatentQuery<kGroups>(a_, unit, g + 8, at)};
+    MakeLatentQueries<kLatentSteps>(heads, queries_);
+    if (warp_ == 0) {
+      const int rope_at = kGroups * kGroupDims + 16 * t;
+      const __half* const rope[2] = {LatentQuery<kGroups>(a_, unit, g, rope_at),
+                                     LatentQuery<kGroups>(a_, unit, g + 8, rope_at)};
+      LatentQueries<kRopeSteps> queries;
+      MakeLatentQueries<kRopeSteps>(rope, queries);
+#pragma unroll
+      for (int k = 0; k < kRopeSteps; ++k) {
+        rope_queries_[k * 32 + lane_] =
+            make_uint4(queries.a[k][0], queries.a[k][1], queries.a[k][2], queries.a[k][3]);
+      }
+      auto* const totals = reinterpret_cast<float2*>(rope_queries_ + kRopeSteps * 32);
+      totals[lane_] = make_float2(queries.sum[0], queries.sum[1]);
+    }
+    BeginSums(sums_);
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void Attend(const LatentUnit& unit, const uint8_t* stage) {
+    if (unit.bits == 8) {
+      AttendWidth<8>(unit, stage);
+    } else if (unit.bits == 4) {
+      AttendWidth<4>(unit, stage);
+    } else if (unit.bits == 2) {
+      AttendWidth<2>(unit, stage);
+    } else {
+      AttendWidth<16>(unit, stage);
+    }
+  }
+
+  // The item's partial result.
+  __device__ __forceinline__ void EndItem(int item, int num_heads) {
+    const int g = lane_ >> 2;
+    const int t = lane_ & 3;
+    const float scale = Exp2(static_cast<float>(sums_.scale_log2) - kWeightLog2);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float weight = sums_.weight[h];
+      float minimum = sums_.minimum[h];
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2) {
+        weight += __shfl_xor_sync(~0u, weight, distance);
+        minimum += __shfl_xor_sync(~0u, minimum, distance);
+      }
+      const int head = g + 8 * h;
+      if (head >= num_heads) continue;
+      const size_t row = static_cast<size_t>(item) * a_.part_heads + head;
+      auto* const out = reinterpret_cast<float4*>(a_.partial_out + row * (kGroups * kGroupDims) +
+                                                  warp_ * kGroupDims + 32 * t);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float values[4];
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            values[n] = fmaf(sums_.out[4 * i + n][2 * h + e], scale, minimum);
+          }
+          __stcg(out + 4 * e + i, make_float4(values[0], values[1], values[2], values[3]));
+        }
+      }
+      if (warp_ == 0 && t == 0) {
+        __stcg(reinterpret_cast<float2*>(a_.partial_sums + row * 2),
+               make_float2(sums_.reference[h], weight));
+      }
+    }
+  }
+
+ private:
+  // Scores of rope keys of the unit's tiles that are this warp's.
+  template <int kTiles>
+  __device__ __forceinline__ void AddRopeScores(const LatentUnit& unit, const uint8_t* stage,
+                                                float (&scores)[kMostLatentTiles][2][4]) {
+    LatentQueries<kRopeSteps> queries;
+#pragma unroll
+    for (int k = 0; k < kRopeSteps; ++k) {
+      const uint4 four = rope_queries_[k * 32 + lane_];
+      queries.a[k][0] = four.x;
+      queries.a[k][1] = four.y;
+      queries.a[k][2] = four.z;
+      queries.a[k][3] = four.w;
+    }
+    const float2 total = reinterpret_cast<const float2*>(rope_queries_ + kRopeSteps * 32)[lane_];
+    queries.sum[0] = total.x;
+    queries.sum[1] = total.y;
+    const uint8_t* const metadata = stage + Stage::kMetadataAt + fragment::MetadataBytes();
+#pragma unroll 1
+    for (int j = 0; warp_ + j * kGroups < kTiles; ++j) {
+      const int tile = warp_ + j * kGroups;
+      const uint8_t* const base = stage + Stage::kRopeAt + j * Stage::kRopeTileBytes + lane_ * 16;
+      float own[2][4];
+      const auto score = [&]<int kRopeBits>() {
+        RopeScores<kRopeBits>(queries, base, metadata, unit.tile + tile, lane_, own);
+      };
+      if (unit.rope_bits == 8) {
+        score.template operator()<8>();
+      } else if (unit.rope_bits == 16) {
+        score.template operator()<16>();
+      } else if (unit.rope_bits == 4) {
+        score.template operator()<4>();
+      } else {
+        score.template operator()<2>();
+      }
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        if (i != tile) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) scores[i][half][e] += own[half][e];
+        }
+      }
+    }
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void AttendWidth(const LatentUnit& unit, const uint8_t* stage) {
+    const uint8_t* const base = stage + lane_ * 16;
+    float scores[kMostLatentTiles][2][4];
+    TokenBounds bounds[kMostLatentTiles][2][2];
+    LatentScores<kBits>(queries_, base, stage + Stage::kMetadataAt, unit.tile, lane_, scores,
+                        bounds);
+    AddRopeScores<LatentTiles(kBits)>(unit, stage, scores);
+    AddUpScores<kGroups, LatentTiles(kBits)>(scores_, warp_, lane_, scores);
+    LatentValues<kBits>(sums_, base, unit.tile, unit.tokens, lane_, scores, bounds);
+  }
+
+  const DecodeArguments& a_;
+  float4* const scores_;
+  uint4* const rope_queries_;
+  const int lane_;
+  const int warp_;
+  LatentQueries<kLatentSteps> queries_;
+  LatentSums sums_;
+};
+
+template <int kGroups>
+__global__ void __launch_bounds__(32 * kGroups, kGroups == 1 ? 6 : 8 / kGroups)
+    LatentKernel(const __grid_constant__ DecodeArguments a) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  __shared__ __align__(8) uint64_t barriers[kGroups][kLatentStages];
+  __shared__ LatentUnit units[kGroups][kLatentStages];
+  __shared__ BatchTable batch;
+  const int warp = threadIdx.x / 32;
+  if (warp == 0) MakeTable<DecodeKind::kPlain>(a, batch);
+#pragma unroll
+  for (int stage = 0; stage < kLatentStages; ++stage) {
+    InitBarrier(SharedAddress(&barriers[warp][stage]), threadIdx.x % 32);
+  }
+  __syncthreads();
+  WaitForEarlierKernel();
+  LetNextKernelStart();
+  uint8_t* const stages = memory + warp * kLatentStages * LatentStage<kGroups>::kBytes;
+  LatentLoader<kGroups> loader(a, batch, stages, units[warp], barriers[warp]);
+  LatentWarp<kGroups> self(a, memory);
+#pragma unroll
+  for (int stage = 0; stage < kLatentStages; ++stage) loader.Push(stage);
+  for (uint32_t turn = 0;; ++turn) {
+    const int stage = turn % kLatentStages;
+    const LatentUnit& unit = units[warp][stage];
+    const int item = unit.item;
+    if (item < 0) break;
+    Wait(SharedAddress(&barriers[warp][stage]), turn / kLatentStages % 2);
+    if (unit.begins_item) self.BeginItem(unit);
+    self.Attend(unit, stages + stage * LatentStage<kGroups>::kBytes);
+    const int ending_heads = unit.ends_item ? unit.num_heads : 0;
+    __syncwarp();
+    loader.Push(stage);
+    if (ending_heads > 0) self.EndItem(item, ending_heads);
+  }
+}
+
+// A block merges what one sequence has of 16 heads and one group of channels: the sink's rest, then
+// its runs in their order. It may start while the attention kernel still runs.
+constexpr int kLatentCombineThreads = 128;
+template <int kGroups>
+__global__ void __launch_bounds__(kLatentCombineThreads)
+    LatentCombineKernel(const __grid_constant__ DecodeArguments a) {
+  constexpr int kLatent = kGroups * kGroupDims;
+  constexpr int kQuery = kLatent + kRopeDims;
+  constexpr int kFours = kGroupDims / 4;
+  __shared__ float scores[kLatentHeads][fragment::kTokens];
+  LetNextKernelStart();
+  const int sequence = static_cast<int>(blockIdx.x) / a.parts;
+  const HeadPart heads = HeadPartOf(a, static_cast<int>(blockIdx.x) % a.parts);
+  const int group = blockIdx.y;
+  const int lane = threadIdx.x % 32;
+  const int num_tokens = NumTokens(a, sequence);
+  const int rest = a.sink.InRest(num_tokens);
+  const int num_runs = NumRuns(SeenPages<DecodeKind::kPlain>(a, num_tokens));
+  const bool has_nothing = num_runs == 0 && rest == 0;
+  int first_item = 0;
+#pragma unroll
+  for (int first = 0; first < kMostSequences; first += 32) {
+    if (first + lane < sequence) {
+      first_item += NumItems<DecodeKind::kPlain>(a, NumTokens(a, first + lane));
+    }
+  }
+  // Of run 0; that of the next one is a row of parts before it.
+  first_item = __reduce_add_sync(~0u, first_item) + (num_runs - 1) * a.parts +
+               static_cast<int>(blockIdx.x) % a.parts;
+
+  const __half* latents = nullptr;
+  if (rest > 0) {
+    const uint32_t* const slots = a.sink_rests + 2 * TableRow(a, sequence);
+    const auto at = [&](uint32_t units) {
+      return reinterpret_cast<const __half*>(a.arena +
+                                             static_cast<size_t>(units) * fragment::kArenaUnit);
+    };
+    latents = at(slots[0]);
+    const __half* const ropes = at(slots[1]);
+    const int warps = kLatentCombineThreads / 32;
+    for (int pair = threadIdx.x / 32; pair < heads.count * rest; pair += warps) {
+      const int head = pair / rest;
+      const int token = pair % rest;
+      const __half* const q =
+          a.q + (static_cast<size_t>(sequence) * a.num_heads + heads.first + head) * kQuery;
+      float dot = 0.0f;
+#pragma unroll
+      for (int d = 0; d < kLatent; d += 32) {
+        const int line = d / kGroupDims * a.sink.rest_tokens + token;
+        dot = fmaf(__half2float(q[d + lane]),
+                   __half2float(latents[line * kGroupDims + d % kGroupDims + lane]), dot);
+      }
+#pragma unroll
+      for (int d = 0; d < kRopeDims; d += 32) {
+        dot = fmaf(__half2float(q[kLatent + d + lane]),
+                   __half2float(ropes[token * kRopeDims + d + lane]), dot);
+      }
+#pragma unroll
+      for (int distance = 16; distance > 0; distance /= 2) {
+        dot += __shfl_xor_sync(~0u, dot, distance);
+      }
+      if (lane == 0) scores[head][token] = dot * 1.44269504f;
+    }
+    latents += static_cast<size_t>(group) * a.sink.rest_tokens * kGroupDims;
+    __syncthreads();
+  }
+  WaitForEarlierKernel();
+  if (has_nothing) return;
+  for (int x = threadIdx.x; x < heads.count * kFours; x += kLatentCombineThreads) {
+    const int head = x / kFours;
+    const int four = x % kFours;
+    float reference = kNoReference;
+    float weight = 0.0f;
+    float4 sum = {0, 0, 0, 0};
+    const auto raise = [&](float to) {
+      const float factor = Exp2(reference - to);
+      reference = to;
+      weight *= factor;
+      sum = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
+    };
+    const auto add = [&](float factor, float more, const float4& v) {
+      weight = fmaf(factor, more, weight);
+      sum = {fmaf(factor, v.x, sum.x), fmaf(factor, v.y, sum.y), fmaf(factor, v.z, sum.z),
+             fmaf(factor, v.w, sum.w)};
+    };
+    if (rest > 0) {
+      float largest = kNoReference;
+      for (int token = 0; token < rest; ++token) largest = fmaxf(largest, scores[head][token]);
+      raise(largest);
+      for (int token = 0; token < rest; ++token) {
+        const auto* const pairs =
+            reinterpret_cast<const __half2*>(latents + token * kGroupDims) + 2 * four;
+        const float2 v0 = __half22float2(pairs[0]);
+        const float2 v1 = __half22float2(pairs[1]);
+        add(Exp2(scores[head][token] - largest), 1.0f, {v0.x, v0.y, v1.x, v1.y});
+      }
+    }
+    const ptrdiff_t row = static_cast<ptrdiff_t>(first_item) * a.part_heads + head;
+    const float* const outs = a.partial_out + row * kLatent + group * kGroupDims + 4 * four;
+    const float* const totals = a.partial_sums + row * 2;
+    constexpr int kAtOnce = 8;  // Loads in flight.
+    for (int first = 0; first < num_runs; first += kAtOnce) {
+      float2 total[kAtOnce];
+      float4 out[kAtOnce];
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r >= num_runs) break;
+        const ptrdiff_t at = -static_cast<ptrdiff_t>(first + r) * a.parts * a.part_heads;
+        total[r] = __ldcg(reinterpret_cast<const float2*>(totals + at * 2));
+        out[r] = __ldcg(reinterpret_cast<const float4*>(outs + at * kLatent));
+      }
+      float largest = reference;
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r < num_runs) largest = fmaxf(largest, total[r].x);
+      }
+      raise(largest);
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r < num_runs) add(Exp2(total[r].x - largest), total[r].y, out[r]);
+      }
+    }
+    const float inverse = 1.0f / weight;
+    const float4 value = {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+    const int in_row = ((heads.first + head) * kLatent + group * kGroupDims) / 4 + four;
+    const int width = a.num_heads * kLatent;
+    if (a.operand.data != nullptr) {
+      StoreFour(a.operand, width, sequence, in_row, value);
+    } else {
+      reinterpret_cast<float4*>(a.out + static_cast<size_t>(sequence) * width)[in_row] = value;
+    }
+  }
+}
+
+}  // namespace pmkvq::cuda
