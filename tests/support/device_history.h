@@ -64,12 +64,12 @@ class DeviceDriver {
       num_rows += dead_rows;
       all.q.resize(static_cast<size_t>(num_rows * block.q_values()), NAN);
       all.k.resize(static_cast<size_t>(num_rows * block.k().values()), NAN);
-      all.v.resize(all.k.size(), NAN);
+      all.v.resize(static_cast<size_t>(num_rows * block.v().values()), NAN);
       const DeviceBlockRows rows{Upload(0, all.q), Upload(1, all.k), Upload(2, all.v),
                                  Upload(3, all.q), decode_rows + dead_rows};
       device.LaunchBlock(layer, rows);
       std::vector<float>& out = outputs_[static_cast<size_t>(layer)];
-      out.resize(all.q.size() - static_cast<size_t>(dead_rows * block.q_values()));
+      out.resize(static_cast<size_t>((num_rows - dead_rows) * block.out_values()));
       CopyToHost(device.stream(), out.data(), reinterpret_cast<const std::byte*>(rows.out),
                  out.size() * sizeof(float));
       device.stream().Synchronize();
@@ -130,8 +130,10 @@ inline void ExpectNearOutputs(CacheDriver& cpu, DeviceDriver& cuda) {
       size += std::pow(double{a[i]}, 2);
     }
     if (a.empty()) continue;
+    // Scores of latents are not scaled here: what rounding queries to F16 does to them, neither.
+    const bool is_latent = cpu.config().geometry.blocks[layer].is_latent();
     // NaN fails, too.
-    EXPECT_TRUE(std::sqrt(difference / size) < 4e-3)
+    EXPECT_TRUE(std::sqrt(difference / size) < (is_latent ? 1.5e-2 : 4e-3))
         << "block " << layer << ": " << std::sqrt(difference / size);
   }
 }

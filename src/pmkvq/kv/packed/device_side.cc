@@ -9,8 +9,15 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/device_rows/device_rows.h"
+#include "pmkvq/kv/packed/device_side_detail.h"
 
 namespace pmkvq {
+
+using device_detail::As;
+using device_detail::LatentShapeOnDevice;
+using device_detail::ShapeOf;
+using device_detail::SinkOf;
+
 namespace {
 
 // Launches of decode attention take so many sequences, and captured ones are made for as many.
@@ -23,41 +30,17 @@ uint64_t NextId() {
   return next.fetch_add(1);
 }
 
-template <class T>
-T* As(const std::unique_ptr<Buffer>& buffer, size_t offset = 0) {
-  return reinterpret_cast<T*>(buffer->data() + offset);
-}
-
-SinkLayout SinkOf(const CacheConfig& config) {
-  return {static_cast<int32_t>(config.sink_tokens / kPageTokens * kPageTokens),
-          static_cast<int32_t>(config.sink_tokens % kPageTokens)};
-}
-
-DecodeShape DeviceShapeOf(const CacheConfig& config, size_t layer) {
-  const AttentionShape attention =
-      AttentionShapeOf(config.geometry.blocks[layer], config.float_type);
-  DecodeShape shape;
-  shape.num_heads = attention.num_heads;
-  shape.num_kv_heads = attention.num_kv_heads;
-  shape.head_dim = attention.head_dim;
-  shape.scale = attention.scale;
-  shape.float_type = config.float_type;
-  shape.sink = SinkOf(config);
-  shape.sliding_window = config.geometry.blocks[layer].sliding_window;
-  shape.keys_by_channel = config.k_axis == QuantAxis::kChannel;
-  return shape;
-}
-
 }  // namespace
 
 void CheckDeviceCache(const CacheConfig& config) {
-  if (HasLatents(config.geometry)) {
-    throw Unsupported(NameOf(config.device), "found latent attention, expected it on the CPU");
-  }
   for (size_t layer = 0; layer < config.geometry.blocks.size(); ++layer) {
     const KvBlockGeometry& block = config.geometry.blocks[layer];
     if (!block.has_cache()) continue;
-    internal::CheckDecodeShape(DeviceShapeOf(config, layer), config.device);
+    if (block.is_latent()) {
+      CheckLatentDecodeShape(LatentShapeOnDevice(config, layer), config.device);
+    } else {
+      internal::CheckDecodeShape(ShapeOf(config, layer), config.device);
+    }
   }
   PMKVQ_CHECK_MSG(config.max_len > 0, "a cache on a device needs the longest sequence");
 }
@@ -105,8 +88,12 @@ void DeviceSide::UploadKeyScales() {
       offset = values.size();
       values.insert(values.end(), factors, factors + count);
     };
-    add(config_.key_scales->query_factors(layer), block.q_values() / 2, offsets[0]);
-    add(config_.key_scales->key_factors(layer), block.k().values() / 2, offsets[1]);
+    // Of latents a factor for each channel, which all heads share.
+    const bool is_latent = block.is_latent();
+    add(config_.key_scales->query_factors(layer), is_latent ? block.values() : block.q_values() / 2,
+        offsets[0]);
+    add(config_.key_scales->key_factors(layer), is_latent ? block.values() : block.k().values() / 2,
+        offsets[1]);
   }
   factors_ = NewBuffer(values.size() * sizeof(float));
   CopyToDevice(stream(), factors_->data(), values.data(), values.size() * sizeof(float));
@@ -134,10 +121,14 @@ void DeviceSide::PrepareRows(int64_t decode_rows, int64_t num_chunks) {
   size_t scratch = 0;
   int64_t most_q = 0;
   for (size_t layer = 0; layer < config_.geometry.blocks.size(); ++layer) {
-    if (!config_.geometry.blocks[layer].has_cache()) continue;
-    scratch =
-        std::max(scratch, DecodeScratchBytes(DeviceShapeOf(config_, layer), most_rows, max_pages_));
-    most_q = std::max(most_q, config_.geometry.blocks[layer].q_values());
+    const KvBlockGeometry& block = config_.geometry.blocks[layer];
+    if (!block.has_cache()) continue;
+    const size_t needed =
+        block.is_latent()
+            ? LatentDecodeScratchBytes(LatentShapeOnDevice(config_, layer), most_rows, max_pages_)
+            : DecodeScratchBytes(ShapeOf(config_, layer), most_rows, max_pages_);
+    scratch = std::max(scratch, needed);
+    most_q = std::max(most_q, block.q_values());
   }
   auto decode_scratch = NewBuffer(scratch);
   auto rounded_q = NewBuffer(rows * static_cast<size_t>(most_q) * 2);
@@ -341,15 +332,23 @@ std::byte* DeviceSide::Scratch(size_t num_bytes) {
   return scratch_->data();
 }
 
-void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends) {
+int64_t DeviceSide::CheckedRows(const DeviceBlockRows& rows) const {
   PMKVQ_CHECK(is_open_ && rows.decode_rows >= num_decode_rows_ && rows.decode_rows <= most_rows_);
-  const DecodeShape shape = DeviceShapeOf(config_, layer);
   int64_t num_rows = rows.decode_rows;
   for (const Chunk& chunk : chunks_) {
     if (chunk.is_decoding) continue;
     PMKVQ_CHECK(rows.decode_rows == num_decode_rows_);
     num_rows += chunk.num_tokens;
   }
+  return num_rows;
+}
+
+void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends) {
+  const int64_t num_rows = CheckedRows(rows);
+  if (config_.geometry.blocks[layer].is_latent()) {
+    return LaunchLatents(layer, num_rows, rows, attends);
+  }
+  const DecodeShape shape = ShapeOf(config_, layer);
   const int64_t kv_rows = num_rows * shape.num_kv_heads;
   if (config_.rotate_keys) {
     if (attends) HadamardRows(rows.q, num_rows * shape.num_heads, shape.head_dim, stream());
@@ -358,15 +357,7 @@ void DeviceSide::Launch(size_t layer, const DeviceBlockRows& rows, bool attends)
   if (config_.rotate_values) HadamardRows(rows.v, kv_rows, shape.head_dim, stream());
 
   if (rows.decode_rows > 0) LaunchDecoding(layer, shape, rows, attends);
-  int64_t first_row = rows.decode_rows;
-  size_t index = 0;
-  for (const Chunk& chunk : chunks_) {
-    if (chunk.is_decoding) continue;
-    if (attends) AttendChunk(layer, chunk, index, first_row, rows);
-    StoreChunk(layer, chunk, index, first_row, rows);
-    first_row += chunk.num_tokens;
-    ++index;
-  }
+  LaunchChunks(layer, rows, attends);
   if (config_.rotate_values && attends) {
     HadamardRows(rows.out, num_rows * shape.num_heads, shape.head_dim, stream());
     if (rows.operand.data != nullptr) {
@@ -386,14 +377,32 @@ AppendOperands DeviceSide::AppendTo(size_t layer, int64_t decode_rows) const {
   append.unfit = As<uint32_t>(unfit_);
   append.block = static_cast<uint32_t>(layer);
   append.num_sequences = decode_rows;
-  append.num_heads = DeviceShapeOf(config_, layer).num_heads;
+  append.num_heads = config_.geometry.blocks[layer].num_heads;
   append.is_bf16 = config_.float_type == DType::kBF16;
   return append;
 }
 
 std::optional<AppendOperands> DeviceSide::FusedAppend(int64_t layer, int64_t decode_rows) {
-  if (config_.rotate_keys || config_.rotate_values) return std::nullopt;
+  const bool is_latent = config_.geometry.block(layer).is_latent();
+  if (config_.rotate_keys || config_.rotate_values || is_latent) return std::nullopt;
   return AppendTo(static_cast<size_t>(layer), decode_rows);
+}
+
+DecodeOperands DeviceSide::DecodingOf(size_t layer, const DeviceBlockRows& rows) const {
+  DecodeOperands decode;
+  decode.q = rounded_q_->data();
+  decode.out = rows.out;
+  decode.operand = rows.operand;
+  decode.arena = store_.arena();
+  decode.entries = As<const PageEntry>(entries_) + TableIndex(layer, 0);
+  decode.bits = As<const PageBits>(bits_) + TableIndex(layer, 0);
+  decode.num_tokens = As<const int32_t>(row_memory_);
+  decode.table_rows = decode.num_tokens + most_rows_;
+  decode.sink_rests =
+      As<const uint32_t>(sink_rests_) + 2 * layer * static_cast<size_t>(config_.max_sequences);
+  decode.num_sequences = rows.decode_rows;
+  decode.max_pages = max_pages_;
+  return decode;
 }
 
 void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
@@ -406,141 +415,9 @@ void DeviceSide::LaunchDecoding(size_t layer, const DecodeShape& shape, const De
     AppendTokens(shape.num_kv_heads, shape.head_dim, shape.float_type, append, stream());
   }
   if (!attends) return;
-  DecodeOperands decode;
-  decode.q = rounded_q_->data();
-  decode.out = rows.out;
-  if (!config_.rotate_values) decode.operand = rows.operand;
-  decode.arena = store_.arena();
-  decode.entries = As<const PageEntry>(entries_) + TableIndex(layer, 0);
-  decode.bits = As<const PageBits>(bits_) + TableIndex(layer, 0);
-  decode.num_tokens = As<const int32_t>(row_memory_);
-  decode.table_rows = decode.num_tokens + most_rows_;
-  decode.sink_rests =
-      As<const uint32_t>(sink_rests_) + 2 * layer * static_cast<size_t>(config_.max_sequences);
-  decode.num_sequences = rows.decode_rows;
-  decode.max_pages = max_pages_;
+  DecodeOperands decode = DecodingOf(layer, rows);
+  if (config_.rotate_values) decode.operand = {};
   RunDecodeAttention(shape, decode, decode_scratch_->view(), stream());
-}
-
-void DeviceSide::AttendChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
-                             const DeviceBlockRows& rows) {
-  const DecodeShape shape = DeviceShapeOf(config_, layer);
-  const int64_t q_dim = shape.num_heads * shape.head_dim;
-  const int64_t kv_dim = shape.num_kv_heads * shape.head_dim;
-  ChunkOperands operands;
-  operands.q = rows.q + first_row * q_dim;
-  operands.k = rows.k + first_row * kv_dim;
-  operands.v = rows.v + first_row * kv_dim;
-  operands.out = rows.out + first_row * q_dim;
-  operands.num_rows = chunk.num_tokens;
-  operands.arena = store_.arena();
-  operands.entries = As<const PageEntry>(entries_) + TableIndex(layer, chunk.table_row);
-  operands.bits = As<const PageBits>(bits_) + TableIndex(layer, chunk.table_row);
-  operands.num_tokens = static_cast<int32_t>(chunk.num_before);
-  const BlockPages& block = chunk.seq->blocks[layer];
-  if (sink_.rest_tokens > 0 && !block.sink.empty()) {
-    operands.rest_k = SinkUnits(block, layer, store_.num_sink_pieces() - 1, kKeys);
-    operands.rest_v = SinkUnits(block, layer, store_.num_sink_pieces() - 1, kValues);
-  }
-  operands.unfit = reinterpret_cast<uint32_t*>(UnfitWord(most_rows_ + static_cast<int64_t>(index)));
-  operands.block = static_cast<uint32_t>(layer);
-  const size_t bytes = ChunkScratchBytes(shape, chunk.num_tokens);
-  RunChunkAttention(shape, operands, {config_.device, Scratch(bytes), bytes}, gemm_, stream());
-}
-
-void DeviceSide::StoreChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
-                            const DeviceBlockRows& rows) {
-  const BlockPages& block = chunk.seq->blocks[layer];
-  const int64_t kv_dim = config_.geometry.blocks[layer].k().values();
-  pieces_.clear();
-  closing_.clear();
-  const int64_t end = chunk.num_before + chunk.num_tokens;
-  for (int64_t position = chunk.num_before; position < end;) {
-    RowPiece piece;
-    piece.first_row = static_cast<int32_t>(position - chunk.num_before);
-    const auto set_rows = [&](int64_t first, int64_t capacity) {
-      piece.index = static_cast<int32_t>(first);
-      piece.num_rows = static_cast<int32_t>(std::min(end - position, capacity - first));
-    };
-    if (position < config_.sink_tokens) {
-      const int64_t sink_piece = position / kPageTokens;
-      const int64_t capacity = store_.SinkPieceTokens(sink_piece);
-      set_rows(position % kPageTokens, capacity);
-      piece.k = SinkUnits(block, layer, sink_piece, kKeys);
-      piece.v = SinkUnits(block, layer, sink_piece, kValues);
-      piece.capacity = capacity == kPageTokens ? 0 : static_cast<int32_t>(capacity);
-      pieces_.push_back(piece);
-      position += piece.num_rows;
-      continue;
-    }
-    const int64_t paged = position - config_.sink_tokens;
-    const PagePair& page = block.pages[static_cast<size_t>(paged / kPageTokens)];
-    set_rows(paged % kPageTokens, kPageTokens);
-    for (const Side side : kSides) {
-      const StoredPage& stored = page[side];
-      uint32_t& place = side == kKeys ? piece.k : piece.v;
-      if (stored.bits == 16) {
-        place = UnitsOf(store_.slots().Offset(stored.data));
-        continue;
-      }
-      ClosingPage& closing = closing_.emplace_back();
-      closing.side = side;
-      closing.bits = stored.bits;
-      closing.move.target = store_.slots().Offset(stored.data);
-      closing.move.metadata = store_.slots().Offset(stored.metadata);
-      closing.has_moved_rows = piece.index > 0;
-      PMKVQ_DCHECK(!closing.has_moved_rows || block.open_rows_moved[side]);
-      closing.piece = piece;
-      closing.piece.k = closing.piece.v = RowPiece::kNone;
-    }
-    if (piece.k != RowPiece::kNone || piece.v != RowPiece::kNone) pieces_.push_back(piece);
-    position += piece.num_rows;
-  }
-  const StoreRowsOperands operands{rows.k + first_row * kv_dim, rows.v + first_row * kv_dim,
-                                   store_.arena()};
-  // Moved rows lie where the last page is stored, so pages that close come first.
-  for (size_t first = 0; first < closing_.size(); first += PageStore::kStagedPages) {
-    const size_t count = std::min<size_t>(PageStore::kStagedPages, closing_.size() - first);
-    StoreClosing(layer, chunk, std::span(closing_).subspan(first, count), operands,
-                 reinterpret_cast<uint32_t*>(
-                     UnfitWord(most_rows_ + most_chunks_ + static_cast<int64_t>(index))));
-  }
-  const KvStream& stream_of_block = config_.geometry.blocks[layer].k();
-  StoreRows(stream_of_block.heads, stream_of_block.width, config_.float_type, pieces_, operands,
-            stream());
-}
-
-void DeviceSide::StoreClosing(size_t layer, const Chunk& chunk, std::span<ClosingPage> pages,
-                              const StoreRowsOperands& rows, uint32_t* unfit) {
-  const BlockPages& block = chunk.seq->blocks[layer];
-  const KvStream& shape = config_.geometry.blocks[layer].k();
-  std::vector<RowPiece> pieces;
-  for (size_t i = 0; i < pages.size(); ++i) {
-    ClosingPage& page = pages[i];
-    page.move.source = store_.StagedPage(static_cast<int64_t>(i));
-    if (page.has_moved_rows) {
-      CopyOnDevice(stream(), store_.arena() + page.move.source,
-                   store_.Data(block.pages.back()[page.side]),
-                   store_.CodeBytes(layer, page.side, 16));
-    }
-    (page.side == kKeys ? page.piece.k : page.piece.v) = UnitsOf(page.move.source);
-    pieces.push_back(page.piece);
-  }
-  StoreRows(shape.heads, shape.width, config_.float_type, pieces, rows, stream());
-  for (const Side side : kSides) {
-    for (const int bits : {8, 4, 2}) {
-      std::vector<PageMove> moves;
-      for (const ClosingPage& page : pages) {
-        if (page.side == side && page.bits == bits) moves.push_back(page.move);
-      }
-      if (moves.empty()) continue;
-      QuantizePages({shape.heads, shape.width, side == kValues,
-                     side == kKeys && config_.k_axis == QuantAxis::kChannel},
-                    config_.float_type, bits, moves, store_.arena(), unfit,
-                    static_cast<uint32_t>(layer) * static_cast<uint32_t>(PageStore::kStagedPages),
-                    stream());
-    }
-  }
 }
 
 void DeviceSide::LaunchLookAtUnfit() {
@@ -564,9 +441,14 @@ std::vector<std::optional<KvFailure>> DeviceSide::End() {
     std::optional<KvFailure>& failure = failures.emplace_back();
     const auto look = [&](uint32_t word, int64_t first, int64_t last) {
       if (word == kAllFit || failure) return;
-      constexpr const char* kNames[kUnfitKinds] = {"key", "value", "query", "value"};
-      failure = KvFailure{KvWhere(word / kUnfitKinds, first, last),
-                          UnfitOnDeviceMessage(kNames[word % kUnfitKinds])};
+      const auto layer = static_cast<size_t>(word / kUnfitKinds);
+      const auto kind = static_cast<UnfitRow>(word % kUnfitKinds);
+      failure =
+          KvFailure{KvWhere(static_cast<int64_t>(layer), first, last),
+                    UnfitOnDeviceMessage(
+                        kind == UnfitRow::kQuery
+                            ? "query"
+                            : store_.NameOf(layer, kind == UnfitRow::kKey ? kKeys : kValues))};
     };
     if (chunk.is_decoding) {
       for (int64_t token = 0; token < chunk.num_tokens; ++token) {

@@ -90,7 +90,12 @@ class DeviceSide : public DeviceKvStore {
   };
 
   void PrepareRows(int64_t decode_rows, int64_t num_chunks);
+  // Of all chunks, after checks.
+  int64_t CheckedRows(const DeviceBlockRows& rows) const;
   void Launch(size_t layer, const DeviceBlockRows& rows, bool attends);
+  void LaunchLatents(size_t layer, int64_t num_rows, const DeviceBlockRows& rows, bool attends);
+  void LaunchChunks(size_t layer, const DeviceBlockRows& rows, bool attends);
+  DecodeOperands DecodingOf(size_t layer, const DeviceBlockRows& rows) const;
   AppendOperands AppendTo(size_t layer, int64_t decode_rows) const;
   void LaunchDecoding(size_t layer, const DecodeShape& shape, const DeviceBlockRows& rows,
                       bool attends);
@@ -112,6 +117,7 @@ class DeviceSide : public DeviceKvStore {
                    const DeviceBlockRows& rows);
   void StoreChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
                   const DeviceBlockRows& rows);
+  void StorePieces(size_t layer, std::span<const RowPiece> pieces, const StoreRowsOperands& rows);
   void StoreClosing(size_t layer, const Chunk& chunk, std::span<ClosingPage> pages,
                     const StoreRowsOperands& rows, uint32_t* unfit);
   std::byte* Scratch(size_t num_bytes);

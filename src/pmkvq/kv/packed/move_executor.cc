@@ -19,8 +19,7 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const BlockCodecs& c
     case Device::kCpu:
       return internal::ExecuteMovesCpu(plan, codecs, arena.data, exec);
     case Device::kCuda:
-      PMKVQ_CHECK(codecs.of(kKeys).stream() == codecs.of(kValues).stream());
-      return internal::ExecuteMovesCuda(plan, codecs.of(kKeys), arena, exec, unfit_word);
+      return internal::ExecuteMovesCuda(plan, codecs, arena, exec, unfit_word);
   }
   return std::nullopt;
 }

@@ -21,10 +21,12 @@ struct UnfitPage {
 // The codecs of a block's two streams, which must outlive this.
 struct BlockCodecs {
   BlockCodecs(const PageCodec& both) : sides{&both, &both} {}  // NOLINT: a codec serves as both.
-  BlockCodecs(const PageCodec& k, const PageCodec& v) : sides{&k, &v} {}
+  BlockCodecs(const PageCodec& k, const PageCodec& v, bool of_latents)
+      : sides{&k, &v}, are_latents(of_latents) {}
   const PageCodec& of(Side side) const { return *sides[side]; }
 
   std::array<const PageCodec*, 2> sides;
+  bool are_latents = false;  // In fragment order both streams have tokens as rows then.
 };
 
 // Carries out the waves of the plan one after the other, the records of a wave at once, on the
@@ -42,10 +44,10 @@ std::optional<UnfitPage> ExecuteMoves(const MovePlan& plan, const BlockCodecs& c
                                       uint32_t* unfit_word = nullptr);
 
 namespace internal {
-// Its part of each backend. CUDA's takes streams of one shape.
+// Its part of each backend.
 std::optional<UnfitPage> ExecuteMovesCpu(const MovePlan& plan, const BlockCodecs& codecs,
                                          std::byte* arena, const ExecContext& exec);
-std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const BlockCodecs& codecs,
                                           const DeviceBytes& arena, const ExecContext& exec,
                                           uint32_t* unfit_word);
 }  // namespace internal

@@ -79,8 +79,9 @@ class UnfitWord {
 
 class Executor {
  public:
-  Executor(const PageCodec& codec, const DeviceBytes& arena, Stream& stream, uint32_t* unfit_word)
-      : codec_(codec), arena_(arena), stream_(stream), unfit_word_(unfit_word), unfit_(stream) {
+  Executor(const BlockCodecs& codecs, const DeviceBytes& arena, Stream& stream,
+           uint32_t* unfit_word)
+      : codecs_(codecs), arena_(arena), stream_(stream), unfit_word_(unfit_word), unfit_(stream) {
     CheckSupported();
   }
 
@@ -96,23 +97,27 @@ class Executor {
 
  private:
   void CheckSupported() const {
-    const DType type = codec_.float_type();
+    for (const Side side : kSides) CheckSupported(codecs_.of(side));
+  }
+  void CheckSupported(const PageCodec& codec) const {
+    const DType type = codec.float_type();
     if (type != DType::kF16 && type != DType::kBF16) {
       throw Unsupported(NameOf(arena_.device),
                         fmt::format("the cache: found values of {}, expected F16 or BF16; use "
                                     "--device cpu",
                                     NameOf(type)));
     }
-    if (!fragment::IsHeadDim(codec_.stream().width)) {
+    if (!fragment::IsHeadDim(codec.stream().width)) {
       throw Unsupported(NameOf(arena_.device),
                         fmt::format("the cache: found heads of {} values, expected 64, 128 or 256; "
                                     "use --device cpu",
-                                    codec_.stream().width));
+                                    codec.stream().width));
     }
   }
 
   FragmentPageShape ShapeOf(const PageOp& op) const {
-    return {codec_.stream().heads, codec_.stream().width, op.side == kValues,
+    const KvStream& stream = codecs_.of(op.side).stream();
+    return {stream.heads, stream.width, op.side == kValues && !codecs_.are_latents,
             op.axis == QuantAxis::kChannel};
   }
 
@@ -142,16 +147,17 @@ class Executor {
         HalvePages(shape, op.from_bits, op.to_bits, group.moves, arena_.data, stream_);
         break;
       case PageOpKind::kExpand:
-        ExpandPages(shape, codec_.float_type(), op.from_bits, group.moves, arena_.data, stream_);
+        ExpandPages(shape, codecs_.of(op.side).float_type(), op.from_bits, group.moves, arena_.data,
+                    stream_);
         break;
       case PageOpKind::kQuantize: {
         if (unfit_word_ != nullptr) {
-          QuantizePages(shape, codec_.float_type(), op.to_bits, group.moves, arena_.data,
-                        unfit_word_, 0, stream_);
+          QuantizePages(shape, codecs_.of(op.side).float_type(), op.to_bits, group.moves,
+                        arena_.data, unfit_word_, 0, stream_);
           break;
         }
         unfit_.Reset();
-        QuantizePages(shape, codec_.float_type(), op.to_bits, group.moves, arena_.data,
+        QuantizePages(shape, codecs_.of(op.side).float_type(), op.to_bits, group.moves, arena_.data,
                       unfit_.address(), 0, stream_);
         const std::optional<uint32_t> move = unfit_.Read();
         if (move) return group.ops[*move];
@@ -167,10 +173,10 @@ class Executor {
     CopyToHost(stream_, fragments.data(), arena_.data + op.source.offset, fragments.size());
     stream_.Synchronize();
     FragmentsToPlanes(ShapeOf(op), 16, fragments.data(), planes.data());
-    return {op.page, *codec_.FindUnfitGroup(planes.data(), op.axis)};
+    return {op.page, *codecs_.of(op.side).FindUnfitGroup(planes.data(), op.axis)};
   }
 
-  const PageCodec& codec_;
+  const BlockCodecs& codecs_;
   DeviceBytes arena_;
   Stream& stream_;
   uint32_t* unfit_word_;
@@ -179,12 +185,12 @@ class Executor {
 
 }  // namespace
 
-std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const PageCodec& codec,
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& plan, const BlockCodecs& codecs,
                                           const DeviceBytes& arena, const ExecContext& exec,
                                           uint32_t* unfit_word) {
   PMKVQ_CHECK(exec.stream != nullptr && exec.stream->device() == arena.device);
   if (plan.num_waves() == 0) return std::nullopt;
-  return Executor(codec, arena, *exec.stream, unfit_word).Run(plan);
+  return Executor(codecs, arena, *exec.stream, unfit_word).Run(plan);
 }
 
 }  // namespace pmkvq::internal

@@ -2,7 +2,7 @@
 
 namespace pmkvq::internal {
 
-std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& /*plan*/, const PageCodec& /*codec*/,
+std::optional<UnfitPage> ExecuteMovesCuda(const MovePlan& /*plan*/, const BlockCodecs& /*codecs*/,
                                           const DeviceBytes& arena, const ExecContext& /*exec*/,
                                           uint32_t* /*unfit_word*/) {
   ThrowNoBackend(arena.device, "quantising and moving pages");

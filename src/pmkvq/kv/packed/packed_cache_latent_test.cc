@@ -525,7 +525,8 @@ TEST(LatentCacheTest, WhatCannotBeServedIsRefusedInOneLine) {
   CacheConfig wrong = config;
   wrong.device = {Device::kCuda, 0};
   wrong.max_len = 300;
-  ExpectError<Unsupported>([&] { MakePackedKvCache(wrong); }, {"latent attention", "the CPU"});
+  ExpectError<Unsupported>([&] { MakePackedKvCache(wrong); },
+                           {"latents of 256 + 24 values", "--device cpu"});
   wrong = config;
   wrong.k_axis = QuantAxis::kChannel;
   ExpectError<Unsupported>([&] { MakePackedKvCache(wrong); }, {"axis: found channel", "token"});

@@ -97,8 +97,10 @@ std::optional<UnfitPage> PageStore::MoveBytes(size_t layer, uint32_t* unfit_word
   PlanMoves(slots_, plan_);
   const ExecContext exec = stream_ == nullptr ? ExecContext(config_.num_threads)
                                               : ExecContext(config_.num_threads, *stream_);
-  const std::optional<UnfitPage> unfit = ExecuteMoves(
-      plan_, {codec(layer, kKeys), codec(layer, kValues)}, arena_.view(), exec, unfit_word);
+  const BlockCodecs codecs(codec(layer, kKeys), codec(layer, kValues),
+                           config_.geometry.blocks[layer].is_latent());
+  const std::optional<UnfitPage> unfit =
+      ExecuteMoves(plan_, codecs, arena_.view(), exec, unfit_word);
   plan_.Clear();
   return unfit;
 }
@@ -358,8 +360,9 @@ KvTensorView PageStore::SinkView(const BlockPages& block, size_t layer, int64_t 
 }
 
 FragmentPageShape PageStore::FragmentShape(size_t layer, Side side) const {
-  const KvStream& stream = config_.geometry.blocks[layer].streams[side];
-  return {stream.heads, stream.width, side == kValues,
+  const KvBlockGeometry& block = config_.geometry.blocks[layer];
+  const KvStream& stream = block.streams[side];
+  return {stream.heads, stream.width, side == kValues && !block.is_latent(),
           side == kKeys && config_.k_axis == QuantAxis::kChannel};
 }
 
