@@ -108,20 +108,23 @@ BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilin
   return row;
 }
 
-// The blocks asked for, of a shape with keys and values or of one with latents.
-KvGeometry GeometryOf(const BenchOptions& options) {
+}  // namespace
+
+namespace internal {
+
+KvGeometry AttentionGeometry(const BenchOptions& options) {
   if (const std::optional<KvBlockGeometry> block = NamedLatentShape(options.shape)) {
     KvGeometry geometry;
     geometry.blocks.assign(static_cast<size_t>(std::max<int64_t>(1, options.layers)), *block);
     return geometry;
   }
-  const ModelConfig shape = internal::ShapeOf(options, 1);
+  const ModelConfig shape = ShapeOf(options, 1);
   return UniformKvGeometry{shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
 }
 
-BenchReport NewReport(const BenchOptions& options, const KvGeometry& geometry) {
+BenchReport NewAttentionReport(const BenchOptions& options, const KvGeometry& geometry) {
   if (!HasLatents(geometry)) {
-    return internal::NewReport(options, "attention", internal::ShapeOf(options, 1));
+    return NewReport(options, "attention", ShapeOf(options, 1));
   }
   BenchReport report;
   report.facts.Add("bench", std::string("attention"));
@@ -132,11 +135,11 @@ BenchReport NewReport(const BenchOptions& options, const KvGeometry& geometry) {
   return report;
 }
 
-}  // namespace
+}  // namespace internal
 
 BenchReport BenchAttention(const BenchOptions& options) {
   internal::CheckOptions(options);
-  const KvGeometry geometry = GeometryOf(options);
+  const KvGeometry geometry = internal::AttentionGeometry(options);
   int64_t bytes = 0;
   for (const int64_t depth : options.depths) {
     if (depth == 0) {
@@ -167,7 +170,7 @@ BenchReport BenchAttention(const BenchOptions& options) {
     }
   });
 
-  BenchReport report = NewReport(options, geometry);
+  BenchReport report = internal::NewAttentionReport(options, geometry);
   ceilings.AddTo(report.facts);
   BenchTable table{"rows", "attention of one token, from memory", {}};
   for (const auto& item : cases) table.rows.push_back(Describe(*item, options, ceilings));

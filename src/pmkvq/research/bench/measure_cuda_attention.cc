@@ -4,9 +4,12 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/attention/latent_decode.h"
+#include "pmkvq/kv/cache_config.h"
 #include "pmkvq/research/bench/bench_cuda.h"
 #include "pmkvq/research/bench/cuda_memory.h"
 #include "pmkvq/research/bench/rounds.h"
@@ -39,12 +42,19 @@ struct Case {
 
 class CudaAttention {
  public:
-  CudaAttention(const BenchOptions& options, DeviceId device, const ModelConfig& config)
-      : options_(options), stream_(device), ceiling_(device) {
-    shape_.num_heads = config.num_heads;
-    shape_.num_kv_heads = config.num_kv_heads;
-    shape_.head_dim = config.head_dim;
-    shape_.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  CudaAttention(const BenchOptions& options, DeviceId device, const KvBlockGeometry& block)
+      : options_(options), stream_(device), ceiling_(device), block_(block) {
+    if (block.is_latent()) {
+      latents_.num_heads = block.num_heads;
+      latents_.latent = block.latent_width();
+      latents_.rope = block.rope_width();
+      CheckLatentDecodeShape(latents_, device);
+      return;
+    }
+    shape_.num_heads = block.num_heads;
+    shape_.num_kv_heads = block.k().heads;
+    shape_.head_dim = block.k().width;
+    shape_.scale = 1.0f / std::sqrt(static_cast<float>(block.k().width));
   }
 
   void Run(bool mixed) {
@@ -73,12 +83,17 @@ class CudaAttention {
 
  private:
   int64_t NumPages(int64_t depth) const { return std::max<int64_t>(1, depth / 128); }
-  size_t CodeBytes(int bits) const {
-    return static_cast<size_t>(shape_.num_kv_heads) *
-           static_cast<size_t>(fragment::BlockBytes(bits, static_cast<int>(shape_.head_dim)));
+  // Of K and V, or of c and k_r, which is never halved below CacheConfig's floor.
+  PageBits WidthsOf(int bits) const {
+    const int second = block_.is_latent() ? std::max(bits, CacheConfig().rope_floor_bits) : bits;
+    return {static_cast<uint8_t>(bits), static_cast<uint8_t>(second)};
   }
-  size_t MetadataBytes() const {
-    return static_cast<size_t>(shape_.num_kv_heads * int64_t{fragment::MetadataBytes()});
+  static size_t CodeBytes(const KvStream& stream, int bits) {
+    return static_cast<size_t>(stream.heads) *
+           static_cast<size_t>(fragment::BlockBytes(bits, static_cast<int>(stream.width)));
+  }
+  static size_t MetadataBytes(const KvStream& stream) {
+    return static_cast<size_t>(stream.heads * int64_t{fragment::MetadataBytes()});
   }
   int BitsOf(int bits, int64_t p, int64_t n) const {
     return bits == kMixed ? MixedBits(p, n) : bits;
@@ -95,9 +110,12 @@ class CudaAttention {
     Areas areas;
     const int64_t n = NumPages(depth);
     for (int64_t p = 0; p < n; ++p) {
-      const int width = BitsOf(bits, p, n);
-      (width == 16 ? areas.floats : areas.codes) += 2 * CodeBytes(width);
-      if (width != 16) areas.metadata += 2 * MetadataBytes();
+      const PageBits widths = WidthsOf(BitsOf(bits, p, n));
+      for (const auto& [stream, width] :
+           {std::pair(block_.k(), widths.k), {block_.v(), widths.v}}) {
+        (width == 16 ? areas.floats : areas.codes) += CodeBytes(stream, width);
+        if (width != 16) areas.metadata += MetadataBytes(stream);
+      }
     }
     const auto sequences = static_cast<size_t>(batch);
     return {areas.floats * sequences, areas.codes * sequences, areas.metadata * sequences};
@@ -160,17 +178,14 @@ class CudaAttention {
     };
     for (int64_t s = 0; s < batch; ++s) {
       for (int64_t p = 0; p < n; ++p) {
-        const int width = BitsOf(bits, p, n);
-        size_t& area = width == 16 ? floats : codes;
+        const PageBits both = WidthsOf(BitsOf(bits, p, n));
         PageEntry entry;
-        entry.k = take(area, CodeBytes(width));
-        entry.v = take(area, CodeBytes(width));
-        if (width != 16) {
-          entry.k_metadata = take(metadata, MetadataBytes());
-          entry.v_metadata = take(metadata, MetadataBytes());
-        }
+        entry.k = take(both.k == 16 ? floats : codes, CodeBytes(block_.k(), both.k));
+        entry.v = take(both.v == 16 ? floats : codes, CodeBytes(block_.v(), both.v));
+        if (both.k != 16) entry.k_metadata = take(metadata, MetadataBytes(block_.k()));
+        if (both.v != 16) entry.v_metadata = take(metadata, MetadataBytes(block_.v()));
         entries.push_back(entry);
-        widths.push_back({static_cast<uint8_t>(width), static_cast<uint8_t>(width)});
+        widths.push_back(both);
       }
     }
     return {UploadValues(stream_, entries), UploadValues(stream_, widths)};
@@ -180,13 +195,17 @@ class CudaAttention {
     const Areas areas = AreasOf(batch, depth, bits);
     const int64_t num_caches = NumCaches(areas);
     const int64_t n = NumPages(depth);
-    const auto q_values = static_cast<size_t>(batch * shape_.num_heads * shape_.head_dim);
-    // Scores with a standard deviation of 2.
-    const Buffer q(stream_.device(), q_values * 2);
+    // Scores with a standard deviation of 2; those of latents are not scaled.
+    const float q_scale =
+        block_.is_latent() ? 1.0f / std::sqrt(static_cast<float>(latents_.key_values())) : 1.0f;
+    const Buffer q(stream_.device(), static_cast<size_t>(batch * block_.q_values()) * 2);
     internal::FillWithPattern(stream_, q.data(), q.num_bytes(),
-                              internal::NormalHalves(q.num_bytes(), 2.0f / 1.5f));
-    const Buffer out(stream_.device(), q_values * sizeof(float));
-    const Buffer scratch(stream_.device(), DecodeScratchBytes(shape_, batch, n));
+                              internal::NormalHalves(q.num_bytes(), q_scale * 2.0f / 1.5f));
+    const Buffer out(stream_.device(),
+                     static_cast<size_t>(batch * block_.out_values()) * sizeof(float));
+    const Buffer scratch(stream_.device(), block_.is_latent()
+                                               ? LatentDecodeScratchBytes(latents_, batch, n)
+                                               : DecodeScratchBytes(shape_, batch, n));
     const auto num_tokens = UploadValues(
         stream_, std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(n * 128)));
     std::vector<Cache> caches;
@@ -207,7 +226,11 @@ class CudaAttention {
         operands.num_tokens = reinterpret_cast<const int32_t*>(num_tokens->data());
         operands.num_sequences = batch;
         operands.max_pages = n;
-        RunDecodeAttention(shape_, operands, scratch.view(), stream_);
+        if (block_.is_latent()) {
+          RunLatentDecode(latents_, operands, scratch.view(), stream_);
+        } else {
+          RunDecodeAttention(shape_, operands, scratch.view(), stream_);
+        }
       }
     });
     Case item{.batch = batch, .depth = n * 128, .bits = bits};
@@ -223,7 +246,9 @@ class CudaAttention {
   const BenchOptions& options_;
   Stream stream_;
   internal::CopyCeiling ceiling_;
-  DecodeShape shape_;
+  const KvBlockGeometry block_;
+  DecodeShape shape_;          // Of keys and values,
+  LatentDecodeShape latents_;  // or of latents.
   Areas arena_areas_;
   std::unique_ptr<Buffer> arena_;
   std::vector<Case> cases_;
@@ -234,12 +259,12 @@ class CudaAttention {
 BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, bool mixed) {
   internal::CheckOptions(options);
   const DeviceInfo info = Query(device);
-  const ModelConfig config = internal::ShapeOf(options, 1);
-  CudaAttention bench(options, device, config);
+  const KvGeometry geometry = internal::AttentionGeometry(options);
+  CudaAttention bench(options, device, geometry.blocks.front());
   bench.Run(mixed);
   const Spread copy = bench.ceiling().gb_per_s().ToSpread();
 
-  BenchReport report = internal::NewReport(options, "attention", config);
+  BenchReport report = internal::NewAttentionReport(options, geometry);
   report.facts.Add("device", info.name, "device");
   report.facts.AddSpread("copy_gb_per_s", copy, "copies GB/s (r+w)", 0);
   BenchTable table{"rows", "decode attention of one block, all sequences at once", {}};
@@ -257,6 +282,11 @@ BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, boo
   report.tables.push_back(std::move(table));
   report.notes.push_back(
       "bytes: codes, floats and metadata of all pages, each read once; both launches are counted");
+  if (HasLatents(geometry)) {
+    report.notes.push_back(fmt::format(
+        "bits: those of latents; their rope part has {} or more, as a cache keeps it unless told",
+        CacheConfig().rope_floor_bits));
+  }
   return report;
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "pmkvq/io/model_config.h"
+#include "pmkvq/kv/kv_geometry.h"
 #include "pmkvq/research/bench/bench.h"
 #include "pmkvq/research/bench/ceilings.h"
 
@@ -22,5 +23,9 @@ void RunRounds(const BenchOptions& options, const char* task, Ceilings& ceilings
 
 // A report whose facts begin with the shape.
 BenchReport NewReport(const BenchOptions& options, const char* bench, const ModelConfig& shape);
+
+// Of attention: the blocks asked for, of a shape with keys and values or of one with latents.
+KvGeometry AttentionGeometry(const BenchOptions& options);
+BenchReport NewAttentionReport(const BenchOptions& options, const KvGeometry& geometry);
 
 }  // namespace pmkvq::internal
