@@ -40,6 +40,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/kv_quant/page_rows_cuda.cu
   kernels/kv_quant/quantize_pages_cuda.cu
   kernels/kv_quant/sequence_quant_cuda.cu
+  kernels/routing/device_experts_cuda.cu
   kernels/sampling/device_sampler_cuda.cu
   kernels/sequence_rows/sequence_rows_cuda.cu)
 set(PMKVQ_CUDA_STUBS_kernels
@@ -56,6 +57,7 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/kv_quant/page_moves_cuda_stub.cc
   kernels/kv_quant/page_rows_cuda_stub.cc
   kernels/kv_quant/sequence_quant_cuda_stub.cc
+  kernels/routing/device_experts_cuda_stub.cc
   kernels/sampling/device_sampler_cuda_stub.cc
   kernels/sequence_rows/sequence_rows_cuda_stub.cc)
 set(PMKVQ_CPU_SOURCES_kv

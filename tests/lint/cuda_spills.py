@@ -13,7 +13,8 @@ import tempfile
 
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas=-v", "-c"]
 SOURCES = ("src/pmkvq/kernels/attention/*_d*_cuda.cu", "src/pmkvq/kernels/attention/*_float_*_cuda.cu",
-           "src/pmkvq/kernels/attention/latent_*_cuda.cu", "src/pmkvq/kernels/gemm/device_gemm_few_cuda.cu")
+           "src/pmkvq/kernels/attention/latent_*_cuda.cu", "src/pmkvq/kernels/gemm/device_gemm_few_cuda.cu",
+           "src/pmkvq/kernels/routing/device_experts_cuda.cu")
 USE = re.compile(r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
                  r"Used (\d+) registers", re.DOTALL)
 
