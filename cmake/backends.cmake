@@ -31,6 +31,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/latent_decode_cuda.cu
   kernels/attention/sequence_attention_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
+  kernels/device_rows/mla_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
   kernels/gemm/device_gemm_few_cuda.cu
   kernels/gemm/device_gemm_q8_cuda.cu
@@ -50,6 +51,7 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/latent_decode_cuda_stub.cc
   kernels/attention/sequence_attention_cuda_stub.cc
   kernels/device_rows/device_rows_cuda_stub.cc
+  kernels/device_rows/mla_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/gemm/device_gemm_few_cuda_stub.cc
   kernels/gemm/device_gemm_q8_cuda_stub.cc

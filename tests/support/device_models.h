@@ -18,6 +18,16 @@ inline TinyModel WithHeads(TinyModel model, int64_t heads, int64_t kv_heads, int
   return model;
 }
 
+// Latents of 128 + 64 values.
+inline TinyModel WithLatents(TinyModel model) {
+  model = WithHeads(model, 4, 4, 64);
+  model.latent = 128;
+  model.nope_dim = 32;
+  model.rope_dim = 64;
+  model.value_dim = 40;
+  return model;
+}
+
 // One of each family and type of weights, without windows.
 inline std::map<std::string, TinyModel> PlainDeviceModels() {
   std::map<std::string, TinyModel> models;

@@ -283,11 +283,6 @@ TEST(ModelLoad, BindsAndQuantisesLatentAttention) {
       EXPECT_EQ(weights.q_a_norm.size(), static_cast<size_t>(tiny.query_rank));
       EXPECT_EQ(weights.kv_a_norm.size(), static_cast<size_t>(tiny.latent));
     }
-    ModelOptions on_device;
-    on_device.device = {Device::kCuda, 0};
-    ExpectError<Unsupported>([&] { Model::Load(folder.path(), on_device); },
-                             {tiny.architecture + ": found latent attention, for which there are "
-                                                  "no kernels yet; use --device cpu"});
   }
 }
 
@@ -317,20 +312,6 @@ TEST(ModelLoad, LeavesOutBlocksForSeveralTokens) {
   WriteTinyModel(tiny, weights, folder);
   folder.Write("config.json", config);
   ExpectError<InvalidInput>([&] { Model::Load(folder.path()); }, {"'model.layers.4.eh_proj"});
-}
-
-TEST(ModelLoad, RefusesExpertsOnADevice) {
-  for (const char* name : {"mixtral_f32", "qwen3_moe_bf16"}) {
-    const TinyModel tiny = TinyModels().at(name);
-    TempFolder folder;
-    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
-    ModelOptions options;
-    options.device = {Device::kCuda, 0};
-    ExpectError<Unsupported>(
-        [&] { Model::Load(folder.path(), options); },
-        {tiny.architecture + ": found a mixture of " + std::to_string(tiny.experts) +
-         " experts, for which there are no kernels yet; use --device cpu"});
-  }
 }
 
 TEST(ModelLoad, RefusesExpertsThatTheConfigDoesNotAnnounce) {

@@ -91,6 +91,9 @@ class DeviceGemm {
   // multiples of 8.
   void Prepare(DType type, int64_t n, int64_t k, int64_t rows, bool accumulate, Stream& stream);
 
+  // The same of such a product; where its matrices lie does not matter.
+  void PrepareBatched(const Batched& product, Stream& stream) { Warm(product, stream); }
+
   // Launches on the stream and returns. May be captured (CapturedWork), best after Prepare. Throws
   // as Prepare does, where that was not called.
   void Multiply(const DeviceProduct& product, Stream& stream);

@@ -291,9 +291,15 @@ void DeviceGemm::Warm(const Batched& product, Stream& stream) {
   Plan& plan = state_->PlanOf(product);
   if (plan.is_warm) return;
   plan.is_warm = true;
-  const size_t a = AreaOf(product.type, product.m, product.k);
-  const size_t b = AreaOf(product.type, product.n, product.k);
-  const size_t c = AreaOf(product.out_type, product.m, product.n);
+  // From the first element of a batch's first matrix to behind the last line of its last one.
+  const auto area = [&](DType type, int64_t lines, int64_t ld, int64_t stride) {
+    return AreaOf(type, 1, (product.batches - 1) * stride + lines * ld);
+  };
+  const size_t a = area(product.type, product.transpose_a ? product.k : product.m, product.lda,
+                        product.stride_a);
+  const size_t b = area(product.type, product.transpose_b ? product.n : product.k, product.ldb,
+                        product.stride_b);
+  const size_t c = area(product.out_type, product.m, product.ldc, product.stride_c);
   const SpareMemory memory(a + b + c);
   if (memory.data() == nullptr) return;
   FillOnDevice(stream, memory.data(), 0, a + b + c);

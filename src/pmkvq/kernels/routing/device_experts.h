@@ -21,8 +21,6 @@
 
 namespace pmkvq {
 
-inline constexpr int64_t kMostChosenOnDevice = 64;  // k
-
 // Memory of a routing of at most `rows` rows.
 struct DeviceRouting {
   int32_t* experts = nullptr;  // [rows, k]

@@ -13,6 +13,7 @@
 namespace pmkvq {
 
 inline constexpr int64_t kMostExperts = 1024;
+inline constexpr int64_t kMostChosenOnDevice = 64;  // k of device_experts.h.
 
 enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
 

@@ -31,6 +31,7 @@ class MlpMoe : public Mlp {
   explicit MlpMoe(const ModelConfig& config);  // With moe.
 
   const MlpMoeWeights& weights() const { return weights_; }
+  const RoutingRule& rule() const { return rule_; }
 
   void Declare(WeightList& list) override;
   void Forward(const ForwardRows& rows, float* x) const override;

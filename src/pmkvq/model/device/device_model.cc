@@ -12,6 +12,7 @@
 #include "pmkvq/kernels/gemm/device_gemm_few.h"
 #include "pmkvq/kv/device_kv_store.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/device/device_blocks.h"
 #include "pmkvq/model/device/device_products.h"
 #include "pmkvq/model/device/device_workspace.h"
 #include "pmkvq/model/forward_layout.h"
@@ -51,13 +52,15 @@ class DeviceModel::Pass {
         on_device_(store.OnDevice()),
         host_(host),
         own_(*host.device),
-        extra_needs_(store.ExtraNeeds()) {
+        extra_needs_(store.ExtraNeeds()),
+        widths_(BlockWidthsOf(model.config_)) {
     if (on_device_ == nullptr && own_.stream == nullptr) {
       own_.stream = std::make_unique<Stream>(model.device_);
     }
     stream_ = on_device_ == nullptr ? own_.stream.get() : &on_device_->stream();
     has_few_sequences_ = on_device_ != nullptr && on_device_->max_sequences() <= kMostFewRows;
     products_.emplace(own_, *stream_, has_few_sequences_);
+    blocks_.emplace(config_, own_, *products_, *stream_);
     num_rows_ = std::ssize(host_.positions);
     for (const ForwardChunk& chunk : chunks_) {
       if (IsDecode(chunk)) decode_rows_ += NumTokens(chunk);
@@ -85,6 +88,7 @@ class DeviceModel::Pass {
     std::unique_ptr<CapturedWork>& captured = own_.captured[{num_rows_, has_draws_}];
     if (captured == nullptr) {
       products_->Prepare(model_.weights_);
+      blocks_->Prepare(model_.weights_);
       captured = std::make_unique<CapturedWork>(*stream_, [&] {
         RunBlocks();
         for (int64_t first = 0; first < num_rows_; first += kDecodeRows) {
@@ -121,7 +125,9 @@ class DeviceModel::Pass {
   void TakeMemory() {
     const DeviceId device = model_.device_;
     const int64_t hidden = config_.hidden_size;
-    const int64_t stacked = config_.q_dim() + 2 * config_.kv_dim();
+    const int64_t stacked = std::max(config_.q_dim() + 2 * config_.kv_dim(), widths_.sums);
+    const int64_t shared = config_.moe ? config_.moe->shared_size : 0;
+    const int64_t inner = std::max(config_.intermediate_size, shared);
     const int64_t part_rows = DeviceGemm::PaddedRows(2 * PartRows(most_slice_rows_));
     const int64_t vocab = config_.vocab_size;
     const auto take = [&](GrowingBuffer& buffer, int64_t count) {
@@ -134,20 +140,19 @@ class DeviceModel::Pass {
       own_.input_staging = std::make_unique<PinnedBuffer>(device, own_.inputs.num_bytes());
       own_.input_rows = rows;
     }
-    take(own_.rotations, num_rows_ * config_.head_dim);
+    take(own_.rotations, num_rows_ * config_.rope_dim());
     if (model_.weights_.local_frequencies() != nullptr) {
       take(own_.local_rotations, num_rows_ * config_.head_dim);
     }
     take(own_.x, num_rows_ * hidden);
-    take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), config_.intermediate_size}));
-    if (has_few_sequences_) {
-      take(own_.gated, part_rows * config_.intermediate_size);
-    }
-    take(own_.sums, part_rows * std::max({hidden, stacked, 2 * config_.intermediate_size}));
-    take(own_.q, num_rows_ * config_.q_dim());
-    take(own_.k, num_rows_ * config_.kv_dim());
-    take(own_.v, num_rows_ * config_.kv_dim());
-    take(own_.out, num_rows_ * config_.q_dim());
+    take(own_.operand, part_rows * std::max({hidden, config_.q_dim(), inner, widths_.operand}));
+    if (has_few_sequences_) take(own_.gated, part_rows * inner);
+    take(own_.sums, part_rows * std::max({hidden, stacked, 2 * inner}));
+    take(own_.q, num_rows_ * widths_.q);
+    take(own_.k, num_rows_ * widths_.k);
+    take(own_.v, num_rows_ * widths_.v);
+    take(own_.out, num_rows_ * widths_.out);
+    if (blocks_->TakeExpertMemory(most_slice_rows_)) own_.captured.clear();
     if (extra_needs_.keys_before_rope) take(own_.raw_k, num_rows_ * config_.kv_dim());
     if (extra_needs_.attention_input) take(own_.attention_input, num_rows_ * hidden);
     take(own_.head_sums, DeviceGemm::PaddedRows(2 * kDecodeRows) * vocab);
@@ -182,7 +187,8 @@ class DeviceModel::Pass {
 
   // Key scales of a store of the host.
   void UploadFactors() {
-    const KeyScales* const scales = store_.key_scales();
+    // Of latents the store applies them itself.
+    const KeyScales* const scales = config_.mla ? nullptr : store_.key_scales();
     own_.has_factors = scales != nullptr;
     if (scales == nullptr) return;
     std::vector<float> values;
@@ -281,7 +287,7 @@ class DeviceModel::Pass {
   void RunBlocks() {
     EmbedRows(model_.weights_.embedding().data, model_.weights_.embedding().type, ids(), num_rows_,
               config_.hidden_size, own_.x.As<float>(), *stream_, model_.embedding_factor_,
-              {positions(), model_.weights_.frequencies(), config_.head_dim / 2,
+              {positions(), model_.weights_.frequencies(), config_.rope_dim() / 2,
                model_.rope_factor_, own_.rotations.As<float>()});
     if (model_.weights_.local_frequencies() != nullptr) {
       MakeRotations({positions(), model_.weights_.local_frequencies(), config_.head_dim / 2,
@@ -310,74 +316,24 @@ class DeviceModel::Pass {
 
   void RunBlock(int64_t layer) {
     const DeviceBlockWeights& weights = model_.weights_.block(layer);
-    const int64_t hidden = config_.hidden_size;
-    const auto eps = static_cast<float>(config_.rms_norm_eps);
-    float* const sums = own_.sums.As<float>();
     std::optional<AppendOperands> fused_append;
     if (is_captured_) fused_append = on_device_->FusedAppend(layer, decode_rows_);
-    for (const RowSlice& slice : slices_) {
-      NormRows norm;
-      norm.x = RowOf(own_.x, slice, hidden);
-      norm.rows = slice.num_rows;
-      norm.width = hidden;
-      norm.sums = mlp_sums_;
-      norm.sums_weight = mlp_sums_weight_;
-      norm.weight = weights.attn_norm;
-      norm.eps = eps;
-      norm.out = products_->OperandOf(weights.qkv, slice.num_rows);
-      AddAndNormRows(norm, *stream_);
-      if (extra_needs_.attention_input) KeepAttentionInput(slice, norm);
-      HeadRows heads;
-      heads.sums = products_->Multiply(weights.qkv, slice.num_rows, slice.joinable, sums);
-      heads.rows = slice.num_rows;
-      heads.num_heads = config_.num_heads;
-      heads.num_kv_heads = config_.num_kv_heads;
-      heads.head_dim = config_.head_dim;
-      heads.bias = weights.qkv_bias;
-      heads.q_norm = weights.q_norm;
-      heads.k_norm = weights.k_norm;
-      heads.eps = eps;
-      heads.rotations = RowOf(weights.has_local_rope ? own_.local_rotations : own_.rotations, slice,
-                              config_.head_dim);
-      heads.query_factors = FactorsOf(layer, true);
-      heads.key_factors = FactorsOf(layer, false);
-      heads.q = RowOf(own_.q, slice, config_.q_dim());
-      heads.k = RowOf(own_.k, slice, config_.kv_dim());
-      heads.v = RowOf(own_.v, slice, config_.kv_dim());
-      if (extra_needs_.keys_before_rope) heads.raw_k = RowOf(own_.raw_k, slice, config_.kv_dim());
-      if (fused_append) heads.append = AppendOf(*fused_append, slice);
-      MakeHeadRows(heads, *stream_);
-    }
+    for (const RowSlice& slice : slices_) ProjectRows(layer, weights, slice, fused_append);
     // One slice takes its outputs rounded.
-    const bool has_operand = is_captured_ && slices_.size() == 1;
+    const bool has_operand = is_captured_ && slices_.size() == 1 && !weights.mla;
     Attend(layer, fused_append.has_value(),
            has_operand ? products_->OperandOf(weights.o, slices_.front().num_rows) : ProductRows{});
     for (const RowSlice& slice : slices_) {
-      if (!has_operand) {
-        RoundRows(RowOf(own_.out, slice, config_.q_dim()), slice.num_rows, config_.q_dim(),
-                  products_->OperandOf(weights.o, slice.num_rows), *stream_);
-      }
-      NormRows norm;
-      norm.x = RowOf(own_.x, slice, hidden);
-      norm.rows = slice.num_rows;
-      norm.width = hidden;
-      norm.sums = products_->Multiply(weights.o, slice.num_rows, slice.joinable, sums);
-      norm.bias = weights.o_bias;
-      norm.sums_weight = weights.attn_post_norm;
-      norm.weight = weights.mlp_norm;
-      norm.eps = eps;
-      norm.out = products_->OperandOf(weights.gate_up, slice.num_rows);
-      AddAndNormRows(norm, *stream_);
-      mlp_sums_ = products_->MultiplyMlp(weights, slice, sums);
-      mlp_sums_weight_ = weights.mlp_post_norm;
+      RunMlp(weights, slice, AttentionSums(weights, slice, has_operand));
       if (slices_.size() == 1) return;  // The next block's norm adds them.
+      if (mlp_sums_.data == nullptr) continue;
       NormRows add;
-      add.x = norm.x;
+      add.x = RowOf(own_.x, slice, config_.hidden_size);
       add.rows = slice.num_rows;
-      add.width = hidden;
+      add.width = config_.hidden_size;
       add.sums = std::exchange(mlp_sums_, {});
       add.sums_weight = mlp_sums_weight_;
-      add.eps = eps;
+      add.eps = static_cast<float>(config_.rms_norm_eps);
       AddAndNormRows(add, *stream_);
     }
   }
@@ -392,6 +348,79 @@ class DeviceModel::Pass {
     norm.out.type = DType::kF32;
     norm.out.part_rows = slice.num_rows;
     AddAndNormRows(norm, *stream_);
+  }
+
+  // What the block before left is added to the rows; then queries, keys and values are made.
+  void ProjectRows(int64_t layer, const DeviceBlockWeights& weights, const RowSlice& slice,
+                   const std::optional<AppendOperands>& fused_append) {
+    const int64_t hidden = config_.hidden_size;
+    const DeviceMatrix& first = weights.mla ? weights.mla->q_kv_a : weights.qkv;
+    float* const sums = own_.sums.As<float>();
+    NormRows norm;
+    norm.x = RowOf(own_.x, slice, hidden);
+    norm.rows = slice.num_rows;
+    norm.width = hidden;
+    norm.sums = mlp_sums_;
+    norm.sums_weight = mlp_sums_weight_;
+    norm.weight = weights.attn_norm;
+    norm.eps = static_cast<float>(config_.rms_norm_eps);
+    norm.out = products_->OperandOf(first, slice.num_rows);
+    AddAndNormRows(norm, *stream_);
+    if (extra_needs_.attention_input) KeepAttentionInput(slice, norm);
+    if (weights.mla) return blocks_->ProjectLatents(weights, slice, sums);
+    HeadRows heads;
+    heads.sums = products_->Multiply(weights.qkv, slice.num_rows, slice.joinable, sums);
+    heads.rows = slice.num_rows;
+    heads.num_heads = config_.num_heads;
+    heads.num_kv_heads = config_.num_kv_heads;
+    heads.head_dim = config_.head_dim;
+    heads.bias = weights.qkv_bias;
+    heads.q_norm = weights.q_norm;
+    heads.k_norm = weights.k_norm;
+    heads.eps = norm.eps;
+    heads.rotations = RowOf(weights.has_local_rope ? own_.local_rotations : own_.rotations, slice,
+                            config_.head_dim);
+    heads.query_factors = FactorsOf(layer, true);
+    heads.key_factors = FactorsOf(layer, false);
+    heads.q = RowOf(own_.q, slice, config_.q_dim());
+    heads.k = RowOf(own_.k, slice, config_.kv_dim());
+    heads.v = RowOf(own_.v, slice, config_.kv_dim());
+    if (extra_needs_.keys_before_rope) heads.raw_k = RowOf(own_.raw_k, slice, config_.kv_dim());
+    if (fused_append) heads.append = AppendOf(*fused_append, slice);
+    MakeHeadRows(heads, *stream_);
+  }
+
+  // Attention's outputs through o.
+  ProductSums AttentionSums(const DeviceBlockWeights& weights, const RowSlice& slice,
+                            bool has_operand) {
+    float* const sums = own_.sums.As<float>();
+    if (weights.mla) return blocks_->ProjectSums(weights, slice, sums);
+    if (!has_operand) {
+      RoundRows(RowOf(own_.out, slice, config_.q_dim()), slice.num_rows, config_.q_dim(),
+                products_->OperandOf(weights.o, slice.num_rows), *stream_);
+    }
+    return products_->Multiply(weights.o, slice.num_rows, slice.joinable, sums);
+  }
+
+  // Leaves what the MLP gives, or the shared expert, in mlp_sums_.
+  void RunMlp(const DeviceBlockWeights& weights, const RowSlice& slice,
+              const ProductSums& attention) {
+    float* const sums = own_.sums.As<float>();
+    NormRows norm;
+    norm.x = RowOf(own_.x, slice, config_.hidden_size);
+    norm.rows = slice.num_rows;
+    norm.width = config_.hidden_size;
+    norm.sums = attention;
+    norm.bias = weights.o_bias;
+    norm.sums_weight = weights.attn_post_norm;
+    norm.weight = weights.mlp_norm;
+    norm.eps = static_cast<float>(config_.rms_norm_eps);
+    norm.out = weights.moe ? blocks_->ExpertInput(slice.num_rows)
+                           : products_->OperandOf(weights.gate_up, slice.num_rows);
+    AddAndNormRows(norm, *stream_);
+    mlp_sums_ = weights.moe ? blocks_->RunExperts(weights, slice, sums)
+                            : products_->MultiplyMlp(weights, slice, sums);
+    mlp_sums_weight_ = weights.mlp_post_norm;
   }
 
   AppendOperands AppendOf(AppendOperands whole, const RowSlice& slice) const {
@@ -425,9 +454,9 @@ class DeviceModel::Pass {
                  memory.size() * sizeof(float));
       return memory.data();
     };
-    const float* const q = fetch(own_.q, config_.q_dim(), own_.host_q);
-    const float* const k = fetch(own_.k, config_.kv_dim(), own_.host_k);
-    const float* const v = fetch(own_.v, config_.kv_dim(), own_.host_v);
+    const float* const q = fetch(own_.q, widths_.q, own_.host_q);
+    const float* const k = fetch(own_.k, widths_.k, own_.host_k);
+    const float* const v = fetch(own_.v, widths_.v, own_.host_v);
     KvExtras extras;
     if (extra_needs_.keys_before_rope) {
       extras.keys_before_rope = fetch(own_.raw_k, config_.kv_dim(), own_.host_raw_k);
@@ -440,7 +469,7 @@ class DeviceModel::Pass {
           fetch(own_.attention_input, config_.hidden_size, own_.host_attention_input);
     }
     extras.input_width = config_.hidden_size;
-    own_.host_out.resize(own_.host_q.size());
+    own_.host_out.resize(static_cast<size_t>(num_rows_ * widths_.out));
     stream_->Synchronize();
     if (extra_needs_.of_blocks()) store_.OfferExtras(layer, extras);
     store_.AppendAndAttend(layer, q, k, v, own_.host_out.data());
@@ -521,9 +550,11 @@ class DeviceModel::Pass {
   ForwardWorkspace& host_;
   DeviceWorkspace& own_;
   const KvExtraNeeds extra_needs_;
+  const BlockWidths widths_;
   Stream* stream_ = nullptr;
   bool has_few_sequences_ = false;
   std::optional<DeviceProducts> products_;
+  std::optional<DeviceBlocks> blocks_;
   int64_t num_rows_ = 0;     // With rows without meaning, where launches are captured.
   int64_t decode_rows_ = 0;  // The first ones: of single tokens.
   bool is_captured_ = false;

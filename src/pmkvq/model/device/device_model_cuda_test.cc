@@ -20,6 +20,7 @@ using testing_support::TempFolder;
 using testing_support::TinyModel;
 using testing_support::TinyWeights;
 using testing_support::WithHeads;
+using testing_support::WithLatents;
 using testing_support::WriteTinyModel;
 using Logits = ForwardChunk::Logits;
 
@@ -41,6 +42,50 @@ std::map<std::string, TinyModel> Models() {
     models[name] = name == "gemma3_f32" ? WithHeads(gemma, 4, 2, 64) : WithHeads(gemma, 2, 1, 128);
   }
   models["gemma3_256_f32"] = WithHeads(models["gemma3_f32"], 4, 1, 256);
+  // Latent attention as V2 has it, and as V3 with a rank of queries and RoPE in halves.
+  models["deepseek2_f32"] = WithLatents({.architecture = "DeepseekV2ForCausalLM"});
+  models["deepseek3_bf16"] = WithLatents({.architecture = "DeepseekV3ForCausalLM",
+                                          .dtype = DType::kBF16,
+                                          .query_rank = 48,
+                                          .rope_in_pairs = false});
+  // All experts of a row are chosen, so that no choice can differ.
+  models["deepseek2_experts_bf16"] = WithLatents({.architecture = "DeepseekV2ForCausalLM",
+                                                  .dtype = DType::kBF16,
+                                                  .experts = 3,
+                                                  .chosen = 3,
+                                                  .expert_inner = 40,
+                                                  .dense_layer = 0,
+                                                  .shared_experts = 2});
+  models["mixtral_bf16"] = WithHeads(
+      {.architecture = "MixtralForCausalLM", .dtype = DType::kBF16, .experts = 2}, 4, 2, 64);
+  models["qwen3_moe_f32"] = WithHeads({.architecture = "Qwen3MoeForCausalLM",
+                                       .qk_norm = true,
+                                       .experts = 4,
+                                       .chosen = 4,
+                                       .dense_layer = 1},
+                                      4, 1, 128);
+  return models;
+}
+
+// Routing is discrete: where two experts score almost alike, another one may be chosen.
+std::map<std::string, TinyModel> ModelsThatChoose() {
+  std::map<std::string, TinyModel> models;
+  models["deepseek2_f32"] = WithLatents({.architecture = "DeepseekV2ForCausalLM",
+                                         .experts = 6,
+                                         .dense_layer = 0,
+                                         .shared_experts = 2});
+  models["mixtral_f32"] = WithHeads({.architecture = "MixtralForCausalLM", .experts = 5}, 4, 2, 64);
+  models["qwen3_moe_bf16"] = WithHeads(
+      {
+          .architecture = "Qwen3MoeForCausalLM",
+          .qk_norm = true,
+          .dtype = DType::kBF16,
+          .experts = 9,
+          .chosen = 3,
+          .expert_inner = 24,
+          .dense_layer = 1,
+      },
+      4, 2, 64);
   return models;
 }
 
@@ -123,6 +168,42 @@ class DeviceModelTest : public GpuTest {};
 // Attention rounds queries and weights to F16 (2^-11), in three blocks; F16 keys and values are
 // the same on both.
 constexpr double kTolerance = 3e-3;
+// Of latents a query is as wide as a latent, and so is what rounding it does to scores.
+double ToleranceOf(const TinyModel& tiny) { return tiny.is_mla() ? 2 * kTolerance : kTolerance; }
+
+// Nearly all rows are those of the CPU; one whose experts differ need not be.
+TEST_F(DeviceModelTest, LogitsOfModelsThatChooseExpertsAreThoseOfTheCpu) {
+  for (const auto& [name, tiny] : ModelsThatChoose()) {
+    SCOPED_TRACE(name);
+    const auto cpu_model = Load(tiny, {});
+    const auto cuda_model = Load(tiny, kCuda);
+    Runner cpu(*cpu_model, {}, 16);
+    Runner cuda(*cuda_model, kCuda, 16);
+    const SequenceId seq = cpu.Open();
+    ASSERT_EQ(cuda.Open(), seq);
+    const auto vocab = static_cast<size_t>(tiny.vocab);
+    size_t num_rows = 0;
+    size_t num_near = 0;
+    for (const int64_t count : {150, 1, 1, 1, 90, 1, 1}) {
+      const std::vector<Runner::Part> parts = {
+          {seq, RandomTokens(200, count, static_cast<uint64_t>(count)), Logits::kAll}};
+      const std::vector<float> a = cuda.Forward(parts);
+      const std::vector<float> b = cpu.Forward(parts);
+      ASSERT_EQ(a.size(), b.size());
+      for (size_t row = 0; row < a.size(); row += vocab) {
+        double difference = 0.0;
+        double size = 0.0;
+        for (size_t i = row; i < row + vocab; ++i) {
+          difference += std::pow(double{a[i]} - b[i], 2);
+          size += std::pow(double{b[i]}, 2);
+        }
+        ++num_rows;
+        num_near += std::sqrt(difference / size) < ToleranceOf(tiny);
+      }
+    }
+    EXPECT_GE(num_near * 100, num_rows * 95) << num_near << " of " << num_rows;
+  }
+}
 
 TEST_F(DeviceModelTest, LogitsAreThoseOfTheCpu) {
   for (const auto& [name, tiny] : Models()) {
@@ -136,7 +217,7 @@ TEST_F(DeviceModelTest, LogitsAreThoseOfTheCpu) {
       const SequenceId seq = cpu.Open();
       ASSERT_EQ(cuda.Open(), seq);
       const auto both = [&](const std::vector<Runner::Part>& parts) {
-        ExpectNear(cuda.Forward(parts), cpu.Forward(parts), kTolerance);
+        ExpectNear(cuda.Forward(parts), cpu.Forward(parts), ToleranceOf(tiny));
       };
       both({{seq, RandomTokens(200, 150, 1), Logits::kAll}});
       both({{seq, RandomTokens(200, 90, 2)}});
@@ -160,7 +241,7 @@ TEST_F(DeviceModelTest, LogitsOfFewSequencesAreThoseOfTheCpu) {
     ASSERT_EQ(cuda.Open(), first);
     ASSERT_EQ(cuda.Open(), second);
     const auto both = [&](const std::vector<Runner::Part>& parts) {
-      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), kTolerance);
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), ToleranceOf(tiny));
     };
     both({{first, RandomTokens(200, 260, 1)}});
     both({{second, RandomTokens(200, 20, 2)}});
@@ -194,8 +275,10 @@ TEST_F(DeviceModelTest, StoresOfTheHostServeAModelOnADevice) {
     SCOPED_TRACE(name);
     const auto cpu_model = Load(tiny, {});
     const auto cuda_model = Load(tiny, kCuda);
-    Runner cpu(*cpu_model, {}, 8);
-    Runner cuda(*cuda_model, {}, 8);
+    // A code of a latent that differs shows in keys and values of all heads.
+    const int bits = tiny.is_mla() ? 16 : 8;
+    Runner cpu(*cpu_model, {}, bits);
+    Runner cuda(*cuda_model, {}, bits);
     const SequenceId seq = cpu.Open();
     ASSERT_EQ(cuda.Open(), seq);
     for (const int64_t count : {150, 1, 1, 40}) {
@@ -208,7 +291,8 @@ TEST_F(DeviceModelTest, StoresOfTheHostServeAModelOnADevice) {
 // Alone, among 6 and among 69 others, captured or launched one by one: a sequence's logits have the
 // same bits.
 TEST_F(DeviceModelTest, BitsDependOnTheSequenceAlone) {
-  for (const std::string name : {"llama_bias_bf16", "llama_f32", "qwen2_bf16_tied"}) {
+  for (const std::string name : {"llama_bias_bf16", "llama_f32", "qwen2_bf16_tied",
+                                 "deepseek3_bf16", "deepseek2_experts_bf16", "mixtral_bf16"}) {
     SCOPED_TRACE(name);
     const auto model = Load(Models().at(name), kCuda);
     const auto vocab = static_cast<size_t>(model->config().vocab_size);

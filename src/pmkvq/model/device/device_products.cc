@@ -103,7 +103,7 @@ ProductSums DeviceProducts::MultiplyMlp(const DeviceBlockWeights& weights, const
 
 void DeviceProducts::Prepare(const DeviceWeights& weights) {
   const auto prepare = [&](const DeviceMatrix& matrix) {
-    if (matrix.is_q8) return;
+    if (matrix.is_q8 || matrix.data == nullptr) return;
     own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false,
                       stream_);
   };
@@ -112,6 +112,9 @@ void DeviceProducts::Prepare(const DeviceWeights& weights) {
     for (const DeviceMatrix* const matrix : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
       prepare(*matrix);
     }
+    if (!block.mla) continue;
+    prepare(block.mla->q_kv_a);
+    prepare(block.mla->q_b);
   }
   prepare(weights.output_head());
 }

@@ -485,6 +485,8 @@ void CheckFamily(const ModelConfig& config, DeviceId device) {
                                   "a device; use --device cpu",
                                   config.architecture, what));
   };
+  if (config.mla) refuse("latent attention");
+  if (config.moe) refuse("a mixture of experts");
   if (config.post_norms) refuse("norms behind attention and MLP");
   if (config.activation != GateActivation::kSilu) refuse("a GELU in the MLP");
   if (config.embedding_factor != 1.0) refuse("a factor of the embedding");

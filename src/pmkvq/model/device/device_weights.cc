@@ -14,7 +14,9 @@
 #include "pmkvq/base/parallel.h"
 #include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
+#include "pmkvq/model/blocks/attention_mla.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
+#include "pmkvq/model/blocks/mlp_moe.h"
 #include "pmkvq/tensor/device/device_info.h"
 #include "pmkvq/tensor/device/stream.h"
 
@@ -54,21 +56,16 @@ bool AreAllQ8(std::span<const WeightView* const> matrices) {
 
 // What configs may ask for beyond the steps that there are.
 void CheckDeviceModel(const ModelConfig& config, DeviceId device) {
-  if (config.mla) {
-    throw Unsupported(NameOf(device),
-                      fmt::format("{}: found latent attention, for which there are no kernels yet; "
-                                  "use --device cpu",
-                                  config.architecture));
-  }
-  if (config.moe) {
-    throw Unsupported(NameOf(device),
-                      fmt::format("{}: found a mixture of {} experts, for which there are no "
-                                  "kernels yet; use --device cpu",
-                                  config.architecture, config.moe->num_experts));
+  if (config.moe && config.moe->num_chosen > kMostChosenOnDevice) {
+    throw Unsupported(
+        NameOf(device),
+        fmt::format("{}: found {} experts for each token, expected at most {}; use "
+                    "--device cpu",
+                    config.architecture, config.moe->num_chosen, kMostChosenOnDevice));
   }
   Query(device);                         // Says what is wrong with the device, if something is.
   constexpr int64_t kMostHeadDim = 256;  // HeadRows
-  if (config.head_dim > kMostHeadDim) {
+  if (!config.mla && config.head_dim > kMostHeadDim) {
     throw Unsupported(NameOf(device),
                       fmt::format("{}: found heads of {} values, expected at most {}; use --device "
                                   "cpu",
@@ -124,8 +121,11 @@ class DeviceWeights::Packer {
 
   // As plain rows.
   DeviceMatrix StackRows(std::span<const WeightView* const> all) {
+    return StackRowsAs(CommonType(all), all);
+  }
+  DeviceMatrix StackRowsAs(DType type, std::span<const WeightView* const> all) {
     DeviceMatrix stacked;
-    stacked.type = CommonType(all);
+    stacked.type = type;
     stacked.k = all.front()->cols;
     for (const WeightView* const matrix : all) stacked.n += matrix->rows;
     const size_t row_bytes = static_cast<size_t>(stacked.k) * SizeOf(stacked.type);
@@ -235,13 +235,94 @@ class DeviceWeights::Packer {
   size_t turn_ = 0;
 };
 
+void DeviceWeights::PackAttention(const AttentionGqa& attention, Packer& packer,
+                                  DeviceBlockWeights& block) {
+  const AttentionGqaWeights& a = attention.weights();
+  block.attn_norm = packer.Vector({&a.norm});
+  block.qkv = packer.Stack({&a.q, &a.k, &a.v});
+  block.qkv_bias = packer.Vector({&a.q_bias, &a.k_bias, &a.v_bias});
+  block.q_norm = packer.Vector({&a.q_norm});
+  block.k_norm = packer.Vector({&a.k_norm});
+  block.o = packer.Stack({&a.o});
+  block.o_bias = packer.Vector({&a.o_bias});
+  block.attn_post_norm = packer.Vector({&a.post_norm});
+}
+
+void DeviceWeights::PackLatentAttention(const AttentionMla& attention, const ModelConfig& config,
+                                        Packer& packer, DeviceBlockWeights& block) {
+  const AttentionMlaWeights& a = attention.weights();
+  const MlaConfig& mla = *config.mla;
+  DeviceMlaWeights& to = block.mla.emplace();
+  block.attn_norm = packer.Vector({&a.norm});
+  to.q_kv_a = packer.Stack({mla.query_rank > 0 ? &a.q_a : &a.q, &a.kv_a});
+  to.q_a_norm = packer.Vector({&a.q_a_norm});
+  if (mla.query_rank > 0) to.q_b = packer.Stack({&a.q_b});
+  to.kv_a_norm = packer.Vector({&a.kv_a_norm});
+  to.scale = static_cast<float>(attention.scale());
+  const auto plain = [&](const WeightView& matrix) {
+    const WeightView* const one[] = {&matrix};
+    return packer.StackRows(one);
+  };
+  const int64_t heads = config.num_heads;
+  const int64_t r = mla.latent;
+  if (mla.split_up) {
+    const DeviceMatrix keys = plain(a.k_b);
+    const DeviceMatrix values = plain(a.v_b);
+    to.absorb = {keys.data, keys.type, true, heads, r, mla.nope_dim, r * mla.nope_dim};
+    to.values = {values.data, values.type, true, heads, mla.value_dim, r, r * mla.value_dim};
+  } else {
+    const DeviceMatrix both = plain(a.kv_b);
+    const int64_t stride = (mla.nope_dim + mla.value_dim) * r;
+    const size_t skipped = static_cast<size_t>(mla.nope_dim * r) * SizeOf(both.type);
+    const std::byte* const values = both.data == nullptr ? nullptr : both.data + skipped;
+    to.absorb = {both.data, both.type, false, heads, r, mla.nope_dim, stride};
+    to.values = {values, both.type, true, heads, mla.value_dim, r, stride};
+  }
+  block.o = packer.Stack({&a.o});
+}
+
+void DeviceWeights::PackMlp(const MlpDense& mlp, Packer& packer, DeviceBlockWeights& block) {
+  const MlpDenseWeights& m = mlp.weights();
+  block.mlp_norm = packer.Vector({&m.norm});
+  block.mlp_post_norm = packer.Vector({&m.post_norm});
+  block.gate_up = packer.Stack({&m.gate, &m.up});
+  block.down = packer.Stack({&m.down});
+}
+
+// Experts have 16 bits: their products read rows of any of them.
+void DeviceWeights::PackExperts(const MlpMoe& mlp, const ModelConfig& config, Packer& packer,
+                                DeviceBlockWeights& block) {
+  const MlpMoeWeights& m = mlp.weights();
+  DeviceMoeWeights& to = block.moe.emplace();
+  block.mlp_norm = packer.Vector({&m.norm});
+  const WeightView* const router[] = {&m.router};
+  to.router = packer.StackRowsAs(DType::kF32, router);
+  to.router_bias = packer.Vector({&m.router_bias});
+  to.rule = mlp.rule();
+  to.expert_size = config.moe->expert_size;
+  std::vector<const WeightView*> gate_up;
+  std::vector<const WeightView*> down;
+  for (const MlpMoeWeights::Expert& expert : m.experts) {
+    gate_up.push_back(&expert.gate);
+    gate_up.push_back(&expert.up);
+    down.push_back(&expert.down);
+  }
+  to.gate_up = packer.StackRows(gate_up);
+  to.gate_up.n = 2 * to.expert_size;
+  to.down = packer.StackRows(down);
+  to.down.n = config.hidden_size;
+  if (config.moe->shared_size == 0) return;
+  block.gate_up = packer.Stack({&m.shared.gate, &m.shared.up});
+  block.down = packer.Stack({&m.shared.down});
+}
+
 DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
                              const RopeTables& ropes, DeviceId device, int num_threads) {
   CheckDeviceModel(config, device);
   const auto refuse_part = [&](const char* part, int64_t layer) {
     throw Unsupported(NameOf(device),
-                      fmt::format("block {}: found {} of another kind, expected grouped-query "
-                                  "attention and a gated MLP; use --device cpu",
+                      fmt::format("block {}: found {} of another kind, expected grouped-query or "
+                                  "latent attention, a gated MLP or experts; use --device cpu",
                                   layer, part));
   };
   const bool is_tied = parts.output_head.data == parts.embedding.data;
@@ -258,27 +339,23 @@ DeviceWeights::DeviceWeights(const ModelConfig& config, const ModelParts& parts,
     blocks_.clear();
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
       const auto i = static_cast<size_t>(layer);
-      const auto* const attention = dynamic_cast<const AttentionGqa*>(parts.attentions[i].get());
-      const auto* const mlp = dynamic_cast<const MlpDense*>(parts.mlps[i].get());
-      if (attention == nullptr) refuse_part("attention", layer);
-      if (mlp == nullptr) refuse_part("an MLP", layer);
-      const AttentionGqaWeights& a = attention->weights();
-      const MlpDenseWeights& m = mlp->weights();
       DeviceBlockWeights& block = blocks_.emplace_back();
-      block.attn_norm = packer.Vector({&a.norm});
-      block.qkv = packer.Stack({&a.q, &a.k, &a.v});
-      block.qkv_bias = packer.Vector({&a.q_bias, &a.k_bias, &a.v_bias});
-      block.q_norm = packer.Vector({&a.q_norm});
-      block.k_norm = packer.Vector({&a.k_norm});
-      block.o = packer.Stack({&a.o});
-      block.o_bias = packer.Vector({&a.o_bias});
-      block.attn_post_norm = packer.Vector({&a.post_norm});
-      block.mlp_norm = packer.Vector({&m.norm});
-      block.mlp_post_norm = packer.Vector({&m.post_norm});
+      if (const auto* gqa = dynamic_cast<const AttentionGqa*>(parts.attentions[i].get())) {
+        PackAttention(*gqa, packer, block);
+      } else if (const auto* mla = dynamic_cast<const AttentionMla*>(parts.attentions[i].get())) {
+        PackLatentAttention(*mla, config, packer, block);
+      } else {
+        refuse_part("attention", layer);
+      }
+      if (const auto* dense = dynamic_cast<const MlpDense*>(parts.mlps[i].get())) {
+        PackMlp(*dense, packer, block);
+      } else if (const auto* moe = dynamic_cast<const MlpMoe*>(parts.mlps[i].get())) {
+        PackExperts(*moe, config, packer, block);
+      } else {
+        refuse_part("an MLP", layer);
+      }
       block.has_gelu = config.activation != GateActivation::kSilu;
       block.has_local_rope = ropes.IsLocal(layer);
-      block.gate_up = packer.Stack({&m.gate, &m.up});
-      block.down = packer.Stack({&m.down});
     }
   };
   pack();

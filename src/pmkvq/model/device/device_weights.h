@@ -6,14 +6,21 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "pmkvq/kernels/rope/rope.h"
+#include "pmkvq/kernels/routing/routing.h"
 #include "pmkvq/model/model_impl.h"
 #include "pmkvq/tensor/device/buffer.h"
 #include "pmkvq/tensor/dtype.h"
 
 namespace pmkvq {
+
+class AttentionGqa;
+class AttentionMla;
+class MlpDense;
+class MlpMoe;
 
 struct DeviceMatrix {
   std::byte* data = nullptr;  // [n, k]
@@ -23,11 +30,46 @@ struct DeviceMatrix {
   int64_t k = 0;
 };
 
+// A matrix of each head, in one weight: rows x [k] of a head become rows of n values.
+struct DeviceHeadMatrices {
+  const std::byte* data = nullptr;
+  DType type = DType::kBF16;
+  bool is_transposed = false;  // [n, k], else [k, n].
+  int64_t heads = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  int64_t stride = 0;  // Elements from one head's to the next.
+};
+
+// Of latent attention (model/blocks/attention_mla.h), beside DeviceBlockWeights.
+struct DeviceMlaWeights {
+  DeviceMatrix q_kv_a;               // q, or q_a, then kv_a: [.., E]
+  const float* q_a_norm = nullptr;   // [rank]; null without a rank of queries.
+  DeviceMatrix q_b;                  // [H (dn + dr), rank], with one.
+  const float* kv_a_norm = nullptr;  // [r]
+  DeviceHeadMatrices absorb;         // From q_nope [dn] to latents [r].
+  DeviceHeadMatrices values;         // From latents [r] to values [dv].
+  float scale = 1.0f;                // Of scores.
+};
+
+// Of a mixture of experts (model/blocks/mlp_moe.h). The shared one is gate_up and down of
+// DeviceBlockWeights.
+struct DeviceMoeWeights {
+  DeviceMatrix router;                 // [n, E], F32
+  const float* router_bias = nullptr;  // [n]
+  DeviceMatrix gate_up;                // n matrices [2 F, E] behind each other
+  DeviceMatrix down;                   // n matrices [E, F]
+  RoutingRule rule;
+  int64_t expert_size = 0;  // F
+};
+
 // Vectors are floats; null where the model has none.
 struct DeviceBlockWeights {
+  std::optional<DeviceMlaWeights> mla;  // In place of qkv, q_norm, k_norm.
+  std::optional<DeviceMoeWeights> moe;
   DeviceMatrix qkv;                       // [(H + 2 Hkv) D, E]
   DeviceMatrix o;                         // [E, H D]
-  DeviceMatrix gate_up;                   // [2 F, E]
+  DeviceMatrix gate_up;                   // [2 F, E]; empty where there are experts only.
   DeviceMatrix down;                      // [E, F]
   const float* attn_norm = nullptr;       // [E]
   const float* qkv_bias = nullptr;        // [(H + 2 Hkv) D]
@@ -67,6 +109,14 @@ class DeviceWeights {
 
  private:
   class Packer;
+  static void PackAttention(const AttentionGqa& attention, Packer& packer,
+                            DeviceBlockWeights& block);
+  static void PackLatentAttention(const AttentionMla& attention, const ModelConfig& config,
+                                  Packer& packer, DeviceBlockWeights& block);
+  static void PackMlp(const MlpDense& mlp, Packer& packer, DeviceBlockWeights& block);
+  static void PackExperts(const MlpMoe& mlp, const ModelConfig& config, Packer& packer,
+                          DeviceBlockWeights& block);
+
   DeviceMatrix embedding_, head_;
   const float* final_norm_ = nullptr;
   const float* frequencies_ = nullptr;

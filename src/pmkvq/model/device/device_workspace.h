@@ -49,6 +49,8 @@ class DeviceWorkspace {
   GrowingBuffer gated;            // Of the product down, where the one before writes it.
   GrowingBuffer sums;             // What products give.
   GrowingBuffer q, k, v, out;
+  // Of a mixture of experts (device_blocks.h).
+  GrowingBuffer expert_input, router_logits, routing, expert_operand, expert_sums;
   GrowingBuffer expanded;         // A q8 matrix as plain rows, for prompts.
   GrowingBuffer raw_k;            // For stores that want keys before RoPE.
   GrowingBuffer attention_input;  // For stores that want it.
@@ -76,9 +78,29 @@ class DeviceWorkspace {
 
   size_t num_bytes() const {
     size_t sum = 0;
-    for (const GrowingBuffer* const buffer :
-         {&inputs, &rotations, &local_rotations, &x, &operand, &gated, &sums, &q, &k, &v, &out,
-          &raw_k, &attention_input, &head_sums, &logits, &factors, &drawn, &expanded}) {
+    for (const GrowingBuffer* const buffer : {&inputs,
+                                              &rotations,
+                                              &local_rotations,
+                                              &x,
+                                              &operand,
+                                              &gated,
+                                              &sums,
+                                              &q,
+                                              &k,
+                                              &v,
+                                              &out,
+                                              &raw_k,
+                                              &attention_input,
+                                              &head_sums,
+                                              &logits,
+                                              &factors,
+                                              &drawn,
+                                              &expanded,
+                                              &expert_input,
+                                              &router_logits,
+                                              &routing,
+                                              &expert_operand,
+                                              &expert_sums}) {
       sum += buffer->num_bytes();
     }
     return sum;
