@@ -32,106 +32,138 @@ __device__ __forceinline__ uint4 NarrowRows(const uint4* rows) {
   }
 }
 
-// A block of threads makes kVectors times 16 bytes a thread, all of its loads in flight at once.
-constexpr int kThreads = 128;
+// Codes come through a ring of pieces in shared memory, filled by a warp's copies, so that reading
+// goes on while codes are halved and written.
+constexpr int kThreads = 256;
+constexpr int kPieceBytes = 16384;
+constexpr int kStages = 3;
+constexpr int kBlocks = 4;  // Of a multiprocessor.
 
-template <int kFrom, int kTo, int kVectors>
+// A block's pieces. Of pages that stay where they are a block has all pieces in their order: what
+// is written then lies in pieces that have been read, or before them.
+class Pieces {
+ public:
+  __device__ Pieces(const MoveList& list, int num_moves, int page_bytes, bool are_in_place)
+      : list_(list), page_bytes_(page_bytes), are_in_place_(are_in_place) {
+    of_page_ = (page_bytes + kPieceBytes - 1) / kPieceBytes;
+    const int whole = are_in_place ? num_moves : num_moves * of_page_;
+    const int own = (whole - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) /
+                    static_cast<int>(gridDim.x);
+    count_ = are_in_place ? own * of_page_ : own;
+  }
+  __device__ int count() const { return count_; }
+
+  struct Piece {
+    Move move;
+    int begin;  // In bytes of the page.
+    int num_bytes;
+  };
+  __device__ Piece At(int i) const {
+    const int block = static_cast<int>(blockIdx.x);
+    const int grid = static_cast<int>(gridDim.x);
+    const int piece =
+        are_in_place_ ? (block + i / of_page_ * grid) * of_page_ + i % of_page_ : block + i * grid;
+    const int begin = piece % of_page_ * kPieceBytes;
+    return {list_.moves[piece / of_page_], begin, min(kPieceBytes, page_bytes_ - begin)};
+  }
+
+ private:
+  const MoveList& list_;
+  int page_bytes_;
+  bool are_in_place_;
+  int of_page_;
+  int count_;
+};
+
+template <int kFrom, int kTo>
 __global__ void __launch_bounds__(kThreads)
-    HalveKernel(const __grid_constant__ MoveList list, uint8_t* arena, int blocks_per_page) {
+    HalveKernel(const __grid_constant__ MoveList list, uint8_t* arena, int num_moves,
+                int page_bytes, bool are_in_place) {
   constexpr int kRatio = kFrom / kTo;
+  constexpr int kOwn = kPieceBytes / 16 / kRatio / kThreads;  // Vectors of the target.
+  extern __shared__ __align__(128) uint8_t ring[];
+  __shared__ __align__(8) uint64_t barriers[kStages];
   LetNextKernelStart();
-  const Move move = list.moves[blockIdx.x / blocks_per_page];
-  const int first = blockIdx.x % blocks_per_page * kThreads * kVectors + threadIdx.x;
-  const uint8_t* source = arena + static_cast<size_t>(move.source) * fragment::kArenaUnit;
-  uint8_t* target = arena + static_cast<size_t>(move.target) * fragment::kArenaUnit;
+  const Pieces pieces(list, num_moves, page_bytes, are_in_place);
   const int lane = threadIdx.x % fragment::kLanes;
-  uint4 in[kVectors][kRatio];
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    const int row = (first + k * kThreads) / fragment::kLanes * kRatio;
-#pragma unroll
-    for (int r = 0; r < kRatio; ++r) in[k][r] = LoadOnce(source + (row + r) * kRow + lane * 16);
-  }
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    const int vector = first + k * kThreads;
-    StoreOnce(target + static_cast<size_t>(vector) * 16, NarrowRows<kFrom, kTo>(in[k]));
-  }
-  WaitForEarlierKernel();
-}
-
-// One block of threads holds a whole page in registers, then writes the slot's front.
-constexpr int kPageThreads = 1024;
-constexpr int kPageVectors = kMostBytesInPlace / 16 / kPageThreads;  // Of a thread.
-
-// kOwn: what a thread writes, in units of 16 bytes.
-template <int kFrom, int kTo, int kOwn>
-__global__ void __launch_bounds__(kPageThreads)
-    HalveInPlaceKernel(const __grid_constant__ MoveList list, uint8_t* arena, int target_vectors) {
-  constexpr int kRatio = kFrom / kTo;
-  LetNextKernelStart();
-  uint8_t* page = arena + static_cast<size_t>(list.moves[blockIdx.x].source) * fragment::kArenaUnit;
-  const int lane = threadIdx.x % fragment::kLanes;
-  uint4 in[kOwn][kRatio];
-#pragma unroll
-  for (int k = 0; k < kOwn; ++k) {
-    // Behind the page's end once more its last row: no load waits for a comparison.
-    const int vector = min(k * kPageThreads + static_cast<int>(threadIdx.x),
-                           target_vectors - fragment::kLanes + lane);
-#pragma unroll
-    for (int r = 0; r < kRatio; ++r) {
-      in[k][r] = LoadOnce(page + (vector / fragment::kLanes * kRatio + r) * kRow + lane * 16);
-    }
+  const bool copies = threadIdx.x < fragment::kLanes;
+  const auto copy = [&](int i) {
+    const Pieces::Piece piece = pieces.At(i);
+    const uint32_t barrier = SharedAddress(&barriers[i % kStages]);
+    const auto num_bytes = static_cast<uint32_t>(piece.num_bytes);
+    BeginCopy(barrier, num_bytes, lane);
+    CopyBytes(SharedAddress(ring + i % kStages * kPieceBytes),
+              arena + static_cast<size_t>(piece.move.source) * fragment::kArenaUnit + piece.begin,
+              num_bytes, barrier, lane);
+    EndCopy(barrier);
+  };
+  if (copies) {
+    for (uint64_t& barrier : barriers) InitBarrier(SharedAddress(&barrier), lane);
+    __syncwarp();
+    for (int i = 0; i < min(kStages, pieces.count()); ++i) copy(i);
   }
   __syncthreads();
+  for (int i = 0; i < pieces.count(); ++i) {
+    Wait(SharedAddress(&barriers[i % kStages]), i / kStages & 1);
+    const Pieces::Piece piece = pieces.At(i);
+    const uint8_t* const rows = ring + i % kStages * kPieceBytes;
+    const int vectors = piece.num_bytes / 16 / kRatio;
+    uint4 made[kOwn];
 #pragma unroll
-  for (int k = 0; k < kOwn; ++k) {
-    const int vector = k * kPageThreads + threadIdx.x;
-    if (vector < target_vectors) {
-      StoreOnce(page + static_cast<size_t>(vector) * 16, NarrowRows<kFrom, kTo>(in[k]));
+    for (int k = 0; k < kOwn; ++k) {
+      const int vector = k * kThreads + static_cast<int>(threadIdx.x);
+      if (vector >= vectors) break;
+      uint4 in[kRatio];
+#pragma unroll
+      for (int r = 0; r < kRatio; ++r) {
+        in[r] = *reinterpret_cast<const uint4*>(
+            rows + (vector / fragment::kLanes * kRatio + r) * kRow + lane * 16);
+      }
+      made[k] = NarrowRows<kFrom, kTo>(in);
+    }
+    __syncthreads();
+    if (copies && i + kStages < pieces.count()) copy(i + kStages);
+    uint8_t* const target = arena + static_cast<size_t>(piece.move.target) * fragment::kArenaUnit +
+                            piece.begin / kRatio;
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+      const int vector = k * kThreads + static_cast<int>(threadIdx.x);
+      if (vector < vectors) StoreOnce(target + static_cast<size_t>(vector) * 16, made[k]);
     }
   }
   WaitForEarlierKernel();
 }
 
-int TargetVectors(const FragmentPageShape& shape, int to_bits) {
-  return static_cast<int>(shape.heads *
-                          fragment::BlockBytes(to_bits, static_cast<int>(shape.head_dim)) / 16);
-}
-
-template <int kFrom, int kTo, int kVectors>
-void HalveBy(int vectors, std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
-  auto* bytes = reinterpret_cast<uint8_t*>(arena);
-  int blocks = vectors / (kThreads * kVectors);
-  LaunchParts(
-      HalveKernel<kFrom, kTo, kVectors>, static_cast<unsigned>(blocks), kThreads, moves, stream,
-      [](uint32_t) {}, bytes, blocks);
-}
-
-// A head has at least 128 vectors of the target, and a power of two.
 template <int kFrom, int kTo>
-void Halve(const FragmentPageShape& shape, std::span<const PageMove> moves, std::byte* arena,
-           Stream& stream) {
-  const int vectors = TargetVectors(shape, kTo);
-  if (vectors % (4 * kThreads) == 0) return HalveBy<kFrom, kTo, 4>(vectors, moves, arena, stream);
-  if (vectors % (2 * kThreads) == 0) return HalveBy<kFrom, kTo, 2>(vectors, moves, arena, stream);
-  PMKVQ_CHECK(vectors % kThreads == 0);
-  HalveBy<kFrom, kTo, 1>(vectors, moves, arena, stream);
+void Halve(const FragmentPageShape& shape, bool are_in_place, std::span<const PageMove> moves,
+           std::byte* arena, Stream& stream) {
+  const internal::CudaDeviceScope scope(stream.device());
+  constexpr int kMemory = kStages * kPieceBytes;
+  const auto kernel = HalveKernel<kFrom, kTo>;
+  internal::CheckCuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory),
+      "shared memory of halving");
+  const auto page_bytes =
+      static_cast<int>(shape.heads * fragment::BlockBytes(kFrom, static_cast<int>(shape.head_dim)));
+  const int of_page = are_in_place ? 1 : (page_bytes + kPieceBytes - 1) / kPieceBytes;
+  const int most = kBlocks * FactsOf(stream.device().index).multiprocessors;
+  int count = 0;
+  LaunchGrids(
+      kernel, kThreads, kMemory, moves, stream,
+      [&](uint32_t, int num_moves) {
+        count = num_moves;
+        return static_cast<unsigned>(std::min(most, num_moves * of_page));
+      },
+      reinterpret_cast<uint8_t*>(arena), count, page_bytes, are_in_place);
 }
 
-template <int kFrom, int kTo>
-void HalveInPlace(const FragmentPageShape& shape, std::span<const PageMove> moves, std::byte* arena,
-                  Stream& stream) {
-  auto* bytes = reinterpret_cast<uint8_t*>(arena);
-  int vectors = TargetVectors(shape, kTo);
-  PMKVQ_CHECK(static_cast<size_t>(vectors) * 16 * (kFrom / kTo) <= kMostBytesInPlace);
-  constexpr int kMost = kPageVectors / (kFrom / kTo);
-  const auto kernel = vectors <= kPageThreads ? HalveInPlaceKernel<kFrom, kTo, 1>
-                                              : vectors <= 2 * kPageThreads
-                          ? HalveInPlaceKernel < kFrom,
-             kTo, kMost < 2 ? kMost : 2 > : HalveInPlaceKernel<kFrom, kTo, kMost>;
-  LaunchParts(
-      kernel, 1, kPageThreads, moves, stream, [](uint32_t) {}, bytes, vectors);
+void HalveBits(const FragmentPageShape& shape, int from_bits, int to_bits, bool are_in_place,
+               std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
+  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  if (from_bits == 8 && to_bits == 4) return Halve<8, 4>(shape, are_in_place, moves, arena, stream);
+  if (from_bits == 4 && to_bits == 2) return Halve<4, 2>(shape, are_in_place, moves, arena, stream);
+  PMKVQ_CHECK(from_bits == 8 && to_bits == 2);
+  Halve<8, 2>(shape, are_in_place, moves, arena, stream);
 }
 
 }  // namespace
@@ -139,20 +171,13 @@ void HalveInPlace(const FragmentPageShape& shape, std::span<const PageMove> move
 
 void HalvePages(const FragmentPageShape& shape, int from_bits, int to_bits,
                 std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
-  if (from_bits == 8 && to_bits == 4) return cuda::Halve<8, 4>(shape, moves, arena, stream);
-  if (from_bits == 4 && to_bits == 2) return cuda::Halve<4, 2>(shape, moves, arena, stream);
-  PMKVQ_CHECK(from_bits == 8 && to_bits == 2);
-  cuda::Halve<8, 2>(shape, moves, arena, stream);
+  cuda::HalveBits(shape, from_bits, to_bits, false, moves, arena, stream);
 }
 
 void HalvePagesInPlace(const FragmentPageShape& shape, int from_bits, int to_bits,
                        std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
-  if (from_bits == 8 && to_bits == 4) return cuda::HalveInPlace<8, 4>(shape, moves, arena, stream);
-  if (from_bits == 4 && to_bits == 2) return cuda::HalveInPlace<4, 2>(shape, moves, arena, stream);
-  PMKVQ_CHECK(from_bits == 8 && to_bits == 2);
-  cuda::HalveInPlace<8, 2>(shape, moves, arena, stream);
+  for (const PageMove& move : moves) PMKVQ_CHECK(move.source == move.target);
+  cuda::HalveBits(shape, from_bits, to_bits, true, moves, arena, stream);
 }
 
 }  // namespace pmkvq

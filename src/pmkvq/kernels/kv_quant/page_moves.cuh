@@ -40,15 +40,15 @@ inline uint32_t UnitsOf(size_t offset) {
   return static_cast<uint32_t>(offset / fragment::kArenaUnit);
 }
 
-// Launches kernel(list, arguments...) for parts of the moves, so many blocks a move. `prepare` gets
-// the index of a part's first move. Parts do not depend on each other: one starts while the one
-// before it ends, where the chip can do that. Such a kernel must begin with LetNextKernelStart and
-// end with WaitForEarlierKernel, so that whatever comes behind the last part finds all of them
-// done.
-template <class Kernel, class Prepare, class... Arguments>
-void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
-                 std::span<const PageMove> moves, Stream& stream, const Prepare& prepare,
-                 Arguments&... arguments) {
+// Launches kernel(list, arguments...) for parts of the moves, with `shared_bytes` of dynamic shared
+// memory. `grid` gets the index of a part's first move and the number of its moves, and gives the
+// number of blocks. Parts do not depend on each other: one starts while the one before it ends,
+// where the chip can do that. Such a kernel must begin with LetNextKernelStart and end with
+// WaitForEarlierKernel, so that whatever comes behind the last part finds all of them done.
+template <class Kernel, class Grid, class... Arguments>
+void LaunchGrids(Kernel* kernel, unsigned threads, size_t shared_bytes,
+                 std::span<const PageMove> moves, Stream& stream, const Grid& grid,
+                 const Arguments&... arguments) {
   const internal::CudaDeviceScope scope(stream.device());
   const bool has_early = FactsOf(stream.device().index).is_sm90;
   cudaLaunchAttribute early{};
@@ -61,16 +61,29 @@ void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
       const PageMove& move = moves[first + i];
       list.moves[i] = {UnitsOf(move.source), UnitsOf(move.target), UnitsOf(move.metadata)};
     }
-    prepare(static_cast<uint32_t>(first));
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(count) * blocks_per_move);
+    config.gridDim = dim3(grid(static_cast<uint32_t>(first), static_cast<int>(count)));
     config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
     config.stream = stream.handle();
     config.attrs = &early;
     config.numAttrs = first > 0 && has_early ? 1 : 0;
     internal::CheckCuda(cudaLaunchKernelEx(&config, kernel, list, arguments...),
                         "an operation on pages");
   }
+}
+// So many blocks a move, without dynamic shared memory.
+template <class Kernel, class Prepare, class... Arguments>
+void LaunchParts(Kernel* kernel, unsigned blocks_per_move, unsigned threads,
+                 std::span<const PageMove> moves, Stream& stream, const Prepare& prepare,
+                 const Arguments&... arguments) {
+  LaunchGrids(
+      kernel, threads, 0, moves, stream,
+      [&](uint32_t first, int count) {
+        prepare(first);
+        return static_cast<unsigned>(count) * blocks_per_move;
+      },
+      arguments...);
 }
 
 }  // namespace pmkvq::cuda

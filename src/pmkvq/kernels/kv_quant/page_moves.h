@@ -37,9 +37,7 @@ void QuantizePages(const FragmentPageShape& shape, DType float_type, int bits,
 void HalvePages(const FragmentPageShape& shape, int from_bits, int to_bits,
                 std::span<const PageMove> moves, std::byte* arena, Stream& stream);
 
-// The same where source and target are one slot, whose front then has the page. A page of
-// `from_bits` must have at most 128 KiB.
-inline constexpr size_t kMostBytesInPlace = size_t{128} << 10;
+// The same where source and target are one slot, whose front then has the page.
 void HalvePagesInPlace(const FragmentPageShape& shape, int from_bits, int to_bits,
                        std::span<const PageMove> moves, std::byte* arena, Stream& stream);
 

@@ -284,6 +284,41 @@ TEST_P(PageMovesSmallTest, MoreMovesThanALaunchTakes) {
   }
 }
 
+// More pages than blocks are launched, of several pieces each: whatever is written too early would
+// be halved again.
+TEST_P(PageMovesSmallTest, ManyPagesInPlace) {
+  for (const auto& [from, to] : std::vector<std::pair<int, int>>{{8, 4}, {4, 2}, {8, 2}}) {
+    SCOPED_TRACE(testing::Message() << from << " to " << to);
+    FragmentPageShape large = shape();
+    large.heads = 3;
+    const size_t page = static_cast<size_t>(
+        large.heads * fragment::BlockBytes(from, static_cast<int>(large.head_dim)));
+    constexpr size_t kPages = 600;
+    Bytes bytes(kPages * page);
+    std::vector<PageMove> moves;
+    std::vector<PageMove> apart;
+    for (size_t i = 0; i < kPages; ++i) {
+      moves.push_back({i * page, i * page, 0});
+      apart.push_back({i * page, kPages * page + i * page, 0});
+    }
+    std::mt19937 random(7);
+    for (size_t i = 0; i + 4 <= bytes.size(); i += 4) {
+      const auto word = static_cast<uint32_t>(random());
+      std::memcpy(bytes.data() + i, &word, sizeof(word));
+    }
+    const Bytes in_place = OnDevice(bytes, [&](std::byte* arena) {
+      HalvePagesInPlace(large, from, to, moves, arena, stream());
+    });
+    bytes.resize(2 * bytes.size());
+    const Bytes expected = OnDevice(
+        bytes, [&](std::byte* arena) { HalvePages(large, from, to, apart, arena, stream()); });
+    const size_t kept = page * static_cast<size_t>(to) / static_cast<size_t>(from);
+    for (size_t i = 0; i < kPages; ++i) {
+      ASSERT_EQ(Part(in_place, i * page, kept), Part(expected, (kPages + i) * page, kept)) << i;
+    }
+  }
+}
+
 // Tokens one after the other into pages and a sink's rest.
 TEST_P(PageMovesSmallTest, AppendedTokensLieWhereTheLayoutSays) {
   if (GetParam().is_values || GetParam().by_channel)

@@ -52,7 +52,6 @@ class CudaHalving {
   void Run() {
     for (const auto& [from, to] : {std::pair{8, 4}, {4, 2}, {8, 2}}) {
       for (const Way way : {Way::kNewSlots, Way::kInPlace}) {
-        if (way == Way::kInPlace && PageBytes(from) > kMostBytesInPlace) continue;
         cases_.push_back(
             {.name = fmt::format("{} -> {}{}", from, to, way == Way::kInPlace ? ", in place" : ""),
              .from_bits = from,
@@ -97,7 +96,9 @@ class CudaHalving {
       moves[i].source = order[i] * PageBytes(item.from_bits);
     std::shuffle(order.begin(), order.end(), random);
     for (size_t i = 0; i < order.size(); ++i) {
-      moves[i].target = kSourceBytes + order[i] * PageBytes(item.to_bits);
+      moves[i].target = item.way == Way::kInPlace
+                            ? moves[i].source
+                            : kSourceBytes + order[i] * PageBytes(item.to_bits);
       moves[i].metadata = kSourceBytes + kSourceBytes / 2 + order[i] * metadata;
     }
     return moves;
