@@ -315,5 +315,22 @@ TEST(MlaModels, InspectAndFitTellWhatIsCached) {
   EXPECT_LT(fp16.At("sequence_bytes").AsInt(), 31104 * (32768 + 256));
 }
 
+// The shipped model of latents solves what it was trained for, at 16 bits and in the plan's budget.
+TEST(MlaModels, LongcotMlaSolvesItsProblems) {
+  const std::string model = PMKVQ_SOURCE_DIR "/models/longcot-mla";
+  for (const Args& cache :
+       {Args{"--kv", "fp16"},
+        Args{"--kv", "pm-kvq", "--plan", model + "/plan.json", "--max-len", "4096"}}) {
+    const ProgramResult result =
+        RunProgram(Plus({"eval", "--model", model, "--data", kLongcot + "/problems.jsonl",
+                         "--per-cell", "1", "--max-level", "1", "--json", "-"},
+                        cache));
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const JsonValue json = JsonValue::Parse(result.out, "eval");
+    EXPECT_EQ(json.At("responses").AsInt(), 5);
+    EXPECT_EQ(json.At("correct").AsInt(), 5) << result.out;
+  }
+}
+
 }  // namespace
 }  // namespace pmkvq
