@@ -84,7 +84,7 @@ void AddDamage(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--kv-dtype", options->kv_dtype,
-                   "type of what is not quantised, and of metadata")
+                   "type of values at full precision, and of metadata")
       ->transform(OneOf({"f16", "bf16", "f32"}))
       ->capture_default_str();
   AddJson(*command, options->json, "bytes after each token, peak and kept share");

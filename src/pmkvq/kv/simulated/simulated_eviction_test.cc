@@ -269,7 +269,7 @@ TEST_F(SimulatedEviction, StepsMayRewriteRows) {
   EXPECT_NEAR(out[0], weight * 7 + (1 - weight) * double{rows.v[32]}, 2e-5);
 }
 
-// The peak has what is held before the rule runs.
+// The peak is taken before the rule runs.
 TEST_F(SimulatedEviction, BytesAreThoseOfTheState) {
   method_->on_append = [](int64_t, const AppendedTokens& tokens, SimulatedBlock& block) {
     if (!tokens.ends_prompt) return;

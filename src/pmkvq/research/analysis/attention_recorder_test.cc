@@ -122,7 +122,8 @@ TEST_P(Recorder, WeightsExplainTheCachesOutput) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, Recorder,
                          testing::Values("fp16", "static-2", "pm-kvq:bits=2", "rtn:bits=3", "kivi",
-                                         "rotatekv", "mikv"));
+                                         "rotatekv", "mikv", "window:recent=64",
+                                         "h2o:capacity=80"));
 
 // The same of latents, with key scales and without: the weights times what is stored of c, back at
 // its size, are the output.

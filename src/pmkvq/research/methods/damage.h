@@ -13,7 +13,7 @@ namespace pmkvq {
 
 struct DamageOptions {
   std::string spec;
-  DType kv_dtype = DType::kF16;  // Of what is not quantised, and of metadata.
+  DType kv_dtype = DType::kF16;  // Of values at full precision, and of metadata.
   // The first tokens, which are appended together and end a prompt. The others come one by one.
   int64_t prompt_len = 0;
   const CancelFlag* cancel = nullptr;

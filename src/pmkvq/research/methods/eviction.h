@@ -1,9 +1,9 @@
 // What methods that evict tokens share: when they do, whom they keep, and what that takes.
 //
 // A rule runs after every `every` tokens, counted from token 0, as if tokens came one by one: an
-// append of many tokens is gone through from one such place to the next, so that what is kept of n
-// tokens does not depend on how they were cut into chunks. (The rows of an append have seen all
-// tokens before them all the same.)
+// append of many tokens is gone through from one such place to the next, so that the choice
+// among n tokens does not depend on how they were cut into chunks. (The rows of an append have seen
+// all tokens before them all the same.)
 #pragma once
 
 #include <cstdint>

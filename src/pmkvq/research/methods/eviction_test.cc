@@ -25,7 +25,7 @@ struct Streaming {
 
 class StreamingEviction : public testing::TestWithParam<Streaming> {};
 
-// What is kept does not depend on the chunks, its number is that of the rule, and bytes follow it.
+// The choice does not depend on the chunks, the rule gives the number of kept tokens, bytes follow.
 TEST_P(StreamingEviction, KeepsTheSameOfAnyChunks) {
   const Streaming& rule = GetParam();
   const PeriodicEviction eviction{rule.capacity, rule.every};
@@ -62,7 +62,7 @@ TEST_P(StreamingEviction, BudgetsEqualAWalkOverAllLengths) {
   EXPECT_LE(MostBlockBytes(method, 0, int64_t{1} << 40), most + 64 * kTokenBytes) << "bounded";
 }
 
-// After a cut the masks of what is left stay, and the rule goes on.
+// A cut leaves the masks of the tokens before it, and the rule goes on.
 TEST_P(StreamingEviction, GoesOnAfterACut) {
   const Streaming& rule = GetParam();
   MethodDriver driver(rule.spec);

@@ -47,7 +47,7 @@ double Normal(Random& random) {
 
 }  // namespace
 
-// Of one call, row by row: what is projected, and normalised.
+// Of one call: projected rows, raw and normalised.
 struct FastKvZipGate::Rows {
   std::vector<float> raw_q, q;  // [count, Hkv, g, 16]
   std::vector<float> raw_k, k;  // [count, Hkv, 16]

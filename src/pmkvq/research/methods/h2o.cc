@@ -2,7 +2,7 @@
 // tokens and those with the largest sums of attention weights since they came, half of `capacity`
 // each.
 //
-// After each append the surplus goes, the smallest sums first, and what is gone never comes back.
+// After each append the surplus goes, the smallest sums first, for good.
 // Heads that share a KV head add up. The authors run it token by token; the rows of a prompt's
 // chunk are summed together here and the choice is made once behind them.
 #include <algorithm>
