@@ -72,7 +72,7 @@ constexpr Case kCases[] = {
     {DecoQuantMethod, "decoquant"},
     {DecoQuantMethod, "decoquant:bits=2+columns=64+residual=1"},
     {KvarNMethod, "kvarn"},
-    {KvarNMethod, "kvarn:k=8+tail=4096"},
+    {KvarNMethod, "kvarn:k=8+sink=4096+tile=64"},
     {TurboQuantMethod, "turboquant:qjl"},
     {TurboQuantMethod, "turboquant:k=3+v=1+recent=700"},
     {QaqMethod, "qaq"},

@@ -31,7 +31,8 @@ namespace {
 constexpr char kFormName[] = "form";             // [2]: channels, bits.
 constexpr char kKeyCodebooks[] = "k_codebooks";  // Per block [Hkv, D / c, 2^b, c].
 constexpr char kValueCodebooks[] = "v_codebooks";
-constexpr int64_t kTokensPerCentroid = 30;  // Fewer of them overfit.
+constexpr int64_t kTokensPerCentroid = 30;  // Codebooks of fewer tokens fit these tokens alone.
+constexpr int64_t kLeastTokens = 8192;
 constexpr uint64_t kStartSeed = 2405;
 // Rows that calibration holds at once; more blocks than that take several passes over the samples.
 constexpr int64_t kMaxRowBytes = int64_t{4} << 30;
@@ -300,7 +301,7 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   without_checkpoint.checkpoint_path.clear();  // All rows: too many to keep.
   RowCollector collector(geometry, form, spec.Text("weights", "fisher") == "fisher",
                          without_checkpoint);
-  const int64_t wanted = kTokensPerCentroid * form.num_centroids();
+  const int64_t wanted = std::max(kLeastTokens, kTokensPerCentroid * form.num_centroids());
   if (collector.num_tokens() < form.num_centroids()) {
     throw InvalidInput("--n-samples",
                        fmt::format("{} tokens for codebooks of {}, expected {} or more",

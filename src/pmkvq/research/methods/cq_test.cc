@@ -355,9 +355,10 @@ TEST_F(CqCalibration, FewTokensAreWarnedOfOrRefused) {
   Calibrate("cq:channels=4+bits=4");
   ASSERT_EQ(log_.warnings.size(), 1u);
   EXPECT_NE(log_.warnings[0].find("72 tokens for codebooks of 16"), std::string::npos);
-  EXPECT_NE(log_.warnings[0].find("take 480 or more"), std::string::npos);
-  ExpectError<InvalidInput>([&] { Calibrate("cq:channels=4+bits=8"); },
-                            {"--n-samples", "72 tokens for codebooks of 256, expected 7680"});
+  EXPECT_NE(log_.warnings[0].find("take 8192 or more"), std::string::npos);
+  ExpectError<InvalidInput>(
+      [&] { Calibrate("cq:channels=4+bits=8"); },
+      {"--n-samples", "72 tokens for codebooks of 256, expected 8192 or more"});
 }
 
 TEST_F(CqCalibration, FileServesTheCache) {
