@@ -3,7 +3,8 @@
     pmkvq-lm-eval --model pmkvq --model_args pretrained=MODEL,kv=pm-kvq,plan=PLAN,kv_budget=64MiB --tasks TASK
 
 lm-eval looks for no plug-ins of other packages. So `pmkvq-lm-eval` (or python -m pmkvq.lm_eval) is
-lm-eval's own command with this model registered; in a script `import pmkvq.lm_eval` registers it.
+lm-eval's own command with this model registered; in a script `import pmkvq.lm_eval` registers it. Plain
+`lm_eval --model pmkvq` knows it by a file of tasks: --tasks "$(pmkvq-lm-eval --model-file)",TASK
 
 Log-likelihoods go through the cache: the context is stored as a prompt is, and the continuation
 token by token, so that it reads pages at the widths that they have. With scoring="prompt" context
@@ -15,6 +16,8 @@ import itertools
 import logging
 import math
 import os
+import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +40,8 @@ _log = logging.getLogger(__name__)
 # Generation arguments of lm-eval that SamplingParams has under the same names.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "frequency_penalty",
              "presence_penalty", "min_tokens")  # fmt: skip
+
+MODEL_FILE_VERSION = "1"  # lm_eval_model.yaml names it: who reads that file imports this module.
 
 Scored = tuple[float, bool]
 _LOST: Scored = (-math.inf, False)  # A choice that could not be scored loses.
@@ -367,7 +372,10 @@ def _parts(order: list[int], size: int, key: Callable[[int], object] | None = No
 
 
 def main() -> None:
-    """lm-eval's command, which knows --model pmkvq."""
+    """lm-eval's command, which knows --model pmkvq. --model-file prints the path of lm_eval_model.yaml."""
+    if sys.argv[1:] == ["--model-file"]:
+        print(pathlib.Path(__file__).with_name("lm_eval_model.yaml"))
+        return
     from lm_eval.__main__ import cli_evaluate
 
     try:
