@@ -3,14 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <random>
 #include <vector>
 
-#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/latent_attention.h"
-#include "pmkvq/kernels/kv_quant/kv_quant.h"
-#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/kernels/attention/random_page_data.h"
 
 namespace pmkvq {
 
@@ -27,7 +24,10 @@ class RandomLatents {
  public:
   RandomLatents(const LatentShape& shape, const std::vector<LatentPageSpec>& specs,
                 int64_t num_rows, uint32_t seed = 1, int64_t shift = 0)
-      : shape_(shape), num_rows_(num_rows), shift_(shift), random_(seed) {
+      : shape_(shape),
+        num_rows_(num_rows),
+        data_(shape.float_type, shape.metadata_type, shift),
+        random_(seed) {
     for (const LatentPageSpec& spec : specs) {
       tokens_.push_back({spec.num_tokens, spec.capacity});
       pages_.push_back(
@@ -80,44 +80,14 @@ class RandomLatents {
     return x;
   }
 
-  // Memory of `count` elements of `size` bytes, after `shift_` more of them.
-  std::byte* Allocate(int64_t count, int64_t size) {
-    memory_.push_back(
-        std::make_unique<AlignedVector<std::byte>>(static_cast<size_t>((count + shift_) * size)));
-    return memory_.back()->data() + shift_ * size;
-  }
-
   KvTensorView MakeTensor(int bits, int64_t capacity, int64_t heads, int64_t group) {
-    const std::vector<float> x = Normal(heads * capacity * group);
-    KvTensorView view;
-    view.bits = bits;
-    if (bits == 16) {
-      internal::VisitFloatType(shape_.float_type, [&]<class T>(T) {
-        auto* out = reinterpret_cast<T*>(Allocate(std::ssize(x), sizeof(T)));
-        std::transform(x.begin(), x.end(), out, [](float value) { return FromFloat<T>(value); });
-        view.data = reinterpret_cast<const std::byte*>(out);
-      });
-      return view;
-    }
-    const int64_t head_bytes = capacity * PackedGroupBytes(group, bits);
-    const auto size = static_cast<int64_t>(SizeOf(shape_.metadata_type));
-    auto* codes = reinterpret_cast<uint8_t*>(Allocate(heads * head_bytes, 1));
-    std::byte* metadata = Allocate(2 * heads * capacity, size);
-    for (int64_t head = 0; head < heads; ++head) {
-      std::byte* mins = metadata + 2 * head * capacity * size;
-      ref::QuantizeGroups({group, bits, shape_.metadata_type}, x.data() + head * capacity * group,
-                          capacity, codes + head * head_bytes, mins, mins + capacity * size);
-    }
-    view.data = reinterpret_cast<const std::byte*>(codes);
-    view.metadata = metadata;
-    return view;
+    return data_.Store(Normal(heads * capacity * group), bits, heads, group);
   }
 
   LatentShape shape_;
   int64_t num_rows_;
-  int64_t shift_;
+  RandomPageData data_;
   std::mt19937 random_;
-  std::vector<std::unique_ptr<AlignedVector<std::byte>>> memory_;
   std::vector<PageTokens> tokens_;
   std::vector<KvPageView> pages_;
   const KvPageView* first_page_ = nullptr;

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
+#include <cmath>
 #include <random>
 #include <vector>
 
-#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/attention.h"
-#include "pmkvq/kernels/kv_quant/kv_quant.h"
-#include "pmkvq/kernels/kv_quant/kv_quant_common.h"
+#include "pmkvq/kernels/attention/random_page_data.h"
 
 namespace pmkvq {
 
@@ -27,7 +25,10 @@ class RandomSequence {
  public:
   RandomSequence(const AttentionShape& shape, const std::vector<PageSpec>& specs, int64_t num_rows,
                  uint32_t seed = 1, int64_t shift = 0)
-      : shape_(shape), num_rows_(num_rows), shift_(shift), random_(seed) {
+      : shape_(shape),
+        num_rows_(num_rows),
+        data_(shape.float_type, shape.metadata_type, shift),
+        random_(seed) {
     for (const PageSpec& spec : specs) {
       tokens_.push_back({spec.num_tokens, spec.capacity});
       KvPageView page;
@@ -98,51 +99,21 @@ class RandomSequence {
     return out;
   }
 
-  // Memory of `count` elements of `size` bytes, after `shift_` more of them.
-  std::byte* Allocate(int64_t count, int64_t size) {
-    memory_.push_back(
-        std::make_unique<AlignedVector<std::byte>>(static_cast<size_t>((count + shift_) * size)));
-    return memory_.back()->data() + shift_ * size;
-  }
-
   KvTensorView MakeTensor(int bits, int64_t capacity, QuantAxis axis, bool outliers) {
     const int64_t heads = shape_.num_kv_heads;
     const bool by_channel = axis == QuantAxis::kChannel;
     const int64_t group = by_channel ? capacity : shape_.group;
-    const int64_t num_groups = capacity * shape_.head_dim / group;
     std::vector<float> x = Normal(heads * capacity * shape_.head_dim, outliers);
     if (by_channel) x = Transposed(x, capacity);
-    KvTensorView view;
-    view.bits = bits;
+    KvTensorView view = data_.Store(x, bits, heads, group);
     view.axis = axis;
-    if (bits == 16) {
-      internal::VisitFloatType(shape_.float_type, [&]<class T>(T) {
-        auto* out = reinterpret_cast<T*>(Allocate(static_cast<int64_t>(x.size()), sizeof(T)));
-        std::transform(x.begin(), x.end(), out, [](float value) { return FromFloat<T>(value); });
-        view.data = reinterpret_cast<const std::byte*>(out);
-      });
-      return view;
-    }
-    const int64_t group_bytes = PackedGroupBytes(group, bits);
-    const auto size = static_cast<int64_t>(SizeOf(shape_.metadata_type));
-    auto* codes = reinterpret_cast<uint8_t*>(Allocate(heads * num_groups * group_bytes, 1));
-    std::byte* metadata = Allocate(2 * heads * num_groups, size);
-    for (int64_t head = 0; head < heads; ++head) {
-      std::byte* mins = metadata + 2 * head * num_groups * size;
-      ref::QuantizeGroups({group, bits, shape_.metadata_type}, x.data() + head * num_groups * group,
-                          num_groups, codes + head * num_groups * group_bytes, mins,
-                          mins + num_groups * size);
-    }
-    view.data = reinterpret_cast<const std::byte*>(codes);
-    view.metadata = metadata;
     return view;
   }
 
   AttentionShape shape_;
   int64_t num_rows_;
-  int64_t shift_;
+  RandomPageData data_;
   std::mt19937 random_;
-  std::vector<std::unique_ptr<AlignedVector<std::byte>>> memory_;
   std::vector<PageTokens> tokens_;
   std::vector<KvPageView> pages_;
   const KvPageView* first_page_ = nullptr;
