@@ -64,9 +64,12 @@ void CheckLatentDecodeShape(const LatentDecodeShape& shape, DeviceId device) {
   const int64_t groups = shape.groups();
   const bool has_latent =
       shape.latent % kLatentGroup == 0 && (groups == 1 || groups == 2 || groups == 4);
-  if (!has_latent || shape.rope != kLatentRope) {
-    refuse(fmt::format("found latents of {} + {} values, expected 128, 256 or 512, and {}",
-                       shape.latent, shape.rope, kLatentRope));
+  const bool has_rope = shape.rope == 64 || (shape.rope == 32 && groups == 2);
+  if (!has_latent || !has_rope) {
+    refuse(
+        fmt::format("found latents of {} + {} values, expected 128, 256 or 512 and 64, or 256 "
+                    "and 32",
+                    shape.latent, shape.rope));
   }
   if (shape.float_type != DType::kF16) {
     refuse(fmt::format("found latents in a cache of {}, expected F16 (--kv-dtype f16)",

@@ -24,12 +24,11 @@
 namespace pmkvq {
 
 inline constexpr int64_t kLatentGroup = 128;  // Channels of c that share a (min, range).
-inline constexpr int64_t kLatentRope = 64;    // dr that there is code for.
 
 struct LatentDecodeShape {
   int64_t num_heads = 0;           // H
   int64_t latent = 0;              // r: 128, 256 or 512.
-  int64_t rope = 0;                // dr: kLatentRope.
+  int64_t rope = 0;                // dr: 64; of 256 channels 32, too.
   DType float_type = DType::kF16;  // Of 16-bit pages, sinks and metadata: kF16.
   SinkLayout sink;
 

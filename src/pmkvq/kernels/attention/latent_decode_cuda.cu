@@ -20,7 +20,7 @@ namespace cuda {
 namespace {
 
 // Blocks that a device holds at once. Asked once per device: the answer never changes.
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 int ResidentLatentBlocks(int device) {
   constexpr size_t kMostDevices = 64;
   static std::array<std::atomic<int>, kMostDevices> known{};
@@ -28,7 +28,7 @@ int ResidentLatentBlocks(int device) {
   PMKVQ_CHECK(index < kMostDevices);
   int blocks = known[index].load();
   if (blocks != 0) return blocks;
-  constexpr int kMemory = LatentMemory<kGroups>::kBytes;
+  constexpr int kMemory = LatentMemory<kGroups, kRopeDims>::kBytes;
   if (kMemory > FactsOf(device).shared_bytes) {  // sm_86 and sm_89.
     throw Unsupported(NameOf({Device::kCuda, device}),
                       "attention over latents: found " +
@@ -37,11 +37,11 @@ int ResidentLatentBlocks(int device) {
                           std::to_string(kMemory) + " or more; use --device cpu");
   }
   pmkvq::internal::CheckCuda(
-      cudaFuncSetAttribute(LatentKernel<kGroups>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           kMemory),
+      cudaFuncSetAttribute(LatentKernel<kGroups, kRopeDims>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory),
       "shared memory of attention over latents");
   pmkvq::internal::CheckCuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                                 &blocks, LatentKernel<kGroups>, 32 * kGroups, kMemory),
+                                 &blocks, LatentKernel<kGroups, kRopeDims>, 32 * kGroups, kMemory),
                              "occupancy of attention over latents");
   blocks *= FactsOf(device).multiprocessors;
   PMKVQ_CHECK(blocks > 0);
@@ -49,15 +49,16 @@ int ResidentLatentBlocks(int device) {
   return blocks;
 }
 
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 void LaunchLatents(const DecodeArguments& arguments, int most_items, Stream& stream) {
   const pmkvq::internal::CudaDeviceScope scope(stream.device());
-  const int resident = ResidentLatentBlocks<kGroups>(stream.device().index);
+  const int resident = ResidentLatentBlocks<kGroups, kRopeDims>(stream.device().index);
   const auto blocks = static_cast<unsigned>(std::min(resident, most_items));
-  LatentKernel<kGroups>
-      <<<blocks, 32 * kGroups, LatentMemory<kGroups>::kBytes, stream.handle()>>>(arguments);
+  LatentKernel<kGroups, kRopeDims>
+      <<<blocks, 32 * kGroups, LatentMemory<kGroups, kRopeDims>::kBytes, stream.handle()>>>(
+          arguments);
   pmkvq::internal::CheckLaunch("attention over latents");
-  LaunchEarly(LatentCombineKernel<kGroups>,
+  LaunchEarly(LatentCombineKernel<kGroups, kRopeDims>,
               dim3(static_cast<unsigned>(arguments.num_sequences * arguments.parts), kGroups),
               kLatentCombineThreads, stream, "merging attention over latents", arguments);
 }
@@ -198,14 +199,11 @@ void RunLatentDecodeCuda(const LatentDecodeShape& shape, const DecodeOperands& o
       .scale = 1.0f,
       .window = 0,
       .keys_by_channel = false};
-  switch (shape.groups()) {
-    case 1:
-      return cuda::LaunchLatents<1>(arguments, most_items, stream);
-    case 2:
-      return cuda::LaunchLatents<2>(arguments, most_items, stream);
-    default:
-      return cuda::LaunchLatents<4>(arguments, most_items, stream);
-  }
+  // The sizes of CheckLatentDecodeShape.
+  if (shape.rope == 32) return cuda::LaunchLatents<2, 32>(arguments, most_items, stream);
+  if (shape.groups() == 1) return cuda::LaunchLatents<1, 64>(arguments, most_items, stream);
+  if (shape.groups() == 2) return cuda::LaunchLatents<2, 64>(arguments, most_items, stream);
+  cuda::LaunchLatents<4, 64>(arguments, most_items, stream);
 }
 
 void PackLatentChunk(const LatentDecodeShape& shape, const ChunkOperands& operands, int64_t rest,

@@ -21,8 +21,9 @@ constexpr double kMeanHead = 5e-4;
 const std::vector<PageBits> kMix = {{2, 8}, {4, 8},  {8, 8}, {16, 16}, {4, 4},  {2, 2}, {8, 4},
                                     {2, 4}, {16, 8}, {4, 2}, {8, 16},  {2, 16}, {16, 2}};
 
-LatentDecodeShape MakeShape(int64_t heads, int64_t latent, SinkLayout sink = {}) {
-  return {heads, latent, kLatentRope, DType::kF16, sink};
+LatentDecodeShape MakeShape(int64_t heads, int64_t latent, SinkLayout sink = {},
+                            int64_t rope = 64) {
+  return {heads, latent, rope, DType::kF16, sink};
 }
 
 // A batch's arrays on the device.
@@ -163,6 +164,18 @@ TEST_F(LatentDecodeTest, EveryPairOfWidths) {
   }
 }
 
+TEST_F(LatentDecodeTest, NarrowRopeParts) {
+  constexpr uint8_t kWidths[] = {16, 8, 4, 2};
+  for (const uint8_t c : kWidths) {
+    for (const uint8_t rope : kWidths) {
+      SCOPED_TRACE(testing::Message() << "c " << int{c} << " k_r " << int{rope});
+      Check(MakeShape(4, 256, {0, 1}, 32),
+            {{.num_tokens = 3 * 128 + 37, .bits = {{c, rope}}, .seed = c * 31u + rope}});
+    }
+  }
+  Check(MakeShape(40, 256, {128, 3}, 32), {{.num_tokens = 3000, .bits = kMix, .seed = 8}});
+}
+
 TEST_F(LatentDecodeTest, OddNumbersOfTokensHeadsAndChannels) {
   uint32_t seed = 1;
   for (const int32_t tokens : {1, 2, 3, 17, 127, 128, 129, 700}) {
@@ -244,7 +257,7 @@ TEST_F(LatentDecodeTest, BitsDependOnTheSequenceAlone) {
 TEST_F(LatentDecodeTest, ChunksAttendToPagesAndThemselves) {
   for (const SinkLayout sink : {SinkLayout{}, SinkLayout{0, 3}, SinkLayout{128, 5}}) {
     for (const int32_t tokens : {2, 140, 1500}) {
-      const LatentDecodeShape shape = MakeShape(5, 256, sink);
+      const LatentDecodeShape shape = MakeShape(5, 256, sink, tokens == 140 ? 32 : 64);
       // The last token is the only one of its page, at 16 bits.
       const int32_t num_tokens =
           sink.piece_tokens + sink.rest_tokens + (tokens + 127) / 128 * 128 + 1;

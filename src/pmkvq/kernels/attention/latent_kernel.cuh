@@ -20,25 +20,24 @@ namespace pmkvq::cuda {
 
 constexpr int kLatentHeads = 16;
 constexpr int kGroupDims = 128;
-constexpr int kRopeDims = 64;
 constexpr int kLatentStages = 2;
 
 // A stage of one warp.
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 struct LatentStage {
   static constexpr int kRopeTiles = kMostLatentTiles / kGroups;  // That a warp scores.
-  static constexpr int kRopeTileBytes = 2048;                    // At 16 bits.
+  static constexpr int kRopeTileBytes = 16 * kRopeDims * 2;      // At 16 bits.
   static constexpr int kLatents = 8192;
   static constexpr int kRopeAt = kLatents;
   static constexpr int kMetadataAt = kRopeAt + kRopeTiles * kRopeTileBytes;
   static constexpr int kBytes = kMetadataAt + 2 * fragment::MetadataBytes();
 };
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 struct LatentMemory {
-  static constexpr int kStages = kGroups * kLatentStages * LatentStage<kGroups>::kBytes;
+  static constexpr int kStages = kGroups * kLatentStages * LatentStage<kGroups, kRopeDims>::kBytes;
   static constexpr int kScores =  // Of all warps.
       kGroups == 1 ? 0 : kGroups * kMostLatentTiles * 2 * 32 * 16;
-  static constexpr int kRopeQueries = kRopeSteps * 32 * 16 + 2 * 32 * 4;
+  static constexpr int kRopeQueries = kRopeDims / 16 * 32 * 16 + 2 * 32 * 4;
   static constexpr int kBytes = kStages + kScores + kRopeQueries;
 };
 
@@ -57,10 +56,10 @@ struct LatentUnit {
 };
 
 // Goes through the units of a block's items and copies what one warp reads of them.
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 class LatentLoader {
  public:
-  using Stage = LatentStage<kGroups>;
+  using Stage = LatentStage<kGroups, kRopeDims>;
 
   __device__ __forceinline__ LatentLoader(const DecodeArguments& a, const BatchTable& batch,
                                           uint8_t* stages, LatentUnit* units, uint64_t* barriers)
@@ -144,8 +143,8 @@ class LatentLoader {
     const uint32_t barrier = barriers_ + 8 * stage;
     const uint32_t to = SharedAddress(stages_ + stage * Stage::kBytes);
     const uint32_t tile_bytes = 2 * kGroupDims * bits;
-    // A row of 512 bytes at least, which two tiles share at 2 bits.
-    const uint32_t rope_bytes = rope_bits == 2 ? fragment::kRowBytes : 2 * kRopeDims * rope_bits;
+    // A row of 512 bytes at least, which tiles of fewer bytes share.
+    const uint32_t rope_bytes = max(fragment::kRowBytes, 2 * kRopeDims * rope_bits);
     const int rope_tiles = (tiles - warp_ + kGroups - 1) / kGroups;  // 0 where there are too few.
     const uint32_t bytes = tiles * tile_bytes + rope_tiles * rope_bytes +
                            (bits < 16 ? fragment::MetadataBytes() : 0) +
@@ -187,7 +186,7 @@ class LatentLoader {
   uint32_t next_words_ = 0;
 };
 
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 __device__ __forceinline__ const __half* LatentQuery(const DecodeArguments& a,
                                                      const LatentUnit& unit, int head, int at) {
   if (head >= unit.num_heads) return nullptr;
@@ -225,16 +224,17 @@ __device__ __forceinline__ void AddUpScores(float4* shared, int warp, int lane,
   __syncthreads();
 }
 
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 class LatentWarp {
  public:
-  using Stage = LatentStage<kGroups>;
+  static constexpr int kRopeSteps = kRopeDims / 16;
+  using Stage = LatentStage<kGroups, kRopeDims>;
 
   __device__ __forceinline__ LatentWarp(const DecodeArguments& a, uint8_t* memory)
       : a_(a),
-        scores_(reinterpret_cast<float4*>(memory + LatentMemory<kGroups>::kStages)),
-        rope_queries_(reinterpret_cast<uint4*>(memory + LatentMemory<kGroups>::kStages +
-                                               LatentMemory<kGroups>::kScores)),
+        scores_(reinterpret_cast<float4*>(memory + LatentMemory<kGroups, kRopeDims>::kStages)),
+        rope_queries_(reinterpret_cast<uint4*>(memory + LatentMemory<kGroups, kRopeDims>::kStages +
+                                               LatentMemory<kGroups, kRopeDims>::kScores)),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32) {}
 
@@ -244,13 +244,13 @@ class LatentWarp {
     const int g = lane_ >> 2;
     const int t = lane_ & 3;
     const int at = warp_ * kGroupDims + 32 * t;
-    const __half* const heads[2] = {LatentQuery<kGroups>(a_, unit, g, at),
-                                    LatentQuery<kGroups>(a_, unit, g + 8, at)};
+    const __half* const heads[2] = {LatentQuery<kGroups, kRopeDims>(a_, unit, g, at),
+                                    LatentQuery<kGroups, kRopeDims>(a_, unit, g + 8, at)};
     MakeLatentQueries<kLatentSteps>(heads, queries_);
     if (warp_ == 0) {
-      const int rope_at = kGroups * kGroupDims + 16 * t;
-      const __half* const rope[2] = {LatentQuery<kGroups>(a_, unit, g, rope_at),
-                                     LatentQuery<kGroups>(a_, unit, g + 8, rope_at)};
+      const int rope_at = kGroups * kGroupDims + 4 * kRopeSteps * t;
+      const __half* const rope[2] = {LatentQuery<kGroups, kRopeDims>(a_, unit, g, rope_at),
+                                     LatentQuery<kGroups, kRopeDims>(a_, unit, g + 8, rope_at)};
       LatentQueries<kRopeSteps> queries;
       MakeLatentQueries<kRopeSteps>(rope, queries);
 #pragma unroll
@@ -339,7 +339,7 @@ class LatentWarp {
       const uint8_t* const base = stage + Stage::kRopeAt + j * Stage::kRopeTileBytes + lane_ * 16;
       float own[2][4];
       const auto score = [&]<int kRopeBits>() {
-        RopeScores<kRopeBits>(queries, base, metadata, unit.tile + tile, lane_, own);
+        RopeScores<kRopeBits, kRopeSteps>(queries, base, metadata, unit.tile + tile, lane_, own);
       };
       if (unit.rope_bits == 8) {
         score.template operator()<8>();
@@ -383,7 +383,7 @@ class LatentWarp {
   LatentSums sums_;
 };
 
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 __global__ void __launch_bounds__(32 * kGroups, kGroups == 1 ? 6 : 8 / kGroups)
     LatentKernel(const __grid_constant__ DecodeArguments a) {
   extern __shared__ __align__(128) uint8_t memory[];
@@ -399,9 +399,9 @@ __global__ void __launch_bounds__(32 * kGroups, kGroups == 1 ? 6 : 8 / kGroups)
   __syncthreads();
   WaitForEarlierKernel();
   LetNextKernelStart();
-  uint8_t* const stages = memory + warp * kLatentStages * LatentStage<kGroups>::kBytes;
-  LatentLoader<kGroups> loader(a, batch, stages, units[warp], barriers[warp]);
-  LatentWarp<kGroups> self(a, memory);
+  uint8_t* const stages = memory + warp * kLatentStages * LatentStage<kGroups, kRopeDims>::kBytes;
+  LatentLoader<kGroups, kRopeDims> loader(a, batch, stages, units[warp], barriers[warp]);
+  LatentWarp<kGroups, kRopeDims> self(a, memory);
 #pragma unroll
   for (int stage = 0; stage < kLatentStages; ++stage) loader.Push(stage);
   for (uint32_t turn = 0;; ++turn) {
@@ -411,7 +411,7 @@ __global__ void __launch_bounds__(32 * kGroups, kGroups == 1 ? 6 : 8 / kGroups)
     if (item < 0) break;
     Wait(SharedAddress(&barriers[warp][stage]), turn / kLatentStages % 2);
     if (unit.begins_item) self.BeginItem(unit);
-    self.Attend(unit, stages + stage * LatentStage<kGroups>::kBytes);
+    self.Attend(unit, stages + stage * LatentStage<kGroups, kRopeDims>::kBytes);
     const int ending_heads = unit.ends_item ? unit.num_heads : 0;
     __syncwarp();
     loader.Push(stage);
@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(32 * kGroups, kGroups == 1 ? 6 : 8 / kGroups)
 // A block merges what one sequence has of 16 heads and one group of channels: the sink's rest, then
 // its runs in their order. It may start while the attention kernel still runs.
 constexpr int kLatentCombineThreads = 128;
-template <int kGroups>
+template <int kGroups, int kRopeDims>
 __global__ void __launch_bounds__(kLatentCombineThreads)
     LatentCombineKernel(const __grid_constant__ DecodeArguments a) {
   constexpr int kLatent = kGroups * kGroupDims;

@@ -20,7 +20,6 @@
 namespace pmkvq::cuda {
 
 constexpr int kLatentSteps = 8;  // Of 128 channels.
-constexpr int kRopeSteps = 4;    // Of 64.
 
 // Codes count from the middle of their range, so that sums of them are small. Also in `min`.
 __device__ __forceinline__ constexpr float MiddleCode(int bits) {
@@ -210,13 +209,13 @@ __device__ __forceinline__ void FinishScores(const TokenBounds (&bounds)[2][2],
 
 // Scores of the rope keys of a tile; `base` is the lane's first byte of it, `metadata` 128 minima
 // and ranges.
-template <int kBits>
+template <int kBits, int kRopeSteps>
 __device__ __forceinline__ void RopeScores(const LatentQueries<kRopeSteps>& queries,
                                            const uint8_t* base, const uint8_t* metadata, int tile,
                                            int lane, float (&scores)[2][4]) {
   uint32_t x[kRopeSteps][4];
-  // At 2 bits two tiles share a row.
-  ExpandWords<kBits, kRopeSteps>(base, kBits == 2 ? tile % 2 * 2 : 0, x);
+  // A row may be shared by tiles.
+  ExpandWords<kBits, kRopeSteps>(base, tile * fragment::TileWords(kBits, 16 * kRopeSteps) & 3, x);
   MultiplyKeys<kRopeSteps>(queries.a, x, scores);
   TokenBounds bounds[2][2];
 #pragma unroll

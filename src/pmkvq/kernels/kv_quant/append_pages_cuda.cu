@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(256) AppendKernel(AppendOperands op, int kv_he
 
 void ExpandPages(const FragmentPageShape& shape, DType float_type, int bits,
                  std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(fragment::IsRowWidth(shape.head_dim));
   PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
   PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
   const auto kernel =

@@ -29,6 +29,8 @@ inline constexpr int kArenaUnit = 256;  // Bytes that offsets in page tables cou
 
 // Dims of a head that there is code for.
 constexpr bool IsHeadDim(int64_t dim) { return dim == 64 || dim == 128 || dim == 256; }
+// The same of pages whose rows are tokens: those of latents may be narrower.
+constexpr bool IsRowWidth(int64_t width) { return width == 32 || IsHeadDim(width); }
 
 PMKVQ_HOST_DEVICE constexpr int BlockBytes(int bits, int head_dim) {
   return kTokens * head_dim * bits / 8;

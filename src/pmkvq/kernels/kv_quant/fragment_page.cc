@@ -53,7 +53,7 @@ PlanePlace PlaneOf(const FragmentPageShape& shape, int64_t head, int64_t token, 
 // Calls function(head, token, dim, place in fragments) for every value.
 template <class Function>
 void ForEachValue(const FragmentPageShape& shape, int bits, const Function& function) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(fragment::IsRowWidth(shape.head_dim));
   PMKVQ_CHECK(bits == 16 || bits == 8 || bits == 4 || bits == 2);
   for (int64_t head = 0; head < shape.heads; ++head) {
     for (int64_t token = 0; token < fragment::kTokens; ++token) {

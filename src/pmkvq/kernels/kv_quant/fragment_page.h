@@ -11,7 +11,7 @@ namespace pmkvq {
 // or two of 128 where D is 256.
 struct FragmentPageShape {
   int64_t heads = 0;
-  int64_t head_dim = 0;  // fragment::IsHeadDim
+  int64_t head_dim = 0;  // fragment::IsHeadDim; IsRowWidth where groups are rows.
   bool is_values = false;
   // Of keys below 16 bits: groups are the 128 tokens of a channel, and so are the planes' codes
   // (kv_quant.h). Codes lie in fragment order as ever.

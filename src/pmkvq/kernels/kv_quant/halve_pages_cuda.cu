@@ -159,7 +159,7 @@ void Halve(const FragmentPageShape& shape, bool are_in_place, std::span<const Pa
 
 void HalveBits(const FragmentPageShape& shape, int from_bits, int to_bits, bool are_in_place,
                std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(fragment::IsRowWidth(shape.head_dim));
   if (from_bits == 8 && to_bits == 4) return Halve<8, 4>(shape, are_in_place, moves, arena, stream);
   if (from_bits == 4 && to_bits == 2) return Halve<4, 2>(shape, are_in_place, moves, arena, stream);
   PMKVQ_CHECK(from_bits == 8 && to_bits == 2);

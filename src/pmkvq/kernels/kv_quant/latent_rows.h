@@ -15,7 +15,7 @@ namespace pmkvq {
 
 struct LatentWidths {
   int64_t latent = 0;  // r, a multiple of 128.
-  int64_t rope = 0;    // dr: 64 or 128.
+  int64_t rope = 0;    // dr: fragment::IsRowWidth.
 };
 
 // AppendTokens with q [B, H, r + dr], c as k [B, r], k_r as v [B, dr], and q_rounded [B, H, r +

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) TurnKernel(LatentTurn turn, float no
 }  // namespace cuda
 
 void AppendLatents(const LatentWidths& widths, const AppendOperands& operands, Stream& stream) {
-  PMKVQ_CHECK(widths.latent % cuda::kGroup == 0 && fragment::IsHeadDim(widths.rope));
+  PMKVQ_CHECK(widths.latent % cuda::kGroup == 0 && fragment::IsRowWidth(widths.rope));
   if (operands.num_sequences == 0) return;
   const internal::CudaDeviceScope scope(stream.device());
   const int64_t parts = 1 + (operands.q == nullptr ? 0 : operands.num_heads);

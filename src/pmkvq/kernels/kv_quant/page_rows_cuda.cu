@@ -193,7 +193,8 @@ void CheckKind(int64_t head_dim, DType float_type) {
 void StoreRows(int64_t num_kv_heads, int64_t head_dim, DType float_type,
                std::span<const RowPiece> pieces, const StoreRowsOperands& operands,
                Stream& stream) {
-  cuda::CheckKind(head_dim, float_type);
+  PMKVQ_CHECK(fragment::IsRowWidth(head_dim));
+  PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
   const internal::CudaDeviceScope scope(stream.device());
   const auto kernel = float_type == DType::kF16 ? cuda::StoreRowsKernel<__half>
                                                 : cuda::StoreRowsKernel<__nv_bfloat16>;

@@ -84,6 +84,15 @@ __device__ __forceinline__ void StoreTile(const uint32_t (&words)[2 * kSteps], i
       StoreOnce(codes + fragment::WordByte(tile * fragment::TileWords(8, kCols) + 4 * v, lane),
                 {words[4 * v], words[4 * v + 1], words[4 * v + 2], words[4 * v + 3]});
     }
+  } else if constexpr (kSteps == 2) {  // Less than 16 bytes of a lane.
+    const uint32_t* w = words;
+    if (bits == 4) {
+      *reinterpret_cast<uint2*>(codes + fragment::WordByte(2 * tile, lane)) = {
+          fragment::Pack4(w[0], w[1]), fragment::Pack4(w[2], w[3])};
+    } else {
+      *reinterpret_cast<uint32_t*>(codes + fragment::WordByte(tile, lane)) =
+          fragment::Pack2(w[0], w[1], w[2], w[3]);
+    }
   } else if (bits == 4) {
 #pragma unroll
     for (int v = 0; v < kSteps / 4; ++v) {
@@ -318,8 +327,21 @@ __global__ void __launch_bounds__(2 * kRows)
 }
 
 template <class T, int kDim>
+void LaunchRows(QuantizeTarget to, std::span<const PageMove> moves, std::byte* arena,
+                Stream& stream) {
+  auto* bytes = reinterpret_cast<uint8_t*>(arena);
+  const uint32_t first_index = to.first_index;
+  const auto prepare = [&](uint32_t first) { to.first_index = first_index + first; };
+  LaunchParts(QuantizeKeys<T, kDim>, static_cast<unsigned>(to.heads), 256, moves, stream, prepare,
+              bytes, to);
+}
+
+template <class T, int kDim>
 void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const PageMove> moves,
               std::byte* arena, Stream& stream) {
+  if (!shape.is_values && !shape.by_channel) {
+    return LaunchRows<T, kDim>(to, moves, arena, stream);
+  }
   auto* bytes = reinterpret_cast<uint8_t*>(arena);
   const uint32_t first_index = to.first_index;
   const auto prepare = [&](uint32_t first) { to.first_index = first_index + first; };
@@ -327,11 +349,9 @@ void Quantize(const FragmentPageShape& shape, QuantizeTarget to, std::span<const
   if (shape.is_values) {
     LaunchParts(QuantizeColumns<T, kDim, fragment::kTokens>, blocks, 2 * kDim, moves, stream,
                 prepare, bytes, to);
-  } else if (shape.by_channel) {
+  } else {
     LaunchParts(QuantizeColumns<T, fragment::kTokens, kDim>, blocks, 256, moves, stream, prepare,
                 bytes, to);
-  } else {
-    LaunchParts(QuantizeKeys<T, kDim>, blocks, 256, moves, stream, prepare, bytes, to);
   }
 }
 
@@ -340,7 +360,9 @@ void QuantizeDim(const FragmentPageShape& shape, const QuantizeTarget& to,
                  std::span<const PageMove> moves, std::byte* arena, Stream& stream) {
   if (shape.head_dim == 256) return Quantize<T, 256>(shape, to, moves, arena, stream);
   if (shape.head_dim == 128) return Quantize<T, 128>(shape, to, moves, arena, stream);
-  Quantize<T, 64>(shape, to, moves, arena, stream);
+  if (shape.head_dim == 64) return Quantize<T, 64>(shape, to, moves, arena, stream);
+  PMKVQ_CHECK(!shape.is_values && !shape.by_channel);
+  LaunchRows<T, 32>(to, moves, arena, stream);
 }
 
 }  // namespace
@@ -349,7 +371,7 @@ void QuantizeDim(const FragmentPageShape& shape, const QuantizeTarget& to,
 void QuantizePages(const FragmentPageShape& shape, DType float_type, int bits,
                    std::span<const PageMove> moves, std::byte* arena, uint32_t* unfit,
                    uint32_t first_index, Stream& stream) {
-  PMKVQ_CHECK(fragment::IsHeadDim(shape.head_dim));
+  PMKVQ_CHECK(fragment::IsRowWidth(shape.head_dim));
   PMKVQ_CHECK(bits == 8 || bits == 4 || bits == 2);
   PMKVQ_CHECK(float_type == DType::kF16 || float_type == DType::kBF16);
   const cuda::QuantizeTarget to{bits, static_cast<float>((1 << bits) - 1),

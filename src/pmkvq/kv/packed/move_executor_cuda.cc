@@ -107,7 +107,8 @@ class Executor {
                                     "--device cpu",
                                     NameOf(type)));
     }
-    if (!fragment::IsHeadDim(codec.stream().width)) {
+    const int64_t width = codec.stream().width;
+    if (!(codecs_.are_latents ? fragment::IsRowWidth(width) : fragment::IsHeadDim(width))) {
       throw Unsupported(NameOf(arena_.device),
                         fmt::format("the cache: found heads of {} values, expected 64, 128 or 256; "
                                     "use --device cpu",

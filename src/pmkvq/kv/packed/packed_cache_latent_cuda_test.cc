@@ -69,6 +69,22 @@ TEST_F(LatentCacheOnCudaTest, Unquantised) {
   RunHistory(config, 6, 10);
 }
 
+// Rope parts of 32 values: less than a lane's 16 bytes of a tile at 4 and 2 bits.
+TEST_F(LatentCacheOnCudaTest, NarrowRopeParts) {
+  CacheConfig config = LatentConfig(900, 2, 2);
+  config.geometry.blocks = {LatentBlockOf(4, 256, 32)};
+  config.rope_floor_bits = 2;
+  config.budget_bytes = {BlockBytes(config, 0, 1500, 2, 2)};
+  RunHistory(config, 7, 15);
+  for (const int rope : {8, 4}) {
+    config.static_widths = true;
+    config.k_bits.assign(1, 4);
+    config.v_bits.assign(1, rope);
+    config.budget_bytes = {BlockBytes(config, 0, 900, 4, rope)};
+    RunHistory(config, static_cast<uint64_t>(rope), 8);
+  }
+}
+
 // Codes are those of rotated values, whose sums add up in another order: outputs are compared.
 TEST_F(LatentCacheOnCudaTest, ScalesAndRotationAttendAsOnTheCpu) {
   for (const bool rotates : {false, true}) {
