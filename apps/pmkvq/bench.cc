@@ -256,7 +256,8 @@ void AddPrefillBench(CLI::App& bench) {
 
 void AddDecodeBench(CLI::App& bench) {
   Command command(bench, "decode", "decoding steps of a synthetic model over a synthetic cache");
-  command.AddShape(kLayersTwo);
+  command.AddShape(fmt::format("{}; two blocks with experts take up to 2.3 GiB", kLayersTwo),
+                   ExpertShapeNames());
   command.AddDepths({0, 4096, 16384, 32768}, "stored tokens, one or more");
   command.AddBits({16, 8, 4, 2});
   command.AddBatches({1}, "sequences at a time, one or more");

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/research/bench/measurements.h"
 #include "pmkvq/research/bench/report.h"
 #include "pmkvq/research/bench/shapes.h"
@@ -58,6 +59,26 @@ TEST(Shapes, SizesByHand) {
     EXPECT_GT(whole.num_layers, 2) << name;
   }
   testing_support::ExpectError<InvalidInput>([] { NamedShape("x", 0); }, {"--shape", "'x'"});
+}
+
+TEST(Shapes, ExpertsByHand) {
+  const ModelConfig qwen = *NamedExpertShape("qwen3-30b-a3b", 2);
+  // q and o 4096 x 2048, k and v 512 x 2048, a router of 128 rows; 128 experts of three matrices.
+  const int64_t rest = 2 * (2 * 8388608 + 2 * 1048576 + 128 * 2048) + 1024 * 2048;
+  const int64_t expert = 3 * int64_t{768} * 2048;
+  EXPECT_EQ(SyntheticModelBytes(qwen), 2 * (rest + 1024 * 2048 + 2 * 128 * expert));
+  EXPECT_DOUBLE_EQ(WeightsOfStep(qwen, 1), static_cast<double>(rest + 2 * 8 * expert));
+  // Of two rows: 8 and 8, of which half an expert is the same one.
+  EXPECT_DOUBLE_EQ(WeightsOfStep(qwen, 2), static_cast<double>(rest) + 2 * 15.5 * expert);
+  const ModelConfig lite = *NamedExpertShape("deepseek-v2-lite", 0);
+  EXPECT_EQ(lite.num_layers, 27);
+  // The published 15.7 and 2.4 thousand million less the vocabulary of 102,400, that is 0.42.
+  EXPECT_NEAR(static_cast<double>(NumMatrixWeights(lite)) / 1e9, 15.3, 0.05);
+  EXPECT_NEAR(static_cast<double>(NumActiveWeights(lite)) / 1e9, 2.25, 0.05);
+  const ModelConfig dense = NamedShape("qwen2-7b", 2);
+  EXPECT_DOUBLE_EQ(WeightsOfStep(dense, 7),
+                   2.0 * static_cast<double>(BlockParameters(dense)) + 1024.0 * 3584);
+  EXPECT_FALSE(NamedExpertShape("qwen2-7b", 2).has_value());
 }
 
 TEST(Synthetic, WeightsAreOfOneScaleAndDiffer) {

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/research/bench/rounds.h"
 #include "pmkvq/research/bench/shapes.h"
 #include "pmkvq/research/bench/synthetic.h"
@@ -19,10 +21,6 @@ namespace {
 constexpr int64_t kDefaultLayers = 2;
 constexpr int64_t kSgemmRows = 512;  // Enough for BLAS at its best.
 
-UniformKvGeometry GeometryOf(const ModelConfig& shape) {
-  return {shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
-}
-
 // Bytes of the model and of caches for all combinations at once.
 void CheckSizes(const BenchOptions& options, const ModelConfig& shape, int64_t new_tokens) {
   int64_t bytes = SyntheticModelBytes(shape);
@@ -30,7 +28,7 @@ void CheckSizes(const BenchOptions& options, const ModelConfig& shape, int64_t n
     for (const int width : options.bits) {
       for (const int64_t batch : options.batches) {
         const CacheConfig config =
-            UniformCacheConfig(GeometryOf(shape), width, depth + new_tokens + kPageTokens, 1, 1);
+            UniformCacheConfig(KvGeometryOf(shape), width, depth + new_tokens + kPageTokens, 1, 1);
         bytes += config.budget_bytes[0] * shape.num_layers * batch;
       }
     }
@@ -54,37 +52,36 @@ class Case {
         batch(setting.batch),
         model_(model),
         num_threads_(options.num_threads),
-        cache_(UniformCacheConfig(UniformOf(model.kv_geometry()), bits,
-                                  depth + new_tokens + kPageTokens, batch, options.num_threads,
-                                  options.attention)),
+        num_tokens_(new_tokens),
+        cache_(UniformCacheConfig(model.kv_geometry(), bits, depth + new_tokens + kPageTokens,
+                                  batch, options.num_threads, options.attention)),
         store_(cache_) {
     Random random(3);
     const auto vocabulary = static_cast<uint64_t>(model.config().vocab_size);
-    for (int64_t i = 0; i < new_tokens; ++i) {
+    for (int64_t i = 0; i < batch * new_tokens; ++i) {
       tokens_.push_back(static_cast<int32_t>(random.Below(vocabulary)));
     }
     for (int64_t i = 0; i < batch; ++i) {
       sequences_.push_back(cache_.Open().value());
-      FillCache(cache_, UniformOf(model.kv_geometry()), sequences_.back(), depth, rows);
+      FillCache(cache_, model.kv_geometry(), sequences_.back(), depth, rows);
     }
     if (depth > 0) stored_bytes = StoredBytes(cache_, sequences_[0]) * batch;
   }
 
   // Appends all tokens in chunks of `chunk`, then drops them again.
   void Step(int64_t chunk, bool measured) {
-    const auto num_tokens = static_cast<int64_t>(tokens_.size());
     const double elapsed = TimeSeconds([&] {
-      for (int64_t done = 0; done < num_tokens; done += chunk) {
-        const int64_t count = std::min(chunk, num_tokens - done);
+      for (int64_t done = 0; done < num_tokens_; done += chunk) {
+        const int64_t count = std::min(chunk, num_tokens_ - done);
         chunks_.clear();
-        for (const SequenceId seq : sequences_) {
-          PMKVQ_CHECK(store_.Reserve(seq, count) != ReserveResult::kBudgetExhausted);
-          chunks_.push_back(
-              {seq,
-               std::span(tokens_).subspan(static_cast<size_t>(done), static_cast<size_t>(count)),
-               depth + done,
-               done + count == num_tokens ? ForwardChunk::Logits::kLast
-                                          : ForwardChunk::Logits::kNone});
+        for (size_t i = 0; i < sequences_.size(); ++i) {
+          PMKVQ_CHECK(store_.Reserve(sequences_[i], count) != ReserveResult::kBudgetExhausted);
+          const size_t first = i * static_cast<size_t>(num_tokens_) + static_cast<size_t>(done);
+          chunks_.push_back({sequences_[i],
+                             std::span(tokens_).subspan(first, static_cast<size_t>(count)),
+                             depth + done,
+                             done + count == num_tokens_ ? ForwardChunk::Logits::kLast
+                                                         : ForwardChunk::Logits::kNone});
         }
         ThrowIfFailed(model_.Forward(chunks_, store_, workspace_, num_threads_));
       }
@@ -106,10 +103,11 @@ class Case {
  private:
   const Model& model_;
   int num_threads_;
+  int64_t num_tokens_;  // Of each sequence.
   PackedKvCache cache_;
   TimedStore store_;
   std::vector<SequenceId> sequences_;
-  std::vector<int32_t> tokens_;
+  std::vector<int32_t> tokens_;  // Each sequence's own: rows choose experts by themselves.
   std::vector<ForwardChunk> chunks_;
   ForwardWorkspace workspace_;
 };
@@ -140,10 +138,7 @@ BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const Ben
                            const Ceilings& ceilings) {
   const Spread step = InMilliseconds(item.seconds.ToSpread());
   const Spread attention = InMilliseconds(item.attention_seconds.ToSpread());
-  // The embedding gives one row per token; the output layer is read whole.
-  const double weight_bytes = BytesPerWeight(options.weights) *
-                              static_cast<double>(shape.num_layers * BlockParameters(shape) +
-                                                  shape.vocab_size * shape.hidden_size);
+  const double weight_bytes = BytesPerWeight(options.weights) * WeightsOfStep(shape, item.batch);
   const double bytes = weight_bytes + static_cast<double>(item.stored_bytes);
   const double gb_per_s = bytes / step.median / 1e6;
   const double rest_ms = std::max(1e-9, step.median - attention.median);
@@ -160,6 +155,12 @@ BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const Ben
   row.Add("gb_per_s", gb_per_s, "GB/s");
   row.Add("percent_of_read", 100.0 * gb_per_s / ceilings.read_gb_per_s(), "% of read", 1);
   row.Add("weight_gb_per_s", weight_gb_per_s, "weights GB/s");
+  if (shape.moe) {
+    // Of a step, and what it read at the read bandwidth would take.
+    row.Add("weights_mb", weight_bytes / 1e6, "weights MB", 1);
+    row.Add("weights_percent_of_read", 100.0 * weight_gb_per_s / ceilings.read_gb_per_s(),
+            "weights % of read", 1);
+  }
   if (item.depth > 0) {
     const double token_heads =
         static_cast<double>(item.depth * item.batch * shape.num_kv_heads * shape.num_layers);
@@ -209,7 +210,10 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
 
 BenchReport BenchDecode(const BenchOptions& options) {
   internal::CheckOptions(options);
-  const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
+  const std::optional<ModelConfig> with_experts =
+      NamedExpertShape(options.shape, options.layers > 0 ? options.layers : kDefaultLayers);
+  const ModelConfig shape =
+      with_experts ? *with_experts : internal::ShapeOf(options, kDefaultLayers);
   CheckSizes(options, shape, 1);
   const std::shared_ptr<const Model> model =
       SyntheticModel(shape, options.weights, options.num_threads);
@@ -226,6 +230,14 @@ BenchReport BenchDecode(const BenchOptions& options) {
   ceilings.AddTo(report.facts);
   report.facts.Add("weights", WeightName(options.weights), "weights");
   report.facts.Add("vocab_size", shape.vocab_size);
+  if (shape.moe) {
+    report.facts.Add("all_weights", NumMatrixWeights(shape));
+    report.facts.Add("active_weights", NumActiveWeights(shape));
+    report.facts.AddText("experts", fmt::format("{} a block, {} a token: {} of {} million weights",
+                                                shape.moe->num_experts, shape.moe->num_chosen,
+                                                NumActiveWeights(shape) / 1'000'000,
+                                                NumMatrixWeights(shape) / 1'000'000));
+  }
   BenchTable table{"rows", "one token of every sequence", {}};
   for (const auto& item : cases) {
     table.rows.push_back(DescribeDecode(*item, shape, options, ceilings));
@@ -234,6 +246,11 @@ BenchReport BenchDecode(const BenchOptions& options) {
   report.notes.push_back(
       "GB/s: weights and stored cache over the whole step; weights GB/s: weights "
       "over what is not attention");
+  if (shape.moe) {
+    report.notes.push_back(
+        "weights MB: those that a step reads, with as many experts as are expected where each "
+        "choice is as likely as any other");
+  }
   return report;
 }
 

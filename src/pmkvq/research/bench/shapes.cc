@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cmath>
+#include <utility>
+
 #include "pmkvq/base/available_memory.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/hugging_face_names.h"
+#include "pmkvq/model/model_size.h"
 #include "pmkvq/model/weight_list.h"
 #include "pmkvq/tensor/weight_format.h"
 
@@ -81,6 +85,63 @@ ModelConfig NamedShape(std::string_view name, int64_t layers) {
                                             fmt::join(ShapeNames(), ", ")));
 }
 
+std::vector<std::string> ExpertShapeNames() { return {"qwen3-30b-a3b", "deepseek-v2-lite"}; }
+
+std::optional<ModelConfig> NamedExpertShape(std::string_view name, int64_t layers) {
+  ModelConfig config;
+  config.vocab_size = kBenchVocabulary;
+  config.hidden_size = 2048;
+  config.max_position_embeddings = 131072;
+  MoeConfig moe;
+  if (name == "qwen3-30b-a3b") {
+    config.architecture = "Qwen3MoeForCausalLM";
+    config.model_type = "qwen3_moe";
+    config.intermediate_size = 6144;
+    config.num_layers = layers == 0 ? 48 : layers;
+    config.num_heads = 32;
+    config.num_kv_heads = 4;
+    config.head_dim = 128;
+    config.qk_norm = true;
+    moe.num_experts = 128;
+    moe.num_chosen = 8;
+    moe.expert_size = 768;
+    moe.normalize = true;
+    moe.blocks.assign(static_cast<size_t>(config.num_layers), true);
+  } else if (name == "deepseek-v2-lite") {
+    config.architecture = "DeepseekV2ForCausalLM";
+    config.model_type = "deepseek_v2";
+    config.intermediate_size = 10944;
+    config.num_layers = layers == 0 ? 27 : layers;
+    config.num_heads = 16;
+    config.num_kv_heads = 1;
+    config.mla = MlaConfig{.latent = 512, .nope_dim = 128, .rope_dim = 64, .value_dim = 128};
+    config.head_dim = config.mla->nope_dim + config.mla->rope_dim;
+    moe.num_experts = 64;
+    moe.num_chosen = 6;
+    moe.expert_size = 1408;
+    moe.shared_size = 2 * moe.expert_size;
+    moe.blocks.assign(static_cast<size_t>(config.num_layers), true);
+    moe.blocks[0] = false;
+  } else {
+    return std::nullopt;
+  }
+  config.moe = std::move(moe);
+  return config;
+}
+
+double WeightsOfStep(const ModelConfig& config, int64_t rows) {
+  const auto embedding = static_cast<double>(config.vocab_size * config.hidden_size);
+  const auto all = static_cast<double>(NumMatrixWeights(config));
+  const double dense = config.tie_word_embeddings ? all : all - embedding;
+  if (!config.moe) return dense;
+  // A token leaves out n - k experts in each block that has some.
+  const auto left_out = all - static_cast<double>(NumActiveWeights(config));
+  const auto experts = static_cast<double>(config.moe->num_experts);
+  const auto chosen = static_cast<double>(config.moe->num_chosen);
+  const double of_experts = left_out * experts / (experts - chosen);
+  return dense - of_experts * std::pow(1.0 - chosen / experts, static_cast<double>(rows));
+}
+
 std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config) {
   std::vector<BlockMatrix> matrices;
   for (const WeightDeclaration& declared : DeclaredWeights(config)) {
@@ -99,11 +160,7 @@ int64_t BlockParameters(const ModelConfig& config) {
   return count;
 }
 
-int64_t SyntheticModelBytes(const ModelConfig& config) {
-  const int64_t values =
-      config.num_layers * BlockParameters(config) + 2 * config.vocab_size * config.hidden_size;
-  return 2 * values;
-}
+int64_t SyntheticModelBytes(const ModelConfig& config) { return 2 * NumMatrixWeights(config); }
 
 double BytesPerWeight(WeightMode mode) {
   const WeightLayout& layout = LayoutOf(FormatInMode(mode, WeightFormat::kBF16));

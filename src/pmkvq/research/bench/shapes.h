@@ -31,6 +31,17 @@ std::vector<std::string> LatentShapeNames();
 // One block of such a shape; nothing for another name.
 std::optional<KvBlockGeometry> NamedLatentShape(std::string_view name);
 
+// Shapes with experts, for BenchDecode: "qwen3-30b-a3b" (128 experts, 8 a token),
+// "deepseek-v2-lite" (64, 6 and a shared one; the first block is dense; latent attention).
+std::vector<std::string> ExpertShapeNames();
+// As NamedShape; nothing for another name.
+std::optional<ModelConfig> NamedExpertShape(std::string_view name, int64_t layers);
+
+// Weights of all matrices that a step with so many rows, each of its own token, reads, but the
+// embedding: of a block with n experts of which each row chooses k those of n (1 - (1 - k /
+// n)^rows) experts, as many as are expected where each choice is as likely as any other.
+double WeightsOfStep(const ModelConfig& config, int64_t rows);
+
 // The matrices of one block, in the model's order, by their names in checkpoints: "q_proj", ...
 struct BlockMatrix {
   std::string name;
@@ -39,7 +50,7 @@ struct BlockMatrix {
 };
 std::vector<BlockMatrix> BlockMatrices(const ModelConfig& config);
 
-// Weights of these matrices, and bytes of the matrices of a synthetic model (BF16).
+// Weights of these matrices, and bytes of all matrices of a synthetic model (BF16).
 int64_t BlockParameters(const ModelConfig& config);
 int64_t SyntheticModelBytes(const ModelConfig& config);
 
