@@ -67,7 +67,7 @@ TEST(Interrupts, MaxKeys) {
 
 TEST(Interrupts, CalibrationOfMethods) {
   const TempFolder out;
-  for (const char* method : {"kvmix", "oscar", "kvtuner", "rotatekv"}) {
+  for (const char* method : {"kvmix", "oscar", "kvtuner", "rotatekv", "fastkvzip"}) {
     ExpectSoonInterrupted(
         OnOneLongSample({"calibrate", "--kv", method, "--out", out.File("x.safetensors")}), 1500);
   }

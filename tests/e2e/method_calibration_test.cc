@@ -30,7 +30,8 @@ ProgramResult Use(const std::string& kv, const std::string& model = kModel) {
 
 TEST(MethodCalibration, WritesAFileThatTheMethodTakes) {
   const TempFolder folder;
-  for (const std::string method : {"rotatekv", "oscar", "kvmix", "cq", "qaq", "svdq", "recalkv"}) {
+  for (const std::string method :
+       {"rotatekv", "oscar", "kvmix", "cq", "qaq", "svdq", "recalkv", "fastkvzip"}) {
     SCOPED_TRACE(method);
     const std::string file = folder.File(method);
     const ProgramResult made = RunProgram(Calibrate(method, {"--out", file}));
@@ -42,7 +43,7 @@ TEST(MethodCalibration, WritesAFileThatTheMethodTakes) {
     EXPECT_EQ(used.exit_code, 0) << used.err;
     EXPECT_FALSE(used.out.empty());
   }
-  EXPECT_EQ(folder.NumEntries(), 7u);
+  EXPECT_EQ(folder.NumEntries(), 8u);
   const ProgramResult mixed_up = Use("oscar:from=" + folder.File("kvmix"));
   EXPECT_EQ(mixed_up.exit_code, 1);
   EXPECT_NE(mixed_up.err.find("made for method kvmix, expected oscar"), std::string::npos)
