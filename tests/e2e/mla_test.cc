@@ -207,11 +207,11 @@ TEST_P(Mla, Analyses) {
   }
 }
 
-// There is no device, or one without code for latents of so few values.
+// The build has no CUDA, there is no device, or there is no code for latents of so few values.
 TEST_P(Mla, ADeviceRefusesInOneLine) {
   ExpectOneLineError(
       RunProgram({"run", "--model", folder_.path(), "--prompt", "1", "--device", "cuda"}), 1,
-      {"[cuda:0]", "use --device cpu"});
+      {"[cuda:0]"});
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Mla, testing::Values("deepseek2_f32", "deepseek3_bf16"),
