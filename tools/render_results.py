@@ -250,24 +250,44 @@ class Page:
             below, above = [], []
             for setting in rs.method_settings(bits):
                 result = self.get(rs.HARD, bits, setting)
-                if result is None:
-                    below.append(f"| {setting.name} | no result file" + " |" * 10)
-                    continue
-                if not result.fits:
-                    below.append(f"| {setting.name} | cannot be that small: at least "
-                                 f"{result.bits_of(result.data['needs_bytes']):.2f} bits" + " |" * 10)
-                    continue
-                pair = NO_PAIR if setting is rs.PAPER else against(Pair(result, paper))
-                spec = setting.spec.replace("{data}/", "")
-                row = (f"| {setting.name} | `{spec}` | {memory(result, bits)} | {share(result)} | {pair} | "
-                       f"{result.mean_tokens():,.0f} |")
-                (above if result.share() > CEILING else below).append(row)
+                at_ceiling = result is not None and result.fits and result.share() > CEILING
+                (above if at_ceiling else below).append(self.method_row(bits, setting, paper))
             if below:
                 out += [f"### {bits:g} bits", "", *folded(len(below), table(header) + below), ""]
             if above:
                 title = f"### {bits:g} bits, every method, choosing half"
                 self.ceiling += [title, "", *folded(len(above), table(header) + above), ""]
         return out
+
+    def field_tables(self):
+        """Of the budgets that have results; the section is left out while there are none."""
+        out = []
+        header = f"setting | SPEC | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict | mean tokens"
+        for bits, settings in rs.FIELD.items():
+            made = [setting for setting in settings if self.get(rs.HARD, bits, setting)]
+            if not made:
+                continue
+            paper = self.get(rs.HARD, bits, rs.PAPER)
+            out += [f"### {bits:g} bits, other methods", "", *table(header)]
+            out += [*(self.method_row(bits, setting, paper) for setting in made), ""]
+            if len(made) < len(settings):
+                out += [f"Not run: {names(s.name for s in settings if s not in made)}.", ""]
+        if not out:
+            return []
+        return ["## The other methods of the field, on the choosing half", "",
+                "The same problems and budgets, and 2.3 bits, where a cache of pages does not fit. They joined after the rivals were "
+                "chosen and are no candidates. `tada` is missing: the model has one KV head, which is its own mean.", "", *out]
+
+    def method_row(self, bits, setting, paper):
+        result = self.get(rs.HARD, bits, setting)
+        if result is None:
+            return f"| {setting.name} | no result file" + " |" * 10
+        if not result.fits:
+            needs = result.bits_of(result.data["needs_bytes"])
+            return f"| {setting.name} | cannot be that small: at least {needs:.2f} bits" + " |" * 10
+        pair = against(Pair(result, paper)) if paper and paper.fits and setting is not rs.PAPER else NO_PAIR
+        spec = setting.spec.replace("{data}/", "")
+        return f"| {setting.name} | `{spec}` | {memory(result, bits)} | {share(result)} | {pair} | {result.mean_tokens():,.0f} |"
 
     def change_tables(self, title, words, tables):
         out = [f"## {title}", "", words, ""]
@@ -287,11 +307,13 @@ class Page:
         return out
 
     def text(self):
-        missing = self.results.missing_runs()
+        field = {rs.Run(rs.HARD, bits, s) for bits, settings in rs.FIELD.items() for s in settings}
+        missing = [run for run in self.results.missing_runs() if run not in field]  # Field tables name theirs.
         lines = self.answer() + self.how()
         if missing:
             lines += [f"**{len(missing)} of {len(rs.all_runs())} runs are not made yet**; their rows say \"no result file\".", ""]
         lines += self.main_tables() + self.rivals_with_fewer_bytes() + self.past_the_floor() + self.method_tables()
+        lines += self.field_tables()
         lines += self.change_tables("One change at a time, on the choosing half", "pm-kvq as in the paper against the same with one "
                                     "thing changed, at equal bytes. Positive: the change helps.", rs.ABLATIONS)
         lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `--recipe best` "

@@ -119,6 +119,15 @@ METHOD_CALIBRATIONS = {
     "kvmix": ("kvmix", 16, 2048),
     "rotatekv": ("rotatekv", 16, 2048),
     "kvtuner": ("kvtuner", 8, 1024),
+    "cq-2c8b": ("cq:channels=2+bits=8", 16, 2048),
+    "cq-4c10b": ("cq:channels=4+bits=10", 16, 2048),
+    "cq-4c8b": ("cq:channels=4+bits=8", 16, 2048),
+    "qaq": ("qaq", 16, 2048),
+    "svdq": ("svdq", 16, 2048),
+    "recalkv-28": ("recalkv:keep=0.28+step=4", 16, 2048),
+    "recalkv-20": ("recalkv:keep=0.2+step=4", 16, 2048),
+    "recalkv-16": ("recalkv:keep=0.16+step=4", 16, 2048),
+    "recalkv-14": ("recalkv:keep=0.14+step=4", 16, 2048),
 }
 
 
@@ -203,6 +212,32 @@ RIVALS = {
 BEST_RIVALS = {8.5: ("rotatekv", "mixkvq"), 4.65: ("mixkvq", "rotatekv"), 3.25: ("mixkvq", "rotatekv"),
                2.7: ("oscar", "kivi")}
 
+# The other methods of the field, beside the rivals: the richest form that fits a budget, or the smallest where none does. They
+# are run on the choosing half alone and are no candidates for BEST_RIVALS, which were named before they were there.
+FIELD = {
+    4.65: (Setting("cq", "cq:from={data}/cq-2c8b.safetensors+window=64"), Setting("decoquant", "decoquant:columns=8"),
+           Setting("kvarn", "kvarn"), Setting("turboquant", "turboquant:recent=128"),
+           Setting("qaq", from_file("qaq", "outliers=0")), Setting("xquant", "xquant:km=12+vm=12"),
+           Setting("svdq", from_file("svdq", "widths=44200000")),
+           Setting("recalkv", "recalkv:from={data}/recalkv-28.safetensors"),
+           Setting("subgen", "subgen:recent=512+values=400+clusters=100"), Setting("cocktail-own", "cocktail-own")),
+    3.25: (Setting("cq", "cq:from={data}/cq-4c10b.safetensors+window=128"), Setting("decoquant", "decoquant:bits=2"),
+           Setting("kvarn", "kvarn:k=2+sink=32"), Setting("turboquant", "turboquant:k=3+v=3"),
+           Setting("qaq", from_file("qaq", "bits=2")), Setting("xquant", "xquant:km=12+vm=12+vq=0"),
+           Setting("xquant-shared", "xquant"), Setting("recalkv", "recalkv:from={data}/recalkv-20.safetensors"),
+           Setting("subgen", "subgen:recent=384+values=256+clusters=64")),
+    2.7: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=128"), Setting("decoquant", "decoquant:bits=2+columns=8"),
+          Setting("kvarn", "kvarn:k=2+sink=0"), Setting("turboquant", "turboquant:k=3+v=2"), Setting("qaq", from_file("qaq", "bits=2+outliers=0")),
+          Setting("xquant", "xquant:km=12+vm=12+vq=0+group=128"), Setting("xquant-shared", "xquant:group=128"),
+          Setting("recalkv", "recalkv:from={data}/recalkv-16.safetensors"),
+          Setting("subgen", "subgen:recent=256+values=256+clusters=48")),
+    2.3: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=64"),
+          Setting("decoquant", "decoquant:bits=2+columns=4+residual=32"), Setting("turboquant", "turboquant:k=2+v=2+recent=32"),
+          Setting("qaq", from_file("qaq", "bits=1")), Setting("xquant-shared", "xquant:group=128+vq=0"),
+          Setting("recalkv", "recalkv:from={data}/recalkv-14.safetensors"),
+          Setting("subgen", "subgen:recent=256+values=192+clusters=32")),
+}
+
 # Level 6: the same rivals where they fit, and MixKVQ in the richest form that fits so many tokens.
 MIXKVQ_3 = Setting("mixkvq", "mixkvq:high=0.03125+mid=0.25+group=128")
 LONG_RIVALS = {
@@ -284,6 +319,7 @@ def all_runs():
     runs += [Run(LATE, bits, CHANNEL) for bits in (3.25, 2.7)]
     for bits in order:
         runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
+    runs += [Run(HARD, bits, setting) for bits, settings in FIELD.items() for setting in settings]
     return list(dict.fromkeys(runs))
 
 
