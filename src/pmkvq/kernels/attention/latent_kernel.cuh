@@ -1,10 +1,10 @@
 // Decode attention over latents on CUDA: work items, shared memory, and the kernel that merges.
 //
 // A block has a warp for each group of 128 channels of c. All of them go through the same units of
-// up to 64 tokens. A warp scores its channels, and the rope keys of some of the unit's tiles; the
-// parts of the scores are added up through shared memory, so that every warp has the whole scores
-// and computes the softmax for itself, the same one. Then it sums its own channels, which no other
-// warp touches: nothing is merged within a block.
+// up to 64 tokens. A warp scores its channels, and the rope keys of some of the unit's tiles. Parts
+// of scores go through shared memory: each warp adds up those of some tiles and makes weights of
+// them, for a reference of the tile, which all warps then read. Each sums its own channels, which
+// no other warp touches: nothing is merged within a block.
 //
 // Each warp copies what it reads itself, two units ahead, across work items.
 #pragma once
@@ -35,10 +35,12 @@ struct LatentStage {
 template <int kGroups, int kRopeDims>
 struct LatentMemory {
   static constexpr int kStages = kGroups * kLatentStages * LatentStage<kGroups, kRopeDims>::kBytes;
-  static constexpr int kScores =  // Of all warps.
-      kGroups == 1 ? 0 : kGroups * kMostLatentTiles * 2 * 32 * 16;
+  static constexpr int kUnit = kMostLatentTiles * 2 * 32 * 16;        // A float of each score.
+  static constexpr int kScores = kGroups == 1 ? 0 : kGroups * kUnit;  // Parts, of all warps.
+  // Weights, and the references of tiles and heads.
+  static constexpr int kWeights = kGroups == 1 ? 0 : kUnit + kMostLatentTiles * kLatentHeads * 4;
   static constexpr int kRopeQueries = kRopeDims / 16 * 32 * 16 + 2 * 32 * 4;
-  static constexpr int kBytes = kStages + kScores + kRopeQueries;
+  static constexpr int kBytes = kStages + kScores + kWeights + kRopeQueries;
 };
 
 // What a warp is told of the unit in a stage.
@@ -194,47 +196,19 @@ __device__ __forceinline__ const __half* LatentQuery(const DecodeArguments& a,
   return a.q + row * (kGroups * kGroupDims + kRopeDims) + at;
 }
 
-// A unit's scores of one warp become those of all.
-template <int kGroups, int kTiles>
-__device__ __forceinline__ void AddUpScores(float4* shared, int warp, int lane,
-                                            float (&scores)[kMostLatentTiles][2][4]) {
-  if constexpr (kGroups == 1) return;
-  constexpr int kOfWarp = kMostLatentTiles * 2 * 32;
-#pragma unroll
-  for (int n = 0; n < 2 * kTiles; ++n) {
-    const float(&s)[4] = scores[n / 2][n % 2];
-    shared[warp * kOfWarp + n * 32 + lane] = make_float4(s[0], s[1], s[2], s[3]);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int n = 0; n < 2 * kTiles; ++n) {
-    // In one order in all warps: their softmax must be one and the same.
-    float4 sum = shared[n * 32 + lane];
-#pragma unroll
-    for (int w = 1; w < kGroups; ++w) {
-      const float4 more = shared[w * kOfWarp + n * 32 + lane];
-      sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
-    }
-    float(&s)[4] = scores[n / 2][n % 2];
-    s[0] = sum.x;
-    s[1] = sum.y;
-    s[2] = sum.z;
-    s[3] = sum.w;
-  }
-  __syncthreads();
-}
-
 template <int kGroups, int kRopeDims>
 class LatentWarp {
  public:
   static constexpr int kRopeSteps = kRopeDims / 16;
   using Stage = LatentStage<kGroups, kRopeDims>;
+  using Memory = LatentMemory<kGroups, kRopeDims>;
 
   __device__ __forceinline__ LatentWarp(const DecodeArguments& a, uint8_t* memory)
       : a_(a),
-        scores_(reinterpret_cast<float4*>(memory + LatentMemory<kGroups, kRopeDims>::kStages)),
-        rope_queries_(reinterpret_cast<uint4*>(memory + LatentMemory<kGroups, kRopeDims>::kStages +
-                                               LatentMemory<kGroups, kRopeDims>::kScores)),
+        scores_(reinterpret_cast<float4*>(memory + Memory::kStages)),
+        weights_(reinterpret_cast<float4*>(memory + Memory::kStages + Memory::kScores)),
+        rope_queries_(reinterpret_cast<uint4*>(memory + Memory::kStages + Memory::kScores +
+                                               Memory::kWeights)),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32) {}
 
@@ -362,20 +336,129 @@ class LatentWarp {
     }
   }
 
+  // Weights of tile i of the unit, 2^(score - reference), where the reference is not below any
+  // score of the tile, and these references, of heads g and g + 8.
+  template <int kBits>
+  __device__ __forceinline__ void WeighTile(const LatentUnit& unit, int i, float (&scores)[2][4],
+                                            float (&references)[2]) const {
+    if constexpr (kBits == 16) HideTokens(unit.tile + i, unit.tokens, lane_, scores);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float largest = fmaxf(kNoReference, fmaxf(fmaxf(scores[0][2 * h], scores[0][2 * h + 1]),
+                                                fmaxf(scores[1][2 * h], scores[1][2 * h + 1])));
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+      }
+      references[h] = ceilf(largest);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int e = 2 * h; e < 2 * h + 2; ++e) {
+          scores[half][e] = Exp2(scores[half][e] - references[h]);
+        }
+      }
+    }
+  }
+
+  // Adds up the parts of the scores of this warp's tiles, and leaves their weights for all.
+  template <int kBits>
+  __device__ __forceinline__ void ShareWeights(const LatentUnit& unit,
+                                               const float (&scores)[kMostLatentTiles][2][4]) {
+    constexpr int kTiles = LatentTiles(kBits);
+    constexpr int kOfWarp = kMostLatentTiles * 2 * 32;
+#pragma unroll
+    for (int n = 0; n < 2 * kTiles; ++n) {
+      const float(&s)[4] = scores[n / 2][n % 2];
+      scores_[warp_ * kOfWarp + n * 32 + lane_] = make_float4(s[0], s[1], s[2], s[3]);
+    }
+    __syncthreads();
+    auto* const references = reinterpret_cast<float*>(weights_ + kOfWarp);
+#pragma unroll 1
+    for (int i = warp_; i < kTiles; i += kGroups) {
+      float whole[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4 sum = scores_[(2 * i + half) * 32 + lane_];
+#pragma unroll
+        for (int w = 1; w < kGroups; ++w) {
+          const float4 more = scores_[w * kOfWarp + (2 * i + half) * 32 + lane_];
+          sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+        }
+        whole[half][0] = sum.x;
+        whole[half][1] = sum.y;
+        whole[half][2] = sum.z;
+        whole[half][3] = sum.w;
+      }
+      float reference[2];
+      WeighTile<kBits>(unit, i, whole, reference);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float(&p)[4] = whole[half];
+        weights_[(2 * i + half) * 32 + lane_] = make_float4(p[0], p[1], p[2], p[3]);
+      }
+      if ((lane_ & 3) == 0) {
+        references[i * kLatentHeads + (lane_ >> 2)] = reference[0];
+        references[i * kLatentHeads + (lane_ >> 2) + 8] = reference[1];
+      }
+    }
+    // Parts and weights are written again behind the next unit's barriers only.
+    __syncthreads();
+  }
+
   template <int kBits>
   __device__ __forceinline__ void AttendWidth(const LatentUnit& unit, const uint8_t* stage) {
+    constexpr int kTiles = LatentTiles(kBits);
     const uint8_t* const base = stage + lane_ * 16;
     float scores[kMostLatentTiles][2][4];
     TokenBounds bounds[kMostLatentTiles][2][2];
     LatentScores<kBits>(queries_, base, stage + Stage::kMetadataAt, unit.tile, lane_, scores,
                         bounds);
-    AddRopeScores<LatentTiles(kBits)>(unit, stage, scores);
-    AddUpScores<kGroups, LatentTiles(kBits)>(scores_, warp_, lane_, scores);
-    LatentValues<kBits>(sums_, base, unit.tile, unit.tokens, lane_, scores, bounds);
+    AddRopeScores<kTiles>(unit, stage, scores);
+    float references[kTiles][2];
+    if constexpr (kGroups == 1) {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) WeighTile<kBits>(unit, i, scores[i], references[i]);
+    } else {
+      ShareWeights<kBits>(unit, scores);
+      const auto* const shared = reinterpret_cast<const float*>(weights_ + kMostLatentTiles * 64);
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        references[i][0] = shared[i * kLatentHeads + (lane_ >> 2)];
+        references[i][1] = shared[i * kLatentHeads + (lane_ >> 2) + 8];
+      }
+    }
+    float largest[2] = {references[0][0], references[0][1]};
+#pragma unroll
+    for (int i = 1; i < kTiles; ++i) {
+      largest[0] = fmaxf(largest[0], references[i][0]);
+      largest[1] = fmaxf(largest[1], references[i][1]);
+    }
+    // Both references are whole numbers: nothing is rounded here.
+    const auto weigh = [&](int i, float(&p)[2][4]) {
+      const float factor[2] = {Exp2(references[i][0] - sums_.reference[0]),
+                               Exp2(references[i][1] - sums_.reference[1])};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4 four;
+        if constexpr (kGroups == 1) {
+          const float(&s)[4] = scores[i][half];
+          four = make_float4(s[0], s[1], s[2], s[3]);
+        } else {
+          four = weights_[(2 * i + half) * 32 + lane_];
+        }
+        p[half][0] = four.x * factor[0];
+        p[half][1] = four.y * factor[0];
+        p[half][2] = four.z * factor[1];
+        p[half][3] = four.w * factor[1];
+      }
+    };
+    LatentValues<kBits>(sums_, base, unit.tile, unit.tokens, lane_, largest, bounds, weigh);
   }
 
   const DecodeArguments& a_;
-  float4* const scores_;
+  float4* const scores_;   // Parts: [warp][2 tile + half][lane].
+  float4* const weights_;  // [2 tile + half][lane], then references [tile][head].
   uint4* const rope_queries_;
   const int lane_;
   const int warp_;

@@ -351,29 +351,33 @@ __device__ __forceinline__ void LatentScores(const LatentQueries<kLatentSteps>& 
   }
 }
 
-// Weights of whole scores, and weighted values. Of 16-bit pages tokens below `tokens`.
-template <int kBits>
+// Hides what lies behind the last token of a 16-bit page; tile i of the page.
+__device__ __forceinline__ void HideTokens(int i, int tokens, int lane, float (&scores)[2][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (32 * (lane & 3) + 16 * (e & 1) + 2 * i + half >= tokens) scores[half][e] = -INFINITY;
+    }
+  }
+}
+
+// Weighted values of a unit, whose weights are at most 2^(largest - reference); `weigh` gives those
+// of a tile, of the lane's heads and tokens. Of 16-bit pages tokens below `tokens`.
+template <int kBits, class Weigh>
 __device__ __forceinline__ void LatentValues(LatentSums& sums, const uint8_t* base, int tile,
-                                             int tokens, int lane,
-                                             float (&scores)[kMostLatentTiles][2][4],
-                                             const TokenBounds (&bounds)[kMostLatentTiles][2][2]) {
+                                             int tokens, int lane, float (&largest)[2],
+                                             const TokenBounds (&bounds)[kMostLatentTiles][2][2],
+                                             const Weigh& weigh) {
   constexpr int kTiles = LatentTiles(kBits);
   const int t = lane & 3;
-  float largest[2] = {kNoReference, kNoReference};
   float step = kBits == 16 ? 1.0f : 0.0f;
+  if constexpr (kBits != 16) {
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if constexpr (kBits == 16) {
-          const int token = 32 * t + 16 * (e & 1) + 2 * (tile + i) + half;
-          if (token >= tokens) scores[i][half][e] = -INFINITY;
-        } else {
-          step = fmaxf(step, bounds[i][half][e & 1].step);
-        }
-        largest[e >> 1] = fmaxf(largest[e >> 1], scores[i][half][e]);
+      for (int half = 0; half < 2; ++half) {
+        step = fmaxf(step, fmaxf(bounds[i][half][0].step, bounds[i][half][1].step));
       }
     }
   }
@@ -381,20 +385,21 @@ __device__ __forceinline__ void LatentValues(LatentSums& sums, const uint8_t* ba
   const float scale = Exp2(kWeightLog2 - static_cast<float>(sums.scale_log2));
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
+    float p[2][4];
+    weigh(i, p);
     uint32_t weights[4];  // The first operand: [head half + 2 token half].
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float w[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float p = Exp2(scores[i][half][e] - sums.reference[e >> 1]);
-        sums.weight[e >> 1] += p;
+        sums.weight[e >> 1] += p[half][e];
         if constexpr (kBits == 16) {
-          w[e] = p * scale;
+          w[e] = p[half][e] * scale;
         } else {
           const TokenBounds& of = bounds[i][half][e & 1];
-          sums.minimum[e >> 1] = fmaf(p, of.min, sums.minimum[e >> 1]);
-          w[e] = p * (of.step * scale);
+          sums.minimum[e >> 1] = fmaf(p[half][e], of.min, sums.minimum[e >> 1]);
+          w[e] = p[half][e] * (of.step * scale);
         }
       }
       weights[2 * half] = PackHalves(w[0], w[1]);
