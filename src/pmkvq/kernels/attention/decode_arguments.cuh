@@ -41,6 +41,7 @@ struct DecodeArguments {
   int max_pages;
   SinkLayout sink;
   float scale;  // With log2(e).
+  bool has_unlike_widths;
   // Not of kPlain:
   int window;  // Tokens that the newest one sees, itself included.
   bool keys_by_channel;

@@ -56,6 +56,9 @@ struct DecodeShape {
   SinkLayout sink;
   int64_t sliding_window = 0;    // W; 0: none. The sink is hidden as any other token is.
   bool keys_by_channel = false;  // Groups of keys below 16 bits are the 128 tokens of a channel.
+  // Whether closed pages of a sequence are expected to differ in width. Changes the number of
+  // blocks that are launched, and no bit.
+  bool has_unlike_widths = false;
 
   // Tokens of a sequence that its newest one, of `num_tokens`, does not see: the oldest.
   int32_t Hidden(int64_t num_tokens) const {

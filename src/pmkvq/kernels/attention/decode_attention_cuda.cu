@@ -59,6 +59,7 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
       .max_pages = max_pages,
       .sink = shape.sink,
       .scale = shape.scale * kLog2E,
+      .has_unlike_widths = shape.has_unlike_widths,
       .window = shape.sliding_window == 0
                     ? INT_MAX
                     : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX)),

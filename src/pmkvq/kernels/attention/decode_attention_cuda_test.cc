@@ -380,6 +380,9 @@ TEST_P(DecodeAttentionTest, BitsDependOnTheSequenceAlone) {
     for (int repeat = 0; repeat < 10; ++repeat) {
       ASSERT_EQ(std::memcmp(device.Run().data(), all.data(), all.size() * sizeof(float)), 0);
     }
+    DecodeShape with_more_blocks = shape;
+    with_more_blocks.has_unlike_widths = true;
+    EXPECT_EQ(DeviceBatch(with_more_blocks, batch, stream()).Run(), all);
   }
 }
 

@@ -41,11 +41,14 @@ int ResidentBlocks(int device) {
 }
 
 // Blocks that are launched: as many as the device holds, or two a multiprocessor where the last
-// round of items would leave many of three idle, as two are nearly as fast. Not less: blocks that
-// end at once leave multiprocessors with three beside others with one.
-inline int NumBlocks(int resident, int multiprocessors, int most_items) {
+// round of items would leave many of three idle, as two are nearly as fast. Not so with pages of
+// unlike widths: runs then end at unlike times anyway, and narrow pages wait for instructions. Not
+// less than two: blocks that end at once leave multiprocessors with three beside others with one.
+inline int NumBlocks(int resident, int multiprocessors, int most_items, bool has_unlike_widths) {
   const int two = 2 * multiprocessors;
-  if (resident != 3 * multiprocessors || most_items <= two) return std::min(resident, most_items);
+  if (resident != 3 * multiprocessors || most_items <= two || has_unlike_widths) {
+    return std::min(resident, most_items);
+  }
   constexpr int kFaster = 104;  // Three against two, in per cent, where neither is idle.
   const int rounds = (most_items + resident - 1) / resident;
   const int rounds_of_two = (most_items + two - 1) / two;
@@ -57,7 +60,8 @@ void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stre
   const internal::CudaDeviceScope scope(stream.device());
   constexpr size_t kMemory = kWarps * WarpMemory<kDim>::kBytes;
   const int blocks = NumBlocks(ResidentBlocks<kDim, kKind>(stream.device().index),
-                               FactsOf(stream.device().index).multiprocessors, most_items);
+                               FactsOf(stream.device().index).multiprocessors, most_items,
+                               arguments.has_unlike_widths);
   // A small grid begins early. A large one would come to lie unevenly: 18.0 us became 21.5 (one
   // sequence of 32K tokens at 4 bits), 127 became 161 (128K at 16 bits).
   if (blocks <= FactsOf(stream.device().index).multiprocessors) {

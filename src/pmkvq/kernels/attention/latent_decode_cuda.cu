@@ -197,6 +197,7 @@ void RunLatentDecodeCuda(const LatentDecodeShape& shape, const DecodeOperands& o
       .max_pages = max_pages,
       .sink = shape.sink,
       .scale = 1.0f,
+      .has_unlike_widths = false,  // Read by the launch of keys and values alone.
       .window = 0,
       .keys_by_channel = false};
   // The sizes of CheckLatentDecodeShape.

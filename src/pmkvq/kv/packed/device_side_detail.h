@@ -35,6 +35,7 @@ inline DecodeShape ShapeOf(const CacheConfig& config, size_t layer) {
   shape.sink = SinkOf(config);
   shape.sliding_window = config.geometry.blocks[layer].sliding_window;
   shape.keys_by_channel = config.k_axis == QuantAxis::kChannel;
+  shape.has_unlike_widths = !config.static_widths && config.floor_bits < config.close_bits;
   return shape;
 }
 

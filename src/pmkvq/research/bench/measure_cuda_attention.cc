@@ -192,6 +192,7 @@ class CudaAttention {
   }
 
   void Measure(int64_t batch, int64_t depth, int bits) {
+    shape_.has_unlike_widths = bits == kMixed;
     const Areas areas = AreasOf(batch, depth, bits);
     const int64_t num_caches = NumCaches(areas);
     const int64_t n = NumPages(depth);
