@@ -19,9 +19,8 @@ namespace pmkvq {
 
 // Rows of the batch on the device: first one row of each chunk of one token, and the rows of chunks
 // with one_by_one; then those of the other chunks.
-// Of a latent block (kv_geometry.h) q is [rows, H, r + dr], absorbed and scaled, without key
-// scales, which the store applies itself; k is c [rows, r], v is k_r [rows, dr], out is [rows, H,
-// r].
+// Of a latent block q is [rows, H, r + dr], absorbed and scaled; k is c [rows, r], v is k_r [rows,
+// dr], out is [rows, H, r]. Key scales are applied by the store itself.
 struct DeviceBlockRows {
   float* q = nullptr;    // [rows, H, D], post-RoPE, key scales applied. Changed.
   float* k = nullptr;    // [rows, Hkv, D]. Changed.

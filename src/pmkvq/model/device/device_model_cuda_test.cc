@@ -275,15 +275,18 @@ TEST_F(DeviceModelTest, StoresOfTheHostServeAModelOnADevice) {
     SCOPED_TRACE(name);
     const auto cpu_model = Load(tiny, {});
     const auto cuda_model = Load(tiny, kCuda);
-    // A code of a latent that differs shows in keys and values of all heads.
+    // Products of BF16 weights differ by what two parts leave, so a value near the middle between
+    // two codes may get the other one: 1/255 of its group's range. A latent's shows in keys and
+    // values of all heads.
     const int bits = tiny.is_mla() ? 16 : 8;
+    const double tolerance = bits == 8 && tiny.dtype == DType::kBF16 ? 2e-3 : 1e-3;
     Runner cpu(*cpu_model, {}, bits);
     Runner cuda(*cuda_model, {}, bits);
     const SequenceId seq = cpu.Open();
     ASSERT_EQ(cuda.Open(), seq);
     for (const int64_t count : {150, 1, 1, 40}) {
       const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
-      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), 1e-3);
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), tolerance);
     }
   }
 }
