@@ -9,6 +9,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/kernels/attention/latent_combine.cuh"
 #include "pmkvq/kernels/attention/latent_decode.h"
 #include "pmkvq/kernels/attention/latent_kernel.cuh"
 #include "pmkvq/kernels/cuda/float16.cuh"
