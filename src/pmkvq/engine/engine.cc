@@ -345,6 +345,7 @@ std::vector<Completion> Engine::GenerateSamples(const Request& request,
 bool Engine::Cancel(RequestId id, EngineObserver* observer) { return impl_->Cancel(id, observer); }
 
 void Engine::CancelAll(EngineObserver* observer) {
+  const UncancelledScope whole;  // All completions reach the observer, as in a step.
   for (const auto& task : impl_->running) {
     if (!task->finish) task->finish = FinishReason::kCancelled;
   }

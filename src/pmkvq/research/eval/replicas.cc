@@ -41,12 +41,17 @@ class Group {
     try {
       const CancelScope ending(&ends_, "replicas");
       LocalObserver local(*this);
-      while (!IsCancelled(cancel_) && !IsCancelled(&ends_)) {
-        while (Deal(replica.engine, replica.share.max_sequences - local.num_running(), local)) {
+      try {
+        while (!IsCancelled(cancel_) && !IsCancelled(&ends_)) {
+          while (Deal(replica.engine, replica.share.max_sequences - local.num_running(), local)) {
+          }
+          if (local.num_running() == 0) break;
+          replica.engine.Step(&local);
+          if (between_steps) between_steps();
         }
-        if (local.num_running() == 0) break;
-        replica.engine.Step(&local);
-        if (between_steps) between_steps();
+      } catch (const Cancelled&) {
+        // An interrupt that is seen here, and not by the loop, is no error either.
+        if (!IsCancelled(cancel_)) throw;
       }
       replica.engine.CancelAll(&local);
     } catch (...) {

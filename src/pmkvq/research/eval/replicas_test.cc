@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <mutex>
+#include <set>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "support/engine_fixture.h"
 #include "support/expect_error.h"
 
@@ -92,6 +95,45 @@ TEST(Replicas, SamplesOfOnePromptComputeItOnce) {
       }
     }
   }
+}
+
+// Of requests that an interrupt ends, some may have ended by themselves; what an observer does with
+// their completions (an evaluation grades them) has CancelPoints, and is no error.
+TEST(Replicas, CompletionsBehindAnInterruptAreTaken) {
+  struct Interrupting : EngineObserver {
+    CancelFlag cancel{false};
+    std::set<RequestId> begun;
+    std::set<RequestId> finished;
+    void OnToken(RequestId id, int32_t, const std::string&) override { begun.insert(id); }
+    void OnFinished(const Completion& completion) override {
+      cancel = true;
+      CancelPoint();
+      finished.insert(completion.id);
+    }
+  };
+  const auto model = testing_support::LoadTinyLlama();
+  std::vector<Replica> replicas;
+  std::vector<PromptSamples> prompts;
+  for (const EngineShare& share : ShareOut(3, 3, 6)) {
+    SpecEngineOptions options;
+    options.kv.spec = "fp16";
+    options.max_sequences = share.max_sequences;
+    options.max_len = 400;
+    replicas.push_back({OpenEngine(model, nullptr, options), share});
+    for (const int64_t num_tokens : {20, 300}) {
+      const uint64_t seed = prompts.size();
+      prompts.push_back(
+          {testing_support::MakeRequest(testing_support::RandomPrompt(5, seed), num_tokens),
+           {seed}});
+    }
+  }
+  Interrupting observer;
+  std::mutex mutex;
+  RunReplicas(
+      replicas, prompts, observer, mutex, [] {}, &observer.cancel);
+  EXPECT_FALSE(observer.begun.empty());
+  EXPECT_TRUE(std::includes(observer.finished.begin(), observer.finished.end(),
+                            observer.begun.begin(), observer.begun.end()));
 }
 
 }  // namespace
