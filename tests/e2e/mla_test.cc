@@ -330,6 +330,9 @@ TEST(MlaModels, LongcotMlaSolvesItsProblems) {
     EXPECT_EQ(json.At("responses").AsInt(), 5);
     EXPECT_EQ(json.At("correct").AsInt(), 5) << result.out;
   }
+  // Its folder has no problems.
+  ExpectOneLineError(RunProgram({"eval", "--model", model}), 1,
+                     {model, "found no problems.jsonl", "--data"});
 }
 
 }  // namespace

@@ -30,7 +30,9 @@ std::string FileIn(const std::string& data, const std::string& name) {
   if (!IsFolder(data)) return data;
   const std::string path = JoinPath(data, name);
   if (!FileExists(path)) {
-    throw InvalidInput(data, fmt::format("found no {} in the folder, expected it there", name));
+    throw InvalidInput(data, fmt::format("found no {} in the folder, expected it there, or a file "
+                                         "named by --data",
+                                         name));
   }
   return path;
 }
