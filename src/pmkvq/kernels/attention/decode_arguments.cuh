@@ -47,6 +47,24 @@ struct DecodeArguments {
   bool keys_by_channel;
 };
 
+// What both kernels read of the operands; the rest is 0.
+inline DecodeArguments ArgumentsOf(const DecodeOperands& operands, const SinkLayout& sink) {
+  DecodeArguments arguments{};
+  arguments.q = reinterpret_cast<const __half*>(operands.q);
+  arguments.out = operands.out;
+  arguments.operand = operands.operand;
+  arguments.arena = reinterpret_cast<const uint8_t*>(operands.arena);
+  arguments.entries = operands.entries;
+  arguments.bits = operands.bits;
+  arguments.table_rows = operands.table_rows;
+  arguments.num_tokens = operands.num_tokens;
+  arguments.sink_rests = operands.sink_rests;
+  arguments.num_sequences = static_cast<int>(operands.num_sequences);
+  arguments.max_pages = static_cast<int>(operands.max_pages);
+  arguments.sink = sink;
+  return arguments;
+}
+
 __device__ __forceinline__ int NumPages(int tokens_in_pages) {
   return (tokens_in_pages + fragment::kTokens - 1) / fragment::kTokens;
 }

@@ -46,25 +46,10 @@ void RunDecodeAttention(const DecodeShape& shape, const DecodeOperands& operands
   PMKVQ_CHECK(scratch.num_bytes >=
               DecodeScratchBytes(shape, operands.num_sequences, operands.max_pages));
   PMKVQ_CHECK(shape.sink.rest_tokens == 0 || operands.sink_rests != nullptr);
-  for (int64_t first = 0; first < operands.num_sequences; first += internal::kMostDecodeSequences) {
-    DecodeOperands part = operands;
-    const int64_t row = first * shape.num_heads * shape.head_dim;
-    part.q += row * 2;
-    if (part.out != nullptr) part.out += row;
-    if (part.operand.data != nullptr) {
-      part.operand.data += static_cast<size_t>(row) * SizeOf(part.operand.type);
-    }
-    part.num_tokens += first;
-    if (part.table_rows != nullptr) {
-      part.table_rows += first;
-    } else {
-      part.entries += first * operands.max_pages;
-      part.bits += first * operands.max_pages;
-      if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
-    }
-    part.num_sequences = std::min(internal::kMostDecodeSequences, operands.num_sequences - first);
+  const int64_t values = shape.num_heads * shape.head_dim;
+  internal::ForEachLaunch(operands, values, values, [&](const DecodeOperands& part) {
     internal::RunDecodeAttentionCuda(shape, part, scratch, stream);
-  }
+  });
 }
 
 }  // namespace pmkvq

@@ -141,6 +141,30 @@ void CheckDecodeShape(const DecodeShape& shape, DeviceId device);
 inline constexpr int64_t kMostDecodeSequences = 64;
 void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,
                             const DeviceBytes& scratch, Stream& stream);
+// Calls run(part) for the sequences of each launch in turn. q has `q_values` F16 a sequence, the
+// output `out_values` values.
+template <class Run>
+void ForEachLaunch(const DecodeOperands& operands, int64_t q_values, int64_t out_values,
+                   const Run& run) {
+  for (int64_t first = 0; first < operands.num_sequences; first += kMostDecodeSequences) {
+    DecodeOperands part = operands;
+    part.q += first * q_values * 2;
+    if (part.out != nullptr) part.out += first * out_values;
+    if (part.operand.data != nullptr) {
+      part.operand.data += static_cast<size_t>(first * out_values) * SizeOf(part.operand.type);
+    }
+    part.num_tokens += first;
+    if (part.table_rows != nullptr) {
+      part.table_rows += first;
+    } else {
+      part.entries += first * operands.max_pages;
+      part.bits += first * operands.max_pages;
+      if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
+    }
+    part.num_sequences = std::min(kMostDecodeSequences, operands.num_sequences - first);
+    run(part);
+  }
+}
 }  // namespace internal
 
 }  // namespace pmkvq

@@ -38,32 +38,20 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
   const int most_items = static_cast<int>(operands.num_sequences * shape.num_kv_heads) * parts *
                          std::max(1, MostRuns(max_pages));
   auto* partial = reinterpret_cast<float*>(scratch.data);
-  const cuda::DecodeArguments arguments{
-      .q = reinterpret_cast<const __half*>(operands.q),
-      .out = operands.out,
-      .operand = operands.operand,
-      .arena = reinterpret_cast<const uint8_t*>(operands.arena),
-      .entries = operands.entries,
-      .bits = operands.bits,
-      .table_rows = operands.table_rows,
-      .num_tokens = operands.num_tokens,
-      .sink_rests = operands.sink_rests,
-      .partial_out = partial,
-      .partial_sums = partial + int64_t{most_items} * part_heads * shape.head_dim,
-      .num_sequences = static_cast<int>(operands.num_sequences),
-      .num_heads = static_cast<int>(shape.num_heads),
-      .num_kv_heads = static_cast<int>(shape.num_kv_heads),
-      .group = group,
-      .parts = parts,
-      .part_heads = part_heads,
-      .max_pages = max_pages,
-      .sink = shape.sink,
-      .scale = shape.scale * kLog2E,
-      .has_unlike_widths = shape.has_unlike_widths,
-      .window = shape.sliding_window == 0
-                    ? INT_MAX
-                    : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX)),
-      .keys_by_channel = shape.keys_by_channel};
+  cuda::DecodeArguments arguments = cuda::ArgumentsOf(operands, shape.sink);
+  arguments.partial_out = partial;
+  arguments.partial_sums = partial + int64_t{most_items} * part_heads * shape.head_dim;
+  arguments.num_heads = static_cast<int>(shape.num_heads);
+  arguments.num_kv_heads = static_cast<int>(shape.num_kv_heads);
+  arguments.group = group;
+  arguments.parts = parts;
+  arguments.part_heads = part_heads;
+  arguments.scale = shape.scale * kLog2E;
+  arguments.has_unlike_widths = shape.has_unlike_widths;
+  arguments.window = shape.sliding_window == 0
+                         ? INT_MAX
+                         : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX));
+  arguments.keys_by_channel = shape.keys_by_channel;
   if (shape.float_type == DType::kBF16)
     return LaunchFloat<__nv_bfloat16>(arguments, shape.head_dim, most_items, stream);
   if (shape.head_dim == 256)

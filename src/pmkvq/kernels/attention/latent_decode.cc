@@ -91,25 +91,10 @@ void RunLatentDecode(const LatentDecodeShape& shape, const DecodeOperands& opera
   PMKVQ_CHECK(scratch.num_bytes >=
               LatentDecodeScratchBytes(shape, operands.num_sequences, operands.max_pages));
   PMKVQ_CHECK(shape.sink.rest_tokens == 0 || operands.sink_rests != nullptr);
-  for (int64_t first = 0; first < operands.num_sequences; first += internal::kMostDecodeSequences) {
-    DecodeOperands part = operands;
-    part.q += first * shape.num_heads * shape.key_values() * 2;
-    const int64_t row = first * shape.num_heads * shape.latent;
-    if (part.out != nullptr) part.out += row;
-    if (part.operand.data != nullptr) {
-      part.operand.data += static_cast<size_t>(row) * SizeOf(part.operand.type);
-    }
-    part.num_tokens += first;
-    if (part.table_rows != nullptr) {
-      part.table_rows += first;
-    } else {
-      part.entries += first * operands.max_pages;
-      part.bits += first * operands.max_pages;
-      if (part.sink_rests != nullptr) part.sink_rests += 2 * first;
-    }
-    part.num_sequences = std::min(internal::kMostDecodeSequences, operands.num_sequences - first);
-    internal::RunLatentDecodeCuda(shape, part, scratch, stream);
-  }
+  internal::ForEachLaunch(operands, shape.num_heads * shape.key_values(),
+                          shape.num_heads * shape.latent, [&](const DecodeOperands& part) {
+                            internal::RunLatentDecodeCuda(shape, part, scratch, stream);
+                          });
 }
 
 size_t LatentChunkScratchBytes(const LatentDecodeShape& shape, int64_t num_rows) {

@@ -177,30 +177,15 @@ void RunLatentDecodeCuda(const LatentDecodeShape& shape, const DecodeOperands& o
   const int most_items =
       static_cast<int>(operands.num_sequences) * parts * std::max(1, MostRuns(max_pages));
   auto* const partial = reinterpret_cast<float*>(scratch.data);
-  const cuda::DecodeArguments arguments{
-      .q = reinterpret_cast<const __half*>(operands.q),
-      .out = operands.out,
-      .operand = operands.operand,
-      .arena = reinterpret_cast<const uint8_t*>(operands.arena),
-      .entries = operands.entries,
-      .bits = operands.bits,
-      .table_rows = operands.table_rows,
-      .num_tokens = operands.num_tokens,
-      .sink_rests = operands.sink_rests,
-      .partial_out = partial,
-      .partial_sums = partial + int64_t{most_items} * kLatentPartHeads * shape.latent,
-      .num_sequences = static_cast<int>(operands.num_sequences),
-      .num_heads = static_cast<int>(shape.num_heads),
-      .num_kv_heads = 1,
-      .group = static_cast<int>(shape.num_heads),
-      .parts = parts,
-      .part_heads = static_cast<int>(kLatentPartHeads),
-      .max_pages = max_pages,
-      .sink = shape.sink,
-      .scale = 1.0f,
-      .has_unlike_widths = false,  // Read by the launch of keys and values alone.
-      .window = 0,
-      .keys_by_channel = false};
+  cuda::DecodeArguments arguments = cuda::ArgumentsOf(operands, shape.sink);
+  arguments.partial_out = partial;
+  arguments.partial_sums = partial + int64_t{most_items} * kLatentPartHeads * shape.latent;
+  arguments.num_heads = static_cast<int>(shape.num_heads);
+  arguments.num_kv_heads = 1;
+  arguments.group = static_cast<int>(shape.num_heads);
+  arguments.parts = parts;
+  arguments.part_heads = static_cast<int>(kLatentPartHeads);
+  arguments.scale = 1.0f;
   // The sizes of CheckLatentDecodeShape.
   if (shape.rope == 32) return cuda::LaunchLatents<2, 32>(arguments, most_items, stream);
   if (shape.groups() == 1) return cuda::LaunchLatents<1, 64>(arguments, most_items, stream);
