@@ -3,12 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <vector>
 
-#include "pmkvq/base/float16.h"
-#include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/attention/random_batch_memory.h"
 
 namespace pmkvq {
 
@@ -22,60 +20,21 @@ struct DecodeSequenceSpec {
 // What is not in use is poisoned: metadata of 16-bit pages, keys behind the last token, pages that
 // a window hides, everything between slots. Values behind the last token are 0, as AppendTokens
 // leaves them.
-class RandomDecodeBatch {
+class RandomDecodeBatch : public RandomBatchMemory {
  public:
   // Scores have a standard deviation of about `deviation`; `v_scale` multiplies values.
   RandomDecodeBatch(const DecodeShape& shape, const std::vector<DecodeSequenceSpec>& specs,
                     float deviation = 2.0f, float v_scale = 1.0f)
-      : shape_(shape) {
+      : RandomBatchMemory(shape.float_type), shape_(shape) {
     for (const DecodeSequenceSpec& spec : specs) {
       max_pages_ = std::max(max_pages_, NumPages(spec));
     }
     for (const DecodeSequenceSpec& spec : specs) Add(spec, deviation, v_scale);
   }
 
-  // Pointers of the host, or, with what the device has in place of arena(), entries(), ..., for it.
-  DecodeOperands operands() const {
-    DecodeOperands operands;
-    operands.q = reinterpret_cast<const std::byte*>(q_.data());
-    operands.arena = arena_.data();
-    operands.entries = entries_.data();
-    operands.bits = bits_.data();
-    operands.num_tokens = num_tokens_.data();
-    operands.sink_rests = sink_rests_.data();
-    operands.num_sequences = std::ssize(num_tokens_);
-    operands.max_pages = max_pages_;
-    return operands;
-  }
-  const std::vector<std::byte>& arena() const { return arena_; }
-  const std::vector<PageEntry>& entries() const { return entries_; }
-  const std::vector<PageBits>& bits() const { return bits_; }
-  const std::vector<int32_t>& num_tokens() const { return num_tokens_; }
-  const std::vector<uint32_t>& sink_rests() const { return sink_rests_; }
-  const std::vector<F16>& q() const { return q_; }
-
  private:
   int64_t NumPages(const DecodeSequenceSpec& spec) const {
     return (shape_.sink.InPages(spec.num_tokens) + 127) / 128;
-  }
-
-  // Offset of so many fresh bytes, in units.
-  uint32_t Allocate(size_t num_bytes) {
-    constexpr size_t kUnit = fragment::kArenaUnit;
-    const size_t at = arena_.size() + kUnit;
-    arena_.resize(at + (num_bytes + kUnit - 1) / kUnit * kUnit, std::byte{0xff});
-    return static_cast<uint32_t>(at / kUnit);
-  }
-  std::byte* At(uint32_t units) {
-    return arena_.data() + static_cast<size_t>(units) * fragment::kArenaUnit;
-  }
-
-  float Normal() { return normal_(random_); }
-
-  void PutHalf(std::byte* at, float value) {
-    const F16 half = ToF16(value);
-    const BF16 brain = ToBF16(value);
-    std::memcpy(at, shape_.float_type == DType::kF16 ? static_cast<const void*>(&half) : &brain, 2);
   }
 
   // Codes or floats of one side of a page; gives its metadata.
@@ -128,8 +87,7 @@ class RandomDecodeBatch {
   }
 
   void Add(const DecodeSequenceSpec& spec, float deviation, float v_scale) {
-    random_.seed(spec.seed);
-    normal_.reset();
+    Seed(spec.seed);
     const int64_t pages = NumPages(spec);
     const int32_t in_pages = shape_.sink.InPages(spec.num_tokens);
     const int32_t first_seen = shape_.sink.InPages(shape_.Hidden(spec.num_tokens)) / 128;
@@ -158,15 +116,6 @@ class RandomDecodeBatch {
   }
 
   DecodeShape shape_;
-  std::mt19937 random_;
-  std::normal_distribution<float> normal_;
-  int64_t max_pages_ = 1;
-  std::vector<std::byte> arena_;
-  std::vector<PageEntry> entries_;
-  std::vector<PageBits> bits_;
-  std::vector<int32_t> num_tokens_;
-  std::vector<uint32_t> sink_rests_;
-  std::vector<F16> q_;
 };
 
 }  // namespace pmkvq

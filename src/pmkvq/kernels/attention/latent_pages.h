@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <vector>
 
-#include "pmkvq/base/float16.h"
 #include "pmkvq/kernels/attention/latent_decode.h"
+#include "pmkvq/kernels/attention/random_batch_memory.h"
 
 namespace pmkvq {
 
@@ -20,58 +19,22 @@ struct LatentSequenceSpec {
 
 // What is not in use is poisoned: metadata of 16-bit pages, rows behind the last token, everything
 // between slots.
-class RandomLatentBatch {
+class RandomLatentBatch : public RandomBatchMemory {
  public:
   // Scores have a standard deviation of about `deviation`; `scale` multiplies latents.
   RandomLatentBatch(const LatentDecodeShape& shape, const std::vector<LatentSequenceSpec>& specs,
                     float deviation = 2.0f, float scale = 1.0f)
-      : shape_(shape) {
+      : RandomBatchMemory(DType::kF16), shape_(shape) {
     for (const LatentSequenceSpec& spec : specs) {
       max_pages_ = std::max(max_pages_, NumPages(spec));
     }
     for (const LatentSequenceSpec& spec : specs) Add(spec, deviation, scale);
   }
 
-  // Pointers of the host, or, with what the device has in place of arena(), entries(), ..., for it.
-  DecodeOperands operands() const {
-    DecodeOperands operands;
-    operands.q = reinterpret_cast<const std::byte*>(q_.data());
-    operands.arena = arena_.data();
-    operands.entries = entries_.data();
-    operands.bits = bits_.data();
-    operands.num_tokens = num_tokens_.data();
-    operands.sink_rests = sink_rests_.data();
-    operands.num_sequences = std::ssize(num_tokens_);
-    operands.max_pages = max_pages_;
-    return operands;
-  }
-  const std::vector<std::byte>& arena() const { return arena_; }
-  const std::vector<PageEntry>& entries() const { return entries_; }
-  const std::vector<PageBits>& bits() const { return bits_; }
-  const std::vector<int32_t>& num_tokens() const { return num_tokens_; }
-  const std::vector<uint32_t>& sink_rests() const { return sink_rests_; }
-  const std::vector<F16>& q() const { return q_; }
-
  private:
   int64_t NumPages(const LatentSequenceSpec& spec) const {
     return (shape_.sink.InPages(spec.num_tokens) + 127) / 128;
   }
-
-  // Offset of so many fresh bytes, in units.
-  uint32_t Allocate(size_t num_bytes) {
-    constexpr size_t kUnit = fragment::kArenaUnit;
-    const size_t at = arena_.size() + kUnit;
-    arena_.resize(at + (num_bytes + kUnit - 1) / kUnit * kUnit, std::byte{0xff});
-    return static_cast<uint32_t>(at / kUnit);
-  }
-  std::byte* At(uint32_t units) {
-    return arena_.data() + static_cast<size_t>(units) * fragment::kArenaUnit;
-  }
-  void PutHalf(std::byte* at, float value) {
-    const F16 half = ToF16(value);
-    std::memcpy(at, &half, 2);
-  }
-  float Normal() { return normal_(random_); }
 
   // Codes or floats of one stream of a page, `heads` x `dim`; gives its metadata.
   uint32_t MakeStream(int64_t heads, int dim, int bits, int tokens, float scale, uint32_t& data) {
@@ -115,8 +78,7 @@ class RandomLatentBatch {
   }
 
   void Add(const LatentSequenceSpec& spec, float deviation, float scale) {
-    random_.seed(spec.seed);
-    normal_.reset();
+    Seed(spec.seed);
     const int64_t pages = NumPages(spec);
     const int32_t in_pages = shape_.sink.InPages(spec.num_tokens);
     const auto rope = static_cast<int>(shape_.rope);
@@ -147,15 +109,6 @@ class RandomLatentBatch {
   }
 
   LatentDecodeShape shape_;
-  std::mt19937 random_;
-  std::normal_distribution<float> normal_;
-  int64_t max_pages_ = 1;
-  std::vector<std::byte> arena_;
-  std::vector<PageEntry> entries_;
-  std::vector<PageBits> bits_;
-  std::vector<int32_t> num_tokens_;
-  std::vector<uint32_t> sink_rests_;
-  std::vector<F16> q_;
 };
 
 }  // namespace pmkvq
