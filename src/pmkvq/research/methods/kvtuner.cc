@@ -23,6 +23,7 @@
 #include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/calib/sample_loop.h"
 #include "pmkvq/research/methods/affine.h"
+#include "pmkvq/research/methods/block_means.h"
 #include "pmkvq/research/methods/simulated_method.h"
 #include "pmkvq/research/methods/windows.h"
 
@@ -262,17 +263,8 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     return LossChanges(form, context, tokens, positions, profile);
   };
-  const std::vector<double> sums = LoopOverSamples(calibration, step);
-
-  const auto num_samples = static_cast<double>(calibration.samples->tokens.size());
-  std::map<std::string, Tensor> tensors;
-  for (int64_t layer = 0; layer < context.geometry.num_layers; ++layer) {
-    Tensor tensor(DType::kF32, {kNumPairs});
-    std::transform(sums.begin() + layer * kNumPairs, sums.begin() + (layer + 1) * kNumPairs,
-                   tensor.As<float>(),
-                   [&](double sum) { return static_cast<float>(sum / num_samples); });
-    tensors.emplace(BlockTensorName(kLoss, layer), std::move(tensor));
-  }
+  std::map<std::string, Tensor> tensors =
+      MeansOfBlocks(calibration, step, kLoss, context.geometry.num_layers);
   Tensor numbers(DType::kF32, {3});
   const std::array<float, 3> made_with = form.Numbers();
   std::copy(made_with.begin(), made_with.end(), numbers.As<float>());

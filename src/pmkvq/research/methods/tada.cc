@@ -22,6 +22,7 @@
 #include "pmkvq/research/calib/allocate.h"
 #include "pmkvq/research/calib/sample_loop.h"
 #include "pmkvq/research/methods/affine.h"
+#include "pmkvq/research/methods/block_means.h"
 #include "pmkvq/research/methods/simulated_method.h"
 #include "pmkvq/research/methods/windows.h"
 
@@ -218,17 +219,8 @@ std::map<std::string, Tensor> Calibrate(const MethodSpec& spec, const MethodCont
   step.process = [&](std::span<const int32_t> tokens, std::span<const int64_t> positions) {
     return LossChanges(form, context, tokens, positions, profile);
   };
-  const std::vector<double> sums = LoopOverSamples(calibration, step);
-
-  const auto num_samples = static_cast<double>(calibration.samples->tokens.size());
-  std::map<std::string, Tensor> tensors;
-  for (int64_t layer = 0; layer < context.geometry.num_layers; ++layer) {
-    Tensor tensor(DType::kF32, {kNumWidths});
-    std::transform(sums.begin() + layer * kNumWidths, sums.begin() + (layer + 1) * kNumWidths,
-                   tensor.As<float>(),
-                   [&](double sum) { return static_cast<float>(sum / num_samples); });
-    tensors.emplace(BlockTensorName(kLoss, layer), std::move(tensor));
-  }
+  std::map<std::string, Tensor> tensors =
+      MeansOfBlocks(calibration, step, kLoss, context.geometry.num_layers);
   Tensor residual(DType::kF32, {1});
   residual.As<float>()[0] = static_cast<float>(form.window.block);
   tensors.emplace(kResidual, std::move(residual));
