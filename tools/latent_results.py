@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 
-from public_results import COLUMNS, pair_counts
+from public_results import COLUMNS, against, write_between_marks
 from results_data import FIGURES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -104,27 +104,15 @@ def table():
         if result is None:
             continue
         low, high = FIGURES.of(solved=result["correct"], responses=result["responses"])["interval"]
-        against = " | "
-        if name != "fp16" and full is not None:
-            figures = FIGURES.of(**pair_counts(result, full))
-            from_, to = figures["interval"]
-            against = f"{100 * figures['difference']:+.1f} ({100 * from_:+.1f} to {100 * to:+.1f}) | {figures['p_value']:.2g}"
+        difference = against(result, full) if name != "fp16" and full is not None else " | "
         lines.append(f"| {bits:g} | {what}: `{spec}` | {result['peak_bytes'] / 2**20:.2f} | {result['correct']}/{result['responses']} | "
-                     f"{100 * low:.1f} to {100 * high:.1f} | {against} | {by_level(result)} |")
+                     f"{100 * low:.1f} to {100 * high:.1f} | {difference} | {by_level(result)} |")
     return lines
 
 
 def render(arguments):
     FIGURES.start(arguments.program)
-    page = PAGE.read_text()
-    begin, end = "<!-- Table: made by tools/latent_results.py -->\n", "<!-- end -->"
-    head, _, rest = page.partition(begin)
-    new = head + begin + "\n".join(table()) + "\n" + end + rest.partition(end)[2]
-    if arguments.check:
-        print("docs/results-mla.md is " + ("as rendered" if page == new else "not as rendered"))
-        return 0 if page == new else 1
-    PAGE.write_text(new)
-    return 0
+    return write_between_marks(PAGE, "tools/latent_results.py", {"Table": table()}, arguments.check)
 
 
 def main():

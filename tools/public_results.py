@@ -137,6 +137,13 @@ def pair_counts(method, fp16):
     return counts
 
 
+def against(method, fp16):
+    """Two cells: the difference to another run of the same problems in points, with its interval, and P."""
+    figures = FIGURES.of(**pair_counts(method, fp16))
+    from_, to = figures["interval"]
+    return f"{100 * figures['difference']:+.1f} ({100 * from_:+.1f} to {100 * to:+.1f}) | {figures['p_value']:.3g}"
+
+
 def gsm8k_table():
     lines = ["| cache | budget MiB | peak MiB | solved | 95 % | against fp16, points | P | mean tokens |",
              "|---|---|---|---|---|---|---|---|"]
@@ -146,15 +153,10 @@ def gsm8k_table():
         if result is None:
             continue
         low, high = FIGURES.of(solved=result["correct"], responses=result["responses"])["interval"]
-        against = " | "
-        if method != "fp16" and fp16 is not None:
-            figures = FIGURES.of(**pair_counts(result, fp16))
-            from_, to = figures["interval"]
-            against = (f"{100 * figures['difference']:+.1f} ({100 * from_:+.1f} to {100 * to:+.1f}) | "
-                       f"{figures['p_value']:.3g}")
+        difference = against(result, fp16) if method != "fp16" and fp16 is not None else " | "
         budget = "none" if bits == 16 else f"{bits * VALUES_PER_TOKEN * GSM8K_TOKENS / 8 / 2**20:.2f}"
         lines.append(f"| {named(method, options)} | {budget} | {result['peak_bytes'] / 2**20:.2f} | "
-                     f"{result['correct']}/{result['responses']} | {100 * low:.1f} to {100 * high:.1f} | {against} | "
+                     f"{result['correct']}/{result['responses']} | {100 * low:.1f} to {100 * high:.1f} | {difference} | "
                      f"{result['mean_output_tokens']:.0f} |")
     return lines
 
@@ -178,19 +180,25 @@ def peer_text():
             f"groups. The tokens of the whole texts are the same, all {peer['tokens_compared']:,}."]
 
 
+def write_between_marks(path, tool, tables, check):
+    """Puts lines between the marks "<!-- NAME: made by TOOL -->" and "<!-- end -->" of a page. Returns the exit code of --check."""
+    page = path.read_text()
+    new = page
+    for mark, lines in tables.items():
+        begin, end = f"<!-- {mark}: made by {tool} -->\n", "<!-- end -->"
+        head, _, rest = new.partition(begin)
+        new = head + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    if check:
+        print(f"docs/{path.name} is " + ("as rendered" if page == new else "not as rendered"))
+        return 0 if page == new else 1
+    path.write_text(new)
+    return 0
+
+
 def render(arguments):
     FIGURES.start(arguments.program)
-    page = PAGE.read_text()
-    new = page
-    for mark, table in (("Peer", peer_text()), ("GSM8K", gsm8k_table()), ("Texts", text_table())):
-        begin, end = f"<!-- {mark}: made by tools/public_results.py -->\n", "<!-- end -->"
-        head, _, rest = new.partition(begin)
-        new = head + begin + "\n".join(table) + "\n" + end + rest.partition(end)[2]
-    if arguments.check:
-        print("docs/results-public.md is " + ("as rendered" if page == new else "not as rendered"))
-        return 0 if page == new else 1
-    PAGE.write_text(new)
-    return 0
+    tables = {"Peer": peer_text(), "GSM8K": gsm8k_table(), "Texts": text_table()}
+    return write_between_marks(PAGE, "tools/public_results.py", tables, arguments.check)
 
 
 def main():
