@@ -8,73 +8,27 @@
 #include "support/command_help.h"
 #include "support/gguf_model.h"
 #include "support/run_program.h"
+#include "support/tiny_model_runs.h"
 
 namespace pmkvq {
 namespace {
 
-using testing_support::ExpectOneLineError;
+using testing_support::Args;
 using testing_support::GgufOf;
-using testing_support::MakeTinyWeights;
+using testing_support::kLongcot;
 using testing_support::Plus;
 using testing_support::ProgramResult;
 using testing_support::RunProgram;
 using testing_support::TempFolder;
-using testing_support::TinyModel;
-using testing_support::TinyModels;
-using testing_support::TinyWeights;
-using testing_support::WriteTinyModel;
-using Args = std::vector<std::string>;
+using testing_support::TinyModelRuns;
 
 const std::string kGolden = PMKVQ_SOURCE_DIR "/tests/golden/";
-const std::string kLongcot = PMKVQ_SOURCE_DIR "/models/longcot-10m";
 
-class Moe : public testing::TestWithParam<const char*> {
+class Moe : public TinyModelRuns {
  protected:
   Moe() {
-    tiny_.vocab = 576;  // That of the tokenizer.
-    weights_ = MakeTinyWeights(tiny_);
-    WriteTinyModel(tiny_, weights_, folder_);
-    for (const char* file : {"/tokenizer.json", "/tokenizer_config.json", "/problems.jsonl"}) {
-      std::filesystem::copy_file(kLongcot + file, folder_.path() + file);
-    }
+    std::filesystem::copy_file(kLongcot + "/problems.jsonl", folder_.path() + "/problems.jsonl");
   }
-
-  static ProgramResult Run(const Args& args) {
-    const ProgramResult result = RunProgram(args);
-    EXPECT_EQ(result.exit_code, 0) << result.err;
-    return result;
-  }
-
-  // Ids of three sequences that decode side by side.
-  static std::string Ids(const std::string& model, const Args& more) {
-    const Args run = {"run",
-                      "--model",
-                      model,
-                      "--prompt-ids",
-                      "5,77,9,300,12,41",
-                      "--max-tokens",
-                      "400",
-                      "--n-samples",
-                      "3",
-                      "--seed",
-                      "7",
-                      "--ignore-eos",
-                      "--json",
-                      "-"};
-    const ProgramResult result = Run(Plus(run, more));
-    if (result.exit_code != 0) return "";
-    std::string ids;
-    const JsonValue sequences = JsonValue::Parse(result.out, "run").At("sequences");
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      EXPECT_EQ(sequences.At(i).At("output_ids").size(), 400u);
-      ids += sequences.At(i).At("output_ids").Dump() + "\n";
-    }
-    return ids;
-  }
-
-  TinyModel tiny_ = TinyModels().at(GetParam());
-  TinyWeights weights_;
-  const TempFolder folder_;
 };
 
 TEST_P(Moe, IsCalibratedRunAndEvaluated) {
