@@ -60,7 +60,7 @@ MlaConfig ParseMlaConfig(const JsonValue& json, const ModelConfig& config) {
   mla.rope_in_pairs = json.BoolOr("rope_interleave", true);
   const JsonValue kv_heads = json.Find("num_key_value_heads");
   if (!kv_heads.IsNull() && kv_heads.AsInt() != config.num_heads) {
-    kv_heads.Fail("num_attention_heads: each head has keys and values of its own");
+    kv_heads.Fail("num_attention_heads: latents give every query head separate keys and values");
   }
   return mla;
 }

@@ -113,7 +113,7 @@ class CodeColumns {
     const int64_t plane_bytes = p.group / kPlanes;
     from_ = reinterpret_cast<const uint8_t*>(p.data) + row * row_bytes_ + first % plane_bytes;
     shift_ = static_cast<uint32_t>(first / plane_bytes) * kBits;
-    // A line of codes is asked for once.
+    // Each cache line of codes is prefetched once.
     const bool is_new = shift_ == 0 && first % ReadAhead::kLineBytes == 0;
     to_ahead_ = is_new ? p.to_ahead : 0;
   }

@@ -143,7 +143,8 @@ class ItemAttention {
     return index < layout_.num_groups ? tile.page->k.bits : tile.page->v.bits;
   }
 
-  // Prepares the expansion of a panel of `tile`; `ahead`: what is asked for meanwhile.
+  // Prepares the expansion of a panel of `tile`. `ahead` is the tile that is prefetched at the same
+  // time.
   void LoadPanel(const TileSource& tile, int64_t index, const TileSource& ahead) {
     const GroupRows rows = RowsOf(shape_, tile, index);
     panel_.data = rows.data;

@@ -183,7 +183,8 @@ HWY_INLINE void AddValueBlock(const ValueProduct& p, int64_t row, int64_t column
 }
 
 // All rows of one block of columns: the tile's part of it stays in the first-level cache. `rows` is
-// a multiple of 4. `meanwhile` is asked for work (latent_expand-inl.h) as long as it has some.
+// a multiple of 4. Between the products the function runs the steps of `meanwhile`
+// (latent_expand-inl.h), until none is left.
 template <class Work>
 HWY_NOINLINE void AddValues(const ValueProduct& p, int64_t rows, int64_t column, Work& meanwhile) {
   constexpr int kMost = kSums / 2 >= 8 ? 8 : 4;
