@@ -34,7 +34,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/device_rows/mla_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
   kernels/gemm/device_gemm_few_cuda.cu
-  kernels/gemm/device_gemm_q8_cuda.cu
+  kernels/gemm/device_codes_cuda.cu
   kernels/kv_quant/append_pages_cuda.cu
   kernels/kv_quant/halve_pages_cuda.cu
   kernels/kv_quant/latent_rows_cuda.cu
@@ -54,7 +54,7 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/device_rows/mla_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/gemm/device_gemm_few_cuda_stub.cc
-  kernels/gemm/device_gemm_q8_cuda_stub.cc
+  kernels/gemm/device_codes_cuda_stub.cc
   kernels/kv_quant/latent_rows_cuda_stub.cc
   kernels/kv_quant/page_moves_cuda_stub.cc
   kernels/kv_quant/page_rows_cuda_stub.cc

@@ -162,10 +162,11 @@ inline GgufWriter GgufOf(const TinyModel& model, const TinyWeights& weights) {
 
 // All matrices but routers as random blocks of `type`; `weights` becomes their values, in the
 // model's order, as F32. Rows have to be whole blocks.
-// `stacks`: as in GgufMatrices.
-inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, TinyWeights& weights,
-                               bool stacks = true) {
-  Random random(model.seed + static_cast<uint64_t>(type));
+// `stacks`: as in GgufMatrices. Matrices whose names contain a key of `others` are of its type.
+inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType most, TinyWeights& weights,
+                               bool stacks = true,
+                               const std::map<std::string, GgufTensorType>& others = {}) {
+  Random random(model.seed + static_cast<uint64_t>(most));
   GgufWriter writer = GgufMetadataOf(model);
   GgufMatrices matrices(stacks);
   for (auto& [name, tensor] : weights) {
@@ -175,6 +176,10 @@ inline GgufWriter RandomGgufOf(const TinyModel& model, GgufTensorType type, Tiny
     }
     const int64_t rows = tensor.shape()[0];
     const int64_t cols = tensor.shape()[1];
+    GgufTensorType type = most;
+    for (const auto& [part, other] : others) {
+      if (name.find(part) != std::string::npos) type = other;
+    }
     const WeightFormat format = *WeightFormatNamed(LayoutOf(type).name);
     if (name.ends_with(model.router() + ".weight")) {
       const auto* const bytes = reinterpret_cast<const char*>(tensor.view().data);

@@ -10,6 +10,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/weights/fp8_weights.h"
+#include "pmkvq/kernels/gemm/device_codes_layout.h"
 #include "pmkvq/kernels/gemm/weight_q4.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/kernels/sampling/device_sampler.h"
@@ -281,7 +282,9 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
     const WeightFormat stored = slot.matrix->format;
     const bool stays = slot.matrix == &parts.embedding || slot.role == WeightRole::kRouter;
     WeightFormat format = stays ? stored : FormatInMode(weights, stored);
-    if (options.device.device != Device::kCpu && IsBlockFormat(format)) format = WeightFormat::kQ8;
+    if (options.device.device != Device::kCpu && !HasDeviceCodes(format) && IsBlockFormat(format)) {
+      format = WeightFormat::kQ8;
+    }
     if (format != stored) add(slot.name, *slot.matrix, format, *slot.matrix);
   }
   const WeightFormat head_format = FormatInMode(weights, parts.embedding.format);

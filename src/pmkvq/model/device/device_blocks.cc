@@ -192,7 +192,7 @@ ProductSums DeviceBlocks::RunExperts(const DeviceBlockWeights& weights, const Ro
                   {of_pairs, false, moe.down.data, hidden, moe.expert_size, results}, stream_);
   AddExperts(rule, rows, routing, results, hidden, own_.x.As<float>() + slice.first_row * hidden,
              stream_);
-  if (weights.gate_up.data == nullptr) return {};
+  if (weights.gate_up.n == 0) return {};
   RoundRows(input, rows, hidden, products_.OperandOf(weights.gate_up, rows), stream_);
   return products_.MultiplyMlp(weights, slice, sums);
 }

@@ -8,6 +8,7 @@
 #include "pmkvq/model/model.h"
 #include "support/device_models.h"
 #include "support/expect_error.h"
+#include "support/gguf_model.h"
 #include "support/gpu_test.h"
 
 namespace pmkvq {
@@ -15,6 +16,7 @@ namespace {
 
 using testing_support::MakeTinyWeights;
 using testing_support::PlainDeviceModels;
+using testing_support::RandomGgufOf;
 using testing_support::RandomTokens;
 using testing_support::TempFolder;
 using testing_support::TinyModel;
@@ -266,6 +268,42 @@ TEST_F(DeviceModelTest, QuantisedWeightsGiveTheLogitsOfTheCpu) {
     for (const int64_t count : {150, 1, 40, 1}) {
       const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
       ExpectNear(cuda.Forward(parts), cpu.Forward(parts), 4e-3);
+    }
+  }
+}
+
+// A file of blocks on a device against its values as F32 on the CPU. v has another format than q
+// and k.
+TEST_F(DeviceModelTest, BlocksOfFilesGiveTheLogitsOfTheirValues) {
+  TinyModel tiny = WithHeads({}, 4, 2, 64);
+  tiny.vocab = 208;
+  tiny.hidden = 256;
+  tiny.inner = 512;
+  for (const GgufTensorType type :
+       {GgufTensorType::kQ8_0, GgufTensorType::kQ4_0, GgufTensorType::kQ4_1, GgufTensorType::kQ5_0,
+        GgufTensorType::kQ5_1, GgufTensorType::kQ4_K, GgufTensorType::kQ5_K, GgufTensorType::kQ6_K,
+        GgufTensorType::kIQ4_NL, GgufTensorType::kIQ4_XS, GgufTensorType::kQ2_K}) {
+    SCOPED_TRACE(LayoutOf(type).name);
+    TinyWeights values = MakeTinyWeights(tiny);
+    const TempFolder folder;
+    const std::string file = folder.Write(
+        "model.gguf",
+        RandomGgufOf(tiny, type, values, true, {{"v_proj", GgufTensorType::kQ6_K}}).Bytes());
+    ModelOptions options;
+    options.device = kCuda;
+    const auto cuda_model = Model::Load(file, options);
+    const TempFolder float_folder;
+    WriteTinyModel(tiny, values, float_folder);
+    const auto cpu_model = Model::Load(float_folder.path());
+    Runner cpu(*cpu_model, {}, 16);
+    Runner cuda(*cuda_model, kCuda, 16);
+    const SequenceId seq = cpu.Open();
+    ASSERT_EQ(cuda.Open(), seq);
+    // Q2_K becomes q8 when it is loaded.
+    const double tolerance = type == GgufTensorType::kQ2_K ? 4e-2 : 4e-3;
+    for (const int64_t count : {150, 1, 40, 1}) {
+      const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
+      ExpectNear(cuda.Forward(parts), cpu.Forward(parts), tolerance);
     }
   }
 }

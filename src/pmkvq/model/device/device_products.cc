@@ -1,27 +1,34 @@
 #include "pmkvq/model/device/device_products.h"
 
+#include "pmkvq/kernels/gemm/device_codes.h"
 #include "pmkvq/kernels/gemm/device_gemm_few.h"
-#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 
 namespace pmkvq {
 namespace {
 
 int PartsOf(DType type) { return type == DType::kF32 ? 1 : 2; }
 
-// Q8 weights are read as they are for few rows, which are floats then; for many they are expanded.
+// Quantised weights are read as they are for few rows; for many they are expanded.
 bool ReadsCodes(const DeviceMatrix& matrix, int64_t rows) {
-  return matrix.is_q8 && rows <= kDecodeRows;
+  return matrix.has_codes() && rows <= kDecodeRows;
 }
 
 }  // namespace
 
+void ExpandMatrix(const DeviceMatrix& matrix, std::byte* out, Stream& stream) {
+  for (size_t part = 0; part < matrix.num_parts; ++part) {
+    const DeviceCodes& codes = matrix.codes[part];
+    ExpandCodes(codes, matrix.type, out, stream);
+    out += static_cast<size_t>(codes.n * codes.k) * SizeOf(matrix.type);
+  }
+}
+
 ProductRows DeviceProducts::OperandOf(const DeviceMatrix& matrix, int64_t rows) const {
-  const DType type = ReadsCodes(matrix, rows) ? DType::kF32 : matrix.type;
-  return {own_.operand.As<std::byte>(), type, PartsOf(type), PartRows(rows)};
+  return {own_.operand.As<std::byte>(), matrix.type, PartsOf(matrix.type), PartRows(rows)};
 }
 
 bool DeviceProducts::MultipliesFew(const DeviceMatrix& matrix, bool are_single) const {
-  return are_single && has_few_sequences_ && !matrix.is_q8 &&
+  return are_single && has_few_sequences_ && !matrix.has_codes() &&
          HasFewRowsProduct(matrix.type, matrix.k);
 }
 
@@ -53,23 +60,20 @@ ProductSums DeviceProducts::MultiplyRows(const ProductRows& x, const DeviceMatri
     return {sums, 1, rows};
   }
   if (ReadsCodes(matrix, rows)) {
-    MultiplyQ8({.type = DType::kF32,
-                .x = x.data,
-                .w = matrix.data,
-                .y = sums,
-                .rows = rows,
-                .n = matrix.n,
-                .k = matrix.k},
-               stream_);
+    float* y = sums;
+    for (size_t part = 0; part < matrix.num_parts; ++part) {
+      MultiplyCodes({.x = x, .w = matrix.codes[part], .y = y, .y_stride = matrix.n, .rows = rows},
+                    stream_);
+      y += matrix.codes[part].n;
+    }
     return {sums, 1, rows};
   }
   const std::byte* weights = matrix.data;
-  if (matrix.is_q8) {
+  if (matrix.has_codes()) {
     own_.expanded.Grow(stream_.device(),
                        static_cast<size_t>(matrix.n * matrix.k) * SizeOf(matrix.type));
-    ExpandQ8OnDevice(matrix.data, matrix.n, matrix.k, matrix.type, own_.expanded.As<std::byte>(),
-                     stream_);
     weights = own_.expanded.As<std::byte>();
+    ExpandMatrix(matrix, own_.expanded.As<std::byte>(), stream_);
   }
   const int64_t part_rows = PartRows(rows);
   const int parts = PartsOf(matrix.type);
@@ -103,7 +107,7 @@ ProductSums DeviceProducts::MultiplyMlp(const DeviceBlockWeights& weights, const
 
 void DeviceProducts::Prepare(const DeviceWeights& weights) {
   const auto prepare = [&](const DeviceMatrix& matrix) {
-    if (matrix.is_q8 || matrix.data == nullptr) return;
+    if (matrix.data == nullptr) return;
     own_.gemm.Prepare(matrix.type, matrix.n, matrix.k, PartsOf(matrix.type) * kDecodeRows, false,
                       stream_);
   };

@@ -22,6 +22,9 @@ namespace pmkvq {
 // bits do not depend on the batch.
 inline int64_t PartRows(int64_t rows) { return std::max(kDecodeRows, RoundUpTo(rows, 8)); }
 
+// A matrix with codes as plain rows of its type, out [n, k]. Launches and returns.
+void ExpandMatrix(const DeviceMatrix& matrix, std::byte* out, Stream& stream);
+
 class DeviceProducts {
  public:
   DeviceProducts(DeviceWorkspace& workspace, Stream& stream, bool has_few_sequences)

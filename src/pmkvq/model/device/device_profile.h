@@ -1,9 +1,9 @@
 // Profile (model/profile.h) on a device: teacher-forced passes over one whole sequence, forward and
 // backward, whose results stay there for kernels that measure them.
 //
-// Products. A matrix of F16, BF16 or q8 groups becomes F16 with one power of two for all of it,
-// which is exact but for BF16 values 2^-24 times smaller than the largest one, and for q8 groups,
-// whose products of code and scale are rounded. What it multiplies is F16 with a power of two for
+// Products. A matrix of F16, BF16 or codes becomes F16 with one power of two for all of it, which
+// is exact but for BF16 values 2^-24 times smaller than the largest one, and for codes, whose
+// products with scales are rounded. What it multiplies is F16 with a power of two for
 // each row (kernels/sequence_rows): in two parts, 22 significant bits, where the states of a
 // sensitivity are computed, in one part, 11 bits, for gradients and where a plan's precision allows
 // (kFast). Matrices of F32 are multiplied in F32 throughout.

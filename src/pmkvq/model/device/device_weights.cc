@@ -12,7 +12,6 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
-#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/attention_mla.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
@@ -45,10 +44,10 @@ DType CommonType(std::span<const WeightView* const> matrices) {
   return first;
 }
 
-bool AreAllQ8(std::span<const WeightView* const> matrices) {
+// Whether products read the codes of all of them. Rows of each fill tiles of 16.
+bool HaveCodes(std::span<const WeightView* const> matrices) {
   return std::all_of(matrices.begin(), matrices.end(), [](const WeightView* matrix) {
-    return matrix->format == WeightFormat::kQ8 && matrix->rows % device_q8::kRows == 0 &&
-           matrix->cols % 8 == 0;
+    return HasDeviceCodes(matrix->format) && matrix->rows % 16 == 0 && matrix->cols % 8 == 0;
   });
 }
 
@@ -96,25 +95,35 @@ class DeviceWeights::Packer {
   }
   size_t used() const { return used_; }
 
-  // Of a product: q8 weights stay what they are.
+  // Of a product: quantised weights stay what they are.
   DeviceMatrix Stack(std::initializer_list<const WeightView*> matrices) {
     const std::span<const WeightView* const> all(matrices.begin(), matrices.size());
-    if (!AreAllQ8(all)) return StackRows(all);
+    return HaveCodes(all) ? StackCodes(all) : StackRows(all);
+  }
+
+  DeviceMatrix StackCodes(std::span<const WeightView* const> all) {
     DeviceMatrix stacked;
     stacked.type = DType::kF16;
-    stacked.is_q8 = true;
     stacked.k = all.front()->cols;
-    size_t num_bytes = 0;
-    for (const WeightView* const matrix : all) {
-      stacked.n += matrix->rows;
-      num_bytes += DeviceQ8Bytes(matrix->rows, matrix->cols);
-    }
-    stacked.data = Begin(num_bytes);
-    if (arena_ == nullptr) return stacked;
-    for (const WeightView* const matrix : all) {
-      std::vector<std::byte> tiles(DeviceQ8Bytes(matrix->rows, matrix->cols));
-      LayOutQ8(*matrix, tiles.data(), num_threads_);
-      Append(tiles.data(), tiles.size());
+    for (size_t first = 0; first < all.size();) {
+      PMKVQ_CHECK(stacked.num_parts < DeviceMatrix::kMostParts);
+      DeviceCodes& part = stacked.codes[stacked.num_parts++];
+      part.format = all[first]->format;
+      part.k = stacked.k;
+      size_t end = first;
+      size_t num_bytes = 0;
+      for (; end < all.size() && all[end]->format == part.format; ++end) {
+        part.n += all[end]->rows;
+        num_bytes += DeviceCodesBytes(part.format, all[end]->rows, part.k);
+      }
+      part.data = Begin(num_bytes);
+      for (; first < end; ++first) {
+        if (arena_ == nullptr) continue;
+        std::vector<std::byte> tiles(DeviceCodesBytes(part.format, all[first]->rows, part.k));
+        LayOutCodes(*all[first], tiles.data(), num_threads_);
+        Append(tiles.data(), tiles.size());
+      }
+      stacked.n += part.n;
     }
     return stacked;
   }

@@ -2,6 +2,7 @@
 // multiply the same rows are stacked, so that a block has four products.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -9,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "pmkvq/kernels/gemm/device_codes_layout.h"
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kernels/routing/routing.h"
 #include "pmkvq/model/model_impl.h"
@@ -23,11 +25,17 @@ class MlpDense;
 class MlpMoe;
 
 struct DeviceMatrix {
-  std::byte* data = nullptr;  // [n, k]
-  DType type = DType::kBF16;  // kF16, kBF16 or kF32; of q8 weights, what they are expanded to.
-  bool is_q8 = false;         // In tiles of codes and scales (kernels/gemm/device_gemm_q8.h).
+  std::byte* data = nullptr;  // [n, k]; null where there are codes.
+  DType type = DType::kBF16;  // kF16, kBF16 or kF32; of codes, kF16, to which they are expanded.
+  // Quantised weights, one behind the other in the rows of the matrix: as many parts as there are
+  // formats side by side (files of mixed formats keep v finer than q and k).
+  static constexpr size_t kMostParts = 3;
+  std::array<DeviceCodes, kMostParts> codes = {};
+  size_t num_parts = 0;
   int64_t n = 0;
   int64_t k = 0;
+
+  bool has_codes() const { return num_parts > 0; }
 };
 
 // A matrix of each head, in one weight: rows x [k] of a head become rows of n values.
@@ -88,10 +96,11 @@ void CheckDeviceModel(const ModelConfig& config, DeviceId device);
 
 class DeviceWeights {
  public:
-  // Copies the weights; `parts` are not needed any more then. Matrices stay in their types, Q8 too;
-  // Q8_0 becomes F16, and so does a Q8 embedding. Where the types of one stack differ, all of it
-  // becomes F32. Throws Unsupported, naming them, for blocks that there is no code for, and
-  // DeviceError where memory is short, before anything is copied.
+  // Copies the weights; `parts` are not needed any more then. Matrices stay in their formats, also
+  // those with codes (device_codes.h) but for an embedding and experts, which become F16. Where
+  // plain types of one stack differ, all of it becomes F32. Throws Unsupported, naming them, for
+  // blocks that there is no code for, and DeviceError where memory is short, before anything is
+  // copied.
   DeviceWeights(const ModelConfig& config, const ModelParts& parts, const RopeTables& ropes,
                 DeviceId device, int num_threads);
 

@@ -51,7 +51,7 @@ class DeviceWorkspace {
   GrowingBuffer q, k, v, out;
   // Of a mixture of experts (device_blocks.h).
   GrowingBuffer expert_input, router_logits, routing, expert_operand, expert_sums;
-  GrowingBuffer expanded;         // A q8 matrix as plain rows, for prompts.
+  GrowingBuffer expanded;         // A matrix with codes as plain rows, for prompts.
   GrowingBuffer raw_k;            // For stores that want keys before RoPE.
   GrowingBuffer attention_input;  // For stores that want it.
   GrowingBuffer head_sums;        // [parts * kDecodeRows, V]

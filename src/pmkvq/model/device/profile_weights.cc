@@ -5,14 +5,16 @@
 #include <cmath>
 
 #include "pmkvq/base/error.h"
-#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/kernels/sequence_rows/sequence_rows.h"
+#include "pmkvq/model/device/device_products.h"
 #include "pmkvq/tensor/device/device_info.h"
 
 namespace pmkvq {
 namespace {
 
-bool MustConvert(const DeviceMatrix& matrix) { return matrix.is_q8 || matrix.type == DType::kBF16; }
+bool MustConvert(const DeviceMatrix& matrix) {
+  return matrix.has_codes() || matrix.type == DType::kBF16;
+}
 
 size_t F16Bytes(const DeviceMatrix& matrix) {
   constexpr size_t kAlign = 256;
@@ -69,7 +71,7 @@ ProfileWeights::ProfileWeights(const ModelConfig& config, const DeviceWeights& w
   FillOnDevice(stream, largest_buffer.data(), 0, largest_buffer.num_bytes());
   for (size_t i = 0; i < entries.size(); ++i) {
     const DeviceMatrix& from = *entries[i].from;
-    if (!from.is_q8 && from.type == DType::kBF16) {
+    if (!from.has_codes() && from.type == DType::kBF16) {
       FindLargest(from.data, from.type, from.n * from.k, largest + i, stream);
     }
   }
@@ -87,8 +89,8 @@ ProfileWeights::ProfileWeights(const ModelConfig& config, const DeviceWeights& w
     used += F16Bytes(from);
     to.data = place;
     to.type = DType::kF16;
-    if (from.is_q8) {
-      ExpandQ8OnDevice(from.data, from.n, from.k, DType::kF16, place, stream);
+    if (from.has_codes()) {
+      ExpandMatrix(from, place, stream);
       continue;
     }
     const float factor = FactorFor(most[i]);

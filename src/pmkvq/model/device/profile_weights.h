@@ -1,5 +1,5 @@
 // The matrices of a model on a device as DeviceProfile multiplies them: F32 and F16 as they lie
-// there, BF16 and q8 groups in F16. Private to this folder.
+// there, BF16 and quantised weights in F16. Private to this folder.
 #pragma once
 
 #include <cstddef>

@@ -13,9 +13,10 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/float16.h"
+#include "pmkvq/kernels/gemm/code_tile.h"
+#include "pmkvq/kernels/gemm/device_codes.h"
 #include "pmkvq/kernels/gemm/device_gemm.h"
 #include "pmkvq/kernels/gemm/device_gemm_few.h"
-#include "pmkvq/kernels/gemm/device_gemm_q8.h"
 #include "pmkvq/research/bench/bench_cuda.h"
 #include "pmkvq/research/bench/cuda_memory.h"
 #include "pmkvq/research/bench/rounds.h"
@@ -59,29 +60,47 @@ std::vector<Matrix> StackedMatrices(const ModelConfig& shape) {
 // kFewRows: the kernel for engines of few sequences, with operands of two parts, and the activation
 // behind gate and up, as decoding calls it. kFastest: for each product the fastest of the first 16
 // algorithms that cuBLASLt has for it; kBf16 takes what decoding takes. Decoding of many sequences
-// multiplies 128 rows: both parts of 64.
-enum class Kind { kBf16, kFastest, kFewRows, kQ8 };
-const char* NameOf(Kind kind) {
-  switch (kind) {
-    case Kind::kBf16:
+// multiplies 128 rows: both parts of 64. kCodes: quantised weights of a format, from their codes.
+enum class Product { kBf16, kFastest, kFewRows, kCodes };
+struct Kind {
+  Product product = Product::kBf16;
+  WeightFormat format = WeightFormat::kBF16;
+};
+std::string NameOf(Kind kind) {
+  switch (kind.product) {
+    case Product::kBf16:
       return "bf16";
-    case Kind::kFastest:
+    case Product::kFastest:
       return "bf16, fastest";
-    case Kind::kFewRows:
+    case Product::kFewRows:
       return "bf16, few rows";
-    case Kind::kQ8:
-      return "q8";
+    case Product::kCodes:
+      return kind.format == WeightFormat::kQ8 ? "q8" : std::string(NameOf(kind.format));
   }
   return "";
 }
-constexpr Kind kKinds[] = {Kind::kBf16, Kind::kFastest, Kind::kFewRows, Kind::kQ8};
+constexpr Kind kKinds[] = {{Product::kBf16},
+                           {Product::kFastest},
+                           {Product::kFewRows},
+                           {Product::kCodes, WeightFormat::kQ8},
+                           {Product::kCodes, WeightFormat::kQ6_K},
+                           {Product::kCodes, WeightFormat::kQ5_K},
+                           {Product::kCodes, WeightFormat::kQ4_K},
+                           {Product::kCodes, WeightFormat::kQ4_0},
+                           {Product::kCodes, WeightFormat::kIQ4_XS}};
 bool HasKind(Kind kind, int64_t rows) {
-  return kind == Kind::kFewRows ? rows <= kMostFewRows : kind != Kind::kQ8 || rows <= kDecodeRows;
+  if (kind.product == Product::kFewRows) return rows <= kMostFewRows;
+  return kind.product != Product::kCodes || rows <= kDecodeRows;
 }
 
 size_t BytesOf(Kind kind, const Matrix& matrix) {
-  if (kind == Kind::kQ8) return DeviceQ8Bytes(matrix.n, matrix.k);
+  if (kind.product == Product::kCodes) return DeviceCodesBytes(kind.format, matrix.n, matrix.k);
   return static_cast<size_t>(matrix.n * matrix.k) * 2;
+}
+size_t UnitBytes(Kind kind) {
+  return kind.product == Product::kCodes
+             ? static_cast<size_t>(code_tile::TileBytes(code_tile::FormatOf(kind.format)))
+             : 16;
 }
 
 std::vector<std::byte> NormalBf16(size_t num_bytes, float deviation) {
@@ -95,14 +114,14 @@ std::vector<std::byte> NormalBf16(size_t num_bytes, float deviation) {
   return bytes;
 }
 
-// Whole tiles of random codes with scales like those of such weights.
-std::vector<std::byte> RandomTiles(size_t num_bytes) {
+// Whole tiles of random codes, with scales that are small numbers in every format.
+std::vector<std::byte> RandomTiles(WeightFormat format, size_t num_bytes) {
   std::vector<std::byte> bytes = internal::RandomCodes(num_bytes);
-  const BF16 scale = ToBF16(0.0005f);
-  for (size_t tile = 0; tile + device_q8::kTileBytes <= num_bytes; tile += device_q8::kTileBytes) {
-    for (size_t at = device_q8::kCodeBytes; at < device_q8::kTileBytes; at += 2) {
-      std::memcpy(bytes.data() + tile + at, &scale, sizeof(scale));
-    }
+  const code_tile::Format f = code_tile::FormatOf(format);
+  const auto tile_bytes = static_cast<size_t>(code_tile::TileBytes(f));
+  const auto scales_at = static_cast<size_t>(code_tile::ScalesAt(f));
+  for (size_t tile = 0; tile + tile_bytes <= num_bytes; tile += tile_bytes) {
+    std::memset(bytes.data() + tile + scales_at, 0x14, tile_bytes - scales_at);
   }
   return bytes;
 }
@@ -111,32 +130,32 @@ std::vector<std::byte> RandomTiles(size_t num_bytes) {
 // front again at its end.
 class WeightPool {
  public:
-  WeightPool(Stream& stream, Kind kind, size_t num_bytes) : memory_(stream.device(), num_bytes) {
-    const size_t pattern = kPatternBytes / device_q8::kTileBytes * device_q8::kTileBytes;
-    internal::FillWithPattern(
-        stream, memory_.data(), num_bytes,
-        kind == Kind::kQ8 ? RandomTiles(pattern) : NormalBf16(pattern, 0.02f));
+  WeightPool(Stream& stream, Kind kind, size_t num_bytes)
+      // Tiles, and what products want the beginning to be a multiple of.
+      : unit_(UnitBytes(kind) * 16), memory_(stream.device(), num_bytes) {
+    const size_t pattern = kPatternBytes / unit_ * unit_;
+    internal::FillWithPattern(stream, memory_.data(), num_bytes,
+                              kind.product == Product::kCodes ? RandomTiles(kind.format, pattern)
+                                                              : NormalBf16(pattern, 0.02f));
   }
 
   const std::byte* Take(size_t num_bytes) {
     if (at_ + num_bytes > memory_.num_bytes()) at_ = 0;
     const std::byte* taken = memory_.data() + at_;
-    at_ += (num_bytes + kUnit - 1) / kUnit * kUnit;
+    at_ += (num_bytes + unit_ - 1) / unit_ * unit_;
     return taken;
   }
   size_t num_bytes() const { return memory_.num_bytes(); }
 
  private:
-  // Tiles, and what products want the beginning to be a multiple of.
-  static constexpr size_t kUnit = size_t{device_q8::kTileBytes} * 8;
-
+  size_t unit_;
   Buffer memory_;
   size_t at_ = 0;
 };
 
 struct Case {
   std::string matrix;
-  Kind kind = Kind::kBf16;
+  Kind kind = {};
   int64_t rows = 1;
   double read_bytes = 0;
   Measurements microseconds = {};
@@ -156,8 +175,8 @@ class CudaProducts {
     size_t largest = 0;
     size_t block = 0;
     for (const Matrix& matrix : matrices_) {
-      largest = std::max(largest, BytesOf(Kind::kBf16, matrix));
-      block += BytesOf(Kind::kBf16, matrix);
+      largest = std::max(largest, BytesOf(Kind{}, matrix));
+      block += BytesOf(Kind{}, matrix);
       widest_k_ = std::max(widest_k_, matrix.k);
       widest_n_ = std::max(widest_n_, matrix.n);
     }
@@ -187,7 +206,7 @@ class CudaProducts {
       WeightPool pool(stream_, kind, pool_bytes_);
       for (const int64_t rows : options_.batches) {
         if (!HasKind(kind, rows)) continue;
-        if (kind == Kind::kFastest) ChooseFastest(rows, pool);
+        if (kind.product == Product::kFastest) ChooseFastest(rows, pool);
         Measure("block", kind, rows, matrices_, pool);
         if (!per_matrix) continue;
         for (const Matrix& matrix : matrices_) Measure(matrix.name, kind, rows, {matrix}, pool);
@@ -202,18 +221,16 @@ class CudaProducts {
  private:
   void Multiply(Kind kind, const Matrix& matrix, int64_t rows, const std::byte* weight) {
     auto* y = reinterpret_cast<float*>(y_->data());
-    if (kind == Kind::kQ8) {
-      MultiplyQ8({.type = DType::kBF16,
-                  .x = x_->data(),
-                  .w = weight,
-                  .y = y,
-                  .rows = rows,
-                  .n = matrix.n,
-                  .k = matrix.k},
-                 stream_);
+    if (kind.product == Product::kCodes) {
+      MultiplyCodes({.x = {x_->data(), DType::kF16, 2, kDecodeRows},
+                     .w = {weight, kind.format, matrix.n, matrix.k},
+                     .y = y,
+                     .y_stride = matrix.n,
+                     .rows = rows},
+                    stream_);
       return;
     }
-    if (kind == Kind::kFewRows) {
+    if (kind.product == Product::kFewRows) {
       FewRowsProduct product{.x = {x_->data(), DType::kBF16, 2, kDecodeRows},
                              .rows = rows,
                              .w = weight,
@@ -239,7 +256,7 @@ class CudaProducts {
   }
 
   DeviceGemm& GemmFor(Kind kind, const Matrix& matrix) {
-    return kind == Kind::kFastest ? *gemms_[fastest_.at(matrix.name)] : ruled_;
+    return kind.product == Product::kFastest ? *gemms_[fastest_.at(matrix.name)] : ruled_;
   }
 
   // Sets fastest_ for that number of rows.
@@ -249,7 +266,7 @@ class CudaProducts {
       for (size_t choice = 0; choice < gemms_.size(); ++choice) {
         fastest_[matrix.name] = choice;
         microseconds.push_back(
-            TimeProducts(Kind::kFastest, rows, {matrix}, pool).ToSpread().median);
+            TimeProducts({Product::kFastest}, rows, {matrix}, pool).ToSpread().median);
       }
       fastest_[matrix.name] = static_cast<size_t>(
           std::min_element(microseconds.begin(), microseconds.end()) - microseconds.begin());
@@ -263,7 +280,7 @@ class CudaProducts {
     double bytes = 0;
     for (const Matrix& matrix : matrices) {
       bytes += static_cast<double>(BytesOf(kind, matrix));
-      if (kind == Kind::kBf16 || kind == Kind::kFastest) {
+      if (kind.product == Product::kBf16 || kind.product == Product::kFastest) {
         GemmFor(kind, matrix).Prepare(DType::kBF16, matrix.n, matrix.k, rows, false, stream_);
       }
     }
@@ -335,7 +352,7 @@ BenchReport BenchCudaGemv(const BenchOptions& options, DeviceId device, bool per
     const double gb_per_s = item.read_bytes / us.median * 1e-3;
     BenchFields row;
     row.Add("matrix", item.matrix, "matrix");
-    row.Add("weights", std::string(NameOf(item.kind)), "weights");
+    row.Add("weights", NameOf(item.kind), "weights");
     row.Add("batch", item.rows, "batch");
     row.AddSpread("us", us, "us", 1);
     row.Add("read_gb_per_s", gb_per_s, "GB/s", 0);
