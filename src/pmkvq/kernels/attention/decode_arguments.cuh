@@ -3,7 +3,7 @@
 
 #include <cuda_fp16.h>
 
-#include "pmkvq/kernels/attention/decode_attention.h"
+#include "pmkvq/kernels/attention/decode_runs.h"
 
 namespace pmkvq::cuda {
 
@@ -40,8 +40,12 @@ struct DecodeArguments {
   int part_heads;  // of so many heads; the last one may have fewer.
   int max_pages;
   SinkLayout sink;
-  float scale;  // With log2(e).
-  bool has_unlike_widths;
+  float scale;       // With log2(e).
+  bool deals_pages;  // Of sequences with fewer than internal::kDealtPages.
+  // How it is launched; changes no bit. Blocks a multiprocessor, at most; whether a block merges
+  // the runs of one query head, and not those of all that share pages.
+  int most_blocks;
+  bool merges_heads;
   // Not of kPlain:
   int window;  // Tokens that the newest one sees, itself included.
   bool keys_by_channel;
@@ -107,9 +111,16 @@ template <DecodeKind kKind>
 __device__ __forceinline__ int SeenPages(const DecodeArguments& a, int num_tokens) {
   return NumPages(a.sink.InPages(num_tokens)) - HiddenPages<kKind>(a, num_tokens);
 }
+__device__ __forceinline__ bool AreDealt(const DecodeArguments& a, int num_pages) {
+  return a.deals_pages && num_pages < pmkvq::internal::kDealtPages;
+}
+// Runs of a sequence that sees so many pages.
+__device__ __forceinline__ int RunsOf(const DecodeArguments& a, int num_pages) {
+  return AreDealt(a, num_pages) ? num_pages : NumRuns(num_pages);
+}
 template <DecodeKind kKind>
 __device__ __forceinline__ int NumItems(const DecodeArguments& a, int num_tokens) {
-  return NumRuns(SeenPages<kKind>(a, num_tokens)) * NumHeadParts(a);
+  return RunsOf(a, SeenPages<kKind>(a, num_tokens)) * NumHeadParts(a);
 }
 // Tokens of the sink's rest that it does not see.
 template <DecodeKind kKind>
@@ -150,6 +161,7 @@ struct ItemPages {
   int end;
   int in_pages;  // Tokens of the sequence in pages, the first `hidden` of which are not seen.
   int hidden;
+  bool are_dealt;  // One page, whose parts go to the warps.
 };
 template <DecodeKind kKind>
 __device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const BatchTable& batch,
@@ -168,16 +180,18 @@ __device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const Bat
   }
   const int hidden_pages = pages.hidden / fragment::kTokens;
   const int num_pages = NumPages(pages.in_pages) - hidden_pages;  // That are seen.
-  const int run = NumRuns(num_pages) - 1 - (item - first_item) / NumHeadParts(a);
-  const int begin = run * RunPages(num_pages);
+  pages.are_dealt = AreDealt(a, num_pages);
+  const int run_log2 = pages.are_dealt ? 0 : RunPagesLog2(num_pages);
+  const int run = RunsOf(a, num_pages) - 1 - (item - first_item) / NumHeadParts(a);
+  const int begin = run << run_log2;
   pages.begin = hidden_pages + begin;
-  pages.end = hidden_pages + min(begin + RunPages(num_pages), num_pages);
+  pages.end = hidden_pages + min(begin + (1 << run_log2), num_pages);
   return pages;
 }
 
-// Of sums without a token. A warp may meet hidden tokens first, whose score -inf must lie below it.
-template <DecodeKind kKind>
-constexpr float kFirstReference = kKind == DecodeKind::kPlain ? -INFINITY : -1e30f;
+// Of sums without a token. A warp may meet tokens that do not count first, hidden ones or those
+// behind the last one, whose score -inf must lie below it.
+constexpr float kFirstReference = -1e30f;
 
 // Both launches.
 template <int kDim, DecodeKind kKind>

@@ -4,6 +4,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/kernels/attention/decode_runs.h"
 
 namespace pmkvq {
 namespace internal {
@@ -35,7 +36,7 @@ size_t DecodeScratchBytes(const DecodeShape& shape, int64_t num_sequences, int64
   const int64_t sequences = std::min(num_sequences, internal::kMostDecodeSequences);
   const int64_t parts = DecodeParts(shape);
   const int64_t items =
-      sequences * shape.num_kv_heads * parts * std::max(1, MostRuns(static_cast<int>(max_pages)));
+      sequences * shape.num_kv_heads * parts * internal::MostDecodeRuns(shape, max_pages);
   const int64_t heads = (shape.num_heads / shape.num_kv_heads + parts - 1) / parts;
   return static_cast<size_t>(items * heads * (shape.head_dim + 2)) * sizeof(float);
 }

@@ -5,6 +5,8 @@
 
 #include <cuda_bf16.h>
 
+#include "pmkvq/kernels/cuda/launch.cuh"
+
 namespace pmkvq::internal {
 namespace {
 
@@ -26,6 +28,19 @@ void LaunchFloat(const cuda::DecodeArguments& arguments, int64_t head_dim, int m
   cuda::LaunchFloatDecode<T, 64>(arguments, most_items, stream);
 }
 
+// Blocks a multiprocessor, at most: three, or two where the last round of runs would leave many of
+// three idle, as two are nearly as fast. Not so with pages of unlike widths: runs then end at
+// unlike times anyway, and narrow pages wait for instructions. `runs`: of all heads and sequences.
+int MostBlocks(int runs, int multiprocessors, bool has_unlike_widths) {
+  const int two = 2 * multiprocessors;
+  const int three = 3 * multiprocessors;
+  if (runs <= two || has_unlike_widths) return 3;
+  constexpr int kFaster = 104;  // Three against two, in per cent, where neither is idle.
+  const int rounds = (runs + three - 1) / three;
+  const int rounds_of_two = (runs + two - 1) / two;
+  return 2 * kFaster * rounds_of_two < 3 * 100 * rounds ? 2 : 3;
+}
+
 }  // namespace
 
 void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& operands,
@@ -35,8 +50,8 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
   const auto group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
   const int parts = DecodeParts(shape);
   const int part_heads = (group + parts - 1) / parts;
-  const int most_items = static_cast<int>(operands.num_sequences * shape.num_kv_heads) * parts *
-                         std::max(1, MostRuns(max_pages));
+  const int groups = static_cast<int>(operands.num_sequences * shape.num_kv_heads) * parts;
+  const int most_items = groups * MostDecodeRuns(shape, max_pages);
   auto* partial = reinterpret_cast<float*>(scratch.data);
   cuda::DecodeArguments arguments = cuda::ArgumentsOf(operands, shape.sink);
   arguments.partial_out = partial;
@@ -47,7 +62,17 @@ void RunDecodeAttentionCuda(const DecodeShape& shape, const DecodeOperands& oper
   arguments.parts = parts;
   arguments.part_heads = part_heads;
   arguments.scale = shape.scale * kLog2E;
-  arguments.has_unlike_widths = shape.has_unlike_widths;
+  arguments.deals_pages = DealsPages(shape);
+  const cuda::DeviceFacts& facts = cuda::FactsOf(stream.device().index);
+  // Of full tables; runs with pages to come do not count.
+  const int runs = std::max(1, max_pages >> RunPagesLog2(max_pages));
+  arguments.most_blocks = MostBlocks(groups * runs, facts.multiprocessors, shape.has_unlike_widths);
+  // A block for each head where all of them run at once; with more sequences than one, where there
+  // is more to do than to come together.
+  constexpr int kFewRuns = 4;
+  const int head_blocks = groups * part_heads;
+  arguments.merges_heads = head_blocks <= facts.multiprocessors ||
+                           (head_blocks <= 2 * facts.multiprocessors && runs > kFewRuns);
   arguments.window = shape.sliding_window == 0
                          ? INT_MAX
                          : static_cast<int>(std::min<int64_t>(shape.sliding_window, INT_MAX));

@@ -386,6 +386,37 @@ TEST_P(DecodeAttentionTest, BitsDependOnTheSequenceAlone) {
   }
 }
 
+// More runs than blocks, which merge at once or later.
+TEST_P(DecodeAttentionTest, BitsDoNotDependOnHowBlocksMerge) {
+  const DecodeShape shape = MakeShape(8, 2, GetParam());
+  DecodeShape unlike = shape;
+  unlike.has_unlike_widths = true;
+  const auto spec = [](int64_t i) {
+    return DecodeSequenceSpec{.num_tokens = static_cast<int32_t>(48 * 128 + 9 + i % 3 * 128),
+                              .bits = kMix,
+                              .seed = static_cast<uint32_t>(200 + i)};
+  };
+  const RandomDecodeBatch alone_batch(shape, {spec(0)});
+  const std::vector<float> expected = DeviceBatch(shape, alone_batch, stream()).Run();
+  const size_t row = expected.size();
+  for (const int64_t batch_size : {10, 20, 35, 64}) {
+    std::vector<DecodeSequenceSpec> specs;
+    for (int64_t i = 1; i < batch_size; ++i) specs.push_back(spec(i));
+    specs.push_back(spec(0));
+    const RandomDecodeBatch batch(shape, specs);
+    const std::vector<float> all = DeviceBatch(shape, batch, stream()).Run();
+    EXPECT_EQ(std::memcmp(all.data() + all.size() - row, expected.data(), row * sizeof(float)), 0)
+        << batch_size;
+    EXPECT_EQ(DeviceBatch(unlike, batch, stream()).Run(), all) << batch_size;
+  }
+}
+
+// Pages of 2 bits before and behind those of others: queries are written in two ways.
+TEST_P(DecodeAttentionTest, SmallQueriesBesideKeysOfTwoBits) {
+  const std::vector<PageBits> mix = {{2, 4}, {4, 4}, {2, 2}, {8, 4}, {2, 4}, {16, 16}};
+  Check(MakeShape(4, 2, GetParam()), {{.num_tokens = 3000, .bits = mix, .seed = 12}}, 1e-3f);
+}
+
 TEST_P(DecodeAttentionTest, RowsOfSequencesWithoutTokensStay) {
   const DecodeShape shape = MakeShape(2, 2, GetParam());
   const RandomDecodeBatch batch(shape, {{.num_tokens = 0}, {.num_tokens = 200, .seed = 2}});

@@ -8,6 +8,7 @@
 
 #include "pmkvq/kernels/attention/attention.h"
 #include "pmkvq/kernels/attention/decode_pages.h"
+#include "pmkvq/kernels/attention/decode_runs.h"
 #include "pmkvq/kernels/kv_quant/fragment_page.h"
 
 namespace pmkvq {
@@ -32,6 +33,19 @@ TEST(DecodeRuns, ScratchHoldsTheRunsOfAnyLength) {
   }
   // A warp keeps its pages of a run in its 32 lanes.
   EXPECT_LE(RunPages(1 << 20) / 4, 32);
+}
+
+TEST(DecodeRuns, ScratchHoldsDealtPages) {
+  const DecodeShape shape = MakeShape(8, 2, 128);
+  DecodeShape in_float = shape;
+  in_float.head_dim = 256;
+  for (int pages = 1; pages < 300; ++pages) {
+    const int most = internal::MostDecodeRuns(shape, pages);
+    for (int n = 1; n <= pages; ++n) {
+      ASSERT_GE(most, n < internal::kDealtPages ? n : NumRuns(n)) << pages << ", " << n;
+    }
+    EXPECT_EQ(internal::MostDecodeRuns(in_float, pages), MostRuns(pages));
+  }
 }
 
 TEST(DecodeSink, TokensGoToPiecesThenTheRestThenPages) {

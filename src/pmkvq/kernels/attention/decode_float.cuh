@@ -354,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     FloatSums<kDim> sums{};
 #pragma unroll
-    for (int h = 0; h < kFloatHeads; ++h) sums.reference[h] = kFirstReference<kKind>;
+    for (int h = 0; h < kFloatHeads; ++h) sums.reference[h] = kFirstReference;
     const size_t row = static_cast<size_t>(TableRow(a, pages.sequence)) * a.max_pages;
     for (int page = pages.begin + warp; page < pages.end; page += kWarps) {
       const int before = page * fragment::kTokens;
@@ -417,10 +417,7 @@ void LaunchFloatDecode(const DecodeArguments& arguments, int most_items, Stream&
   FloatDecodeKernel<T, kDim>
       <<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(arguments);
   internal::CheckLaunch("attention");
-  LaunchEarly(
-      CombineKernel<kDim, DecodeKind::kFloat, T>,
-      static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads * arguments.parts),
-      kThreads, stream, "merging attention", arguments);
+  LaunchCombine<kDim, DecodeKind::kFloat, T>(arguments, stream);
 }
 
 }  // namespace pmkvq::cuda

@@ -2,460 +2,48 @@
 //
 // Work is items: a run of pages of one KV head of one sequence, newest runs first, since new pages
 // are wide and what ends last should be short. A grid of as many blocks as the device holds takes
-// them with a fixed stride. A block is four warps; the pages of a run go to them in turn. Each warp
-// has its own place in shared memory for keys, values and metadata, and asks for the next keys when
-// the scores are done, for the next values when the output is updated, across items too: no barrier
-// of the whole block is in the loop over pages.
+// them with a fixed stride. A block is four warps (decode_warp.cuh); the pages of a run go to them
+// in turn, or the units of a run's only page. No barrier of the whole block is in the loop over
+// pages.
 #pragma once
 
-#include "pmkvq/kernels/attention/decode_arguments.cuh"
-#include "pmkvq/kernels/attention/decode_unit.cuh"
-#include "pmkvq/kernels/cuda/copy.cuh"
+#include "pmkvq/kernels/attention/decode_warp.cuh"
 
 namespace pmkvq::cuda {
 
-// Bytes of shared memory of one warp: keys, metadata of keys and of values, values.
-template <int kDim>
-struct WarpMemory {
-  static constexpr int kCodes = 64 * kDim;
-  static constexpr int kKeyMetadata =
-      fragment::MetadataBytes();  // Room for those of channels, too.
-  static constexpr int kMetadata = kKeyMetadata + fragment::MetadataBytes();
-  static constexpr int kBytes = 2 * kCodes + kMetadata;
-};
-
-// Minima and ranges of 1, in the place of those of tokens where channels have their own.
-struct UnitMetadata {
-  uint32_t words[fragment::kTokens];
-};
-
-// What a warp does of an item: page `lane` of its pages, by lane.
-struct WarpPages {
-  uint4 entry;
-  int bits;  // Of keys, of values << 8, tokens << 16; kGeneral: the first token that is seen << 24.
-  int count;
-  int heads;        // The KV head, query heads << 16.
-  int first_query;  // Of the batch's rows of queries.
-
-  __device__ int kv_head() const { return heads & 0xffff; }
-  __device__ int num_heads() const { return heads >> 16; }
-};
-
+// Merges the warps' results of an item, a thread four dims of a head, and stores them.
 template <int kDim, DecodeKind kKind>
-class DecodeWarp {
- public:
-  __device__ DecodeWarp(const DecodeArguments& arguments, uint8_t* memory, uint64_t* barriers,
-                        const BatchTable& batch, const UnitMetadata* ones)
-      : a_(arguments),
-        memory_(memory),
-        batch_(batch),
-        ones_(ones),
-        lane_(threadIdx.x % 32),
-        warp_(threadIdx.x / 32),
-        k_barrier_(SharedAddress(barriers)),
-        v_barrier_(SharedAddress(barriers + 1)) {
-    InitBarrier(k_barrier_, lane_);
-    InitBarrier(v_barrier_, lane_);
-  }
-
-  // This warp's pages of an item; none behind the last item.
-  __device__ __forceinline__ WarpPages Fetch(int item, int num_items) const {
-    WarpPages pages{};
-    if (item >= num_items) return pages;
-    const ItemPages of = PagesOf<kKind>(a_, batch_, item);
-    pages.heads = of.heads.kv_head | of.heads.count << 16;
-    pages.first_query = of.sequence * a_.num_heads + of.heads.first;
-    pages.count = max(0, (of.end - of.begin - warp_ + kWarps - 1) / kWarps);
-    if (lane_ < pages.count) {
-      const int page = of.begin + warp_ + lane_ * kWarps;
-      const size_t at = static_cast<size_t>(TableRow(a_, of.sequence)) * a_.max_pages + page;
-      pages.entry = __ldg(reinterpret_cast<const uint4*>(a_.entries + at));
-      const auto widths = __ldg(reinterpret_cast<const unsigned short*>(a_.bits + at));
-      pages.bits = widths | (min(fragment::kTokens, of.in_pages - page * fragment::kTokens) << 16);
-      if constexpr (kKind == DecodeKind::kGeneral) {
-        pages.bits |= max(0, of.hidden - page * fragment::kTokens) << 24;
-      }
-    }
-    return pages;
-  }
-
-  // Asks for keys from tile `tile` of page n on; with the first ones for the page's metadata.
-  __device__ __forceinline__ void CopyKeys(const WarpPages& pages, int n, int tile) const {
-    const uint32_t keys = __shfl_sync(~0u, pages.entry.x, n);
-    const uint32_t k_metadata = __shfl_sync(~0u, pages.entry.z, n);
-    const uint32_t v_metadata = __shfl_sync(~0u, pages.entry.w, n);
-    const int packed = __shfl_sync(~0u, pages.bits, n);
-    const int bits = packed & 0xff;
-    const bool with_k = tile == 0 && bits < 16;
-    const bool with_v = tile == 0 && (packed >> 8 & 0xff) < 16;
-    constexpr int kValueSide = fragment::MetadataBytes();
-    const int key_side = ByChannel() ? fragment::MetadataBytes(kDim) : fragment::MetadataBytes();
-    const uint32_t bytes = 2 * kDim * bits * TilesOf(bits);
-    const uint32_t target = SharedAddress(memory_);
-    BeginCopy(k_barrier_, bytes + (with_k ? key_side : 0) + (with_v ? kValueSide : 0), lane_);
-    CopyBytes(
-        target,
-        At(keys) + pages.kv_head() * fragment::BlockBytes(bits, kDim) + tile * 2 * kDim * bits,
-        bytes, k_barrier_, lane_);
-    const uint32_t metadata = target + WarpMemory<kDim>::kCodes;
-    if (with_k) {
-      CopyBytes(metadata, At(k_metadata) + pages.kv_head() * key_side, key_side, k_barrier_, lane_);
-    }
-    if (with_v) {
-      CopyBytes(metadata + WarpMemory<kDim>::kKeyMetadata,
-                At(v_metadata) + pages.kv_head() * kValueSide, kValueSide, k_barrier_, lane_);
-    }
-    EndCopy(k_barrier_);
-  }
-
-  // Asks for values of the tokens from tile `tile` on: of each tile of dims a piece.
-  __device__ __forceinline__ void CopyValues(const WarpPages& pages, int n, int tile) const {
-    const uint32_t values = __shfl_sync(~0u, pages.entry.y, n);
-    const int bits = __shfl_sync(~0u, pages.bits, n) >> 8 & 0xff;
-    const uint8_t* source = At(values) + pages.kv_head() * fragment::BlockBytes(bits, kDim);
-    const uint32_t target = SharedAddress(Values());
-    if (bits <= 4) {
-      const uint32_t bytes = fragment::BlockBytes(bits, kDim);
-      BeginCopy(v_barrier_, bytes, lane_);
-      CopyBytes(target, source, bytes, v_barrier_, lane_);
-    } else {
-      BeginCopy(v_barrier_, kDim / 16 * 1024, lane_);
-      CopyPieces(target, source + tile / TilesOf(bits) * 1024, kDim / 16, 256 * bits, 1024,
-                 v_barrier_, lane_);
-    }
-    EndCopy(v_barrier_);
-  }
-
-  // This lane's quarter of a row of queries.
-  __device__ __forceinline__ const __half* QueryOf(int row) const {
-    return a_.q + static_cast<size_t>(row) * kDim + kDim / 4 * (lane_ & 3);
-  }
-  __device__ __forceinline__ void LoadQueries(int first, int count,
-                                              uint4 (&rows)[kDim / 32]) const {
-    const int g = lane_ >> 2;
-    const __half* q = QueryOf(first + g);
+__device__ __forceinline__ void MergeWarps(const DecodeArguments& a, int item, int num_heads,
+                                           uint8_t* memory,
+                                           const float (&references)[kWarps][kMostHeads][2]) {
+  using Memory = WarpMemory<kDim>;
+  for (int x = threadIdx.x; x < num_heads * (kDim / 4); x += kThreads) {
+    const int head = x / (kDim / 4);
+    const int four = x % (kDim / 4);
+    float reference = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < kDim / 32; ++i) {
-      rows[i] =
-          g < count ? __ldg(reinterpret_cast<const uint4*>(q + 8 * i)) : make_uint4(0, 0, 0, 0);
+    for (int w = 0; w < kWarps; ++w) reference = fmaxf(reference, references[w][head][0]);
+    float weight = 0.0f;
+    float4 out = {0, 0, 0, 0};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = Exp2(references[w][head][0] - reference);
+      uint8_t* const values = memory + w * Memory::kBytes + Memory::kCodes + Memory::kMetadata;
+      const float4 v =
+          *reinterpret_cast<const float4*>(DecodeWarp<kDim, kKind>::Deposited(values, head, four));
+      weight = fmaf(factor, references[w][head][1], weight);
+      out.x = fmaf(factor, v.x, out.x);
+      out.y = fmaf(factor, v.y, out.y);
+      out.z = fmaf(factor, v.z, out.z);
+      out.w = fmaf(factor, v.w, out.w);
+    }
+    const size_t row = static_cast<size_t>(item) * a.part_heads + head;
+    __stcg(reinterpret_cast<float4*>(a.partial_out + row * kDim) + four, out);
+    if (four == 0) {
+      __stcg(reinterpret_cast<float2*>(a.partial_sums + row * 2), make_float2(reference, weight));
     }
   }
-
-  // A lane has a quarter of one head's query; it needs sums of two heads.
-  __device__ __forceinline__ void MakeQueries(const uint4 (&rows)[kDim / 32],
-                                              Queries<kDim>& queries) {
-    const __half* q = reinterpret_cast<const __half*>(rows);
-    float sum = 0.0f;
-    float wide = 0.0f;  // With columns y = 1 divided by 16.
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      const __half2 y0 = __halves2half2(q[2 * k], q[kDim / 8 + 2 * k]);
-      const __half2 y1 = __halves2half2(q[2 * k + 1], q[kDim / 8 + 2 * k + 1]);
-      const __half2 narrow = __hmul2(y1, __float2half2_rn(1.0f / 16));
-      const float first = __low2float(y0) + __high2float(y0);
-      sum += first + __low2float(y1) + __high2float(y1);
-      wide += first + __low2float(narrow) + __high2float(narrow);
-      queries.b[k][0] = *reinterpret_cast<const uint32_t*>(&y0);
-      queries.b[k][1] = *reinterpret_cast<const uint32_t*>(&y1);
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
-      wide += __shfl_xor_sync(~0u, wide, distance);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int owner = 8 * (lane_ & 3) + 4 * i;
-      const float own = __shfl_sync(~0u, sum, owner);
-      queries.sum[i] = own * a_.scale;
-      queries.offset[i] = -1024.0f * own;
-      queries.wide_offset[i] = -1024.0f * __shfl_sync(~0u, wide, owner);
-      queries.factor[i] = 1.0f;
-    }
-    wide_queries_ = false;
-  }
-
-  // Of a page with keys per channel, whose metadata are in shared memory:
-  //   q . K[m] = sum_d q_d min_d + sum_d (q_d range_d) code[m, d] / max code.
-  // The products q_d range_d times a power of two, which keeps them within F16, are what codes are
-  // multiplied with. Half of what their rounding leaves goes to the sum: as if codes were counted
-  // from the middle, so that roundings weigh half as much.
-  __device__ __forceinline__ void MakeChannelQueries(const WarpPages& pages, int k_bits,
-                                                     Queries<kDim>& queries) const {
-    constexpr int kQuarter = kDim / 4;  // Dims of a lane; read eight at a time.
-    const auto* const minima = reinterpret_cast<const __half*>(memory_ + WarpMemory<kDim>::kCodes) +
-                               kQuarter * (lane_ & 3);
-    const __half* const ranges = minima + kDim;
-    const int g = lane_ >> 2;
-    const __half* const q = QueryOf(pages.first_query + g);
-    const auto eight_of = [&](int first) {
-      return g < pages.num_heads() ? __ldg(reinterpret_cast<const uint4*>(q + first))
-                                   : make_uint4(0, 0, 0, 0);
-    };
-    float largest = 0.0f;
-#pragma unroll
-    for (int first = 0; first < kQuarter; first += 8) {
-      const uint4 eight = eight_of(first);
-      const uint4 range = *reinterpret_cast<const uint4*>(ranges + first);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const float2 two = HalvesToFloats((&eight.x)[n]);
-        const float2 wide = HalvesToFloats((&range.x)[n]);
-        largest = fmaxf(largest, fmaxf(fabsf(two.x) * wide.x, fabsf(two.y) * wide.y));
-      }
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-    }
-    // Largest products between 2^12 and 2^13. Exponents lie between -49 and 32.
-    const int exponent = largest > 0.0f ? static_cast<int>(__float_as_uint(largest) >> 23) : 139;
-    const float raise = __uint_as_float(static_cast<uint32_t>(266 - exponent) << 23);
-    const float lower = __uint_as_float(static_cast<uint32_t>(exponent - 12) << 23);
-    const float narrow = k_bits == 2 ? 1.0f / 16 : 1.0f;  // Of columns y = 1.
-    float sum = 0.0f;
-    float multiplied = 0.0f;
-#pragma unroll
-    for (int first = 0; first < kQuarter; first += 8) {
-      const uint4 eight = eight_of(first);
-      const uint4 min = *reinterpret_cast<const uint4*>(minima + first);
-      const uint4 range = *reinterpret_cast<const uint4*>(ranges + first);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {  // Dims 2 k and 2 k + 1 of the quarter's half x.
-        const int x = first / (kQuarter / 2);
-        const int k = (first % (kQuarter / 2)) / 2 + n;
-        const float2 two = HalvesToFloats((&eight.x)[n]);
-        const float2 least = HalvesToFloats((&min.x)[n]);
-        const float2 wide = HalvesToFloats((&range.x)[n]);
-        const float product0 = two.x * wide.x;
-        const float product1 = two.y * wide.y;
-        const __half b0 = __float2half_rn(product0 * raise);
-        const __half b1 = __float2half_rn(product1 * raise * narrow);
-        sum = fmaf(two.x, least.x, fmaf(two.y, least.y, sum));
-        sum = fmaf(0.5f, fmaf(__half2float(b0), -lower, product0), sum);
-        sum = fmaf(0.5f, fmaf(__half2float(b1), -lower / narrow, product1), sum);
-        multiplied += __half2float(b0) + __half2float(b1);
-        reinterpret_cast<__half*>(&queries.b[k][0])[x] = b0;
-        reinterpret_cast<__half*>(&queries.b[k][1])[x] = b1;
-      }
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
-      multiplied += __shfl_xor_sync(~0u, multiplied, distance);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int owner = 8 * (lane_ & 3) + 4 * i;
-      queries.sum[i] = __shfl_sync(~0u, sum, owner) * a_.scale;
-      queries.offset[i] = -1024.0f * __shfl_sync(~0u, multiplied, owner);
-      queries.wide_offset[i] = queries.offset[i];
-      queries.factor[i] = __shfl_sync(~0u, lower, owner);
-    }
-  }
-
-  // Attends this warp's pages; asks for the keys of the next item's first page towards the end.
-  __device__ __forceinline__ void Attend(const WarpPages& pages, const WarpPages& next,
-                                         Queries<kDim>& queries, WarpSums<kDim>& sums) {
-    even_ = odd_ = 1.0f;
-    int n = 0;
-    int tile = 0;
-    while (n < pages.count) {
-      const int packed = __shfl_sync(~0u, pages.bits, n);
-      const int k_bits = packed & 0xff;
-      const int v_bits = packed >> 8 & 0xff;
-      FitWidths(k_bits, v_bits, queries, sums);
-      ForWidths(k_bits, v_bits, [&]<int kBitsK, int kBitsV>() {
-        tile = AttendTiles<kBitsK, kBitsV>(pages, next, n, tile, packed, queries, sums);
-      });
-      if (tile == kPageTiles) {
-        tile = 0;
-        ++n;
-      }
-    }
-    if (pages.count == 0 && next.count > 0) CopyKeys(next, 0, 0);
-  }
-
-  // Puts the warp's result, [heads, D] floats, where its values were, and (reference, sum) beside.
-  __device__ __forceinline__ void Deposit(WarpSums<kDim>& sums, int num_heads,
-                                          float (*references)[2]) {
-    const int g = lane_ >> 2;
-    const int t = lane_ & 3;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int distance = 4; distance < 32; distance *= 2) {
-        sums.weight[i] += __shfl_xor_sync(~0u, sums.weight[i], distance);
-        sums.minimum[i] += __shfl_xor_sync(~0u, sums.minimum[i], distance);
-      }
-    }
-    const float even = 1.0f / even_;
-    const float odd = 1.0f / odd_;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int head = 2 * t + i;
-      if (head >= num_heads) continue;
-#pragma unroll
-      for (int j = 0; j < kDim / 16; j += 2) {
-        const float4 four = {sums.out[j][i] * even + sums.minimum[i],
-                             sums.out[j][2 + i] * odd + sums.minimum[i],
-                             sums.out[j + 1][i] * even + sums.minimum[i],
-                             sums.out[j + 1][2 + i] * odd + sums.minimum[i]};
-        *reinterpret_cast<float4*>(Deposited(Values(), head, kDim / 32 * g + j / 2)) = four;
-      }
-      if (g == 0) {
-        references[head][0] = sums.reference[i];
-        references[head][1] = sums.weight[i];
-      }
-    }
-  }
-
-  // Of four dims of a head; turned by the head, so that lanes of a warp meet no common bank.
-  static __device__ __forceinline__ uint8_t* Deposited(uint8_t* values, int head, int four) {
-    return values + head * kDim * 4 + ((four ^ (head >> 1)) * 16);
-  }
-
-  __device__ __forceinline__ uint8_t* Values() const {
-    return memory_ + WarpMemory<kDim>::kCodes + WarpMemory<kDim>::kMetadata;
-  }
-
- private:
-  __device__ __forceinline__ bool ByChannel() const {
-    return kKind == DecodeKind::kGeneral && a_.keys_by_channel;
-  }
-
-  static constexpr int kPageTiles = 8;
-
-  // The unit of page n that begins with `tile`; gives the tile behind it.
-  template <int kBitsK, int kBitsV>
-  __device__ __forceinline__ int AttendTiles(const WarpPages& pages, const WarpPages& next, int n,
-                                             int first_tile, int packed, Queries<kDim>& queries,
-                                             WarpSums<kDim>& sums) {
-    constexpr bool kGeneral = kKind == DecodeKind::kGeneral;
-    const int tokens = kGeneral ? packed >> 16 & 0xff : packed >> 16;
-    constexpr int kTilesK = Width<kBitsK>::kTiles;  // In shared memory at a time.
-    constexpr int kTilesV = Width<kBitsV>::kTiles;
-    constexpr int kTiles = UnitTiles<kBitsK, kBitsV>();
-    const int tile = kTiles == kPageTiles ? 0 : first_tile;
-    const int behind = tile + kTiles;
-    const bool is_last = kTiles == kPageTiles || behind == kPageTiles;
-    if (kTiles == kTilesK || tile % kTilesK == 0) {
-      Wait(k_barrier_, k_turn_);
-      k_turn_ ^= 1;
-    }
-    const uint8_t* const metadata = memory_ + WarpMemory<kDim>::kCodes;
-    UnitMemory memory{memory_ + lane_ * 16, Values() + lane_ * 16, metadata,
-                      metadata + WarpMemory<kDim>::kKeyMetadata};
-    if (ByChannel()) {
-      memory.k_metadata = reinterpret_cast<const uint8_t*>(ones_->words);
-      if (tile == 0) {
-        if constexpr (kBitsK == 16) {
-          uint4 rows[kDim / 32];
-          LoadQueries(pages.first_query, pages.num_heads(), rows);
-          MakeQueries(rows, queries);
-        } else {
-          MakeChannelQueries(pages, kBitsK, queries);
-        }
-      }
-    }
-    AttendUnit<kBitsK, kBitsV, kGeneral>(
-        sums, queries, a_.scale, memory, tile, packed >> 24, tokens, lane_,
-        [&] {
-          if (kTiles != kTilesK && behind % kTilesK != 0) return;
-          if (!is_last) {
-            CopyKeys(pages, n, behind);
-          } else if (n + 1 < pages.count) {
-            CopyKeys(pages, n + 1, 0);
-          } else if (next.count > 0) {
-            CopyKeys(next, 0, 0);
-          }
-        },
-        [&] {
-          if (kTiles != kTilesV && tile % kTilesV != 0) return;
-          Wait(v_barrier_, v_turn_);
-          v_turn_ ^= 1;
-        });
-    __syncwarp();
-    if (kTiles == kTilesV || behind % kTilesV == 0) {
-      if (!is_last) {
-        CopyValues(pages, n, behind);
-      } else if (n + 1 < pages.count) {
-        CopyValues(pages, n + 1, 0);
-      }
-    }
-    return behind;
-  }
-
-  __device__ __forceinline__ const uint8_t* At(uint32_t units) const {
-    return a_.arena + static_cast<size_t>(units) * fragment::kArenaUnit;
-  }
-
-  // Sums hold m of the values' width (decode_unit.cuh), queries what wide columns are divided by.
-  __device__ __forceinline__ void FitWidths(int k_bits, int v_bits, Queries<kDim>& queries,
-                                            WarpSums<kDim>& sums) {
-    const float even = v_bits <= 4 ? 4.0f : 1.0f;
-    const float odd = v_bits == 4 ? 64.0f : v_bits == 2 ? 16.0f : 1.0f;
-    if (even != even_ || odd != odd_) {
-      const float by_even = even / even_;
-      const float by_odd = odd / odd_;
-#pragma unroll
-      for (int j = 0; j < kDim / 16; ++j) {
-        sums.out[j][0] *= by_even;
-        sums.out[j][1] *= by_even;
-        sums.out[j][2] *= by_odd;
-        sums.out[j][3] *= by_odd;
-      }
-      even_ = even;
-      odd_ = odd;
-    }
-    if (!ByChannel() && (k_bits == 2) != wide_queries_) {
-      wide_queries_ = k_bits == 2;
-#pragma unroll
-      for (int k = 0; k < kDim / 16; ++k) {
-        queries.b[k][1] = MultiplyHalves(queries.b[k][1], wide_queries_ ? 1.0f / 16 : 16.0f);
-      }
-    }
-  }
-
-  template <int kBitsK, class Function>
-  __device__ __forceinline__ void ForValueWidth(int v_bits, const Function& function) {
-    if (v_bits == 16) {
-      function.template operator()<kBitsK, 16>();
-    } else if (v_bits == 8) {
-      function.template operator()<kBitsK, 8>();
-    } else if (v_bits == 4) {
-      function.template operator()<kBitsK, 4>();
-    } else {
-      function.template operator()<kBitsK, 2>();
-    }
-  }
-  template <class Function>
-  __device__ __forceinline__ void ForWidths(int k_bits, int v_bits, const Function& function) {
-    if (k_bits == 4) {
-      ForValueWidth<4>(v_bits, function);
-    } else if (k_bits == 2) {
-      ForValueWidth<2>(v_bits, function);
-    } else if (k_bits == 8) {
-      ForValueWidth<8>(v_bits, function);
-    } else {
-      ForValueWidth<16>(v_bits, function);
-    }
-  }
-
-  const DecodeArguments& a_;
-  uint8_t* memory_;
-  const BatchTable& batch_;
-  const UnitMetadata* ones_;
-  int lane_;
-  int warp_;
-  uint32_t k_barrier_;
-  uint32_t v_barrier_;
-  uint32_t k_turn_ = 0;
-  uint32_t v_turn_ = 0;
-  float even_ = 1.0f;
-  float odd_ = 1.0f;
-  bool wide_queries_ = false;
-};
+}
 
 // Blocks that a multiprocessor is to hold: what its shared memory has room for. Registers follow.
 template <DecodeKind kKind>
@@ -468,7 +56,6 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
   __shared__ __align__(8) uint64_t barriers[kWarps][2];
   __shared__ float references[kWarps][kMostHeads][2];
   __shared__ BatchTable batch;
-  using Memory = WarpMemory<kDim>;
   const int warp = threadIdx.x / 32;
   if (warp == 0) MakeTable<kKind>(a, batch);
   using Warp = DecodeWarp<kDim, kKind>;
@@ -478,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
     unit.words[threadIdx.x] = kOnes;
     ones = &unit;
   }
-  Warp self(a, memory + warp * Memory::kBytes, barriers[warp], batch, ones);
+  Warp self(a, memory + warp * WarpMemory<kDim>::kBytes, barriers[warp], batch, ones);
   __syncthreads();
   const int num_items = batch.item_ends[kMostSequences - 1];
   int item = blockIdx.x;
@@ -489,46 +76,22 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKind>)
   // waits.
   LetNextKernelStart();
   if (item >= num_items) return;
-  if (pages.count > 0) self.CopyKeys(pages, 0, 0);
+  self.CopyFirstKeys(pages);
   uint4 rows[kDim / 32];
   self.LoadQueries(pages.first_query, pages.num_heads(), rows);
   for (; item < num_items; item += gridDim.x) {
     const int next_item = item + gridDim.x;
     const WarpPages next = self.Fetch(next_item, num_items);
-    if (pages.count > 0) self.CopyValues(pages, 0, 0);
+    self.CopyFirstValues(pages);
     Queries<kDim> queries;
     self.MakeQueries(rows, queries);
     WarpSums<kDim> sums{};
-    sums.reference[0] = sums.reference[1] = kFirstReference<kKind>;
+    sums.reference[0] = sums.reference[1] = kFirstReference;
     self.Attend(pages, next, queries, sums);
     self.Deposit(sums, pages.num_heads(), references[warp]);
     self.LoadQueries(next.first_query, next.num_heads(), rows);  // None behind the last item.
     __syncthreads();
-    for (int x = threadIdx.x; x < pages.num_heads() * (kDim / 4); x += kThreads) {
-      const int head = x / (kDim / 4);
-      const int four = x % (kDim / 4);
-      float reference = -INFINITY;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) reference = fmaxf(reference, references[w][head][0]);
-      float weight = 0.0f;
-      float4 out = {0, 0, 0, 0};
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float factor = Exp2(references[w][head][0] - reference);
-        uint8_t* values = memory + w * Memory::kBytes + Memory::kCodes + Memory::kMetadata;
-        const float4 v = *reinterpret_cast<const float4*>(Warp::Deposited(values, head, four));
-        weight = fmaf(factor, references[w][head][1], weight);
-        out.x = fmaf(factor, v.x, out.x);
-        out.y = fmaf(factor, v.y, out.y);
-        out.z = fmaf(factor, v.z, out.z);
-        out.w = fmaf(factor, v.w, out.w);
-      }
-      const size_t row = static_cast<size_t>(item) * a.part_heads + head;
-      __stcg(reinterpret_cast<float4*>(a.partial_out + row * kDim) + four, out);
-      if (four == 0) {
-        __stcg(reinterpret_cast<float2*>(a.partial_sums + row * 2), make_float2(reference, weight));
-      }
-    }
+    MergeWarps<kDim, kKind>(a, item, pages.num_heads(), memory, references);
     FenceForCopies();
     __syncthreads();
     pages = next;

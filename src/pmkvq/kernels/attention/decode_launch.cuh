@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <mutex>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/attention/decode_combine.cuh"
@@ -14,68 +14,69 @@
 
 namespace pmkvq::cuda {
 
-// Blocks of the attention kernel that a device holds at once. Asked once per device: the answer
-// never changes.
-template <int kDim, DecodeKind kKind>
-int AskResidentBlocks(int device) {
-  constexpr int kMemory = kWarps * WarpMemory<kDim>::kBytes;
-  internal::CheckCuda(cudaFuncSetAttribute(DecodeKernel<kDim, kKind>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory),
-                      "shared memory of attention");
-  int per_multiprocessor = 0;
-  internal::CheckCuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                          &per_multiprocessor, DecodeKernel<kDim, kKind>, kThreads, kMemory),
-                      "occupancy of attention");
-  return per_multiprocessor * FactsOf(device).multiprocessors;
-}
+// What launches of the attention kernel need to know of a device.
+struct DecodeFacts {
+  int blocks = 0;  // That a multiprocessor holds.
+  int static_bytes = 0;
+};
 
+// Asked once per device: the answer never changes.
 template <int kDim, DecodeKind kKind>
-int ResidentBlocks(int device) {
+const DecodeFacts& DecodeFactsOf(int device) {
   constexpr size_t kMostDevices = 64;
-  static std::array<std::atomic<int>, kMostDevices> known{};
-  const auto index = static_cast<size_t>(device);
-  PMKVQ_CHECK(index < kMostDevices);
-  int blocks = known[index].load();
-  if (blocks == 0) known[index].store(blocks = AskResidentBlocks<kDim, kKind>(device));
-  return blocks;
+  struct Known {
+    std::once_flag once;
+    DecodeFacts facts;
+  };
+  static std::array<Known, kMostDevices> all;
+  PMKVQ_CHECK(device >= 0 && static_cast<size_t>(device) < kMostDevices);
+  Known& known = all[static_cast<size_t>(device)];
+  std::call_once(known.once, [&] {
+    const auto kernel = DecodeKernel<kDim, kKind>;
+    cudaFuncAttributes attributes{};
+    internal::CheckCuda(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel");
+    known.facts.static_bytes = static_cast<int>(attributes.sharedSizeBytes);
+    internal::CheckCuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             FactsOf(device).shared_bytes - known.facts.static_bytes),
+        "shared memory of attention");
+    internal::CheckCuda(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&known.facts.blocks, kernel, kThreads,
+                                                      kWarps * WarpMemory<kDim>::kBytes),
+        "occupancy of attention");
+  });
+  return known.facts;
 }
 
-// Blocks that are launched: as many as the device holds, or two a multiprocessor where the last
-// round of items would leave many of three idle, as two are nearly as fast. Not so with pages of
-// unlike widths: runs then end at unlike times anyway, and narrow pages wait for instructions. Not
-// less than two: blocks that end at once leave multiprocessors with three beside others with one.
-inline int NumBlocks(int resident, int multiprocessors, int most_items, bool has_unlike_widths) {
-  const int two = 2 * multiprocessors;
-  if (resident != 3 * multiprocessors || most_items <= two || has_unlike_widths) {
-    return std::min(resident, most_items);
-  }
-  constexpr int kFaster = 104;  // Three against two, in per cent, where neither is idle.
-  const int rounds = (most_items + resident - 1) / resident;
-  const int rounds_of_two = (most_items + two - 1) / two;
-  return 2 * kFaster * rounds_of_two < 3 * 100 * rounds ? two : std::min(resident, most_items);
+// Shared memory with which `blocks` fit a multiprocessor and no more. A grid that begins early then
+// lies evenly, where else some multiprocessors took blocks while others were still busy.
+inline int BytesFor(int blocks, int needed, const DeviceFacts& facts) {
+  constexpr int kReserved = 1024;  // Of each block.
+  return std::max(needed, (facts.shared_bytes + kReserved) / (blocks + 1) / 128 * 128);
 }
 
 template <int kDim, DecodeKind kKind>
 void LaunchDecode(const DecodeArguments& arguments, int most_items, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
-  constexpr size_t kMemory = kWarps * WarpMemory<kDim>::kBytes;
-  const int blocks = NumBlocks(ResidentBlocks<kDim, kKind>(stream.device().index),
-                               FactsOf(stream.device().index).multiprocessors, most_items,
-                               arguments.has_unlike_widths);
-  // A small grid begins early. A large one would come to lie unevenly: 18.0 us became 21.5 (one
-  // sequence of 32K tokens at 4 bits), 127 became 161 (128K at 16 bits).
-  if (blocks <= FactsOf(stream.device().index).multiprocessors) {
-    LaunchEarlyWith(DecodeKernel<kDim, kKind>, static_cast<unsigned>(blocks), kThreads, kMemory,
-                    stream, "attention", arguments);
+  const DeviceFacts& facts = FactsOf(stream.device().index);
+  const DecodeFacts& kernel_facts = DecodeFactsOf<kDim, kKind>(stream.device().index);
+  constexpr int kBytes = kWarps * WarpMemory<kDim>::kBytes;
+  const int per_multiprocessor =
+      std::min({arguments.most_blocks, kernel_facts.blocks,
+                (most_items + facts.multiprocessors - 1) / facts.multiprocessors});
+  const auto blocks =
+      static_cast<unsigned>(std::min(per_multiprocessor * facts.multiprocessors, most_items));
+  // Three blocks do not begin early: they would meet those that merge, and lie unevenly.
+  if (per_multiprocessor <= 2) {
+    const int bytes = std::min(BytesFor(per_multiprocessor, kBytes, facts),
+                               facts.shared_bytes - kernel_facts.static_bytes);
+    LaunchEarlyWith(DecodeKernel<kDim, kKind>, blocks, kThreads, static_cast<size_t>(bytes), stream,
+                    "attention", arguments);
   } else {
-    DecodeKernel<kDim, kKind>
-        <<<static_cast<unsigned>(blocks), kThreads, kMemory, stream.handle()>>>(arguments);
+    DecodeKernel<kDim, kKind><<<blocks, kThreads, kBytes, stream.handle()>>>(arguments);
     internal::CheckLaunch("attention");
   }
-  LaunchEarly(
-      CombineKernel<kDim, kKind>,
-      static_cast<unsigned>(arguments.num_sequences * arguments.num_kv_heads * arguments.parts),
-      kThreads, stream, "merging attention", arguments);
+  LaunchCombine<kDim, kKind>(arguments, stream);
 }
 
 }  // namespace pmkvq::cuda

@@ -99,6 +99,10 @@ __host__ __device__ constexpr int UnitTiles() {
       Width<kBitsK>::kTiles < Width<kBitsV>::kTiles ? Width<kBitsK>::kTiles : Width<kBitsV>::kTiles;
   return kBoth < 4 ? kBoth : 4;
 }
+__device__ __forceinline__ int UnitTilesOf(int k_bits, int v_bits) {
+  if (k_bits == 2 && v_bits == 2) return 8;
+  return max(k_bits, v_bits) == 16 ? 2 : 4;
+}
 __device__ __forceinline__ int TilesOf(int bits) { return bits == 16 ? 2 : bits == 8 ? 4 : 8; }
 
 // A lane's `kCount` words from word `first` on; `base` is the lane's first byte of the block.
