@@ -58,6 +58,7 @@ __device__ __forceinline__ int TakeLargest(const float* values, int count, uint8
       index = at;
     }
   }
+  __syncwarp();  // All lanes have read what lane 0 writes.
   if (lane == 0) is_taken[index] = 1;
   __syncwarp();
   return index;
