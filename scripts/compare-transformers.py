@@ -52,7 +52,7 @@ def main():
     with torch.device("cuda"):
         model = transformers.Qwen2ForCausalLM(config).eval()
     caches = {"DynamicCache bf16": None}
-    for backend in ("quanto", "hqq"):
+    for backend in ("hqq", "quanto"):
         caches[f"QuantizedCache 4 bits ({backend})"] = {"backend": backend, "nbits": 4}
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.cuda.get_device_name(0)}")
     for batch in map(int, options.batch.split(",")):
@@ -60,8 +60,8 @@ def main():
             for name, cache in caches.items():
                 try:
                     rate = measure(model, batch, depth, options.new_tokens, options.repeat, cache)
-                except ImportError as error:
-                    print(f"{name}: not installed: {str(error).splitlines()[0]}", file=sys.stderr)
+                except (ImportError, RuntimeError) as error:  # Not installed; or its extension does not compile.
+                    print(f"{name}: does not run: {str(error).splitlines()[0]}", file=sys.stderr)
                     continue
                 print(json.dumps({"cache": name, "batch": batch, "depth": depth, "tokens_per_s": round(rate, 1)}))
 
