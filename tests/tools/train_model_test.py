@@ -57,6 +57,7 @@ class Models(unittest.TestCase):
         for name, kind in (
             ("longcot-10m", transformers.Qwen2ForCausalLM),
             ("longcot-mla", transformers.DeepseekV3ForCausalLM),
+            ("longcot-32k", transformers.Qwen2ForCausalLM),
         ):
             model = small(name)
             with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -66,6 +67,42 @@ class Models(unittest.TestCase):
             got = logits_of(model, ids).detach()
             self.assertGreater(want.abs().max().item(), 0.5)
             self.assertLess((got - want).abs().max().item(), 1e-4, name)
+
+    def test_far_positions_are_those_of_transformers(self):
+        """Scaled rotation: a text at the end of the 32,768 positions."""
+        ids = examples()[0].ids[:64].tolist()
+        positions = torch.arange(32768 - 64, 32768)
+        model = small("longcot-32k")
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            export.export(model, folder, MODEL)
+            reference = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            want = reference(torch.tensor([ids]), position_ids=positions[None]).logits[0]
+            starts = torch.tensor([0, 64], dtype=torch.int32)
+            got = model.logits(torch.tensor(ids), positions, starts, [0, 64], 64, attention.plain)
+        self.assertGreater(want.abs().max().item(), 0.5)
+        self.assertLess((got - want).abs().max().item(), 1e-4)
+
+    def test_training_begins_with_the_weights_of_a_folder(self):
+        model, other = small("longcot-10m"), small("longcot-32k", seed=4)
+        with tempfile.TemporaryDirectory() as folder:
+            export.export(model, folder, MODEL)
+            export.load(other, folder)
+            for (name, want), (_, got) in zip(export.tensors(model), export.tensors(other)):
+                self.assertTrue(torch.equal(want, got), name)
+            config = decoders.Config(**{**vars(decoders.MODELS["longcot-10m"]), "blocks": 2})
+            for wrong in (small("longcot-mla"), decoders.Decoder(config)):
+                with self.assertRaises(SystemExit):
+                    export.load(wrong, folder)
+
+    def test_scaling_keeps_near_offsets_and_slows_far_ones(self):
+        plain = decoders.frequencies(decoders.MODELS["longcot-10m"])
+        scaled = decoders.frequencies(decoders.MODELS["longcot-32k"])
+        ratio = (plain / scaled).tolist()
+        self.assertEqual(ratio[:40], [1.0] * 40)
+        self.assertEqual(ratio[50:], [8.0] * 14)
+        self.assertEqual(sorted(ratio), ratio)
+        # The slowest pairs turn no further at 32,768 positions than they did at the 8,192 of the first model.
+        self.assertLess(32768 * scaled[-1].item(), 8192 * plain[-1].item())
 
     def test_shards_hold_every_weight_once(self):
         model = decoders.Decoder(decoders.MODELS["longcot-mla"])
@@ -132,7 +169,9 @@ class Models(unittest.TestCase):
         self.assertGreater(attention.worst_difference(no_mask, 4, 2, 32, "cpu", torch.float32), 0.1)
 
     def test_schedule_and_shares(self):
-        options = types.SimpleNamespace(learning_rate=2e-3, warm_up=150, max_level=6, tasks=",".join(problems.LEVELS))
+        options = types.SimpleNamespace(
+            model="longcot-mla", learning_rate=2e-3, warm_up=150, max_level=10, tasks=",".join(problems.LEVELS)
+        )
         self.assertAlmostEqual(train.rate_at(0.0, 0, options), 2e-3 / 150)
         self.assertAlmostEqual(train.rate_at(0.45, 500, options), 2e-3)
         self.assertAlmostEqual(train.rate_at(1.0, 500, options), 2e-5)
@@ -143,6 +182,24 @@ class Models(unittest.TestCase):
         self.assertAlmostEqual(weights[0], 0.35)
         self.assertAlmostEqual(weights[1], 0.85)
         self.assertEqual(weights[5], 0.0)
+        last = train.cell_weights(1.0, errors, options)
+        self.assertEqual([w > 0 for w in last], [cell < problems.SHORT_CELLS for cell in range(len(errors))])
+        options.model = "longcot-32k"
+        self.assertEqual([train.top_level(p, options) for p in (0, 0.1, 0.2, 1.0)], [7, 8, 9, 10])
+        self.assertTrue(all(w > 0 for w in train.cell_weights(1.0, errors, options)))
+        drawn = [problems.CELLS[cell][1] for cell, w in enumerate(train.cell_weights(0.0, errors, options)) if w > 0]
+        self.assertEqual(max(drawn), 7)
+
+    def test_rows_of_long_documents_are_filled_with_short_ones(self):
+        source = data.Examples(MODEL, MODEL, 7, "train", "test")
+        shares = [1.0] * len(problems.CELLS)
+        room = 12000
+        chosen = data.fill(source, shares, room)
+        self.assertLessEqual(sum(len(e.ids) for e in chosen), room)
+        self.assertGreater(sum(len(e.ids) for e in chosen), room // 2)
+        self.assertTrue(all(e.cell < problems.SHORT_CELLS for e in chosen))
+        shares[problems.SHORT_CELLS :] = [0.0] * (len(shares) - problems.SHORT_CELLS)
+        self.assertEqual(data.fill(source, shares, room), [])
 
     def test_bias_goes_to_experts_with_few_tokens(self):
         model = small("longcot-mla")

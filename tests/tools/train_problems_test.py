@@ -57,11 +57,41 @@ class Problems(unittest.TestCase):
         def reply_length(trace, answer):
             return len(self.tokens.encode(problems.reply_text(trace, answer)))
 
-        for task, level in problems.CELLS:
+        for task, level in problems.CELLS[: problems.SHORT_CELLS]:
             mine = [r for r in self.rows if (r["task"], r["level"]) == (task, level)]
             want = sum(reply_length(r["reference_chain"], r["answer"]) for r in mine) / len(mine)
             got = sum(reply_length(*draw.draw(task, level)[1:]) for _ in range(120)) / 120
             self.assertLess(abs(got / want - 1), 0.10, f"{task} {level}: {got:.0f} tokens, published {want:.0f}")
+
+    def test_lengths_of_the_long_cells(self):
+        """Every problem fits 32,768 positions; levels 7 to 10 follow one another in length."""
+        draw = problems.Generator(6, "held-out", "test", self.exclude)
+        for task, (low, high) in problems.LONG_LEVELS.items():
+            means = []
+            for level in range(low, high + 1):
+                texts = [draw.draw(task, level) for _ in range(12)]
+                wholes = [problems.prompt_text(t, True) + problems.reply_text(trace, a) for t, trace, a in texts]
+                lengths = [len(self.tokens.encode(whole)) for whole in wholes]
+                self.assertLess(max(lengths), 32768, f"{task} {level}")
+                means.append(sum(lengths) / len(lengths))
+            self.assertEqual(sorted(means), means, task)
+            self.assertGreater(means[-1], 24000, task)
+
+    def test_longest_problems_fit(self):
+        """The worst of each task: widest numbers, most steps."""
+        rows, top = [(9, 999)] * 10, problems.LAST_LEVEL - 1
+        worst = {
+            "chain": (999, rows, problems.CHAIN_STEPS[top][1]),
+            "registers": ([99] * 8, [("minus", 0, 1)] * 5, problems.REGISTER_LINES[top][1] // 5),
+            "multiply": (10 ** problems.MULTIPLY_DIGITS[top][-1][0] - 1, 10 ** problems.MULTIPLY_DIGITS[top][-1][1] - 1),
+            "sort": list(range(problems.SORT_NUMBERS[top][1]))[::-1],
+            "ledger": ([1] * 8, [(i - 1, "-", i - 2) for i in range(9, 9 + problems.LEDGER_COMPUTED[top][1])]),
+        }
+        for task, problem in worst.items():
+            text = problems.TASKS[task].text(problem)
+            self.assertEqual(problems.TASKS[task].parse(text), problem, task)
+            whole = problems.prompt_text(text, True) + problems.reply_text(*problems.TASKS[task].solve(problem))
+            self.assertLess(len(self.tokens.encode(whole)), 32768, task)
 
     def test_split_by_residue_and_by_text(self):
         pairs = [problems.parse_multiply(r["problem"]) for r in self.rows if r["task"] == "multiply"]

@@ -66,6 +66,22 @@ def pack(examples, size):
     return Batch(ids, labels, positions, np.array(starts, dtype=np.int32))
 
 
+def fill(source, shares, room):
+    """Short examples for the room that is left before a long one; none where no long cell is drawn.
+
+    Rows of long documents would else end in padding, a tenth of all tokens.
+    """
+    chosen = []
+    if not any(shares[problems.SHORT_CELLS :]) or not any(shares[: problems.SHORT_CELLS]):
+        return chosen
+    for _ in range(16):
+        example = source.example(source.rng.choices(range(problems.SHORT_CELLS), shares[: problems.SHORT_CELLS])[0])
+        if len(example.ids) <= room:
+            chosen.append(example)
+            room -= len(example.ids)
+    return chosen
+
+
 def _work(folder, seed, stream, size, weights, out):
     """Makes batches until the parent is gone. `weights` is shared: documents drawn by cell."""
     parent = os.getppid()
@@ -82,6 +98,7 @@ def _work(folder, seed, stream, size, weights, out):
                 continue  # Held over from a time with other shares, or too long for a small trial.
             if used + len(example.ids) > size:
                 held = example
+                chosen += fill(source, shares, size - used)
                 break
             chosen.append(example)
             used += len(example.ids)

@@ -201,8 +201,10 @@ def named(result):
 def table(title, result):
     """A text table of rates: tasks down, levels across."""
     lines = [title]
-    for task, levels in problems.LEVELS.items():
-        cells = [result.get(problems.CELLS.index((task, level))) for level in range(1, levels + 1)]
+    last = max(problems.CELLS[cell][1] for cell in result)
+    by_name = {problems.CELLS[cell]: counts for cell, counts in result.items()}
+    for task in problems.LEVELS:
+        cells = [by_name.get((task, level)) for level in range(1, last + 1)]
         lines.append(f"  {task:10s}" + " ".join(f"{c[0] / c[1]:6.3f}" if c else "     -" for c in cells))
     right, number = (sum(c[i] for c in result.values()) for i in (0, 1))
     lines.append(f"  all {right} of {number}")
@@ -217,18 +219,19 @@ def main():
     parser.add_argument("--seconds", type=float, default=300, help="no new greedy batch starts after this time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file of the result")
-    parser.add_argument("--max-level", type=int, default=6)
+    parser.add_argument("--max-level", type=int, default=problems.LAST_LEVEL)
     parser.add_argument("--skip-greedy", action="store_true")
     options = parser.parse_args()
     import attention
     import train
 
-    model, _ = train.load_model(options.checkpoint, options.device)
+    model, state = train.load_model(options.checkpoint, options.device)
     c = model.config
     kernel = (c.heads, c.attention_kv_heads, c.key_dim, options.device, model.dtype)
     attend = attention.choose(*kernel, lambda text: print(text, flush=True))
-    cells = [i for i, (_, level) in enumerate(problems.CELLS) if level <= options.max_level]
-    examples = data.held_out(SHIPPED, options.seed, options.per_cell, cells, "evaluate")
+    cells = train.RECIPES[state["name"]].cells if "name" in state else problems.SHORT_CELLS
+    cells = [i for i, (_, level) in enumerate(problems.CELLS[:cells]) if level <= options.max_level]
+    examples = data.held_out(SHIPPED, options.seed, options.per_cell, cells, "evaluate", c.max_positions)
     packs = data.packs(examples, 131072 if options.device == "cuda" else max(len(e.ids) for e in examples))
     exact = exact_chains(model, attend, packs, options.device)
     print(table("exact chains, teacher-forced", exact), flush=True)

@@ -1,13 +1,28 @@
-"""Writes a trained Decoder as a Hugging Face folder: BF16 safetensors in shards, index, config, tokenizer files."""
+"""Writes a trained Decoder as a Hugging Face folder: BF16 safetensors in shards, index, config, tokenizer files.
+
+`load` reads the weights of such a folder, to train on from them.
+"""
 import json
 import os
 import shutil
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SHARD_BYTES = 15_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def rope_scaling(c):
+    if c.rope_factor == 1.0:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": c.rope_factor,
+        "low_freq_factor": c.low_factor,
+        "high_freq_factor": c.high_factor,
+        "original_max_position_embeddings": c.original_positions,
+    }
 
 
 def configuration(c):
@@ -26,7 +41,7 @@ def configuration(c):
         "num_hidden_layers": c.blocks,
         "num_key_value_heads": c.attention_kv_heads,
         "rms_norm_eps": c.eps,
-        "rope_scaling": None,
+        "rope_scaling": rope_scaling(c),
         "rope_theta": c.theta,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
@@ -101,6 +116,20 @@ def tensors(model):
     yield "model.norm.weight", model.norm
 
 
+@torch.no_grad()
+def load(model, folder):
+    """Sets the weights of a dense model to those of `folder`. Its shape must be the model's, positions and scaling aside."""
+    with open(os.path.join(folder, "model.safetensors.index.json"), encoding="utf-8") as file:
+        names = sorted(set(json.load(file)["weight_map"].values()))
+    weights = {k: v for name in names for k, v in load_file(os.path.join(folder, name)).items()}
+    for name, tensor in tensors(model):
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise SystemExit(f"[train] {folder} has no {name} of shape {list(tensor.shape)}: start from a model of equal shape")
+        tensor.copy_(weights.pop(name))
+    if weights:
+        raise SystemExit(f"[train] {folder} has {min(weights)}, which this model lacks: start from a model of equal shape")
+
+
 def export(model, folder, tokenizer_folder):
     """Writes `folder`. The routing bias stays float32, as in published models; all else is BF16."""
     os.makedirs(folder, exist_ok=True)
@@ -129,7 +158,7 @@ def export(model, folder, tokenizer_folder):
         "eos_token_id": [544, 542],
         "pad_token_id": 542,
         "do_sample": False,
-        "max_new_tokens": 4096,
+        "max_new_tokens": model.config.max_positions // 2,
     }
     texts = {
         "model.safetensors.index.json": index,

@@ -1,4 +1,4 @@
-"""Two decoders with float32 master weights: Qwen2's form (longcot-10m) and DeepSeek-V3's form (longcot-mla).
+"""Two decoders with float32 master weights: Qwen2's form (longcot-10m, longcot-32k) and DeepSeek-V3's (longcot-mla).
 
 Shapes: N packed tokens, C hidden, H heads, Hkv KV heads, D head width, R latent width, E routed experts.
 A block is `before` (norm to q, k, v), attention, `after` (output projection, MLP). Both parts are functions of tensors
@@ -27,6 +27,11 @@ class Config:
     theta: float = 10000.0
     eps: float = 1e-6
     max_positions: int = 8192
+    # Llama 3's scaling of the rotation for texts longer than `original_positions`; 1: none.
+    rope_factor: float = 1.0
+    low_factor: float = 1.0
+    high_factor: float = 4.0
+    original_positions: int = 8192
     latent: int = 256
     rope: int = 32
     nope: int = 64
@@ -54,7 +59,23 @@ class Config:
 MODELS = {
     "longcot-10m": Config(form="qwen2"),
     "longcot-mla": Config(form="deepseek_v3", heads=4, mlp=640),
+    "longcot-32k": Config(form="qwen2", max_positions=32768, rope_factor=8.0),
 }
+
+
+def frequencies(c):
+    """Radians a position of every rotated pair [rope_dim / 2], float32.
+
+    With `rope_factor`: pairs that turn more than `high_factor` times within the original positions keep their frequency,
+    so that exact offsets stay what they were; those that turn less than `low_factor` times are slowed down by the factor,
+    so that far positions have angles known from near ones; pairs between are blended.
+    """
+    f = c.theta ** (-torch.arange(0, c.rope_dim, 2).float() / c.rope_dim)
+    if c.rope_factor == 1.0:
+        return f
+    turns = c.original_positions * f / (2 * math.pi)
+    keep = ((turns - c.low_factor) / (c.high_factor - c.low_factor)).clamp(0.0, 1.0)
+    return (1.0 - keep) * f / c.rope_factor + keep * f
 
 
 def norm(x, weight, eps):
@@ -198,8 +219,7 @@ class Decoder(nn.Module):
             self.layers.append(nn.ParameterDict(p))
         # Not trained by gradient: raised for experts with few tokens, lowered for those with many.
         self.register_buffer("router_bias", torch.zeros(c.blocks, c.experts))
-        angles = torch.arange(c.max_positions).float()[:, None]
-        angles = angles * c.theta ** (-torch.arange(0, c.rope_dim, 2).float() / c.rope_dim)
+        angles = torch.arange(c.max_positions).float()[:, None] * frequencies(c)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

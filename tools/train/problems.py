@@ -1,4 +1,4 @@
-"""The five tasks of longcot-10m: problems by seed, and the trace that each problem has.
+"""The five tasks of the longcot models: problems by seed, and the trace that each problem has.
 
 A problem is a small tuple. `TASKS[task]` holds its functions: `make(rng, level)` draws a problem, `text` writes it,
 `parse` reads it back from its text, `solve` gives (trace, answer). The trace is a function of the problem alone.
@@ -12,11 +12,19 @@ from collections import namedtuple
 
 SUFFIX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LEVELS = {"chain": 6, "registers": 6, "multiply": 5, "sort": 6, "ledger": 6}
+# Levels of longcot-32k alone: 6,000 to 31,500 tokens with the prompt; `multiply` begins at 3,200.
+LONG_LEVELS = {"chain": (7, 10), "registers": (7, 10), "multiply": (6, 10), "sort": (7, 10), "ledger": (7, 10)}
+# The long cells come last: random choices among the others do not depend on them.
 CELLS = [(task, level) for task, levels in LEVELS.items() for level in range(1, levels + 1)]
+SHORT_CELLS = len(CELLS)
+CELLS += [(task, level) for task, (low, high) in LONG_LEVELS.items() for level in range(low, high + 1)]
+LAST_LEVEL = 10
+BEYOND = 11  # A level that nothing is trained on: up to 41,000 tokens, past the positions of longcot-32k.
 
 # Sizes by level, both ends included: steps, executed lines, digits of the factors, numbers, computed entries.
-CHAIN_STEPS = [(3, 6), (7, 13), (14, 25), (26, 42), (43, 64), (65, 96)]
+CHAIN_STEPS = [(3, 6), (7, 13), (14, 25), (26, 42), (43, 64), (65, 96), (97, 160), (161, 260), (261, 400), (401, 530), (540, 690)]
 REGISTER_LINES = [(3, 6), (7, 12), (13, 25), (26, 42), (43, 64), (65, 112)]
+REGISTER_LINES += [(113, 170), (171, 280), (281, 420), (421, 545), (560, 720)]
 MULTIPLY_DIGITS = [
     [(3, 2), (3, 3)],
     [(4, 4), (5, 4)],
@@ -24,9 +32,13 @@ MULTIPLY_DIGITS = [
     [(7, 7), (7, 8), (8, 7), (8, 8)],
     [(9, 8), (9, 9), (9, 9)],
 ]
-SORT_NUMBERS = [(4, 5), (6, 8), (9, 12), (13, 18), (19, 26), (28, 38)]
-LEDGER_COMPUTED = [(3, 6), (7, 13), (14, 26), (27, 40), (41, 60), (61, 91)]
-LEDGER_GIVEN = [(2, 5), (2, 5), (4, 8), (4, 8), (4, 8), (4, 8)]
+MULTIPLY_DIGITS += [
+    [(m, n) for m in range(low, high + 1) for n in range(low, high + 1) if abs(m - n) < 2]
+    for low, high in ((10, 14), (15, 17), (18, 23), (24, 28), (29, 33), (34, 38))
+]
+SORT_NUMBERS = [(4, 5), (6, 8), (9, 12), (13, 18), (19, 26), (28, 38), (40, 60), (61, 86), (87, 120), (121, 142), (143, 180)]
+LEDGER_COMPUTED = [(3, 6), (7, 13), (14, 26), (27, 40), (41, 60), (61, 91), (92, 140), (141, 220), (221, 340), (341, 445), (455, 590)]
+LEDGER_GIVEN = [(2, 5)] * 2 + [(4, 8)] * 9
 
 NAMES = "abcdefgh"
 Task = namedtuple("Task", "make text parse solve")

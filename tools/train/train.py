@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains longcot-10m or longcot-mla on generated problems (README.md beside this file).
+"""Trains longcot-10m, longcot-mla or longcot-32k on generated problems (README.md beside this file).
 
 train.py --model longcot-mla --seconds 1080 --workers 12 --out DIR [--resume] [--check]
 """
@@ -9,14 +9,23 @@ import math
 import os
 import sys
 import time
+from collections import namedtuple
 
 import data
 import problems
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHIPPED = os.path.normpath(os.path.join(HERE, "..", "..", "models", "longcot-10m"))
-# Part of the time up to which a stage lasts, and its highest level.
-STAGES = [(0.01, 1), (0.03, 3), (0.25, 5), (1.0, 6)]
+# stages: part of the time up to which a stage lasts, and its highest level. hold: part of the time before the decay.
+# cells: how many of problems.CELLS are drawn. start: a folder whose weights are the first ones.
+Recipe = namedtuple("Recipe", "stages cells learning_rate hold start")
+SCRATCH = Recipe([(0.01, 1), (0.03, 3), (0.25, 5), (1.0, 6)], problems.SHORT_CELLS, 2e-3, 0.45, None)
+LONGER = [(0.05, 7), (0.14, 8), (0.36, 9), (1.0, 10)]
+RECIPES = {
+    "longcot-10m": SCRATCH,
+    "longcot-mla": SCRATCH,
+    "longcot-32k": Recipe(LONGER, len(problems.CELLS), 1e-3, 0.4, SHIPPED),
+}
 STARTED = time.monotonic()
 
 
@@ -25,8 +34,8 @@ def log(text):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="Trains longcot-10m or longcot-mla.")
-    parser.add_argument("--model", choices=("longcot-10m", "longcot-mla"), default="longcot-mla")
+    parser = argparse.ArgumentParser(description="Trains a longcot model.")
+    parser.add_argument("--model", choices=tuple(RECIPES), default="longcot-mla")
     parser.add_argument("--seconds", type=float, default=1080, help="training time; the schedule follows it")
     parser.add_argument("--stop-after", type=float, help="save and end after so much of it; --resume goes on")
     parser.add_argument("--workers", type=int, default=12, help="processes that make data")
@@ -41,34 +50,45 @@ def arguments():
     parser.add_argument("--attention", choices=kernels, help="this kernel or none; else the first that agrees")
     parser.add_argument("--float32", action="store_true", help="float32 activations")
     parser.add_argument("--blocks", type=int, help="another number of blocks, for a small trial")
-    parser.add_argument("--max-level", type=int, default=6, help="highest level, for a small trial")
+    parser.add_argument("--max-level", type=int, default=problems.LAST_LEVEL, help="highest level, for a small trial")
     parser.add_argument("--tasks", default=",".join(problems.LEVELS), help="tasks by name, for a small trial")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--start", help="folder of a model of equal shape: its weights are the first ones; none: random")
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--warm-up", type=int, default=150, help="steps")
     parser.add_argument("--save-every", type=float, default=60)
     parser.add_argument("--measure-every", type=float, default=40)
     parser.add_argument("--per-cell", type=int, default=12, help="held-out problems of each cell while training")
     parser.add_argument("--final-per-cell", type=int, default=20, help="problems of each cell after training")
     parser.add_argument("--greedy-seconds", type=float, default=60, help="greedy decoding after training; 0: none")
-    return parser.parse_args()
+    options = parser.parse_args()
+    recipe = RECIPES[options.model]
+    options.start = recipe.start if options.start is None else options.start
+    options.learning_rate = options.learning_rate or recipe.learning_rate
+    return options
 
 
 def top_level(part, options):
-    return min(options.max_level, next(level for end, level in STAGES if part < end or end == 1.0))
+    stages = RECIPES[options.model].stages
+    return min(options.max_level, next(level for end, level in stages if part < end or end == 1.0))
+
+
+def cells_of(options, top):
+    """Cells of the model and of the asked tasks, up to level `top`."""
+    tasks = options.tasks.split(",")
+    cells = enumerate(problems.CELLS[: RECIPES[options.model].cells])
+    return [cell for cell, (task, level) in cells if level <= top and task in tasks]
 
 
 def cell_weights(part, errors, options):
     """Documents drawn by cell: 0.35 + min(1, 2.5 x error of the cell), zero over the stage's level."""
-    top, tasks = top_level(part, options), options.tasks.split(",")
-    return [
-        0.35 + min(1.0, 2.5 * errors[cell]) if level <= top and task in tasks else 0.0
-        for cell, (task, level) in enumerate(problems.CELLS)
-    ]
+    drawn = cells_of(options, top_level(part, options))
+    return [0.35 + min(1.0, 2.5 * error) if cell in drawn else 0.0 for cell, error in enumerate(errors)]
 
 
 def rate_at(part, step, options):
-    """Learning rate: warm-up, constant to 45 % of the time, then linear to 1 %."""
-    decay = 1.0 if part < 0.45 else 1.0 - 0.99 * min(1.0, (part - 0.45) / 0.55)
+    """Learning rate: warm-up, constant for the recipe's `hold`, then linear to 1 %."""
+    hold = RECIPES[options.model].hold
+    decay = 1.0 if part < hold else 1.0 - 0.99 * min(1.0, (part - hold) / (1.0 - hold))
     return options.learning_rate * min(1.0, (step + 1) / options.warm_up) * decay
 
 
@@ -102,7 +122,13 @@ class Trainer:
         config = MODELS[options.model]
         if options.blocks:
             config = type(config)(**{**vars(config), "blocks": options.blocks})
-        self.model = Decoder(config, dtype, options.seed).to(self.device)
+        self.model = Decoder(config, dtype, options.seed)
+        if options.start and options.start != "none":
+            import export
+
+            export.load(self.model, options.start)
+            log(f"first weights: {options.start}")
+        self.model.to(self.device)
         log(f"{options.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters")
         shape = (config.heads, config.attention_kv_heads, config.key_dim)
         self.attend = attention.choose(*shape, self.device, dtype, log, options.attention)
@@ -183,6 +209,7 @@ class Trainer:
         from export import export
 
         state = {
+            "name": self.options.model,
             "config": vars(self.model.config),
             "dtype": str(self.model.dtype).split(".")[1],
             "model": self.model.state_dict(),
@@ -278,8 +305,7 @@ def finish(trainer, options):
     from evaluate import exact_chains, greedy, named, table
 
     trainer.model.plain_parts()
-    tasks = options.tasks.split(",")
-    cells = [i for i, (task, level) in enumerate(problems.CELLS) if level <= options.max_level and task in tasks]
+    cells = cells_of(options, options.max_level)
     examples = data.held_out(SHIPPED, options.seed, options.final_per_cell, cells, "final", options.tokens_per_step)
     packs = data.packs(examples, options.tokens_per_step)
     exact = exact_chains(trainer.model, trainer.attend, packs, options.device)
@@ -311,14 +337,13 @@ def finish(trainer, options):
 def main():
     options = arguments()
     os.makedirs(options.out, exist_ok=True)
-    tasks = set(options.tasks.split(","))
-    if not tasks <= set(problems.LEVELS):
+    if not set(options.tasks.split(",")) <= set(problems.LEVELS):
         sys.exit(f"[train] --tasks {options.tasks}: the tasks are {', '.join(problems.LEVELS)}")
     # Before torch is loaded: the workers are forked from a process that has no device and no threads.
     source = data.Source(SHIPPED, options.seed, options.workers, options.tokens_per_step)
     weights = cell_weights(0.0, [1.0] * len(problems.CELLS), options)
     source.start(weights, f"{time.time_ns()}" if options.resume else "0")
-    cells = [i for i, (task, level) in enumerate(problems.CELLS) if level <= options.max_level and task in tasks]
+    cells = cells_of(options, options.max_level)
     held = data.held_out(SHIPPED, options.seed, options.per_cell, cells, "watch", options.tokens_per_step)
     packs = data.packs(held, options.tokens_per_step)
     log(f"{len(held)} held-out problems in {len(packs)} packs")
