@@ -1,4 +1,5 @@
 """tools/train: traces equal the published ones, sizes have the recipe's means, tokens equal the tokenizer's. Called with ROOT."""
+import argparse
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ ROOT = sys.argv.pop(1)
 sys.path.insert(0, os.path.join(ROOT, "tools", "train"))
 import problems  # noqa: E402
 import tokens  # noqa: E402
+import write_problems  # noqa: E402
 
 MODEL = os.path.join(ROOT, "models", "longcot-10m")
 
@@ -92,6 +94,22 @@ class Problems(unittest.TestCase):
             self.assertEqual(problems.TASKS[task].parse(text), problem, task)
             whole = problems.prompt_text(text, True) + problems.reply_text(*problems.TASKS[task].solve(problem))
             self.assertLess(len(self.tokens.encode(whole)), 32768, task)
+
+    def test_problems_of_wanted_lengths(self):
+        """Lengths are kept, equal options give equal rows, and multiply pairs are held-out ones."""
+        options = argparse.Namespace(lengths=[1024, 8192], per_cell=2, tasks=list(problems.LEVELS), seed=9, split="held-out")
+        rows = list(write_problems.rows_of(options))
+        self.assertEqual(len({row["problem"] for row in rows}), 2 * 2 * len(problems.LEVELS))
+        for row in rows:
+            self.assertEqual(self.again(row["problem"]), (row["reference_chain"], row["answer"]), row["id"])
+            whole = problems.prompt_text(row["problem"]) + problems.reply_text(row["reference_chain"], row["answer"])
+            self.assertLess(abs(len(self.tokens.encode(whole)) / (1024 * row["level"]) - 1), 0.08, row["id"])
+        pairs = [problems.parse_multiply(row["problem"]) for row in rows if row["task"] == "multiply"]
+        self.assertTrue(all(problems.is_held_out_pair(*pair) for pair in pairs))
+        self.assertEqual(list(write_problems.rows_of(options)), rows)
+        options.lengths = [10]
+        with self.assertRaises(SystemExit):
+            list(write_problems.rows_of(options))
 
     def test_split_by_residue_and_by_text(self):
         pairs = [problems.parse_multiply(r["problem"]) for r in self.rows if r["task"] == "multiply"]

@@ -20,7 +20,7 @@ MOST_DRAWS = 20000
 
 
 def levels_near(tokens, draw, task, length):
-    """Levels of `task` that reach `length`: those whose three sample lengths do not all lie on one side by far."""
+    """Levels of `task` that may reach `length`, by eight samples of each."""
     levels = []
     low, high = problems.LONG_LEVELS[task]
     for level in [*range(1, problems.LEVELS[task] + 1), *range(low, high + 1), problems.BEYOND]:
@@ -79,8 +79,9 @@ def main():
     options = parser.parse_args()
     options.lengths = [int(n) for n in options.lengths.split(",")]
     options.tasks = options.tasks.split(",")
+    rows = list(rows_of(options))  # All of them before the file: a run that fails leaves none.
     with open(options.out, "w", encoding="utf-8") as file:
-        for row in rows_of(options):
+        for row in rows:
             if options.texts:
                 prompt = problems.prompt_text(row["problem"])
                 row = {"text": prompt + problems.reply_text(row["reference_chain"], row["answer"])}
