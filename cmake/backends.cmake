@@ -35,6 +35,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/gemm/device_gemm_cuda.cc
   kernels/gemm/device_gemm_few_cuda.cu
   kernels/gemm/device_codes_cuda.cu
+  kernels/kv_quant/append_heads_cuda.cu
   kernels/kv_quant/append_pages_cuda.cu
   kernels/kv_quant/halve_pages_cuda.cu
   kernels/kv_quant/latent_rows_cuda.cu

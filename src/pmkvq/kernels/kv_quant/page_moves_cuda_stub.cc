@@ -1,3 +1,4 @@
+#include "pmkvq/kernels/kv_quant/append_heads.h"
 #include "pmkvq/kernels/kv_quant/page_moves.h"
 
 namespace pmkvq {
@@ -22,6 +23,10 @@ void ExpandPages(const FragmentPageShape&, DType, int, std::span<const PageMove>
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 void AppendTokens(int64_t, int64_t, DType, const AppendOperands&, Stream& stream) {
+  internal::ThrowNoBackend(stream.device(), kWhat);
+}
+void AppendGivenHeads(int64_t, int64_t, DType, const GivenHeads&, const AppendOperands&,
+                      Stream& stream) {
   internal::ThrowNoBackend(stream.device(), kWhat);
 }
 
