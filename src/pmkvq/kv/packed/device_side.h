@@ -13,6 +13,7 @@
 #include "pmkvq/kernels/attention/chunk_attention.h"
 #include "pmkvq/kernels/attention/decode_attention.h"
 #include "pmkvq/kernels/gemm/device_gemm.h"
+#include "pmkvq/kernels/kv_quant/append_heads.h"
 #include "pmkvq/kernels/kv_quant/page_moves.h"
 #include "pmkvq/kernels/kv_quant/page_rows.h"
 #include "pmkvq/kv/cache_config.h"
@@ -36,6 +37,14 @@ struct DeviceTokens {
   // The sink's rest, [Hkv, sink_tokens % 128, D] of the cache's type.
   std::byte* k_rest = nullptr;
   std::byte* v_rest = nullptr;
+};
+
+// Some rows of a Forward that are one token of a sequence each, as another library computed them.
+struct DeviceGivenRows {
+  GivenHeads heads;       // q [num_rows, H, D], k and v [num_rows, Hkv, D]
+  int64_t first_row = 0;  // Of the Forward's rows.
+  int64_t num_rows = 0;
+  ProductRows out;  // [num_rows, H * D]
 };
 
 class DeviceSide : public DeviceKvStore {
@@ -69,6 +78,10 @@ class DeviceSide : public DeviceKvStore {
   void LaunchStore(int64_t layer, const DeviceBlockRows& rows) override {
     Launch(static_cast<size_t>(layer), rows, false);
   }
+  // As LaunchBlock for some rows of the first kind. A Forward may have as many such calls as there
+  // are parts of its rows; what is not called for stays without meaning. Not of latent blocks, nor
+  // where something is rotated.
+  void LaunchGiven(int64_t layer, const DeviceGivenRows& rows);
   void LaunchLookAtUnfit() override;
   uint64_t id() const override { return id_; }
 

@@ -89,6 +89,8 @@ class PackedKvCache final : public KvStore {
   // The same of a cache on a device, launched on its stream: see DeviceTokens. Not in a Forward.
   // Returns how many tokens behind the sink a window has freed.
   int64_t LaunchRead(SequenceId seq, int64_t layer, const DeviceTokens& tokens);
+  // In a Forward on a device: see DeviceSide::LaunchGiven.
+  void LaunchGiven(int64_t layer, const DeviceGivenRows& rows);
   // Of all pages of one block, oldest first; for tests and inspection.
   std::vector<PageWidths> WidthsOfPages(SequenceId seq, int64_t layer) const;
 
