@@ -115,6 +115,29 @@ bool AppendOnDevice(HfCache& cache, int64_t layer, uintptr_t q, uintptr_t k, uin
   return cache.Append(layer, rows);
 }
 
+// What PyTorch calls its types, as the package gives them.
+DType FloatTypeOf(int float_bits, bool is_bfloat) {
+  if (float_bits == 32) return DType::kF32;
+  return is_bfloat ? DType::kBF16 : DType::kF16;
+}
+
+bool AppendToken(HfCache& cache, int64_t layer, uintptr_t q, uintptr_t k, uintptr_t v,
+                 uintptr_t out, int float_bits, bool is_bfloat, double query_factor,
+                 uintptr_t query_factors, uintptr_t key_factors, uintptr_t stream) {
+  const nb::gil_scoped_release release;
+  HfToken token;
+  token.heads.q = AddressOf<const std::byte>(q);
+  token.heads.k = AddressOf<const std::byte>(k);
+  token.heads.v = AddressOf<const std::byte>(v);
+  token.heads.type = FloatTypeOf(float_bits, is_bfloat);
+  token.heads.query_factor = static_cast<float>(query_factor);
+  token.heads.query_factors = AddressOf<const float>(query_factors);
+  token.heads.key_factors = AddressOf<const float>(key_factors);
+  token.out = AddressOf<std::byte>(out);
+  token.stream = AddressOf<CUstream_st>(stream);
+  return cache.AppendToken(layer, token);
+}
+
 int64_t ReadOnDevice(HfCache& cache, int64_t layer, int64_t row, uintptr_t k_pages,
                      uintptr_t v_pages, uintptr_t k_rest, uintptr_t v_rest, uintptr_t stream) {
   const nb::gil_scoped_release release;
@@ -143,6 +166,14 @@ void Open(HfCache& cache, int64_t batch_size, const std::string& device) {
   PMKVQ_CHECK(id.has_value());
   if (id->device != Device::kCpu) Query(*id);
   cache.Open(batch_size, *id);
+}
+
+std::pair<nb::bytes, nb::bytes> PackedBytes(HfCache& cache, int64_t layer, int64_t row) {
+  const auto sides = [&] {
+    const nb::gil_scoped_release release;
+    return cache.PackedBytes(layer, row);
+  }();
+  return {nb::bytes(sides[0].data(), sides[0].size()), nb::bytes(sides[1].data(), sides[1].size())};
 }
 
 void Read(HfCache& cache, int64_t layer, int64_t row, const Tokens& k, const Tokens& v) {
@@ -199,8 +230,12 @@ void BindHf(nb::module_& module) {
            nb::sig("def read(self, layer: int, row: int, k: object, v: object) -> None"))
       .def("append_on_device", &AppendOnDevice, nb::arg("layer"), nb::arg("q"), nb::arg("k"),
            nb::arg("v"), nb::arg("out"), nb::arg("num_tokens"), nb::arg("skip"), nb::arg("stream"))
+      .def("append_token", &AppendToken, nb::arg("layer"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
+           nb::arg("out"), nb::arg("float_bits"), nb::arg("is_bfloat"), nb::arg("query_factor"),
+           nb::arg("query_factors"), nb::arg("key_factors"), nb::arg("stream"))
       .def("read_on_device", &ReadOnDevice, nb::arg("layer"), nb::arg("row"), nb::arg("k_pages"),
            nb::arg("v_pages"), nb::arg("k_rest"), nb::arg("v_rest"), nb::arg("stream"))
+      .def("packed_bytes", &PackedBytes, nb::arg("layer"), nb::arg("row"))
       .def("key_scales", &KeyScalesOf, nb::arg("layer"))
       .def_prop_ro("sink_tokens", [](const HfCache& self) { return self.config().sink_tokens; })
       .def_prop_ro("rotates_keys", [](const HfCache& self) { return self.config().rotate_keys; })

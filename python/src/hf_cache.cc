@@ -196,6 +196,23 @@ bool HfCache::Append(int64_t layer, const HfRows& given) {
   return has_room;
 }
 
+// The first one is kept. A store has one block, so it does not know which of the model's failed.
+void HfCache::NoteFailure(const BlockStore& store, SequenceId id) {
+  const KvFailure* const failure = store.cache->FailureOf(id);
+  if (failure == nullptr || failure_) return;
+  failure_ = *failure;
+  const std::string found = "block 0";
+  const size_t begin = failure_->where.find(found);
+  for (const int64_t layer : store.layers) {
+    const std::vector<SequenceId>& rows = At(layer).rows;
+    if (begin == std::string::npos || std::find(rows.begin(), rows.end(), id) == rows.end()) {
+      continue;
+    }
+    failure_->where.replace(begin, found.size(), fmt::format("block {}", layer));
+    return;
+  }
+}
+
 void HfCache::ThrowFailure() const {
   if (failure_) throw InvalidInput(failure_->where, failure_->what);
 }
@@ -209,9 +226,9 @@ void HfCache::End(BlockStore& store) {
     halved_pages_ += event.num_k_pages + event.num_v_pages;
   }
   for (const BatchChunk& chunk : batch) {
-    const KvFailure* const failure = store.cache->FailureOf(chunk.seq);
-    if (failure != nullptr && !failure_) failure_ = *failure;
+    NoteFailure(store, chunk.seq);
   }
+  if (store.num_awaited > 0) DropAwaited(store);
 }
 
 void HfCache::Settle() {
@@ -264,8 +281,7 @@ bool HfCache::Store(Block& block, const Batch& batch, const HfRows& rows) {
     const ReserveResult result = store.Reserve(chunk.seq, chunk.num_tokens);
     if (result == ReserveResult::kBudgetExhausted || result == ReserveResult::kFailed) {
       drop_reservations();
-      const KvFailure* const failure = store.FailureOf(chunk.seq);
-      if (failure != nullptr) failure_ = *failure;
+      NoteFailure(of_block, chunk.seq);
       ThrowFailure();
       return false;
     }
@@ -302,6 +318,15 @@ void HfCache::Read(int64_t layer, int64_t row, float* k, float* v) {
       *k++ /= factors[i / stream.width * pairs + i % pairs];
     }
   }
+}
+
+std::array<std::vector<std::byte>, 2> HfCache::PackedBytes(int64_t layer, int64_t row) {
+  const std::lock_guard lock(mutex_);
+  Settle();
+  const Block& block = At(layer);
+  std::optional<SequenceImage> image = StoreOf(block).ImageOf(block.rows[static_cast<size_t>(row)]);
+  if (!image) ThrowFailedRow();
+  return std::move(image->blocks[0].bytes);
 }
 
 int64_t HfCache::NumTokens(int64_t layer, int64_t row) {

@@ -7,10 +7,14 @@
 // working memory and the partly filled ends of its arena are there once.
 //
 // On a device (hf_cache_device.cc) rows are memory of the device, and the caller's stream and the
-// stores' wait for each other there. The Forward of a block ends, which waits for the device, when
-// its store is needed again: so the host goes on to what follows attention meanwhile.
+// stores' wait for each other there. Single tokens are a step: room for one more token of each row
+// in all blocks is made at once, in one Forward of each store, whose tables and lengths go to the
+// device in one copy. Blocks then attend to their part of it in their turn, and the host waits for
+// the device once, behind the last of them. Of prompts a Forward is one chunk of one block, and
+// ends, which waits for the device, when its store is needed again.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -46,6 +50,14 @@ struct HfRows {
   float query_factor = 1;  // Of q, since stores attend with the scale 1 / sqrt(D).
   std::span<const int64_t> skip;
   CUstream_st* stream = nullptr;
+};
+
+// One new token of each row of a batch in one block, on a device: heads as the caller's library has
+// them, which are only read. `out` [B, H, D] is of their type.
+struct HfToken {
+  GivenHeads heads;
+  std::byte* out = nullptr;
+  CUstream_st* stream = nullptr;  // As of HfRows.
 };
 
 struct HfCacheStats {
@@ -84,12 +96,17 @@ class HfCache {
   // Throws InvalidInput for values that the cache cannot hold; the rows can only be closed then. On
   // a device that shows with a later block of the same tokens, with the last one at the latest.
   bool Append(int64_t layer, const HfRows& rows);
+  // The same for one token of each row on a device, in a step. Not where something is rotated.
+  bool AppendToken(int64_t layer, const HfToken& token);
   // All tokens of a row as they read now: k, v [NumTokens, Hkv, D]. What a sliding window has freed
   // reads as 0.
   void Read(int64_t layer, int64_t row, float* k, float* v);
   // The same on a device, in the order of `stream`: see PackedKvCache::LaunchRead. Key scales are
   // not divided out.
   int64_t ReadOnDevice(int64_t layer, int64_t row, const DeviceTokens& tokens, CUstream_st* stream);
+
+  // Keys and values of a row as they are packed, wherever they lie: sequence_image.h. For tests.
+  std::array<std::vector<std::byte>, 2> PackedBytes(int64_t layer, int64_t row);
 
   int64_t NumTokens(int64_t layer, int64_t row);
   // Whether a row can be cut to `num_tokens`: not where a sliding window has freed pages.
@@ -108,11 +125,14 @@ class HfCache {
   struct BlockStore {
     std::unique_ptr<PackedKvCache> cache;
     std::vector<int64_t> layers;
-    Batch under_way;  // Chunks of the Forward that has not ended yet.
+    Batch under_way;         // Chunks of the Forward that has not ended yet.
+    size_t num_awaited = 0;  // Blocks of a step whose token has not come.
   };
   struct Block {
     size_t store = 0;  // Of stores_.
     std::vector<SequenceId> rows;
+    // Of a step, while the block's token has not come: where its rows begin in the Forward.
+    std::optional<int64_t> first_row;
   };
 
   explicit HfCache(const CacheConfig& config) : config_(config) {}
@@ -133,9 +153,12 @@ class HfCache {
   bool Store(Block& block, const Batch& batch, const HfRows& rows);
   void End(BlockStore& store);
   void Settle();
+  void NoteFailure(const BlockStore& store, SequenceId id);
   void ThrowFailure() const;
   // hf_cache_device.cc
   void MakeEvents();
+  bool BeginStep(int64_t like);
+  void DropAwaited(BlockStore& store);
   void Launch(PackedKvCache& store, const Batch& batch, const HfRows& rows);
 
   CacheConfig config_;    // Of all blocks, for one row.

@@ -122,14 +122,8 @@ def attention(
     Keys that PackedCache.update gave are attended together with all that it holds, and stored. Of
     other caches, and without one, key has all keys, and this is torch's scaled_dot_product_attention.
     """
-    for name, found in (
-        ("a softcap", softcap is not None),
-        ("attention sinks", kwargs.get("s_aux") is not None or kwargs.get("sinks") is not None),
-        ("a position bias", kwargs.get("position_bias") is not None),
-        ("output_attentions", bool(kwargs.get("output_attentions"))),
-    ):
-        if found:
-            raise Unsupported(f"[{IMPLEMENTATION}] found {name}, expected plain attention; {_INSTEAD}")
+    if softcap is not None or not _SPECIAL.isdisjoint(kwargs):
+        _check_is_plain(softcap, kwargs)
     if not isinstance(key, PendingKeys):
         return _attend_to_tensors(module, query, key, value, attention_mask, dropout, scaling, sliding_window)
     if dropout != 0.0:
@@ -141,7 +135,22 @@ def attention(
     if abs(factor - 1.0) < 1e-6:
         factor = 1.0
     out = key.layer.attend(query, key.keys, value, attention_mask, factor, sliding_window)
-    return out.to(query.dtype), None
+    return (out if out.dtype == query.dtype else out.to(query.dtype)), None
+
+
+# Arguments that change what attention is.
+_SPECIAL = frozenset({"s_aux", "sinks", "position_bias", "output_attentions"})
+
+
+def _check_is_plain(softcap: float | None, kwargs: dict[str, Any]) -> None:
+    for name, found in (
+        ("a softcap", softcap is not None),
+        ("attention sinks", kwargs.get("s_aux") is not None or kwargs.get("sinks") is not None),
+        ("a position bias", kwargs.get("position_bias") is not None),
+        ("output_attentions", bool(kwargs.get("output_attentions"))),
+    ):
+        if found:
+            raise Unsupported(f"[{IMPLEMENTATION}] found {name}, expected plain attention; {_INSTEAD}")
 
 
 def _attend_to_tensors(

@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import Cache, PretrainedConfig, PreTrainedModel, StoppingCriteria
@@ -16,9 +15,9 @@ from .._arguments import bytes_of, threads_of
 from .._errors import InvalidInput, KvBudgetExhausted, RequestFailed, Unsupported
 from .._plan import Plan
 from ._attention import IMPLEMENTATION, PendingKeys
-from ._device import PAGE_TOKENS, DeviceRows, attend_to_prompt, check_device
+from ._device import DeviceRows, attend_to_prompt, check_device
+from ._options import blocks_of, folder_of, method_of, window_of
 
-WIDTHS = (16, 8, 4, 2)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -55,10 +54,11 @@ class _Shared:
         self.windows = windows  # Of each block; 0: none.
         self.num_heads, self.num_kv_heads, self.head_dim = heads
         self.layers: list[_Length] = [_Length() for _ in windows]
-        # The last padding mask, and what was read from it for (tokens before, new tokens).
-        self.mask: torch.Tensor | None = None
-        self.mask_of: tuple[int, int] = (0, 0)
-        self.padding: list[int] = []
+        # The last padding masks, of blocks with and without a window, and what was read from each for
+        # (tokens before, new tokens).
+        self.masks: list[tuple[torch.Tensor, int, int, list[int]]] = []
+        # Keys like which the last ones were checked: shape, type, device.
+        self.checked: tuple[torch.Size, torch.dtype, torch.device] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         heads = (self.num_heads, self.num_kv_heads, self.head_dim)
@@ -117,22 +117,27 @@ class _Shared:
         """Places of left padding of each row, by the mask [B, before + new] of a Forward."""
         if mask is None:
             return [0] * batch
-        if mask is self.mask and self.mask_of == (before, new):
-            return self.padding
+        for known, known_before, known_new, padding in self.masks:
+            if known is mask and (known_before, known_new) == (before, new):
+                return padding
         if mask.dim() != 2 or tuple(mask.shape) != (batch, before + new):
             raise Unsupported(
                 f"[PackedCache] found an attention mask {list(mask.shape)}, expected padding [{batch}, "
                 f"{before + new}]; "
                 'other masks want model.set_attn_implementation("sdpa")'
             )
-        mask = mask.bool()
-        if not bool((mask[:, 1:] | ~mask[:, :-1]).all()):
+        is_token = mask.bool()
+        # In one copy from the device, which waits for it.
+        counts = is_token.sum(dim=1)
+        ends = is_token.flip(1).long().cumprod(dim=1).sum(dim=1)  # Tokens behind the last place of padding.
+        counted: list[list[int]] = torch.stack([counts, ends]).tolist()
+        if counted[0] != counted[1]:
             raise Unsupported(
                 "[PackedCache] found padding behind tokens, expected it before them: tokenizer.padding_side = \"left\""
             )
-        self.mask, self.mask_of = mask, (before, new)
-        self.padding = [before + new - count for count in mask.sum(dim=1).tolist()]
-        return self.padding
+        padding = [before + new - count for count in counted[0]]
+        self.masks = [*self.masks[-1:], (mask, before, new, padding)]
+        return padding
 
 
 @dataclass
@@ -183,21 +188,41 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         Where the model's attention is "pmkvq", they are stored when it attends, and come back as
         PendingKeys. Else all keys and values come back, [B, Hkv, N, D] in the type of the new ones.
         """
-        self._check(key_states, value_states)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        batch, new = int(key_states.shape[0]), int(key_states.shape[2])
-        if batch != self._shared.native.batch_size:
-            raise InvalidInput(
-                f"[PackedCache] found a batch of {batch}, expected {self._shared.native.batch_size} as before; reset() "
-                "begins another one"
-            )
-        self._settle()
-        if self._shared.config._attn_implementation == IMPLEMENTATION:
-            self._length.seen += new
+        shared = self._shared
+        if self._pending or not self.is_initialized or not self._are_as_checked(key_states, value_states):
+            self._check(key_states, value_states)
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            batch = int(key_states.shape[0])
+            if batch != shared.native.batch_size:
+                raise InvalidInput(
+                    f"[PackedCache] found a batch of {batch}, expected {shared.native.batch_size} as before; reset() "
+                    "begins another one"
+                )
+            self._settle()
+            shared.checked = (key_states.shape, key_states.dtype, key_states.device)
+        if shared.config._attn_implementation == IMPLEMENTATION:
+            new = key_states.shape[2]
+            shared.layers[self._index].seen += new
             self._pending = new
             return PendingKeys.of(key_states, self), value_states
         return self._store_and_read(key_states, value_states)
+
+    def _are_as_checked(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
+        """Whether _check has seen such ones. Each block of each step asks."""
+        known = self._shared.checked
+        if known is None:
+            return False
+        shape, dtype, device = known
+        return (
+            keys.shape == shape
+            and values.shape == shape
+            and keys.dtype == dtype
+            and values.dtype == dtype
+            and keys.device == device
+            and values.device == device
+            and not (keys.requires_grad or values.requires_grad)
+        )
 
     def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         shared = self._shared
@@ -246,9 +271,9 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         factor: float,
         sliding_window: int | None,
     ) -> torch.Tensor:
-        """Attention of the new tokens, which are stored. -> [B, T, H, D] float32."""
+        """Attention of the new tokens, which are stored. -> [B, T, H, D], float32 or of the query's type."""
         shared, length = self._shared, self._length
-        batch, new = int(keys.shape[0]), int(keys.shape[2])
+        batch, _, new, _ = keys.shape
         before = length.seen - new
         self._pending = 0
         length.seen = before
@@ -265,22 +290,45 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                     'model.set_attn_implementation("sdpa") hands back tensors'
                 )
         padding = shared.padding_of(mask, before, new, batch)
-        skip = [min(new, max(0, places - before)) for places in padding]
         if length.stored != [max(0, before - places) for places in padding]:
             raise Unsupported(
                 f"[PackedCache] the attention mask hides other tokens than before: {length.stored} tokens of {before} "
                 f"places are stored, expected {[max(0, before - places) for places in padding]}; pass the whole mask"
             )
+        device = shared.on_device
+        skip = [min(new, max(0, places - before)) for places in padding]
+        if device is not None and new == 1 and device.takes_tokens and not any(skip):
+            return self._store_token(device, query, keys, values, factor)
+        shape = (batch, new, shared.num_heads, shared.head_dim)
+        is_prompt = device is not None and self._is_whole_prompt(before, new)
         out = torch.zeros if any(skip) else torch.empty
-        result = out((batch, new, shared.num_heads, shared.head_dim), dtype=torch.float32, device=shared.device)
-        window = shared.windows[self._index]
-        if shared.on_device is not None and before == 0 and 1 < new and (window == 0 or new <= window):
-            # A prompt from its first token on: nothing of it is packed yet.
-            self._store([new - places for places in skip], skip, None, keys, values, None, 1.0)
+        result = out(shape, dtype=query.dtype if is_prompt else torch.float32, device=shared.device)
+        tokens = [new - places for places in skip]
+        if is_prompt:
+            self._store(tokens, skip, None, keys, values, None, 1.0)
             attend_to_prompt(query, keys, values, factor, skip, result)
-            return result
-        self._store([new - places for places in skip], skip, query, keys, values, result, factor)
+        else:
+            self._store(tokens, skip, query, keys, values, result, factor)
         return result
+
+    def _is_whole_prompt(self, before: int, new: int) -> bool:
+        """A prompt from its first token on, all of which its tokens see: nothing of it is packed yet."""
+        window = self._shared.windows[self._index]
+        return before == 0 and new > 1 and (window == 0 or new <= window)
+
+    def _store_token(
+        self, device: DeviceRows, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, factor: float
+    ) -> torch.Tensor:
+        """One token of each row."""
+        length = self._length
+        if self._index == 0:
+            self._shared.begin_forward([1] * len(length.stored))
+        out = device.append_token(self._index, query, keys, values, factor)
+        if out is None:
+            self._raise_exhausted()
+        length.seen += 1
+        length.stored = [count + 1 for count in length.stored]
+        return out
 
     def _store(
         self,
@@ -303,9 +351,12 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             rows = None if query is None else _rows_of(query)
             has_room = shared.native.append(self._index, rows, _rows_of(keys), _rows_of(values), out, factor, skip)
         if not has_room:
-            raise KvBudgetExhausted(f"[PackedCache] the KV budget of block {self._index} is spent; reset() begins anew")
+            self._raise_exhausted()
         length.seen += int(keys.shape[2])
         length.stored = [before + more for before, more in zip(length.stored, tokens, strict=True)]
+
+    def _raise_exhausted(self) -> NoReturn:
+        raise KvBudgetExhausted(f"[PackedCache] the KV budget of block {self._index} is spent; reset() begins anew")
 
     def _store_and_read(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch, new = int(keys.shape[0]), int(keys.shape[2])
@@ -447,17 +498,17 @@ class PackedCache(Cache):
         config: PretrainedConfig = whole.get_text_config(decoder=True)
         if plan is not None and not isinstance(plan, Plan):
             plan = Plan.load(plan)
-        blocks, windows = _blocks_of(config)
-        method, floor = _method_of(kv, nbits, kv_budget is not None or plan is not None)
+        blocks, windows = blocks_of(config)
+        method, floor = method_of(kv, nbits, kv_budget is not None or plan is not None)
         native = _pmkvq.HfCache.make(
             blocks,
             kv=method,
             plan=None if plan is None else plan._native,
-            model_folder=_folder_of(model),
+            model_folder=folder_of(model),
             kv_budget=bytes_of(kv_budget, "kv_budget"),
             kv_dtype=kv_dtype,
             sink_tokens=-1 if sink_tokens is None else sink_tokens,
-            window_tokens=_window_of(residual_length),
+            window_tokens=window_of(residual_length),
             floor_bits=floor,
             max_len=max_len or int(getattr(config, "max_position_embeddings", 0) or 4096),
             chunk=chunk,
@@ -507,7 +558,8 @@ class PackedCache(Cache):
         self._shared.native.close()
         self._shared.device = self._shared.on_device = None
         self._shared.layers = [_Length() for _ in self._packed]
-        self._shared.mask = None
+        self._shared.masks = []
+        self._shared.checked = None
         for layer in self._packed:
             layer.is_initialized = False
             layer._pending = 0
@@ -521,58 +573,3 @@ class BudgetStop(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), not self._cache.fits(1), dtype=torch.bool, device=input_ids.device)
-
-
-def _method_of(kv: str | None, nbits: int | None, is_bounded: bool) -> tuple[str, int]:
-    """SPEC, and the width below which pages do not go (0: the method's)."""
-    if nbits is not None and nbits not in WIDTHS:
-        raise InvalidInput(f"[nbits] found {nbits!r}, expected 16, 8, 4 or 2")
-    if kv is None:
-        if is_bounded:
-            return "pm-kvq", nbits or 0
-        return ("fp16" if nbits in (None, 16) else f"static-{nbits}"), 0
-    if nbits is not None and kv.split(":")[0] != "pm-kvq":
-        raise InvalidInput(f'[nbits] found {nbits} beside kv="{kv}", which has its width, expected one of them')
-    return kv, nbits or 0
-
-
-def _window_of(residual_length: int | None) -> int:
-    """--n-window-token; -1: not given."""
-    if residual_length is None:
-        return -1
-    if isinstance(residual_length, bool) or not isinstance(residual_length, int) or residual_length < 0:
-        raise InvalidInput(f"[residual_length] found {residual_length!r}, expected a number of tokens")
-    return max(1, -(-residual_length // PAGE_TOKENS)) * PAGE_TOKENS
-
-
-def _folder_of(model: PreTrainedModel | PretrainedConfig) -> str:
-    """Where the model's weights are from, to compare with a plan; "": not known."""
-    folder = pathlib.Path(getattr(model, "name_or_path", "") or "")
-    return str(folder) if str(folder) != "." and any(folder.glob("*.safetensors")) else ""
-
-
-def _blocks_of(config: PretrainedConfig) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """Query heads, KV heads, head size and sliding window (0: none) of each block."""
-    name = type(config).__name__
-    num_heads = getattr(config, "num_attention_heads", None)
-    num_layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(num_heads, int) or not isinstance(num_layers, int):
-        raise Unsupported(f"[PackedCache] {name} has no num_attention_heads or num_hidden_layers, expected a decoder")
-    if getattr(config, "kv_lora_rank", None) is not None or getattr(config, "is_encoder_decoder", False):
-        raise Unsupported(
-            f"[PackedCache] found {name}, expected a decoder whose blocks have keys and values of one shape"
-        )
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise Unsupported(f"[PackedCache] found {name}, whose blocks share keys, expected blocks with their own")
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        types = ["full_attention" if window is None else "sliding_attention"] * num_layers
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
-    if unknown or getattr(config, "attention_chunk_size", None) is not None:
-        found = ", ".join(unknown) or "chunked attention"
-        raise Unsupported(f"[PackedCache] found blocks of {found} in {name}, expected full or sliding attention")
-    windows = [int(window) if kind == "sliding_attention" and window else 0 for kind in types]
-    return [(num_heads, num_kv_heads, head_dim, w) for w in windows], windows

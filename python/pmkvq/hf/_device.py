@@ -5,6 +5,8 @@ tensors of PyTorch. Nothing is copied through the host.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .. import _pmkvq
@@ -29,6 +31,15 @@ def check_device(device: torch.device, name: str) -> None:
         )
 
 
+def _stream_by_object(index: int) -> int:
+    return int(torch.cuda.current_stream(index).cuda_stream)
+
+
+# The handle of a device's current stream. PyTorch's compiler and Triton call the first one; the second one makes an object,
+# which takes longer than the launches of a block.
+_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_by_object)
+
+
 class DeviceRows:
     """Appends to a native cache on a device, and reads from it."""
 
@@ -38,6 +49,9 @@ class DeviceRows:
         self._kv_heads, self._head_dim = num_kv_heads, head_dim
         self._page_type, self._rest_type = _PAGE_TYPES[kv_dtype], _REST_TYPES[kv_dtype]
         self._scales: dict[int, tuple[torch.Tensor, torch.Tensor] | None] = {}
+        # Whether append_token can be called.
+        self.takes_tokens = not (native.rotates_keys or native.rotates_values)
+        self._index = int(device.index)
 
     def of(self, native: _pmkvq.HfCache) -> DeviceRows:
         """The same for a copy of the cache."""
@@ -73,6 +87,35 @@ class DeviceRows:
             skip=skip,
             stream=self._stream(),
         )
+
+    def append_token(
+        self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, factor: float
+    ) -> torch.Tensor | None:
+        """One token: query [B, H, 1, D], keys and values [B, Hkv, 1, D] -> [B, 1, H, D] in the type of the query. None:
+        the budget is spent."""
+        batch, heads, _, width = query.shape
+        dtype = query.dtype
+        if keys.dtype != dtype or values.dtype != dtype:
+            keys, values = keys.to(dtype), values.to(dtype)
+        # With one token these are [B, heads, D] in memory, as models make them.
+        if not (query.is_contiguous() and keys.is_contiguous() and values.is_contiguous()):
+            query, keys, values = query.contiguous(), keys.contiguous(), values.contiguous()
+        scales = self._scales_of(layer)
+        out = query.new_empty((batch, 1, heads, width))
+        has_room = self._native.append_token(
+            layer,
+            query.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            out.data_ptr(),
+            dtype.itemsize * 8,
+            dtype == torch.bfloat16,
+            factor,
+            0 if scales is None else scales[0].data_ptr(),
+            0 if scales is None else scales[1].data_ptr(),
+            self._stream(),
+        )
+        return out if has_room else None
 
     def read(self, layer: int, row: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` tokens that a row has, keys and values [count, Hkv, D] float32."""
@@ -126,7 +169,7 @@ class DeviceRows:
         return self._scales[layer]
 
     def _stream(self) -> int:
-        return int(torch.cuda.current_stream(self.device).cuda_stream)
+        return _current_stream(self._index)
 
 
 def attend_to_prompt(
@@ -136,13 +179,18 @@ def attend_to_prompt(
     first skip[b] places are left alone. By PyTorch's kernels, which take no memory of T x T."""
     scale = factor / query.shape[-1] ** 0.5
     repeats = query.shape[1] // keys.shape[1]
+    # Kernels for floats of 16 bits take fewer KV heads than query heads. For float32 there would be none left but one
+    # that takes memory of T x T.
+    groups = repeats > 1 and query.dtype in (torch.float16, torch.bfloat16)
     rows = [(slice(None), 0)] if not any(skip) else [(slice(row, row + 1), first) for row, first in enumerate(skip)]
     for row, first in rows:
         if first == query.shape[2]:
             continue
-        k, v = (heads[row, :, first:].repeat_interleave(repeats, dim=1) for heads in (keys, values))
+        k, v = keys[row, :, first:], values[row, :, first:]
+        if repeats > 1 and not groups:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            query[row, :, first:], k, v, is_causal=True, scale=scale
+            query[row, :, first:], k, v, is_causal=True, scale=scale, enable_gqa=groups
         )
         out[row, first:] = attended.transpose(1, 2)
 

@@ -85,6 +85,10 @@ def test_values_that_the_cache_cannot_hold() -> None:
     with pytest.raises(InvalidInput, match="key"):
         cache.update(huge, huge, 0)
     cache.reset()
+    cache.update(keys(), keys(), 0)
+    with pytest.raises(InvalidInput, match="block 1, position"):
+        cache.update(huge, keys(), 1)
+    cache.reset()
     assert logits_of(model, cache, random_ids(10), []).isfinite().all()
 
 

@@ -84,6 +84,7 @@ def compare_with_engine(
     errors = (found - expected).abs().amax(dim=-1)
     exact = logits_of(model, DynamicCache(config=model.config), ids, [])[0, len(prompt) - 1 : -1]
     effect = (torch.log_softmax(exact, dim=-1) - expected).abs().amax(dim=-1)
+    print(f"median {errors.median():.1e}, most {errors.max():.1e}; of packing {effect.median():.1e}, {effect.max():.1e}")
     assert errors.median() < max(least, min(1e-3, 0.05 * float(effect.median()))), (errors.median(), effect.median())
     assert errors.max() < max(5 * least, 0.25 * float(effect.max())), (errors.max(), effect.max())
     assert found.argmax(dim=-1).tolist() == drawn.token_ids
