@@ -41,6 +41,14 @@ def ids_of(ids: Iterable[int], what: str) -> list[int]:
     return result
 
 
+def check_model(model: object) -> None:
+    """Of functions that take no path, since how a model is loaded is a choice."""
+    if not isinstance(model, _pmkvq.Model):
+        raise InvalidInput(
+            f"[model] found {type(model).__name__}, expected a loaded model: pmkvq.load_model(PATH), or the model of an LLM: llm.model"
+        )
+
+
 def threads_of(threads: int) -> int:
     """0: as many as torch uses where it is imported, so that both do not take all processors."""
     if threads != 0:

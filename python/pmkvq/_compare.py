@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _pmkvq
-from ._arguments import bytes_of, path_of, threads_of
+from ._arguments import bytes_of, check_model, path_of, threads_of
 from ._evaluate import Response, native_plan, response_of
 from ._frames import frame_of
 from ._plan import Plan
@@ -158,6 +158,7 @@ def compare(
     MethodError of a method in Python. Ctrl-C raises KeyboardInterrupt; with out= the same call goes
     on where it was.
     """
+    check_model(model)
     codec = Tokenizer(model.path, tokenizer=tokenizer, chat_template=chat_template)
     budgets = [kv_budget] if isinstance(kv_budget, (int, str)) else list(kv_budget)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _pmkvq
-from ._arguments import bytes_of, path_of, threads_of
+from ._arguments import bytes_of, check_model, path_of, threads_of
 from ._errors import InvalidInput
 from ._frames import frame_of
 from ._plan import Plan
@@ -132,6 +132,7 @@ def evaluate(
     Raises InvalidInput, IoError, Unsupported, and MethodError of a method in Python. Ctrl-C raises
     KeyboardInterrupt.
     """
+    check_model(model)
     codec = Tokenizer(model.path, tokenizer=tokenizer, chat_template=chat_template)
     responses, seconds = _pmkvq.evaluate(
         model,

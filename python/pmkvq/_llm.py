@@ -170,6 +170,8 @@ class LLM:
         A message is {"role": "user", "content": TEXT}. `pmkvq run --prompt TEXT` draws the same
         answer to one such message.
         """
+        if isinstance(messages, str):
+            raise InvalidInput('[messages] found a text, expected a list of messages: [{"role": "user", "content": TEXT}]')
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [
             self.tokenizer.encode_chat(conversation, tools=tools, template_args=template_args, date=date)  # type: ignore[arg-type]
@@ -337,6 +339,8 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if isinstance(params, Mapping):
+        raise InvalidInput(f"[params] found {type(params).__name__}, expected SamplingParams(...)")
     if len(params) != count:
         raise InvalidInput(f"[params] found {len(params)} for {count} prompts, expected one for each")
     return list(params)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _pmkvq
-from ._arguments import bytes_of, path_of, threads_of
+from ._arguments import bytes_of, check_model, path_of, threads_of
 from ._frames import frame_of
 from ._tokenizer import Tokenizer
 
@@ -56,6 +56,7 @@ def _table(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
 
 def _codec_of(model: _pmkvq.Model, tokenizer: str | os.PathLike[str] | None) -> _pmkvq.Tokenizer | None:
     """None where the model has none: a data set of ids needs none."""
+    check_model(model)
     if tokenizer is None and not _pmkvq.Tokenizer.is_in(model.path):
         return None
     return Tokenizer(model.path, tokenizer=tokenizer)._native

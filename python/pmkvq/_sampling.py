@@ -60,6 +60,8 @@ class SamplingParams:
 
 def make_request(prompt_ids: list[int], params: SamplingParams, sample: int = 0) -> _pmkvq.Request:
     """The native request. The seed is that of this sample of `pmkvq run`."""
+    if not isinstance(params, SamplingParams):
+        raise InvalidInput(f"[params] found {type(params).__name__}, expected SamplingParams(...)")
     return _pmkvq.Request(
         prompt_ids,
         seed=_pmkvq.stream_seed(params.seed, sample),

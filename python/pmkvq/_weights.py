@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _pmkvq
-from ._arguments import bytes_of, ids_of, threads_of
+from ._arguments import bytes_of, check_model, ids_of, threads_of
 from ._plan import Plan
 
 
@@ -41,6 +41,7 @@ class Weight:
 
 def weights(model: _pmkvq.Model) -> dict[str, Weight]:
     """The stored weights of a model by canonical name (docs/python.md)."""
+    check_model(model)
     return {name: Weight(name, kind, tuple(shape), model) for name, kind, shape in _pmkvq.weights_of(model)}
 
 
@@ -62,6 +63,7 @@ def logits(
     chunk of tokens reads earlier ones from the cache, and its own rows as floats. kv, kv_budget,
     plan, kv_dtype: as those of LLM. Raises InvalidInput. Ctrl-C raises KeyboardInterrupt.
     """
+    check_model(model)
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
     return _pmkvq.prompt_logits(

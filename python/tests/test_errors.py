@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,36 @@ def test_another_architecture_is_unsupported(program: Program, tmp_path: pathlib
         LLM(tmp_path)
     assert str(caught.value) == program.error("run", "--model", str(tmp_path), "--prompt", "x")
     assert "Mamba" in str(caught.value)
+
+
+def test_arguments_of_another_kind_are_named(llm: LLM) -> None:
+    """What other libraries take here."""
+    options: Any = {"temperature": 0}
+    drawing: list[Callable[[], object]] = [
+        lambda: llm.generate("x", options),
+        lambda: llm.chat([{"role": "user", "content": "x"}], options),
+        lambda: llm.stream("x", options),
+    ]
+    for draw in drawing:
+        with pytest.raises(InvalidInput, match="^\\[params\\] found dict, expected SamplingParams"):
+            draw()
+    text: Any = "What is 3 x 4?"
+    with pytest.raises(InvalidInput, match="^\\[messages\\] found a text, expected a list"):
+        llm.chat(text)
+    path: Any = MODEL
+    calls: list[Callable[[], object]] = [
+        lambda: pmkvq.compare(path, kv=["pm-kvq"], kv_budget="1MiB"),
+        lambda: pmkvq.evaluate(path),
+        lambda: pmkvq.calibrate(path, "texts.jsonl", memory_budget="1MiB"),
+        lambda: pmkvq.sensitivity(path, "texts.jsonl"),
+        lambda: pmkvq.logits(path, [1]),
+        lambda: pmkvq.weights(path),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInput, match="^\\[model\\] found [A-Za-z]*Path, expected a loaded model: pmkvq.load_model"):
+            call()
+    with pytest.raises(InvalidInput, match="found LLM, .* llm.model"):
+        pmkvq.weights(llm)  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_there_is_refused_in_one_line(model: pmkvq.Model) -> None:

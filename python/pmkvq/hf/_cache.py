@@ -494,7 +494,12 @@ class PackedCache(Cache):
         chunk: int = 512,
         threads: int = 0,
     ):
-        whole: PretrainedConfig = model.config if isinstance(model, PreTrainedModel) else model
+        # Wrappers of a model (torch.compile, adapters) have its config.
+        whole: Any = model if isinstance(model, PretrainedConfig) else getattr(model, "config", None)
+        if not isinstance(whole, PretrainedConfig):
+            raise InvalidInput(
+                f"[PackedCache] found {type(model).__name__}, expected a model of transformers, or its config"
+            )
         config: PretrainedConfig = whole.get_text_config(decoder=True)
         if plan is not None and not isinstance(plan, Plan):
             plan = Plan.load(plan)

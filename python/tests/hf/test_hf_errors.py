@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CACHE, HEAD_DIM, NUM_KV_HEADS, logits_of, random_ids, tiny
+from tiny_models import CACHE, HEAD_DIM, NUM_KV_HEADS, NUM_LAYERS, logits_of, random_ids, tiny
 from transformers import (
     DynamicCache,
     GPT2Config,
@@ -41,6 +41,13 @@ def test_options(options: dict[str, Any], word: str) -> None:
 
 
 def test_models() -> None:
+    path: Any = "models/longcot-10m"
+    with pytest.raises(InvalidInput, match="found str, expected a model of transformers"):
+        PackedCache(path)
+    # As torch.compile wraps it.
+    wrapped: Any = torch.nn.Module()
+    wrapped.config = tiny("llama").config
+    assert len(PackedCache(wrapped, nbits=4).layers) == NUM_LAYERS
     with pytest.raises(pmkvq.Error, match="head_dim"):
         PackedCache(LlamaConfig(hidden_size=72, num_attention_heads=4, num_key_value_heads=4))
     with pytest.raises(Unsupported, match="T5Config"):
