@@ -42,6 +42,7 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/kv_quant/page_rows_cuda.cu
   kernels/kv_quant/quantize_pages_cuda.cu
   kernels/kv_quant/sequence_quant_cuda.cu
+  kernels/kv_quant/unfit_rows_cuda.cu
   kernels/routing/device_experts_cuda.cu
   kernels/sampling/device_sampler_cuda.cu
   kernels/sequence_rows/sequence_rows_cuda.cu)

@@ -128,6 +128,8 @@ class DeviceSide : public DeviceKvStore {
   std::byte* UnfitWord(int64_t index) const;
   void AttendChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
                    const DeviceBlockRows& rows);
+  void LookAtChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
+                   const DeviceBlockRows& rows) const;
   void StoreChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
                   const DeviceBlockRows& rows);
   void StorePieces(size_t layer, std::span<const RowPiece> pieces, const StoreRowsOperands& rows);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/kv_quant/unfit_rows.h"
 #include "pmkvq/kv/packed/device_side.h"
 #include "pmkvq/kv/packed/device_side_detail.h"
 
@@ -16,7 +17,11 @@ void DeviceSide::LaunchChunks(size_t layer, const DeviceBlockRows& rows, bool at
   size_t index = 0;
   for (const Chunk& chunk : chunks_) {
     if (chunk.is_decoding) continue;
-    if (attends) AttendChunk(layer, chunk, index, first_row, rows);
+    if (attends) {
+      AttendChunk(layer, chunk, index, first_row, rows);
+    } else {
+      LookAtChunk(layer, chunk, index, first_row, rows);
+    }
     StoreChunk(layer, chunk, index, first_row, rows);
     first_row += chunk.num_tokens;
     ++index;
@@ -52,6 +57,21 @@ void DeviceSide::AttendChunk(size_t layer, const Chunk& chunk, size_t index, int
   const DecodeShape shape = ShapeOf(config_, layer);
   const size_t bytes = ChunkScratchBytes(shape, chunk.num_tokens);
   RunChunkAttention(shape, operands, {config_.device, Scratch(bytes), bytes}, gemm_, stream());
+}
+
+// What attention looks at on its way.
+void DeviceSide::LookAtChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,
+                             const DeviceBlockRows& rows) const {
+  auto* const unfit =
+      reinterpret_cast<uint32_t*>(UnfitWord(most_rows_ + static_cast<int64_t>(index)));
+  for (const Side side : kSides) {
+    const int64_t width = config_.geometry.blocks[layer].streams[side].values();
+    const UnfitRow kind = side == kKeys ? UnfitRow::kKey : UnfitRow::kValue;
+    LookForUnfit((side == kKeys ? rows.k : rows.v) + first_row * width, chunk.num_tokens * width,
+                 config_.float_type,
+                 kUnfitKinds * static_cast<uint32_t>(layer) + static_cast<uint32_t>(kind), unfit,
+                 *store_.stream());
+  }
 }
 
 void DeviceSide::StoreChunk(size_t layer, const Chunk& chunk, size_t index, int64_t first_row,

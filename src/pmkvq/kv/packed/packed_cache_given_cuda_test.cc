@@ -84,5 +84,40 @@ TEST_F(GivenRowsOnCudaTest, PartsOfAForwardAreTheForward) {
   }
 }
 
+// Attention looks at a prompt's keys and values; where nothing attends, something else must.
+TEST_F(GivenRowsOnCudaTest, ValuesThatDoNotFitShowWhereNothingAttends) {
+  CacheConfig config = TwoSizesConfig(900, 8, 8);
+  config.device = kCuda;
+  for (const bool is_values : {false, true}) {
+    PackedKvCache cache(config);
+    DeviceKvStore& device = *cache.OnDevice();
+    const SequenceId good = *cache.Open();
+    const SequenceId bad = *cache.Open();
+    ASSERT_EQ(cache.Reserve(good, 40), ReserveResult::kReserved);
+    ASSERT_EQ(cache.Reserve(bad, 40), ReserveResult::kReserved);
+    cache.BeginForward({{good, 40}, {bad, 40}});
+    for (const int64_t layer : {0, 2, 3}) {
+      std::vector<float> values(static_cast<size_t>(80 * config.geometry.block(layer).k().values()),
+                                0.5f);
+      const Buffer fitting(kCuda, values.size() * sizeof(float));
+      const Buffer other(kCuda, values.size() * sizeof(float));
+      CopyToDevice(device.stream(), fitting.data(), values.data(), fitting.num_bytes());
+      device.stream().Synchronize();
+      if (layer == 2) values.back() = 65520.0f;  // Rounds to more than 65504.
+      CopyToDevice(device.stream(), other.data(), values.data(), other.num_bytes());
+      DeviceBlockRows rows;
+      rows.k = reinterpret_cast<float*>((is_values ? fitting : other).data());
+      rows.v = reinterpret_cast<float*>((is_values ? other : fitting).data());
+      device.LaunchStore(layer, rows);
+      device.stream().Synchronize();
+    }
+    cache.EndForward();
+    EXPECT_EQ(cache.FailureOf(good), nullptr);
+    ASSERT_NE(cache.FailureOf(bad), nullptr);
+    EXPECT_NE(cache.FailureOf(bad)->where.find("block 2"), std::string::npos);
+    EXPECT_NE(cache.FailureOf(bad)->what.find(is_values ? "value" : "key"), std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace pmkvq
