@@ -9,7 +9,7 @@ once, `claimed` is arena and scratch, and `held` is memory of the device.
 Exits with 1 where generate is less than --least-speedup times as fast as with QuantizedCache, or where PackedCache holds
 more than --most-memory times what it claims.
 
-Usage: scripts/compare-hf-cache.py [--prompt 6144] [--new-tokens 2048] [--layers 4] [--bits 4] [--backend quanto|hqq|none] [--dynamic] [--device cpu|cuda] [--dtype float32|bfloat16|float16]
+Usage: scripts/compare-hf-cache.py [--prompt 6144] [--new-tokens 2048] [--layers 4] [--bits 4] [--backend quanto|hqq|none] [--dynamic] [--no-cudnn] [--device cpu|cuda] [--dtype float32|bfloat16|float16]
 """
 import argparse
 import ctypes
@@ -118,6 +118,8 @@ def main():
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--backend", default="quanto", choices=["quanto", "hqq", "none"])
     parser.add_argument("--dynamic", action="store_true", help="DynamicCache, too")
+    parser.add_argument("--no-cudnn", action="store_true",
+                        help="PyTorch's attention without cuDNN, which plans anew for each new length of the keys")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=1)
@@ -132,6 +134,8 @@ def main():
         num_key_value_heads=arguments.kv_heads, head_dim=arguments.head_dim,
         max_position_embeddings=arguments.prompt + arguments.new_tokens, bos_token_id=None, eos_token_id=None)
     torch.manual_seed(1)
+    if arguments.no_cudnn:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_default_dtype(getattr(torch, arguments.dtype))
     with torch.device(arguments.device):
         model = transformers.LlamaForCausalLM(config).eval()
@@ -157,7 +161,7 @@ def main():
         for name, runs in results.items()
     }
     print(f"{arguments.layers} blocks, {arguments.heads} / {arguments.kv_heads} heads of {arguments.head_dim}, prompt "
-          f"{arguments.prompt}, {arguments.new_tokens} new tokens, {arguments.dtype}, "
+          f"{arguments.prompt}, {arguments.new_tokens} new tokens, {arguments.dtype}{', no cuDNN' if arguments.no_cudnn else ''}, "
           f"{torch.cuda.get_device_name() if model.device.type == 'cuda' else f'{torch.get_num_threads()} threads'}, torch "
           f"{torch.__version__}, transformers {transformers.__version__}")
     print(f"{'cache':32} {'generate s':>10} {'cpu s':>7} {'prompt s':>9} {'token ms':>9} {'claimed MB':>10} {'scratch MB':>10} "

@@ -248,12 +248,18 @@ bool HfCache::StoreRow(Block& block, int64_t layer, int64_t row, const HfRows& r
   const int64_t kv_dim = geometry.k().values();
   const SequenceId id = block.rows[static_cast<size_t>(row)];
   const int64_t begin = row * rows.num_tokens;
+  // Each chunk costs a wait for the device. Where widths do not depend on what is stored, and no
+  // page is freed, chunks that nothing attends to leave what one of them leaves.
+  const bool has_own_widths = config_.static_widths || config_.floor_bits >= config_.close_bits;
+  const bool store_at_once =
+      is_on_device() && rows.q == nullptr && has_own_widths && geometry.sliding_window == 0;
   int64_t done = rows.skip.empty() ? 0 : rows.skip[static_cast<size_t>(row)];
   while (done < rows.num_tokens) {
     // Chunks are cut at fixed places counted from token 0, as the engine's are.
     const int64_t room = config_.chunk_tokens - StoreOf(block).NumTokens(id) % config_.chunk_tokens;
     HfRows chunk;
-    chunk.num_tokens = std::min(rows.num_tokens - done, room);
+    chunk.num_tokens = rows.num_tokens - done;
+    if (!store_at_once) chunk.num_tokens = std::min(chunk.num_tokens, room);
     chunk.k = rows.k + (begin + done) * kv_dim;
     chunk.v = rows.v + (begin + done) * kv_dim;
     if (rows.q != nullptr) {

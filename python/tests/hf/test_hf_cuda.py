@@ -115,6 +115,13 @@ def test_half_precision_models(dtype: str, kv_dtype: str) -> None:
     assert (found.float() - expected).abs().mean() < 1.5 * rounding, rounding
 
 
+# Products of PyTorch and of the engine differ by 1e-6 of a value. Some queries and weights of attention are then rounded to
+# another F16, so that keys and values of later blocks differ by about d = 1e-5 of their size. A group of b bits has 2^b - 1
+# steps for some five times that size, so that a share f = d (2^b - 1) / 5 of codes is another one, by a step. Packing errs
+# by 1 / sqrt(12) step in each code, so this is sqrt(12 f) of its effect: 1.9 % at 4 bits, 0.8 % at 2.
+AS_PACKED: dict[str, Any] = {"least": 5e-4, "most": 1.0, "shares": (0.02, 0.1)}
+
+
 # On the engine's side nothing of a prompt is attended by PyTorch.
 def by_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedLayer, "_is_whole_prompt", lambda *_: False)
@@ -133,14 +140,13 @@ ENGINE_METHODS: list[tuple[str, dict[str, Any]]] = [
 def test_equals_the_engine_on_the_device(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kv: str, options: dict[str, Any]
 ) -> None:
-    """With the prompt through our kernels, as in the engine: as near as on the CPU, where nothing but PyTorch's linear
-    layers differs, too."""
+    """With the prompt through our kernels, as in the engine, nothing but PyTorch's linear layers differs: see AS_PACKED."""
     model = tiny("qwen3", **HEADS)
     prompt, answer = random_ids(600).tolist()[0], random_ids(60, seed=2).tolist()[0]
     engine = in_engine(model, tmp_path, kv=kv, device="cuda", **options)
     cache = PackedCache(model, kv=kv, max_len=2048, **options)
     by_our_kernels(monkeypatch)
-    compare_with_engine(model.cuda(), cache, engine, prompt, answer, least=5e-4)
+    compare_with_engine(model.cuda(), cache, engine, prompt, answer, **AS_PACKED)
 
 
 @pytest.mark.parametrize(("kv", "options"), ENGINE_METHODS)
