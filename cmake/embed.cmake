@@ -5,7 +5,7 @@
 # defines `extern const std::string_view pmkvq::embedded::<name>` with the file's content; the
 # header that declares it is written by hand. A changed file is taken over by the next build.
 function(pmkvq_embed_text target name file)
-  set(source ${CMAKE_BINARY_DIR}/embedded/${name}.cc)
+  set(source ${PROJECT_BINARY_DIR}/embedded/${name}.cc)
   set_property(DIRECTORY ${PROJECT_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
   file(READ ${file} PMKVQ_EMBEDDED_TEXT)
   string(FIND "${PMKVQ_EMBEDDED_TEXT}" ")pmkvq_embedded\"" delimiter)

@@ -25,6 +25,11 @@ if(HWY_VERSION VERSION_GREATER_EQUAL 1.1)
 endif()
 target_compile_definitions(pmkvq_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:HWY_BROKEN_EMU128=1>
   "$<$<COMPILE_LANGUAGE:CXX>:HWY_DISABLED_TARGETS=(${PMKVQ_DISABLED_TARGETS})>")
+if(PMKVQ_REPRODUCIBLE)
+  # Messages of failed checks name source files.
+  target_compile_options(pmkvq_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:
+    -ffile-prefix-map=${PROJECT_SOURCE_DIR}=. -ffile-prefix-map=${PROJECT_BINARY_DIR}=build>)
+endif()
 if(PMKVQ_SANITIZE)
   target_compile_options(pmkvq_options INTERFACE
     -fsanitize=${PMKVQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -84,8 +89,8 @@ function(pmkvq_add_module name)
   endif()
 
   if(NOT sources)
-    file(WRITE ${CMAKE_BINARY_DIR}/empty_${name}.cc "namespace pmkvq {}\n")
-    set(sources ${CMAKE_BINARY_DIR}/empty_${name}.cc)
+    file(WRITE ${PROJECT_BINARY_DIR}/empty_${name}.cc "namespace pmkvq {}\n")
+    set(sources ${PROJECT_BINARY_DIR}/empty_${name}.cc)
   endif()
   add_library(pmkvq_${name} STATIC ${sources})
   set_target_properties(pmkvq_${name} PROPERTIES EXPORT_NAME ${name})
