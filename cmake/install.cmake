@@ -10,6 +10,11 @@ function(pmkvq_install_library name export)
   target_compile_features(pmkvq_${name}_package INTERFACE cxx_std_20)
   cmake_parse_arguments(ARG "" "COMPONENT" "LINK;MODULES" ${ARGN})
   target_link_libraries(pmkvq_${name}_package INTERFACE ${ARG_LINK})
+  # The same name in a project that has this one as a part.
+  add_library(pmkvq::${name} ALIAS pmkvq_${name}_package)
+  if(NOT PMKVQ_INSTALL)
+    return()
+  endif()
   install(TARGETS ${ARG_MODULES} pmkvq_${name}_package EXPORT ${export}
     ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq COMPONENT ${ARG_COMPONENT})
   install(EXPORT ${export} NAMESPACE pmkvq:: COMPONENT ${ARG_COMPONENT}
@@ -27,6 +32,10 @@ pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
 pmkvq_install_library(research pmkvq-research-targets COMPONENT research
   LINK pmkvq_pmkvq_package pmkvq_compare pmkvq_analysis MODULES ${research_modules})
 
+if(NOT PMKVQ_INSTALL)
+  return()
+endif()
+
 # A header that is added to the list is installed by the next build.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/cmake/public_headers.txt)
@@ -41,11 +50,11 @@ install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT re
   PATTERN "detail.h" EXCLUDE)
 
 configure_package_config_file(cmake/pmkvq-config.cmake.in
-  ${CMAKE_BINARY_DIR}/pmkvq-config.cmake
+  ${PROJECT_BINARY_DIR}/pmkvq-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
-write_basic_package_version_file(${CMAKE_BINARY_DIR}/pmkvq-config-version.cmake
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/pmkvq-config-version.cmake
   COMPATIBILITY SameMinorVersion)
-install(FILES ${CMAKE_BINARY_DIR}/pmkvq-config.cmake ${CMAKE_BINARY_DIR}/pmkvq-config-version.cmake
+install(FILES ${PROJECT_BINARY_DIR}/pmkvq-config.cmake ${PROJECT_BINARY_DIR}/pmkvq-config-version.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq COMPONENT product)
 
 # Static libraries: users of a module before the module.
@@ -62,9 +71,15 @@ endif()
 # Relative to the file's folder: --prefix is known at the installation only.
 file(RELATIVE_PATH PMKVQ_PC_INCLUDE /${CMAKE_INSTALL_LIBDIR}/pkgconfig
   /${CMAKE_INSTALL_INCLUDEDIR})
-configure_file(cmake/pmkvq.pc.in ${CMAKE_BINARY_DIR}/pmkvq.pc @ONLY)
-install(FILES ${CMAKE_BINARY_DIR}/pmkvq.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
+configure_file(cmake/pmkvq.pc.in ${PROJECT_BINARY_DIR}/pmkvq.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/pmkvq.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
   COMPONENT product)
-install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT product)
-install(FILES third_party/chart.js/LICENSE.md DESTINATION ${CMAKE_INSTALL_DOCDIR}
-  RENAME LICENSE.chart.js.md COMPONENT research)
+if(NOT PMKVQ_DEBIAN_LAYOUT)  # Debian packages have a file named copyright.
+  install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT product)
+  install(FILES third_party/chart.js/LICENSE.md DESTINATION ${CMAKE_INSTALL_DOCDIR}
+    RENAME LICENSE.chart.js.md COMPONENT research)
+endif()
+if(PMKVQ_BUILD_PROGRAM)
+  include(cmake/program_files.cmake)
+  include(cmake/packages.cmake)
+endif()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that pmkvq needs, and only those that are missing.
 #
-# Usage: scripts/install-deps.sh [build|test|test-server|test-python|bench|coverage|fuzz|format]...   (build is always included)
+# Usage: scripts/install-deps.sh [build|test|test-server|test-python|bench|coverage|fuzz|format|package|test-packages|container]...   (build is always included)
 # Needs root or sudo when something is missing; does nothing and says nothing otherwise.
 set -euo pipefail
 
@@ -18,8 +18,8 @@ fi
 for group in "$@"; do
   case "$group" in
     build) ;;
-    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates.
-    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 python3-dev python3-venv openssl chromium) ;;
+    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates; zsh, fish and mandoc try completion and manual pages.
+    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 python3-dev python3-venv openssl chromium zsh fish mandoc) ;;
     # promtool is in prometheus; systemd-analyze checks the unit.
     test-server) packages+=(python3 python3-venv openssl curl nodejs prometheus systemd chromium) ;;
     test-python) packages+=(python3 python3-dev python3-venv) ;;
@@ -27,8 +27,11 @@ for group in "$@"; do
     coverage) packages+=(libgtest-dev librapidcheck-dev python3 gcovr) ;;
     fuzz) packages+=(clang libclang-rt-dev) ;;
     format) packages+=(clang-format clang-tidy libgtest-dev librapidcheck-dev python3) ;;
+    package) packages+=(dpkg-dev file gzip lintian) ;;
+    test-packages) packages+=(debootstrap) ;;
+    container) packages+=(buildah debootstrap) ;;
     *)
-      echo "install-deps.sh: unknown group '$group'; known: build test test-server test-python bench coverage fuzz format" >&2
+      echo "install-deps.sh: unknown group '$group'; known: build test test-server test-python bench coverage fuzz format package test-packages container" >&2
       exit 2
       ;;
   esac

@@ -31,5 +31,7 @@ void AddBench(CLI::App& app);
 void AddDevices(CLI::App& app);
 void AddServe(CLI::App& app);
 void AddChat(CLI::App& app);
+void AddCompletion(CLI::App& app);
+void AddMan(CLI::App& app);
 
 }  // namespace pmkvq::cli

@@ -110,7 +110,9 @@ bool TakesStream(FileKind kind) {
   return kind == FileKind::kInputOrStdin || kind == FileKind::kOutputOrStdout;
 }
 
-const KindText* FindKind(CLI::Option& option) {
+const KindText* FindKind(const CLI::Option& given) {
+  // Asking for a validator by its name needs an option that may be changed.
+  auto& option = const_cast<CLI::Option&>(given);
   for (const KindText& kind : kKinds) {
     try {
       option.get_validator(kind.rule);
@@ -133,11 +135,16 @@ CLI::Option* NamesFile(CLI::Option* option, FileKind kind) {
   return option;
 }
 
+std::optional<FileKind> FindFileKind(const CLI::Option& option) {
+  const KindText* const kind = FindKind(option);
+  if (kind == nullptr) return std::nullopt;
+  return kind->kind;
+}
+
 void CheckFiles(const CLI::App& command) {
   for (const CLI::Option* given : command.get_options()) {
     if (given->count() == 0) continue;
-    // Asking for a validator by its name needs an option that may be changed.
-    const KindText* const kind = FindKind(*const_cast<CLI::Option*>(given));
+    const KindText* const kind = FindKind(*given);
     if (kind == nullptr) continue;
     for (const std::string& path : given->results()) {
       if (path.empty()) continue;  // --json of inspect without a name.

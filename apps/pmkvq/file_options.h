@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <optional>
 #include <string>
 
 namespace pmkvq::cli {
@@ -21,6 +22,9 @@ enum class FileKind : uint8_t {
 // Declares the kind of file that `option` names; --help shows it, CheckFiles checks it. Returns
 // `option`.
 CLI::Option* NamesFile(CLI::Option* option, FileKind kind);
+
+// The kind that NamesFile declared; nothing for other options. Does not change `option`.
+std::optional<FileKind> FindFileKind(const CLI::Option& option);
 
 // Looks at every file that the given options of `command` name, without changing any. Throws
 // CLI::ValidationError (wrong usage) for "-" where a name is needed; IoError naming the path where

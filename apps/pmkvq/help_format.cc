@@ -34,8 +34,10 @@ std::string WrapCommand(const std::string& command) {
   return text;
 }
 
+}  // namespace
+
 // "INT:{8,4,2}" of a choice shows the choices, "INT" only the type; flags have none.
-std::string ValueText(const CLI::Option* option) {
+std::string OptionValueText(const CLI::Option* option) {
   if (option->get_type_size() == 0) return "";
   const std::string type = option->get_type_name();
   const size_t colon = type.find(':');
@@ -43,14 +45,12 @@ std::string ValueText(const CLI::Option* option) {
   return " " + (type[colon + 1] == '{' ? type.substr(colon + 1) : type.substr(0, colon));
 }
 
-std::string Description(const CLI::Option* option) {
+std::string OptionHelp(const CLI::Option* option) {
   const std::string text = option->get_description();
   if (option->get_required()) return text + " [required]";
   const std::string value = option->get_default_str();
   return value.empty() ? text : fmt::format("{} [{}]", text, value);
 }
-
-}  // namespace
 
 std::string HelpFormatter::Row(const std::string& left, const std::string& text) const {
   std::string row = "  " + left.substr(0, left.find_last_not_of(' ') + 1);
@@ -68,8 +68,8 @@ std::string HelpFormatter::OptionRow(const CLI::Option* option) const {
   for (const std::string& name : option->get_snames()) names += ",-" + name;
   for (const std::string& name : option->get_lnames()) names += ",--" + name;
   // An option without a name is a positional argument.
-  if (names.empty()) return Row(option->get_name(true), Description(option));
-  return Row(names.substr(1) + ValueText(option), Description(option));
+  if (names.empty()) return Row(option->get_name(true), OptionHelp(option));
+  return Row(names.substr(1) + OptionValueText(option), OptionHelp(option));
 }
 
 std::string HelpFormatter::make_help(const CLI::App* app, std::string name,

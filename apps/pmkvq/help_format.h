@@ -24,6 +24,11 @@ class HelpFormatter : public CLI::Formatter {
   int columns_;
 };
 
+// " FILE" or " {8,4,2}" as --help shows it behind the names of `option`; "" for a flag.
+std::string OptionValueText(const CLI::Option* option);
+// Its description, with its default or "[required]".
+std::string OptionHelp(const CLI::Option* option);
+
 // Columns of the terminal that stdout is, or 80: for a pipe, and where the terminal does not say.
 int HelpColumns();
 

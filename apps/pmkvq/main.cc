@@ -52,6 +52,8 @@ void AddCommands(CLI::App& app, int argc, char** argv) {
   AddBench(app);
   AddDevices(app);
   AddDemo(app);
+  AddCompletion(app);
+  AddMan(app);
 }
 
 // "pmkvq bench" of "pmkvq bench gemv", which CLI11 puts in front of a command's own name.
@@ -82,7 +84,10 @@ int Run(int argc, char** argv) {
   CLI::App app("Runs long chain-of-thought models inside a fixed KV-cache budget (PM-KVQ).",
                "pmkvq");
   app.set_help_flag("-h,--help", "this text");
-  app.set_version_flag("--version", "", "version, commit, compiler, instruction sets, CUDA");
+  app.set_version_flag("--version", "", "version, commit, compiler, instruction sets, features");
+  bool is_json = false;
+  app.add_flag("--json", is_json, "with --version: as JSON, for a bug report")
+      ->needs(app.get_option("--version"));
   app.require_subcommand(1);
   app.formatter(std::make_shared<HelpFormatter>(HelpColumns()));
   AddCommands(app, argc, argv);
@@ -114,7 +119,7 @@ int Run(int argc, char** argv) {
     const ChosenCommand command = FindChosenCommand(app);
     Print(command.app->help(ParentOf(command.path)));
   } catch (const CLI::CallForVersion&) {
-    Print(VersionText());
+    Print(app.get_option("--json")->count() > 0 ? VersionJson() : VersionText());
   } catch (const CLI::ParseError& error) {
     const ChosenCommand command = FindChosenCommand(app);
     const bool is_group = command.app->get_require_subcommand_min() > 0;

@@ -3,7 +3,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cstdlib>
+#include <vector>
+
 #include "pmkvq/base/threads.h"
+#include "pmkvq/io/json.h"
 #include "pmkvq/kernels/process_target.h"
 #include "pmkvq/tensor/device/device_info.h"
 
@@ -20,6 +24,21 @@ constexpr char kCompiler[] = "clang " __clang_version__;
 #else
 constexpr char kCompiler[] = "g++ " __VERSION__;
 #endif
+
+// What this build has beyond the least one.
+std::vector<std::string> Features() {
+  std::vector<std::string> features;
+  if (CudaVersionText() != "none") features.emplace_back("cuda");
+#ifdef PMKVQ_WITH_MPI
+  features.emplace_back("mpi");
+#endif
+  features.emplace_back("gguf");
+  features.emplace_back("sentencepiece");
+  features.emplace_back("tls");
+  return features;
+}
+
+std::string HighwayVersion() { return fmt::format("{}.{}.{}", HWY_MAJOR, HWY_MINOR, HWY_PATCH); }
 
 std::string CommitText() {
   const std::string commit = kCommit;
@@ -50,13 +69,42 @@ std::string VersionText() {
   line("CUDA", CudaVersionText());
   line("threads", fmt::format("{}", DefaultThreads()));
   line("features",
-       fmt::format("weights BF16, F16, F32, q8; cache 16, 8, 4, 2 bits; Highway {}.{}.{}, "
+       fmt::format("{}; weights BF16, F16, F32, q8; cache 16, 8, 4, 2 bits; Highway {}, "
                    "OpenBLAS {}{}",
-                   HWY_MAJOR, HWY_MINOR, HWY_PATCH, PMKVQ_OPENBLAS_VERSION,
+                   fmt::join(Features(), ", "), HighwayVersion(), PMKVQ_OPENBLAS_VERSION,
                    std::string(PMKVQ_SANITIZERS).empty()
                        ? ""
                        : fmt::format("; sanitizers {}", PMKVQ_SANITIZERS)));
   return text;
+}
+
+std::string VersionJson() {
+  const ProcessTargets targets = ListProcessTargets();
+  const std::string commit = kCommit;
+  const bool has_changes = commit.ends_with('+');
+  JsonWriter json;
+  const auto list = [&](const char* name, const std::vector<std::string>& values) {
+    json.Key(name).BeginArray();
+    for (const std::string& value : values) json.String(value);
+    json.EndArray();
+  };
+  json.BeginObject().Key("version").String(PMKVQ_VERSION);
+  json.Key("commit").String(has_changes ? commit.substr(0, commit.size() - 1) : commit);
+  json.Key("has_changes").Bool(has_changes);
+  json.Key("compiler").String(kCompiler).Key("build_type").String(PMKVQ_BUILD_TYPE);
+  list("instruction_sets", targets.available);
+  json.Key("in_use").String(targets.chosen);
+  json.Key("cuda").String(CudaVersionText());
+  json.Key("threads").Int(DefaultThreads());
+  list("features", Features());
+  json.Key("libraries").BeginObject();
+  json.Key("highway").String(HighwayVersion());
+  json.Key("openblas").String(PMKVQ_OPENBLAS_VERSION);
+  json.Key("fmt").String(
+      fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100));
+  json.EndObject();
+  json.Key("sanitizers").String(PMKVQ_SANITIZERS).EndObject();
+  return json.text() + "\n";
 }
 
 }  // namespace pmkvq::cli

@@ -10,5 +10,7 @@ std::string ShortVersion();
 // Version, commit, compiler, instruction sets of this machine and the one in use, features; lines
 // that end with a newline.
 std::string VersionText();
+// The same as one JSON object on a line, for reports of bugs.
+std::string VersionJson();
 
 }  // namespace pmkvq::cli

@@ -40,6 +40,7 @@ TEST_P(FileOptions, NoNameMakesAnyCommandAbort) {
       Plus(unwritable, {"-", "/dev/full", folder.Write("text.gguf", "GGUF")});
   int count = 0;
   for (const Args& command : AllCommands()) {
+    if (command.front() == "man") continue;  // Its folder is made, and pages are written.
     for (const HelpOption& option : OptionsOf(command)) {
       if (!NamesFile(option)) continue;
       if (count++ % kParts != GetParam()) continue;
