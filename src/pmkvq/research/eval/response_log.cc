@@ -13,8 +13,8 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json_lines.h"
+#include "pmkvq/io/line_file.h"
 #include "pmkvq/research/eval/evaluation.h"
-#include "pmkvq/research/eval/line_file.h"
 
 namespace pmkvq {
 namespace {

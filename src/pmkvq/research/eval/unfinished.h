@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "pmkvq/research/eval/line_file.h"
+#include "pmkvq/io/line_file.h"
 
 namespace pmkvq {
 

@@ -1,4 +1,4 @@
-#include "pmkvq/research/eval/line_file.h"
+#include "pmkvq/io/line_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
