@@ -8,7 +8,7 @@ set -euo pipefail
 packages=(g++ cmake ninja-build pkg-config ccache git ca-certificates
   libhwy-dev libopenblas-pthread-dev rapidjson-dev libcli11-dev libfmt-dev
   libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev libgmp-dev libmpfr-dev libmpc-dev
-  libssl-dev)
+  libssl-dev libopenmpi-dev)
 # Debian 12's libboost-dev is 1.74, whose Asio is too old; it has 1.81 beside it.
 if [ "$(. /etc/os-release 2>/dev/null && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
   packages+=(libboost1.81-dev)
@@ -18,8 +18,8 @@ fi
 for group in "$@"; do
   case "$group" in
     build) ;;
-    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates; zsh, fish and mandoc try completion and manual pages.
-    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 python3-dev python3-venv openssl chromium zsh fish mandoc) ;;
+    # libsentencepiece is what our reader of tokenizer.model is compared with; chromium opens the pages that `pmkvq analyze` writes, openssl makes certificates; openmpi-bin starts ranks; zsh, fish and mandoc try completion and manual pages.
+    test) packages+=(libgtest-dev librapidcheck-dev libsentencepiece-dev python3 python3-dev python3-venv openssl chromium openmpi-bin zsh fish mandoc) ;;
     # promtool is in prometheus; systemd-analyze checks the unit.
     test-server) packages+=(python3 python3-venv openssl curl nodejs prometheus systemd chromium) ;;
     test-python) packages+=(python3 python3-dev python3-venv) ;;

@@ -10,7 +10,7 @@ import re
 import sys
 
 LEVELS = {
-    "base": 0, "tensor": 1, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
+    "base": 0, "comm": 1, "tensor": 1, "comm_mpi": 2, "io": 2, "kernels": 2, "text": 3, "kv": 3, "model": 4,
     "engine": 5, "server": 6,
     # What measures. Its levels are above the product's, so the product cannot include it.
     "research/calib": 6, "research/methods": 7, "research/bench": 8, "research/judge": 8, "research/sandbox": 8, "research/statistics": 8, "research/report": 8,
@@ -32,6 +32,7 @@ OWNERS = {
     "boost/": ["src/pmkvq/server/http/"],
     "openssl/": ["src/pmkvq/server/"],
     "nanobind/": ["python/src/"],
+    "mpi.h": ["src/pmkvq/comm_mpi/"],
 }
 # Only files of the CUDA backend include its headers.
 CUDA_HEADERS = re.compile(r"cuda|cublas|cub/|mma\.h|pmkvq/tensor/device/cuda_runtime\.h|.*\.cuh$")
