@@ -1,0 +1,16 @@
+// Work of all ranks of which one may fail, before they exchange anything more.
+#pragma once
+
+#include <functional>
+
+#include "pmkvq/comm/communicator.h"
+
+namespace pmkvq {
+
+// Runs `work` on this rank. Where it throws on any rank, throws on all of them: its own exception
+// on the first rank that failed; on the others Cancelled if that was cancelled, else InvalidInput
+// with that rank and its message. So no rank goes on to an exchange that others never enter.
+// Collective. `ranks` may be null: one rank.
+void AllOrNone(Communicator* ranks, const std::function<void()>& work);
+
+}  // namespace pmkvq
