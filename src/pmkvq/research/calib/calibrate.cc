@@ -10,6 +10,8 @@
 #include <utility>
 
 #include "pmkvq/base/error.h"
+#include "pmkvq/research/calib/sample_checkpoint.h"
+#include "pmkvq/research/calib/shared_samples.h"
 
 namespace pmkvq {
 namespace {
@@ -95,10 +97,10 @@ Plan Calibrate(const CalibrateOptions& options, const Model& model, const Tokeni
   }
   SetAllocation(allocation, Allocate(plan.sensitivity, allocation), plan);
 
-  if (!options.plan_path.empty()) {
+  if (!options.plan_path.empty() && CurrentSampleSharing().is_first()) {
     SavePlan(plan, options.plan_path);
     for (const char* step : {kRepScalesStep, kSensitivityStep}) {
-      std::remove(CheckpointPath(options.plan_path, step).c_str());
+      RemoveSampleFiles(CheckpointPath(options.plan_path, step));
     }
   }
   return plan;

@@ -3,31 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
-#include <optional>
-#include <string_view>
 #include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
-#include "pmkvq/io/file.h"
+#include "pmkvq/comm/all_or_none.h"
+#include "pmkvq/io/file_lock.h"
 #include "pmkvq/io/hash.h"
-#include "pmkvq/io/json.h"
+#include "pmkvq/research/calib/sample_checkpoint.h"
+#include "pmkvq/research/calib/shared_samples.h"
 
 namespace pmkvq {
 namespace {
-
-constexpr std::string_view kFormat = "pmkvq-calibration-checkpoint";
-constexpr int64_t kVersion = 1;
-constexpr std::chrono::seconds kSaveInterval{5};
-
-struct LoopState {
-  size_t samples_done = 0;
-  std::vector<double> values;
-};
 
 std::string HashTokens(const Samples& samples) {
   Hash128 hash;
@@ -45,72 +33,6 @@ std::string Fingerprint(const CalibrationContext& context, const SampleLoopStep&
                      NameOf(context.model->weights()), HashTokens(*context.samples),
                      context.effective_len, context.fingerprint);
 }
-
-// A step's checkpoint file; does nothing when the context names none.
-class LoopCheckpoint {
- public:
-  LoopCheckpoint(const CalibrationContext& context, const SampleLoopStep& step)
-      : path_(context.checkpoint_path) {
-    if (!path_.empty()) fingerprint_ = Fingerprint(context, step);
-  }
-
-  // What an earlier run of the same step left, if anything.
-  std::optional<LoopState> Load(size_t num_samples, size_t num_values, LogSink* log) const {
-    if (path_.empty() || !FileExists(path_)) return std::nullopt;
-    try {
-      const JsonValue json = JsonValue::ParseFile(path_);
-      if (json.At("format").AsString() != kFormat) json.At("format").Fail(std::string(kFormat));
-      json.At("version").AsInt(kVersion, kVersion);
-      if (json.At("fingerprint").AsString() != fingerprint_) {
-        if (log != nullptr) {
-          log->Warning(
-              fmt::format("{}: made by another run (model, data or options differ), "
-                          "starting anew",
-                          path_));
-        }
-        return std::nullopt;
-      }
-      LoopState state;
-      state.samples_done =
-          static_cast<size_t>(json.At("samples_done").AsInt(0, static_cast<int64_t>(num_samples)));
-      state.values = json.At("values").AsDoubleArray();
-      if (state.values.size() != num_values) {
-        json.At("values").Fail(fmt::format("{} numbers", num_values));
-      }
-      return state;
-    } catch (const InvalidInput& error) {
-      if (log != nullptr) log->Warning(fmt::format("{}; starting anew", error.what()));
-      return std::nullopt;
-    }
-  }
-
-  void SaveNow(const LoopState& state) {
-    if (path_.empty()) return;
-    JsonWriter json;
-    json.BeginObject().Key("format").String(kFormat).Key("version").Int(kVersion);
-    json.Key("fingerprint").String(fingerprint_);
-    json.Key("samples_done").Int(static_cast<int64_t>(state.samples_done));
-    json.Key("values").Array(state.values).EndObject();
-    WriteFileAtomically(path_, json.text());
-    last_save_ = Clock::now();
-  }
-
-  void SaveSometimes(const LoopState& state) {
-    if (Clock::now() - last_save_ >= kSaveInterval) SaveNow(state);
-  }
-
-  void Remove() const {
-    // A device or pipe of that name is not ours to remove.
-    std::error_code error;
-    if (std::filesystem::is_regular_file(path_, error)) std::filesystem::remove(path_, error);
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  std::string path_;
-  std::string fingerprint_;
-  Clock::time_point last_save_ = Clock::now();
-};
 
 // Sums over weights or inputs that are not finite say nothing.
 void CheckFinite(const SampleLoopStep& step, size_t sample, const std::vector<double>& values) {
@@ -131,29 +53,102 @@ void Accumulate(size_t num_sums, const std::vector<double>& sample, std::vector<
   }
 }
 
+// Measures one sample.
+std::vector<double> Process(const CalibrationContext& context, const SampleLoopStep& step,
+                            size_t sample) {
+  CancelPoint();
+  const std::vector<int64_t> positions = context.samples->Positions(sample, context.effective_len);
+  std::vector<double> values = step.process(context.samples->tokens[sample], positions);
+  CheckFinite(step, sample, values);
+  return values;
+}
+
+// Parts that a job array left, for the one process that goes on with them.
+class LeftParts {
+ public:
+  LeftParts(const std::string& path, const std::string& fingerprint, const SampleCounts& counts,
+            LogSink* log)
+      : path_(path), table_(counts) {
+    if (path.empty() || SamplePartFiles(path).List().empty()) return;
+    auto lock = FileLock::Try(path + ".lock", FileLock::Kind::kExclusive);
+    if (!lock) {
+      throw IoError(path,
+                    "parts of a job array (--shard) are at work; expected none beside a run "
+                    "without --shard (wait for them)");
+    }
+    lock_ = std::move(*lock);
+    for (const std::string& part : SamplePartFiles(path).List()) {
+      table_.AddFile(part, fingerprint, log);
+    }
+  }
+
+  const SampleTable& table() const { return table_; }
+  void Remove() {
+    if (!lock_.is_held()) return;
+    SamplePartFiles(path_).Remove();
+    lock_.RemoveFile();
+  }
+
+ private:
+  std::string path_;
+  SampleTable table_;
+  FileLock lock_;
+};
+
+std::vector<double> LoopOverShared(const CalibrationContext& context, const SampleLoopStep& step,
+                                   SharedSamplesOptions options) {
+  const SampleSharing sharing = options.sharing;
+  const bool is_part = !sharing.shard.is_whole();
+  SharedSamples samples(std::move(options));
+  {
+    const ProgressScope progress(context.progress,
+                                 is_part ? step.task + " " + TextOf(sharing.shard) : step.task,
+                                 static_cast<int64_t>(samples.mine().size()), 0);
+    const CancelScope scope(context.cancel, step.task.c_str());
+    AllOrNone(sharing.ranks, [&] {
+      for (const size_t sample : samples.mine()) {
+        samples.Add(sample, Process(context, step, sample));
+        progress.Advance();
+      }
+    });
+  }
+  return samples.Finish();
+}
+
 }  // namespace
 
 std::vector<double> LoopOverSamples(const CalibrationContext& context, const SampleLoopStep& step) {
   PMKVQ_CHECK(context.model != nullptr && context.samples != nullptr);
-  const Samples& samples = *context.samples;
-  const size_t num_samples = samples.tokens.size();
+  const size_t num_samples = context.samples->tokens.size();
   PMKVQ_CHECK_MSG(num_samples > 0, "calibration without samples");
+  const SampleCounts counts{num_samples, step.num_values, std::min(step.num_sums, step.num_values)};
+  const std::string fingerprint = context.checkpoint_path.empty() ? "" : Fingerprint(context, step);
+  if (const SampleSharing& sharing = CurrentSampleSharing(); sharing.is_shared()) {
+    return LoopOverShared(context, step,
+                          {.task = step.task,
+                           .counts = counts,
+                           .path = context.checkpoint_path,
+                           .fingerprint = fingerprint,
+                           .keep = context.keep_checkpoint,
+                           .sharing = sharing,
+                           .log = context.log});
+  }
 
-  LoopCheckpoint checkpoint(context, step);
-  LoopState state = checkpoint.Load(num_samples, step.num_values, context.log)
-                        .value_or(LoopState{0, std::vector<double>(step.num_values, 0.0)});
+  SampleCheckpoint checkpoint(context.checkpoint_path, fingerprint);
+  SamplePrefix state = checkpoint.Load(counts, context.log)
+                           .value_or(SamplePrefix{0, std::vector<double>(step.num_values, 0.0)});
+  LeftParts parts(context.checkpoint_path, fingerprint, counts, context.log);
+  parts.table().RaiseMaxima(state.values);
   const ProgressScope progress(context.progress, step.task, static_cast<int64_t>(num_samples),
                                static_cast<int64_t>(state.samples_done));
   const CancelScope scope(context.cancel, step.task.c_str());
   try {
     while (state.samples_done < num_samples) {
-      CancelPoint();
-      const std::vector<int64_t> positions =
-          samples.Positions(state.samples_done, context.effective_len);
-      const std::vector<double> values =
-          step.process(samples.tokens[state.samples_done], positions);
-      CheckFinite(step, state.samples_done, values);
-      Accumulate(step.num_sums, values, state.values);
+      if (parts.table().Has(state.samples_done)) {
+        parts.table().AddTo(state.samples_done, state.values);
+      } else {
+        Accumulate(step.num_sums, Process(context, step, state.samples_done), state.values);
+      }
       ++state.samples_done;
       progress.Advance();
       checkpoint.SaveSometimes(state);
@@ -167,6 +162,7 @@ std::vector<double> LoopOverSamples(const CalibrationContext& context, const Sam
   } else {
     checkpoint.Remove();
   }
+  parts.Remove();
   return std::move(state.values);
 }
 

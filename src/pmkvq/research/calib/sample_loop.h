@@ -27,10 +27,12 @@ struct SampleLoopStep {
 
 // Runs `process` over all samples in order and returns the combined values.
 //
-// The checkpoint is a JSON file {"format", "version", "fingerprint", "samples_done", "values"},
-// replaced atomically every few seconds and when the loop is cancelled; doubles are written so that
-// they read back exactly. A checkpoint of another run, or a damaged one, is ignored with a warning.
-// Throws InvalidInput naming the sample when one of its values is not finite.
+// One process: the checkpoint (sample_checkpoint.h) is replaced every few seconds and when the loop
+// is cancelled. Parts that a job array left beside it are taken over. A checkpoint of another run,
+// or a damaged one, is ignored with a warning.
+// Inside a SampleSharingScope (shared_samples.h) it runs over this process's samples, and returns
+// the values of all, bit for bit those of one process; throws PartDone where samples of other parts
+// are missing. Throws InvalidInput naming the sample when one of its values is not finite.
 std::vector<double> LoopOverSamples(const CalibrationContext& context, const SampleLoopStep& step);
 
 }  // namespace pmkvq
