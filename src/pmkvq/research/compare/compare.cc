@@ -222,6 +222,14 @@ std::vector<MethodResult> CompareMethods(const std::vector<MethodRun>& runs, siz
   return results;
 }
 
+bool IsIncomplete(const Comparison& comparison) {
+  return std::any_of(comparison.tables.begin(), comparison.tables.end(), [](const auto& table) {
+    return std::any_of(table.methods.begin(), table.methods.end(), [](const MethodResult& method) {
+      return method.status == MethodStatus::kInterrupted;
+    });
+  });
+}
+
 double EffectiveBitsOf(const Comparison& comparison, int64_t bytes) {
   if (comparison.values_per_token <= 0 || comparison.max_len <= 0 || bytes <= 0) return 0;
   return EffectiveBits(comparison.values_per_token, bytes, comparison.max_len);

@@ -109,9 +109,10 @@ struct ComparisonTable {
 
 struct Comparison {
   std::string benchmark;
-  std::string model;     // Identity; "" when unknown.
-  std::string baseline;  // SPEC of the method that all others are compared with.
-  std::string against;   // SPEC of the second one, or "".
+  std::string model;      // Identity; "" when unknown.
+  std::string baseline;   // SPEC of the method that all others are compared with.
+  std::string against;    // SPEC of the second one, or "".
+  int64_t num_ranks = 1;  // Processes that computed it together.
   int64_t num_problems = 0;
   int64_t num_responses = 0;     // To each problem.
   int64_t max_len = 0;           // 0: unknown, and then no effective bits.
@@ -119,6 +120,9 @@ struct Comparison {
   std::vector<std::pair<std::string, std::string>> settings;  // (option, value), of all methods.
   std::vector<ComparisonTable> tables;
 };
+
+// Some run lacks responses: it was interrupted, or other parts of a job array make them.
+bool IsIncomplete(const Comparison& comparison);
 
 // Bits per stored value when one sequence of max_len tokens takes `bytes`; 0 when unknown.
 double EffectiveBitsOf(const Comparison& comparison, int64_t bytes);

@@ -11,9 +11,9 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
-#include "pmkvq/io/json_lines.h"
 #include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/research/compare/compare_list.h"
+#include "pmkvq/research/eval/run_parts.h"
 #include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
@@ -44,7 +44,6 @@ int64_t CountOption(const SavedRun& saved, const std::string& option) {
 
 SavedRun LoadRunFolder(const std::string& folder) {
   const std::string settings_path = JoinPath(folder, "run.json");
-  const std::string responses_path = JoinPath(folder, "responses.jsonl");
   const RunSettings settings = ParseRunSettings(ReadFile(settings_path), settings_path);
   SavedRun saved;
   saved.path = folder;
@@ -54,14 +53,7 @@ SavedRun LoadRunFolder(const std::string& folder) {
   saved.budget_bytes = CountOption(saved, "--kv-budget");
   saved.max_len = CountOption(saved, "--max-len");
   saved.run.method = settings.kv;
-  const std::string content = ReadFile(responses_path, limits::kLogBytes);
-  const size_t whole = content.rfind('\n') + 1;  // 0 for none.
-  std::vector<Response> responses;
-  ForEachLineOf(std::string_view(content).substr(0, whole), responses_path,
-                [&](std::string_view line, const std::string& source, int64_t) {
-                  responses.push_back(ParseResponse(line, source));
-                });
-  saved.run.outcomes = OutcomesOf(responses);
+  saved.run.outcomes = OutcomesOf(ReadResponses(folder));
   return saved;
 }
 

@@ -111,6 +111,7 @@ std::string FormatComparisonJson(const Comparison& comparison) {
   json.Key("model").String(comparison.model);
   json.Key("baseline").String(comparison.baseline);
   json.Key("against").String(comparison.against);
+  if (comparison.num_ranks > 1) json.Key("ranks").Int(comparison.num_ranks);
   json.Key("problems").Int(comparison.num_problems);
   json.Key("responses_per_problem").Int(comparison.num_responses);
   json.Key("max_len").Int(comparison.max_len);

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <optional>
 #include <set>
 #include <utility>
 
@@ -13,6 +12,7 @@
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/research/compare/compare_files.h"
 #include "pmkvq/research/compare/compare_list.h"
+#include "pmkvq/research/eval/fan_out.h"
 
 namespace pmkvq {
 namespace {
@@ -102,35 +102,48 @@ MethodRun ComparisonRun::RunJob(const CompareJob& job, const Work& work) const {
     run.status = MethodStatus::kDoesNotFit;
     return run;
   }
-  if (job.budget_bytes > 0 && IsCancelled(work.cancel)) {
+  if (job.budget_bytes > 0 && AnyIsCancelled(work.cancel)) {
     run.status = MethodStatus::kInterrupted;
     return run;
   }
   EvaluationOptions evaluation = work.evaluation;
   evaluation.engine = job.engine;
-  std::optional<ResponseLog> log;
-  if (options_.out.empty()) {
-    log.emplace();
+  const KvOptions& kv = job.engine.kv;
+  SharedRun shared(
+      options_.out.empty() ? "" : JoinPath(options_.out, RunFolder(job.spec, job.budget_bytes)),
+      MakeRunSettings(work.benchmark, *model_, evaluation,
+                      kv.plan != nullptr ? kv.plan_path : std::string()),
+      options_.shard, options_.ranks);
+  const EvaluationOptions part = shared.PartOf(evaluation);
+  ResponseLog& log = shared.log();
+  std::vector<Response> present;
+  int64_t num_shown = run.num_expected;
+  if (part.shard.is_whole()) {
+    present = ResponsesTo(log, work.problems, evaluation.num_responses);
   } else {
-    const KvOptions& kv = job.engine.kv;
-    log.emplace(JoinPath(options_.out, RunFolder(job.spec, job.budget_bytes)),
-                MakeRunSettings(work.benchmark, *model_, evaluation,
-                                kv.plan != nullptr ? kv.plan_path : std::string()));
+    num_shown = NumPending(*work.tokenizer, work.problems, part, log);
   }
-  const std::vector<Response> present = ResponsesTo(*log, work.problems, evaluation.num_responses);
-  if (std::ssize(present) < run.num_expected) {
+  double seconds = 0;
+  if (std::ssize(present) < num_shown) {
     CompareProgress* const progress = work.progress;
-    if (progress != nullptr) progress->Begin(job, run.num_expected, present);
+    if (progress != nullptr) progress->Begin(job, num_shown, present);
     const ResponseCallback report = [&](const Response& response) {
       if (progress != nullptr) progress->OnResponse(response);
     };
-    Evaluate(model_, work.tokenizer, work.benchmark.grading, work.problems, evaluation, *log,
-             progress == nullptr ? nullptr : progress->observer(), report, work.cancel);
+    seconds = Evaluate(model_, work.tokenizer, work.benchmark.grading, work.problems, part, log,
+                       progress == nullptr ? nullptr : progress->observer(), report, work.cancel);
     if (progress != nullptr) progress->End();
   }
-  run.outcomes = OutcomesOf(ResponsesTo(*log, work.problems, evaluation.num_responses));
+  shared.Finish(0, seconds);
+  run.outcomes = OutcomesOf(ResponsesTo(log, work.problems, evaluation.num_responses));
   if (std::ssize(run.outcomes) < run.num_expected) run.status = MethodStatus::kInterrupted;
   return run;
+}
+
+// Ranks go on or end together.
+bool ComparisonRun::AnyIsCancelled(const CancelFlag* cancel) const {
+  const bool mine = IsCancelled(cancel);
+  return options_.ranks == nullptr ? mine : !options_.ranks->AllTrue(!mine);
 }
 
 // So that compare --from can make the same table again.
@@ -158,7 +171,8 @@ Comparison ComparisonRun::Run(const Benchmark& benchmark, const std::vector<Prob
                               const CancelFlag* cancel) const {
   const Work work{benchmark, problems, tokenizer, evaluation, progress, cancel};
   const MethodRun baseline = RunJob(baseline_, work);
-  if (!options_.out.empty()) SaveList(work);
+  const bool is_first = options_.ranks == nullptr || options_.ranks->rank() == 0;
+  if (!options_.out.empty() && is_first) SaveList(work);
   if (baseline.status == MethodStatus::kInterrupted) ThrowIfCancelled(cancel, "compare");
   std::vector<BudgetRuns> budgets;
   for (const int64_t bytes : options_.budget_bytes) {
@@ -179,6 +193,7 @@ Comparison ComparisonRun::Run(const Benchmark& benchmark, const std::vector<Prob
   comparison.model = settings.model_identity;
   comparison.baseline = baseline.method;
   comparison.against = options_.against;
+  comparison.num_ranks = options_.ranks == nullptr ? 1 : options_.ranks->size();
   comparison.num_problems = std::ssize(problems);
   comparison.num_responses = evaluation.num_responses;
   comparison.max_len = max_len_;

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/shard.h"
+#include "pmkvq/comm/communicator.h"
 #include "pmkvq/research/compare/compare.h"
 #include "pmkvq/research/compare/compare_fit.h"
 #include "pmkvq/research/eval/evaluation.h"
@@ -23,6 +25,11 @@ struct CompareOptions {
   SpecEngineOptions engine;
   bool allow_partial = false;  // Runs methods whose budget does not hold max_len tokens.
   std::string out;             // Folder; "": in memory only.
+  // The part of each run's responses that is made here, and the ranks that share them (may be
+  // null): research/eval/fan_out.h. Runs that lack responses of other parts are kInterrupted; of
+  // ranks, rank 0 has the table.
+  Shard shard;
+  Communicator* ranks = nullptr;
 };
 
 // One method at one budget.
@@ -37,7 +44,7 @@ struct CompareJob {
 class CompareProgress {
  public:
   virtual ~CompareProgress() = default;
-  // Responses of this job are missing; `present` are there, of `total`.
+  // Responses of this job are missing; `present` are there, of `total`. Of a part: it alone.
   virtual void Begin(const CompareJob& job, int64_t total,
                      const std::vector<Response>& present) = 0;
   virtual void OnResponse(const Response& response) = 0;
@@ -76,6 +83,7 @@ class ComparisonRun {
   CompareJob MakeJob(const std::string& spec, int64_t budget_bytes) const;
   MethodRun RunJob(const CompareJob& job, const Work& work) const;
   void SaveList(const Work& work) const;
+  bool AnyIsCancelled(const CancelFlag* cancel) const;
 
   CompareOptions options_;
   std::shared_ptr<const Model> model_;

@@ -43,21 +43,29 @@ struct Pending {
 std::vector<Pending> PendingResponses(const Tokenizer& tokenizer,
                                       const std::vector<ProblemRow>& problems,
                                       const EvaluationOptions& options, const ResponseLog& log) {
-  std::vector<Pending> pending;
+  std::vector<Pending> all;
   for (const ProblemRow& problem : problems) {
     int64_t max_tokens = options.max_tokens;
     if (max_tokens == 0 && !problem.reference_chain.empty()) {
       max_tokens = ReplyLimit(tokenizer, problem.reference_chain);
     }
-    for (int64_t i = 0; i < options.num_responses; ++i) {
-      if (!log.Has(problem.id, i)) pending.push_back({&problem, i, max_tokens});
-    }
+    for (int64_t i = 0; i < options.num_responses; ++i) all.push_back({&problem, i, max_tokens});
   }
   const auto length = [](const Pending& one) {
     return one.max_tokens == 0 ? std::numeric_limits<int64_t>::max() : one.max_tokens;
   };
-  std::stable_sort(pending.begin(), pending.end(),
+  std::stable_sort(all.begin(), all.end(),
                    [&](const Pending& a, const Pending& b) { return length(a) > length(b); });
+  std::vector<Pending> pending;
+  int64_t num_dealt = 0;
+  for (const Pending& one : all) {
+    const bool is_missing = !log.Has(one.problem->id, one.response);
+    if (options.not_dealt != nullptr &&
+        options.not_dealt->contains({one.problem->id, one.response})) {
+      continue;
+    }
+    if (options.shard.Owns(num_dealt++) && is_missing) pending.push_back(one);
+  }
   return pending;
 }
 
@@ -274,6 +282,11 @@ std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<Prob
     }
   }
   return ordered;
+}
+
+int64_t NumPending(const Tokenizer& tokenizer, const std::vector<ProblemRow>& problems,
+                   const EvaluationOptions& options, const ResponseLog& log) {
+  return std::ssize(PendingResponses(tokenizer, problems, options, log));
 }
 
 ResponseSummary SummarizeResponses(const std::vector<Response>& responses) {

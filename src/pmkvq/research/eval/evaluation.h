@@ -6,6 +6,9 @@
 // responses that are not finished are kept, too (research/eval/unfinished.h), at least once a
 // second; a later run goes on with them. The folder is locked while a run writes to it.
 //
+// Several processes may share a run, each with a Shard. Each appends to a file of its own in the
+// folder; the last one merges them (research/eval/run_parts.h).
+//
 // A response depends on the settings, the problem and its index alone: its seed is drawn from
 // (seed, problem id, response index), so batch, replicas, order, selection and resumption change
 // nothing. The lines stand in the order in which responses finish.
@@ -14,12 +17,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/base/shard.h"
 #include "pmkvq/research/benchmarks/benchmark.h"
 #include "pmkvq/research/eval/scored_responses.h"
 #include "pmkvq/research/eval/unfinished.h"
@@ -27,6 +32,8 @@
 #include "pmkvq/text/chat_template.h"
 
 namespace pmkvq {
+
+using ResponseKeys = std::set<std::pair<std::string, int64_t>>;  // Problem id, response index.
 
 struct EvaluationOptions {
   SpecEngineOptions engine;  // max_sequences is the batch size.
@@ -39,6 +46,13 @@ struct EvaluationOptions {
   // Output limit, within engine.max_len. 0: where a problem has a reference chain, 1.04 times its
   // tokens + 48; otherwise whatever fits engine.max_len.
   int64_t max_tokens = 0;
+  // The responses that are made here: those of this shard, of all responses to the problems,
+  // longest expected first. So a shard's part depends neither on what is there nor on when it
+  // starts.
+  Shard shard;
+  // Responses that are not dealt out, since all shards know that they are there: the parts of the
+  // others are then even, also after a run that ended early. Null: all are dealt out.
+  std::shared_ptr<const ResponseKeys> not_dealt;
 };
 
 // Seed of response `response` to the problem `id`: a stream of (seed, FNV-1a 64 of the id,
@@ -92,11 +106,14 @@ RunSettings ParseRunSettings(std::string_view text, const std::string& source);
 class ResponseLog {
  public:
   ResponseLog();  // In memory only.
-  // Opens or makes the folder, takes its lock, reads what is there. Throws InvalidInput when the
-  // folder was made with other settings (names the first that differs, both values) or its files
-  // are not a run's; IoError, also when another process writes to it.
+  // Opens or makes the folder, takes its lock, reads what is there, of all shards. Throws
+  // InvalidInput when the folder was made with other settings (names the first that differs, both
+  // values) or its files are not a run's; IoError, also when another process writes to it.
   // Unfinished responses are read, too.
-  ResponseLog(const std::string& folder, const RunSettings& settings);
+  //
+  // A whole shard has the folder for itself, and merges parts that it finds. Other shards have it
+  // together, but each once; they wait up to 10 s for one that merges.
+  ResponseLog(const std::string& folder, const RunSettings& settings, const Shard& shard = {});
   ~ResponseLog();
   ResponseLog(const ResponseLog&) = delete;
   ResponseLog& operator=(const ResponseLog&) = delete;
@@ -109,6 +126,15 @@ class ResponseLog {
   const std::vector<Response>& responses() const;  // In the order in which they finished.
   UnfinishedResponses& unfinished();
 
+  // Ends the work of this process: gives the lock back. Then has the responses that other shards
+  // finished meanwhile. Returns true when this was the last shard in the folder: parts are merged.
+  // Afterwards nothing may be appended. Throws as the constructor. Does nothing in memory or for a
+  // whole shard, and returns true.
+  bool Close();
+  // Responses that other processes made and whose files this one does not see. After Close; into
+  // responses.jsonl, behind its lines. Those that are there are left out. Throws as Append.
+  void AppendOfOthers(const std::vector<Response>& responses);
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
@@ -117,6 +143,10 @@ class ResponseLog {
 // Responses 0 to num_responses - 1 of `problems` that the log has, by problem, then index.
 std::vector<Response> ResponsesTo(const ResponseLog& log, const std::vector<ProblemRow>& problems,
                                   int64_t num_responses);
+
+// How many responses Evaluate will make.
+int64_t NumPending(const Tokenizer& tokenizer, const std::vector<ProblemRow>& problems,
+                   const EvaluationOptions& options, const ResponseLog& log);
 
 struct ResponseSummary {
   JudgeSummary judged;  // pass@1, vote, shares cut.
@@ -141,14 +171,14 @@ void CheckCanGrade(Grading grading);
 // Called after each response is in the log.
 using ResponseCallback = std::function<void(const Response&)>;
 
-// Generates and grades what `log` lacks of `problems` x num_responses; code is tested while other
-// responses are generated (research/eval/grader.h). A prompt longer than max_len ("length") or than
-// the KV budget holds ("kv_budget") is an unsolved response without output. Stops early with
-// `cancel`; what has been begun is then in log.unfinished(), with which the next call goes on.
-// `observer` (may be null) sees tokens as they are drawn; it and `on_response` are called from
-// several threads, but one at a time. Returns the wall time in seconds. Throws
-// what Engine and ResponseLog throw, and CheckCanGrade before the first response is made; a prompt
-// that is refused is named by its problem.
+// Generates and grades what `log` lacks of `problems` x num_responses, as far as it is
+// options.shard's; code is tested while other responses are generated (research/eval/grader.h). A
+// prompt longer than max_len ("length") or than the KV budget holds ("kv_budget") is an unsolved
+// response without output. Stops early with `cancel`; what has been begun is then in
+// log.unfinished(), with which the next call goes on. `observer` (may be null) sees tokens as they
+// are drawn; it and `on_response` are called from several threads, but one at a time. Returns the
+// wall time in seconds. Throws what Engine and ResponseLog throw, and CheckCanGrade before the
+// first response is made; a prompt that is refused is named by its problem.
 double Evaluate(const std::shared_ptr<const Model>& model,
                 const std::shared_ptr<const Tokenizer>& tokenizer, Grading grading,
                 const std::vector<ProblemRow>& problems, const EvaluationOptions& options,

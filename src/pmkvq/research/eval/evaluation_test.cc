@@ -127,6 +127,54 @@ TEST_F(EvaluationTest, BatchOrderAndSelectionChangeNothing) {
   EXPECT_NE(texts.at({"p0", 0}), texts.at({"p0", 1}));
 }
 
+TEST_F(EvaluationTest, ShardsMakeWhatOneProcessMakes) {
+  std::vector<ProblemRow> problems = MakeProblems(4);
+  problems[2].reference_chain = std::string(300, '7');  // The longest comes first.
+  ResponseLog whole;
+  EvaluationOptions options = MakeOptions(4);
+  Run(problems, options, whole);
+  // In memory: what a shard does depends on no other one.
+  std::map<Key, std::string> texts;
+  for (int64_t index = 0; index < 5; ++index) {
+    options.shard = {index, 5};
+    ResponseLog log;
+    EXPECT_EQ(NumPending(*tokenizer_, problems, options, log), index < 2 ? 3 : 2);
+    Run(problems, options, log);
+    for (const auto& [key, text] : Texts(log)) EXPECT_TRUE(texts.emplace(key, text).second);
+  }
+  EXPECT_EQ(texts, Texts(whole));
+
+  // On disk, in another number of parts each time.
+  const TempFolder folder;
+  const RunSettings settings = Settings(problems, options);
+  for (const Shard shard : {Shard{1, 2}, Shard{0, 3}, Shard{1, 3}, Shard{2, 3}}) {
+    ResponseLog log(folder.path(), settings, shard);
+    options.shard = shard;
+    Run(problems, options, log);
+    EXPECT_TRUE(log.Close());
+  }
+  EXPECT_EQ(Texts(ResponseLog(folder.path(), settings)), Texts(whole));
+}
+
+// Ranks that begin together share out what an earlier run left.
+TEST_F(EvaluationTest, ShardsOfTheMissingResponsesAreEven) {
+  const std::vector<ProblemRow> problems = MakeProblems(4);
+  ResponseLog log;
+  EvaluationOptions options = MakeOptions(4);
+  options.shard = {0, 2};
+  Run(problems, options, log);
+  ASSERT_EQ(log.responses().size(), 6u);
+  EXPECT_EQ(NumPending(*tokenizer_, problems, options, log), 0);
+  ResponseKeys present;
+  for (const Response& response : log.responses()) {
+    present.insert({response.id, response.response});
+  }
+  options.not_dealt = std::make_shared<const ResponseKeys>(present);
+  EXPECT_EQ(NumPending(*tokenizer_, problems, options, log), 3);
+  options.shard = {1, 2};
+  EXPECT_EQ(NumPending(*tokenizer_, problems, options, log), 3);
+}
+
 TEST_F(EvaluationTest, EnginesSideBySideChangeNothing) {
   std::vector<ProblemRow> problems = MakeProblems(12);
   problems[3].problem = std::string(200, 'x');  // More than --max-len.

@@ -2,12 +2,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
 #include <span>
 #include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/threads.h"
+#include "pmkvq/comm/all_or_none.h"
 #include "pmkvq/engine/engine.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
@@ -171,7 +174,7 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                                    const std::vector<std::vector<int32_t>>& sequences,
                                    const KvOptions& given_kv, int64_t chunk, int num_threads,
                                    ProgressSink* progress, const CancelFlag* cancel,
-                                   const Model* reference_model) {
+                                   const Model* reference_model, const PerplexityShare& share) {
   PMKVQ_CHECK(model != nullptr && chunk >= 1);
   if (reference_model == nullptr) reference_model = model.get();
   if (reference_model->config().vocab_size != model->config().vocab_size ||
@@ -219,23 +222,44 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
   for (const auto& sequence : sequences) order.push_back(&sequence);
   std::stable_sort(order.begin(), order.end(),
                    [](const auto* a, const auto* b) { return a->size() > b->size(); });
-  ProgressCounter counter(progress, chunk, total);
-  Sums all;
-  const auto batch_size = static_cast<size_t>(needs.max_sequences);
-  for (size_t first = 0; first < order.size(); first += batch_size) {
-    const size_t last = std::min(first + batch_size, order.size());
-    const std::vector<const std::vector<int32_t>*> batch(
-        order.begin() + static_cast<std::ptrdiff_t>(first),
-        order.begin() + static_cast<std::ptrdiff_t>(last));
-    for (const Sums& sums : measurement.Run(batch, [&](int64_t predictions) {
-           ThrowIfCancelled(cancel, "perplexity");
-           counter.Add(predictions);
-         })) {
-      all.loss += sums.loss;
-      all.kl += sums.kl;
-    }
+  std::vector<size_t> mine(order.size());  // Of `order`, ascending.
+  std::iota(mine.begin(), mine.end(), size_t{0});
+  const bool is_shared = !share.checkpoint_path.empty() || share.sharing.is_shared();
+  std::optional<SharedSamples> shared;
+  if (is_shared) {
+    shared.emplace(SharedSamplesOptions{.task = "perplexity",
+                                        .counts = {order.size(), 2, 2},
+                                        .path = share.checkpoint_path,
+                                        .fingerprint = share.fingerprint,
+                                        .sharing = share.sharing});
+    mine = shared->mine();
   }
-  counter.End();
+  int64_t num_mine = 0;
+  for (const size_t i : mine) num_mine += static_cast<int64_t>(order[i]->size()) - 1;
+  Sums all;
+  AllOrNone(share.sharing.ranks, [&] {
+    ProgressCounter counter(progress, chunk, num_mine);
+    const auto batch_size = static_cast<size_t>(needs.max_sequences);
+    for (size_t first = 0; first < mine.size(); first += batch_size) {
+      const size_t last = std::min(first + batch_size, mine.size());
+      std::vector<const std::vector<int32_t>*> batch;
+      for (size_t i = first; i < last; ++i) batch.push_back(order[mine[i]]);
+      const std::vector<Sums> sums = measurement.Run(batch, [&](int64_t predictions) {
+        ThrowIfCancelled(cancel, "perplexity");
+        counter.Add(predictions);
+      });
+      for (size_t i = 0; i < sums.size(); ++i) {
+        if (shared) shared->Add(mine[first + i], {sums[i].loss, sums[i].kl});
+        all.loss += sums[i].loss;
+        all.kl += sums[i].kl;
+      }
+    }
+    counter.End();
+  });
+  if (shared) {
+    const std::vector<double> values = shared->Finish();
+    all = {values[0], values[1]};
+  }
   const auto count = static_cast<double>(total);
   return {total, all.loss / count, all.kl / count};
 }

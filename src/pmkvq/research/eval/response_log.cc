@@ -1,20 +1,22 @@
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <set>
+#include <thread>
+#include <utility>
 
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/base/check.h"
 #include "pmkvq/base/error.h"
+#include "pmkvq/base/interrupt.h"
 #include "pmkvq/io/file.h"
-#include "pmkvq/io/json_lines.h"
+#include "pmkvq/io/file_lock.h"
 #include "pmkvq/io/line_file.h"
 #include "pmkvq/research/eval/evaluation.h"
+#include "pmkvq/research/eval/run_parts.h"
 
 namespace pmkvq {
 namespace {
@@ -28,18 +30,30 @@ void MakeFolder(const std::string& folder) {
   if (error) throw IoError(folder, "cannot make the folder: " + error.message());
 }
 
-// Held until the descriptor is closed, also by a kill.
-Descriptor Lock(const std::string& folder) {
-  const std::string path = JoinPath(folder, "lock");
-  Descriptor lock(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
-  if (lock.get() < 0) throw SystemError(path, "open");
-  if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) throw SystemError(path, "lock");
-    throw IoError(folder,
-                  "another process is writing to this folder; expected one at a time (wait "
-                  "for it, or take another --out)");
+IoError InUse(const std::string& folder, const std::string& what) {
+  return IoError(folder, what +
+                             " is writing to this folder; expected one at a time (wait for it, or "
+                             "take another --out)");
+}
+
+FileLock LockAlone(const std::string& folder) {
+  auto lock = FileLock::Try(JoinPath(folder, "lock"), FileLock::Kind::kExclusive);
+  if (!lock) throw InUse(folder, "another process");
+  return std::move(*lock);
+}
+
+// For a shard: others hold the lock alone for moments, to merge or to write settings.
+FileLock WaitForLock(const std::string& folder, FileLock::Kind kind) {
+  constexpr std::chrono::seconds kPatience(10);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (true) {
+    if (auto lock = FileLock::Try(JoinPath(folder, "lock"), kind)) return std::move(*lock);
+    if (std::chrono::steady_clock::now() > deadline) {
+      throw InUse(folder, "a process without --shard");
+    }
+    CancelPoint();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  return lock;
 }
 
 using Options = std::vector<std::pair<std::string, std::string>>;
@@ -94,30 +108,40 @@ void CheckSame(const std::string& path, const RunSettings& found, const RunSetti
 }  // namespace
 
 struct ResponseLog::Impl {
-  void Add(Response response, const std::string& source) {
-    if (!keys.insert({response.id, response.response}).second) {
-      throw InvalidInput(source, fmt::format("response: found {} of problem '{}' again, expected "
-                                             "every response once",
-                                             response.response, response.id));
-    }
+  void Add(Response response) {
+    keys.insert({response.id, response.response});
     responses.push_back(std::move(response));
   }
+  void Read() {
+    responses.clear();
+    keys.clear();
+    for (Response& response : ReadResponses(folder)) Add(std::move(response));
+  }
 
+  std::string folder;  // "": in memory.
+  Shard shard;
   std::vector<Response> responses;
-  std::set<std::pair<std::string, int64_t>> keys;
-  Descriptor lock;
-  LineFile file;  // responses.jsonl; none without a folder.
+  ResponseKeys keys;
+  FileLock lock;
+  FileLock part_lock;  // Of a shard.
+  LineFile file;       // What is appended to; none without a folder.
   UnfinishedResponses unfinished;
 };
 
 ResponseLog::ResponseLog() : impl_(std::make_unique<Impl>()) {}
 
-ResponseLog::ResponseLog(const std::string& folder, const RunSettings& settings)
+ResponseLog::ResponseLog(const std::string& folder, const RunSettings& settings, const Shard& shard)
     : impl_(std::make_unique<Impl>()) {
   MakeFolder(folder);
-  impl_->lock = Lock(folder);
+  impl_->folder = folder;
+  impl_->shard = shard;
   const std::string path = JoinPath(folder, "responses.jsonl");
   const std::string run = JoinPath(folder, "run.json");
+  if (shard.is_whole()) {
+    impl_->lock = LockAlone(folder);
+  } else if (!FileExists(run)) {
+    impl_->lock = WaitForLock(folder, FileLock::Kind::kExclusive);
+  }
   if (FileExists(run)) {
     CheckSame(run, ParseRunSettings(ReadFile(run), run), settings);
   } else if (FileExists(path)) {
@@ -127,14 +151,26 @@ ResponseLog::ResponseLog(const std::string& folder, const RunSettings& settings)
   } else {
     WriteFileAtomically(run, RunSettingsJson(settings) + "\n");
   }
-  impl_->file = LineFile(path);
-  ForEachLineOf(impl_->file.Read(), path,
-                [&](std::string_view line, const std::string& source, int64_t) {
-                  impl_->Add(ParseResponse(line, source), source);
-                });
-  impl_->unfinished =
-      UnfinishedResponses(JoinPath(folder, "unfinished.jsonl"),
-                          [&](const auto& key) { return Has(key.first, key.second); });
+  std::string unfinished = JoinPath(folder, "unfinished.jsonl");
+  std::vector<std::string> other_unfinished;
+  if (shard.is_whole()) {
+    MergeParts(folder);
+    impl_->file = LineFile(path);
+  } else {
+    impl_->lock.Release();
+    impl_->lock = WaitForLock(folder, FileLock::Kind::kShared);
+    const std::string part = ResponseParts(folder).PathOf(shard);
+    MakeFolder(std::filesystem::path(part).parent_path().string());
+    auto part_lock = FileLock::Try(part, FileLock::Kind::kExclusive);
+    if (!part_lock) throw InUse(folder, "another process with --shard " + TextOf(shard));
+    impl_->part_lock = std::move(*part_lock);
+    impl_->file = LineFile(part);
+    other_unfinished = UnfinishedParts(folder).List();
+    other_unfinished.push_back(std::exchange(unfinished, UnfinishedParts(folder).PathOf(shard)));
+  }
+  impl_->Read();
+  impl_->unfinished = UnfinishedResponses(
+      unfinished, other_unfinished, [&](const auto& key) { return Has(key.first, key.second); });
 }
 
 ResponseLog::~ResponseLog() {
@@ -147,13 +183,48 @@ bool ResponseLog::Has(const std::string& id, int64_t response) const {
 
 void ResponseLog::Append(const Response& response) {
   PMKVQ_CHECK(!Has(response.id, response.response));
+  PMKVQ_CHECK(impl_->folder.empty() || impl_->file.is_open());
   if (impl_->file.is_open()) impl_->file.Append(ResponseLine(response) + "\n");
-  impl_->Add(response, impl_->file.path());
+  impl_->Add(response);
   impl_->unfinished.Finish({response.id, response.response});
 }
 
 const std::vector<Response>& ResponseLog::responses() const { return impl_->responses; }
 
 UnfinishedResponses& ResponseLog::unfinished() { return impl_->unfinished; }
+
+bool ResponseLog::Close() {
+  const std::string& folder = impl_->folder;
+  if (folder.empty() || impl_->shard.is_whole()) return true;
+  const UncancelledScope whole;  // After Ctrl-C, too.
+  impl_->file.Flush();
+  impl_->file = LineFile();
+  impl_->part_lock.Release();
+  // Released first: of shards that end at once, the last one then finds nobody else.
+  impl_->lock.Release();
+  auto alone = FileLock::Try(JoinPath(folder, "lock"), FileLock::Kind::kExclusive);
+  if (alone) MergeParts(folder);
+  impl_->Read();
+  return alone.has_value();
+}
+
+void ResponseLog::AppendOfOthers(const std::vector<Response>& responses) {
+  std::vector<const Response*> missing;
+  for (const Response& response : responses) {
+    if (!Has(response.id, response.response)) missing.push_back(&response);
+  }
+  if (missing.empty()) return;
+  FileLock lock;
+  if (!impl_->folder.empty() && !impl_->lock.is_held()) {
+    lock = WaitForLock(impl_->folder, FileLock::Kind::kExclusive);
+  }
+  LineFile file;
+  if (!impl_->folder.empty()) file = LineFile(JoinPath(impl_->folder, "responses.jsonl"));
+  for (const Response* response : missing) {
+    if (file.is_open()) file.Append(ResponseLine(*response) + "\n");
+    impl_->Add(*response);
+  }
+  if (file.is_open()) file.Flush();
+}
 
 }  // namespace pmkvq

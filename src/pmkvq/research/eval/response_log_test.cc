@@ -159,9 +159,14 @@ TEST(ResponseLog, RefusesAFileThatIsDamagedElsewhere) {
   folder.Write("responses.jsonl", line + "{\"id\":\n" + line);
   ExpectError<InvalidInput>([&] { ResponseLog(folder.path(), MakeSettings()); },
                             {"responses.jsonl:2"});
+  // A response that is there twice counts once, but must be the same.
   folder.Write("responses.jsonl", line + line);
+  EXPECT_EQ(ResponseLog(folder.path(), MakeSettings()).responses().size(), 1u);
+  Response other = MakeResponse("x", 0);
+  other.text = "5";
+  folder.Write("responses.jsonl", line + ResponseLine(other) + "\n");
   ExpectError<InvalidInput>([&] { ResponseLog(folder.path(), MakeSettings()); },
-                            {"responses.jsonl:2", "'x'", "again"});
+                            {"responses.jsonl:2", "'x'", "responses.jsonl:1", "expected the same"});
 }
 
 TEST(ResponseLog, RefusesOtherSettingsAndNamesTheFirst) {

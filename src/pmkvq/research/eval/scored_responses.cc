@@ -14,6 +14,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/json_lines.h"
+#include "pmkvq/research/eval/run_parts.h"
 #include "pmkvq/research/judge/judged_text.h"
 #include "pmkvq/research/judge/math_equivalence.h"
 
@@ -32,6 +33,9 @@ std::vector<std::string> ResponseFiles(const std::string& path) {
     // What a run has begun is no response yet.
     if (is_run && entry.path().filename() == "unfinished.jsonl") continue;
     files.push_back(entry.path().string());
+  }
+  if (is_run) {
+    for (std::string& part : ResponseParts(path).List()) files.push_back(std::move(part));
   }
   if (files.empty()) {
     throw InvalidInput(path,
@@ -71,6 +75,23 @@ struct LoadedRows {
     }
   }
 };
+
+// Of a run that several shards write to: a response that two of them made is one response.
+void DropRepetitions(LoadedRows* loaded) {
+  std::map<std::pair<std::string, int64_t>, size_t> first;
+  LoadedRows kept;
+  for (size_t i = 0; i < loaded->rows.size(); ++i) {
+    ResponseRow& row = loaded->rows[i];
+    if (row.response) {
+      const auto [known, is_new] =
+          first.emplace(std::pair{row.id, *row.response}, kept.rows.size());
+      if (!is_new && kept.rows[known->second].text == row.text) continue;
+    }
+    kept.rows.push_back(std::move(row));
+    kept.origins.push_back(loaded->origins[i]);
+  }
+  *loaded = std::move(kept);
+}
 
 // Numbers the responses of each problem. Refuses a row that contradicts an earlier one (another
 // answer, the same index).
@@ -191,6 +212,7 @@ std::vector<ResponseRow> LoadResponses(const std::string& path) {
   if (loaded.rows.empty()) {
     throw InvalidInput(path, "rows: found none, expected at least one JSON line");
   }
+  if (is_run) DropRepetitions(&loaded);
   NumberResponses(files, &loaded);
   return std::move(loaded.rows);
 }

@@ -9,6 +9,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/io/json_lines.h"
+#include "pmkvq/io/part_files.h"
 
 namespace pmkvq {
 namespace {
@@ -47,19 +48,33 @@ void AddLine(std::string_view line, const std::string& source,
   if (seconds < 0) time.Fail("a number that is not negative");
 }
 
+// The responses of a file; empty where there is none.
+std::map<UnfinishedResponses::Key, UnfinishedResponses::Begun> ReadBegun(const std::string& path) {
+  std::map<UnfinishedResponses::Key, UnfinishedResponses::Begun> begun;
+  ForEachLineOf(ReadWholeLines(path), path,
+                [&](std::string_view line, const std::string& source, int64_t) {
+                  AddLine(line, source, begun);
+                });
+  return begun;
+}
+
 }  // namespace
 
 UnfinishedResponses::UnfinishedResponses(const std::string& path,
+                                         const std::vector<std::string>& others,
                                          const std::function<bool(const Key&)>& is_done)
-    : path_(path) {
-  if (!FileExists(path)) return;
-  const std::string content = ReadFile(path);
-  const size_t whole = content.rfind('\n') + 1;  // 0 for none.
-  ForEachLineOf(std::string_view(content).substr(0, whole), path,
-                [&](std::string_view line, const std::string& source, int64_t) {
-                  AddLine(line, source, begun_);
-                });
+    : path_(path), begun_(ReadBegun(path)) {
   std::erase_if(begun_, [&](const auto& entry) { return is_done(entry.first); });
+  for (const std::string& other : others) {
+    if (other == path) continue;
+    for (auto& [key, begun] : ReadBegun(other)) {
+      if (is_done(key)) continue;
+      Begun& known = begun_[key];
+      if (known.tokens.size() >= begun.tokens.size()) continue;
+      known = std::move(begun);
+      elsewhere_.insert(key);
+    }
+  }
   Compact();
 }
 
@@ -68,18 +83,27 @@ void UnfinishedResponses::Append(const Key& key, const std::vector<int32_t>& tok
   if (path_.empty()) return;
   if (!file_.is_open()) file_ = LineFile(path_);
   Begun& begun = begun_[key];
-  file_.Append(Line(key, std::ssize(begun.tokens), tokens, seconds));
+  const int64_t first = std::ssize(begun.tokens);
   begun.tokens.insert(begun.tokens.end(), tokens.begin(), tokens.end());
+  // This file's first line of a response has the tokens that only another file had so far, too.
+  const bool is_elsewhere = elsewhere_.erase(key) > 0;
+  file_.Append(is_elsewhere ? Line(key, 0, begun.tokens, seconds)
+                            : Line(key, first, tokens, seconds));
   begun.seconds = seconds;
 }
 
-void UnfinishedResponses::Finish(const Key& key) { begun_.erase(key); }
+void UnfinishedResponses::Finish(const Key& key) {
+  begun_.erase(key);
+  elsewhere_.erase(key);
+}
 
 void UnfinishedResponses::Compact() {
   if (path_.empty()) return;
   file_ = LineFile();
   std::string lines;
-  for (const auto& [key, begun] : begun_) lines += Line(key, 0, begun.tokens, begun.seconds);
+  for (const auto& [key, begun] : begun_) {
+    if (!elsewhere_.contains(key)) lines += Line(key, 0, begun.tokens, begun.seconds);
+  }
   if (!lines.empty()) {
     WriteFileAtomically(path_, lines);
   } else {
@@ -87,6 +111,11 @@ void UnfinishedResponses::Compact() {
     std::filesystem::remove(path_, error);
     if (error) throw IoError(path_, "cannot remove the file: " + error.message());
   }
+}
+
+void UnfinishedResponses::CompactAll() {
+  elsewhere_.clear();
+  Compact();
 }
 
 }  // namespace pmkvq

@@ -27,7 +27,7 @@ TEST(UnfinishedResponses, AppendsReadsAndForgets) {
   const TempFolder folder;
   const std::string path = folder.File("unfinished.jsonl");
   {
-    UnfinishedResponses unfinished(path, kNoneIsDone);
+    UnfinishedResponses unfinished(path, {}, kNoneIsDone);
     EXPECT_FALSE(std::filesystem::exists(path)) << "nothing to keep yet";
     unfinished.Append({"a \"b\"", 0}, {5, 6}, 0.5);
     unfinished.Append({"c", 3}, {7}, 0.25);
@@ -40,7 +40,7 @@ TEST(UnfinishedResponses, AppendsReadsAndForgets) {
                            "\n");
   }
   {
-    UnfinishedResponses unfinished(path, kNoneIsDone);
+    UnfinishedResponses unfinished(path, {}, kNoneIsDone);
     ASSERT_EQ(unfinished.begun().size(), 2u);
     EXPECT_EQ(unfinished.begun().at({"a \"b\"", 0}).tokens, (std::vector<int32_t>{5, 6, 8}));
     EXPECT_EQ(unfinished.begun().at({"a \"b\"", 0}).seconds, 1.5);
@@ -54,10 +54,10 @@ TEST(UnfinishedResponses, AppendsReadsAndForgets) {
   // A kill cuts a line short.
   folder.Write("unfinished.jsonl", Slurp(path) + R"({"id":"c","response":3,"first":3,"tok)");
   {
-    UnfinishedResponses unfinished(path, kNoneIsDone);
+    UnfinishedResponses unfinished(path, {}, kNoneIsDone);
     EXPECT_EQ(unfinished.begun().at({"c", 3}).tokens, (std::vector<int32_t>{7, 9, 1}));
   }
-  const UnfinishedResponses done(path, [](const auto& key) { return key.first == "c"; });
+  const UnfinishedResponses done(path, {}, [](const auto& key) { return key.first == "c"; });
   EXPECT_TRUE(done.begun().empty());
   EXPECT_FALSE(std::filesystem::exists(path)) << "nothing is left";
 }
@@ -66,7 +66,7 @@ TEST(UnfinishedResponses, DamageIsNamed) {
   const TempFolder folder;
   const auto expect = [&](const std::string& line, std::initializer_list<std::string> parts) {
     const std::string path = folder.Write("u.jsonl", line + "\n");
-    ExpectError<InvalidInput>([&] { UnfinishedResponses(path, kNoneIsDone); }, parts);
+    ExpectError<InvalidInput>([&] { UnfinishedResponses(path, {}, kNoneIsDone); }, parts);
   };
   expect("[]", {"u.jsonl:1", "an object"});
   expect(R"({"id":"a","response":0,"first":1,"tokens":[5],"seconds":0})", {"first", "0"});
