@@ -8,9 +8,11 @@
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
+#include "fan_out_options.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "kv_effects.h"
+#include "leaders.h"
 #include "option_values.h"
 #include "pmkvq/base/byte_size.h"
 #include "pmkvq/io/file.h"
@@ -37,6 +39,7 @@ struct Options {
   RepScaleOptions rep_scales;
   bool no_key_scales = false;
   int threads = 0;
+  FanOutCommandOptions fan_out;
 };
 
 // Says how much of the budget stays unused, and warns of a length beyond the model's positions.
@@ -87,6 +90,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
     plan = Reallocate(from, allocation);
     SavePlan(plan, options.plan);
   } else {
+    const SampleSharing sharing = {options.fan_out.shard, options.fan_out.Open(true)};
     const std::shared_ptr<const Model> model = options.weights.Load(options.model, options.threads);
     allocation.max_len = LengthOf(options, command, nullptr, &model->config());
     const auto tokenizer = options.data.tokenizer.LoadIfReadable(options.model, kNoText);
@@ -102,6 +106,7 @@ void RunPlan(const Options& options, const CLI::App& command) {
     calibrate.progress = &progress;
     calibrate.log = &log;
     calibrate.cancel = InterruptFlag();
+    const SampleSharingScope scope(sharing);
     try {
       plan = Calibrate(calibrate, *model, tokenizer.get());
     } catch (const Cancelled&) {
@@ -115,6 +120,12 @@ void RunPlan(const Options& options, const CLI::App& command) {
 }
 
 void RunMethod(const Options& options) {
+  if (const Communicator* const ranks = Leaders()) {
+    throw CLI::ValidationError("--kv", fmt::format("found {} in a job of {} ranks, but its "
+                                                   "calibration runs in one process; expected "
+                                                   "pm-kvq, or no mpirun",
+                                                   options.kv, ranks->size()));
+  }
   CheckIsCalibrated(options.kv);
   const CalibrationRun run({.model = options.model,
                             .weights = options.weights.mode(),
@@ -122,7 +133,8 @@ void RunMethod(const Options& options) {
                             .tokenizer = options.data.tokenizer,
                             .threads = options.threads,
                             .checkpoint = options.out + ".partial.json",
-                            .fingerprint = options.kv});
+                            .fingerprint = options.kv,
+                            .sharing = {}});
   try {
     const MethodData data = CalibrateMethod(options.kv, ParseKvDtype(options.allocation.kv_dtype),
                                             run.context(), run.Record());
@@ -152,6 +164,11 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
                                                    "runs on the CPU",
                                                    options.kv));
     }
+    if (std::string_view(name) == "--shard") {
+      throw CLI::ValidationError(name, fmt::format("does not go with --kv {}, whose calibration "
+                                                   "has no parts",
+                                                   options.kv));
+    }
     throw CLI::ValidationError(name, fmt::format("does not go with --kv {}, expected {}",
                                                  options.kv, makes_plan ? "--plan" : "--out"));
   };
@@ -165,18 +182,18 @@ void RunCalibrate(const Options& options, const CLI::App& command) {
     require("--plan", !options.plan.empty());
     require("--memory-budget", !options.allocation.memory_budget.empty());
     if (!options.from.empty()) {
-      WarnWithoutEffect(
-          command,
-          {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len", "--seed",
-           "--weights", "--k-bits", "--v-bits", "--no-key-scales", "--device", "--threads"},
-          "--from takes the measurements of a plan");
+      WarnWithoutEffect(command,
+                        {"--dataset", "--pack", "--n-samples", "--seq-len", "--effective-len",
+                         "--seed", "--weights", "--k-bits", "--v-bits", "--no-key-scales",
+                         "--device", "--threads", "--shard"},
+                        "--from takes the measurements of a plan");
     }
     RunPlan(options, command);
   } else {
     for (const char* name :
          {"--plan", "--from", "--memory-budget", "--fbit-choices", "--max-len", "--separate-kv",
           "--n-sink-token", "--n-window-token", "--rope-floor", "--reference-accounting",
-          "--k-bits", "--v-bits", "--no-key-scales", "--device"}) {
+          "--k-bits", "--v-bits", "--no-key-scales", "--device", "--shard"}) {
       refuse(name);
     }
     require("--out", !options.out.empty());
@@ -238,6 +255,7 @@ void AddCalibrate(CLI::App& app) {
       ->transform(OneOf({"8", "4", "2"}))
       ->capture_default_str();
   command->add_flag("--no-key-scales", options->no_key_scales, "do not search key scales");
+  options->fan_out.Register(*command, "samples", "--plan");
   AddThreads(*command, options->threads);
   AddExamples(
       *command,
@@ -247,7 +265,7 @@ void AddCalibrate(CLI::App& app) {
        "--memory-budget 400MiB --plan plan.json",
        "pmkvq calibrate --from models/longcot-10m/plan.json --separate-kv "
        "--memory-budget 5MiB --max-len 4096 --plan split.json"});
-  command->callback([options, command] { RunCalibrate(*options, *command); });
+  command->callback([options, command] { RunAsPart([&] { RunCalibrate(*options, *command); }); });
 }
 
 }  // namespace pmkvq::cli

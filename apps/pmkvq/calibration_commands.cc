@@ -6,8 +6,10 @@
 #include "calibration_run.h"
 #include "commands.h"
 #include "common_options.h"
+#include "fan_out_options.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "leaders.h"
 #include "option_values.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/research/calib/calibrate.h"
@@ -27,6 +29,7 @@ struct StepOptions {
   SampleCommandOptions data;
   std::string checkpoint;
   int threads = 0;
+  FanOutCommandOptions fan_out;
 
   void Register(CLI::App& command) {
     NamesFile(command.add_option("--model", model, "model folder or .gguf file")->required(),
@@ -35,12 +38,14 @@ struct StepOptions {
         command.add_option("--checkpoint", checkpoint,
                            "file for partial results; a rerun after an interrupt resumes from it"),
         FileKind::kOutput);
+    fan_out.Register(command, "samples", "--checkpoint");
     AddThreads(command, threads);
     data.Register(command);
     weights.Register(command);
   }
   // A checkpoint belongs to its samples and weights; no other option has to agree.
   CalibrationRunOptions Resolve() const {
+    Communicator* const ranks = fan_out.Open(!checkpoint.empty());
     std::error_code error;
     if (std::filesystem::exists(checkpoint, error) &&
         !std::filesystem::is_regular_file(checkpoint, error)) {
@@ -55,7 +60,8 @@ struct StepOptions {
             .threads = threads,
             .device = weights.device,
             .checkpoint = checkpoint,
-            .fingerprint = ""};
+            .fingerprint = "",
+            .sharing = {fan_out.shard, ranks}};
   }
 };
 
@@ -83,8 +89,10 @@ struct MaxKeysOptions {
 
 void RunMaxKeys(const MaxKeysOptions& options) {
   const CalibrationRun run(options.step.Resolve());
-  WriteScaleFile(ScaleFileKind::kMaxKeys, MeasureMaxKeys(run.context()),
-                 run.model().checkpoint().Identity(), options.out);
+  const std::vector<Tensor> max_keys = MeasureMaxKeys(run.context());
+  if (!IsFirstLeader()) return;
+  WriteScaleFile(ScaleFileKind::kMaxKeys, max_keys, run.model().checkpoint().Identity(),
+                 options.out);
   PrintError("wrote " + options.out);
 }
 
@@ -102,6 +110,7 @@ void RunRepScales(const RepScalesOptions& options) {
       ReadScaleFile(ScaleFileKind::kMaxKeys, run.model().kv_geometry(),
                     run.model().checkpoint().Identity(), options.max_keys);
   const RepScales result = SearchRepScales(run.context(), max_keys, options.search);
+  if (!IsFirstLeader()) return;
   if (!options.out.empty()) {
     WriteScaleFile(ScaleFileKind::kRepScales, result.scales, run.model().checkpoint().Identity(),
                    options.out);
@@ -138,7 +147,7 @@ void AddSensitivity(CLI::App& app) {
                          "--dataset models/longcot-10m/calibration.jsonl --json s.json",
                          "pmkvq sensitivity --model MODEL --dataset texts.jsonl --n-samples 32 "
                          "--seq-len 2048 --checkpoint s.partial --json s.json"});
-  command->callback([options] { RunSensitivity(*options); });
+  command->callback([options] { RunAsPart([&] { RunSensitivity(*options); }); });
 }
 
 void AddMaxKeys(CLI::App& app) {
@@ -154,7 +163,7 @@ void AddMaxKeys(CLI::App& app) {
                "--dataset models/longcot-10m/calibration.jsonl --out max_keys.safetensors",
                "pmkvq max-keys --model MODEL --dataset texts.jsonl --effective-len 8192 "
                "--out max_keys.safetensors"});
-  command->callback([options] { RunMaxKeys(*options); });
+  command->callback([options] { RunAsPart([&] { RunMaxKeys(*options); }); });
 }
 
 void AddRepScales(CLI::App& app) {
@@ -187,7 +196,7 @@ void AddRepScales(CLI::App& app) {
       throw CLI::RequiredError("--out or --json");
     }
   });
-  command->callback([options] { RunRepScales(*options); });
+  command->callback([options] { RunAsPart([&] { RunRepScales(*options); }); });
 }
 
 }  // namespace pmkvq::cli

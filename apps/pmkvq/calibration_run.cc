@@ -7,7 +7,9 @@ namespace pmkvq::cli {
 
 CalibrationRun::CalibrationRun(const CalibrationRunOptions& options)
     : sample_options_(options.samples),
-      model_(LoadModel(options.model, options.weights, options.threads, options.device)) {
+      model_(LoadModel(options.model, options.weights, options.threads, options.device)),
+      sharing_(options.sharing),
+      sharing_scope_(sharing_) {
   const auto tokenizer = options.tokenizer.LoadIfReadable(options.model, kNoText);
   samples_ = DrawSamples(sample_options_, model_->config(), tokenizer.get(), &log_);
   context_.model = model_.get();

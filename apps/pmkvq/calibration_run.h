@@ -6,6 +6,7 @@
 
 #include "pmkvq/research/calib/calibrate.h"
 #include "pmkvq/research/calib/calibration.h"
+#include "pmkvq/research/calib/shared_samples.h"
 #include "terminal.h"
 #include "tokenizer_options.h"
 
@@ -21,6 +22,7 @@ struct CalibrationRunOptions {
   std::string device = "cpu";
   std::string checkpoint;   // File for partial results; "": none.
   std::string fingerprint;  // What else than model and samples a checkpoint depends on.
+  SampleSharing sharing;    // Who measures the samples.
 };
 
 // Reads the model, draws the samples, shows progress on stderr, and is cancelled by Ctrl-C. Must
@@ -43,6 +45,8 @@ class CalibrationRun {
   ProgressBar progress_;
   Samples samples_;
   CalibrationContext context_;
+  SampleSharing sharing_;
+  SampleSharingScope sharing_scope_;
 };
 
 }  // namespace pmkvq::cli

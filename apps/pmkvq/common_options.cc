@@ -368,6 +368,7 @@ void CheckPlan(const SpecEngineOptions& engine, const Model& model) {
 }
 
 void WriteJson(const std::string& path, const std::string& json) {
+  if (OutputIsMuted()) return;
   if (path == "-") {
     Print(json + "\n");
   } else if (!path.empty()) {

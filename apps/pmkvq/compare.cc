@@ -10,9 +10,11 @@
 #include "common_options.h"
 #include "compare_counts.h"
 #include "device_cache.h"
+#include "fan_out_options.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "kv_effects.h"
+#include "leaders.h"
 #include "option_values.h"
 #include "page_origin.h"
 #include "pmkvq/base/byte_size.h"
@@ -34,6 +36,7 @@ struct Options {
   std::vector<std::string> specs;
   WeightCommandOptions weights;
   KvCommandOptions kv;  // Its spec is not used, its budget is a list.
+  FanOutCommandOptions fan_out;
   std::vector<std::string> from;
   std::string counts;
   std::string against;
@@ -112,6 +115,7 @@ CompareOptions ResolveComparison(const Options& options) {
   resolved.engine = common.Resolve(options.run.batch, options.specs);
   resolved.allow_partial = options.allow_partial;
   resolved.out = options.out;
+  resolved.shard = options.fan_out.shard;
   return resolved;
 }
 
@@ -130,9 +134,11 @@ void AnnounceMisfits(const ComparisonRun& run) {
 // A bar for each run.
 class Bars : public CompareProgress {
  public:
+  explicit Bars(std::string suffix) : suffix_(std::move(suffix)) {}
   void Begin(const CompareJob& job, int64_t total, const std::vector<Response>& present) override {
     std::string title = job.spec;
     if (job.budget_bytes > 0) title += " " + FormatByteSize(job.budget_bytes);
+    title += suffix_;
     bar_.emplace(title, total, present);
   }
   void OnResponse(const Response& response) override { bar_->Add(response); }
@@ -140,6 +146,7 @@ class Bars : public CompareProgress {
   void End() override { bar_->End(); }
 
  private:
+  std::string suffix_;  // Of a part.
   std::optional<EvalProgress> bar_;
 };
 
@@ -161,6 +168,7 @@ void Report(const Options& options, const Comparison& comparison) {
 }
 
 void CompareRuns(const Options& options) {
+  Communicator* const ranks = options.fan_out.Open(!options.out.empty());
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
@@ -170,7 +178,9 @@ void CompareRuns(const Options& options) {
         largest.kv.spec = "fp16";
         return CacheBytesOnDevice(loaded, largest);
       });
-  const ComparisonRun run(ResolveComparison(options), model);
+  CompareOptions resolved = ResolveComparison(options);
+  resolved.ranks = ranks;
+  const ComparisonRun run(std::move(resolved), model);
   const EvaluationOptions evaluation = options.run.Resolve(run.baseline().engine, *model);
   AnnounceMisfits(run);
   for (const CompareJob& job : run.jobs()) {
@@ -179,12 +189,18 @@ void CompareRuns(const Options& options) {
     }
   }
 
-  Bars bars;
+  Bars bars(options.fan_out.Suffix());
   const Comparison comparison =
       run.Run(benchmark, problems, options.run.tokenizer.Load(options.run.model), evaluation, &bars,
               InterruptFlag());
+  if (!IsFirstLeader()) return ExitIfInterrupted("compare");
   const UncancelledScope
       whole;  // After Ctrl-C the table of the finished responses is still written.
+  if (options.fan_out.is_part() && IsIncomplete(comparison) && !IsCancelled(InterruptFlag())) {
+    PrintError(fmt::format("{}: part {} is done; the last part that ends prints the table",
+                           options.out, TextOf(options.fan_out.shard)));
+    return;
+  }
   Report(options, comparison);
   if (IsCancelled(InterruptFlag()) && !options.out.empty()) {
     PrintError(options.out + " holds what is finished; the same command goes on");
@@ -252,6 +268,7 @@ void AddCompare(CLI::App& app, int argc, const char* const* argv) {
   CLI::App* command =
       app.add_subcommand("compare", "several cache methods at equal real bytes, one table");
   options->run.Register(*command);
+  options->fan_out.Register(*command, "responses", "--out");
   options->weights.Register(*command);
   RegisterKv(*command, *options);
   const std::string group = "Comparison";

@@ -1,18 +1,18 @@
 // pmkvq eval: a benchmark with one cache method, response by response, resumable.
 #include <fmt/format.h>
 
-#include <optional>
-
 #include "benchmark_options.h"
 #include "commands.h"
 #include "common_options.h"
 #include "device_cache.h"
+#include "fan_out_options.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "leaders.h"
 #include "pmkvq/base/wrap_text.h"
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
-#include "pmkvq/research/eval/evaluation.h"
+#include "pmkvq/research/eval/fan_out.h"
 #include "solve_table.h"
 #include "terminal.h"
 #include "weight_options.h"
@@ -26,11 +26,12 @@ struct Options {
   std::string json;
   WeightCommandOptions weights;
   KvCommandOptions kv;
+  FanOutCommandOptions fan_out;
 };
 
 // The summary, and one column per property with an entry per response, for paired tests.
 std::string SummaryJson(const Options& options, const std::vector<Response>& responses,
-                        const ResponseSummary& summary, double seconds) {
+                        const ResponseSummary& summary, const FanOutFigures& figures) {
   JsonWriter json;
   json.BeginObject();
   json.Key("benchmark").String(options.run.benchmark);
@@ -54,7 +55,9 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("cut_by_budget").Int(summary.num_cut_by_budget);
   json.Key("prompts_too_long").Int(summary.num_prompts_too_long);
   json.Key("longest_pause_us").Number(summary.longest_pause_us);
-  json.Key("seconds").Number(seconds);
+  json.Key("seconds").Number(figures.seconds);
+  json.Key("ranks").Int(figures.num_ranks);
+  json.Key("responses_per_second").Number(figures.responses_per_second());
   json.Key("columns").BeginObject();
   const auto column = [&](const char* name, auto write) {
     json.Key(name).BeginArray();
@@ -98,19 +101,30 @@ std::string Describe(const ResponseSummary& summary) {
   return text;
 }
 
-void Report(const Options& options, const std::vector<Response>& responses, int64_t num_new_tokens,
-            double seconds) {
+// "2 ranks: 40 responses in 20.1 s, 1.99 per second; ranks were busy 98.2 % of the time"
+std::string DescribeFanOut(const FanOutFigures& figures) {
+  return fmt::format(
+      "{} ranks: {} responses in {:.1f} s, {:.3g} per second; ranks were busy {:.1f} % of the "
+      "time\n",
+      figures.num_ranks, figures.num_responses, figures.seconds, figures.responses_per_second(),
+      100 * figures.busy_share);
+}
+
+void Report(const Options& options, const std::vector<Response>& responses,
+            const FanOutFigures& figures) {
   const ResponseSummary summary = SummarizeResponses(responses);
-  const std::string json = SummaryJson(options, responses, summary, seconds);
+  const std::string json = SummaryJson(options, responses, summary, figures);
   if (!options.out.empty()) {
     // A run that found everything there knows nothing of the time that it took.
     const std::string path = JoinPath(options.out, "summary.json");
-    if (seconds > 0 || !FileExists(path)) WriteFileAtomically(path, json + "\n");
+    if (figures.seconds > 0 || !FileExists(path)) WriteFileAtomically(path, json + "\n");
   }
   WriteJson(options.json, json);
   if (options.json == "-") return;
-  const double rate = seconds > 0 ? static_cast<double>(num_new_tokens) / seconds : 0;
-  Print(FormatSolveTable({{options.kv.spec, summary, rate}}) + Describe(summary));
+  const double rate =
+      figures.seconds > 0 ? static_cast<double>(figures.num_tokens) / figures.seconds : 0;
+  Print(FormatSolveTable({{options.kv.spec, summary, rate}}) + Describe(summary) +
+        (figures.num_ranks > 1 ? DescribeFanOut(figures) : ""));
 }
 
 // "3 of 20 responses are there, 5 more begun (2310 tokens)"
@@ -124,7 +138,19 @@ std::string Progress(int64_t num_present, int64_t total, const UnfinishedRespons
   return text;
 }
 
+// What a part says that is not the last one.
+std::string DescribePart(const Options& options, const FanOutFigures& figures, int64_t num_present,
+                         int64_t total) {
+  return fmt::format(
+      "{}: part {} is done, {} responses in {:.1f} s, {:.3g} per second; {} of {} are there, {}",
+      options.out, TextOf(options.fan_out.shard), figures.num_responses, figures.seconds,
+      figures.responses_per_second(), num_present, total,
+      num_present == total ? "a part that still runs prints the summary"
+                           : "the last part prints the summary");
+}
+
 void Run(const Options& options) {
+  Communicator* const ranks = options.fan_out.Open(!options.out.empty());
   const Benchmark benchmark = options.run.Load();
   const std::vector<ProblemRow> problems =
       SelectProblems(benchmark.problems, options.run.selection);
@@ -139,42 +165,52 @@ void Run(const Options& options) {
   const EvaluationOptions evaluation = options.run.Resolve(engine, *model);
   const int64_t total = std::ssize(problems) * evaluation.num_responses;
 
-  std::optional<ResponseLog> log;
-  if (options.out.empty()) {
-    log.emplace();
-  } else {
-    // The plan in use: that of --plan, or the SPEC's own.
-    log.emplace(options.out,
-                MakeRunSettings(benchmark, *model, evaluation,
-                                engine.kv.plan != nullptr ? engine.kv.plan_path : std::string()));
-  }
-  const std::vector<Response> present = ResponsesTo(*log, problems, evaluation.num_responses);
-  if (!present.empty() || !log->unfinished().begun().empty()) {
+  // The plan in use: that of --plan, or the SPEC's own.
+  const RunSettings settings =
+      MakeRunSettings(benchmark, *model, evaluation,
+                      engine.kv.plan != nullptr ? engine.kv.plan_path : std::string());
+  SharedRun run(options.out, settings, options.fan_out.shard, ranks);
+  ResponseLog& log = run.log();
+  const std::vector<Response> present = ResponsesTo(log, problems, evaluation.num_responses);
+  if (!present.empty() || !log.unfinished().begun().empty()) {
     PrintError(fmt::format("{}: {}{}", options.out,
-                           Progress(std::ssize(present), total, log->unfinished()),
+                           Progress(std::ssize(present), total, log.unfinished()),
                            std::ssize(present) == total ? "" : ", going on"));
   }
+  const EvaluationOptions part = run.PartOf(evaluation);
+  const bool is_part = !part.shard.is_whole();
+  const int64_t num_pending =
+      is_part ? NumPending(*tokenizer, problems, part, log) : total - std::ssize(present);
   double seconds = 0;
   int64_t num_new_tokens = 0;
-  if (std::ssize(present) < total) {
-    EvalProgress progress(options.kv.spec, total, present);
+  if (num_pending > 0) {
+    EvalProgress progress(options.kv.spec + options.fan_out.Suffix(), is_part ? num_pending : total,
+                          is_part ? std::vector<Response>() : present);
     seconds = Evaluate(
-        model, tokenizer, benchmark.grading, problems, evaluation, *log, &progress,
+        model, tokenizer, benchmark.grading, problems, part, log, &progress,
         [&](const Response& response) { progress.Add(response); }, InterruptFlag());
     progress.End();
     num_new_tokens = progress.num_tokens();
   }
-  const std::vector<Response> responses = ResponsesTo(*log, problems, evaluation.num_responses);
-  if (std::ssize(responses) < total) {
+  const FanOutFigures figures = run.Finish(num_new_tokens, seconds);
+  if (!IsFirstLeader()) return ExitIfInterrupted("eval");
+  const std::vector<Response> responses = ResponsesTo(log, problems, evaluation.num_responses);
+  const bool is_complete = std::ssize(responses) == total;
+  if (options.fan_out.is_part() && !IsCancelled(InterruptFlag()) &&
+      !(is_complete && run.is_merged())) {
+    PrintError(DescribePart(options, figures, std::ssize(responses), total));
+    return;
+  }
+  if (!is_complete) {
     if (options.out.empty()) {
       PrintError("nothing is kept; with --out DIR the same command goes on after a Ctrl-C");
     } else {
       PrintError(fmt::format("{}: {}; the same command goes on", options.out,
-                             Progress(std::ssize(responses), total, log->unfinished())));
+                             Progress(std::ssize(responses), total, log.unfinished())));
     }
     ExitIfInterrupted("eval");
   }
-  Report(options, responses, num_new_tokens, seconds);
+  Report(options, responses, figures);
 }
 
 }  // namespace
@@ -189,12 +225,14 @@ void AddEval(CLI::App& app) {
                 "folder for the responses; the same command again goes on with what is missing"),
             FileKind::kOutputFolder);
   AddJson(*command, options->json, "write the summary as JSON");
+  options->fan_out.Register(*command, "responses", "--out");
   options->weights.Register(*command);
   options->kv.Register(*command);
   AddExamples(
       *command,
       {"pmkvq eval --model models/longcot-10m --per-cell 1 --kv static-4 --out results/mine",
-       "pmkvq eval --model MODEL --benchmark aime --data aime/ --kv pm-kvq --plan plan.json"});
+       "pmkvq eval --model MODEL --benchmark aime --data aime/ --kv pm-kvq --plan plan.json",
+       "pmkvq eval --model MODEL --kv static-4 --out results/mine --shard 2/8"});
   command->callback([options] { Run(*options); });
 }
 

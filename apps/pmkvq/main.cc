@@ -10,6 +10,7 @@
 #include "config_file.h"
 #include "file_options.h"
 #include "help_format.h"
+#include "leaders.h"
 #include "option_aliases.h"
 #include "option_values.h"
 #include "pmkvq/base/error.h"
@@ -22,7 +23,10 @@
 namespace pmkvq::cli {
 namespace {
 
+constexpr int kInterrupted = 130;
+
 int Fail(const char* message, int code) {
+  if (code != kInterrupted) AbortLeaders(message);
   std::fprintf(stderr, "pmkvq: %s\n", message);
   return code;
 }
@@ -127,7 +131,7 @@ int Run(int argc, char** argv) {
       Print(command.app->help(ParentOf(command.path)));
       return 0;
     }
-    std::fputs(DescribeUsageError(app, error, ours).c_str(), stderr);
+    if (IsFirstLeader()) std::fputs(DescribeUsageError(app, error, ours).c_str(), stderr);
     return 2;
   }
   return 0;
@@ -141,9 +145,11 @@ int main(int argc, char** argv) {
   const pmkvq::CancelScope interruptible(pmkvq::cli::InterruptFlag(), argc > 1 ? argv[1] : "pmkvq");
   try {
     pmkvq::UseTargetOfEnvironment();
-    return pmkvq::cli::Run(argc, argv);
+    const int code = pmkvq::cli::Run(argc, argv);
+    pmkvq::cli::LeaveLeaders();
+    return code;
   } catch (const pmkvq::Cancelled& error) {
-    return pmkvq::cli::Fail(error.what(), 130);
+    return pmkvq::cli::Fail(error.what(), pmkvq::cli::kInterrupted);
   } catch (const pmkvq::cli::ClosedPipe&) {
     // As other tools end whose reader is gone: silently, by the signal.
     std::signal(SIGPIPE, SIG_DFL);

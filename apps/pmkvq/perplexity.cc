@@ -5,11 +5,14 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "fan_out_options.h"
 #include "file_options.h"
 #include "help_format.h"
 #include "option_values.h"
 #include "pmkvq/io/dataset.h"
+#include "pmkvq/io/hash.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/research/eval/evaluation.h"
 #include "pmkvq/research/eval/perplexity.h"
 #include "terminal.h"
 #include "weight_options.h"
@@ -22,12 +25,32 @@ struct Options {
   std::string dataset;
   std::string json;
   std::string reference;
+  std::string checkpoint;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
   TokenizerCommandOptions tokenizer;
   WeightCommandOptions weights;
   KvCommandOptions kv;
+  FanOutCommandOptions fan_out;
 };
+
+// All that the sums of a sequence depend on.
+std::string FingerprintOf(const Model& model, const SpecEngineOptions& engine,
+                          const std::vector<std::vector<int32_t>>& sequences,
+                          const Model* reference) {
+  EvaluationOptions evaluation;
+  evaluation.engine = engine;
+  Hash128 hash;
+  hash.Update(RunSettingsJson(
+      MakeRunSettings({"perplexity", Grading::kAnswer, {}}, model, evaluation,
+                      engine.kv.plan != nullptr ? engine.kv.plan_path : std::string())));
+  if (reference != nullptr) hash.Update(reference->checkpoint().Identity());
+  for (const std::vector<int32_t>& tokens : sequences) {
+    hash.Update(fmt::format(" {} ", tokens.size()));
+    hash.Update(tokens.data(), tokens.size() * sizeof(int32_t));
+  }
+  return hash.HexDigest();
+}
 
 // The first rows of the data set as token sequences, each cut at seq_len or the model's maximum.
 std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const ModelConfig& config) {
@@ -58,6 +81,7 @@ std::vector<std::vector<int32_t>> LoadSequences(const Options& options, const Mo
 }
 
 void Perplexity(const Options& options) {
+  Communicator* const ranks = options.fan_out.Open(!options.checkpoint.empty());
   const std::shared_ptr<const Model> model =
       options.weights.Load(options.model, options.kv.threads);
   const std::vector<std::vector<int32_t>> sequences = LoadSequences(options, model->config());
@@ -71,10 +95,16 @@ void Perplexity(const Options& options) {
       options.reference.empty() && model->weights() == WeightMode::kAsStored
           ? nullptr
           : LoadModel(reference, WeightMode::kAsStored, options.kv.threads, options.weights.device);
+  PerplexityShare share;
+  share.checkpoint_path = options.checkpoint;
+  share.sharing = {options.fan_out.shard, ranks};
+  if (!options.checkpoint.empty()) {
+    share.fingerprint = FingerprintOf(*model, engine, sequences, as_stored.get());
+  }
   ProgressBar progress;
   const PerplexityResult result =
       MeasurePerplexity(model, sequences, engine.kv, engine.chunk, engine.num_threads, &progress,
-                        InterruptFlag(), as_stored.get());
+                        InterruptFlag(), as_stored.get(), share);
   JsonWriter json;
   json.BeginObject();
   json.Key("tokens").Int(result.num_tokens);
@@ -82,6 +112,7 @@ void Perplexity(const Options& options) {
   json.Key("kl_to_fp16").Number(result.kl_to_fp16);
   json.Key("kv").String(options.kv.spec);
   json.Key("weights").String(NameOf(model->weights()));
+  if (ranks != nullptr) json.Key("ranks").Int(ranks->size());
   json.EndObject();
   WriteJson(options.json, json.text());
   if (options.json != "-") {
@@ -114,6 +145,11 @@ void AddPerplexity(CLI::App& app) {
   command->add_option("--seq-len", options->seq_len, "cut rows at this length (0: the model's)")
       ->transform(WholeNumber(0, kMostTokens))
       ->capture_default_str();
+  NamesFile(command->add_option(
+                "--checkpoint", options->checkpoint,
+                "file for sums of finished rows; a rerun after an interrupt goes on from it"),
+            FileKind::kOutput);
+  options->fan_out.Register(*command, "rows", "--checkpoint");
   AddJson(*command, options->json, "write the result as JSON");
   options->tokenizer.Register(*command);
   options->weights.Register(*command);
@@ -122,7 +158,7 @@ void AddPerplexity(CLI::App& app) {
               {"pmkvq perplexity --model models/longcot-10m --kv static-4 --n-samples 4 "
                "--dataset models/longcot-10m/calibration.jsonl",
                "pmkvq perplexity --model MODEL --dataset texts.txt --kv kivi --seq-len 2048"});
-  command->callback([options] { Perplexity(*options); });
+  command->callback([options] { RunAsPart([&] { Perplexity(*options); }); });
 }
 
 }  // namespace pmkvq::cli

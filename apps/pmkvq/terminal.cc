@@ -54,6 +54,7 @@ extern "C" void HandleInterrupt(int signal) {
 
 // The last line on stderr is a progress or status line, without a line break behind it.
 bool g_line_is_drawn = false;
+bool g_is_muted = false;
 
 // The size of the terminal behind stderr; 24 x 80 where it does not say.
 winsize StderrSize() {
@@ -185,6 +186,7 @@ std::string ProgressBar::Text(bool last, int columns) const {
 
 void ProgressBar::Draw(bool last) {
   last_draw_ = Clock::now();
+  if (g_is_muted) return;
   if (!StderrIsLive()) {
     std::fprintf(stderr, "%s\n", Text(last, 0).c_str());
     std::fflush(stderr);
@@ -274,7 +276,11 @@ bool TerminalTakesControls() {
 
 bool StdoutTakesStyle() { return StdoutIsTerminal() && WantsStyle() && TerminalTakesControls(); }
 
+void MuteOutput() { g_is_muted = true; }
+bool OutputIsMuted() { return g_is_muted; }
+
 void Print(const std::string& text) {
+  if (g_is_muted) return;
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
     const int error = errno;
     if (error == EPIPE) throw ClosedPipe();
@@ -284,6 +290,7 @@ void Print(const std::string& text) {
 }
 
 void PrintError(const std::string& line) {
+  if (g_is_muted) return;
   std::fprintf(stderr, "%s%s\n", g_line_is_drawn ? "\r\033[K" : "", line.c_str());
   g_line_is_drawn = false;
 }

@@ -22,6 +22,11 @@ bool TerminationRequested();
 // Ends the program as interrupted (exit code 130) if Ctrl-C was pressed. `where` names the command.
 void ExitIfInterrupted(const char* where);
 
+// From now on this process shows nothing: no results, notes or progress. For all ranks but the
+// first of a command that several compute; what ends the process is still said, by main().
+void MuteOutput();
+bool OutputIsMuted();
+
 class StderrLog : public LogSink {
  public:
   void Info(const std::string& message) override;
