@@ -1,0 +1,94 @@
+"""Two hosts on one machine: network name spaces on a bridge, each with a host name of its own.
+
+Everything lies in name spaces of this process, so nothing is left when it ends, however it ends. A test calls `enter()`
+first, which starts the script anew inside of them, or ends it as skipped where the system does not allow that."""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import fan_out
+
+HOSTS = {"host-a": "10.77.0.1", "host-b": "10.77.0.2"}
+INSIDE = "PMKVQ_TEST_HOSTS"
+
+
+def enter():
+    if os.environ.get(INSIDE):
+        return
+    for program in "ip", "unshare", "hostname":
+        if shutil.which(program) is None:
+            fan_out.skip(f"there is no {program} (Debian: iproute2, util-linux, hostname)")
+    space = ["unshare", "--mount", "--net", "--propagation", "private"]
+    if os.geteuid() != 0:
+        space.insert(1, "--map-root-user")
+    probe = subprocess.run([*space, "sh", "-c", "mount -t tmpfs none /run && ip link add br0 type bridge"],
+                           capture_output=True, text=True)
+    if probe.returncode != 0:
+        fan_out.skip("no right to make name spaces: " + probe.stderr.strip())
+    os.environ[INSIDE] = "1"
+    os.execvp(space[0], [*space, sys.executable, *sys.argv])
+
+
+def system(*words):
+    subprocess.run(words, check=True)
+
+
+class Hosts:
+    """The hosts, with `scratch` for files of their own."""
+
+    def __init__(self, scratch):
+        self.scratch = pathlib.Path(scratch)
+        system("mount", "-t", "tmpfs", "none", "/run")
+        names = self.scratch / "hosts"
+        names.write_text("127.0.0.1 localhost\n" + "".join(f"{ip} {name}\n" for name, ip in HOSTS.items()))
+        system("mount", "--bind", str(names), "/etc/hosts")
+        system("ip", "link", "set", "lo", "up")
+        system("ip", "link", "add", "br0", "type", "bridge")
+        system("ip", "link", "set", "br0", "up")
+        for name, address in HOSTS.items():
+            system("ip", "netns", "add", name)
+            system("ip", "link", "add", self.link(name), "type", "veth", "peer", "name", "eth0", "netns", name)
+            system("ip", "link", "set", self.link(name), "master", "br0", "up")
+            inside = ["ip", "-n", name]
+            system(*inside, "addr", "add", address + "/24", "dev", "eth0")
+            system(*inside, "link", "set", "eth0", "up")
+            system(*inside, "link", "set", "lo", "up")
+        # In place of ssh.
+        self.agent = self.scratch / "agent"
+        self.agent.write_text("#!/bin/sh\nhost=$1; shift; echo $host >> " + str(self.scratch / "started") + "\n"
+                              'exec ip netns exec $host unshare --uts sh -c "hostname $host; $*"\n')
+        self.agent.chmod(0o755)
+        self.hostfile = self.scratch / "hostfile"
+        self.hostfile.write_text("".join(f"{name} slots=1\n" for name in HOSTS))
+
+    @staticmethod
+    def link(name):
+        return "veth-" + name[-1]
+
+    def set_link(self, name, state):
+        system("ip", "link", "set", self.link(name), state)
+
+    def slow_down(self):
+        """Limits both links: 5 ms and 10 Mbit/s; only the rate where the kernel has no netem. Says what it did, or None."""
+        for discipline in ("netem delay 5ms rate 10mbit", "tbf rate 10mbit burst 32kbit latency 400ms"):
+            if all(subprocess.run(["tc", "qdisc", "replace", "dev", self.link(name), "root", *discipline.split()],
+                                  capture_output=True).returncode == 0 for name in HOSTS):
+                return discipline
+        return None
+
+    def speed_up(self):
+        for name in HOSTS:
+            system("tc", "qdisc", "del", "dev", self.link(name), "root")
+
+    def ranks(self, *command):
+        """The command with a rank on each host; mpirun runs on the first one."""
+        first = next(iter(HOSTS))
+        mpirun = ["mpirun", "--hostfile", self.hostfile, "-np", len(HOSTS), "--mca", "plm_rsh_agent", self.agent, "--mca",
+                  "btl", "tcp,self", "--mca", "btl_tcp_if_include", "eth0", "--mca", "oob_tcp_if_include", "eth0",
+                  # A host whose network is gone is missed after seconds, not minutes.
+                  "--mca", "oob_tcp_keepalive_time", 2, "--mca", "oob_tcp_keepalive_intvl", 1, "--mca",
+                  "oob_tcp_keepalive_probes", 3, *command]
+        return ["ip", "netns", "exec", first, "unshare", "--uts", "sh", "-c", f'hostname {first}; exec "$@"', "sh",
+                *[str(word) for word in mpirun]]

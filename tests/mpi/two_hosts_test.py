@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Fan-out over two hosts: what one process makes, over a slow network too, and after the network was gone.
+
+Usage: two_hosts_test.py PROGRAM MODEL. Exit code 77 where two hosts cannot be made on this machine."""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import fan_out
+import hosts
+from fan_out import check, eval_command, responses
+
+PROGRAM, MODEL = "", ""
+
+
+class TwoHosts(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.scratch = tempfile.TemporaryDirectory()
+        cls.folder = pathlib.Path(cls.scratch.name)
+        cls.hosts = hosts.Hosts(cls.folder)
+        whole = check(eval_command(PROGRAM, MODEL, cls.folder / "whole", "--json", "-"))
+        cls.summary = fan_out.summary_without_times(whole.stdout)
+        cls.expected = responses(cls.folder / "whole")
+
+    @classmethod
+    def tearDownClass(cls):
+        subprocess.run(["umount", "/etc/hosts"], check=False)
+        cls.scratch.cleanup()
+
+    def test_eval(self):
+        out = self.folder / "run"
+        result = check(self.hosts.ranks(*eval_command(PROGRAM, MODEL, out)))
+        self.assertIn("host-b", (self.folder / "started").read_text())
+        self.assertIn("2 ranks: 24 responses", result.stdout)
+        self.assertEqual(responses(out), self.expected)
+
+    def test_a_slow_network_changes_nothing(self):
+        discipline = self.hosts.slow_down()
+        if discipline is None:
+            self.skipTest("this kernel slows no links down (tc)")
+        print("links:", discipline, file=sys.stderr)
+        try:
+            # Without a folder all texts go over the network.
+            shared = check(self.hosts.ranks(*eval_command(PROGRAM, MODEL, None, "--json", "-")))
+        finally:
+            self.hosts.speed_up()
+        self.assertEqual(json.loads(shared.stdout)["ranks"], 2)
+        self.assertEqual(fan_out.summary_without_times(shared.stdout), self.summary)
+
+    def test_each_host_may_have_a_folder_of_its_own(self):
+        # The folder is on a file system that each host mounts for itself.
+        mine = self.folder / "mine"
+        mine.mkdir()
+        script = self.folder / "with-own-disk"
+        script.write_text(f'#!/bin/sh\nexec unshare --mount sh -c \'[ "$(hostname)" = host-a ] || '
+                          f'mount -t tmpfs none {mine}; exec "$@"\' sh "$@"\n')
+        script.chmod(0o755)
+        check(self.hosts.ranks(script, *eval_command(PROGRAM, MODEL, mine / "run")))
+        self.assertEqual(responses(mine / "run"), self.expected)
+
+    def test_a_job_goes_on_after_its_network_was_gone(self):
+        out = self.folder / "lost"
+        command = [str(word) for word in self.hosts.ranks(*eval_command(PROGRAM, MODEL, out))]
+        with subprocess.Popen(command, env=fan_out.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+            deadline = time.monotonic() + 60
+            while not list(out.glob("parts/responses-*")) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            self.hosts.set_link("host-b", "down")
+            output, errors = job.communicate(timeout=180)
+        self.hosts.set_link("host-b", "up")
+        self.assertNotEqual(job.returncode, 0, (output, errors))
+        # What is left of the job on the other host ends, too.
+        check(self.hosts.ranks(*eval_command(PROGRAM, MODEL, out)))
+        self.assertEqual(responses(out), self.expected)
+
+
+if __name__ == "__main__":
+    PROGRAM, MODEL = sys.argv[1:3]
+    fan_out.need_ranks(PROGRAM)
+    hosts.enter()
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])
