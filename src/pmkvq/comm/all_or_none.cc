@@ -16,6 +16,17 @@ constexpr char kFailed = 'f';
 
 }  // namespace
 
+void WaitForAll(Communicator& ranks) {
+  for (int root = 0; root < ranks.size(); ++root) {
+    std::string nothing;
+    if (root == ranks.rank()) {
+      ranks.BroadcastString(&nothing, root);
+    } else {
+      ranks.WaitForString(&nothing, root);
+    }
+  }
+}
+
 void AllOrNone(Communicator* ranks, const std::function<void()>& work) {
   if (ranks == nullptr || ranks->size() == 1) {
     work();
@@ -32,6 +43,7 @@ void AllOrNone(Communicator* ranks, const std::function<void()>& work) {
     mine = std::current_exception();
     outcome = std::string(1, kFailed) + error.what();
   }
+  WaitForAll(*ranks);
   const std::vector<std::string> outcomes = ranks->GatherStrings(outcome);
   std::string first;  // "RANK LETTER MESSAGE" of the first rank that failed.
   for (size_t rank = 0; rank < outcomes.size() && first.empty(); ++rank) {

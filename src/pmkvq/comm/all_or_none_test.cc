@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/comm/thread_communicator.h"
@@ -46,6 +49,18 @@ TEST(AllOrNone, OneFailureReachesAllAndTheyStayInStep) {
   });
   EXPECT_EQ(messages.count("[disk] full"), 1u);
   EXPECT_EQ(messages.count("[rank 2] [disk] full"), 3u);
+}
+
+TEST(AllOrNone, WaitingForWorkIsNoTimeOfExchanges) {
+  std::atomic<int> arrived = 0;
+  RunRanks(3, [&](Communicator& comm) {
+    const bool is_slow = comm.rank() == 0;
+    if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    ++arrived;
+    WaitForAll(comm);
+    EXPECT_EQ(arrived, 3);
+    EXPECT_LT(comm.totals().seconds, 0.2);
+  });
 }
 
 }  // namespace
