@@ -1,6 +1,9 @@
 #include "leaders.h"
 
+#include <chrono>
+#include <cstdlib>
 #include <memory>
+#include <thread>
 
 #include "pmkvq/comm/launch.h"
 #include "terminal.h"
@@ -30,8 +33,13 @@ bool IsFirstLeader() { return Opened() == nullptr || Opened()->rank() == 0; }
 
 void LeaveLeaders() { Opened().reset(); }
 
-void AbortLeaders(const std::string& message) {
-  if (HasSeveral()) Opened()->Abort(message);
+void EndLeaders(const std::string& message) {
+  if (!HasSeveral()) return;
+  // Whoever speaks first ends the others.
+  constexpr std::chrono::seconds kOthersSpeakFirst(1);
+  if (message.empty() || Opened()->rank() > 0) std::this_thread::sleep_for(kOthersSpeakFirst);
+  if (message.empty()) std::_Exit(1);
+  Opened()->Abort(message);
 }
 
 }  // namespace pmkvq::cli

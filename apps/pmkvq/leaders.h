@@ -19,7 +19,8 @@ bool IsFirstLeader();
 // where Leaders opened none.
 void LeaveLeaders();
 // At the end of one that failed: prints "error: rank R of P (HOST): message" and ends all ranks.
-// Returns where there are none.
-void AbortLeaders(const std::string& message);
+// Ranks that have the same error, a file that is missing, say, leave it to rank 0 to say it.
+// `message` "": another rank says it. Returns where there are no ranks.
+void EndLeaders(const std::string& message);
 
 }  // namespace pmkvq::cli

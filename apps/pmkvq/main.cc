@@ -15,6 +15,7 @@
 #include "option_values.h"
 #include "pmkvq/base/error.h"
 #include "pmkvq/base/interrupt.h"
+#include "pmkvq/comm/all_or_none.h"
 #include "pmkvq/kernels/process_target.h"
 #include "terminal.h"
 #include "usage_error.h"
@@ -26,7 +27,7 @@ namespace {
 constexpr int kInterrupted = 130;
 
 int Fail(const char* message, int code) {
-  if (code != kInterrupted) AbortLeaders(message);
+  if (code != kInterrupted) EndLeaders(message);
   std::fprintf(stderr, "pmkvq: %s\n", message);
   return code;
 }
@@ -154,6 +155,9 @@ int main(int argc, char** argv) {
     // As other tools end whose reader is gone: silently, by the signal.
     std::signal(SIGPIPE, SIG_DFL);
     std::raise(SIGPIPE);
+    return 1;
+  } catch (const pmkvq::OtherRankFailed&) {
+    pmkvq::cli::EndLeaders("");
     return 1;
   } catch (const std::bad_alloc&) {
     return pmkvq::cli::Fail("out of memory", 1);

@@ -152,7 +152,9 @@ class FanOut(unittest.TestCase):
     def test_errors_end_all_ranks(self):
         other = run(ranks(2, *eval_command(PROGRAM, MODEL, self.folder / "whole", "--seed", "7")))
         self.assertNotEqual(other.returncode, 0)
-        self.assertIn("--seed: found '42', this run has '7'", other.stderr)
+        self.assertEqual(other.stderr.count("--seed: found '42', this run has '7'"), 1, other.stderr)
+        missing = run(ranks(3, *eval_command(PROGRAM, self.folder / "no-model", None)))
+        self.assertNotEqual(missing.returncode, 0)
         self.assertEqual(other.stdout, "")
         part = run(ranks(2, *eval_command(PROGRAM, MODEL, self.folder / "part", "--shard", "1/2")))
         self.assertNotEqual(part.returncode, 0)

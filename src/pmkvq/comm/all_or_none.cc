@@ -6,8 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "pmkvq/base/error.h"
-
 namespace pmkvq {
 namespace {
 
@@ -56,7 +54,7 @@ void AllOrNone(Communicator* ranks, const std::function<void()>& work) {
   if (mine != nullptr && rank == std::to_string(ranks->rank())) std::rethrow_exception(mine);
   const std::string message = first.substr(blank + 2);
   if (first[blank + 1] == kCancelled) throw Cancelled("rank " + rank, message);
-  throw InvalidInput("rank " + rank, message);
+  throw OtherRankFailed("rank " + rank, message);
 }
 
 }  // namespace pmkvq

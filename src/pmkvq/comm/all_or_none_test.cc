@@ -37,6 +37,7 @@ TEST(AllOrNone, OneFailureReachesAllAndTheyStayInStep) {
       ADD_FAILURE() << comm.rank();
     } catch (const Error& error) {
       EXPECT_EQ(dynamic_cast<const IoError*>(&error) != nullptr, comm.rank() == 2);
+      EXPECT_EQ(dynamic_cast<const OtherRankFailed*>(&error) != nullptr, comm.rank() != 2);
       const std::lock_guard<std::mutex> lock(mutex);
       messages.insert(error.what());
     }

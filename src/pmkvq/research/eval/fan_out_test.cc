@@ -132,7 +132,7 @@ TEST_F(FanOutTest, AFolderOfOtherSettingsStopsAllRanks) {
     try {
       const SharedRun run(folder.path(), other, {}, &ranks);
       ADD_FAILURE();
-    } catch (const InvalidInput& error) {
+    } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find("--kv"), std::string::npos) << error.what();
     }
     ranks.Barrier();
