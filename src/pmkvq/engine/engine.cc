@@ -11,9 +11,9 @@
 #include "pmkvq/engine/engine_impl.h"
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/engine/session_file.h"
-#include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
 #include "pmkvq/model/model_size.h"
+#include "pmkvq/model/ranks/model_ranks.h"
 
 namespace pmkvq {
 namespace {
@@ -53,6 +53,7 @@ KvRequirements RequirementsOf(const Model& model, const EngineOptions& options) 
   KvRequirements needs = RequirementsOf(model.checkpoint(), options);
   needs.rope = &model.rope();
   needs.device = model.device();
+  needs.make_packed = PackedStoresOf(model);
   return needs;
 }
 
@@ -60,7 +61,7 @@ EngineCache MakePackedCache(const Model& model, const KvOptions& options,
                             const EngineOptions& engine) {
   const KvOptions kv = ApplySpecKeysFor(model.checkpoint().Identity(), options);
   const CacheConfig config = ResolvePackedConfig(kv, RequirementsOf(model, engine));
-  return {MakePackedKvCache(config), KvBudget(config)};
+  return {MakePackedStore(model, config), KvBudget(config)};
 }
 
 std::string_view NameOf(FinishReason reason) {
@@ -91,6 +92,8 @@ Engine::Impl::Impl(std::shared_ptr<const Model> m, std::shared_ptr<const Tokeniz
       sequences(store.get()),
       prefill_turns(model.get(), store.get(), num_threads),
       by_seq(static_cast<size_t>(o.max_sequences), nullptr) {
+  // Ranks compute one Forward after another: a prompt's chunk is not set aside for tokens.
+  if (model->ranks() != nullptr) options.prefill_share = 1;
   running.reserve(by_seq.size());
   if (budget.has_pool()) {
     pool = std::make_unique<PoolScheduler>(*budget.packed(), options.pool, max_len);

@@ -116,6 +116,7 @@ struct CacheConfig {
   std::shared_ptr<const KeyScales> key_scales;  // Null: none.
 
   AttentionMode attention = AttentionMode::kAccurate;  // Of decode over packed pages.
+  int64_t whole_heads = 0;                             // AttentionShape::whole_heads
   int num_threads = 1;
 };
 

@@ -12,6 +12,7 @@
 #include "pmkvq/model/device/device_model.h"
 #include "pmkvq/model/forward_layout.h"
 #include "pmkvq/model/model_impl.h"
+#include "pmkvq/model/ranks/model_ranks.h"
 
 namespace pmkvq {
 namespace {
@@ -29,6 +30,7 @@ class ForwardPass {
         chunks_(chunks),
         workspace_(workspace),
         num_threads_(num_threads),
+        has_logits_(model.shard() == nullptr || model.shard()->rank == 0),
         frame_(workspace.scratch) {
     LayOutRows(chunks_, workspace_);
     TakeBuffers(extra_needs);
@@ -104,9 +106,8 @@ class ForwardPass {
       const int64_t num_rows = std::min(kMostReadRows, chunk.num_read - row);
       RmsNorm(x + row * config_.hidden_size, num_rows, config_.hidden_size,
               model_.final_norm().data(), config_.rms_norm_eps, normed_, num_threads_);
-      MatMul(normed_, num_rows, model_.output_head(), nullptr, workspace_.read_logits.data(),
-             num_threads_);
-      chunk.reader->Read(row, num_rows, workspace_.read_logits.data());
+      MultiplyWithHead(num_rows, workspace_.read_logits.data());
+      if (has_logits_) chunk.reader->Read(row, num_rows, workspace_.read_logits.data());
     }
   }
 
@@ -115,9 +116,26 @@ class ForwardPass {
   int64_t FlushLogits(int64_t num_rows) {
     if (num_rows == 0) return 0;
     float* logits = workspace_.logits.data() + workspace_.num_logit_rows * config_.vocab_size;
-    MatMul(normed_, num_rows, model_.output_head(), nullptr, logits, num_threads_);
+    MultiplyWithHead(num_rows, logits);
     workspace_.num_logit_rows += num_rows;
     return 0;
+  }
+
+  // logits [num_rows, V] of the rows in normed_; of a shard that is not rank 0's they are
+  // undefined.
+  void MultiplyWithHead(int64_t num_rows, float* logits) {
+    const ModelShard* const shard = model_.shard();
+    const WeightView& head = model_.output_head();
+    if (shard == nullptr) return MatMul(normed_, num_rows, head, nullptr, logits, num_threads_);
+    float* local = logits;
+    if (shard->size > 1) {
+      GrowTo(workspace_.local_logits, num_rows * head.rows);
+      local = workspace_.local_logits.data();
+    }
+    const Projection<float> product[] = {{&head, nullptr, local}};
+    const SliceRange* const range[] = {&shard->vocab};
+    SlicedProducts(normed_, num_rows, product, range, num_threads_);
+    if (shard->size > 1) GatherLogits(local, num_rows, *shard, logits);
   }
 
   const Model& model_;
@@ -125,6 +143,7 @@ class ForwardPass {
   std::span<const ForwardChunk> chunks_;
   ForwardWorkspace& workspace_;
   const int num_threads_;
+  const bool has_logits_;
   const Scratch<float>::Frame frame_;
   ForwardRows rows_;
 
@@ -180,14 +199,25 @@ std::vector<ForwardFailure> Model::Forward(std::span<const ForwardChunk> chunks,
   workspace.drawn.clear();
   if (chunks.empty()) return {};
   if (impl_->device != nullptr) return impl_->device->Forward(chunks, store, workspace);
+  if (impl_->ranks != nullptr) {
+    return impl_->ranks->Forward(*this, chunks, store, workspace, num_threads);
+  }
+  return ForwardHere(*this, chunks, store, workspace, num_threads);
+}
+
+std::vector<ForwardFailure> ForwardHere(const Model& model, std::span<const ForwardChunk> chunks,
+                                        KvStore& store, ForwardWorkspace& workspace,
+                                        int num_threads) {
+  if (chunks.empty()) return {};
   PMKVQ_CHECK_MSG(store.OnDevice() == nullptr, "a model on the CPU with pages on a device");
-  ForwardPass pass(*this, chunks, workspace, store.ExtraNeeds(), num_threads);
+  const int64_t num_layers = model.config().num_layers;
+  ForwardPass pass(model, chunks, workspace, store.ExtraNeeds(), num_threads);
   pass.Embed();
   store.BeginForward(workspace.batch);
   const OpenForward open(store);
-  for (int64_t layer = 0; layer < config().num_layers; ++layer) pass.RunBlock(layer, store);
+  for (int64_t layer = 0; layer < num_layers; ++layer) pass.RunBlock(layer, store);
   pass.ComputeLogits();  // Before EndForward: when memory runs out here, nothing counts as stored.
-  OfferLogits(chunks, workspace, config().vocab_size, store);
+  OfferLogits(chunks, workspace, model.config().vocab_size, store);
   store.EndForward();
   return FailuresOf(chunks, store);
 }

@@ -34,7 +34,8 @@ struct ForwardWorkspace {
     SamplingOutcome outcome = SamplingOutcome::kDrawn;
   };
   std::vector<Drawn> drawn;
-  AlignedVector<float> read_logits;  // [kMostReadRows, V], of rows that go to a LogitReader.
+  AlignedVector<float> read_logits;   // [kMostReadRows, V], of rows that go to a LogitReader.
+  AlignedVector<float> local_logits;  // Of a shard: [rows, its part of V].
 
   // Inside, chunks of single rows (one token, one_by_one) come first, then the others, each in the
   // caller's order.
@@ -50,7 +51,7 @@ struct ForwardWorkspace {
 
   size_t num_bytes() const {
     return device_bytes + scratch.num_bytes() +
-           (logits.capacity() + read_logits.capacity()) * sizeof(float) +
+           (logits.capacity() + read_logits.capacity() + local_logits.capacity()) * sizeof(float) +
            batch.capacity() * sizeof(BatchChunk) +
            (slices.capacity() + last_slices.capacity()) * sizeof(RowSlice) +
            (positions.capacity() + chunk_first_rows.capacity()) * sizeof(int64_t);

@@ -26,6 +26,8 @@ namespace pmkvq {
 class Attention;
 class DeviceModel;
 class Mlp;
+class ModelRanks;
+struct ModelShard;
 
 // How the matrices of a model are kept in memory.
 enum class WeightMode : uint8_t {
@@ -48,6 +50,12 @@ struct ModelOptions {
   int num_threads = 1;               // For quantising.
   ProgressSink* progress = nullptr;  // Of quantising that takes long, in MiB of stored weights.
   DeviceId device = {};              // That the weights lie on, and Forward runs on.
+  // Slices in which sums over inputs are computed (model/ranks/shard.h): a power of two. 0: as many
+  // as the ranks need; none for one.
+  int tp_slices = 0;
+  // Ranks that compute the model together (model/ranks/model_ranks.h), and must outlive it. Null:
+  // this process alone.
+  ModelRanks* ranks = nullptr;
 };
 
 // What loading made of weights that are not used as stored.
@@ -123,6 +131,8 @@ class Model {
   //
   // There are no kernels for block formats (tensor/weight_format.h) on devices: they become q8
   // groups there, the embedding too.
+  //
+  // With `ranks` every rank loads its shard: ModelRanks::Load, with its errors.
   static std::shared_ptr<const Model> Load(const std::string& folder,
                                            const ModelOptions& options = {});
   // The same from a checkpoint that is open, or was made in memory (where originals stay).
@@ -145,7 +155,12 @@ class Model {
   // Whether Forward takes ForwardChunk::draw.
   bool draws_tokens() const;
   const WeightConversion& conversion() const;
-  // Memory that the weights take: matrices in their formats, norms and biases as floats.
+  // The part of the model that this process computes; null: all of it, without slices.
+  const ModelShard* shard() const;
+  // The ranks that compute it together; null: this process alone.
+  ModelRanks* ranks() const;
+  // Memory that the weights take: matrices in their formats, norms and biases as floats. Of a shard
+  // its own.
   int64_t weight_bytes() const;
   KvGeometry kv_geometry() const;
   // That of blocks without a local one (ModelConfig::local_rope). Stores that want keys before RoPE
@@ -163,9 +178,10 @@ class Model {
     WeightView view;
   };
   std::vector<NamedMatrix> matrices() const;
-  const WeightView& embedding() const;    // [V, E]
-  float embedding_factor() const;         // Of its rows, in the residual stream.
-  const WeightView& output_head() const;  // [V, E]; the embedding when tied
+  const WeightView& embedding() const;  // [V, E]
+  float embedding_factor() const;       // Of its rows, in the residual stream.
+  // [V, E], of a shard its rows; the embedding when tied.
+  const WeightView& output_head() const;
   const std::vector<float>& final_norm() const;
   // What attention scores are multiplied with: 1 / sqrt(D), times YaRN's factor in latent
   // attention.

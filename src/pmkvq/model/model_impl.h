@@ -13,6 +13,7 @@
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/model/blocks/block.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/model/ranks/shard.h"
 
 namespace pmkvq {
 
@@ -34,10 +35,11 @@ class RopeTables {
   std::vector<bool> is_local_;  // Per block; empty: none is.
 };
 
-// The graph of a config and the places of its weights. `config` and `ropes` must outlive it.
+// The graph of a config and the places of its weights. `config` and `ropes` must outlive it, and so
+// must `shard`; with one `config` is its local one.
 struct ModelParts {
-  ModelParts(const ModelConfig& config, const RopeTables& ropes);
-  void Declare(const ModelConfig& config, WeightList& list);
+  ModelParts(const ModelConfig& config, const RopeTables& ropes, const ModelShard* shard = nullptr);
+  void Declare(const ModelConfig& config, WeightList& list, const ModelShard* shard = nullptr);
 
   WeightView embedding;
   WeightView output_head;  // Not declared when it is the embedding.
@@ -63,8 +65,16 @@ struct Model::Impl {
   Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& options,
        std::map<std::string, Tensor> replaced = {});
 
+  // The config that the parts are made of.
+  const ModelConfig& local_config() const {
+    return shard != nullptr ? shard->local : checkpoint.config();
+  }
   // Fills the places of `list`. Float8 weights are expanded, unless they are to be quantised.
   void BindWeights(const WeightList& list, int num_threads);
+  // Of a shard: `stored` is the whole weight. The rank's rows are views; its columns are copied.
+  void BindCut(const WeightSlot& slot, const StoredWeight& stored, int num_threads);
+  void BindColumns(const WeightSlot& slot, const StoredWeight& stored, const SliceRange& range,
+                   int num_threads);
   // Makes quantised matrices of those that must not stay as stored, by the mode or the device.
   void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 
@@ -79,9 +89,17 @@ struct Model::Impl {
   WeightConversion conversion;
   std::vector<NamedMatrix> matrices;
   RopeTables ropes;
+  std::unique_ptr<const ModelShard> shard;  // Null: the whole model, without slices.
+  ModelRanks* ranks = nullptr;
   ModelParts parts;
   float embedding_factor = 1;
   std::unique_ptr<DeviceModel> device;  // Null on the CPU.
 };
+
+// Model::Forward on the CPU of this process. Of a shard: all ranks call it with their parts of the
+// store and the same chunks; logits are rank 0's, failures those of the rank's heads.
+std::vector<ForwardFailure> ForwardHere(const Model& model, std::span<const ForwardChunk> chunks,
+                                        KvStore& store, ForwardWorkspace& workspace,
+                                        int num_threads);
 
 }  // namespace pmkvq

@@ -17,6 +17,7 @@
 #include "pmkvq/model/device/device_model.h"
 #include "pmkvq/model/model_impl.h"
 #include "pmkvq/model/model_size.h"
+#include "pmkvq/model/ranks/model_ranks.h"
 
 namespace pmkvq {
 
@@ -143,6 +144,17 @@ bool Quantize(const WeightView& weight, WeightFormat format, int num_threads, Qu
   return true;
 }
 
+[[noreturn]] void ThrowNotQuantizable(const StoredWeight& stored, WeightFormat format) {
+  throw InvalidInput(
+      stored.file,
+      format == WeightFormat::kQ4_1
+          ? fmt::format("tensor '{}': found a value that is not finite or beyond 65504, expected "
+                        "weights that F16 can hold; use --weights q8 or as-stored",
+                        stored.stored_name)
+          : fmt::format("tensor '{}': found a value that is not finite, expected finite weights",
+                        stored.stored_name));
+}
+
 }  // namespace
 
 RopeTables::RopeTables(const ModelConfig& config)
@@ -156,17 +168,19 @@ const RopeTable& RopeTables::Of(int64_t layer) const {
   return !is_local_.empty() && is_local_[static_cast<size_t>(layer)] ? *local_ : global_;
 }
 
-ModelParts::ModelParts(const ModelConfig& config, const RopeTables& ropes) {
+ModelParts::ModelParts(const ModelConfig& config, const RopeTables& ropes,
+                       const ModelShard* shard) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    attentions.push_back(MakeAttention(config, ropes.Of(layer), layer));
-    mlps.push_back(MakeMlp(config, layer));
+    attentions.push_back(MakeAttention(config, ropes.Of(layer), layer, shard));
+    mlps.push_back(MakeMlp(config, layer, shard));
   }
 }
 
-void ModelParts::Declare(const ModelConfig& config, WeightList& list) {
+void ModelParts::Declare(const ModelConfig& config, WeightList& list, const ModelShard* shard) {
   list.Matrix("embedding", config.vocab_size, config.hidden_size, embedding);
   if (!config.tie_word_embeddings) {
-    list.Matrix("output_head", config.vocab_size, config.hidden_size, output_head);
+    list.Matrix("output_head", shard != nullptr ? shard->vocab.size() : config.vocab_size,
+                config.hidden_size, output_head);
   }
   list.Norm("final_norm", config.hidden_size, final_norm, {config.norm_offset});
   for (size_t layer = 0; layer < attentions.size(); ++layer) {
@@ -184,6 +198,21 @@ std::vector<WeightDeclaration> DeclaredWeights(const ModelConfig& config) {
   return {list.slots().begin(), list.slots().end()};
 }
 
+std::unique_ptr<const ModelShard> ShardOf(const Checkpoint& checkpoint,
+                                          const ModelOptions& options) {
+  if (options.ranks == nullptr && options.tp_slices == 0) return nullptr;
+  if (options.device.device != Device::kCpu) {
+    throw Unsupported(NameOf(options.device),
+                      options.ranks != nullptr
+                          ? "found several ranks, which share models on the CPU only; use --device "
+                            "cpu, or one rank"
+                          : "found --tp-slices, which models on the CPU have only");
+  }
+  Communicator* const comm = options.ranks != nullptr ? &options.ranks->comm() : nullptr;
+  return std::make_unique<const ModelShard>(MakeShard(checkpoint.config(), checkpoint.weights(),
+                                                      options.weights, comm, options.tp_slices));
+}
+
 Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& options,
                   std::map<std::string, Tensor> replaced)
     : replacements(std::move(replaced)),
@@ -191,7 +220,9 @@ Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& 
       checkpoint(*owned_checkpoint),
       weights(options.weights),
       ropes(checkpoint.config()),
-      parts(checkpoint.config(), ropes) {
+      shard(ShardOf(checkpoint, options)),
+      ranks(options.ranks),
+      parts(local_config(), ropes, shard.get()) {
   if (options.device.device != Device::kCpu) {
     CheckDeviceModel(checkpoint.config(), options.device);
     if (weights == WeightMode::kQ4) {
@@ -201,7 +232,7 @@ Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& 
     }
   }
   WeightList list;
-  parts.Declare(checkpoint.config(), list);
+  parts.Declare(local_config(), list, shard.get());
   BindWeights(list, options.num_threads);
   QuantizeWeights(list, options);
   for (const WeightSlot& slot : list.slots()) {
@@ -213,12 +244,19 @@ Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& 
   matrices.push_back({"output_head", false, parts.output_head});
   embedding_factor = RoundedTo(parts.embedding.format, checkpoint.config().embedding_factor);
   for (const WeightSlot& slot : list.slots()) {
+    if (shard != nullptr && slot.slices != nullptr) {
+      for (const WeightView& slice : *slot.slices) {
+        weight_bytes += static_cast<int64_t>(slice.num_bytes());
+      }
+      continue;
+    }
     weight_bytes += slot.matrix != nullptr
                         ? slot.matrix->rows * RowBytes(slot.matrix->format, slot.matrix->cols)
                         : std::ssize(*slot.vector) * static_cast<int64_t>(sizeof(float));
   }
   // A tied head that was quantised is a copy.
-  if (checkpoint.config().tie_word_embeddings && parts.output_head.data != parts.embedding.data) {
+  if (checkpoint.config().tie_word_embeddings &&
+      parts.output_head.format != parts.embedding.format) {
     weight_bytes +=
         parts.output_head.rows * RowBytes(parts.output_head.format, parts.output_head.cols);
   }
@@ -233,7 +271,18 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
   const WeightSource& source = checkpoint.weights();
   std::set<const StoredWeight*> bound;
   size_t num_replaced = 0;
-  for (const WeightSlot& slot : list.slots()) {
+  // Of a shard: the shapes in the files, in the same order.
+  const std::vector<WeightDeclaration> whole =
+      shard != nullptr ? DeclaredWeights(checkpoint.config()) : std::vector<WeightDeclaration>();
+  for (size_t i = 0; i < list.slots().size(); ++i) {
+    const WeightSlot& slot = list.slots()[i];
+    if (shard != nullptr) {
+      PMKVQ_CHECK(whole[i].name == slot.name);
+      const StoredWeight& stored = source.Get(slot.name, whole[i].shape);
+      bound.insert(&stored);
+      BindCut(slot, stored, num_threads);
+      continue;
+    }
     const StoredWeight& stored = source.Get(slot.name, slot.shape);
     bound.insert(&stored);
     if (const auto found = replacements.find(slot.name); found != replacements.end()) {
@@ -267,6 +316,68 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
   }
 }
 
+void Model::Impl::BindCut(const WeightSlot& slot, const StoredWeight& stored, int num_threads) {
+  using Along = WeightCut::Along;
+  const WeightCut cut = CutOf(*shard, slot.name);
+  if (slot.vector != nullptr) {
+    BindVector(stored, num_threads, *slot.vector);
+    if (cut.along == Along::kRows) {
+      const std::vector<float>& all = *slot.vector;
+      const auto first = all.begin() + cut.range->begin();
+      *slot.vector = std::vector<float>(first, first + cut.range->size());
+    }
+    PMKVQ_CHECK(std::ssize(*slot.vector) == slot.shape.back());
+    for (float& value : *slot.vector) {
+      value = static_cast<float>((double{value} + slot.form.offset) * slot.form.factor);
+    }
+    return;
+  }
+  *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
+  if (cut.along == Along::kColumns) {
+    PMKVQ_CHECK(slot.slices != nullptr);
+    return BindColumns(slot, stored, *cut.range, num_threads);
+  }
+  PMKVQ_CHECK(slot.slices == nullptr);
+  if (cut.along == Along::kRows) {
+    slot.matrix->data += cut.range->begin() * RowBytes(*stored.format, slot.shape[1]);
+  }
+}
+
+void Model::Impl::BindColumns(const WeightSlot& slot, const StoredWeight& stored,
+                              const SliceRange& range, int num_threads) {
+  const WeightFormat format = *stored.format;
+  const WeightFormat used = FormatInMode(weights, format);
+  const int64_t rows = stored.shape[0];
+  const int64_t row_bytes = RowBytes(format, stored.shape[1]);
+  for (size_t i = 0; i < range.num_slices(); ++i) {
+    WeightView& slice = slot.slices->emplace_back();
+    slice = {nullptr, format, rows, range.size(i)};
+    if (slice.cols == 0) continue;
+    const int64_t slice_bytes = RowBytes(format, slice.cols);
+    AlignedVector<std::byte> copy(static_cast<size_t>(rows * slice_bytes));
+    const std::byte* from = stored.data + BytesBefore(format, range.begin() + range.offset(i));
+    for (int64_t row = 0; row < rows; ++row) {
+      std::copy_n(from + row * row_bytes, slice_bytes, copy.data() + row * slice_bytes);
+    }
+    slice.data = copy.data();
+    if (used == format) {
+      expanded.push_back(std::move(copy));
+      continue;
+    }
+    const WeightView as_stored = slice;
+    if (!Quantize(as_stored, used, num_threads, quantized.emplace_back(), slice)) {
+      ThrowNotQuantizable(stored, used);
+    }
+    conversion.bytes += std::ssize(quantized.back());
+  }
+  // Products read the slices. The matrix says their format, and has no data.
+  *slot.matrix = {nullptr, used, slot.shape[0], slot.shape[1]};
+  checkpoint.weights().DropPages(stored);
+  if (used == format) return;
+  conversion.num_tensors += 1;
+  conversion.stored_bytes += static_cast<int64_t>(stored.num_bytes);
+}
+
 void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& options) {
   const WeightSource& source = checkpoint.weights();
   const bool is_tied = checkpoint.config().tie_word_embeddings;
@@ -277,8 +388,14 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
     work.push_back({source.Find(name), as_stored, format, &place});
     total_bytes += work.back().stored->num_bytes;
   };
+  if (is_tied) parts.output_head = parts.embedding;
+  if (is_tied && shard != nullptr) {
+    parts.output_head.data +=
+        shard->vocab.begin() * RowBytes(parts.embedding.format, parts.embedding.cols);
+    parts.output_head.rows = shard->vocab.size();
+  }
   for (const WeightSlot& slot : list.slots()) {
-    if (slot.matrix == nullptr) continue;
+    if (slot.matrix == nullptr || (shard != nullptr && slot.slices != nullptr)) continue;
     const WeightFormat stored = slot.matrix->format;
     const bool stays = slot.matrix == &parts.embedding || slot.role == WeightRole::kRouter;
     WeightFormat format = stays ? stored : FormatInMode(weights, stored);
@@ -289,7 +406,7 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   }
   const WeightFormat head_format = FormatInMode(weights, parts.embedding.format);
   const bool copies_embedding = is_tied && head_format != parts.embedding.format;
-  if (copies_embedding) add("embedding", parts.embedding, head_format, parts.output_head);
+  if (copies_embedding) add("embedding", parts.output_head, head_format, parts.output_head);
 
   // Less than a second: nobody waits for it.
   constexpr uint64_t kShownBytes = uint64_t{256} << 20;
@@ -306,16 +423,7 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
     }
     QuantizedBytes& made = quantized.emplace_back();
     if (!Quantize(each.as_stored, each.format, options.num_threads, made, *each.place)) {
-      throw InvalidInput(
-          stored.file,
-          each.format == WeightFormat::kQ4_1
-              ? fmt::format(
-                    "tensor '{}': found a value that is not finite or beyond 65504, expected "
-                    "weights that F16 can hold; use --weights q8 or as-stored",
-                    stored.stored_name)
-              : fmt::format(
-                    "tensor '{}': found a value that is not finite, expected finite weights",
-                    stored.stored_name));
+      ThrowNotQuantizable(stored, each.format);
     }
     source.DropPages(stored);
     types.insert(stored.type);
@@ -329,11 +437,12 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   }
   if (progress != nullptr) progress->End();
   conversion.types.assign(types.begin(), types.end());
-  if (is_tied && !copies_embedding) parts.output_head = parts.embedding;
 }
 
 Model::Model() = default;
-Model::~Model() = default;
+Model::~Model() {
+  if (impl_ != nullptr && impl_->ranks != nullptr) impl_->ranks->Forget(this);
+}
 
 namespace {
 
@@ -376,6 +485,9 @@ WeightFormat FormatInMode(WeightMode mode, WeightFormat stored) {
 }
 
 std::shared_ptr<const Model> Model::Load(const std::string& folder, const ModelOptions& options) {
+  if (options.ranks != nullptr && options.ranks->is_leader()) {
+    return options.ranks->Load(folder, options);
+  }
   return FromCheckpoint(Checkpoint::Open(folder), options);
 }
 
@@ -389,6 +501,7 @@ std::shared_ptr<const Model> Model::FromCheckpoint(Checkpoint checkpoint,
 
 std::shared_ptr<const Model> Model::WithWeights(std::map<std::string, Tensor> replacements,
                                                 int num_threads) const {
+  RefuseShards(*this, "other weights");
   ModelOptions options;
   options.weights = weights();
   options.device = device();
@@ -400,6 +513,8 @@ std::shared_ptr<const Model> Model::WithWeights(std::map<std::string, Tensor> re
 
 const ModelConfig& Model::config() const { return impl_->checkpoint.config(); }
 const Checkpoint& Model::checkpoint() const { return impl_->checkpoint; }
+const ModelShard* Model::shard() const { return impl_->shard.get(); }
+ModelRanks* Model::ranks() const { return impl_->ranks; }
 WeightMode Model::weights() const { return impl_->weights; }
 bool Model::draws_tokens() const {
   return impl_->device != nullptr && config().vocab_size <= DeviceSampler::kMostVocabulary;

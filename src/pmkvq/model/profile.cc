@@ -12,6 +12,7 @@
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/ranks/model_ranks.h"
 
 namespace pmkvq {
 namespace {
@@ -168,7 +169,9 @@ double Profile<Real>::Impl::HeadRows(const int32_t* targets, int64_t first_row, 
 
 template <class Real>
 Profile<Real>::Profile(const Model& model, int num_threads)
-    : impl_(std::make_unique<Impl>(model, num_threads)) {}
+    : impl_(std::make_unique<Impl>(model, num_threads)) {
+  RefuseShards(model, "profile");
+}
 
 template <class Real>
 Profile<Real>::~Profile() = default;

@@ -41,6 +41,9 @@ struct NormForm {
 struct WeightSlot : WeightDeclaration {
   WeightView* matrix = nullptr;
   std::vector<float>* vector = nullptr;
+  // Where a shard (model/ranks/shard.h) has slices of the matrix's columns, and they go in place of
+  // the matrix, of which only the format and the shape are set. Null: no shard cuts its columns.
+  std::vector<WeightView>* slices = nullptr;
   NormForm form;
 };
 
@@ -52,6 +55,12 @@ class WeightList {
 
   void Matrix(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
     Add(name, WeightRole::kMatrix, {rows, cols}).matrix = &place;
+  }
+  void ColumnMatrix(std::string_view name, int64_t rows, int64_t cols, WeightView& place,
+                    std::vector<WeightView>& slices) {
+    WeightSlot& slot = Add(name, WeightRole::kMatrix, {rows, cols});
+    slot.matrix = &place;
+    slot.slices = &slices;
   }
   void Expert(std::string_view name, int64_t rows, int64_t cols, WeightView& place) {
     Add(name, WeightRole::kExpert, {rows, cols}).matrix = &place;

@@ -96,9 +96,11 @@ void PlanDecode(int64_t sequence_idx, AttentionPlan& plan) {
 void PlanPrefill(int64_t sequence_idx, AttentionPlan& plan) {
   const AttentionPlan::Sequence& sequence = plan.sequences[static_cast<size_t>(sequence_idx)];
   const int64_t tokens = internal::QueryTokens(plan.shape);
-  for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+  const int64_t heads_per_kv = plan.shape.num_heads / plan.shape.num_kv_heads;
+  for (int64_t head = 0; head < plan.shape.num_heads; head += internal::QueryHeads(plan.shape)) {
     for (int64_t t = 0; t < sequence.num_rows; t += tokens) {
-      plan.query_blocks.push_back({sequence_idx, head, t, std::min(tokens, sequence.num_rows - t)});
+      plan.query_blocks.push_back(
+          {sequence_idx, head / heads_per_kv, t, std::min(tokens, sequence.num_rows - t), head});
     }
   }
 }

@@ -80,6 +80,10 @@ struct AttentionShape {
   float scale = 1.0f;                 // 1 / sqrt(D) as a rule.
   int64_t sliding_window = 0;         // W; 0: none, every row sees all tokens before it.
   PageLayout layout = PageLayout::kPlanes;
+  // Not 0: how many query heads share a KV head in the whole model, of which other ranks may have
+  // some. The bits of a head then do not depend on how many of them are here: prefill takes each by
+  // itself, and decode chooses its kernel by the whole model's number. On the CPU.
+  int64_t whole_heads = 0;
 
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
@@ -137,12 +141,13 @@ struct AttentionPlan {
     bool with_chunk = false;  // The chunk's own tokens too; the last run of a head.
     int64_t partial = 0;      // Where its partial result lies: floats from the scratch's begin.
   };
-  // Prefill: some query tokens of one KV head of one sequence.
+  // Prefill: some query tokens of query heads of one KV head of one sequence.
   struct QueryBlock {
     int64_t sequence = 0;
     int64_t kv_head = 0;
     int64_t first_token = 0;
     int64_t num_tokens = 0;
+    int64_t first_head = 0;  // Of QueryHeads (attention_internal.h) query heads.
   };
 
   AttentionShape shape;

@@ -50,6 +50,7 @@ TensorRows ChunkRows(const AttentionShape& shape, const float* x, int64_t head);
 struct DecodeLayout {
   DecodeLayout(const AttentionShape& shape, int64_t num_tokens);
   int64_t rows;          // R = T * H / Hkv, row t * (H / Hkv) + j.
+  int64_t whole_rows;    // By which kernels are chosen: R, or T * whole_heads.
   int64_t padded_group;  // Floats a group takes in `out` and in tiles.
   int64_t row_stride;    // Floats a row takes in `out`.
   int64_t partial_floats() const { return rows * (row_stride + 2); }
@@ -127,7 +128,8 @@ void RunAttentionCpu(const AttentionPlan& plan, const AttentionOperands& operand
                      std::byte* scratch);
 void RunAttentionCuda(const AttentionPlan& plan, const AttentionOperands& operands);
 
-// Query tokens of one block of prefill.
+// Query heads and tokens of one block of prefill.
+int64_t QueryHeads(const AttentionShape& shape);
 int64_t QueryTokens(const AttentionShape& shape);
 size_t PrefillScratchBytes(const AttentionShape& shape);
 // Attends them with matrix products. `scratch` has PrefillScratchBytes.

@@ -26,7 +26,7 @@ struct PrefillScratch {
     const auto take_floats = [&](int64_t count) {
       return reinterpret_cast<float*>(take(count, sizeof(float)));
     };
-    const int64_t rows = QueryTokens(shape) * (shape.num_heads / shape.num_kv_heads);
+    const int64_t rows = QueryTokens(shape) * QueryHeads(shape);
     q = take_floats(rows * shape.head_dim);
     out = take_floats(rows * shape.head_dim);
     scores = take_floats(rows * kBlockTokens);
@@ -74,7 +74,7 @@ class BlockAttention {
       : shape_(shape),
         sequence_(sequence),
         block_(block),
-        heads_(shape.num_heads / shape.num_kv_heads),
+        heads_(QueryHeads(shape)),
         rows_(block.num_tokens * heads_),
         scratch_(shape, memory) {}
 
@@ -104,7 +104,7 @@ class BlockAttention {
   // Where row (token, head) lies in q and out.
   int64_t RowOffset(int64_t r) const {
     const int64_t token = block_.first_token + r / heads_;
-    return (token * shape_.num_heads + block_.kv_head * heads_ + r % heads_) * shape_.head_dim;
+    return (token * shape_.num_heads + block_.first_head + r % heads_) * shape_.head_dim;
   }
 
   // Whether no row of the block sees a token of these: positions count from the chunk's first row.
@@ -181,8 +181,12 @@ class BlockAttention {
 
 }  // namespace
 
+int64_t QueryHeads(const AttentionShape& shape) {
+  return shape.whole_heads > 0 ? 1 : shape.num_heads / shape.num_kv_heads;
+}
+
 int64_t QueryTokens(const AttentionShape& shape) {
-  return std::max(kMinQueryTokens, kQueryRows / (shape.num_heads / shape.num_kv_heads));
+  return std::max(kMinQueryTokens, kQueryRows / QueryHeads(shape));
 }
 
 size_t PrefillScratchBytes(const AttentionShape& shape) {

@@ -176,7 +176,7 @@ void MulKeys(const Context& context, const TensorRows& k, int64_t g, int64_t cou
   const DecodeScratch& s = context.scratch;
   const int64_t rows = context.layout.rows;
   const int64_t group = context.shape.group;
-  if (rows <= kMaxDirectRows) {
+  if (context.layout.whole_rows <= kMaxDirectRows) {
     VisitFormat(k, [&](auto format) HWY_ATTR {
       const auto function =
           rows == 1 ? MulKeysDirect<decltype(format), 1> : MulKeysDirect<decltype(format), 2>;
@@ -227,7 +227,7 @@ void AddRowsDirect(const Context& context, const SummedRows& x, const float* wei
 void AddRows(const Context& context, const SummedRows& x, const float* weights, float* out,
              int64_t out_stride) {
   const int64_t rows = context.layout.rows;
-  if (rows <= kMaxDirectRows) {
+  if (context.layout.whole_rows <= kMaxDirectRows) {
     VisitFormat(x.rows, [&](auto format) HWY_ATTR {
       const auto function =
           rows == 1 ? AddRowsDirect<decltype(format), 1> : AddRowsDirect<decltype(format), 2>;

@@ -6,6 +6,7 @@ namespace pmkvq::internal {
 
 DecodeLayout::DecodeLayout(const AttentionShape& shape, int64_t num_tokens)
     : rows(num_tokens * (shape.num_heads / shape.num_kv_heads)),
+      whole_rows(shape.whole_heads > 0 ? num_tokens * shape.whole_heads : rows),
       padded_group(RoundUpTo(shape.group, kMaxLanes)),
       row_stride(padded_group * (shape.head_dim / shape.group)) {}
 

@@ -15,6 +15,12 @@ const CacheConfig& Validated(const CacheConfig& config) {
   return config;
 }
 
+AttentionShape ShapeOf(const CacheConfig& config, const KvBlockGeometry& block) {
+  AttentionShape shape = AttentionShapeOf(block, config.float_type);
+  shape.whole_heads = config.whole_heads;
+  return shape;
+}
+
 // Where `value` is, or is appended.
 template <class T>
 size_t IndexOf(const T& value, std::vector<T>& values) {
@@ -42,7 +48,7 @@ PackedKvCache::PackedKvCache(const CacheConfig& config)
     cached_layers_.push_back(layer);
     const auto plan = block.is_latent()
                           ? IndexOf(LatentShapeOf(block, config.float_type), latent_shapes_)
-                          : IndexOf(AttentionShapeOf(block, config.float_type), attention_shapes_);
+                          : IndexOf(ShapeOf(config, block), attention_shapes_);
     shapes_[layer] = {.is_latent = block.is_latent(),
                       .plan = plan,
                       .head_dim = block.is_latent() ? block.latent_width() : block.k().width,

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "pmkvq/io/checkpoint.h"
 #include "pmkvq/kernels/rope/rope.h"
 #include "pmkvq/kv/cache_config.h"
+#include "pmkvq/kv/kv_store.h"
 #include "pmkvq/kv/plan.h"
 #include "pmkvq/kv/spec/cache_settings.h"
 
@@ -47,6 +49,9 @@ struct KvRequirements {
   int64_t chunk_tokens = 512;  // Most tokens of a sequence in one Forward; sizes caches of sliding
                                // windows.
   DeviceId device = {};        // That the model runs on, and packed caches lie on.
+  // Makes packed caches for a model in shards or slices (model/ranks/shard.h), which has no others.
+  // Null: MakePackedKvCache.
+  std::function<std::unique_ptr<KvStore>(const CacheConfig&)> make_packed = nullptr;
 };
 
 }  // namespace pmkvq

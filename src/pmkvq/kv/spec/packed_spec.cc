@@ -313,6 +313,10 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
   config.floor_bits = read.method->bits;
   if (options.pool.bytes > 0) {
     SetPool(options, settings, *read.method, config);
+    // Ranks would have to agree on the age of kept prompts.
+    if (requirements.make_packed != nullptr && options.pool.prefix_may_be_off) {
+      config.pool.prefix_bytes = 0;
+    }
   } else if (read.method->progressive) {
     config.close_bits = settings.init_kv_bits;
     const bool has_own_widths = !std::holds_alternative<PlanWidths>(settings.widths);

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "pmkvq/base/turns.h"
 #include "pmkvq/kernels/attention/causal_attention.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/ranks/shard.h"
 
 namespace pmkvq {
 using model_detail::AddTo;
@@ -27,7 +29,7 @@ void AttentionGqa::Declare(WeightList& list) {
   list.Matrix("attn.q", config_.q_dim(), hidden, weights_.q);
   list.Matrix("attn.k", config_.kv_dim(), hidden, weights_.k);
   list.Matrix("attn.v", config_.kv_dim(), hidden, weights_.v);
-  list.Matrix("attn.o", hidden, config_.q_dim(), weights_.o);
+  list.ColumnMatrix("attn.o", hidden, config_.q_dim(), weights_.o, weights_.o_slices);
   if (config_.qkv_bias) {
     list.Bias("attn.q.bias", config_.q_dim(), weights_.q_bias);
     list.Bias("attn.k.bias", config_.kv_dim(), weights_.k_bias);
@@ -52,7 +54,16 @@ void AttentionGqa::Project(const Real* x, int64_t rows, Real* h, const Heads<Rea
   const Projection<Real> projections[] = {{&weights_.q, DataOrNull(weights_.q_bias), raw.q},
                                           {&weights_.k, DataOrNull(weights_.k_bias), raw.k},
                                           {&weights_.v, DataOrNull(weights_.v_bias), out.v}};
-  MatMulShared<Real>(h, rows, projections, num_threads);
+  if constexpr (std::is_same_v<Real, float>) {
+    if (shard_ != nullptr) {
+      const SliceRange* const ranges[] = {&shard_->heads, &shard_->kv, &shard_->kv};
+      SlicedProducts(h, rows, projections, ranges, num_threads);
+    } else {
+      MatMulShared<Real>(h, rows, projections, num_threads);
+    }
+  } else {
+    MatMulShared<Real>(h, rows, projections, num_threads);
+  }
   if (!config_.qk_norm) return;
   RmsNorm(raw.q, rows * config_.num_heads, config_.head_dim, weights_.q_norm.data(),
           config_.rms_norm_eps, out.q, num_threads);
@@ -71,6 +82,12 @@ void AttentionGqa::Rotate(const int64_t* positions, int64_t rows, const float* q
 template <class Real>
 void AttentionGqa::ProjectRows(const Real* attention, int64_t rows, Real* h,
                                int num_threads) const {
+  if constexpr (std::is_same_v<Real, float>) {
+    if (shard_ != nullptr) {
+      return SumOfSlices(attention, rows, shard_->q, weights_.o_slices, DataOrNull(weights_.o_bias),
+                         h, *shard_, num_threads);
+    }
+  }
   MatMul(attention, rows, weights_.o, DataOrNull(weights_.o_bias), h, num_threads);
 }
 

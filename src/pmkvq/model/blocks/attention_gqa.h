@@ -19,13 +19,15 @@ struct AttentionGqaWeights {
   std::vector<float> q_norm, k_norm;  // [D]
   std::vector<float> post_norm;       // [E]
   WeightView o;                       // [E, H*D]
+  std::vector<WeightView> o_slices;   // Of a shard, in place of o: slices of its columns.
   std::vector<float> o_bias;
 };
 
 class AttentionGqa : public Attention {
  public:
-  AttentionGqa(const ModelConfig& config, const RopeTable& rope, int64_t layer)
-      : config_(config), rope_(rope), layer_(layer) {}
+  AttentionGqa(const ModelConfig& config, const RopeTable& rope, int64_t layer,
+               const ModelShard* shard = nullptr)
+      : config_(config), rope_(rope), layer_(layer), shard_(shard) {}
 
   const AttentionGqaWeights& weights() const { return weights_; }
 
@@ -68,6 +70,7 @@ class AttentionGqa : public Attention {
   const ModelConfig& config_;
   const RopeTable& rope_;
   const int64_t layer_;
+  const ModelShard* const shard_;  // May be null.
   AttentionGqaWeights weights_;
 };
 

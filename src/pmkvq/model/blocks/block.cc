@@ -8,14 +8,14 @@
 namespace pmkvq {
 
 std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTable& rope,
-                                         int64_t layer) {
+                                         int64_t layer, const ModelShard* shard) {
   if (config.mla) return std::make_unique<AttentionMla>(config, rope, layer);
-  return std::make_unique<AttentionGqa>(config, rope, layer);
+  return std::make_unique<AttentionGqa>(config, rope, layer, shard);
 }
 
-std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer) {
+std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer, const ModelShard* shard) {
   if (config.moe && config.moe->IsIn(layer)) return std::make_unique<MlpMoe>(config);
-  return std::make_unique<MlpDense>(config);
+  return std::make_unique<MlpDense>(config, shard);
 }
 
 }  // namespace pmkvq

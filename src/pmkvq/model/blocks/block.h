@@ -96,6 +96,8 @@ class AttentionPass {
   virtual BlockStates<Real> States() const = 0;
 };
 
+struct ModelShard;  // model/ranks/shard.h
+
 class Attention {
  public:
   virtual ~Attention() = default;
@@ -143,9 +145,12 @@ class Mlp {
   virtual void Grad(const SequenceRows<double>& rows, const double* x, double* dx) const = 0;
 };
 
-// The parts of block `layer`. `config` and `rope` must outlive them.
+// The parts of block `layer`. `config`, `rope` and `shard` must outlive them. With a shard (may be
+// null) `config` is its local one, Forward is what its rank computes, and all ranks run it
+// together; the passes over whole sequences are not to be called then.
 std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTable& rope,
-                                         int64_t layer);
-std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer);
+                                         int64_t layer, const ModelShard* shard = nullptr);
+std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer,
+                             const ModelShard* shard = nullptr);
 
 }  // namespace pmkvq

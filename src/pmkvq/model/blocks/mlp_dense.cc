@@ -1,10 +1,12 @@
 #include "pmkvq/model/blocks/mlp_dense.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/ranks/shard.h"
 
 namespace pmkvq {
 using model_detail::AddTo;
@@ -33,7 +35,7 @@ void MlpDense::Declare(WeightList& list) {
   list.Norm("mlp.norm", hidden, weights_.norm, {config_.norm_offset});
   list.Matrix("mlp.gate", inner, hidden, weights_.gate);
   list.Matrix("mlp.up", inner, hidden, weights_.up);
-  list.Matrix("mlp.down", hidden, inner, weights_.down);
+  list.ColumnMatrix("mlp.down", hidden, inner, weights_.down, weights_.down_slices);
   if (config_.post_norms) {
     list.Norm("mlp.post_norm", hidden, weights_.post_norm, {config_.norm_offset});
   }
@@ -46,6 +48,12 @@ void MlpDense::Project(const Real* x, int64_t rows, const Buffers<Real>& buffers
           num_threads);
   const Projection<Real> projections[] = {{&weights_.gate, nullptr, buffers.gate},
                                           {&weights_.up, nullptr, buffers.up}};
+  if constexpr (std::is_same_v<Real, float>) {
+    if (shard_ != nullptr) {
+      const SliceRange* const ranges[] = {&shard_->inner, &shard_->inner};
+      return SlicedProducts(buffers.h, rows, projections, ranges, num_threads);
+    }
+  }
   MatMulShared<Real>(buffers.h, rows, projections, num_threads);
 }
 
@@ -58,10 +66,21 @@ void MlpDense::Gate(int64_t rows, const Buffers<Real>& buffers, Real* y, int num
 }
 
 template <class Real>
+void MlpDense::Down(int64_t rows, const Buffers<Real>& buffers, int num_threads) const {
+  if constexpr (std::is_same_v<Real, float>) {
+    if (shard_ != nullptr) {
+      return SumOfSlices(buffers.gate, rows, shard_->inner, weights_.down_slices, nullptr,
+                         buffers.h, *shard_, num_threads);
+    }
+  }
+  MatMul<Real>(buffers.gate, rows, weights_.down, nullptr, buffers.h, num_threads);
+}
+
+template <class Real>
 void MlpDense::AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const {
   Project<Real>(x, rows, buffers, num_threads);
   Gate<Real>(rows, buffers, buffers.gate, num_threads);
-  MatMul<Real>(buffers.gate, rows, weights_.down, nullptr, buffers.h, num_threads);
+  Down(rows, buffers, num_threads);
   if (!weights_.post_norm.empty()) {
     RmsNorm(buffers.h, rows, config_.hidden_size, weights_.post_norm.data(), config_.rms_norm_eps,
             buffers.h, num_threads);

@@ -9,15 +9,17 @@
 namespace pmkvq {
 
 struct MlpDenseWeights {
-  std::vector<float> norm;       // [E]
-  WeightView gate, up;           // [F, E]
-  WeightView down;               // [E, F]
-  std::vector<float> post_norm;  // [E]; empty where the config has none.
+  std::vector<float> norm;              // [E]
+  WeightView gate, up;                  // [F, E]
+  WeightView down;                      // [E, F]
+  std::vector<WeightView> down_slices;  // Of a shard, in place of down: slices of its columns.
+  std::vector<float> post_norm;         // [E]; empty where the config has none.
 };
 
 class MlpDense : public Mlp {
  public:
-  explicit MlpDense(const ModelConfig& config) : config_(config) {}
+  explicit MlpDense(const ModelConfig& config, const ModelShard* shard = nullptr)
+      : config_(config), shard_(shard) {}
 
   const MlpDenseWeights& weights() const { return weights_; }
 
@@ -39,6 +41,9 @@ class MlpDense : public Mlp {
   // y [rows, F] = act(gate) * up; may be one of them.
   template <class Real>
   void Gate(int64_t rows, const Buffers<Real>& buffers, Real* y, int num_threads) const;
+  // h = gate Wdown.
+  template <class Real>
+  void Down(int64_t rows, const Buffers<Real>& buffers, int num_threads) const;
   // x += MLP of `rows` rows.
   template <class Real>
   void AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const;
@@ -48,6 +53,7 @@ class MlpDense : public Mlp {
   void GradSequence(const SequenceRows<Real>& rows, const Real* x, Real* dx) const;
 
   const ModelConfig& config_;
+  const ModelShard* const shard_;  // May be null.
   MlpDenseWeights weights_;
 };
 

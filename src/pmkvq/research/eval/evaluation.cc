@@ -203,9 +203,13 @@ std::vector<Replica> OpenReplicas(const std::shared_ptr<const Model>& model,
   const EngineOptions& whole = options.engine;
   const int num_threads = whole.num_threads > 0 ? whole.num_threads : DefaultThreads();
   const int64_t count = options.replicas > 0 ? options.replicas
-                        : model->device().device != Device::kCpu
-                            ? 1  // One step of all sequences is what a device does best.
+                        : model->device().device != Device::kCpu || model->ranks() != nullptr
+                            ? 1  // One step of all sequences is what a device, or ranks, do best.
                             : ChooseReplicas(model->config(), num_threads, whole.max_sequences);
+  if (count > 1 && model->ranks() != nullptr) {
+    throw Unsupported("--replicas",
+                      fmt::format("found {} with ranks that share a model, expected 1", count));
+  }
   std::vector<Replica> replicas;
   for (const EngineShare& share : ShareOut(count, num_threads, whole.max_sequences)) {
     SpecEngineOptions engine = options.engine;

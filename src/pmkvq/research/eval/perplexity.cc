@@ -15,6 +15,7 @@
 #include "pmkvq/engine/request_check.h"
 #include "pmkvq/kernels/softmax_xent/softmax_xent.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/model/ranks/model_ranks.h"
 #include "pmkvq/research/eval/perplexity.h"
 #include "pmkvq/research/methods/registry.h"
 
@@ -195,7 +196,8 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
                        &model->rope(),
                        &model->checkpoint(),
                        chunk,
-                       model->device()};
+                       model->device(),
+                       PackedStoresOf(*model)};
   const KvBudget budget = ResolveKvBudget(kv, needs);
   int64_t total = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -213,6 +215,7 @@ PerplexityResult MeasurePerplexity(const std::shared_ptr<const Model>& model,
   Runner tested{MakeKvStore(kv, needs), {}};
   KvRequirements reference_needs = needs;
   reference_needs.device = reference_model->device();
+  reference_needs.make_packed = PackedStoresOf(*reference_model);
   Runner reference{MakeKvStore(reference_kv, reference_needs), {}};
   const std::shared_ptr<const Model> replaced = ModelWithWeightsOf(kv, *model, threads);
   Measurement measurement(replaced == nullptr ? *model : *replaced, *reference_model, tested,

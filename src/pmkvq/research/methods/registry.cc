@@ -202,10 +202,19 @@ KvBudget ResolveKvBudget(const KvOptions& options, const KvRequirements& require
 
 std::unique_ptr<KvStore> MakeKvStore(const KvOptions& options, const KvRequirements& requirements) {
   const Choice choice = Resolve(options.spec);
+  if (requirements.make_packed != nullptr &&
+      (choice.simulated != nullptr || CountsPayload(options))) {
+    throw Unsupported(
+        "--kv " + choice.spec.name,
+        fmt::format("found {} with ranks that share a model, or with --tp-slices, expected fp16, "
+                    "static-b or pm-kvq: other caches need whole models (--tp 1)",
+                    choice.simulated != nullptr ? "a published method" : "--reference-accounting"));
+  }
   if (choice.simulated == nullptr) {
     const CacheConfig config = ResolveCacheConfig(options, requirements);
     if (CountsPayload(options)) return std::make_unique<ReferenceKvCache>(config);
-    return MakePackedKvCache(config);
+    return requirements.make_packed != nullptr ? requirements.make_packed(config)
+                                               : MakePackedKvCache(config);
   }
   const Simulation simulation = ResolveSimulated(options, requirements, choice);
   return std::make_unique<SimulatedKvCache>(simulation.config, simulation.method);
