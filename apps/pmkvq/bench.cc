@@ -7,6 +7,7 @@
 
 #include <functional>
 
+#include "bench_comm.h"
 #include "commands.h"
 #include "common_options.h"
 #include "file_options.h"
@@ -402,6 +403,7 @@ void AddBench(CLI::App& app) {
   AddSamplingBench(*bench);
   AddHalveBench(*bench);
   AddCalibrateBench(*bench);
+  AddCommBench(*bench);
 }
 
 }  // namespace pmkvq::cli

@@ -25,6 +25,7 @@
 #include "pmkvq/research/compare/compare_files.h"
 #include "pmkvq/research/compare/compare_report.h"
 #include "pmkvq/research/compare/compare_run.h"
+#include "ranks.h"
 #include "terminal.h"
 #include "weight_options.h"
 
@@ -190,10 +191,11 @@ void CompareRuns(const Options& options) {
   }
 
   Bars bars(options.fan_out.Suffix());
-  const Comparison comparison =
+  Comparison comparison =
       run.Run(benchmark, problems, options.run.tokenizer.Load(options.run.model), evaluation, &bars,
               InterruptFlag());
   if (!IsFirstLeader()) return ExitIfInterrupted("compare");
+  comparison.num_ranks = Ranks::OfProcess().size();
   const UncancelledScope
       whole;  // After Ctrl-C the table of the finished responses is still written.
   if (options.fan_out.is_part() && IsIncomplete(comparison) && !IsCancelled(InterruptFlag())) {
@@ -269,7 +271,7 @@ void AddCompare(CLI::App& app, int argc, const char* const* argv) {
       app.add_subcommand("compare", "several cache methods at equal real bytes, one table");
   options->run.Register(*command);
   options->fan_out.Register(*command, "responses", "--out");
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   RegisterKv(*command, *options);
   const std::string group = "Comparison";
   NamesFile(

@@ -13,6 +13,7 @@
 #include "pmkvq/io/file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/research/eval/fan_out.h"
+#include "ranks.h"
 #include "solve_table.h"
 #include "terminal.h"
 #include "weight_options.h"
@@ -56,7 +57,7 @@ std::string SummaryJson(const Options& options, const std::vector<Response>& res
   json.Key("prompts_too_long").Int(summary.num_prompts_too_long);
   json.Key("longest_pause_us").Number(summary.longest_pause_us);
   json.Key("seconds").Number(figures.seconds);
-  json.Key("ranks").Int(figures.num_ranks);
+  json.Key("ranks").Int(Ranks::OfProcess().size());
   json.Key("responses_per_second").Number(figures.responses_per_second());
   json.Key("columns").BeginObject();
   const auto column = [&](const char* name, auto write) {
@@ -106,8 +107,8 @@ std::string DescribeFanOut(const FanOutFigures& figures) {
   return fmt::format(
       "{} ranks: {} responses in {:.1f} s, {:.3g} per second; ranks were busy {:.1f} % of the "
       "time\n",
-      figures.num_ranks, figures.num_responses, figures.seconds, figures.responses_per_second(),
-      100 * figures.busy_share);
+      Ranks::OfProcess().size(), figures.num_responses, figures.seconds,
+      figures.responses_per_second(), 100 * figures.busy_share);
 }
 
 void Report(const Options& options, const std::vector<Response>& responses,
@@ -226,7 +227,7 @@ void AddEval(CLI::App& app) {
             FileKind::kOutputFolder);
   AddJson(*command, options->json, "write the summary as JSON");
   options->fan_out.Register(*command, "responses", "--out");
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   options->kv.Register(*command);
   AddExamples(
       *command,

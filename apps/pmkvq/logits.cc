@@ -47,7 +47,7 @@ void AddLogits(CLI::App& app) {
   NamesFile(
       command->add_option("--out", options->out, "safetensors file: logits [T, V] f32")->required(),
       FileKind::kOutput);
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   options->kv.Register(*command);
   AddExamples(
       *command,

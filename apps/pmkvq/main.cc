@@ -17,6 +17,7 @@
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/comm/all_or_none.h"
 #include "pmkvq/kernels/process_target.h"
+#include "ranks.h"
 #include "terminal.h"
 #include "usage_error.h"
 #include "version.h"
@@ -141,18 +142,19 @@ int Run(int argc, char** argv) {
 }  // namespace
 }  // namespace pmkvq::cli
 
-int main(int argc, char** argv) {
-  pmkvq::cli::InstallInterruptHandler();
-  const pmkvq::CancelScope interruptible(pmkvq::cli::InterruptFlag(), argc > 1 ? argv[1] : "pmkvq");
+namespace {
+
+// Runs `body` and turns what it throws into a line and an exit code. `close` is called before the
+// process ends by a signal.
+template <class Body, class Close>
+int ExitCodeOf(const Body& body, const Close& close) {
   try {
-    pmkvq::UseTargetOfEnvironment();
-    const int code = pmkvq::cli::Run(argc, argv);
-    pmkvq::cli::LeaveLeaders();
-    return code;
+    return body();
   } catch (const pmkvq::Cancelled& error) {
     return pmkvq::cli::Fail(error.what(), pmkvq::cli::kInterrupted);
   } catch (const pmkvq::cli::ClosedPipe&) {
     // As other tools end whose reader is gone: silently, by the signal.
+    close(1);
     std::signal(SIGPIPE, SIG_DFL);
     std::raise(SIGPIPE);
     return 1;
@@ -166,4 +168,26 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     return pmkvq::cli::Fail(error.what(), 1);
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  pmkvq::cli::InstallInterruptHandler();
+  const pmkvq::CancelScope interruptible(pmkvq::cli::InterruptFlag(), argc > 1 ? argv[1] : "pmkvq");
+  pmkvq::cli::Ranks& ranks = pmkvq::cli::Ranks::OfProcess();
+  const int code = ExitCodeOf(
+      [&] {
+        pmkvq::UseTargetOfEnvironment();
+        ranks.Open(argc, argv);
+        return ranks.is_leader() ? pmkvq::cli::Run(argc, argv) : ranks.Serve();
+      },
+      [&](int exit_code) { ranks.Close(exit_code); });
+  // Whoever cannot tell the others that all is over ends them.
+  return ExitCodeOf(
+      [&] {
+        ranks.Close(code);
+        return code;
+      },
+      [](int) {});
 }

@@ -94,7 +94,8 @@ void Perplexity(const Options& options) {
   const std::shared_ptr<const Model> as_stored =
       options.reference.empty() && model->weights() == WeightMode::kAsStored
           ? nullptr
-          : LoadModel(reference, WeightMode::kAsStored, options.kv.threads, options.weights.device);
+          : LoadModel(reference, WeightMode::kAsStored, options.kv.threads, options.weights.device,
+                      nullptr, options.weights.ranks);
   PerplexityShare share;
   share.checkpoint_path = options.checkpoint;
   share.sharing = {options.fan_out.shard, ranks};
@@ -112,7 +113,7 @@ void Perplexity(const Options& options) {
   json.Key("kl_to_fp16").Number(result.kl_to_fp16);
   json.Key("kv").String(options.kv.spec);
   json.Key("weights").String(NameOf(model->weights()));
-  if (ranks != nullptr) json.Key("ranks").Int(ranks->size());
+  if (Ranks::OfProcess().size() > 1) json.Key("ranks").Int(Ranks::OfProcess().size());
   json.EndObject();
   WriteJson(options.json, json.text());
   if (options.json != "-") {
@@ -152,7 +153,7 @@ void AddPerplexity(CLI::App& app) {
   options->fan_out.Register(*command, "rows", "--checkpoint");
   AddJson(*command, options->json, "write the result as JSON");
   options->tokenizer.Register(*command);
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   options->kv.Register(*command);
   AddExamples(*command,
               {"pmkvq perplexity --model models/longcot-10m --kv static-4 --n-samples 4 "

@@ -121,7 +121,9 @@ void WriteResult(const Options& options, const std::vector<Completion>& completi
     json.Key("longest_pause_us").Number(completion.longest_pause_us);
     json.EndObject();
   }
-  json.EndArray().EndObject();
+  json.EndArray();
+  if (Ranks::OfProcess().size() > 1) json.Key("ranks").Int(Ranks::OfProcess().size());
+  json.EndObject();
   WriteJson(options.json, json.text());
 }
 
@@ -418,7 +420,7 @@ void AddRun(CLI::App& app) {
                                 "file for the history of the cache, as JSON lines"),
             FileKind::kOutput);
   options->prompt_cache.Register(*command);
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   options->kv.Register(*command);
   AddExamples(*command,
               {"pmkvq run --model models/longcot-10m --file models/longcot-10m/example.txt "

@@ -484,7 +484,7 @@ void AddServe(CLI::App& app) {
                     "prompts and answers are in the log: what people ask is private");
   options->chat_template.Register(*command);
   options->tokenizer.Register(*command);
-  options->weights.Register(*command);
+  options->weights.RegisterWithRanks(*command);
   options->kv.spec = "pm-kvq";
   options->kv.Register(*command);
   options->pool.Register(*command);

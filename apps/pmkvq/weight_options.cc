@@ -24,6 +24,11 @@ void WeightCommandOptions::Register(CLI::App& command) {
   RegisterDevice(command, device);
 }
 
+void WeightCommandOptions::RegisterWithRanks(CLI::App& command) {
+  Register(command);
+  ranks.Register(command);
+}
+
 void RegisterDevice(CLI::App& command, std::string& device) {
   const auto check = [](const std::string& found) -> std::string {
     if (found == kAutoDevice || ParseDevice(found)) return "";
@@ -51,7 +56,7 @@ void WeightCommandOptions::RegisterWeights(CLI::App& command) {
 
 std::shared_ptr<const Model> WeightCommandOptions::Load(const std::string& folder, int threads,
                                                         const CacheBytes& cache) const {
-  return LoadModel(folder, mode(), threads, device, cache);
+  return LoadModel(folder, mode(), threads, device, cache, ranks);
 }
 
 namespace {
@@ -118,13 +123,22 @@ int64_t PeakMemoryBytes() {
 }  // namespace
 
 std::shared_ptr<const Model> LoadModel(const std::string& path, WeightMode mode, int threads,
-                                       const std::string& device, const CacheBytes& cache) {
+                                       const std::string& device, const CacheBytes& cache,
+                                       const RankCommandOptions& ranks) {
   ProgressBar progress;
   const auto start = std::chrono::steady_clock::now();
   ModelOptions options{mode, ResolveThreads(threads), &progress};
+  options.tp_slices = static_cast<int>(ranks.slices);
+  options.ranks = Ranks::OfProcess().group();
+  if (options.ranks != nullptr) {
+    Ranks::OfProcess().CheckSharesModels();
+    // While they load, ranks may wait for each other as long as the largest shard takes.
+    options.ranks->WatchFor(std::chrono::seconds(0));
+  }
   const std::shared_ptr<const Model> model =
       device == kAutoDevice ? LoadWhereItFits(path, options, cache)
                             : LoadOn(ParseDevice(device).value(), path, options);
+  if (options.ranks != nullptr) options.ranks->WatchFor(std::chrono::seconds(ranks.timeout_s));
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   for (const std::string& warning : model->checkpoint().warnings()) StderrLog().Warning(warning);
   const WeightConversion& conversion = model->conversion();

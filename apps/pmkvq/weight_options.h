@@ -9,6 +9,7 @@
 #include <string>
 
 #include "pmkvq/model/model.h"
+#include "ranks.h"
 
 namespace pmkvq::cli {
 
@@ -18,9 +19,12 @@ using CacheBytes = std::function<int64_t(const Model&)>;
 struct WeightCommandOptions {
   std::string weights = "as-stored";
   std::string device = "cpu";
+  RankCommandOptions ranks;
 
   // This must outlive the parsing of `command`.
   void Register(CLI::App& command);
+  // The same, and RankCommandOptions, for a command whose model ranks may share.
+  void RegisterWithRanks(CLI::App& command);
   // --weights alone, for a command that runs no model.
   void RegisterWeights(CLI::App& command);
   WeightMode mode() const { return ParseWeightMode(weights); }
@@ -40,6 +44,7 @@ void RegisterDevice(CLI::App& command, std::string& device);
 std::shared_ptr<const Model> LoadModel(const std::string& path,
                                        WeightMode mode = WeightMode::kAsStored, int threads = 0,
                                        const std::string& device = "cpu",
-                                       const CacheBytes& cache = nullptr);
+                                       const CacheBytes& cache = nullptr,
+                                       const RankCommandOptions& ranks = {});
 
 }  // namespace pmkvq::cli

@@ -7,7 +7,7 @@
 // Every function below is collective: all ranks call the same functions in the same order, with
 // sizes that match. A rank that does something else makes the others wait until the watchdog
 // (comm/watchdog.h) ends them.
-// Threads: one thread at a time, and always the same one (MPI_THREAD_FUNNELED).
+// Threads: one at a time, which may be another one the next time (MPI_THREAD_SERIALIZED).
 // Errors: IoError when an exchange fails; the ranks then cannot go on together, so the caller ends
 // with Abort. A function that returns has done its part on this rank, not on all of them.
 #pragma once

@@ -40,12 +40,12 @@ int Start(void** world) {
   MPI_Initialized(&initialized);
   if (initialized == 0) {
     int provided = 0;
-    if (Result(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init") !=
+    if (Result(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init") !=
         0) {
       return 1;
     }
     started_here = true;
-    if (provided < MPI_THREAD_FUNNELED) return Fail("MPI_Init: this MPI allows no threads");
+    if (provided < MPI_THREAD_SERIALIZED) return Fail("MPI_Init: this MPI allows no threads");
   }
   int length = 0;
   MPI_Get_library_version(library_version, &length);
