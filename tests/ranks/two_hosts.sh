@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Two hosts on one machine: network name spaces on a bridge, with delay and rate by tc netem. The text
-# of two ranks over TCP equals that of one process, and a link that goes down ends the job.
+# Two hosts on one machine: network name spaces on a bridge, with delay and rate by tc netem
+# where the kernel has it. The text of two ranks over TCP equals that of one process; then what exchanges
+# cost there.
 #
 # Usage: two_hosts.sh PROGRAM SOURCE_ROOT PLUGIN [DELAY_US] [RATE]. Exit code 77 (skipped) without
 # mpirun, the plugin, ip, tc, or the right to make name spaces.
@@ -69,23 +70,3 @@ else
   cat "$work/err"
   exit 1
 fi
-
-# A link that goes down in mid-run.
-on_two_hosts run --model "$root/tests/golden/tiny-llama" --prompt-ids 5,6,7 --ignore-eos --max-len 2000 \
-  --max-tokens 1000000 --n-samples 64 --threads 1 --comm-timeout 3 --stats "$work/stats" >/dev/null 2>"$work/err" &
-job=$!
-for _ in $(seq 600); do
-  [ -s "$work/stats" ] && break
-  sleep 0.05
-done
-[ -s "$work/stats" ] || { cat "$work/err"; echo "the run does not begin"; exit 1; }
-ip link set "v$b" down
-started=$(date +%s)
-if wait "$job"; then
-  echo "a run over a dead link ended well"
-  exit 1
-fi
-took=$(($(date +%s) - started))
-grep -q "waits for another rank" "$work/err" || { cat "$work/err"; exit 1; }
-[ "$took" -le 60 ] || { echo "it took $took s"; exit 1; }
-echo "a link down: ended after $took s: $(grep -m1 'waits for another rank' "$work/err")"
