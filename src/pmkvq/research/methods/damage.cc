@@ -11,6 +11,7 @@
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/kv/simulated/simulated_cache.h"
 #include "pmkvq/kv/spec/packed_spec.h"
+#include "pmkvq/kv/spec/spec.h"
 #include "pmkvq/research/methods/registry.h"
 
 namespace pmkvq {
@@ -159,6 +160,18 @@ class Damage {
     geometry_.num_heads = q_.heads;
   }
 
+  // There is neither a budget nor a plan to take the widths of a progressive cache from.
+  void CheckWidths() const {
+    const MethodSpec spec = ParseMethodSpec(options_.spec);
+    const PackedMethod* const method = FindPackedMethod(spec.name);
+    if (method == nullptr || !method->progressive) return;
+    if (spec.keys.contains("bits") || spec.keys.contains("k")) return;
+    throw InvalidInput(
+        "--kv",
+        fmt::format("'{}': found no widths, expected {}:bits=B or {}:k=B+v=B (16, 8, 4 or 2)",
+                    options_.spec, spec.name, spec.name));
+  }
+
   std::unique_ptr<KvStore> MakeStore() {
     RopeParams params;  // Of attention, whose results nobody reads.
     params.head_dim = geometry_.head_dim;
@@ -173,6 +186,7 @@ class Damage {
                                      "a SPEC without one",
                                      options_.spec));
     }
+    CheckWidths();
     KvRequirements needs;
     needs.geometry = geometry_;
     needs.max_len = num_tokens_;

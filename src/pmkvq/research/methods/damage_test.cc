@@ -139,5 +139,26 @@ TEST(Damage, NamesWhatIsWrong) {
   expect("kivi:residual=40", {"--kv", "residual=40"}, [](NamedTensors&) {});
 }
 
+// The command has neither a budget nor a plan to take widths from.
+TEST(Damage, AsksTheSpecAloneForWidths) {
+  const NamedTensors tensors = AllTensors();
+  for (const std::string spec : {"pm-kvq", "pm-kvq:static", "pm-kvq:policy=oldest-first"}) {
+    try {
+      Damaged(tensors, spec);
+      ADD_FAILURE() << spec << ": no error";
+    } catch (const InvalidInput& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find("[--kv] '" + spec + "': found no widths"), std::string::npos)
+          << message;
+      EXPECT_NE(message.find("pm-kvq:bits=B or pm-kvq:k=B+v=B"), std::string::npos) << message;
+      EXPECT_EQ(message.find("--kv-budget"), std::string::npos) << message;
+      EXPECT_EQ(message.find("--plan"), std::string::npos) << message;
+    }
+  }
+  for (const std::string spec : {"pm-kvq:bits=4", "pm-kvq:k=4+v=2", "pm-kvq:bits=4+static"}) {
+    EXPECT_NO_THROW(Damaged(tensors, spec)) << spec;
+  }
+}
+
 }  // namespace
 }  // namespace pmkvq
