@@ -2,6 +2,7 @@
 """Makes the result files of docs/results.md: one per problem set, budget and cache setting (tools/results_settings.py).
 
 Usage: tools/make_results.py [--program P] [--results results/runs] [--work WORK] [--jobs J] [--threads T] [--only REGEX]
+       tools/make_results.py --time-calibrations   (how long the calibrations take, nothing else beside them)
        tools/make_results.py --verify N [--seed S] [--problems K]   (runs N settings again and compares, writes nothing)
 First prints what is left to do and how many hours that takes here, measured with a short run. Can be stopped and
 started again at any time: runs that are whole are skipped, and one that was cut goes on where it stopped (WORK holds
@@ -91,6 +92,8 @@ class Maker:
             return
         parts = [json.loads(path.read_text()) for path in paths]
         columns = {name: sum((p["columns"][name] for p in parts), []) for name in parts[0]["columns"]}
+        if all(kept == 1 for kept in columns["kept_share"]):
+            del columns["kept_share"]  # Nothing was evicted.
         self.write(run, {**run.describe(), "fits": True, "budget_bytes": parts[0]["budget_bytes"],
                          "longest_pause_us": max(p["longest_pause_us"] for p in parts), "columns": columns})
 
@@ -116,6 +119,22 @@ class Maker:
         self.take_twins([run for run in wanted if run not in runs])
         if failed:
             sys.exit(f"make_results.py: {failed} parts failed")
+
+    def time_calibrations(self):
+        """Times the calibrations of the wanted runs, one after the other."""
+        runs = [r for r in rs.all_runs() if re.search(self.args.only, r.name())]
+        folder = self.args.results / "calibrations"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (rs.PLAN_CALIBRATION, *rs.METHOD_CALIBRATIONS):
+            path = folder / f"{name}.json"
+            if path.exists() or not any(rs.calibration_of(run.setting) == name for run in runs):
+                continue
+            try:
+                found = self.runner.time_calibration(name)
+            except results_runner.Failed as error:
+                sys.exit(f"make_results.py: {name}: {error}")
+            results_runner.write_whole(path, json.dumps(found) + "\n")
+            print(f"{seconds_text(self.started)}  {name}: {found['seconds']:.1f} s", flush=True)
 
     def verify(self):
         """Runs settings that were drawn at random again and compares every recorded column of every problem."""
@@ -157,6 +176,7 @@ def parse():
     parser.add_argument("--only", default="", help="only runs whose SET/BITS/NAME matches this regular expression")
     parser.add_argument("--no-estimate", action="store_true", help="do not measure how long it takes")
     parser.add_argument("--list", action="store_true", help="print the runs that are left and stop")
+    parser.add_argument("--time-calibrations", action="store_true", help="time every calibration that has no time yet")
     parser.add_argument("--verify", type=at_least(1), metavar="N", help="run N random settings again and compare")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of --verify: which settings and problems")
     parser.add_argument("--problems", type=at_least(1), metavar="K", help="of --verify: K random problems of each setting")
@@ -187,6 +207,9 @@ def main():
     signal.signal(signal.SIGINT, stop)
     if args.verify:
         maker.verify()
+        return
+    if args.time_calibrations:
+        maker.time_calibrations()
         return
     if not runs:
         print("all result files are there")

@@ -53,6 +53,9 @@ def against(pair):
 
 
 NO_PAIR = " | | "
+METHOD_HEADER = f"setting | SPEC | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict | mean tokens | calibration"
+EVICTING_HEADER = (f"setting | SPEC | {MEMORY_HEADER} | kept | solved | 95 % | against random | P | verdict | mean tokens | "
+                   "calibration")
 
 
 def table(header):
@@ -244,7 +247,7 @@ class Page:
                f"{rs.HARD.num_problems} problems of levels 3 to 5. Each method in the richest form that fits the budget, or in its "
                "smallest where none does. The two rivals of the tables above were chosen here: those that solved most; of equal "
                "ones, those that solved most at 3.25 bits, then those with the smaller peak.", ""]
-        header = f"setting | SPEC | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict | mean tokens"
+        header = METHOD_HEADER
         for bits in rs.BUDGETS:
             paper = self.get(rs.HARD, bits, rs.PAPER)
             below, above = [], []
@@ -261,33 +264,83 @@ class Page:
 
     def field_tables(self):
         """Of the budgets that have results; the section is left out while there are none."""
-        out = []
-        header = f"setting | SPEC | {MEMORY_HEADER} | solved | 95 % | against pm-kvq | P | verdict | mean tokens"
-        for bits, settings in rs.FIELD.items():
-            made = [setting for setting in settings if self.get(rs.HARD, bits, setting)]
-            if not made:
-                continue
-            paper = self.get(rs.HARD, bits, rs.PAPER)
-            out += [f"### {bits:g} bits, other methods", "", *table(header)]
-            out += [*(self.method_row(bits, setting, paper) for setting in made), ""]
-            if len(made) < len(settings):
-                out += [f"Not run: {names(s.name for s in settings if s not in made)}.", ""]
+        out = self.tables_of("other methods", METHOD_HEADER, rs.FIELD, rs.PAPER, self.method_row)
         if not out:
             return []
         return ["## The other methods of the field, on the choosing half", "",
                 "The same problems and budgets, and 2.3 bits, where a cache of pages does not fit. They joined after the rivals were "
                 "chosen and are no candidates. `tada` is missing: the model has one KV head, which is its own mean.", "", *out]
 
-    def method_row(self, bits, setting, paper):
-        result = self.get(rs.HARD, bits, setting)
+    def evicting_tables(self):
+        """As field_tables."""
+        out = self.tables_of("methods that evict", EVICTING_HEADER, rs.EVICTING, rs.EVICTING[3.25][0],
+                             self.evicting_row)
+        if not out:
+            return []
+        return ["## Methods that evict, on the choosing half", "",
+                "The same problems and budgets. Each method has the largest capacity that fits, tokens at 16 bits (`confkv`: 8 bits but for "
+                "the newest), and stands against `random`, which evicts by chance in the same bytes. *Kept* is the share of the tokens "
+                "that a response still has where it ends, mean over blocks and problems; *peak* counts what is held before a rule "
+                "runs, too.", "", *out]
+
+    def tables_of(self, words, header, settings_of, other, row):
+        """Tables of the budgets that have results; `other` is what rows are set against."""
+        out = []
+        for bits in rs.FIELD_BITS:
+            made = [setting for setting in settings_of[bits] if self.get(rs.HARD, bits, setting)]
+            if not made:
+                continue
+            against_result = self.get(rs.HARD, bits, next((s for s in made if s.name == other.name), other))
+            out += [f"### {bits:g} bits, {words}", "", *folded(len(made), table(header) + [row(bits, s, against_result) for s in made]), ""]
+            if len(made) < len(settings_of[bits]):
+                out += [f"Not run: {names(s.name for s in settings_of[bits] if s not in made)}.", ""]
+        return out
+
+    def calibration(self, setting):
+        """Cell: the time of what a setting needs to be calibrated with."""
+        name = rs.calibration_of(setting)
+        found = name and self.results.calibration(name)
+        return "none" if not name else f"{found['seconds']:.0f} s" if found else "not timed"
+
+    def calibration_table(self):
+        """What was timed; empty while nothing was."""
+        timed = [found for name in (rs.PLAN_CALIBRATION, *rs.METHOD_CALIBRATIONS) if (found := self.results.calibration(name))]
+        if not timed:
+            return []
+        machines = sorted({f"{found['threads']} threads of {found['processor']}" for found in timed})
+        lines = table("file | made by | samples | tokens of each, at most | seconds | of one processor | file")
+        for found in timed:
+            name = found["name"]
+            spec = "`calibrate`" if name == rs.PLAN_CALIBRATION else f"`calibrate --kv {rs.METHOD_CALIBRATIONS[name][0]}`"
+            lines.append(f"| {name} | {spec} | {found['samples']} | {found['tokens_of_a_sample']:,} | {found['seconds']:.1f} | "
+                         f"{found['processor_seconds']:.1f} | {found['file_bytes'] / 1024:,.1f} KiB |")
+        return ["## How long calibrations take", "",
+                f"`tools/make_results.py --time-calibrations`, {names(machines)}, with other runs on the other processors. `plan` serves all packed settings: another budget only "
+                "allocates anew, in less than a second.", "", *folded(len(timed), lines), ""]
+
+    def without_figures(self, bits, setting, header):
+        """The row of a setting that has none, or ""."""
+        result, cells = self.get(rs.HARD, bits, setting), header.count("|") - 1
         if result is None:
-            return f"| {setting.name} | no result file" + " |" * 10
+            return f"| {setting.name} | no result file" + " |" * (cells + 1)
         if not result.fits:
             needs = result.bits_of(result.data["needs_bytes"])
-            return f"| {setting.name} | cannot be that small: at least {needs:.2f} bits" + " |" * 10
-        pair = against(Pair(result, paper)) if paper and paper.fits and setting is not rs.PAPER else NO_PAIR
-        spec = setting.spec.replace("{data}/", "")
-        return f"| {setting.name} | `{spec}` | {memory(result, bits)} | {share(result)} | {pair} | {result.mean_tokens():,.0f} |"
+            return f"| {setting.name} | cannot be that small: at least {needs:.2f} bits" + " |" * (cells + 1)
+        return ""
+
+    def method_row(self, bits, setting, paper):
+        result = self.get(rs.HARD, bits, setting)
+        pair = against(Pair(result, paper)) if result and result.fits and paper and paper.fits and setting is not rs.PAPER else NO_PAIR
+        return self.without_figures(bits, setting, METHOD_HEADER) or (
+            f"| {setting.name} | `{setting.spec.replace('{data}/', '')}` | {memory(result, bits)} | {share(result)} | {pair} | "
+            f"{result.mean_tokens():,.0f} | {self.calibration(setting)} |")
+
+    def evicting_row(self, bits, setting, chance):
+        result = self.get(rs.HARD, bits, setting)
+        pair = against(Pair(result, chance)) if result and result.fits and chance and setting.name != rs.RANDOM else NO_PAIR
+        return self.without_figures(bits, setting, EVICTING_HEADER) or (
+            f"| {setting.name} | `{setting.spec.replace('{data}/', '')}` | {memory(result, bits)} | {100 * result.kept_share():.0f} % | "
+            f"{share(result)} | {pair} | {result.mean_tokens():,.0f} | {self.calibration(setting)} |")
 
     def change_tables(self, title, words, tables):
         out = [f"## {title}", "", words, ""]
@@ -307,13 +360,13 @@ class Page:
         return out
 
     def text(self):
-        field = {rs.Run(rs.HARD, bits, s) for bits, settings in rs.FIELD.items() for s in settings}
+        field = {rs.Run(rs.HARD, bits, s) for bits in rs.FIELD_BITS for s in rs.FIELD[bits] + rs.EVICTING[bits]}
         missing = [run for run in self.results.missing_runs() if run not in field]  # Field tables name theirs.
         lines = self.answer() + self.how()
         if missing:
             lines += [f"**{len(missing)} of {len(rs.all_runs())} runs are not made yet**; their rows say \"no result file\".", ""]
         lines += self.main_tables() + self.rivals_with_fewer_bytes() + self.past_the_floor() + self.method_tables()
-        lines += self.field_tables()
+        lines += self.field_tables() + self.evicting_tables() + self.calibration_table()
         lines += self.change_tables("One change at a time, on the choosing half", "pm-kvq as in the paper against the same with one "
                                     "thing changed, at equal bytes. Positive: the change helps.", rs.ABLATIONS)
         lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `--recipe best` "

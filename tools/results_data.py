@@ -81,6 +81,10 @@ class Result:
         """As bits per value of max_len tokens."""
         return num_bytes * 8 / (rs.VALUES_PER_TOKEN * self.set.max_len)
 
+    def kept_share(self):
+        """Of the tokens, where a response ends; the mean over problems."""
+        return statistics.mean(row.get("kept_share", 1) for row in self.rows.values())
+
     def mean_tokens(self):
         return statistics.mean(row["output_tokens"] for row in self.rows.values())
 
@@ -133,6 +137,11 @@ class Results:
             whole = self.get(rs.ALL, bits, setting)
             return whole and whole.subset(problem_set.holds)
         return None
+
+    def calibration(self, name):
+        """How long it took, or None."""
+        path = self.folder / "calibrations" / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     def missing_runs(self):
         return [r for r in rs.all_runs() if self.get(r.set, r.bits, r.setting) is None]

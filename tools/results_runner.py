@@ -1,10 +1,14 @@
 """Runs the program for make_results.py: plans, calibrations, evaluations of some problems under one setting."""
 import hashlib
 import json
+import os
+import pathlib
 import random
 import shutil
 import subprocess
+import tempfile
 import threading
+import time
 
 import results_settings as rs
 
@@ -31,6 +35,16 @@ def write_whole(path, text):
     partial = path.with_suffix(f".{threading.get_ident()}.partial")
     partial.write_text(text)
     partial.rename(path)
+
+
+def processor():
+    """The processor's name and numbers: names alone do not tell generations apart on rented machines."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return "unknown"
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return f"{said.get('model name', 'unknown')}, family {said.get('cpu family', '?')}, model {said.get('model', '?')}"
 
 
 class Runner:
@@ -72,8 +86,25 @@ class Runner:
         path = self.data / f"{name}.safetensors"
         if not path.exists():
             partial = self.data / f"partial-{name}.safetensors"
-            self.program("calibrate", *rs.calibration_options(name), "--threads", self.args.threads, "--out", partial)
+            self.program("calibrate", *rs.calibration_options(name, partial), "--threads", self.args.threads)
             partial.rename(path)
+
+    def time_calibration(self, name):
+        """Calibrates anew, with nothing to go on from, and says how long that took. Runs take the file where they lack theirs."""
+        with tempfile.TemporaryDirectory(dir=self.data) as folder:
+            path = pathlib.Path(folder) / (f"{name}.json" if name == rs.PLAN_CALIBRATION else f"{name}.safetensors")
+            begin, before = time.monotonic(), os.times()
+            self.program("calibrate", *rs.calibration_options(name, path), "--threads", self.args.threads)
+            seconds, after = time.monotonic() - begin, os.times()
+            of_processors = (after.children_user + after.children_system) - (before.children_user + before.children_system)
+            num_samples, seq_len = rs.samples_of(name)
+            found = {"name": name, "samples": num_samples, "tokens_of_a_sample": seq_len, "seconds": round(seconds, 1),
+                     "processor_seconds": round(of_processors, 1), "threads": self.args.threads, "processor": processor(),
+                     "file_bytes": sum(file.stat().st_size for file in pathlib.Path(folder).glob(f"{name}.*"))}
+            kept = self.data / path.name
+            if name != rs.PLAN_CALIBRATION and not kept.exists():
+                path.rename(kept)  # For the runs.
+            return found
 
     def calibrate_in(self, pool, runs):
         """Begins the calibrations that the runs need."""
@@ -128,16 +159,18 @@ class Runner:
         result = json.loads(summary.read_text())
         columns = {name: result["columns"][name] for name in KEPT_COLUMNS}
         columns["correct"] = [int(c) for c in columns["correct"]]
-        least, digests = {}, {}
+        least, digests, kept = {}, {}, {}
         for line in (out / "responses.jsonl").read_text().splitlines():
             row = json.loads(line)
             key = row["id"], row["response"]
             # Narrowest width of any page at the end; 0 for methods without pages.
             least[key] = min((w for w, n in zip((16, 8, 4, 2), row["final_pages"]) if n), default=0)
+            kept[key] = round(row.get("kept_share", 1), 4)  # Of the tokens, where the response ends.
             digests[key] = hashlib.sha256(row["text"].encode()).hexdigest()[:12]
         keys = list(zip(columns["id"], columns["response"]))
         columns["least_bits"] = [least[key] for key in keys]
         columns["text_sha256"] = [digests[key] for key in keys]
+        columns["kept_share"] = [kept[key] for key in keys]
         return {"budget_bytes": result["budget_bytes"], "longest_pause_us": result["longest_pause_us"], "columns": columns}
 
     def measure_rate(self):

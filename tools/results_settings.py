@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import subprocess
 
 MODEL = "models/longcot-10m"
@@ -123,6 +124,7 @@ METHOD_CALIBRATIONS = {
     "cq-4c10b": ("cq:channels=4+bits=10", 16, 2048),
     "cq-4c8b": ("cq:channels=4+bits=8", 16, 2048),
     "qaq": ("qaq", 16, 2048),
+    "fastkvzip": ("fastkvzip", 16, 2048),
     "svdq": ("svdq", 16, 2048),
     "recalkv-28": ("recalkv:keep=0.28+step=4", 16, 2048),
     "recalkv-20": ("recalkv:keep=0.2+step=4", 16, 2048),
@@ -131,10 +133,29 @@ METHOD_CALIBRATIONS = {
 }
 
 
-def calibration_options(name):
-    spec, num_samples, seq_len = METHOD_CALIBRATIONS[name]
-    return ["--model", MODEL, "--kv", spec, "--dataset", f"{MODEL}/calibration.jsonl", "--pack", "single",
-            "--n-samples", str(num_samples), "--seq-len", str(seq_len)]
+def calibration_of(setting):
+    """Name of the calibration that a setting needs, or ""."""
+    found = re.search(r"from=\{data\}/([^+]+)\.safetensors", setting.spec)
+    return found[1] if found else PLAN_CALIBRATION if setting.plan else ""
+
+
+# What the shipped plan was made with; its time is shown for every setting with a plan.
+PLAN_CALIBRATION = "plan"
+PLAN_SAMPLES = (16, 2048)
+
+
+def samples_of(name):
+    return PLAN_SAMPLES if name == PLAN_CALIBRATION else METHOD_CALIBRATIONS[name][1:]
+
+
+def calibration_options(name, path):
+    """Of `pmkvq calibrate`, which writes `path`."""
+    num_samples, seq_len = samples_of(name)
+    options = ["--model", MODEL, "--dataset", f"{MODEL}/calibration.jsonl", "--pack", "single", "--n-samples",
+               str(num_samples), "--seq-len", str(seq_len)]
+    if name == PLAN_CALIBRATION:
+        return [*options, "--memory-budget", "4.875", "--max-len", "4096", "--plan", str(path)]
+    return [*options, "--kv", METHOD_CALIBRATIONS[name][0], "--out", str(path)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +259,31 @@ FIELD = {
           Setting("subgen", "subgen:recent=256+values=192+clusters=32")),
 }
 
+# Methods that evict, each with the largest capacity that fits, and chance (`random`) beside them. What only cuts a prompt keeps all
+# other tokens at 16 bits: it fits no budget and is listed once.
+CUTS_PROMPTS = (Setting("snapkv-prompt", "snapkv"), Setting("pruning", "pruning:bits=2"))
+RANDOM = "random"
+
+
+def evicting(window, every, scored, pyramid, h2o, confkv, gated):
+    """Capacities of a budget. CONF-KV keeps from a quarter of its `max` on, as by default; `confkv-even` always as many."""
+    return (Setting(RANDOM, f"random:capacity={every}"), Setting("window", f"window:recent={window}"),
+            Setting("h2o", f"h2o:capacity={h2o}"), Setting("snapkv", f"snapkv:capacity={scored}+every=128"),
+            Setting("pyramidkv", f"pyramidkv:capacity={pyramid}+every=128"), Setting("rkv", f"rkv:capacity={scored}"),
+            Setting("fastkvzip", from_file("fastkvzip", f"capacity={gated}")),
+            Setting("confkv", f"confkv:min={confkv // 4}+max={confkv}"),
+            Setting("confkv-even", f"confkv:min={confkv}+max={confkv}"))
+
+
+EVICTING = {
+    4.65: evicting(1186, 1063, 1055, 1052, 1181, 2243, 1053) + CUTS_PROMPTS,
+    3.25: evicting(828, 705, 697, 694, 825, 1548, 697),
+    2.7: evicting(687, 564, 556, 554, 685, 1275, 557),
+    2.3: evicting(584, 461, 453, 450, 584, 1076, 456),
+}
+
+FIELD_BITS = (4.65, 3.25, 2.7, 2.3)
+
 # Level 6: the same rivals where they fit, and MixKVQ in the richest form that fits so many tokens.
 MIXKVQ_3 = Setting("mixkvq", "mixkvq:high=0.03125+mid=0.25+group=128")
 LONG_RIVALS = {
@@ -319,7 +365,8 @@ def all_runs():
     runs += [Run(LATE, bits, CHANNEL) for bits in (3.25, 2.7)]
     for bits in order:
         runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
-    runs += [Run(HARD, bits, setting) for bits, settings in FIELD.items() for setting in settings]
+    for bits in (3.25, 2.7, 4.65, 2.3):
+        runs += [Run(HARD, bits, setting) for setting in FIELD[bits] + EVICTING[bits]]
     return list(dict.fromkeys(runs))
 
 

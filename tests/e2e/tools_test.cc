@@ -175,7 +175,7 @@ import json, pathlib, sys
 a = sys.argv[1:]
 opt = lambda name: a[a.index(name) + 1]
 if a[0] == "calibrate":
-    plan = pathlib.Path(opt("--plan"))
+    plan = pathlib.Path(opt("--plan" if "--plan" in a else "--out"))
     plan.write_text("{}")
     plan.with_suffix(".safetensors").write_text("")
 elif a[0] == "inspect":
@@ -184,7 +184,8 @@ else:
     rows = [json.loads(l) for l in open(opt("--data"))][int(opt("--start")):int(opt("--end"))]
     ids, n = [r["id"] for r in rows], len(rows)
     (pathlib.Path(opt("--out")) / "responses.jsonl").write_text("".join(
-        json.dumps({"id": i, "response": 0, "final_pages": [0, 0, 0, 1], "text": i}) + "\n" for i in ids))
+        json.dumps({"id": i, "response": 0, "final_pages": [0, 0, 0, 1], "text": i} |
+                   ({"kept_share": 0.5} if "random" in opt("--kv") and i.startswith("sort") else {})) + "\n" for i in ids))
     pathlib.Path(opt("--json")).write_text(json.dumps({"budget_bytes": 9, "longest_pause_us": 1.0, "columns": {
         "id": ids, "response": [0] * n, "correct": [True] * n, "output_tokens": [len(i) for i in ids],
         "finish_reason": ["stop"] * n, "peak_bytes": [7] * n}}))
@@ -215,6 +216,33 @@ TEST(MakeResults, VerifyRunsSettingsAgainAndNamesWhatDiffers) {
   EXPECT_EQ(different.exit_code, 1) << different.out;
   EXPECT_NE(different.out.find("chain-3-008: output_tokens was 12, is 11"), std::string::npos)
       << different.out;
+}
+
+// The share of kept tokens is recorded of runs that evicted, for every problem.
+TEST(MakeResults, RecordsWhatWasKeptAndHowLongCalibrationsTook) {
+  const TempFolder folder;
+  const std::string program = folder.Write("stand_in", kStandIn);
+  std::filesystem::permissions(program, std::filesystem::perms::owner_all);
+  const std::string results = folder.File("results");
+  const std::string base = "tools/make_results.py --program '" + program + "' --results '" +
+                           results + "' --work '" + folder.File("work") + "' --jobs 2 ";
+  const ProgramResult made = RunTool(base + "--no-estimate --only 'hard/2.7/(random|window)$'");
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_EQ(Slurp(results + "/hard/2.7/window.json").find("kept_share"), std::string::npos);
+  const std::string text = Slurp(results + "/hard/2.7/random.json");
+  const size_t begin = text.find("\"kept_share\":[1,1,");
+  ASSERT_NE(begin, std::string::npos) << text;
+  const std::string shares = text.substr(begin, text.find(']', begin) - begin);
+  EXPECT_EQ(std::count(shares.begin(), shares.end(), ','), 104);
+  EXPECT_NE(shares.find(",0.5,0.5"), std::string::npos) << shares;
+
+  const ProgramResult timed = RunTool(base + "--time-calibrations --only 'hard/2.7/(cq|pm-kvq)$'");
+  ASSERT_EQ(timed.exit_code, 0) << timed.err;
+  const std::string time = Slurp(results + "/calibrations/cq-4c8b.json");
+  for (const char* part : {"\"seconds\": ", "\"processor_seconds\": ", "\"threads\": 2",
+                           "\"samples\": 16", "\"file_bytes\": "}) {
+    EXPECT_NE(time.find(part), std::string::npos) << part << time;
+  }
 }
 
 }  // namespace
