@@ -234,7 +234,8 @@ BEST_RIVALS = {8.5: ("rotatekv", "mixkvq"), 4.65: ("mixkvq", "rotatekv"), 3.25: 
                2.7: ("oscar", "kivi")}
 
 # The other methods of the field, beside the rivals: the richest form that fits a budget, or the smallest where none does. They
-# are run on the choosing half alone and are no candidates for BEST_RIVALS, which were named before they were there.
+# are run on the choosing half alone and are no candidates for BEST_RIVALS, which were named before they were there. At 2.3 bits
+# those of the rivals that fit stand beside them.
 FIELD = {
     4.65: (Setting("cq", "cq:from={data}/cq-2c8b.safetensors+window=64"), Setting("decoquant", "decoquant:columns=8"),
            Setting("kvarn", "kvarn"), Setting("turboquant", "turboquant:recent=128"),
@@ -254,7 +255,9 @@ FIELD = {
           Setting("subgen", "subgen:recent=256+values=256+clusters=48")),
     2.3: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=64"),
           Setting("decoquant", "decoquant:bits=2+columns=4+residual=32"), Setting("turboquant", "turboquant:k=2+v=2+recent=32"),
-          Setting("qaq", from_file("qaq", "bits=1")), Setting("xquant-shared", "xquant:group=128+vq=0"),
+          Setting("qaq", from_file("qaq", "bits=1")), Setting("xquant", "xquant:km=12+vm=12+vq=0+group=128"),
+          Setting("xquant-shared", "xquant:group=128+vq=0"), Setting("rtn", "rtn:bits=2"),
+          Setting("oscar", from_file("oscar", "sink=2+recent=12")),
           Setting("recalkv", "recalkv:from={data}/recalkv-14.safetensors"),
           Setting("subgen", "subgen:recent=256+values=192+clusters=32")),
 }
