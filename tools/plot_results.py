@@ -7,6 +7,11 @@ W, H, LEFT, TOP, BOTTOM, GAP = 980, 470, 56, 58, 92, 64
 PANEL = (W - 2 * LEFT - GAP) / 2 + 10
 OURS = {"pm-kvq": "#c8553d", "best": "#1f6f43", "of+split+channel": "#7fb069"}
 RIVAL = "#5c6b8a"
+EVICTING = "#b5651d"
+
+
+def colour_of(name):
+    return OURS.get(name, EVICTING if rs.evicts(name) else RIVAL)
 
 
 def ceil_to(value, step):
@@ -50,7 +55,7 @@ class Panel:
     def mark(self, point):
         result = point.result
         x, (low, high) = self.x(result.peak_bytes()), result.interval()
-        colour = OURS.get(point.name, RIVAL)
+        colour = colour_of(point.name)
         fill = colour if point.reporting else "#ffffff"
         opacity = 1 if point.name in OURS else 0.75 if point.reporting else 0.45
         words = html.escape(f"{point.name}, {point.bits:g} bits: {result.solved()} of {result.total()}, "
@@ -87,8 +92,9 @@ class Point:
 def hard_points(results):
     """Levels 3 to 5: the reporting half where a setting was run on it, else the choosing half."""
     points = []
-    for bits in rs.BUDGETS:
-        for setting in (rs.PAPER, rs.BEST, *((rs.CHANNEL,) if bits < 4 else ()), *rs.RIVALS[bits]):
+    for bits in (*rs.BUDGETS, min(rs.FIELD_BITS)):
+        ours = (rs.PAPER, rs.BEST, *((rs.CHANNEL,) if bits < 4 else ())) if bits in rs.BUDGETS else ()
+        for setting in (*ours, *rs.RIVALS.get(bits, ()), *rs.FIELD.get(bits, ()), *rs.EVICTING.get(bits, ())):
             late, hard = results.get(rs.LATE, bits, setting), results.get(rs.HARD, bits, setting)
             result = late or hard
             if result is not None and result.fits:
@@ -97,7 +103,8 @@ def hard_points(results):
 
 
 def long_points(results):
-    found = [(s.name, bits, results.get(rs.LONG, bits, s)) for bits in rs.LONG_BUDGETS for s in rs.long_settings(bits)]
+    found = [(s.name, bits, results.get(rs.LONG, bits, s)) for bits in rs.LONG_BUDGETS
+             for s in rs.long_settings(bits) + rs.best_of_field(bits)]
     points = {(name, r.peak_bytes()): Point(name, bits, r, True) for name, bits, r in found if r is not None and r.fits}
     return list(points.values())
 
@@ -114,7 +121,7 @@ def picture(results):
     for panel in panels:
         out += [line for line in panel.svg() if line]
     x = LEFT
-    for name, colour in (*OURS.items(), ("other methods", RIVAL)):
+    for name, colour in (*OURS.items(), ("other methods", RIVAL), ("methods that evict", EVICTING)):
         out.append(f'<circle cx="{x + 6}" cy="{H - 20}" r="5" fill="{colour}"/>')
         out.append(f'<text x="{x + 16}" y="{H - 16}" fill="#222">{name}</text>')
         x += 40 + 8 * len(name)

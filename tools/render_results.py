@@ -194,7 +194,7 @@ class Page:
                  (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.long_settings)]
         for problem_set, words, budgets, settings_of in plans:
             for bits in budgets:
-                rows, solved = self.main_rows(problem_set, bits, settings_of(bits))
+                rows, solved = self.main_rows(problem_set, bits, settings_of(bits) + self.field(problem_set, bits))
                 title, lines = f"### {bits:g} bits, {words}", table(header) + rows
                 if solved and min(solved) > CEILING:
                     self.ceiling += [title, "", *folded(len(rows), lines), ""]
@@ -202,17 +202,22 @@ class Page:
                     out += [title, "", *lines, ""]
         return out
 
+    def field(self, problem_set, bits):
+        """The best of the other methods of the field, where they were run."""
+        return tuple(s for s in rs.best_of_field(bits) if problem_set is not rs.ALL and self.get(problem_set, bits, s))
+
     def rivals_with_fewer_bytes(self):
         out = ["### Rivals with fewer bytes", "",
                "Rivals that are as good as `best`, or better, and take fewer real bytes (`best` uses whatever the budget has "
                "room for). \"Not shown\" rivals with fewer bytes are listed too.", "",
                *table("bits | problems | rival | its peak MiB | it solves | peak MiB of `best` | `best` solves | difference | P | "
                       "verdict")]
-        plans = [(rs.ALL, "levels 1 to 5", rs.BUDGETS, rs.best_rivals), (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.LONG_RIVALS.get)]
+        plans = [(rs.ALL, "levels 1 to 5", rs.BUDGETS, rs.best_rivals), (rs.LATE, "levels 3 to 5", tuple(rs.BEST_OF_FIELD), lambda bits: ()),
+                 (rs.LONG, "level 6", rs.LONG_BUDGETS, rs.LONG_RIVALS.get)]
         for problem_set, words, budgets, rivals_of in plans:
             for bits in budgets:
                 best = self.reporting(problem_set, bits, rs.BEST)
-                for setting in rivals_of(bits):
+                for setting in rivals_of(bits) + self.field(problem_set, bits):
                     rival = self.reporting(problem_set, bits, setting)
                     if rival is None or not rival.fits or rival.peak_bytes() >= best.peak_bytes():
                         continue
@@ -283,6 +288,41 @@ class Page:
                 "that a response still has where it ends, mean over blocks and problems; *peak* counts what is held before a rule "
                 "runs, too.", "", *out]
 
+    def verdict_tables(self):
+        """Which methods hold their own at each budget, from the verdicts of the tables below; empty while there are none."""
+        rows, evicting = [], []
+        for bits in rs.FIELD_BITS:
+            made = [(s, self.get(rs.HARD, bits, s)) for s in rs.RIVALS.get(bits, ()) + rs.FIELD[bits]]
+            fitting = sorted(((s, r) for s, r in made if r and r.fits), key=lambda pair: -pair[1].solved())
+            if not any(r for s, r in made if s in rs.FIELD[bits]):
+                continue
+            paper = self.get(rs.HARD, bits, rs.PAPER)
+            told = paper if paper and paper.fits else self.get(rs.HARD, 16, rs.FP16)
+            worse = [s.name for s, r in fitting if Pair(r, told).verdict() == "worse"]
+            words = [[f"{s.name} {r.solved()}" for s, r in fitting if (s.name in worse) == is_worse] for is_worse in (False, True)]
+            large = [s.name for s, r in made if r and not r.fits]
+            rows.append(f"| {bits:g} | {'`pm-kvq`' if told is paper else 'fp16'} {told.solved()} | {names(words[0]) or 'none'} | "
+                        f"{names(words[1]) or 'none'} | {names(large)} |")
+            chance = self.get(rs.HARD, bits, rs.EVICTING[bits][0])
+            kept = [(s, r) for s in rs.EVICTING[bits][1:] if (r := self.get(rs.HARD, bits, s)) and r.fits]
+            if chance and kept:
+                better = [f"{s.name} {r.solved()}" for s, r in kept if Pair(r, chance).verdict() == "better"]
+                rest = [f"{s.name} {r.solved()}" for s, r in kept if Pair(r, chance).verdict() != "better"]
+                least = fitting[-1]
+                evicting.append(f"| {bits:g} | {chance.solved()} | {names(better) or 'none'} | {names(rest) or 'none'} | "
+                                f"{fitting[0][0].name} {fitting[0][1].solved()} | {least[0].name} {least[1].solved()} |")
+        if not rows:
+            return []
+        out = ["## Which methods are worth using", "",
+               f"Solved of the {rs.HARD.num_problems} problems of the choosing half, most first; *worse* is the verdict of the tables below, "
+               "against `pm-kvq` as in the paper, and against fp16 at 2.3 bits, where its pages do not fit. A method that is not worse "
+               "need not be as good: the interval of so few problems is wide.", "",
+               *table("bits | against | not worse | worse | do not fit"), *rows, ""]
+        if evicting:
+            out += ["Methods that evict, against chance in the same bytes, beside the best and the last of those that keep all tokens:", "",
+                    *table("bits | random | better than chance | not shown to be | best that keeps all | last that keeps all"), *evicting, ""]
+        return out
+
     def tables_of(self, words, header, settings_of, other, row):
         """Tables of the budgets that have results; `other` is what rows are set against."""
         out = []
@@ -291,7 +331,10 @@ class Page:
             if not made:
                 continue
             against_result = self.get(rs.HARD, bits, next((s for s in made if s.name == other.name), other))
-            out += [f"### {bits:g} bits, {words}", "", *folded(len(made), table(header) + [row(bits, s, against_result) for s in made]), ""]
+            top = header
+            if against_result is None and other is rs.PAPER:  # Its pages do not fit.
+                against_result, top = self.get(rs.HARD, 16, rs.FP16), header.replace("pm-kvq", "fp16")
+            out += [f"### {bits:g} bits, {words}", "", *folded(len(made), table(top) + [row(bits, s, against_result) for s in made]), ""]
             if len(made) < len(settings_of[bits]):
                 out += [f"Not run: {names(s.name for s in settings_of[bits] if s not in made)}.", ""]
         return out
@@ -316,7 +359,7 @@ class Page:
                          f"{found['processor_seconds']:.1f} | {found['file_bytes'] / 1024:,.1f} KiB |")
         return ["## How long calibrations take", "",
                 f"`tools/make_results.py --time-calibrations`, {names(machines)}, with other runs on the other processors. `plan` serves all packed settings: another budget only "
-                "allocates anew, in less than a second.", "", *folded(len(timed), lines), ""]
+                "allocates anew.", "", *folded(len(timed), lines), ""]
 
     def without_figures(self, bits, setting, header):
         """The row of a setting that has none, or ""."""
@@ -366,7 +409,7 @@ class Page:
         if missing:
             lines += [f"**{len(missing)} of {len(rs.all_runs())} runs are not made yet**; their rows say \"no result file\".", ""]
         lines += self.main_tables() + self.rivals_with_fewer_bytes() + self.past_the_floor() + self.method_tables()
-        lines += self.field_tables() + self.evicting_tables() + self.calibration_table()
+        lines += self.verdict_tables() + self.field_tables() + self.evicting_tables() + self.calibration_table()
         lines += self.change_tables("One change at a time, on the choosing half", "pm-kvq as in the paper against the same with one "
                                     "thing changed, at equal bytes. Positive: the change helps.", rs.ABLATIONS)
         lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `--recipe best` "

@@ -156,6 +156,14 @@ class Results:
                 sys.exit(f"render_results.py: BEST_RIVALS[{bits:g}]: found {', '.join(rs.BEST_RIVALS[bits])}, expected "
                          f"{', '.join(names)}, which solve most of the choosing half; mend tools/results_settings.py")
 
+        for bits, named in rs.BEST_OF_FIELD.items():
+            made = {s.name: self.get(rs.HARD, bits, s) for s in rs.FIELD[bits]}
+            fitting = {name: result for name, result in made.items() if result and result.fits}
+            names = tuple(sorted(fitting, key=lambda name: (-fitting[name].solved(), fitting[name].peak_bytes()))[:2])
+            if None not in made.values() and names != named:
+                sys.exit(f"render_results.py: BEST_OF_FIELD[{bits:g}]: found {', '.join(named) or 'none'}, expected "
+                         f"{', '.join(names)}, which solve most of the choosing half; mend tools/results_settings.py")
+
     def rank(self, setting, bits):
         here = self.get(rs.HARD, bits, setting)
         there = next((self.get(rs.HARD, 3.25, s) for s in rs.RIVALS[3.25] if s.name == setting.name), None)

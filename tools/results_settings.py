@@ -262,6 +262,10 @@ FIELD = {
           Setting("subgen", "subgen:recent=256+values=192+clusters=32")),
 }
 
+# The two of each budget that solved most on the choosing half (of equal ones, those with fewer peak bytes): they are run on the
+# reporting half and at level 6, too, at budgets where the rivals are. render_results.py checks them, as BEST_RIVALS.
+BEST_OF_FIELD = {3.25: (), 2.7: ()}
+
 # Methods that evict, each with the largest capacity that fits, and chance (`random`) beside them. What only cuts a prompt keeps all
 # other tokens at 16 bits: it fits no budget and is listed once.
 CUTS_PROMPTS = (Setting("snapkv-prompt", "snapkv"), Setting("pruning", "pruning:bits=2"))
@@ -368,6 +372,8 @@ def all_runs():
     runs += [Run(LATE, bits, CHANNEL) for bits in (3.25, 2.7)]
     for bits in order:
         runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
+    for bits in BEST_OF_FIELD:
+        runs += [Run(problem_set, bits, s) for problem_set in (LATE, LONG) for s in best_of_field(bits)]
     for bits in (3.25, 2.7, 4.65, 2.3):
         runs += [Run(HARD, bits, setting) for setting in FIELD[bits] + EVICTING[bits]]
     return list(dict.fromkeys(runs))
@@ -375,6 +381,14 @@ def all_runs():
 
 def best_rivals(bits):
     return tuple(next(s for s in RIVALS[bits] if s.name == name) for name in BEST_RIVALS[bits])
+
+
+def best_of_field(bits):
+    return tuple(next(s for s in FIELD[bits] if s.name == name) for name in BEST_OF_FIELD.get(bits, ()))
+
+
+def evicts(name):
+    return any(name == setting.name for settings in EVICTING.values() for setting in settings)
 
 
 def main_settings(bits):
