@@ -340,26 +340,27 @@ class Page:
         return out
 
     def calibration(self, setting):
-        """Cell: the time of what a setting needs to be calibrated with."""
+        """Cell: the processor time of what a setting needs to be calibrated with."""
         name = rs.calibration_of(setting)
         found = name and self.results.calibration(name)
-        return "none" if not name else f"{found['seconds']:.0f} s" if found else "not timed"
+        return "none" if not name else f"{found['processor_seconds']:.0f} s" if found else "not timed"
 
     def calibration_table(self):
         """What was timed; empty while nothing was."""
         timed = [found for name in (rs.PLAN_CALIBRATION, *rs.METHOD_CALIBRATIONS) if (found := self.results.calibration(name))]
         if not timed:
             return []
-        machines = sorted({f"{found['threads']} threads of {found['processor']}" for found in timed})
-        lines = table("file | made by | samples | tokens of each, at most | seconds | of one processor | file")
+        machines = sorted({found["processor"] for found in timed})
+        lines = table("file | made by | samples | tokens of each, at most | seconds of one processor | file")
         for found in timed:
             name = found["name"]
             spec = "`calibrate`" if name == rs.PLAN_CALIBRATION else f"`calibrate --kv {rs.METHOD_CALIBRATIONS[name][0]}`"
-            lines.append(f"| {name} | {spec} | {found['samples']} | {found['tokens_of_a_sample']:,} | {found['seconds']:.1f} | "
+            lines.append(f"| {name} | {spec} | {found['samples']} | {found['tokens_of_a_sample']:,} | "
                          f"{found['processor_seconds']:.1f} | {found['file_bytes'] / 1024:,.1f} KiB |")
         return ["## How long calibrations take", "",
-                f"`tools/make_results.py --time-calibrations`, {names(machines)}, with other runs on the other processors. `plan` serves all packed settings: another budget only "
-                "allocates anew.", "", *folded(len(timed), lines), ""]
+                f"Processor time, which threads share, of `tools/make_results.py --time-calibrations` on {names(machines)}; other work ran "
+                "beside it. `plan` serves all packed settings: another budget only allocates anew.", "",
+                *folded(len(timed), lines), ""]
 
     def without_figures(self, bits, setting, header):
         """The row of a setting that has none, or ""."""

@@ -121,8 +121,11 @@ METHOD_CALIBRATIONS = {
     "rotatekv": ("rotatekv", 16, 2048),
     "kvtuner": ("kvtuner", 8, 1024),
     "cq-2c8b": ("cq:channels=2+bits=8", 16, 2048),
-    "cq-4c10b": ("cq:channels=4+bits=10", 16, 2048),
+    "cq-2c6b": ("cq:channels=2+bits=6", 16, 2048),
     "cq-4c8b": ("cq:channels=4+bits=8", 16, 2048),
+    "cq-2c8b-uniform": ("cq:channels=2+bits=8+weights=uniform", 16, 2048),
+    "cq-2c6b-uniform": ("cq:channels=2+bits=6+weights=uniform", 16, 2048),
+    "cq-4c8b-uniform": ("cq:channels=4+bits=8+weights=uniform", 16, 2048),
     "qaq": ("qaq", 16, 2048),
     "fastkvzip": ("fastkvzip", 16, 2048),
     "svdq": ("svdq", 16, 2048),
@@ -235,25 +238,33 @@ BEST_RIVALS = {8.5: ("rotatekv", "mixkvq"), 4.65: ("mixkvq", "rotatekv"), 3.25: 
 
 # The other methods of the field, beside the rivals: the richest form that fits a budget, or the smallest where none does. They
 # are run on the choosing half alone and are no candidates for BEST_RIVALS, which were named before they were there. At 2.3 bits
-# those of the rivals that fit stand beside them.
+# those of the rivals that fit stand beside them. `cq-uniform` is the ablation of CQ's paper: no weights by gradients.
 FIELD = {
-    4.65: (Setting("cq", "cq:from={data}/cq-2c8b.safetensors+window=64"), Setting("decoquant", "decoquant:columns=8"),
+    4.65: (Setting("cq", "cq:from={data}/cq-2c8b.safetensors+window=64"),
+           Setting("cq-uniform", "cq:from={data}/cq-2c8b-uniform.safetensors+window=64"),
+           Setting("decoquant", "decoquant:columns=8"),
            Setting("kvarn", "kvarn"), Setting("turboquant", "turboquant:recent=128"),
            Setting("qaq", from_file("qaq", "outliers=0")), Setting("xquant", "xquant:km=12+vm=12"),
            Setting("svdq", from_file("svdq", "widths=44200000")),
            Setting("recalkv", "recalkv:from={data}/recalkv-28.safetensors"),
            Setting("subgen", "subgen:recent=512+values=400+clusters=100"), Setting("cocktail-own", "cocktail-own")),
-    3.25: (Setting("cq", "cq:from={data}/cq-4c10b.safetensors+window=128"), Setting("decoquant", "decoquant:bits=2"),
+    3.25: (Setting("cq", "cq:from={data}/cq-2c6b.safetensors+window=64"),
+           Setting("cq-uniform", "cq:from={data}/cq-2c6b-uniform.safetensors+window=64"),
+           Setting("decoquant", "decoquant:bits=2"),
            Setting("kvarn", "kvarn:k=2+sink=32"), Setting("turboquant", "turboquant:k=3+v=3"),
            Setting("qaq", from_file("qaq", "bits=2")), Setting("xquant", "xquant:km=12+vm=12+vq=0"),
            Setting("xquant-shared", "xquant"), Setting("recalkv", "recalkv:from={data}/recalkv-20.safetensors"),
            Setting("subgen", "subgen:recent=384+values=256+clusters=64")),
-    2.7: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=128"), Setting("decoquant", "decoquant:bits=2+columns=8"),
-          Setting("kvarn", "kvarn:k=2+sink=0"), Setting("turboquant", "turboquant:k=3+v=2"), Setting("qaq", from_file("qaq", "bits=2+outliers=0")),
+    2.7: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=128"),
+          Setting("cq-uniform", "cq:from={data}/cq-4c8b-uniform.safetensors+window=128"),
+          Setting("decoquant", "decoquant:bits=2+columns=8"),
+          Setting("kvarn", "kvarn:k=2+sink=0"), Setting("turboquant", "turboquant:k=3+v=2"),
+          Setting("qaq", from_file("qaq", "bits=2+outliers=0")),
           Setting("xquant", "xquant:km=12+vm=12+vq=0+group=128"), Setting("xquant-shared", "xquant:group=128"),
           Setting("recalkv", "recalkv:from={data}/recalkv-16.safetensors"),
           Setting("subgen", "subgen:recent=256+values=256+clusters=48")),
     2.3: (Setting("cq", "cq:from={data}/cq-4c8b.safetensors+window=64"),
+          Setting("cq-uniform", "cq:from={data}/cq-4c8b-uniform.safetensors+window=64"),
           Setting("decoquant", "decoquant:bits=2+columns=4+residual=32"), Setting("turboquant", "turboquant:k=2+v=2+recent=32"),
           Setting("qaq", from_file("qaq", "bits=1")), Setting("xquant", "xquant:km=12+vm=12+vq=0+group=128"),
           Setting("xquant-shared", "xquant:group=128+vq=0"), Setting("rtn", "rtn:bits=2"),
@@ -273,13 +284,12 @@ RANDOM = "random"
 
 
 def evicting(window, every, scored, pyramid, h2o, confkv, gated):
-    """Capacities of a budget. CONF-KV keeps from a quarter of its `max` on, as by default; `confkv-even` always as many."""
+    """Capacities of a budget. CONF-KV keeps from a quarter of its `max` on, as by default."""
     return (Setting(RANDOM, f"random:capacity={every}"), Setting("window", f"window:recent={window}"),
             Setting("h2o", f"h2o:capacity={h2o}"), Setting("snapkv", f"snapkv:capacity={scored}+every=128"),
             Setting("pyramidkv", f"pyramidkv:capacity={pyramid}+every=128"), Setting("rkv", f"rkv:capacity={scored}"),
             Setting("fastkvzip", from_file("fastkvzip", f"capacity={gated}")),
-            Setting("confkv", f"confkv:min={confkv // 4}+max={confkv}"),
-            Setting("confkv-even", f"confkv:min={confkv}+max={confkv}"))
+            Setting("confkv", f"confkv:min={confkv // 4}+max={confkv}"))
 
 
 EVICTING = {
