@@ -384,8 +384,9 @@ def all_runs():
         runs += [Run(HARD, bits, s) for s in ABLATIONS.get(bits, ()) + RIVALS[bits] + CANDIDATES.get(bits, ())]
     for bits in BEST_OF_FIELD:
         runs += [Run(problem_set, bits, s) for problem_set in (LATE, LONG) for s in best_of_field(bits)]
-    for bits in (3.25, 2.7, 4.65, 2.3):
-        runs += [Run(HARD, bits, setting) for setting in FIELD[bits] + EVICTING[bits]]
+    for bits, settings in ((3.25, FIELD), (3.25, EVICTING), (2.7, FIELD), (2.7, EVICTING), (2.3, FIELD), (4.65, EVICTING),
+                           (2.3, EVICTING), (4.65, FIELD)):
+        runs += [Run(HARD, bits, setting) for setting in settings[bits]]
     return list(dict.fromkeys(runs))
 
 
