@@ -47,7 +47,10 @@ def runs():
         yield f"{bits:g}-best", bits, "best: progressive, oldest pages first", "pm-kvq:policy=oldest-first"
         yield f"{bits:g}-unscaled", bits, "best without key scales", "pm-kvq:policy=oldest-first+scales=off"
         yield f"{bits:g}-static", bits, "the plan from the first token", "pm-kvq:static"
+        yield f"{bits:g}-rotated", bits, "best, rotated in place of key scales", "pm-kvq:policy=oldest-first+scales=off+rotate=keys"
         yield f"{bits:g}-nearest", bits, "round to nearest, one width", f"pm-kvq:{NEAREST[bits]}+static+scales=off"
+        yield (f"{bits:g}-nearest-rotated", bits, "the same of rotated latents",
+               f"pm-kvq:{NEAREST[bits]}+static+scales=off+rotate=keys")
 
 
 class Runner:
