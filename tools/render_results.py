@@ -316,7 +316,8 @@ class Page:
         out = ["## Which methods are worth using", "",
                f"Solved of the {rs.HARD.num_problems} problems of the choosing half, most first; *worse* is the verdict of the tables below, "
                "against `pm-kvq` as in the paper, and against fp16 at 2.3 bits, where its pages do not fit. A method that is not worse "
-               "need not be as good: the interval of so few problems is wide.", "",
+               "need not be as good: the interval of so few problems is wide. Methods that were not run at a budget are named below its "
+               "tables.", "",
                *table("bits | against | not worse | worse | do not fit"), *rows, ""]
         if evicting:
             out += ["Methods that evict, against chance in the same bytes, beside the best and the last of those that keep all tokens:", "",
@@ -405,6 +406,7 @@ class Page:
 
     def text(self):
         field = {rs.Run(rs.HARD, bits, s) for bits in rs.FIELD_BITS for s in rs.FIELD[bits] + rs.EVICTING[bits]}
+        field |= {rs.Run(part, bits, s) for bits in rs.BEST_OF_FIELD for part in (rs.LATE, rs.LONG) for s in rs.best_of_field(bits)}
         missing = [run for run in self.results.missing_runs() if run not in field]  # Field tables name theirs.
         lines = self.answer() + self.how()
         if missing:
