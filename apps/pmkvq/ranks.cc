@@ -37,9 +37,10 @@ bool Has(const std::array<std::string_view, N>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// The value of --tp K or --tp=K; 0: none.
+// The value of --tp K or --tp=K; 0: none. Of a value that is no number of ranks the command line
+// says what is wrong, later.
 int TpOf(int argc, char** argv) {
-  int tp = 0;
+  int found = 0;
   for (int i = 1; i < argc; ++i) {
     std::string_view text = argv[i];
     if (text == "--tp" && i + 1 < argc) {
@@ -49,12 +50,12 @@ int TpOf(int argc, char** argv) {
     } else {
       continue;
     }
+    int tp = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), tp);
-    if (error != std::errc() || end != text.data() + text.size() || tp < 1) {
-      throw InvalidInput("--tp", fmt::format("found '{}', expected a number of ranks", text));
-    }
+    const bool is_whole = error == std::errc() && end == text.data() + text.size();
+    if (is_whole && tp > 0) found = tp;
   }
-  return tp;
+  return found;
 }
 
 cpu_set_t Allowed() {
