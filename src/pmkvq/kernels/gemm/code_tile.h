@@ -13,6 +13,10 @@ inline constexpr int kCols = 128;
 inline constexpr int kGroup = 32;
 inline constexpr int kGroups = kCols / kGroup;
 
+// Tiles side by side, and strips of 16 rows, of a matrix.
+constexpr int64_t TilesAcross(int64_t cols) { return (cols + kCols - 1) / kCols; }
+constexpr int64_t StripsOf(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
 enum class Scales {
   kBF16,       // Of each group.
   kF16,        // The same.

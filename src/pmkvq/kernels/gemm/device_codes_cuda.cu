@@ -28,10 +28,6 @@ namespace {
   X(IQ4_NL)                   \
   X(IQ4_XS)
 
-int TilesAcross(int64_t k) {
-  return static_cast<int>((k + code_tile::kCols - 1) / code_tile::kCols);
-}
-
 CodesArguments ArgumentsOf(const DeviceCodesProduct& product, int stages) {
   const DeviceCodes& w = product.w;
   return {.x = reinterpret_cast<const __half*>(product.x.data),
@@ -42,8 +38,8 @@ CodesArguments ArgumentsOf(const DeviceCodesProduct& product, int stages) {
           .rows = static_cast<int>(product.rows),
           .n = static_cast<int>(w.n),
           .k = static_cast<int>(w.k),
-          .num_strips = static_cast<int>((w.n + code_tile::kRows - 1) / code_tile::kRows),
-          .tiles_across = TilesAcross(w.k),
+          .num_strips = static_cast<int>(code_tile::StripsOf(w.n)),
+          .tiles_across = static_cast<int>(code_tile::TilesAcross(w.k)),
           .stages = stages};
 }
 
@@ -204,8 +200,8 @@ __global__ void __launch_bounds__(32 * kExpandWarps)
 template <WeightFormat kFormat, class T>
 void Expand(const DeviceCodes& w, std::byte* out, Stream& stream) {
   const internal::CudaDeviceScope scope(stream.device());
-  const int across = TilesAcross(w.k);
-  const int64_t tiles = (w.n + code_tile::kRows - 1) / code_tile::kRows * across;
+  const auto across = static_cast<int>(code_tile::TilesAcross(w.k));
+  const int64_t tiles = code_tile::StripsOf(w.n) * across;
   const auto blocks = static_cast<unsigned>((tiles + kExpandWarps - 1) / kExpandWarps);
   CUstream_st* const handle = stream.handle();
   ExpandKernel<kFormat, T><<<blocks, 32 * kExpandWarps, 0, handle>>>(

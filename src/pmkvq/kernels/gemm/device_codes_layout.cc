@@ -18,9 +18,9 @@ using code_tile::kGroups;
 using code_tile::kRows;
 using code_tile::Place;
 using code_tile::Scales;
+using code_tile::StripsOf;
 using code_tile::TileBytes;
-
-int64_t TilesAcross(int64_t cols) { return (cols + kCols - 1) / kCols; }
+using code_tile::TilesAcross;
 
 uint16_t HalfAt(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
 uint16_t Negated(uint16_t half) { return half ^ 0x8000u; }
@@ -182,7 +182,7 @@ bool HasDeviceCodes(WeightFormat format) { return FormatOf(format).bits != 0; }
 
 size_t DeviceCodesBytes(WeightFormat format, int64_t rows, int64_t cols) {
   PMKVQ_CHECK(HasDeviceCodes(format));
-  const int64_t tiles = (rows + kRows - 1) / kRows * TilesAcross(cols);
+  const int64_t tiles = StripsOf(rows) * TilesAcross(cols);
   return static_cast<size_t>(tiles * TileBytes(FormatOf(format)));
 }
 
@@ -194,26 +194,25 @@ void LayOutCodes(const WeightView& weight, std::byte* out, const ExecContext& ex
   const int64_t row_bytes = RowBytes(format, weight.cols);
   const int64_t num_groups = (weight.cols + kGroup - 1) / kGroup;
   const int64_t strip_bytes = TilesAcross(weight.cols) * TileBytes(f);
-  ParallelForRanges(
-      exec.num_threads, (weight.rows + kRows - 1) / kRows, 4, [&](int64_t begin, int64_t end) {
-        std::memset(out + begin * strip_bytes, 0, static_cast<size_t>((end - begin) * strip_bytes));
-        for (int64_t row = begin * kRows; row < std::min(end * kRows, weight.rows); ++row) {
-          const auto* const from =
-              reinterpret_cast<const uint8_t*>(weight.data + weight.StoredRow(row) * row_bytes);
-          const int in_tile = static_cast<int>(row % kRows);
-          for (int64_t g = 0; g < num_groups; ++g) {
-            auto* const tile = reinterpret_cast<uint8_t*>(out) + row / kRows * strip_bytes +
-                               g / kGroups * TileBytes(f);
-            const int group = static_cast<int>(g % kGroups);
-            const FileGroup in_file{from + BytesBefore(format, g * kGroup),
-                                    static_cast<int>(g * kGroup % layout.block_values / kGroup)};
-            for (int i = 0; i < kGroup; ++i) {
-              StoreCode(f, in_file.Code(format, i), Place(in_tile, group * kGroup + i), tile);
-            }
-            LayOutScales(in_file, format, group, in_tile, tile);
-          }
+  ParallelForRanges(exec.num_threads, StripsOf(weight.rows), 4, [&](int64_t begin, int64_t end) {
+    std::memset(out + begin * strip_bytes, 0, static_cast<size_t>((end - begin) * strip_bytes));
+    for (int64_t row = begin * kRows; row < std::min(end * kRows, weight.rows); ++row) {
+      const auto* const from =
+          reinterpret_cast<const uint8_t*>(weight.data + weight.StoredRow(row) * row_bytes);
+      const int in_tile = static_cast<int>(row % kRows);
+      for (int64_t g = 0; g < num_groups; ++g) {
+        auto* const tile = reinterpret_cast<uint8_t*>(out) + row / kRows * strip_bytes +
+                           g / kGroups * TileBytes(f);
+        const int group = static_cast<int>(g % kGroups);
+        const FileGroup in_file{from + BytesBefore(format, g * kGroup),
+                                static_cast<int>(g * kGroup % layout.block_values / kGroup)};
+        for (int i = 0; i < kGroup; ++i) {
+          StoreCode(f, in_file.Code(format, i), Place(in_tile, group * kGroup + i), tile);
         }
-      });
+        LayOutScales(in_file, format, group, in_tile, tile);
+      }
+    }
+  });
 }
 
 namespace internal {

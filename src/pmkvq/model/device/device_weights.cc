@@ -12,6 +12,7 @@
 #include "pmkvq/base/float16.h"
 #include "pmkvq/base/interrupt.h"
 #include "pmkvq/base/parallel.h"
+#include "pmkvq/kernels/gemm/code_tile.h"
 #include "pmkvq/model/blocks/attention_gqa.h"
 #include "pmkvq/model/blocks/attention_mla.h"
 #include "pmkvq/model/blocks/mlp_dense.h"
@@ -47,7 +48,8 @@ DType CommonType(std::span<const WeightView* const> matrices) {
 // Whether products read the codes of all of them. Rows of each fill tiles of 16.
 bool HaveCodes(std::span<const WeightView* const> matrices) {
   return std::all_of(matrices.begin(), matrices.end(), [](const WeightView* matrix) {
-    return HasDeviceCodes(matrix->format) && matrix->rows % 16 == 0 && matrix->cols % 8 == 0;
+    return HasDeviceCodes(matrix->format) && matrix->rows % code_tile::kRows == 0 &&
+           matrix->cols % 8 == 0;
   });
 }
 

@@ -37,9 +37,9 @@ std::vector<std::string> ExpertShapeNames();
 // As NamedShape; nothing for another name.
 std::optional<ModelConfig> NamedExpertShape(std::string_view name, int64_t layers);
 
-// Weights of all matrices that a step with so many rows, each of its own token, reads, but the
-// embedding: of a block with n experts of which each row chooses k those of n (1 - (1 - k /
-// n)^rows) experts, as many as are expected where each choice is as likely as any other.
+// How many weights a decode step with `rows` sequences reads, without the embedding. A block with n
+// experts, of which each row chooses k, reads n (1 - (1 - k / n)^rows) experts: the expected number
+// where all experts are equally likely.
 double WeightsOfStep(const ModelConfig& config, int64_t rows);
 
 // The matrices of one block, in the model's order, by their names in checkpoints: "q_proj", ...

@@ -6,8 +6,8 @@
 // responses that are not finished are kept, too (research/eval/unfinished.h), at least once a
 // second; a later run goes on with them. The folder is locked while a run writes to it.
 //
-// Several processes may share a run, each with a Shard. Each appends to a file of its own in the
-// folder; the last one merges them (research/eval/run_parts.h).
+// Several processes may share a run, each with a Shard. Each process appends to its part
+// file in the folder; the last one to end merges them (research/eval/run_parts.h).
 //
 // A response depends on the settings, the problem and its index alone: its seed is drawn from
 // (seed, problem id, response index), so batch, replicas, order, selection and resumption change
