@@ -143,7 +143,7 @@ function(pmkvq_add_module name)
     target_compile_options(${program} PRIVATE $<$<CONFIG:Release>:-O1>)
     # Only where it is used: a compiler cache that several checkouts share then knows the other tests.
     foreach(test ${${kind}})
-      file(STRINGS ${test} uses REGEX "PMKVQ_SOURCE_DIR|(engine_fixture|sentencepiece_golden|method_golden)\\.h" LIMIT_COUNT 1)
+      file(STRINGS ${test} uses REGEX "PMKVQ_SOURCE_DIR|(engine_fixture|engine_stress|sentencepiece_golden|method_golden)\\.h" LIMIT_COUNT 1)
       if(uses)
         set_property(SOURCE ${test} APPEND PROPERTY
           COMPILE_DEFINITIONS PMKVQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")

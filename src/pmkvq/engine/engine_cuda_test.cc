@@ -1,14 +1,6 @@
 // The engine with a model and its cache on a CUDA device: texts of the shipped model, sampling,
 // sessions, budgets that force halvings, published methods on the host.
-#include <algorithm>
-#include <array>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-
 #include "pmkvq/engine/engine.h"
-#include "support/device_history.h"
-#include "support/device_models.h"
 #include "support/engine_fixture.h"
 #include "support/gpu_test.h"
 #include "support/temp_folder.h"
@@ -18,7 +10,6 @@ namespace {
 
 using testing_support::DefaultModelFolder;
 using testing_support::MakeRequest;
-using testing_support::RecordingObserver;
 using testing_support::RunOne;
 
 class EngineOnCudaTest : public GpuTest {
@@ -211,110 +202,6 @@ TEST_F(EngineOnCudaTest, RulesOfARequestHoldOnADevice) {
   EXPECT_EQ(done[1].output_ids, std::vector<int32_t>(30, 77));
   Engine alone = OpenEngine(cuda_, nullptr, Options("fp16", 1, 300));
   EXPECT_EQ(done[2].output_ids, RunOne(alone, requests[2]).output_ids);
-}
-
-// A model of random weights for sequences of up to 32,768 tokens.
-std::shared_ptr<const Model> LongTinyModel(const testing_support::TempFolder& folder) {
-  testing_support::TinyModel tiny = testing_support::WithHeads(
-      {.architecture = "Qwen2ForCausalLM", .qkv_bias = true, .dtype = DType::kBF16}, 4, 2, 128);
-  tiny.max_positions = 32768;
-  testing_support::WriteTinyModel(tiny, testing_support::MakeTinyWeights(tiny), folder);
-  ModelOptions options;
-  options.device = DeviceId{Device::kCuda, 0};
-  return Model::Load(folder.path(), options);
-}
-
-// From 1 to `most`, each size class as likely as the others.
-int64_t DrawLength(Random& random, int64_t most) {
-  int64_t bound = most >> random.Below(16);
-  bound = std::max<int64_t>(bound, 1);
-  return 1 + static_cast<int64_t>(random.Below(static_cast<uint64_t>(bound)));
-}
-
-// Requests of random lengths arrive and are cancelled at random, in a budget that forces pages down
-// to 2 bits, for PMKVQ_STRESS_SECONDS (5 unless set). In between a cache beside one on the CPU goes
-// through a random history, and every code is compared. The device's free memory stays.
-TEST_F(EngineOnCudaTest, StressOfArrivalsCancelsAndHalvings) {
-  const char* const asked = std::getenv("PMKVQ_STRESS_SECONDS");
-  const double seconds = asked == nullptr ? 5.0 : std::atof(asked);
-  constexpr int64_t kMaxLen = 32768;
-  constexpr size_t kSequences = 12;
-  constexpr double kSecondsBetweenHistories = 1.0;
-  // So long a run has the device for itself, and time for all widths.
-  constexpr double kSecondsAlone = 60.0;
-  const testing_support::TempFolder folder;
-  const std::shared_ptr<const Model> model = LongTinyModel(folder);
-  SpecEngineOptions options = Options("pm-kvq", kSequences, kMaxLen);
-  options.kv.policy = PolicyKind::kOldestFirst;
-  // 3 blocks of two KV heads of 128: 3,072 bytes a token at 16 bits, 100.7 MB for 32,768 tokens,
-  // and 14.2 MB at 2 bits.
-  options.kv.budget_bytes = int64_t{15'000'000};
-  Engine engine = OpenEngine(model, nullptr, options);
-  Random random(1);
-  RecordingObserver observer;
-  std::vector<RequestId> open;
-  size_t free_bytes = 0;
-  int64_t num_submitted = 0, num_cancelled = 0, num_halvings = 0, num_histories = 0;
-  int64_t longest = 0;
-  std::array<bool, 17> widths{};
-  const auto start = std::chrono::steady_clock::now();
-  const auto elapsed = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-  double next_history = 0.0;
-  while (elapsed() < seconds && !HasFailure()) {
-    if (open.size() < 2 * kSequences && random.Below(3) == 0) {
-      const int64_t prompt = DrawLength(random, kMaxLen - 1);
-      Request request = MakeRequest(testing_support::RandomPrompt(prompt, random.Next(), 200), 0);
-      request.max_tokens = DrawLength(random, kMaxLen - prompt);
-      request.sampling.temperature = random.Below(2) == 0 ? 0.0 : 1.0;
-      request.seed = random.Next();
-      open.push_back(engine.Submit(request));
-      ++num_submitted;
-    }
-    engine.Step(&observer);
-    // Long requests end so: thousands of steps would pass without an arrival.
-    if (!open.empty() && random.Below(100) == 0) {
-      engine.Cancel(open[static_cast<size_t>(random.Below(open.size()))], &observer);
-      ++num_cancelled;
-    }
-    for (const Completion& completion : observer.finished) {
-      EXPECT_NE(completion.finish_reason, FinishReason::kError) << completion.error;
-      EXPECT_LE(completion.kv.peak_bytes, completion.kv.budget_bytes);
-      longest = std::max(longest, completion.kv.num_tokens);
-      std::erase(open, completion.id);
-    }
-    for (const auto& [id, event] : observer.halvings) {
-      widths.at(static_cast<size_t>(event.from_bits / 2)) = true;
-      ++num_halvings;
-    }
-    observer = {};
-    if (elapsed() < next_history) continue;
-    const size_t now = Query(kDevice).free_bytes;
-    // Code of kernels is loaded when they are first launched, and memory of prompts grows to that
-    // of the longest; nothing else takes memory.
-    constexpr size_t kCode = size_t{16} << 20;
-    if (elapsed() > seconds / 2 && free_bytes == 0) free_bytes = now;
-    EXPECT_TRUE(seconds < kSecondsAlone || free_bytes == 0 || now + kCode >= free_bytes)
-        << now << " after " << free_bytes;
-    {
-      SCOPED_TRACE(num_histories);
-      CacheConfig config = testing_support::RandomConfig(random, kMaxLen);
-      config.num_threads = 4;
-      config.chunk_tokens = int64_t{512} << random.Below(4);
-      testing_support::RunHistory(config, random.Next(), 6);
-    }
-    ++num_histories;
-    next_history = elapsed() + kSecondsBetweenHistories;
-  }
-  engine.CancelAll(&observer);
-  EXPECT_GT(num_submitted, 10);
-  EXPECT_TRUE(seconds < kSecondsAlone || (widths[8] && widths[4] && widths[2]));
-  std::printf(
-      "%.0f s: %ld requests, %ld cancelled, %ld halvings, longest sequence %ld tokens, %ld "
-      "histories beside the CPU, %.1f MiB of the device less than after half of the time\n",
-      elapsed(), num_submitted, num_cancelled, num_halvings, longest, num_histories,
-      (static_cast<double>(free_bytes) - static_cast<double>(Query(kDevice).free_bytes)) / 0x1p20);
 }
 
 TEST_F(EngineOnCudaTest, PromptLogprobsAndRepliesOfSamplesAreThose) {
