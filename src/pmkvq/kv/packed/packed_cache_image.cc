@@ -109,6 +109,11 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
   image.peak_bytes = seq.peak_bytes;
   image.narrowed_bytes = seq.narrowed_bytes;
   image.blocks.resize(seq.blocks.size());
+  std::optional<PageReads> device_reads;
+  if (store_.stream() != nullptr) {
+    device_reads.emplace(*store_.stream(), static_cast<size_t>(seq.bytes));
+  }
+  PageReads* const reads = device_reads ? &*device_reads : nullptr;
   for (const size_t layer : cached_layers_) {
     const BlockPages& block = seq.blocks[layer];
     SequenceImage::Block& out = image.blocks[layer];
@@ -118,7 +123,14 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
       const KvStream& stream = config_.geometry.blocks[layer].streams[side];
       std::vector<std::byte>& bytes = out.bytes[side];
       bytes.reserve(static_cast<size_t>(block.bytes));
+      struct Floats {
+        size_t first_byte;
+        int64_t capacity;
+        int64_t num_tokens;
+      };
+      std::vector<Floats> cut;  // Rows behind the tokens are zeroed when all is read.
       const auto more = [&](size_t count) {
+        PMKVQ_CHECK(bytes.size() + count <= bytes.capacity());  // Reads go on meanwhile.
         bytes.resize(bytes.size() + count);
         return &*(bytes.end() - static_cast<std::ptrdiff_t>(count));
       };
@@ -127,23 +139,25 @@ std::optional<SequenceImage> PackedKvCache::ImageOf(SequenceId id) const {
       };
       for (int64_t piece = 0; !block.sink.empty() && piece < store_.num_sink_pieces(); ++piece) {
         const int64_t capacity = store_.SinkPieceTokens(piece);
-        std::byte* const floats = more_floats(capacity);
-        store_.ReadSink(block, layer, piece, side, floats);
-        ZeroRowsBehind(floats, stream, capacity, seq.num_tokens - piece * kPageTokens, float_bytes);
+        cut.push_back({bytes.size(), capacity, seq.num_tokens - piece * kPageTokens});
+        store_.ReadSink(block, layer, piece, side, more_floats(capacity), reads);
       }
       for (size_t i = block.num_freed; i < block.pages.size(); ++i) {
         const StoredPage& page = block.pages[i][side];
         if (page.bits == 16) {
-          std::byte* const floats = more_floats(kPageTokens);
-          store_.ReadPage(layer, side, page, floats);
-          ZeroRowsBehind(
-              floats, stream, kPageTokens,
-              seq.num_tokens - config_.sink_tokens - static_cast<int64_t>(i) * kPageTokens,
-              float_bytes);
+          cut.push_back(
+              {bytes.size(), kPageTokens,
+               seq.num_tokens - config_.sink_tokens - static_cast<int64_t>(i) * kPageTokens});
+          store_.ReadPage(layer, side, page, more_floats(kPageTokens), reads);
           continue;
         }
-        store_.ReadPage(layer, side, page, more(store_.CodeBytes(layer, side, page.bits)));
-        store_.ReadMetadata(layer, side, page, more(store_.MetadataBytes(layer, side)));
+        store_.ReadPage(layer, side, page, more(store_.CodeBytes(layer, side, page.bits)), reads);
+        store_.ReadMetadata(layer, side, page, more(store_.MetadataBytes(layer, side)), reads);
+      }
+      if (reads != nullptr) reads->Finish();
+      for (const Floats& floats : cut) {
+        ZeroRowsBehind(bytes.data() + floats.first_byte, stream, floats.capacity, floats.num_tokens,
+                       float_bytes);
       }
     }
     // What was planned for the page that is open now is of no use any more.

@@ -367,11 +367,12 @@ FragmentPageShape PageStore::FragmentShape(size_t layer, Side side) const {
 }
 
 void PageStore::ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
-                          std::byte* out) const {
+                          std::byte* out, PageReads* reads) const {
   if (stream_ == nullptr) {
     std::memcpy(out, from, count);
     return;
   }
+  if (reads != nullptr) return reads->Add(FragmentShape(layer, side), bits, from, count, out);
   std::vector<std::byte> fragments(bits == 0 ? 0 : count);
   CopyToHost(*stream_, bits == 0 ? out : fragments.data(), from, count);
   stream_->Synchronize();
@@ -393,16 +394,17 @@ void PageStore::WriteBytes(size_t layer, Side side, int bits, const std::byte* i
   stream_->Synchronize();
 }
 
-void PageStore::ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out) const {
-  ReadBytes(layer, side, page.bits, Data(page), CodeBytes(layer, side, page.bits), out);
+void PageStore::ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out,
+                         PageReads* reads) const {
+  ReadBytes(layer, side, page.bits, Data(page), CodeBytes(layer, side, page.bits), out, reads);
 }
 void PageStore::WritePage(size_t layer, Side side, const StoredPage& page, const std::byte* in) {
   WriteBytes(layer, side, page.bits, in, CodeBytes(layer, side, page.bits), Data(page));
 }
 
-void PageStore::ReadMetadata(size_t layer, Side side, const StoredPage& page,
-                             std::byte* out) const {
-  ReadBytes(layer, side, 0, Metadata(page), MetadataBytes(layer, side), out);
+void PageStore::ReadMetadata(size_t layer, Side side, const StoredPage& page, std::byte* out,
+                             PageReads* reads) const {
+  ReadBytes(layer, side, 0, Metadata(page), MetadataBytes(layer, side), out, reads);
 }
 void PageStore::WriteMetadata(size_t layer, Side side, const StoredPage& page,
                               const std::byte* in) {
@@ -416,9 +418,9 @@ size_t PageStore::SinkPieceBytes(size_t layer, int64_t piece, Side side) const {
 
 // Whole pieces are pages.
 void PageStore::ReadSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
-                         std::byte* out) const {
+                         std::byte* out, PageReads* reads) const {
   ReadBytes(layer, side, SinkPieceTokens(piece) == kPageTokens ? 16 : 0,
-            SinkData(block, layer, piece, side), SinkPieceBytes(layer, piece, side), out);
+            SinkData(block, layer, piece, side), SinkPieceBytes(layer, piece, side), out, reads);
 }
 void PageStore::WriteSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
                           const std::byte* in) {

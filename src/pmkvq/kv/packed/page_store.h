@@ -19,6 +19,7 @@
 #include "pmkvq/kv/packed/move_executor.h"
 #include "pmkvq/kv/packed/move_plan.h"
 #include "pmkvq/kv/packed/page_codec.h"
+#include "pmkvq/kv/packed/page_reads.h"
 #include "pmkvq/kv/packed/prefix_tree.h"
 #include "pmkvq/kv/packed/slot_allocator.h"
 #include "pmkvq/kv/packed/slot_layout.h"
@@ -226,12 +227,15 @@ class PageStore {
   }
 
   // What lies in the slots, in the CPU's layout wherever the arena is: the codes or floats of a
-  // page, its metadata, the floats [Hkv, tokens, D] of a piece of the sink. Waits for the device.
-  // The memory given has CodeBytes, MetadataBytes, the bytes of the floats.
-  void ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out) const;
-  void ReadMetadata(size_t layer, Side side, const StoredPage& page, std::byte* out) const;
-  void ReadSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
-                std::byte* out) const;
+  // page, its metadata, the floats [Hkv, tokens, D] of a piece of the sink. Waits for the device,
+  // or leaves that to `reads`. The memory given has CodeBytes, MetadataBytes, the bytes of the
+  // floats.
+  void ReadPage(size_t layer, Side side, const StoredPage& page, std::byte* out,
+                PageReads* reads = nullptr) const;
+  void ReadMetadata(size_t layer, Side side, const StoredPage& page, std::byte* out,
+                    PageReads* reads = nullptr) const;
+  void ReadSink(const BlockPages& block, size_t layer, int64_t piece, Side side, std::byte* out,
+                PageReads* reads = nullptr) const;
   void WritePage(size_t layer, Side side, const StoredPage& page, const std::byte* in);
   void WriteMetadata(size_t layer, Side side, const StoredPage& page, const std::byte* in);
   void WriteSink(const BlockPages& block, size_t layer, int64_t piece, Side side,
@@ -242,7 +246,7 @@ class PageStore {
   // `bits` 0: as they are, else those of a page, whose layout changes on the way.
   FragmentPageShape FragmentShape(size_t layer, Side side) const;
   void ReadBytes(size_t layer, Side side, int bits, const std::byte* from, size_t count,
-                 std::byte* out) const;
+                 std::byte* out, PageReads* reads) const;
   void WriteBytes(size_t layer, Side side, int bits, const std::byte* in, size_t count,
                   std::byte* to);
   size_t SinkPieceBytes(size_t layer, int64_t piece, Side side) const;
