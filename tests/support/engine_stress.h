@@ -202,6 +202,7 @@ class EngineStress {
     Side& side = sides_[index];
     if (side.open.size() < 2 * kSequences && OneIn(3)) Arrive(side, index == 1);
     side.engine->Step(&side.observer);
+    Note(side);  // Those that ended are not cancelled.
     // Long requests end so: thousands of steps would pass without an arrival.
     if (!side.open.empty() && OneIn(100)) {
       const RequestId id = side.open[static_cast<size_t>(random_.Below(side.open.size()))];
