@@ -1,6 +1,7 @@
 // The engine with a model and its cache on a CUDA device: texts of the shipped model, sampling,
 // sessions, budgets that force halvings, published methods on the host.
 #include "pmkvq/engine/engine.h"
+#include "pmkvq/tensor/device/captured_work.h"
 #include "support/engine_fixture.h"
 #include "support/gpu_test.h"
 #include "support/temp_folder.h"
@@ -87,6 +88,28 @@ TEST_F(EngineOnCudaTest, ASeedGivesTheSameTextBesideOtherRequests) {
   }
   requests.insert(requests.begin() + 4, sampled);
   EXPECT_EQ(together.Generate(requests, nullptr, nullptr)[4].text, text);
+}
+
+// While pages of two requests are halved, each step is one launch of what was recorded
+// before.
+TEST_F(EngineOnCudaTest, WidthsChangeAndAStepStaysOneLaunch) {
+  SpecEngineOptions options = Options("pm-kvq", 2, 1024);
+  options.kv.budget_bytes = 3'000'000;
+  Engine engine = OpenEngine(cuda_, tokenizer_, options);
+  testing_support::RecordingObserver observer;
+  for (uint64_t seed : {1, 2}) {
+    engine.Submit(MakeRequest(testing_support::RandomPrompt(100, seed, 540), 800, seed));
+  }
+  while (observer.tokens.size() < 20) engine.Step(&observer);
+  observer = {};
+  const CapturedWork::Counts before = CapturedWork::CountsSoFar();
+  constexpr int64_t kSteps = 750;
+  for (int64_t i = 0; i < kSteps; ++i) engine.Step(&observer);
+  const CapturedWork::Counts after = CapturedWork::CountsSoFar();
+  EXPECT_EQ(observer.tokens.size(), 2 * kSteps);
+  EXPECT_FALSE(observer.halvings.empty());
+  EXPECT_EQ(after.recorded, before.recorded);
+  EXPECT_EQ(after.launched, before.launched + kSteps);
 }
 
 TEST_F(EngineOnCudaTest, SessionsGoOnAndAreSavedForTheCpu) {

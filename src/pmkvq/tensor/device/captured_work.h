@@ -2,6 +2,7 @@
 // graph.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 #include "pmkvq/tensor/device/stream.h"
@@ -21,6 +22,13 @@ class CapturedWork {
 
   // All that it reads and writes must still be there.
   void Launch(Stream& stream);
+
+  // Of this process so far, by all threads: works that were recorded, and launches.
+  struct Counts {
+    int64_t recorded = 0;
+    int64_t launched = 0;
+  };
+  static Counts CountsSoFar();
 
  private:
   CUgraphExec_st* graph_ = nullptr;
