@@ -11,8 +11,8 @@
 // its own pages alone.
 //
 // Numerics: queries, floats of pages and weights times steps are F16, sums are float. Codes are
-// multiplied as whole numbers around zero, exactly. References of the softmax are whole numbers in
-// base 2, so a new one rounds nothing again.
+// multiplied as floats 1024 + code, exactly. References of the softmax are whole numbers in base 2,
+// so a new one rounds nothing again.
 #pragma once
 
 #include <cstddef>

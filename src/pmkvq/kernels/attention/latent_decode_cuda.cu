@@ -41,9 +41,10 @@ int ResidentLatentBlocks(int device) {
       cudaFuncSetAttribute(LatentKernel<kGroups, kRopeDims>,
                            cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory),
       "shared memory of attention over latents");
-  pmkvq::internal::CheckCuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                                 &blocks, LatentKernel<kGroups, kRopeDims>, 32 * kGroups, kMemory),
-                             "occupancy of attention over latents");
+  pmkvq::internal::CheckCuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, LatentKernel<kGroups, kRopeDims>,
+                                                    32 * (kGroups + 1), kMemory),
+      "occupancy of attention over latents");
   blocks *= FactsOf(device).multiprocessors;
   PMKVQ_CHECK(blocks > 0);
   known[index].store(blocks);
@@ -56,7 +57,7 @@ void LaunchLatents(const DecodeArguments& arguments, int most_items, Stream& str
   const int resident = ResidentLatentBlocks<kGroups, kRopeDims>(stream.device().index);
   const auto blocks = static_cast<unsigned>(std::min(resident, most_items));
   LatentKernel<kGroups, kRopeDims>
-      <<<blocks, 32 * kGroups, LatentMemory<kGroups, kRopeDims>::kBytes, stream.handle()>>>(
+      <<<blocks, 32 * (kGroups + 1), LatentMemory<kGroups, kRopeDims>::kBytes, stream.handle()>>>(
           arguments);
   pmkvq::internal::CheckLaunch("attention over latents");
   LaunchEarly(LatentCombineKernel<kGroups, kRopeDims>,
