@@ -11,7 +11,7 @@ import sys
 
 import plot_results
 import results_settings as rs
-from results_data import FIGURES, SIGNIFICANT, Pair, Results
+from results_data import FIGURES, SIGNIFICANT, Pair, Result, Results
 
 README_BEGIN = "<!-- Accuracy: made by tools/render_results.py -->"
 README_END = "<!-- end -->"
@@ -286,7 +286,9 @@ class Page:
                 "The same problems and budgets. Each method has the largest capacity that fits, tokens at 16 bits (`confkv`: 8 bits but for "
                 "the newest), and stands against `random`, which evicts by chance in the same bytes. *Kept* is the share of the tokens "
                 "that a response still has where it ends, mean over blocks and problems; *peak* counts what is held before a rule "
-                "runs, too.", "", *out]
+                "runs, too. `confkv` reserves the bytes of its `max` and holds no more than its `min` where the model is sure of the next "
+                "token, which is nearly everywhere: hence its small peak. `confkv-full` has `min` = `max` and takes the whole budget; "
+                "how sure the model is then decides nothing.", "", *out]
 
     def verdict_tables(self):
         """Which methods hold their own at each budget, from the verdicts of the tables below; empty while there are none."""
@@ -313,7 +315,7 @@ class Page:
                                 f"{fitting[0][0].name} {fitting[0][1].solved()} | {least[0].name} {least[1].solved()} |")
         if not rows:
             return []
-        out = ["## Which methods are worth using", "",
+        out = ["## Which methods are worth using", "", *self.every_method(), "### What they are set against", "",
                f"Solved of the {rs.HARD.num_problems} problems of the choosing half, most first; *worse* is the verdict of the tables below, "
                "against `pm-kvq` as in the paper, and against fp16 at 2.3 bits, where its pages do not fit. A method that is not worse "
                "need not be as good: the interval of so few problems is wide. Methods that were not run at a budget are named below its "
@@ -323,6 +325,70 @@ class Page:
             out += ["Methods that evict, against chance in the same bytes, beside the best and the last of those that keep all tokens:", "",
                     *table("bits | random | better than chance | not shown to be | best that keeps all | last that keeps all"), *evicting, ""]
         return out
+
+    def every_method(self):
+        """A line for each method: what it solves at each budget, and in words whether that is worth using."""
+        settings = {}  # Name -> budget -> setting.
+        for bits in rs.FIELD_BITS:
+            for setting in (rs.PAPER, rs.BEST) + rs.RIVALS.get(bits, ()) + rs.FIELD[bits] + rs.EVICTING[bits]:
+                settings.setdefault(setting.name, {})[bits] = setting
+        made = {name: {bits: result for bits, s in of.items() if (result := self.get(rs.HARD, bits, s))} for name, of in settings.items()}
+        fitting = {name: {bits: r for bits, r in of.items() if r.fits} for name, of in made.items()}
+        yardsticks = {}
+        for bits in rs.FIELD_BITS:
+            there = [of[bits] for of in fitting.values() if bits in of]
+            yardsticks[bits] = fitting[rs.PAPER.name].get(bits) or max(there, key=Result.solved)
+        rows = []
+        for name, of in settings.items():
+            cells = [str(fitting[name][bits].solved()) if bits in fitting[name] else "too large" if bits in made[name] else "-"
+                     for bits in rs.FIELD_BITS]
+            if made[name]:
+                rows.append((self.worth(name, fitting, yardsticks), f"| {name} | {' | '.join(cells)} | {self.times(of.values())} |"))
+        rows.sort(key=lambda row: row[0][0])
+        top = ", ".join(f"{bits:g}" for bits in rs.FIELD_BITS)
+        header = f"method | {' | '.join(f'{bits:g}' for bits in rs.FIELD_BITS)} | calibration | verdict"
+        others = [f"{line} {words} |" for (place, words), line in rows if place > 0]
+        return [f"Solved of the {rs.HARD.num_problems} problems of the choosing half at {top} bits a value, and what that says. *Worth using* at a "
+                "budget: not shown to be worse there than `pm-kvq` as in the paper, or, where its pages do not fit, than the method that "
+                "solves most, and more than half of the problems solved. *Plain rounding* is `rtn` in the same bytes, *chance* is `random`. "
+                "At 4.65 bits nearly everything works, so that budget alone recommends nothing. *Too large*: the smallest form does not fit; "
+                "a dash: not run there.", "",
+                *table(header), *(f"{line} {words} |" for (place, words), line in rows if place == 0), "",
+                "The others:", "", *folded(len(others), table(header) + others), ""]
+
+    def worth(self, name, fitting, yardsticks):
+        """(place in the order, words) of a method."""
+        def at(budgets):
+            return " and ".join(", ".join(f"{bits:g}" for bits in budgets).rsplit(", ", 1)) + " bits"
+
+        def verdict(other, bits):
+            there = fitting[other].get(bits)
+            return Pair(fitting[name][bits], there).verdict() if there and other != name else ""
+
+        own = fitting[name]
+        if not own:
+            return 3, "fits no budget"
+        good = [bits for bits, r in own.items() if Pair(r, yardsticks[bits]).verdict() != "worse" and 2 * r.solved() > r.total()]
+        low = [bits for bits in good if bits < 4]
+        place, words = (0, f"**worth using at {at(low)}**") if low else (1, f"enough at {at(good)}, not below") if good else (2, "not worth it here")
+        said = [words]
+        for other, plain in (("rtn", "plain rounding"), (rs.RANDOM, "chance")):
+            if other == rs.RANDOM and not rs.evicts(name):
+                continue
+            found = {bits: verdict(other, bits) for bits in own if bits < 4 or other == rs.RANDOM}
+            for kind, phrase in (("better", f"beats {plain}"), ("worse", f"behind {plain}"), ("not shown", f"not shown to differ from {plain}")):
+                if budgets := [bits for bits, word in found.items() if word == kind]:
+                    said.append(f"{phrase} at {at(budgets)}")
+        return place, "; ".join(said)
+
+    def times(self, settings):
+        """Cell: the processor times of the calibrations of a method's settings."""
+        known = [rs.calibration_of(setting) for setting in settings]
+        found = [self.results.calibration(name) for name in known if name]
+        if not found:
+            return "none"
+        seconds = sorted({round(time["processor_seconds"]) for time in found if time})
+        return "not timed" if not seconds else f"{seconds[0]} s" if len(seconds) == 1 else f"{seconds[0]} to {seconds[-1]} s"
 
     def tables_of(self, words, header, settings_of, other, row):
         """Tables of the budgets that have results; `other` is what rows are set against."""

@@ -267,8 +267,9 @@ FIELD = {
           Setting("cq-uniform", "cq:from={data}/cq-4c8b-uniform.safetensors+window=64"),
           Setting("decoquant", "decoquant:bits=2+columns=4+residual=32"), Setting("turboquant", "turboquant:k=2+v=2+recent=32"),
           Setting("qaq", from_file("qaq", "bits=1")), Setting("xquant", "xquant:km=12+vm=12+vq=0+group=128"),
-          Setting("xquant-shared", "xquant:group=128+vq=0"), Setting("rtn", "rtn:bits=2"),
-          Setting("oscar", from_file("oscar", "sink=2+recent=12")),
+          Setting("xquant-shared", "xquant:group=128+vq=0"), Setting("rtn", "rtn:bits=2"), Setting("kvtuner", "kvtuner:k=2+v=2"),
+          Setting("oscar", from_file("oscar", "sink=2+recent=12")), Setting("rotatekv", from_file("rotatekv", "bits=2+pivots=0")),
+          Setting("mikv", "mikv:reference"),
           Setting("recalkv", "recalkv:from={data}/recalkv-14.safetensors"),
           Setting("subgen", "subgen:recent=256+values=192+clusters=32")),
 }
@@ -284,12 +285,13 @@ RANDOM = "random"
 
 
 def evicting(window, every, scored, pyramid, h2o, confkv, gated):
-    """Capacities of a budget. CONF-KV keeps from a quarter of its `max` on, as by default."""
+    """Capacities of a budget. CONF-KV keeps from a quarter of its `max` on, as by default; `confkv-full` always keeps `max`."""
     return (Setting(RANDOM, f"random:capacity={every}"), Setting("window", f"window:recent={window}"),
             Setting("h2o", f"h2o:capacity={h2o}"), Setting("snapkv", f"snapkv:capacity={scored}+every=128"),
             Setting("pyramidkv", f"pyramidkv:capacity={pyramid}+every=128"), Setting("rkv", f"rkv:capacity={scored}"),
             Setting("fastkvzip", from_file("fastkvzip", f"capacity={gated}")),
-            Setting("confkv", f"confkv:min={confkv // 4}+max={confkv}"))
+            Setting("confkv", f"confkv:min={confkv // 4}+max={confkv}"),
+            Setting("confkv-full", f"confkv:min={confkv}+max={confkv}"))
 
 
 EVICTING = {
