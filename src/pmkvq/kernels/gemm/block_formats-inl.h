@@ -3,7 +3,8 @@
 //
 // A piece is 256 weights: one block of 256, or eight blocks of 32. Weight i of a piece is
 //   scale[i / 16] * (code[i] - kOffset) - minimum[i / 16]
-// with codes from 0 to kMostCode. Where a scale belongs to 32 weights, it stands there twice.
+// with codes from 0 to kMostCode. Where a scale belongs to kScaleValues = 32 weights, it stands
+// there twice.
 #include "hwy/highway.h"
 
 #if defined(PMKVQ_KERNELS_GEMM_BLOCK_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -31,6 +32,7 @@ struct Block {
   static constexpr int kOffset = kOffsetOfCodes;
   static constexpr int kMostCode = kLargestCode;
   static constexpr bool kHasMinima = false;
+  static constexpr int kScaleValues = 32;  // Or 16: how many weights have a scale.
 
   const uint8_t* p;
 };
@@ -113,6 +115,7 @@ constexpr uint64_t kEachByte = 0x0101010101010101u;
 
 struct BlockQ2_K : Block<WeightFormat::kQ2_K, 0, 3> {
   static constexpr bool kHasMinima = true;
+  static constexpr int kScaleValues = 16;
   HWY_INLINE void Scales(Floats16& scales, Floats16& minima) const {
     uint8_t low[16];
     uint8_t high[16];
@@ -134,6 +137,7 @@ struct BlockQ2_K : Block<WeightFormat::kQ2_K, 0, 3> {
 };
 
 struct BlockQ3_K : Block<WeightFormat::kQ3_K, 4, 7> {
+  static constexpr int kScaleValues = 16;
   HWY_INLINE void Scales(Floats16& scales, Floats16& /*minima*/) const {
     const auto low = LoadAs<uint64_t>(p + 96);
     const uint64_t high = LoadAs<uint32_t>(p + 104);
@@ -188,6 +192,7 @@ struct BlockQ5_K : Block<WeightFormat::kQ5_K, 0, 31> {
 };
 
 struct BlockQ6_K : Block<WeightFormat::kQ6_K, 32, 63> {
+  static constexpr int kScaleValues = 16;
   HWY_INLINE void Scales(Floats16& scales, Floats16& /*minima*/) const {
     scales = Mul(SetHalf(LoadAs<uint16_t>(p + 208)),
                  FloatsOf16(reinterpret_cast<const int8_t*>(p + 192), 0));

@@ -7,7 +7,9 @@
 #include <cstring>
 #include <limits>
 
+#include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
+#include "pmkvq/kernels/gemm/block_piece.h"
 
 #ifndef PMKVQ_BLOCK_PRODUCT_ONCE
 #define PMKVQ_BLOCK_PRODUCT_ONCE
@@ -16,21 +18,6 @@
 #endif
 namespace pmkvq::internal {
 namespace {
-
-constexpr size_t kPieceValues = 256;
-constexpr size_t kGroupValues = 32;
-
-// 256 values of a row of x.
-struct PackedPiece {
-  alignas(64) int8_t codes[kPieceValues];
-  float scales[16];  // Of every 16 codes: those of groups, twice.
-  float sums[16];    // Of every 16 codes, times their scale.
-};
-static_assert(sizeof(PackedPiece) % sizeof(float) == 0);
-
-size_t NumPieces(int64_t cols) {
-  return (static_cast<size_t>(cols) + kPieceValues - 1) / kPieceValues;
-}
 
 struct BlockArgs {
   const PackedPiece* x;  // [num_rows, pieces]
@@ -51,6 +38,7 @@ struct BlockArgs {
 // After highway.h.
 #include "hwy/cache_control.h"
 #include "pmkvq/kernels/gemm/block_formats-inl.h"
+#include "pmkvq/kernels/gemm/block_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pmkvq::internal::HWY_NAMESPACE {
@@ -60,10 +48,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Where rounding begins to divide by numbers whose inverse is no float.
 constexpr float kLeastMagnitude = 0x1p-119f;
 
-// 32 values to codes and their scale.
-float RoundGroup(const float* HWY_RESTRICT x, int8_t* HWY_RESTRICT codes) {
-  const hn::ScalableTag<float> d;
+// A group of x: its codes in two halves, their sums, and their scale.
+float RoundGroup(const float* HWY_RESTRICT x, int8_t* const (&codes)[2], int32_t (&sums)[2]) {
+  const hn::CappedTag<float, 16> d;
   const hn::RebindToUnsigned<decltype(d)> d32;
+  const hn::RebindToSigned<decltype(d)> di32;
   const hn::Rebind<int8_t, decltype(d)> d8;
   const size_t lanes = hn::Lanes(d);
   // Magnitudes as bits are ordered like the magnitudes, infinities and NaN above all numbers.
@@ -73,25 +62,37 @@ float RoundGroup(const float* HWY_RESTRICT x, int8_t* HWY_RESTRICT codes) {
   }
   const auto magnitude = std::bit_cast<float>(hn::GetLane(hn::MaxOfLanes(d32, largest)));
   if (!(magnitude >= kLeastMagnitude && std::isfinite(magnitude))) {
-    std::memset(codes, 0, kGroupValues);
+    for (const int half : {0, 1}) {
+      std::memset(codes[half], 0, kGroupValues / 2);
+      sums[half] = 0;
+    }
     return magnitude < kLeastMagnitude ? 0.0f : std::numeric_limits<float>::quiet_NaN();
   }
   const auto inverse = hn::Set(d, 127.0f / magnitude);
-  for (size_t i = 0; i < kGroupValues; i += lanes) {
-    const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), inverse));
-    hn::StoreU(hn::DemoteTo(d8, rounded), d8, codes + i);
+  for (const int half : {0, 1}) {
+    auto sum = hn::Zero(di32);
+    for (size_t i = 0; i < kGroupValues / 2; i += lanes) {
+      const auto value = hn::LoadU(d, x + static_cast<size_t>(half) * (kGroupValues / 2) + i);
+      const auto rounded = hn::NearestInt(hn::Mul(value, inverse));
+      sum = hn::Add(sum, rounded);
+      hn::StoreU(hn::DemoteTo(d8, rounded), d8, codes[half] + i);
+    }
+    sums[half] = hn::GetLane(hn::SumOfLanes(di32, sum));
   }
   return magnitude / 127.0f;
 }
 
 void RoundPiece(const float* HWY_RESTRICT x, PackedPiece& piece) {
   for (size_t group = 0; group < kPieceValues / kGroupValues; ++group) {
-    const float scale = RoundGroup(x + group * kGroupValues, piece.codes + group * kGroupValues);
-    for (size_t half = 2 * group; half < 2 * group + 2; ++half) {
-      int sum = 0;
-      for (size_t i = 16 * half; i < 16 * half + 16; ++i) sum += piece.codes[i];
-      piece.scales[half] = scale;
-      piece.sums[half] = scale * static_cast<float>(sum);
+    const size_t four = group / 4;
+    int8_t* const codes = piece.codes + 128 * four + 16 * (group % 4);
+    int32_t sums[2];
+    const float scale = RoundGroup(x + group * kGroupValues, {codes, codes + 64}, sums);
+    for (size_t i = 4 * (group % 4) + four; i < 4 * (group % 4) + 4; i += 2) {
+      piece.scales[i] = scale;
+      piece.sums[i] = scale * static_cast<float>(sums[0] + sums[1]);
+      piece.half_sums[0][i] = sums[0];
+      piece.half_sums[1][i] = sums[1];
     }
   }
 }
@@ -117,7 +118,7 @@ struct Rows {
   // Where the last piece of a row has fewer blocks, reads must not go on: a copy with blocks of
   // zeros.
   struct Padded {
-    alignas(64) uint8_t bytes[kPieceBytes];
+    alignas(kAlignment) uint8_t bytes[kPieceBytes];
     Padded(const uint8_t* data, size_t num_bytes) {
       std::memcpy(bytes, data, num_bytes);
       std::memset(bytes + num_bytes, 0, kPieceBytes - num_bytes);
@@ -125,55 +126,100 @@ struct Rows {
   };
 };
 
-// What a format subtracts from scale * code.
-template <class Format>
-HWY_INLINE void ScalesOf(const Format& piece, Floats16& scales, Floats16& minima) {
-  piece.Scales(scales, minima);
-  if constexpr (!Format::kHasMinima) {
-    minima = Mul(scales, SetFloats(static_cast<float>(Format::kOffset)));
-  }
-  static_assert(!Format::kHasMinima || Format::kOffset == 0);
-}
+// What the kernels need to know of a format.
+template <class Format, bool kDotBytes>
+using KindOf = TileKind<kDotBytes, kDotBytes ? 255 : Format::kMostCode, Format::kScaleValues == 16,
+                        Format::kHasMinima>;
 
-template <class Format, bool kDotBytes, int kChunk, int kRows>
-HWY_INLINE void AddChunk(const Format& piece, const PackedPiece* const (&x)[kRows],
-                         const Floats16 (&scales)[kRows], Floats16 (&sums)[kRows]) {
-  const Bytes64 codes = piece.template Codes<kChunk>();
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    const Ints16 dot = Dot<kDotBytes, Format::kMostCode>(codes, x[r]->codes + 64 * kChunk);
-    sums[r] = Add(sums[r], Mul(ToFloats(dot), Spread<kChunk>(scales[r])));
+// Scales, or minima, of each half of groups, or of groups, in the order of PackedPiece::scales.
+template <class Format>
+struct OrderedScales {
+  static constexpr int kHalves = Format::kScaleValues == 16 ? 2 : 1;
+  Floats16 scales[kHalves];
+  Floats16 subtracted[kHalves];
+
+  HWY_INLINE explicit OrderedScales(const Format& piece) {
+    static_assert(!Format::kHasMinima || Format::kOffset == 0);
+    Floats16 in_order;
+    Floats16 minima;
+    piece.Scales(in_order, minima);
+    scales[0] = InGroupOrder<0>(in_order);
+    if constexpr (kHalves == 2) scales[1] = InGroupOrder<1>(in_order);
+    if constexpr (Format::kHasMinima) {
+      const Floats16 negative = Mul(minima, SetFloats(-1.0f));
+      subtracted[0] = InGroupOrder<0>(negative);
+      if constexpr (kHalves == 2) subtracted[1] = InGroupOrder<1>(negative);
+    } else {
+      subtracted[0] = scales[0];  // Not used.
+      if constexpr (kHalves == 2) subtracted[1] = scales[1];
+    }
   }
+};
+
+// Adds what half kHalf of the groups (or whole groups) of one row adds up to: `dots`, whose even
+// lanes belong to the first four groups.
+template <class Kind, int kHalf>
+HWY_INLINE void AddScaledDots(const PackedPiece& x, int offset, size_t lane, IntSlice dots,
+                              FloatSlice scales, FloatSlice subtracted, FloatSlice& sums) {
+  if constexpr (Kind::kHasMinima) {
+    sums = Add(sums, Mul(subtracted, SumsOfX<Kind, kHalf>(x, lane)));
+  } else {
+    dots = Add(dots, OffsetTerm<Kind, kHalf>(x, offset, lane));
+  }
+  sums = Add(sums, Mul(ToFloats(dots), Mul(scales, LoadSlice(x.scales + lane))));
 }
 
 template <class Format, bool kDotBytes, int kRows>
 HWY_INLINE void AddPiece(const uint8_t* data, const PackedPiece* const (&x)[kRows],
                          Floats16 (&sums)[kRows]) {
+  using Kind = KindOf<Format, kDotBytes>;
+  constexpr int kMostCode = Kind::kMostCode;
   const Format piece{{data}};
-  Floats16 scales;
-  Floats16 minima;
-  ScalesOf(piece, scales, minima);
-  const Floats16 subtracted = Mul(minima, SetFloats(-1.0f));
-  Floats16 scaled[kRows];
+  OrderedScales<Format> scales(piece);
+  Bytes64 codes[2][2];  // [four][half]
+  SplitHalves(piece.template Codes<0>(), piece.template Codes<1>(), codes[0][0], codes[0][1]);
+  SplitHalves(piece.template Codes<2>(), piece.template Codes<3>(), codes[1][0], codes[1][1]);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    scaled[r] = Mul(scales, LoadFloats(x[r]->scales));
-    sums[r] = Add(sums[r], Mul(subtracted, LoadFloats(x[r]->sums)));
+#pragma GCC unroll 4
+    for (size_t n = 0; n < kSlices; ++n) {
+      const int8_t* const of_x = x[r]->codes + n * kSliceBytes;
+      const size_t lane = n * kSliceBytes / sizeof(float);
+      FloatSlice& sum = SliceOf(sums[r], n);
+      if constexpr (Kind::kHalves) {
+        const IntSlice first = SumsOfParts(
+            AddDot<kDotBytes, kMostCode>(NoInts(), SliceOf(codes[0][0], n), LoadBytes(of_x)),
+            AddDot<kDotBytes, kMostCode>(NoInts(), SliceOf(codes[1][0], n), LoadBytes(of_x + 128)));
+        AddScaledDots<Kind, 0>(*x[r], Format::kOffset, lane, first, SliceOf(scales.scales[0], n),
+                               SliceOf(scales.subtracted[0], n), sum);
+        const IntSlice second = SumsOfParts(
+            AddDot<kDotBytes, kMostCode>(NoInts(), SliceOf(codes[0][1], n), LoadBytes(of_x + 64)),
+            AddDot<kDotBytes, kMostCode>(NoInts(), SliceOf(codes[1][1], n), LoadBytes(of_x + 192)));
+        AddScaledDots<Kind, 1>(*x[r], Format::kOffset, lane, second, SliceOf(scales.scales[1], n),
+                               SliceOf(scales.subtracted[1], n), sum);
+      } else {
+        const IntSlice dots = SumsOfParts(
+            TwoDots<kDotBytes, kMostCode>(SliceOf(codes[0][0], n), LoadBytes(of_x),
+                                          SliceOf(codes[0][1], n), LoadBytes(of_x + 64)),
+            TwoDots<kDotBytes, kMostCode>(SliceOf(codes[1][0], n), LoadBytes(of_x + 128),
+                                          SliceOf(codes[1][1], n), LoadBytes(of_x + 192)));
+        AddScaledDots<Kind, 0>(*x[r], Format::kOffset, lane, dots, SliceOf(scales.scales[0], n),
+                               SliceOf(scales.subtracted[0], n), sum);
+      }
+    }
   }
-  AddChunk<Format, kDotBytes, 0, kRows>(piece, x, scaled, sums);
-  AddChunk<Format, kDotBytes, 1, kRows>(piece, x, scaled, sums);
-  AddChunk<Format, kDotBytes, 2, kRows>(piece, x, scaled, sums);
-  AddChunk<Format, kDotBytes, 3, kRows>(piece, x, scaled, sums);
 }
 
+// Lanes 4 q and 4 q + 1 are the sums of groups q and 4 + q.
 HWY_INLINE float SumOf(Floats16 sums) {
   HWY_ALIGN float lanes[16];
   StoreFloats(sums, lanes);
-  for (const size_t half : {8u, 4u, 2u, 1u}) {
-    for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
+  return ((lanes[0] + lanes[1]) + (lanes[8] + lanes[9])) +
+         ((lanes[4] + lanes[5]) + (lanes[12] + lanes[13]));
 }
+
+// From as many rows on strips are decoded.
+constexpr size_t kLeastTileRows = 8;
 
 // Far enough that memory has answered in time, near enough that lines are still in the first cache.
 constexpr size_t kAheadBytes = 8192;
@@ -216,7 +262,7 @@ void OneOutput(const BlockArgs& args, size_t row, size_t out) {
 }
 
 template <class Format, bool kDotBytes>
-void OutputRange(const BlockArgs& args, size_t begin, size_t end) {
+void FewRows(const BlockArgs& args, size_t begin, size_t end) {
   for (size_t out = begin; out < end; ++out) {
     size_t row = 0;
     for (; row + 4 <= args.num_rows; row += 4) OneOutput<Format, kDotBytes, 4>(args, row, out);
@@ -225,6 +271,87 @@ void OutputRange(const BlockArgs& args, size_t begin, size_t end) {
       row += 2;
     }
     if (row < args.num_rows) OneOutput<Format, kDotBytes, 1>(args, row, out);
+  }
+}
+
+// codes: [half], of four groups of each output.
+HWY_INLINE void StoreTransposed(Bytes64 (&codes)[2][kStripOuts], uint8_t (&out)[2][4][64]) {
+#pragma GCC unroll 2
+  for (size_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+    for (size_t n = 0; n < kSlices; ++n) {
+      ByteSlice words[4] = {SliceOf(codes[half][0], n), SliceOf(codes[half][1], n),
+                            SliceOf(codes[half][2], n), SliceOf(codes[half][3], n)};
+      Transpose(words);
+#pragma GCC unroll 4
+      for (size_t k = 0; k < 4; ++k) StoreSlice(words[k], out[half][k] + n * kSliceBytes);
+    }
+  }
+}
+
+// One number of each of four outputs for every group: [four].
+HWY_INLINE void StoreTransposed(Floats16 a, Floats16 b, Floats16 c, Floats16 d, float* first,
+                                float* second) {
+#pragma GCC unroll 4
+  for (size_t n = 0; n < kSlices; ++n) {
+    FloatSlice of[4] = {SliceOf(a, n), SliceOf(b, n), SliceOf(c, n), SliceOf(d, n)};
+    Transpose(of);
+    StoreSlice(of[0], first + n * kSliceBytes / sizeof(float));
+    StoreSlice(of[1], second + n * kSliceBytes / sizeof(float));
+  }
+}
+
+// The piece at `data` of each of four outputs.
+template <class Format>
+HWY_INLINE void DecodeStripPiece(const uint8_t* const (&data)[kStripOuts], StripPiece& strip) {
+  Bytes64 codes[2][kStripOuts];
+#pragma GCC unroll 4
+  for (size_t o = 0; o < kStripOuts; ++o) {
+    const Format piece{{data[o]}};
+    SplitHalves(piece.template Codes<0>(), piece.template Codes<1>(), codes[0][o], codes[1][o]);
+  }
+  StoreTransposed(codes, strip.codes[0]);
+#pragma GCC unroll 4
+  for (size_t o = 0; o < kStripOuts; ++o) {
+    const Format piece{{data[o]}};
+    SplitHalves(piece.template Codes<2>(), piece.template Codes<3>(), codes[0][o], codes[1][o]);
+  }
+  StoreTransposed(codes, strip.codes[1]);
+  using Scales = OrderedScales<Format>;
+  Scales scales[kStripOuts] = {Scales(Format{{data[0]}}), Scales(Format{{data[1]}}),
+                               Scales(Format{{data[2]}}), Scales(Format{{data[3]}})};
+#pragma GCC unroll 2
+  for (int half = 0; half < Scales::kHalves; ++half) {
+    StoreTransposed(scales[0].scales[half], scales[1].scales[half], scales[2].scales[half],
+                    scales[3].scales[half], strip.scales[0][half], strip.scales[1][half]);
+    if constexpr (Format::kHasMinima) {
+      StoreTransposed(scales[0].subtracted[half], scales[1].subtracted[half],
+                      scales[2].subtracted[half], scales[3].subtracted[half],
+                      strip.subtracted[0][half], strip.subtracted[1][half]);
+    }
+  }
+}
+
+// `num_pieces` pieces from `piece` on of outputs out to out + kStripOuts - 1.
+template <class Format>
+void DecodeStrip(const WeightView& weight, size_t out, size_t piece, size_t num_pieces,
+                 StripPiece* strip) {
+  using R = Rows<Format>;
+  const auto row_bytes = static_cast<size_t>(RowBytes(weight.format, weight.cols));
+  const auto* first = reinterpret_cast<const uint8_t*>(weight.data) + out * row_bytes;
+  for (size_t p = piece; p < piece + num_pieces; ++p) {
+    const size_t at = p * R::kPieceBytes;
+    const uint8_t* data[kStripOuts];
+    for (size_t o = 0; o < kStripOuts; ++o) data[o] = first + o * row_bytes + at;
+    if (at + R::kPieceBytes <= row_bytes) {
+      DecodeStripPiece<Format>(data, *strip++);
+      continue;
+    }
+    const size_t rest = row_bytes - at;
+    const typename R::Padded padded[kStripOuts] = {
+        {data[0], rest}, {data[1], rest}, {data[2], rest}, {data[3], rest}};
+    for (size_t o = 0; o < kStripOuts; ++o) data[o] = padded[o].bytes;
+    DecodeStripPiece<Format>(data, *strip++);
   }
 }
 
@@ -282,22 +409,97 @@ constexpr bool kMayHaveDotBytes = false;
 #endif
 
 struct BlockFunctions {
-  void (*product)(const BlockArgs& args, size_t begin, size_t end);
-  void (*product_with_dot)(const BlockArgs& args, size_t begin, size_t end);
+  void (*few_rows)(const BlockArgs& args, size_t begin, size_t end);
+  void (*few_rows_with_dot)(const BlockArgs& args, size_t begin, size_t end);
+  void (*decode_strip)(const WeightView& weight, size_t out, size_t piece, size_t num_pieces,
+                       StripPiece* strip);
+  void (*add_tile)(const TileArgs& args, bool is_first);
+  void (*add_tile_with_dot)(const TileArgs& args, bool is_first);
+  int offset;
   void (*expand)(const std::byte* data, size_t count, float* out);
 };
 
+template <class Format>
+constexpr BlockFunctions FunctionsOf() {
+  return {FewRows<Format, false>,
+          FewRows<Format, kMayHaveDotBytes>,
+          DecodeStrip<Format>,
+          AddTile<KindOf<Format, false> >,
+          AddTile<KindOf<Format, kMayHaveDotBytes> >,
+          Format::kOffset,
+          ExpandPieces<Format>};
+}
+
 constexpr BlockFunctions kBlockFormats[] = {
-#define PMKVQ_ROW(id, name, block_values, block_bytes)                      \
-  {OutputRange<Block##id, false>, OutputRange<Block##id, kMayHaveDotBytes>, \
-   ExpandPieces<Block##id>},
+#define PMKVQ_ROW(id, name, block_values, block_bytes) FunctionsOf<Block##id>(),
     PMKVQ_BLOCK_FORMATS(PMKVQ_ROW)
 #undef PMKVQ_ROW
 };
 
+// Rows from `row` on, at most kTileRows, and outputs from `begin` on, whole tiles of a panel.
+void ManyRows(const BlockFunctions& functions, bool dot_bytes, const BlockArgs& args, size_t row,
+              size_t begin, size_t end) {
+  const size_t rows = std::min(kTileRows, args.num_rows - row);
+  const size_t pieces = NumPieces(args.weight->cols);
+  const auto num_outs = static_cast<size_t>(args.weight->rows);
+  const size_t strips = (end - begin) / kStripOuts;
+  // Rows without a number of their own go to a place that nobody reads.
+  const size_t row_places = hwy::RoundUpTo(rows, kRowsAtATime);
+  constexpr size_t kFloatsOfPiece = sizeof(StripPiece) / sizeof(float);
+  constexpr size_t kFloatsOfSums = sizeof(StripSums) / sizeof(float);
+  thread_local AlignedVector<float> scratch;
+  const size_t needed =
+      kStrips * kTilePieces * kFloatsOfPiece + strips * row_places * kFloatsOfSums;
+  if (scratch.size() < needed) scratch.resize(needed);
+  auto* const decoded = reinterpret_cast<StripPiece*>(scratch.data());
+  auto* const sums = reinterpret_cast<StripSums*>(decoded + kStrips * kTilePieces);
+  const auto add = dot_bytes ? functions.add_tile_with_dot : functions.add_tile;
+  for (size_t piece = 0; piece < pieces; piece += kTilePieces) {
+    TileArgs tile;
+    tile.num_pieces = std::min(kTilePieces, pieces - piece);
+    tile.offset = functions.offset;
+    for (size_t strip = 0; strip < strips; strip += kStrips) {
+      for (size_t s = 0; s < kStrips; ++s) {
+        tile.strips[s] = decoded + s * kTilePieces;
+        functions.decode_strip(*args.weight, begin + (strip + s) * kStripOuts, piece,
+                               tile.num_pieces, decoded + s * kTilePieces);
+      }
+      for (size_t r = 0; r < rows; r += kRowsAtATime) {
+        for (size_t k = 0; k < kRowsAtATime; ++k) {
+          tile.x[k] = args.x + (row + std::min(r + k, rows - 1)) * pieces + piece;
+          for (size_t s = 0; s < kStrips; ++s) {
+            tile.sums[k][s] = sums + (strip + s) * row_places + r + k;
+          }
+        }
+        add(tile, piece == 0);
+      }
+    }
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    float* const y = args.y + (row + r) * num_outs;
+    for (size_t strip = 0; strip < strips; ++strip) {
+      const auto& of = sums[strip * row_places + r].of;
+      for (size_t o = 0; o < kStripOuts; ++o) {
+        const size_t out = begin + strip * kStripOuts + o;
+        const float sum = ((of[0][o] + of[1][o]) + (of[0][8 + o] + of[1][8 + o])) +
+                          ((of[0][4 + o] + of[1][4 + o]) + (of[0][12 + o] + of[1][12 + o]));
+        y[out] = args.bias == nullptr ? sum : sum + args.bias[out];
+      }
+    }
+  }
+}
+
 void BlockProduct(size_t format, bool dot_bytes, const BlockArgs& args, size_t begin, size_t end) {
   const BlockFunctions& functions = kBlockFormats[format];
-  (dot_bytes ? functions.product_with_dot : functions.product)(args, begin, end);
+  if (args.num_rows >= kLeastTileRows && args.weight->cols > 0) {
+    const size_t whole = begin + (end - begin) / kTileOuts * kTileOuts;
+    for (; begin < whole; begin = std::min(whole, begin + kPanelOuts)) {
+      for (size_t row = 0; row < args.num_rows; row += kTileRows) {
+        ManyRows(functions, dot_bytes, args, row, begin, std::min(whole, begin + kPanelOuts));
+      }
+    }
+  }
+  (dot_bytes ? functions.few_rows_with_dot : functions.few_rows)(args, begin, end);
 }
 
 void Expand(size_t format, const std::byte* data, size_t count, float* out) {

@@ -1,11 +1,12 @@
-// Products of few rows with stored blocks of 2 to 6 bits (PMKVQ_BLOCK_FORMATS of
+// Products with stored blocks of 2 to 6 bits (PMKVQ_BLOCK_FORMATS of
 // tensor/weight_format.h), and their expansion. Internal to gemm/.
 //
 // x is rounded to int8 in groups of 32, each with the scale max|x| / 127; codes of weights and of x
-// are multiplied as integers, exactly, and every four products are one number. Numbers are made
-// floats, scaled and added in one order, in 16 sums that are added in one order at the end. There
-// are no fused operations: the bits depend on the two rows and the format only, and are the same on
-// every instruction set. What rounding x costs is in docs/numerics.md.
+// are multiplied as integers, exactly, and all products of a scale of the weights (of 32 or 16) are
+// one number. Numbers are made floats, scaled and added in one order, in 8 sums that are added in
+// one order at the end. There are no fused operations: the bits depend on the two rows and the
+// format only, not on the number of rows, and are the same on every instruction set. What rounding
+// x costs is in docs/numerics.md.
 #pragma once
 
 #include <cstddef>

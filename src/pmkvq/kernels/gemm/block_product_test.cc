@@ -74,9 +74,9 @@ std::vector<int64_t> ColumnsOf(WeightFormat format) {
 // Against the sum in double of x times the weights' formulas. Two errors add up:
 //  - x of a group is within (0.5 + 127 x 2^-22) of its scale, max|x| / 127: half a code, and the
 //    roundings of 127 / max and of the product before it becomes a code;
-//  - every sum of 16 has 5 terms a piece, each of four roundings (scales, products, the addition);
-//    4 additions and the bias follow. Terms are as large as |x| (|w| + 2 |m|), m being what is
-//    subtracted from scale * code: at most 0.26 here.
+//  - every sum of 8 has up to 4 terms a piece (a scale and a minimum for each 16 weights), each of
+//    four roundings (scales, products, the addition); 3 additions and the bias follow. Terms are as
+//    large as |x| (|w| + 2 |m|), m being what is subtracted from scale * code: at most 0.26 here.
 void ExpectProduct(const std::vector<float>& x, int64_t num_rows, const WeightView& weight,
                    const std::vector<float>& bias, const std::vector<float>& y) {
   const int64_t cols = weight.cols;
@@ -112,10 +112,10 @@ void ExpectProduct(const std::vector<float>& x, int64_t num_rows, const WeightVi
 TEST_P(BlockProductTest, ProductsMatchOracle) {
   for (const WeightFormat format : BlockFormats()) {
     for (const int64_t cols : ColumnsOf(format)) {
-      const int64_t outs = 7;
+      const int64_t outs = 13;  // A tile of 8, and some that are none.
       const Blocks weight(format, outs, cols, 1);
       const auto bias = RandomFloats(outs, 3);
-      for (const int64_t rows : {1, 2, 3, 5, 17, 64}) {
+      for (const int64_t rows : {1, 2, 3, 5, 17, 64, 65}) {
         const auto x = RandomFloats(rows * cols, 2);
         std::vector<float> y(static_cast<size_t>(rows * outs), 777.0f);
         MatMul(x.data(), rows, weight.view(), bias.data(), y.data(), 2);
@@ -148,8 +148,8 @@ TEST_P(BlockProductTest, BitsAreThoseOfEveryInstructionSet) {
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     ASSERT_EQ(internal::BlockKernelTarget(), target);
   };
-  constexpr int64_t kRows = 7;
-  constexpr int64_t kOuts = 5;
+  constexpr int64_t kRows = 11;
+  constexpr int64_t kOuts = 9;
   for (const WeightFormat format : BlockFormats()) {
     for (const int64_t cols : ColumnsOf(format)) {
       const Blocks weight(format, kOuts, cols, 6);
@@ -194,6 +194,26 @@ TEST_P(BlockProductTest, BitsDependOnlyOnTheRow) {
   }
 }
 
+// More rows than share decoded weights, and than are packed at once.
+TEST_P(BlockProductTest, BitsDependOnlyOnTheRowAmongMany) {
+  constexpr int64_t kOuts = 75;
+  constexpr int64_t kRows = 523;
+  const WeightFormat formats[] = {WeightFormat::kQ4_K, WeightFormat::kQ6_K, WeightFormat::kQ5_0};
+  for (const WeightFormat format : formats) {
+    const int64_t cols = ColumnsOf(format).front();
+    const Blocks weight(format, kOuts, cols, 1);
+    const auto x = RandomFloats(kRows * cols, 5);
+    std::vector<float> y(static_cast<size_t>(kRows * kOuts));
+    MatMul<float>(x.data(), kRows, weight.view(), nullptr, y.data(), 2);
+    std::vector<float> alone(kOuts);
+    for (const int64_t row : {0, 3, 127, 128, 255, 511, 512, 520, 522}) {
+      MatMul<float>(x.data() + row * cols, 1, weight.view(), nullptr, alone.data(), 1);
+      ASSERT_EQ(std::memcmp(y.data() + row * kOuts, alone.data(), kOuts * sizeof(float)), 0)
+          << NameOf(format) << " row " << row;
+    }
+  }
+}
+
 // Any bytes are a block. (Infinite scales and NaN are errors of the file, and instruction sets
 // without F16 do not know them.)
 TEST_P(BlockProductTest, ExpandsExactly) {
@@ -232,7 +252,7 @@ TEST_P(BlockProductTest, ExpandsExactly) {
   }
 }
 
-TEST_P(BlockProductTest, ManyRowsAndGradientsMatchOracle) {
+TEST_P(BlockProductTest, ManyUnroundedRowsAndGradientsMatchOracle) {
   constexpr int64_t kRows = 66;
   constexpr int64_t kOuts = 40;
   for (const WeightFormat format : BlockFormats()) {
@@ -241,7 +261,10 @@ TEST_P(BlockProductTest, ManyRowsAndGradientsMatchOracle) {
     const auto x = RandomFloats(kRows * cols, 2);
     std::vector<float> y(kRows * kOuts);
     std::vector<float> expected(y.size());
-    MatMul<float>(x.data(), kRows, weight.view(), nullptr, y.data(), 2);
+    {
+      const UnroundedProducts unrounded;
+      MatMul<float>(x.data(), kRows, weight.view(), nullptr, y.data(), 2);
+    }
     ref::MatMul<float>(x.data(), kRows, weight.view(), nullptr, expected.data());
     for (size_t i = 0; i < y.size(); ++i) {
       // (cols + 2) roundings of sums of |x| <= 1 times |w| <= 0.5.
@@ -269,7 +292,7 @@ TEST_P(BlockProductTest, FewRowsAreNotRoundedInTheScope) {
     const auto plain = RandomFloats(kOuts * cols, 4);
     const WeightView plain_view{reinterpret_cast<const std::byte*>(plain.data()),
                                 WeightFormat::kF32, kOuts, cols};
-    for (const int64_t rows : {1, 3, 64}) {
+    for (const int64_t rows : {1, 3, 64, 70}) {
       const auto x = RandomFloats(rows * cols, 2);
       std::vector<float> rounded(static_cast<size_t>(rows * kOuts));
       MatMul<float>(x.data(), rows, weight.view(), nullptr, rounded.data(), 2);

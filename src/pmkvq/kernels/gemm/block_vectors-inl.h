@@ -126,23 +126,9 @@ HWY_INLINE Floats16 PowersTwice(uint64_t exponents) {
     return LoadAs<float>(&(const uint32_t&)(e < 2 ? 0x00200000u << e : (e - 1) << 23));
   });
 }
-template <int kChunk>
-HWY_INLINE Floats16 Spread(Floats16 a) {
-  return EachFloat([&](int i) { return a.v[4 * kChunk + i / 4]; });
-}
 HWY_INLINE Floats16 ToFloats(Ints16 a) {
   return EachFloat([&](int i) { return static_cast<float>(a.v[i]); });
 }
-template <bool kDotBytes, int kMostCode>
-HWY_INLINE Ints16 Dot(Bytes64 codes, const int8_t* x) {
-  Ints16 out;
-  for (int i = 0; i < 16; ++i) {
-    out.v[i] = 0;
-    for (int k = 4 * i; k < 4 * i + 4; ++k) out.v[i] += codes.v[k] * x[k];
-  }
-  return out;
-}
-
 #else  // HWY_TARGET == HWY_SCALAR
 
 using D8 = hn::CappedTag<uint8_t, 64>;
@@ -395,89 +381,8 @@ HWY_INLINE Floats16 PowersTwice(uint64_t exponents) {
   });
 }
 
-// Floats 4 kChunk to 4 kChunk + 3, four times each.
-template <int kChunk>
-HWY_INLINE Floats16 Spread(Floats16 a) {
-#if HWY_TARGET == HWY_AVX3
-  constexpr int k = 4 * kChunk;
-  const __m512i lanes = _mm512_setr_epi32(k, k, k, k, k + 1, k + 1, k + 1, k + 1, k + 2, k + 2,
-                                          k + 2, k + 2, k + 3, k + 3, k + 3, k + 3);
-  return {{hn::Vec512<float>{_mm512_permutexvar_ps(lanes, a.v[0].raw)}}};
-#elif HWY_TARGET == HWY_AVX2
-  constexpr int k = 4 * (kChunk % 2);
-  const __m256 of = a.v[kChunk / 2].raw;
-  const __m256i first = _mm256_setr_epi32(k, k, k, k, k + 1, k + 1, k + 1, k + 1);
-  const __m256i second = _mm256_setr_epi32(k + 2, k + 2, k + 2, k + 2, k + 3, k + 3, k + 3, k + 3);
-  return {{hn::Vec256<float>{_mm256_permutevar8x32_ps(of, first)},
-           hn::Vec256<float>{_mm256_permutevar8x32_ps(of, second)}}};
-#else
-  static_assert(kVectors == 4);
-  const auto of = a.v[kChunk];
-  return {{hn::Broadcast<0>(of), hn::Broadcast<1>(of), hn::Broadcast<2>(of), hn::Broadcast<3>(of)}};
-#endif
-}
 HWY_INLINE Floats16 ToFloats(Ints16 a) {
   return EachFloats([&](size_t n) HWY_ATTR { return hn::ConvertTo(DF(), a.v[n]); });
-}
-
-// Sums of four products of bytes: of codes up to kMostCode and of x. kDotBytes: the processor has
-// an instruction for it (VNNI).
-template <int kMostCode>
-HWY_INLINE hn::Vec<DI32> DotVector(hn::Vec<D8> codes, hn::Vec<D8> x) {
-  using hwy_pairs = hn::Repartition<int16_t, D8>;
-  const hwy_pairs d16;
-  // Products of pairs: at most 2 x 127 x 127.
-#if HWY_TARGET == HWY_AVX3
-  if constexpr (kMostCode <= 127) {
-    const hn::Vec<hwy_pairs> pairs{_mm512_maddubs_epi16(codes.raw, x.raw)};
-    return pmkvq::HWY_NAMESPACE::MulPairs(pairs, hn::Set(d16, int16_t{1}));
-  }
-#elif HWY_TARGET == HWY_AVX2
-  if constexpr (kMostCode <= 127) {
-    const hn::Vec<hwy_pairs> pairs{_mm256_maddubs_epi16(codes.raw, x.raw)};
-    return pmkvq::HWY_NAMESPACE::MulPairs(pairs, hn::Set(d16, int16_t{1}));
-  }
-#elif HWY_TARGET == HWY_SSE4
-  if constexpr (kMostCode <= 127) {
-    const hn::Vec<hwy_pairs> pairs{_mm_maddubs_epi16(codes.raw, x.raw)};
-    return pmkvq::HWY_NAMESPACE::MulPairs(pairs, hn::Set(d16, int16_t{1}));
-  }
-#endif
-  const auto codes16 = hn::BitCast(D16(), codes);
-  const auto x16 = hn::BitCast(d16, x);
-  const auto even_codes = hn::BitCast(d16, hn::And(codes16, hn::Set(D16(), uint16_t{255})));
-  const auto odd_codes = hn::BitCast(d16, hn::ShiftRight<8>(codes16));
-  const auto even_x = hn::ShiftRight<8>(hn::ShiftLeft<8>(x16));
-  const auto odd_x = hn::ShiftRight<8>(x16);
-  return hn::Add(pmkvq::HWY_NAMESPACE::MulPairs(even_codes, even_x),
-                 pmkvq::HWY_NAMESPACE::MulPairs(odd_codes, odd_x));
-}
-
-template <bool kDotBytes, int kMostCode>
-HWY_INLINE Ints16 Dot(Bytes64 codes, const int8_t* x) {
-  Ints16 out;
-#pragma GCC unroll 4
-  for (size_t n = 0; n < kVectors; ++n) {
-    const auto values = hn::LoadU(D8(), reinterpret_cast<const uint8_t*>(x) + n * kByteLanes);
-#if HWY_TARGET == HWY_AVX3
-    if constexpr (kDotBytes) {
-      // By name: Highway's target has no intrinsic for it.
-      __m512i sums = _mm512_setzero_si512();
-      __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes.v[n].raw), "v"(values.raw));
-      out.v[n] = hn::Vec512<int32_t>{sums};
-      continue;
-    }
-#elif HWY_TARGET == HWY_AVX2
-    if constexpr (kDotBytes) {
-      __m256i sums = _mm256_setzero_si256();
-      __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(codes.v[n].raw), "x"(values.raw));
-      out.v[n] = hn::Vec256<int32_t>{sums};
-      continue;
-    }
-#endif
-    out.v[n] = DotVector<kMostCode>(codes.v[n], values);
-  }
-  return out;
 }
 
 #endif  // HWY_TARGET == HWY_SCALAR

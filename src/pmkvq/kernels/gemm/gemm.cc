@@ -45,6 +45,11 @@ constexpr double kNsPerMultiplication = 30e3 / (1 << 19);
 // Threads get whole grains of outputs, with about this many multiplications (15 us).
 using internal::kDecodeGrain;
 constexpr int64_t kDecodeItemWork = int64_t{1} << 18;
+// Of block formats, whose kernel for many rows has panels of as many outputs.
+constexpr int64_t kBlockGrain = 64;
+// Rows whose packed x is made at once: with 4,864 columns it takes 5 MB. 2 ns a value.
+constexpr int64_t kBlockRows = 512;
+constexpr double kNsPerPackedValue = 2;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -115,7 +120,8 @@ AlignedVector<Real>& ThreadScratch() {
 // in the cache.
 void DecodeSlices(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y) {
-  if (num_rows <= kSliceRows) {
+  // Block formats decode their weights once for all rows.
+  if (num_rows <= kSliceRows || IsBlockFormat(weight.format)) {
     internal::DecodeMatMul(packed, num_rows, weight, bias, begin, end, y);
     return;
   }
@@ -129,17 +135,25 @@ void DecodeSlices(const float* packed, int64_t num_rows, const WeightView& weigh
   }
 }
 
-const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weight) {
+const float* PackSlices(const float* x, int64_t num_rows, const WeightView& weight,
+                        const ExecContext& exec) {
   AlignedVector<float>& packed = ThreadScratch<float>();
   const size_t slice_floats = internal::PackedDecodeFloats(kSliceRows, weight.cols, weight.format);
   const size_t needed = static_cast<size_t>(CeilDiv(num_rows, kSliceRows)) * slice_floats;
   if (packed.size() < needed) packed.resize(needed);
-  float* slice = packed.data();
-  for (int64_t row = 0; row < num_rows; row += kSliceRows, slice += slice_floats) {
+  float* const slices = packed.data();
+  const int threads =
+      IsBlockFormat(weight.format)
+          ? UsefulThreads(exec.num_threads,
+                          static_cast<double>(num_rows * weight.cols) * kNsPerPackedValue)
+          : 1;
+  ParallelFor(threads, CeilDiv(num_rows, kSliceRows), [&](int64_t slice, int /*worker*/) {
+    const int64_t row = slice * kSliceRows;
     internal::PackDecodeRows(x + row * weight.cols, std::min(kSliceRows, num_rows - row),
-                             weight.cols, weight.format, slice);
-  }
-  return packed.data();
+                             weight.cols, weight.format,
+                             slices + static_cast<size_t>(slice) * slice_floats);
+  });
+  return slices;
 }
 
 // Pieces of `grain` outputs of all projections in one loop over threads: body(projection, begin,
@@ -187,25 +201,28 @@ bool IsPackedAlike(WeightFormat a, WeightFormat b) {
   return a == b || (IsBlockFormat(a) && IsBlockFormat(b));
 }
 
-// One packed x serves all weights.
-void DecodeRowsPackedAlike(const float* x, int64_t num_rows,
+// Rows from `row` on; one packed x serves all weights.
+void DecodeRowsPackedAlike(const float* x, int64_t row, int64_t num_rows,
                            std::span<const Projection<float>> projections,
                            const ExecContext& exec) {
   const WeightView& first = *projections.front().weight;
-  const float* packed = PackSlices(x, num_rows, first);
+  const float* packed = PackSlices(x + row * first.cols, num_rows, first, exec);
   const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
-  const int64_t grain_work = num_rows * std::max<int64_t>(1, first.cols) * kDecodeGrain;
-  const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * kDecodeGrain;
+  const int64_t grain = IsBlockFormat(first.format) ? kBlockGrain : kDecodeGrain;
+  const int64_t grain_work = num_rows * std::max<int64_t>(1, first.cols) * grain;
+  const int64_t item_outs = CeilDiv(kDecodeItemWork, grain_work) * grain;
   ForOutputs(threads, projections, item_outs,
              [&](const Projection<float>& projection, int64_t begin, int64_t end) {
                // The kernels take rows as they are stored.
                const bool in_order = projection.weight->pair_rows == 0;
                DecodeSlices(packed, num_rows, *projection.weight,
-                            in_order ? projection.bias : nullptr, begin, end, projection.y);
+                            in_order ? projection.bias : nullptr, begin, end,
+                            projection.y + row * projection.weight->rows);
              });
   for (const auto& projection : projections) {
     if (projection.weight->pair_rows == 0) continue;
-    PutPairedOutputsInOrder(*projection.weight, projection.bias, num_rows, projection.y);
+    PutPairedOutputsInOrder(*projection.weight, projection.bias, num_rows,
+                            projection.y + row * projection.weight->rows);
   }
 }
 
@@ -217,7 +234,11 @@ void DecodeRows(const float* x, int64_t num_rows, std::span<const Projection<flo
     while (count < projections.size() && IsPackedAlike(projections[count].weight->format, format)) {
       ++count;
     }
-    DecodeRowsPackedAlike(x, num_rows, projections.first(count), exec);
+    // Other formats have few rows.
+    for (int64_t row = 0; row < num_rows; row += kBlockRows) {
+      DecodeRowsPackedAlike(x, row, std::min(kBlockRows, num_rows - row), projections.first(count),
+                            exec);
+    }
     projections = projections.subspan(count);
   }
 }
@@ -267,15 +288,25 @@ void GradInputTile(const Real* dy, int64_t num_rows, const WeightView& weight, b
 thread_local int unrounded_products = 0;
 thread_local ProductObserver* product_observer = nullptr;
 
-// Whether rows as few as these go to the kernels that read weights once for all rows.
+// Whether products go to the kernels that take codes as they are, or read weights once for a few
+// rows: those of block formats, whatever the number of rows, where x may be rounded.
 template <class Real>
-bool AreFewRows(int64_t num_rows, std::span<const Projection<Real>> projections) {
+bool GoesToDecode(int64_t num_rows, const WeightView& weight) {
   if (!std::is_same_v<Real, float>) return num_rows <= kSliceRows;
-  if (num_rows > kDecodeRows) return false;
-  return unrounded_products == 0 ||
-         std::none_of(projections.begin(), projections.end(), [](const auto& projection) {
-           return IsBlockFormat(projection.weight->format);
-         });
+  if (IsBlockFormat(weight.format)) return unrounded_products == 0;
+  return num_rows <= kDecodeRows;
+}
+
+template <class Real>
+void ManyRows(const Real* x, int64_t num_rows, std::span<const Projection<Real>> projections,
+              const ExecContext& exec) {
+  const internal::OneBlasThread one_thread;
+  const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
+  ForOutputs(threads, projections, kTileOuts,
+             [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
+               MatMulTile(x, num_rows, *projection.weight, projection.bias, begin, end,
+                          projection.y);
+             });
 }
 
 CBLAS_TRANSPOSE BlasTranspose(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
@@ -304,17 +335,20 @@ void MatMulShared(const Real* x, int64_t num_rows, std::span<const Projection<Re
   if constexpr (std::is_same_v<Real, float>) {
     if (product_observer != nullptr && cols > 0) product_observer->See(x, num_rows, projections);
   }
-  if (AreFewRows(num_rows, projections) || cols == 0) {
-    DecodeRows(x, num_rows, projections, exec);
-    return;
+  while (!projections.empty()) {
+    const auto is_few = [&](const Projection<Real>& projection) {
+      return cols == 0 || GoesToDecode<Real>(num_rows, *projection.weight);
+    };
+    const bool few = is_few(projections.front());
+    size_t count = 1;
+    while (count < projections.size() && is_few(projections[count]) == few) ++count;
+    if (few) {
+      DecodeRows(x, num_rows, projections.first(count), exec);
+    } else {
+      ManyRows(x, num_rows, projections.first(count), exec);
+    }
+    projections = projections.subspan(count);
   }
-  const internal::OneBlasThread one_thread;
-  const int threads = ThreadsForProducts(exec, Multiplications(num_rows, projections));
-  ForOutputs(threads, projections, kTileOuts,
-             [&](const Projection<Real>& projection, int64_t begin, int64_t end) {
-               MatMulTile(x, num_rows, *projection.weight, projection.bias, begin, end,
-                          projection.y);
-             });
 }
 
 template <class Real>

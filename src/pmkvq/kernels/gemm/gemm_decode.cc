@@ -456,10 +456,10 @@ void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat
 
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y) {
-  PMKVQ_DCHECK(num_rows <= kMaxPackedRows);
   if (IsBlockFormat(weight.format)) {
     return BlockMatMul(packed, num_rows, weight, bias, begin, end, y);
   }
+  PMKVQ_DCHECK(num_rows <= kMaxPackedRows);
   HWY_DYNAMIC_DISPATCH(DecodeRange)(packed, num_rows, weight, bias, begin, end, y);
 }
 

@@ -29,7 +29,7 @@ void PackDecodeRows(const float* x, int64_t num_rows, int64_t cols, WeightFormat
                     float* packed);
 
 // Outputs [begin, end) of all rows: y [num_rows, weight.rows], `packed` as PackDecodeRows made it,
-// with at most kMaxPackedRows rows.
+// with at most kMaxPackedRows rows (of block formats any number, which follow each other).
 void DecodeMatMul(const float* packed, int64_t num_rows, const WeightView& weight,
                   const float* bias, int64_t begin, int64_t end, float* y);
 
