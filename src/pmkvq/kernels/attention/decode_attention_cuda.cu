@@ -30,13 +30,17 @@ void LaunchFloat(const cuda::DecodeArguments& arguments, int64_t head_dim, int m
 
 // Blocks a multiprocessor, at most: three, or two where the last round of runs would leave many of
 // three idle, as two are nearly as fast. Not so with pages of unlike widths: runs then end at
-// unlike times anyway, and narrow pages wait for instructions. `runs`: of all heads and sequences.
+// unlike times anyway, and narrow pages wait for instructions. Not so with many rounds: the last
+// one is a small part of them, and the blocks that are left in it are faster. `runs`: of all heads
+// and sequences.
 int MostBlocks(int runs, int multiprocessors, bool has_unlike_widths) {
   const int two = 2 * multiprocessors;
   const int three = 3 * multiprocessors;
   if (runs <= two || has_unlike_widths) return 3;
   constexpr int kFaster = 104;  // Three against two, in per cent, where neither is idle.
+  constexpr int kManyRounds = 5;
   const int rounds = (runs + three - 1) / three;
+  if (rounds >= kManyRounds) return 3;
   const int rounds_of_two = (runs + two - 1) / two;
   return 2 * kFaster * rounds_of_two < 3 * 100 * rounds ? 2 : 3;
 }
