@@ -4,6 +4,8 @@
 // Codes are those of true division. Where the product with 1 / step is farther than 1e-4 from the
 // middle between two codes, it rounds to the quotient's code: both are within 2^-15 of the exact
 // quotient, which is at most 255. Values nearer to a middle are divided.
+#include <type_traits>
+
 #include "pmkvq/kernels/cuda/float16.cuh"
 #include "pmkvq/kernels/kv_quant/page_moves.cuh"
 
@@ -41,11 +43,28 @@ __device__ __forceinline__ Bounds MakeBounds(T lowest, T highest, float max_code
   return bounds;
 }
 
+// Ranges of F16 are 0 or at least 2^-24, so their steps have reciprocals.
+template <class T>
 __device__ __forceinline__ bool MustDivide(const Bounds& bounds) {
+  if constexpr (std::is_same_v<T, __half>) return false;
   return bounds.reciprocal > kMostReciprocal;
 }
 
+// x / step, correctly rounded; for F16 without a division's call, which takes registers: one step
+// from a quotient within 2^-22, with the rest of it and the correctly rounded reciprocal, gives the
+// rounded quotient (Markstein). No part of it leaves the normal floats.
+template <class T>
+__device__ __forceinline__ float Divide(float x, const Bounds& group) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const float near = __fmul_rn(x, group.reciprocal);
+    return __fmaf_rn(__fmaf_rn(-near, group.step, x), group.reciprocal, near);
+  } else {
+    return __fdiv_rn(x, group.step);
+  }
+}
+
 // Four codes as the bytes of a word, in the order of `x`.
+template <class T>
 __device__ __forceinline__ uint32_t Codes(const float (&x)[4], const Bounds* const (&bounds)[4],
                                           bool must_divide, float max_code) {
   uint32_t code[4];
@@ -63,7 +82,7 @@ __device__ __forceinline__ uint32_t Codes(const float (&x)[4], const Bounds* con
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const Bounds& group = *bounds[i];
-      const float quotient = __fdiv_rn(__fadd_rn(x[i], -group.min), group.step);
+      const float quotient = Divide<T>(__fadd_rn(x[i], -group.min), group);
       code[i] = group.step > 0.0f
                     ? static_cast<uint32_t>(rintf(fminf(fmaxf(quotient, 0.0f), max_code)))
                     : 0u;
@@ -207,17 +226,23 @@ __global__ void __launch_bounds__(256)
       float x[4];
       Unpack<T>(values[k], half, x);
       const Bounds* const same[4] = {&bounds[half], &bounds[half], &bounds[half], &bounds[half]};
-      words[2 * k + half] = Codes(x, same, MustDivide(bounds[half]), to.max_code);
+      words[2 * k + half] = Codes<T>(x, same, MustDivide<T>(bounds[half]), to.max_code);
     }
   }
   StoreTile<kSteps>(words, to.bits, tile, lane, codes);
   WaitForEarlierKernel();
 }
 
+// More warps a multiprocessor keep memory busier than more registers a thread, but for 256 columns,
+// whose values fill more of them, and BF16, which has a division's call.
+template <class T, int kCols>
+constexpr int kResidentThreads = std::is_same_v<T, __half>&& kCols <= 128 ? 1024 : 512;
+
 // Groups that are columns: of values a token, of keys a channel. All warps and eight lanes of each
 // share a column; of 256 dims the lower and the upper four lanes have a group each.
 template <class T, int kRows, int kCols>
-__global__ void __launch_bounds__(2 * kRows)
+__global__ void __launch_bounds__(2 * kRows,
+                                  (kResidentThreads<T, kCols> + 2 * kRows - 1) / (2 * kRows))
     QuantizeColumns(const __grid_constant__ MoveList list, uint8_t* arena, QuantizeTarget to) {
   constexpr int kSteps = kCols / 16;
   constexpr int kWarps = kRows / 16;
@@ -313,13 +338,13 @@ __global__ void __launch_bounds__(2 * kRows)
     const Bounds* of_lane = table[group_of_lane] + (kOfLane + 1) * t + 2 * k;
     const Bounds own[4] = {of_lane[0], of_lane[1], of_lane[kCols / 8], of_lane[kCols / 8 + 1]};
     const Bounds* const each[4] = {&own[0], &own[1], &own[2], &own[3]};
-    const bool must_divide =
-        MustDivide(own[0]) || MustDivide(own[1]) || MustDivide(own[2]) || MustDivide(own[3]);
+    const bool must_divide = MustDivide<T>(own[0]) || MustDivide<T>(own[1]) ||
+                             MustDivide<T>(own[2]) || MustDivide<T>(own[3]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float x[4];
       Unpack<T>(values[k], half, x);
-      words[2 * k + half] = Codes(x, each, must_divide, to.max_code);
+      words[2 * k + half] = Codes<T>(x, each, must_divide, to.max_code);
     }
   }
   StoreTile<kSteps>(words, to.bits, tile, lane, codes);
