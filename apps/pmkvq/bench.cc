@@ -16,9 +16,11 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/kv/cache_config.h"
 #include "pmkvq/research/bench/bench_cuda.h"
+#include "pmkvq/research/bench/bench_model.h"
 #include "pmkvq/research/bench/shapes.h"
 #include "pmkvq/tensor/device/device_info.h"
 #include "terminal.h"
+#include "weight_options.h"
 
 namespace pmkvq::cli {
 namespace {
@@ -28,6 +30,7 @@ struct Options {
   BenchOptions bench;
   std::string attention = "accurate";
   std::string weights = "as-stored";
+  std::string model;  // decode, prefill
   std::string json;
   std::string device = "cpu";  // attention, gemv, halve, sampling
   bool mixed = false;          // attention on CUDA
@@ -111,6 +114,12 @@ class Command {
                      "as-stored (bf16), or groups of 8 or 4 bits, made from it at the start")
         ->transform(OneOf(WeightModeNames()))
         ->capture_default_str();
+  }
+
+  void AddModel() {
+    command_->add_option("--model", options_->model,
+                         "a model folder or GGUF file in place of a shape, on the CPU, with all of "
+                         "its blocks and vocabulary");
   }
 
   void AddFormats() {
@@ -228,6 +237,11 @@ void AddGemvBench(CLI::App& bench) {
   });
 }
 
+void CheckNoModel(const Options& options) {
+  if (options.model.empty()) return;
+  throw InvalidInput("--model", "found it with --device cuda, expected it with --device cpu");
+}
+
 void AddPrefillBench(CLI::App& bench) {
   Command command(bench, "prefill", "prefill of a synthetic model, against OpenBLAS");
   command.AddShape(kLayersTwo);
@@ -235,6 +249,7 @@ void AddPrefillBench(CLI::App& bench) {
   command.AddBits({16});
   command.AddAttention();
   command.AddWeights();
+  command.AddModel();
   command.options().bench.batches = {1};
   command.app()
       .add_option("--tokens", command.options().tokens, "tokens to prefill")
@@ -249,7 +264,12 @@ void AddPrefillBench(CLI::App& bench) {
   command.OnRun([](const Options& options) {
     const DeviceId device = *ParseDevice(options.device);
     if (device.device != Device::kCpu) {
+      CheckNoModel(options);
       return BenchCudaPrefill(options.bench, device, options.tokens, options.chunk, options.vocab);
+    }
+    if (!options.model.empty()) {
+      return BenchPrefillOf(LoadModel(options.model, options.bench.weights, options.threads),
+                            options.bench, options.tokens, options.chunk);
     }
     return BenchPrefill(options.bench, options.tokens, options.chunk);
   });
@@ -264,6 +284,7 @@ void AddDecodeBench(CLI::App& bench) {
   command.AddBatches({1}, "sequences at a time, one or more");
   command.AddAttention();
   command.AddWeights();
+  command.AddModel();
   command.AddDevice();
   command.AddVocab();
   command.app().add_option("--kv", command.options().kv,
@@ -271,11 +292,16 @@ void AddDecodeBench(CLI::App& bench) {
   command.OnRun([](const Options& options) {
     const DeviceId device = *ParseDevice(options.device);
     if (device.device != Device::kCpu) {
+      CheckNoModel(options);
       if (options.kv.empty()) return BenchCudaDecode(options.bench, device, options.vocab);
       return BenchCudaMethodDecode(options.bench, device, options.vocab, options.kv);
     }
     if (!options.kv.empty()) {
       throw InvalidInput("--kv", "found it with --device cpu, expected it with --device cuda");
+    }
+    if (!options.model.empty()) {
+      return BenchDecodeOf(LoadModel(options.model, options.bench.weights, options.threads),
+                           options.bench);
     }
     return BenchDecode(options.bench);
   });

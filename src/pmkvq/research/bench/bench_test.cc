@@ -8,6 +8,7 @@
 
 #include "pmkvq/base/error.h"
 #include "pmkvq/model/model_size.h"
+#include "pmkvq/research/bench/bench_model.h"
 #include "pmkvq/research/bench/measurements.h"
 #include "pmkvq/research/bench/report.h"
 #include "pmkvq/research/bench/shapes.h"
@@ -124,6 +125,25 @@ TEST(Synthetic, AModelDecodesOverAFilledCache) {
   EXPECT_EQ(store.NumTokens(seq), 651);
   for (int64_t i = 0; i < kBenchVocabulary; ++i) {
     ASSERT_TRUE(std::isfinite(workspace.logits[static_cast<size_t>(i)]));
+  }
+}
+
+// A model from somewhere else than the options' shape is what is measured.
+TEST(BenchModel, RowsAreOfThatModel) {
+  const std::shared_ptr<const Model> model =
+      SyntheticModel(NamedShape("longcot", 3), WeightMode::kQ8, 1);
+  BenchOptions options;
+  options.depths = {0, 130};
+  options.bits = {4};
+  options.batches = {1};
+  options.repeat = 1;
+  for (const BenchReport& report :
+       {BenchDecodeOf(model, options), BenchPrefillOf(model, options, 20, 16)}) {
+    const std::string json = ToJson(report);
+    EXPECT_NE(json.find("\"layers\":3"), std::string::npos) << json;
+    EXPECT_NE(json.find("\"weights\":\"q8\""), std::string::npos) << json;
+    EXPECT_NE(json.find("\"processor_ms\":"), std::string::npos) << json;
+    EXPECT_EQ(report.tables.at(0).rows.size(), 2u);
   }
 }
 

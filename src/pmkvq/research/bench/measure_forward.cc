@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <span>
@@ -10,6 +11,7 @@
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/gemm/weight_q8.h"
 #include "pmkvq/model/model_size.h"
+#include "pmkvq/research/bench/bench_model.h"
 #include "pmkvq/research/bench/rounds.h"
 #include "pmkvq/research/bench/shapes.h"
 #include "pmkvq/research/bench/synthetic.h"
@@ -21,9 +23,18 @@ namespace {
 constexpr int64_t kDefaultLayers = 2;
 constexpr int64_t kSgemmRows = 512;  // Enough for BLAS at its best.
 
-// Bytes of the model and of caches for all combinations at once.
-void CheckSizes(const BenchOptions& options, const ModelConfig& shape, int64_t new_tokens) {
-  int64_t bytes = SyntheticModelBytes(shape);
+// Seconds that all threads of this process had a processor: beside other programs less than the
+// threads' time, and a better measure of what a step costs.
+double ProcessorSeconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// Bytes of the model (0: it is there) and of caches for all combinations at once.
+void CheckSizes(const BenchOptions& options, const ModelConfig& shape, int64_t new_tokens,
+                int64_t model_bytes) {
+  int64_t bytes = model_bytes;
   for (const int64_t depth : options.depths) {
     for (const int width : options.bits) {
       for (const int64_t batch : options.batches) {
@@ -70,6 +81,7 @@ class Case {
 
   // Appends all tokens in chunks of `chunk`, then drops them again.
   void Step(int64_t chunk, bool measured) {
+    const double processors_before = ProcessorSeconds();
     const double elapsed = TimeSeconds([&] {
       for (int64_t done = 0; done < num_tokens_; done += chunk) {
         const int64_t count = std::min(chunk, num_tokens_ - done);
@@ -86,10 +98,12 @@ class Case {
         ThrowIfFailed(model_.Forward(chunks_, store_, workspace_, num_threads_));
       }
     });
+    const double on_processors = ProcessorSeconds() - processors_before;
     const double attending = store_.TakeAttentionSeconds();
     for (const SequenceId seq : sequences_) store_.Truncate(seq, depth);
     if (!measured) return;
     seconds.Add(elapsed);
+    processor_seconds.Add(on_processors);
     attention_seconds.Add(attending);
   }
 
@@ -98,6 +112,7 @@ class Case {
   const int64_t batch;
   int64_t stored_bytes = 0;  // Of all sequences.
   Measurements seconds;
+  Measurements processor_seconds;  // Of all threads.
   Measurements attention_seconds;
 
  private:
@@ -134,11 +149,21 @@ std::string WeightName(WeightMode mode) {
   return mode == WeightMode::kAsStored ? "bf16" : NameOf(mode);
 }
 
+// Bytes of the weights that a step of `rows` sequences reads: all but an embedding that is not the
+// output layer, too; of experts as many as are expected.
+double StepBytes(const Model& model, int64_t rows) {
+  const ModelConfig& config = model.config();
+  const bool is_tied = model.embedding().data == model.output_head().data;
+  const auto bytes = static_cast<double>(
+      model.weight_bytes() - (is_tied ? 0 : static_cast<int64_t>(model.embedding().num_bytes())));
+  if (!config.moe) return bytes;
+  return bytes * WeightsOfStep(config, rows) / static_cast<double>(NumMatrixWeights(config));
+}
+
 BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const BenchOptions& options,
-                           const Ceilings& ceilings) {
+                           double weight_bytes, const Ceilings& ceilings) {
   const Spread step = InMilliseconds(item.seconds.ToSpread());
   const Spread attention = InMilliseconds(item.attention_seconds.ToSpread());
-  const double weight_bytes = BytesPerWeight(options.weights) * WeightsOfStep(shape, item.batch);
   const double bytes = weight_bytes + static_cast<double>(item.stored_bytes);
   const double gb_per_s = bytes / step.median / 1e6;
   const double rest_ms = std::max(1e-9, step.median - attention.median);
@@ -150,6 +175,7 @@ BenchFields DescribeDecode(const Case& item, const ModelConfig& shape, const Ben
   row.Add("attention", std::string(NameOf(options.attention)));
   row.Add("tokens_per_s", static_cast<double>(item.batch) / step.median * 1e3, "tokens/s");
   row.AddSpread("ms_per_step", step, "ms/step", 2);
+  row.AddSpread("processor_ms", InMilliseconds(item.processor_seconds.ToSpread()));
   row.AddSpread("attention_ms", attention);
   row.AddText("attention ms", fmt::format("{:.3f}", attention.median));
   row.Add("gb_per_s", gb_per_s, "GB/s");
@@ -195,6 +221,7 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
   row.Add("tokens", num_tokens, "tokens");
   row.Add("tokens_per_s", tokens / time.median * 1e3, "tokens/s", 1);
   row.AddSpread("ms", time, "ms", 1);
+  row.AddSpread("processor_ms", InMilliseconds(item.processor_seconds.ToSpread()));
   row.AddSpread("attention_ms", attention);
   row.AddText("attention ms", fmt::format("{:.1f}", attention.median));
   row.Add("gflop_per_s", gflop_per_s, "GFLOP/s", 1);
@@ -206,18 +233,12 @@ BenchFields DescribePrefill(const Case& item, int64_t num_tokens, const ModelCon
   return row;
 }
 
-}  // namespace
-
-BenchReport BenchDecode(const BenchOptions& options) {
-  internal::CheckOptions(options);
-  const std::optional<ModelConfig> with_experts =
-      NamedExpertShape(options.shape, options.layers > 0 ? options.layers : kDefaultLayers);
-  const ModelConfig shape =
-      with_experts ? *with_experts : internal::ShapeOf(options, kDefaultLayers);
-  CheckSizes(options, shape, 1);
-  const std::shared_ptr<const Model> model =
-      SyntheticModel(shape, options.weights, options.num_threads);
-  const Cases cases = MakeCases(options, *model, 1);
+// `weights`: what a report calls them; `step_bytes` (rows) those of a step.
+template <class StepBytesOf>
+BenchReport Decode(const BenchOptions& options, const Model& model, const std::string& weights,
+                   const StepBytesOf& step_bytes) {
+  const ModelConfig& shape = model.config();
+  const Cases cases = MakeCases(options, model, 1);
   Ceilings ceilings(options.num_threads);
   internal::RunRounds(options, "decode", ceilings, [&](bool measured) {
     for (const auto& item : cases) {
@@ -228,7 +249,7 @@ BenchReport BenchDecode(const BenchOptions& options) {
 
   BenchReport report = internal::NewReport(options, "decode", shape);
   ceilings.AddTo(report.facts);
-  report.facts.Add("weights", WeightName(options.weights), "weights");
+  report.facts.Add("weights", weights, "weights");
   report.facts.Add("vocab_size", shape.vocab_size);
   if (shape.moe) {
     report.facts.Add("all_weights", NumMatrixWeights(shape));
@@ -240,7 +261,7 @@ BenchReport BenchDecode(const BenchOptions& options) {
   }
   BenchTable table{"rows", "one token of every sequence", {}};
   for (const auto& item : cases) {
-    table.rows.push_back(DescribeDecode(*item, shape, options, ceilings));
+    table.rows.push_back(DescribeDecode(*item, shape, options, step_bytes(item->batch), ceilings));
   }
   report.tables.push_back(std::move(table));
   report.notes.push_back(
@@ -254,13 +275,10 @@ BenchReport BenchDecode(const BenchOptions& options) {
   return report;
 }
 
-BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_t chunk) {
-  internal::CheckOptions(options);
-  const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
-  CheckSizes(options, shape, num_tokens);
-  const std::shared_ptr<const Model> model =
-      SyntheticModel(shape, options.weights, options.num_threads);
-  const Cases cases = MakeCases(options, *model, num_tokens);
+BenchReport Prefill(const BenchOptions& options, const Model& model, const std::string& weights,
+                    int64_t num_tokens, int64_t chunk) {
+  const ModelConfig& shape = model.config();
+  const Cases cases = MakeCases(options, model, num_tokens);
   Ceilings ceilings(options.num_threads);
   internal::RunRounds(options, "prefill", ceilings, [&](bool measured) {
     if (measured) ceilings.MeasureSgemm(kSgemmRows);
@@ -272,7 +290,7 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
 
   BenchReport report = internal::NewReport(options, "prefill", shape);
   ceilings.AddTo(report.facts);
-  report.facts.Add("weights", WeightName(options.weights), "weights");
+  report.facts.Add("weights", weights, "weights");
   report.facts.Add("chunk", chunk, "chunk");
   BenchTable table{"rows", "prefill of one sequence", {}};
   for (const auto& item : cases) {
@@ -283,6 +301,56 @@ BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_
       "logits of the last token: the last block's output projection and MLP are computed, and "
       "counted, for it alone");
   return report;
+}
+
+// What a report of a model from files calls it, and its weights.
+BenchOptions OptionsOf(const Model& model, const BenchOptions& options) {
+  internal::CheckOptions(options);
+  BenchOptions named = options;
+  named.shape = model.config().architecture;
+  return named;
+}
+std::string WeightsOf(const Model& model) {
+  return model.weights() == WeightMode::kAsStored ? "as stored" : NameOf(model.weights());
+}
+
+}  // namespace
+
+BenchReport BenchDecode(const BenchOptions& options) {
+  internal::CheckOptions(options);
+  const std::optional<ModelConfig> with_experts =
+      NamedExpertShape(options.shape, options.layers > 0 ? options.layers : kDefaultLayers);
+  const ModelConfig shape =
+      with_experts ? *with_experts : internal::ShapeOf(options, kDefaultLayers);
+  CheckSizes(options, shape, 1, SyntheticModelBytes(shape));
+  const std::shared_ptr<const Model> model =
+      SyntheticModel(shape, options.weights, options.num_threads);
+  return Decode(options, *model, WeightName(options.weights), [&](int64_t rows) {
+    return BytesPerWeight(options.weights) * WeightsOfStep(shape, rows);
+  });
+}
+
+BenchReport BenchDecodeOf(const std::shared_ptr<const Model>& model, const BenchOptions& options) {
+  const BenchOptions named = OptionsOf(*model, options);
+  CheckSizes(named, model->config(), 1, 0);
+  return Decode(named, *model, WeightsOf(*model),
+                [&](int64_t rows) { return StepBytes(*model, rows); });
+}
+
+BenchReport BenchPrefill(const BenchOptions& options, int64_t num_tokens, int64_t chunk) {
+  internal::CheckOptions(options);
+  const ModelConfig shape = internal::ShapeOf(options, kDefaultLayers);
+  CheckSizes(options, shape, num_tokens, SyntheticModelBytes(shape));
+  const std::shared_ptr<const Model> model =
+      SyntheticModel(shape, options.weights, options.num_threads);
+  return Prefill(options, *model, WeightName(options.weights), num_tokens, chunk);
+}
+
+BenchReport BenchPrefillOf(const std::shared_ptr<const Model>& model, const BenchOptions& options,
+                           int64_t num_tokens, int64_t chunk) {
+  const BenchOptions named = OptionsOf(*model, options);
+  CheckSizes(named, model->config(), num_tokens, 0);
+  return Prefill(named, *model, WeightsOf(*model), num_tokens, chunk);
 }
 
 }  // namespace pmkvq
