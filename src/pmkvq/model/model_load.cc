@@ -307,7 +307,10 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
   CheckAllAreBound(checkpoint, bound);
   if (num_replaced == replacements.size()) return;
   for (const auto& [name, tensor] : replacements) {
-    const auto is_declared = [&](const WeightSlot& slot) { return slot.name == name; };
+    // By its value: clang 14 and 15 capture no structured bindings.
+    const auto is_declared = [&wanted = name](const WeightSlot& slot) {
+      return slot.name == wanted;
+    };
     if (std::any_of(list.slots().begin(), list.slots().end(), is_declared)) continue;
     throw InvalidInput(checkpoint.folder(),
                        fmt::format("replacement '{}': found no such weight, expected the canonical "

@@ -115,7 +115,9 @@ bool QuantizeWeightToQ4(const WeightView& weight, const ExecContext& exec, Q4Wei
       internal::ExpandToFloat(weight.data + weight.StoredRow(n) * stored_row_bytes, weight.format,
                               weight.cols, row.data());
       // What fills the last group up must not widen its range.
-      if (weight.cols > 0) std::fill(row.begin() + weight.cols, row.end(), row[weight.cols - 1]);
+      if (weight.cols > 0) {
+        std::fill(row.begin() + weight.cols, row.end(), row[static_cast<size_t>(weight.cols - 1)]);
+      }
       std::byte* group = out.data.data() + n * row_bytes;
       for (int64_t col = 0; col < padded_cols; col += kGroup, group += kGroupBytes) {
         if (!QuantizeGroup(row.data() + col, group)) fits = false;

@@ -27,7 +27,8 @@ void QuantizeScaled(const KvStream& stream, int bits, const float* scales, const
   for (int64_t i = 0; i < width; ++i) inverse.push_back(1.0f / scales[i]);
   ParallelForRanges(num_threads, num_tokens, kRowsOfItem, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      for (int64_t i = 0; i < width; ++i) out[t * width + i] = x[t * width + i] * inverse[i];
+      for (int64_t i = 0; i < width; ++i)
+        out[t * width + i] = x[t * width + i] * inverse[static_cast<size_t>(i)];
     }
     FakeQuantizeParallel(stream.group, bits, out + begin * width,
                          (end - begin) * width / stream.group, out + begin * width, 1);

@@ -60,7 +60,7 @@ size_t NumDamages(int64_t num_layers) {
 void MeasureDamages(const KvGeometry& geometry, const BlockStates<float>& states, int num_threads,
                     std::span<double> values) {
   const KvBlockGeometry& block = geometry.block(states.layer);
-  for (const size_t side : {0, 1}) {
+  for (const size_t side : {size_t{0}, size_t{1}}) {
     const KvStream& stream = block.streams[side];
     const int64_t count = states.num_tokens * stream.values();
     const float* x = side == 0 ? states.k : states.v;

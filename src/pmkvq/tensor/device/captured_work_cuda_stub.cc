@@ -8,7 +8,7 @@ CapturedWork::CapturedWork(Stream& stream, const std::function<void()>& /*work*/
 }
 CapturedWork::~CapturedWork() = default;
 void CapturedWork::Launch(Stream& /*stream*/) {
-  PMKVQ_CHECK_MSG(false, "there is no stream of this device");
+  PMKVQ_CHECK_MSG(graph_ != nullptr, "there is no stream of this device");
 }
 CapturedWork::Counts CapturedWork::CountsSoFar() { return {}; }
 
