@@ -1,4 +1,4 @@
-# cmake --install: two libraries. pmkvq::pmkvq generates text; its headers are those that
+# cmake --install: two libraries, or with BUILD_SHARED_LIBS the first one as libpmkvq.so. pmkvq::pmkvq generates text; its headers are those that
 # public_headers.txt lists. pmkvq::research measures (find_package(pmkvq COMPONENTS research)). Also
 # the program, a pkg-config file for pmkvq::pmkvq, and the licences.
 #   cmake --install BUILD --component product    only what generates text
@@ -16,7 +16,8 @@ function(pmkvq_install_library name export)
     return()
   endif()
   install(TARGETS ${ARG_MODULES} pmkvq_${name}_package EXPORT ${export}
-    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq COMPONENT ${ARG_COMPONENT})
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/pmkvq COMPONENT ${ARG_COMPONENT}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT ${ARG_COMPONENT})
   install(EXPORT ${export} NAMESPACE pmkvq:: COMPONENT ${ARG_COMPONENT}
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq)
 endfunction()
@@ -27,10 +28,16 @@ set(research_modules ${PMKVQ_MODULES})
 list(FILTER research_modules INCLUDE REGEX "^research:")
 list(TRANSFORM research_modules REPLACE "^research:" "")
 
-pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
-  LINK pmkvq_engine MODULES ${product_modules})
-pmkvq_install_library(research pmkvq-research-targets COMPONENT research
-  LINK pmkvq_pmkvq_package pmkvq_compare pmkvq_analysis MODULES ${research_modules})
+if(BUILD_SHARED_LIBS)
+  include(cmake/shared_library.cmake)
+  pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
+    LINK pmkvq_shared MODULES pmkvq_shared)
+else()
+  pmkvq_install_library(pmkvq pmkvq-targets COMPONENT product
+    LINK pmkvq_engine MODULES ${product_modules})
+  pmkvq_install_library(research pmkvq-research-targets COMPONENT research
+    LINK pmkvq_pmkvq_package pmkvq_compare pmkvq_analysis MODULES ${research_modules})
+endif()
 
 if(NOT PMKVQ_INSTALL)
   return()
@@ -44,10 +51,12 @@ foreach(header IN LISTS public_headers)
   get_filename_component(folder ${header} DIRECTORY)
   install(FILES src/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder} COMPONENT product)
 endforeach()
-# Headers of research/ include more of the product's than the list has.
-install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT research
-  FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE PATTERN "*_impl.h" EXCLUDE
-  PATTERN "detail.h" EXCLUDE)
+if(NOT BUILD_SHARED_LIBS)
+  # Headers of research/ include more of the product's than the list has.
+  install(DIRECTORY src/pmkvq DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT research
+    FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE PATTERN "*_impl.h" EXCLUDE
+    PATTERN "detail.h" EXCLUDE)
+endif()
 
 configure_package_config_file(cmake/pmkvq-config.cmake.in
   ${PROJECT_BINARY_DIR}/pmkvq-config.cmake
@@ -57,13 +66,21 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/pmkvq-config-version.cmak
 install(FILES ${PROJECT_BINARY_DIR}/pmkvq-config.cmake ${PROJECT_BINARY_DIR}/pmkvq-config-version.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq COMPONENT product)
 
-# Static libraries: users of a module before the module.
+set(PMKVQ_PC_LIBDIR "\${pcfiledir}/../pmkvq")
+set(PMKVQ_PC_REQUIRES Requires)
 set(PMKVQ_PC_LIBS "")
-foreach(module IN LISTS product_modules)
-  string(PREPEND PMKVQ_PC_LIBS "-l${module} ")
-endforeach()
+if(BUILD_SHARED_LIBS)
+  set(PMKVQ_PC_LIBDIR "\${pcfiledir}/..")
+  set(PMKVQ_PC_REQUIRES Requires.private)
+  set(PMKVQ_PC_LIBS "-lpmkvq ")
+else()
+  # Static libraries: users of a module before the module.
+  foreach(module IN LISTS product_modules)
+    string(PREPEND PMKVQ_PC_LIBS "-l${module} ")
+  endforeach()
+endif()
 set(PMKVQ_PC_CUDA "")
-if(PMKVQ_HAS_CUDA)
+if(PMKVQ_HAS_CUDA AND NOT BUILD_SHARED_LIBS)
   set(PMKVQ_PC_CUDA " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt ${PMKVQ_CUBLASLT}")
   install(FILES cmake/cublas.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pmkvq
     COMPONENT product)

@@ -99,6 +99,10 @@ function(pmkvq_add_module name)
     # kind of objects serves that and programs; hidden symbols cost programs nothing.
     set_target_properties(pmkvq_${name} PROPERTIES
       POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+    if(BUILD_SHARED_LIBS)
+      # libpmkvq.so exports what shared_library.map lets through.
+      set_target_properties(pmkvq_${name} PROPERTIES CXX_VISIBILITY_PRESET default)
+    endif()
   endif()
   target_include_directories(pmkvq_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)

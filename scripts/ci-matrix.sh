@@ -8,12 +8,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/install-deps.sh build
+# A compiler is tried with what its release has: flags of the environment would reach all of them.
+unset CFLAGS CXXFLAGS CPPFLAGS LDFLAGS
 
 as_root=()
 [ "$(id -u)" -eq 0 ] || as_root=(sudo)
 known() { apt-cache show "$1" >/dev/null 2>&1; }
 install() {
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends \
+    "$@" >/dev/null
 }
 
 compilers=("$@")
