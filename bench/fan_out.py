@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Responses per second of `pmkvq eval` by ranks of mpirun, against one process with the same threads.
 
-Usage: fan_out.py PROGRAM MODEL [--ranks N] [--threads T] [--rounds R]. Both are run in turns; prints the medians, their
-ratio over N, and the same by processor time: on a machine with other work to do, only the latter says what sharing costs.
+Usage: fan_out.py PROGRAM MODEL [--ranks N] [--threads T] [--rounds R] [--max-tokens M]. Run in turns: one process, N ranks,
+and N processes at once that know nothing of each other and do a part of the problems each. The last is what the machine
+itself gives: caches and memory that N processes share. Prints the medians, their ratios over N, and the same by processor
+time: on a machine with other work to do, only the latter says what sharing costs.
 """
 import argparse
 import json
@@ -15,14 +17,16 @@ ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_R
                "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
-def measure(command):
-    """Responses, and responses per second of the program and of processor time."""
+def measure(*commands):
+    """Responses, and responses per second of the programs, which run at once, and of their processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    running = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+               for command in commands]
+    summaries = [json.loads(process.communicate()[0]) for process in running]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    summary = json.loads(result.stdout)
-    return summary["responses"], summary["responses_per_second"], summary["responses"] / seconds
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    responses = sum(summary["responses"] for summary in summaries)
+    return responses, responses / max(summary["seconds"] for summary in summaries), responses / cpu_seconds
 
 
 def main():
@@ -32,21 +36,35 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, default=200)
     options = parser.parse_args()
-    command = [options.program, "eval", "--model", options.model, "--end", str(20 * options.ranks), "--max-tokens", "200",
-               "--max-len", "1024", "--batch", "4", "--kv", "static-4", "--threads", str(options.threads), "--json", "-"]
-    shared = ["mpirun", "-np", str(options.ranks), "--bind-to", "none", *command]
-    one, many = [], []
+    number = options.ranks
+
+    def command(begin, end):
+        return [options.program, "eval", "--model", options.model, "--start", str(begin), "--end", str(end), "--max-tokens",
+                str(options.max_tokens), "--max-len", "1024", "--batch", "4", "--kv", "static-4", "--threads",
+                str(options.threads), "--json", "-"]
+
+    whole = command(0, 20 * number)
+    shared = ["mpirun", "-np", str(number), "--bind-to", "none", *whole]
+    parts = [command(20 * i, 20 * (i + 1)) for i in range(number)]
+    runs = {"1 process": [], f"{number} ranks": [], f"{number} processes": []}
+    one, many, apart = runs.values()
     for _ in range(options.rounds):
-        one.append(measure(command))
+        one.append(measure(whole))
         many.append(measure(shared))
-    for name, runs in ("1 process", one), (f"{options.ranks} ranks", many):
-        print(f"{name}: {runs[0][0]} responses, {statistics.median(run[1] for run in runs):.2f} per second, "
-              f"{statistics.median(run[2] for run in runs):.2f} per second of processor time")
-    ratio = statistics.median(b[1] / a[1] for a, b in zip(one, many))
-    by_cpu = statistics.median(b[2] / a[2] for a, b in zip(one, many))
-    print(f"{options.ranks} ranks: {ratio:.2f} times the responses per second, {ratio / options.ranks:.3f} of {options.ranks}; "
-          f"{by_cpu:.3f} by processor time")
+        apart.append(measure(*parts))
+    for name, measured in runs.items():
+        print(f"{name}: {measured[0][0]} responses, {statistics.median(run[1] for run in measured):.2f} per second, "
+              f"{statistics.median(run[2] for run in measured):.2f} per second of processor time")
+
+    def ratio(of, to, field):
+        return statistics.median(a[field] / b[field] for a, b in zip(of, to))
+
+    for name, measured in (f"{number} ranks", many), (f"{number} processes", apart):
+        print(f"{name}: {ratio(measured, one, 1) / number:.3f} of {number} times one process; {ratio(measured, one, 2):.3f} by "
+              "processor time")
+    print(f"{number} ranks: {ratio(many, apart, 1):.3f} of {number} processes; {ratio(many, apart, 2):.3f} by processor time")
 
 
 if __name__ == "__main__":

@@ -42,13 +42,27 @@ class TwoHosts(unittest.TestCase):
     def test_a_slow_network_changes_nothing(self):
         discipline = self.hosts.slow_down()
         if discipline is None:
-            self.skipTest("this kernel slows no links down (tc)")
+            self.skipTest("this kernel has neither tc netem nor tap devices")
         print("links:", discipline, file=sys.stderr)
         try:
             # Without a folder all texts go over the network.
             shared = check(self.hosts.ranks(*eval_command(PROGRAM, MODEL, None, "--json", "-")))
+            for name, command in (("one", lambda *words: words), ("two", self.hosts.ranks)):
+                plan = self.folder / f"plan-{name}.json"
+                check(command(PROGRAM, "calibrate", "--model", MODEL, "--dataset", pathlib.Path(MODEL) / "calibration.jsonl",
+                              "--n-samples", "3", "--seq-len", "64", "--memory-budget", "2MiB", "--max-len", "512",
+                              "--threads", "1", "--plan", plan))
+            # One model on both hosts: every token's sums cross the network.
+            run = [PROGRAM, "run", "--model", MODEL, "--file", pathlib.Path(MODEL) / "example.txt", "--temperature", "0",
+                   "--max-tokens", "12", "--kv", "pm-kvq", "--kv-budget", "1MiB", "--threads", "1"]
+            sliced = check([*run, "--tp-slices", "8"])
+            on_two = check(self.hosts.ranks(*run))
         finally:
             self.hosts.speed_up()
+        for suffix in ".json", ".safetensors":
+            self.assertEqual((self.folder / "plan-two.json").with_suffix(suffix).read_bytes(),
+                             (self.folder / "plan-one.json").with_suffix(suffix).read_bytes())
+        self.assertEqual(on_two.stdout, sliced.stdout)
         self.assertEqual(json.loads(shared.stdout)["ranks"], 2)
         self.assertEqual(fan_out.summary_without_times(shared.stdout), self.summary)
 
