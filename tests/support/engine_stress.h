@@ -168,7 +168,10 @@ class EngineStress {
     for (Side& side : sides_) Submit(side, RandomPrompt(options_.max_len - 8, 7, kVocab), 7, 1);
     double next_history = 0.0;
     double next_report = 0.0;
-    while (Elapsed() < options_.seconds && !testing::Test::HasFailure()) {
+    // Some requests in any case: a machine with much other work does little in a few seconds.
+    constexpr int64_t kLeastRequests = 10;
+    while ((Elapsed() < options_.seconds || num_submitted_ <= kLeastRequests) &&
+           !testing::Test::HasFailure()) {
       for (size_t i = 0; i < sides_.size(); ++i) Turn(i);
       if (Elapsed() >= next_history) {
         SCOPED_TRACE(testing::Message() << "history " << num_histories_);
@@ -192,7 +195,6 @@ class EngineStress {
     Report();
     CheckMemory();
     // So long a run has time for all widths.
-    EXPECT_GT(num_submitted_, 10);
     EXPECT_TRUE(options_.seconds < kWarmSeconds || (halvings_[8] > 0 && halvings_[4] > 0));
     WriteJson();
   }
