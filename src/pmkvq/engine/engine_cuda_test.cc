@@ -95,6 +95,7 @@ TEST_F(EngineOnCudaTest, ASeedGivesTheSameTextBesideOtherRequests) {
 TEST_F(EngineOnCudaTest, WidthsChangeAndAStepStaysOneLaunch) {
   SpecEngineOptions options = Options("pm-kvq", 2, 1024);
   options.kv.budget_bytes = 3'000'000;
+  options.prefill_share = 1;  // Both prompts are stored before the first token is drawn.
   Engine engine = OpenEngine(cuda_, tokenizer_, options);
   testing_support::RecordingObserver observer;
   for (uint64_t seed : {1, 2}) {
