@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "pmkvq/kernels/attention/few_rows.h"
 #include "pmkvq/kernels/gemm/gemm.h"
 #include "pmkvq/kv/simulated/simulated_cache.h"
 
@@ -26,13 +27,18 @@ void Softmax(float* scores, int64_t count) {
 // are there with their scores, so that the sum is never 0.
 void WeightedSoftmax(const float* log_numerators, const float* log_denominators, int64_t weighted,
                      float* scores, int64_t count) {
-  float largest = -std::numeric_limits<float>::infinity();
+  constexpr float kGone = -std::numeric_limits<float>::infinity();
+  float largest = kGone;
   for (int64_t i = 0; i < count; ++i) {
     const float raise = i < weighted ? std::max(log_numerators[i], log_denominators[i]) : 0.0f;
     largest = std::max(largest, scores[i] + raise);
   }
   double total = 0;
   for (int64_t i = 0; i < count; ++i) {
+    if (i < weighted && log_numerators[i] == kGone && log_denominators[i] == kGone) {
+      scores[i] = 0.0f;
+      continue;
+    }
     const float score = scores[i] - largest;
     const float weight = std::exp(i < weighted ? score + log_numerators[i] : score);
     total += double{i < weighted && log_denominators[i] != log_numerators[i]
@@ -42,6 +48,20 @@ void WeightedSoftmax(const float* log_numerators, const float* log_denominators,
   }
   const auto factor = static_cast<float>(1.0 / total);
   for (int64_t i = 0; i < count; ++i) scores[i] *= factor;
+}
+
+// Chunks of at most so many tokens go through products that pack nothing.
+constexpr int64_t kFewTokens = 4;
+constexpr int64_t kFewColumns = 16;  // What few_rows.h asks for.
+
+// [count, dim] as [dim, kFewColumns].
+void Transpose(const std::vector<float>& rows, int64_t count, int64_t dim, std::vector<float>& to) {
+  to.assign(static_cast<size_t>(dim * kFewColumns), 0.0f);
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t i = 0; i < dim; ++i) {
+      to[static_cast<size_t>(i * kFewColumns + t)] = rows[static_cast<size_t>(t * dim + i)];
+    }
+  }
 }
 
 }  // namespace
@@ -100,6 +120,15 @@ void SimulatedKvCache::AttendDenseHead(const Chunk& chunk, const SimulatedBlock&
       std::copy_n(from + t * row_size + kv_head * run, run, to + t * run);
     }
   };
+  // Whether no token of a page is in the sums.
+  const auto is_gone = [](const SimulatedBlock::Weights& weights, int64_t first, int64_t count) {
+    const auto all_gone = [&](const std::vector<float>& logs) {
+      return std::all_of(logs.begin() + first, logs.begin() + first + count,
+                         [](float log) { return log == SimulatedBlock::kEvicted; });
+    };
+    return !weights.numerators.empty() && all_gone(weights.numerators) &&
+           all_gone(weights.denominators);
+  };
   // Calls function(rows of K or V, how many, index of the first) for stored pages, then the chunk.
   const auto for_each_run = [&](const SimulatedBlock::Pages& pages, const float* own,
                                 auto function) {
@@ -115,15 +144,38 @@ void SimulatedKvCache::AttendDenseHead(const Chunk& chunk, const SimulatedBlock&
   scores_.resize(static_cast<size_t>(num_rows * num_tokens));
 
   head_rows(rows.q, geometry.num_heads * dim, group * dim, queries_.data());
+  const SimulatedBlock::Weights& weights = block.weights_[static_cast<size_t>(kv_head)];
+  const bool is_few = chunk.num_tokens <= kFewTokens;
   for_each_run(block.keys_, rows.k, [&](const float* keys, int64_t count, int64_t first) {
-    BlasGemm(false, true, num_rows, count, dim, attention_shape_.scale, queries_.data(), dim, keys,
-             dim, 0.0f, scores_.data() + first, num_tokens);
+    float* const scores = scores_.data() + first;
+    if (!is_few) {
+      BlasGemm(false, true, num_rows, count, dim, attention_shape_.scale, queries_.data(), dim,
+               keys, dim, 0.0f, scores, num_tokens);
+    } else if (first == stored) {
+      Transpose(chunk_rows_, count, dim, rotated_);
+      FewRowScores(queries_.data(), num_rows, dim, rotated_.data(), kFewColumns, count,
+                   attention_shape_.scale, scores, num_tokens);
+    } else if (is_gone(weights, first, count)) {
+      for (int64_t row = 0; row < num_rows; ++row) {
+        std::fill_n(scores + row * num_tokens, count, 0.0f);
+      }
+    } else {
+      const auto* const page = reinterpret_cast<const float*>(
+          block.attended_keys_[static_cast<size_t>(first / kPageTokens)].data());
+      FewRowScores(queries_.data(), num_rows, dim, page + kv_head * kPageTokens * dim, kPageTokens,
+                   count, attention_shape_.scale, scores, num_tokens);
+    }
   });
-  WeightRows(block.weights_[static_cast<size_t>(kv_head)], num_rows, stored, num_tokens,
-             attention_sums_.data() + kv_head * num_tokens);
+  WeightRows(weights, num_rows, stored, num_tokens, attention_sums_.data() + kv_head * num_tokens);
+  if (is_few) std::fill(head_out_.begin(), head_out_.end(), 0.0f);
   for_each_run(block.values_, rows.v, [&](const float* values, int64_t count, int64_t first) {
-    BlasGemm(false, false, num_rows, dim, count, 1.0f, scores_.data() + first, num_tokens, values,
-             dim, first == 0 ? 0.0f : 1.0f, head_out_.data(), dim);
+    if (is_few) {
+      FewRowValues(scores_.data() + first, num_tokens, num_rows, dim, values, count,
+                   head_out_.data());
+    } else {
+      BlasGemm(false, false, num_rows, dim, count, 1.0f, scores_.data() + first, num_tokens, values,
+               dim, first == 0 ? 0.0f : 1.0f, head_out_.data(), dim);
+    }
   });
   for (int64_t t = 0; t < chunk.num_tokens; ++t) {
     std::copy_n(head_out_.data() + t * group * dim, group * dim,

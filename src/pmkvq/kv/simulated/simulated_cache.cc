@@ -15,6 +15,11 @@
 namespace pmkvq {
 namespace {
 
+// Of a value in attention's copy: dense attention reads floats.
+size_t AttendedBytes(const MethodNeeds& needs, DType float_type) {
+  return needs.dense_attention() ? sizeof(float) : SizeOf(float_type);
+}
+
 float RoundTo(DType type, float x) {
   switch (type) {
     case DType::kF16:
@@ -209,7 +214,9 @@ void SimulatedKvCache::AppendAndAttend(int64_t layer, const float* q, const floa
   for (const Chunk& chunk : forward_.chunks) {
     const Rows rows = RowsOf(chunk, q, k, v, out);
     if (is_dense && !chunk.seq->failure) {
-      AttendDense(chunk, chunk.seq->blocks[static_cast<size_t>(layer)], rows);
+      SimulatedBlock& block = chunk.seq->blocks[static_cast<size_t>(layer)];
+      CopyForAttention(block);
+      AttendDense(chunk, block, rows);
       CheckAttention(chunk, layer);
     }
     if (!chunk.seq->failure) StoreRows(chunk, layer, rows);
@@ -281,7 +288,7 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
   const float* keys = needs_.keys_before_rope
                           ? extras_.keys_before_rope + chunk.first_row * geometry.kv_dim()
                           : rows.k;
-  block.Resize(first + chunk.num_tokens, SizeOf(config_.float_type));
+  block.Resize(first + chunk.num_tokens, AttendedBytes(needs_, config_.float_type));
   for (int64_t t = 0; t < chunk.num_tokens; ++t) {
     for (int64_t head = 0; head < geometry.num_kv_heads; ++head) {
       const int64_t begin = t * geometry.kv_dim() + head * geometry.head_dim;
@@ -326,6 +333,23 @@ void SimulatedKvCache::StoreRows(const Chunk& chunk, int64_t layer, const Rows& 
 
 void SimulatedKvCache::CopyForAttention(SimulatedBlock& block) {
   const int64_t dim = block.head_dim();
+  if (needs_.dense_attention()) {  // Keys as [D, kPageTokens] for products of few rows.
+    for (size_t page = 0; page < block.changed_keys_.size(); ++page) {
+      SimulatedBlock::Changes& changes = block.changed_keys_[page];
+      const int64_t begin = static_cast<int64_t>(page) * kPageTokens;
+      const int64_t last = std::min(changes.last, block.num_tokens() - begin);
+      for (int64_t head = 0; head < block.num_kv_heads(); ++head) {
+        auto* const to =
+            reinterpret_cast<float*>(block.attended_keys_[page].data()) + head * kPageTokens * dim;
+        for (int64_t t = changes.first; t < last; ++t) {
+          const float* const row = block.Row(std::as_const(block.keys_), begin + t, head);
+          for (int64_t i = 0; i < dim; ++i) to[i * kPageTokens + t] = row[i];
+        }
+      }
+      changes = {};
+    }
+    return;
+  }
   const size_t float_bytes = SizeOf(config_.float_type);
   const float largest = LargestOf(config_.float_type);
   const auto copy = [&](SimulatedBlock::Pages& pages, SimulatedBlock::AttendedPages& attended,
@@ -419,7 +443,7 @@ void SimulatedKvCache::Truncate(SequenceId id, int64_t num_tokens) {
   PMKVQ_CHECK(num_tokens >= 0 && num_tokens <= seq.num_tokens);
   seq.reserved_tokens = 0;
   for (SimulatedBlock& block : seq.blocks) {
-    block.Resize(num_tokens, SizeOf(config_.float_type));
+    block.Resize(num_tokens, AttendedBytes(needs_, config_.float_type));
   }
   for (const auto& state : seq.states) {
     if (state != nullptr) state->Truncate(num_tokens);
