@@ -276,7 +276,7 @@ FIELD = {
 
 # The two of each budget that solved most on the choosing half (of equal ones, those with fewer peak bytes): they are run on the
 # reporting half and at level 6, too, at budgets where the rivals are. render_results.py checks them, as BEST_RIVALS.
-BEST_OF_FIELD = {3.25: ("turboquant", "xquant"), 2.7: ()}
+BEST_OF_FIELD = {3.25: ("turboquant", "xquant"), 2.7: ("turboquant", "xquant")}
 
 # Methods that evict, each with the largest capacity that fits, and chance (`random`) beside them. What only cuts a prompt keeps all
 # other tokens at 16 bits: it fits no budget and is listed once.
