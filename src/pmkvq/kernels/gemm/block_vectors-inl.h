@@ -142,15 +142,28 @@ constexpr size_t kVectors = 64 / kByteLanes;
 
 // Loops over the vectors have to be unrolled: an index that the compiler does not know would put
 // them into memory.
+//
+// NEON's vectors have constructors that are always inlined. A constructor that the compiler writes
+// for a struct of them lacks the target's attributes, and GCC refuses to inline them there.
+#if HWY_ARCH_ARM
+#define PMKVQ_INLINE_CONSTRUCTOR(Name) \
+  HWY_INLINE Name() {}
+#else
+#define PMKVQ_INLINE_CONSTRUCTOR(Name)
+#endif
 struct Bytes64 {
+  PMKVQ_INLINE_CONSTRUCTOR(Bytes64)
   hn::Vec<D8> v[kVectors];
 };
 struct Ints16 {
+  PMKVQ_INLINE_CONSTRUCTOR(Ints16)
   hn::Vec<DI32> v[kVectors];
 };
 struct Floats16 {
+  PMKVQ_INLINE_CONSTRUCTOR(Floats16)
   hn::Vec<DF> v[kVectors];
 };
+#undef PMKVQ_INLINE_CONSTRUCTOR
 
 template <class Function>
 HWY_INLINE Bytes64 EachBytes(Function function) {
