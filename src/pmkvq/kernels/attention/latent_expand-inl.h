@@ -147,10 +147,10 @@ class CodeColumns {
   }
   // All columns of a row, of any group.
   static void ExpandRow(const PanelRows& p, int64_t t) {
-    const auto [min, step] = p.scales[t];
+    const auto [least, width] = p.scales[t];
     pmkvq::HWY_NAMESPACE::ExpandGroup<kBits>(
         reinterpret_cast<const uint8_t*>(p.data + t * p.row_bytes), p.group,
-        [min = min, step = step](auto df, auto codes)
+        [min = least, step = width](auto df, auto codes)
             HWY_ATTR { return hn::MulAdd(codes, hn::Set(df, step), hn::Set(df, min)); },
         p.panel + t * kPanelStride);
   }
