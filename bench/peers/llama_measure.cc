@@ -60,7 +60,8 @@ struct Times {
   void Print() const {
     const auto list = [](const char* name, const std::vector<double>& values) {
       std::printf("\"%s\": [", name);
-      for (size_t i = 0; i < values.size(); ++i) std::printf("%s%.4f", i > 0 ? ", " : "", values[i]);
+      for (size_t i = 0; i < values.size(); ++i)
+        std::printf("%s%.4f", i > 0 ? ", " : "", values[i]);
       std::printf("]");
     };
     std::printf("{");
@@ -160,7 +161,8 @@ class Peer {
           const float* logits = llama_get_logits_ith(context, static_cast<int>(i - begin));
           const float most = *std::max_element(logits, logits + vocabulary_);
           double sum = 0;
-          for (int v = 0; v < vocabulary_; ++v) sum += std::exp(static_cast<double>(logits[v] - most));
+          for (int v = 0; v < vocabulary_; ++v)
+            sum += std::exp(static_cast<double>(logits[v] - most));
           loss += std::log(sum) - static_cast<double>(logits[tokens[i + 1]] - most);
           ++predictions;
         }
@@ -227,7 +229,8 @@ class Peer {
     for (int i = 0; i < kSeedTokens; ++i) tokens.push_back(Token(i));
     Evaluate(context.of, tokens, 0, true);
     std::vector<uint8_t> state(llama_state_seq_get_size(context.of, 0 PMKVQ_NO_FLAGS));
-    state.resize(llama_state_seq_get_data(context.of, state.data(), state.size(), 0 PMKVQ_NO_FLAGS));
+    state.resize(
+        llama_state_seq_get_data(context.of, state.data(), state.size(), 0 PMKVQ_NO_FLAGS));
     for (int filled = kSeedTokens; filled < depth; filled += kSeedTokens) {
       if (llama_state_seq_set_data(context.of, state.data(), state.size(), 1 PMKVQ_NO_FLAGS) == 0) {
         Fail("the state was not taken");

@@ -9,10 +9,10 @@
 //
 // Up to kDecodeRows rows: own vector kernels; the weight is read from memory once for all rows. A
 // row's bits depend neither on its neighbours, nor on the number of rows, nor on the thread count.
-// Products of floats with block formats (IsBlockFormat) round x to 8 bits (block_product.h), and
-// have the same bits on every instruction set.
-// More rows (prefill, calibration): W is expanded in fixed tiles of output rows and multiplied by
-// BLAS on one thread per tile; bits depend on the number of rows, not on the thread count.
+// Products of floats with block formats (IsBlockFormat) round x to 8 bits (block_product.h), have
+// the same bits on every instruction set, and all that is said above with any number of rows.
+// More rows, other formats, unrounded x: W is expanded in fixed tiles of output rows and multiplied
+// by BLAS on one thread per tile; bits depend on the number of rows, not on the thread count.
 #pragma once
 
 #include <cstddef>
