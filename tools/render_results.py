@@ -118,7 +118,7 @@ class Page:
             f"{least};",
             f"* at 3.25 bits: {at(3.25)};",
             f"* at {low:g} bits: {at(low)}.", "",
-            "`best` is pm-kvq that halves its oldest pages first, with widths for keys and values apart. The rivals of a budget are "
+            "`best` is pm-kvq that halves its oldest pages first, with widths for keys and values apart: the recipe until values went first ([frontier](frontier.md)). The rivals of a budget are "
             "the two other methods that solved most on the choosing half of the problems, of which these are the other half.", "",
             f"A verdict stands behind a comparison: *better* and *worse* need P < {SIGNIFICANT}; *as good* needs the whole 95 % "
             f"interval of the difference to lie within {100 * rs.MARGIN:g} points; all else is *not shown*.", "",
@@ -481,8 +481,9 @@ class Page:
         lines += self.verdict_tables() + self.field_tables() + self.evicting_tables() + self.calibration_table()
         lines += self.change_tables("One change at a time, on the choosing half", "pm-kvq as in the paper against the same with one "
                                     "thing changed, at equal bytes. Positive: the change helps.", rs.ABLATIONS)
-        lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `--recipe best` "
-                                    f"is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`.", rs.CANDIDATES)
+        lines += self.change_tables("What was tried for `best`, on the choosing half", f"Several changes together. `best` of this "
+                                    f"page is `{rs.BEST.spec}` with a plan of kind `{rs.BEST.plan}`; `--recipe best` has `k=4+v=2` besides "
+                                    "([frontier](frontier.md)).", rs.CANDIDATES)
         lines += ["## Appendix: at the ceiling", "", f"Tables and rows where more than {100 * CEILING:g} % are solved: they show that "
                   "so many bits are enough, and nothing about which method is better.", "", *self.ceiling]
         return "\n".join(lines).rstrip() + "\n"

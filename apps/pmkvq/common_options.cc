@@ -132,13 +132,8 @@ void KvCommandOptions::Register(CLI::App& command) {
   AddThreads(command, threads);
 }
 
-bool KvCommandOptions::IsBestRecipe() const {
-  const CLI::Option* const recipe = command_->get_option_no_throw("--recipe");
-  return recipe != nullptr && recipe->count() > 0 && recipe->results().back() == "best";
-}
-
 void KvCommandOptions::PrintPlanHint(const KvOptions& kv, const std::string& model) const {
-  const std::string hint = PlanHint(kv, model, IsBestRecipe());
+  const std::string hint = PlanHint(kv, model);
   if (!hint.empty()) PrintError(hint);
 }
 

@@ -40,8 +40,6 @@ struct KvCommandOptions {
   void PrintPlanHint(const KvOptions& kv, const std::string& model) const;
 
  private:
-  bool IsBestRecipe() const;
-
   const CLI::App* command_ = nullptr;
 };
 

@@ -157,8 +157,7 @@ void WarnOfMemory(int64_t budget_bytes, int64_t max_sequences) {
 bool PlanSetsBudget(const KvOptions& kv) {
   if (kv.plan == nullptr || kv.budget_bytes > 0) return false;
   const std::optional<Method> method = ReadMethod(kv.spec);
-  return method && method->steps_down() && !method->has("bits") && !method->has("k") &&
-         !method->has("v");
+  return method && method->steps_down() && !method->has("bits");
 }
 
 void WarnOfShortPlan(const SpecEngineOptions& options) {

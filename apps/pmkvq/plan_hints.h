@@ -7,10 +7,9 @@
 
 namespace pmkvq::cli {
 
-// A hint about running `kv` with the model in `folder`, or "":
-// - pm-kvq without a plan, although the folder holds one (plan.json);
-// - `is_best`, the recipe of that name, without a plan or with one whose K and V have equal widths.
-// SPECs with widths or a plan of their own need no hint.
-std::string PlanHint(const KvOptions& kv, const std::string& folder, bool is_best);
+// A hint about running `kv` with the model in `folder`, or "": pm-kvq without a plan, although the
+// folder holds one (plan.json). A SPEC whose bits= sets the budget, or that names a plan, needs no
+// hint.
+std::string PlanHint(const KvOptions& kv, const std::string& folder);
 
 }  // namespace pmkvq::cli

@@ -1,6 +1,7 @@
 // Options that change nothing are said, and so are plans that would serve better.
 #include <gtest/gtest.h>
 
+#include "pmkvq/io/json.h"
 #include "support/command_help.h"
 
 namespace pmkvq {
@@ -152,31 +153,34 @@ TEST(Plans, UnusedBudgetAndLengthsAreSaid) {
 }
 
 TEST(Plans, HintsAtThePlanThatIsThere) {
-  const TempFolder folder;
-  const std::string split = folder.File("split.json");
-  ASSERT_EQ(RunProgram({"calibrate", "--from", kPlan, "--separate-kv", "--memory-budget", "4.9MiB",
-                        "--max-len", "4096", "--plan", split})
-                .exit_code,
-            0);
   const Args run = {"run", "--model", kModel, "--prompt-ids", "1,2", "--max-tokens", "1"};
   const auto err_of = [&](const Args& more) { return RunProgram(Plus(run, more)).err; };
+  const std::string hint = "hint: pm-kvq runs without a plan; --plan " + kPlan;
   EXPECT_NE(err_of({"--kv", "pm-kvq", "--kv-budget", "6MiB"})
-                .find("hint: pm-kvq runs without a plan; "
-                      "--plan " +
-                      kPlan),
+                .find(hint + " gives it key scales and widths per block\n"),
             std::string::npos);
-  EXPECT_NE(err_of({"--recipe", "best", "--kv-budget", "6MiB"})
-                .find("calibrate --from " + kPlan + " --separate-kv"),
-            std::string::npos);
-  EXPECT_NE(err_of({"--recipe", "best", "--plan", kPlan}).find("K and V apart"), std::string::npos);
+  EXPECT_NE(
+      err_of({"--recipe", "best", "--kv-budget", "6MiB"}).find(hint + " gives it key scales\n"),
+      std::string::npos);
   for (const Args& more : std::vector<Args>{{"--kv", "pm-kvq", "--plan", kPlan},
-                                            {"--recipe", "best", "--plan", split},
+                                            {"--recipe", "best", "--plan", kPlan},
                                             {"--kv", "pm-kvq:bits=4"},
                                             {"--kv", "pm-kvq:plan=none", "--kv-budget", "6MiB"},
                                             {"--kv", "static-4"},
                                             {"--kv", "kivi"}}) {
     EXPECT_EQ(err_of(more).find("hint"), std::string::npos) << err_of(more);
   }
+}
+
+// A recipe for every plan: its widths say an order of halving, the plan the bytes and key scales.
+TEST(Plans, TheBestRecipeTakesTheBytesOfAnyPlan) {
+  const auto budget_of = [](const Args& more) {
+    const ProgramResult result =
+        RunProgram(Plus({"inspect", kModel, "--plan", kPlan, "--json", "-"}, more));
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return JsonValue::Parse(result.out, "inspect").At("budget_bytes").AsInt();
+  };
+  EXPECT_EQ(budget_of({"--recipe", "best"}), budget_of({"--recipe", "paper"}));
 }
 
 TEST(Plans, OfFewerTokensThanTheRunAreSaid) {

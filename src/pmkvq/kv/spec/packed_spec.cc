@@ -27,7 +27,8 @@ SpecKeys KeysOf(CacheField::KeyOf methods) {
 
 constexpr KvRecipe kRecipes[] = {
     {"paper", "pm-kvq", "as published"},
-    {"best", "pm-kvq:policy=oldest-first", "what does best at equal bytes (docs/results.md)"},
+    {"best", "pm-kvq:policy=oldest-first+k=4+v=2",
+     "what does best at equal bytes (docs/frontier.md)"},
 };
 
 bool IsWidth(int bits) { return std::find(kWidths.begin(), kWidths.end(), bits) != kWidths.end(); }
@@ -101,10 +102,16 @@ std::vector<int64_t> UniformBudgets(const CacheConfig& config, int64_t max_len, 
   return budgets;
 }
 
-// Budgets and widths of pm-kvq. `plan` is null where the SPEC gives the widths (bits=, k=, v=).
-void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settings,
-                           const Plan* plan, int64_t max_len, const BlockByteCount& count,
-                           CacheConfig& config) {
+// Whether k= and v= stand beside budgets of a plan. Budgets of payload are too small for them.
+bool KeepsBudgets(const KvOptions& options, const CacheSettings& settings) {
+  return std::holds_alternative<BlockWidths>(settings.widths) && !settings.static_widths &&
+         options.plan != nullptr && !options.plan->settings.reference_accounting;
+}
+
+// Budgets and widths of pm-kvq. Widths of the SPEC take the place of the plan's. bits= is a budget
+// as well; k= and v= say an order of halving, so that the plan's budgets stay.
+void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settings, int64_t max_len,
+                           const BlockByteCount& count, CacheConfig& config) {
   const auto* const budget_width = std::get_if<BudgetWidth>(&settings.widths);
   const auto* const block_widths = std::get_if<BlockWidths>(&settings.widths);
   const bool has_widths = budget_width != nullptr || block_widths != nullptr;
@@ -112,6 +119,10 @@ void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settin
                             : budget_width != nullptr
                                 ? PageWidths{budget_width->bits, budget_width->bits}
                                 : PageWidths{0, 0};
+  const Plan* const plan = has_widths ? nullptr : options.plan.get();
+  const Plan* const planned =
+      has_widths && !KeepsBudgets(options, settings) ? nullptr : options.plan.get();
+  const bool has_budgets = planned != nullptr && !planned->budget_bytes.empty();
   const size_t num_layers = config.geometry.blocks.size();
   config.static_widths = settings.static_widths;
   if (block_widths != nullptr || (settings.static_widths && has_widths)) {
@@ -126,13 +137,12 @@ void SetProgressiveBudgets(const KvOptions& options, const CacheSettings& settin
                                            options.spec));
   }
   if (options.budget_bytes > 0) {
-    const std::vector<int64_t> weights =
-        plan != nullptr && !plan->budget_bytes.empty() ? plan->budget_bytes : EvenWeights(config);
-    config.budget_bytes = SplitBudget(options.budget_bytes, weights);
+    config.budget_bytes = SplitBudget(options.budget_bytes,
+                                      has_budgets ? planned->budget_bytes : EvenWeights(config));
+  } else if (has_budgets) {
+    config.budget_bytes = planned->budget_bytes;
   } else if (has_widths) {
     config.budget_bytes = UniformBudgets(config, max_len, widths, count);
-  } else if (plan != nullptr && !plan->budget_bytes.empty()) {
-    config.budget_bytes = plan->budget_bytes;
   } else {
     throw InvalidInput(
         "--kv", "pm-kvq has no budget, expected --kv-budget, --plan or pm-kvq:bits=16|8|4|2");
@@ -154,7 +164,9 @@ void SetPool(const KvOptions& options, const CacheSettings& settings, const Pack
                        "found one beside a pool that all requests share, expected "
                        "none (--kv-mode isolated gives each request its budget)");
   }
-  if (!std::holds_alternative<PlanWidths>(settings.widths)) {
+  // k= and v= without static say which pages are halved first, and in a pool prices do.
+  if (std::holds_alternative<BudgetWidth>(settings.widths) ||
+      (settings.static_widths && !std::holds_alternative<PlanWidths>(settings.widths))) {
     throw InvalidInput("--kv", fmt::format("'{}': found widths that a budget follows from beside a "
                                            "pool, expected none (static-8 and its like have their "
                                            "widths in a pool, too)",
@@ -319,9 +331,7 @@ CacheConfig ResolvePackedConfig(const KvOptions& given, const KvRequirements& re
     }
   } else if (read.method->progressive) {
     config.close_bits = settings.init_kv_bits;
-    const bool has_own_widths = !std::holds_alternative<PlanWidths>(settings.widths);
-    SetProgressiveBudgets(options, settings, has_own_widths ? nullptr : plan, requirements.max_len,
-                          count, config);
+    SetProgressiveBudgets(options, settings, requirements.max_len, count, config);
   } else {
     const int bits = read.method->bits;
     config.close_bits = bits;

@@ -90,11 +90,17 @@ TEST(PackedSpec, SeparateWidthsWithoutAPlan) {
 
   KvOptions options = WithPlan("pm-kvq:k=2+v=8");
   EXPECT_EQ(Resolve(options).v_bits, Uniform(8)) << "not the plan's";
+  EXPECT_EQ(Resolve(options).budget_bytes, options.plan->budget_bytes)
+      << "an order of halving, the plan's bytes";
+  options.spec = "pm-kvq:static+k=2+v=8";
   EXPECT_EQ(Resolve(options).budget_bytes,
             std::vector<int64_t>(3, BlockBytes(Resolve(options), 0, 1000, 2, 8)));
+  options.spec = "pm-kvq:k=2+v=8";
   EXPECT_EQ(PackedKeyScales(options).size(), 3u) << "the plan's";
-  options.budget_bytes = 120000;
-  EXPECT_EQ(Resolve(options).budget_bytes, std::vector<int64_t>(3, 40000));
+  options.budget_bytes = 180000;
+  EXPECT_EQ(Resolve(options).budget_bytes, options.plan->budget_bytes) << "split as the plan's";
+  options.plan = nullptr;
+  EXPECT_EQ(Resolve(options).budget_bytes, std::vector<int64_t>(3, 60000));
 }
 
 TEST(PackedSpec, StaticTakesTheWidthsOfEveryProgressiveSetting) {
@@ -215,6 +221,19 @@ TEST(PackedSpec, RecipesAreSpecsThatResolve) {
   }
   EXPECT_EQ(names, (std::vector<std::string>{"paper", "best"}));
   EXPECT_STREQ(KvRecipes()[0].spec, "pm-kvq") << "the defaults are the paper's";
+}
+
+// In a pool prices say what is halved first; the widths of a recipe do not stand in the way.
+TEST(PackedSpec, RecipesResolveInAPool) {
+  for (const KvRecipe& recipe : KvRecipes()) {
+    KvOptions options = OptionsFor(recipe.spec);
+    options.pool.bytes = 1000000;
+    EXPECT_EQ(Resolve(options).pool.bytes, 1000000) << recipe.spec;
+    EXPECT_TRUE(Resolve(options).k_bits.empty()) << recipe.spec;
+  }
+  KvOptions options = OptionsFor("pm-kvq:static+k=4+v=2");
+  options.pool.bytes = 1000000;
+  ExpectError<InvalidInput>([&] { Resolve(options); }, {"--kv", "static+k=4+v=2", "pool"});
 }
 
 TEST(PackedSpec, AttentionModeReachesTheCache) {
