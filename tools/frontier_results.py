@@ -29,9 +29,9 @@ VALUES_FIRST = f"{FIRST}+k=4+v=2"
 # Name -> SPEC, kind of plan (results_settings.PLAN_OPTIONS), words.
 SETTINGS = {
     "first": (VALUES_FIRST, "split", "**`best`**: values to 2 bits before keys leave 4"),
-    "first+channel": (f"{VALUES_FIRST}+axis=channel", "split", "the same, keys per channel"),
+    "first+channel": (f"{VALUES_FIRST}+axis=channel", "split", "**`best` with keys per channel**"),
     "first+even": (VALUES_FIRST, "uniform", "`best` with as many bytes for each block"),
-    "first+even+channel": (f"{VALUES_FIRST}+axis=channel", "uniform", "the same, keys per channel"),
+    "first+even+channel": (f"{VALUES_FIRST}+axis=channel", "uniform", "`best` with keys per channel and as many bytes for each block"),
     "before": (FIRST, "split", "`best` until now: V and K of a page in turn"),
     "channel": (f"{FIRST}+axis=channel", "split", "`best` until now, keys per channel"),
     "paper": ("pm-kvq", "tied", "the paper"),
