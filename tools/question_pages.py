@@ -122,7 +122,7 @@ def halving():
         lines.append(f"| `{run['kv']}` | {run['peak_mib']:.1f} | {run['tokens_per_second']:.0f} | {run['halvings']:,} | {100 * share:.2f} % | {run['longest_pause_us'] / 1000:.1f} |")
         if run["by_position"]:
             series.append((run["kv"], run["by_position"]))
-    picture = svg_chart.chart([svg_chart.Panel("Time that halving has taken so far", "position", "ms, sum", series)], width=700)
+    picture = svg_chart.chart([svg_chart.Panel("Time that halving has taken so far", "position", "ms, sum", series, y_range=(0, 80), x_ticks=[2000, 4000, 6000, 8000])], width=700)
     return {"Halving": lines}, picture
 
 

@@ -26,7 +26,8 @@ class Panel:
         if log_y:
             low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9)
         self.y0, self.y1 = low, high if high > low else low + 1
-        self.x_ticks = x_ticks or [self.x0 + (self.x1 - self.x0) * i / 4 for i in range(5)]
+        inside = [tick for tick in x_ticks or () if self.x0 <= tick <= self.x1]
+        self.x_ticks = inside or [self.x0 + (self.x1 - self.x0) * i / 4 for i in range(5)]
 
     def draw(self, left, top, width, height):
         def x_of(x):
@@ -66,7 +67,7 @@ class Panel:
 def chart(panels, width=980, height=400):
     """Panels side by side, with one legend: series of one name have one colour where all panels list them in one order."""
     names = max((panel.series for panel in panels), key=len)
-    legend_rows = -(-len(names) // 3)
+    legend_rows = -(-len(names) // 2)
     each = (width - 40) / len(panels)
     inner = height - 110 - 20 * legend_rows
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
@@ -74,7 +75,7 @@ def chart(panels, width=980, height=400):
     for i, panel in enumerate(panels):
         out += panel.draw(round(70 + i * each), 40, round(each - 90), inner)
     for i, (name, _) in enumerate(names):
-        x, y = 70 + i % 3 * 300, height - 20 * (legend_rows - i // 3) + 6
+        x, y = 70 + i % 2 * (width // 2 - 40), height - 20 * (legend_rows - i // 2) + 6
         out.append(f'<rect x="{x}" y="{y - 9}" width="14" height="4" fill="{COLOURS[i % len(COLOURS)]}"/>')
         out.append(f'<text x="{x + 20}" y="{y - 3}" fill="#222">{html.escape(name)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
