@@ -4,7 +4,9 @@
 //
 // Instructions are scarcer than bytes with 4-bit codes: at the speed of memory a quarter of a
 // multiprocessor has 64 issue slots for a group of 16 rows, and 32 for integer operations. So F16
-// it is: its ten bits hold a code at bit 0 or 4, and one shift serves two pairs of codes.
+// it is: its ten bits hold a code at bit 0 or 4 behind a first bit of 1024, put there by one AND-OR
+// and taken off by one subtraction, exact. Rows g have their codes at bit 0, rows g + 8 at bit 4,
+// so 16 times as large: their sums are divided at their end.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,29 +31,22 @@ struct CodesArguments {
   int num_strips;
   int tiles_across;
   int stages = 0;
+  // 1024 in both halves. As an argument, so that it stays in a register: an AND-OR with two
+  // constants takes two instructions.
+  uint32_t one = 0x64006400u;
 };
 
-// The bytes of IQ4's table as halves: eight lower and eight upper bytes in two words each.
+// IQ4's table in bytes, 128 added to each value.
 struct TableWords {
-  uint32_t low[4];
-  uint32_t high[4];
+  uint32_t words[4];
 };
-constexpr uint16_t HalfOfSmall(int value) {
-  // |value| < 128: exact.
-  const int magnitude = value < 0 ? -value : value;
-  int exponent = 0;
-  while ((magnitude >> (exponent + 1)) != 0) ++exponent;
-  const int mantissa = (magnitude << (10 - exponent)) & 0x3ff;
-  return static_cast<uint16_t>((value < 0 ? 0x8000 : 0) | (exponent + 15) << 10 | mantissa);
-}
 constexpr TableWords MakeTable() {
-  TableWords words{};
+  TableWords table{};
   for (int i = 0; i < 16; ++i) {
-    const uint32_t half = HalfOfSmall(code_tile::kTable[i]);
-    words.low[i / 4] |= (half & 0xffu) << (8 * (i % 4));
-    words.high[i / 4] |= (half >> 8) << (8 * (i % 4));
+    const auto value = static_cast<uint32_t>(code_tile::kTable[i] + 128);
+    table.words[i / 4] |= value << (8 * (i % 4));
   }
-  return words;
+  return table;
 }
 
 // Numbers of a format, for kernels: they cannot call functions of the host.
@@ -63,12 +58,22 @@ struct CodeFacts {
   static constexpr int kScalesAt = code_tile::ScalesAt(kF);
   static constexpr int kScaleBytes = code_tile::ScaleBytes(kF.scales);
   static constexpr bool kHasMinima = code_tile::HasMinima(kF.scales);
+  // Operands of rows g + 8 are this many times those of rows g.
+  static constexpr int kSidePower = kF.bits == 8 || kF.is_table ? 1 : 16;
+  // What is to be taken off each code.
+  static constexpr int kOffset = kF.is_table ? 128 : kF.offset;
+  static constexpr bool kOfSixteen = kF.scales == code_tile::Scales::kFactor16;
 };
 inline constexpr TableWords kTableWords = MakeTable();
 
-// a & b | c.
-__device__ __forceinline__ uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
-  return (a & b) | c;
+// a b + c, of tiles as MultiplyTile has them.
+__device__ __forceinline__ void MultiplyOnto(float (&d)[4], const uint32_t (&a)[4], uint2 b,
+                                             const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
 }
 __device__ __forceinline__ uint32_t ShiftedBy(uint32_t word, int right) {
   return right >= 0 ? word >> right : word << -right;
@@ -109,80 +114,81 @@ class LaneCodes {
     }
   }
 
-  // Of group `i` of the two.
-  __device__ void Expand(int i, uint32_t (&a)[2][4]) const {
+  // Of group `i` of the two; rows g + 8 in kSidePower times their size. one: CodesArguments.
+  __device__ void Expand(int i, uint32_t one, uint32_t (&a)[2][4]) const {
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      uint32_t pairs[4];
+    for (int product = 0; product < 2; ++product) {
+      uint32_t(&to)[4] = a[product];
       if constexpr (kF.bits == 8) {
-        ExpandBytes(low_[4 * i + 2 * side], pairs[0], pairs[1]);
-        ExpandBytes(low_[4 * i + 2 * side + 1], pairs[2], pairs[3]);
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const uint32_t codes = low_[4 * i + 2 * side + product];
+          to[side] = __byte_perm(codes, one, 0x7170);
+          to[2 + side] = __byte_perm(codes, one, 0x7372);
+        }
       } else if constexpr (kF.is_table) {
-        LookUp(low_[2 * i + side], pairs);
+        LookUp(low_[2 * i + product], one, to);
       } else {
-        ExpandNibbles(low_[2 * i + side], i, side, pairs);
+        ExpandNibbles(low_[2 * i + product], i, product, one, to);
       }
-      a[0][side] = pairs[0];
-      a[0][2 + side] = pairs[1];
-      a[1][side] = pairs[2];
-      a[1][2 + side] = pairs[3];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        to[2 * half] = Less(to[2 * half], Facts::kOffset);
+        to[2 * half + 1] = Less(to[2 * half + 1], Facts::kOffset * Facts::kSidePower);
+      }
     }
   }
 
  private:
-  static constexpr uint32_t kOne = 0x64006400u;  // 1024, whose last bit counts 1.
+  using Facts = CodeFacts<kFormat>;
 
-  __device__ static uint32_t Less(uint32_t value, float less) {
-    return AsWord(__hsub2(AsPair<__half>(value), __float2half2_rn(less)));
+  __device__ static uint32_t Less(uint32_t value, int offset) {
+    return AsWord(
+        __hsub2(AsPair<__half>(value), __float2half2_rn(1024.0f + static_cast<float>(offset))));
+  }
+  // word & mask | one, in one instruction.
+  template <uint32_t kMask>
+  __device__ static uint32_t AndOr(uint32_t word, uint32_t one) {
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "n"(kMask), "r"(one));
+    return result;
   }
 
-  __device__ static void ExpandBytes(uint32_t codes, uint32_t& first, uint32_t& second) {
-    first = Less(__byte_perm(codes, kOne, 0x7170), 1024.0f + kF.offset);
-    second = Less(__byte_perm(codes, kOne, 0x7372), 1024.0f + kF.offset);
-  }
-
-  __device__ void ExpandNibbles(uint32_t codes, int i, int side, uint32_t (&pairs)[4]) const {
-    constexpr uint32_t kLow = 0x000f000fu;
-    constexpr uint32_t kNext = 0x00f000f0u;
+  __device__ void ExpandNibbles(uint32_t codes, int i, int product, uint32_t one,
+                                uint32_t (&to)[4]) const {
 #pragma unroll
-    for (int both = 0; both < 2; ++both) {
-      const uint32_t word = both == 0 ? codes : codes >> 8;
-      uint32_t first = AndOr(word, kLow, kOne);
-      uint32_t second = AndOr(word, kNext, kOne);
-      const int half = 2 * side + both;
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t word = codes >> (8 * half);
+      uint32_t first = AndOr<0x000f000fu>(word, one);
+      uint32_t second = AndOr<0x00f000f0u>(word, one);
+      const int pair = 2 * product + half;
       if constexpr (kF.bits == 5) {
-        const int step = 4 * i + half;
-        const uint32_t high = ShiftedBy(high_[0], step % 4 + step / 4 * 8 - 4);
-        first = AndOr(high, 0x00100010u, first);
-        second = AndOr(high, 0x01000100u, second);
+        const uint32_t high = ShiftedBy(high_[0], pair + 8 * i - 4);
+        first = AndOr<0x00100010u>(high, first);
+        second = AndOr<0x01000100u>(high, second);
       } else if constexpr (kF.bits == 6) {
-        const uint32_t high = ShiftedBy(high_[i], half % 2 * 2 + half / 2 * 8 - 4);
-        first = AndOr(high, 0x00300030u, first);
-        second = AndOr(high, 0x03000300u, second);
+        const uint32_t high = ShiftedBy(high_[i], pair % 2 * 2 + pair / 2 * 8 - 4);
+        first = AndOr<0x00300030u>(high, first);
+        second = AndOr<0x03000300u>(high, second);
       }
-      pairs[2 * both] = Less(first, 1024.0f + kF.offset);
-      // (1024 + 16 code) / 16.
-      pairs[2 * both + 1] =
-          AsWord(__hfma2(AsPair<__half>(second), __float2half2_rn(0.0625f),
-                         __float2half2_rn(-64.0f - static_cast<float>(kF.offset))));
+      to[2 * half] = first;
+      to[2 * half + 1] = second;
     }
   }
 
-  __device__ static void LookUp(uint32_t codes, uint32_t (&pairs)[4]) {
-    constexpr TableWords kWords = kTableWords;
+  __device__ static void LookUp(uint32_t codes, uint32_t one, uint32_t (&to)[4]) {
+    constexpr TableWords kTable = kTableWords;
     // Which half of the table: of each code, its place among the four bytes, or 4 behind.
     const uint32_t which = (codes & 0x88888888u) >> 1 | 0x32103210u;
     const uint32_t place = codes & 0x77777777u;
 #pragma unroll
-    for (int both = 0; both < 2; ++both) {
-      const uint32_t p = place >> (16 * both);
-      const uint32_t w = which >> (16 * both);
-      const uint32_t low = __byte_perm(__byte_perm(kWords.low[0], kWords.low[1], p),
-                                       __byte_perm(kWords.low[2], kWords.low[3], p), w);
-      const uint32_t high = __byte_perm(__byte_perm(kWords.high[0], kWords.high[1], p),
-                                        __byte_perm(kWords.high[2], kWords.high[3], p), w);
-      pairs[2 * both] = __byte_perm(low, high, 0x5140);
-      pairs[2 * both + 1] = __byte_perm(low, high, 0x7362);
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t p = place >> (16 * half);
+      const uint32_t w = which >> (16 * half);
+      const uint32_t bytes = __byte_perm(__byte_perm(kTable.words[0], kTable.words[1], p),
+                                         __byte_perm(kTable.words[2], kTable.words[3], p), w);
+      to[2 * half] = __byte_perm(bytes, one, 0x7170);
+      to[2 * half + 1] = __byte_perm(bytes, one, 0x7372);
     }
   }
 
@@ -193,9 +199,9 @@ class LaneCodes {
 __device__ __forceinline__ float HalfToFloat(uint32_t word, bool upper) {
   return __half2float(upper ? __high2half(AsPair<__half>(word)) : __low2half(AsPair<__half>(word)));
 }
-// 2^23 + a byte of a word, as a float.
+// 2^15 + a byte of a word, as a float.
 __device__ __forceinline__ float ByteAbovePower(uint32_t word, int byte) {
-  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + byte));
+  return __uint_as_float(__byte_perm(word, 0x47000000u, 0x7404 + 16 * byte));
 }
 
 // Scales of rows g and g + 8 of a tile, of two groups.
@@ -243,24 +249,22 @@ class LaneScales {
     } else if constexpr (kScales == Scales::kF16 || kScales == Scales::kF16Min) {
       return HalfToFloat(words_[side], i != 0);
     } else if constexpr (kScales == Scales::kFactorMin) {
-      return Times(row_scale_[side], words_[0], 2 * side + i);
+      return Times<0>(row_scale_[side], words_[0], 2 * side + i);
     } else if constexpr (kScales == Scales::kFactor) {
-      return TimesSigned(row_scale_[side], words_[0], 2 * side + i);
+      return Times<128>(row_scale_[side], words_[0], 2 * side + i);
     } else {
-      return TimesSigned(row_scale_[side], words_[side], 2 * i + sixteenth);
+      return Times<128>(row_scale_[side], words_[side], 2 * i + sixteenth);
     }
   }
   __device__ float Minimum(int i, int side) const {
     if constexpr (kScales == Scales::kFactorMin) {
-      return Times(row_minimum_[side], words_[1], 2 * side + i);
+      return Times<0>(row_minimum_[side], words_[1], 2 * side + i);
     } else {
       return HalfToFloat(words_[2 + side], i != 0);
     }
   }
 
  private:
-  static constexpr float kPower = 8388608.0f;  // 2^23
-
   template <int kCount>
   __device__ static void LoadWords(const uint8_t* from, uint32_t* words) {
     if constexpr (kCount == 4) {
@@ -277,12 +281,11 @@ class LaneScales {
       words[0] = *reinterpret_cast<const uint32_t*>(from);
     }
   }
-  // x times a byte of the word, exact: (2^23 + byte) x - 2^23 x.
+  // x times a byte of the word less kLess, exact: (2^15 + byte) x - (2^15 + kLess) x.
+  template <int kLess>
   __device__ static float Times(float x, uint32_t word, int byte) {
+    constexpr float kPower = 32768.0f + kLess;
     return __fmaf_rn(ByteAbovePower(word, byte), x, -kPower * x);
-  }
-  __device__ static float TimesSigned(float x, uint32_t word, int byte) {
-    return __fmul_rn(ByteAbovePower(word, byte) - (kPower + 128.0f), x);
   }
 
   uint32_t words_[kScales == Scales::kF16Min ? 4 : 2];
@@ -291,109 +294,128 @@ class LaneScales {
 };
 
 // This lane's column of x: a part of every fourth row. Columns without a row repeat the last one,
-// and places behind the last column of x repeat others: nobody reads those sums, and these weights
-// are zero. There is no branch, so that loads and products of two halves of a tile may overlap.
-template <WeightFormat kFormat, int kTiles>
+// as nobody reads those sums; behind the last column of x come zeros.
+template <int kTiles>
 class LaneRows {
  public:
-  __device__ LaneRows(const CodesArguments& a, int lane) : k_(a.k), offset_(lane % 4 * 4) {
+  __device__ LaneRows(const CodesArguments& a, int lane)
+      : x_(a.x), k_(a.k), offset_(lane % 4 * 4), is_whole_(a.k % code_tile::kCols == 0) {
     const int g = lane / 4;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       const int row = min(4 * i + g / 2, a.rows - 1);
-      rows_[i] = a.x + static_cast<int64_t>(g % 2 * a.part_rows + row) * a.k + offset_;
+      rows_[i] = static_cast<uint32_t>(g % 2 * a.part_rows + row) * static_cast<uint32_t>(a.k) +
+                 static_cast<uint32_t>(offset_);
     }
   }
 
   // Of 64 columns from `col` on: for each tile and group the columns of two products.
   __device__ void Load(int col, uint2 (&b)[kTiles][2][2]) const {
-    if constexpr (kFormat == WeightFormat::kQ8) {
-      // Rows may end within a group.
-      int at[4];
+    if (!is_whole_) {
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        at[part] = col + 16 * part + offset_ < k_ ? col + 16 * part : 0;
-      }
+        const bool is_there = col + 16 * part + offset_ < k_;
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          b[i][part / 2][part % 2] = __ldg(reinterpret_cast<const uint2*>(rows_[i] + at[part]));
+        for (int i = 0; i < kTiles; ++i) {
+          const uint32_t at = rows_[i] + static_cast<uint32_t>(col + 16 * part);
+          b[i][part / 2][part % 2] =
+              is_there ? __ldg(reinterpret_cast<const uint2*>(x_ + at)) : make_uint2(0, 0);
         }
       }
-    } else {
-      const int first = col < k_ ? col : 0;
-      const int second = col + code_tile::kGroup < k_ ? col + code_tile::kGroup : 0;
+      return;
+    }
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
+      const auto* const from =
+          reinterpret_cast<const uint2*>(x_ + (rows_[i] + static_cast<uint32_t>(col)));
 #pragma unroll
-        for (int group = 0; group < 2; ++group) {
-          const auto* const from =
-              reinterpret_cast<const uint2*>(rows_[i] + (group == 0 ? first : second));
-          b[i][group][0] = __ldg(from);
-          b[i][group][1] = __ldg(from + 4);
-        }
-      }
+      for (int part = 0; part < 4; ++part) b[i][part / 2][part % 2] = __ldg(from + 4 * part);
     }
   }
 
  private:
+  const __half* x_;
   int k_;
   int offset_;
-  const __half* rows_[kTiles];
+  bool is_whole_;
+  uint32_t rows_[kTiles];  // Elements from x_.
 };
+
+// The sums of a group's rows of x, for lane t's two columns of the product, of both parts: as rows
+// g and as rows g + 8 want them. Where there are minima.
+template <WeightFormat kFormat>
+struct RowSums {
+  using Facts = CodeFacts<kFormat>;
+
+  __device__ void Make(const uint2 (&rows)[2]) {
+    if constexpr (Facts::kHasMinima) {
+      constexpr float kZero[4] = {};
+      constexpr uint32_t kPlain = 0x3c003c00u;  // One.
+      constexpr uint32_t kUpper = Facts::kSidePower == 16 ? 0x4c004c00u : kPlain;
+      constexpr uint32_t kOnes[4] = {kPlain, kUpper, kPlain, kUpper};
+      float first[4];
+      float both[4];
+      MultiplyOnto(first, kOnes, rows[0], kZero);
+      MultiplyOnto(both, kOnes, rows[1], first);
+      values = make_float2(both[0] + both[1], both[2] + both[3]);
+    }
+  }
+
+  float2 values;
+};
+
+// Adds the product of a group, of 16 rows of W and four rows of x.
+template <WeightFormat kFormat>
+__device__ __forceinline__ void AddProduct(const uint32_t (&w)[2][4],
+                                           const LaneScales<kFormat>& scales, int group,
+                                           const uint2 (&rows)[2], const RowSums<kFormat>& sums,
+                                           float (&acc)[4]) {
+  using Facts = CodeFacts<kFormat>;
+  constexpr float kZero[4] = {};
+  float before[4];
+  float product[4];
+  MultiplyOnto(before, w[0], rows[0], kZero);
+  if constexpr (Facts::kOfSixteen) {
+    MultiplyOnto(product, w[1], rows[1], kZero);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      acc[j] = __fmaf_rn(scales.Scale(group, 0, j / 2), before[j], acc[j]);
+  } else {
+    MultiplyOnto(product, w[1], rows[1], before);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) acc[j] = __fmaf_rn(scales.Scale(group, 1, j / 2), product[j], acc[j]);
+  if constexpr (Facts::kHasMinima) {
+    acc[0] = __fmaf_rn(scales.Minimum(group, 0), sums.values.x, acc[0]);
+    acc[2] = __fmaf_rn(scales.Minimum(group, 1), sums.values.y, acc[2]);
+  }
+}
 
 // Adds the products of half a tile: of `tiles[strip]`, half `half`, and columns `b` of x.
 template <WeightFormat kFormat, int kTiles, int kStrips>
 __device__ __forceinline__ void MultiplyHalf(const uint8_t* const (&tiles)[kStrips], int half,
-                                             int lane, const uint2 (&b)[kTiles][2][2],
+                                             int lane, uint32_t one, const uint2 (&b)[kTiles][2][2],
                                              float (&acc)[kStrips][kTiles][4]) {
-  using Facts = CodeFacts<kFormat>;
-  constexpr bool kOfSixteen = Facts::kF.scales == code_tile::Scales::kFactor16;
-  constexpr uint32_t kOnes[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
   LaneScales<kFormat> scales[kStrips];
   LaneCodes<kFormat> codes[kStrips];
 #pragma unroll
   for (int strip = 0; strip < kStrips; ++strip) {
-    scales[strip].Load(tiles[strip], lane / 4, half);
     codes[strip].Load(tiles[strip], lane, half);
+    scales[strip].Load(tiles[strip], lane / 4, half);
   }
 #pragma unroll
   for (int group = 0; group < 2; ++group) {
     uint32_t w[kStrips][2][4];
 #pragma unroll
-    for (int strip = 0; strip < kStrips; ++strip) codes[strip].Expand(group, w[strip]);
+    for (int strip = 0; strip < kStrips; ++strip) codes[strip].Expand(group, one, w[strip]);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       const uint2(&rows)[2] = b[i][group];
-      float sum_of_x = 0.0f;
-      if constexpr (Facts::kHasMinima) {
-        float ones[4] = {};
-        MultiplyTile<__half>(ones, kOnes, rows[0].x, rows[0].y);
-        MultiplyTile<__half>(ones, kOnes, rows[1].x, rows[1].y);
-        sum_of_x = ones[0] + ones[1];
-      }
+      RowSums<kFormat> sums;
+      sums.Make(rows);
 #pragma unroll
       for (int strip = 0; strip < kStrips; ++strip) {
-        float(&sum)[4] = acc[strip][i];
-        float product[4] = {};
-        MultiplyTile<__half>(product, w[strip][0], rows[0].x, rows[0].y);
-        if constexpr (kOfSixteen) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            sum[j] = __fmaf_rn(scales[strip].Scale(group, 0, j / 2), product[j], sum[j]);
-            product[j] = 0.0f;
-          }
-        }
-        MultiplyTile<__half>(product, w[strip][1], rows[1].x, rows[1].y);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sum[j] = __fmaf_rn(scales[strip].Scale(group, 1, j / 2), product[j], sum[j]);
-        }
-        if constexpr (Facts::kHasMinima) {
-          sum[0] = __fmaf_rn(scales[strip].Minimum(group, 0), sum_of_x, sum[0]);
-          sum[2] = __fmaf_rn(scales[strip].Minimum(group, 1), sum_of_x, sum[2]);
-        }
+        AddProduct<kFormat>(w[strip], scales[strip], group, rows, sums, acc[strip][i]);
       }
     }
   }

@@ -106,21 +106,15 @@ struct Place {
 
   constexpr int Byte() const { return 512 * group + 16 * lane + 8 * side + 2 * pair + odd; }
   // A word of the lower bits, and the bit in it.
-  constexpr int LowWord() const { return group / 2 * 128 + 4 * lane + group % 2 * 2 + side; }
+  constexpr int LowWord() const { return group / 2 * 128 + 4 * lane + group % 2 * 2 + pair / 2; }
   constexpr int LowBit(bool is_table) const {
-    return is_table ? 8 * pair + 4 * odd : 4 * pair + 16 * odd;
+    return is_table ? 4 * odd + 8 * side + 16 * (pair % 2) : 4 * side + 8 * (pair % 2) + 16 * odd;
   }
   // The same of the fifth bit, and of two bits.
   constexpr int FifthWord() const { return 2 * lane + group / 2; }
-  constexpr int FifthBit() const {
-    const int step = group % 2 * 4 + Half();
-    return step % 4 + step / 4 * 8 + pair % 2 * 4 + 16 * odd;
-  }
+  constexpr int FifthBit() const { return pair + group % 2 * 8 + 4 * side + 16 * odd; }
   constexpr int SixthWord() const { return 4 * lane + group; }
-  constexpr int SixthBit() const {
-    return Half() % 2 * 2 + Half() / 2 * 8 + pair % 2 * 4 + 16 * odd;
-  }
-  constexpr int Half() const { return 2 * side + pair / 2; }
+  constexpr int SixthBit() const { return pair % 2 * 2 + pair / 2 * 8 + 4 * side + 16 * odd; }
 };
 
 }  // namespace pmkvq::code_tile

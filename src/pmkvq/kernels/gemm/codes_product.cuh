@@ -6,10 +6,10 @@
 // depends on K only.
 //
 // An item is kStrips times 16 rows of W. A grid of as many blocks as the device holds takes items
-// with a fixed stride. The eight warps of a block have the eight parts. Each has its own ring of
-// stages in shared memory, and asks for what comes next, also of the next item, when a stage is
-// done. Rows of x are loaded half a tile ahead: a load right before its product cost four times the
-// product.
+// with a fixed stride. Eight warps of a block have a part each; a ninth asks for weights, through a
+// ring of stages in shared memory, also for those of the next item, so that the others spend no
+// instructions on it. Rows of x, at most four, are loaded a tile ahead: a load right before its
+// product cost four times the product.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,192 +22,203 @@
 namespace pmkvq::cuda {
 
 constexpr int kCodesParts = 8;  // Of the columns.
-constexpr int kCodesWarps = 8;
-constexpr int kCodesThreads = 32 * kCodesWarps;
+constexpr int kCodesThreads = 32 * (kCodesParts + 1);
 
-// kTiles: rows of x in units of four.
-template <WeightFormat kFormat, int kTiles, int kStrips>
+// The first tile of a part.
+__device__ __forceinline__ int FirstTile(int tiles_across, int part) {
+  return tiles_across * part / kCodesParts;
+}
+
+// kStageTiles: of a stage, warp and strip. kStages: at most, as many as there is memory for.
+// kBlocks: of a multiprocessor.
+template <WeightFormat kFormatOf, int kStripsOf, int kStageTilesOf, int kStagesOf, int kBlocksOf>
 struct CodesShape {
-  static constexpr int kStageTiles = kStrips == 1 ? 2 : 4;
-  static constexpr int kStages =  // At most: as many as there is memory for.
-      kStrips == 1 ? 3 : 2;
-  // Of a multiprocessor: registers decide.
-  static constexpr int kBlocks = kTiles > 2                                                ? 1
-                                 : kTiles* kStrips == 1 && !CodeFacts<kFormat>::kHasMinima ? 3
-                                                                                           : 2;
-  // Sums of 16 rows of W and four rows of x, of each warp, twice.
-  static constexpr int kTileSums = code_tile::kRows * 4;
-  static constexpr int kSums = kTileSums * kTiles * kStrips;
+  static constexpr WeightFormat kFormat = kFormatOf;
+  static constexpr int kStrips = kStripsOf;
+  static constexpr int kStageTiles = kStageTilesOf;
+  static constexpr int kStages = kStagesOf;
+  static constexpr int kBlocks = kBlocksOf;
+  static constexpr int kTileBytes = CodeFacts<kFormat>::kTileBytes;
+  static constexpr int kPieceBytes = kStageTiles * kTileBytes;  // Of a warp and strip.
+  static constexpr int kStageBytes = kCodesParts * kStrips * kPieceBytes;
+  // Sums of 16 rows of W and four rows of x, of each part, twice.
+  static constexpr int kStripSums = code_tile::kRows * 4;
+  static constexpr int kSums = kStripSums * kStrips;
 
   static constexpr int Bytes(int stages) {
-    return kCodesWarps *
-           (stages * kStageTiles * CodeFacts<kFormat>::kTileBytes + 2 * kSums * 4 + kStages * 8);
+    return stages * kStageBytes + 2 * kCodesParts * kSums * 4 + kStages * 16;
   }
 };
 
-// The copies of one warp, and its place in them.
-template <int kTileBytes, int kStrips, int kStageTiles>
-class CodesRing {
- public:
-  // Of part `part` of the columns; strips from `strip` on, with a distance of `stride`.
-  __device__ CodesRing(const CodesArguments& a, int part, int strip, int stride, uint8_t* memory,
-                       uint64_t* barriers)
-      : a_(a),
-        memory_(memory),
-        barriers_(SharedAddress(barriers)),
-        lane_(static_cast<int>(threadIdx.x % 32)),
-        asked_strip_(strip),
-        stride_(stride) {
-    first_tile_ = a.tiles_across * part / kCodesParts;
-    num_tiles_ = a.tiles_across * (part + 1) / kCodesParts - first_tile_;
-    for (int stage = 0; stage < a_.stages; ++stage) InitBarrier(Barrier(stage), lane_);
-    __syncwarp();
+// The part of a warp. Parts are shorter and longer by turns. Each quarter of a multiprocessor has
+// two warps of a block, w and w + 4: one of each length.
+__device__ __forceinline__ int PartOf(int warp) { return warp < 4 ? warp : warp ^ 1; }
+
+// The tiles of one warp in the stages of an item.
+template <class Shape>
+struct CodesSpan {
+  __device__ CodesSpan(int tiles_across, int warp)
+      : first(FirstTile(tiles_across, PartOf(warp))),
+        count(FirstTile(tiles_across, PartOf(warp) + 1) - first) {}
+
+  __device__ int TilesOf(int stage) const {
+    return max(0, min(Shape::kStageTiles, count - stage * Shape::kStageTiles));
+  }
+  // Of an item. No part is longer than this.
+  __device__ static int StagesOf(int tiles_across) {
+    const int most = (tiles_across + kCodesParts - 1) / kCodesParts;
+    return (most + Shape::kStageTiles - 1) / Shape::kStageTiles;
   }
 
-  // Before any other.
-  __device__ void Start() {
-    for (int stage = 0; stage < a_.stages; ++stage) Ask(stage);
-  }
-  __device__ int first_tile() const { return first_tile_; }
-  __device__ int num_tiles() const { return num_tiles_; }
-  // Tiles of the stage that begins with tile `tile` of this warp's.
-  __device__ int TilesFrom(int tile) const { return min(kTiles, num_tiles_ - tile); }
-
-  __device__ void WaitForStage() { Wait(Barrier(stage_), parity_); }
-  __device__ const uint8_t* Tile(int strip, int tile) const {
-    return Memory(stage_) + (strip * kTiles + tile) * kTileBytes;
-  }
-  __device__ void EndStage() {
-    __syncwarp();
-    Ask(stage_);
-    if (++stage_ == a_.stages) {
-      stage_ = 0;
-      parity_ ^= 1;
-    }
-  }
-
-  static constexpr int kTiles = kStageTiles / kStrips;  // Of a stage and strip.
-
- private:
-  __device__ uint32_t Barrier(int stage) const {
-    return barriers_ + static_cast<uint32_t>(stage) * 8;
-  }
-  __device__ uint8_t* Memory(int stage) const { return memory_ + stage * kStageTiles * kTileBytes; }
-
-  // Asks for what follows, if anything does.
-  __device__ void Ask(int stage) {
-    if (num_tiles_ == 0 || asked_strip_ >= a_.num_strips) return;
-    const int tiles = TilesFrom(asked_tile_);
-    const auto bytes = static_cast<uint32_t>(tiles * kTileBytes);
-    BeginCopy(Barrier(stage), bytes * kStrips, lane_);
-#pragma unroll
-    for (int strip = 0; strip < kStrips; ++strip) {
-      // Behind the last strip once more that one; its sums are not written.
-      const int64_t row = min(asked_strip_ + strip, a_.num_strips - 1);
-      const int64_t tile = row * a_.tiles_across + first_tile_ + asked_tile_;
-      CopyBytes(SharedAddress(Memory(stage) + strip * kTiles * kTileBytes),
-                a_.w + tile * kTileBytes, bytes, Barrier(stage), lane_);
-    }
-    EndCopy(Barrier(stage));
-    asked_tile_ += tiles;
-    if (asked_tile_ == num_tiles_) {
-      asked_tile_ = 0;
-      asked_strip_ += stride_;
-    }
-  }
-
-  const CodesArguments& a_;
-  uint8_t* memory_;
-  uint32_t barriers_;
-  int lane_;
-  int asked_strip_;
-  int stride_;
-  int first_tile_;
-  int num_tiles_;
-  int asked_tile_ = 0;
-  int stage_ = 0;
-  uint32_t parity_ = 0;
+  int first;
+  int count;
 };
 
-// kTiles: rows of x in units of four.
-template <WeightFormat kFormat, int kTiles, int kStrips>
-__global__ void __launch_bounds__(kCodesThreads, CodesShape<kFormat, kTiles, kStrips>::kBlocks)
+// A place in the ring, and how often it has gone round.
+struct CodesPlace {
+  __device__ void Next(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+  int stage = 0;
+  uint32_t parity = 0;
+};
+
+__device__ __forceinline__ void Arrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void InitCount(uint32_t barrier, int count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+
+// What the last warp does: it fills stages for all the others.
+template <class Shape>
+__device__ __forceinline__ void AskForCodes(const CodesArguments& a, uint32_t memory, uint32_t full,
+                                            uint32_t empty, int first, int stride, int lane) {
+  constexpr int kPieces = kCodesParts * Shape::kStrips;
+  static_assert(kPieces <= 32);
+  const int piece = min(lane, kPieces - 1);
+  const CodesSpan<Shape> span(a.tiles_across, piece % kCodesParts);
+  const int num_stages = CodesSpan<Shape>::StagesOf(a.tiles_across);
+  const int64_t row_bytes = int64_t{a.tiles_across} * Shape::kTileBytes;
+  CodesPlace place;
+  place.parity = 1;
+  for (; first < a.num_strips; first += stride) {
+    // Behind the last strip once more that one; its sums are not written.
+    const int strip = min(first + piece / kCodesParts, a.num_strips - 1);
+    const uint8_t* from = a.w + strip * row_bytes + span.first * Shape::kTileBytes;
+#pragma unroll 1
+    for (int stage = 0; stage < num_stages; ++stage) {
+      const uint32_t barrier = full + static_cast<uint32_t>(place.stage) * 8;
+      const uint32_t to = memory + static_cast<uint32_t>(place.stage * Shape::kStageBytes +
+                                                         piece * Shape::kPieceBytes);
+      const auto bytes = static_cast<uint32_t>(span.TilesOf(stage) * Shape::kTileBytes);
+      Wait(empty + static_cast<uint32_t>(place.stage) * 8, place.parity);
+      if constexpr (kHasBulkCopies) {
+        BeginCopy(barrier, __reduce_add_sync(~0u, lane < kPieces ? bytes : 0), lane);
+        __syncwarp();  // The barrier must know the bytes before any of them comes.
+        if (lane < kPieces && bytes > 0) BulkCopy(to, from, bytes, barrier);
+      } else {
+        for (int i = 0; i < kPieces; ++i) {
+          CopyByLanes(__shfl_sync(~0u, to, i),
+                      reinterpret_cast<const uint8_t*>(
+                          __shfl_sync(~0u, reinterpret_cast<uint64_t>(from), i)),
+                      __shfl_sync(~0u, bytes, i), lane);
+        }
+      }
+      EndCopy(barrier);
+      from += bytes;
+      place.Next(a.stages);
+    }
+  }
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(kCodesThreads, Shape::kBlocks)
     CodesKernel(const __grid_constant__ CodesArguments a) {
-  using Shape = CodesShape<kFormat, kTiles, kStrips>;
-  constexpr int kTileBytes = CodeFacts<kFormat>::kTileBytes;
-  constexpr int kUnroll = kTiles * kStrips == 1 ? 2 : 1;
-  constexpr int kStage = Shape::kStageTiles * kTileBytes;
+  constexpr int kStrips = Shape::kStrips;
+  constexpr int kTileBytes = Shape::kTileBytes;
   constexpr int kHalfCols = code_tile::kCols / 2;
-  using Ring = CodesRing<kTileBytes, kStrips, Shape::kStageTiles>;
   extern __shared__ __align__(128) uint8_t shared[];
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const int g = lane / 4;
-  const int t = lane % 4;
-  auto* sums = reinterpret_cast<float*>(shared + kCodesWarps * a.stages * kStage);
-  auto* barriers = reinterpret_cast<uint64_t*>(sums + 2 * kCodesWarps * Shape::kSums);
+  auto* const sums = reinterpret_cast<float*>(shared + a.stages * Shape::kStageBytes);
+  const uint32_t full = SharedAddress(sums + 2 * kCodesParts * Shape::kSums);
+  const uint32_t empty = full + Shape::kStages * 8;
   const int stride = static_cast<int>(gridDim.x) * kStrips;
   int first = static_cast<int>(blockIdx.x) * kStrips;
-  Ring ring(a, warp, first, stride, shared + warp * a.stages * kStage,
-            barriers + warp * Shape::kStages);
-  ring.Start();
+  if (warp == kCodesParts) {
+    for (int i = 0; i < a.stages; ++i) {
+      InitBarrier(full + static_cast<uint32_t>(i) * 8, lane);
+      if (lane == 0) InitCount(empty + static_cast<uint32_t>(i) * 8, kCodesParts);
+    }
+  }
+  __syncthreads();
   LetNextKernelStart();
+  if (warp == kCodesParts) {
+    AskForCodes<Shape>(a, SharedAddress(shared), full, empty, first, stride, lane);
+    return;
+  }
   WaitForEarlierKernel();
-  const LaneRows<kFormat, kTiles> rows(a, lane);
-  const int first_col = ring.first_tile() * code_tile::kCols;
-  const int end_col = first_col + ring.num_tiles() * code_tile::kCols;
-  int next_col = first_col;  // Of x, behind what was asked for.
-  uint2 next[kTiles][2][2];
-  rows.Load(next_col, next);
+  const CodesSpan<Shape> span(a.tiles_across, warp);
+  const int num_stages = CodesSpan<Shape>::StagesOf(a.tiles_across);
+  const LaneRows<1> rows(a, lane);
+  const int first_col = span.first * code_tile::kCols;
+  const int end_col = first_col + span.count * code_tile::kCols;
+  int next_col = first_col;  // Of x, of the tile ahead.
+  uint2 next[2][1][2][2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) rows.Load(first_col + half * kHalfCols, next[half]);
+  CodesPlace place;
 
   for (int turn = 0; first < a.num_strips; first += stride, turn ^= 1) {
-    float acc[kStrips][kTiles][4] = {};
-    for (int begin = 0; begin < ring.num_tiles(); begin += Ring::kTiles) {
-      ring.WaitForStage();
-      const int halves = 2 * ring.TilesFrom(begin);
-#pragma unroll kUnroll
-      for (int half = 0; half < halves; ++half) {
-        uint2 b[kTiles][2][2];
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-          for (int part = 0; part < 4; ++part)
-            b[i][part / 2][part % 2] = next[i][part / 2][part % 2];
-        }
-        // Behind the last columns of this warp come the first ones again.
-        next_col = next_col + kHalfCols < end_col ? next_col + kHalfCols : first_col;
-        rows.Load(next_col, next);
+    float acc[kStrips][1][4] = {};
+#pragma unroll 1
+    for (int stage = 0; stage < num_stages; ++stage) {
+      Wait(full + static_cast<uint32_t>(place.stage) * 8, place.parity);
+      const uint8_t* tile = shared + place.stage * Shape::kStageBytes + warp * Shape::kPieceBytes;
+#pragma unroll 1
+      for (int left = span.TilesOf(stage); left > 0; --left, tile += kTileBytes) {
         const uint8_t* tiles[kStrips];
 #pragma unroll
-        for (int strip = 0; strip < kStrips; ++strip) tiles[strip] = ring.Tile(strip, half / 2);
-        MultiplyHalf<kFormat>(tiles, half % 2, lane, b, acc);
+        for (int strip = 0; strip < kStrips; ++strip) {
+          tiles[strip] = tile + strip * kCodesParts * Shape::kPieceBytes;
+        }
+        // Behind the last columns of this warp come the first ones again.
+        next_col += code_tile::kCols;
+        if (next_col == end_col) next_col = first_col;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          MultiplyHalf<Shape::kFormat>(tiles, half, lane, a.one, next[half], acc);
+          rows.Load(next_col + half * kHalfCols, next[half]);
+        }
       }
-      ring.EndStage();
+      __syncwarp();
+      if (lane == 0) Arrive(empty + static_cast<uint32_t>(place.stage) * 8);
+      place.Next(a.stages);
     }
-    // Parts of x are added, then the sums of the warps, one after the other. The next item has the
-    // other half of the memory.
-    float* const all = sums + turn * kCodesWarps * Shape::kSums;
-    float* const own = all + warp * Shape::kSums + t * 16 + g;
+    // The two parts of a row of x are added. The next item has the other half of the memory.
+    constexpr float kUpper = 1.0f / CodeFacts<Shape::kFormat>::kSidePower;
+    float* const all = sums + turn * kCodesParts * Shape::kSums;
+    float* const own = all + PartOf(warp) * Shape::kSums + lane % 4 * 16 + lane / 4;
 #pragma unroll
     for (int strip = 0; strip < kStrips; ++strip) {
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        float* const to = own + (strip * kTiles + i) * Shape::kTileSums;
-        to[0] = acc[strip][i][0] + acc[strip][i][1];
-        to[8] = acc[strip][i][2] + acc[strip][i][3];
-      }
+      const float(&sum)[4] = acc[strip][0];
+      own[strip * Shape::kStripSums] = sum[0] + sum[1];
+      own[strip * Shape::kStripSums + 8] = (sum[2] + sum[3]) * kUpper;
     }
-    __syncthreads();
-    for (int at = static_cast<int>(threadIdx.x); at < Shape::kSums; at += kCodesThreads) {
-      const int tile = at / Shape::kTileSums;
-      const int row = tile % kTiles * 4 + at % Shape::kTileSums / 16;
-      const int output = (first + tile / kTiles) * code_tile::kRows + at % 16;
-      if (row < a.rows && output < a.n) {
-        float sum = all[at];
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * kCodesParts) : "memory");
+    const auto at = static_cast<int>(threadIdx.x);
+    const int row = at % Shape::kStripSums / 16;
+    const int output = (first + at / Shape::kStripSums) * code_tile::kRows + at % 16;
+    if (at < Shape::kSums && row < a.rows && output < a.n) {
+      float sum = all[at];
 #pragma unroll
-        for (int other = 1; other < kCodesWarps; ++other) sum += all[other * Shape::kSums + at];
-        a.y[row * a.y_stride + output] = sum;
-      }
+      for (int other = 1; other < kCodesParts; ++other) sum += all[other * Shape::kSums + at];
+      a.y[row * a.y_stride + output] = sum;
     }
   }
 }

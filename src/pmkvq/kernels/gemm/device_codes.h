@@ -1,5 +1,5 @@
 // Products with quantised weights on a device (device_codes_layout.h), up to kDecodeRows rows, from
-// the codes. The weight's bytes are read once for 16 rows.
+// the codes. The weight's bytes are read once for 32 rows.
 //
 // Numerics: operands are two parts of F16 (device_rows.h), codes are exact in F16. Sums of a group
 // and of groups are float; of a group with a minimum also the sum of x is needed, which a tensor-

@@ -6,7 +6,7 @@
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/cuda/launch.cuh"
-#include "pmkvq/kernels/gemm/codes_product.cuh"
+#include "pmkvq/kernels/gemm/codes_wide.cuh"
 #include "pmkvq/kernels/gemm/device_codes.h"
 #include "pmkvq/tensor/device/cuda_runtime.h"
 
@@ -52,10 +52,24 @@ struct Residency {
   int stages = 0;
 };
 
-template <WeightFormat kFormat, int kTiles, int kStrips>
+// An answer for each device, asked for once: it never changes.
+template <class Ask>
+Residency OfDevice(int device, std::array<std::atomic<int>, 64>& known, const Ask& ask) {
+  constexpr int kUnit = 16;
+  const auto index = static_cast<size_t>(device);
+  PMKVQ_CHECK(index < known.size());
+  int packed = known[index].load();
+  if (packed == 0) {
+    const Residency asked = ask();
+    packed = 1 + asked.blocks * kUnit + asked.stages;
+    known[index].store(packed);
+  }
+  return {(packed - 1) / kUnit, (packed - 1) % kUnit};
+}
+
+template <class Shape>
 Residency AskResidency(int device) {
-  using Shape = CodesShape<kFormat, kTiles, kStrips>;
-  constexpr auto kKernel = CodesKernel<kFormat, kTiles, kStrips>;
+  constexpr auto kKernel = CodesKernel<Shape>;
   int stages = Shape::kStages;
   while (stages > 0 && Shape::Bytes(stages) > FactsOf(device).shared_bytes) --stages;
   if (stages == 0) return {};
@@ -69,65 +83,130 @@ Residency AskResidency(int device) {
   return {per_multiprocessor * FactsOf(device).multiprocessors, stages};
 }
 
-// Asked once per device: the answer never changes.
-template <WeightFormat kFormat, int kTiles, int kStrips>
-Residency ResidencyOf(int device) {
-  constexpr size_t kMostDevices = 64;
-  constexpr int kUnit = 16;
-  static std::array<std::atomic<int>, kMostDevices> known{};  // 1 + blocks * kUnit + stages
-  const auto index = static_cast<size_t>(device);
-  PMKVQ_CHECK(index < kMostDevices);
-  int packed = known[index].load();
-  if (packed == 0) {
-    const Residency asked = AskResidency<kFormat, kTiles, kStrips>(device);
-    packed = 1 + asked.blocks * kUnit + asked.stages;
-    known[index].store(packed);
-  }
-  return {(packed - 1) / kUnit, (packed - 1) % kUnit};
-}
-
-template <WeightFormat kFormat, int kTiles, int kStrips>
-bool Fits(int device) {
-  return ResidencyOf<kFormat, kTiles, kStrips>(device).stages > 0;
-}
-
-template <WeightFormat kFormat, int kTiles, int kStrips>
-void LaunchProduct(const DeviceCodesProduct& product, Stream& stream) {
+template <class Shape>
+void LaunchFew(const DeviceCodesProduct& product, Stream& stream) {
+  static std::array<std::atomic<int>, 64> known{};
   const internal::CudaDeviceScope scope(stream.device());
-  const Residency residency = ResidencyOf<kFormat, kTiles, kStrips>(stream.device().index);
+  const int device = stream.device().index;
+  const Residency residency = OfDevice(device, known, [&] { return AskResidency<Shape>(device); });
   PMKVQ_CHECK(residency.stages > 0);
   const CodesArguments arguments = ArgumentsOf(product, residency.stages);
-  const int blocks = std::min(residency.blocks, (arguments.num_strips + kStrips - 1) / kStrips);
-  LaunchEarlyWith(
-      CodesKernel<kFormat, kTiles, kStrips>, dim3(static_cast<unsigned>(blocks)),
-      dim3(kCodesThreads),
-      static_cast<size_t>(CodesShape<kFormat, kTiles, kStrips>::Bytes(residency.stages)), stream,
-      kWhat, arguments);
+  const int blocks =
+      std::min(residency.blocks, (arguments.num_strips + Shape::kStrips - 1) / Shape::kStrips);
+  LaunchEarlyWith(CodesKernel<Shape>, dim3(static_cast<unsigned>(blocks)), dim3(kCodesThreads),
+                  static_cast<size_t>(Shape::Bytes(residency.stages)), stream, kWhat, arguments);
 }
 
-// The more rows, the more outputs a warp has at a time, so that x is read less often; also where so
-// many outputs are there that each multiprocessor has items for all its blocks. Beyond 16 rows the
-// weight is read again (beyond 8 on devices with little shared memory): x would come from the
-// second-level cache more often than that.
+// How CodesWideKernel is launched.
+struct WideCut {
+  int warps = 0;
+  int split = 1;
+  int blocks = 0;
+};
+
+// The cut that takes the fewest clocks by a rough count: of a block's start, and for each tile of
+// what a tile costs and of the products of the warps that share a quarter of a multiprocessor.
+template <class Shape>
+WideCut CutOf(const CodesArguments& a, const DeviceFacts& facts) {
+  constexpr int64_t kStart = 4000;
+  constexpr int64_t kTile = 300;
+  constexpr int64_t kProducts = Shape::kStrips * (144 + 128 * Shape::kTiles);
+  WideCut best;
+  int64_t least = 0;
+  for (int warps = Shape::kShares; warps <= kMostWideWarps; warps += Shape::kShares) {
+    if (Shape::Bytes(warps, a.stages) > facts.shared_bytes) break;
+    for (const int split : {1, kCodesParts}) {
+      if (split > 1 && !facts.is_sm90) continue;
+      const int strips = warps / Shape::kShares * Shape::kStrips;
+      const int blocks = (a.num_strips + strips - 1) / strips * split;
+      const int at_once = std::max(1, facts.multiprocessors / split * split);
+      const int64_t rounds = (blocks + at_once - 1) / at_once;
+      const int64_t tiles = (a.tiles_across + split - 1) / split;
+      const int64_t clocks = rounds * (kStart + tiles * (kTile + (warps + 3) / 4 * kProducts));
+      if (best.warps == 0 || clocks < least) {
+        best = {warps, split, blocks};
+        least = clocks;
+      }
+    }
+  }
+  return best;
+}
+
+template <class Shape>
+bool FitsWide(int device) {
+  return Shape::Bytes(Shape::kShares, Shape::kStages) <= FactsOf(device).shared_bytes;
+}
+
+template <class Shape>
+void LaunchWide(const DeviceCodesProduct& product, Stream& stream) {
+  static std::array<std::atomic<int>, 64> known{};
+  const internal::CudaDeviceScope scope(stream.device());
+  const int device = stream.device().index;
+  const DeviceFacts& facts = FactsOf(device);
+  OfDevice(device, known, [&] {
+    internal::CheckCuda(
+        cudaFuncSetAttribute(
+            CodesWideKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+            std::min(facts.shared_bytes, Shape::Bytes(kMostWideWarps, Shape::kStages))),
+        kWhat);
+    return Residency{};
+  });
+  const CodesArguments arguments = ArgumentsOf(product, Shape::kStages);
+  const WideCut cut = CutOf<Shape>(arguments, facts);
+  PMKVQ_CHECK(cut.warps > 0);
+  std::array<cudaLaunchAttribute, 2> attributes{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cut.split), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cut.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(32 * cut.warps));
+  config.dynamicSmemBytes = static_cast<size_t>(Shape::Bytes(cut.warps, Shape::kStages));
+  config.stream = stream.handle();
+  config.attrs = attributes.data();
+  config.numAttrs = !facts.is_sm90 ? 0 : cut.split == 1 ? 1 : 2;
+  internal::CheckCuda(cudaLaunchKernelEx(&config, CodesWideKernel<Shape>, arguments, cut.split),
+                      kWhat);
+}
+
+// As many blocks of a multiprocessor as registers allow without spills, and about 200 KiB of
+// stages.
+template <WeightFormat kFormat, int kStrips>
+struct FewShapeOf {
+  using Facts = CodeFacts<kFormat>;
+  static constexpr int kBits = Facts::kF.bits;
+  static constexpr int kStageTiles = kStrips == 2 && kBits >= 6 ? 1 : 2;
+  static constexpr int kStages = kStrips == 1 ? (kBits == 8 ? 2 : 3) : kStageTiles == 1 ? 3 : 2;
+  static constexpr int kBlocks = kStrips == 1 && !Facts::kHasMinima ? 3 : 2;
+  using Shape = CodesShape<kFormat, kStrips, kStageTiles, kStages, kBlocks>;
+};
+
+// Up to four rows: where so many outputs are there that each multiprocessor has items for all its
+// blocks, warps take two strips, so that x is read less often, unless codes are places in a table
+// (a block of Qwen2-7B: 69 us with one strip, 75 with two). More rows: up to 32 at a time, or 16 on
+// devices with little shared memory; then the weight is read again.
 template <WeightFormat kFormat>
 void MultiplyRows(const DeviceCodesProduct& product, Stream& stream) {
-  constexpr int kStrips = CodeFacts<kFormat>::kHasMinima ? 2 : 4;
+  constexpr code_tile::Format kF = CodeFacts<kFormat>::kF;
   const int device = stream.device().index;
-  const int64_t most = Fits<kFormat, 4, kStrips>(device) ? 16 : 8;
+  const int64_t most = FitsWide<WideShape<kFormat, 4, 2, 2, 3>>(device) ? 32 : 16;
   const int64_t wide = int64_t{FactsOf(device).multiprocessors} * 2 * 2 * code_tile::kRows * 2;
   for (int64_t first = 0; first < product.rows; first += most) {
     DeviceCodesProduct part = product;
     part.rows = std::min(most, product.rows - first);
     part.x.data += first * product.w.k * static_cast<int64_t>(sizeof(__half));
     part.y += first * product.y_stride;
-    if (part.rows > 8) {
-      LaunchProduct<kFormat, 4, kStrips>(part, stream);
+    if (part.rows > 16) {
+      LaunchWide<WideShape<kFormat, 4, 2, 2, 3>>(part, stream);
+    } else if (part.rows > 8) {
+      LaunchWide<WideShape<kFormat, 4, 1, 2, 3>>(part, stream);
     } else if (part.rows > 4) {
-      LaunchProduct<kFormat, 2, 2>(part, stream);
-    } else if (part.w.n >= wide) {
-      LaunchProduct<kFormat, 1, 2>(part, stream);
+      LaunchWide<WideShape<kFormat, 2, 1, 2, 3>>(part, stream);
+    } else if (!kF.is_table && part.w.n >= wide) {
+      LaunchFew<typename FewShapeOf<kFormat, kF.is_table ? 1 : 2>::Shape>(part, stream);
     } else {
-      LaunchProduct<kFormat, 1, 1>(part, stream);
+      LaunchFew<typename FewShapeOf<kFormat, 1>::Shape>(part, stream);
     }
   }
 }
@@ -171,18 +250,19 @@ __global__ void __launch_bounds__(32 * kExpandWarps)
       codes.Load(tile, lane, group / 2);
     }
     uint32_t expanded[2][4];
-    codes.Expand(group % 2, expanded);
+    codes.Expand(group % 2, CodesArguments{}.one, expanded);
 #pragma unroll
     for (int sixteenth = 0; sixteenth < 2; ++sixteenth) {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const float scale = scales.Scale(group % 2, sixteenth, side);
+        const float unit = side == 0 ? 1.0f : 1.0f / Facts::kSidePower;
         float values[4];
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
           const float2 v = ToFloats(AsPair<__half>(expanded[sixteenth][2 * pair + side]));
-          values[2 * pair] = __fmul_rn(v.x, scale);
-          values[2 * pair + 1] = __fmul_rn(v.y, scale);
+          values[2 * pair] = __fmul_rn(v.x * unit, scale);
+          values[2 * pair + 1] = __fmul_rn(v.y * unit, scale);
         }
         if constexpr (Facts::kHasMinima) {
           const float minimum = scales.Minimum(group % 2, side);

@@ -166,8 +166,8 @@ TEST_P(DeviceCodesTest, SumsAreThoseOfDouble) {
 }
 
 TEST_P(DeviceCodesTest, ARowsBitsDependOnTheRowAlone) {
-  for (const auto& [n, k] :
-       std::vector<std::pair<int64_t, int64_t>>{{4608, 3584}, {3584, 4096}, {1003, 256}}) {
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{
+           {4608, 3584}, {3584, 4096}, {1003, 256}, {17001, 256}}) {
     SCOPED_TRACE(testing::Message() << n << " x " << k);
     const Weight weight = RandomWeight(GetParam(), n, k, 3);
     const Rows x = RandomRows(64, k, 4);

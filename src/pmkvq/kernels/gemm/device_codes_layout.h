@@ -11,12 +11,13 @@
 // 32; lane = 4 g + c % 16 / 4; pair = c % 4 / 2 + 2 (c / 16); odd = c % 2.
 //
 //   8 bits     byte 512 group + 16 lane + 8 side + 2 pair + odd
-//   others     lower 4 bits: word 128 (group / 2) + 4 lane + 2 (group % 2) + side, from bit
-//              4 pair + 16 odd on; where codes are places in a table, from bit 8 pair + 4 odd on
+//   others     lower 4 bits: word 128 (group / 2) + 4 lane + 2 (group % 2) + pair / 2, from bit
+//              4 side + 8 (pair % 2) + 16 odd on; where codes are places in a table, from bit
+//              4 odd + 8 side + 16 (pair % 2) on
 //   5 bits     the fifth, behind the lower ones: word 2 lane + group / 2, bit
-//              step % 4 + 8 (step / 4) + 4 (pair % 2) + 16 odd, step = 4 (group % 2) + half
+//              pair + 4 side + 8 (group % 2) + 16 odd
 //   6 bits     two more, behind the lower ones: word 4 lane + group, from bit
-//              2 (half % 2) + 8 (half / 2) + 4 (pair % 2) + 16 odd on; half = 2 side + pair / 2
+//              2 (pair % 2) + 8 (pair / 2) + 4 side + 16 odd on
 //
 // Scales, for each g one behind the other; a half is two groups, and both rows of g lie side by
 // side in each entry:
