@@ -221,7 +221,8 @@ void AddAttentionBench(CLI::App& bench) {
 }
 
 void AddGemvBench(CLI::App& bench) {
-  Command command(bench, "gemv", "weight products of a block with few rows; on CUDA bf16 and q8");
+  Command command(bench, "gemv",
+                  "weight products of a block with few rows; on CUDA bf16, q8 and blocks");
   command.AddShape("(0: as many as hold 256 MiB of weights)");
   command.AddBatches({1, 2, 4, 8, 16}, "rows at a time, one or more");
   command.AddFormats();

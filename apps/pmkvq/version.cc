@@ -8,8 +8,10 @@
 
 #include "pmkvq/base/threads.h"
 #include "pmkvq/io/json.h"
+#include "pmkvq/kernels/gemm/device_codes_layout.h"
 #include "pmkvq/kernels/process_target.h"
 #include "pmkvq/tensor/device/device_info.h"
+#include "pmkvq/tensor/weight_format.h"
 
 namespace pmkvq::cli {
 
@@ -36,6 +38,18 @@ std::vector<std::string> Features() {
   features.emplace_back("sentencepiece");
   features.emplace_back("tls");
   return features;
+}
+
+// Formats of weights that products read as they are stored, on the CPU or on a device.
+std::vector<std::string> WeightsAsStored(bool on_device) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < kNumWeightFormats; ++i) {
+    const auto format = static_cast<WeightFormat>(i);
+    const bool is_plain = LayoutOf(format).block_values == 1;
+    if (on_device && !is_plain && !HasDeviceCodes(format)) continue;
+    names.emplace_back(format == WeightFormat::kQ8 ? "q8" : NameOf(format));
+  }
+  return names;
 }
 
 std::string HighwayVersion() { return fmt::format("{}.{}.{}", HWY_MAJOR, HWY_MINOR, HWY_PATCH); }
@@ -68,9 +82,13 @@ std::string VersionText() {
                                                             : " (by PMKVQ_TARGET)"));
   line("CUDA", CudaVersionText());
   line("threads", fmt::format("{}", DefaultThreads()));
+  line("weights", fmt::format("{}", fmt::join(WeightsAsStored(false), ", ")));
+  if (CudaVersionText() != "none") {
+    line("weights on CUDA",
+         fmt::format("{}; others become q8", fmt::join(WeightsAsStored(true), ", ")));
+  }
   line("features",
-       fmt::format("{}; weights BF16, F16, F32, q8; cache 16, 8, 4, 2 bits; Highway {}, "
-                   "OpenBLAS {}{}",
+       fmt::format("{}; cache 16, 8, 4, 2 bits; Highway {}, OpenBLAS {}{}",
                    fmt::join(Features(), ", "), HighwayVersion(), PMKVQ_OPENBLAS_VERSION,
                    std::string(PMKVQ_SANITIZERS).empty()
                        ? ""
@@ -96,6 +114,8 @@ std::string VersionJson() {
   json.Key("in_use").String(targets.chosen);
   json.Key("cuda").String(CudaVersionText());
   json.Key("threads").Int(DefaultThreads());
+  list("weights", WeightsAsStored(false));
+  if (CudaVersionText() != "none") list("weights_on_cuda", WeightsAsStored(true));
   list("features", Features());
   json.Key("libraries").BeginObject();
   json.Key("highway").String(HighwayVersion());

@@ -225,11 +225,6 @@ Model::Impl::Impl(std::shared_ptr<const Checkpoint> opened, const ModelOptions& 
       parts(local_config(), ropes, shard.get()) {
   if (options.device.device != Device::kCpu) {
     CheckDeviceModel(checkpoint.config(), options.device);
-    if (weights == WeightMode::kQ4) {
-      throw Unsupported(NameOf(options.device),
-                        "found --weights q4, for which there are no kernels; use --weights q8, or "
-                        "--device cpu");
-    }
   }
   WeightList list;
   parts.Declare(local_config(), list, shard.get());
