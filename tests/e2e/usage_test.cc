@@ -155,7 +155,8 @@ TEST(Version, SaysWhatThisProgramIs) {
   ASSERT_GE(lines.size(), 6u);
   EXPECT_TRUE(lines[0].starts_with("pmkvq ")) << lines[0];
   for (const char* part :
-       {"\ncommit ", "\ncompiler ", "\ninstruction sets ", "\nin use ", "\nCUDA ", "\nfeatures "}) {
+       {"\ncommit ", "\ncompiler ", "\ninstruction sets ", "\nin use ", "\nCUDA ",
+        "\nweights           F32, F16, BF16, q8, Q8_0, Q4_0, ", "\nfeatures "}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
   }
   // The one in use is one of the machine's, and the environment chooses it.
