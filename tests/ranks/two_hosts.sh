@@ -70,3 +70,46 @@ else
   cat "$work/err"
   exit 1
 fi
+
+# A link that is lost in mid-run: rank 0, which waits for the other one, says so in one line and ends
+# by the time limit. The launcher cannot reach the other host; it is ended here.
+on_two_hosts run --model "$root/models/longcot-10m" --file "$root/models/longcot-10m/example.txt" \
+  --ignore-eos --max-tokens 100000 --max-len 4000 --n-samples 64 --threads 1 --comm-timeout 3 \
+  >/dev/null 2>"$work/err" &
+launcher=$!
+rank_in() {  # The program's process in a name space; nothing: it does not run.
+  local process
+  for process in $(ip netns pids "$1"); do
+    [ "$(readlink "/proc/$process/exe")" != "$(readlink -f "$program")" ] || echo "$process"
+  done
+}
+seconds_of() {  # Of processor time.
+  local ticks
+  ticks=$(awk '{sub(/.*\) /, ""); print $12 + $13}' "/proc/$1/stat" 2>/dev/null || echo 0)
+  echo $((${ticks:-0} / $(getconf CLK_TCK)))
+}
+for _ in $(seq 600); do  # Both have begun to compute.
+  first=$(rank_in "$a")
+  second=$(rank_in "$b")
+  [ -z "$first" ] || [ -z "$second" ] || [ "$(seconds_of "$first")" -lt 1 ] || break
+  sleep 0.1
+done
+[ -n "$first" ] && [ -n "$second" ] || { echo "the run does not begin"; cat "$work/err"; exit 1; }
+ip link set "v$b" down
+begin=$(date +%s)
+while [ -e "/proc/$first" ] && [ "$(awk '{sub(/.*\) /, ""); print $1}' "/proc/$first/stat" 2>/dev/null)" != Z ]; do
+  if [ $(($(date +%s) - begin)) -gt 30 ]; then
+    echo "rank 0 still runs 30 s after the link was lost"
+    cat "$work/err"
+    kill "$launcher"
+    exit 1
+  fi
+  sleep 0.1
+done
+took=$(($(date +%s) - begin))
+for space in "$a" "$b"; do
+  for process in $(ip netns pids "$space"); do kill -KILL "$process" 2>/dev/null || true; done
+done
+wait "$launcher" || true
+[ "$(grep -c 'waits for another rank' "$work/err")" = 1 ] || { cat "$work/err"; exit 1; }
+echo "link lost: rank 0 ended after $took s: $(grep 'waits for another rank' "$work/err")"
