@@ -51,6 +51,21 @@ TEST(ModelFp8, ComputesWhatTheWeightsStandFor) {
   }
 }
 
+// A rank expands what it has of a weight (model/ranks/shard.h).
+TEST(ModelFp8, SlicesComputeWhatTheWeightsStandFor) {
+  const Fp8Model made(/*by_row=*/false, TinyModels().at("llama_f32"));
+  const TempFolder fp8_folder;
+  const TempFolder plain_folder;
+  made.WriteFp8(fp8_folder, kConfig);
+  WriteTinyModel(made.tiny, made.plain, plain_folder);
+  for (const WeightMode mode : {WeightMode::kAsStored, WeightMode::kQ8}) {
+    const auto fp8 = Model::Load(fp8_folder.path(), {.weights = mode, .tp_slices = 2});
+    const auto plain = Model::Load(plain_folder.path(), {.weights = mode, .tp_slices = 2});
+    EXPECT_EQ(LogitsOf(*fp8), LogitsOf(*plain)) << NameOf(mode);
+    EXPECT_EQ(fp8->weight_bytes(), plain->weight_bytes());
+  }
+}
+
 TEST(ModelFp8, CodesAreAPartOfTheIdentity) {
   Fp8Model made;
   const TempFolder folder;

@@ -73,8 +73,9 @@ struct Model::Impl {
   void BindWeights(const WeightList& list, int num_threads);
   // Of a shard: `stored` is the whole weight. The rank's rows are views; its columns are copied.
   void BindCut(const WeightSlot& slot, const StoredWeight& stored, int num_threads);
-  void BindColumns(const WeightSlot& slot, const StoredWeight& stored, const SliceRange& range,
-                   int num_threads);
+  // `data` is that of the whole weight, stored or expanded.
+  void BindColumns(const WeightSlot& slot, const StoredWeight& stored, const std::byte* data,
+                   const SliceRange& range, int num_threads);
   // Makes quantised matrices of those that must not stay as stored, by the mode or the device.
   void QuantizeWeights(const WeightList& list, const ModelOptions& options);
 

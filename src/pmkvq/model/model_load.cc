@@ -317,6 +317,10 @@ void Model::Impl::BindWeights(const WeightList& list, int num_threads) {
 void Model::Impl::BindCut(const WeightSlot& slot, const StoredWeight& stored, int num_threads) {
   using Along = WeightCut::Along;
   const WeightCut cut = CutOf(*shard, slot.name);
+  if (cut.along == Along::kAbsent) {
+    *slot.matrix = {nullptr, *stored.format, 0, slot.shape[1]};
+    return;
+  }
   if (slot.vector != nullptr) {
     BindVector(stored, num_threads, *slot.vector);
     if (cut.along == Along::kRows) {
@@ -330,19 +334,41 @@ void Model::Impl::BindCut(const WeightSlot& slot, const StoredWeight& stored, in
     }
     return;
   }
-  *slot.matrix = {stored.data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
+  AlignedVector<std::byte> values;  // Float8 as BF16, the whole weight.
+  if (stored.fp8 != nullptr) values = Expanded(stored, num_threads);
+  const std::byte* const data = values.empty() ? stored.data : values.data();
+  *slot.matrix = {data, *stored.format, slot.shape[0], slot.shape[1], stored.pair_rows};
   if (cut.along == Along::kColumns) {
     PMKVQ_CHECK(slot.slices != nullptr);
-    return BindColumns(slot, stored, *cut.range, num_threads);
+    return BindColumns(slot, stored, data, *cut.range, num_threads);
   }
   PMKVQ_CHECK(slot.slices == nullptr);
   if (cut.along == Along::kRows) {
     slot.matrix->data += cut.range->begin() * RowBytes(*stored.format, slot.shape[1]);
   }
+  if (values.empty()) return;
+  // The rank's rows are kept, quantised or not.
+  const bool stays = slot.matrix == &parts.embedding || slot.role == WeightRole::kRouter;
+  const WeightFormat used = stays ? *stored.format : FormatInMode(weights, *stored.format);
+  if (used == *stored.format) {
+    const std::byte* const first = slot.matrix->data;
+    const AlignedVector<std::byte>& kept =
+        expanded.emplace_back(first, first + slot.matrix->num_bytes());
+    slot.matrix->data = kept.data();
+  } else {
+    const WeightView as_stored = *slot.matrix;
+    if (!Quantize(as_stored, used, num_threads, quantized.emplace_back(), *slot.matrix)) {
+      ThrowNotQuantizable(stored, used);
+    }
+    conversion.num_tensors += 1;
+    conversion.stored_bytes += static_cast<int64_t>(stored.num_bytes);
+    conversion.bytes += std::ssize(quantized.back());
+  }
+  checkpoint.weights().DropPages(stored);
 }
 
 void Model::Impl::BindColumns(const WeightSlot& slot, const StoredWeight& stored,
-                              const SliceRange& range, int num_threads) {
+                              const std::byte* data, const SliceRange& range, int num_threads) {
   const WeightFormat format = *stored.format;
   const WeightFormat used = FormatInMode(weights, format);
   const int64_t rows = stored.shape[0];
@@ -353,7 +379,7 @@ void Model::Impl::BindColumns(const WeightSlot& slot, const StoredWeight& stored
     if (slice.cols == 0) continue;
     const int64_t slice_bytes = RowBytes(format, slice.cols);
     AlignedVector<std::byte> copy(static_cast<size_t>(rows * slice_bytes));
-    const std::byte* from = stored.data + BytesBefore(format, range.begin() + range.offset(i));
+    const std::byte* from = data + BytesBefore(format, range.begin() + range.offset(i));
     for (int64_t row = 0; row < rows; ++row) {
       std::copy_n(from + row * row_bytes, slice_bytes, copy.data() + row * slice_bytes);
     }
@@ -394,6 +420,7 @@ void Model::Impl::QuantizeWeights(const WeightList& list, const ModelOptions& op
   }
   for (const WeightSlot& slot : list.slots()) {
     if (slot.matrix == nullptr || (shard != nullptr && slot.slices != nullptr)) continue;
+    if (slot.matrix->rows == 0) continue;  // Another rank's.
     const WeightFormat stored = slot.matrix->format;
     const bool stays = slot.matrix == &parts.embedding || slot.role == WeightRole::kRouter;
     WeightFormat format = stays ? stored : FormatInMode(weights, stored);

@@ -14,7 +14,7 @@ std::unique_ptr<Attention> MakeAttention(const ModelConfig& config, const RopeTa
 }
 
 std::unique_ptr<Mlp> MakeMlp(const ModelConfig& config, int64_t layer, const ModelShard* shard) {
-  if (config.moe && config.moe->IsIn(layer)) return std::make_unique<MlpMoe>(config);
+  if (config.moe && config.moe->IsIn(layer)) return std::make_unique<MlpMoe>(config, shard);
   return std::make_unique<MlpDense>(config, shard);
 }
 

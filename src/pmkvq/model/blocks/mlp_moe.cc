@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <type_traits>
 #include <utility>
 
 #include "pmkvq/base/check.h"
 #include "pmkvq/kernels/act/act.h"
 #include "pmkvq/kernels/norm/norm.h"
 #include "pmkvq/model/detail.h"
+#include "pmkvq/model/ranks/shard.h"
 
 namespace pmkvq {
 using model_detail::AddTo;
@@ -31,7 +34,7 @@ void AddScaled(Real weight, const Real* x, int64_t size, Real* y) {
 
 template <class Real>
 struct MlpMoe::Buffers {
-  Buffers(const ModelConfig& config, int64_t rows, Scratch<Real>& scratch)
+  Buffers(const ModelConfig& config, int64_t rows, Scratch<Real>& scratch, bool of_ranks = false)
       : h(scratch.Take(rows * config.hidden_size)),
         scores(scratch.Take(rows * config.moe->num_experts)),
         weights(scratch.Take(rows * config.moe->num_chosen)),
@@ -40,7 +43,8 @@ struct MlpMoe::Buffers {
         up(scratch.Take(rows * WidestExpert(*config.moe))),
         experts(scratch.TakeInts(rows * config.moe->num_chosen)),
         order(scratch.TakeInts(rows * config.moe->num_chosen)),
-        first(scratch.TakeInts(config.moe->num_experts + 1)) {}
+        first(scratch.TakeInts(config.moe->num_experts + 1)),
+        sum(of_ranks ? scratch.Take(rows * config.hidden_size) : nullptr) {}
 
   Real* h;           // [rows, E]
   Real* scores;      // [rows, n]
@@ -51,6 +55,7 @@ struct MlpMoe::Buffers {
   int32_t* experts;  // [rows, k]
   int32_t* order;    // [rows * k] and
   int32_t* first;    // [n + 1]: GroupByExpert.
+  Real* sum;         // [rows, E] of all slices; null without them.
 };
 
 template <class Real>
@@ -69,7 +74,8 @@ struct MlpMoe::GradBuffers {
   Real* dlogits;   // [rows, n]
 };
 
-MlpMoe::MlpMoe(const ModelConfig& config) : config_(config), moe_(config.moe.value()) {
+MlpMoe::MlpMoe(const ModelConfig& config, const ModelShard* shard)
+    : config_(config), moe_(config.moe.value()), shard_(shard) {
   PMKVQ_CHECK_MSG(!config.post_norms, "no family has experts and norms behind them");
   rule_.num_experts = moe_.num_experts;
   rule_.num_chosen = moe_.num_chosen;
@@ -97,7 +103,8 @@ void MlpMoe::Declare(WeightList& list) {
   if (moe_.shared_size == 0) return;
   list.Matrix("mlp.shared.gate", moe_.shared_size, hidden, weights_.shared.gate);
   list.Matrix("mlp.shared.up", moe_.shared_size, hidden, weights_.shared.up);
-  list.Matrix("mlp.shared.down", hidden, moe_.shared_size, weights_.shared.down);
+  list.ColumnMatrix("mlp.shared.down", hidden, moe_.shared_size, weights_.shared.down,
+                    weights_.shared_down_slices);
 }
 
 const float* MlpMoe::RouterBias() const { return DataOrNull(weights_.router_bias); }
@@ -165,30 +172,66 @@ void MlpMoe::Run(const MlpMoeWeights::Expert& expert, const Real* h, int64_t cou
   }
 }
 
+template <class Real>
+void MlpMoe::AddExpert(int64_t e, const Buffers<Real>& buffers, Real* y, int num_threads) const {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
+  if (count == 0) return;
+  Run<Real>(weights_.experts[static_cast<size_t>(e)], buffers.gathered, count, buffers,
+            buffers.gathered, num_threads);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t place = buffers.order[buffers.first[e] + i];
+    AddScaled(buffers.weights[place], buffers.gathered + i * hidden, hidden,
+              y + place / moe_.num_chosen * hidden);
+  }
+}
+
 // A row's experts are added in their order, whatever the other rows choose.
 template <class Real>
 void MlpMoe::AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const {
-  const int64_t hidden = config_.hidden_size;
   Prepare<Real>(x, rows, buffers, num_threads);
-  for (int64_t e = 0; e < moe_.num_experts; ++e) {
-    const int64_t count = Gather<Real>(e, buffers, buffers.h, buffers.gathered);
-    if (count == 0) continue;
-    Run<Real>(weights_.experts[static_cast<size_t>(e)], buffers.gathered, count, buffers,
-              buffers.gathered, num_threads);
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t place = buffers.order[buffers.first[e] + i];
-      AddScaled(buffers.weights[place], buffers.gathered + i * hidden, hidden,
-                x + place / moe_.num_chosen * hidden);
-    }
+  if constexpr (std::is_same_v<Real, float>) {
+    if (shard_ != nullptr) return AddRowsOfRanks(rows, buffers, x, num_threads);
   }
+  for (int64_t e = 0; e < moe_.num_experts; ++e) AddExpert<Real>(e, buffers, x, num_threads);
   if (moe_.shared_size == 0) return;
   Run<Real>(weights_.shared, buffers.h, rows, buffers, buffers.gathered, num_threads);
-  AddTo(x, buffers.gathered, rows * hidden);
+  AddTo(x, buffers.gathered, rows * config_.hidden_size);
+}
+
+void MlpMoe::AddRowsOfRanks(int64_t rows, const Buffers<float>& buffers, float* x,
+                            int num_threads) const {
+  const int64_t count = rows * config_.hidden_size;
+  const auto leaf = [&](size_t index, float* values) {
+    SumOfSlice(index, rows, buffers, values, num_threads);
+  };
+  SumOfLeaves(count, shard_->experts.num_slices(), std::cref(leaf), buffers.sum, *shard_,
+              num_threads);
+  AddTo(x, buffers.sum, count);
+}
+
+void MlpMoe::SumOfSlice(size_t index, int64_t rows, const Buffers<float>& buffers, float* values,
+                        int num_threads) const {
+  const int64_t count = rows * config_.hidden_size;
+  std::fill_n(values, count, 0.0f);
+  const int64_t first = shard_->experts.begin() + shard_->experts.offset(index);
+  for (int64_t e = first; e < first + shard_->experts.size(index); ++e) {
+    AddExpert<float>(e, buffers, values, num_threads);
+  }
+  if (moe_.shared_size == 0 || shard_->shared.size(index) == 0) return;
+  MlpMoeWeights::Expert slice = weights_.shared;
+  slice.down = weights_.shared_down_slices[index];
+  for (WeightView* const matrix : {&slice.gate, &slice.up}) {
+    matrix->data += shard_->shared.offset(index) * RowBytes(matrix->format, matrix->cols);
+    matrix->rows = shard_->shared.size(index);
+  }
+  Run<float>(slice, buffers.h, rows, buffers, buffers.gathered, num_threads);
+  AddTo(values, buffers.gathered, count);
 }
 
 void MlpMoe::Forward(const ForwardRows& rows, float* x) const {
   const Scratch<float>::Frame frame(*rows.scratch);
-  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch);
+  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch, shard_ != nullptr);
   for (const RowSlice& slice : rows.read_slices) {
     AddRows(slice.num_rows, buffers, x + slice.first_row * config_.hidden_size, rows.num_threads);
   }
@@ -196,7 +239,7 @@ void MlpMoe::Forward(const ForwardRows& rows, float* x) const {
 
 void MlpMoe::CountScratch(const ForwardRows& rows) const {
   const Scratch<float>::Frame frame(*rows.scratch);
-  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch);
+  const Buffers<float> buffers(config_, rows.max_slice_rows, *rows.scratch, shard_ != nullptr);
 }
 
 template <class Real>

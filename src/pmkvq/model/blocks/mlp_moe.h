@@ -5,6 +5,9 @@
 //
 // Rows are sorted by expert, so that an expert's matrices are read once for all rows that chose it,
 // and those of other experts are not read at all.
+//
+// Ranks (model/ranks/shard.h) choose alike and have whole experts each. What a slice of experts
+// adds to a row, with its part of the shared one, is a leaf of the tree in which ranks add up.
 #pragma once
 
 #include <vector>
@@ -24,11 +27,13 @@ struct MlpMoeWeights {
   std::vector<float> router_bias;  // [n], of the choice; empty where the config has none.
   std::vector<Expert> experts;     // n
   Expert shared;                   // Of another F; without data where the config has none.
+  std::vector<WeightView> shared_down_slices;  // Of a shard, in place of shared.down.
 };
 
 class MlpMoe : public Mlp {
  public:
-  explicit MlpMoe(const ModelConfig& config);  // With moe.
+  // `config` has moe. Both must outlive it; `shard` may be null.
+  explicit MlpMoe(const ModelConfig& config, const ModelShard* shard = nullptr);
 
   const MlpMoeWeights& weights() const { return weights_; }
   const RoutingRule& rule() const { return rule_; }
@@ -75,6 +80,14 @@ class MlpMoe : public Mlp {
            const Buffers<Real>& buffers, Real* y, int num_threads) const;
   template <class Real>
   void AddRows(int64_t rows, const Buffers<Real>& buffers, Real* x, int num_threads) const;
+  // y [rows, E] += the weighted results of expert `e` for those of the buffers' rows that chose it.
+  template <class Real>
+  void AddExpert(int64_t e, const Buffers<Real>& buffers, Real* y, int num_threads) const;
+  // The same of a rank's experts and its part of the shared one, and those of the other ranks.
+  void AddRowsOfRanks(int64_t rows, const Buffers<float>& buffers, float* x, int num_threads) const;
+  // values [rows, E] = what the `index`-th slice of this rank's adds to the rows.
+  void SumOfSlice(size_t index, int64_t rows, const Buffers<float>& buffers, float* values,
+                  int num_threads) const;
   template <class Real>
   void ForwardSequence(const SequenceRows<Real>& rows, Real* x) const;
   template <class Real>
@@ -97,6 +110,7 @@ class MlpMoe : public Mlp {
 
   const ModelConfig& config_;
   const MoeConfig& moe_;
+  const ModelShard* shard_;
   RoutingRule rule_;
   MlpMoeWeights weights_;
 };

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <set>
 
+#include "pmkvq/comm/thread_communicator.h"
+#include "pmkvq/model/ranks/shard.h"
 #include "support/block_weights.h"
 #include "support/tiny_model.h"
 
@@ -330,6 +332,84 @@ TEST_P(MlpMoeTest, CountsItsScratch) {
     mlp_.Forward(rows, x.data());
     EXPECT_EQ(used.num_bytes(), bytes);
   }
+}
+
+// Equal slices of what a rank has.
+SliceRange RangeOf(int64_t size, int64_t slices, const Communicator& comm) {
+  SliceRange range;
+  for (int64_t i = 0; i <= slices; ++i) range.begins.push_back(size * i / slices);
+  const auto of_rank = static_cast<size_t>(slices / comm.size());
+  range.first = static_cast<size_t>(comm.rank()) * of_rank;
+  range.last = range.first + of_rank;
+  return range;
+}
+
+// What `num_ranks` ranks make of x: each has its experts, and its part of the shared one.
+TEST_P(MlpMoeTest, RanksThatShareTheExpertsGiveTheBitsOfOne) {
+  const std::vector<float> x = RandomRows<float>(70);
+  const auto of_ranks = [&](int num_ranks) {
+    std::vector<float> result;
+    RunRanks(num_ranks, [&](Communicator& comm) {
+      ModelShard shard;
+      shard.rank = comm.rank();
+      shard.size = comm.size();
+      if (comm.size() > 1) shard.comm = &comm;
+      shard.experts = RangeOf(kExperts, 8, comm);
+      shard.shared = RangeOf(config_.moe->shared_size, 8, comm);
+      shard.local = config_;
+      shard.local.moe->shared_size = shard.shared.size();
+      MlpMoe part(shard.local, &shard);
+      WeightList list;
+      list.SetPrefix("blocks.0.");
+      part.Declare(list);
+      std::vector<AlignedVector<float>> columns;
+      ASSERT_EQ(list.slots().size(), list_.slots().size());
+      for (size_t i = 0; i < list.slots().size(); ++i) {
+        const WeightSlot& slot = list.slots()[i];
+        const WeightSlot& whole = list_.slots()[i];
+        if (slot.vector != nullptr) {
+          *slot.vector = *whole.vector;
+          continue;
+        }
+        const WeightCut cut = CutOf(shard, slot.name);
+        *slot.matrix = *whole.matrix;
+        if (cut.along == WeightCut::Along::kAbsent) *slot.matrix = {};
+        if (cut.along == WeightCut::Along::kRows) {
+          slot.matrix->data += cut.range->begin() * RowBytes(WeightFormat::kF32, whole.shape[1]);
+          slot.matrix->rows = cut.range->size();
+        }
+        if (cut.along != WeightCut::Along::kColumns) continue;
+        for (size_t slice = 0; slice < cut.range->num_slices(); ++slice) {
+          AlignedVector<float>& copy = columns.emplace_back();
+          const auto* const from = reinterpret_cast<const float*>(whole.matrix->data);
+          const int64_t first = cut.range->begin() + cut.range->offset(slice);
+          for (int64_t row = 0; row < whole.shape[0]; ++row) {
+            const float* const begin = from + row * whole.shape[1] + first;
+            copy.insert(copy.end(), begin, begin + cut.range->size(slice));
+          }
+          slot.slices->push_back({reinterpret_cast<const std::byte*>(copy.data()),
+                                  WeightFormat::kF32, whole.shape[0], cut.range->size(slice)});
+        }
+        *slot.matrix = {nullptr, WeightFormat::kF32, slot.shape[0], slot.shape[1]};
+      }
+      Scratch<float> scratch;
+      const RowSlice all{0, 70};
+      ForwardRows rows;
+      rows.num_rows = rows.max_slice_rows = 70;
+      rows.slices = rows.read_slices = {&all, 1};
+      rows.scratch = &scratch;
+      std::vector<float> y = x;
+      part.Forward(rows, y.data());
+      if (comm.rank() == 0) result = y;
+    });
+    return result;
+  };
+  const std::vector<float> one = of_ranks(1);
+  const std::vector<float> plain = Forward(x);
+  ASSERT_EQ(one.size(), plain.size());
+  // Sums in another order: some units in the last place of sums of 20 products.
+  for (size_t i = 0; i < one.size(); ++i) ASSERT_NEAR(one[i], plain[i], 1e-4) << i;
+  for (const int num_ranks : {2, 4, 8}) EXPECT_EQ(of_ranks(num_ranks), one) << num_ranks;
 }
 
 INSTANTIATE_TEST_SUITE_P(Rules, MlpMoeTest, testing::ValuesIn(Rules()),

@@ -15,6 +15,7 @@
 #include "pmkvq/comm/thread_communicator.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "support/expect_error.h"
+#include "support/fp8_model.h"
 #include "support/temp_folder.h"
 #include "support/tiny_model.h"
 
@@ -70,6 +71,21 @@ std::map<std::string, Case> Cases() {
   windowed.full_layers = 1;
   windowed.dtype = DType::kBF16;
   cases["gemma3_windows"] = {windowed, WeightMode::kAsStored, {2, 4, 8}};
+  TinyModel mixed = wide;  // Experts in all blocks; fewer of them than slices.
+  mixed.architecture = "MixtralForCausalLM";
+  mixed.experts = 6;
+  mixed.kv_heads = 4;
+  mixed.dtype = DType::kBF16;
+  cases["mixtral"] = {mixed, WeightMode::kAsStored, {2, 4}};
+  TinyModel sparse = wide;
+  sparse.architecture = "Qwen3MoeForCausalLM";
+  sparse.qk_norm = true;
+  sparse.experts = 9;
+  sparse.chosen = 3;
+  sparse.expert_inner = 32;
+  sparse.dense_layer = 1;
+  cases["qwen3_moe"] = {sparse, WeightMode::kAsStored, {2, 8}};
+  cases["qwen3_moe_q8"] = {sparse, WeightMode::kQ8, {4}};
   return cases;
 }
 
@@ -311,8 +327,21 @@ TEST_P(ModelRanksTest, SlicesChangeRoundingOnly) {
 
 INSTANTIATE_TEST_SUITE_P(Models, ModelRanksTest,
                          testing::Values("llama_f32", "qwen2_bf16_tied_copied_heads", "llama_q8",
-                                         "llama_q4_tied", "qwen3_one_kv_head", "gemma3_windows"),
+                                         "llama_q4_tied", "qwen3_one_kv_head", "gemma3_windows",
+                                         "mixtral", "qwen3_moe", "qwen3_moe_q8"),
                          [](const auto& tested) { return tested.param; });
+
+TEST(ModelRanksFp8Test, RanksGiveTheBitsOfOne) {
+  const testing_support::Fp8Model made(/*by_row=*/false,
+                                       testing_support::TinyModels().at("llama_f32"));
+  const TempFolder folder;
+  made.WriteFp8(folder, R"({"quant_method": "fp8", "weight_block_size": [24, 24]})");
+  const auto run = [](const Model& model) { return Session(model, ConfigFor(model, false)).Run(); };
+  const Told one = Compute(folder.path(), WeightMode::kAsStored, 1, run);
+  for (const int num_ranks : {2, 4}) {
+    EXPECT_EQ(Compute(folder.path(), WeightMode::kAsStored, num_ranks, run), one) << num_ranks;
+  }
+}
 
 // A value of the last head only: the ranks without it hear of the failure, and go on.
 TEST(ModelRanksFailureTest, AValueOfOneRanksHeadFailsTheSequenceOnAll) {
@@ -375,11 +404,90 @@ TEST(ModelRanksErrorTest, WrongNumbersOfRanksNameTheLegalOnes) {
   EXPECT_EQ(refused(tiny, 3), "[ranks] found 3 ranks, expected 1 or 2 or 4 (4 heads, 2 KV heads)");
   EXPECT_EQ(refused(tiny, 8), "[ranks] found 8 ranks, expected 1 or 2 or 4 (4 heads, 2 KV heads)");
   EXPECT_EQ(refused(tiny, 2), "");
-  tiny.experts = 4;
-  tiny.architecture = "MixtralForCausalLM";
-  EXPECT_NE(refused(tiny, 2).find("experts"), std::string::npos);
   TinyModel latent{.architecture = "DeepseekV2ForCausalLM", .layers = 1, .latent = 16};
   EXPECT_NE(refused(latent, 2).find("latent"), std::string::npos);
+}
+
+// Without a device: the parts of P ranks are the model, each once, KV heads as often as they are
+// copied; all slices have sizes that do not depend on P.
+TEST(ModelRanksShardTest, PartsOnDevicesAreTheModel) {
+  struct Shape {
+    int64_t hidden, inner, heads, kv_heads, vocab;
+    std::vector<int> ranks;
+  };
+  const Shape shapes[] = {{128, 584, 8, 8, 200, {2, 4, 8}},  // As Llama: a head for each rank.
+                          {128, 1184, 28, 4, 1000, {2, 4}},  // Qwen2-7B's heads.
+                          {128, 576, 8, 2, 77, {2, 4, 8}}};  // Copies.
+  for (const Shape& shape : shapes) {
+    const TinyModel tiny{.vocab = shape.vocab,
+                         .hidden = shape.hidden,
+                         .inner = shape.inner,
+                         .layers = 1,
+                         .heads = shape.heads,
+                         .kv_heads = shape.kv_heads,
+                         .head_dim = 64};
+    const TempFolder folder;
+    WriteTinyModel(tiny, MakeTinyWeights(tiny), folder);
+    const Checkpoint checkpoint = Checkpoint::Open(folder.path());
+    const auto shard_of = [&](int rank, int size) {
+      return MakeShardOf(checkpoint.config(), checkpoint.weights(), WeightMode::kAsStored, rank,
+                         size, 0, /*on_device=*/true);
+    };
+    const ModelShard one = shard_of(0, 1);
+    for (const int size : shape.ranks) {
+      std::map<int64_t, int64_t> copies;  // Of each KV head.
+      int64_t q = 0;
+      int64_t inner = 0;
+      int64_t vocab = 0;
+      for (int rank = 0; rank < size; ++rank) {
+        const ModelShard shard = shard_of(rank, size);
+        EXPECT_EQ(shard.heads.begins, one.heads.begins);
+        EXPECT_EQ(shard.kv.begins, one.kv.begins);
+        EXPECT_EQ(shard.q.begins, one.q.begins);
+        EXPECT_EQ(shard.inner.begins, one.inner.begins);
+        EXPECT_EQ(shard.vocab.begins, one.vocab.begins);
+        // Each begins where the one before ends; q's columns of o are its rows of q.
+        EXPECT_EQ(shard.q.begin(), q);
+        EXPECT_EQ(shard.heads.begin(), q);
+        EXPECT_EQ(shard.heads.size(), shard.q.size());
+        EXPECT_EQ(shard.inner.begin(), inner);
+        EXPECT_EQ(shard.vocab.begin(), vocab);
+        q += shard.q.size();
+        inner += shard.inner.size();
+        vocab += shard.vocab.size();
+        EXPECT_GT(shard.inner.size(), 0);
+        EXPECT_GT(shard.vocab.size(), 0);
+        for (int64_t row = shard.kv.begin(); row < shard.kv.begin() + shard.kv.size(); row += 64) {
+          ++copies[row / 64];
+          // The KV head of each of the rank's query heads is there.
+          const int64_t of_kv = shape.heads / shape.kv_heads;
+          if (size >= shape.kv_heads) {
+            EXPECT_EQ(shard.heads.begin() / 64 / of_kv, row / 64);
+          }
+        }
+        for (size_t slice = 0; slice < shard.inner.num_slices(); ++slice) {
+          EXPECT_EQ(shard.inner.size(slice) % 8, 0);  // What cuBLAS takes.
+        }
+        const CacheConfig local = LocalCacheConfig(
+            [&] {
+              CacheConfig config;
+              config.geometry = UniformKvGeometry{1, shape.heads, shape.kv_heads, 64};
+              config.budget_bytes = {1 << 20};
+              return config;
+            }(),
+            shard);
+        EXPECT_EQ(local.budget_bytes[0], (1 << 20) / std::min<int64_t>(size, shape.kv_heads));
+        EXPECT_EQ(local.geometry.blocks[0].num_heads, shape.heads / size);
+      }
+      EXPECT_EQ(q, shape.heads * 64);
+      EXPECT_EQ(inner, shape.inner);
+      EXPECT_EQ(vocab, shape.vocab);
+      EXPECT_EQ(std::ssize(copies), shape.kv_heads);
+      for (const auto& [head, count] : copies) {
+        EXPECT_EQ(count, std::max<int64_t>(1, size / shape.kv_heads)) << head;
+      }
+    }
+  }
 }
 
 TEST(ModelRanksErrorTest, WhatRanksCannotDoIsRefusedBeforeTheOthersHearOfIt) {

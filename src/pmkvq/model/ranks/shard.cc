@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
+#include <numeric>
 #include <string_view>
 
 #include "pmkvq/base/check.h"
@@ -23,6 +25,7 @@ bool Divides(int64_t a, int64_t b) { return b % a == 0; }
 bool IsLegal(const ModelConfig& config, int num_ranks) {
   return std::has_single_bit(static_cast<unsigned>(num_ranks)) &&
          Divides(num_ranks, config.num_heads) &&
+         (!config.moe || num_ranks <= config.moe->num_experts) &&
          (Divides(num_ranks, config.num_kv_heads) || Divides(config.num_kv_heads, num_ranks)) &&
          num_ranks <= std::min(config.intermediate_size, config.vocab_size);
 }
@@ -61,6 +64,17 @@ SliceRange Slices(int64_t size, int64_t unit, int num_slices, int rank, int num_
   return range;
 }
 
+// Whole multiples that the kernels of a device take fast.
+constexpr int64_t kDeviceColumns = 64;
+constexpr int64_t kDeviceRows = 8;
+
+// Rows of q, k or v on a device: few products of many rows.
+SliceRange DeviceHeadSlices(int64_t num_heads, int64_t head_dim, int num_slices, int part,
+                            int num_parts) {
+  const auto slices = static_cast<int>(std::gcd(num_heads, static_cast<int64_t>(num_slices)));
+  return Slices(num_heads * head_dim, head_dim, slices, part, num_parts);
+}
+
 // Rows of q, k or v: slices of whole heads, since rows of a head may lie in pairs.
 SliceRange HeadSlices(int64_t num_heads, int64_t head_dim, int num_slices, int part,
                       int num_parts) {
@@ -70,6 +84,17 @@ SliceRange HeadSlices(int64_t num_heads, int64_t head_dim, int num_slices, int p
 }
 
 bool EndsWith(const std::string& name, std::string_view end) { return name.ends_with(end); }
+
+// The 7 of "blocks.3.mlp.experts.7.gate"; -1: no expert's.
+int64_t ExpertOf(std::string_view name) {
+  constexpr std::string_view kBefore = ".mlp.experts.";
+  const size_t found = name.find(kBefore);
+  if (found == std::string_view::npos) return -1;
+  name.remove_prefix(found + kBefore.size());
+  int64_t expert = -1;
+  std::from_chars(name.data(), name.data() + name.size(), expert);
+  return expert;
+}
 
 }  // namespace
 
@@ -82,7 +107,7 @@ std::vector<int> LegalRankCounts(const ModelConfig& config) {
 }
 
 void CheckRanks(const ModelConfig& config, const WeightSource& weights, WeightMode mode,
-                int num_ranks, int num_slices) {
+                int num_ranks, int num_slices, bool on_device) {
   const std::string where = "ranks";
   const std::string asked = num_ranks > 1 ? fmt::format("{} ranks", num_ranks)
                                           : fmt::format("--tp-slices {}", num_slices);
@@ -91,14 +116,9 @@ void CheckRanks(const ModelConfig& config, const WeightSource& weights, WeightMo
                                          "one rank without --tp-slices can run",
                                          asked));
   }
-  if (config.moe) {
-    throw Unsupported(where, fmt::format("found {} and a model with experts, which only one rank "
-                                         "without --tp-slices can run",
-                                         asked));
-  }
-  if (config.fp8) {
-    throw Unsupported(where, fmt::format("found {} and float8 weights, which only one rank without "
-                                         "--tp-slices can run",
+  if (config.moe && on_device) {
+    throw Unsupported(where, fmt::format("found {} on a device and a model with experts, which "
+                                         "ranks share on the CPU only; use --device cpu",
                                          asked));
   }
   if (!IsLegal(config, num_ranks)) {
@@ -113,8 +133,9 @@ void CheckRanks(const ModelConfig& config, const WeightSource& weights, WeightMo
                                    "ranks to {}",
                                    num_slices, asked, kMostRanks));
   }
-  const int64_t o_unit = ColumnUnit(config, weights, mode, "attn.o");
-  const int64_t down_unit = ColumnUnit(config, weights, mode, "mlp.down");
+  const int64_t least_unit = on_device ? kDeviceColumns : 1;
+  const int64_t o_unit = std::max(least_unit, ColumnUnit(config, weights, mode, "attn.o"));
+  const int64_t down_unit = std::max(least_unit, ColumnUnit(config, weights, mode, "mlp.down"));
   // Heads are cut between ranks at places where a block of o's weights begins.
   if (config.q_dim() % (num_ranks * o_unit) != 0 && num_ranks > 1) {
     throw Unsupported(where, fmt::format("found {} and weights in blocks of {}, which a rank's {} "
@@ -126,34 +147,60 @@ void CheckRanks(const ModelConfig& config, const WeightSource& weights, WeightMo
                                          "mlp.down has {}",
                                          asked, down_unit, config.intermediate_size / down_unit));
   }
+  if (!config.moe || config.moe->shared_size == 0) return;
+  const int64_t shared_unit = ColumnUnit(config, weights, mode, "mlp.shared.down");
+  if ((config.moe->shared_size + shared_unit - 1) / shared_unit < num_ranks) {
+    throw Unsupported(where,
+                      fmt::format("found {} and weights in blocks of {}, of which a row of "
+                                  "mlp.shared.down has {}",
+                                  asked, shared_unit, config.moe->shared_size / shared_unit));
+  }
 }
 
 ModelShard MakeShard(const ModelConfig& config, const WeightSource& weights, WeightMode mode,
-                     Communicator* comm, int num_slices) {
+                     Communicator* comm, int num_slices, bool on_device) {
+  const bool has_others = comm != nullptr && comm->size() > 1;
+  ModelShard shard = MakeShardOf(config, weights, mode, has_others ? comm->rank() : 0,
+                                 has_others ? comm->size() : 1, num_slices, on_device);
+  if (has_others) shard.comm = comm;
+  return shard;
+}
+
+ModelShard MakeShardOf(const ModelConfig& config, const WeightSource& weights, WeightMode mode,
+                       int rank, int num_ranks, int num_slices, bool on_device) {
   ModelShard shard;
-  if (comm != nullptr && comm->size() > 1) {
-    shard.comm = comm;
-    shard.rank = comm->rank();
-    shard.size = comm->size();
-  }
+  shard.rank = rank;
+  shard.size = num_ranks;
   const int slices = num_slices > 0 ? num_slices : std::max(kRankSlices, shard.size);
-  CheckRanks(config, weights, mode, shard.size, slices);
-  shard.q = Slices(config.q_dim(), ColumnUnit(config, weights, mode, "attn.o"), slices, shard.rank,
-                   shard.size);
-  shard.heads = HeadSlices(config.num_heads, config.head_dim, slices, shard.rank, shard.size);
+  CheckRanks(config, weights, mode, shard.size, slices, on_device);
+  const int64_t least_unit = on_device ? kDeviceColumns : 1;
+  const auto unit_of = [&](const char* part) {
+    return std::max(least_unit, ColumnUnit(config, weights, mode, part));
+  };
+  const auto head_slices = on_device ? &DeviceHeadSlices : &HeadSlices;
+  shard.q = Slices(config.q_dim(), unit_of("attn.o"), slices, shard.rank, shard.size);
+  shard.heads = head_slices(config.num_heads, config.head_dim, slices, shard.rank, shard.size);
   // Where there are more ranks than KV heads, a rank has that of its query heads.
   const auto kv_parts = static_cast<int>(std::min<int64_t>(shard.size, config.num_kv_heads));
-  shard.kv = HeadSlices(config.num_kv_heads, config.head_dim, static_cast<int>(config.num_kv_heads),
-                        shard.rank / (shard.size / kv_parts), kv_parts);
-  shard.inner = Slices(config.intermediate_size, ColumnUnit(config, weights, mode, "mlp.down"),
-                       slices, shard.rank, shard.size);
-  shard.vocab = Slices(config.vocab_size, 1, slices, shard.rank, shard.size);
+  shard.kv = head_slices(config.num_kv_heads, config.head_dim,
+                         on_device ? slices : static_cast<int>(config.num_kv_heads),
+                         shard.rank / (shard.size / kv_parts), kv_parts);
+  shard.inner =
+      Slices(config.intermediate_size, unit_of("mlp.down"), slices, shard.rank, shard.size);
+  shard.vocab =
+      Slices(config.vocab_size, on_device ? kDeviceRows : 1, slices, shard.rank, shard.size);
   shard.num_kv_parts = kv_parts;
   shard.whole_heads = config.num_heads / config.num_kv_heads;
   shard.local = config;
   shard.local.num_heads = config.num_heads / shard.size;
   shard.local.num_kv_heads = config.num_kv_heads / shard.num_kv_parts;
   shard.local.intermediate_size = shard.inner.size();
+  if (config.moe) {
+    shard.experts = Slices(config.moe->num_experts, 1, slices, shard.rank, shard.size);
+    shard.shared =
+        Slices(config.moe->shared_size, unit_of("mlp.shared.down"), slices, shard.rank, shard.size);
+    shard.local.moe->shared_size = shard.shared.size();
+  }
   PMKVQ_CHECK(shard.q.size() == shard.local.q_dim() && shard.kv.size() == shard.local.kv_dim());
   return shard;
 }
@@ -170,6 +217,14 @@ WeightCut CutOf(const ModelShard& shard, const std::string& name) {
   if (name == "output_head") return {Along::kRows, &shard.vocab};
   if (EndsWith(name, ".attn.o")) return {Along::kColumns, &shard.q};
   if (EndsWith(name, ".mlp.down")) return {Along::kColumns, &shard.inner};
+  if (EndsWith(name, ".mlp.shared.gate") || EndsWith(name, ".mlp.shared.up")) {
+    return {Along::kRows, &shard.shared};
+  }
+  if (EndsWith(name, ".mlp.shared.down")) return {Along::kColumns, &shard.shared};
+  if (const int64_t expert = ExpertOf(name); expert >= 0) {
+    const int64_t place = expert - shard.experts.begin();
+    if (place < 0 || place >= shard.experts.size()) return {Along::kAbsent, nullptr};
+  }
   return {};
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
 
 #include "pmkvq/base/aligned.h"
 #include "pmkvq/base/check.h"
@@ -37,22 +38,19 @@ ScratchOfThread& Scratch() {
 constexpr double kNsPerSum = 0.3;
 constexpr int64_t kSumGrain = 1 << 15;
 
+// The leaves [begin, end) of a tree over a rank's slices.
 struct TreeSum {
-  const float* x;
-  int64_t num_rows;
-  const SliceRange& range;
-  const std::vector<WeightView>& slices;
+  int64_t n;
+  const std::function<void(size_t, float*)>& leaf;
   int num_threads;
 
-  // y = the sum over slices [begin, end).
   void Compute(size_t begin, size_t end, size_t depth, float* y) const {
     const size_t count = end - begin;
-    if (count == 1) return Slice(begin, y);
+    if (count == 1) return leaf(begin, y);
     const size_t left = std::bit_ceil(count) / 2;
     Compute(begin, begin + left, depth + 1, y);
     std::vector<Floats>& levels = Scratch().levels;
     if (levels.size() <= depth) levels.resize(depth + 8);
-    const int64_t n = num_rows * slices[0].rows;
     float* right = Grown(levels[depth], n);
     Compute(begin + left, end, depth + 1, right);
     const int threads = UsefulThreads(num_threads, static_cast<double>(n) * kNsPerSum);
@@ -60,11 +58,26 @@ struct TreeSum {
       for (int64_t i = from; i < to; ++i) y[i] += right[i];
     });
   }
+};
 
-  void Slice(size_t index, float* y) const {
+}  // namespace
+
+void SumOfLeaves(int64_t n, size_t num_leaves,
+                 const std::function<void(size_t index, float* values)>& leaf, float* y,
+                 const ModelShard& shard, int num_threads) {
+  TreeSum{n, leaf, num_threads}.Compute(0, num_leaves, 0, y);
+  if (shard.comm != nullptr) shard.comm->SumInOrder(y, n);
+}
+
+void SumOfSlices(const float* x, int64_t num_rows, const SliceRange& range,
+                 const std::vector<WeightView>& slices, const float* bias, float* y,
+                 const ModelShard& shard, int num_threads) {
+  PMKVQ_CHECK(slices.size() == range.num_slices());
+  const int64_t outputs = slices[0].rows;
+  const auto product = [&](size_t index, float* values) {
     const WeightView& weight = slices[index];
     if (weight.cols == 0) {  // Fewer blocks of columns than slices.
-      std::fill_n(y, num_rows * weight.rows, 0.0f);
+      std::fill_n(values, num_rows * weight.rows, 0.0f);
       return;
     }
     const float* columns = x + range.offset(index);
@@ -76,20 +89,9 @@ struct TreeSum {
       }
       columns = copy;
     }
-    MatMul<float>(columns, num_rows, weight, nullptr, y, num_threads);
-  }
-};
-
-}  // namespace
-
-void SumOfSlices(const float* x, int64_t num_rows, const SliceRange& range,
-                 const std::vector<WeightView>& slices, const float* bias, float* y,
-                 const ModelShard& shard, int num_threads) {
-  PMKVQ_CHECK(slices.size() == range.num_slices());
-  const int64_t outputs = slices[0].rows;
-  const TreeSum sum{x, num_rows, range, slices, num_threads};
-  sum.Compute(0, slices.size(), 0, y);
-  if (shard.comm != nullptr) shard.comm->SumInOrder(y, num_rows * outputs);
+    MatMul<float>(columns, num_rows, weight, nullptr, values, num_threads);
+  };
+  SumOfLeaves(num_rows * outputs, slices.size(), std::cref(product), y, shard, num_threads);
   if (bias == nullptr) return;
   for (int64_t row = 0; row < num_rows; ++row) {
     for (int64_t i = 0; i < outputs; ++i) y[row * outputs + i] += bias[i];
