@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "commands.h"
@@ -17,6 +18,7 @@
 #include "pmkvq/io/gguf/gguf_file.h"
 #include "pmkvq/io/json.h"
 #include "pmkvq/model/model_size.h"
+#include "pmkvq/model/ranks/rank_size.h"
 #include "terminal.h"
 #include "weight_options.h"
 
@@ -31,13 +33,28 @@ struct Options {
   FitOptions fit;
   WeightCommandOptions weights;
   int threads = 0;
+  int64_t ranks = 1;
+  std::string device = "cpu";
 };
 
 struct Source {
-  FitModel model;
+  FitModel model;  // Of one rank, where there are several.
+  ModelConfig whole;
+  std::optional<RankSize> rank;
   std::string types;   // Of the matrices, as files have them.
   std::string remark;  // On the weights, for the table.
 };
+
+// What a rank has of the model.
+void TakeRank(const Options& options, const WeightSource* weights, WeightFormat stored,
+              Source& source) {
+  source.whole = source.model.config;
+  if (options.ranks == 1) return;
+  source.rank = LargestRankOf(source.whole, weights, stored, options.weights.mode(),
+                              static_cast<int>(options.ranks), options.device != "cpu");
+  source.model.config = source.rank->config;
+  source.model.weight_bytes = source.rank->weight_bytes;
+}
 
 WeightFormat FormatOf(DType dtype) { return *WeightFormatNamed(NameOf(dtype)); }
 
@@ -61,6 +78,7 @@ Source ReadSource(const Options& options) {
     }
     source.types = fmt::format("{}", fmt::join(types, ", "));
     source.model.weight_bytes = WeightBytesOf(checkpoint, options.weights.mode());
+    TakeRank(options, &checkpoint.weights(), WeightFormat::kBF16, source);
     return source;
   }
   source.model.config = is_folder ? LoadModelConfig(options.model)
@@ -70,6 +88,7 @@ Source ReadSource(const Options& options) {
   source.types = NameOf(stored);
   source.remark = type ? ", as the config says" : ", assumed: the config has no dtype";
   source.model.weight_bytes = WeightBytesOf(source.model.config, stored, options.weights.mode());
+  TakeRank(options, nullptr, stored, source);
   return source;
 }
 
@@ -90,8 +109,26 @@ std::string NameOfMade(const Options& options) {
   return options.weights.mode() == WeightMode::kQ8 ? "Q8" : "Q4";
 }
 
+// What a rank has, and what it exchanges.
+void PrintRank(const Options& options, const Source& source) {
+  const ModelConfig& whole = source.whole;
+  const RankSize& rank = *source.rank;
+  const auto of = [](int64_t part, int64_t all) {
+    return fmt::format("{} of {}", WithSeparators(part), WithSeparators(all));
+  };
+  Print(
+      fmt::format("each of {} ranks has {} heads, {} KV heads{}, {} inner values; a token takes "
+                  "{} sums, of which it receives {}, and rank 0 {} of logits\n",
+                  options.ranks, of(rank.config.num_heads, whole.num_heads),
+                  of(rank.config.num_kv_heads, whole.num_kv_heads),
+                  rank.kv_copies > 1 ? fmt::format(" ({} copies of each)", rank.kv_copies) : "",
+                  of(rank.config.intermediate_size, whole.intermediate_size), rank.sums,
+                  FormatByteSize(rank.sum_bytes), FormatByteSize(rank.logit_bytes)));
+  Print("below: memory, weights and cache of one rank; --kv-budget is that of all\n");
+}
+
 void PrintTable(const Options& options, const Source& source, const Fit& fit) {
-  const ModelConfig& config = source.model.config;
+  const ModelConfig& config = source.whole;
   const bool is_made = options.weights.mode() != WeightMode::kAsStored;
   const auto billions = [](int64_t count) { return static_cast<double>(count) / 1e9; };
   Print(fmt::format(
@@ -99,6 +136,7 @@ void PrintTable(const Options& options, const Source& source, const Fit& fit) {
       billions(NumMatrixWeights(config)),
       config.moe ? fmt::format(", {:.2f} B of them per token", billions(NumActiveWeights(config)))
                  : ""));
+  if (source.rank) PrintRank(options, source);
   const auto line = [](const char* name, int64_t bytes, const std::string& remark) {
     Print(fmt::format("{:<16} {:>11}  {}\n", name, FormatByteSize(bytes), remark));
   };
@@ -131,7 +169,8 @@ void PrintTable(const Options& options, const Source& source, const Fit& fit) {
   }
   if (fit.methods.back().sequence_bytes == 0) return;
   Print(fmt::format("\npm-kvq --kv-budget {}: with {} sequences each stays\n",
-                    fit.methods.back().sequence_bytes, count));
+                    fit.methods.back().sequence_bytes * (source.rank ? source.rank->kv_parts : 1),
+                    count));
   for (const int bits : kWidths) {
     const int64_t longest = fit.longest_at_width[WidthIndex(bits)];
     Print(fmt::format("  at {:>2} bits{} up to {:>9} tokens{}\n", bits,
@@ -145,10 +184,17 @@ void WriteFit(const Options& options, const Source& source, const Fit& fit) {
   JsonWriter json;
   json.BeginObject();
   json.Key("kind").String("fit");
-  json.Key("architecture").String(source.model.config.architecture);
-  json.Key("parameters").Int(NumMatrixWeights(source.model.config));
-  if (source.model.config.moe) {
-    json.Key("parameters_active_per_token").Int(NumActiveWeights(source.model.config));
+  json.Key("architecture").String(source.whole.architecture);
+  json.Key("parameters").Int(NumMatrixWeights(source.whole));
+  if (source.whole.moe) {
+    json.Key("parameters_active_per_token").Int(NumActiveWeights(source.whole));
+  }
+  if (source.rank) {
+    json.Key("ranks").Int(options.ranks);
+    json.Key("kv_parts").Int(source.rank->kv_parts);
+    json.Key("kv_copies").Int(source.rank->kv_copies);
+    json.Key("sums_per_token").Int(source.rank->sums);
+    json.Key("sum_bytes_per_token").Int(source.rank->sum_bytes);
   }
   json.Key("memory_bytes").Int(options.fit.memory_bytes);
   json.Key("weights").String(options.weights.mode() == WeightMode::kAsStored ? source.types
@@ -222,6 +268,12 @@ void AddFit(CLI::App& app) {
   add_sequences("--sequences");
   add_sequences("--batch")->group("");
   options->weights.RegisterWeights(*command);
+  command
+      ->add_option("--ranks", options->ranks,
+                   "ranks of mpirun that share the model: --memory and figures are then of one")
+      ->transform(WholeNumber(1, 64))
+      ->capture_default_str();
+  RegisterDevice(*command, options->device);
   command->add_option("--chunk", options->fit.chunk, "prompt tokens per prefill step")
       ->transform(WholeNumber(1, kMostTokens))
       ->capture_default_str();
@@ -231,7 +283,8 @@ void AddFit(CLI::App& app) {
   AddThreads(*command, options->threads);
   AddJson(*command, options->json, "write the figures as JSON");
   AddExamples(*command, {"pmkvq fit models/longcot-10m --memory 64MiB --len 4096 --sequences 4",
-                         "pmkvq fit config.json --memory 24GB --len 32768 --sequences 16"});
+                         "pmkvq fit config.json --memory 24GB --len 32768 --sequences 16",
+                         "pmkvq fit llama-70b.json --memory 141GB --ranks 8 --device cuda"});
   command->callback([options] { RunFit(*options); });
 }
 

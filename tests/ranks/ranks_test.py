@@ -209,6 +209,34 @@ class SameResults(unittest.TestCase):
         self.assertGreater(result["step"]["measured_ms"], 0)
 
 
+class Plan(unittest.TestCase):
+    # Llama-3-70B: what each of 8 GPUs holds.
+    CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+              "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+              "num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+              "rope_theta": 500000.0, "max_position_embeddings": 8192, "hidden_act": "silu",
+              "torch_dtype": "bfloat16", "tie_word_embeddings": False}
+
+    def test_a_rank_of_a_model_that_is_not_there(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder) / "config.json"
+            config.write_text(json.dumps(self.CONFIG))
+            plan = json.loads(run([PROGRAM, "fit", str(config), "--memory", "141GB", "--ranks", "8",
+                                   "--device", "cuda", "--json", "-"]).stdout)
+            self.assertEqual((plan["ranks"], plan["kv_parts"], plan["kv_copies"]), (8, 8, 1))
+            whole = json.loads(run([PROGRAM, "fit", str(config), "--memory", "1000GB", "--json",
+                                    "-"]).stdout)
+            embedding = 128256 * 8192 * 2
+            norms = 161 * 8192 * 4
+            self.assertEqual(8 * (plan["weight_bytes"] - embedding - norms),
+                             whole["weight_bytes"] - embedding - norms)
+            self.expect(run([PROGRAM, "fit", str(config), "--memory", "141GB", "--ranks", "3"],
+                            expect=1).stderr, "expected 1 or 2 or 4")
+
+    def expect(self, text, part):
+        self.assertIn(part, text)
+
+
 class Failures(unittest.TestCase):
     def expect_line(self, command, text, environment=ENVIRONMENT):
         done = run(command, environment, expect=None)

@@ -14,6 +14,7 @@
 #include "pmkvq/base/error.h"
 #include "pmkvq/comm/thread_communicator.h"
 #include "pmkvq/kv/packed/packed_cache.h"
+#include "pmkvq/model/ranks/rank_size.h"
 #include "support/expect_error.h"
 #include "support/fp8_model.h"
 #include "support/temp_folder.h"
@@ -488,6 +489,34 @@ TEST(ModelRanksShardTest, PartsOnDevicesAreTheModel) {
       }
     }
   }
+}
+
+// Llama-3-70B on 8 GPUs, by hand.
+TEST(ModelRanksShardTest, TheSizeOfARankIsKnownFromTheConfig) {
+  ModelConfig config;
+  config.architecture = "LlamaForCausalLM";
+  config.vocab_size = 128256;
+  config.hidden_size = 8192;
+  config.intermediate_size = 28672;
+  config.num_layers = 80;
+  config.num_heads = 64;
+  config.num_kv_heads = 8;
+  config.head_dim = 128;
+  const RankSize size = LargestRankOf(config, nullptr, WeightFormat::kBF16, WeightMode::kAsStored,
+                                      8, /*on_device=*/true);
+  const int64_t of_block = (8 + 2) * 128 * 8192 + 8192 * 8 * 128 + 3 * 8192 * 3584;
+  const int64_t norms = (2 * 80 + 1) * 8192 * 4;
+  EXPECT_EQ(size.weight_bytes, (80 * of_block + 128256 / 8 * 8192 + 128256 * 8192) * 2 + norms);
+  EXPECT_EQ(size.config.num_heads, 8);
+  EXPECT_EQ(size.config.num_kv_heads, 1);
+  EXPECT_EQ(size.kv_parts, 8);
+  EXPECT_EQ(size.kv_copies, 1);
+  EXPECT_EQ(size.sum_bytes, int64_t{160} * 8192 * 4 * 7);
+  const RankSize many = LargestRankOf(config, nullptr, WeightFormat::kBF16, WeightMode::kAsStored,
+                                      16, /*on_device=*/true);
+  EXPECT_EQ(many.config.num_heads, 4);
+  EXPECT_EQ(many.kv_parts, 8);
+  EXPECT_EQ(many.kv_copies, 2);
 }
 
 TEST(ModelRanksErrorTest, WhatRanksCannotDoIsRefusedBeforeTheOthersHearOfIt) {
