@@ -99,7 +99,7 @@ TEST(DeviceCodesOfQ8Test, BytesAreThoseOfTheHeader) {
   EXPECT_EQ(out[2048 + 16 * 1 + 8 * 0 + 4 * 1 + 3], std::byte{0x12});
 }
 
-// Q6_K, row 9, column 70: side 1, g 1, group 2, column 6: lane 5, pair 1, odd 0, half 2. Its 6 bits
+// Q6_K, row 9, column 70: side 1, g 1, group 2, column 6: lane 5, pair 1, odd 0. Its 6 bits
 // are bits 64 + 70 % 64 ... of ggml's order: r = 70 of the first half, so low nibble of byte
 // 64 * 0 + 70 - 64 + 0, upper half; here code 45 = 13 + 16 * 2.
 TEST(DeviceCodesOfQ6KTest, BytesAreThoseOfTheHeader) {
@@ -119,9 +119,10 @@ TEST(DeviceCodesOfQ6KTest, BytesAreThoseOfTheHeader) {
     std::memcpy(&value, &out[at], sizeof(value));
     return value;
   };
-  EXPECT_EQ(word(4 * (128 * 1 + 4 * 5 + 2 * 0 + 1)), 13u << 4);
-  // half = 2 * 1 + 1 / 2 = 2: bit 8 * 1, plus 4 for the odd pair.
-  EXPECT_EQ(word(1024 + 4 * (4 * 5 + 2)), 2u << 12);
+  // From bit 4 side + 8 (pair % 2) on, in the word of pairs 0 and 1.
+  EXPECT_EQ(word(4 * (128 * 1 + 4 * 5 + 2 * 0 + 0)), 13u << 12);
+  // From bit 2 (pair % 2) + 4 side on.
+  EXPECT_EQ(word(1024 + 4 * (4 * 5 + 2)), 2u << 6);
   const size_t scales = 1024 + 512 + 20 * 1;
   EXPECT_EQ(out[scales + 2], std::byte{0x34});
   EXPECT_EQ(out[scales + 3], std::byte{0x12});
