@@ -49,6 +49,19 @@ bool TerminalCanEdit() {
   return StdinIsTerminal() && StdoutIsTerminal() && TerminalTakesControls();
 }
 
+// False: a signal came first. One may come between the prompt and the wait, and any thread may take
+// it: a blocking read would then not end. So the flag is looked at between waits of 50 ms.
+bool WaitForInput() {
+  constexpr int kWaitMs = 50;
+  while (true) {
+    pollfd input = {STDIN_FILENO, POLLIN, 0};
+    const int ready = poll(&input, 1, kWaitMs);
+    const bool interrupted = ready < 0 && errno == EINTR;
+    if (IsCancelled(InterruptFlag())) return false;
+    if (ready != 0 && !interrupted) return true;
+  }
+}
+
 }  // namespace
 
 struct LineEditor::Impl {
@@ -106,21 +119,15 @@ unsigned char LineEditor::Impl::Paste(EditLine* editor, wint_t) {
   return CC_REFRESH;
 }
 
-// A signal may come between the prompt and the wait for a key, and any thread may take it. So the
-// flag is looked at between waits of 50 ms.
 int LineEditor::Impl::ReadCharacter(EditLine*, wchar_t* character) {
-  constexpr int kWaitMs = 50;
   std::mbstate_t state = {};
   while (true) {
-    pollfd input = {STDIN_FILENO, POLLIN, 0};
-    const int ready = poll(&input, 1, kWaitMs);
-    if (IsCancelled(InterruptFlag())) {
+    if (!WaitForInput()) {
       errno = EINTR;
       return -1;
     }
-    if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
     char byte = 0;
-    const ssize_t count = ready < 0 ? ready : read(STDIN_FILENO, &byte, 1);
+    const ssize_t count = read(STDIN_FILENO, &byte, 1);
     if (count <= 0) return static_cast<int>(count);
     const size_t size = std::mbrtowc(character, &byte, 1, &state);
     if (size == static_cast<size_t>(-2)) continue;  // A part of a character.
@@ -170,6 +177,8 @@ LineEnd LineEditor::Read(const std::string& prompt, std::string* line) {
   line->clear();
   if (!edits()) {
     if (StdoutIsTerminal() && StdinIsTerminal()) Print(prompt);
+    // The terminal hands over whole lines, so nothing of it waits in a buffer here.
+    if (StdinIsTerminal() && !WaitForInput()) return LineEnd::kInterrupted;
     if (ReadLine(std::cin, "stdin", line)) {
       if (line->ends_with('\r')) line->pop_back();
       return LineEnd::kLine;
