@@ -32,7 +32,6 @@ set(PMKVQ_CUDA_SOURCES_kernels
   kernels/attention/sequence_attention_cuda.cu
   kernels/device_rows/device_rows_cuda.cu
   kernels/device_rows/mla_rows_cuda.cu
-  kernels/device_rows/rank_rows_cuda.cu
   kernels/gemm/device_gemm_cuda.cc
   kernels/gemm/device_gemm_few_cuda.cu
   kernels/gemm/device_codes_cuda.cu
@@ -55,7 +54,6 @@ set(PMKVQ_CUDA_STUBS_kernels
   kernels/attention/sequence_attention_cuda_stub.cc
   kernels/device_rows/device_rows_cuda_stub.cc
   kernels/device_rows/mla_rows_cuda_stub.cc
-  kernels/device_rows/rank_rows_cuda_stub.cc
   kernels/gemm/device_gemm_cuda_stub.cc
   kernels/gemm/device_gemm_few_cuda_stub.cc
   kernels/gemm/device_codes_cuda_stub.cc

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/kernels/attention/chunk_by_head.h"
 #include "pmkvq/kernels/kv_quant/page_rows.h"
 
 namespace pmkvq {
@@ -50,25 +49,6 @@ internal::ChunkMemory CutMemory(const DecodeShape& shape, int64_t num_rows, Cutt
   return memory;
 }
 
-// The same product in pieces of `rows` rows of one matrix each.
-void MultiplyPieces(const DeviceGemm::Batched& product, int64_t rows, DeviceGemm& gemm,
-                    Stream& stream) {
-  const auto in = static_cast<int64_t>(SizeOf(product.type));
-  const auto out = static_cast<int64_t>(SizeOf(product.out_type));
-  for (int64_t batch = 0; batch < product.batches; ++batch) {
-    for (int64_t row = 0; row < product.m; row += rows) {
-      DeviceGemm::Batched piece = product;
-      piece.batches = 1;
-      piece.m = rows;
-      piece.a += (batch * product.stride_a + row * product.lda) * in;
-      piece.b += batch * product.stride_b * in;
-      piece.c += (batch * product.stride_c + row * product.ldc) * out;
-      piece.stride_a = piece.stride_b = piece.stride_c = 0;
-      gemm.MultiplyBatched(piece, stream);
-    }
-  }
-}
-
 }  // namespace
 
 namespace internal {
@@ -83,12 +63,8 @@ size_t ChunkScratchBytes(const DecodeShape& shape, int64_t num_rows) {
   return cutter.used();
 }
 
-namespace {
-
-// `multiply` launches a product of all heads.
-template <class Multiply>
-void Run(const DecodeShape& shape, const ChunkOperands& operands, const DeviceBytes& scratch,
-         Stream& stream, const Multiply& multiply) {
+void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
+                       const DeviceBytes& scratch, DeviceGemm& gemm, Stream& stream) {
   internal::CheckDecodeShape(shape, stream.device());
   PMKVQ_CHECK(operands.num_rows > 0);
   PMKVQ_CHECK(scratch.num_bytes >= ChunkScratchBytes(shape, operands.num_rows));
@@ -119,7 +95,7 @@ void Run(const DecodeShape& shape, const ChunkOperands& operands, const DeviceBy
     scores.stride_c = rows * columns;
     scores.alpha = 1.0f;
     scores.beta = 0.0f;
-    multiply(scores);
+    gemm.MultiplyBatched(scores, stream);
     internal::WeighChunk(shape, operands, slice, memory, stream);
     DeviceGemm::Batched sums = scores;
     sums.transpose_b = false;
@@ -134,7 +110,7 @@ void Run(const DecodeShape& shape, const ChunkOperands& operands, const DeviceBy
     sums.stride_b = columns * dim;
     sums.stride_c = rows * dim;
     sums.beta = slice.is_own ? 0.0f : 1.0f;
-    multiply(sums);
+    gemm.MultiplyBatched(sums, stream);
   };
 
   const int64_t rest = shape.sink.InRest(operands.num_tokens);
@@ -162,21 +138,6 @@ void Run(const DecodeShape& shape, const ChunkOperands& operands, const DeviceBy
     attend({count * fragment::kTokens, tokens, page * fragment::kTokens, false});
   }
   internal::FinishChunk(shape, operands, memory, stream);
-}
-
-}  // namespace
-
-void RunChunkAttention(const DecodeShape& shape, const ChunkOperands& operands,
-                       const DeviceBytes& scratch, DeviceGemm& gemm, Stream& stream) {
-  Run(shape, operands, scratch, stream,
-      [&](const DeviceGemm::Batched& product) { gemm.MultiplyBatched(product, stream); });
-}
-
-void RunChunkAttentionByHead(const DecodeShape& shape, const ChunkOperands& operands,
-                             const DeviceBytes& scratch, DeviceGemm& gemm, Stream& stream) {
-  Run(shape, operands, scratch, stream, [&](const DeviceGemm::Batched& product) {
-    MultiplyPieces(product, operands.num_rows, gemm, stream);
-  });
 }
 
 }  // namespace pmkvq

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "pmkvq/base/check.h"
-#include "pmkvq/kernels/attention/chunk_by_head.h"
 #include "pmkvq/kernels/kv_quant/unfit_rows.h"
 #include "pmkvq/kv/packed/device_side.h"
 #include "pmkvq/kv/packed/device_side_detail.h"
@@ -57,9 +56,7 @@ void DeviceSide::AttendChunk(size_t layer, const Chunk& chunk, size_t index, int
   }
   const DecodeShape shape = ShapeOf(config_, layer);
   const size_t bytes = ChunkScratchBytes(shape, chunk.num_tokens);
-  // Of a rank's heads.
-  const auto attend = config_.whole_heads > 0 ? &RunChunkAttentionByHead : &RunChunkAttention;
-  attend(shape, operands, {config_.device, Scratch(bytes), bytes}, gemm_, stream());
+  RunChunkAttention(shape, operands, {config_.device, Scratch(bytes), bytes}, gemm_, stream());
 }
 
 // What attention looks at on its way.
