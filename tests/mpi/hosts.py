@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import fan_out
 
@@ -37,6 +38,18 @@ def system(*words):
     subprocess.run(words, check=True)
 
 
+# Ends with 0 when the address answers. A port where nobody listens answers, too: by a refusal.
+REACH = """
+import socket, sys
+with socket.socket() as probe:
+    probe.settimeout(5)
+    try:
+        probe.connect((sys.argv[1], 9))
+    except ConnectionRefusedError:
+        pass
+"""
+
+
 class Hosts:
     """The hosts, with `scratch` for files of their own."""
 
@@ -59,6 +72,7 @@ class Hosts:
             system(*inside, "addr", "add", address + "/24", "dev", "eth0")
             system(*inside, "link", "set", "eth0", "up")
             system(*inside, "link", "set", "lo", "up")
+        self.wait_until_reachable(HOSTS)
         # In place of ssh.
         self.agent = self.scratch / "agent"
         self.agent.write_text("#!/bin/sh\nhost=$1; shift; echo $host >> " + str(self.scratch / "started") + "\n"
@@ -73,6 +87,32 @@ class Hosts:
 
     def set_link(self, name, state):
         system("ip", "link", "set", self.link(name), state)
+        if state == "up":
+            self.wait_until_reachable(HOSTS)
+
+    @staticmethod
+    def wait_until_reachable(addresses, seconds=60):
+        """A link carries frames up to a second after it is up, and a host that has asked for the other's hardware address in
+        vain refuses new connections with "No route to host" until it asks again. So nothing is started before each host has
+        had an answer from the other."""
+        deadline = time.monotonic() + seconds
+        for name in addresses:
+            for other, address in addresses.items():
+                if other == name:
+                    continue
+                command = ["ip", "netns", "exec", name, sys.executable, "-c", REACH, address]
+                while (answer := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{name} does not reach {other}: {answer.stderr}")
+
+    @staticmethod
+    def wait_until_idle(name, seconds=120):
+        """Waits until no process runs on a host. What is left there of a lost job holds the locks of its parts until it ends."""
+        deadline = time.monotonic() + seconds
+        while left := subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True).stdout.split():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"on {name} there still are processes {left}")
+            time.sleep(0.05)
 
     def slow_down(self):
         """Ranks exchange over a network of 5 ms, 10 Mbit/s and 0.5 % of packets lost: by tc netem, or by slow_link.py where
@@ -90,6 +130,7 @@ class Hosts:
         if self.carrier.stdout.readline() != "ready\n":
             self.speed_up()
             return None
+        self.wait_until_reachable(SLOW)
         self.interface = "slow0"
         return f"slow_link.py, {DELAY_MS} ms, {MBIT_PER_S} Mbit/s, {LOSS_PERCENT} % lost"
 

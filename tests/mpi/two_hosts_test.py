@@ -77,6 +77,17 @@ class TwoHosts(unittest.TestCase):
         check(self.hosts.ranks(script, *eval_command(PROGRAM, MODEL, mine / "run")))
         self.assertEqual(responses(mine / "run"), self.expected)
 
+    def test_hosts_reach_each_other_once_a_link_is_up(self):
+        # What is left of a lost job asks for the other host while the link is down. Its last question is asked 2 s after the
+        # first; a connection that joins it then ends with it, 1 s later.
+        connect = ["ip", "netns", "exec", "host-b", sys.executable, "-c", hosts.REACH, hosts.HOSTS["host-a"]]
+        for pause in 2.2, 2.6, 2.9:
+            self.hosts.set_link("host-b", "down")
+            with subprocess.Popen(connect, stderr=subprocess.DEVNULL):
+                time.sleep(pause)
+                self.hosts.set_link("host-b", "up")
+                check(connect)
+
     def test_a_job_goes_on_after_its_network_was_gone(self):
         out = self.folder / "lost"
         command = [str(word) for word in self.hosts.ranks(*eval_command(PROGRAM, MODEL, out))]
@@ -88,7 +99,7 @@ class TwoHosts(unittest.TestCase):
             output, errors = job.communicate(timeout=180)
         self.hosts.set_link("host-b", "up")
         self.assertNotEqual(job.returncode, 0, (output, errors))
-        # What is left of the job on the other host ends, too.
+        self.hosts.wait_until_idle("host-b")
         check(self.hosts.ranks(*eval_command(PROGRAM, MODEL, out)))
         self.assertEqual(responses(out), self.expected)
 
