@@ -285,10 +285,14 @@ class DecodeWarp {
       ForWidths(k_bits, v_bits, [&]<int kBitsK, int kBitsV>() {
         tile = AttendTiles<kBitsK, kBitsV>(pages, next, n, tile, packed, queries, sums);
       });
-      if (tile == kPageTiles || pages.is_dealt()) {
+      __syncwarp();
+      const bool is_last = tile == kPageTiles || pages.is_dealt();
+      const bool ends_values = is_last || tile % TilesOf(v_bits) == 0;
+      if (is_last) {
         tile = 0;
         ++n;
       }
+      if (ends_values && n < pages.count) CopyValues(pages, n, tile);
     }
     if (pages.count == 0) CopyFirstKeys(next);
   }
@@ -378,28 +382,32 @@ class DecodeWarp {
         sums, queries, a_.scale, memory, tile, packed >> 24, tokens, lane_,
         [&] {
           if (kTiles != kTilesK && behind % kTilesK != 0 && !is_last) return;
-          if (!is_last) {
-            CopyKeys(pages, n, behind);
-          } else if (n + 1 < pages.count) {
-            CopyKeys(pages, n + 1, 0);
-          } else {
-            CopyFirstKeys(next);
-          }
+          CopyKeysBehind(pages, next, n, is_last ? kPageTiles : behind);
         },
         [&] {
           if (kTiles != kTilesV && tile % kTilesV != 0 && !is_dealt) return;
           Wait(v_barrier_, v_turn_);
           v_turn_ ^= 1;
         });
-    __syncwarp();
-    if (kTiles == kTilesV || behind % kTilesV == 0 || is_last) {
-      if (!is_last) {
-        CopyValues(pages, n, behind);
-      } else if (n + 1 < pages.count) {
-        CopyValues(pages, n + 1, 0);
-      }
-    }
     return behind;
+  }
+
+  // Asks for the keys that follow page n's tiles before `behind`: of that page, of the next one, or
+  // of the next item's first one. One copy for all three, since each is in the code of 16 units.
+  __device__ __forceinline__ void CopyKeysBehind(const WarpPages& pages, const WarpPages& next,
+                                                 int n, int behind) const {
+    const bool is_same = behind < kPageTiles;
+    const bool is_first = !is_same && n + 1 >= pages.count;  // Of the next item.
+    if (is_first && next.count == 0) return;
+    WarpPages of = pages;
+    if (is_first) of = next;
+    CopyKeys(of,
+             is_same    ? n
+             : is_first ? 0
+                        : n + 1,
+             is_same    ? behind
+             : is_first ? next.first_tile()
+                        : 0);
   }
 
   __device__ __forceinline__ const uint8_t* At(uint32_t units) const {
