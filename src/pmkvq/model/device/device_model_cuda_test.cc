@@ -269,8 +269,9 @@ TEST_F(DeviceModelTest, QuantisedWeightsGiveTheLogitsOfTheCpu) {
       ASSERT_EQ(cuda.Open(), seq);
       for (const int64_t count : {150, 1, 40, 1}) {
         const std::vector<Runner::Part> parts = {{seq, RandomTokens(200, count, 5)}};
-        // On the CPU rows of x are rounded to 8 bits.
-        ExpectNear(cuda.Forward(parts), cpu.Forward(parts), mode == WeightMode::kQ8 ? 4e-3 : 2e-2);
+        // On the CPU x is rounded to 8 bits in groups beside q4 (block_product.h), which is some
+        // 0.7 % of a product: logits differ by up to 2.1 %.
+        ExpectNear(cuda.Forward(parts), cpu.Forward(parts), mode == WeightMode::kQ8 ? 4e-3 : 3e-2);
       }
     }
   }
