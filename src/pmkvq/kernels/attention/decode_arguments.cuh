@@ -159,6 +159,8 @@ struct ItemPages {
   HeadPart heads;
   int begin;
   int end;
+  int first_seen;  // Of the sequence's pages, num_seen of which are seen.
+  int num_seen;
   int in_pages;  // Tokens of the sequence in pages, the first `hidden` of which are not seen.
   int hidden;
   bool are_dealt;  // One page, whose parts go to the warps.
@@ -180,6 +182,8 @@ __device__ __forceinline__ ItemPages PagesOf(const DecodeArguments& a, const Bat
   }
   const int hidden_pages = pages.hidden / fragment::kTokens;
   const int num_pages = NumPages(pages.in_pages) - hidden_pages;  // That are seen.
+  pages.first_seen = hidden_pages;
+  pages.num_seen = num_pages;
   pages.are_dealt = AreDealt(a, num_pages);
   const int run_log2 = pages.are_dealt ? 0 : RunPagesLog2(num_pages);
   const int run = RunsOf(a, num_pages) - 1 - (item - first_item) / NumHeadParts(a);

@@ -417,6 +417,20 @@ TEST_P(DecodeAttentionTest, SmallQueriesBesideKeysOfTwoBits) {
   Check(MakeShape(4, 2, GetParam()), {{.num_tokens = 3000, .bits = mix, .seed = 12}}, 1e-3f);
 }
 
+// Units of 2-bit pages are whole pages where 20 of 32 pages that are looked at have 2 bits, else
+// halves.
+TEST_P(DecodeAttentionTest, FewAndManyPagesOfTwoBits) {
+  const PageBits two = {2, 2};
+  for (const int32_t num_tokens : {900, 5000, 40000}) {
+    for (const std::vector<PageBits>& mix : std::vector<std::vector<PageBits>>{
+             {two, {4, 4}}, {two, two, {4, 4}}, {two, two, two, {8, 2}}, {two, {16, 16}, {4, 2}}}) {
+      Check(MakeShape(4, 2, GetParam()),
+            {{.num_tokens = num_tokens, .bits = mix, .seed = 12},
+             {.num_tokens = num_tokens - 128, .bits = {two}, .seed = 13}});
+    }
+  }
+}
+
 TEST_P(DecodeAttentionTest, RowsOfSequencesWithoutTokensStay) {
   const DecodeShape shape = MakeShape(2, 2, GetParam());
   const RandomDecodeBatch batch(shape, {{.num_tokens = 0}, {.num_tokens = 200, .seed = 2}});

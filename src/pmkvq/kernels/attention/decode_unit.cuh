@@ -89,18 +89,18 @@ struct Width<2> {
   static constexpr bool kWideColumns = true;
   static constexpr int kTiles = 8;
 };
-// Tiles that a unit computes. Half a page where keys and values do not have 2 bits both: what is
-// unrolled for it then takes half of the place among the instructions that a multiprocessor keeps,
-// and pages of many widths are attended faster.
+// Tiles that a unit computes: half a page, or less. What is unrolled for it then takes half of the
+// place among the instructions that a multiprocessor keeps, and pages of many widths are attended
+// faster. Where most pages of a sequence have keys and values of 2 bits, a unit is a whole page of
+// them (WarpPages::has_whole_units): that has fewer instructions for a page.
 template <int kBitsK, int kBitsV>
 __host__ __device__ constexpr int UnitTiles() {
-  if (kBitsK == 2 && kBitsV == 2) return 8;
   constexpr int kBoth =
       Width<kBitsK>::kTiles < Width<kBitsV>::kTiles ? Width<kBitsK>::kTiles : Width<kBitsV>::kTiles;
   return kBoth < 4 ? kBoth : 4;
 }
-__device__ __forceinline__ int UnitTilesOf(int k_bits, int v_bits) {
-  if (k_bits == 2 && v_bits == 2) return 8;
+__device__ __forceinline__ int UnitTilesOf(int k_bits, int v_bits, bool has_whole_units) {
+  if (has_whole_units && k_bits == 2 && v_bits == 2) return 8;
   return max(k_bits, v_bits) == 16 ? 2 : 4;
 }
 __device__ __forceinline__ int TilesOf(int bits) { return bits == 16 ? 2 : bits == 8 ? 4 : 8; }
@@ -236,14 +236,13 @@ __device__ __forceinline__ void RaiseReferences(WarpSums<kDim>& sums, float (&of
 // Tokens of tiles tile .. tile + kTiles of a page; of 16-bit pages those below `tokens`, and with
 // kGeneral those from `first` on. `k_done` is called when keys and their metadata have been read,
 // `v_ready` before values are.
-template <int kBitsK, int kBitsV, bool kGeneral, int kDim, class KDone, class VReady>
+template <int kBitsK, int kBitsV, int kTiles, bool kGeneral, int kDim, class KDone, class VReady>
 __device__ __forceinline__ void AttendUnit(WarpSums<kDim>& sums, const Queries<kDim>& queries,
                                            float scale, const UnitMemory& memory, int tile,
                                            int first, int tokens, int lane, const KDone& k_done,
                                            const VReady& v_ready) {
   using K = Width<kBitsK>;
   using V = Width<kBitsV>;
-  constexpr int kTiles = UnitTiles<kBitsK, kBitsV>();
   constexpr int kPart = kTiles < 4 ? kTiles : 4;  // Tiles whose scores are in registers at a time.
   constexpr int kKeyWords = fragment::TileWords(kBitsK, kDim);
   constexpr float kLargestProduct = 14.0f;  // log2
