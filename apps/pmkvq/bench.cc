@@ -34,6 +34,7 @@ struct Options {
   std::string json;
   std::string device = "cpu";  // attention, gemv, halve, sampling
   bool mixed = false;          // attention on CUDA
+  std::string axis = "token";  // attention
   int threads = 0;
 
   bool per_matrix = false;                                    // gemv
@@ -99,6 +100,34 @@ class Command {
   void AddBatches(std::vector<int64_t> defaults, const std::string& text) {
     options_->bench.batches = std::move(defaults);
     AddWholeNumbers(*command_, "--batch", options_->bench.batches, text, 1, kMostBatch);
+  }
+
+  // Pages of keys and values of unlike widths, and groups of keys.
+  void AddApart() {
+    const auto read = [options = options_.get()](const std::vector<std::string>& texts) {
+      options->bench.apart.clear();
+      for (const std::string& text : texts) {
+        for (const std::string& pair : SplitAtCommas(text)) {
+          const size_t colon = pair.find(':');
+          if (colon == std::string::npos) {
+            throw CLI::ValidationError(
+                "--apart", fmt::format("found '{}', expected the width of keys, a colon and that "
+                                       "of values, such as 4:2",
+                                       pair));
+          }
+          const std::vector<int> k = ParseWidths(pair.substr(0, colon), "--apart");
+          const std::vector<int> v = ParseWidths(pair.substr(colon + 1), "--apart");
+          options->bench.apart.push_back({k.at(0), v.at(0)});
+        }
+      }
+    };
+    command_
+        ->add_option_function<std::vector<std::string>>(
+            "--apart", read, "more rows: pages whose keys and values have widths of their own")
+        ->type_name("K:V,...");
+    command_->add_option("--axis", options_->axis, "what a group of keys below 16 bits is")
+        ->transform(OneOf({"token", "channel"}))
+        ->capture_default_str();
   }
 
   void AddAttention() {
@@ -178,6 +207,7 @@ class Command {
       ProgressBar progress;
       options->bench.num_threads = ResolveThreads(options->threads);
       options->bench.attention = ParseAttentionMode(options->attention);
+      options->bench.keys_by_channel = options->axis == "channel";
       options->bench.weights = ParseWeightMode(options->weights);
       options->bench.progress = &progress;
       options->bench.cancel = InterruptFlag();
@@ -201,6 +231,7 @@ void AddAttentionBench(CLI::App& bench) {
   command.AddShape("(0: 1)", LatentShapeNames());
   command.AddDepths({4096, 16384, 32768}, "stored tokens, one or more");
   command.AddBits({16, 8, 4, 2});
+  command.AddApart();
   command.AddAttention();
   command.AddDevice();
   command.AddBatches({1}, "sequences at a time, on CUDA, one or more");

@@ -63,17 +63,6 @@ CLI::Validator NumberRule(std::function<std::string(std::string&)> check) {
   return CLI::Validator(std::move(check), "", kNumberRule);
 }
 
-// The pieces between commas, as they are.
-std::vector<std::string> SplitAtCommas(const std::string& text) {
-  std::vector<std::string> pieces;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    pieces.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return pieces;
-}
-
 // The message of an error without the place in front: the option names itself.
 std::string WithoutPlace(const Error& error) {
   const std::string text = error.what();
@@ -226,6 +215,16 @@ CLI::Option* AddWholeNumbers(CLI::App& command, const std::string& name,
   return command.add_option_function<std::vector<std::string>>(name, read, text)
       ->type_name("INT,...")
       ->default_str(fmt::format("{}", fmt::join(values, ",")));
+}
+
+std::vector<std::string> SplitAtCommas(const std::string& text) {
+  std::vector<std::string> pieces;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    pieces.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return pieces;
 }
 
 std::vector<int> ParseWidths(const std::string& text, const std::string& option) {

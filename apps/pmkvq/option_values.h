@@ -42,6 +42,9 @@ CLI::Option* AddWholeNumbers(CLI::App& command, const std::string& name,
                              std::vector<int64_t>& values, const std::string& text, int64_t least,
                              int64_t most);
 
+// The pieces between commas, as they are.
+std::vector<std::string> SplitAtCommas(const std::string& text);
+
 // Widths of quantised values in a list with commas, out of 16, 8, 4 and 2. Throws
 // CLI::ValidationError naming `option`.
 std::vector<int> ParseWidths(const std::string& text, const std::string& option);

@@ -97,7 +97,7 @@ server::ApiKeys LoadKeys(const Options& options) {
   return keys;
 }
 
-std::vector<std::string> SplitAtCommas(const std::string& text) {
+std::vector<std::string> NamesAtCommas(const std::string& text) {
   std::vector<std::string> parts;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
@@ -116,7 +116,7 @@ void RaiseFileLimit() {
 }
 
 std::string NameOfModel(const Options& options) {
-  if (!options.served_name.empty()) return SplitAtCommas(options.served_name).front();
+  if (!options.served_name.empty()) return NamesAtCommas(options.served_name).front();
   return std::filesystem::weakly_canonical(options.model).filename().string();
 }
 
@@ -247,7 +247,7 @@ void ServeCommand::Load() {
   auto context = std::make_shared<server::ApiContext>();
   context->model_names = options_.served_name.empty()
                              ? std::vector<std::string>{NameOfModel(options_)}
-                             : SplitAtCommas(options_.served_name);
+                             : NamesAtCommas(options_.served_name);
   context->tokenizer = tokenizer;
   context->chat_template = ResolveChatTemplate(options_.chat_template, options_.model);
   context->tool_format = ToolFormatFor(options_, context->chat_template);
@@ -305,7 +305,7 @@ int ServeCommand::Run() {
                                                               ? server::LogFormat::kText
                                                               : server::LogFormat::kJson);
   server::ServiceOptions service;
-  service.allowed_hosts = SplitAtCommas(options_.allowed_hosts);
+  service.allowed_hosts = NamesAtCommas(options_.allowed_hosts);
   service.cors_origin = options_.http.cors_origin;
   service.most_choices = options_.max_sequences + options_.queue_size;
   service.most_choices_per_client =

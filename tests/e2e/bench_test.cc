@@ -48,6 +48,23 @@ TEST(Bench, AttentionOfOneCaseIsFlat) {
   }
 }
 
+// Keys of 4 bits and values of 2, in groups of a token or of a channel, beside plain pages.
+TEST(Bench, AttentionOverKeysAndValuesOfUnlikeWidths) {
+  for (const std::string axis : {"token", "channel"}) {
+    const JsonValue json = RunBench({"attention", "--shape", "longcot", "--bits", "4,2", "--apart",
+                                     "4:2,2:4", "--axis", axis, "--depth", "1024"});
+    const JsonValue& rows = json.At("rows");
+    ASSERT_EQ(rows.size(), 4u);
+    EXPECT_EQ(rows.At(2).At("bits").AsString(), "4:2");
+    EXPECT_EQ(rows.At(3).At("bits").AsString(), "2:4");
+    const auto bytes = [&](size_t row) { return rows.At(row).At("stored_bytes").AsInt(); };
+    // Codes of a page half as wide, and the same metadata.
+    EXPECT_EQ(2 * bytes(2), bytes(0) + bytes(1)) << axis;
+    EXPECT_EQ(bytes(3), bytes(2)) << axis;
+    for (size_t row = 0; row < 4; ++row) ExpectPositive(rows.At(row), {"ns_per_token_head"});
+  }
+}
+
 // Latents have a shape of their own, and a share of what bytes and arithmetic allow.
 TEST(Bench, AttentionOverLatents) {
   const JsonValue json =
@@ -150,6 +167,11 @@ TEST(Bench, TypicalMistakesAreNamed) {
       {{"attention", "--shape", "gpt-9"}, "expected one of qwen2-7b"},
       {{"attention", "--depth", "0", "--bits", "4"}, "--depth"},
       {{"attention", "--attention", "quick"}, "expected one of accurate, fast"},
+      {{"attention", "--apart", "4"}, "found '4', expected the width of keys, a colon"},
+      {{"attention", "--apart", "4:3"}, "found '3', expected widths out of 16, 8, 4, 2"},
+      {{"attention", "--apart", "4:"}, "--apart"},
+      {{"attention", "--axis", "head"}, "expected one of token, channel"},
+      {{"attention", "--shape", "minicpm3", "--apart", "4:2"}, "found --apart or --axis channel"},
       {{"gemv", "--weights", "BF16,Q7"}, "found 'Q7', expected some of F32, F16, BF16, Q8, Q8_0"},
       {{"decode", "--weights", "q3"}, "expected one of as-stored, q8, q4"},
       {{"decode", "--bits", "3"}, "--bits"},

@@ -23,12 +23,22 @@
 
 namespace pmkvq {
 
+// Widths of the pages of keys and of values.
+struct KvBits {
+  int k = 16;
+  int v = 16;
+  bool operator==(const KvBits&) const = default;
+};
+
 struct BenchOptions {
   std::string shape = "qwen2-7b";  // NamedShape
   int64_t layers = 0;              // Blocks; 0: each benchmark's own default.
   std::vector<int64_t> depths;     // Tokens stored before the measurement.
   std::vector<int> bits;           // 16, 8, 4, 2
-  std::vector<int64_t> batches;    // Sequences (decode) or rows (gemv) at a time.
+  // Of attention: more rows, for keys and values of these widths; groups of keys per channel.
+  std::vector<KvBits> apart;
+  bool keys_by_channel = false;
+  std::vector<int64_t> batches;  // Sequences (decode) or rows (gemv) at a time.
   AttentionMode attention = AttentionMode::kAccurate;
   WeightMode weights = WeightMode::kAsStored;  // Of decoding and prefill.
   int num_threads = 1;
@@ -37,7 +47,8 @@ struct BenchOptions {
   const CancelFlag* cancel = nullptr;
 };
 
-// One decoding token's attention in one block, all KV heads, from DRAM: a row per depth and width.
+// One decoding token's attention in one block, all KV heads, from DRAM: a row per depth and width,
+// those of `apart` last.
 BenchReport BenchAttention(const BenchOptions& options);
 
 // The weight products of a block with few rows: a row per format and batch; with `per_matrix` one

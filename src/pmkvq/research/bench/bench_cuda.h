@@ -17,9 +17,9 @@
 
 namespace pmkvq {
 
-// Decode attention of one block: a row per batch, depth and width (`options.bits`, K and V alike);
-// with `mixed` one more, for pages of which the oldest 50 % have 2 bits, then 39 % 4, 10 % 8 and
-// 1 % 16.
+// Decode attention of one block: a row per batch, depth and width (`options.bits`, then
+// `options.apart`); with `mixed` one more, for pages of which the oldest 50 % have 2 bits, then 39
+// % 4, 10 % 8 and 1 % 16.
 BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, bool mixed);
 
 // Products of a block's weights, q, k and v as one matrix and gate and up too, in BF16 and in q8: a

@@ -18,15 +18,21 @@
 namespace pmkvq {
 namespace {
 
+CacheConfig ConfigOf(const KvGeometry& geometry, const BenchOptions& options, const KvBits& bits,
+                     int64_t depth) {
+  return UniformCacheConfig(geometry, bits, depth + kPageTokens, 1, options.num_threads,
+                            options.attention,
+                            options.keys_by_channel ? QuantAxis::kChannel : QuantAxis::kToken);
+}
+
 // One depth and width.
 struct Case {
-  Case(const KvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored, int width,
-       SyntheticRows& rows)
+  Case(const KvGeometry& kv_geometry, const BenchOptions& options, int64_t num_stored,
+       const KvBits& widths, SyntheticRows& rows)
       : geometry(kv_geometry),
         depth(num_stored),
-        bits(width),
-        cache(UniformCacheConfig(kv_geometry, width, num_stored + kPageTokens, 1,
-                                 options.num_threads, options.attention)),
+        bits(widths),
+        cache(ConfigOf(kv_geometry, options, widths, num_stored)),
         seq(cache.Open().value()) {
     FillCache(cache, geometry, seq, depth, rows);
     stored_bytes = StoredBytes(cache, seq);
@@ -68,7 +74,7 @@ struct Case {
 
   KvGeometry geometry;
   int64_t depth;
-  int bits;
+  KvBits bits;
   PackedKvCache cache;
   SequenceId seq;
   int64_t stored_bytes = 0;
@@ -86,7 +92,11 @@ BenchFields Describe(const Case& item, const BenchOptions& options, const Ceilin
   const double gmac_per_s = item.num_products() / time.median / 1e9;
   BenchFields row;
   row.Add("depth", item.depth, "depth");
-  row.Add("bits", int64_t{item.bits}, "bits");
+  if (item.bits.k == item.bits.v) {
+    row.Add("bits", int64_t{item.bits.k}, "bits");
+  } else {
+    row.Add("bits", internal::NameOfWidths(item.bits), "bits");
+  }
   row.Add("attention", std::string(NameOf(options.attention)), "attention");
   row.Add("ms", time.median * 1e3, "ms", 3);
   row.AddSpread("ns_per_token_head", {time.median * to_ns, time.p10 * to_ns, time.p90 * to_ns},
@@ -122,6 +132,22 @@ KvGeometry AttentionGeometry(const BenchOptions& options) {
   return UniformKvGeometry{shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim};
 }
 
+std::vector<KvBits> AttentionWidths(const BenchOptions& options, const KvGeometry& geometry) {
+  if (HasLatents(geometry) && (!options.apart.empty() || options.keys_by_channel)) {
+    throw InvalidInput(options.shape,
+                       "found --apart or --axis channel, expected neither: a latent "
+                       "is key and value at once, in groups of a token");
+  }
+  std::vector<KvBits> widths;
+  for (const int bits : options.bits) widths.push_back({bits, bits});
+  widths.insert(widths.end(), options.apart.begin(), options.apart.end());
+  return widths;
+}
+
+std::string NameOfWidths(const KvBits& bits) {
+  return bits.k == bits.v ? std::to_string(bits.k) : fmt::format("{}:{}", bits.k, bits.v);
+}
+
 BenchReport NewAttentionReport(const BenchOptions& options, const KvGeometry& geometry) {
   if (!HasLatents(geometry)) {
     return NewReport(options, "attention", ShapeOf(options, 1));
@@ -140,14 +166,14 @@ BenchReport NewAttentionReport(const BenchOptions& options, const KvGeometry& ge
 BenchReport BenchAttention(const BenchOptions& options) {
   internal::CheckOptions(options);
   const KvGeometry geometry = internal::AttentionGeometry(options);
+  const std::vector<KvBits> widths = internal::AttentionWidths(options, geometry);
   int64_t bytes = 0;
   for (const int64_t depth : options.depths) {
     if (depth == 0) {
       throw InvalidInput("--depth", "found 0, expected at least 1 stored token to attend to");
     }
-    for (const int bits : options.bits) {
-      bytes += UniformCacheConfig(geometry, bits, depth + kPageTokens, 1, 1).budget_bytes[0] *
-               geometry.num_layers();
+    for (const KvBits& bits : widths) {
+      bytes += ConfigOf(geometry, options, bits, depth).budget_bytes[0] * geometry.num_layers();
     }
   }
   CheckMemory(bytes, "give fewer --depth or --bits at a time");
@@ -155,7 +181,7 @@ BenchReport BenchAttention(const BenchOptions& options) {
   SyntheticRows rows(1);
   std::vector<std::unique_ptr<Case>> cases;
   for (const int64_t depth : options.depths) {
-    for (const int bits : options.bits) {
+    for (const KvBits& bits : widths) {
       ThrowIfCancelled(options.cancel, "bench");
       cases.push_back(std::make_unique<Case>(geometry, options, depth, bits, rows));
     }

@@ -24,7 +24,7 @@ constexpr size_t kPatternBytes = size_t{16} << 20;
 // Caches in turn have so many bytes together, and there are at least two: none of it is in the
 // second-level cache when its turn comes.
 constexpr double kColdBytes = 400e6;
-constexpr int kMixed = 0;  // In place of a width.
+constexpr KvBits kMixed = {0, 0};  // In place of widths.
 
 // Of page p of n, oldest first.
 int MixedBits(int64_t p, int64_t n) {
@@ -35,7 +35,7 @@ int MixedBits(int64_t p, int64_t n) {
 struct Case {
   int64_t batch;
   int64_t depth;
-  int bits;  // Or kMixed.
+  KvBits bits;  // Or kMixed.
   double read_bytes = 0;
   Measurements microseconds = {};
 };
@@ -55,10 +55,10 @@ class CudaAttention {
     shape_.num_kv_heads = block.k().heads;
     shape_.head_dim = block.k().width;
     shape_.scale = 1.0f / std::sqrt(static_cast<float>(block.k().width));
+    shape_.keys_by_channel = options.keys_by_channel;
   }
 
-  void Run(bool mixed) {
-    std::vector<int> widths = options_.bits;
+  void Run(std::vector<KvBits> widths, bool mixed) {
     if (mixed) widths.push_back(kMixed);
     MakeArena(widths);
     if (options_.progress != nullptr) {
@@ -68,7 +68,7 @@ class CudaAttention {
     }
     for (const int64_t batch : options_.batches) {
       for (const int64_t depth : options_.depths) {
-        for (const int bits : widths) {
+        for (const KvBits& bits : widths) {
           ThrowIfCancelled(options_.cancel, "bench");
           Measure(batch, depth, bits);
           if (options_.progress != nullptr) options_.progress->Advance(1);
@@ -84,19 +84,29 @@ class CudaAttention {
  private:
   int64_t NumPages(int64_t depth) const { return std::max<int64_t>(1, depth / 128); }
   // Of K and V, or of c and k_r, which is never halved below CacheConfig's floor.
-  PageBits WidthsOf(int bits) const {
-    const int second = block_.is_latent() ? std::max(bits, CacheConfig().rope_floor_bits) : bits;
-    return {static_cast<uint8_t>(bits), static_cast<uint8_t>(second)};
+  PageBits WidthsOf(const KvBits& bits) const {
+    const int second =
+        block_.is_latent() ? std::max(bits.v, CacheConfig().rope_floor_bits) : bits.v;
+    return {static_cast<uint8_t>(bits.k), static_cast<uint8_t>(second)};
   }
   static size_t CodeBytes(const KvStream& stream, int bits) {
     return static_cast<size_t>(stream.heads) *
            static_cast<size_t>(fragment::BlockBytes(bits, static_cast<int>(stream.width)));
   }
-  static size_t MetadataBytes(const KvStream& stream) {
-    return static_cast<size_t>(stream.heads * int64_t{fragment::MetadataBytes()});
+  size_t KeyMetadataBytes() const {
+    const KvStream& k = block_.k();
+    return static_cast<size_t>(k.heads *
+                               int64_t{options_.keys_by_channel
+                                           ? fragment::MetadataBytes(static_cast<int>(k.width))
+                                           : fragment::MetadataBytes()});
   }
-  int BitsOf(int bits, int64_t p, int64_t n) const {
-    return bits == kMixed ? MixedBits(p, n) : bits;
+  size_t ValueMetadataBytes() const {
+    return static_cast<size_t>(block_.v().heads * int64_t{fragment::MetadataBytes()});
+  }
+  // Of page p of n.
+  KvBits BitsOf(const KvBits& bits, int64_t p, int64_t n) const {
+    if (bits != kMixed) return bits;
+    return {MixedBits(p, n), MixedBits(p, n)};
   }
 
   // Bytes of one cache: floats, codes, metadata.
@@ -106,16 +116,15 @@ class CudaAttention {
     size_t metadata = 0;
     size_t total() const { return floats + codes + metadata; }
   };
-  Areas AreasOf(int64_t batch, int64_t depth, int bits) const {
+  Areas AreasOf(int64_t batch, int64_t depth, const KvBits& bits) const {
     Areas areas;
     const int64_t n = NumPages(depth);
     for (int64_t p = 0; p < n; ++p) {
       const PageBits widths = WidthsOf(BitsOf(bits, p, n));
-      for (const auto& [stream, width] :
-           {std::pair(block_.k(), widths.k), {block_.v(), widths.v}}) {
-        (width == 16 ? areas.floats : areas.codes) += CodeBytes(stream, width);
-        if (width != 16) areas.metadata += MetadataBytes(stream);
-      }
+      (widths.k == 16 ? areas.floats : areas.codes) += CodeBytes(block_.k(), widths.k);
+      (widths.v == 16 ? areas.floats : areas.codes) += CodeBytes(block_.v(), widths.v);
+      if (widths.k != 16) areas.metadata += KeyMetadataBytes();
+      if (widths.v != 16) areas.metadata += ValueMetadataBytes();
     }
     const auto sequences = static_cast<size_t>(batch);
     return {areas.floats * sequences, areas.codes * sequences, areas.metadata * sequences};
@@ -126,10 +135,10 @@ class CudaAttention {
   }
 
   // One arena for all cases: floats, codes and metadata of the largest.
-  void MakeArena(const std::vector<int>& widths) {
+  void MakeArena(const std::vector<KvBits>& widths) {
     for (const int64_t batch : options_.batches) {
       for (const int64_t depth : options_.depths) {
-        for (const int bits : widths) {
+        for (const KvBits& bits : widths) {
           const Areas areas = AreasOf(batch, depth, bits);
           const auto caches = static_cast<size_t>(NumCaches(areas));
           arena_areas_.floats = std::max(arena_areas_.floats, areas.floats * caches);
@@ -162,7 +171,7 @@ class CudaAttention {
     std::unique_ptr<Buffer> entries;
     std::unique_ptr<Buffer> bits;
   };
-  Cache MakeCache(int64_t index, int64_t batch, int64_t depth, int bits) {
+  Cache MakeCache(int64_t index, int64_t batch, int64_t depth, const KvBits& bits) {
     const Areas areas = AreasOf(batch, depth, bits);
     const auto turn = static_cast<size_t>(index);
     size_t floats = turn * areas.floats;
@@ -182,8 +191,8 @@ class CudaAttention {
         PageEntry entry;
         entry.k = take(both.k == 16 ? floats : codes, CodeBytes(block_.k(), both.k));
         entry.v = take(both.v == 16 ? floats : codes, CodeBytes(block_.v(), both.v));
-        if (both.k != 16) entry.k_metadata = take(metadata, MetadataBytes(block_.k()));
-        if (both.v != 16) entry.v_metadata = take(metadata, MetadataBytes(block_.v()));
+        if (both.k != 16) entry.k_metadata = take(metadata, KeyMetadataBytes());
+        if (both.v != 16) entry.v_metadata = take(metadata, ValueMetadataBytes());
         entries.push_back(entry);
         widths.push_back(both);
       }
@@ -191,7 +200,7 @@ class CudaAttention {
     return {UploadValues(stream_, entries), UploadValues(stream_, widths)};
   }
 
-  void Measure(int64_t batch, int64_t depth, int bits) {
+  void Measure(int64_t batch, int64_t depth, const KvBits& bits) {
     shape_.has_unlike_widths = bits == kMixed;
     const Areas areas = AreasOf(batch, depth, bits);
     const int64_t num_caches = NumCaches(areas);
@@ -262,7 +271,7 @@ BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, boo
   const DeviceInfo info = Query(device);
   const KvGeometry geometry = internal::AttentionGeometry(options);
   CudaAttention bench(options, device, geometry.blocks.front());
-  bench.Run(mixed);
+  bench.Run(internal::AttentionWidths(options, geometry), mixed);
   const Spread copy = bench.ceiling().gb_per_s().ToSpread();
 
   BenchReport report = internal::NewAttentionReport(options, geometry);
@@ -274,7 +283,8 @@ BenchReport BenchCudaAttention(const BenchOptions& options, DeviceId device, boo
     const double gb_per_s = item.read_bytes / us.median * 1e-3;
     BenchFields row;
     row.Add("batch", item.batch, "batch").Add("depth", item.depth, "depth");
-    row.Add("bits", item.bits == kMixed ? std::string("mixed") : std::to_string(item.bits), "bits");
+    row.Add("bits", item.bits == kMixed ? std::string("mixed") : internal::NameOfWidths(item.bits),
+            "bits");
     row.AddSpread("us", us, "us", 1);
     row.Add("read_gb_per_s", gb_per_s, "GB/s", 0);
     row.Add("of_copy", gb_per_s / copy.median, "of copy");

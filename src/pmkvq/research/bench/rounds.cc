@@ -31,10 +31,15 @@ void CheckOptions(const BenchOptions& options) {
   CheckRange("--repeat", options.repeat, 1, kMaxRounds);
   for (const int64_t depth : options.depths) CheckRange("--depth", depth, 0, kMaxDepth);
   for (const int64_t batch : options.batches) CheckRange("--batch", batch, 1, kMaxBatch);
-  for (const int bits : options.bits) {
+  const auto check_width = [](const char* option, int bits) {
     if (bits != 16 && bits != 8 && bits != 4 && bits != 2) {
-      throw InvalidInput("--bits", fmt::format("found {}, expected 16, 8, 4 or 2", bits));
+      throw InvalidInput(option, fmt::format("found {}, expected 16, 8, 4 or 2", bits));
     }
+  };
+  for (const int bits : options.bits) check_width("--bits", bits);
+  for (const KvBits& bits : options.apart) {
+    check_width("--apart", bits.k);
+    check_width("--apart", bits.v);
   }
 }
 

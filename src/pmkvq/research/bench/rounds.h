@@ -26,6 +26,11 @@ BenchReport NewReport(const BenchOptions& options, const char* bench, const Mode
 
 // Of attention: the blocks asked for, of a shape with keys and values or of one with latents.
 KvGeometry AttentionGeometry(const BenchOptions& options);
+// Widths of its rows: those of `bits`, then those of `apart`. Throws InvalidInput for latents
+// apart.
+std::vector<KvBits> AttentionWidths(const BenchOptions& options, const KvGeometry& geometry);
+// "4", or "4:2" where keys and values differ.
+std::string NameOfWidths(const KvBits& bits);
 BenchReport NewAttentionReport(const BenchOptions& options, const KvGeometry& geometry);
 
 }  // namespace pmkvq::internal

@@ -88,11 +88,24 @@ void SyntheticRows::Fill(int64_t count, float* out) {
 
 CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
                                int64_t max_sequences, int num_threads, AttentionMode attention) {
+  return UniformCacheConfig(geometry, KvBits{bits, bits}, max_tokens, max_sequences, num_threads,
+                            attention);
+}
+
+CacheConfig UniformCacheConfig(const KvGeometry& geometry, const KvBits& bits, int64_t max_tokens,
+                               int64_t max_sequences, int num_threads, AttentionMode attention,
+                               QuantAxis k_axis) {
   CacheConfig config;
   config.geometry = geometry;
   config.max_sequences = max_sequences;
-  config.close_bits = bits;
-  config.floor_bits = bits;
+  config.k_axis = k_axis;
+  config.close_bits = bits.k;
+  config.floor_bits = bits.k;
+  if (bits.k != bits.v) {
+    config.k_bits.assign(geometry.blocks.size(), bits.k);
+    config.v_bits.assign(geometry.blocks.size(), bits.v);
+    config.static_widths = true;
+  }
   config.num_threads = num_threads;
   config.attention = attention;
   for (size_t layer = 0; layer < geometry.blocks.size(); ++layer) {

@@ -9,6 +9,7 @@
 #include "pmkvq/base/random.h"
 #include "pmkvq/kv/packed/packed_cache.h"
 #include "pmkvq/model/model.h"
+#include "pmkvq/research/bench/bench.h"
 
 namespace pmkvq {
 
@@ -36,6 +37,12 @@ class SyntheticRows {
 CacheConfig UniformCacheConfig(const KvGeometry& geometry, int bits, int64_t max_tokens,
                                int64_t max_sequences, int num_threads,
                                AttentionMode attention = AttentionMode::kAccurate);
+
+// The same with widths of keys and values apart.
+CacheConfig UniformCacheConfig(const KvGeometry& geometry, const KvBits& bits, int64_t max_tokens,
+                               int64_t max_sequences, int num_threads,
+                               AttentionMode attention = AttentionMode::kAccurate,
+                               QuantAxis k_axis = QuantAxis::kToken);
 
 // Appends `num_tokens` synthetic tokens to `seq` without attending to anything. The budget must
 // hold them.
