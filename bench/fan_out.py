@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=20, help="for each rank")
     options = parser.parse_args()
     number = options.ranks
 
@@ -45,9 +46,9 @@ def main():
                 str(options.max_tokens), "--max-len", "1024", "--batch", "4", "--kv", "static-4", "--threads",
                 str(options.threads), "--json", "-"]
 
-    whole = command(0, 20 * number)
+    whole = command(0, options.problems * number)
     shared = ["mpirun", "-np", str(number), "--bind-to", "none", *whole]
-    parts = [command(20 * i, 20 * (i + 1)) for i in range(number)]
+    parts = [command(options.problems * i, options.problems * (i + 1)) for i in range(number)]
     runs = {"1 process": [], f"{number} ranks": [], f"{number} processes": []}
     one, many, apart = runs.values()
     for _ in range(options.rounds):
