@@ -45,6 +45,28 @@ OTHERS = {"pm-kvq": ("paper", "the paper"), "best": ("before", "`best` until now
           "rotatekv": ("rotatekv", "RotateKV"), "oscar": ("oscar", "OSCAR"), "kivi": ("kivi", "KIVI")}
 DRAWN = {"first": "best", "first+channel": "best, keys per channel", "before": "best until now", "channel": "best until now, keys per channel",
          "paper": "the paper", "mixkvq": "MixKVQ"}
+# Ideas that were tried, on the choosing half of levels 3 to 5: words, bits, the run's name in results/runs/hard.
+IDEAS = [
+    ("keys per channel", 2.7, "of+channel"),
+    ("rotated keys", 2.7, "of+rotate"),
+    ("keys per channel, rotated values", 2.7, "of+channel+rotate"),
+    ("a sink of two tokens", 2.7, "of+sink"),
+    ("all pages at 2 bits from the first token, one width for all blocks", 2.7, "static-2"),
+    ("a random rotation and one codebook for all coordinates (TurboQuant, keys 3 bits, values 2)", 2.7, "turboquant"),
+    ("rotations by what attention sees (OSCAR)", 2.7, "oscar"),
+    ("codebooks of neighbouring channels (CQ), weighted by gradients", 2.7, "cq"),
+    ("the same, not weighted", 2.7, "cq-uniform"),
+    ("keys per channel, values per token (KIVI, groups of 128)", 2.7, "kivi"),
+    ("keys of 2 bits, values of 1, levels moved inwards (XQuant's etas, nothing shared)", 2.7, "xquant"),
+    ("the same, codes shared by pairs of blocks", 2.7, "xquant-shared"),
+    ("widths per token by range and attention (QAQ)", 2.7, "qaq"),
+    ("key channels in tiers (MixKVQ; at this size no channel is wide)", 2.7, "mixkvq"),
+    ("key channels in tiers (Kitty: 2 bits, 4 for an eighth)", 3.25, "kitty"),
+    ("tiles of one variance (KVarN, 2 bits)", 3.25, "kvarn"),
+    ("eviction by a trained gate (Fast KVzip)", 2.7, "fastkvzip"),
+    ("eviction by attention so far (H2O)", 2.7, "h2o"),
+]
+IDEAS_AGAINST = "oldest-first"
 COLUMNS = ("id", "response", "correct", "output_tokens", "finish_reason", "peak_bytes")
 
 
@@ -130,6 +152,24 @@ def table(key, bits):
     return lines if len(lines) > 2 else []
 
 
+def ideas():
+    def of(bits, name):
+        return load(ROOT / "results" / "runs" / rs.HARD.name / f"{bits:g}" / f"{name}.json", rs.HARD)
+
+    lines = ["| idea | budget, bits | peak bits | solved | 95 % | against `best` until now | P | verdict |", "|---" * 8 + "|"]
+    for bits in dict.fromkeys(bits for _, bits, _ in IDEAS):
+        best = of(bits, IDEAS_AGAINST)
+        for words, _, name in [("`best` until now", bits, IDEAS_AGAINST), *(idea for idea in IDEAS if idea[1] == bits)]:
+            result = of(bits, name)
+            half, low_high = shown(result)
+            difference = " | | "
+            if name != IDEAS_AGAINST:
+                pair = Pair(result, best)
+                difference = f"{100 * pair.difference:+.1f} ({100 * pair.interval[0]:+.1f} to {100 * pair.interval[1]:+.1f}) | {pair.p:.3g} | {pair.verdict()}"
+            lines.append(f"| {words} | {bits:g} | {result.bits_of(result.peak_bytes()):.2f} | {half} | {low_high} | {difference} |")
+    return ["", *lines, ""]
+
+
 def chart():
     panels = []
     for key, title in (("l15", "Levels 1 to 5, reporting half"), ("l6", "Level 6, reporting half")):
@@ -161,7 +201,7 @@ def render(arguments):
             return 1
     else:
         CHART.write_text(picture)
-    return write_between_marks(PAGE, "tools/frontier_results.py", {"Tables": [*lines, ""]}, arguments.check)
+    return write_between_marks(PAGE, "tools/frontier_results.py", {"Tables": [*lines, ""], "Ideas": ideas()}, arguments.check)
 
 
 def main():
