@@ -3,13 +3,14 @@
 //
 // Axes and windows are KIVI's: keys after RoPE per channel in groups of G tokens, in blocks of R;
 // values per token in groups of G channels behind the newest R. Blocks from `kq` on have 1-bit
-// keys, the others 2-bit ones; `vq` likewise for values. An odd block from `km` on stores no key
+// keys, the others 2-bit ones, or 4-bit ones with k=4, which the paper has not; `vq` likewise for
+// values, which have 1 or 2 bits. An odd block from `km` on stores no key
 // codes: it reads those of the block below (same token, head and channel) with its own minimum and
 // step; `vm` likewise for values.
 //
 // Levels: with minimum z and step s of a group at b bits, a code c is read as
 //   c * s (1 - 2 eta_b) + z + (2^b - 1) s eta_b,
-// which moves the outermost levels inwards. Nothing is calibrated.
+// which moves the outermost levels inwards (eta_4 = 0). Nothing is calibrated.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -61,8 +62,9 @@ class XQuant final : public CacheMethod {
     const int64_t half = (geometry.num_layers / 2 + 1) / 2 * 2;
     const double eta1 = spec.Real("eta1", 1.0 / 6);
     const double eta2 = spec.Real("eta2", 0.045);
-    keys_ = Sides(FirstNarrow(spec, "kq"), spec.Integer("km", half), eta1, eta2);
-    values_ = Sides(FirstNarrow(spec, "vq"), spec.Integer("vm", half), spec.Real("v-eta1", eta1),
+    const auto key_bits = static_cast<int>(spec.Integer("k", 2));
+    keys_ = Sides(FirstNarrow(spec, "kq"), key_bits, spec.Integer("km", half), eta1, eta2);
+    values_ = Sides(FirstNarrow(spec, "vq"), 2, spec.Integer("vm", half), spec.Real("v-eta1", eta1),
                     spec.Real("v-eta2", eta2));
   }
 
@@ -96,14 +98,16 @@ class XQuant final : public CacheMethod {
                                            spec.text, key, first));
   }
 
-  std::vector<Side> Sides(int64_t first_narrow, int64_t first_shared, double eta1,
+  // `wide`: bits of the blocks below `first_narrow`.
+  std::vector<Side> Sides(int64_t first_narrow, int wide, int64_t first_shared, double eta1,
                           double eta2) const {
     std::vector<Side> sides;
     for (int64_t layer = 0; layer < context_.geometry.num_layers; ++layer) {
       Side side;
-      side.format = {layer >= first_narrow ? 1 : 2, context_.float_type};
+      side.format = {layer >= first_narrow ? 1 : wide, context_.float_type};
       side.shares = layer % 2 == 1 && layer >= first_shared;
-      side.eta = static_cast<float>(side.format.bits == 1 ? eta1 : eta2);
+      const int bits = side.format.bits;
+      side.eta = static_cast<float>(bits == 1 ? eta1 : bits == 2 ? eta2 : 0.0);
       sides.push_back(side);
     }
     return sides;
@@ -214,7 +218,8 @@ class XQuant final : public CacheMethod {
 SimulatedMethod XQuantMethod() {
   return {"xquant",
           "1 and 2 bits, keys per channel and values per token, codes shared by pairs of blocks",
-          {IntegerKey("kq", 0, 65536, "none", "first block with 1-bit keys, an even number"),
+          {ChoiceKey("k", {"4", "2"}, "2", "width of keys that have not 1 bit; the paper has 2"),
+           IntegerKey("kq", 0, 65536, "none", "first block with 1-bit keys, an even number"),
            IntegerKey("vq", 0, 65536, "none", "first block with 1-bit values, an even number"),
            IntegerKey("km", 0, 65536, "half of the blocks",
                       "odd blocks from here on read the key codes of the block below"),

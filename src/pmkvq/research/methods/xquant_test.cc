@@ -41,6 +41,21 @@ TEST(XQuant, Golden) {
   }
 }
 
+// Keys of 4 bits keep their levels, so they are KIVI's; values do not change.
+TEST(XQuant, KeysOfFourBits) {
+  const MethodGolden golden("xquant");
+  const UniformKvGeometry geometry{4, 2, 2, 32};
+  const auto read = [&](const std::string& spec) {
+    GoldenCache cache(spec + "+group=32+residual=32", geometry, golden.Floats("k"),
+                      golden.Floats("v"));
+    cache.Append(150);
+    return KeysAndValues{cache.Keys(), cache.Values()};
+  };
+  const KeysAndValues wide = read("xquant:k=4+km=4+vm=4+vq=0");
+  EXPECT_EQ(wide.first, read("kivi:bits=4").first);
+  EXPECT_EQ(wide.second, read("xquant:km=4+vm=4+vq=0").second);
+}
+
 // A block that shares reads the code of the block below for each value, with its own range: of two
 // blocks alike it reads what it would read alone, of others it does not.
 TEST(XQuant, SharedCodesAreThoseOfTheBlockBelow) {
