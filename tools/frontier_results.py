@@ -23,7 +23,7 @@ RESULTS = ROOT / "results" / "frontier"
 PAGE = ROOT / "docs" / "frontier.md"
 CHART = ROOT / "docs" / "images" / "frontier.svg"
 LEVEL_6 = rs.ProblemSet("level6", "level 6, 6,656 tokens", (6, 6), (0, 30), 6656, 120)
-SETS = {"l15": rs.ALL, "l6": LEVEL_6}
+SETS = {"l15": rs.ALL, "l6": LEVEL_6, "hard": rs.HARD}
 FIRST = "pm-kvq:policy=oldest-first"
 VALUES_FIRST = f"{FIRST}+k=4+v=2"
 # Name -> SPEC, kind of plan (results_settings.PLAN_OPTIONS), words.
@@ -67,11 +67,23 @@ IDEAS = [
     ("eviction by attention so far (H2O)", 2.7, "h2o"),
 ]
 IDEAS_AGAINST = "oldest-first"
+# What values of 1 bit cost beside keys of 2 and 4, every page so from the first token (but the newest 128): name -> SPEC, words.
+# Keys per channel over 128 tokens, values per token and head, levels of 1 and 2 bits moved inwards.
+APART = "xquant:km=12+vm=12+group=128"
+RUNGS = {
+    "rung-k4v2": (f"{APART}+k=4", "keys 4 bits, values 2"),
+    "rung-k4v1": (f"{APART}+k=4+vq=0", "keys 4 bits, values 1"),
+    "rung-k2v2": (APART, "keys 2 bits, values 2"),
+    "rung-k2v1": (f"{APART}+vq=0", "keys 2 bits, values 1"),
+}
+RUNG_AGAINST = {"rung-k4v1": "rung-k4v2", "rung-k2v2": "rung-k4v2", "rung-k2v1": "rung-k2v2"}
 COLUMNS = ("id", "response", "correct", "output_tokens", "finish_reason", "peak_bytes")
 
 
 def runs():
     """(name, set, bits, SPEC, kind of plan)"""
+    for name, (spec, _) in RUNGS.items():
+        yield name, "hard", 16, spec, ""
     for key, budgets in BUDGETS.items():
         yield f"{key}-16-fp16", key, 16, "fp16", ""
         for bits in budgets:
@@ -170,6 +182,22 @@ def ideas():
     return ["", *lines, ""]
 
 
+def rungs():
+    results = {name: load(RESULTS / f"{name}.json", rs.HARD) for name in RUNGS}
+    lines = ["| every page | peak MiB | bits | solved | 95 % | against | difference | P | verdict |", "|---" * 9 + "|"]
+    for name, (_, words) in RUNGS.items():
+        result = results[name]
+        half, low_high = shown(result)
+        difference = " | | | "
+        if name in RUNG_AGAINST:
+            pair = Pair(result, results[RUNG_AGAINST[name]])
+            difference = (f"{RUNGS[RUNG_AGAINST[name]][1]} | {100 * pair.difference:+.1f} ({100 * pair.interval[0]:+.1f} to {100 * pair.interval[1]:+.1f}) | "
+                          f"{pair.p:.3g} | {pair.verdict()}")
+        peak = result.peak_bytes()
+        lines.append(f"| {words} | {peak / 2**20:.2f} | {result.bits_of(peak):.2f} | {half} | {low_high} | {difference} |")
+    return ["", *lines, ""]
+
+
 def chart():
     panels = []
     for key, title in (("l15", "Levels 1 to 5, reporting half"), ("l6", "Level 6, reporting half")):
@@ -189,7 +217,8 @@ def chart():
 def render(arguments):
     FIGURES.start(arguments.program)
     lines = []
-    for key, problem_set in SETS.items():
+    for key in BUDGETS:
+        problem_set = SETS[key]
         for bits in BUDGETS[key]:
             found = table(key, bits)
             if found:
@@ -201,7 +230,7 @@ def render(arguments):
             return 1
     else:
         CHART.write_text(picture)
-    return write_between_marks(PAGE, "tools/frontier_results.py", {"Tables": [*lines, ""], "Ideas": ideas()}, arguments.check)
+    return write_between_marks(PAGE, "tools/frontier_results.py", {"Tables": [*lines, ""], "Ideas": ideas(), "Rungs": rungs()}, arguments.check)
 
 
 def main():
