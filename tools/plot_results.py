@@ -3,8 +3,8 @@ import html
 
 import results_settings as rs
 
-W, H, LEFT, TOP, BOTTOM, GAP = 980, 470, 56, 58, 92, 64
-PANEL = (W - 2 * LEFT - GAP) / 2 + 10
+W, H, LEFT, TOP, BOTTOM, GAP = 1180, 640, 56, 58, 92, 64
+WIDTHS = 680, 340  # Of the panels: most methods were run at levels 3 to 5 only.
 OURS = {"pm-kvq": "#c8553d", "best": "#1f6f43", "of+split+channel": "#7fb069"}
 RIVAL = "#5c6b8a"
 EVICTING = "#b5651d"
@@ -21,13 +21,13 @@ def ceil_to(value, step):
 class Panel:
     """One set of problems: x is MiB, y per cent."""
 
-    def __init__(self, left, title, note, points, fp16):
-        self.left, self.title, self.note, self.points, self.fp16 = left, title, note, points, fp16
+    def __init__(self, left, width, title, note, points, fp16):
+        self.left, self.width, self.title, self.note, self.points, self.fp16 = left, width, title, note, points, fp16
         sizes = [p.result.peak_bytes() / 2**20 for p in points]
         self.low, self.high = int(min(sizes)), ceil_to(max(sizes) * 1.02, 1)
 
     def x(self, num_bytes):
-        return self.left + PANEL * (num_bytes / 2**20 - self.low) / (self.high - self.low)
+        return self.left + self.width * (num_bytes / 2**20 - self.low) / (self.high - self.low)
 
     @staticmethod
     def y(share):
@@ -38,17 +38,17 @@ class Panel:
                f'<text x="{self.left}" y="42" fill="#555">{self.note}</text>']
         for percent in range(0, 101, 20):
             y = self.y(percent / 100)
-            out.append(f'<line x1="{self.left:.1f}" x2="{self.left + PANEL:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#000" '
+            out.append(f'<line x1="{self.left:.1f}" x2="{self.left + self.width:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#000" '
                        'stroke-opacity="0.12"/>')
             out.append(f'<text x="{self.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{percent} %</text>')
         for mib in range(int(self.low), int(self.high) + 1):
             out.append(f'<text x="{self.x(mib * 2**20):.1f}" y="{H - BOTTOM + 18}" text-anchor="middle" fill="#444">{mib}</text>')
-        out.append(f'<text x="{self.left + PANEL / 2:.1f}" y="{H - BOTTOM + 36}" text-anchor="middle" fill="#444">'
+        out.append(f'<text x="{self.left + self.width / 2:.1f}" y="{H - BOTTOM + 36}" text-anchor="middle" fill="#444">'
                    'MiB that the longest sequence really took</text>')
         y = self.y(self.fp16.share())
-        out.append(f'<line x1="{self.left:.1f}" x2="{self.left + PANEL:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#222" '
+        out.append(f'<line x1="{self.left:.1f}" x2="{self.left + self.width:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#222" '
                    'stroke-dasharray="6 4"/>')
-        out.append(f'<text x="{self.left + PANEL:.1f}" y="{y - 5:.1f}" text-anchor="end" fill="#222">'
+        out.append(f'<text x="{self.left + self.width:.1f}" y="{y - 5:.1f}" text-anchor="end" fill="#222">'
                    f'fp16: {self.fp16.peak_bytes() / 2**20:.1f} MiB</text>')
         return out
 
@@ -69,7 +69,7 @@ class Panel:
         """The name beside the mark, unless another name stands there."""
         x, y = self.x(point.result.peak_bytes()) + 7, self.y(point.result.share()) + 12
         width = 6.2 * len(point.name)
-        if x + width > self.left + PANEL:
+        if x + width > self.left + self.width:
             x -= width + 14
         if any(abs(y - other_y) < 11 and x < other_x + other_w and other_x < x + width for other_x, other_y, other_w in taken):
             return ""
@@ -111,9 +111,9 @@ def long_points(results):
 
 def picture(results):
     panels = [
-        Panel(LEFT, "Levels 3 to 5, chains up to 4,096 tokens", "filled: 120 problems of the reporting half; hollow: 105 of "
+        Panel(LEFT, WIDTHS[0], "Levels 3 to 5, chains up to 4,096 tokens", "filled: 120 problems of the reporting half; hollow: 105 of "
               "the choosing half", hard_points(results), results.get(rs.LATE, 16, rs.FP16)),
-        Panel(LEFT + PANEL + GAP, "Level 6, chains up to 6,656 tokens", f"{rs.LONG.num_problems} problems of the reporting half",
+        Panel(LEFT + WIDTHS[0] + GAP, WIDTHS[1], "Level 6, chains up to 6,656 tokens", f"{rs.LONG.num_problems} problems of the reporting half",
               long_points(results), results.get(rs.LONG, 16, rs.FP16)),
     ]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{W}" height="{H}" viewBox="0 0 {W} {H}" '
